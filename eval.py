@@ -1,0 +1,8 @@
+"""eval.py: the same as `unified-lift eval`."""
+
+import sys
+
+from unified_lift.cli.main import run
+
+if __name__ == "__main__":
+    sys.exit(run("eval"))

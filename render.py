@@ -1,0 +1,8 @@
+"""render.py: the same as `unified-lift render`."""
+
+import sys
+
+from unified_lift.cli.main import run
+
+if __name__ == "__main__":
+    sys.exit(run("render"))

@@ -1,0 +1,361 @@
+"""The definition: Gaussian splatting in plain torch, differentiable by autograd, in any float type on any device.
+
+Slow and obvious on purpose. Every fast implementation must agree with this file; tests/rasterizer checks it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .types import (
+    ALPHA_MAX,
+    ALPHA_MIN,
+    FRUSTUM_MARGIN,
+    LOW_PASS,
+    TRANSMITTANCE_MIN,
+    PixelWeights,
+    RasterMeta,
+    RasterOutput,
+)
+
+TILE = 16  # pixels; bounds the memory of the dense blending below, never the result
+
+# Real spherical harmonics up to degree 3 in the order and sign of 3DGS files.
+SH_C0 = 0.28209479177387814
+SH_C1 = 0.4886025119029199
+SH_C2 = (1.0925484305920792, -1.0925484305920792, 0.31539156525252005, -1.0925484305920792, 0.5462742152960396)
+SH_C3 = (
+    -0.5900435899266435,
+    2.890611442640554,
+    -0.4570457994644658,
+    0.3731763325901154,
+    -0.4570457994644658,
+    1.445305721320277,
+    -0.5900435899266435,
+)
+
+
+class Splats(NamedTuple):
+    """The visible Gaussians of one view, nearest first.
+
+    Attributes:
+        index: Which Gaussian, int64 [M].
+        means2d: Centres in corner-origin pixels, [M, 2].
+        conics: Upper triangle (xx, xy, yy) of the inverse 2D covariance in px^-2, [M, 3].
+        depths: Camera z, [M].
+        opacities: [M].
+        extents: Half sides in px of the box around the region where alpha >= 1/255, [M, 2].
+        radii: ceil(3 sigma) in px, int32 [M].
+    """
+
+    index: Tensor
+    means2d: Tensor
+    conics: Tensor
+    depths: Tensor
+    opacities: Tensor
+    extents: Tensor
+    radii: Tensor
+
+
+def quaternion_matrix(quats: Tensor) -> Tensor:
+    """Return rotation matrices [N, 3, 3] of wxyz quaternions [N, 4] of any non-zero norm (zero gives NaN)."""
+    w, x, y, z = (quats / quats.square().sum(-1, keepdim=True).sqrt()).unbind(-1)
+    rows = [
+        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+    ]  # fmt: skip
+    return torch.stack(rows, -1).reshape(*quats.shape[:-1], 3, 3)
+
+
+def harmonics_color(sh: Tensor, directions: Tensor, *, degree: int) -> Tensor:
+    """Return view-dependent colour max(0, sum_k sh_k Y_k(direction) + 0.5), [N, 3].
+
+    Args:
+        sh: Coefficients, [N, K, 3] with K >= (degree + 1)^2.
+        directions: Unit vectors from the camera centre to the Gaussian in world axes, [N, 3].
+        degree: Highest band used, 0 to 3.
+    """
+    x, y, z = directions.unbind(-1)
+    basis = [torch.full_like(x, SH_C0)]
+    if degree >= 1:
+        basis += [-SH_C1 * y, SH_C1 * z, -SH_C1 * x]
+    if degree >= 2:
+        xx, yy, zz = x * x, y * y, z * z
+        polynomials = (x * y, y * z, 2 * zz - xx - yy, x * z, xx - yy)
+        basis += [c * p for c, p in zip(SH_C2, polynomials, strict=True)]
+    if degree >= 3:
+        polynomials = (
+            y * (3 * xx - yy),
+            x * y * z,
+            y * (4 * zz - xx - yy),
+            z * (2 * zz - 3 * xx - 3 * yy),
+            x * (4 * zz - xx - yy),
+            z * (xx - yy),
+            x * (xx - 3 * yy),
+        )
+        basis += [c * p for c, p in zip(SH_C3, polynomials, strict=True)]
+    weights = torch.stack(basis, -1)  # [N, (degree + 1)^2]
+    return ((weights[..., None] * sh[:, : weights.shape[-1]]).sum(-2) + 0.5).clamp(min=0)
+
+
+def project(
+    means: Tensor, quats: Tensor, scales: Tensor, viewmat: Tensor, K: Tensor, *, width: int, height: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return pixel centres [N, 2], 2D covariances (xx, xy, yy) [N, 3] with the low-pass, and camera depths [N].
+
+    Source: the local affine approximation of EWA splatting; Sigma' = J W Sigma W^T J^T + 0.3 I.
+    The Jacobian is evaluated inside the image widened by 0.3 half-fields-of-view on each side, measured from the true
+    image borders, so it stays right for an off-centre principal point.
+    """
+    rotation, translation = viewmat[:3, :3], viewmat[:3, 3]
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    camera = means @ rotation.T + translation
+    x, y, z = camera.unbind(-1)
+    means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
+
+    margin_x, margin_y = FRUSTUM_MARGIN * 0.5 * width / fx, FRUSTUM_MARGIN * 0.5 * height / fy
+    slope_x = torch.minimum(torch.maximum(x / z, -cx / fx - margin_x), (width - cx) / fx + margin_x)
+    slope_y = torch.minimum(torch.maximum(y / z, -cy / fy - margin_y), (height - cy) / fy + margin_y)
+    zero = torch.zeros_like(z)
+    jacobian = torch.stack([fx / z, zero, -fx * slope_x / z, zero, fy / z, -fy * slope_y / z], -1).reshape(-1, 2, 3)
+
+    root = quaternion_matrix(quats) * scales[:, None, :]  # Sigma = root root^T
+    flat = jacobian @ (rotation @ root)  # [N, 2, 3]
+    covariance = flat @ flat.transpose(-1, -2)
+    packed = torch.stack(
+        [covariance[:, 0, 0] + LOW_PASS, covariance[:, 0, 1], covariance[:, 1, 1] + LOW_PASS], -1
+    )
+    return means2d, packed, z
+
+
+def conics_of(covariances: Tensor) -> tuple[Tensor, Tensor]:
+    """Return inverse covariances (xx, xy, yy) [N, 3] and determinants [N]."""
+    a, b, c = covariances.unbind(-1)
+    determinant = a * c - b * b
+    return torch.stack([c, -b, a], -1) / determinant[:, None], determinant
+
+
+def visible_splats(
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, viewmat: Tensor, K: Tensor,
+    *, width: int, height: int, near: float, offset: Tensor | None, payload: tuple[Tensor, ...] = (),
+) -> Splats:  # fmt: skip
+    """Return the Gaussians that can touch the image, sorted by depth and then by index.
+
+    Culled: camera z <= near, any non-finite parameter or payload, zero quaternion, singular covariance, opacity below
+    1/255, and ellipses {alpha >= 1/255} whose box misses the image. Culled Gaussians get zero gradient.
+
+    Args:
+        means, quats, scales, opacities: [N, 3], [N, 4], [N, 3], [N].
+        viewmat: cam_from_world, [4, 4].
+        K: Intrinsics in corner-origin pixels, [3, 3].
+        width, height: Image size in pixels.
+        near: Smallest depth kept.
+        offset: Added to the pixel centres, [N, 2], or None.
+        payload: Further tensors [N, ...] that must be finite.
+    """
+    shape = {"width": width, "height": height}
+    with torch.no_grad():
+        centre, covariance, depth = project(means, quats, scales, viewmat, K, **shape)
+        centre = centre if offset is None else centre + offset
+        conic, determinant = conics_of(covariance)
+        reach = 2 * torch.log(opacities / ALPHA_MIN)  # squared Mahalanobis radius where alpha reaches 1/255
+        extent = torch.sqrt(reach[:, None] * covariance[:, [0, 2]])
+        size = torch.tensor([width, height], dtype=centre.dtype, device=centre.device)
+        inside = ((centre + extent > 0) & (centre - extent < size)).all(-1)
+        keep = inside & (depth > near) & (determinant > 0) & (opacities >= ALPHA_MIN)
+        for value in (means, quats, scales, centre, conic, *payload):
+            keep &= torch.isfinite(value.flatten(1)).all(-1)
+        keep &= torch.isfinite(opacities)
+        index = keep.nonzero().squeeze(-1)
+        index = index[torch.argsort(depth[index], stable=True)]
+        a, b, c = covariance[index].unbind(-1)
+        largest = 0.5 * (a + c) + torch.sqrt((0.25 * (a + c) ** 2 - determinant[index]).clamp(min=0.1))
+        radii = torch.ceil(3 * torch.sqrt(largest)).clamp(max=2**30).to(torch.int32)
+    means2d, covariances, depths = project(means[index], quats[index], scales[index], viewmat, K, **shape)
+    means2d = means2d if offset is None else means2d + offset[index]
+    conics, _ = conics_of(covariances)
+    return Splats(index, means2d, conics, depths, opacities[index], extent[index], radii)
+
+
+def tile_members(splats: Splats, *, left: int, top: int) -> Tensor:
+    """Return positions in `splats` of those whose box touches the tile, nearest first, int64."""
+    margin = 0.01  # px; the box may only be too large
+    low = splats.means2d.detach() - splats.extents - margin
+    high = splats.means2d.detach() + splats.extents + margin
+    hit = (high[:, 0] > left) & (low[:, 0] < left + TILE) & (high[:, 1] > top) & (low[:, 1] < top + TILE)
+    return hit.nonzero().squeeze(-1)
+
+
+def blend_weights(splats: Splats, members: Tensor, pixels: Tensor) -> Tensor:
+    """Return weight_i = alpha_i prod_{j<i} (1 - alpha_j) of each member at each pixel, [members, P].
+
+    Args:
+        splats: Visible Gaussians of the view.
+        members: Which of them to blend, nearest first, int64 [G].
+        pixels: Sample positions in corner-origin pixels (centres at +0.5), [P, 2].
+    """
+    delta = pixels[None] - splats.means2d[members][:, None]  # [G, P, 2]
+    dx, dy = delta.unbind(-1)
+    a, b, c = splats.conics[members][..., None].unbind(1)
+    sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
+    alpha = (splats.opacities[members][:, None] * torch.exp(-sigma)).clamp(max=ALPHA_MAX)
+    # a negative exponent can only come from rounding in a needle-thin Gaussian
+    alpha = torch.where((alpha >= ALPHA_MIN) & (sigma >= 0), alpha, torch.zeros_like(alpha))
+    after = torch.cumprod(1 - alpha, dim=0)
+    before = torch.cat([torch.ones_like(after[:1]), after[:-1]])
+    return torch.where(after >= TRANSMITTANCE_MIN, alpha * before, torch.zeros_like(alpha))
+
+
+def _tiles(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """Return (left, top, right, bottom) of every tile, row by row."""
+    return [
+        (x, y, min(x + TILE, width), min(y + TILE, height))
+        for y in range(0, height, TILE)
+        for x in range(0, width, TILE)
+    ]
+
+
+def _rasterize_view(
+    splats: Splats, colors: Tensor, features: Tensor, background: Tensor,
+    *, width: int, height: int, features_move_geometry: bool,
+) -> tuple[Tensor, int]:  # fmt: skip
+    """Return one map [H, W, 3 + 1 + 1 + D] of colour, alpha, depth, features, and the pair count."""
+    rows: list[Tensor] = []
+    row_tiles: list[Tensor] = []
+    num_pairs = 0
+    for left, top, right, bottom in _tiles(width, height):
+        grid_y, grid_x = torch.meshgrid(torch.arange(top, bottom), torch.arange(left, right), indexing="ij")
+        pixels = torch.stack([grid_x, grid_y], -1).reshape(-1, 2).to(splats.means2d) + 0.5
+        members = tile_members(splats, left=left, top=top)
+        num_pairs += members.numel()
+        weights = blend_weights(splats, members, pixels)  # [G, P]
+        feature_weights = weights if features_move_geometry else weights.detach()
+        alpha = weights.sum(0)[:, None]
+        image = weights.T @ colors[members] + (1 - alpha) * background
+        depth = weights.T @ splats.depths[members][:, None]
+        tile = torch.cat([image, alpha, depth, feature_weights.T @ features[members]], -1)
+        row_tiles.append(tile.reshape(bottom - top, right - left, -1))
+        if right == width:
+            rows.append(torch.cat(row_tiles, 1))
+            row_tiles = []
+    return torch.cat(rows, 0), num_pairs
+
+
+def rasterize(
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors_or_sh: Tensor, features: Tensor | None,
+    viewmats: Tensor, Ks: Tensor, width: int, height: int,
+    *, sh_degree: int | None, backgrounds: Tensor | None, means2d: Tensor | None,
+    features_move_geometry: bool, near: float,
+) -> RasterOutput:  # fmt: skip
+    """Return the rendered maps; arguments as in `api.rasterize`, already checked."""
+    features = means.new_zeros(means.shape[0], 0) if features is None else features
+    maps, radii, centres, num_pairs = [], [], [], 0
+    for c in range(viewmats.shape[0]):
+        splats = visible_splats(
+            means, quats, scales, opacities, viewmats[c], Ks[c], width=width, height=height, near=near,
+            offset=None if means2d is None else means2d[c], payload=(colors_or_sh, features),
+        )  # fmt: skip
+        colors = colors_or_sh[splats.index]
+        if sh_degree is not None:
+            eye = -viewmats[c, :3, :3].T @ viewmats[c, :3, 3]
+            offsets = means[splats.index] - eye
+            colors = harmonics_color(colors, offsets / offsets.norm(dim=-1, keepdim=True), degree=sh_degree)
+        background = means.new_zeros(3) if backgrounds is None else backgrounds[c]
+        view, pairs = _rasterize_view(
+            splats, colors, features[splats.index], background,
+            width=width, height=height, features_move_geometry=features_move_geometry,
+        )  # fmt: skip
+        maps.append(view)
+        num_pairs += pairs
+        radii.append(torch.zeros(means.shape[0], dtype=torch.int32, device=means.device))
+        radii[-1][splats.index] = splats.radii
+        centres.append(torch.zeros_like(means[:, :2]).detach())
+        centres[-1][splats.index] = splats.means2d.detach()
+    out = torch.stack(maps)
+    meta = RasterMeta(torch.stack(radii), torch.stack(centres), num_pairs)
+    return RasterOutput(out[..., :3], out[..., 5:], out[..., 3], out[..., 4], meta)
+
+
+def pixel_weights(
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, viewmat: Tensor, K: Tensor,
+    width: int, height: int, pixels: Tensor, *, near: float, min_weight: float,
+) -> PixelWeights:  # fmt: skip
+    """Return the sparse blending weights of the pixels; arguments as in `api.pixel_weights`, already checked."""
+    with torch.no_grad():
+        splats = visible_splats(
+            means, quats, scales, opacities, viewmat, K, width=width, height=height, near=near, offset=None
+        )
+        entries: list[tuple[Tensor, Tensor, Tensor]] = []
+        empty = torch.zeros(0, dtype=torch.int64, device=means.device)
+        entries.append((empty, empty, means.new_zeros(0)))
+        for left, top, right, bottom in _tiles(width, height):
+            inside = (pixels[:, 0] >= left) & (pixels[:, 0] < right) & (pixels[:, 1] >= top) & (pixels[:, 1] < bottom)
+            rows = inside.nonzero().squeeze(-1)
+            members = tile_members(splats, left=left, top=top)
+            if rows.numel() == 0 or members.numel() == 0:
+                continue
+            weights = blend_weights(splats, members, pixels[rows].to(means) + 0.5).T  # [P, G]
+            row, member = ((weights > 0) & (weights >= min_weight)).nonzero(as_tuple=True)
+            entries.append((rows[row], splats.index[members[member]], weights[row, member]))
+        row_ids, ids, weights = (torch.cat(parts) for parts in zip(*entries, strict=True))
+        order = torch.argsort(row_ids, stable=True)
+        offsets = torch.zeros(pixels.shape[0] + 1, dtype=torch.int64, device=means.device)
+        torch.cumsum(torch.bincount(row_ids, minlength=pixels.shape[0]), 0, out=offsets[1:])
+        return PixelWeights(offsets, ids[order].to(torch.int32), weights[order])
+
+
+def blend(weights: PixelWeights, features: Tensor) -> Tensor:
+    """Return the weighted sums of features, [P, D]; differentiable in the features."""
+    products = weights.weights[:, None] * features[weights.gaussian_ids.long()]
+    return features.new_zeros(weights.num_rows, features.shape[1]).index_add(0, weights.row_ids(), products)
+
+
+def splat(weights: PixelWeights, values: Tensor, num_gaussians: int) -> Tensor:
+    """Return per-Gaussian weighted sums of pixel values, the transpose of `blend`, [N, D]."""
+    products = weights.weights[:, None] * values[weights.row_ids()]
+    return values.new_zeros(num_gaussians, values.shape[1]).index_add(0, weights.gaussian_ids.long(), products)
+
+
+def ssim_window(like: Tensor, *, size: int = 11, sigma: float = 1.5) -> Tensor:
+    """Return the normalised 1D Gaussian window of SSIM, [size]."""
+    x = torch.arange(size, dtype=torch.float64) - size // 2
+    window = torch.exp(-(x**2) / (2 * sigma**2))
+    return (window / window.sum()).to(like)
+
+
+def ssim(image: Tensor, target: Tensor) -> Tensor:
+    """Return mean SSIM of two images [H, W, 3] with an 11x11 Gaussian window (sigma 1.5) and zero padding, scalar.
+
+    Source: Wang et al. 2004, C1 = 0.01^2, C2 = 0.03^2 for values in [0, 1].
+    """
+    window = ssim_window(image)
+    kernel = (window[:, None] * window[None])[None, None].expand(3, 1, -1, -1)
+
+    def filtered(value: Tensor) -> Tensor:
+        return torch.nn.functional.conv2d(value.permute(2, 0, 1)[None], kernel, padding=window.numel() // 2, groups=3)
+
+    mu_x, mu_y = filtered(image), filtered(target)
+    var_x = filtered(image * image) - mu_x**2
+    var_y = filtered(target * target) - mu_y**2
+    cov = filtered(image * target) - mu_x * mu_y
+    c1, c2 = 0.01**2, 0.03**2
+    value = (2 * mu_x * mu_y + c1) * (2 * cov + c2) / ((mu_x**2 + mu_y**2 + c1) * (var_x + var_y + c2))
+    return value.mean()
+
+
+def adam_step(
+    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor,
+    *, lr: float, beta1: float, beta2: float, eps: float, step: int,
+) -> None:  # fmt: skip
+    """Update a parameter and its moments in place by one Adam step with bias correction.
+
+    Source: Kingma and Ba 2015, Algorithm 1, with eps added after the bias-corrected root as in torch.optim.Adam.
+    """
+    exp_avg.lerp_(grad, 1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    denominator = (exp_avg_sq / (1 - beta2**step)).sqrt_().add_(eps)
+    param.addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**step))

@@ -1,0 +1,109 @@
+"""What the rasterizer takes and gives: output tuples, the sparse blending weights, and the shared constants."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# The same numbers stand in csrc/constants.h for the kernels; tests/rasterizer compares the two.
+ALPHA_MIN = 1.0 / 255.0  # a fainter contribution is below one step of an 8-bit image and is skipped [3DGS]
+ALPHA_MAX = 0.99  # keeps 1 - alpha away from zero, which backward divides by [3DGS]
+TRANSMITTANCE_MIN = 1e-4  # a Gaussian that would push the transmittance below this, and all behind it, is dropped [3DGS]
+LOW_PASS = 0.3  # px^2 added to the diagonal of the 2D covariance [3DGS]
+FRUSTUM_MARGIN = 0.3  # the Jacobian is taken at most this many half-fields-of-view outside the image [3DGS: factor 1.3]
+NEAR = 0.2  # world units; closer Gaussians are culled [3DGS]
+
+
+class RasterMeta(NamedTuple):
+    """By-products of a rasterization, all without gradient.
+
+    Attributes:
+        radii: ceil(3 sigma) in pixels of each Gaussian in each view, 0 = culled, int32 [C, N].
+        means2d: Projected centres in corner-origin pixels, 0 for culled ones, [C, N, 2].
+        num_pairs: (tile, Gaussian) pairs that were processed; the tile size is the implementation's own.
+    """
+
+    radii: Tensor
+    means2d: Tensor
+    num_pairs: int
+
+
+class RasterOutput(NamedTuple):
+    """Rendered maps, channels last.
+
+    Attributes:
+        image: Colour over the background, [C, H, W, 3].
+        features: Features over zero, [C, H, W, D]; D = 0 if none were given.
+        alpha: Accumulated opacity in [0, 1), [C, H, W].
+        depth: Sum of weight times camera z, not divided by alpha, [C, H, W].
+        meta: By-products without gradient.
+    """
+
+    image: Tensor
+    features: Tensor
+    alpha: Tensor
+    depth: Tensor
+    meta: RasterMeta
+
+
+class PixelWeights(NamedTuple):
+    """Blending weights of chosen pixels in compressed sparse rows, front to back inside a row.
+
+    Attributes:
+        offsets: Row i owns entries offsets[i] to offsets[i + 1], int64 [P + 1].
+        gaussian_ids: Gaussian of each entry, int32 [M].
+        weights: alpha times transmittance of each entry, float [M].
+    """
+
+    offsets: Tensor
+    gaussian_ids: Tensor
+    weights: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        """Number of pixels."""
+        return self.offsets.numel() - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held by the three tensors, in bytes."""
+        return sum(t.numel() * t.element_size() for t in self)
+
+    def row_ids(self) -> Tensor:
+        """Return the row of every entry, int64 [M]."""
+        counts = self.offsets[1:] - self.offsets[:-1]
+        return torch.repeat_interleave(torch.arange(self.num_rows, device=counts.device), counts)
+
+    def rows(self, index: Tensor) -> PixelWeights:
+        """Return the chosen rows in the given order; a row may be repeated.
+
+        Args:
+            index: Row numbers, int64 [R].
+        """
+        start = self.offsets[index]
+        counts = self.offsets[index + 1] - start
+        offsets = torch.zeros(index.numel() + 1, dtype=torch.int64, device=index.device)
+        torch.cumsum(counts, 0, out=offsets[1:])
+        # entry k of the result sits at start[row] + (k - offsets[row]) in this object
+        shift = torch.repeat_interleave(start - offsets[:-1], counts)
+        source = shift + torch.arange(shift.numel(), device=index.device)
+        return PixelWeights(offsets, self.gaussian_ids[source], self.weights[source])
+
+    @staticmethod
+    def concatenate(parts: list[PixelWeights]) -> PixelWeights:
+        """Return one object holding the rows of all parts, in order.
+
+        Raises:
+            ValueError: The list is empty.
+        """
+        if not parts:
+            raise ValueError("PixelWeights.concatenate needs at least one part")
+        base, offsets = 0, [parts[0].offsets[:1]]
+        for part in parts:
+            offsets.append(part.offsets[1:] + base)
+            base += int(part.offsets[-1])
+        return PixelWeights(
+            torch.cat(offsets), torch.cat([p.gaussian_ids for p in parts]), torch.cat([p.weights for p in parts])
+        )

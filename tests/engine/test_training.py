@@ -1,0 +1,259 @@
+import dataclasses
+
+import pytest
+import torch
+
+from unified_lift.cli.train import with_preset
+from unified_lift.config import merged
+from unified_lift.engine import outputs
+from unified_lift.engine.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
+from unified_lift.engine.labels import label_gaussians
+from unified_lift.engine.lift import LiftStage, WeightCache
+from unified_lift.engine.settings import LiftSettings, TrainSettings
+from unified_lift.engine.trainer import Interrupted, Trainer, latest_checkpoint
+from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
+from unified_lift.model.gaussians import Gaussians
+from unified_lift.model.initialize import gaussians_from_points
+from unified_lift.types import UserError
+
+SHORT = {
+    "geometry": {"iterations": 24, "sh_degree": 1, "sh_interval": 8},
+    "density": {
+        "densify_from_iter": 4,
+        "densify_until_iter": 20,
+        "densification_interval": 6,
+        "opacity_reset_interval": 10,
+    },
+    "lift": {"lift_iterations": 20, "lift_pixels": 200},
+    "method": {
+        "codebook_min_members": 2,
+        "codebook_min_cosine": 0.5,
+        "codebook_min_pixels": 5,
+        "codebook_min_consistency": 0.2,
+    },
+    "run": {"logger": "none", "quiet": True, "checkpoint_interval": 0, "log_interval": 5},
+}
+
+
+def settings_for(path, *, preset="unified_lift", **changes):
+    base = with_preset(TrainSettings(), preset)
+    return merged(merged(base, SHORT | {"model_path": str(path)}, origin="test"), changes, origin="test")
+
+
+def final_state(model_path, total):
+    return load_checkpoint(checkpoint_path(model_path, total))
+
+
+def assert_same_state(left, right):
+    for name, value in left["gaussians"].items():
+        assert torch.equal(value, right["gaussians"][name]), name
+    assert torch.equal(left["method"]["codebook"], right["method"]["codebook"])
+    for name, pair in left["stage_state"]["adam"]["moments"].items():
+        for a, b in zip(pair, right["stage_state"]["adam"]["moments"][name], strict=True):
+            assert torch.equal(a, b), name
+
+
+def stop_after(trainer, total_steps):
+    """Ask the trainer to stop once it has done `total_steps`, as Ctrl-C would."""
+    original = trainer._after_step
+
+    def after_step(stage, step, total, log):
+        trainer.stop_requested = total == total_steps
+        original(stage, step, total, log)
+
+    trainer._after_step = after_step
+    return trainer
+
+
+@pytest.mark.parametrize("stop_at", [11, 24, 33])  # inside geometry (between densification rounds), at its end, in lift
+def test_interrupted_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, scene, stop_at):
+    Trainer(settings_for(tmp_path / "whole"), scene).run()
+    settings = settings_for(tmp_path / "halves")
+    with pytest.raises(Interrupted):
+        stop_after(Trainer(settings, scene), stop_at).run()
+    assert max(checkpoints(settings.model_path)) == stop_at
+    Trainer(settings, scene).run(resume_from=latest_checkpoint(settings))
+    assert_same_state(final_state(tmp_path / "whole", 44), final_state(tmp_path / "halves", 44))
+
+
+def test_joint_run_resumes_bit_for_bit(tmp_path, scene):
+    small = {"num_codes": 8, "contrastive_samples": 100, "min_pixels": 2}
+    Trainer(settings_for(tmp_path / "whole", preset="released", method=small), scene).run()
+    settings = settings_for(tmp_path / "halves", preset="released", method=small)
+    with pytest.raises(Interrupted):
+        stop_after(Trainer(settings, scene), 13).run()
+    Trainer(settings, scene).run(resume_from=latest_checkpoint(settings))
+    assert_same_state(final_state(tmp_path / "whole", 24), final_state(tmp_path / "halves", 24))
+
+
+def test_n_steps_then_n_more_equal_two_n(tmp_path, scene):
+    fixed = {"position_lr_max_steps": 100}
+    whole = settings_for(tmp_path / "whole", lift_iterations=0, **fixed)
+    Trainer(whole, scene).run()
+    half = settings_for(tmp_path / "halves", lift_iterations=0, iterations=12, **fixed)
+    Trainer(half, scene).run()
+    longer = merged(half, {"iterations": 24}, origin="test")
+    Trainer(longer, scene).run(resume_from=latest_checkpoint(longer))
+    assert_same_state(final_state(tmp_path / "whole", 24), final_state(tmp_path / "halves", 24))
+
+
+def test_same_seed_same_result_and_another_seed_another(tmp_path, scene):
+    states = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        Trainer(settings_for(tmp_path / name, seed=seed), scene).run()
+        states.append(final_state(tmp_path / name, 44))
+    assert_same_state(states[0], states[1])
+    assert not torch.equal(states[0]["gaussians"]["means"][:20], states[2]["gaussians"]["means"][:20])
+
+
+def test_lift_leaves_geometry_bit_identical(tmp_path, scene):
+    Trainer(settings_for(tmp_path / "lifted"), scene).run()
+    Trainer(settings_for(tmp_path / "plain", lift_iterations=0), scene).run()
+    plain, lifted = final_state(tmp_path / "plain", 24), final_state(tmp_path / "lifted", 44)
+    for name in Gaussians.GEOMETRY_NAMES:
+        assert torch.equal(plain["gaussians"][name], lifted["gaussians"][name]), name
+    ply = "point_cloud/iteration_24/point_cloud.ply"
+    assert (tmp_path / "plain" / ply).read_bytes() == (tmp_path / "lifted" / ply).read_bytes()
+
+
+def test_joint_features_leave_geometry_bit_identical(tmp_path, scene):
+    joint = settings_for(tmp_path / "joint", preset="released", method={"num_codes": 8, "contrastive_samples": 100})
+    Trainer(joint, scene).run()
+    Trainer(
+        merged(joint, {"schedule": "staged", "lift_iterations": 0, "model_path": str(tmp_path / "plain")}, origin="t"),
+        scene,
+    ).run()
+    a, b = final_state(tmp_path / "joint", 24), final_state(tmp_path / "plain", 24)
+    for name in Gaussians.GEOMETRY_NAMES:
+        assert torch.equal(a["gaussians"][name], b["gaussians"][name]), name
+
+
+def test_training_learns_colour_and_objects(tmp_path, scene):
+    settings = settings_for(
+        tmp_path, geometry={"iterations": 150}, lift={"lift_iterations": 150}, density={"opacity_reset_interval": 0}
+    )
+    trainer = Trainer(settings, scene)
+    manifest = trainer.run()
+    log = outputs_log(tmp_path)
+    psnr = [line["psnr"] for line in log if "psnr" in line]
+    assert psnr[-1] > 18
+    assert manifest["num_codes"] >= 3
+    labels = label_gaussians(trainer.gaussians, trainer.method, [view.camera for view in scene.train])
+    assert labels.confidence.mean() > 0.7
+
+
+def outputs_log(model_path):
+    from unified_lift.engine.logs import read_log
+
+    return read_log(model_path)
+
+
+def test_model_folder_has_the_3dgs_layout(tmp_path, scene):
+    Trainer(settings_for(tmp_path), scene).run()
+    folder = tmp_path / "point_cloud" / "iteration_24"
+    for name in ("point_cloud.ply", "point_cloud_objects.ply", "classifier.pth", "segmentation.npz", "objects.json"):
+        assert (folder / name).stat().st_size > 0, name
+    for name in ("cfg_args", "cameras.json", "input.ply", "config.yaml", "manifest.json", "metrics.jsonl"):
+        assert (tmp_path / name).stat().st_size > 0, name
+    assert (tmp_path / "cfg_args").read_text().startswith("Namespace(")
+    gaussians, codebook = outputs.read_model(tmp_path, -1)
+    assert gaussians.feature_dim == codebook.shape[1] == 16
+    assert outputs.read_run_settings(tmp_path) == settings_for(tmp_path)
+
+
+def test_rolling_checkpoints_keep_the_last_the_asked_for_and_the_end_of_geometry(tmp_path, scene):
+    run = SHORT["run"] | {"checkpoint_interval": 5, "checkpoint_iterations": [7]}
+    Trainer(settings_for(tmp_path, run=run), scene).run()
+    assert list(checkpoints(tmp_path)) == [7, 24, 44]
+
+
+def test_checkpoint_of_other_settings_is_refused_by_name(tmp_path, scene):
+    settings = settings_for(tmp_path, lift_iterations=0)
+    Trainer(settings, scene).run()
+    other = merged(settings, {"feature_lr": 0.5}, origin="test")
+    with pytest.raises(UserError, match="method.feature_lr = 0.01, now 0.5"):
+        Trainer(other, scene).run(resume_from=checkpoint_path(tmp_path, 24))
+
+
+def test_foreign_splat_is_lifted_without_touching_it(tmp_path, scene):
+    Trainer(settings_for(tmp_path / "donor", lift_iterations=0), scene).run()
+    ply = tmp_path / "donor" / "point_cloud" / "iteration_24" / "point_cloud.ply"
+    settings = settings_for(tmp_path / "lifted", geometry={"iterations": 0}, init_ply=str(ply))
+    Trainer(settings, scene).run()
+    result = tmp_path / "lifted" / "point_cloud" / "iteration_0"
+    assert (result / "point_cloud.ply").read_bytes() == ply.read_bytes()
+    assert (result / "segmentation.npz").exists()
+
+
+def test_scene_without_masks_cannot_be_lifted(tmp_path, scene):
+    bare = dataclasses.replace(scene, train=tuple(dataclasses.replace(v, segments=None) for v in scene.train))
+    with pytest.raises(UserError, match="no training view has a mask"):
+        Trainer(settings_for(tmp_path), bare).run()
+
+
+def test_views_without_mask_are_trained_on_colour_only(tmp_path, scene):
+    views = [dataclasses.replace(v, segments=None) if i % 2 else v for i, v in enumerate(scene.train)]
+    partly = dataclasses.replace(scene, train=tuple(views))
+    stage = LiftStage(partly, gaussians_from_points(scene.points, sh_degree=0), method(), LiftSettings(), seed=0)
+    assert len(stage.views) == 3
+    assert len(list(stage.observe())) == 3
+
+
+def method():
+    return UnifiedLift(UnifiedLiftSettings(), zero_id="segment", seed=0)
+
+
+def test_weights_kept_in_memory_and_computed_per_step_agree(scene):
+    gaussians = gaussians_from_points(scene.points, sh_degree=0)
+    cameras = [view.camera for view in scene.train]
+    kept = WeightCache(gaussians, cameras, min_weight=1e-3, budget_mb=100)
+    fresh = WeightCache(gaussians, cameras, min_weight=1e-3, budget_mb=0)
+    assert kept.keeps_all
+    assert not fresh.keeps_all
+    rows = torch.tensor([5, 100, 250, 100, 479])
+    for index in (0, 3):
+        a, b = kept.some_pixels(index, rows), fresh.some_pixels(index, rows)
+        assert torch.equal(a.offsets, b.offsets)
+        assert torch.equal(a.gaussian_ids, b.gaussian_ids)
+        torch.testing.assert_close(a.weights, b.weights)
+
+
+def test_disk_full_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    path = tmp_path / "chkpnt1.pth"
+    state = {k: {} for k in ("gaussians", "stage_state", "method", "settings")} | {
+        "stage": "x",
+        "step": 1,
+        "total_steps": 1,
+    }
+    save_checkpoint(path, state)
+    before = path.read_bytes()
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="No space left.*--resume"):
+        save_checkpoint(path, state)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["chkpnt1.pth"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"garbage", "not a readable checkpoint"), (b"", "not a readable checkpoint")],
+)
+def test_broken_checkpoint_is_named(tmp_path, content, message):
+    path = tmp_path / "chkpnt9.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+
+
+def test_checkpoint_of_another_program_is_refused(tmp_path):
+    path = tmp_path / "chkpnt9.pth"
+    torch.save({"something": 1}, path)
+    with pytest.raises(UserError, match="not a checkpoint of this program"):
+        load_checkpoint(path)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "absent.pth")

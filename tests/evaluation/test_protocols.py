@@ -1,0 +1,146 @@
+import json
+
+import numpy as np
+import pytest
+
+from unified_lift.evaluation.protocols import PROTOCOLS, evaluate
+from unified_lift.metrics.matched import matched_scores
+from unified_lift.ops.resample import nearest
+
+# Two views of 4 x 6 with 3 objects; id 8 is the largest predicted area (34 of 48 pixels).
+TRUE = np.array(
+    [
+        [[0, 0, 0, 0, 0, 0], [0, 1, 1, 0, 2, 2], [0, 1, 1, 0, 2, 2], [0, 0, 0, 0, 0, 0]],
+        [[0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 2, 2], [1, 1, 0, 3, 2, 2], [0, 0, 0, 3, 0, 0]],
+    ],
+    dtype=np.int32,
+)
+PRED = np.array(
+    [
+        [[8, 8, 8, 8, 8, 8], [8, 4, 4, 8, 6, 6], [8, 4, 4, 8, 6, 8], [8, 8, 8, 8, 8, 8]],
+        [[8, 8, 8, 8, 8, 8], [4, 4, 8, 8, 6, 6], [4, 8, 8, 8, 6, 6], [8, 8, 8, 8, 8, 8]],
+    ],
+    dtype=np.int32,
+)
+NAMES = ["a", "b"]
+
+
+def views(ids: np.ndarray) -> dict[str, np.ndarray]:
+    return dict(zip(NAMES, ids, strict=True))
+
+
+def test_generic_scores_by_hand():
+    result = evaluate("generic", views(PRED), views(TRUE), NAMES)
+    # Panoptic values are those of the oracle; matching: 1-4 at 7/8, 2-6 at 7/8, and 3 takes 8 at 2/34.
+    assert result.scene["PQ_scene"] == pytest.approx(0.791176, abs=1e-6)
+    assert result.scene["SQ_scene"] == pytest.approx(0.878676, abs=1e-6)
+    assert result.scene["RQ_scene"] == pytest.approx(0.9)
+    assert result.scene["PQ_things"] == pytest.approx(0.7)
+    assert result.scene["PQ_stuff"] == pytest.approx(30 / 34)
+    assert result.scene["mIoU"] == pytest.approx((7 / 8 + 7 / 8 + 2 / 34) / 3)
+    assert result.scene["F1"] == pytest.approx(2 * 2 / (3 + 3))
+    assert (result.scene["num_objects_true"], result.scene["num_objects_pred"]) == (3, 2)
+
+
+def test_per_view_scores_keep_the_partners_of_the_scene():
+    result = evaluate("generic", views(PRED), views(TRUE), NAMES)
+    # View a: 4 of 4 pixels and 3 of 4; view b: 3 of 4, 4 of 4, and object 3 with partner 8 at 2 of 17.
+    assert result.per_view["a"]["mIoU"] == pytest.approx((1 + 3 / 4) / 2)
+    assert result.per_view["b"]["mIoU"] == pytest.approx((3 / 4 + 1 + 2 / 17) / 3)
+    assert result.per_view["b"]["num_objects"] == 3
+    assert result.per_view["a"]["object_share"] == pytest.approx(8 / 24)
+
+
+def test_report_tells_how_the_scores_came_about():
+    report = evaluate("generic", views(PRED), views(TRUE), NAMES).report
+    assert report["background_id"] == 8
+    assert report["views"] == NAMES
+    assert report["resolution"] == ["6x4"]
+    assert report["classes"]["object"]["fn"] == 1
+    assert report["matching"]["scene_masked"]["miou"] == matched_scores(PRED, TRUE, profile="scene_masked").miou
+    assert [o["area"] for o in report["objects"]] == [8, 8, 2]
+    assert report["warnings"] == []
+    json.dumps(report)
+
+
+def test_a_missing_prediction_counts_as_background_and_is_listed():
+    result = evaluate("generic", {"a": PRED[0]}, views(TRUE), NAMES)
+    filled = evaluate("generic", views(np.stack([PRED[0], np.full_like(PRED[0], 8)])), views(TRUE), NAMES)
+    assert result.scene == filled.scene
+    assert result.report["missing_predictions"] == ["b"]
+    assert any("no prediction" in warning for warning in result.report["warnings"])
+
+
+def test_no_prediction_at_all_scores_no_object():
+    result = evaluate("generic", {}, views(TRUE), NAMES)
+    assert result.scene["PQ_things"] == 0
+    assert result.report["num_missing_predictions"] == 2
+
+
+def test_a_view_without_annotation_is_left_out_and_listed():
+    result = evaluate("generic", views(PRED), {"b": TRUE[1]}, NAMES)
+    assert list(result.per_view) == ["b"]
+    assert result.report["missing_annotations"] == ["a"]
+
+
+def test_the_background_rule_also_sees_views_without_annotation():
+    pred = {"a": np.full((4, 6), 5, np.int32), "b": np.where(TRUE[1], 5, 8)}
+    assert evaluate("generic", pred, {"b": TRUE[1]}, NAMES).report["background_id"] == 5
+
+
+def test_messy_rooms_compares_a_square_of_512():
+    result = evaluate("messy_rooms", views(PRED), views(TRUE), NAMES)
+    square = [np.stack([nearest(view, 512, 512) for view in ids]) for ids in (PRED, TRUE)]
+    assert result.scene == evaluate("generic", views(square[0]), views(square[1]), NAMES).scene
+    assert result.report["resolution"] == ["512x512"]
+    assert result.report["resampling"] == "nearest, centre rule"
+
+
+def test_background_is_found_before_resampling():
+    # The wide view weighs 60 to 40 pixels at its own size, the two are equal as squares.
+    pred = {"a": np.full((4, 10), 1, np.int32), "b": np.full((6, 10), 2, np.int32)}
+    true = {"a": np.ones((4, 10), np.int32), "b": np.zeros((6, 10), np.int32)}
+    assert evaluate("messy_rooms", pred, true, NAMES).report["background_id"] == 2
+    assert evaluate("messy_rooms", pred, true, NAMES).scene["PQ_scene"] == 1.0
+
+
+def test_a_dropped_object_class_is_warned_about():
+    true = np.zeros((100, 100), dtype=np.int32)
+    true[:4, :10] = 5
+    result = evaluate("generic", {"a": np.where(true, 3, 7)}, {"a": true}, ["a"])
+    assert result.scene["PQ_scene"] == 1.0
+    assert "PQ_things" not in result.scene
+    assert any("drops their class" in warning for warning in result.report["warnings"])
+
+
+def test_stray_pixels_leave_the_second_f1_alone():
+    true = np.zeros((40, 40), dtype=np.int32)
+    true[10:30, 10:30] = 1
+    pred = true + 4
+    pred[0, :20] = np.arange(100, 120)
+    matching = evaluate("generic", {"a": pred}, {"a": true}, ["a"]).report["matching"]
+    assert matching["scene"]["num_pred"] == 22
+    assert matching["scene_from_100_px"]["num_pred"] == 2
+    assert matching["scene_from_100_px"]["tp"] == 1
+
+
+def test_scenes_without_objects_have_no_matched_scores():
+    empty = {"a": np.zeros((4, 4), np.int32)}
+    result = evaluate("generic", empty, empty, ["a"])
+    assert result.scene["PQ_scene"] == 1.0
+    assert "mIoU" not in result.scene
+    assert "mIoU" not in result.per_view["a"]
+    assert any("do not apply" in warning for warning in result.report["warnings"])
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_bad_inputs_are_refused(name):
+    with pytest.raises(ValueError, match="view a: prediction"):
+        evaluate(name, {"a": PRED[0].T}, {"a": TRUE[0]}, ["a"])
+    with pytest.raises(ValueError, match="none of the 2 views"):
+        evaluate(name, views(PRED), {}, NAMES)
+
+
+def test_an_unknown_protocol_is_named():
+    with pytest.raises(ValueError, match="generic, messy_rooms"):
+        evaluate("coco", {}, {}, [])

@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from unified_lift.metrics.image import psnr, quantize_uint8, ssim
+
+ORACLE = json.loads((Path(__file__).parent / "oracles.json").read_text())["image"]
+CASES = ORACLE["cases"]
+
+
+def pattern() -> torch.Tensor:
+    """R = (16 y + x) / 255, G = (16 x + y) / 255, B = 0.5, float64 [16, 16, 3]."""
+    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    return torch.stack([(16 * y + x) / 255, (16 * x + y) / 255, torch.full_like(x, 0.5)], dim=-1).double()
+
+
+def distorted(name: str) -> torch.Tensor:
+    image = pattern()
+    if name == "red_plus_0.10_clipped":
+        image[..., 0] += 0.10
+    elif name == "all_plus_0.05_clipped":
+        image += 0.05
+    else:
+        y, x = np.indices((16, 16))
+        image[..., 0] += torch.from_numpy(np.where((x + y) % 2 == 1, 0.1, -0.1))
+    return image.clamp(0, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "constant_images"])
+def test_psnr_and_ssim_equal_the_oracles(name):
+    assert psnr(distorted(name), pattern()) == pytest.approx(CASES[name]["psnr"], abs=1e-6)
+    assert ssim(distorted(name), pattern()) == pytest.approx(CASES[name]["ssim"], abs=1e-6)
+
+
+def test_psnr_takes_all_channels_at_once():
+    case = CASES["constant_images"]
+    a = torch.full((8, 8, 3), case["a"], dtype=torch.float64)
+    b = torch.tensor(case["b"], dtype=torch.float64).expand(8, 8, 3)
+    assert psnr(a, b) == pytest.approx(case["psnr"], abs=1e-5)
+    assert psnr(a, b) != pytest.approx(case["psnr_mean_of_channels"], abs=0.5)
+
+
+def test_quantisation_equals_the_oracle():
+    values = torch.tensor(ORACLE["quantise"]["x"], dtype=torch.float64)
+    assert quantize_uint8(values).tolist() == ORACLE["quantise"]["u8"]
+
+
+def test_single_precision_agrees_to_five_decimals():
+    a, b = distorted("all_plus_0.05_clipped"), pattern()
+    assert psnr(a.float(), b.float()) == pytest.approx(psnr(a, b), abs=1e-5)
+    assert ssim(a.float(), b.float()) == pytest.approx(ssim(a, b), abs=1e-5)
+
+
+def test_quantised_psnr_ignores_what_a_picture_cannot_store():
+    image = pattern()
+    assert psnr(image + 1e-4, image, quantize=True) == float("inf")
+    assert psnr(image + 1e-4, image) < 81
+
+
+def test_identical_images_are_perfect():
+    assert psnr(pattern(), pattern()) == float("inf")
+    assert ssim(pattern(), pattern()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("score", [psnr, ssim])
+def test_unequal_shapes_are_refused(score):
+    with pytest.raises(ValueError, match="received"):
+        score(torch.zeros(4, 4, 3), torch.zeros(4, 5, 3))

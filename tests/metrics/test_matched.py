@@ -1,0 +1,119 @@
+import itertools
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unified_lift.metrics.matched import MatchedScores, match_matrix, matched_scores
+
+ORACLES = json.loads((Path(__file__).parent / "oracles.json").read_text())["matched"]
+VIEWS = ORACLES["views"]
+
+
+def check(scores: MatchedScores, case: dict, true_ids: list[int], pred_ids: list[int]) -> None:
+    assert scores.pairs == tuple((true_ids[t], pred_ids[p]) for t, p in case["pairs"])
+    assert scores.pair_iou == pytest.approx(case["pair_iou"], abs=1e-6)
+    assert scores.miou == pytest.approx(case["miou_over_gt"], abs=1e-6)
+    assert scores.precision == pytest.approx(case["precision"], abs=1e-6)
+    assert scores.recall == pytest.approx(case["recall"], abs=1e-6)
+    assert scores.f1 == pytest.approx(case["fscore"], abs=1e-6)
+    assert scores.tp == case["tp"]
+
+
+def views(case: dict) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(case["pred"], dtype=np.int32), np.array(case["gt"], dtype=np.int32)
+
+
+def test_scene_profile_equals_the_oracle():
+    case = ORACLES["without_zero"]
+    check(matched_scores(*views(VIEWS)), case["scene"], case["gt_ids"], case["pred_ids"])
+
+
+def test_scene_masked_profile_equals_the_oracle():
+    case = ORACLES["without_zero"]
+    scores = matched_scores(*views(VIEWS), profile="scene_masked")
+    check(scores, case["scene_masked"], case["gt_ids"], case["scene_masked"]["pred_ids"])
+
+
+def test_viewmean_profile_equals_the_oracle():
+    case = ORACLES["with_zero"]
+    check(matched_scores(*views(VIEWS), profile="viewmean"), case["view_mean"], case["gt_ids"], case["pred_ids"])
+
+
+def test_viewmean_is_blind_to_an_id_used_twice():
+    case = ORACLES["disagree"]
+    scores = matched_scores(*views(case), profile="viewmean")
+    check(scores, case["view_mean"], case["gt_ids"], case["pred_ids"])
+
+
+def test_scene_profile_punishes_an_id_used_twice():
+    # The oracle keeps true id 0; numbering it 99 keeps it here too, as the last row.
+    case = ORACLES["disagree"]
+    pred, true = views(case)
+    scores = matched_scores(pred, np.where(true == 0, 99, true))
+    expected = {
+        pair[0] or 99: (case["pred_ids"][pair[1]], iou)
+        for pair, iou in zip(case["scene"]["pairs"], case["scene"]["pair_iou"], strict=True)
+    }
+    assert {t: p for t, p in scores.pairs} == {t: p for t, (p, _) in expected.items()}
+    assert scores.miou == pytest.approx(case["scene"]["miou_over_gt"], abs=1e-6)
+    assert scores.f1 == pytest.approx(case["scene"]["fscore"], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ORACLES["matrices"])
+def test_matrix_cases_equal_the_oracles(name):
+    case = ORACLES["matrices"][name]
+    matrix = np.array(case["M"])
+    check(match_matrix(matrix), case, list(range(matrix.shape[0])), list(range(matrix.shape[1])))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_matching_is_the_best_of_all_permutations(seed):
+    rng = np.random.default_rng(seed)
+    num_true, num_pred = rng.integers(1, 6, 2).tolist()
+    matrix = rng.random((num_true, num_pred)) * (rng.random((num_true, num_pred)) < 0.7)
+    padded = np.zeros((num_true, max(num_true, num_pred)))
+    padded[:, :num_pred] = matrix
+    best = max(
+        sum(padded[row, column] for row, column in enumerate(columns))
+        for columns in itertools.permutations(range(padded.shape[1]), num_true)
+    )
+    assert match_matrix(matrix).miou == pytest.approx(best / num_true)
+
+
+@pytest.mark.parametrize("profile", ["scene", "scene_masked", "viewmean"])
+def test_renaming_predictions_changes_no_score(profile):
+    rng = np.random.default_rng(3)
+    true, pred = rng.integers(0, 6, (2, 3, 10, 12))
+    renamed = rng.permutation(1000)[:6][pred]
+    first, second = matched_scores(pred, true, profile=profile), matched_scores(renamed, true, profile=profile)
+    assert (first.miou, first.f1, first.num_pred) == (pytest.approx(second.miou), second.f1, second.num_pred)
+
+
+def test_a_perfect_prediction_finds_everything():
+    true = np.random.default_rng(0).integers(1, 9, (2, 8, 9))
+    scores = matched_scores(true + 500, true)
+    assert (scores.miou, scores.f1, scores.tp) == (1.0, 1.0, 8)
+
+
+def test_large_scenes_take_little_time():
+    rng = np.random.default_rng(0)
+    true = np.kron(rng.integers(0, 400, (24, 48, 48)), np.ones((8, 8), int)).astype(np.int32)
+    pred = np.kron(rng.integers(0, 400, (24, 96, 96)), np.ones((4, 4), int)).astype(np.int32)
+    start = time.process_time()
+    matched_scores(pred, true)
+    assert time.process_time() - start < 2
+
+
+def test_bad_inputs_are_refused():
+    ids = np.ones((2, 3, 3), dtype=np.int32)
+    with pytest.raises(ValueError, match="no true object"):
+        matched_scores(ids, np.zeros_like(ids))
+    with pytest.raises(ValueError, match="same views"):
+        matched_scores(ids, ids[:1])
+    with pytest.raises(ValueError, match="same views"):
+        matched_scores([], [])
+    with pytest.raises(ValueError, match="profile"):
+        matched_scores(ids, ids, profile="pixels")

@@ -1,0 +1,41 @@
+import torch
+from torch.nn.functional import normalize
+
+from unified_lift.model.codebook import codebook_from_prototypes, random_codebook
+
+
+def bundle(direction, count, noise, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return normalize(torch.tensor(direction) + noise * torch.randn(count, 3, generator=generator), dim=1)
+
+
+def test_codes_appear_at_the_modes_largest_first():
+    prototypes = torch.cat([bundle([1.0, 0, 0], 6, 0.05, 0), bundle([0, 1.0, 0], 9, 0.05, 1)])
+    codes = codebook_from_prototypes(prototypes, torch.ones(15), min_cosine=0.8, min_members=4)
+    assert codes.shape == (2, 3)
+    torch.testing.assert_close(codes, torch.tensor([[0.0, 1, 0], [1, 0, 0]]), atol=0.1, rtol=0)
+    torch.testing.assert_close(codes.norm(dim=1), torch.ones(2))
+
+
+def test_rare_prototypes_open_no_code():
+    prototypes = torch.cat([bundle([1.0, 0, 0], 6, 0.01, 0), bundle([0, 0, 1.0], 3, 0.01, 1)])
+    assert len(codebook_from_prototypes(prototypes, torch.ones(9), min_cosine=0.8, min_members=4)) == 1
+    assert len(codebook_from_prototypes(prototypes, torch.ones(9), min_cosine=0.8, min_members=3)) == 2
+
+
+def test_number_of_codes_can_be_bounded_and_empty_input_gives_none():
+    prototypes = torch.eye(3).repeat_interleave(4, dim=0)
+    assert len(codebook_from_prototypes(prototypes, torch.ones(12), min_cosine=0.9, min_members=2, max_codes=2)) == 2
+    assert codebook_from_prototypes(torch.zeros(0, 3), torch.zeros(0), min_cosine=0.9, min_members=1).shape == (0, 3)
+
+
+def test_weights_pull_the_code():
+    prototypes = normalize(torch.tensor([[1.0, 0.0], [1.0, 0.4]]), dim=1)
+    code = codebook_from_prototypes(prototypes, torch.tensor([1.0, 0.0]), min_cosine=0.5, min_members=2)
+    torch.testing.assert_close(code, torch.tensor([[1.0, 0.0]]))
+
+
+def test_random_rows_lie_in_the_released_range():
+    rows = random_codebook(256, 16, generator=torch.Generator().manual_seed(0))
+    assert rows.abs().max() <= 0.25
+    assert 0.55 < rows.norm(dim=1).mean() < 0.6  # about 0.58

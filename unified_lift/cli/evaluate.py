@@ -1,0 +1,241 @@
+"""eval.py: scores of a trained scene on its held-out views, as a table, JSON files and an HTML report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from unified_lift.cli.flags import canonical
+from unified_lift.cli.render import OBJECT_PICTURES, open_model, picture_path, pictures_dir, render_split
+from unified_lift.config import differences
+from unified_lift.data import load_annotations
+from unified_lift.data.masks import same_aspect
+from unified_lift.engine.inference import SavedModel
+from unified_lift.engine.logs import read_log
+from unified_lift.engine.outputs import iteration_dir, write_text
+from unified_lift.engine.settings import TrainSettings
+from unified_lift.evaluation.pictures import read_picture, truth_colors
+from unified_lift.evaluation.protocols import PROTOCOLS, ProtocolResult, evaluate
+from unified_lift.evaluation.report import chosen_views, format_value, write_plots, write_report
+from unified_lift.metrics.image import psnr, ssim
+from unified_lift.ops.resample import nearest
+from unified_lift.types import Scene, UserError, View
+
+_COLOR_PICTURES = ("renders", "gt")
+PerView = dict[str, dict[str, float]]
+"""Metric -> view name -> value, as 3DGS writes per_view.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalCommand:
+    """Score a trained scene on its held-out views; pictures that are missing or old are rendered first.
+
+    Example: eval.py -m output/desk
+    """
+
+    model_path: Path
+    """Model folder (-m) [3DGS]."""
+    iteration: int = -1
+    """Saved iteration; -1 = the last [3DGS]."""
+    source_path: Path | None = None
+    """Scene folder (-s), if it has moved since training."""
+    protocol: str = "auto"
+    """`generic`: annotations at their own size; `messy_rooms`: 512x512; `auto`: the dataset's own, else generic."""
+    quiet: bool = False
+    """No progress bars [3DGS]."""
+
+
+def eval_main(argv: list[str]) -> int:
+    """Parse, render what is missing, score, write, print. Return the exit code."""
+    command = tyro.cli(EvalCommand, args=canonical(argv), prog="eval.py")
+    if command.protocol not in ("auto", *PROTOCOLS):
+        raise UserError(f"--protocol {command.protocol}: there are auto, {', '.join(PROTOCOLS)}")
+    model, scene = open_model(command.model_path, iteration=command.iteration, source_path=command.source_path)
+    if not scene.test:
+        raise UserError(
+            f"{command.model_path}: no view was held out, nothing to score on; train with train.py ... --eval"
+        )
+    folder = pictures_dir(command.model_path, "test", model.iteration)
+    render_stale(model, command.model_path, scene.test, folder, quiet=command.quiet)
+    per_view = image_scores(scene.test, folder)
+    truth = load_annotations(model.settings.data, _names(scene)) if model.is_lifted else {}
+    objects = object_scores(command.protocol, scene, folder, truth) if truth else None
+    scores = summary(per_view, objects) | model_facts(model, command.model_path)
+    if objects is not None:
+        per_view |= _by_metric(objects.per_view)
+    write_results(command.model_path, model.iteration, scores, per_view, objects)
+    write_pages(command.model_path, model, scene, truth, objects)
+    _print_scores(command.model_path, model, scene, scores, objects)
+    return 0
+
+
+def render_stale(model: SavedModel, model_path: Path, views: Sequence[View], folder: Path, *, quiet: bool) -> None:
+    """Render the views whose pictures are missing or older than the model."""
+    saved = max(path.stat().st_mtime for path in iteration_dir(model_path, model.iteration).iterdir())
+    kinds = (*_COLOR_PICTURES, *(OBJECT_PICTURES if model.is_lifted else ()))
+
+    def is_stale(view: View) -> bool:
+        paths = [picture_path(folder, kind, view.name) for kind in kinds]
+        return any(not path.exists() or path.stat().st_mtime < saved for path in paths)
+
+    stale = [view for view in views if is_stale(view)]
+    if stale:
+        render_split(model, stale, folder, quiet=quiet)
+
+
+def image_scores(views: Sequence[View], folder: Path) -> PerView:
+    """Return PSNR (dB) and SSIM of the stored 8-bit renderings; an exact picture has no finite PSNR and none is given."""
+    scores: PerView = {"PSNR": {}, "SSIM": {}}
+    for view in views:
+        path = picture_path(folder, "renders", view.name)
+        stored = read_picture(path)
+        if stored.shape != tuple(view.image.shape):
+            raise UserError(f"{path}: size differs from the photo's; delete {folder} and run eval.py again")
+        render, photo = torch.from_numpy(stored) / 255, view.image / 255
+        decibels = psnr(render, photo)
+        if math.isfinite(decibels):
+            scores["PSNR"][view.name] = decibels
+        scores["SSIM"][view.name] = ssim(render, photo)
+    return scores
+
+
+def object_scores(protocol: str, scene: Scene, folder: Path, truth: Mapping[str, np.ndarray]) -> ProtocolResult:
+    """Return the scores of the stored object ids under a protocol (`auto`: the dataset's own, else generic).
+
+    Ids rendered at a reduced size (-r) are resampled to the annotation's size, nearest pixel, and the report says so.
+
+    Raises:
+        UserError: An annotation has another shape than its rendering.
+    """
+    if protocol == "auto":
+        protocol = scene.dataset if scene.dataset in PROTOCOLS else "generic"
+    predictions, resampled = {}, 0
+    for name in _names(scene):
+        path = picture_path(folder, "objects_pred", name)
+        ids = read_picture(path)
+        if name in truth and truth[name].shape != ids.shape:
+            if not same_aspect(ids.shape[::-1], truth[name].shape[::-1]):
+                raise UserError(
+                    f"{path}: {ids.shape} and its annotation {truth[name].shape} differ in shape; repair it"
+                )
+            ids, resampled = nearest(ids, *truth[name].shape), resampled + 1
+        predictions[name] = ids
+    result = evaluate(protocol, predictions, truth, _names(scene))
+    result.report["predictions_resampled_to_annotations"] = resampled
+    return result
+
+
+def summary(per_view: PerView, objects: ProtocolResult | None) -> dict[str, float]:
+    """Return the scene's scores: those of the protocol, and means over views of the image scores."""
+    means = {metric: float(np.mean(list(values.values()))) for metric, values in per_view.items() if values}
+    return (objects.scene if objects is not None else {}) | means
+
+
+def model_facts(model: SavedModel, model_path: Path) -> dict[str, float]:
+    """Return what is counted in 3D: Gaussians, and objects that own some."""
+    facts = {"num_gaussians": len(model.gaussians)}
+    listed = iteration_dir(model_path, model.iteration) / "objects.json"
+    if listed.exists():
+        facts["num_objects_3d"] = len(_read_json(listed))
+    return facts
+
+
+def write_results(
+    model_path: Path, iteration: int, scores: Mapping[str, float], per_view: PerView, objects: ProtocolResult | None
+) -> None:
+    """Write results.json, per_view.json and evaluation.json, keeping what they say about other iterations."""
+    files: dict[str, Mapping[str, Any]] = {"results.json": scores, "per_view.json": per_view}
+    if objects is not None:
+        files["evaluation.json"] = objects.report
+    for name, content in files.items():
+        path = model_path / name
+        merged = (_read_json(path) if path.exists() else {}) | {f"ours_{iteration}": content}
+        write_text(path, json.dumps(merged, indent=1, allow_nan=False))
+
+
+def write_pages(
+    model_path: Path, model: SavedModel, scene: Scene, truth: Mapping[str, np.ndarray], objects: ProtocolResult | None
+) -> None:
+    """Write report.html and plots/*.png from the JSON files, logs and pictures of the model folder."""
+    shown, log_lines = f"ours_{model.iteration}", read_log(model_path)
+    per_view = _read_json(model_path / "per_view.json")[shown]
+    write_plots(model_path / "plots", per_view=per_view, log_lines=log_lines)
+    folder = pictures_dir(model_path, "test", model.iteration)
+    details = objects.report if objects is not None else {}
+    manifest = model_path / "manifest.json"
+    write_report(
+        model_path / "report.html",
+        title=f"{scene.name}, iteration {model.iteration}",
+        shown=shown,
+        results=_read_json(model_path / "results.json"),
+        per_view=per_view,
+        log_lines=log_lines,
+        pictures={name: _pictures_of(folder, name, truth, details) for name in chosen_views(_names(scene))},
+        num_views=len(scene.test),
+        manifest=_read_json(manifest) if manifest.exists() else {},
+        settings=differences(TrainSettings(), model.settings),
+        details=details,
+    )
+
+
+def _pictures_of(
+    folder: Path, name: str, truth: Mapping[str, np.ndarray], details: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Return caption -> picture of one view, in the order of the report; what does not apply is absent."""
+    kinds = {"photo": "gt", "render": "renders"}
+    after = {"predicted objects": "objects_color", "overlay": "overlay", "uncertainty": "uncertainty"}
+    pictures = {caption: read_picture(picture_path(folder, kind, name)) for caption, kind in kinds.items()}
+    if name in truth:
+        partners = {entry["true_id"]: entry["pred_id"] for entry in details.get("objects", ())}
+        pictures["true objects"] = truth_colors(truth[name], partners, background=details["background_id"])
+    for caption, kind in after.items():
+        path = picture_path(folder, kind, name)
+        if path.exists():
+            pictures[caption] = read_picture(path)
+    return pictures
+
+
+def _names(scene: Scene) -> list[str]:
+    return [view.name for view in scene.test]
+
+
+def _by_metric(per_view: Mapping[str, Mapping[str, float]]) -> PerView:
+    """Return metric -> view -> value of view -> metric -> value."""
+    turned: PerView = {}
+    for name, scores in per_view.items():
+        for metric, value in scores.items():
+            turned.setdefault(metric, {})[name] = value
+    return turned
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable JSON ({error}); delete it and run eval.py again") from None
+
+
+def _print_scores(
+    model_path: Path, model: SavedModel, scene: Scene, scores: Mapping[str, float], objects: ProtocolResult | None
+) -> None:
+    protocol = f", protocol {objects.report['protocol']}" if objects is not None else ""
+    print(f"{scene.name}, iteration {model.iteration}, {len(scene.test)} held-out views{protocol}")
+    width = max(map(len, scores))
+    for name, value in scores.items():
+        print(f"  {name:<{width}}  {format_value(name, value):>10}")
+    if not model.is_lifted:
+        print("note: this model knows no objects (no lift was trained): only image scores")
+    elif objects is None:
+        print("note: the held-out views have no annotations: only image scores")
+    else:
+        for warning in objects.report["warnings"]:
+            print(f"warning: {warning}")
+    print(f"{model_path / 'report.html'}: pictures and plots")

@@ -1,0 +1,37 @@
+"""Flags as 3DGS, Gaussian Grouping and Unified-Lift users type them."""
+
+from __future__ import annotations
+
+import sys
+
+_SAME = {
+    "-s": "--source-path",
+    "-m": "--model-path",
+    "-i": "--images",
+    "-r": "--resolution",
+    "-w": "--white-background",
+    "--num-classes": "--num-codes",
+    "--config-file": "--config",
+}
+_WITHOUT_MEANING = {"--data-device": 1, "--ip": 1, "--port": 1, "--debug-from": 1}
+
+
+def canonical(argv: list[str]) -> list[str]:
+    """Return `argv` with short and historic spellings replaced.
+
+    Flags that have no meaning here (a GUI port, a device for photos) are left out with a note.
+    """
+    result: list[str] = []
+    skip = 0
+    for word in argv:
+        if skip:
+            skip -= 1
+            continue
+        flag, equals, value = word.partition("=")
+        flag = flag.replace("_", "-") if flag.startswith("--") else flag
+        if flag in _WITHOUT_MEANING:
+            print(f"note: {flag} has no meaning here and is ignored", file=sys.stderr)
+            skip = 0 if equals else _WITHOUT_MEANING[flag]
+            continue
+        result.append(_SAME.get(flag, flag) + equals + value)
+    return result

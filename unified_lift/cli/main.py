@@ -1,0 +1,56 @@
+"""The console command `unified-lift`: sub-commands, and errors as one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+
+from unified_lift.types import UserError
+
+COMMANDS = {
+    "train": ("unified_lift.cli.train", "train_main", "train a scene: geometry, then features and objects"),
+    "render": ("unified_lift.cli.render", "render_main", "render views, ids, overlays and a video of a trained scene"),
+    "eval": ("unified_lift.cli.evaluate", "eval_main", "score a trained scene on its held-out views"),
+    "demo": ("unified_lift.cli.demo", "demo_main", "make a synthetic scene, train, render and score it"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a sub-command and return the exit code: 0 done, 2 the user can repair it, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"error: no command {argv[0]!r}\n{_usage()}", file=sys.stderr)
+        return 2
+    return run(argv[0], argv[1:])
+
+
+def run(command: str, argv: list[str] | None = None) -> int:
+    """Run one sub-command with `argv` (default: the process's own arguments)."""
+    module, function, _ = COMMANDS[command]
+    door: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
+    try:
+        return door(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        return 0
+    except OSError as error:
+        print(f"error: {error}; check that the disk is writable and not full", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _usage() -> str:
+    lines = [f"  {name:<8} {text}" for name, (_, _, text) in COMMANDS.items()]
+    return "usage: unified-lift COMMAND [...]; each has --help\n" + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""train.py: one scene in, one model folder out."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from unified_lift.cli.flags import canonical
+from unified_lift.config import merged, read_settings_file
+from unified_lift.data import load_scene
+from unified_lift.engine.outputs import read_run_settings
+from unified_lift.engine.settings import TrainSettings
+from unified_lift.engine.trainer import Interrupted, Trainer, latest_checkpoint
+from unified_lift.types import UserError
+
+PRESET_DIR = Path(__file__).resolve().parents[2] / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """Train a scene: posed photos with per-view segment ids in, labelled 3D Gaussians out.
+
+    Example: train.py -s data/desk -m output/desk --eval
+    Short flags: -s source_path, -m model_path, -i images, -r resolution, -w white_background.
+    Precedence: defaults < preset < --config < command line.
+    """
+
+    resume: bool = False
+    """Go on from the last checkpoint in the model folder, with the settings stored there."""
+    start_checkpoint: Path | None = None
+    """Go on from this checkpoint [3DGS]."""
+    overwrite: bool = False
+    """Train again into a model folder that already holds a run."""
+    config: Path | None = None
+    """YAML (or Unified-Lift JSON) of differences, applied on top of the preset."""
+    settings: TrainSettings = field(default_factory=TrainSettings)
+
+
+def train_main(argv: list[str]) -> int:
+    """Parse, load, train. Return the exit code."""
+    command = parse(argv)
+    settings = command.settings
+    resume_from = _where_to_start(command)
+    scene = load_scene(settings.data)
+    _print_scene(settings, scene)
+    trainer = Trainer(settings, scene)
+
+    def ask_to_stop(*_: object) -> None:
+        if trainer.stop_requested:
+            raise KeyboardInterrupt
+        trainer.stop_requested = True
+
+    previous = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        manifest = trainer.run(resume_from=resume_from)
+    except Interrupted:
+        print(f"\ninterrupted; go on with: train.py -m {settings.model_path} --resume")
+        return 130
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    minutes = sum(manifest["seconds"].values()) / 60
+    print(
+        f"{settings.model_path}: {manifest['num_gaussians']} Gaussians, {manifest['num_codes']} object codes, "
+        f"{minutes:.1f} min"
+    )
+    return 0
+
+
+def parse(argv: list[str]) -> TrainCommand:
+    """Return the command line as settings, on top of preset, --config and, with --resume, the stored settings."""
+    argv = canonical(argv)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset")
+    early.add_argument("--config", type=Path)
+    early.add_argument("--model-path", type=Path)
+    early.add_argument("--resume", action="store_true")
+    known, _ = early.parse_known_args(argv)
+    if known.resume and known.model_path and (known.model_path / "config.yaml").exists():
+        base = read_run_settings(known.model_path)
+    else:
+        base = with_preset(TrainSettings(), known.preset or TrainSettings().preset)
+    if known.config:
+        base = merged(base, _translated(read_settings_file(known.config)), origin=str(known.config))
+    command = tyro.cli(
+        tyro.conf.OmitArgPrefixes[TrainCommand], args=argv, default=TrainCommand(settings=base), prog="train.py"
+    )
+    _check(command.settings)
+    return command
+
+
+def with_preset(settings: TrainSettings, preset: str) -> TrainSettings:
+    """Return `settings` with the differences of a preset (a name in configs/ or a YAML file).
+
+    Raises:
+        UserError: No such preset.
+    """
+    path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESET_DIR / f"{preset}.yaml"
+    if not path.exists():
+        names = sorted(p.stem for p in PRESET_DIR.glob("*.yaml"))
+        raise UserError(f"--preset {preset}: no such preset; there are {', '.join(names)}, or give a .yaml file")
+    return merged(settings, {"preset": preset} | read_settings_file(path), origin=str(path))
+
+
+def _translated(content: dict) -> dict:
+    """Return settings with the keys of Unified-Lift's and Gaussian Grouping's train.json in our words."""
+    names = {"num_classes": "num_codes"}
+    # Their 3D regulariser belongs to Gaussian Grouping; Unified-Lift's own code never runs it.
+    return {names.get(key, key): value for key, value in content.items() if not key.startswith("reg3d_")}
+
+
+def _check(settings: TrainSettings) -> None:
+    if settings.data.source_path == Path():
+        raise UserError("no scene given: train.py -s SCENE_FOLDER -m MODEL_FOLDER")
+    if settings.model_path == Path():
+        raise UserError("no model folder given: train.py -s SCENE_FOLDER -m MODEL_FOLDER")
+    limits = {
+        "iterations": (settings.geometry.iterations, 0 if settings.init_ply else 1),
+        "lift_iterations": (settings.lift.lift_iterations, 0),
+        "sh_degree": (settings.geometry.sh_degree, 0),
+        "feature_dim": (settings.method.feature_dim, 1),
+        "num_codes": (settings.method.num_codes, 0),
+        "lift_pixels": (settings.lift.lift_pixels, 1),
+        "checkpoint_interval": (settings.run.checkpoint_interval, 0),
+        "log_interval": (settings.run.log_interval, 1),
+        "densification_interval": (settings.density.densification_interval, 1),
+    }
+    for name, (value, least) in limits.items():
+        if value < least:
+            raise UserError(f"--{name} must be at least {least}, received {value}")
+    if settings.geometry.sh_degree > 3:
+        raise UserError(f"--sh_degree goes up to 3, received {settings.geometry.sh_degree}")
+
+
+def _where_to_start(command: TrainCommand) -> Path | None:
+    model = command.settings.model_path
+    if command.start_checkpoint is not None:
+        return command.start_checkpoint
+    if command.resume:
+        found = latest_checkpoint(command.settings)
+        if found is None:
+            raise UserError(f"{model}: no chkpnt<N>.pth there to resume from; leave --resume out to start anew")
+        return found
+    if (model / "config.yaml").exists() and not command.overwrite:
+        raise UserError(f"{model}: already holds a run; --resume goes on with it, --overwrite replaces it")
+    return None
+
+
+def _print_scene(settings: TrainSettings, scene) -> None:
+    sizes = {(view.camera.width, view.camera.height) for view in (*scene.train, *scene.test)}
+    size = ", ".join(f"{w}x{h}" for w, h in sorted(sizes)[:3]) + (" ..." if len(sizes) > 3 else "")
+    masks = sum(view.segments is not None for view in scene.train)
+    print(
+        f"{scene.name}: {scene.dataset}, {len(scene.train)} training views ({masks} with masks), "
+        f"{len(scene.test)} held out, {size}, {len(scene.points.positions)} initial points"
+    )
+    for note in scene.notes:
+        print(f"note: {note}")
+    if not settings.run.quiet:
+        print(f"preset {settings.preset}, schedule {settings.schedule}, seed {settings.seed} -> {settings.model_path}")

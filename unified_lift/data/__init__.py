@@ -1,0 +1,53 @@
+"""Scenes on disk: one reader per layout, chosen by looking at the folder.
+
+Adding a dataset is one file with a `READER` and one entry in `DATASETS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unified_lift.data import colmap, messy_rooms, transforms
+from unified_lift.data.common import Reader
+from unified_lift.data.images import Progress
+from unified_lift.types import DataSettings, Scene, UserError
+
+DATASETS: dict[str, Reader] = {reader.name: reader for reader in (messy_rooms.READER, colmap.READER, transforms.READER)}
+"""All readers; a folder is read by the first that recognises it."""
+
+
+def detect_reader(settings: DataSettings) -> Reader:
+    """Return the reader of the scene folder.
+
+    Raises:
+        UserError: The folder is missing or fits no layout.
+    """
+    root = settings.source_path
+    if not root.is_dir():
+        raise UserError(f"{root}: no such scene folder; correct -s/--source_path")
+    for reader in DATASETS.values():
+        if reader.detect(root):
+            return reader
+    looked = "; ".join(f"{reader.looks_for} ({reader.name})" for reader in DATASETS.values())
+    raise UserError(f"{root}: fits no known layout; looked for {looked}")
+
+
+def load_scene(settings: DataSettings, *, progress: Progress | None = None) -> Scene:
+    """Return the scene of `settings.source_path`, whatever its layout.
+
+    Args:
+        progress: Called with (done, total) after each loaded view.
+    Raises:
+        UserError: Names the file or flag and the cure.
+    """
+    return detect_reader(settings).load(settings.source_path, settings, progress=progress)
+
+
+def load_annotations(settings: DataSettings, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the truth ids of the named views, int32 [H, W] at native size; for evaluation only.
+
+    Views without truth are absent; the dictionary is empty where the dataset has none.
+    """
+    return detect_reader(settings).load_annotations(settings.source_path, names, settings)

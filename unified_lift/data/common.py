@@ -1,0 +1,306 @@
+"""From what a dataset says about its photos (frames) to loaded views and a scene. Shared by all readers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from unified_lift.data.images import (
+    IMAGE_SUFFIXES,
+    Alpha,
+    Progress,
+    parallel_map,
+    read_image,
+    resize_image,
+    target_size,
+)
+from unified_lift.data.initial_points import initial_points
+from unified_lift.data.lens import Lens, undistort_ids, undistort_image
+from unified_lift.data.masks import find_mask, read_mask, same_aspect
+from unified_lift.data.splits import split_names
+from unified_lift.ops.resample import nearest
+from unified_lift.types import Camera, DataSettings, PointCloud, Scene, UserError, View, ZeroId
+
+DEFAULT_OBJECT_PATH = DataSettings().object_path
+_MAX_SHEAR = 1e-2  # how far R^T R may be from the identity before a pose is called broken
+_NAMES_SHOWN = 5
+
+
+class Reader(NamedTuple):
+    """One dataset layout.
+
+    Attributes:
+        name: Key in `DATASETS`.
+        looks_for: The files by which the layout is known, for messages.
+        detect: Whether a folder has this layout.
+        load: Read the scene: (root, settings, progress=None).
+        load_annotations: Truth ids of the named views at native size: (root, names, settings).
+        write_miniature: Write a tiny scene of this layout into a folder.
+    """
+
+    name: str
+    looks_for: str
+    detect: Callable[[Path], bool]
+    load: Callable[..., Scene]
+    load_annotations: Callable[[Path, Sequence[str], DataSettings], dict[str, np.ndarray]]
+    write_miniature: Callable[[Path], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """A posed photo as the dataset describes it, before any pixel is read.
+
+    Attributes:
+        name: Relative path without suffix; names the view.
+        image_path: The photo.
+        mask_path: Its segment ids, None where there are none.
+        cam_from_world: OpenCV pose, float64 [4, 4].
+        lens: Intrinsics of the photo as stored (or, at another size, of the photo the pose was computed with).
+        source: File the pose came from, for messages.
+        alpha: What to do with an alpha channel.
+    """
+
+    name: str
+    image_path: Path
+    mask_path: Path | None
+    cam_from_world: np.ndarray
+    lens: Lens
+    source: Path
+    alpha: Alpha = "drop"
+
+
+def make_scene(
+    frames: Sequence[Frame],
+    root: Path,
+    settings: DataSettings,
+    *,
+    dataset: str,
+    points: Callable[[], PointCloud | None],
+    zero_id: ZeroId,
+    held_out: Collection[str] | None = None,
+    notes: Iterable[str] = (),
+    progress: Progress | None = None,
+) -> Scene:
+    """Return the scene of these frames: split, loaded, resized, with initial points.
+
+    Args:
+        frames: All posed photos in the dataset's order.
+        points: Reads the dataset's own initial points, None where it has none.
+        held_out: Names that the dataset itself holds out.
+        notes: What the reader wants to tell the user.
+        progress: Called with (done, total) after each view.
+    Raises:
+        UserError: Names the file or flag and the cure.
+    """
+    check_frames(frames, root)
+    train, test = split_names([frame.name for frame in frames], root, settings, held_out=held_out)
+    by_name = {frame.name: frame for frame in frames}
+    used = [by_name[name] for name in (*train, *test)]
+    loaded = parallel_map(partial(load_view, settings=settings, zero_id=zero_id), used, progress)
+    views, view_notes = [view for view, _ in loaded], [set(notes_of_view) for _, notes_of_view in loaded]
+    train_views, test_views = tuple(views[: len(train)]), tuple(views[len(train) :])
+    cloud, point_note = initial_points(train_views, settings, own=None if settings.random_init else points())
+    return Scene(
+        name=root.resolve().name,
+        dataset=dataset,
+        train=train_views,
+        test=test_views,
+        points=cloud,
+        zero_id=zero_id,
+        notes=(*notes, *_count_notes(view_notes, len(views)), *_unlabelled_note(train_views), point_note),
+    )
+
+
+def check_frames(frames: Sequence[Frame], root: Path) -> None:
+    """Raise a UserError unless every frame has a photo, a name and a mask of its own and a sound pose."""
+    if not frames:
+        raise UserError(f"{root}: no posed images; the pose file lists none")
+    masks: dict[Path, str] = {}
+    for frame in frames:
+        if not frame.image_path.is_file():
+            raise UserError(
+                f"{frame.image_path}: {frame.source.name} has a pose for this image but the file is missing; "
+                "restore it or remove its entry"
+            )
+        if frame.mask_path is not None and masks.setdefault(frame.mask_path, frame.name) != frame.name:
+            raise UserError(
+                f"{frame.mask_path}: serves both {masks[frame.mask_path]} and {frame.name}; "
+                "put the masks into the same sub-folders as the images"
+            )
+    twice = [name for name, count in Counter(frame.name for frame in frames).items() if count > 1]
+    if twice:
+        raise UserError(f"{frames[0].source}: image {twice[0]} occurs twice (suffixes do not count); rename one of them")
+
+
+def rigid_pose(matrix: object, *, source: Path, name: str) -> np.ndarray:
+    """Return a pose as float64 [4, 4] with an exact rotation; 3x4 input gains its last row, uniform scale is removed.
+
+    Raises:
+        UserError: The matrix has another shape, holds NaN, or shears or mirrors.
+    """
+    try:
+        pose = np.asarray(matrix, dtype=np.float64)
+    except (TypeError, ValueError):
+        pose = np.empty(0)
+    if pose.shape not in ((3, 4), (4, 4)):
+        raise UserError(f"{source}: the pose of {name} is not a 3x4 or 4x4 matrix of numbers; write it again")
+    if not np.isfinite(pose).all():
+        raise UserError(f"{source}: the pose of {name} holds NaN or infinity; remove this entry or register it again")
+    left, sizes, right = np.linalg.svd(pose[:3, :3])
+    rotation = left @ right
+    if sizes.min() <= 0 or sizes.max() / sizes.min() > 1 + _MAX_SHEAR or np.linalg.det(rotation) < 0:
+        raise UserError(f"{source}: the pose of {name} is not a rotation and translation (it shears or mirrors); fix it")
+    rigid = np.eye(4)
+    rigid[:3, :3] = rotation
+    rigid[:3, 3] = pose[:3, 3]
+    return rigid
+
+
+def load_view(frame: Frame, *, settings: DataSettings, zero_id: ZeroId) -> tuple[View, list[str]]:
+    """Return the view at the size in use, and short notes on what was done to it."""
+    notes = []
+    image = read_image(frame.image_path, alpha=frame.alpha)
+    lens, segments = fit_lens(frame, width=image.shape[1], height=image.shape[0]), None
+    if (lens.width, lens.height) != (frame.lens.width, frame.lens.height):
+        notes.append(f"intrinsics of {frame.lens.width}x{frame.lens.height} scaled to {lens.width}x{lens.height}")
+    if frame.mask_path is not None:
+        segments = read_mask_like(frame.mask_path, width=lens.width, height=lens.height)
+        if zero_id == "ignore" and not segments.any():
+            segments = None  # an all-black mask is a view without a label (LERF-Mask's test views)
+    if lens.is_distorted:
+        notes.append("undistorted to a pinhole with the same intrinsics (black and unlabelled where nothing was seen)")
+        image = undistort_image(image, lens)
+        segments = undistort_ids(segments, lens) if segments is not None else None
+    width, height = target_size(lens.width, lens.height, settings.resolution)
+    if (width, height) != (lens.width, lens.height):
+        notes.append(f"resized from {lens.width}x{lens.height} to {width}x{height} (--resolution {settings.resolution})")
+    camera = make_camera(frame.cam_from_world, lens, source=frame.source, name=frame.name).resized(width, height)
+    if segments is not None:
+        segments = torch.from_numpy(np.ascontiguousarray(nearest(segments, height, width)))
+    pixels = torch.from_numpy(np.ascontiguousarray(resize_image(image, width, height)))
+    return View(name=frame.name, camera=camera, image=pixels, segments=segments), notes
+
+
+def fit_lens(frame: Frame, *, width: int, height: int) -> Lens:
+    """Return the frame's lens for the photo as stored, scaled if the photo is a resized copy.
+
+    Raises:
+        UserError: The photo has another shape than the lens.
+    """
+    lens = frame.lens
+    if (lens.width, lens.height) == (width, height):
+        return lens
+    if not same_aspect((lens.width, lens.height), (width, height)):
+        raise UserError(
+            f"{frame.image_path}: the image is {width}x{height} but {frame.source.name} says "
+            f"{lens.width}x{lens.height}, another shape; use the images the poses were computed with"
+        )
+    return lens.resized(width, height)
+
+
+def make_camera(cam_from_world: np.ndarray, lens: Lens, *, source: Path, name: str) -> Camera:
+    """Return the pinhole camera of a pose and a lens (distortion has been resampled away).
+
+    Raises:
+        UserError: Pose or intrinsics hold NaN or the focal length is not positive.
+    """
+    try:
+        return Camera(
+            cam_from_world=cam_from_world,
+            fx=lens.fx,
+            fy=lens.fy,
+            cx=lens.cx,
+            cy=lens.cy,
+            width=lens.width,
+            height=lens.height,
+        )
+    except ValueError as error:
+        raise UserError(f"{source}: camera of {name}: {error}; correct or remove this entry") from None
+
+
+def read_mask_like(path: Path, *, width: int, height: int) -> np.ndarray:
+    """Return the ids of a mask at an image's size, int32 [height, width]; nearest by the centre rule.
+
+    Raises:
+        UserError: The mask has another shape than the image.
+    """
+    ids = read_mask(path)
+    size = (ids.shape[1], ids.shape[0])
+    if size != (width, height) and not same_aspect(size, (width, height)):
+        raise UserError(
+            f"{path}: the mask is {size[0]}x{size[1]} but its image is {width}x{height}, another shape; "
+            "make the mask from this image or remove it"
+        )
+    return nearest(ids, height, width)
+
+
+def mask_folder(root: Path, settings: DataSettings, *, default: str = DEFAULT_OBJECT_PATH) -> tuple[Path, list[str]]:
+    """Return the folder of segment masks and a note where it is missing.
+
+    Args:
+        default: The dataset's own name for the folder, used unless the user chose one.
+    Raises:
+        UserError: The user named a folder that does not exist.
+    """
+    chosen = settings.object_path != DEFAULT_OBJECT_PATH
+    folder = root / (settings.object_path if chosen else default)
+    if folder.is_dir():
+        return folder, []
+    if chosen:
+        raise UserError(f"{folder}: no such mask folder; correct --object_path or make the masks first")
+    return folder, [f"no mask folder {folder.name}/: every view is unlabelled, only colour can be trained"]
+
+
+def read_annotations(frames: Sequence[Frame], folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the truth ids of the named views that have a file in `folder`, int32 [H, W] at native size.
+
+    Of a distorted photo the ids are undistorted like the photo itself.
+    """
+    wanted, found = set(names), {}
+    for frame in frames:
+        path = find_mask(folder, frame.name) if frame.name in wanted else None
+        if path is not None:
+            ids = read_mask(path)
+            lens = frame.lens.resized(ids.shape[1], ids.shape[0])
+            found[frame.name] = undistort_ids(ids, lens) if lens.is_distorted else ids
+    return found
+
+
+def name_of(path: str) -> str:
+    """Return the name of a view: its relative path without the last suffix, `./` and `..` parts and a leading slash."""
+    pure = PurePosixPath(path.replace("\\", "/"))
+    parts = [part for part in pure.parts if part not in ("..", "/")]
+    return str(PurePosixPath(*parts).with_suffix("")) if parts else ""
+
+
+def without_pose_note(folder: Path, posed: Iterable[Path], source: Path) -> list[str]:
+    """Return a note naming the images of a folder that have no pose and are therefore left out."""
+    known = {path.resolve() for path in posed}
+    files = sorted(path for path in folder.rglob("*") if path.suffix in IMAGE_SUFFIXES) if folder.is_dir() else []
+    alone = [path.relative_to(folder).as_posix() for path in files if path.resolve() not in known]
+    if not alone:
+        return []
+    more = f" and {len(alone) - _NAMES_SHOWN} more" if len(alone) > _NAMES_SHOWN else ""
+    listed = ", ".join(alone[:_NAMES_SHOWN])
+    return [f"{folder}: {listed}{more}: no pose in {source.name}, left out; register them or remove them"]
+
+
+def _count_notes(notes: Sequence[set[str]], total: int) -> list[str]:
+    """Return each different note once, with the number of views it holds for."""
+    counts = Counter(note for view_notes in notes for note in sorted(view_notes))
+    return [f"{count} of {total} views {note}" for note, count in sorted(counts.items())]
+
+
+def _unlabelled_note(train: Sequence[View]) -> list[str]:
+    missing = [view.name for view in train if view.segments is None]
+    if not missing or len(missing) == len(train):
+        return []
+    more = ", ..." if len(missing) > _NAMES_SHOWN else ""
+    return [f"{len(missing)} of {len(train)} training views have no mask: {', '.join(missing[:_NAMES_SHOWN])}{more}"]

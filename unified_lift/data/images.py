@@ -1,0 +1,122 @@
+"""Reading and resizing photos, and the loop that does it in parallel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from unified_lift.types import UserError
+
+Alpha = Literal["drop", "black"]
+Progress = Callable[[int, int], None]
+"""Called with (done, total) after each loaded view."""
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp", ".bmp", ".tif", ".tiff")
+_AUTO_MAX_WIDTH = 1600  # -r -1 shrinks wider images to this width [3DGS]
+_DIVISORS = (1, 2, 4, 8)  # -r values that divide the size; others are target widths [3DGS]
+_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on damaged files
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+def open_image(path: Path) -> Image.Image:
+    """Return the decoded picture in its own mode. EXIF rotation is not applied: poses refer to pixels as stored.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; restore it or remove it from the scene") from None
+    except _BROKEN as error:
+        raise UserError(f"{path}: not a readable image ({error}); copy or export it again") from None
+    return image
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (width, height) from the file's header.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; restore it or remove it from the scene") from None
+    except _BROKEN as error:
+        raise UserError(f"{path}: not a readable image ({error}); copy or export it again") from None
+
+
+def read_image(path: Path, *, alpha: Alpha = "drop") -> np.ndarray:
+    """Return the photo as uint8 RGB, [H, W, 3].
+
+    Args:
+        path: 8- or 16-bit file; grey, palette and CMYK are converted.
+        alpha: `drop` ignores an alpha channel [3DGS on COLMAP scenes]; `black` composites over black.
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    image = open_image(path)
+    if image.mode.startswith(("I", "F")):  # 16-bit grey
+        deep = np.clip(np.asarray(image, dtype=np.float64) / 257.0, 0, 255)
+        return np.repeat(np.round(deep).astype(np.uint8)[..., None], 3, axis=-1)
+    if alpha == "black" and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
+        rgba = np.asarray(image.convert("RGBA"), dtype=np.uint16)
+        return ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
+    return np.array(image.convert("RGB"))
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write uint8 RGB [H, W, 3] or RGBA [H, W, 4]; the suffix chooses the format, missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
+def target_size(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """Return the (width, height) at which an image is used.
+
+    Source: the -r rule of 3D-GS: 1, 2, 4, 8 divide, rounded to nearest; -1 shrinks only what is wider than 1600 px; any
+    other positive number is the target width, the height being cut to whole pixels.
+    Raises:
+        UserError: `resolution` is zero or below -1.
+    """
+    if resolution in _DIVISORS:
+        return max(1, round(width / resolution)), max(1, round(height / resolution))
+    if resolution == -1:
+        resolution = min(width, _AUTO_MAX_WIDTH)
+    if resolution < 1:
+        raise UserError(f"--resolution {resolution}: choose 1, 2, 4, 8, a target width in pixels, or -1 for automatic")
+    return resolution, max(1, height * resolution // width)
+
+
+def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Return the photo at another size: area average when it shrinks, bilinear when it grows; uint8 [height, width, 3]."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = width <= image.shape[1] and height <= image.shape[0]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def parallel_map(function: Callable[[In], Out], items: Sequence[In], progress: Progress | None = None) -> list[Out]:
+    """Return [function(item) for item in items], computed by a pool of threads; order and first error are kept."""
+    results: list[Out] = []
+    with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
+        try:
+            for result in pool.map(function, items):
+                results.append(result)
+                if progress is not None:
+                    progress(len(results), len(items))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    return results

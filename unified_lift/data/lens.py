@@ -1,0 +1,106 @@
+"""The lens of a photo as its dataset states it, and the resampling of distorted photos to a pinhole."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import cv2
+import numpy as np
+
+LensModel = Literal["perspective", "fisheye"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lens:
+    """Intrinsics with distortion, corner-origin pixels of the stored photo.
+
+    Attributes:
+        fx, fy, cx, cy: Intrinsics in pixels.
+        width, height: Size of the stored photo in pixels.
+        model: `perspective`: Brown-Conrady, rational; `fisheye`: equidistant with a polynomial in the angle.
+        coefficients: `perspective`: k1 k2 p1 p2 k3 k4 k5 k6, `fisheye`: k1 k2 k3 k4; missing ones are zero.
+    """
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+    model: LensModel = "perspective"
+    coefficients: tuple[float, ...] = ()
+
+    @property
+    def is_distorted(self) -> bool:
+        """Return whether photos must be resampled before a pinhole camera describes them."""
+        return self.model == "fisheye" or any(self.coefficients)
+
+    def resized(self, width: int, height: int) -> Lens:
+        """Return the lens of the same photo stored at another size."""
+        sx, sy = width / self.width, height / self.height
+        return replace(
+            self, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy, width=width, height=height
+        )
+
+
+def distort(x: np.ndarray, y: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.ndarray]:
+    """Return the corner-origin pixel (u, v) of pinhole directions (x, y, 1).
+
+    Source: perspective x' = x (1 + k1 r^2 + k2 r^4 + k3 r^6) / (1 + k4 r^2 + k5 r^4 + k6 r^6) + 2 p1 x y +
+    p2 (r^2 + 2 x^2), likewise y' with p1 and p2 exchanged; fisheye r' = theta (1 + k1 theta^2 + ... + k4 theta^8).
+    """
+    if lens.model == "fisheye":
+        k = (*lens.coefficients, *[0.0] * 4)[:4]
+        radius = np.hypot(x, y)
+        theta = np.arctan(radius)
+        bent = theta * (1 + sum(k[i] * theta ** (2 * i + 2) for i in range(4)))
+        scale = np.where(radius > 1e-9, bent / np.maximum(radius, 1e-9), 1.0)
+        return lens.fx * x * scale + lens.cx, lens.fy * y * scale + lens.cy
+    k1, k2, p1, p2, k3, k4, k5, k6 = (*lens.coefficients, *[0.0] * 8)[:8]
+    square = x * x + y * y
+    radial = (1 + square * (k1 + square * (k2 + square * k3))) / (1 + square * (k4 + square * (k5 + square * k6)))
+    bent_x = x * radial + 2 * p1 * x * y + p2 * (square + 2 * x * x)
+    bent_y = y * radial + p1 * (square + 2 * y * y) + 2 * p2 * x * y
+    return lens.fx * bent_x + lens.cx, lens.fy * bent_y + lens.cy
+
+
+@functools.lru_cache(maxsize=4)
+def _source_pixels(lens: Lens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where each pixel of the pinhole photo (same K) lies in the stored one: u, v [H, W] and whether it exists.
+
+    Behind the fold of a strong polynomial the mapping turns over (negative Jacobian); such pixels do not exist either.
+    """
+    cols, rows = np.meshgrid(np.arange(lens.width) + 0.5, np.arange(lens.height) + 0.5)
+    u, v = distort((cols - lens.cx) / lens.fx, (rows - lens.cy) / lens.fy, lens)
+    exists = (u >= 0) & (u < lens.width) & (v >= 0) & (v < lens.height)
+    if min(lens.width, lens.height) > 1:
+        jacobian = np.gradient(u, axis=1) * np.gradient(v, axis=0) - np.gradient(u, axis=0) * np.gradient(v, axis=1)
+        exists &= jacobian > 0
+    return u.astype(np.float32), v.astype(np.float32), exists
+
+
+def undistort_image(image: np.ndarray, lens: Lens) -> np.ndarray:
+    """Return the photo as a pinhole with the lens's K would have taken it: bilinear, black where nothing was seen.
+
+    Args:
+        image: uint8 [H, W, 3] of the lens's size.
+    """
+    u, v, exists = _source_pixels(lens)
+    # OpenCV counts from the centre of the first pixel.
+    bent = cv2.remap(image, u - 0.5, v - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    bent[~exists] = 0
+    return bent
+
+
+def undistort_ids(ids: np.ndarray, lens: Lens) -> np.ndarray:
+    """Return the label map of the undistorted photo: nearest, 0 (unlabelled) where nothing was seen.
+
+    Args:
+        ids: int32 [H, W] of the lens's size.
+    """
+    u, v, exists = _source_pixels(lens)
+    rows = np.clip(v.astype(np.int64), 0, lens.height - 1)
+    cols = np.clip(u.astype(np.int64), 0, lens.width - 1)
+    return np.where(exists, ids[rows, cols], 0).astype(ids.dtype)

@@ -1,0 +1,76 @@
+"""Which views train and which are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from unified_lift.data.images import IMAGE_SUFFIXES
+from unified_lift.types import DataSettings, UserError
+
+ALL_VIEWS = 100  # n_views values with a meaning of their own [Gaussian Grouping]
+HALF_OF_VIEWS = 50
+
+
+def every_nth(count: int, hold: int) -> list[int]:
+    """Return the indices held out by the 3D-GS rule: every `hold`-th, the first included."""
+    if hold < 1:
+        raise UserError(f"--llffhold {hold}: must be at least 1")
+    return list(range(0, count, hold))
+
+
+def last_fifth(count: int) -> list[int]:
+    """Return the indices held out by the Messy Rooms rule: from floor(0.8 count) on."""
+    return list(range(count * 4 // 5, count))
+
+
+def thin(count: int, n_views: int) -> list[int]:
+    """Return which of `count` training views stay: 100 all, 50 half, another number that many, evenly spaced."""
+    if n_views < 1:
+        raise UserError(f"--n_views {n_views}: must be at least 1")
+    wanted = {ALL_VIEWS: count, HALF_OF_VIEWS: max(1, round(0.5 * count))}.get(n_views, min(n_views, count))
+    return list(range(count)) if wanted >= count else [round(i) for i in np.linspace(0, count - 1, wanted)]
+
+
+def split_names(
+    names: Sequence[str], root: Path, settings: DataSettings, *, held_out: Collection[str] | None = None
+) -> tuple[list[str], list[str]]:
+    """Return the names of the training and of the test views, in the order given.
+
+    Without `eval` every view trains. With it the scene's own list decides, else every llffhold-th name. `train_split`
+    takes the names in `images_train/` for training, with or without `eval`.
+
+    Args:
+        names: All views, in the dataset's order.
+        root: Scene folder.
+        held_out: Names that the dataset itself holds out, None where it says nothing.
+    Raises:
+        UserError: The split is contradictory or leaves nothing to train on.
+    """
+    if settings.train_split:
+        if settings.eval and held_out is not None:
+            raise UserError(f"{root}: the scene has its own list of test views; drop --train_split or remove that list")
+        listed = _names_in_images_train(names, root)
+        train = [name for name in names if name in listed]
+        test = [name for name in names if name not in listed] if settings.eval else []
+    elif not settings.eval:
+        train, test = list(names), []
+    else:
+        chosen = held_out if held_out is not None else [names[i] for i in every_nth(len(names), settings.llffhold)]
+        test = [name for name in names if name in set(chosen)]
+        train = [name for name in names if name not in set(chosen)]
+    if not train:
+        raise UserError(f"{root}: all {len(names)} views are held out, none is left to train on; drop --eval")
+    return [train[i] for i in thin(len(train), settings.n_views)], test
+
+
+def _names_in_images_train(names: Sequence[str], root: Path) -> set[str]:
+    """Return the views whose relative name or stem occurs in `images_train/`."""
+    folder = root / "images_train"
+    files = [path for path in folder.rglob("*") if path.suffix in IMAGE_SUFFIXES] if folder.is_dir() else []
+    if not files:
+        raise UserError(f"{folder}: --train_split needs this folder with the training images; add it or drop the flag")
+    stems = {path.relative_to(folder).with_suffix("").as_posix() for path in files}
+    return {name for name in names if name in stems or PurePosixPath(name).name in stems}

@@ -1,0 +1,160 @@
+"""Procedural colour: patterns on solids, the floor, the rug and the walls. Soft edges, so that few pixels alias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+Rgb = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texture:
+    """A pattern of two colours over local coordinates.
+
+    Attributes:
+        pattern: A name in `PATTERNS`.
+        colors: The two colours, in [0, 1].
+        frequency: Repeats per world unit (around the axis for patterns that follow the angle).
+    """
+
+    pattern: str
+    colors: tuple[Rgb, Rgb]
+    frequency: float = 1.0
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Return colours at local points, [n, 3]."""
+        return mix(*self.colors, PATTERNS[self.pattern](points, self.frequency))
+
+
+def mix(first: Rgb | np.ndarray, second: Rgb | np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Return the blend from first (share 0) to second (share 1), [n, 3]."""
+    return np.asarray(first) + (np.asarray(second) - np.asarray(first)) * share[:, None]
+
+
+def smoothstep(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return the cubic ramp from 0 at low to 1 at high."""
+    x = np.clip((values - low) / (high - low), 0, 1)
+    return x * x * (3 - 2 * x)
+
+
+def _wave(phase: np.ndarray, softness: float = 0.25) -> np.ndarray:
+    """Return a square wave of period 1 with soft edges, in [0, 1]."""
+    return smoothstep(np.sin(2 * np.pi * phase), -softness, softness)
+
+
+def _plain(points: np.ndarray, frequency: float) -> np.ndarray:
+    # A breath of tone, so that a plain surface still has something for an image loss to hold on to.
+    x, y, z = points.T * frequency
+    return 0.5 + 0.25 * np.sin(5.1 * x + 2.3 * y) + 0.25 * np.sin(4.3 * z - 3.7 * y + 1)
+
+
+def _rings(points: np.ndarray, frequency: float) -> np.ndarray:
+    return _wave(points[:, 2] * frequency)
+
+
+def _wedges(points: np.ndarray, frequency: float) -> np.ndarray:
+    return _wave(np.arctan2(points[:, 1], points[:, 0]) / (2 * np.pi) * frequency, 0.35)
+
+
+def _checker(points: np.ndarray, frequency: float) -> np.ndarray:
+    x, y, z = np.sin(np.pi * (points * frequency + 0.25)).T
+    return smoothstep(x * y * z, -0.12, 0.12)
+
+
+def _dots(points: np.ndarray, frequency: float) -> np.ndarray:
+    cell = points * frequency
+    x, y, z = (cell - np.round(cell)).T
+    return 1 - smoothstep(np.sqrt(x * x + y * y + z * z), 0.28, 0.4)
+
+
+def _ribbon(points: np.ndarray, frequency: float) -> np.ndarray:
+    nearest = np.minimum(np.abs(points[:, 0]), np.abs(points[:, 1])) * frequency
+    return 1 - smoothstep(nearest, 0.13, 0.18)
+
+
+def _icing(points: np.ndarray, frequency: float) -> np.ndarray:
+    edge = 0.05 * np.sin(5 * np.arctan2(points[:, 1], points[:, 0]))
+    return smoothstep(points[:, 2] * frequency + edge, -0.06, 0.04)
+
+
+def _leaves(points: np.ndarray, frequency: float) -> np.ndarray:
+    x, y, z = points.T * frequency * 2 * np.pi
+    return 0.5 + 0.22 * (np.sin(x + np.sin(y)) + np.sin(y + np.sin(z)) + 0.3 * np.sin(2 * z + x))
+
+
+def _grain(points: np.ndarray, frequency: float) -> np.ndarray:
+    x, y, z = points.T * frequency
+    return (
+        0.5 + 0.3 * np.sin(9 * np.hypot(x - 0.9, 0.35 * y) + np.sin(2 * y)) + 0.2 * np.sin(17 * x + 2 * np.sin(y) + z)
+    )
+
+
+PATTERNS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "plain": _plain,
+    "rings": _rings,
+    "wedges": _wedges,
+    "checker": _checker,
+    "dots": _dots,
+    "ribbon": _ribbon,
+    "icing": _icing,
+    "leaves": _leaves,
+    "grain": _grain,
+}
+
+
+def floor_color(points: np.ndarray, *, rug_radius: float) -> np.ndarray:
+    """Return planks, and a round rug in the middle, [n, 3]. Args: points on the floor [n, 3], rug radius."""
+    x, y = points[:, 0], points[:, 1]
+    plank = np.floor(y / 0.45)
+    tone = 0.5 + 0.5 * np.sin(plank * 12.9898 + 1)
+    grain = 0.5 + 0.5 * np.sin(9 * y + 1.5 * np.sin(1.3 * x + plank))
+    seam = 1 - smoothstep(np.abs(y / 0.45 - np.round(y / 0.45)) * 0.45, 0.01, 0.035)
+    wood = mix((0.62, 0.42, 0.26), (0.76, 0.55, 0.36), 0.7 * tone + 0.3 * grain) * (1 - 0.25 * seam[:, None])
+
+    rho = np.hypot(x, y) / rug_radius
+    angle = np.arctan2(y, x)
+    petals = smoothstep(np.cos(12 * angle) * 0.5 + 0.5, 0.3, 0.7) * smoothstep(rho, 0.66, 0.7)
+    rug = mix((0.93, 0.88, 0.78), (0.26, 0.42, 0.62), petals * (1 - smoothstep(rho, 0.86, 0.9)))
+    ring = smoothstep(rho, 0.55, 0.58) * (1 - smoothstep(rho, 0.63, 0.66)) + smoothstep(rho, 0.92, 0.95)
+    rug = mix(rug, (0.75, 0.30, 0.25), np.clip(ring, 0, 1))
+    return mix(wood, rug, 1 - smoothstep(rho, 0.985, 1.015))
+
+
+# One colour per wall, so that the corner one looks at is never in doubt.
+WALL_COLORS = np.array([[0.56, 0.74, 0.76], [0.93, 0.78, 0.62], [0.72, 0.80, 0.64], [0.78, 0.70, 0.84]])
+
+
+def wall_color(points: np.ndarray, wall: np.ndarray, *, half: float, height: float) -> np.ndarray:
+    """Return wallpaper over a white panel, with one picture a wall, [n, 3].
+
+    Args:
+        points: Points on the walls, [n, 3].
+        wall: Which of the four walls (+x, -x, +y, -y), int [n].
+        half: Half of the room's width.
+        height: Height of the room.
+    """
+    u = np.where(wall < 2, points[:, 1], points[:, 0])
+    z = points[:, 2]
+    stripes = 0.5 + 0.5 * np.sin(2 * np.pi * u / 0.55)
+    paper = WALL_COLORS[wall] * (0.92 + 0.08 * stripes)[:, None]
+    panel_edge = smoothstep(np.abs(np.sin(np.pi * u / 1.2)), 0.06, 0.14)
+    panel = mix((0.80, 0.78, 0.74), (0.94, 0.92, 0.88), panel_edge)
+    color = mix(panel, paper, smoothstep(z, 0.24 * height, 0.25 * height + 0.02))
+    rail = smoothstep(z, 0.225 * height, 0.235 * height) * (1 - smoothstep(z, 0.255 * height, 0.265 * height))
+    color = mix(color, (0.97, 0.95, 0.91), rail)
+    return _picture(color, u / (0.34 * half), (z - 0.56 * height) / (0.19 * height), wall)
+
+
+def _picture(color: np.ndarray, u: np.ndarray, v: np.ndarray, wall: np.ndarray) -> np.ndarray:
+    """Return colour with a framed landscape where |u|, |v| < 1."""
+    edge = np.maximum(np.abs(u), np.abs(v))
+    hills = 0.25 * np.sin(3 * u + 1.7 * wall) - 0.1
+    sky = mix((0.98, 0.80, 0.55), (0.36, 0.60, 0.86), smoothstep(v, -0.4, 0.8))
+    art = mix(sky, WALL_COLORS[(wall + 2) % 4] * [0.45, 0.65, 0.45], 1 - smoothstep(v, hills - 0.06, hills + 0.06))
+    sun = np.hypot(u - 0.45 + 0.25 * wall, 0.8 * (v - 0.45))
+    art = mix(art, (1.0, 0.95, 0.75), 1 - smoothstep(sun, 0.16, 0.24))
+    framed = mix(art, (0.42, 0.26, 0.16), smoothstep(edge, 0.84, 0.88))
+    return mix(color, framed, 1 - smoothstep(edge, 0.98, 1.02))

@@ -1,0 +1,305 @@
+"""Sparse points from posed photos: SIFT, candidates along epipolar lines, agreement of several views.
+
+The poses are given, so a match only has to be right about its pixel. Every SIFT point of a view looks for its best
+candidate near its epipolar line in each of several other views. Each candidate proposes a depth, and the depth that most
+other views agree with wins; a point needs three views. No chain of pairwise matches is followed, so one wrong match never
+glues two points together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import cv2
+import numpy as np
+
+from unified_lift.data.images import parallel_map
+from unified_lift.ops.cameras import look_at_point
+from unified_lift.types import Camera, PointCloud, View
+
+_MAX_SIDE = 960  # px: larger photos are shrunk for detection
+_MAX_FEATURES = 2000  # strongest SIFT points per view
+_CONTRAST = 0.01  # SIFT contrast threshold; the library's 0.04 leaves smooth walls and small photos empty
+_NUM_NEIGHBORS = 10  # views in which each view looks for its points
+_MIN_BASELINE, _MAX_BASELINE = 3.0, 40.0  # degrees between two views, seen from the look-at point
+_MAX_EPIPOLAR = 1.5  # px from the epipolar line
+_MAX_RATIO = 0.95  # best over second-best descriptor distance near the line
+_MAX_ERROR = 2.0  # px of reprojection
+_MIN_ANGLE = 1.5  # degrees between the rays of a track
+_MIN_VIEWS = 3  # views of a track; a two-view match on a line cannot be checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """SIFT points of a view: corner-origin pixels of the view [K, 2] and RootSIFT descriptors [K, 128], float32."""
+
+    pixels: np.ndarray
+    descriptors: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracks:
+    """Observations grouped into points: view, index of the SIFT point in it, pixel [O, 2] and track index [O] of each."""
+
+    view: np.ndarray
+    feature: np.ndarray
+    pixels: np.ndarray
+    track: np.ndarray
+
+    def keep(self, mask: np.ndarray) -> Tracks:
+        """Return the observations where `mask` holds, under the same track indices."""
+        return Tracks(
+            view=self.view[mask], feature=self.feature[mask], pixels=self.pixels[mask], track=self.track[mask]
+        )
+
+
+def triangulate(views: Sequence[View]) -> PointCloud:
+    """Return surface points seen in three or more views, coloured from the photos; deterministic, possibly empty.
+
+    Points keep a reprojection error below 2 px in all their views, lie in front of them and are seen under an angle of
+    more than 1.5 degrees.
+
+    Args:
+        views: Posed photos of one static scene.
+    """
+    if len(views) < _MIN_VIEWS:
+        return _empty()
+    cameras = [view.camera for view in views]
+    features = parallel_map(detect_features, views)
+    neighbors = choose_neighbors(cameras)
+    grow = partial(grow_tracks, cameras=cameras, features=features, neighbors=neighbors)
+    tracks = best_tracks(_concatenate(parallel_map(grow, range(len(views)))))
+    points, tracks = solve_tracks(tracks, cameras)
+    if len(points) == 0:
+        return _empty()
+    return PointCloud(positions=points.astype(np.float32), colors=_mean_colors(tracks, views, len(points)))
+
+
+def detect_features(view: View) -> Features:
+    """Return the SIFT points of a view."""
+    grey = cv2.cvtColor(view.image.numpy(), cv2.COLOR_RGB2GRAY)
+    scale = min(1.0, _MAX_SIDE / max(grey.shape))
+    if scale < 1:
+        grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    sift = cv2.SIFT_create(nfeatures=_MAX_FEATURES, contrastThreshold=_CONTRAST)
+    points, descriptors = sift.detectAndCompute(grey, None)
+    if not points:
+        return Features(pixels=np.empty((0, 2)), descriptors=np.empty((0, 128), dtype=np.float32))
+    shrink = np.array([view.camera.width / grey.shape[1], view.camera.height / grey.shape[0]])
+    # OpenCV puts the centre of the first pixel at 0; ours lies at 0.5.
+    pixels = (np.array([point.pt for point in points]) + 0.5) * shrink
+    rows = descriptors / np.maximum(np.abs(descriptors).sum(axis=1, keepdims=True), 1e-12)
+    return Features(pixels=pixels, descriptors=np.sqrt(rows).astype(np.float32))
+
+
+def choose_neighbors(cameras: Sequence[Camera]) -> np.ndarray:
+    """Return for each view the others it is compared with, those under the smallest useful angle first, int64 [C, K].
+
+    The angle is taken at the point closest to all optical axes; views turned away from each other count as far.
+    """
+    centres = np.stack([camera.position for camera in cameras])
+    axes = np.stack([camera.cam_from_world[2, :3] for camera in cameras])
+    rays = look_at_point(list(cameras)) - centres
+    rays /= np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-12)
+    baseline = np.degrees(np.arccos(np.clip(rays @ rays.T, -1, 1)))
+    turn = np.degrees(np.arccos(np.clip(axes @ axes.T, -1, 1)))
+    cost = np.maximum(baseline, turn)
+    cost[cost > _MAX_BASELINE] += 1000.0
+    cost[baseline < _MIN_BASELINE] += 500.0  # almost one view twice: no depth
+    np.fill_diagonal(cost, np.inf)
+    return np.argsort(cost, axis=1, kind="stable")[:, : min(_NUM_NEIGHBORS, len(cameras) - 1)]
+
+
+def fundamental_matrix(first: Camera, second: Camera) -> np.ndarray:
+    """Return F with x2^T F x1 = 0 for corner-origin pixels x1 of the first and x2 of the second camera, [3, 3].
+
+    Source: F = K2^-T [t]x R K1^-1 with (R, t) taking the first camera's coordinates to the second's.
+    """
+    relative = second.cam_from_world @ np.linalg.inv(first.cam_from_world)
+    t = relative[:3, 3]
+    cross = np.array([[0, -t[2], t[1]], [t[2], 0, -t[0]], [-t[1], t[0], 0]])
+    inverse = [np.linalg.inv(camera.K.double().numpy()) for camera in (first, second)]
+    return inverse[1].T @ cross @ relative[:3, :3] @ inverse[0]
+
+
+def candidates(first: Features, second: Features, matrix: np.ndarray) -> np.ndarray:
+    """Return for each point of `first` its best match near the epipolar line in `second`, or -1; int64 [K].
+
+    Args:
+        matrix: Fundamental matrix from `first` to `second`, [3, 3].
+    """
+    if min(len(first.pixels), len(second.pixels)) < 2:
+        return np.full(len(first.pixels), -1, dtype=np.int64)
+    lines = np.c_[first.pixels, np.ones(len(first.pixels))] @ matrix.T  # [K1, 3]
+    lines /= np.maximum(np.linalg.norm(lines[:, :2], axis=1, keepdims=True), 1e-12)
+    offset = lines.astype(np.float32) @ np.c_[second.pixels, np.ones(len(second.pixels))].T.astype(np.float32)
+    similarity = first.descriptors @ second.descriptors.T  # [K1, K2]
+    similarity[np.abs(offset) > _MAX_EPIPOLAR] = -1.0
+    rows = np.arange(len(first.pixels))
+    best = similarity.argmax(axis=1)
+    top = similarity[rows, best]
+    similarity[rows, best] = -1.0
+    runner_up = np.maximum(similarity.max(axis=1), 0.0)
+    # Descriptors have length one: squared distance = 2 - 2 similarity.
+    distinct = (top > 0) & (1 - top < _MAX_RATIO**2 * (1 - runner_up))
+    return np.where(distinct, best, -1)
+
+
+def grow_tracks(index: int, *, cameras: Sequence[Camera], features: Sequence[Features], neighbors: np.ndarray) -> Tracks:
+    """Return the tracks that start at the points of view `index`, its own observation first.
+
+    Source: along the ray of a pixel, a neighbour sees a z + b (homogeneous); its candidate x gives z by least squares of
+    (a - x a_w) z = -(b - x b_w). Each candidate's z is tried on all other candidates.
+    """
+    own, others = features[index], neighbors[index]
+    match = np.stack(
+        [candidates(own, features[j], fundamental_matrix(cameras[index], cameras[j])) for j in others], axis=1
+    )  # [K, V]
+    a, b = _ray_images(own.pixels, cameras[index], [cameras[j] for j in others])  # [K, V, 3], [V, 3]
+    seen = np.full((*match.shape, 2), np.nan)
+    for column, j in enumerate(others):
+        found = match[:, column] >= 0
+        seen[found, column] = features[j].pixels[match[found, column]]
+    left, right = a[..., :2] - seen * a[..., 2:], b[:, :2] - seen * b[:, 2:]
+    with np.errstate(invalid="ignore", divide="ignore"):  # NaN marks views without a candidate; it never counts below
+        z = -(left * right).sum(axis=-1) / (left * left).sum(axis=-1)  # [K, V] proposals
+        image = a[:, None] * z[..., None, None] + b  # [K, proposals, views, 3]
+        error = np.linalg.norm(image[..., :2] / image[..., 2:] - seen[:, None], axis=-1)
+        agrees = (error < _MAX_ERROR) & (image[..., 2] > 0) & (z > 0)[..., None]
+    score = agrees.sum(axis=-1) - np.where(agrees, error, 0).sum(axis=-1) / (_MAX_ERROR * (len(others) + 1))
+    inliers = agrees[np.arange(len(match)), score.argmax(axis=1)]  # [K, V]
+    enough = inliers.sum(axis=1) + 1 >= _MIN_VIEWS
+    point, column = np.nonzero(inliers & enough[:, None])
+    start = np.flatnonzero(enough)
+    renumber = np.cumsum(enough) - 1
+    return Tracks(
+        view=np.concatenate([np.full(len(start), index), others[column]]),
+        feature=np.concatenate([start, match[point, column]]),
+        pixels=np.concatenate([own.pixels[start], seen[point, column]]),
+        track=np.concatenate([renumber[start], renumber[point]]),
+    )
+
+
+def best_tracks(tracks: Tracks) -> Tracks:
+    """Return the tracks that are the longest through at least half of their observations: one per surface point."""
+    if len(tracks.track) == 0:
+        return tracks
+    length = np.bincount(tracks.track)
+    _, node = np.unique(tracks.view * (tracks.feature.max() + 1) + tracks.feature, return_inverse=True)
+    order = np.lexsort((tracks.track, -length[tracks.track], node))
+    _, first = np.unique(node[order], return_index=True)
+    owner = tracks.track[order[first]]
+    owned = np.bincount(tracks.track, weights=owner[node] == tracks.track)
+    return _renumbered(tracks.keep(2 * owned[tracks.track] >= length[tracks.track]))
+
+
+def solve_tracks(tracks: Tracks, cameras: Sequence[Camera]) -> tuple[np.ndarray, Tracks]:
+    """Return the accepted points, float64 [M, 3], and their observations under track indices 0..M-1."""
+    if len(tracks.track) == 0:
+        return np.empty((0, 3)), tracks
+    points = linear_triangulation(tracks, cameras)
+    error, depth = _reprojection(points, tracks, cameras)
+    good = np.ones(len(points), dtype=bool)
+    np.logical_and.at(good, tracks.track, (error < _MAX_ERROR) & (depth > 0))
+    good &= _widest_angle(points, tracks, cameras) > _MIN_ANGLE
+    return points[good], _renumbered(tracks.keep(good[tracks.track]))
+
+
+def linear_triangulation(tracks: Tracks, cameras: Sequence[Camera]) -> np.ndarray:
+    """Return the point of every track by the direct linear transform, float64 [T, 3].
+
+    Source: each observation gives the rows x P3 - P1 and y P3 - P2 of a homogeneous system; the smallest eigenvector of
+    their normal matrix is the point. A second pass divides each row by its depth, which turns the algebraic into the pixel
+    error. World coordinates are centred and scaled for the condition of the system.
+    """
+    centre = np.mean([camera.position for camera in cameras], axis=0)
+    scale = max(float(np.max([np.linalg.norm(camera.position - centre) for camera in cameras])), 1e-9)
+    projections = np.stack([_projection(camera, centre, scale) for camera in cameras])[tracks.view]  # [O, 3, 4]
+    rows = projections[:, 2:3] * tracks.pixels[:, :, None] - projections[:, :2]  # [O, 2, 4]
+    weight = np.ones(len(rows))
+    for _ in range(2):
+        weighted = rows * weight[:, None, None]
+        normal = np.zeros((int(tracks.track.max()) + 1, 4, 4))
+        np.add.at(normal, tracks.track, np.einsum("oik,oil->okl", weighted, weighted))
+        solution = np.linalg.eigh(normal)[1][:, :, 0]  # [T, 4]
+        homogeneous = np.where(np.abs(solution[:, 3:]) > 1e-12, solution[:, 3:], 1e-12)
+        points = solution[:, :3] / homogeneous
+        depth = np.einsum("ok,ok->o", projections[:, 2, :3], points[tracks.track]) + projections[:, 2, 3]
+        weight = 1.0 / np.maximum(np.abs(depth), 1e-3)
+    return points * scale + centre
+
+
+def _projection(camera: Camera, centre: np.ndarray, scale: float) -> np.ndarray:
+    """Return K [R | t] for world coordinates that were centred and divided by `scale`, [3, 4]."""
+    rotation, translation = camera.cam_from_world[:3, :3], camera.cam_from_world[:3, 3]
+    moved = np.c_[rotation * scale, rotation @ centre + translation] / scale
+    matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1.0]])
+    return matrix @ moved
+
+
+def _reprojection(points: np.ndarray, tracks: Tracks, cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the error in px and the depth of every observation, [O] each."""
+    projections = np.stack([_projection(camera, np.zeros(3), 1.0) for camera in cameras])[tracks.view]
+    world = points[tracks.track]
+    image = np.einsum("okl,ol->ok", projections[:, :, :3], world) + projections[:, :, 3]
+    depth = image[:, 2]
+    pixels = image[:, :2] / np.where(np.abs(depth) < 1e-12, 1e-12, depth)[:, None]
+    return np.linalg.norm(pixels - tracks.pixels, axis=1), depth
+
+
+def _ray_images(pixels: np.ndarray, camera: Camera, others: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray]:
+    """Return a [K, V, 3] and b [V, 3]: other cameras see the point at depth z of a pixel's ray at a z + b, homogeneous."""
+    slope = (pixels - [camera.cx, camera.cy]) / [camera.fx, camera.fy]
+    direction = np.c_[slope, np.ones(len(pixels))] @ camera.cam_from_world[:3, :3]  # [K, 3], world
+    projections = np.stack([_projection(other, np.zeros(3), 1.0) for other in others])  # [V, 3, 4]
+    b = projections[:, :, :3] @ camera.position + projections[:, :, 3]
+    return np.einsum("vij,kj->kvi", projections[:, :, :3], direction), b
+
+
+def _renumbered(tracks: Tracks) -> Tracks:
+    """Return the same observations with track indices without gaps."""
+    _, track = np.unique(tracks.track, return_inverse=True)
+    return Tracks(view=tracks.view, feature=tracks.feature, pixels=tracks.pixels, track=track)
+
+
+def _concatenate(parts: Sequence[Tracks]) -> Tracks:
+    """Return the tracks of all views under indices of their own."""
+    sizes = [int(part.track.max()) + 1 if len(part.track) else 0 for part in parts]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    return Tracks(
+        view=np.concatenate([part.view for part in parts]),
+        feature=np.concatenate([part.feature for part in parts]),
+        pixels=np.concatenate([part.pixels for part in parts]),
+        track=np.concatenate([part.track + start for part, start in zip(parts, starts, strict=False)]),
+    )
+
+
+def _widest_angle(points: np.ndarray, tracks: Tracks, cameras: Sequence[Camera]) -> np.ndarray:
+    """Return per track the largest angle in degrees between the first and any other ray, [T]."""
+    centres = np.stack([camera.position for camera in cameras])[tracks.view]
+    rays = points[tracks.track] - centres
+    rays /= np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-12)
+    _, first = np.unique(tracks.track, return_index=True)
+    cosine = np.einsum("ok,ok->o", rays, rays[first][tracks.track])
+    widest = np.zeros(len(points))
+    np.maximum.at(widest, tracks.track, np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+    return widest
+
+
+def _mean_colors(tracks: Tracks, views: Sequence[View], count: int) -> np.ndarray:
+    """Return the mean colour of each track's pixels, uint8 [count, 3]."""
+    total, number = np.zeros((count, 3)), np.zeros(count)
+    for index in np.unique(tracks.view):
+        rows = tracks.view == index
+        image = views[index].image.numpy()
+        at = np.floor(tracks.pixels[rows]).astype(np.int64)
+        at = np.clip(at, 0, [image.shape[1] - 1, image.shape[0] - 1])
+        np.add.at(total, tracks.track[rows], image[at[:, 1], at[:, 0]])
+        np.add.at(number, tracks.track[rows], 1)
+    return np.round(total / number[:, None]).astype(np.uint8)
+
+
+def _empty() -> PointCloud:
+    return PointCloud(positions=np.empty((0, 3), dtype=np.float32), colors=np.empty((0, 3), dtype=np.uint8))

@@ -1,0 +1,1 @@
+"""Adding and removing Gaussians during the geometry stage."""

@@ -1,0 +1,1 @@
+"""Training stages, optimiser, checkpoints, logs."""

@@ -1,0 +1,140 @@
+"""Lift stage: features and codebook on frozen geometry.
+
+With geometry frozen a rendered feature is a fixed linear map of the Gaussian features. So a step needs no colour, no
+SSIM, and only the sampled pixels; the map (the blending weights) is computed once per view if it fits in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from diff_gaussian_rasterization import PixelWeights, blend
+from torch import Tensor
+
+from unified_lift.engine.geometry import update_method
+from unified_lift.engine.optim import NamedAdam
+from unified_lift.engine.settings import LiftSettings
+from unified_lift.engine.terms import require_finite, weighted_sum
+from unified_lift.engine.views import ViewOrder
+from unified_lift.methods.base import Method, Observation
+from unified_lift.model.gaussians import Gaussians
+from unified_lift.rendering import blending_weights
+from unified_lift.types import Camera, Scene, UserError
+
+_FEATURE_EPS = 1e-15  # Adam's eps for Gaussian parameters [3DGS]
+_METHOD_EPS = 1e-8  # [released]
+
+
+class WeightCache:
+    """Blending weights of training views, kept in memory if all of them fit."""
+
+    def __init__(self, gaussians: Gaussians, cameras: list[Camera], *, min_weight: float, budget_mb: int) -> None:
+        """Decide from the first view whether all fit in `budget_mb` MiB."""
+        self.gaussians, self.cameras, self.min_weight = gaussians, cameras, min_weight
+        self.kept: dict[int, PixelWeights] = {}
+        first = self._compute(0, None)
+        self.keeps_all = first.nbytes * len(cameras) <= budget_mb * 2**20
+        if self.keeps_all:
+            self.kept[0] = first
+
+    def all_pixels(self, index: int) -> PixelWeights:
+        """Return the weights of every pixel of view `index`, row by row."""
+        if index in self.kept:
+            return self.kept[index]
+        weights = self._compute(index, None)
+        if self.keeps_all:
+            self.kept[index] = weights
+        return weights
+
+    def some_pixels(self, index: int, rows: Tensor) -> PixelWeights:
+        """Return the weights of the pixels `rows` (y * width + x, int64 [P]) of view `index`."""
+        if self.keeps_all:
+            return self.all_pixels(index).rows(rows)
+        width = self.cameras[index].width
+        return self._compute(index, torch.stack([rows % width, rows // width], dim=1))
+
+    def _compute(self, index: int, pixels: Tensor | None) -> PixelWeights:
+        return blending_weights(self.gaussians, self.cameras[index], pixels=pixels, min_weight=self.min_weight)
+
+
+class LiftStage:
+    """One view per step: sampled pixels, the method's losses, Adam on features and on the method's parameters."""
+
+    name = "lift"
+
+    def __init__(
+        self, scene: Scene, gaussians: Gaussians, method: Method, settings: LiftSettings, *, seed: int
+    ) -> None:
+        """Freeze the geometry, start the features if there are none of the method's width.
+
+        Raises:
+            UserError: No training view has a mask.
+        """
+        self.views = [view for view in scene.train if view.segments is not None]
+        if not self.views:
+            raise UserError(f"{scene.name}: no training view has a mask, nothing can be lifted; check --object_path")
+        self.gaussians, self.method, self.settings = gaussians, method, settings
+        self.num_steps = settings.lift_iterations
+        self.order = ViewOrder(len(self.views), seed=seed)
+        self.generator = torch.Generator().manual_seed(seed + 1)
+        self.adam, self.method_adam = NamedAdam(eps=_FEATURE_EPS), NamedAdam(eps=_METHOD_EPS)
+        gaussians.freeze_geometry()
+        if gaussians.feature_dim != method.feature_dim:
+            gaussians.set("features", method.initial_features(len(gaussians)))
+        self._cache: WeightCache | None = None
+
+    @property
+    def cache(self) -> WeightCache:
+        """Return the weight cache, made at first use because it depends on the final geometry."""
+        if self._cache is None:
+            self._cache = WeightCache(
+                self.gaussians,
+                [view.camera for view in self.views],
+                min_weight=self.settings.lift_min_weight,
+                budget_mb=self.settings.lift_cache_mb,
+            )
+        return self._cache
+
+    def train_step(self, step: int) -> dict[str, Tensor]:
+        """Do 0-based `step` and return the unweighted, detached terms."""
+        progress = step / self.num_steps
+        self.method.before_step(progress, self.observe)
+        index = self.order.next_index()
+        segments = self.views[index].segments.flatten()
+        if len(segments) > self.settings.lift_pixels:
+            rows = torch.randint(len(segments), (self.settings.lift_pixels,), generator=self.generator)
+            weights, segments = self.cache.some_pixels(index, rows), segments[rows]
+        else:
+            weights = self.cache.all_pixels(index)
+        features = blend(weights, self.gaussians.features)  # [P, D]
+        terms = self.method.losses(features, segments, progress)
+        total = weighted_sum(terms, self.method.weights)
+        require_finite(total, terms, step)
+        self.gaussians.zero_grad()
+        total.backward()
+        self.adam.step(self.gaussians.table, {"features": self.method.rates(progress)["features"]})
+        update_method(self.method, self.method_adam, progress)
+        return {name: term.detach() for name, term in terms.items()}
+
+    @torch.no_grad()
+    def observe(self) -> Iterator[Observation]:
+        """Walk over all labelled training views: rendered features [P, D] and ids [P]."""
+        for index, view in enumerate(self.views):
+            yield blend(self.cache.all_pixels(index), self.gaussians.features), view.segments.flatten()
+
+    def state_dict(self) -> dict:
+        """Return everything but Gaussians and method, which the trainer keeps."""
+        return {
+            "order": self.order.state_dict(),
+            "generator": self.generator.get_state(),
+            "adam": self.adam.state_dict(),
+            "method_adam": self.method_adam.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take what `state_dict` returned."""
+        self.order.load_state_dict(state["order"])
+        self.generator.set_state(state["generator"])
+        self.adam.load_state_dict(state["adam"])
+        self.method_adam.load_state_dict(state["method_adam"])

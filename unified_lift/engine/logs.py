@@ -1,0 +1,67 @@
+"""Scalars and images of a run: metrics.jsonl always, TensorBoard if asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+_TAGS = {  # 3DGS and Unified-Lift names, which existing dashboards expect
+    "photometric": "train_loss_patches/photometric_loss",
+    "total": "train_loss_patches/total_loss",
+    "contrastive": "train/contrastive",
+    "class": "train/association",
+    "concentration": "train/concentration",
+    "norm": "train/norm",
+    "objects_used": "train/objects_used",
+    "filtered_ratio": "train/filtered_ratio",
+    "num_gaussians": "total_points",
+    "seconds_per_step": "iter_time",
+    "psnr": "test/loss_viewpoint - psnr",
+}
+
+
+class RunLog:
+    """Append-only log of a model folder."""
+
+    def __init__(self, model_path: Path, *, tensorboard: bool) -> None:
+        """Open `<model>/metrics.jsonl`, and `<model>/tb` if asked."""
+        self._file = open(model_path / "metrics.jsonl", "a")  # noqa: SIM115 (closed by close)
+        self._writer = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed for `none`
+
+            self._writer = SummaryWriter(str(model_path / "tb"))
+
+    def scalars(self, stage: str, step: int, total_steps: int, values: Mapping[str, float]) -> None:
+        """Write one line {stage, step, ...values} and its TensorBoard scalars at `total_steps`."""
+        self._file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(_TAGS.get(name, f"train/{name}"), value, total_steps)
+
+    def image(self, tag: str, total_steps: int, image: Tensor) -> None:
+        """Write an image in [0, 1], [H, W, 3], to TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_image(tag, image.clamp(0, 1), total_steps, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_log(model_path: Path) -> list[dict]:
+    """Return the lines of metrics.jsonl; an empty list if there are none. A cut last line is dropped."""
+    path = model_path / "metrics.jsonl"
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines

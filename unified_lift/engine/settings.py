@@ -1,0 +1,97 @@
+"""The settings tree of a training run and of its stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from unified_lift.density.default import DensitySettings
+from unified_lift.methods.unified_lift import UnifiedLiftSettings
+from unified_lift.types import DataSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeometrySettings:
+    """The 3D-GS recipe."""
+
+    iterations: int = 30_000
+    """Geometry iterations, one view each [3DGS]; 0 = none (with --init_ply)."""
+    sh_degree: int = 3
+    """Highest SH degree of colour, 0 to 3 [3DGS]."""
+    sh_interval: int = 1_000
+    """Iterations between two SH degrees [3DGS]."""
+    white_background: bool = False
+    """White instead of black behind everything (-w) [3DGS]."""
+    lambda_dssim: float = 0.2
+    """Share of D-SSIM in the photometric loss [3DGS]."""
+    position_lr_init: float = 1.6e-4
+    """First rate of positions, times the scene radius [3DGS]."""
+    position_lr_final: float = 1.6e-6
+    """Last rate of positions, times the scene radius [3DGS]."""
+    position_lr_max_steps: int = 0
+    """Iteration of the last rate; 0 = `iterations`. [ours] 3DGS: 30,000 however short the run."""
+    sh_lr: float = 2.5e-3
+    """Rate of SH degree 0; higher degrees take a 20th of it [3DGS]."""
+    opacity_lr: float = 0.05
+    """Rate of logit opacities [3DGS of 2023, released]; newer 3DGS: 0.025."""
+    scaling_lr: float = 5e-3
+    """Rate of log scales [3DGS]."""
+    rotation_lr: float = 1e-3
+    """Rate of quaternions [3DGS]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiftSettings:
+    """The lift stage: features and codebook on frozen geometry."""
+
+    lift_iterations: int = 3_000
+    """Steps of the lift stage. [ours] experiments.md"""
+    lift_pixels: int = 32_768
+    """Pixels drawn per step [released, for Eq. 1]."""
+    lift_min_weight: float = 1e-3
+    """Blending weights below this are left out of the lift. [ours]"""
+    lift_cache_mb: int = 4_096
+    """Keep all blending weights in memory if they fit in this many MiB; else compute them per step. [ours]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """When a run writes what."""
+
+    save_iterations: tuple[int, ...] = ()
+    """Geometry iterations after which the scene is also saved; the end always is [3DGS]."""
+    test_iterations: tuple[int, ...] = (7_000, 30_000)
+    """Geometry iterations after which held-out views are scored to the log [3DGS]."""
+    checkpoint_iterations: tuple[int, ...] = ()
+    """Steps, geometry and lift counted through, after which a checkpoint is kept [3DGS]."""
+    checkpoint_interval: int = 1_000
+    """Steps between two rolling checkpoints, of which only the last is kept; 0 = none. [ours]"""
+    log_interval: int = 50
+    """Steps between two log lines. [ours]"""
+    logger: Literal["tensorboard", "none"] = "tensorboard"
+    """Where scalars and images go, besides metrics.jsonl."""
+    quiet: bool = False
+    """No progress bars [3DGS]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Everything a run needs to be repeated."""
+
+    model_path: Path = Path()
+    """Output folder (-m) [3DGS]."""
+    preset: str = "unified_lift"
+    """`unified_lift` (ours), `released` (the public code), `paper` (the text), or a YAML file of differences."""
+    schedule: Literal["staged", "joint"] = "staged"
+    """Geometry first, then lift [ours]; or everything in one loop [paper, released]."""
+    seed: int = 0
+    """Seed of every random draw."""
+    init_ply: Path | None = None
+    """Start from this trained 3D Gaussian .ply of any trainer instead of points."""
+    data: DataSettings = field(default_factory=DataSettings)
+    geometry: GeometrySettings = field(default_factory=GeometrySettings)
+    density: DensitySettings = field(default_factory=DensitySettings)
+    lift: LiftSettings = field(default_factory=LiftSettings)
+    method: UnifiedLiftSettings = field(default_factory=UnifiedLiftSettings)
+    run: RunSettings = field(default_factory=RunSettings)

@@ -1,0 +1,220 @@
+"""Pictures of a rendered view: object colours, overlays, uncertainty, depth, and PNG files that are whole or absent.
+
+Colours are uint8 RGB, [H, W, 3]; ids are integers [H, W].
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from unified_lift.types import UserError
+
+MAX_ID = 65_535
+"""Largest id a 16-bit PNG holds."""
+BACKGROUND_COLOR = (58, 63, 74)
+"""Colour of id 0: slate, so that objects stand out where 0 is the background."""
+UNMATCHED_COLOR = (214, 214, 214)
+"""Colour of a true object that no predicted object is matched with."""
+PALETTE_SIZE = 1_024
+"""Ids this far apart share a colour; nobody tells more colours apart."""
+
+_LIGHTNESS = np.linspace(0.52, 0.88, 9)  # OKLab: neither near black nor near white, so that borders show
+_CHROMA = np.linspace(0.07, 0.20, 6)
+_NUM_HUES = 120
+_FIRST_COLOR = (0.66, 0.19, 0.48)  # lightness, chroma, hue in radians: where the greedy search begins
+_LIGHTNESS_WEIGHT = 0.75  # hue tells objects apart better than lightness does
+_OVERLAY_SHARE = 0.5
+_PNG_FAST = (cv2.IMWRITE_PNG_COMPRESSION, 3)
+
+
+def object_colors(ids: np.ndarray) -> np.ndarray:
+    """Return the colour of every id, uint8 [..., 3]; an id has the same colour in every picture of every scene.
+
+    Args:
+        ids: Not negative, any shape.
+    Raises:
+        ValueError: An id is negative.
+    """
+    ids = np.asarray(ids)
+    if ids.size and int(ids.min()) < 0:
+        raise ValueError(f"ids must not be negative, received {int(ids.min())}")
+    return _palette()[np.where(ids == 0, 0, 1 + (ids - 1) % (PALETTE_SIZE - 1))]
+
+
+def truth_colors(ids: np.ndarray, partners: Mapping[int, int | None], *, background: int) -> np.ndarray:
+    """Return annotated ids in the colours of the predicted objects they are matched with, uint8 [H, W, 3].
+
+    Args:
+        ids: True ids, 0 = background, [H, W].
+        partners: Predicted id of every true id; None, or no entry, leaves an object without colour: light grey.
+        background: Predicted id of the background.
+    """
+    values, index = np.unique(ids, return_inverse=True)
+    table = np.full((len(values), 3), UNMATCHED_COLOR, dtype=np.uint8)
+    for row, value in enumerate(values.tolist()):
+        partner = background if value == 0 else partners.get(value)
+        if partner is not None:
+            table[row] = object_colors(np.array(partner))
+    return table[index.reshape(ids.shape)]
+
+
+def borders(ids: np.ndarray) -> np.ndarray:
+    """Return where a pixel's id differs from that of its right or lower neighbour, bool [H, W]."""
+    edge = np.zeros(ids.shape, dtype=bool)
+    edge[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    edge[:-1] |= ids[:-1] != ids[1:]
+    return edge
+
+
+def overlay(image: np.ndarray, ids: np.ndarray, *, share: float = _OVERLAY_SHARE) -> np.ndarray:
+    """Return the picture tinted with the object colours, borders drawn in white; id 0 is dimmed instead of tinted.
+
+    Args:
+        image: Colour, uint8 [H, W, 3].
+        ids: Object ids, [H, W].
+        share: Weight of the object colour, in [0, 1].
+    """
+    colors = object_colors(ids).astype(np.float32)
+    mixed = (1 - share) * image + share * colors
+    mixed[borders(ids)] = 255
+    return np.rint(mixed).astype(np.uint8)
+
+
+def uncertainty_picture(confidence: np.ndarray) -> np.ndarray:
+    """Return 1 - confidence in the colour map `inferno`: black = certain, bright = unsure.
+
+    Args:
+        confidence: In [0, 1], [H, W].
+    """
+    return _mapped(1 - np.clip(confidence, 0, 1), cv2.COLORMAP_INFERNO)
+
+
+def depth_picture(depth: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Return depth in the colour map `turbo`, near = red, stretched over the 2nd to 98th percentile of inverse depth.
+
+    Args:
+        depth: World units, [H, W].
+        alpha: Accumulated opacity; pixels that are mostly empty come out black, [H, W].
+    """
+    seen = (alpha > 0.5) & (depth > 0)
+    if not seen.any():
+        return np.zeros((*depth.shape, 3), dtype=np.uint8)
+    inverse = 1 / np.where(seen, depth, 1)
+    low, high = np.percentile(inverse[seen], (2, 98))
+    picture = _mapped(np.clip((inverse - low) / max(high - low, 1e-12), 0, 1), cv2.COLORMAP_TURBO)
+    picture[~seen] = 0
+    return picture
+
+
+class PictureWriter:
+    """Writes PNG files in threads. Use as a context manager: leaving it waits and passes on the first error."""
+
+    def __init__(self, *, threads: int = 4) -> None:
+        """Start the threads."""
+        self._pool = ThreadPoolExecutor(threads)
+        self._jobs: list[Future] = []
+
+    def write(self, path: Path, picture: np.ndarray) -> None:
+        """Write RGB uint8 [H, W, 3] or ids [H, W] (16-bit grey); the file appears whole or not at all."""
+        self._jobs.append(self._pool.submit(write_picture, path, picture))
+
+    def __enter__(self) -> PictureWriter:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        for job in self._jobs if kind is None else ():
+            job.result()
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write RGB uint8 [H, W, 3], or ids [H, W] as 16-bit grey, as PNG, whole or not at all; folders are made.
+
+    Raises:
+        ValueError: An id does not fit in 16 bits, or the shape or type is neither.
+    """
+    if picture.ndim == 2:
+        if picture.size and not 0 <= int(picture.min()) <= int(picture.max()) <= MAX_ID:
+            raise ValueError(f"{path}: ids must lie in 0..{MAX_ID}, received {picture.min()}..{picture.max()}")
+        pixels = picture.astype(np.uint16)
+    elif picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8:
+        pixels = picture[..., ::-1]
+    else:
+        raise ValueError(f"{path}: expected uint8 [H, W, 3] or ids [H, W], received {picture.dtype} {picture.shape}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda partial: partial.write_bytes(_encoded(pixels)))
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Return a PNG written by `write_picture`: uint8 RGB [H, W, 3] or int32 ids [H, W].
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.exists() else None
+    if pixels is None:
+        raise UserError(f"{path}: missing or damaged picture; write it again with render.py")
+    return pixels.astype(np.int32) if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1])
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a `.partial` file beside `path`, then put it in place, so that an interruption leaves no half."""
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    partial.replace(path)
+
+
+def _encoded(pixels: np.ndarray) -> bytes:
+    done, buffer = cv2.imencode(".png", pixels, _PNG_FAST)
+    assert done
+    return buffer.tobytes()
+
+
+def _mapped(values: np.ndarray, colormap: int) -> np.ndarray:
+    grey = np.rint(values * 255).astype(np.uint8)
+    return np.ascontiguousarray(cv2.applyColorMap(grey, colormap)[..., ::-1])
+
+
+@functools.lru_cache(maxsize=1)
+def _palette() -> np.ndarray:
+    """Return PALETTE_SIZE colours, each the candidate farthest from all before it, so any first few differ most."""
+    lab, rgb = _candidates()
+    space = lab * [_LIGHTNESS_WEIGHT, 1, 1]
+    lightness, chroma, hue = _FIRST_COLOR
+    first = [lightness * _LIGHTNESS_WEIGHT, chroma * np.cos(hue), chroma * np.sin(hue)]
+    chosen = [int(np.square(space - first).sum(axis=1).argmin())]
+    distance = np.square(space - space[chosen[0]]).sum(axis=1)
+    for _ in range(PALETTE_SIZE - 2):
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.square(space - space[chosen[-1]]).sum(axis=1))
+    return np.concatenate([np.array([BACKGROUND_COLOR], np.uint8), rgb[chosen]])
+
+
+def _candidates() -> tuple[np.ndarray, np.ndarray]:
+    """Return colours of middle lightness that a screen can show: OKLab [M, 3] and uint8 RGB [M, 3].
+
+    Source: OKLab, B. Ottosson 2020 (public domain matrices).
+    """
+    hues = np.arange(_NUM_HUES) * (2 * np.pi / _NUM_HUES)
+    lightness, chroma, hue = (grid.ravel() for grid in np.meshgrid(_LIGHTNESS, _CHROMA, hues, indexing="ij"))
+    lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
+    cone = lab @ np.array(
+        [[1, 1, 1], [0.3963377774, -0.1055613458, -0.0894841775], [0.2158037573, -0.0638541728, -1.2914855480]]
+    )
+    linear = cone**3 @ np.array(
+        [
+            [4.0767416621, -1.2684380046, -0.0041960863],
+            [-3.3077115913, 2.6097574011, -0.7034186147],
+            [0.2309699292, -0.3413193965, 1.7076147010],
+        ]
+    )
+    shown = ((linear >= 0) & (linear <= 1)).all(axis=1)
+    linear = linear[shown]
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return lab[shown], np.rint(255 * srgb).astype(np.uint8)

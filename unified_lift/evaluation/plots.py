@@ -1,0 +1,132 @@
+"""Figures of a run: its losses over the steps, and its scores view by view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_NOT_SCORES = ("num_objects", "object_share")
+_NOT_TERMS = ("stage", "step", "total", "seconds_per_step", "num_gaussians")
+_TITLES = {
+    "photometric": "photometric loss",
+    "contrastive": "contrastive loss (Eq. 1)",
+    "class": "class loss (Eq. 4)",
+    "concentration": "concentration loss (Eq. 6)",
+    "norm": "feature norm loss",
+    "psnr": "held-out PSNR [dB]",
+    "num_gaussians": "number of Gaussians",
+    "objects_used": "objects in use",
+    "filtered_ratio": "share of filtered pixels",
+}
+_COLORS = {"geometry": "#2f6f9f", "lift": "#b4533c", "test": "#4b8b4f"}
+_OTHER_COLOR = "#5b5b8c"
+_COLUMNS = 3
+_PANEL_INCHES = (3.3, 2.1)
+_SMOOTH_POINTS = 15  # a curve is smoothed over a 15th of its points
+_LOG_RANGE = 20  # a loss that spans a larger factor is drawn on a logarithmic axis
+_MAX_LABELLED_BARS = 40
+_STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#999999",
+    "axes.labelcolor": "#555555",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "xtick.color": "#666666",
+    "ytick.color": "#666666",
+}
+
+
+def loss_figure(log_lines: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Return one panel for every term and statistic of every stage, None where nothing was logged.
+
+    Args:
+        log_lines: {stage, step, name: value, ...}; of lines with the same stage and step (a resumed run) the last counts.
+    """
+    curves = _curves(log_lines)
+    if not curves:
+        return None
+    rows = -(-len(curves) // _COLUMNS)
+    figure, axes = _subplots(rows, min(_COLUMNS, len(curves)))
+    for axis in axes[len(curves) :]:
+        axis.set_visible(False)
+    for axis, ((stage, name), (steps, values)) in zip(axes, curves.items()):
+        _draw_curve(axis, steps, values, color=_COLORS.get(stage, _OTHER_COLOR), smooth=stage != "test")
+        axis.set_title(_TITLES.get(name, name), loc="left")
+        axis.set_xlabel(f"{'geometry' if stage == 'test' else stage} step")
+        if stage != "test" and "loss" in _TITLES.get(name, name) and values.min() > 0:
+            if values.max() / values.min() > _LOG_RANGE:
+                axis.set_yscale("log")
+    return figure
+
+
+def metric_figure(per_view: Mapping[str, Mapping[str, float]]) -> Figure | None:
+    """Return bars of every score over the views with its mean, None where there is no score.
+
+    Args:
+        per_view: Metric -> view -> value.
+    """
+    scores = {metric: values for metric, values in per_view.items() if values and metric not in _NOT_SCORES}
+    if not scores:
+        return None
+    longest = max(map(len, scores.values()))
+    figure, axes = _subplots(len(scores), 1, width=max(5.0, min(10.0, 0.32 * longest + 2)))
+    for axis, (metric, values) in zip(axes, scores.items()):
+        heights = np.array(list(values.values()))
+        axis.bar(np.arange(len(heights)), heights, color="#8fb3cc" if metric in ("PSNR", "SSIM") else "#d6a08f", width=0.75)
+        axis.axhline(heights.mean(), color="#444444", linewidth=1, linestyle=(0, (4, 3)))
+        unit = " [dB]" if metric == "PSNR" else ""
+        axis.set_title(f"{metric}{unit}, mean {heights.mean():.4g}", loc="left")
+        if metric != "PSNR":
+            axis.set_ylim(0, 1)
+        if len(heights) <= _MAX_LABELLED_BARS:
+            axis.set_xticks(np.arange(len(heights)), list(values), rotation=45, ha="right", rotation_mode="anchor")
+    return figure
+
+
+def _curves(log_lines: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+    """Return (stage, name) -> steps, values, in order of first appearance; the Gaussians count once, in geometry."""
+    points: dict[tuple[str, str], dict[int, float]] = {}
+    for line in log_lines:
+        stage = line["stage"]
+        for name, value in line.items():
+            is_count = name == "num_gaussians" and stage == "geometry"
+            if is_count or name not in _NOT_TERMS:
+                points.setdefault((stage, name), {})[int(line["step"])] = float(value)
+    curves = {}
+    for key, values in points.items():
+        steps = sorted(values)
+        curves[key] = (np.array(steps), np.array([values[step] for step in steps]))
+    return curves
+
+
+def _draw_curve(axis: Axes, steps: np.ndarray, values: np.ndarray, *, color: str, smooth: bool) -> None:
+    window = len(values) // _SMOOTH_POINTS if smooth else 0
+    if window < 2:
+        axis.plot(steps, values, color=color, linewidth=1.6, marker="o" if len(steps) < 12 else "", markersize=3)
+        return
+    axis.plot(steps, values, color=color, linewidth=0.8, alpha=0.35)
+    kernel = np.hanning(2 * window + 3)[1:-1]
+    mass = np.convolve(np.ones(len(values)), kernel, "same")  # so that the ends are means of what is there
+    axis.plot(steps, np.convolve(values, kernel, "same") / mass, color=color, linewidth=1.6)
+
+
+def _subplots(rows: int, columns: int, *, width: float | None = None) -> tuple[Figure, list[Axes]]:
+    import matplotlib as mpl  # half a second to import, and training and rendering do without
+    from matplotlib.figure import Figure as NewFigure  # not pyplot: no window, no global list of figures
+
+    with mpl.rc_context(_STYLE):
+        size = (width or columns * _PANEL_INCHES[0], rows * _PANEL_INCHES[1])
+        figure = NewFigure(figsize=size, layout="constrained")
+        axes = [figure.add_subplot(rows, columns, 1 + index) for index in range(rows * columns)]
+    return figure, axes

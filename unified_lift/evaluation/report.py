@@ -1,0 +1,230 @@
+"""The report of a trained scene: one self-contained HTML page, and its plots as PNG."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import jinja2
+import numpy as np
+
+from unified_lift.evaluation.pictures import object_colors, replace_file
+from unified_lift.evaluation.plots import loss_figure, metric_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_VIEWS = 12
+"""Views shown in the page, evenly chosen, so that it stays small enough to send by mail."""
+MAX_WIDTH = 480
+"""Width in pixels to which pictures in the page are reduced."""
+
+_PHOTOS = ("photo", "render")  # stored as JPEG; flat colours stay PNG
+_JPEG_QUALITY = 88
+_PLOT_DPI = 130
+_COUNTS = "num_"
+_TILES = ("PQ_scene", "mIoU", "F1", "PSNR", "SSIM")
+_LABELS = {
+    "PQ_scene": "panoptic quality over the scene",
+    "SQ_scene": "its segmentation part",
+    "RQ_scene": "its recognition part",
+    "PQ_things": "panoptic quality of objects",
+    "PQ_stuff": "panoptic quality of the background",
+    "mIoU": "mean IoU of matched objects",
+    "F1": "objects found with IoU > 0.5",
+    "PSNR": "image quality, dB",
+    "SSIM": "structural similarity",
+    "num_objects_true": "annotated objects in the held-out views",
+    "num_objects_pred": "predicted objects in the held-out views",
+    "num_objects_3d": "objects that own Gaussians",
+    "num_gaussians": "Gaussians",
+}
+
+
+def format_value(name: str, value: float) -> str:
+    """Return a score as people read it: counts whole, PSNR in dB, SSIM with four digits, fractions in percent."""
+    if name.startswith(_COUNTS):
+        return f"{int(value):,}"
+    if name == "PSNR":
+        return f"{value:.2f} dB"
+    return f"{value:.4f}" if name == "SSIM" else f"{100 * value:.1f} %"
+
+
+def chosen_views(names: Sequence[str], *, count: int = MAX_VIEWS) -> list[str]:
+    """Return at most `count` names, evenly spread, first and last included."""
+    if len(names) <= count:
+        return list(names)
+    return [names[index] for index in np.linspace(0, len(names) - 1, count).round().astype(int)]
+
+
+def write_plots(
+    folder: Path, *, per_view: Mapping[str, Mapping[str, float]], log_lines: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write losses.png and metrics.png; a plot without data is left out.
+
+    Args:
+        folder: Made if missing.
+        per_view: Metric -> view -> value.
+        log_lines: Lines of metrics.jsonl.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in (("losses", loss_figure(log_lines)), ("metrics", metric_figure(per_view))):
+        if figure is not None:
+            replace_file(folder / f"{name}.png", _saver(figure))
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    shown: str,
+    results: Mapping[str, Mapping[str, float]],
+    per_view: Mapping[str, Mapping[str, float]],
+    log_lines: Sequence[Mapping[str, Any]],
+    pictures: Mapping[str, Mapping[str, np.ndarray]],
+    num_views: int,
+    manifest: Mapping[str, Any],
+    settings: Mapping[str, tuple[Any, Any]],
+    details: Mapping[str, Any],
+) -> None:
+    """Write the page; it loads nothing from anywhere.
+
+    Args:
+        path: HTML file, replaced whole.
+        title: Heading.
+        shown: Key of `results` the page is about.
+        results: Content of results.json.
+        per_view: Metric -> view -> value.
+        log_lines: Lines of metrics.jsonl.
+        pictures: View -> caption -> uint8 [H, W, 3], the first captions of every view alike.
+        num_views: Held-out views altogether.
+        manifest: Provenance of the training; may be empty.
+        settings: Dotted name -> (default, value) of every setting that differs.
+        details: Report of the protocol; may be empty.
+    """
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    )
+    page = template.render(
+        title=title,
+        subtitle=_subtitle(manifest, num_views),
+        tiles=_tiles(results[shown], manifest),
+        tables=_tables(results, shown),
+        warnings=[*details.get("warnings", ()), *manifest.get("notes", ())],
+        views=_views(pictures, per_view),
+        num_views=num_views,
+        objects=_objects(details),
+        plots=[
+            (caption, _svg(figure))
+            for caption, figure in (("Training", loss_figure(log_lines)), ("Held-out views", metric_figure(per_view)))
+            if figure is not None
+        ],
+        settings=[(name, _text(default), _text(value)) for name, (default, value) in settings.items()],
+        facts=_facts(manifest, details),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda partial: partial.write_text(page, encoding="utf-8"))
+
+
+def _subtitle(manifest: Mapping[str, Any], num_views: int) -> str:
+    known = [f"{manifest['dataset']} scene, {manifest['train_views']} training views"] if "dataset" in manifest else []
+    return ", ".join([*known, f"{num_views} held-out views"])
+
+
+def _tiles(scores: Mapping[str, float], manifest: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return (value, name, explanation) of the numbers at the top."""
+    tiles = [(format_value(name, scores[name]), name, _LABELS[name]) for name in _TILES if name in scores]
+    if "num_objects_true" in scores:
+        pair = f"{int(scores['num_objects_pred'])} / {int(scores['num_objects_true'])}"
+        tiles.append((pair, "objects", "predicted / annotated"))
+    if manifest.get("seconds"):
+        tiles.append((_duration(sum(manifest["seconds"].values())), "training", f"{scores['num_gaussians']:,} Gaussians"))
+    return tiles
+
+
+def _tables(results: Mapping[str, Mapping[str, float]], shown: str) -> dict[str, Any]:
+    """Return the table of all scores: one column for every scored iteration."""
+    columns = sorted(results, key=lambda key: (key != shown, key))
+    names = list(dict.fromkeys(name for column in columns for name in results[column]))
+    rows = [
+        (name, _LABELS.get(name, ""), [format_value(name, results[c][name]) if name in results[c] else "" for c in columns])
+        for name in names
+    ]
+    return {"columns": columns, "rows": rows}
+
+
+def _views(
+    pictures: Mapping[str, Mapping[str, np.ndarray]], per_view: Mapping[str, Mapping[str, float]]
+) -> list[dict[str, Any]]:
+    views = []
+    for name, shots in pictures.items():
+        scores = [(m, format_value(m, per_view[m][name])) for m in ("PSNR", "SSIM", "mIoU") if name in per_view.get(m, {})]
+        images = [(caption, _inline(picture, photo=caption in _PHOTOS)) for caption, picture in shots.items()]
+        views.append({"name": name, "scores": scores, "pictures": images})
+    return views
+
+
+def _objects(details: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the annotated objects, worst first, with the colour of their partner."""
+    objects = []
+    for entry in sorted(details.get("objects", ()), key=lambda entry: entry["iou"]):
+        matched = entry["pred_id"] is not None
+        color = "#{:02x}{:02x}{:02x}".format(*object_colors(np.array(entry["pred_id"]))) if matched else "#d6d6d6"
+        objects.append({**entry, "color": color, "percent": round(100 * entry["iou"], 1)})
+    return objects
+
+
+def _facts(manifest: Mapping[str, Any], details: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what the numbers rest on: versions, timing, protocol."""
+    facts = []
+    for key in ("program", "commit", "command", "seed", "python", "torch", "machine", "threads"):
+        if manifest.get(key) is not None:
+            facts.append((key, str(manifest[key])))
+    for stage, seconds in manifest.get("seconds", {}).items():
+        facts.append((f"time of {stage}", _duration(seconds)))
+    for key, value in manifest.get("rasterizer", {}).items():
+        facts.append((f"rasterizer {key}", str(value)))
+    for key in ("protocol", "resolution", "resampling", "background_rule", "background_id", "thresholds"):
+        if key in details:
+            facts.append((key.replace("_", " "), _text(details[key])))
+    return facts
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    return ", ".join(map(_text, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _inline(picture: np.ndarray, *, photo: bool) -> str:
+    """Return a data URI of a picture, reduced to MAX_WIDTH."""
+    height, width = picture.shape[:2]
+    if width > MAX_WIDTH:
+        how = cv2.INTER_AREA if photo else cv2.INTER_NEAREST
+        picture = cv2.resize(picture, (MAX_WIDTH, max(1, round(height * MAX_WIDTH / width))), interpolation=how)
+    suffix, mime = (".jpg", "jpeg") if photo else (".png", "png")
+    options = (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY) if photo else (cv2.IMWRITE_PNG_COMPRESSION, 9)
+    done, buffer = cv2.imencode(suffix, picture[..., ::-1], options)
+    assert done
+    return f"data:image/{mime};base64,{base64.b64encode(buffer.tobytes()).decode()}"
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _saver(figure: Figure):  # noqa: ANN202 (what replace_file takes)
+    return lambda partial: figure.savefig(partial, format="png", dpi=_PLOT_DPI)

@@ -1,0 +1,146 @@
+"""A video of the scene: a smooth camera path that stays where training cameras were, and the H.264 file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+
+from unified_lift.ops.cameras import look_at, look_at_point
+from unified_lift.types import Camera
+
+FPS = 24
+MIN_HEIGHT, MAX_HEIGHT = 240, 720
+"""Video height in pixels: that of the photos, kept inside these limits."""
+
+_MIN_SHARE_IN_FRONT = 0.7  # of the cameras that must have the look-at point in front of them for an orbit
+_MAX_GAP = math.radians(75)  # a wider angle without cameras is not crossed: the path swings instead
+_CONCENTRATION = 12.0  # von Mises kernel of about 17 degrees
+_SMOOTH_VIEWS = 1.5  # standard deviation, in views, of the smoothing along a walk
+_ENCODER = ["-crf", "18", "-preset", "veryfast", "-movflags", "+faststart"]
+
+
+def video_path(cameras: Sequence[Camera], *, count: int) -> list[Camera]:
+    """Return `count` cameras of a smooth path: around what the training cameras look at, or along them.
+
+    Cameras that surround a common point give a circle around it, whose radius and height follow the cameras nearby;
+    where they leave a wide gap the path swings between its two sides. Other cameras are followed in their order.
+
+    Args:
+        cameras: Training cameras, at least one.
+        count: Frames, at least 1.
+    Raises:
+        ValueError: There is no camera or no frame.
+    """
+    if not cameras or count < 1:
+        raise ValueError(f"a video needs a camera and a frame, received {len(cameras)} and {count}")
+    target = look_at_point(list(cameras))
+    up = -np.mean([camera.cam_from_world[1, :3] for camera in cameras], axis=0)
+    in_front = [_depth(target, camera) > 0 for camera in cameras]
+    turning = len(cameras) > 2 and np.linalg.norm(up) > 0.1 and np.mean(in_front) >= _MIN_SHARE_IN_FRONT
+    poses = _orbit(cameras, target, up, count) if turning else _walk(cameras, count)
+    lens = _video_lens(cameras)
+    return [Camera(cam_from_world=pose, **lens) for pose in poses]
+
+
+def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: int = FPS) -> None:
+    """Write RGB frames as H.264 in MP4, whole or not at all.
+
+    Args:
+        path: Ends in .mp4; its folder exists.
+        frames: uint8 [H, W, 3], all of one even size; at least one.
+        fps: Frames per second.
+    Raises:
+        ValueError: There is no frame, or a size is odd.
+    """
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")  # the encoder goes by the suffix
+    writer = None
+    try:
+        for frame in frames:
+            height, width = frame.shape[:2]
+            if height % 2 or width % 2:
+                raise ValueError(f"{path}: frame sizes must be even, received {width}x{height}")
+            if writer is None:
+                writer = imageio_ffmpeg.write_frames(
+                    str(partial), (width, height), fps=fps, quality=None, macro_block_size=2, output_params=_ENCODER
+                )
+                writer.send(None)
+            writer.send(np.ascontiguousarray(frame))
+    except BaseException:
+        _close(writer)
+        partial.unlink(missing_ok=True)
+        raise
+    if writer is None:
+        raise ValueError(f"{path}: there is no frame to write")
+    _close(writer)
+    partial.replace(path)
+
+
+def _close(writer) -> None:  # noqa: ANN001 (a generator of imageio_ffmpeg)
+    if writer is not None:
+        writer.close()
+
+
+def _depth(point: np.ndarray, camera: Camera) -> float:
+    return float(camera.cam_from_world[2, :3] @ point + camera.cam_from_world[2, 3])
+
+
+def _orbit(cameras: Sequence[Camera], target: np.ndarray, up: np.ndarray, count: int) -> list[np.ndarray]:
+    up = up / np.linalg.norm(up)
+    east = np.cross(up, np.eye(3)[np.abs(up).argmin()])
+    east /= np.linalg.norm(east)
+    north = np.cross(up, east)
+    offsets = np.stack([camera.position for camera in cameras]) - target
+    angles = np.arctan2(offsets @ north, offsets @ east)
+    heights, radii = offsets @ up, np.hypot(offsets @ north, offsets @ east)
+    poses = []
+    for angle in _angles(angles, count):
+        log_weight = _CONCENTRATION * np.cos(angles - angle)
+        weight = np.exp(log_weight - log_weight.max())
+        weight /= weight.sum()
+        radius, height = weight @ radii, weight @ heights
+        position = target + radius * (math.cos(angle) * east + math.sin(angle) * north) + height * up
+        poses.append(look_at(position, target, up))
+    return poses
+
+
+def _angles(angles: np.ndarray, count: int) -> np.ndarray:
+    """Return the angles of the path: a full turn, or there and back over the arc that has cameras."""
+    rising = np.sort(angles)
+    gaps = np.diff(np.append(rising, rising[0] + 2 * math.pi))
+    widest = int(gaps.argmax())
+    start = rising[(widest + 1) % len(rising)]
+    phase = np.arange(count) / count
+    if gaps[widest] <= _MAX_GAP:
+        return start + 2 * math.pi * phase
+    arc = 2 * math.pi - gaps[widest]
+    return start + arc * (0.5 - 0.5 * np.cos(2 * math.pi * phase))
+
+
+def _walk(cameras: Sequence[Camera], count: int) -> list[np.ndarray]:
+    positions = np.stack([camera.position for camera in cameras])
+    axes = np.stack([camera.cam_from_world[:3, :3] for camera in cameras])  # rows: right, down, forward
+    index = np.arange(len(cameras))
+    poses = []
+    for at in np.linspace(0, len(cameras) - 1, count):
+        weight = np.exp(-0.5 * ((index - at) / _SMOOTH_VIEWS) ** 2)
+        weight /= weight.sum()
+        position, (_, down, forward) = weight @ positions, np.einsum("c,cij->ij", weight, axes)
+        if np.linalg.norm(np.cross(forward, down)) < 1e-3:  # neighbours face opposite ways: take the nearest as it is
+            _, down, forward = axes[round(at)]
+        poses.append(look_at(position, position + forward, -down))
+    return poses
+
+
+def _video_lens(cameras: Sequence[Camera]) -> dict[str, float]:
+    """Return intrinsics: median focal length, centred principal point, even size of the first photo's shape."""
+    first = cameras[0]
+    height = min(max(first.height, MIN_HEIGHT), MAX_HEIGHT)
+    width = 2 * max(1, round(first.width * height / first.height / 2))
+    height -= height % 2
+    fx = float(np.median([camera.fx / camera.width for camera in cameras])) * width
+    fy = float(np.median([camera.fy / camera.height for camera in cameras])) * height
+    return {"fx": fx, "fy": fy, "cx": width / 2, "cy": height / 2, "width": width, "height": height}

@@ -1,0 +1,67 @@
+"""Association of features with the codebook (Eq. 2) and the two terms that train it (Eq. 4, Eq. 6)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+_EPS = 1e-6
+
+
+def association_logits(features: Tensor, codebook: Tensor, *, temperature: float | None) -> Tensor:
+    """Return the similarity of each feature with each code; its softmax is the association P_u.
+
+    Source: Eq. 2.
+    Args:
+        features: [..., D].
+        codebook: [L, D].
+        temperature: None: raw dot product c . F [paper, released]; else cosine similarity / temperature [ours].
+    Returns:
+        Logits, [..., L].
+    """
+    if temperature is None:
+        return features @ codebook.T
+    return normalize(features, dim=-1, eps=_EPS) @ normalize(codebook, dim=-1, eps=_EPS).T / temperature
+
+
+def sparsity_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of the association with the matched codes, divided by ln L.
+
+    Source: Eq. 4 (the paper's L_class; the division by ln L is the released code's).
+    Args:
+        logits: [P, L].
+        labels: Matched code of each pixel, int64 [P]; -1 takes no part.
+    Returns:
+        Scalar; 0 where no pixel is labelled or every pixel already agrees with its code [released].
+    """
+    labelled = labels >= 0
+    logits, labels = logits[labelled], labels[labelled]
+    if labels.numel() == 0 or bool((logits.argmax(dim=1) == labels).all()):
+        return logits.sum() * 0
+    return cross_entropy(logits, labels) / math.log(max(logits.shape[1], 2))
+
+
+def concentration_loss(features: Tensor, codebook: Tensor, labels: Tensor, *, unit_codes: bool) -> Tensor:
+    """Return the mean distance between unit features and the codes they were matched with.
+
+    Source: Eq. 6.
+    Args:
+        features: [P, D]; detach them to train the codebook alone.
+        codebook: [L, D].
+        labels: Matched code of each pixel, int64 [P]; -1 takes no part.
+        unit_codes: Compare with the normalised code, as cosine association does [ours].
+    Returns:
+        Scalar; 0 where no pixel is labelled.
+    Differs: the paper's typesetting leaves the norm open; plain L2 of L2-normalised features as in the released code.
+    """
+    labelled = labels >= 0
+    if not bool(labelled.any()):
+        return codebook.sum() * 0
+    codes = normalize(codebook, dim=1, eps=_EPS) if unit_codes else codebook
+    features = features[labelled]
+    x = features / (features.norm(dim=1, keepdim=True) + _EPS)
+    difference = x - codes[labels[labelled]]
+    return torch.sqrt((difference * difference).sum(dim=1) + _EPS**2).mean()

@@ -1,0 +1,76 @@
+"""Contrastive loss inside one view (Eq. 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from unified_lift.ops.segments import segment_counts, segment_mean, segment_sum
+
+_EPS = 1e-6
+
+
+def contrastive_loss(
+    features: Tensor,
+    slot: Tensor,
+    num_segments: int,
+    *,
+    temperature: float | None,
+    min_pixels: int,
+    detach_norm: bool,
+    unit_centres: bool,
+    mean_over_pixels: bool,
+    pixel_weights: Tensor | None = None,
+) -> Tensor:
+    """Return the loss that pulls a pixel's feature to the centre of its segment and away from the others.
+
+    Source: Eq. 1: -sum_u log( exp(x_u . m_i / t_i) / sum_j exp(x_u . m_j / t_j) ), x = F / |F|, i the segment of u.
+    Args:
+        features: Rendered features, [P, D].
+        slot: Segment of each pixel, int64 [P]; -1 takes no part.
+        num_segments: S.
+        temperature: t, the same for all segments; None: t_j of the released code, from the spread of each segment.
+        min_pixels: Segments with no more than this many pixels are dropped together with their pixels.
+        detach_norm: Treat |F| as a constant, which leaves a radial gradient [released].
+        unit_centres: Normalise the centres, so that the similarity is a cosine.
+        mean_over_pixels: Divide the sum by the number of pixels; otherwise by the number of segments [released].
+        pixel_weights: Weight of each pixel in the sum (not in the centres), [P].
+    Returns:
+        Scalar; 0 where fewer than two segments remain.
+    Gradient: reaches pixels and centres; t_j is detached.
+    Differs: the paper has no temperature and leaves the normaliser open; the released code sums over pixels and divides
+        by the number of segments, with t_j = clip(10 phi_j, 0.5, 1), phi_j = mean |x - m_j| / ln(n_j + 10).
+    """
+    counts = segment_counts(slot, num_segments)
+    kept = counts > min_pixels
+    if int(kept.sum()) < 2:
+        return features.sum() * 0
+    renumber = torch.cumsum(kept, 0) - 1
+    renumber[~kept] = -1
+    member = (slot >= 0) & kept[slot.clamp(min=0)]
+    slot, features, counts = renumber[slot[member]], features[member], counts[kept]
+    norm = features.norm(dim=1, keepdim=True)
+    x = features / ((norm.detach() if detach_norm else norm) + _EPS)
+    centres = segment_mean(x, slot, len(counts))  # [S, D]
+    if unit_centres:
+        centres = normalize(centres, dim=1, eps=_EPS)
+    if temperature is None:
+        logits = x @ centres.T / released_temperature(x, centres, slot, counts)
+    else:
+        logits = x @ centres.T / temperature
+    per_pixel = torch.logsumexp(logits, dim=1) - logits.gather(1, slot[:, None])[:, 0]
+    if pixel_weights is not None:
+        per_pixel = per_pixel * pixel_weights[member]
+    return per_pixel.mean() if mean_over_pixels else per_pixel.sum() / len(counts)
+
+
+def released_temperature(x: Tensor, centres: Tensor, slot: Tensor, counts: Tensor) -> Tensor:
+    """Return the released code's temperature per segment, clip(10 phi, 0.5, 1), detached, [S].
+
+    Source: phi_j = mean_u |x_u - m_j| / ln(n_j + 10), released code.
+    """
+    with torch.no_grad():
+        distance = (x - centres[slot]).norm(dim=1, keepdim=True)
+        spread = segment_sum(distance, slot, len(counts))[:, 0] / counts
+        return (10 * spread / torch.log(counts + 10.0)).clamp(0.5, 1.0)

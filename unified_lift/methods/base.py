@@ -1,0 +1,49 @@
+"""What a lifting method is: losses on rendered features, and ids read off them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+Observation = tuple[Tensor, Tensor]
+"""Rendered features [P, D] and segment ids [P] of pixels of one training view."""
+
+
+class Segmentation(NamedTuple):
+    """Ids read off features: object ids int64 [...] and confidence in [0, 1] [...]."""
+
+    object_ids: Tensor
+    confidence: Tensor
+
+
+class Method(Protocol):
+    """A lifting method. It sees rendered features and ids of one view at a time, never data, renderer or trainer."""
+
+    feature_dim: int
+    weights: dict[str, float]
+
+    def initial_features(self, count: int) -> Tensor:
+        """Return start features [count, D]."""
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the method's own leaf tensors (the features belong to the Gaussians)."""
+
+    def rates(self, progress: float) -> dict[str, float]:
+        """Return the learning rate of each own parameter and of `features` at `progress` in [0, 1]."""
+
+    def before_step(self, progress: float, observe: Callable[[], Iterable[Observation]]) -> None:
+        """Do what happens once, such as starting a codebook from the data; `observe` walks over all training views."""
+
+    def losses(self, features: Tensor, segments: Tensor, progress: float) -> dict[str, Tensor]:
+        """Return unweighted terms for one view: features [P, D], segments [P]."""
+
+    def segment(self, features: Tensor) -> Segmentation:
+        """Return object ids of features [..., D]."""
+
+    def state_dict(self) -> dict:
+        """Return everything needed to go on."""
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take what `state_dict` returned."""

@@ -1,0 +1,261 @@
+"""Unified-Lift: contrastive features, an object-level codebook, and the matching that ties them (CVPR 2025).
+
+Paper: Messy Rooms mean PQ_scene 69.0, LERF-Mask mIoU 80.9, Replica mIoU 41.6.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from unified_lift.losses.association import association_logits, concentration_loss, sparsity_loss
+from unified_lift.losses.contrastive import contrastive_loss
+from unified_lift.methods.base import Observation, Segmentation
+from unified_lift.model.codebook import codebook_from_prototypes, random_codebook
+from unified_lift.model.initialize import random_features
+from unified_lift.ops.matching import association_scores, hungarian, pseudo_labels
+from unified_lift.ops.segments import dense_slots, segment_counts, segment_mean
+from unified_lift.ops.uncertainty import uncertainty
+from unified_lift.types import UserError, ZeroId
+
+_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnifiedLiftSettings:
+    """Every component of the method. Defaults are the preset `unified_lift`; `released` and `paper` are YAML files."""
+
+    feature_dim: int = 16
+    """D, width of the instance features [paper 4.1]."""
+    num_codes: int = 0
+    """L, rows of the codebook; 0 = as many as the data ask for. [ours] paper and released code: 256."""
+    zero_id: Literal["auto", "segment", "ignore"] = "auto"
+    """What segment id 0 is: `auto` = what the dataset says. [ours] the released code always makes it a segment."""
+
+    features_unit: bool = True
+    """Start features as random unit vectors [OmniSeg3D-GS]; released: uniform in +-1.772."""
+    feature_lr: float = 0.01
+    """Rate of the features [OmniSeg3D-GS]; released: 2.5e-3."""
+    feature_lr_decay: float = 0.1
+    """Factor reached at the end of the schedule, log-linear. [ours] released: 1."""
+
+    contrastive_samples: int = 32_768
+    """Pixels drawn per view for Eq. 1 where more are rendered [released]."""
+    temperature: float = 0.15
+    """Temperature of Eq. 1; 0 = the released clip(10 phi, 0.5, 1). [ours] experiments.md; paper: none, that is 1."""
+    min_pixels: int = 4
+    """Segments with no more sampled pixels than this stay out of Eq. 1. [ours] released: 20."""
+    detach_norm: bool = False
+    """Take |F| as constant when normalising [released]. [ours] the true derivative."""
+    unit_centres: bool = True
+    """Normalise segment centres in Eq. 1. [ours] released: no."""
+    mean_over_pixels: bool = True
+    """Mean over pixels. [ours] released: sum over pixels / number of segments; same Adam step up to a factor."""
+    weight_contrastive: float = 1.0
+    """Weight of Eq. 1. [ours] released: 1e-6, which Adam's tiny eps cancels."""
+    weight_norm: float = 0.0
+    """Weight of mean (|F| - 1)^2 over pixels; released: 1e-6, absent from the paper."""
+
+    codebook_init: Literal["data", "random"] = "data"
+    """Start codes at the modes of the features. [ours] paper and released: random."""
+    codebook_start: float = 0.6
+    """Share of the schedule after which the codebook begins. [ours] paper and released: 0."""
+    codebook_min_cosine: float = 0.85
+    """Neighbourhood of a mode. [ours]"""
+    codebook_min_members: int = 4
+    """A code needs this many consistent segments. [ours]"""
+    codebook_min_consistency: float = 0.8
+    """A segment whose mean unit feature is shorter than this is mixed and founds no code. [ours]"""
+    codebook_min_pixels: int = 30
+    """A segment with no more pixels than this founds no code. [ours]"""
+    codebook_lr: float = 5e-4
+    """Rate of the codebook [paper 4.1]."""
+    association_temperature: float = 0.1
+    """Temperature of cosine association (Eq. 2); 0 = raw dot product [paper, released]."""
+    area_aware: bool = True
+    """Match by Eq. 5 (sum over pixels); otherwise Eq. 3 (mean)."""
+    matching_floor: float = 0.0
+    """Way out: a segment whose mean association is below this is left without code; 0 = none [paper, released]."""
+    weight_class: float = 1.0
+    """Weight of Eq. 4. [ours] paper: 1e-3; released: 1e-4."""
+    concentration: bool = True
+    """Use Eq. 6."""
+    weight_concentration: float = 0.1
+    """Weight of Eq. 6 [paper]; released: 1."""
+
+    label_filter: bool = True
+    """Use Eq. 7: pixels more uncertain than `max_uncertainty` do not train the codebook."""
+    max_uncertainty: float = 0.8
+    """tau of Eq. 7; a pixel is kept if its uncertainty is strictly below [paper 4.1]."""
+    filter_temperature: float = 0.1
+    """Temperature of Eq. 7 [released; its clip is never active]."""
+    filter_start: float = 0.1
+    """Share of the schedule before which nothing is filtered. [ours] released: 0."""
+    filter_contrastive: bool = False
+    """Let the filter drop pixels from Eq. 1 as well. [ours] off: see experiments.md."""
+
+
+class UnifiedLift:
+    """The method of the paper and of its released code, by settings alone."""
+
+    def __init__(self, settings: UnifiedLiftSettings, *, zero_id: ZeroId, seed: int) -> None:
+        """Create the method for a dataset in which id 0 means `zero_id`."""
+        self.settings = settings
+        self.feature_dim = settings.feature_dim
+        self.ignore_zero = (zero_id if settings.zero_id == "auto" else settings.zero_id) == "ignore"
+        self.generator = torch.Generator().manual_seed(seed)
+        self.weights = {
+            "contrastive": settings.weight_contrastive,
+            "norm": settings.weight_norm,
+            "class": settings.weight_class,
+            "concentration": settings.weight_concentration if settings.concentration else 0.0,
+        }
+        self.codebook = torch.zeros(0, settings.feature_dim).requires_grad_(True)
+        self.statistics: dict[str, float] = {}
+
+    def initial_features(self, count: int) -> Tensor:
+        """Return start features, [count, D]."""
+        return random_features(count, self.feature_dim, unit=self.settings.features_unit, generator=self.generator)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the codebook."""
+        return {"codebook": self.codebook}
+
+    def rates(self, progress: float) -> dict[str, float]:
+        """Return the rates of features and codebook at `progress` in [0, 1]."""
+        decay = math.exp(math.log(self.settings.feature_lr_decay) * progress)
+        return {"features": self.settings.feature_lr * decay, "codebook": self.settings.codebook_lr}
+
+    def before_step(self, progress: float, observe: Callable[[], Iterable[Observation]]) -> None:
+        """Start the codebook once its time has come; `observe` is called only if the data are asked."""
+        if len(self.codebook) or progress < self.settings.codebook_start:
+            return
+        if self.settings.codebook_init == "data":
+            codes = self._codes_from_data(observe())
+        else:
+            codes = random_codebook(self.settings.num_codes or 256, self.feature_dim, generator=self.generator)
+        self.codebook = codes.detach().clone().requires_grad_(True)
+
+    def losses(self, features: Tensor, segments: Tensor, progress: float) -> dict[str, Tensor]:
+        """Return the terms of Eq. 8 for one view.
+
+        Args:
+            features: Rendered features, [P, D].
+            segments: Ids of the view, [P].
+            progress: Share of the schedule done, in [0, 1].
+        Gradient: Eq. 1 reaches the features only; Eq. 4 and 6 reach the codebook only (features detached).
+        """
+        s = self.settings
+        slot, ids = dense_slots(segments, ignore_zero=self.ignore_zero)
+        unsure = self._uncertainty(features.detach(), slot, len(ids)) if s.label_filter else None
+        filtering = unsure is not None and progress >= s.filter_start
+        reliable = unsure < s.max_uncertainty if filtering else torch.ones_like(slot, dtype=torch.bool)
+        terms = {"contrastive": self._contrastive(features, slot, len(ids), reliable)}
+        if s.weight_norm:
+            terms["norm"] = (features.norm(dim=1) - 1).square().mean()
+        if len(self.codebook):
+            terms |= self._codebook_terms(features.detach(), slot, len(ids), reliable)
+        self.statistics["filtered_ratio"] = 1 - float(reliable.float().mean())
+        return terms
+
+    def segment(self, features: Tensor) -> Segmentation:
+        """Return the code with the largest association for features [..., D] (Eq. 2)."""
+        if not len(self.codebook):
+            zeros = torch.zeros(features.shape[:-1])
+            return Segmentation(zeros.long(), zeros)
+        logits = self._logits(features)
+        confidence, ids = torch.softmax(logits, dim=-1).max(dim=-1)
+        return Segmentation(ids, confidence)
+
+    def reorder(self, order: Tensor) -> None:
+        """Permute the codebook: row i becomes what row `order[i]` was."""
+        with torch.no_grad():
+            self.codebook = self.codebook.detach()[order].clone().requires_grad_(True)
+
+    def state_dict(self) -> dict:
+        """Return codebook and generator."""
+        return {"codebook": self.codebook.detach().clone(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take what `state_dict` returned."""
+        self.codebook = state["codebook"].clone().requires_grad_(True)
+        self.generator.set_state(state["generator"])
+
+    def _logits(self, features: Tensor) -> Tensor:
+        temperature = self.settings.association_temperature or None
+        return association_logits(features, self.codebook, temperature=temperature)
+
+    def _contrastive(self, features: Tensor, slot: Tensor, num_segments: int, reliable: Tensor) -> Tensor:
+        s = self.settings
+        if s.filter_contrastive:
+            slot = torch.where(reliable, slot, -1)
+        if len(slot) > s.contrastive_samples:
+            chosen = torch.randint(len(slot), (s.contrastive_samples,), generator=self.generator)
+            features, slot = features[chosen], slot[chosen]
+        return contrastive_loss(
+            features,
+            slot,
+            num_segments,
+            temperature=s.temperature or None,
+            min_pixels=s.min_pixels,
+            detach_norm=s.detach_norm,
+            unit_centres=s.unit_centres,
+            mean_over_pixels=s.mean_over_pixels,
+        )
+
+    def _uncertainty(self, features: Tensor, slot: Tensor, num_segments: int) -> Tensor:
+        x = features / (features.norm(dim=1, keepdim=True) + _EPS)
+        centres = segment_mean(x, slot, num_segments)
+        if num_segments == 0:
+            return torch.ones(len(features))
+        return uncertainty(x @ centres.T / self.settings.filter_temperature, slot)
+
+    def _codebook_terms(self, features: Tensor, slot: Tensor, num_segments: int, reliable: Tensor) -> dict[str, Tensor]:
+        s = self.settings
+        logits = self._logits(features)
+        scores = association_scores(torch.softmax(logits.detach(), dim=1), slot, num_segments, area_aware=s.area_aware)
+        codes = self._match(scores, slot, num_segments)
+        labels = torch.where(reliable, pseudo_labels(codes, slot), -1)
+        self.statistics["objects_used"] = float((codes >= 0).sum())
+        terms = {"class": sparsity_loss(logits, labels)}
+        if s.concentration:
+            unit_codes = s.association_temperature > 0
+            terms["concentration"] = concentration_loss(features, self.codebook, labels, unit_codes=unit_codes)
+        return terms
+
+    def _match(self, scores: Tensor, slot: Tensor, num_segments: int) -> Tensor:
+        floor = self.settings.matching_floor
+        if not floor:
+            return hungarian(scores)
+        counts = segment_counts(slot, num_segments).float()
+        return hungarian(scores, floors=floor * (counts if self.settings.area_aware else torch.ones_like(counts)))
+
+    def _codes_from_data(self, observations: Iterable[Observation]) -> Tensor:
+        prototypes, weights = [], []
+        for features, segments in observations:
+            slot, ids = dense_slots(segments, ignore_zero=self.ignore_zero)
+            mean = segment_mean(normalize(features, dim=1, eps=_EPS), slot, len(ids))
+            counts = segment_counts(slot, len(ids))
+            consistent = mean.norm(dim=1) > self.settings.codebook_min_consistency
+            consistent &= counts > self.settings.codebook_min_pixels
+            prototypes.append(normalize(mean[consistent], dim=1))
+            weights.append(counts[consistent].float().sqrt())
+        codes = codebook_from_prototypes(
+            torch.cat(prototypes),
+            torch.cat(weights),
+            min_cosine=self.settings.codebook_min_cosine,
+            min_members=self.settings.codebook_min_members,
+            max_codes=self.settings.num_codes or None,
+        )
+        if len(codes) == 0:
+            raise UserError(
+                "no segment is consistent enough to found a code: more --lift_iterations, --codebook_init random, "
+                "or lower --codebook_min_consistency, --codebook_min_pixels, --codebook_min_members"
+            )
+        return codes

@@ -1,0 +1,77 @@
+"""Image quality: PSNR and SSIM as the 3DGS family reports them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+# SSIM of Wang et al. 2004: an 11 x 11 Gaussian window and the two stabilising constants for a data range of 1.
+WINDOW = 11
+SIGMA = 1.5
+K1, K2 = 0.01, 0.03
+
+
+def quantize_uint8(image: Tensor) -> Tensor:
+    """Return floor(clamp(255 x + 0.5, 0, 255)) as uint8: what a stored picture holds.
+
+    Args:
+        image: Values, nominally in [0, 1], any shape.
+    """
+    return (image * 255 + 0.5).clamp(0, 255).floor().to(torch.uint8)
+
+
+def psnr(image: Tensor, target: Tensor, *, quantize: bool = False) -> float:
+    """Return the peak signal-to-noise ratio over all channels at once, dB; infinite for equal images.
+
+    Source: -10 log10(mean squared error).
+    Args:
+        image: Rendered colour in [0, 1], [H, W, 3].
+        target: True colour in [0, 1], [H, W, 3].
+        quantize: Round both to 8 bits first, as scores of stored pictures do.
+    Raises:
+        ValueError: The shapes differ.
+    Differs: Training logs of 3DGS average the PSNR of the three channels, which is another number.
+    """
+    _require_same_shape(image, target)
+    if quantize:
+        image, target = quantize_uint8(image).double() / 255, quantize_uint8(target).double() / 255
+    error = (image.double() - target.double()).square().mean()
+    return float(-10 * torch.log10(error))
+
+
+def ssim(image: Tensor, target: Tensor) -> float:
+    """Return the structural similarity, mean over all pixels and channels.
+
+    Source: Wang et al. 2004; Gaussian window, zero padding at the border, each channel by itself [3DGS].
+    Args:
+        image: Rendered colour in [0, 1], [H, W, 3].
+        target: True colour in [0, 1], [H, W, 3].
+    Raises:
+        ValueError: The shapes differ.
+    Differs: Libraries that crop the border or use a uniform window give other values.
+    """
+    _require_same_shape(image, target)
+    a = image.double().permute(2, 0, 1)[:, None]  # [3, 1, H, W]: channels as a batch
+    b = target.double().permute(2, 0, 1)[:, None]
+    mean_a, mean_b = _blur(a), _blur(b)
+    var_a, var_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
+    covariance = _blur(a * b) - mean_a * mean_b
+    c1, c2 = K1**2, K2**2
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * covariance + c2) / (var_a + var_b + c2)
+    return float((luminance * structure).mean())
+
+
+def _blur(planes: Tensor) -> Tensor:
+    """Return planes [B, 1, H, W] under the Gaussian window, same size; the window is separable."""
+    offsets = torch.arange(WINDOW, dtype=planes.dtype, device=planes.device) - WINDOW // 2
+    window = torch.exp(-(offsets**2) / (2 * SIGMA**2))
+    window = window / window.sum()
+    planes = conv2d(planes, window.view(1, 1, 1, -1), padding=(0, WINDOW // 2))
+    return conv2d(planes, window.view(1, 1, -1, 1), padding=(WINDOW // 2, 0))
+
+
+def _require_same_shape(image: Tensor, target: Tensor) -> None:
+    if image.shape != target.shape or image.ndim != 3:
+        raise ValueError(f"images must be [H, W, 3] twice, received {list(image.shape)} and {list(target.shape)}")

@@ -1,0 +1,53 @@
+"""Scores of one binary mask against another: IoU and boundary IoU. `overlap_table` counts whole label maps."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from unified_lift.ops.overlaps import overlap_table
+
+__all__ = ["boundary", "boundary_iou", "boundary_width", "iou", "overlap_table"]
+
+# Cheng et al. 2021: the band is as wide as 2 % of the image diagonal.
+BOUNDARY_RATIO = 0.02
+
+
+def iou(pred: np.ndarray, true: np.ndarray) -> float | None:
+    """Return intersection over union of two masks, None where both are empty (nothing to score).
+
+    Args:
+        pred: Predicted mask, bool [H, W].
+        true: True mask, bool [H, W].
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if pred.shape != true.shape:
+        raise ValueError(f"masks must have one shape, received {pred.shape} and {true.shape}")
+    union = np.count_nonzero(pred | true)
+    return np.count_nonzero(pred & true) / union if union else None
+
+
+def boundary_width(height: int, width: int) -> int:
+    """Return the width of the boundary band, pixels: 2 % of the diagonal, rounded half to even, at least 1."""
+    return max(1, round(BOUNDARY_RATIO * float(np.hypot(height, width))))
+
+
+def boundary(mask: np.ndarray, *, width: int) -> np.ndarray:
+    """Return the pixels of a mask within `width` of the background, bool [H, W].
+
+    Source: Boundary IoU, Cheng et al. 2021: the mask minus `width` erosions by a 3 x 3 window.
+    Args:
+        mask: bool [H, W]; everything outside the image counts as background.
+        width: Chebyshev distance, pixels.
+    """
+    window = np.ones((3, 3), dtype=np.uint8)
+    padded = np.pad(mask.astype(np.uint8), 1)
+    eroded = cv2.erode(padded, window, iterations=width, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return mask & ~eroded[1:-1, 1:-1].astype(bool)
+
+
+def boundary_iou(pred: np.ndarray, true: np.ndarray) -> float | None:
+    """Return the IoU of the boundary bands of two masks, None where both are empty. Arguments as in `iou`."""
+    width = boundary_width(*true.shape)
+    return iou(boundary(pred, width=width), boundary(true, width=width))

@@ -1,0 +1,125 @@
+"""mIoU and F1 under the best one-to-one matching of predicted and true objects over a whole scene."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from unified_lift.ops.overlaps import compress, overlap_table
+
+Profile = Literal["scene", "scene_masked", "viewmean"]
+
+# A matched pair counts as found when its IoU is above this, strictly.
+MIN_HIT_IOU = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchedScores:
+    """Result of a matching.
+
+    Attributes:
+        miou: Sum of matched IoU over the number of true objects; an unmatched one counts 0.
+        f1, precision, recall: Of pairs with IoU above 0.5.
+        tp, num_pred, num_true: Found pairs, predicted objects, true objects.
+        pairs: (true id, predicted id) of every matched pair that overlaps at all.
+        pair_iou: IoU of each pair.
+    """
+
+    miou: float
+    f1: float
+    precision: float
+    recall: float
+    tp: int
+    num_pred: int
+    num_true: int
+    pairs: tuple[tuple[int, int], ...]
+    pair_iou: tuple[float, ...]
+
+
+def match_matrix(
+    matrix: np.ndarray, *, true_ids: Sequence[int] | None = None, pred_ids: Sequence[int] | None = None
+) -> MatchedScores:
+    """Return the scores of the one-to-one matching with the largest sum of IoU.
+
+    Args:
+        matrix: IoU of every true (row) with every predicted (column) object, [T, P].
+        true_ids, pred_ids: Names of the rows and columns; their indices by default.
+    Raises:
+        ValueError: There is no true object.
+    """
+    num_true, num_pred = matrix.shape
+    if not num_true:
+        raise ValueError("there is no true object to match")
+    true_ids = range(num_true) if true_ids is None else true_ids
+    pred_ids = range(num_pred) if pred_ids is None else pred_ids
+    rows, columns = linear_sum_assignment(matrix, maximize=True)
+    values = matrix[rows, columns]
+    matched = values > 0
+    tp = int((values > MIN_HIT_IOU).sum())
+    return MatchedScores(
+        miou=float(values.sum() / num_true),
+        f1=2 * tp / (num_pred + num_true),
+        precision=tp / num_pred if num_pred else 0.0,
+        recall=tp / num_true,
+        tp=tp,
+        num_pred=num_pred,
+        num_true=num_true,
+        pairs=tuple((int(true_ids[r]), int(pred_ids[c])) for r, c in zip(rows[matched], columns[matched])),
+        pair_iou=tuple(values[matched].tolist()),
+    )
+
+
+def iou_from_counts(counts: np.ndarray) -> np.ndarray:
+    """Return the IoU of every pair of ids from their table of shared pixels, [P, T] -> [P, T]."""
+    union = counts.sum(axis=1, keepdims=True) + counts.sum(axis=0, keepdims=True) - counts
+    return counts / np.maximum(union, 1)
+
+
+def matched_scores(
+    preds: Sequence[np.ndarray], trues: Sequence[np.ndarray], *, profile: Profile = "scene"
+) -> MatchedScores:
+    """Return mIoU and F1 of a scene.
+
+    Profiles:
+        scene: One IoU per pair over the pixels of all views together; true id 0 is dropped, every predicted id
+            counts. Primary, because identity has to hold over the scene.
+        scene_masked: As `scene`, after removing the pixels whose true id is 0.
+        viewmean: IoU per view, averaged over the views that show the true object; 0 is an id like others. Blind to
+            an id that is used again for another object in a view without the first.
+    Args:
+        preds: Predicted ids of each view, integers [H, W].
+        trues: True ids of each view, integers [H, W].
+        profile: See above.
+    Raises:
+        ValueError: No views, unequal shapes, an unknown profile or no true object.
+    """
+    if profile not in get_args(Profile):
+        raise ValueError(f"profile must be one of {get_args(Profile)}, received {profile!r}")
+    if not len(preds) or [p.shape for p in preds] != [t.shape for t in trues]:
+        raise ValueError("predictions and annotations must be the same views at the same sizes, one at least")
+    if profile == "viewmean":
+        return _view_mean(preds, trues)
+    pred = np.concatenate([view.reshape(-1) for view in preds])
+    true = np.concatenate([view.reshape(-1) for view in trues])
+    if profile == "scene_masked":
+        pred, true = pred[true != 0], true[true != 0]
+    pred_ids, true_ids, counts = overlap_table(pred, true)
+    kept = true_ids != 0
+    return match_matrix(iou_from_counts(counts).T[kept], true_ids=true_ids[kept], pred_ids=pred_ids)
+
+
+def _view_mean(preds: Sequence[np.ndarray], trues: Sequence[np.ndarray]) -> MatchedScores:
+    pred_ids = np.unique(np.concatenate([compress(view)[0] for view in preds]))
+    true_ids = np.unique(np.concatenate([compress(view)[0] for view in trues]))
+    total = np.zeros((len(true_ids), len(pred_ids)))
+    num_views = np.zeros(len(true_ids))
+    for pred, true in zip(preds, trues, strict=True):
+        columns, rows, counts = overlap_table(pred, true)
+        rows, columns = np.searchsorted(true_ids, rows), np.searchsorted(pred_ids, columns)
+        total[np.ix_(rows, columns)] += iou_from_counts(counts).T
+        num_views[rows] += 1
+    return match_matrix(total / num_views[:, None], true_ids=true_ids, pred_ids=pred_ids)

@@ -1,0 +1,158 @@
+"""PQ_scene: panoptic quality over the pixels of all views together, as the Messy Rooms benchmark scores it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unified_lift.ops.overlaps import compress, overlap_table
+
+# Two segments match when their IoU is above this, strictly; at most one partner can reach it.
+MIN_MATCH_IOU = 0.5
+# An unmatched segment is forgiven when more than this share of it lies on void of the other side.
+MAX_VOID_SHARE = 0.5
+# A class that occurs with a smaller share of the pixels, in prediction or truth, is not scored (exactly 0.5 % is).
+MIN_CLASS_SHARE = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """Panoptic quality of one class: pq = sq x rq, `iou` the sum over the `tp` matched pairs."""
+
+    pq: float
+    sq: float
+    rq: float
+    iou: float
+    tp: int
+    fp: int
+    fn: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanopticScores:
+    """Means over the scored classes.
+
+    Attributes:
+        pq, sq, rq: Plain means over `per_class`.
+        per_class: Scores by class, things first.
+        dropped: Classes that occur but fill less than the least share in prediction or truth.
+    """
+
+    pq: float
+    sq: float
+    rq: float
+    per_class: dict[int, ClassScores]
+    dropped: tuple[int, ...]
+
+
+def pq_scene(
+    pred_sem: np.ndarray,
+    pred_ids: np.ndarray,
+    true_sem: np.ndarray,
+    true_ids: np.ndarray,
+    *,
+    things: Sequence[int],
+    stuff: Sequence[int],
+    min_share: float = MIN_CLASS_SHARE,
+    ignored_true_class: int | None = None,
+) -> PanopticScores:
+    """Return the panoptic quality of a scene whose views form one long list of pixels.
+
+    A segment is a (class, id) pair over all pixels, so an object must keep its id from view to view. All ids of a
+    stuff class are one segment. Pixels of a class that is not scored are void on their side.
+
+    Source: Kirillov et al. 2019, scene version of Panoptic Lifting and Contrastive Lift.
+    Args:
+        pred_sem, pred_ids: Predicted class and id of every pixel, integers, any shape.
+        true_sem, true_ids: True class and id, same shape.
+        things: Classes with instances.
+        stuff: Classes without.
+        min_share: Least share of a class, see `MIN_CLASS_SHARE`.
+        ignored_true_class: Pixels with this true class are removed before anything is counted (indoor variant).
+    Raises:
+        ValueError: Unequal shapes, or no class is left to score.
+    """
+    planes = [np.asarray(plane).reshape(-1) for plane in (pred_sem, pred_ids, true_sem, true_ids)]
+    if len({plane.shape for plane in planes}) != 1:
+        raise ValueError(f"the four label maps must have one shape, received {[p.shape for p in planes]}")
+    if ignored_true_class is not None:
+        kept = planes[2] != ignored_true_class
+        planes = [plane[kept] for plane in planes]
+    used, dropped = _scored_classes(planes[0], planes[2], [*things, *stuff], min_share)
+    if not used:
+        raise ValueError("no class fills its least share of the pixels in both prediction and truth")
+    pred, pred_class = _segments(planes[0], planes[1], used, stuff)
+    true, true_class = _segments(planes[2], planes[3], used, stuff)
+    per_class = _score(pred, pred_class, true, true_class, used)
+    means = np.mean([(c.pq, c.sq, c.rq) for c in per_class.values()], axis=0).tolist()
+    return PanopticScores(pq=means[0], sq=means[1], rq=means[2], per_class=per_class, dropped=dropped)
+
+
+def _scored_classes(
+    pred_sem: np.ndarray, true_sem: np.ndarray, classes: list[int], min_share: float
+) -> tuple[list[int], tuple[int, ...]]:
+    """Return the classes to score, and those that occur but are too small."""
+    used, dropped = [], []
+    for label in classes:
+        shares = np.count_nonzero(pred_sem == label), np.count_nonzero(true_sem == label)
+        if max(shares) == 0:
+            continue
+        # Only a side that has the class at all can drop it: predicting none of a class must not remove it. Compared as
+        # a fraction, because 0.005 * n is not exact and exactly 0.5 % has to stay.
+        small = any(0 < share / len(pred_sem) < min_share for share in shares)
+        (dropped if small else used).append(label)
+    return used, tuple(dropped)
+
+
+def _segments(sem: np.ndarray, ids: np.ndarray, used: list[int], stuff: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return a segment number for every pixel (0 = void) and the class index of every segment number [S + 1]."""
+    values, dense = compress(ids)
+    number = np.zeros(len(sem), dtype=np.int64)
+    for index, label in enumerate(used):
+        chosen = sem == label
+        number[chosen] = 1 + index * len(values) + (0 if label in stuff else dense[chosen])
+    class_of = np.repeat(np.arange(len(used)), len(values))
+    return number, np.concatenate([[-1], class_of])
+
+
+def _score(
+    pred: np.ndarray, pred_class: np.ndarray, true: np.ndarray, true_class: np.ndarray, used: list[int]
+) -> dict[int, ClassScores]:
+    """Return the scores of every class from the table of shared pixels."""
+    pred_numbers, true_numbers, counts = overlap_table(pred, true)
+    pred_class, true_class = pred_class[pred_numbers], true_class[true_numbers]
+    pred_on_void = counts[:, true_class < 0].sum(axis=1)  # [P]
+    true_on_void = counts[pred_class < 0].sum(axis=0)  # [T]
+    pred_area, true_area = counts.sum(axis=1), counts.sum(axis=0)
+    union = (pred_area - pred_on_void)[:, None] + (true_area - true_on_void)[None] - counts
+    same = (pred_class[:, None] == true_class[None]) & (pred_class >= 0)[:, None]
+    iou = np.where(same, counts / np.maximum(union, 1), 0.0)
+    match = iou > MIN_MATCH_IOU
+    lost = ~match.any(axis=0) & (true_on_void <= MAX_VOID_SHARE * true_area)
+    made_up = ~match.any(axis=1) & (pred_on_void <= MAX_VOID_SHARE * pred_area)
+    result = {}
+    for index, label in enumerate(used):
+        rows = pred_class == index
+        tp, total = int(match[rows].sum()), float(iou[rows][match[rows]].sum())
+        fp, fn = int(made_up[rows].sum()), int(lost[true_class == index].sum())
+        sq, rq = total / tp if tp else 0.0, tp / (tp + fp / 2 + fn / 2) if tp else 0.0
+        result[label] = ClassScores(pq=sq * rq, sq=sq, rq=rq, iou=total, tp=tp, fp=fp, fn=fn)
+    return result
+
+
+def largest_area_background(preds: Sequence[np.ndarray]) -> int:
+    """Return the id that covers the most pixels of all views together, the smallest of equals.
+
+    Source: Section 4.1 of the paper: this segment is the background, its complement the objects.
+    Args:
+        preds: Predicted ids of every view, integers [H, W].
+    Raises:
+        ValueError: No pixels.
+    """
+    flat = np.concatenate([np.asarray(view).reshape(-1) for view in preds]) if len(preds) else np.zeros(0, dtype=int)
+    if not flat.size:
+        raise ValueError("there are no predicted pixels to find the background in")
+    values, dense = compress(flat)
+    return int(values[np.bincount(dense).argmax()])

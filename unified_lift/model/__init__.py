@@ -1,0 +1,1 @@
+"""The state that is learnt: Gaussians, codebook, and their files."""

@@ -1,0 +1,46 @@
+"""First values of the codebook: random rows, or the modes of the features themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def random_codebook(num_codes: int, feature_dim: int, *, generator: torch.Generator) -> Tensor:
+    """Return rows uniform in [-1/sqrt(D), 1/sqrt(D)], [L, D]: the start of a bias-free 1x1 convolution [released]."""
+    bound = feature_dim**-0.5
+    return (torch.rand(num_codes, feature_dim, generator=generator) * 2 - 1) * bound
+
+
+def codebook_from_prototypes(
+    prototypes: Tensor, weights: Tensor, *, min_cosine: float, min_members: int, max_codes: int | None = None
+) -> Tensor:
+    """Return unit codes at the density peaks of the prototypes, so that L follows from the data.
+
+    Greedy: the prototype with most neighbours above `min_cosine` among those not taken yet; its neighbours are
+    averaged into a code and taken; stop below `min_members`.
+
+    Source: ours (docs/experiments.md).
+    Args:
+        prototypes: Unit mean feature of each (view, segment), [M, D].
+        weights: Weight of each in the average, [M].
+        min_cosine: Neighbourhood radius.
+        min_members: A code needs that many prototypes, usually from as many views.
+        max_codes: Upper bound on L.
+    Returns:
+        Codes, largest first, [L, D]; L may be 0.
+    """
+    similar = prototypes @ prototypes.T >= min_cosine  # [M, M]
+    members = similar.sum(dim=1)
+    free = torch.ones(len(prototypes), dtype=torch.bool)
+    codes: list[Tensor] = []
+    while max_codes is None or len(codes) < max_codes:
+        counts = torch.where(free, members, -1)
+        if not len(counts) or int(counts.max()) < min_members:
+            break
+        taken = similar[int(counts.argmax())] & free
+        codes.append(normalize((prototypes[taken] * weights[taken, None]).sum(dim=0), dim=0))
+        free &= ~taken
+        members = members - similar[:, taken].sum(dim=1)
+    return torch.stack(codes) if codes else prototypes.new_zeros(0, prototypes.shape[1])

@@ -1,0 +1,91 @@
+"""The Gaussians: a table of named parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+SH_C0 = 0.28209479177387814  # zeroth real spherical harmonic
+
+
+class Gaussians:
+    """N Gaussians as named leaf tensors.
+
+    Parameters (`table`): means [N, 3] world units; quats [N, 4] wxyz, any length; log_scales [N, 3] natural log of
+    world units; logit_opacities [N]; sh0 [N, 1, 3] and shN [N, K-1, 3] colour coefficients; features [N, D] instance
+    features, D = 0 until something is lifted.
+    """
+
+    NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN", "features")
+    GEOMETRY_NAMES = NAMES[:-1]
+
+    def __init__(self, table: Mapping[str, Tensor]) -> None:
+        """Take the tensors of `table` as leaves; all of NAMES must be there, with the same N."""
+        if set(table) != set(self.NAMES):
+            raise ValueError(f"Gaussians need {self.NAMES}, received {tuple(table)}")
+        sizes = {name: len(value) for name, value in table.items()}
+        if len(set(sizes.values())) != 1:
+            raise ValueError(f"every parameter needs one row per Gaussian, received {sizes}")
+        self.table = {name: _leaf(table[name]) for name in self.NAMES}
+
+    def __len__(self) -> int:
+        return len(self.table["means"])
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name in type(self).NAMES:
+            return self.__dict__["table"][name]
+        raise AttributeError(name)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(self.table.items())
+
+    def set(self, name: str, value: Tensor) -> None:  # noqa: A003
+        """Replace one parameter by a new leaf."""
+        if name not in self.NAMES:
+            raise ValueError(f"no parameter {name!r}; there are {self.NAMES}")
+        self.table[name] = _leaf(value)
+
+    @property
+    def scales(self) -> Tensor:
+        """Return standard deviations along the axes, world units, [N, 3]."""
+        return self.table["log_scales"].exp()
+
+    @property
+    def opacities(self) -> Tensor:
+        """Return opacities in (0, 1), [N]."""
+        return self.table["logit_opacities"].sigmoid()
+
+    @property
+    def sh(self) -> Tensor:
+        """Return all colour coefficients, [N, K, 3]."""
+        return torch.cat([self.table["sh0"], self.table["shN"]], dim=1)
+
+    @property
+    def sh_degree(self) -> int:
+        """Return the highest SH degree the table can hold."""
+        return {1: 0, 4: 1, 9: 2, 16: 3}[1 + self.table["shN"].shape[1]]
+
+    @property
+    def feature_dim(self) -> int:
+        """Return D."""
+        return self.table["features"].shape[1]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return detached copies of the parameters."""
+        return {name: value.detach().clone() for name, value in self.table.items()}
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for value in self.table.values():
+            value.grad = None
+
+    def freeze_geometry(self) -> None:
+        """Stop gradients to everything but the features."""
+        for name in self.GEOMETRY_NAMES:
+            self.table[name].requires_grad_(False)
+
+
+def _leaf(value: Tensor) -> Tensor:
+    return value.detach().clone().contiguous().requires_grad_(True)

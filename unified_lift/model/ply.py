@@ -1,0 +1,119 @@
+"""Gaussian PLY files, exactly as 3D-GS viewers read them, plus the variant with instance features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from plyfile import PlyData, PlyElement, PlyParseError
+
+from unified_lift.model.gaussians import Gaussians
+from unified_lift.types import PointCloud, UserError
+
+_FEATURE_PREFIXES = ("obj_dc_", "semantic_", "f_extra_")  # GG/UL/OmniSeg/Gaga, Feature-3DGS, EgoLifter
+
+
+def write_gaussians(path: Path, gaussians: Gaussians, *, object_ids: np.ndarray | None = None) -> None:
+    """Write a Gaussian PLY.
+
+    Columns: x y z nx ny nz f_dc_* f_rest_* (channel-major) opacity (logit) scale_* (log) rot_* (wxyz), float32 little
+    endian, no comment line: some viewers read a fixed struct. With `object_ids` [N], obj_dc_0..D-1 and object_id
+    (float, since a converter rejects other types) follow, as Gaussian Grouping and Unified-Lift expect.
+    """
+    table = {name: value.detach().cpu().numpy() for name, value in gaussians}
+    count = len(gaussians)
+    blocks = [
+        (("x", "y", "z"), table["means"]),
+        (("nx", "ny", "nz"), np.zeros((count, 3), np.float32)),
+        (_numbered("f_dc_", 3), table["sh0"].reshape(count, 3)),
+        (_numbered("f_rest_", 3 * table["shN"].shape[1]), table["shN"].transpose(0, 2, 1).reshape(count, -1)),
+        (("opacity",), table["logit_opacities"][:, None]),
+        (_numbered("scale_", 3), table["log_scales"]),
+        (_numbered("rot_", 4), table["quats"]),
+    ]
+    if object_ids is not None:
+        blocks.append((_numbered("obj_dc_", gaussians.feature_dim), table["features"]))
+        blocks.append((("object_id",), object_ids[:, None]))
+    names = [name for block, _ in blocks for name in block]
+    values = np.concatenate([value.astype("<f4") for _, value in blocks], axis=1)
+    _write(path, np.ascontiguousarray(values).view([(name, "<f4") for name in names])[:, 0])
+
+
+def read_gaussians(path: Path) -> Gaussians:
+    """Return the Gaussians of a 3DGS PLY from any trainer.
+
+    Instance features are read where a known column prefix holds them; without them D = 0.
+
+    Raises:
+        UserError: Not a PLY, a column is missing, no Gaussian, or numbers that are not finite.
+    """
+    vertex = _read(path)
+    columns = vertex.data.dtype.names
+    needed = ("x", "y", "z", *_numbered("f_dc_", 3), "opacity", *_numbered("scale_", 3), *_numbered("rot_", 4))
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        raise UserError(f"{path}: no column {missing[0]!r}; a 3D Gaussian PLY has x y z f_dc_* opacity scale_* rot_*")
+    num_rest = sum(name.startswith("f_rest_") for name in columns)
+    if num_rest not in (0, 9, 24, 45):
+        raise UserError(f"{path}: {num_rest} f_rest columns; SH degrees 0 to 3 have 0, 9, 24 or 45")
+    if len(vertex.data) == 0:
+        raise UserError(f"{path}: holds no Gaussian")
+
+    def block(names: tuple[str, ...]) -> torch.Tensor:
+        stacked = [np.asarray(vertex[name], np.float32) for name in names]
+        return torch.from_numpy(np.stack(stacked, axis=1) if stacked else np.zeros((len(vertex.data), 0), np.float32))
+
+    rest = block(_numbered("f_rest_", num_rest)).reshape(len(vertex.data), 3, num_rest // 3).transpose(1, 2)
+    table = {
+        "means": block(("x", "y", "z")),
+        "quats": block(_numbered("rot_", 4)),
+        "log_scales": block(_numbered("scale_", 3)),
+        "logit_opacities": block(("opacity",))[:, 0],
+        "sh0": block(_numbered("f_dc_", 3))[:, None, :],
+        "shN": rest,
+        "features": block(_feature_columns(columns)),
+    }
+    for name, value in table.items():
+        if not bool(torch.isfinite(value).all()):
+            raise UserError(f"{path}: {name} holds NaN or infinite numbers; repair or retrain the splat")
+    return Gaussians(table)
+
+
+def write_points(path: Path, points: PointCloud) -> None:
+    """Write coloured points as 3DGS `input.ply`: x y z nx ny nz float32, red green blue uint8."""
+    fields = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")]
+    rows = np.zeros(len(points.positions), fields + [(name, "u1") for name in ("red", "green", "blue")])
+    for axis, name in enumerate("xyz"):
+        rows[name] = points.positions[:, axis]
+    for channel, name in enumerate(("red", "green", "blue")):
+        rows[name] = points.colors[:, channel]
+    _write(path, rows)
+
+
+def _numbered(prefix: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{prefix}{index}" for index in range(count))
+
+
+def _feature_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
+    for prefix in _FEATURE_PREFIXES:
+        count = sum(name.startswith(prefix) for name in columns)
+        if count:
+            return _numbered(prefix, count)
+    return ()
+
+
+def _write(path: Path, rows: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(str(partial))
+    partial.replace(path)
+
+
+def _read(path: Path) -> PlyElement:
+    try:
+        return PlyData.read(str(path))["vertex"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the .ply of a trained 3D Gaussian scene") from None
+    except (PlyParseError, KeyError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a readable PLY ({error}); export the splat again") from None

@@ -1,0 +1,45 @@
+"""Sums over the pixels of each segment of one view, without a loop over segments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def dense_slots(segments: Tensor, *, ignore_zero: bool) -> tuple[Tensor, Tensor]:
+    """Return the dense segment index of each pixel and the ids those indices stand for.
+
+    Args:
+        segments: Per-view ids, any integer type, [P].
+        ignore_zero: Whether id 0 means "unlabelled" (slot -1) rather than a segment of its own.
+    Returns:
+        slot: int64 [P], in [0, S), or -1 where the pixel carries no label.
+        ids: Sorted segment ids, int64 [S]; `ids[slot]` gives `segments` back.
+    Raises:
+        ValueError: A negative id.
+    """
+    ids, slot = torch.unique(segments.long(), return_inverse=True)
+    if ids.numel() and int(ids[0]) < 0:
+        raise ValueError(f"segment ids must not be negative, received {int(ids[0])}")
+    if ignore_zero and ids.numel() and int(ids[0]) == 0:
+        slot, ids = slot - 1, ids[1:]  # ids are sorted, so 0 is the first slot
+    return slot, ids
+
+
+def segment_sum(values: Tensor, slot: Tensor, num_segments: int) -> Tensor:
+    """Return the sum of `values` [P, D] over each segment, [S, D]; pixels with slot -1 count nowhere."""
+    labelled = slot >= 0
+    if not bool(labelled.all()):
+        values, slot = values[labelled], slot[labelled]
+    return values.new_zeros(num_segments, values.shape[1]).index_add_(0, slot, values)
+
+
+def segment_counts(slot: Tensor, num_segments: int) -> Tensor:
+    """Return the number of pixels of each segment, int64 [S]."""
+    return torch.bincount(slot[slot >= 0], minlength=num_segments)
+
+
+def segment_mean(values: Tensor, slot: Tensor, num_segments: int) -> Tensor:
+    """Return the mean of `values` [P, D] over each segment, [S, D]; an empty segment gives zero."""
+    counts = segment_counts(slot, num_segments).clamp(min=1)
+    return segment_sum(values, slot, num_segments) / counts[:, None]

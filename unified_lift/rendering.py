@@ -1,0 +1,82 @@
+"""render(): the only caller of the rasterizer for whole views. Training, evaluation and viewing share it."""
+
+from __future__ import annotations
+
+import torch
+from diff_gaussian_rasterization import PixelWeights, pixel_weights, rasterize
+from torch import Tensor
+
+from unified_lift.model.gaussians import Gaussians
+from unified_lift.types import Camera, RenderOutput
+
+
+def render(
+    gaussians: Gaussians,
+    camera: Camera,
+    *,
+    sh_degree: int | None = None,
+    background: Tensor | None = None,
+    with_features: bool = True,
+    means2d: Tensor | None = None,
+    features_move_geometry: bool = False,
+) -> RenderOutput:
+    """Return colour, instance features, alpha and depth of one view.
+
+    Source: 3D-GS Eq. 3 for colour and features alike.
+    Args:
+        gaussians: The scene.
+        camera: The view.
+        sh_degree: Active SH degree; None = all the table holds.
+        background: Colour behind everything in [0, 1], [3]; None = black. Features are composited over zero.
+        with_features: Also blend the features.
+        means2d: Zeros [N, 2]; after backward its grad is d loss / d pixel position of each Gaussian.
+        features_move_geometry: Let losses on features reach opacity and shape [Gaussian Grouping].
+    Gradient: to every parameter; by default that of the features stops at the features [released].
+    """
+    degree = gaussians.sh_degree if sh_degree is None else min(sh_degree, gaussians.sh_degree)
+    out = rasterize(
+        gaussians.means,
+        gaussians.quats,
+        gaussians.scales,
+        gaussians.opacities,
+        gaussians.sh,
+        gaussians.features if with_features and gaussians.feature_dim else None,
+        camera.viewmat[None],
+        camera.K[None],
+        camera.width,
+        camera.height,
+        sh_degree=degree,
+        backgrounds=None if background is None else background[None],
+        means2d=None if means2d is None else means2d[None],
+        features_move_geometry=features_move_geometry,
+    )
+    return RenderOutput(
+        image=out.image[0], features=out.features[0], alpha=out.alpha[0], depth=out.depth[0], radii=out.meta.radii[0]
+    )
+
+
+def blending_weights(
+    gaussians: Gaussians, camera: Camera, *, pixels: Tensor | None = None, min_weight: float = 0.0
+) -> PixelWeights:
+    """Return the weight of every Gaussian in every pixel of a view: the fixed linear map from features to pixels.
+
+    Args:
+        gaussians: The scene.
+        camera: The view.
+        pixels: (x, y) int64 [P, 2]; None = all pixels, row by row.
+        min_weight: Smaller weights are dropped.
+    Gradient: none.
+    """
+    with torch.no_grad():
+        return pixel_weights(
+            gaussians.means,
+            gaussians.quats,
+            gaussians.scales,
+            gaussians.opacities,
+            camera.viewmat,
+            camera.K,
+            camera.width,
+            camera.height,
+            pixels,
+            min_weight=min_weight,
+        )

@@ -92,7 +92,7 @@ def render_stale(model: SavedModel, model_path: Path, views: Sequence[View], fol
 
 
 def image_scores(views: Sequence[View], folder: Path) -> PerView:
-    """Return PSNR (dB) and SSIM of the stored 8-bit renderings; an exact picture has no finite PSNR and none is given."""
+    """Return PSNR (dB) and SSIM of the stored 8-bit renderings; equal pictures have no finite PSNR, hence none."""
     scores: PerView = {"PSNR": {}, "SSIM": {}}
     for view in views:
         path = picture_path(folder, "renders", view.name)
@@ -165,9 +165,9 @@ def write_pages(
     model_path: Path, model: SavedModel, scene: Scene, truth: Mapping[str, np.ndarray], objects: ProtocolResult | None
 ) -> None:
     """Write report.html and plots/*.png from the JSON files, logs and pictures of the model folder."""
-    shown, log_lines = f"ours_{model.iteration}", read_log(model_path)
+    shown = f"ours_{model.iteration}"
     per_view = _read_json(model_path / "per_view.json")[shown]
-    write_plots(model_path / "plots", per_view=per_view, log_lines=log_lines)
+    plots = write_plots(model_path / "plots", per_view=per_view, log_lines=read_log(model_path))
     folder = pictures_dir(model_path, "test", model.iteration)
     details = objects.report if objects is not None else {}
     manifest = model_path / "manifest.json"
@@ -177,7 +177,7 @@ def write_pages(
         shown=shown,
         results=_read_json(model_path / "results.json"),
         per_view=per_view,
-        log_lines=log_lines,
+        plots=plots,
         pictures={name: _pictures_of(folder, name, truth, details) for name in chosen_views(_names(scene))},
         num_views=len(scene.test),
         manifest=_read_json(manifest) if manifest.exists() else {},

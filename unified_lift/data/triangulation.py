@@ -25,10 +25,12 @@ _CONTRAST = 0.01  # SIFT contrast threshold; the library's 0.04 leaves smooth wa
 _NUM_NEIGHBORS = 10  # views in which each view looks for its points
 _MIN_BASELINE, _MAX_BASELINE = 3.0, 40.0  # degrees between two views, seen from the look-at point
 _MAX_EPIPOLAR = 1.5  # px from the epipolar line
-_MAX_RATIO = 0.95  # best over second-best descriptor distance near the line
+_MAX_RATIO = 0.95  # best over second-best descriptor distance near the line, where four views agree
+_MAX_RATIO_SURE = 0.85  # the same, where only three do
 _MAX_ERROR = 2.0  # px of reprojection
 _MIN_ANGLE = 1.5  # degrees between the rays of a track
 _MIN_VIEWS = 3  # views of a track; a two-view match on a line cannot be checked
+_MIN_VIEWS_UNSURE = 4  # views of a track whose candidates are less distinct
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +126,16 @@ def fundamental_matrix(first: Camera, second: Camera) -> np.ndarray:
     return inverse[1].T @ cross @ relative[:3, :3] @ inverse[0]
 
 
-def candidates(first: Features, second: Features, matrix: np.ndarray) -> np.ndarray:
-    """Return for each point of `first` its best match near the epipolar line in `second`, or -1; int64 [K].
+def candidates(first: Features, second: Features, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each point of `first` its best match near the epipolar line in `second`, and whether it is a sure one.
 
     Args:
         matrix: Fundamental matrix from `first` to `second`, [3, 3].
+    Returns:
+        Index in `second` or -1, int64 [K], and whether it stands out clearly from the runner-up, bool [K].
     """
     if min(len(first.pixels), len(second.pixels)) < 2:
-        return np.full(len(first.pixels), -1, dtype=np.int64)
+        return np.full(len(first.pixels), -1, dtype=np.int64), np.zeros(len(first.pixels), dtype=bool)
     lines = np.c_[first.pixels, np.ones(len(first.pixels))] @ matrix.T  # [K1, 3]
     lines /= np.maximum(np.linalg.norm(lines[:, :2], axis=1, keepdims=True), 1e-12)
     offset = lines.astype(np.float32) @ np.c_[second.pixels, np.ones(len(second.pixels))].T.astype(np.float32)
@@ -143,8 +147,8 @@ def candidates(first: Features, second: Features, matrix: np.ndarray) -> np.ndar
     similarity[rows, best] = -1.0
     runner_up = np.maximum(similarity.max(axis=1), 0.0)
     # Descriptors have length one: squared distance = 2 - 2 similarity.
-    distinct = (top > 0) & (1 - top < _MAX_RATIO**2 * (1 - runner_up))
-    return np.where(distinct, best, -1)
+    ratio = (1 - top) / np.maximum(1 - runner_up, 1e-12)
+    return np.where((top > 0) & (ratio < _MAX_RATIO**2), best, -1), ratio < _MAX_RATIO_SURE**2
 
 
 def grow_tracks(index: int, *, cameras: Sequence[Camera], features: Sequence[Features], neighbors: np.ndarray) -> Tracks:
@@ -154,14 +158,13 @@ def grow_tracks(index: int, *, cameras: Sequence[Camera], features: Sequence[Fea
     (a - x a_w) z = -(b - x b_w). Each candidate's z is tried on all other candidates.
     """
     own, others = features[index], neighbors[index]
-    match = np.stack(
-        [candidates(own, features[j], fundamental_matrix(cameras[index], cameras[j])) for j in others], axis=1
-    )  # [K, V]
+    found = [candidates(own, features[j], fundamental_matrix(cameras[index], cameras[j])) for j in others]
+    match, sure = np.stack([best for best, _ in found], axis=1), np.stack([clear for _, clear in found], axis=1)  # [K, V]
     a, b = _ray_images(own.pixels, cameras[index], [cameras[j] for j in others])  # [K, V, 3], [V, 3]
     seen = np.full((*match.shape, 2), np.nan)
     for column, j in enumerate(others):
-        found = match[:, column] >= 0
-        seen[found, column] = features[j].pixels[match[found, column]]
+        rows = match[:, column] >= 0
+        seen[rows, column] = features[j].pixels[match[rows, column]]
     left, right = a[..., :2] - seen * a[..., 2:], b[:, :2] - seen * b[:, 2:]
     with np.errstate(invalid="ignore", divide="ignore"):  # NaN marks views without a candidate; it never counts below
         z = -(left * right).sum(axis=-1) / (left * left).sum(axis=-1)  # [K, V] proposals
@@ -170,7 +173,8 @@ def grow_tracks(index: int, *, cameras: Sequence[Camera], features: Sequence[Fea
         agrees = (error < _MAX_ERROR) & (image[..., 2] > 0) & (z > 0)[..., None]
     score = agrees.sum(axis=-1) - np.where(agrees, error, 0).sum(axis=-1) / (_MAX_ERROR * (len(others) + 1))
     inliers = agrees[np.arange(len(match)), score.argmax(axis=1)]  # [K, V]
-    enough = inliers.sum(axis=1) + 1 >= _MIN_VIEWS
+    enough = (inliers & sure).sum(axis=1) + 1 >= _MIN_VIEWS
+    enough |= inliers.sum(axis=1) + 1 >= _MIN_VIEWS_UNSURE
     point, column = np.nonzero(inliers & enough[:, None])
     start = np.flatnonzero(enough)
     renumber = np.cumsum(enough) - 1

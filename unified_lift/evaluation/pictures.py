@@ -164,7 +164,7 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a `.partial` file beside `path`, then put it in place, so that an interruption leaves no half."""
+    """Let `write` fill a `.partial` file beside `path`, then put it in place: an interruption leaves no half file."""
     partial = path.with_name(path.name + ".partial")
     write(partial)
     partial.replace(path)

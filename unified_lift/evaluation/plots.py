@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 _NOT_SCORES = ("num_objects", "object_share")
 _NOT_TERMS = ("stage", "step", "total", "seconds_per_step", "num_gaussians")
+_STATISTICS = ("num_gaussians", "objects_used", "filtered_ratio")
 _TITLES = {
     "photometric": "photometric loss",
     "contrastive": "contrastive loss (Eq. 1)",
@@ -26,6 +28,7 @@ _TITLES = {
 }
 _COLORS = {"geometry": "#2f6f9f", "lift": "#b4533c", "test": "#4b8b4f"}
 _OTHER_COLOR = "#5b5b8c"
+_IMAGE_BARS, _OBJECT_BARS = "#8fb3cc", "#d6a08f"
 _COLUMNS = 3
 _PANEL_INCHES = (3.3, 2.1)
 _SMOOTH_POINTS = 15  # a curve is smoothed over a 15th of its points
@@ -33,6 +36,7 @@ _LOG_RANGE = 20  # a loss that spans a larger factor is drawn on a logarithmic a
 _MAX_LABELLED_BARS = 40
 _STYLE = {
     "font.size": 8,
+    "axes.formatter.min_exponent": 3,
     "axes.titlesize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -47,11 +51,25 @@ _STYLE = {
 }
 
 
+def _styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
+    """Return `draw` under our style, which is undone afterwards."""
+
+    @functools.wraps(draw)
+    def styled(data: Any) -> Figure | None:
+        import matplotlib as mpl  # half a second to import, and training and rendering do without
+
+        with mpl.rc_context(_STYLE):
+            return draw(data)
+
+    return styled
+
+
+@_styled
 def loss_figure(log_lines: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Return one panel for every term and statistic of every stage, None where nothing was logged.
 
     Args:
-        log_lines: {stage, step, name: value, ...}; of lines with the same stage and step (a resumed run) the last counts.
+        log_lines: {stage, step, name: value, ...}; a resumed run repeats steps, and the last line of each counts.
     """
     curves = _curves(log_lines)
     if not curves:
@@ -61,15 +79,18 @@ def loss_figure(log_lines: Sequence[Mapping[str, Any]]) -> Figure | None:
     for axis in axes[len(curves) :]:
         axis.set_visible(False)
     for axis, ((stage, name), (steps, values)) in zip(axes, curves.items()):
-        _draw_curve(axis, steps, values, color=_COLORS.get(stage, _OTHER_COLOR), smooth=stage != "test")
+        is_loss = stage != "test" and name not in _STATISTICS
+        _draw_curve(axis, steps, values, color=_COLORS.get(stage, _OTHER_COLOR), smooth=is_loss)
         axis.set_title(_TITLES.get(name, name), loc="left")
         axis.set_xlabel(f"{'geometry' if stage == 'test' else stage} step")
-        if stage != "test" and "loss" in _TITLES.get(name, name) and values.min() > 0:
-            if values.max() / values.min() > _LOG_RANGE:
-                axis.set_yscale("log")
+        if name in _STATISTICS:
+            axis.set_ylim(0, 1.1 * values.max() or 1)
+        elif is_loss and 0 < _LOG_RANGE * values.min() < values.max():
+            axis.set_yscale("log")
     return figure
 
 
+@_styled
 def metric_figure(per_view: Mapping[str, Mapping[str, float]]) -> Figure | None:
     """Return bars of every score over the views with its mean, None where there is no score.
 
@@ -83,7 +104,8 @@ def metric_figure(per_view: Mapping[str, Mapping[str, float]]) -> Figure | None:
     figure, axes = _subplots(len(scores), 1, width=max(5.0, min(10.0, 0.32 * longest + 2)))
     for axis, (metric, values) in zip(axes, scores.items()):
         heights = np.array(list(values.values()))
-        axis.bar(np.arange(len(heights)), heights, color="#8fb3cc" if metric in ("PSNR", "SSIM") else "#d6a08f", width=0.75)
+        color = _IMAGE_BARS if metric in ("PSNR", "SSIM") else _OBJECT_BARS
+        axis.bar(np.arange(len(heights)), heights, color=color, width=0.75)
         axis.axhline(heights.mean(), color="#444444", linewidth=1, linestyle=(0, (4, 3)))
         unit = " [dB]" if metric == "PSNR" else ""
         axis.set_title(f"{metric}{unit}, mean {heights.mean():.4g}", loc="left")
@@ -122,11 +144,7 @@ def _draw_curve(axis: Axes, steps: np.ndarray, values: np.ndarray, *, color: str
 
 
 def _subplots(rows: int, columns: int, *, width: float | None = None) -> tuple[Figure, list[Axes]]:
-    import matplotlib as mpl  # half a second to import, and training and rendering do without
     from matplotlib.figure import Figure as NewFigure  # not pyplot: no window, no global list of figures
 
-    with mpl.rc_context(_STYLE):
-        size = (width or columns * _PANEL_INCHES[0], rows * _PANEL_INCHES[1])
-        figure = NewFigure(figsize=size, layout="constrained")
-        axes = [figure.add_subplot(rows, columns, 1 + index) for index in range(rows * columns)]
-    return figure, axes
+    figure = NewFigure(figsize=(width or columns * _PANEL_INCHES[0], rows * _PANEL_INCHES[1]), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, 1 + index) for index in range(rows * columns)]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import io
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import jinja2
@@ -14,9 +14,6 @@ import numpy as np
 
 from unified_lift.evaluation.pictures import object_colors, replace_file
 from unified_lift.evaluation.plots import loss_figure, metric_figure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MAX_VIEWS = 12
 """Views shown in the page, evenly chosen, so that it stays small enough to send by mail."""
@@ -27,6 +24,7 @@ _PHOTOS = ("photo", "render")  # stored as JPEG; flat colours stay PNG
 _JPEG_QUALITY = 88
 _PLOT_DPI = 130
 _COUNTS = "num_"
+_VIEW_SCORES = ("PSNR", "SSIM", "mIoU")
 _TILES = ("PQ_scene", "mIoU", "F1", "PSNR", "SSIM")
 _LABELS = {
     "PQ_scene": "panoptic quality over the scene",
@@ -63,8 +61,8 @@ def chosen_views(names: Sequence[str], *, count: int = MAX_VIEWS) -> list[str]:
 
 def write_plots(
     folder: Path, *, per_view: Mapping[str, Mapping[str, float]], log_lines: Sequence[Mapping[str, Any]]
-) -> None:
-    """Write losses.png and metrics.png; a plot without data is left out.
+) -> dict[str, Path]:
+    """Write losses.png and metrics.png, and return caption -> file; a plot without data is left out.
 
     Args:
         folder: Made if missing.
@@ -72,9 +70,14 @@ def write_plots(
         log_lines: Lines of metrics.jsonl.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in (("losses", loss_figure(log_lines)), ("metrics", metric_figure(per_view))):
+    figures = {"Training": ("losses.png", loss_figure(log_lines)), "Scores": ("metrics.png", metric_figure(per_view))}
+    written = {}
+    for caption, (name, figure) in figures.items():
         if figure is not None:
-            replace_file(folder / f"{name}.png", _saver(figure))
+            save = functools.partial(figure.savefig, format="png", dpi=_PLOT_DPI)
+            replace_file(folder / name, save)
+            written[caption] = folder / name
+    return written
 
 
 def write_report(
@@ -84,7 +87,7 @@ def write_report(
     shown: str,
     results: Mapping[str, Mapping[str, float]],
     per_view: Mapping[str, Mapping[str, float]],
-    log_lines: Sequence[Mapping[str, Any]],
+    plots: Mapping[str, Path],
     pictures: Mapping[str, Mapping[str, np.ndarray]],
     num_views: int,
     manifest: Mapping[str, Any],
@@ -99,7 +102,7 @@ def write_report(
         shown: Key of `results` the page is about.
         results: Content of results.json.
         per_view: Metric -> view -> value.
-        log_lines: Lines of metrics.jsonl.
+        plots: Caption -> PNG file.
         pictures: View -> caption -> uint8 [H, W, 3], the first captions of every view alike.
         num_views: Held-out views altogether.
         manifest: Provenance of the training; may be empty.
@@ -118,11 +121,7 @@ def write_report(
         views=_views(pictures, per_view),
         num_views=num_views,
         objects=_objects(details),
-        plots=[
-            (caption, _svg(figure))
-            for caption, figure in (("Training", loss_figure(log_lines)), ("Held-out views", metric_figure(per_view)))
-            if figure is not None
-        ],
+        plots=[(caption, _uri("png", file.read_bytes())) for caption, file in plots.items()],
         settings=[(name, _text(default), _text(value)) for name, (default, value) in settings.items()],
         facts=_facts(manifest, details),
     )
@@ -142,7 +141,8 @@ def _tiles(scores: Mapping[str, float], manifest: Mapping[str, Any]) -> list[tup
         pair = f"{int(scores['num_objects_pred'])} / {int(scores['num_objects_true'])}"
         tiles.append((pair, "objects", "predicted / annotated"))
     if manifest.get("seconds"):
-        tiles.append((_duration(sum(manifest["seconds"].values())), "training", f"{scores['num_gaussians']:,} Gaussians"))
+        gaussians = f"{format_value('num_gaussians', scores['num_gaussians'])} Gaussians"
+        tiles.append((_duration(sum(manifest["seconds"].values())), "training", gaussians))
     return tiles
 
 
@@ -150,10 +150,10 @@ def _tables(results: Mapping[str, Mapping[str, float]], shown: str) -> dict[str,
     """Return the table of all scores: one column for every scored iteration."""
     columns = sorted(results, key=lambda key: (key != shown, key))
     names = list(dict.fromkeys(name for column in columns for name in results[column]))
-    rows = [
-        (name, _LABELS.get(name, ""), [format_value(name, results[c][name]) if name in results[c] else "" for c in columns])
-        for name in names
-    ]
+    rows = []
+    for name in names:
+        cells = [format_value(name, results[column][name]) if name in results[column] else "" for column in columns]
+        rows.append((name, _LABELS.get(name, ""), cells))
     return {"columns": columns, "rows": rows}
 
 
@@ -162,7 +162,7 @@ def _views(
 ) -> list[dict[str, Any]]:
     views = []
     for name, shots in pictures.items():
-        scores = [(m, format_value(m, per_view[m][name])) for m in ("PSNR", "SSIM", "mIoU") if name in per_view.get(m, {})]
+        scores = [(m, format_value(m, per_view[m][name])) for m in _VIEW_SCORES if name in per_view.get(m, {})]
         images = [(caption, _inline(picture, photo=caption in _PHOTOS)) for caption, picture in shots.items()]
         views.append({"name": name, "scores": scores, "pictures": images})
     return views
@@ -217,14 +217,8 @@ def _inline(picture: np.ndarray, *, photo: bool) -> str:
     options = (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY) if photo else (cv2.IMWRITE_PNG_COMPRESSION, 9)
     done, buffer = cv2.imencode(suffix, picture[..., ::-1], options)
     assert done
-    return f"data:image/{mime};base64,{base64.b64encode(buffer.tobytes()).decode()}"
+    return _uri(mime, buffer.tobytes())
 
 
-def _svg(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _saver(figure: Figure):  # noqa: ANN202 (what replace_file takes)
-    return lambda partial: figure.savefig(partial, format="png", dpi=_PLOT_DPI)
+def _uri(mime: str, content: bytes) -> str:
+    return f"data:image/{mime};base64,{base64.b64encode(content).decode()}"

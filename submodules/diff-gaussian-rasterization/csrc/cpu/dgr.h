@@ -1,6 +1,7 @@
 // The C interface that Python loads with ctypes. diff_gaussian_rasterization/cpu.py mirrors the structs field by field.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 extern "C" {

@@ -3,6 +3,7 @@
 // (COMDAT) copy compiled for a newer one would crash an older machine. For the same reason kernels use no STL.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 

@@ -1,0 +1,191 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from unified_lift.cli.main import main
+from unified_lift.cli.train import PRESET_DIR, parse, with_preset
+from unified_lift.data import DATASETS
+from unified_lift.engine.settings import TrainSettings
+from unified_lift.types import UserError
+
+ROOT = Path(__file__).parents[2]
+SHORT = [
+    "--iterations", "12", "--lift-iterations", "10", "--densify-from-iter", "2", "--densification-interval", "4",
+    "--codebook-min-members", "1", "--codebook-min-pixels", "1", "--codebook-min-consistency", "0",
+    "--logger", "none", "--quiet",
+]  # fmt: skip
+
+
+@pytest.fixture
+def miniature(tmp_path):
+    root = tmp_path / "scene"
+    DATASETS["transforms"].write_miniature(root)
+    return root
+
+
+def settings_of(*argv):
+    return parse(["-s", "scene", "-m", "model", *argv]).settings
+
+
+def test_precedence_is_defaults_preset_config_command_line(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("method:\n  num_codes: 300\n  max_uncertainty: 0.7\n")
+    assert settings_of().method.num_codes == 0
+    assert settings_of("--preset", "released").method.num_codes == 256
+    assert settings_of("--preset", "released", "--config", str(config)).method.num_codes == 300
+    chosen = settings_of("--preset", "released", "--config", str(config), "--num_classes", "7").method
+    assert (chosen.num_codes, chosen.max_uncertainty, chosen.weight_class) == (7, 0.7, 1e-4)
+
+
+def test_underscores_and_hyphens_are_one_spelling():
+    assert settings_of("--lift_iterations", "5") == settings_of("--lift-iterations", "5")
+
+
+def test_table_4_is_four_command_lines():
+    rows = [
+        ["--no-concentration", "--no-area_aware", "--no-label_filter"],
+        ["--no-area_aware", "--no-label_filter"],
+        ["--no-label_filter"],
+        [],
+    ]
+    found = [settings_of("--preset", "released", *row).method for row in rows]
+    assert [(m.concentration, m.area_aware, m.label_filter) for m in found] == [
+        (False, False, False), (True, False, False), (True, True, False), (True, True, True),
+    ]  # fmt: skip
+
+
+def test_unified_lift_json_is_read(tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"num_classes": 256, "densify_until_iter": 10000, "reg3d_interval": 5}))
+    settings = settings_of("--config_file", str(path))
+    assert (settings.method.num_codes, settings.density.densify_until_iter) == (256, 10000)
+
+
+@pytest.mark.parametrize("path", sorted(PRESET_DIR.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_config_loads(path):
+    assert with_preset(TrainSettings(), path.stem).preset == path.stem
+
+
+def test_parity_presets_hold_the_published_numbers():
+    released, paper = (with_preset(TrainSettings(), name) for name in ("released", "paper"))
+    assert (released.method.weight_class, released.method.weight_concentration) == (1e-4, 1.0)
+    assert (paper.method.weight_class, paper.method.weight_concentration) == (1e-3, 0.1)
+    for preset in (released, paper):
+        assert preset.schedule == "joint"
+        assert (preset.method.num_codes, preset.method.feature_dim) == (256, 16)
+        assert preset.method.zero_id == "segment"
+        assert preset.geometry.iterations == 30_000
+    assert released.density.densify_until_iter == 10_000
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train"], "no scene given"),
+        (["train", "-s", "nowhere"], "no model folder given"),
+        (["train", "-s", "nowhere", "-m", "out"], "nowhere"),
+        (["train", "-s", "x", "-m", "y", "--preset", "relased"], "no such preset; there are"),
+        (["train", "-s", "x", "-m", "y", "--config", "none.yaml"], "none.yaml: no such settings file"),
+        (["train", "-s", "x", "-m", "y", "--iterations", "-1"], "--iterations must be at least 1"),
+        (["train", "-s", "x", "-m", "y", "--sh_degree", "4"], "--sh_degree goes up to 3"),
+        (["train", "-s", "x", "-m", "y", "--resume"], "no chkpnt<N>.pth there to resume from"),
+        (["train", "-s", "x", "-m", "y", "--start_checkpoint", "gone.pth"], "x"),
+        (["tarin"], "no command 'tarin'"),
+    ],
+)
+def test_bad_command_line_is_one_line_and_exit_code_2(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_config_key_names_the_file_and_the_nearest(tmp_path, capsys):
+    config = tmp_path / "c.yaml"
+    config.write_text("lift:\n  lift_iteration: 3\n")
+    assert main(["train", "-s", "x", "-m", "y", "--config", str(config)]) == 2
+    assert f"{config}, group lift: unknown setting 'lift_iteration'; did you mean 'lift_iterations'" in capsys.readouterr().err
+
+
+def test_help_shows_an_example_and_defaults(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "Example: train.py -s" in text
+    assert "--lift-iterations" in text
+
+
+def test_unknown_flag_is_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "-s", "a", "-m", "b", "--itertions", "5"])
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("preset", ["unified_lift", "released", "paper"])
+def test_every_preset_trains_the_miniature_and_refuses_to_overwrite(preset, miniature, tmp_path, capsys):
+    model = tmp_path / "model"
+    argv = ["train", "-s", str(miniature), "-m", str(model), "--eval", "--preset", preset, *SHORT]
+    assert main(argv) == 0
+    assert "object codes" in capsys.readouterr().out
+    manifest = json.loads((model / "manifest.json").read_text())
+    assert manifest["num_gaussians"] > 0
+    assert yaml.safe_load((model / "config.yaml").read_text())["preset"] == preset
+    assert main(argv) == 2
+    assert "already holds a run; --resume goes on with it, --overwrite replaces it" in capsys.readouterr().err
+    assert main([*argv, "--overwrite"]) == 0
+
+
+def test_schedule_can_be_chosen_against_the_preset(miniature, tmp_path):
+    argv = ["-s", str(miniature), "--preset", "released", "--schedule", "staged", *SHORT]
+    assert main(["train", *argv, "-m", str(tmp_path / "m")]) == 0
+    assert set(json.loads((tmp_path / "m" / "manifest.json").read_text())["seconds"]) == {"geometry", "lift"}
+
+
+def start_process(miniature, model):
+    command = [sys.executable, "train.py", "-s", str(miniature), "-m", str(model), *SHORT, "--logger", "none"]
+    command += ["--iterations", "100000", "--checkpoint-interval", "5", "--densify-until-iter", "0"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not list(model.glob("chkpnt*.pth")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+def test_ctrl_c_leaves_a_resumable_run(miniature, tmp_path, capsys):
+    model = tmp_path / "model"
+    process = start_process(miniature, model)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"go on with: train.py -m {model} --resume" in out
+    assert "Traceback" not in err
+    done = max(int(p.stem.removeprefix("chkpnt")) for p in model.glob("chkpnt*.pth"))
+    assert main(["train", "-m", str(model), "--resume", "--iterations", str(done + 3)]) == 0
+
+
+def test_kill_loses_at_most_the_steps_since_the_last_checkpoint(miniature, tmp_path):
+    model = tmp_path / "model"
+    process = start_process(miniature, model)
+    process.kill()
+    process.communicate()
+    done = max(int(p.stem.removeprefix("chkpnt")) for p in model.glob("chkpnt*.pth"))
+    assert done % 5 == 0
+    assert main(["train", "-m", str(model), "--resume", "--iterations", str(done + 3)]) == 0
+
+
+def test_preset_given_as_a_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: 5\n")
+    assert with_preset(TrainSettings(), str(path)).seed == 5
+    with pytest.raises(UserError, match="no such preset"):
+        with_preset(TrainSettings(), str(tmp_path / "absent.yaml"))

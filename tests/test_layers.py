@@ -1,0 +1,62 @@
+"""Imports go one way; a test walks them and names the offending edge."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "unified_lift"
+# Each layer may import those before it; packages of one layer do not import each other.
+LAYERS = [
+    {"types", "shapes"},
+    {"config", "ops"},
+    {"losses", "metrics", "model", "data"},
+    {"density", "rendering"},
+    {"methods"},
+    {"evaluation", "engine"},
+    {"cli"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+FORBIDDEN = {"data": {"config"}}  # readers see only types and ops
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("unified_lift"):
+            names = [alias.name for alias in node.names] if node.module == "unified_lift" else [node.module.split(".")[1]]
+            yield from names
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("unified_lift."))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    assert own in RANK, f"{own} has no layer"
+    for name in imported(path):
+        if name == own:
+            continue
+        assert name in RANK, f"{path}: imports {name}, which has no layer"
+        assert RANK[name] < RANK[own], f"{path}: {own} must not import {name}"
+        assert name not in FORBIDDEN.get(own, ()), f"{path}: {own} must not import {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_below_the_engine_prints_or_touches_global_random_state(path):
+    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if own == "__init__" or RANK[own] >= RANK["engine"]:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            call = ast.unparse(node.func)
+            assert call not in {"print", "torch.manual_seed", "np.random.seed", "time.time", "time.perf_counter"}, (
+                f"{path}:{node.lineno} calls {call}"
+            )
+
+
+def test_the_rasterizer_does_not_know_the_package():
+    for path in (ROOT.parent / "submodules").rglob("*.py"):
+        assert "unified_lift" not in path.read_text(), path

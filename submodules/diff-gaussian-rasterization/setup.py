@@ -43,7 +43,7 @@ class BuildKernels(build_ext):
     """Compiles the kernel source once per instruction set and links everything into one library."""
 
     def get_ext_filename(self, fullname):
-        return os.path.join(PACKAGE, "_dgr_cpu.so")
+        return "_dgr_cpu.so"
 
     def build_extension(self, ext):
         compiler = shutil.which(os.environ.get("CXX", "g++"))
@@ -76,12 +76,11 @@ class BuildKernels(build_ext):
 
     def copy_extensions_to_source(self):
         """Put the library into the package folder of an editable install, unless it could not be built."""
-        for ext in self.extensions:
-            target = Path(self.get_ext_filename(ext.name))
-            built = Path(self.build_lib) / target
-            if built.is_file():
-                shutil.copyfile(built, target.with_suffix(".new"))
-                os.replace(target.with_suffix(".new"), target)
+        target = Path(PACKAGE) / "_dgr_cpu.so"
+        built = Path(self.build_lib) / target
+        if built.is_file():
+            shutil.copyfile(built, target.with_suffix(".new"))
+            os.replace(target.with_suffix(".new"), target)
 
 
 setup(ext_modules=[Extension(f"{PACKAGE}._dgr_cpu", [*SOURCES, KERNELS])], cmdclass={"build_ext": BuildKernels})

@@ -273,12 +273,12 @@ def test_the_same_seed_writes_the_same_files(miniature, tmp_path):
     assert other != (miniature / "images" / "0000.png").read_bytes()
 
 
-def test_a_view_renders_in_a_fraction_of_a_second(room):
+def test_a_view_renders_in_less_than_a_second(room):
     camera = build_cameras(room, SyntheticSettings())[0]
     room.render(camera)
     start = time.process_time()
     room.render(camera)
-    assert time.process_time() - start < 0.5
+    assert time.process_time() - start < 1
 
 
 def test_a_folder_with_files_is_never_overwritten(tmp_path):

@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -257,3 +258,15 @@ def test_checkpoint_of_another_program_is_refused(tmp_path):
         load_checkpoint(path)
     with pytest.raises(UserError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "absent.pth")
+
+
+def test_objects_are_numbered_by_falling_area_without_changing_who_is_who(tmp_path, scene):
+    trainer = Trainer(settings_for(tmp_path), scene)
+    trainer.run()
+    cameras = [view.camera for view in scene.train]
+    labels = label_gaussians(trainer.gaussians, trainer.method, cameras)
+    assert labels.areas.tolist() == sorted(labels.areas.tolist(), reverse=True)
+    saved = np.load(tmp_path / "point_cloud" / "iteration_24" / "segmentation.npz")
+    assert np.array_equal(saved["object_id"], labels.object_ids.numpy())
+    stored = torch.load(tmp_path / "point_cloud" / "iteration_24" / "classifier.pth", weights_only=True)
+    assert torch.equal(stored, trainer.method.codebook)

@@ -22,7 +22,7 @@ from unified_lift.engine.inference import SavedModel
 from unified_lift.engine.logs import read_log
 from unified_lift.engine.outputs import iteration_dir, write_text
 from unified_lift.engine.settings import TrainSettings
-from unified_lift.evaluation.pictures import read_picture, truth_colors
+from unified_lift.evaluation.pictures import object_colors, overlay, read_picture, truth_colors
 from unified_lift.evaluation.protocols import PROTOCOLS, ProtocolResult, evaluate
 from unified_lift.evaluation.report import chosen_views, format_value, write_plots, write_report
 from unified_lift.metrics.image import psnr, ssim
@@ -190,16 +190,15 @@ def _pictures_of(
     folder: Path, name: str, truth: Mapping[str, np.ndarray], details: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
     """Return caption -> picture of one view, in the order of the report; what does not apply is absent."""
-    kinds = {"photo": "gt", "render": "renders"}
-    after = {"predicted objects": "objects_color", "overlay": "overlay", "uncertainty": "uncertainty"}
-    pictures = {caption: read_picture(picture_path(folder, kind, name)) for caption, kind in kinds.items()}
+    render = read_picture(picture_path(folder, "renders", name))
+    pictures = {"photo": read_picture(picture_path(folder, "gt", name)), "render": render}
     if name in truth:
         partners = {entry["true_id"]: entry["pred_id"] for entry in details.get("objects", ())}
         pictures["true objects"] = truth_colors(truth[name], partners, background=details["background_id"])
-    for caption, kind in after.items():
-        path = picture_path(folder, kind, name)
-        if path.exists():
-            pictures[caption] = read_picture(path)
+    if picture_path(folder, "objects_pred", name).exists():
+        ids = read_picture(picture_path(folder, "objects_pred", name))
+        pictures |= {"predicted objects": object_colors(ids), "overlay": overlay(render, ids)}
+        pictures["uncertainty"] = read_picture(picture_path(folder, "uncertainty", name))
     return pictures
 
 

@@ -15,7 +15,7 @@ from unified_lift.data import load_scene
 from unified_lift.engine.outputs import read_run_settings
 from unified_lift.engine.settings import TrainSettings
 from unified_lift.engine.trainer import Interrupted, Trainer, latest_checkpoint
-from unified_lift.types import UserError
+from unified_lift.types import Scene, UserError
 
 PRESET_DIR = Path(__file__).resolve().parents[2] / "configs"
 
@@ -150,7 +150,7 @@ def _where_to_start(command: TrainCommand) -> Path | None:
     return None
 
 
-def _print_scene(settings: TrainSettings, scene) -> None:
+def _print_scene(settings: TrainSettings, scene: Scene) -> None:
     sizes = {(view.camera.width, view.camera.height) for view in (*scene.train, *scene.test)}
     size = ", ".join(f"{w}x{h}" for w, h in sorted(sizes)[:3]) + (" ..." if len(sizes) > 3 else "")
     masks = sum(view.segments is not None for view in scene.train)

@@ -2,8 +2,8 @@
 
 `images/` (or the folder of -i), the model in `sparse/0`, `sparse` or `colmap/sparse/0`, binary or text, `object_mask/`.
 Distorted camera models are undistorted on load to a pinhole with the same K; masks and annotations follow. The split:
-with `train_split` the names in `images_train/`; with `eval` the names in `test.txt` (one a line) where it exists, else every
-llffhold-th. Truth ids, where there are any: `annotations/gt_instance/<name>.png`.
+with `train_split` the names in `images_train/`; with `eval` the names in `test.txt` (one a line) where it exists, else
+every llffhold-th. Truth ids, where there are any: `annotations/gt_instance/<name>.png`.
 """
 
 from __future__ import annotations
@@ -100,11 +100,15 @@ def read_frames(root: Path, masks: Path, *, images: str) -> list[Frame]:
     registered = read_images(source)
     if not registered:
         raise UserError(f"{source}: registers no image; the reconstruction failed, run COLMAP again")
-    lenses = {key: lens_of(cameras[key], model) for key in {image.camera_id for image in registered.values()} & set(cameras)}
+    lenses = {
+        key: lens_of(cameras[key], model) for key in {image.camera_id for image in registered.values()} & set(cameras)
+    }
     frames = []
     for image in registered.values():
         if image.camera_id not in lenses:
-            raise UserError(f"{source}: {image.name} uses camera {image.camera_id}, which is not in cameras; export again")
+            raise UserError(
+                f"{source}: {image.name} uses camera {image.camera_id}, which is not in cameras; export again"
+            )
         name = name_of(image.name)
         frames.append(
             Frame(
@@ -152,7 +156,9 @@ def load_annotations(root: Path, names: Sequence[str], settings: DataSettings) -
     """Return the ids of `annotations/gt_instance/` of the named views, int32 [H, W]; empty where there are none."""
     if not (root / ANNOTATIONS).is_dir():
         return {}
-    return read_annotations(read_frames(root, root / settings.object_path, images=settings.images), root / ANNOTATIONS, names)
+    return read_annotations(
+        read_frames(root, root / settings.object_path, images=settings.images), root / ANNOTATIONS, names
+    )
 
 
 def _model_folder(root: Path) -> Path | None:
@@ -193,7 +199,7 @@ def _held_out(root: Path, frames: Sequence[Frame]) -> list[str] | None:
 
 
 def _read_points(folder: Path) -> PointCloud | None:
-    """Return the sparse points, else points3D.ply beside the model, else None; points that are not finite are dropped."""
+    """Return the finite sparse points, else those of points3D.ply beside the model, else None."""
     path = table_path(folder, "points3D")
     if path is None:
         cloud = folder / "points3D.ply"
@@ -218,7 +224,9 @@ def write_miniature(root: Path) -> None:
     }
     images = {}
     for n in (4, 0, 8, 1, 7, 2, 6, 3, 5):
-        images[40 - 3 * n] = _colmap_image(used[n], names[n], camera_id=7 if names[n].startswith("cam1") else 3, empty=n % 2)
+        images[40 - 3 * n] = _colmap_image(
+            used[n], names[n], camera_id=7 if names[n].startswith("cam1") else 3, empty=n % 2
+        )
     points = points_of(*floor_cloud(300))
     write_model(root / "sparse/0", cameras, images, points)
     write_model(root / "sparse_text/0", cameras, images, points, text=True)

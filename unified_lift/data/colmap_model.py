@@ -1,7 +1,7 @@
 """COLMAP model files, binary and text: cameras, images, points3D.
 
-Rigs and frames, which newer versions write beside them, add nothing that a loader needs and are not read. All numbers are
-little-endian without padding. Each table can be written again, which the miniature and the tests use.
+Rigs and frames, which newer versions write beside them, add nothing that a loader needs and are not read. All numbers
+are little-endian without padding. Each table can be written again, which the miniature and the tests use.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class ColmapImage:
 
 @dataclass(frozen=True, kw_only=True)
 class ColmapPoints:
-    """The sparse points: ids [M], positions float64 [M, 3], colours uint8 [M, 3], errors in px [M], tracks of (image, 2D)."""
+    """The sparse points: ids [M], positions float64 [M, 3], colours uint8 [M, 3], errors in px [M], tracks."""
 
     ids: np.ndarray
     positions: np.ndarray
@@ -156,7 +156,9 @@ def _cameras_binary(path: Path) -> Iterator[tuple[int, ColmapCamera]]:
     for _ in range(cursor.take(_COUNT)[0]):
         key, model, width, height = cursor.take(_CAMERA)
         if model not in MODELS:
-            raise UserError(f"{path}: unknown camera model {model}; run colmap image_undistorter to get PINHOLE cameras")
+            raise UserError(
+                f"{path}: unknown camera model {model}; run colmap image_undistorter to get PINHOLE cameras"
+            )
         name, count = MODELS[model]
         params = tuple(cursor.array(np.dtype("<f8"), count).tolist())
         yield key, ColmapCamera(model=name, width=width, height=height, params=params)
@@ -183,7 +185,9 @@ def _cameras_text(path: Path) -> Iterator[tuple[int, ColmapCamera]]:
         words = line.split()
         model = words[1] if len(words) > 1 else ""
         if model not in _MODEL_IDS:
-            raise UserError(f"{path}: unknown camera model {model!r}; run colmap image_undistorter to get PINHOLE cameras")
+            raise UserError(
+                f"{path}: unknown camera model {model!r}; run colmap image_undistorter to get PINHOLE cameras"
+            )
         count = _MODEL_IDS[model][1]
         params = tuple(_numbers(words[4:], count, path, line))
         if len(params) > count:
@@ -210,7 +214,11 @@ def _images_text(path: Path) -> Iterator[tuple[int, ColmapImage]]:
         yield (
             int(pose[0]),
             ColmapImage(
-                qvec=tuple(pose[1:5]), tvec=tuple(pose[5:8]), camera_id=int(pose[8]), name=words[9].strip(), points2d=points
+                qvec=tuple(pose[1:5]),
+                tvec=tuple(pose[5:8]),
+                camera_id=int(pose[8]),
+                name=words[9].strip(),
+                points2d=points,
             ),
         )
 
@@ -275,7 +283,9 @@ def _write_binary(folder: Path, cameras: dict, images: dict, points: ColmapPoint
     parts = [_COUNT.pack(len(points.ids))]
     for n, track in enumerate(points.tracks):
         xyz, rgb = points.positions[n].tolist(), points.colors[n].tolist()
-        parts.append(_POINT_3D.pack(int(points.ids[n]), *xyz, *rgb, float(points.errors[n]), len(track)) + track.tobytes())
+        parts.append(
+            _POINT_3D.pack(int(points.ids[n]), *xyz, *rgb, float(points.errors[n]), len(track)) + track.tobytes()
+        )
     (folder / "points3D.bin").write_bytes(b"".join(parts))
 
 
@@ -289,12 +299,16 @@ def _write_text(folder: Path, cameras: dict, images: dict, points: ColmapPoints)
     lines = ["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then POINTS2D[] as X Y POINT3D_ID\n"]
     for key, image in images.items():
         lines.append(row(key, *image.qvec, *image.tvec, image.camera_id, image.name))
-        lines.append(row(*(value for point in image.points2d for value in (*point["xy"].tolist(), int(point["point3d"])))))
+        lines.append(
+            row(*(value for point in image.points2d for value in (*point["xy"].tolist(), int(point["point3d"]))))
+        )
     (folder / "images.txt").write_text("".join(lines))
     lines = ["# POINT3D_ID X Y Z R G B ERROR TRACK[]\n"]
     for n, track in enumerate(points.tracks):
         pairs = [int(value) for element in track for value in element]
-        lines.append(row(points.ids[n], *points.positions[n].tolist(), *points.colors[n].tolist(), points.errors[n], *pairs))
+        lines.append(
+            row(points.ids[n], *points.positions[n].tolist(), *points.colors[n].tolist(), points.errors[n], *pairs)
+        )
     (folder / "points3D.txt").write_text("".join(lines))
 
 

@@ -136,7 +136,9 @@ def check_frames(frames: Sequence[Frame], root: Path) -> None:
             )
     twice = [name for name, count in Counter(frame.name for frame in frames).items() if count > 1]
     if twice:
-        raise UserError(f"{frames[0].source}: image {twice[0]} occurs twice (suffixes do not count); rename one of them")
+        raise UserError(
+            f"{frames[0].source}: image {twice[0]} occurs twice (suffixes do not count); rename one of them"
+        )
 
 
 def rigid_pose(matrix: object, *, source: Path, name: str) -> np.ndarray:
@@ -156,7 +158,9 @@ def rigid_pose(matrix: object, *, source: Path, name: str) -> np.ndarray:
     left, sizes, right = np.linalg.svd(pose[:3, :3])
     rotation = left @ right
     if sizes.min() <= 0 or sizes.max() / sizes.min() > 1 + _MAX_SHEAR or np.linalg.det(rotation) < 0:
-        raise UserError(f"{source}: the pose of {name} is not a rotation and translation (it shears or mirrors); fix it")
+        raise UserError(
+            f"{source}: the pose of {name} is not a rotation and translation (it shears or mirrors); fix it"
+        )
     rigid = np.eye(4)
     rigid[:3, :3] = rotation
     rigid[:3, 3] = pose[:3, 3]
@@ -180,7 +184,9 @@ def load_view(frame: Frame, *, settings: DataSettings, zero_id: ZeroId) -> tuple
         segments = undistort_ids(segments, lens) if segments is not None else None
     width, height = target_size(lens.width, lens.height, settings.resolution)
     if (width, height) != (lens.width, lens.height):
-        notes.append(f"resized from {lens.width}x{lens.height} to {width}x{height} (--resolution {settings.resolution})")
+        notes.append(
+            f"resized from {lens.width}x{lens.height} to {width}x{height} (--resolution {settings.resolution})"
+        )
     camera = make_camera(frame.cam_from_world, lens, source=frame.source, name=frame.name).resized(width, height)
     if segments is not None:
         segments = torch.from_numpy(np.ascontiguousarray(nearest(segments, height, width)))

@@ -6,25 +6,47 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from unified_lift.data.triangulation import triangulate
 from unified_lift.ops.cameras import look_at_point, project, unproject
 from unified_lift.types import Camera, DataSettings, PointCloud, UserError, View
 
 MIN_POINTS = 4  # three neighbours are needed for a start scale
 _FAR_OF_LOOK_AT = 1.5  # frusta end at this multiple of the median distance to the look-at point
+_ENOUGH_POINTS = 2000  # triangulated points that need no random company
 _GREY = 127
 
 
-def initial_points(
-    views: Sequence[View], settings: DataSettings, *, own: PointCloud | None
-) -> tuple[PointCloud, str]:
-    """Return the points the geometry starts from and a note on where they come from."""
-    cameras = [view.camera for view in views]
-    if own is not None:
+def initial_points(views: Sequence[View], settings: DataSettings, *, own: PointCloud | None) -> tuple[PointCloud, str]:
+    """Return the points the geometry starts from and a note on where they come from.
+
+    The scene's own points, else points triangulated from the photos, filled up with random ones where those are few.
+    With `random_init` all points are random.
+
+    Args:
+        views: Training views.
+        own: What the dataset brings, None where it brings nothing.
+    Raises:
+        UserError: The scene's own cloud is (almost) empty.
+    """
+    if own is not None and not settings.random_init:
         if len(own.positions) < MIN_POINTS:
-            raise UserError(f"the scene has {len(own.positions)} initial points, {MIN_POINTS} are needed; use --random_init")
+            raise UserError(
+                f"{settings.source_path}: its point cloud holds {len(own.positions)} usable points, {MIN_POINTS} are "
+                "needed; add points or use --random_init"
+            )
         return own, f"{len(own.positions)} initial points from the scene"
-    cloud = random_in_frusta(cameras, count=settings.num_random_points, seed=settings.points_seed)
-    return cloud, f"{len(cloud.positions)} random initial points in the camera frusta"
+    found = None if settings.random_init else triangulate(views)
+    if found is not None and len(found.positions) >= _ENOUGH_POINTS:
+        return found, f"{len(found.positions)} initial points triangulated from the photos"
+    num_found = 0 if found is None else len(found.positions)
+    missing = max(settings.num_random_points - num_found, MIN_POINTS)
+    cloud = random_in_frusta([view.camera for view in views], count=missing, seed=settings.points_seed)
+    if found is None or num_found == 0:
+        return cloud, f"{missing} random initial points in the camera frusta"
+    positions = np.concatenate([found.positions, cloud.positions])
+    colors = np.concatenate([found.colors, cloud.colors])
+    note = f"{num_found} initial points triangulated from the photos, {missing} random ones in the camera frusta"
+    return PointCloud(positions=positions, colors=colors), note
 
 
 def random_in_frusta(cameras: Sequence[Camera], *, count: int, seed: int) -> PointCloud:
@@ -61,8 +83,8 @@ def random_in_frusta(cameras: Sequence[Camera], *, count: int, seed: int) -> Poi
 def look_at_distance(cameras: Sequence[Camera]) -> float:
     """Return the median distance of the cameras to the point closest to their axes, in world units.
 
-    Where the axes do not meet in front of the cameras (parallel or outward views) the scene is taken to lie twice as far
-    away as the cameras lie apart; a camera alone looks one unit far.
+    Where the axes do not meet in front of the cameras (parallel or outward views) the scene is taken to lie twice as
+    far away as the cameras lie apart; a camera alone looks one unit far.
     """
     centres = np.stack([camera.position for camera in cameras])
     point = look_at_point(list(cameras))

@@ -54,8 +54,8 @@ def write_mask(path: Path, ids: np.ndarray) -> None:
 def find_mask(folder: Path, name: str) -> Path | None:
     """Return the mask file of a view, or None.
 
-    The full relative path is tried first (`cam1/0001`), then the stem alone (`0001`), each as .png, .npy, .npz. Only the
-    image suffix was cut from `name`, so `a.b` finds `a.b.png`.
+    The full relative path is tried first (`cam1/0001`), then the stem alone (`0001`), each as .png, .npy, .npz. Only
+    the image suffix was cut from `name`, so `a.b` finds `a.b.png`.
     """
     for candidate in dict.fromkeys((name, PurePosixPath(name).name)):
         for suffix in MASK_SUFFIXES:
@@ -66,7 +66,7 @@ def find_mask(folder: Path, name: str) -> Path | None:
 
 
 def same_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Return whether two (width, height) sizes are one picture scaled, up to the rounding of the smaller to whole pixels."""
+    """Return whether two (width, height) sizes are one picture scaled, up to rounding to whole pixels."""
     small, large = sorted((size, other), key=lambda wh: wh[0] * wh[1])
     # A side of `s` pixels is round(x) or floor(x) of the exact x in [s - 0.5, s + 1).
     lowest = max(large[0] / (small[0] + 1), large[1] / (small[1] + 1))
@@ -107,5 +107,7 @@ def _ids_from_array(array: np.ndarray, path: Path) -> np.ndarray:
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.round(array)).all()):
         raise UserError(f"{path}: ids must be whole numbers, received fractions or NaN; save integers")
     if array.min() < 0 or array.max() > np.iinfo(np.int32).max:
-        raise UserError(f"{path}: ids must lie in 0..2^31-1, received {array.min()}..{array.max()}; write unlabelled as 0")
+        raise UserError(
+            f"{path}: ids must lie in 0..2^31-1, received {array.min()}..{array.max()}; write unlabelled as 0"
+        )
     return array.astype(np.int32)

@@ -1,8 +1,8 @@
 """Messy Rooms (Contrastive Lift): Kubric cameras, per-view Detic ids as .npy, exact ids for scoring.
 
-`<scene>/metadata.json`, `color/<n>.png`, `detic_instance/<n>.npy` (input), `instance/` and `semantic/` (truth). Stems are
-not padded and sort as numbers; frame i of that order has pose i. The last 20 % of the frames are the test views. Id 0 of
-the Detic masks is the background, a segment of its own. `detic_probabilities/` and `invalid/` are not used.
+`<scene>/metadata.json`, `color/<n>.png`, `detic_instance/<n>.npy` (input), `instance/` and `semantic/` (truth). Stems
+are not padded and sort as numbers; frame i of that order has pose i. The last 20 % of the frames are the test views.
+Id 0 of the Detic masks is the background, a segment of its own. `detic_probabilities/` and `invalid/` are not used.
 """
 
 from __future__ import annotations
@@ -94,8 +94,6 @@ def load_annotations(root: Path, names: Sequence[str], settings: DataSettings) -
 
 def write_miniature(root: Path) -> None:
     """Write 12 views of 32x24 with unpadded stems, RGBA colour and ids above 255."""
-    from unified_lift.data.images import write_image
-
     for folder in ("color", "instance", "semantic", INPUT_MASKS, "detic_semantic", "detic_probabilities"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     cameras = orbit(12, width=32, height=24)
@@ -135,7 +133,7 @@ def _pose(position: object, quaternion: object, source: Path, name: str) -> np.n
 
 
 def _lens(camera: dict, size: tuple[int, int], source: Path) -> Lens:
-    """Return the lens from the unit-square K (signs dropped), or from focal length and sensor width where K is missing."""
+    """Return the lens from the unit-square K (signs dropped), else from focal length and sensor width."""
     width, height = size
     if "K" in camera:
         matrix = np.abs(np.asarray(camera["K"], dtype=np.float64))

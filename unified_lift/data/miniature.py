@@ -1,7 +1,7 @@
 """A tiny analytic world from which every reader writes a miniature of its layout.
 
-A textured floor (z = 0) with round coins lying on it: colour and id of a pixel follow from where its ray meets the floor,
-so poses, pixels and ids of a miniature agree exactly.
+A textured floor (z = 0) with round coins lying on it: colour and id of a pixel follow from where its ray meets the
+floor, so poses, pixels and ids of a miniature agree exactly.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _COINS = (  # x, y, radius, id, colour
     (-0.45, 0.10, 0.28, 301, (60, 120, 220)),
     (0.30, 0.45, 0.22, 7, (240, 200, 60)),
 )
+_SUBPIXELS = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))
 _TEXTURE_CELLS = 96  # random values per axis of the floor's texture
 _TEXTURE_EXTENT = 3.0  # the texture repeats outside [-3, 3]^2
 
@@ -73,10 +74,10 @@ def miniature_views(cameras: Sequence[Camera]) -> list[MiniatureView]:
     for n, camera in enumerate(cameras):
         rows, cols = np.mgrid[0 : camera.height, 0 : camera.width]
         corner = np.stack([cols, rows], axis=-1).reshape(-1, 2).astype(np.float64)
-        samples = [floor_points(corner + offset, camera) for offset in ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))]
-        image = np.mean([floor_colors(points) for points in samples], axis=0).reshape(camera.height, camera.width, 3)
+        samples = [floor_colors(floor_points(corner + offset, camera)) for offset in _SUBPIXELS]
+        image = np.mean(samples, axis=0).round().astype(np.uint8).reshape(camera.height, camera.width, 3)
         ids = floor_ids(floor_points(corner + 0.5, camera)).reshape(camera.height, camera.width)
-        views.append(MiniatureView(camera=camera, image=image.round().astype(np.uint8), ids=ids, segments=_rename(ids, n)))
+        views.append(MiniatureView(camera=camera, image=image, ids=ids, segments=_rename(ids, n)))
     return views
 
 

@@ -27,7 +27,7 @@ _GREY = 127
 def read_point_cloud(path: Path) -> PointCloud:
     """Return positions and colours of a PLY file; points that are not finite are dropped, missing colours are grey.
 
-    Colours are 8-bit, or floats in [0, 1]. Other elements and properties are ignored.
+    Colours are 8-bit, or floats in [0, 1] or [0, 255]. Other elements and properties are ignored.
 
     Raises:
         UserError: The file is missing, cut short or no point cloud.
@@ -83,7 +83,9 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[str, list[tuple[str, str]]
             case ["property", kind, name] if element == "vertex" and kind in _TYPES:
                 fields.append((name, _TYPES[kind]))
             case ["property", *_] if element == "vertex":
-                raise UserError(f"{path}: vertex property {' '.join(words[1:])!r} is not a plain number; export without it")
+                raise UserError(
+                    f"{path}: vertex property {' '.join(words[1:])!r} is not a plain number; export without it"
+                )
     else:
         raise UserError(f"{path}: the PLY header has no end; the file is cut short, fetch it again")
     if order is None or count < 0:
@@ -114,7 +116,8 @@ def _read_rows(file: BinaryIO, path: Path, *, order: str, fields: list[tuple[str
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
-    """Return colours as uint8; floats are read as [0, 1]."""
+    """Return colours as uint8; floats are read as [0, 1] unless they exceed one."""
     if values.dtype.kind == "f":
-        values = np.nan_to_num(values) * 255.0
+        values = np.nan_to_num(values)
+        values = values * 255.0 if values.max(initial=0.0) <= 1.0 else values
     return np.clip(np.round(values), 0, 255).astype(np.uint8)

@@ -1,17 +1,18 @@
 """JSON camera files: nerfstudio and instant-ngp `transforms.json`, Blender `transforms_{train,val,test}.json`.
 
 Poses are camera-to-world with OpenGL axes. Intrinsics may stand at the top, per frame, or in both (the frame's win).
-`train_filenames` / `val_filenames` / `test_filenames` decide the split where present; else every llffhold-th view by sorted
-name is held out (nerfstudio's own default, a fraction of 0.9, differs). Of Blender's files `test` is held out with `eval` and
-trains without; `val` is not read. Poses are used as saved: `applied_transform`, `aabb_scale`, `scale`, `offset` do not
-concern the geometry and nothing is recentred. A top-level `zero_id` (`segment` or `ignore`) says what mask id 0 means.
+`train_filenames` / `val_filenames` / `test_filenames` decide the split where present; else every llffhold-th view by
+sorted name is held out (nerfstudio's own default, a fraction of 0.9, differs). Of Blender's files `test` is held out
+with `eval` and trains without; `val` is not read. Poses are used as saved: `applied_transform`, `aabb_scale`, `scale`
+and `offset` do not concern the geometry and nothing is recentred. Photos with an alpha channel are composited over
+black. A top-level `zero_id` (`segment` or `ignore`) says what mask id 0 means.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -60,13 +61,13 @@ def load(root: Path, settings: DataSettings, *, progress: Progress | None = None
     frames = read_frames(root, folder)
     if any(frame.mask_path is not None for frame in frames):
         notes = []  # frames may name masks elsewhere
+    image_folder = Path(os.path.commonpath([frame.image_path.parent for frame in frames])) if frames else root
+    if image_folder.resolve() != root.resolve():
+        notes += without_pose_note(image_folder, [frame.image_path for frame in frames], files[0])
     held_out = None
     if settings.eval:
         frames, held_out, list_notes = _apply_lists(frames, root, files)
         notes += list_notes
-    image_folder = Path(os.path.commonpath([frame.image_path.parent for frame in frames])) if frames else root
-    if image_folder.resolve() != root.resolve():
-        notes += without_pose_note(image_folder, [frame.image_path for frame in frames], files[0])
     return make_scene(
         frames,
         root,
@@ -82,7 +83,8 @@ def load(root: Path, settings: DataSettings, *, progress: Progress | None = None
 
 def read_frames(root: Path, masks: Path) -> list[Frame]:
     """Return all frames sorted by name. `masks` is searched for frames that name no mask of their own."""
-    entries = [(path, entry, head) for path in _camera_files(root) for head in [read_json(path)] for entry in _entries(head, path)]
+    heads = [(path, read_json(path)) for path in _camera_files(root)]
+    entries = [(path, entry, head) for path, head in heads for entry in _entries(head, path)]
     images = [_image_path(root, entry, path) for path, entry, _ in entries]
     common = Path(os.path.commonpath([image.parent for image in images])) if images else root
     size_of = cache(image_size)
@@ -106,6 +108,8 @@ def read_frames(root: Path, masks: Path) -> list[Frame]:
 
 def load_annotations(root: Path, names: Sequence[str], settings: DataSettings) -> dict[str, np.ndarray]:
     """Return the ids of `annotations/gt_instance/` of the named views, int32 [H, W]; empty where there are none."""
+    if not (root / ANNOTATIONS).is_dir():
+        return {}
     return read_annotations(read_frames(root, root / settings.object_path), root / ANNOTATIONS, names)
 
 
@@ -127,7 +131,7 @@ def _entries(head: dict, source: Path) -> list[dict]:
 
 
 def _image_path(root: Path, entry: dict, source: Path) -> Path:
-    """Return the photo of a frame; `file_path` may lack the suffix. A missing file is reported when frames are checked."""
+    """Return the photo of a frame, whose `file_path` may lack the suffix."""
     path = Path(os.path.normpath(root / entry["file_path"].replace("\\", "/")))
     if path.is_file():
         return path
@@ -135,7 +139,9 @@ def _image_path(root: Path, entry: dict, source: Path) -> Path:
         candidate = path.with_name(path.name + suffix)
         if candidate.is_file():
             return candidate
-    raise UserError(f"{path}: {source.name} has a pose for this image but the file is missing; restore it or remove its entry")
+    raise UserError(
+        f"{path}: {source.name} has a pose for this image but the file is missing; restore it or remove its entry"
+    )
 
 
 def _mask_path(root: Path, masks: Path, entry: dict, name: str) -> Path | None:
@@ -143,17 +149,22 @@ def _mask_path(root: Path, masks: Path, entry: dict, name: str) -> Path | None:
         return find_mask(masks, name)
     path = root / str(entry["object_mask_path"])
     if not path.is_file():
-        raise UserError(f"{path}: object_mask_path of {entry['file_path']} does not exist; restore it or remove the field")
+        raise UserError(
+            f"{path}: object_mask_path of {entry['file_path']} does not exist; restore it or remove the field"
+        )
     return path
 
 
-def _lens(fields: dict, image: Path, source: Path, size_of) -> Lens:  # noqa: ANN001 (a cached image_size)
+def _lens(fields: dict, image: Path, source: Path, size_of: Callable[[Path], tuple[int, int]]) -> Lens:
     """Return the lens from a frame's fields over the file's."""
     model = str(fields.get("camera_model", "OPENCV")).upper()
     fisheye = model == "OPENCV_FISHEYE" or bool(fields.get("is_fisheye"))
     if not fisheye and model not in _PERSPECTIVE:
-        raise UserError(f"{source}: camera_model {model} is not supported; undistort the images to OPENCV or PINHOLE first")
-    width, height = (int(number(fields, key, source)) if key in fields else size for key, size in zip("wh", size_of(image)))
+        raise UserError(
+            f"{source}: camera_model {model} is not supported; undistort the images to OPENCV or PINHOLE first"
+        )
+    sizes = (0, 0) if {"w", "h"} <= fields.keys() else size_of(image)
+    width, height = (int(number(fields, key, source, default=size)) for key, size in zip("wh", sizes, strict=True))
     if width < 1 or height < 1:
         raise UserError(f"{source}: image size {width}x{height} is not positive; correct w and h")
     fx, fy = _focals(fields, width, height, source)
@@ -201,7 +212,9 @@ def _apply_lists(
     test = _listed(frames, root, test_list, files[0]) if test_list else names - (train or set())
     train = names - test if train is None else train
     if train & test:
-        raise UserError(f"{files[0]}: {min(train & test)} is listed for training and for testing; remove it from one list")
+        raise UserError(
+            f"{files[0]}: {min(train & test)} is listed for training and for testing; remove it from one list"
+        )
     unused = len(names - train - test)
     notes = [f"{files[0].name}: {unused} frames are in no split list and left out"] if unused else []
     return [frame for frame in frames if frame.name in train | test], sorted(test), notes
@@ -240,7 +253,15 @@ def _read_points(root: Path, files: Sequence[Path]) -> PointCloud | None:
 def write_miniature(root: Path) -> None:
     """Write 10 views of 32x24: frames out of order, two without suffix, one with intrinsics of its own, split lists."""
     cameras = orbit(10, width=32, height=24, cx=17.0, cy=11.5)
-    head = {"camera_model": "OPENCV", "w": 32, "h": 24, "fl_x": cameras[0].fx, "fl_y": cameras[0].fy, "cx": 17.0, "cy": 11.5}
+    head = {
+        "camera_model": "OPENCV",
+        "w": 32,
+        "h": 24,
+        "fl_x": cameras[0].fx,
+        "fl_y": cameras[0].fy,
+        "cx": 17.0,
+        "cy": 11.5,
+    }
     frames = []
     for n, view in enumerate(miniature_views(cameras)):
         stem = f"{n:04d}"
@@ -250,7 +271,9 @@ def write_miniature(root: Path) -> None:
         path = f"images/{stem}" + ("" if n in (3, 4) else ".png")
         own = {"fl_x": view.camera.fx, "cx": 17.0} if n == 5 else {}
         pose = world_from_cam_opengl(view.camera).tolist()
-        frames.append({"file_path": path, "object_mask_path": f"object_mask/{stem}.png", "transform_matrix": pose, **own})
+        frames.append(
+            {"file_path": path, "object_mask_path": f"object_mask/{stem}.png", "transform_matrix": pose, **own}
+        )
     paths = [frame["file_path"] for frame in frames]
     positions, colors = floor_cloud(400)
     write_point_cloud(root / "points3D.ply", PointCloud(positions=positions.astype(np.float32), colors=colors))

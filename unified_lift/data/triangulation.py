@@ -1,9 +1,9 @@
 """Sparse points from posed photos: SIFT, candidates along epipolar lines, agreement of several views.
 
 The poses are given, so a match only has to be right about its pixel. Every SIFT point of a view looks for its best
-candidate near its epipolar line in each of several other views. Each candidate proposes a depth, and the depth that most
-other views agree with wins; a point needs three views. No chain of pairwise matches is followed, so one wrong match never
-glues two points together.
+candidate near its epipolar line in each of several other views. Each candidate proposes a depth, and the depth that
+most other views agree with wins; a point needs three views. No chain of pairwise matches is followed, so one wrong
+match never glues two points together.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from unified_lift.types import Camera, PointCloud, View
 
 _MAX_SIDE = 960  # px: larger photos are shrunk for detection
 _MAX_FEATURES = 2000  # strongest SIFT points per view
-_CONTRAST = 0.01  # SIFT contrast threshold; the library's 0.04 leaves smooth walls and small photos empty
+_CONTRAST = 0.004  # SIFT contrast threshold; the library's 0.04 leaves smooth walls and small photos empty
 _NUM_NEIGHBORS = 10  # views in which each view looks for its points
 _MIN_BASELINE, _MAX_BASELINE = 3.0, 40.0  # degrees between two views, seen from the look-at point
-_MAX_EPIPOLAR = 1.5  # px from the epipolar line
+_MAX_EPIPOLAR = 1.0  # px from the epipolar line
 _MAX_RATIO = 0.95  # best over second-best descriptor distance near the line, where four views agree
-_MAX_RATIO_SURE = 0.85  # the same, where only three do
-_MAX_ERROR = 2.0  # px of reprojection
+_MAX_RATIO_SURE = 0.75  # the same, where only three do
+_MAX_ERROR = 1.5  # px of reprojection
 _MIN_ANGLE = 1.5  # degrees between the rays of a track
 _MIN_VIEWS = 3  # views of a track; a two-view match on a line cannot be checked
 _MIN_VIEWS_UNSURE = 4  # views of a track whose candidates are less distinct
@@ -43,7 +43,7 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracks:
-    """Observations grouped into points: view, index of the SIFT point in it, pixel [O, 2] and track index [O] of each."""
+    """Observations grouped into points: view, SIFT point in it, pixel [O, 2] and track index [O] of each."""
 
     view: np.ndarray
     feature: np.ndarray
@@ -58,10 +58,10 @@ class Tracks:
 
 
 def triangulate(views: Sequence[View]) -> PointCloud:
-    """Return surface points seen in three or more views, coloured from the photos; deterministic, possibly empty.
+    """Return surface points seen in three or more views, coloured from the photos; maybe none.
 
-    Points keep a reprojection error below 2 px in all their views, lie in front of them and are seen under an angle of
-    more than 1.5 degrees.
+    Points keep a reprojection error below 1.5 px in all their views, lie in front of them and are seen under an angle
+    of more than 1.5 degrees. Equal views give equal points.
 
     Args:
         views: Posed photos of one static scene.
@@ -138,28 +138,37 @@ def candidates(first: Features, second: Features, matrix: np.ndarray) -> tuple[n
         return np.full(len(first.pixels), -1, dtype=np.int64), np.zeros(len(first.pixels), dtype=bool)
     lines = np.c_[first.pixels, np.ones(len(first.pixels))] @ matrix.T  # [K1, 3]
     lines /= np.maximum(np.linalg.norm(lines[:, :2], axis=1, keepdims=True), 1e-12)
-    offset = lines.astype(np.float32) @ np.c_[second.pixels, np.ones(len(second.pixels))].T.astype(np.float32)
-    similarity = first.descriptors @ second.descriptors.T  # [K1, K2]
-    similarity[np.abs(offset) > _MAX_EPIPOLAR] = -1.0
-    rows = np.arange(len(first.pixels))
-    best = similarity.argmax(axis=1)
-    top = similarity[rows, best]
-    similarity[rows, best] = -1.0
-    runner_up = np.maximum(similarity.max(axis=1), 0.0)
+    (x, y), (lx, ly, lz) = second.pixels.T.astype(np.float32), lines.T.astype(np.float32)[:, :, None]
+    offset = lx * x + ly * y + lz  # [K1, K2] px
+    near = np.flatnonzero(np.abs(offset) <= _MAX_EPIPOLAR)  # about one pair in a hundred: compare only these
+    row, column = np.divmod(near, len(second.pixels))
+    similarity = np.einsum("pd,pd->p", first.descriptors[row], second.descriptors[column])
+    order = np.lexsort((-similarity, row))
+    row, column, similarity = row[order], column[order], similarity[order]
+    is_best = np.diff(row, prepend=-1) > 0
+    runner_up = np.where(np.append(is_best[1:], True), 0.0, np.append(similarity[1:], 0.0))[is_best]
     # Descriptors have length one: squared distance = 2 - 2 similarity.
-    ratio = (1 - top) / np.maximum(1 - runner_up, 1e-12)
-    return np.where((top > 0) & (ratio < _MAX_RATIO**2), best, -1), ratio < _MAX_RATIO_SURE**2
+    ratio = (1 - similarity[is_best]) / np.maximum(1 - np.maximum(runner_up, 0.0), 1e-12)
+    match, sure = np.full(len(first.pixels), -1, dtype=np.int64), np.zeros(len(first.pixels), dtype=bool)
+    match[row[is_best]] = np.where(ratio < _MAX_RATIO**2, column[is_best], -1)
+    sure[row[is_best]] = ratio < _MAX_RATIO_SURE**2
+    return match, sure
 
 
-def grow_tracks(index: int, *, cameras: Sequence[Camera], features: Sequence[Features], neighbors: np.ndarray) -> Tracks:
+def grow_tracks(
+    index: int, *, cameras: Sequence[Camera], features: Sequence[Features], neighbors: np.ndarray
+) -> Tracks:
     """Return the tracks that start at the points of view `index`, its own observation first.
 
-    Source: along the ray of a pixel, a neighbour sees a z + b (homogeneous); its candidate x gives z by least squares of
-    (a - x a_w) z = -(b - x b_w). Each candidate's z is tried on all other candidates.
+    Source: along the ray of a pixel, a neighbour sees a z + b (homogeneous); its candidate x gives z by least squares
+    of (a - x a_w) z = -(b - x b_w). Each candidate's z is tried on all other candidates.
     """
     own, others = features[index], neighbors[index]
     found = [candidates(own, features[j], fundamental_matrix(cameras[index], cameras[j])) for j in others]
-    match, sure = np.stack([best for best, _ in found], axis=1), np.stack([clear for _, clear in found], axis=1)  # [K, V]
+    match, sure = (
+        np.stack([best for best, _ in found], axis=1),
+        np.stack([clear for _, clear in found], axis=1),
+    )  # [K, V]
     a, b = _ray_images(own.pixels, cameras[index], [cameras[j] for j in others])  # [K, V, 3], [V, 3]
     seen = np.full((*match.shape, 2), np.nan)
     for column, j in enumerate(others):
@@ -214,9 +223,9 @@ def solve_tracks(tracks: Tracks, cameras: Sequence[Camera]) -> tuple[np.ndarray,
 def linear_triangulation(tracks: Tracks, cameras: Sequence[Camera]) -> np.ndarray:
     """Return the point of every track by the direct linear transform, float64 [T, 3].
 
-    Source: each observation gives the rows x P3 - P1 and y P3 - P2 of a homogeneous system; the smallest eigenvector of
-    their normal matrix is the point. A second pass divides each row by its depth, which turns the algebraic into the pixel
-    error. World coordinates are centred and scaled for the condition of the system.
+    Source: each observation gives the rows x P3 - P1 and y P3 - P2 of a homogeneous system; the smallest eigenvector
+    of their normal matrix is the point. A second pass divides each row by its depth, which turns the algebraic into the
+    pixel error. World coordinates are centred and scaled for the condition of the system.
     """
     centre = np.mean([camera.position for camera in cameras], axis=0)
     scale = max(float(np.max([np.linalg.norm(camera.position - centre) for camera in cameras])), 1e-9)
@@ -254,7 +263,7 @@ def _reprojection(points: np.ndarray, tracks: Tracks, cameras: Sequence[Camera])
 
 
 def _ray_images(pixels: np.ndarray, camera: Camera, others: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray]:
-    """Return a [K, V, 3] and b [V, 3]: other cameras see the point at depth z of a pixel's ray at a z + b, homogeneous."""
+    """Return a [K, V, 3] and b [V, 3]: other cameras see depth z of a pixel's ray at a z + b, homogeneous."""
     slope = (pixels - [camera.cx, camera.cy]) / [camera.fx, camera.fy]
     direction = np.c_[slope, np.ones(len(pixels))] @ camera.cam_from_world[:3, :3]  # [K, 3], world
     projections = np.stack([_projection(other, np.zeros(3), 1.0) for other in others])  # [V, 3, 4]

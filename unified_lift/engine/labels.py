@@ -62,6 +62,16 @@ def label_gaussians(gaussians: Gaussians, method: Method, cameras: Sequence[Came
     return GaussianLabels(object_ids, torch.where(unseen, 0.0, best / total.clamp(min=1e-12)), areas, num_views)
 
 
+def by_falling_area(method: Method, labels: GaussianLabels) -> GaussianLabels:
+    """Renumber the objects of `method` and `labels` by falling area, so that id 0 is usually the background."""
+    order = torch.argsort(labels.areas, descending=True, stable=True)
+    method.reorder(order)
+    new_id = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+    return labels._replace(
+        object_ids=new_id[labels.object_ids], areas=labels.areas[order], num_views=labels.num_views[order]
+    )
+
+
 def describe_objects(gaussians: Gaussians, labels: GaussianLabels) -> dict[str, dict]:
     """Return id -> {name, count, color, bbox, centroid, views, score} of every object with a Gaussian.
 

@@ -17,7 +17,7 @@ from unified_lift.config import differences, merged, to_dict
 from unified_lift.engine import outputs
 from unified_lift.engine.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
 from unified_lift.engine.geometry import GeometryStage, target_image
-from unified_lift.engine.labels import label_gaussians
+from unified_lift.engine.labels import by_falling_area, label_gaussians
 from unified_lift.engine.lift import LiftStage
 from unified_lift.engine.logs import RunLog
 from unified_lift.engine.settings import TrainSettings
@@ -186,8 +186,8 @@ class Trainer:
         codebook = self.method.parameters()["codebook"]
         if len(codebook):
             cameras = [view.camera for view in self.scene.train]
-            labels = label_gaussians(self.gaussians, self.method, cameras)
-            outputs.write_objects(model, iteration, self.gaussians, codebook, labels)
+            labels = by_falling_area(self.method, label_gaussians(self.gaussians, self.method, cameras))
+            outputs.write_objects(model, iteration, self.gaussians, self.method.parameters()["codebook"], labels)
         facts = {
             "scene": self.scene.name,
             "dataset": self.scene.dataset,

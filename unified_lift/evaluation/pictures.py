@@ -24,10 +24,10 @@ UNMATCHED_COLOR = (214, 214, 214)
 PALETTE_SIZE = 1_024
 """Ids this far apart share a colour; nobody tells more colours apart."""
 
-_LIGHTNESS = np.linspace(0.52, 0.88, 9)  # OKLab: neither near black nor near white, so that borders show
-_CHROMA = np.linspace(0.07, 0.20, 6)
+_LIGHTNESS = np.linspace(0.50, 0.86, 9)  # OKLab: neither near black nor near white, so that borders show
+_CHROMA = np.linspace(0.07, 0.175, 6)
 _NUM_HUES = 120
-_FIRST_COLOR = (0.66, 0.19, 0.48)  # lightness, chroma, hue in radians: where the greedy search begins
+_FIRST_COLOR = (0.66, 0.17, 0.55)  # lightness, chroma, hue in radians: where the greedy search begins
 _LIGHTNESS_WEIGHT = 0.75  # hue tells objects apart better than lightness does
 _OVERLAY_SHARE = 0.5
 _PNG_FAST = (cv2.IMWRITE_PNG_COMPRESSION, 3)

@@ -31,12 +31,12 @@ _OTHER_COLOR = "#5b5b8c"
 _IMAGE_BARS, _OBJECT_BARS = "#8fb3cc", "#d6a08f"
 _COLUMNS = 3
 _PANEL_INCHES = (3.3, 2.1)
+_BARS_INCHES = 1.5
 _SMOOTH_POINTS = 15  # a curve is smoothed over a 15th of its points
 _LOG_RANGE = 20  # a loss that spans a larger factor is drawn on a logarithmic axis
 _MAX_LABELLED_BARS = 40
 _STYLE = {
     "font.size": 8,
-    "axes.formatter.min_exponent": 3,
     "axes.titlesize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -75,7 +75,8 @@ def loss_figure(log_lines: Sequence[Mapping[str, Any]]) -> Figure | None:
     if not curves:
         return None
     rows = -(-len(curves) // _COLUMNS)
-    figure, axes = _subplots(rows, min(_COLUMNS, len(curves)))
+    columns = min(_COLUMNS, len(curves))
+    figure, axes = _subplots(rows, columns, width=columns * _PANEL_INCHES[0], height=_PANEL_INCHES[1])
     for axis in axes[len(curves) :]:
         axis.set_visible(False)
     for axis, ((stage, name), (steps, values)) in zip(axes, curves.items()):
@@ -87,6 +88,8 @@ def loss_figure(log_lines: Sequence[Mapping[str, Any]]) -> Figure | None:
             axis.set_ylim(0, 1.1 * values.max() or 1)
         elif is_loss and 0 < _LOG_RANGE * values.min() < values.max():
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(lambda *_: "")
     return figure
 
 
@@ -100,19 +103,21 @@ def metric_figure(per_view: Mapping[str, Mapping[str, float]]) -> Figure | None:
     scores = {metric: values for metric, values in per_view.items() if values and metric not in _NOT_SCORES}
     if not scores:
         return None
-    longest = max(map(len, scores.values()))
-    figure, axes = _subplots(len(scores), 1, width=max(5.0, min(10.0, 0.32 * longest + 2)))
+    names = list(dict.fromkeys(name for values in scores.values() for name in values))
+    figure, axes = _subplots(len(scores), 1, width=_COLUMNS * _PANEL_INCHES[0], height=_BARS_INCHES)
     for axis, (metric, values) in zip(axes, scores.items()):
         heights = np.array(list(values.values()))
         color = _IMAGE_BARS if metric in ("PSNR", "SSIM") else _OBJECT_BARS
-        axis.bar(np.arange(len(heights)), heights, color=color, width=0.75)
+        axis.bar([names.index(name) for name in values], heights, color=color, width=0.75)
         axis.axhline(heights.mean(), color="#444444", linewidth=1, linestyle=(0, (4, 3)))
         unit = " [dB]" if metric == "PSNR" else ""
         axis.set_title(f"{metric}{unit}, mean {heights.mean():.4g}", loc="left")
         if metric != "PSNR":
             axis.set_ylim(0, 1)
-        if len(heights) <= _MAX_LABELLED_BARS:
-            axis.set_xticks(np.arange(len(heights)), list(values), rotation=45, ha="right", rotation_mode="anchor")
+        axis.set_xticks(np.arange(len(names)), [])
+        axis.set_xlim(-0.6, len(names) - 0.4)
+    if len(names) <= _MAX_LABELLED_BARS:
+        axes[-1].set_xticks(np.arange(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     return figure
 
 
@@ -143,8 +148,9 @@ def _draw_curve(axis: Axes, steps: np.ndarray, values: np.ndarray, *, color: str
     axis.plot(steps, np.convolve(values, kernel, "same") / mass, color=color, linewidth=1.6)
 
 
-def _subplots(rows: int, columns: int, *, width: float | None = None) -> tuple[Figure, list[Axes]]:
+def _subplots(rows: int, columns: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure of `width` inches whose rows are `height` inches high."""
     from matplotlib.figure import Figure as NewFigure  # not pyplot: no window, no global list of figures
 
-    figure = NewFigure(figsize=(width or columns * _PANEL_INCHES[0], rows * _PANEL_INCHES[1]), layout="constrained")
+    figure = NewFigure(figsize=(width, rows * height), layout="constrained")
     return figure, [figure.add_subplot(rows, columns, 1 + index) for index in range(rows * columns)]

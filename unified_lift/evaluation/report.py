@@ -38,7 +38,7 @@ _LABELS = {
     "SSIM": "structural similarity",
     "num_objects_true": "annotated objects in the held-out views",
     "num_objects_pred": "predicted objects in the held-out views",
-    "num_objects_3d": "objects that own Gaussians",
+    "num_objects_3d": "objects that own Gaussians, background included",
     "num_gaussians": "Gaussians",
 }
 
@@ -117,7 +117,7 @@ def write_report(
         subtitle=_subtitle(manifest, num_views),
         tiles=_tiles(results[shown], manifest),
         tables=_tables(results, shown),
-        warnings=[*details.get("warnings", ()), *manifest.get("notes", ())],
+        warnings=details.get("warnings", ()),
         views=_views(pictures, per_view),
         num_views=num_views,
         objects=_objects(details),
@@ -184,6 +184,7 @@ def _facts(manifest: Mapping[str, Any], details: Mapping[str, Any]) -> list[tupl
     for key in ("program", "commit", "command", "seed", "python", "torch", "machine", "threads"):
         if manifest.get(key) is not None:
             facts.append((key, str(manifest[key])))
+    facts += [("note", note) for note in manifest.get("notes", ())]
     for stage, seconds in manifest.get("seconds", {}).items():
         facts.append((f"time of {stage}", _duration(seconds)))
     for key, value in manifest.get("rasterizer", {}).items():

@@ -19,6 +19,7 @@ MIN_HEIGHT, MAX_HEIGHT = 240, 720
 _MIN_SHARE_IN_FRONT = 0.7  # of the cameras that must have the look-at point in front of them for an orbit
 _MAX_GAP = math.radians(75)  # a wider angle without cameras is not crossed: the path swings instead
 _CONCENTRATION = 12.0  # von Mises kernel of about 17 degrees
+_MEAN_UP_WEIGHT = 1e-2
 _SMOOTH_VIEWS = 1.5  # standard deviation, in views, of the smoothing along a walk
 _ENCODER = ["-crf", "18", "-preset", "veryfast", "-movflags", "+faststart"]
 
@@ -38,10 +39,9 @@ def video_path(cameras: Sequence[Camera], *, count: int) -> list[Camera]:
     if not cameras or count < 1:
         raise ValueError(f"a video needs a camera and a frame, received {len(cameras)} and {count}")
     target = look_at_point(list(cameras))
-    up = -np.mean([camera.cam_from_world[1, :3] for camera in cameras], axis=0)
     in_front = [_depth(target, camera) > 0 for camera in cameras]
-    turning = len(cameras) > 2 and np.linalg.norm(up) > 0.1 and np.mean(in_front) >= _MIN_SHARE_IN_FRONT
-    poses = _orbit(cameras, target, up, count) if turning else _walk(cameras, count)
+    turning = len(cameras) > 2 and np.mean(in_front) >= _MIN_SHARE_IN_FRONT
+    poses = _orbit(cameras, target, count) if turning else _walk(cameras, count)
     lens = _video_lens(cameras)
     return [Camera(cam_from_world=pose, **lens) for pose in poses]
 
@@ -88,8 +88,17 @@ def _depth(point: np.ndarray, camera: Camera) -> float:
     return float(camera.cam_from_world[2, :3] @ point + camera.cam_from_world[2, 3])
 
 
-def _orbit(cameras: Sequence[Camera], target: np.ndarray, up: np.ndarray, count: int) -> list[np.ndarray]:
-    up = up / np.linalg.norm(up)
+def _up(cameras: Sequence[Camera]) -> np.ndarray:
+    """Return the unit direction to which the cameras' horizontal axes are most perpendicular, on their upper side."""
+    right, down, _ = np.stack([camera.cam_from_world[:3, :3] for camera in cameras], axis=1)  # [C, 3] each
+    mean_up = -down.mean(axis=0)
+    # The small second term decides where all horizontal axes agree.
+    up = np.linalg.eigh(right.T @ right / len(right) - _MEAN_UP_WEIGHT * np.outer(mean_up, mean_up))[1][:, 0]
+    return up if up @ mean_up >= 0 else -up
+
+
+def _orbit(cameras: Sequence[Camera], target: np.ndarray, count: int) -> list[np.ndarray]:
+    up = _up(cameras)
     east = np.cross(up, np.eye(3)[np.abs(up).argmin()])
     east /= np.linalg.norm(east)
     north = np.cross(up, east)

@@ -42,6 +42,9 @@ class Method(Protocol):
     def segment(self, features: Tensor) -> Segmentation:
         """Return object ids of features [..., D]."""
 
+    def reorder(self, order: Tensor) -> None:
+        """Renumber the objects: id i becomes what id `order[i]` was."""
+
     def state_dict(self) -> dict:
         """Return everything needed to go on."""
 

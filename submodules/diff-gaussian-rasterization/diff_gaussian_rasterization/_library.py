@@ -45,3 +45,14 @@ def isa() -> str:
     function = load().dgr_isa
     function.restype = ctypes.c_char_p
     return function().decode()
+
+
+def use_isa(name: str) -> bool:
+    """Switch the kernels to another instruction set, between renders; return whether this machine has it.
+
+    Args:
+        name: "avx512", "avx2" or "baseline".
+    """
+    function = load().dgr_use_isa
+    function.restype, function.argtypes = ctypes.c_int, [ctypes.c_char_p]
+    return bool(function(name.encode()))

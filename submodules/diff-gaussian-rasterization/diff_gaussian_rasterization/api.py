@@ -110,8 +110,9 @@ def rasterize(
     sizes: dict[str, int] = {}
     _require_image(width, height, near)
     _require_shapes(
-        sizes, means=(means, ("N", 3)), quats=(quats, ("N", 4)), scales=(scales, ("N", 3)), opacities=(opacities, ("N",)),
-        features=(features, ("N", "D")), viewmats=(viewmats, ("C", 4, 4)), Ks=(Ks, ("C", 3, 3)),
+        sizes, means=(means, ("N", 3)), quats=(quats, ("N", 4)), scales=(scales, ("N", 3)),
+        opacities=(opacities, ("N",)), features=(features, ("N", "D")),
+        viewmats=(viewmats, ("C", 4, 4)), Ks=(Ks, ("C", 3, 3)),
         backgrounds=(backgrounds, ("C", 3)), means2d=(means2d, ("C", "N", 2)),
     )  # fmt: skip
     _require_harmonics(colors_or_sh, sh_degree, sizes)

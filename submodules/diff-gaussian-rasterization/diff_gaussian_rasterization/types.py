@@ -10,7 +10,7 @@ from torch import Tensor
 # The same numbers stand in csrc/constants.h for the kernels; tests/rasterizer compares the two.
 ALPHA_MIN = 1.0 / 255.0  # a fainter contribution is below one step of an 8-bit image and is skipped [3DGS]
 ALPHA_MAX = 0.99  # keeps 1 - alpha away from zero, which backward divides by [3DGS]
-TRANSMITTANCE_MIN = 1e-4  # a Gaussian that would push the transmittance below this, and all behind it, is dropped [3DGS]
+TRANSMITTANCE_MIN = 1e-4  # a Gaussian that would leave less light than this, and all behind it, is dropped [3DGS]
 LOW_PASS = 0.3  # px^2 added to the diagonal of the 2D covariance [3DGS]
 FRUSTUM_MARGIN = 0.3  # the Jacobian is taken at most this many half-fields-of-view outside the image [3DGS: factor 1.3]
 NEAR = 0.2  # world units; closer Gaussians are culled [3DGS]

@@ -20,9 +20,9 @@ TABLE_HEIGHT = 0.62
 SUBPIXELS = np.array([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]])
 LAMP_RADIUS = 0.7
 CORNER_SHADE = 0.28
-SKY = np.array([0.55, 0.57, 0.62])
-BOUNCE = np.array([0.44, 0.38, 0.33])
-SUNLIGHT = np.array([0.74, 0.69, 0.60])
+SKY = np.array([0.58, 0.60, 0.65])
+BOUNCE = np.array([0.53, 0.47, 0.41])
+SUNLIGHT = np.array([0.66, 0.61, 0.53])
 
 
 @dataclass(frozen=True)

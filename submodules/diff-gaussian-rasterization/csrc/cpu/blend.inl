@@ -45,6 +45,11 @@ DGR_INLINE vf evaluate(const Splat& s, vf px, vf py, vf& dx, vf& dy, vm& hit) {
   return vmin(exp2_small(e), set1(kAlphaMax));
 }
 
+DGR_INLINE void prefetch_splat(const DgrScene& s, const Frame& frame, const Pair& pair) {
+  __builtin_prefetch(frame.splats + pair.index);
+  if (s.feature_dim != 0) __builtin_prefetch(s.features + int64_t(pair.index) * s.feature_dim);
+}
+
 // Moves the transmittance of block b past a splat; returns the lanes that blend it and their weight. Forward, backward
 // and pixel weights all come through here, so that they take the same decisions.
 DGR_INLINE vm advance(TileState& t, int b, vf alpha, vm hit, vf& weight) {
@@ -138,9 +143,10 @@ static void forward_tile(const DgrScene& s, const DgrImages& out, Frame& frame, 
     // phase 1: weights of this batch, listed per block
     for (int i = 0; i < batch; ++i) {
       const Pair& pair = frame.list[begin + i];
-      const Splat& splat = frame.sorted[pair.rank];
+      if (begin + i + kAhead < end) prefetch_splat(s, frame, frame.list[begin + i + kAhead]);
+      const Splat& splat = frame.splats[pair.index];
       f.colors[i] = splat.color;
-      f.features[i] = s.features + int64_t(splat.index) * s.feature_dim;
+      f.features[i] = s.features + int64_t(pair.index) * s.feature_dim;
       for (uint64_t rest = pair.blocks & t.live; rest != 0; rest &= rest - 1) {
         const int b = __builtin_ctzll(rest);
         vf dx, dy, weight;
@@ -310,9 +316,14 @@ static void backward_tile(const DgrScene& s, const DgrGradients& d, Frame& frame
   const int stride = (s.feature_dim + kLanes - 1) / kLanes * kLanes;
   for (uint32_t i = frame.tile_begin[tile]; i < frame.tile_begin[tile + 1]; ++i) {
     const Pair& pair = frame.list[i];
-    const Splat& splat = frame.sorted[pair.rank];
+    if (i + kAhead < frame.tile_begin[tile + 1]) {
+      const Pair& next = frame.list[i + kAhead];
+      prefetch_splat(s, frame, next);
+      __builtin_prefetch(frame.pair_geometry + int64_t(next.slot) * kPairFloats, 1);
+    }
+    const Splat& splat = frame.splats[pair.index];
     float* out = frame.pair_geometry + int64_t(pair.slot) * kPairFloats;
-    const float* row = s.features + int64_t(splat.index) * s.feature_dim;
+    const float* row = s.features + int64_t(pair.index) * s.feature_dim;
     int count;
     if (!geometry) count = weights_of_pair(splat, pair.blocks, t, k);
     else if (moves) count = backward_pair<true, true>(splat, row, s.feature_dim, pair.blocks, t, k, out);
@@ -335,7 +346,8 @@ static void walk_tile(const DgrScene& s, const Frame& frame, int tile, float min
   start_tile(s, frame, tile, t);
   for (uint32_t i = frame.tile_begin[tile]; i < frame.tile_begin[tile + 1] && t.live != 0; ++i) {
     const Pair& pair = frame.list[i];
-    const Splat& splat = frame.sorted[pair.rank];
+    if (i + kAhead < frame.tile_begin[tile + 1]) __builtin_prefetch(frame.splats + frame.list[i + kAhead].index);
+    const Splat& splat = frame.splats[pair.index];
     for (uint64_t rest = pair.blocks & t.live; rest != 0; rest &= rest - 1) {
       const int b = __builtin_ctzll(rest);
       vf dx, dy, weight;
@@ -347,7 +359,7 @@ static void walk_tile(const DgrScene& s, const Frame& frame, int tile, float min
       const int corner = b / kColumns * kBlockHeight * kTile + b % kColumns * kBlockWidth;
       for (unsigned lanes = bits(both(use, ge(weight, set1(min_weight)))); lanes != 0; lanes &= lanes - 1) {
         const int lane = __builtin_ctz(lanes);
-        visit(corner + lane / kBlockWidth * kTile + lane % kBlockWidth, splat.index, w[lane]);
+        visit(corner + lane / kBlockWidth * kTile + lane % kBlockWidth, pair.index, w[lane]);
       }
     }
   }

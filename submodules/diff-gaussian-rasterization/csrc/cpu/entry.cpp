@@ -22,24 +22,28 @@ extern const Kernels kernels_avx2, kernels_avx512;
 
 namespace {
 
-const Kernels* choose() {
+// The kernels of an instruction set, or null if this build or this machine lacks it.
+const Kernels* find_kernels(const char* isa) {
 #if defined(__x86_64__)
-  const char* wish = std::getenv("DGR_ISA");  // debugging: baseline, avx2 or avx512
-  const bool any = wish == nullptr;
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && (any || std::strcmp(wish, "avx512") == 0)) return &kernels_avx512;
-  if (avx2 && (any || std::strcmp(wish, "avx2") == 0)) return &kernels_avx2;
+  if (std::strcmp(isa, "avx512") == 0) return avx512 ? &kernels_avx512 : nullptr;
+  if (std::strcmp(isa, "avx2") == 0) return avx2 ? &kernels_avx2 : nullptr;
 #endif
-  return &kernels_baseline;
+  return std::strcmp(isa, "baseline") == 0 ? &kernels_baseline : nullptr;
 }
 
-const Kernels& kernels() {
-  static const Kernels* const chosen = choose();
-  return *chosen;
+const Kernels*& current() {
+  static const Kernels* chosen = nullptr;
+  for (const char* isa : {"avx512", "avx2", "baseline"}) {
+    if (chosen == nullptr) chosen = find_kernels(isa);
+  }
+  return chosen;
 }
+
+const Kernels& kernels() { return *current(); }
 
 std::mutex frames_mutex;
 Frame* free_frames = nullptr;
@@ -104,6 +108,14 @@ void deliver_tile(const Weights& w, const DgrScene& scene, int tile, const int64
 using namespace dgr;
 
 DGR_API const char* dgr_isa() { return kernels().isa; }
+
+// Switches instruction set for the calls that follow; returns 0 and changes nothing if this machine lacks it. A frame
+// must be finished with the kernels that began it.
+DGR_API int dgr_use_isa(const char* isa) {
+  const Kernels* found = find_kernels(isa);
+  if (found != nullptr) current() = found;
+  return found != nullptr;
+}
 
 DGR_API void dgr_constants(float* out) {
   const float values[] = {kAlphaMin, kAlphaMax, kTransmittanceMin, kLowPass, kFrustumMargin};

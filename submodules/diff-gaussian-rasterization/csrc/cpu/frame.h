@@ -17,18 +17,17 @@ struct alignas(64) Splat {
   float log2_opacity;
   float color[4];          // r, g, b, depth
   float half_x, half_y;    // half sides of the box around alpha >= 1/255
-  uint32_t index;          // Gaussian
-  float padding[3];
+  float padding[4];
 };
 
 struct Pair {       // a tile's list entry, nearest first
-  uint32_t rank;    // position in depth order
-  uint32_t slot;    // position in the pair gradient arrays; the slots of one Gaussian are consecutive
+  uint32_t index;   // Gaussian
+  uint32_t slot;    // row in the pair gradient arrays, where a Gaussian's rows are consecutive
   uint64_t blocks;  // which vector blocks of the tile the ellipse meets
 };
 
-struct TilePair {  // the same before sorting by tile
-  uint32_t rank, tile;
+struct TilePair {  // the same before sorting by tile; slot counts from the Gaussian's first
+  uint32_t index, tile;
   uint64_t blocks;
 };
 
@@ -46,13 +45,13 @@ struct Frame {
   int64_t n, visible, pairs;
   int tiles_x, tiles_y, chunks;
   uint32_t *key, *order;          // [n] depth bits or kCulled; [visible] Gaussians nearest first
-  Splat *by_index, *sorted;       // [n], [visible]
-  uint32_t *slot_begin, *rank_of;  // [visible + 1] first pair slot of a rank; [n] rank of a Gaussian
+  Splat* splats;                  // [n]
+  uint32_t* slot_begin;           // [n + 1] first pair slot of a Gaussian; until lists are placed, its number of pairs
   uint32_t* tile_begin;           // [tiles + 1]
   Pair* list;                     // [pairs]
   uint32_t* histogram;            // [chunks, tiles]
   TilePair* chunk_pairs[kMaxChunks];
-  int64_t chunk_count[kMaxChunks], chunk_base[kMaxChunks];
+  int64_t chunk_count[kMaxChunks];
   float *pair_geometry, *pair_features;  // [pairs, kPairFloats], [pairs, feature stride]
   float* background_parts;               // [tiles, 4]
   uint32_t* pixel_counts;                // [tiles, kTile * kTile], weights only

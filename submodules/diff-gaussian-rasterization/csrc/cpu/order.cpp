@@ -46,8 +46,9 @@ void sort_by_depth(Frame& frame) {
   for (int64_t i = 0; i < visible; ++i) frame.order[i] = from[i].index;
 }
 
-// Turns the per-chunk tile counts into list positions: tiles in order, chunks (depth) in order inside a tile.
-void place_chunks(Frame& frame) {
+// Turns the per-chunk tile counts into list positions: tiles in order, chunks (depth) in order inside a tile. Pair counts
+// of Gaussians become slots in the same way.
+void place_pairs(Frame& frame) {
   const int tiles = frame.tiles_x * frame.tiles_y;
   uint32_t at = 0;
   for (int tile = 0; tile < tiles; ++tile) {
@@ -59,22 +60,22 @@ void place_chunks(Frame& frame) {
     }
   }
   frame.tile_begin[tiles] = at;
-  frame.pairs = 0;
-  for (int chunk = 0; chunk < frame.chunks; ++chunk) {
-    frame.chunk_base[chunk] = frame.pairs;
-    frame.pairs += frame.chunk_count[chunk];
+  frame.pairs = at;
+  uint32_t slot = 0;
+  for (int64_t i = 0; i <= frame.n; ++i) {
+    const uint32_t size = i < frame.n && frame.key[i] != kCulled ? frame.slot_begin[i] : 0;
+    frame.slot_begin[i] = slot, slot += size;
   }
 }
 
 void scatter_chunk(Frame& frame, int chunk) {
   uint32_t* position = frame.histogram + int64_t(chunk) * frame.tiles_x * frame.tiles_y;
-  const uint32_t base = uint32_t(frame.chunk_base[chunk]);
   const TilePair* pairs = frame.chunk_pairs[chunk];
+  uint32_t last = kCulled, slot = 0;  // the pairs of a Gaussian follow each other
   for (int64_t i = 0; i < frame.chunk_count[chunk]; ++i) {
-    frame.list[position[pairs[i].tile]++] = Pair{pairs[i].rank, base + uint32_t(i), pairs[i].blocks};
-  }
-  for (int64_t rank = chunk_begin(frame, chunk); rank < chunk_begin(frame, chunk + 1); ++rank) {
-    frame.slot_begin[rank] += base;
+    slot = pairs[i].index == last ? slot + 1 : frame.slot_begin[pairs[i].index];
+    last = pairs[i].index;
+    frame.list[position[pairs[i].tile]++] = Pair{last, slot, pairs[i].blocks};
   }
 }
 
@@ -86,8 +87,7 @@ void build_lists(const Kernels& kernels, const DgrScene& scene, const DgrImages&
   frame.tiles_x = (scene.width + kTile - 1) / kTile, frame.tiles_y = (scene.height + kTile - 1) / kTile;
   const int tiles = frame.tiles_x * frame.tiles_y;
   frame.key = array<uint32_t>(frame, kKey, frame.n);
-  frame.rank_of = array<uint32_t>(frame, kRankOf, frame.n);
-  frame.by_index = array<Splat>(frame, kByIndex, frame.n);
+  frame.splats = array<Splat>(frame, kSplats, frame.n);
   // phase 1: project
   parallel(threads, int((frame.n + kProjectChunk - 1) / kProjectChunk),
            [&](int task, int) { kernels.project(scene, images, frame, task); });
@@ -95,16 +95,14 @@ void build_lists(const Kernels& kernels, const DgrScene& scene, const DgrImages&
   sort_by_depth(frame);
   // phase 3: pairs, chunk by chunk; the number of chunks depends on the scene only, so results never depend on threads
   frame.chunks = int(std::min<int64_t>(kMaxChunks, (frame.visible + 511) / 512));
-  frame.sorted = array<Splat>(frame, kSorted, frame.visible);
-  frame.slot_begin = array<uint32_t>(frame, kSlotBegin, frame.visible);
+  frame.slot_begin = array<uint32_t>(frame, kSlotBegin, frame.n);
   frame.tile_begin = array<uint32_t>(frame, kTileBegin, tiles);
   frame.histogram = array<uint32_t>(frame, kHistogram, int64_t(frame.chunks) * tiles);
   parallel(threads, frame.chunks, [&](int chunk, int) { kernels.bin(scene, frame, chunk); });
   // phase 4: lists by tile
-  place_chunks(frame);
+  place_pairs(frame);
   frame.list = array<Pair>(frame, kList, frame.pairs);
   parallel(threads, frame.chunks, [&](int chunk, int) { scatter_chunk(frame, chunk); });
-  frame.slot_begin[frame.visible] = uint32_t(frame.pairs);
 }
 
 }  // namespace dgr

@@ -119,13 +119,13 @@ static void project_task(const DgrScene& s, const DgrImages& images, Frame& fram
     const vf values[10] = {u, v, k.g.ca * (0.5f * kLog2e), k.g.cb * kLog2e, k.g.cc * (0.5f * kLog2e),
                            log2_opacity, k.g.z, half_x, half_y, three_sigma};
     for (int i = 0; i < 10; ++i) store(t[i], values[i]);
-    Splat* out = frame.by_index + n;
+    Splat* out = frame.splats + n;
     for (int i = 0; i < count; ++i) {
       const bool in = visible >> i & 1;
       if (in) {
         Splat& o = out[i];
         o.u = t[0][i], o.v = t[1][i], o.a = t[2][i], o.b = t[3][i], o.c = t[4][i], o.log2_opacity = t[5][i];
-        o.color[3] = t[6][i], o.half_x = t[7][i], o.half_y = t[8][i], o.index = uint32_t(n + i);
+        o.color[3] = t[6][i], o.half_x = t[7][i], o.half_y = t[8][i];
         memcpy(&frame.key[n + i], &t[6][i], sizeof(float));
       } else {
         frame.key[n + i] = kCulled;
@@ -140,11 +140,11 @@ static void project_task(const DgrScene& s, const DgrImages& images, Frame& fram
 }
 
 // Sum of the pair gradients of one Gaussian, kPairFloats wide.
-DGR_INLINE void sum_pairs(const Frame& frame, uint32_t rank, float* out) {
+DGR_INLINE void sum_pairs(const Frame& frame, int64_t n, float* out) {
   constexpr int kParts = kPairFloats / kLanes;
   vf sum[kParts];
   for (int i = 0; i < kParts; ++i) sum[i] = zero();
-  for (uint32_t slot = frame.slot_begin[rank]; slot < frame.slot_begin[rank + 1]; ++slot) {
+  for (uint32_t slot = frame.slot_begin[n]; slot < frame.slot_begin[n + 1]; ++slot) {
     for (int i = 0; i < kParts; ++i) {
       sum[i] = sum[i] + load(frame.pair_geometry + int64_t(slot) * kPairFloats + i * kLanes);
     }
@@ -155,9 +155,8 @@ DGR_INLINE void sum_pairs(const Frame& frame, uint32_t rank, float* out) {
 static void feature_rows_backward(const DgrScene& s, const DgrGradients& d, const Frame& frame, int64_t n) {
   const int dim = s.feature_dim, stride = (dim + kLanes - 1) / kLanes * kLanes;
   float* out = d.feature_rows + n * dim;
-  const bool seen = frame.key[n] != kCulled && d.features != nullptr;
-  const uint32_t begin = seen ? frame.slot_begin[frame.rank_of[n]] : 0;
-  const uint32_t end = seen ? frame.slot_begin[frame.rank_of[n] + 1] : 0;
+  const uint32_t begin = d.features == nullptr ? 0 : frame.slot_begin[n];
+  const uint32_t end = d.features == nullptr ? 0 : frame.slot_begin[n + 1];
   for (int c = 0; c < dim; c += kLanes) {
     const int width = dim - c < kLanes ? dim - c : kLanes;
     vf sum = d.accumulate ? load_n(out + c, width) : zero();
@@ -184,7 +183,7 @@ DGR_INLINE void shade_backward(const DgrScene& s, const DgrGradients& d, const C
       if (out != nullptr && !d.accumulate) memset(out, 0, sizeof(float) * row);
       continue;
     }
-    const float* color = frame.by_index[n + lane].color;
+    const float* color = frame.splats[n + lane].color;
     float dc[3];
     for (int i = 0; i < 3; ++i) dc[i] = s.sh_degree < 0 || color[i] > 0.0f ? sums[lane][6 + i] : 0.0f;
     if (s.sh_degree < 0) {
@@ -224,7 +223,7 @@ static void project_backward_task(const DgrScene& s, const DgrGradients& d, Fram
       if (d.feature_rows != nullptr) feature_rows_backward(s, d, frame, n + i);
       if (frame.key[n + i] == kCulled || !moved) continue;
       visible |= 1u << i;
-      sum_pairs(frame, frame.rank_of[n + i], sums[i]);
+      sum_pairs(frame, n + i, sums[i]);
     }
     // phase 2: moments of s = alpha dL/dalpha about the centre -> pixel position and inverse covariance
     Block k;

@@ -1,0 +1,141 @@
+"""Colours of ids, overlays, and files that are whole."""
+
+import cv2
+import numpy as np
+import pytest
+
+from unified_lift.evaluation.pictures import (
+    BACKGROUND_COLOR,
+    PALETTE_SIZE,
+    UNMATCHED_COLOR,
+    PictureWriter,
+    borders,
+    depth_picture,
+    object_colors,
+    overlay,
+    read_picture,
+    truth_colors,
+    uncertainty_picture,
+    write_picture,
+)
+from unified_lift.types import UserError
+
+
+def test_colors_of_ids_never_change():
+    first = [list(BACKGROUND_COLOR), [240, 103, 76], [15, 94, 196], [38, 244, 180]]
+    assert object_colors(np.arange(4)).tolist() == first
+
+
+def test_an_id_has_one_color_wherever_it_occurs():
+    ids = np.array([[5, 900], [5, 0]])
+    colors = object_colors(ids)
+    assert colors.shape == (2, 2, 3)
+    assert (colors[0, 0] == colors[1, 0]).all()
+    assert (colors[0, 0] == object_colors(np.array(5))).all()
+
+
+def test_many_objects_can_be_told_apart():
+    colors = object_colors(np.arange(PALETTE_SIZE)).astype(int)
+    assert len(np.unique(colors, axis=0)) == PALETTE_SIZE
+    gap = np.abs(colors[:, None] - colors[None]).sum(axis=-1) + 1000 * np.eye(PALETTE_SIZE, dtype=int)
+    assert gap[:16, :16].min() >= 80
+    assert gap[:64, :64].min() >= 40
+
+
+def test_large_ids_have_a_color_and_only_zero_that_of_the_background():
+    colors = object_colors(np.arange(1, 65_536))
+    assert not (colors == BACKGROUND_COLOR).all(axis=-1).any()
+
+
+def test_negative_ids_are_refused():
+    with pytest.raises(ValueError, match="received -1"):
+        object_colors(np.array([-1, 2]))
+
+
+def test_borders_are_where_the_id_changes_to_the_right_or_below():
+    ids = np.array([[1, 1, 2], [1, 1, 2], [3, 3, 3]])
+    assert borders(ids).tolist() == [[False, True, False], [True, True, True], [False, False, False]]
+
+
+def test_overlay_mixes_half_and_half_and_draws_borders_white():
+    image = np.full((1, 3, 3), 100, dtype=np.uint8)
+    mixed = overlay(image, np.array([[4, 4, 9]]))
+    assert mixed[0, 0].tolist() == np.rint(50 + object_colors(np.array(4)) / 2).tolist()
+    assert mixed[0, 1].tolist() == [255, 255, 255]
+
+
+def test_true_objects_take_the_color_of_their_partner():
+    ids = np.array([[0, 300], [7, 8]])
+    colors = truth_colors(ids, {300: 2, 7: None}, background=5)
+    expected = [[object_colors(np.array(5)), object_colors(np.array(2))], [UNMATCHED_COLOR, UNMATCHED_COLOR]]
+    assert colors.tolist() == np.array(expected).tolist()
+
+
+def test_the_less_certain_the_brighter():
+    picture = uncertainty_picture(np.linspace(1, 0, 20)[None]).astype(int).sum(axis=-1)[0]
+    assert picture[0] < 10
+    assert (np.diff(picture) > 0).all()
+
+
+def test_depth_shows_empty_pixels_black_and_near_ones_red():
+    depth = np.array([[1.0, 2.0, 4.0, 0.0]])
+    picture = depth_picture(depth, np.array([[1.0, 1.0, 1.0, 0.0]]))
+    assert picture[0, 0, 0] > picture[0, 0, 2]
+    assert picture[0, 2, 2] > picture[0, 2, 0]
+    assert picture[0, 3].tolist() == [0, 0, 0]
+    assert depth_picture(depth * 0, depth * 0).max() == 0
+
+
+def test_ids_up_to_65535_survive_the_file(tmp_path):
+    ids = np.array([[0, 255, 256], [300, 40_000, 65_535]])
+    write_picture(tmp_path / "cam 1" / "a.b.png", ids)
+    assert cv2.imread(str(tmp_path / "cam 1" / "a.b.png"), cv2.IMREAD_UNCHANGED).dtype == np.uint16
+    assert (read_picture(tmp_path / "cam 1" / "a.b.png") == ids).all()
+
+
+def test_colors_survive_the_file(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (5, 4, 3)).astype(np.uint8)
+    write_picture(tmp_path / "a.png", picture)
+    assert (read_picture(tmp_path / "a.png") == picture).all()
+
+
+def test_an_id_beyond_16_bits_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="0..65535, received 0..65536"):
+        write_picture(tmp_path / "a.png", np.array([[0, 65_536]]))
+    with pytest.raises(ValueError, match="uint8"):
+        write_picture(tmp_path / "a.png", np.zeros((2, 2, 3)))
+
+
+def test_missing_and_damaged_pictures_are_named(tmp_path):
+    with pytest.raises(UserError, match="a.png: missing or damaged"):
+        read_picture(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(b"half a")
+    with pytest.raises(UserError, match="a.png: missing or damaged"):
+        read_picture(tmp_path / "a.png")
+
+
+def test_the_writer_leaves_whole_files_only(tmp_path):
+    with PictureWriter(threads=2) as writer:
+        for index in range(20):
+            writer.write(tmp_path / f"{index}.png", np.full((3, 3), index))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{index}.png" for index in range(20))
+    assert read_picture(tmp_path / "19.png").max() == 19
+
+
+def test_the_writer_passes_errors_on(tmp_path):
+    writer = PictureWriter()
+    writer.write(tmp_path / "a.png", np.array([[70_000]]))
+    with pytest.raises(ValueError, match="0..65535"):
+        writer.__exit__(None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_is_not_hidden_by_the_writer(tmp_path):
+    def interrupted():
+        with PictureWriter() as writer:
+            writer.write(tmp_path / "a.png", np.zeros((2, 2), np.int32))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list(tmp_path.glob("*.partial"))

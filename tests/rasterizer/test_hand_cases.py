@@ -1,0 +1,155 @@
+"""One or two Gaussians whose pixels and derivatives are worked out by hand."""
+
+import math
+
+import diff_gaussian_rasterization as dgr
+import pytest
+import torch
+
+from .tolerances import HAND
+
+# f = 10, principal point in the middle of a 5x5 image: the axis meets the centre of pixel (2, 2)
+K5 = torch.tensor([[[10.0, 0, 2.5], [0, 10.0, 2.5], [0, 0, 1]]])
+EYE = torch.eye(4)[None]
+
+
+def blobs(depths, opacities, colors, *, scale=0.2, **options):
+    """Isotropic Gaussians on the optical axis in a 5x5 image."""
+    n = len(depths)
+    means = torch.zeros(n, 3)
+    means[:, 2] = torch.tensor(depths)
+    quats = torch.tensor([[1.0, 0, 0, 0]]).repeat(n, 1)
+    tensors = (means, quats, torch.full((n, 3), scale), torch.tensor(opacities), torch.tensor(colors))
+    return dgr.rasterize(*tensors, options.pop("features", None), EYE, K5, 5, 5, **options)
+
+
+def test_one_gaussian_falls_off_as_its_projected_covariance_says(implementation):
+    # footprint variance (f / z * s)^2 + 0.3 = (10 / 2 * 0.2)^2 + 0.3 = 1.3 px^2
+    out = blobs([2.0], [0.5], [[1.0, 0.5, 0.0]], backgrounds=torch.tensor([[0.0, 0, 1]]), implementation=implementation)
+    centre, right = 0.5, 0.5 * math.exp(-0.5 / 1.3)
+    diagonal = 0.5 * math.exp(-1.0 / 1.3)
+    assert out.alpha[0, 2, 2].item() == pytest.approx(centre, abs=HAND)
+    assert out.alpha[0, 2, 3].item() == pytest.approx(right, abs=HAND)
+    assert out.alpha[0, 1, 1].item() == pytest.approx(diagonal, abs=HAND)
+    # colour over a blue background: alpha * colour + (1 - alpha) * background
+    assert out.image[0, 2, 3].tolist() == pytest.approx([right, 0.5 * right, 1 - right], abs=HAND)
+    assert out.depth[0, 2, 3].item() == pytest.approx(2 * right, abs=HAND)
+    # larger eigenvalue 1.3 + sqrt(max(0.1, 0)) = 1.616; 3 sqrt(1.616) = 3.81
+    assert out.meta.radii.tolist() == [[4]]
+    assert out.meta.means2d[0, 0].tolist() == pytest.approx([2.5, 2.5], abs=HAND)
+
+
+def test_nearer_gaussian_hides_the_farther_one(implementation):
+    # listed far first: weights 0.5 (near) and 0.8 * (1 - 0.5) = 0.4 (far), transmittance left 0.1
+    features = torch.tensor([[3.0], [7.0]])
+    out = blobs([4.0, 2.0], [0.8, 0.5], [[0.0, 1, 0], [1.0, 0, 0]], features=features, implementation=implementation)
+    assert out.image[0, 2, 2].tolist() == pytest.approx([0.5, 0.4, 0.0], abs=HAND)
+    assert out.alpha[0, 2, 2].item() == pytest.approx(0.9, abs=HAND)
+    assert out.depth[0, 2, 2].item() == pytest.approx(0.5 * 2 + 0.4 * 4, abs=HAND)
+    assert out.features[0, 2, 2].item() == pytest.approx(0.5 * 7 + 0.4 * 3, abs=4 * HAND)
+
+
+def test_equal_depths_keep_the_order_of_the_list(implementation):
+    out = blobs([2.0, 2.0], [0.5, 0.8], [[1.0, 0, 0], [0.0, 1, 0]], implementation=implementation)
+    assert out.image[0, 2, 2].tolist() == pytest.approx([0.5, 0.4, 0.0], abs=HAND)
+
+
+def test_alpha_is_capped_at_099(implementation):
+    out = blobs([2.0], [1.0], [[1.0, 1, 1]], implementation=implementation)
+    assert out.alpha[0, 2, 2].item() == pytest.approx(0.99, abs=HAND)
+
+
+def test_gaussian_that_would_exhaust_the_light_is_dropped(implementation):
+    # transmittance 0.02, 0.0004, then 8e-6 < 1e-4: the third and everything behind it do not count
+    colors = [[1.0, 0, 0], [0.0, 1, 0], [0.0, 0, 1], [0.0, 0, 1]]
+    out = blobs([2.0, 3.0, 4.0, 5.0], [0.98, 0.98, 0.98, 0.1], colors, implementation=implementation)
+    assert out.image[0, 2, 2].tolist() == pytest.approx([0.98, 0.0196, 0.0], abs=HAND)
+
+
+def test_contribution_below_one_255th_is_skipped(implementation):
+    # 0.1 exp(-r^2 / 2.6) reaches 1/255 at r^2 = 2.6 ln 25.5 = 8.42: (2, 2) px away has r^2 = 8, no more than 8.42
+    out = blobs([2.0], [0.1], [[1.0, 1, 1]], implementation=implementation)
+    assert out.alpha[0, 0, 0].item() == pytest.approx(0.1 * math.exp(-8 / 2.6), abs=HAND)
+    # with 0.08: r^2 = 2.6 ln 20.4 = 7.84 < 8, the corner stays empty
+    out = blobs([2.0], [0.08], [[1.0, 1, 1]], implementation=implementation)
+    assert out.alpha[0, 0, 0].item() == 0
+    # 0.003 < 1/255 reaches no pixel at all
+    assert blobs([2.0], [0.003], [[1.0, 1, 1]], implementation=implementation).meta.radii.tolist() == [[0]]
+
+
+def test_near_plane_culls(implementation):
+    assert blobs([0.2], [0.5], [[1.0, 1, 1]], implementation=implementation).alpha.sum() == 0
+    assert blobs([0.25], [0.5], [[1.0, 1, 1]], implementation=implementation).alpha.sum() > 0
+    assert blobs([0.25], [0.5], [[1.0, 1, 1]], near=0.3, implementation=implementation).alpha.sum() == 0
+
+
+def test_degree_zero_harmonics_shift_by_one_half_and_clamp_at_zero(implementation):
+    means, quats = torch.tensor([[0.0, 0, 2]]), torch.tensor([[1.0, 0, 0, 0]])
+    sh = torch.tensor([[[1.0, 0.0, -3.0]]])
+    out = dgr.rasterize(
+        means, quats, torch.full((1, 3), 0.2), torch.tensor([0.5]), sh, None, EYE, K5, 5, 5,
+        sh_degree=0, implementation=implementation,
+    )  # fmt: skip
+    # 0.5 * (0.5 + 0.28209479 * sh), and 0.5 - 0.846 < 0 becomes 0
+    expected = [0.5 * (0.5 + 0.28209479), 0.25, 0.0]
+    assert out.image[0, 2, 2].tolist() == pytest.approx(expected, abs=HAND)
+
+
+def test_first_degree_harmonics_point_along_the_axes(implementation):
+    # direction (0, 0, 1): only the second of the three linear terms, +0.48860251 z, is non-zero
+    means, quats = torch.tensor([[0.0, 0, 2]]), torch.tensor([[1.0, 0, 0, 0]])
+    sh = torch.zeros(1, 4, 3)
+    sh[0, 1, 0] = sh[0, 2, 1] = sh[0, 3, 2] = 0.5
+    out = dgr.rasterize(
+        means, quats, torch.full((1, 3), 0.2), torch.tensor([0.5]), sh, None, EYE, K5, 5, 5,
+        sh_degree=1, implementation=implementation,
+    )  # fmt: skip
+    assert out.image[0, 2, 2].tolist() == pytest.approx([0.25, 0.5 * (0.5 + 0.24430126), 0.25], abs=HAND)
+
+
+def test_derivatives_of_a_single_pixel(implementation):
+    # 1x1 image, Gaussian centred 1 px left of the only pixel centre: variance 1.3, d = 1, g = exp(-0.5 / 1.3). Flat in
+    # depth, because so small an image clamps the Jacobian, which would otherwise add a little of the depth variance.
+    K = torch.tensor([[[10.0, 0, -0.5], [0, 10.0, 0.5], [0, 0, 1]]])
+    leaves = {
+        "opacities": torch.tensor([0.5]),
+        "colors": torch.tensor([[0.9, 0.2, 0.4]]),
+        "background": torch.tensor([[0.1, 0.0, 0.0]]),
+        "means2d": torch.zeros(1, 1, 2),
+    }
+    leaves = {k: v.requires_grad_() for k, v in leaves.items()}
+    out = dgr.rasterize(
+        torch.tensor([[0.0, 0, 2]]), torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([[0.2, 0.2, 0]]), leaves["opacities"],
+        leaves["colors"], None, EYE, K, 1, 1,
+        backgrounds=leaves["background"], means2d=leaves["means2d"], implementation=implementation,
+    )  # fmt: skip
+    out.image[0, 0, 0, 0].backward()
+    g = math.exp(-0.5 / 1.3)
+    alpha = 0.5 * g
+    # image = alpha c + (1 - alpha) b: by opacity (c - b) g, by colour alpha, by background 1 - alpha
+    assert leaves["opacities"].grad.tolist() == pytest.approx([0.8 * g], abs=HAND)
+    assert leaves["colors"].grad[0].tolist() == pytest.approx([alpha, 0, 0], abs=HAND)
+    assert leaves["background"].grad[0].tolist() == pytest.approx([1 - alpha, 0, 0], abs=HAND)
+    # alpha = 0.5 exp(-(p - u)^2 / 2.6): d alpha / du = alpha (p - u) / 1.3
+    assert leaves["means2d"].grad[0, 0].tolist() == pytest.approx([0.8 * alpha / 1.3, 0], abs=HAND)
+
+
+def test_capped_alpha_passes_no_gradient(implementation):
+    opacity = torch.tensor([1.0], requires_grad=True)
+    K = torch.tensor([[[10.0, 0, 0.5], [0, 10.0, 0.5], [0, 0, 1]]])
+    out = dgr.rasterize(
+        torch.tensor([[0.0, 0, 2]]), torch.tensor([[1.0, 0, 0, 0]]), torch.full((1, 3), 0.2), opacity,
+        torch.ones(1, 3), None, EYE, K, 1, 1, implementation=implementation,
+    )  # fmt: skip
+    out.image.sum().backward()
+    assert opacity.grad.item() == 0
+
+
+def test_rotation_turns_the_long_axis(implementation):
+    # long axis along x, then a quarter turn about z: long along y
+    turn = torch.tensor([[math.sqrt(0.5), 0, 0, math.sqrt(0.5)]])
+    inputs = (torch.tensor([[0.0, 0, 2]]), turn, torch.tensor([[0.4, 0.1, 0.1]]), torch.tensor([0.5]))
+    out = dgr.rasterize(*inputs, torch.ones(1, 3), None, EYE, K5, 5, 5, implementation=implementation)
+    # variances (5 * 0.4)^2 + 0.3 = 4.3 along y and (5 * 0.1)^2 + 0.3 = 0.55 along x
+    assert out.alpha[0, 3, 2].item() == pytest.approx(0.5 * math.exp(-0.5 / 4.3), abs=HAND)
+    assert out.alpha[0, 2, 3].item() == pytest.approx(0.5 * math.exp(-0.5 / 0.55), abs=HAND)

@@ -1,0 +1,153 @@
+"""Sparse blending weights: the same numbers as a render, for chosen pixels."""
+
+import diff_gaussian_rasterization as dgr
+import pytest
+import torch
+
+from .scenes import random_inputs, render
+from .tolerances import BLEND
+
+
+def weights_of(x, pixels=None, **options):
+    return dgr.pixel_weights(
+        x.means, x.quats, x.scales, x.opacities, x.viewmats[0], x.Ks[0], x.width, x.height, pixels, **options
+    )
+
+
+def some_pixels(x, count, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.stack(
+        [torch.randint(x.width, (count,), generator=g), torch.randint(x.height, (count,), generator=g)], -1
+    )
+
+
+def test_blend_equals_the_rendered_features(implementation, instruction_set):
+    x = random_inputs(0, dim=16)
+    weights = weights_of(x, implementation=implementation)
+    assert weights.num_rows == x.width * x.height
+    assert (weights.offsets.dtype, weights.gaussian_ids.dtype) == (torch.int64, torch.int32)
+    expected = render(x, implementation).features.reshape(-1, 16)
+    assert float(expected.abs().max()) > 0.5
+    blended = dgr.blend(weights, x.features, implementation=implementation)
+    assert float((blended - expected).abs().max()) < BLEND
+
+
+@pytest.mark.parametrize("dim", [1, 3, 16, 19, 33, 70])
+def test_blend_and_splat_take_any_width(dim, instruction_set, two_threads):
+    x = random_inputs(1, dim=dim, num=100)
+    weights = weights_of(x)
+    values = torch.randn(weights.num_rows, dim, generator=torch.Generator().manual_seed(1))
+    for function, argument in ((dgr.blend, (x.features,)), (dgr.splat, (values, 100))):
+        expected = function(weights, *argument, implementation="reference")
+        actual = function(weights, *argument, implementation="cpu")
+        assert float(expected.abs().max()) > 0.1
+        assert float((expected - actual).abs().max()) < 20 * BLEND
+
+
+def test_chosen_pixels_are_rows_of_all_pixels(implementation):
+    x = random_inputs(2)
+    everything = weights_of(x, implementation=implementation)
+    pixels = some_pixels(x, 500)  # more than once in places
+    assert torch.unique(pixels, dim=0).shape[0] < 500
+    chosen = weights_of(x, pixels, implementation=implementation)
+    expected = everything.rows(pixels[:, 1] * x.width + pixels[:, 0])
+    assert chosen.weights.numel() > 100
+    for a, b in zip(chosen, expected):
+        assert torch.equal(a, b)
+
+
+def test_implementations_list_the_same_gaussians():
+    x = random_inputs(3)
+    a, b = weights_of(x, implementation="reference"), weights_of(x, implementation="cpu")
+    assert torch.equal(a.offsets, b.offsets)
+    assert torch.equal(a.gaussian_ids, b.gaussian_ids)
+    assert torch.allclose(a.weights, b.weights, atol=1e-6)
+
+
+def test_entries_run_front_to_back_and_sum_to_alpha(implementation):
+    x = random_inputs(4)
+    weights = weights_of(x, implementation=implementation)
+    depth = (x.means @ x.viewmats[0, :3, :3].T + x.viewmats[0, :3, 3])[:, 2][weights.gaussian_ids.long()]
+    row = weights.row_ids()
+    assert bool((depth[1:] >= depth[:-1])[row[1:] == row[:-1]].all())
+    sums = torch.zeros(weights.num_rows).index_add(0, row, weights.weights)
+    assert float((sums - render(x, implementation).alpha.flatten()).abs().max()) < BLEND
+
+
+def test_min_weight_only_removes_entries(implementation):
+    x = random_inputs(5)
+    full = weights_of(x, implementation=implementation)
+    strong = weights_of(x, min_weight=0.05, implementation=implementation)
+    keep = full.weights >= 0.05
+    assert 0 < int(keep.sum()) < keep.numel()
+    assert torch.equal(strong.gaussian_ids, full.gaussian_ids[keep])
+    assert torch.equal(strong.weights, full.weights[keep])
+
+
+def test_gradient_of_blend_is_splat(implementation):
+    x = random_inputs(6, dim=16)
+    weights = weights_of(x, some_pixels(x, 200))
+    features = x.features.clone().requires_grad_()
+    incoming = torch.randn(200, 16, generator=torch.Generator().manual_seed(6))
+    dgr.blend(weights, features, implementation=implementation).backward(incoming)
+    expected = dgr.splat(weights, incoming, 300, implementation="reference")
+    assert float(expected.abs().max()) > 0.1
+    assert float((features.grad - expected).abs().max()) < 10 * BLEND
+
+
+def test_splat_is_the_transpose_of_blend(implementation):
+    # <W f, g> = <f, W^T g>
+    x = random_inputs(7, dim=3)
+    weights = weights_of(x)
+    g = torch.randn(weights.num_rows, 3, generator=torch.Generator().manual_seed(7))
+    left = (dgr.blend(weights, x.features, implementation=implementation).double() * g).sum()
+    right = (dgr.splat(weights, g, 300, implementation=implementation).double() * x.features).sum()
+    assert abs(float(left)) > 1
+    assert float(left) == pytest.approx(float(right), rel=1e-4)
+
+
+def test_concatenate_and_rows_are_inverse():
+    x = random_inputs(8)
+    everything = weights_of(x)
+    half = torch.arange(0, everything.num_rows, 2)
+    parts = [everything.rows(half), everything.rows(half + 1 - (half + 1 >= everything.num_rows).long())]
+    joined = dgr.PixelWeights.concatenate(parts)
+    assert joined.num_rows == 2 * half.numel()
+    back = joined.rows(torch.arange(half.numel()))
+    assert all(torch.equal(a, b) for a, b in zip(back, parts[0]))
+    assert joined.nbytes == 8 * (joined.num_rows + 1) + 8 * joined.weights.numel()
+
+
+def test_rows_keeps_order_and_repeats():
+    weights = dgr.PixelWeights(
+        torch.tensor([0, 2, 2, 3]), torch.tensor([4, 5, 6], dtype=torch.int32), torch.tensor([0.5, 0.25, 1.0])
+    )
+    picked = weights.rows(torch.tensor([2, 1, 0, 2]))
+    assert picked.offsets.tolist() == [0, 1, 1, 3, 4]
+    assert picked.gaussian_ids.tolist() == [6, 4, 5, 6]
+    assert picked.weights.tolist() == [1.0, 0.5, 0.25, 1.0]
+
+
+def test_no_pixels_and_no_gaussians(implementation):
+    x = random_inputs(9)
+    none = weights_of(x, torch.zeros(0, 2, dtype=torch.int64), implementation=implementation)
+    assert none.num_rows == 0
+    assert dgr.blend(none, x.features, implementation=implementation).shape == (0, 5)
+    empty = weights_of(random_inputs(9, num=0), implementation=implementation)
+    assert empty.weights.numel() == 0
+    assert dgr.splat(empty, torch.ones(empty.num_rows, 2), 0, implementation=implementation).shape == (0, 2)
+
+
+def test_wrong_pixels_and_widths_are_named():
+    x = random_inputs(10)
+    with pytest.raises(ValueError, match="inside the 37 x 29 image"):
+        weights_of(x, torch.tensor([[37, 0]]))
+    with pytest.raises(ValueError, match=r"pixels must be int64 \[P, 2\]"):
+        weights_of(x, torch.tensor([[1.0, 0]]))
+    weights = weights_of(x)
+    with pytest.raises(ValueError, match="there are only 10"):
+        dgr.blend(weights, torch.zeros(10, 4))
+    with pytest.raises(ValueError, match=r"values must have shape \[P, D\]"):
+        dgr.splat(weights, torch.zeros(3, 4), 300)
+    with pytest.raises(ValueError, match="at least one part"):
+        dgr.PixelWeights.concatenate([])

@@ -1,0 +1,75 @@
+"""A model folder without training: flat Gaussians on the floor of the miniature world, one code for each coin."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unified_lift.data import DATASETS, load_scene
+from unified_lift.data.miniature import floor_colors, floor_ids
+from unified_lift.engine import outputs
+from unified_lift.engine.labels import label_gaussians
+from unified_lift.engine.settings import TrainSettings
+from unified_lift.methods import METHODS
+from unified_lift.model.gaussians import SH_C0, Gaussians
+from unified_lift.model.ply import write_gaussians
+
+SPACING, EXTENT = 0.09, 2.6
+COIN_IDS = (0, 7, 300, 301)
+"""Annotated ids in the order of the codes."""
+
+
+def floor_gaussians() -> Gaussians:
+    """Return opaque flat Gaussians on a grid, coloured as the floor is, their features one-hot by coin."""
+    ticks = np.arange(-EXTENT, EXTENT, SPACING)
+    points = np.stack([*np.meshgrid(ticks, ticks), np.zeros((len(ticks),) * 2)], axis=-1).reshape(-1, 3)
+    count, slots = len(points), np.searchsorted(COIN_IDS, floor_ids(points))
+    colors = torch.from_numpy(floor_colors(points) / 255).float()
+    flat = torch.tensor([SPACING * 0.55, SPACING * 0.55, 1e-3])
+    return Gaussians(
+        {
+            "means": torch.from_numpy(points).float(),
+            "quats": torch.tensor([1.0, 0, 0, 0]).repeat(count, 1),
+            "log_scales": flat.log().repeat(count, 1),
+            "logit_opacities": torch.full((count,), 3.0),
+            "sh0": ((colors - 0.5) / SH_C0)[:, None],
+            "shN": torch.zeros(count, 3, 3),
+            "features": torch.eye(4, 16)[slots],
+        }
+    )
+
+
+def save_model(
+    root: Path, *, reader: str = "transforms", hold_out: bool = True, lifted: bool = True, iteration: int = 40
+) -> Path:
+    """Write a miniature scene and a model of it below `root`; return the model folder."""
+    scene_dir, model = root / "scene", root / "model"
+    if not scene_dir.exists():
+        scene_dir.mkdir(parents=True)
+        DATASETS[reader].write_miniature(scene_dir)
+    settings = TrainSettings(model_path=model)
+    settings = replace(
+        settings,
+        data=replace(settings.data, source_path=scene_dir, eval=hold_out, random_init=True, num_random_points=8),
+        geometry=replace(settings.geometry, iterations=iteration, sh_degree=1),
+    )
+    scene = load_scene(settings.data)
+    outputs.write_run_header(settings, scene)
+    gaussians = floor_gaussians()
+    outputs.write_geometry(model, iteration, gaussians)
+    if lifted:
+        method = METHODS["unified_lift"](settings.method, zero_id=scene.zero_id, seed=0)
+        method.load_state_dict(method.state_dict() | {"codebook": torch.eye(4, 16)})
+        labels = label_gaussians(gaussians, method, [view.camera for view in scene.train])
+        outputs.write_objects(model, iteration, gaussians, torch.eye(4, 16), labels)
+    return model
+
+
+def shift_gaussians(model: Path, iteration: int, offset: float) -> None:
+    """Move the saved scene, so that its pictures change."""
+    for name, with_ids in (("point_cloud.ply", False), ("point_cloud_objects.ply", True)):
+        gaussians = floor_gaussians()
+        gaussians.set("means", gaussians.means + offset)
+        ids = gaussians.features.detach().argmax(dim=1).numpy() if with_ids else None
+        write_gaussians(outputs.iteration_dir(model, iteration) / name, gaussians, object_ids=ids)

@@ -55,6 +55,14 @@ def make_scene(num: int, width: int, height: int, dim: int, degree: int | None, 
     }
 
 
+def render(scene: dict[str, Tensor], case: tuple) -> dgr.RasterOutput:
+    """Render a scene once without gradients."""
+    tensors = [scene[n] for n in ("means", "quats", "scales", "opacities", "colors", "features")]
+    return dgr.rasterize(
+        *tensors, scene["viewmat"][None], scene["K"][None], case[1], case[2], sh_degree=case[4]
+    )  # fmt: skip
+
+
 def our_step(scene: dict[str, Tensor], case: tuple, implementation: str, backward: bool) -> Callable[[], None]:
     """Return a function that renders once and, if asked, differentiates by every input."""
     _, width, height, dim, degree = case
@@ -76,27 +84,33 @@ def our_step(scene: dict[str, Tensor], case: tuple, implementation: str, backwar
     return step
 
 
-def mitsuba_step(scene: dict[str, Tensor], case: tuple, backward: bool) -> Callable[[], None]:
-    """Return a step of Mitsuba's ray-traced volprim_rf_basic on the same Gaussians, colour only, on all threads."""
+def mitsuba_step(scene: dict[str, Tensor], case: tuple) -> tuple[Callable[[], None], Tensor]:
+    """Return a step of Mitsuba's ray-traced volprim_rf_basic, colour only, on all threads, and its picture.
+
+    It evaluates the same Gaussians along rays instead of projecting them, so the picture is alike but not equal.
+    """
     import drjit
     import mitsuba
     import numpy
 
     mitsuba.set_variant("llvm_ad_rgb")
     _, width, height, _, _ = case
-    extent = 3.0  # ellipsoid half axes in standard deviations
-    data = torch.cat([scene["means"], scene["scales"] * extent], -1).numpy()
     wxyz = torch.nn.functional.normalize(scene["quats"], dim=-1)
-    xyzw = wxyz[:, [1, 2, 3, 0]].numpy()
+    opacities = scene["opacities"][:, None]
+    coefficients = (scene["colors"] - 0.5) / 0.28209479  # harmonics of degree 0
+
+    def tensor(value: Tensor) -> object:
+        return mitsuba.TensorXf(numpy.ascontiguousarray(value.numpy()))
+
     k = scene["K"]
     shape = {
         "type": "ellipsoidsmesh",
-        "centers": mitsuba.TensorXf(data[:, :3].copy()),
-        "scales": mitsuba.TensorXf((data[:, 3:] / extent).copy()),
-        "quaternions": mitsuba.TensorXf(xyzw.copy()),
-        "opacities": mitsuba.TensorXf(scene["opacities"].numpy()[:, None].copy()),
-        "sh_coeffs": mitsuba.TensorXf(((scene["colors"] - 0.5) / 0.28209479).numpy().astype(numpy.float32)),
-        "extent": extent,
+        "centers": tensor(scene["means"]),
+        "scales": tensor(scene["scales"]),
+        "quaternions": tensor(wxyz[:, [1, 2, 3, 0]]),
+        "opacities": tensor(opacities),
+        "sh_coeffs": tensor(coefficients),
+        "extent": 3.0,  # half axes of the ellipsoid in standard deviations
     }
     loaded = mitsuba.load_dict({
         "type": "scene",
@@ -111,23 +125,26 @@ def mitsuba_step(scene: dict[str, Tensor], case: tuple, backward: bool) -> Calla
         "primitives": shape,
     })
     params = mitsuba.traverse(loaded)
-    keys = [key for key in ("primitives.data", "primitives.opacities", "primitives.sh_coeffs") if key in params]
-    incoming = mitsuba.TensorXf(scene["grad_image"][0].numpy())
+    keys = ("primitives.data", "primitives.opacities", "primitives.sh_coeffs")
+    incoming = tensor(scene["grad_image"][0])
+    picture = torch.from_numpy(numpy.array(mitsuba.render(loaded, spp=16)))
 
     def step() -> None:
-        for key in keys if backward else ():
+        for key in keys:
             drjit.enable_grad(params[key])
             drjit.set_grad(params[key], 0)
         params.update()
         image = mitsuba.render(loaded, params, spp=1)
-        if backward:
-            drjit.backward(drjit.sum(image * incoming, axis=None))
-            drjit.eval([drjit.grad(params[key]) for key in keys])
-        else:
-            drjit.eval(image)
+        drjit.backward(drjit.sum(image * incoming, axis=None))
+        drjit.eval([drjit.grad(params[key]) for key in keys])
         drjit.sync_thread()
 
-    return step
+    return step, picture
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Return Pearson's correlation of two pictures."""
+    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
 
 
 def measure(steps: dict[str, tuple[Callable[[], None], int, int]], rounds: int) -> dict[str, list[float]]:
@@ -151,11 +168,8 @@ def measure(steps: dict[str, tuple[Callable[[], None], int, int]], rounds: int) 
 def describe(scene: dict[str, Tensor], case: tuple) -> dict[str, object]:
     """Count what the figures depend on: visible Gaussians, pairs, blends per pixel."""
     num, width, height, dim, degree = case
+    out = render(scene, case)
     geometry = [scene[n] for n in ("means", "quats", "scales", "opacities")]
-    out = dgr.rasterize(
-        *geometry, scene["colors"], scene["features"], scene["viewmat"][None], scene["K"][None], width, height,
-        sh_degree=degree,
-    )  # fmt: skip
     weights = dgr.pixel_weights(*geometry, scene["viewmat"], scene["K"], width, height)
     return {
         "gaussians": num, "width": width, "height": height, "features": dim, "sh_degree": degree,
@@ -172,9 +186,11 @@ def contenders(scene: dict[str, Tensor], case: tuple, peers: list[str], threads:
         steps[f"cpu_{count}t"] = (our_step(scene, case, "cpu", True), count, 1 << 30)
     if "reference" in peers:
         steps[f"reference_{threads}t"] = (our_step(scene, case, "reference", True), threads, 3)
-    if "mitsuba" in peers:
-        if case[4] is None:
-            steps[f"mitsuba_{threads}t"] = (mitsuba_step(scene, case, True), threads, 5)
+    if "mitsuba" in peers and case[4] is None:
+        step, picture = mitsuba_step(scene, case)
+        steps[f"mitsuba_{threads}t"] = (step, threads, 5)
+        alike = correlation(picture, render(scene, case).image[0])
+        print(f"  correlation of Mitsuba's picture with ours: {alike:.4f}")
     return steps
 
 

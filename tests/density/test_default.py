@@ -30,7 +30,7 @@ def adam(gaussians):
 
 
 def control_with(gradients, gaussians, settings=SETTINGS):
-    control = DensityControl(settings, radius=1.0, count=len(gaussians))
+    control = DensityControl(settings, radius=1.0, count=len(gaussians), num_steps=1000)
     grad = torch.zeros(len(gaussians), 2)
     grad[:, 0] = torch.tensor(gradients)
     control.observe(grad, torch.ones(len(gaussians)), width=2, height=2)  # half size 1: pixel gradient = NDC gradient
@@ -42,7 +42,7 @@ def generator():
 
 
 def test_screen_gradient_is_averaged_over_the_views_that_see_it_in_ndc():
-    control = DensityControl(SETTINGS, radius=1.0, count=2)
+    control = DensityControl(SETTINGS, radius=1.0, count=2, num_steps=1000)
     control.observe(torch.tensor([[3.0, 0.0], [1.0, 1.0]]), torch.tensor([1, 0]), width=4, height=6)  # 3 * 2 = 6
     control.observe(torch.tensor([[0.0, 4.0], [1.0, 1.0]]), torch.tensor([5, 0]), width=4, height=6)  # 4 * 3 = 12
     assert control.grad_sum.tolist() == [18.0, 0.0]
@@ -111,3 +111,10 @@ def test_number_of_gaussians_is_bounded(gaussians, adam):
     control_with([1.0, 2.0, 0, 0], gaussians, settings).act(gaussians, adam, 9, generator())
     assert len(gaussians) == 5
     assert torch.equal(gaussians.means[4], gaussians.means[1])  # the coarsest one was chosen
+
+
+def test_densification_ends_half_way_unless_told():
+    for until, last in ((0, 498), (800, 798)):
+        control = DensityControl(DensitySettings(densify_until_iter=until), radius=1.0, count=1, num_steps=1000)
+        assert control.is_watching(last)
+        assert not control.is_watching(last + 1)

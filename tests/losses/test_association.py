@@ -17,12 +17,12 @@ def test_cosine_association_forgets_lengths():
 
 def test_sparsity_by_hand():
     # One pixel with logits (0, ln 3): softmax (1/4, 3/4). Label 0: -ln(1/4) / ln 2 = 2.
-    loss = sparsity_loss(torch.tensor([[0.0, math.log(3)]]), torch.tensor([0]))
+    loss = sparsity_loss(torch.tensor([[0.0, math.log(3)]]).log_softmax(1), torch.tensor([0]))
     assert math.isclose(float(loss), 2.0, rel_tol=1e-6)
 
 
 def test_sparsity_rests_when_everything_agrees_or_nothing_is_labelled():
-    logits = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
+    logits = torch.tensor([[0.0, 1.0], [2.0, 1.0]]).log_softmax(dim=1)
     assert float(sparsity_loss(logits, torch.tensor([1, 0]))) == 0
     assert float(sparsity_loss(logits, torch.tensor([-1, -1]))) == 0
     assert float(sparsity_loss(logits, torch.tensor([0, -1]))) > 0

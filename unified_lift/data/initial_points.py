@@ -38,11 +38,13 @@ def initial_points(views: Sequence[View], settings: DataSettings, *, own: PointC
     found = None if settings.random_init else triangulate(views)
     if found is not None and len(found.positions) >= _ENOUGH_POINTS:
         return found, f"{len(found.positions)} initial points triangulated from the photos"
-    num_found = 0 if found is None else len(found.positions)
-    missing = max(settings.num_random_points - num_found, MIN_POINTS)
-    cloud = random_in_frusta([view.camera for view in views], count=missing, seed=settings.points_seed)
-    if found is None or num_found == 0:
-        return cloud, f"{missing} random initial points in the camera frusta"
+    cameras, wanted = [view.camera for view in views], settings.num_random_points
+    if found is None or len(found.positions) == 0:
+        cloud = random_in_frusta(cameras, count=wanted, seed=settings.points_seed)
+        return cloud, f"{wanted} random initial points in the camera frusta"
+    num_found = len(found.positions)
+    missing = max(wanted - num_found, MIN_POINTS)
+    cloud = random_in_frusta(cameras, count=missing, seed=settings.points_seed)
     positions = np.concatenate([found.positions, cloud.positions])
     colors = np.concatenate([found.colors, cloud.colors])
     note = f"{num_found} initial points triangulated from the photos, {missing} random ones in the camera frusta"

@@ -149,9 +149,7 @@ def _mask_path(root: Path, masks: Path, entry: dict, name: str) -> Path | None:
         return find_mask(masks, name)
     path = root / str(entry["object_mask_path"])
     if not path.is_file():
-        raise UserError(
-            f"{path}: object_mask_path of {entry['file_path']} does not exist; restore it or remove the field"
-        )
+        raise UserError(f"{path}: object_mask_path of {entry['file_path']} is missing; restore it or remove the field")
     return path
 
 

@@ -25,6 +25,7 @@ _CONTRAST = 0.004  # SIFT contrast threshold; the library's 0.04 leaves smooth w
 _NUM_NEIGHBORS = 10  # views in which each view looks for its points
 _MIN_BASELINE, _MAX_BASELINE = 3.0, 40.0  # degrees between two views, seen from the look-at point
 _MAX_EPIPOLAR = 1.0  # px from the epipolar line
+_MAX_NEAR = 0.3  # share of all pairs of points that may lie near the lines of one pair of views
 _MAX_RATIO = 0.95  # best over second-best descriptor distance near the line, where four views agree
 _MAX_RATIO_SURE = 0.75  # the same, where only three do
 _MAX_ERROR = 1.5  # px of reprojection
@@ -141,6 +142,8 @@ def candidates(first: Features, second: Features, matrix: np.ndarray) -> tuple[n
     (x, y), (lx, ly, lz) = second.pixels.T.astype(np.float32), lines.T.astype(np.float32)[:, :, None]
     offset = lx * x + ly * y + lz  # [K1, K2] px
     near = np.flatnonzero(np.abs(offset) <= _MAX_EPIPOLAR)  # about one pair in a hundred: compare only these
+    if near.size > _MAX_NEAR * offset.size:  # no baseline, no epipolar line
+        near = near[:0]
     row, column = np.divmod(near, len(second.pixels))
     similarity = np.einsum("pd,pd->p", first.descriptors[row], second.descriptors[column])
     order = np.lexsort((-similarity, row))

@@ -22,8 +22,8 @@ class DensitySettings:
 
     densify_from_iter: int = 500
     """First iteration, exclusive [3DGS]."""
-    densify_until_iter: int = 15_000
-    """Last iteration, exclusive [3DGS]; the released code stops at 10,000."""
+    densify_until_iter: int = 0
+    """Last iteration, exclusive; 0 = half of all, as 15,000 of 30,000 is [3DGS]; the released code stops at 10,000."""
     densification_interval: int = 100
     """Iterations between two rounds [3DGS]."""
     opacity_reset_interval: int = 3_000
@@ -56,14 +56,15 @@ class DensityControl:
         absent here.
     """
 
-    def __init__(self, settings: DensitySettings, *, radius: float, count: int) -> None:
+    def __init__(self, settings: DensitySettings, *, radius: float, count: int, num_steps: int) -> None:
         """Start with empty statistics for `count` Gaussians in a scene of extent `radius` (world units)."""
         self.settings, self.radius = settings, radius
+        self.until = settings.densify_until_iter or num_steps // 2
         self.grad_sum, self.num_seen = torch.zeros(count), torch.zeros(count)
 
     def is_watching(self, step: int) -> bool:
         """Return whether statistics are gathered at this 0-based step."""
-        return step + 1 < self.settings.densify_until_iter
+        return step + 1 < self.until
 
     def observe(self, screen_grad: Tensor, radii: Tensor, *, width: int, height: int) -> None:
         """Add one view's gradient d loss / d pixel position [N, 2] of the Gaussians with radius > 0."""
@@ -75,7 +76,7 @@ class DensityControl:
     def act(self, gaussians: Gaussians, optimizer: RowOptimizer, step: int, generator: torch.Generator) -> None:
         """Densify, prune or reset opacities if this 0-based step is one of those that do."""
         s, iteration = self.settings, step + 1
-        if iteration >= s.densify_until_iter:
+        if iteration >= self.until:
             return
         if iteration > s.densify_from_iter and iteration % s.densification_interval == 0:
             self._densify(gaussians, optimizer, generator)

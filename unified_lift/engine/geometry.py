@@ -44,7 +44,9 @@ class GeometryStage:
         self.order = ViewOrder(len(scene.train), seed=seed)
         self.generator = torch.Generator().manual_seed(seed + 1)
         self.adam, self.method_adam = NamedAdam(eps=_GAUSSIAN_EPS), NamedAdam(eps=_METHOD_EPS)
-        self.density = DensityControl(density, radius=scene.radius, count=len(gaussians))
+        self.density = DensityControl(
+            density, radius=scene.radius, count=len(gaussians), num_steps=settings.iterations
+        )
         self.background = torch.ones(3) if settings.white_background else None
         if method is not None and gaussians.feature_dim == 0:
             gaussians.set("features", method.initial_features(len(gaussians)))

@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import nll_loss, normalize
 
 _EPS = 1e-6
 
@@ -27,21 +27,20 @@ def association_logits(features: Tensor, codebook: Tensor, *, temperature: float
     return normalize(features, dim=-1, eps=_EPS) @ normalize(codebook, dim=-1, eps=_EPS).T / temperature
 
 
-def sparsity_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def sparsity_loss(log_probabilities: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy of the association with the matched codes, divided by ln L.
 
     Source: Eq. 4 (the paper's L_class; the division by ln L is the released code's).
     Args:
-        logits: [P, L].
+        log_probabilities: Log-softmax of the association logits, [P, L].
         labels: Matched code of each pixel, int64 [P]; -1 takes no part.
     Returns:
         Scalar; 0 where no pixel is labelled or every pixel already agrees with its code [released].
     """
     labelled = labels >= 0
-    logits, labels = logits[labelled], labels[labelled]
-    if labels.numel() == 0 or bool((logits.argmax(dim=1) == labels).all()):
-        return logits.sum() * 0
-    return cross_entropy(logits, labels) / math.log(max(logits.shape[1], 2))
+    if bool(((log_probabilities.argmax(dim=1) == labels) | ~labelled).all()):
+        return log_probabilities.sum() * 0
+    return nll_loss(log_probabilities, labels, ignore_index=-1) / math.log(max(log_probabilities.shape[1], 2))
 
 
 def concentration_loss(features: Tensor, codebook: Tensor, labels: Tensor, *, unit_codes: bool) -> Tensor:

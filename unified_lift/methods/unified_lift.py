@@ -153,15 +153,12 @@ class UnifiedLift:
         """
         s = self.settings
         slot, ids = dense_slots(segments, ignore_zero=self.ignore_zero)
-        unsure = self._uncertainty(features.detach(), slot, len(ids)) if s.label_filter else None
-        filtering = unsure is not None and progress >= s.filter_start
-        reliable = unsure < s.max_uncertainty if filtering else torch.ones_like(slot, dtype=torch.bool)
+        reliable = self._reliable(features.detach(), slot, len(ids), progress)
         terms = {"contrastive": self._contrastive(features, slot, len(ids), reliable)}
         if s.weight_norm:
             terms["norm"] = (features.norm(dim=1) - 1).square().mean()
         if len(self.codebook):
             terms |= self._codebook_terms(features.detach(), slot, len(ids), reliable)
-        self.statistics["filtered_ratio"] = 1 - float(reliable.float().mean())
         return terms
 
     def segment(self, features: Tensor) -> Segmentation:
@@ -209,21 +206,28 @@ class UnifiedLift:
             mean_over_pixels=s.mean_over_pixels,
         )
 
-    def _uncertainty(self, features: Tensor, slot: Tensor, num_segments: int) -> Tensor:
+    def _reliable(self, features: Tensor, slot: Tensor, num_segments: int, progress: float) -> Tensor:
+        """Return which pixels Eq. 7 lets train the codebook, bool [P]; all of them where nobody would ask."""
+        s = self.settings
+        everything = torch.ones_like(slot, dtype=torch.bool)
+        asked = len(self.codebook) or s.filter_contrastive
+        if not (s.label_filter and asked and num_segments) or progress < s.filter_start:
+            self.statistics["filtered_ratio"] = 0.0
+            return everything
         x = features / (features.norm(dim=1, keepdim=True) + _EPS)
-        centres = segment_mean(x, slot, num_segments)
-        if num_segments == 0:
-            return torch.ones(len(features))
-        return uncertainty(x @ centres.T / self.settings.filter_temperature, slot)
+        similarity = x @ segment_mean(x, slot, num_segments).T / s.filter_temperature
+        reliable = uncertainty(similarity, slot) < s.max_uncertainty
+        self.statistics["filtered_ratio"] = 1 - float(reliable.float().mean())
+        return reliable
 
     def _codebook_terms(self, features: Tensor, slot: Tensor, num_segments: int, reliable: Tensor) -> dict[str, Tensor]:
         s = self.settings
-        logits = self._logits(features)
-        scores = association_scores(torch.softmax(logits.detach(), dim=1), slot, num_segments, area_aware=s.area_aware)
+        log_probabilities = torch.log_softmax(self._logits(features), dim=1)
+        scores = association_scores(log_probabilities.detach().exp(), slot, num_segments, area_aware=s.area_aware)
         codes = self._match(scores, slot, num_segments)
         labels = torch.where(reliable, pseudo_labels(codes, slot), -1)
         self.statistics["objects_used"] = float((codes >= 0).sum())
-        terms = {"class": sparsity_loss(logits, labels)}
+        terms = {"class": sparsity_loss(log_probabilities, labels)}
         if s.concentration:
             unit_codes = s.association_temperature > 0
             terms["concentration"] = concentration_loss(features, self.codebook, labels, unit_codes=unit_codes)

@@ -28,15 +28,13 @@ def dense_slots(segments: Tensor, *, ignore_zero: bool) -> tuple[Tensor, Tensor]
 
 def segment_sum(values: Tensor, slot: Tensor, num_segments: int) -> Tensor:
     """Return the sum of `values` [P, D] over each segment, [S, D]; pixels with slot -1 count nowhere."""
-    labelled = slot >= 0
-    if not bool(labelled.all()):
-        values, slot = values[labelled], slot[labelled]
-    return values.new_zeros(num_segments, values.shape[1]).index_add_(0, slot, values)
+    # Row 0 collects the pixels without label, which is cheaper than leaving them out first.
+    return values.new_zeros(num_segments + 1, values.shape[1]).index_add_(0, slot + 1, values)[1:]
 
 
 def segment_counts(slot: Tensor, num_segments: int) -> Tensor:
     """Return the number of pixels of each segment, int64 [S]."""
-    return torch.bincount(slot[slot >= 0], minlength=num_segments)
+    return torch.bincount(slot + 1, minlength=num_segments + 1)[1:]
 
 
 def segment_mean(values: Tensor, slot: Tensor, num_segments: int) -> Tensor:

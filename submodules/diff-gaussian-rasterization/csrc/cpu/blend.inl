@@ -137,12 +137,14 @@ static void forward_tile(const DgrScene& s, const DgrImages& out, Frame& frame, 
   TileState t;
   start_tile(s, frame, tile, t);
   const uint32_t end = frame.tile_begin[tile + 1];
+  uint32_t done = frame.tile_begin[tile];
   for (uint32_t begin = frame.tile_begin[tile]; begin < end && t.live != 0; begin += kBatch) {
     const int batch = end - begin < kBatch ? int(end - begin) : kBatch;
     memset(f.count, 0, sizeof f.count);
     // phase 1: weights of this batch, listed per block
     for (int i = 0; i < batch; ++i) {
-      const Pair& pair = frame.list[begin + i];
+      Pair& pair = frame.list[begin + i];
+      uint64_t touched = 0;
       if (begin + i + kAhead < end) prefetch_splat(s, frame, frame.list[begin + i + kAhead]);
       const Splat& splat = frame.splats[pair.index];
       f.colors[i] = splat.color;
@@ -156,8 +158,11 @@ static void forward_tile(const DgrScene& s, const DgrImages& out, Frame& frame, 
         store(f.weights[b] + f.count[b] * kLanes, weight);
         f.which[b][f.count[b]] = uint8_t(i);
         f.count[b] += bits(use) != 0;
+        touched |= uint64_t(bits(use) != 0) << b;
       }
+      pair.blocks = touched;  // backward visits no others
     }
+    done = begin + batch;
     // phase 2: channels of each block
     for (int b = 0; b < kBlocks; ++b) {
       if (f.count[b] == 0) continue;
@@ -169,6 +174,7 @@ static void forward_tile(const DgrScene& s, const DgrImages& out, Frame& frame, 
       }
     }
   }
+  for (; done < end; ++done) frame.list[done].blocks = 0;  // hidden altogether
   write_tile(s, out, t, sums, channels);
 }
 
@@ -261,7 +267,6 @@ static int backward_pair(const Splat& splat, const float* feature, int dim, uint
     const vf before = t.transmittance[b];
     const vf alpha = evaluate(splat, t.px[b % kColumns], t.py[b / kColumns], dx, dy, hit);
     const vm use = advance(t, b, alpha, hit, weight);
-    if (bits(use) == 0) continue;
     store(k.weights + count * kLanes, weight);
     k.blocks[count++] = uint8_t(b);
     const float* g = k.incoming + int64_t(b) * k.channels * kLanes;
@@ -296,10 +301,9 @@ static int weights_of_pair(const Splat& splat, uint64_t blocks, TileState& t, Ba
     vf dx, dy, weight;
     vm hit;
     const vf alpha = evaluate(splat, t.px[b % kColumns], t.py[b / kColumns], dx, dy, hit);
-    const vm use = advance(t, b, alpha, hit, weight);
+    advance(t, b, alpha, hit, weight);
     store(k.weights + count * kLanes, weight);
-    k.blocks[count] = uint8_t(b);
-    count += bits(use) != 0;
+    k.blocks[count++] = uint8_t(b);
   }
   return count;
 }

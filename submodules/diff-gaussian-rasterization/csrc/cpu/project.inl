@@ -2,9 +2,11 @@
 
 typedef float v4 __attribute__((vector_size(16)));  // one rgb triple and a spare lane
 
-DGR_INLINE v4 load_rgb(const float* p) {
-  v4 a = {0, 0, 0, 0};
-  memcpy(&a, p, 3 * sizeof(float));
+// The spare lane holds the next float of the row; the last triple of a row has none and must not be read past.
+DGR_INLINE v4 load_rgb(const float* p, bool last) {
+  v4 a;
+  if (last) return v4{p[0], p[1], p[2], 0.0f};
+  memcpy(&a, p, sizeof a);
   return a;
 }
 
@@ -73,8 +75,13 @@ DGR_INLINE void shade(const DgrScene& s, const Camera& cam, int64_t n, unsigned 
       continue;
     }
     const float* sh = s.colors + 3 * int64_t(s.sh_coeffs) * (n + lane);
-    v4 sum = {0.5f, 0.5f, 0.5f, 0.0f};
-    for (int i = 0; i < terms; ++i) sum += basis[i][lane] * load_rgb(sh + 3 * i);
+    v4 sum = {0.5f, 0.5f, 0.5f, 0.0f}, other = {};
+    for (int i = 1; i < terms; i += 2) {  // terms is 1, 4, 9 or 16
+      sum += basis[i - 1][lane] * load_rgb(sh + 3 * i - 3, false);
+      other += basis[i][lane] * load_rgb(sh + 3 * i, i == terms - 1);
+    }
+    if (terms % 2 == 1) other += basis[terms - 1][lane] * load_rgb(sh + 3 * terms - 3, true);
+    sum += other;
     for (int i = 0; i < 3; ++i) color[i] = sum[i] > 0.0f ? sum[i] : 0.0f;
   }
 }
@@ -140,11 +147,11 @@ static void project_task(const DgrScene& s, const DgrImages& images, Frame& fram
 }
 
 // Sum of the pair gradients of one Gaussian, kPairFloats wide.
-DGR_INLINE void sum_pairs(const Frame& frame, int64_t n, float* out) {
+DGR_INLINE void sum_pairs(const Frame& frame, int64_t n, bool any, float* out) {
   constexpr int kParts = kPairFloats / kLanes;
   vf sum[kParts];
   for (int i = 0; i < kParts; ++i) sum[i] = zero();
-  for (uint32_t slot = frame.slot_begin[n]; slot < frame.slot_begin[n + 1]; ++slot) {
+  for (uint32_t slot = frame.slot_begin[n]; any && slot < frame.slot_begin[n + 1]; ++slot) {
     for (int i = 0; i < kParts; ++i) {
       sum[i] = sum[i] + load(frame.pair_geometry + int64_t(slot) * kPairFloats + i * kLanes);
     }
@@ -191,15 +198,23 @@ DGR_INLINE void shade_backward(const DgrScene& s, const DgrGradients& d, const C
       continue;
     }
     const float* sh = s.colors + row * (n + lane);
-    for (int i = 0; i < terms; ++i) {
-      dbasis[i][lane] = sh[3 * i] * dc[0] + sh[3 * i + 1] * dc[1] + sh[3 * i + 2] * dc[2];
+    const v4 dc4 = {dc[0], dc[1], dc[2], 0.0f};
+    for (int i = 0; i < terms && s.sh_degree > 0; ++i) {
+      const v4 product = dc4 * load_rgb(sh + 3 * i, i == terms - 1);
+      dbasis[i][lane] = product[0] + product[1] + product[2];
     }
     if (out == nullptr) continue;
-    for (int i = 0; i < terms; ++i) {
-      const float b = basis[i][lane];
-      for (int c = 0; c < 3; ++c) out[3 * i + c] = d.accumulate ? out[3 * i + c] + b * dc[c] : b * dc[c];
+    if (d.accumulate) {
+      for (int i = 0; i < terms; ++i) {
+        for (int c = 0; c < 3; ++c) out[3 * i + c] += basis[i][lane] * dc[c];
+      }
+      continue;
     }
-    if (!d.accumulate) memset(out + 3 * terms, 0, sizeof(float) * (row - 3 * terms));
+    for (int i = 0; i < terms; ++i) {  // the spare lane spills into the next triple, which is written after
+      const v4 value = basis[i][lane] * dc4;
+      memcpy(out + 3 * i, &value, (i == terms - 1 ? 3 : 4) * sizeof(float));
+    }
+    memset(out + 3 * terms, 0, sizeof(float) * (row - 3 * terms));
   }
   if (s.sh_degree < 1) return;
   vf db[16], ddir[3];
@@ -217,19 +232,18 @@ static void project_backward_task(const DgrScene& s, const DgrGradients& d, Fram
   for (int64_t n = int64_t(task) * kProjectChunk; n < end; n += kLanes) {
     const int count = end - n < kLanes ? int(end - n) : kLanes;
     // phase 1: add up the tiles of each Gaussian
-    alignas(64) float sums[kLanes][kPairFloats] = {};
+    alignas(64) float sums[kLanes][kPairFloats];
     unsigned visible = 0;
     for (int i = 0; i < count; ++i) {
       if (d.feature_rows != nullptr) feature_rows_backward(s, d, frame, n + i);
-      if (frame.key[n + i] == kCulled || !moved) continue;
-      visible |= 1u << i;
-      sum_pairs(frame, n + i, sums[i]);
+      if (frame.key[n + i] != kCulled && moved) visible |= 1u << i;
+      sum_pairs(frame, n + i, moved, sums[i]);
     }
     // phase 2: moments of s = alpha dL/dalpha about the centre -> pixel position and inverse covariance
     Block k;
     load_block(s, cam, n, count, k);
     vf m[10];
-    for (int i = 0; i < 10; ++i) m[i] = read_column(&sums[0][i], kPairFloats, kLanes);
+    for (int i = 0; i < 10; ++i) m[i] = read_column(&sums[0][i], kPairFloats, count);
     const vm seen = from_bits(visible);
     const vf du = k.g.ca * m[1] + k.g.cb * m[2], dv = k.g.cb * m[1] + k.g.cc * m[2];
     vf dcam[3], dscale[3], dquat[4], dmean[3];

@@ -1,0 +1,37 @@
+"""A fresh copy of each reader's miniature."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from unified_lift.data import DATASETS, load_scene
+from unified_lift.types import DataSettings, Scene
+
+
+@pytest.fixture(scope="session")
+def _written(tmp_path_factory):
+    roots = {name: tmp_path_factory.mktemp("miniatures") / name for name in DATASETS}
+    for name, root in roots.items():
+        DATASETS[name].write_miniature(root)
+    return roots
+
+
+@pytest.fixture
+def miniature(_written, tmp_path):
+    """Return a function: dataset name -> path of a copy that the test may damage."""
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(_written[name], tmp_path / name))
+
+    return copy
+
+
+@pytest.fixture
+def read():
+    """Return a function that loads a folder with few random points."""
+
+    def load(root: Path, **settings: object) -> Scene:
+        return load_scene(DataSettings(source_path=root, **({"num_random_points": 50} | settings)))
+
+    return load

@@ -1,0 +1,229 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from unified_lift.data.colmap_model import (
+    MODELS,
+    ColmapCamera,
+    points_of,
+    read_cameras,
+    read_images,
+    read_points,
+    write_model,
+)
+from unified_lift.data.images import write_image
+from unified_lift.data.masks import write_mask
+from unified_lift.data.ply import write_point_cloud
+from unified_lift.types import PointCloud, UserError
+
+CAMERAS_HEX = (
+    "01000000000000000100000001000000400000000000000030000000000000000000000000004940000000000080494000000000000040400000"
+    "000000003840"
+)
+IMAGES_HEX = (
+    "010000000000000003000000000000000000f03f0000000000000000000000000000000000000000000000009a9999999999b93f9a9999999999"
+    "c93f333333333333d33f01000000612f622e706e67000200000000000000000000000000254000000000008034400700000000000000000000000"
+    "000f03f0000000000000040ffffffffffffffff"
+)
+POINTS_HEX = (
+    "01000000000000000700000000000000000000000000f03f00000000000000400000000000000840ff8000000000000000d03f02000000000000"
+    "0003000000000000000400000005000000"
+)
+
+
+@pytest.fixture
+def fixture_model(tmp_path):
+    for table, content in (("cameras", CAMERAS_HEX), ("images", IMAGES_HEX), ("points3D", POINTS_HEX)):
+        (tmp_path / f"{table}.bin").write_bytes(bytes.fromhex(content))
+    return tmp_path
+
+
+def check_fixture(folder, suffix):
+    (key, camera), *_ = read_cameras(folder / f"cameras{suffix}").items()
+    assert key == 1
+    assert camera == ColmapCamera(model="PINHOLE", width=64, height=48, params=(50.0, 51.0, 32.0, 24.0))
+    (key, image), *_ = read_images(folder / f"images{suffix}").items()
+    assert (key, image.name, image.camera_id) == (3, "a/b.png", 1)
+    assert image.qvec == (1.0, 0.0, 0.0, 0.0)
+    assert image.tvec == (0.1, 0.2, 0.3)
+    assert image.points2d["xy"].tolist() == [[10.5, 20.5], [1.0, 2.0]]
+    assert image.points2d["point3d"].tolist() == [7, -1]
+    points = read_points(folder / f"points3D{suffix}")
+    assert points.ids.tolist() == [7]
+    assert points.positions.tolist() == [[1.0, 2.0, 3.0]]
+    assert points.colors.tolist() == [[255, 128, 0]]
+    assert points.errors.tolist() == [0.25]
+    assert points.tracks[0].tolist() == [(3, 0), (4, 5)]
+
+
+def test_byte_exact_fixture_parses(fixture_model):
+    check_fixture(fixture_model, ".bin")
+
+
+def test_writing_gives_the_same_bytes_and_the_same_text(fixture_model, tmp_path):
+    tables = [
+        read(fixture_model / f"{name}.bin")
+        for read, name in ((read_cameras, "cameras"), (read_images, "images"), (read_points, "points3D"))
+    ]
+    write_model(tmp_path / "again", *tables)
+    for table, content in (("cameras", CAMERAS_HEX), ("images", IMAGES_HEX), ("points3D", POINTS_HEX)):
+        assert (tmp_path / "again" / f"{table}.bin").read_bytes().hex() == content
+    write_model(tmp_path / "text", *tables, text=True)
+    check_fixture(tmp_path / "text", ".txt")
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_every_camera_model_keeps_its_place_in_the_file(text, tmp_path):
+    cameras = {
+        100 - n: ColmapCamera(model=name, width=n + 1, height=2, params=tuple(float(k) for k in range(count)))
+        for n, (name, count) in MODELS.items()
+    }
+    write_model(tmp_path, cameras, {}, points_of(np.zeros((0, 3)), np.zeros((0, 3))), text=text)
+    assert read_cameras(tmp_path / f"cameras.{'txt' if text else 'bin'}") == cameras
+
+
+def test_unknown_camera_models_are_refused(tmp_path):
+    data = bytearray(bytes.fromhex(CAMERAS_HEX))
+    data[12] = 99
+    (tmp_path / "cameras.bin").write_bytes(data)
+    with pytest.raises(UserError, match=r"cameras\.bin: unknown camera model 99.*image_undistorter"):
+        read_cameras(tmp_path / "cameras.bin")
+    (tmp_path / "cameras.txt").write_text("# header\n1 PINHOLED 4 4 1 1 1 1\n")
+    with pytest.raises(UserError, match=r"cameras\.txt: unknown camera model 'PINHOLED'"):
+        read_cameras(tmp_path / "cameras.txt")
+
+
+def scenes_agree(first, second):
+    for a, b in zip((*first.train, *first.test), (*second.train, *second.test), strict=True):
+        assert a.name == b.name
+        np.testing.assert_allclose(a.camera.cam_from_world, b.camera.cam_from_world)
+        assert (a.camera.fx, a.camera.cx, a.camera.cy) == (b.camera.fx, b.camera.cx, b.camera.cy)
+    np.testing.assert_array_equal(first.points.positions, second.points.positions)
+    np.testing.assert_array_equal(first.points.colors, second.points.colors)
+
+
+@pytest.mark.parametrize("place", ["sparse", "colmap/sparse/0"])
+def test_the_model_is_found_where_tools_put_it(place, miniature, read):
+    root = miniature("colmap")
+    expected = read(root)
+    (root / "sparse" / "0").rename(root / "model")
+    (root / "sparse").rmdir()
+    (root / place).parent.mkdir(parents=True, exist_ok=True)
+    (root / "model").rename(root / place)
+    scenes_agree(read(root), expected)
+
+
+def test_text_and_binary_give_the_same_scene(miniature, read):
+    root = miniature("colmap")
+    expected = read(root)
+    (root / "sparse").rename(root / "binary")
+    (root / "sparse_text").rename(root / "sparse")
+    scenes_agree(read(root), expected)
+
+
+def test_rigs_and_frames_are_ignored(miniature, read):
+    root = miniature("colmap")
+    expected = read(root)
+    for name in ("rigs.bin", "frames.bin"):
+        (root / "sparse" / "0" / name).write_bytes(b"anything")
+    scenes_agree(read(root), expected)
+
+
+def test_names_keep_folders_spaces_and_inner_dots(miniature, read):
+    names = [view.name for view in read(miniature("colmap")).train]
+    assert names == ["cam1/0001", "cam1/a.b", "cam1/with space", *[f"cam2/{n:04d}" for n in range(6)]]
+
+
+def test_both_cameras_keep_their_principal_points(miniature, read):
+    for view in read(miniature("colmap")).train:
+        expected = (17.5, 11.0) if view.name.startswith("cam1") else (16.0, 12.0)
+        assert (view.camera.cx, view.camera.cy) == expected
+
+
+def test_test_list_decides_the_split_with_eval(miniature, read):
+    root = miniature("colmap")
+    (root / "test.txt").write_text("cam1/with space.png\ncam1/a.b\n\n")
+    assert [view.name for view in read(root, eval=True).test] == ["cam1/a.b", "cam1/with space"]
+    assert read(root).test == ()
+
+
+def test_test_list_with_an_unknown_name(miniature, read):
+    root = miniature("colmap")
+    (root / "test.txt").write_text("nobody.png\n")
+    with pytest.raises(UserError, match=r"test\.txt: nobody\.png is not a registered image"):
+        read(root, eval=True)
+
+
+def test_lerf_style_train_split_and_black_masks(miniature, read):
+    root = miniature("colmap")
+    for n in range(4):
+        write_image(root / "images_train" / "cam2" / f"{n:04d}.png", np.zeros((24, 32, 3), np.uint8))
+    write_mask(root / "object_mask" / "cam2" / "0005.png", np.zeros((24, 32)))
+    scene = read(root, train_split=True, eval=True)
+    assert [view.name for view in scene.train] == [f"cam2/{n:04d}" for n in range(4)]
+    assert scene.test[-1].segments is None  # black everywhere is no label
+    assert scene.test[0].segments is not None
+    assert len(read(root, train_split=True).test) == 0
+
+
+def test_prescaled_images_scale_the_intrinsics(miniature, read):
+    root = miniature("colmap")
+    expected = read(root)
+    for view in expected.train:
+        write_image(root / "images_2" / f"{view.name}.png", view.image.numpy()[::2, ::2])
+    scene = read(root, images="images_2")
+    for a, b in zip(expected.train, scene.train, strict=True):
+        assert b.camera.fx == a.camera.fx / 2
+        assert b.segments.shape == (12, 16)
+    assert any("intrinsics of 32x24 scaled to 16x12" in note for note in scene.notes)
+
+
+def test_distorted_models_are_undistorted_and_noted(miniature, read):
+    root = miniature("colmap")
+    folder = root / "sparse" / "0"
+    cameras, images = read_cameras(folder / "cameras.bin"), read_images(folder / "images.bin")
+    focal, *centre = cameras[3].params
+    cameras[3] = dataclasses.replace(cameras[3], model="SIMPLE_RADIAL", params=(focal, *centre, 0.4))
+    write_model(folder, cameras, images, read_points(folder / "points3D.bin"))
+    scene = read(root)
+    note = next(note for note in scene.notes if "undistorted" in note)
+    assert note.startswith("6 of 9 views")
+    view = next(view for view in scene.train if view.name == "cam2/0000")
+    assert view.camera.fx == focal
+    assert view.image[0, 0].tolist() == [0, 0, 0]
+    assert view.segments[0, 0] == 0
+    plain = next(view for view in scene.train if view.name == "cam1/0001")
+    assert plain.image[0, 0].any()
+
+
+def test_points_come_from_a_ply_beside_the_model(miniature, read):
+    root = miniature("colmap")
+    folder = root / "sparse" / "0"
+    (folder / "points3D.bin").unlink()
+    cloud = PointCloud(positions=np.arange(15, dtype=np.float32).reshape(5, 3), colors=np.full((5, 3), 9, np.uint8))
+    write_point_cloud(folder / "points3D.ply", cloud)
+    np.testing.assert_array_equal(read(root).points.positions, cloud.positions)
+
+
+def test_points_that_are_not_finite_are_dropped(miniature, read):
+    root = miniature("colmap")
+    folder = root / "sparse" / "0"
+    points = read_points(folder / "points3D.bin")
+    positions = points.positions.copy()
+    positions[[3, 8], 1] = [np.nan, np.inf]
+    points = dataclasses.replace(points, positions=positions)
+    write_model(folder, read_cameras(folder / "cameras.bin"), read_images(folder / "images.bin"), points)
+    assert len(read(root).points.positions) == 298
+
+
+def test_scenes_without_points_fall_back_on_their_photos(miniature, read):
+    root = miniature("colmap")
+    (root / "sparse" / "0" / "points3D.bin").unlink()
+    scene = read(root)
+    assert len(scene.points.positions) >= 50
+    assert any("in the camera frusta" in note for note in scene.notes)
+
+
+def test_zero_is_unlabelled(miniature, read):
+    assert read(miniature("colmap")).zero_id == "ignore"

@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from unified_lift.data.masks import find_mask, read_mask, same_aspect, write_mask
+from unified_lift.types import UserError
+
+IDS = np.array([[0, 1, 2], [255, 256, 65535]], dtype=np.int32)
+
+
+def assert_reads(path, expected):
+    ids = read_mask(path)
+    assert ids.dtype == np.int32
+    np.testing.assert_array_equal(ids, expected)
+
+
+def test_written_masks_are_16_bit_and_return(tmp_path):
+    write_mask(tmp_path / "deep" / "a.png", IDS)
+    assert Image.open(tmp_path / "deep" / "a.png").mode.startswith("I;16")
+    assert_reads(tmp_path / "deep" / "a.png", IDS)
+
+
+def test_8_bit_grey(tmp_path):
+    values = np.array([[0, 7], [128, 255]], np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert_reads(tmp_path / "a.png", values)
+
+
+def test_palette_gives_the_index_and_not_the_colour(tmp_path):
+    values = np.array([[0, 1], [2, 200]], np.uint8)
+    image = Image.frombytes("P", (2, 2), values.tobytes())
+    image.putpalette([9, 9, 9] * 256)  # every index looks the same
+    image.save(tmp_path / "a.png")
+    assert_reads(tmp_path / "a.png", values)
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_rgb_holds_24_bit_ids(tmp_path, alpha):
+    ids = np.array([[0, 255], [70_000, 2**24 - 1]], np.int64)
+    channels = [ids % 256, ids // 256 % 256, ids // 65536] + [np.full_like(ids, 17)] * alpha
+    Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8)).save(tmp_path / "a.png")
+    assert_reads(tmp_path / "a.png", ids)
+
+
+def test_grey_with_alpha_gives_the_grey(tmp_path):
+    Image.fromarray(np.stack([np.full((2, 2), 9), np.full((2, 2), 255)], axis=-1).astype(np.uint8), "LA").save(
+        tmp_path / "a.png"
+    )
+    assert_reads(tmp_path / "a.png", np.full((2, 2), 9))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64, np.float32, bool])
+def test_npy_of_any_number_type(tmp_path, dtype):
+    values = np.array([[0, 1], [1, 0]]).astype(dtype)
+    np.save(tmp_path / "a.npy", values)
+    assert_reads(tmp_path / "a.npy", values.astype(np.int32))
+
+
+def test_npy_keeps_large_ids_and_drops_a_last_axis_of_one(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[[100_000], [3]]]))
+    assert_reads(tmp_path / "a.npy", [[100_000, 3]])
+
+
+@pytest.mark.parametrize("key", ["indices", "whatever"])
+def test_npz_by_known_key_or_single_array(tmp_path, key):
+    np.savez(tmp_path / "a.npz", **{key: IDS})
+    assert_reads(tmp_path / "a.npz", IDS)
+
+
+def test_omniseg_npz_prefers_the_patch_indices(tmp_path):
+    np.savez(tmp_path / "a.npz", correlation=np.eye(4, dtype=np.uint8), indices=(IDS % 100).astype(np.int16))
+    assert_reads(tmp_path / "a.npz", IDS % 100)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([[0, -1]]), "write unlabelled as 0"),
+        (np.array([[0.5]]), "fractions"),
+        (np.array([[np.nan]]), "NaN"),
+        (np.array([[2**40]]), r"2\^31"),
+        (np.zeros((2, 3, 4)), r"\[2, 3, 4\]"),
+        (np.zeros((0, 3)), r"\[0, 3\]"),
+        (np.array([["a"]]), "whole numbers"),
+    ],
+)
+def test_arrays_that_are_no_id_map(tmp_path, array, message):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(UserError, match=rf"a\.npy.*{message}"):
+        read_mask(tmp_path / "a.npy")
+
+
+def test_pickled_arrays_are_never_executed(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="not a readable array"):
+        read_mask(tmp_path / "a.npy")
+
+
+def test_ambiguous_npz_lists_its_keys(tmp_path):
+    np.savez(tmp_path / "a.npz", left=IDS, right=IDS)
+    with pytest.raises(UserError, match="left.*right.*name the id map"):
+        read_mask(tmp_path / "a.npz")
+
+
+def test_missing_and_unusable_files_are_named(tmp_path):
+    Image.new("CMYK", (2, 2)).save(tmp_path / "a.jpg")
+    for name, message in (("b.npy", "no such file"), ("b.png", "no such file"), ("a.jpg", "mode CMYK")):
+        with pytest.raises(UserError, match=f"{name}.*{message}"):
+            read_mask(tmp_path / name)
+
+
+@pytest.mark.parametrize("ids", [np.array([[70_000]]), np.array([[-1]]), np.zeros(3)])
+def test_ids_that_16_bits_cannot_hold_are_not_written(tmp_path, ids):
+    with pytest.raises(ValueError, match="ids"):
+        write_mask(tmp_path / "a.png", ids)
+
+
+def test_full_relative_path_wins_over_the_stem(tmp_path):
+    for name in ("cam1/0001.png", "0001.npy", "a.b.png", "a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_mask(tmp_path, "cam1/0001") == tmp_path / "cam1" / "0001.png"
+    assert find_mask(tmp_path, "cam2/0001") == tmp_path / "0001.npy"
+    assert find_mask(tmp_path, "a.b") == tmp_path / "a.b.png"
+    assert find_mask(tmp_path, "b") is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(16, 4000), st.integers(16, 4000), st.integers(1, 8), st.booleans())
+def test_rounded_copies_keep_the_aspect(width, height, factor, cut):
+    small = (max(1, width // factor), max(1, height // factor))
+    if not cut:
+        small = (max(1, round(width / factor)), max(1, round(height / factor)))
+    assert same_aspect((width, height), small)
+    assert same_aspect(small, (width, height))
+
+
+@pytest.mark.parametrize("other", [(480, 640), (640, 640), (320, 200), (640, 360), (640, 470)])
+def test_other_shapes_are_told_apart(other):
+    assert not same_aspect((640, 480), other)

@@ -1,0 +1,196 @@
+"""PLY files, random points in frusta and triangulation."""
+
+import numpy as np
+import pytest
+import torch
+
+from unified_lift.data import triangulation
+from unified_lift.data.initial_points import initial_points, look_at_distance, random_in_frusta
+from unified_lift.data.miniature import floor_colors, miniature_views, orbit
+from unified_lift.data.ply import read_point_cloud, write_point_cloud
+from unified_lift.ops.cameras import look_at, project
+from unified_lift.types import Camera, DataSettings, PointCloud, UserError, View
+
+CLOUD = PointCloud(
+    positions=np.array([[0.5, -1, 2], [3, 4, 5], [1e-3, 7, -8]], np.float32),
+    colors=np.array([[0, 128, 255], [1, 2, 3], [9, 8, 7]], np.uint8),
+)
+
+
+def same(first, second):
+    np.testing.assert_array_equal(first.positions, second.positions)
+    np.testing.assert_array_equal(first.colors, second.colors)
+
+
+def test_written_ply_returns_and_other_programs_read_it(tmp_path):
+    write_point_cloud(tmp_path / "sub" / "a.ply", CLOUD)
+    same(read_point_cloud(tmp_path / "sub" / "a.ply"), CLOUD)
+    from plyfile import PlyData
+
+    vertex = PlyData.read(tmp_path / "sub" / "a.ply")["vertex"]
+    np.testing.assert_array_equal(vertex["x"], CLOUD.positions[:, 0])
+    np.testing.assert_array_equal(vertex["green"], CLOUD.colors[:, 1])
+
+
+@pytest.mark.parametrize("order", ["ascii", "<", ">"])
+@pytest.mark.parametrize("color", ["u1", "f4"])
+def test_ply_of_other_programs(order, color, tmp_path):
+    from plyfile import PlyData, PlyElement
+
+    fields = [("nx", "f4"), ("x", "f8"), ("y", "f4"), ("z", "f4"), ("red", color), ("green", color), ("blue", color)]
+    rows = np.zeros(3, dtype=fields)
+    for axis, name in enumerate("xyz"):
+        rows[name] = CLOUD.positions[:, axis]
+    for channel, name in enumerate(("red", "green", "blue")):
+        rows[name] = CLOUD.colors[:, channel] / (255 if color == "f4" else 1)
+    faces = np.array([([0, 1, 2],)], dtype=[("vertex_indices", "i4", (3,))])
+    elements = [PlyElement.describe(rows, "vertex"), PlyElement.describe(faces, "face")]
+    data = PlyData(elements, text=order == "ascii", byte_order="<" if order == "ascii" else order, comments=["hello"])
+    data.write(tmp_path / "a.ply")
+    same(read_point_cloud(tmp_path / "a.ply"), CLOUD)
+
+
+def test_ply_without_colours_is_grey_and_bad_points_go(tmp_path):
+    lines = ["ply", "format ascii 1.0", "element vertex 3", *[f"property float {a}" for a in "xyz"], "end_header"]
+    (tmp_path / "a.ply").write_text("\n".join([*lines, "1 2 3", "nan 0 0", "4 5 inf", ""]))
+    cloud = read_point_cloud(tmp_path / "a.ply")
+    assert cloud.positions.tolist() == [[1, 2, 3]]
+    assert cloud.colors.tolist() == [[127, 127, 127]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a PLY"),
+        (b"ply\nformat ascii 1.0\nelement vertex 3\n", "header has no end"),
+        (b"ply\nformat ascii 1.0\nend_header\n", "no vertices"),
+        (b"ply\nformat ascii 1.0\nelement face 2\nelement vertex 1\nend_header\n", "face stands before"),
+        (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty list uchar int a\nend_header\n1\n", "not a plain number"),
+        (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\n1\n", "no x, y, z"),
+        (b"ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nend_header\n1\n", "cut short"),
+        (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\none\n", "cut short"),
+        (b"ply\nformat binary_little_endian 1.0\nelement vertex 2\nproperty float x\nend_header\n1234", "cut short"),
+    ],
+)
+def test_broken_ply_files_are_named(content, message, tmp_path):
+    (tmp_path / "a.ply").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.ply: .*{message}"):
+        read_point_cloud(tmp_path / "a.ply")
+
+
+def camera_at(position, target, focal=40.0):
+    pose = look_at(np.array(position, float), np.array(target, float), np.array([0.0, 0.0, 1.0]))
+    return Camera(cam_from_world=pose, fx=focal, fy=focal, cx=16.0, cy=12.0, width=32, height=24)
+
+
+def test_random_points_lie_in_a_frustum_and_end_at_one_and_a_half_look_at_distances():
+    cameras = [camera_at(position, (0, 0, 0)) for position in ((2, 0, 0), (0, 2, 0), (-2, 0, 0.5))]
+    cloud = random_in_frusta(cameras, count=500, seed=3)
+    assert cloud.positions.shape == (500, 3)
+    assert cloud.positions.dtype == np.float32
+    inside = np.zeros(500, bool)
+    far = 1.5 * look_at_distance(cameras)
+    for camera in cameras:
+        pixels, depth = project(cloud.positions, camera)
+        inside |= ((pixels > -1e-3) & (pixels < [32.001, 24.001])).all(axis=1) & (depth > 0) & (depth < far * 1.0001)
+    assert inside.all()
+    assert look_at_distance(cameras) == pytest.approx(2.0, rel=0.02)
+
+
+def test_random_points_are_uniform_where_frusta_overlap():
+    cameras = [camera_at((2, 0, 0), (0, 0, 0))] * 5 + [camera_at((-2, 0, 0), (0, 0, 0))]
+    cloud = random_in_frusta(cameras, count=4000, seed=0)
+    # Five equal cameras on the right do not get five times the points: both sides mirror each other.
+    assert np.mean(cloud.positions[:, 0] > 0) == pytest.approx(0.5, abs=0.03)
+    alone = random_in_frusta(cameras[:1], count=4000, seed=0)
+    depth = project(alone.positions, cameras[0])[1]
+    far = 1.5 * look_at_distance(cameras[:1])
+    assert np.mean(depth < far / 2) == pytest.approx(1 / 8, abs=0.02)  # volume grows with the cube of the depth
+
+
+@pytest.mark.parametrize(
+    ("cameras", "expected"),
+    [
+        ([camera_at((1, 2, 3), (0, 0, 0))], 1.0),
+        ([camera_at((x, 0, 0), (x, 5, 0)) for x in (-1, 0, 1)], 2.0),
+        ([camera_at((x, 0, 0), (3 * x, 0.01, 0)) for x in (-1, 1)], 2.0),
+    ],
+    ids=["alone", "parallel", "outward"],
+)
+def test_cameras_whose_axes_do_not_meet_ahead(cameras, expected):
+    assert look_at_distance(cameras) == pytest.approx(expected)
+    assert len(random_in_frusta(cameras, count=20, seed=0).positions) == 20
+
+
+@pytest.fixture(scope="module")
+def floor_views():
+    views = []
+    for n, view in enumerate(miniature_views(orbit(24, width=160, height=120, cx=83.0, cy=57.0))):
+        views.append(View(name=str(n), camera=view.camera, image=torch.from_numpy(view.image)))
+    return views
+
+
+def test_triangulated_points_lie_on_the_floor_with_its_colour(floor_views):
+    cloud = triangulation.triangulate(floor_views)
+    assert len(cloud.positions) > 150
+    height = np.abs(cloud.positions[:, 2])
+    assert np.median(height) < 0.01  # a pixel is about 0.015 wide here
+    assert np.percentile(height, 95) < 0.03
+    difference = np.abs(floor_colors(cloud.positions.astype(float)) - cloud.colors).mean(axis=1)
+    assert np.median(difference) < 20
+
+
+def test_triangulation_is_deterministic(floor_views):
+    same(triangulation.triangulate(floor_views[:6]), triangulation.triangulate(floor_views[:6]))
+
+
+def test_triangulation_of_too_little_is_empty(floor_views):
+    assert len(triangulation.triangulate(floor_views[:2]).positions) == 0
+    blank = [
+        View(name=v.name, camera=v.camera, image=torch.zeros(120, 160, 3, dtype=torch.uint8)) for v in floor_views[:4]
+    ]
+    assert len(triangulation.triangulate(blank).positions) == 0
+    assert len(triangulation.triangulate([floor_views[0]] * 5).positions) == 0  # no angle, no depth
+
+
+def test_epipolar_lines_pass_through_projections():
+    first, second = orbit(9, width=32, height=24, cx=15.0, cy=13.0)[:2]
+    matrix = triangulation.fundamental_matrix(first, second)
+    points = np.random.default_rng(0).normal(scale=0.4, size=(20, 3))
+    a, b = (np.c_[project(points, camera)[0], np.ones(20)] for camera in (first, second))
+    lines = a @ matrix.T
+    distance = (lines * b).sum(axis=1) / np.linalg.norm(lines[:, :2], axis=1)
+    np.testing.assert_allclose(distance, 0, atol=1e-5)
+
+
+def test_linear_triangulation_returns_exact_points():
+    cameras = orbit(9, width=32, height=24)
+    points = np.random.default_rng(1).normal(scale=0.4, size=(7, 3)) + [100, 0, 0]
+    moved = [  # a world far from its origin must not cost precision
+        Camera(
+            cam_from_world=camera.cam_from_world @ np.array([[1, 0, 0, -100], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]),
+            fx=camera.fx, fy=camera.fy, cx=camera.cx, cy=camera.cy, width=32, height=24,
+        )
+        for camera in cameras
+    ]  # fmt: skip
+    view, track = np.repeat(np.arange(9), 7), np.tile(np.arange(7), 9)
+    pixels = np.concatenate([project(points, camera)[0] for camera in moved])
+    tracks = triangulation.Tracks(view=view, feature=np.zeros_like(view), pixels=pixels, track=track)
+    np.testing.assert_allclose(triangulation.linear_triangulation(tracks, moved), points, atol=1e-7)
+
+
+def test_own_points_are_used_as_they_are(floor_views):
+    positions = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    own = PointCloud(positions=positions, colors=np.zeros((9, 3), np.uint8))
+    cloud, note = initial_points(floor_views, DataSettings(), own=own)
+    assert cloud is own
+    assert note == "9 initial points from the scene"
+
+
+def test_few_triangulated_points_are_filled_up_with_random_ones(floor_views):
+    cloud, note = initial_points(floor_views[:8], DataSettings(num_random_points=900), own=None)
+    assert len(cloud.positions) == len(cloud.colors) == 900
+    assert "triangulated" in note
+    assert "random" in note
+    found = triangulation.triangulate(floor_views[:8])
+    np.testing.assert_array_equal(cloud.positions[: len(found.positions)], found.positions)

@@ -1,0 +1,148 @@
+"""What every reader owes its callers, checked on the miniature of each by being listed in DATASETS."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from unified_lift.data import DATASETS, detect_reader, load_annotations, load_scene
+from unified_lift.data.miniature import LANDMARK, LANDMARK_ID, miniature_views
+from unified_lift.ops.cameras import project
+from unified_lift.types import DataSettings, UserError
+
+
+@pytest.mark.parametrize("name", DATASETS)
+class TestEveryReader:
+    def test_recognises_its_own_miniature(self, name, miniature):
+        assert detect_reader(DataSettings(source_path=miniature(name))).name == name
+
+    def test_views_have_matching_sizes_types_and_unique_names(self, name, miniature, read):
+        scene = read(miniature(name), eval=True)
+        assert scene.dataset == name
+        assert len(scene.train) >= 5
+        assert len(scene.test) >= 2
+        names = [view.name for view in (*scene.train, *scene.test)]
+        assert len(set(names)) == len(names)
+        for view in (*scene.train, *scene.test):
+            assert view.image.shape == (view.camera.height, view.camera.width, 3)
+            assert view.image.dtype == torch.uint8
+            assert view.segments.shape == view.image.shape[:2]
+            assert view.segments.dtype == torch.int32
+
+    def test_a_known_point_is_seen_at_its_pixel_with_its_id(self, name, miniature, read):
+        root = miniature(name)
+        scene = read(root, eval=True)
+        views = (*scene.train, *scene.test)
+        truth = load_annotations(DataSettings(source_path=root), [view.name for view in views])
+        for view in views:
+            pixels, depth = project(LANDMARK[None], view.camera)
+            column, row = pixels[0].astype(int)
+            assert depth[0] > 0
+            assert truth[view.name][row, column] == LANDMARK_ID
+            red, green, _ = view.image[row, column].tolist()
+            assert red > green + 40  # the coin at the landmark is the red one
+
+    def test_pixels_and_truth_agree_to_a_pixel(self, name, miniature, read):
+        # A half-pixel slip or a flipped axis would move the coins' borders.
+        root = miniature(name)
+        scene = read(root)
+        truth = load_annotations(DataSettings(source_path=root), [view.name for view in scene.train])
+        for view in scene.train:
+            np.testing.assert_array_equal(miniature_views([view.camera])[0].ids, truth[view.name])
+
+    def test_ids_above_255_survive_and_are_local_to_views(self, name, miniature, read):
+        scene = read(miniature(name))
+        maxima = [int(view.segments.max()) for view in scene.train]
+        assert min(maxima) > 255
+        assert len(set(maxima)) > 1
+
+    def test_without_eval_every_view_trains(self, name, miniature, read):
+        root = miniature(name)
+        held, everything = read(root, eval=True), read(root)
+        assert everything.test == ()
+        assert len(everything.train) == len(held.train) + len(held.test)
+
+    def test_points_are_finite_and_coloured(self, name, miniature, read):
+        points = read(miniature(name)).points
+        assert points.positions.dtype == np.float32
+        assert points.colors.dtype == np.uint8
+        assert points.positions.shape == points.colors.shape
+        assert np.isfinite(points.positions).all()
+
+    def test_resolution_scales_image_camera_and_mask_together(self, name, miniature, read):
+        root = miniature(name)
+        full, half = read(root), read(root, resolution=2)
+        for a, b in zip(full.train, half.train, strict=True):
+            assert b.image.shape == (12, 16, 3)
+            assert b.segments.shape == (12, 16)
+            assert b.camera.fx == pytest.approx(a.camera.fx / 2)
+            assert b.camera.cy == pytest.approx(a.camera.cy / 2)
+        assert any("32x24 to 16x12" in note for note in half.notes)
+
+    def test_random_init_replaces_the_points_and_depends_on_the_seed(self, name, miniature, read):
+        root = miniature(name)
+        first, again = (read(root, random_init=True, num_random_points=64).points for _ in range(2))
+        other = read(root, random_init=True, num_random_points=64, points_seed=1).points
+        assert first.positions.shape == (64, 3)
+        np.testing.assert_array_equal(first.positions, again.positions)
+        assert not np.array_equal(first.positions, other.positions)
+
+    def test_a_missing_mask_leaves_the_view_unlabelled_and_is_noted(self, name, miniature, read):
+        root = miniature(name)
+        folder = root / ("detic_instance" if name == "messy_rooms" else "object_mask")
+        victim = sorted(path for path in folder.rglob("*") if path.is_file())[1]
+        victim.unlink()
+        if name == "transforms":  # a frame that names a mask must have it; one that names none may lack it
+            text = (root / "transforms.json").read_text()
+            (root / "transforms.json").write_text(text.replace("object_mask_path", "unused"))
+        scene = read(root)
+        unlabelled = [view.name for view in scene.train if view.segments is None]
+        assert len(unlabelled) == 1
+        assert any(unlabelled[0] in note and "no mask" in note for note in scene.notes)
+
+    def test_no_mask_folder_means_no_labels(self, name, miniature, read):
+        root = miniature(name)
+        folder = root / ("detic_instance" if name == "messy_rooms" else "object_mask")
+        folder.rename(root / "elsewhere")
+        if name == "transforms":
+            text = (root / "transforms.json").read_text()
+            (root / "transforms.json").write_text(text.replace("object_mask_path", "unused"))
+        scene = read(root)
+        assert all(view.segments is None for view in scene.train)
+        assert any(folder.name in note for note in scene.notes)
+        assert read(root, object_path="elsewhere").train[0].segments is not None
+
+    def test_progress_counts_to_the_number_of_views(self, name, miniature):
+        seen = []
+        settings = DataSettings(source_path=miniature(name), num_random_points=50)
+        scene = load_scene(settings, progress=lambda done, total: seen.append((done, total)))
+        count = len(scene.train)
+        assert seen == [(n, count) for n in range(1, count + 1)]
+
+    def test_annotations_of_unknown_names_are_absent(self, name, miniature):
+        assert load_annotations(DataSettings(source_path=miniature(name)), ["nobody"]) == {}
+
+    def test_loading_twice_gives_the_same_scene(self, name, miniature, read):
+        root = miniature(name)
+        first, second = read(root, eval=True), read(root, eval=True)
+        for a, b in zip(first.train, second.train, strict=True):
+            assert a.name == b.name
+            assert torch.equal(a.image, b.image)
+        np.testing.assert_array_equal(first.points.positions, second.points.positions)
+
+
+def test_annotations_are_not_part_of_a_scene(miniature, read):
+    fields = {field.name for field in dataclasses.fields(read(miniature("colmap")))}
+    assert fields == {"name", "dataset", "train", "test", "points", "zero_id", "notes"}
+
+
+def test_missing_folder_is_named(tmp_path, read):
+    with pytest.raises(UserError, match="nowhere.*no such scene folder"):
+        read(tmp_path / "nowhere")
+
+
+def test_unknown_layout_says_what_was_looked_for(tmp_path, read):
+    with pytest.raises(UserError, match=r"sparse/0/cameras.bin.*transforms.json") as error:
+        read(tmp_path)
+    assert "metadata.json" in str(error.value)

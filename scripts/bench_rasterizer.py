@@ -214,7 +214,8 @@ def main() -> int:
         times = measure(contenders(scene, case, args.peers, args.threads), args.rounds)
         ours = statistics.median(times[f"cpu_{args.threads}t"])
         for contender, values in times.items():
-            low, high = statistics.quantiles(values, n=10)[::8] if len(values) > 1 else (values[0], values[0])
+            ranked = sorted(values)
+            low, high = ranked[len(ranked) // 10], ranked[-1 - len(ranked) // 10]
             median = statistics.median(values)
             row = {"median_ms": median, "p10_ms": low, "p90_ms": high, "min_ms": min(values), "repeats": len(values)}
             results.append({"case": name, "contender": contender, "isa": info["isa"], **facts, **row})

@@ -1,5 +1,7 @@
 """PLY files, random points in frusta and triangulation."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -166,13 +168,9 @@ def test_epipolar_lines_pass_through_projections():
 def test_linear_triangulation_returns_exact_points():
     cameras = orbit(9, width=32, height=24)
     points = np.random.default_rng(1).normal(scale=0.4, size=(7, 3)) + [100, 0, 0]
-    moved = [  # a world far from its origin must not cost precision
-        Camera(
-            cam_from_world=camera.cam_from_world @ np.array([[1, 0, 0, -100], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]),
-            fx=camera.fx, fy=camera.fy, cx=camera.cx, cy=camera.cy, width=32, height=24,
-        )
-        for camera in cameras
-    ]  # fmt: skip
+    shift = np.eye(4)
+    shift[0, 3] = -100.0  # a world far from its origin must not cost precision
+    moved = [dataclasses.replace(camera, cam_from_world=camera.cam_from_world @ shift) for camera in cameras]
     view, track = np.repeat(np.arange(9), 7), np.tile(np.arange(7), 9)
     pixels = np.concatenate([project(points, camera)[0] for camera in moved])
     tracks = triangulation.Tracks(view=view, feature=np.zeros_like(view), pixels=pixels, track=track)

@@ -1,5 +1,7 @@
 """Which losses reach which inputs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ def test_feature_loss_moves_geometry_when_asked(implementation):
 @pytest.mark.parametrize("maps", [("image",), ("image", "alpha", "depth")])
 def test_geometry_gradients_are_bit_identical_with_and_without_features(maps):
     x = random_inputs(2, dim=16)
-    without = type(x)(**{**vars(x), "features": None})
+    without = replace(x, features=None)
     plain = gradients(without, "cpu", 2, maps=maps)[1]
     x = with_gradients(x)
     out = render(x, "cpu")
@@ -36,7 +38,7 @@ def test_geometry_gradients_are_bit_identical_with_and_without_features(maps):
 
 def test_colour_gradient_is_cut_where_harmonics_are_clamped(implementation):
     x = random_inputs(3, sh_degree=0, dim=0)
-    dark = type(x)(**{**vars(x), "colors": torch.full_like(x.colors, -5.0)})
+    dark = replace(x, colors=torch.full_like(x.colors, -5.0))
     _, grads = gradients(dark, implementation, 3, maps=("image",))
     assert not bool((grads["colors"] != 0).any())
     assert bool((grads["backgrounds"] != 0).any())
@@ -51,7 +53,7 @@ def test_inactive_harmonics_get_zero_gradient(implementation):
 def test_camera_gradients_exist_in_the_definition_only():
     x = random_inputs(5)
     view = x.viewmats.clone().requires_grad_()
-    moved = type(x)(**{**vars(x), "viewmats": view})
+    moved = replace(x, viewmats=view)
     render(moved, "reference").image.sum().backward()
     assert bool((view.grad != 0).any())
     with pytest.raises(ValueError, match="no gradient to viewmats and Ks.*implementation='reference'"):

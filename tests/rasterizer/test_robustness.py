@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import diff_gaussian_rasterization as dgr
 import pytest
@@ -12,10 +13,6 @@ import torch
 from .scenes import assert_same_map, gradients, random_inputs, render
 
 NO_VIEWS = {"backgrounds": None, "means2d": None}
-
-
-def changed(x, **values):
-    return type(x)(**{**vars(x), **values})
 
 
 def test_empty_scene_shows_the_background(implementation):
@@ -30,7 +27,7 @@ def test_empty_scene_shows_the_background(implementation):
 
 def test_scene_behind_the_camera_is_culled(implementation):
     x = random_inputs(1)
-    x = changed(x, means=x.means * torch.tensor([1, 1, -1.0]) - torch.tensor([0, 0, 3.0]))
+    x = replace(x, means=x.means * torch.tensor([1, 1, -1.0]) - torch.tensor([0, 0, 3.0]))
     out, grads = gradients(x, implementation, 1)
     assert int(out.meta.radii.max()) == 0
     assert out.meta.num_pairs == 0
@@ -44,10 +41,10 @@ def test_non_finite_gaussians_disappear(name, poison, implementation):
     x = random_inputs(2, num=60)
     bad = torch.arange(60) % 7 == 3
     clean = {n: getattr(x, n)[~bad] for n in ("means", "quats", "scales", "opacities", "colors", "features")}
-    expected = render(changed(x, **clean, means2d=None), implementation)
+    expected = render(replace(x, **clean, means2d=None), implementation)
     value = getattr(x, name).clone()
     value.view(60, -1)[bad, -1] = poison
-    out, grads = gradients(changed(x, **{name: value}), implementation, 2)
+    out, grads = gradients(replace(x, **{name: value}), implementation, 2)
     for before, after in zip(expected[:4], out[:4]):
         assert torch.allclose(before, after, atol=1e-6)
     for gradient in grads.values():
@@ -60,7 +57,7 @@ def test_zero_quaternion_culls_its_gaussian(implementation):
     x = random_inputs(3, num=40)
     quats = x.quats.clone()
     quats[::2] = 0
-    out, grads = gradients(changed(x, quats=quats), implementation, 3)
+    out, grads = gradients(replace(x, quats=quats), implementation, 3)
     assert int(out.meta.radii[:, ::2].max()) == 0
     assert int(out.meta.radii[:, 1::2].max()) > 0
     assert bool(torch.isfinite(grads["quats"]).all())
@@ -68,7 +65,7 @@ def test_zero_quaternion_culls_its_gaussian(implementation):
 
 def test_quaternion_norm_does_not_matter(implementation):
     x = random_inputs(4)
-    a, b = render(x, implementation), render(changed(x, quats=7 * x.quats), implementation)
+    a, b = render(x, implementation), render(replace(x, quats=7 * x.quats), implementation)
     assert torch.allclose(a.image, b.image, atol=2e-5)
 
 
@@ -77,7 +74,7 @@ def test_enormous_and_point_like_gaussians_stay_finite(implementation):
     scales = x.scales.clone()
     scales[::3] = 1e6
     scales[1::3] = 0
-    out, grads = gradients(changed(x, scales=scales), implementation, 5)
+    out, grads = gradients(replace(x, scales=scales), implementation, 5)
     assert bool(torch.isfinite(out.image).all())
     assert all(bool(torch.isfinite(g).all()) for g in grads.values())
 
@@ -85,7 +82,7 @@ def test_enormous_and_point_like_gaussians_stay_finite(implementation):
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (17, 23), (16, 16), (33, 1), (1, 40)])
 def test_any_image_size_agrees_with_the_definition(width, height, instruction_set):
     # tiles and vector blocks stick out on the right and below
-    x = changed(random_inputs(6, width=40, height=40, num=1000), width=width, height=height)
+    x = replace(random_inputs(6, width=40, height=40, num=1000), width=width, height=height)
     expected, actual = render(x, "reference"), render(x, "cpu")
     assert actual.image.shape == (1, height, width, 3)
     assert float(expected.alpha.max()) > 0.1
@@ -98,7 +95,7 @@ def test_batch_equals_cameras_one_by_one(implementation):
     both, grads = gradients(x, implementation, 7)
     for c in range(2):
         parts = {n: getattr(x, n)[c : c + 1] for n in ("viewmats", "Ks", "backgrounds", "means2d")}
-        one = render(changed(x, **parts), implementation)
+        one = render(replace(x, **parts), implementation)
         for name in ("image", "features", "alpha", "depth"):
             assert torch.equal(getattr(one, name)[0], getattr(both, name)[c]), name
     assert grads["means2d"].shape == (2, 300, 2)
@@ -109,7 +106,7 @@ def test_order_of_the_list_does_not_matter(implementation):
     x = random_inputs(8)
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
     names = ("means", "quats", "scales", "opacities", "colors", "features")
-    shuffled = changed(x, **{n: getattr(x, n)[order] for n in names})
+    shuffled = replace(x, **{n: getattr(x, n)[order] for n in names})
     a, grads_a = gradients(x, implementation, 8)
     b, grads_b = gradients(shuffled, implementation, 8)
     assert torch.allclose(a.image, b.image, atol=1e-6)
@@ -155,7 +152,7 @@ def test_double_precision_goes_to_the_definition():
 def test_noncontiguous_inputs_are_accepted():
     x = random_inputs(12, num=50)
     wide = torch.cat([x.means, x.means], 1)
-    out = render(changed(x, means=wide[:, :3], features=x.features.T.contiguous().T), "cpu")
+    out = render(replace(x, means=wide[:, :3], features=x.features.T.contiguous().T), "cpu")
     assert torch.equal(out.image, render(x, "cpu").image)
 
 
@@ -177,7 +174,7 @@ def test_noncontiguous_inputs_are_accepted():
     ],
 )
 def test_wrong_arguments_are_named(change, message):
-    x = changed(random_inputs(13), **change)
+    x = replace(random_inputs(13), **change)
     with pytest.raises(ValueError, match=message):
         render(x, "auto")
 

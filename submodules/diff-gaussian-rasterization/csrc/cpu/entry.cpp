@@ -117,6 +117,8 @@ DGR_API int dgr_use_isa(const char* isa) {
   return found != nullptr;
 }
 
+DGR_API void dgr_share_openmp(int share) { share_openmp(share != 0); }
+
 DGR_API void dgr_constants(float* out) {
   const float values[] = {kAlphaMin, kAlphaMax, kTransmittanceMin, kLowPass, kFrustumMargin};
   std::copy(std::begin(values), std::end(values), out);

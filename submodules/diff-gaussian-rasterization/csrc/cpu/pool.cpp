@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <dlfcn.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -79,14 +80,40 @@ class Pool {
   int tasks_ = 0, active_ = 0, spins_ = 0;
 };
 
+// The entry of the OpenMP runtime that torch has loaded; its signature is part of that runtime's stable interface.
+using OpenMpParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+OpenMpParallel find_openmp() { return reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel")); }
+
+std::atomic<bool> openmp_wanted{true};
+
+struct Job {
+  TaskFunction function;
+  void* context;
+  int tasks;
+  std::atomic<int> next_task{0}, next_worker{0};
+};
+
+void work_on_job(void* pointer) {
+  Job& job = *static_cast<Job*>(pointer);
+  const int worker = job.next_worker.fetch_add(1, std::memory_order_relaxed);
+  for (int task; (task = job.next_task.fetch_add(1, std::memory_order_relaxed)) < job.tasks;) {
+    job.function(job.context, task, worker);
+  }
+}
+
 std::atomic<bool> busy{false};
 Pool* pool = nullptr;  // never destroyed: its threads sleep until the process ends
 pid_t busy_owner = 0;
 
 }  // namespace
 
+void share_openmp(bool share) { openmp_wanted.store(share); }
+
 void run_parallel(int threads, int tasks, TaskFunction function, void* context) {
   const pid_t self = getpid();
+  static const pid_t first = self;  // OpenMP threads do not survive a fork; ours are made anew
+  static const OpenMpParallel openmp = find_openmp();
   if (busy_owner != self) {  // first use, or the child of a fork, which has no worker threads and may have a stale flag
     busy_owner = self;
     busy.store(false);
@@ -94,6 +121,12 @@ void run_parallel(int threads, int tasks, TaskFunction function, void* context) 
   if (threads > tasks) threads = tasks;
   if (threads <= 1 || busy.exchange(true, std::memory_order_acquire)) {
     for (int task = 0; task < tasks; ++task) function(context, task, 0);
+    return;
+  }
+  if (openmp != nullptr && openmp_wanted.load() && self == first) {
+    Job job{function, context, tasks};
+    openmp(work_on_job, &job, unsigned(threads), 0);
+    busy.store(false, std::memory_order_release);
     return;
   }
   if (pool == nullptr || pool->owner() != self) pool = new Pool(self);

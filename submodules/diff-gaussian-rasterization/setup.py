@@ -65,7 +65,7 @@ class BuildKernels(build_ext):
             return
         # into a new file and then into place: a running process may have the old library mapped
         fresh = output.with_suffix(".new")
-        link = [compiler, "-shared", "-pthread", *objects, *library_flags(), "-ldl", "-o", str(fresh)]
+        link = [compiler, "-shared", "-pthread", *objects, *library_flags(), "-o", str(fresh)]
         if subprocess.run(link).returncode != 0:
             self.report("linking the kernels failed")
             return

@@ -30,7 +30,7 @@ SHORT = {
         "codebook_min_members": 2,
         "codebook_min_cosine": 0.5,
         "codebook_min_pixels": 5,
-        "codebook_min_consistency": 0.2,
+        "codebook_min_consistency": 0.2, "codebook_min_support": 0,
     },
     "run": {"logger": "none", "quiet": True, "checkpoint_interval": 0, "log_interval": 5},
 }
@@ -186,10 +186,14 @@ def test_foreign_splat_is_lifted_without_touching_it(tmp_path, scene):
     assert (result / "segmentation.npz").exists()
 
 
-def test_scene_without_masks_cannot_be_lifted(tmp_path, scene):
+@pytest.mark.parametrize("preset", ["unified_lift", "released"])
+def test_scene_without_masks_trains_geometry_only(tmp_path, scene, preset):
     bare = dataclasses.replace(scene, train=tuple(dataclasses.replace(v, segments=None) for v in scene.train))
+    manifest = Trainer(settings_for(tmp_path, preset=preset), bare).run()
+    assert set(manifest["seconds"]) == {"geometry"}
+    assert sorted(p.name for p in (tmp_path / "point_cloud" / "iteration_24").iterdir()) == ["point_cloud.ply"]
     with pytest.raises(UserError, match="no training view has a mask"):
-        Trainer(settings_for(tmp_path), bare).run()
+        LiftStage(bare, gaussians_from_points(scene.points, sh_degree=0), method(), LiftSettings(), seed=0)
 
 
 def test_views_without_mask_are_trained_on_colour_only(tmp_path, scene):

@@ -190,3 +190,20 @@ def test_any_feature_width(dim):
     method = method_with(directions, feature_dim=dim)
     assert method.initial_features(5).shape == (5, dim)
     assert all(torch.isfinite(v) for v in method.losses(features, segments, 0.9).values())
+
+
+def test_code_that_grew_from_cut_masks_is_dropped():
+    # Segment A: 100 pixels; in four of ten views a cut gives 20 of them, whose features lean away, a segment of their own.
+    whole, cut = normalize(torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0]]), dim=1)
+    other = torch.tensor([0.0, 0.0, 1.0])
+    views = []
+    for index in range(10):
+        features = torch.cat([whole.expand(80, 3), cut.expand(20, 3), other.expand(50, 3)])
+        segments = torch.tensor([1] * 80 + [2 if index < 4 else 1] * 20 + [3] * 50)
+        views.append((features, segments))
+    counts = []
+    for support in (0.0, 0.5):
+        method = method_with(codebook_start=0.0, feature_dim=3, codebook_min_support=support, codebook_min_pixels=1)
+        method.before_step(0.0, lambda: iter(views))
+        counts.append(len(method.codebook))
+    assert counts == [3, 2]

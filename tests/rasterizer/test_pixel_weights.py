@@ -128,6 +128,23 @@ def test_rows_keeps_order_and_repeats():
     assert picked.weights.tolist() == [1.0, 0.5, 0.25, 1.0]
 
 
+def test_rows_agree_between_implementations(two_threads):
+    from diff_gaussian_rasterization import cpu, reference
+
+    weights = weights_of(random_inputs(11))
+    index = torch.randint(weights.num_rows, (3000,), generator=torch.Generator().manual_seed(0))
+    for a, b in zip(reference.rows(weights, index), cpu.rows(weights, index)):
+        assert a.numel() > 100
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("index", [torch.tensor([0, 3]), torch.tensor([-1]), torch.tensor([0.0]), torch.tensor(1)])
+def test_rows_out_of_range_are_refused(index):
+    weights = dgr.PixelWeights(torch.tensor([0, 1, 1, 2]), torch.zeros(2, dtype=torch.int32), torch.ones(2))
+    with pytest.raises(ValueError, match=r"row numbers must lie in \[0, 3\)|index must be int64"):
+        weights.rows(index)
+
+
 def test_no_pixels_and_no_gaussians(implementation):
     x = random_inputs(9)
     none = weights_of(x, torch.zeros(0, 2, dtype=torch.int64), implementation=implementation)

@@ -47,8 +47,8 @@ class LiftSettings:
 
     lift_iterations: int = 3_000
     """Steps of the lift stage. [ours] experiments.md"""
-    lift_pixels: int = 32_768
-    """Pixels drawn per step [released, for Eq. 1]."""
+    lift_pixels: int = 16_384
+    """Pixels drawn per step. [ours] released: 32,768 for Eq. 1, the whole image for the rest."""
     lift_min_weight: float = 1e-3
     """Blending weights below this are left out of the lift. [ours]"""
     lift_cache_mb: int = 4_096

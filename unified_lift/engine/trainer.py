@@ -88,16 +88,17 @@ class Trainer:
         s = self.settings
         seeds = (s.seed * 1000 + 1, s.seed * 1000 + 2)
         joint = s.schedule == "joint"
+        has_masks = any(view.segments is not None for view in self.scene.train)
         if saved is not None:
             self.gaussians = Gaussians(saved["gaussians"])
             self.method.load_state_dict(saved["method"])
         if saved is None or saved["stage"] == "geometry":
-            method = self.method if joint else None
+            method = self.method if joint and has_masks else None
             geometry = GeometryStage(self.scene, self.gaussians, s.geometry, s.density, seed=seeds[0], method=method)
             if saved is not None:
                 geometry.load_state_dict(saved["stage_state"])
             yield geometry, saved["step"] if saved else 0, 0
-        if not joint and s.lift.lift_iterations:
+        if not joint and has_masks and s.lift.lift_iterations:
             lift = LiftStage(self.scene, self.gaussians, self.method, s.lift, seed=seeds[1])
             if saved is not None and saved["stage"] == "lift":
                 lift.load_state_dict(saved["stage_state"])

@@ -66,13 +66,16 @@ class UnifiedLiftSettings:
     """Start codes at the modes of the features. [ours] paper and released: random."""
     codebook_start: float = 0.6
     """Share of the schedule after which the codebook begins. [ours] paper and released: 0."""
-    codebook_min_cosine: float = 0.85
+    codebook_min_cosine: float = 0.8
     """Neighbourhood of a mode. [ours]"""
     codebook_min_members: int = 4
     """A code needs this many consistent segments. [ours]"""
-    codebook_min_consistency: float = 0.8
+    codebook_min_support: float = 0.5
+    """A code is dropped if less than this share of its pixels lie in segments it dominates: it grew from a cut or
+    merged mask, beside the code of the whole object. [ours]"""
+    codebook_min_consistency: float = 0.6
     """A segment whose mean unit feature is shorter than this is mixed and founds no code. [ours]"""
-    codebook_min_pixels: int = 30
+    codebook_min_pixels: int = 10
     """A segment with no more pixels than this founds no code. [ours]"""
     codebook_lr: float = 5e-4
     """Rate of the codebook [paper 4.1]."""
@@ -138,6 +141,7 @@ class UnifiedLift:
             return
         if self.settings.codebook_init == "data":
             codes = self._codes_from_data(observe())
+            codes = codes[self._support(codes, observe()) >= self.settings.codebook_min_support]
         else:
             codes = random_codebook(self.settings.num_codes or 256, self.feature_dim, generator=self.generator)
         self.codebook = codes.detach().clone().requires_grad_(True)
@@ -239,6 +243,19 @@ class UnifiedLift:
             return hungarian(scores)
         counts = segment_counts(slot, num_segments).float()
         return hungarian(scores, floors=floor * (counts if self.settings.area_aware else torch.ones_like(counts)))
+
+    def _support(self, codes: Tensor, observations: Iterable[Observation]) -> Tensor:
+        """Return the share of each code's pixels that lie in segments whose most frequent code it is, [L]."""
+        own, total = torch.zeros(len(codes)), torch.zeros(len(codes))
+        for features, segments in observations:
+            slot, ids = dense_slots(segments, ignore_zero=self.ignore_zero)
+            labelled = slot >= 0
+            code = association_logits(features[labelled], codes, temperature=1.0).argmax(dim=1)
+            table = torch.bincount(slot[labelled] * len(codes) + code, minlength=len(ids) * len(codes))
+            count, dominant = table.view(len(ids), len(codes)).max(dim=1)
+            own.index_add_(0, dominant, count.float())
+            total += table.view(len(ids), len(codes)).sum(dim=0)
+        return own / total.clamp(min=1)
 
     def _codes_from_data(self, observations: Iterable[Observation]) -> Tensor:
         prototypes, weights = [], []

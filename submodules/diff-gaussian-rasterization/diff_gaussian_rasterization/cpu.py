@@ -52,6 +52,7 @@ def _bind() -> ctypes.CDLL:
         "dgr_release": (None, [pointer]),
         "dgr_weights_count": (c_void_p, [POINTER(_Scene), pointer, c_int64, c_float, pointer]),
         "dgr_weights_fill": (None, [pointer, POINTER(_Scene), pointer, pointer, pointer]),
+        "dgr_rows": (None, [pointer] * 4 + [c_int64, pointer, c_int32, pointer, pointer]),
         "dgr_blend": (None, [pointer] * 4 + [c_int32, c_int64, c_int32, pointer]),
         "dgr_splat": (None, [pointer] * 4 + [c_int32, c_int64, c_int64, c_int32, pointer, pointer]),
         "dgr_adam": (None, [pointer] * 4 + [c_int64] + [c_double] * 4 + [c_int64, c_int32]),
@@ -204,6 +205,22 @@ def pixel_weights(
     ids, weights = torch.empty(total, dtype=torch.int32), torch.empty(total)
     _lib.dgr_weights_fill(handle, byref(scene), _address(offsets), _address(ids), _address(weights))
     return PixelWeights(offsets, ids, weights)
+
+
+def rows(weights: PixelWeights, index: Tensor) -> PixelWeights:
+    """Return the chosen rows in the given order."""
+    old_offsets, ids, factors = (t.contiguous() for t in weights)
+    index = index.contiguous()
+    start = old_offsets[index]
+    offsets = torch.zeros(index.numel() + 1, dtype=torch.int64)
+    torch.cumsum(old_offsets[index + 1] - start, 0, out=offsets[1:])
+    total = int(offsets[-1])
+    new_ids, new_weights = torch.empty(total, dtype=torch.int32), torch.empty(total)
+    _lib.dgr_rows(
+        _address(old_offsets), _address(ids), _address(factors), _address(index), index.numel(), _address(offsets),
+        torch.get_num_threads(), _address(new_ids), _address(new_weights),
+    )  # fmt: skip
+    return PixelWeights(offsets, new_ids, new_weights)
 
 
 def _splat(weights: PixelWeights, values: Tensor, num_gaussians: int) -> Tensor:

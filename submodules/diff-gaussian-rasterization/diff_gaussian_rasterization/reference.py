@@ -308,6 +308,18 @@ def pixel_weights(
         return PixelWeights(offsets, ids[order].to(torch.int32), weights[order])
 
 
+def rows(weights: PixelWeights, index: Tensor) -> PixelWeights:
+    """Return the chosen rows in the given order."""
+    start = weights.offsets[index]
+    counts = weights.offsets[index + 1] - start
+    offsets = torch.zeros(index.numel() + 1, dtype=torch.int64, device=index.device)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    # entry k of the result sits at start[row] + (k - offsets[row]) in the original
+    shift = torch.repeat_interleave(start - offsets[:-1], counts)
+    source = shift + torch.arange(shift.numel(), device=index.device)
+    return PixelWeights(offsets, weights.gaussian_ids[source], weights.weights[source])
+
+
 def blend(weights: PixelWeights, features: Tensor) -> Tensor:
     """Return the weighted sums of features, [P, D]; differentiable in the features."""
     products = weights.weights[:, None] * features[weights.gaussian_ids.long()]

@@ -80,16 +80,18 @@ class PixelWeights(NamedTuple):
         """Return the chosen rows in the given order; a row may be repeated.
 
         Args:
-            index: Row numbers, int64 [R].
+            index: Row numbers in [0, num_rows), int64 [R].
+
+        Raises:
+            ValueError: A row number is out of range or the index is not int64 [R].
         """
-        start = self.offsets[index]
-        counts = self.offsets[index + 1] - start
-        offsets = torch.zeros(index.numel() + 1, dtype=torch.int64, device=index.device)
-        torch.cumsum(counts, 0, out=offsets[1:])
-        # entry k of the result sits at start[row] + (k - offsets[row]) in this object
-        shift = torch.repeat_interleave(start - offsets[:-1], counts)
-        source = shift + torch.arange(shift.numel(), device=index.device)
-        return PixelWeights(offsets, self.gaussian_ids[source], self.weights[source])
+        if index.dtype != torch.int64 or index.ndim != 1:
+            raise ValueError(f"index must be int64 [R], got {index.dtype} {list(index.shape)}")
+        if index.numel() and not (0 <= int(index.min()) and int(index.max()) < self.num_rows):
+            raise ValueError(f"row numbers must lie in [0, {self.num_rows}), got {index.min()}..{index.max()}")
+        from ._backend import select  # the implementations build on this module
+
+        return select("auto", self.weights).rows(self, index)
 
     @staticmethod
     def concatenate(parts: list[PixelWeights]) -> PixelWeights:

@@ -343,7 +343,7 @@ static void backward_tile(const DgrScene& s, const DgrGradients& d, Frame& frame
 
 // ---- pixel weights ------------------------------------------------------------------------------------------------
 
-// Calls visit(pixel of the tile, rank, weight) for every weight >= min_weight, front to back within a pixel.
+// Calls visit(block, lanes with a weight >= min_weight, Gaussian, weights) front to back.
 template <class Visit>
 static void walk_tile(const DgrScene& s, const Frame& frame, int tile, float min_weight, Visit visit) {
   TileState t;
@@ -358,29 +358,41 @@ static void walk_tile(const DgrScene& s, const Frame& frame, int tile, float min
       vm hit;
       const vf alpha = evaluate(splat, t.px[b % kColumns], t.py[b / kColumns], dx, dy, hit);
       const vm use = advance(t, b, alpha, hit, weight);
-      alignas(64) float w[kLanes];
-      store(w, weight);
-      const int corner = b / kColumns * kBlockHeight * kTile + b % kColumns * kBlockWidth;
-      for (unsigned lanes = bits(both(use, ge(weight, set1(min_weight)))); lanes != 0; lanes &= lanes - 1) {
-        const int lane = __builtin_ctz(lanes);
-        visit(corner + lane / kBlockWidth * kTile + lane % kBlockWidth, pair.index, w[lane]);
-      }
+      visit(b, both(use, ge(weight, set1(min_weight))), pair.index, weight);
     }
   }
 }
 
+// Position in the tile, row by row, of lane 0 of a block and of another lane relative to it.
+DGR_INLINE int corner_of(int block) { return block / kColumns * kBlockHeight * kTile + block % kColumns * kBlockWidth; }
+DGR_INLINE int pixel_of(int lane) { return lane / kBlockWidth * kTile + lane % kBlockWidth; }
+
 static void count_weights(const DgrScene& s, Frame& frame, int tile, float min_weight) {
-  uint32_t* counts = frame.pixel_counts + int64_t(tile) * kPixels;
-  memset(counts, 0, sizeof(uint32_t) * kPixels);
-  walk_tile(s, frame, tile, min_weight, [counts](int pixel, uint32_t, float) { ++counts[pixel]; });
+  vf counts[kBlocks];  // exact as floats up to 2^24 entries
+  for (int b = 0; b < kBlocks; ++b) counts[b] = zero();
+  walk_tile(s, frame, tile, min_weight, [&counts](int b, vm lanes, uint32_t, vf) {
+    counts[b] = counts[b] + keep(lanes, set1(1.0f));
+  });
+  uint32_t* out = frame.pixel_counts + int64_t(tile) * kPixels;
+  for (int b = 0; b < kBlocks; ++b) {
+    alignas(64) float t[kLanes];
+    store(t, counts[b]);
+    for (int lane = 0; lane < kLanes; ++lane) out[corner_of(b) + pixel_of(lane)] = uint32_t(t[lane]);
+  }
 }
 
 static void fill_weights(const DgrScene& s, Frame& frame, int tile, float min_weight, const uint32_t* begin, int32_t* ids,
                          float* weights) {
   uint32_t cursor[kPixels];
   memcpy(cursor, begin, sizeof cursor);
-  walk_tile(s, frame, tile, min_weight, [&](int pixel, uint32_t index, float weight) {
-    const uint32_t at = cursor[pixel]++;
-    ids[at] = int32_t(index), weights[at] = weight;
+  walk_tile(s, frame, tile, min_weight, [&](int b, vm lanes, uint32_t index, vf weight) {
+    alignas(64) float w[kLanes];
+    store(w, weight);
+    uint32_t* corner = cursor + corner_of(b);
+    for (unsigned rest = bits(lanes); rest != 0; rest &= rest - 1) {
+      const int lane = __builtin_ctz(rest);
+      const uint32_t at = corner[pixel_of(lane)]++;
+      ids[at] = int32_t(index), weights[at] = w[lane];
+    }
   });
 }

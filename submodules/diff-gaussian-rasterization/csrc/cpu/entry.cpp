@@ -117,8 +117,6 @@ DGR_API int dgr_use_isa(const char* isa) {
   return found != nullptr;
 }
 
-DGR_API void dgr_share_openmp(int share) { share_openmp(share != 0); }
-
 DGR_API void dgr_constants(float* out) {
   const float values[] = {kAlphaMin, kAlphaMax, kTransmittanceMin, kLowPass, kFrustumMargin};
   std::copy(std::begin(values), std::end(values), out);
@@ -209,6 +207,19 @@ DGR_API void dgr_weights_fill(void* handle, const DgrScene* scene, const int64_t
            [&](int tile, int) { deliver_tile(*w, *scene, tile, offsets, ids, weights); });
   give_frame(w->frame);
   delete w;
+}
+
+// Copies the chosen rows; new_offsets [count + 1] are those of the result.
+DGR_API void dgr_rows(const int64_t* offsets, const int32_t* ids, const float* weights, const int64_t* index,
+                      int64_t count, const int64_t* new_offsets, int32_t threads, int32_t* new_ids, float* new_weights) {
+  const int64_t chunk = 1024;
+  parallel(threads, int((count + chunk - 1) / chunk), [&](int task, int) {
+    for (int64_t i = task * chunk; i < std::min(count, (task + 1) * chunk); ++i) {
+      const int64_t from = offsets[index[i]], to = new_offsets[i], size = new_offsets[i + 1] - to;
+      std::copy_n(ids + from, size, new_ids + to);
+      std::copy_n(weights + from, size, new_weights + to);
+    }
+  });
 }
 
 DGR_API void dgr_blend(const int64_t* offsets, const int32_t* ids, const float* weights, const float* features,

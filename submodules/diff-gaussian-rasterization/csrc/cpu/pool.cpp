@@ -1,11 +1,11 @@
 #include "pool.h"
 
-#include <dlfcn.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -20,6 +20,9 @@ inline void relax() {
 #endif
 }
 
+// The caller publishes a job, works on it, closes it, and waits only for workers that are inside. A worker that the
+// operating system has not woken in time finds the job closed and costs nothing: on a busy machine a render then takes
+// as long as on one thread, not as long as a time slice.
 class Pool {
  public:
   explicit Pool(pid_t owner) : owner_(owner) {}
@@ -27,45 +30,55 @@ class Pool {
   pid_t owner() const { return owner_; }
 
   void run(int threads, int tasks, TaskFunction function, void* context) {
-    while (int(workers_.size()) < threads - 1) {
-      const int id = int(workers_.size()) + 1;
-      const uint64_t seen = generation_.load();
-      workers_.emplace_back([this, id, seen] { work(id, seen); });
+    try {
+      while (int(workers_.size()) < threads - 1) {
+        const int id = int(workers_.size()) + 1;
+        workers_.emplace_back([this, id] { work(id); });
+      }
+    } catch (const std::system_error&) {  // no more threads to be had: the caller does the work
     }
-    function_ = function, context_ = context, tasks_ = tasks, active_ = threads;
+    function_ = function, context_ = context, tasks_ = tasks, threads_ = threads;
     next_.store(0, std::memory_order_relaxed);
-    pending_.store(int(workers_.size()), std::memory_order_relaxed);
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      generation_.fetch_add(1, std::memory_order_release);
+      generation_.fetch_add(1, std::memory_order_relaxed);
+      inside_.store(kOpen, std::memory_order_release);
     }
     wake_.notify_all();
     drain(0);
-    while (pending_.load(std::memory_order_acquire) != 0) relax_or_yield();
-    spins_ = 0;
+    inside_.fetch_sub(kOpen, std::memory_order_acq_rel);
+    for (int spins = 0; inside_.load(std::memory_order_acquire) != 0; ++spins) {
+      if (spins < kSpins) relax();
+      else std::this_thread::yield();  // the worker may need this core
+    }
   }
 
  private:
-  void relax_or_yield() {
-    if (++spins_ < kSpins) return relax();
-    std::this_thread::yield();  // the worker may need this core
-  }
+  static constexpr int kOpen = 1 << 20;  // added to the number of workers inside while the job takes workers
 
   void drain(int worker) {
     for (int task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) function_(context_, task, worker);
   }
 
-  void work(int id, uint64_t seen) {
-    for (;;) {
-      int spins = 0;
-      while (generation_.load(std::memory_order_acquire) == seen && ++spins < kSpins) relax();
+  bool enter() {
+    int inside = inside_.load(std::memory_order_relaxed);
+    while (inside >= kOpen) {
+      if (inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) return true;
+    }
+    return false;
+  }
+
+  void work(int id) {
+    for (uint64_t seen = 0;;) {
+      for (int spins = 0; generation_.load(std::memory_order_acquire) == seen && spins < kSpins; ++spins) relax();
       if (generation_.load(std::memory_order_acquire) == seen) {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
       }
-      ++seen;
-      if (id < active_) drain(id);
-      pending_.fetch_sub(1, std::memory_order_release);
+      seen = generation_.load(std::memory_order_acquire);
+      if (!enter()) continue;
+      if (id < threads_) drain(id);
+      inside_.fetch_sub(1, std::memory_order_acq_rel);
     }
   }
 
@@ -74,33 +87,11 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::atomic<uint64_t> generation_{0};
-  std::atomic<int> next_{0}, pending_{0};
+  std::atomic<int> next_{0}, inside_{0};
   TaskFunction function_ = nullptr;
   void* context_ = nullptr;
-  int tasks_ = 0, active_ = 0, spins_ = 0;
+  int tasks_ = 0, threads_ = 0;
 };
-
-// The entry of the OpenMP runtime that torch has loaded; its signature is part of that runtime's stable interface.
-using OpenMpParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-
-OpenMpParallel find_openmp() { return reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel")); }
-
-std::atomic<bool> openmp_wanted{true};
-
-struct Job {
-  TaskFunction function;
-  void* context;
-  int tasks;
-  std::atomic<int> next_task{0}, next_worker{0};
-};
-
-void work_on_job(void* pointer) {
-  Job& job = *static_cast<Job*>(pointer);
-  const int worker = job.next_worker.fetch_add(1, std::memory_order_relaxed);
-  for (int task; (task = job.next_task.fetch_add(1, std::memory_order_relaxed)) < job.tasks;) {
-    job.function(job.context, task, worker);
-  }
-}
 
 std::atomic<bool> busy{false};
 Pool* pool = nullptr;  // never destroyed: its threads sleep until the process ends
@@ -108,12 +99,8 @@ pid_t busy_owner = 0;
 
 }  // namespace
 
-void share_openmp(bool share) { openmp_wanted.store(share); }
-
 void run_parallel(int threads, int tasks, TaskFunction function, void* context) {
   const pid_t self = getpid();
-  static const pid_t first = self;  // OpenMP threads do not survive a fork; ours are made anew
-  static const OpenMpParallel openmp = find_openmp();
   if (busy_owner != self) {  // first use, or the child of a fork, which has no worker threads and may have a stale flag
     busy_owner = self;
     busy.store(false);
@@ -121,12 +108,6 @@ void run_parallel(int threads, int tasks, TaskFunction function, void* context) 
   if (threads > tasks) threads = tasks;
   if (threads <= 1 || busy.exchange(true, std::memory_order_acquire)) {
     for (int task = 0; task < tasks; ++task) function(context, task, 0);
-    return;
-  }
-  if (openmp != nullptr && openmp_wanted.load() && self == first) {
-    Job job{function, context, tasks};
-    openmp(work_on_job, &job, unsigned(threads), 0);
-    busy.store(false, std::memory_order_release);
     return;
   }
   if (pool == nullptr || pool->owner() != self) pool = new Pool(self);

@@ -12,6 +12,7 @@ DGR_INLINE void blend_row(const int32_t* ids, const float* weights, int64_t coun
   for (int64_t k = 0; k < count; ++k) {
     const vf w = set1(weights[k]);
     const float* row = features + int64_t(ids[k]) * dim;
+    if (k + kAhead < count) __builtin_prefetch(features + int64_t(ids[k + kAhead]) * dim);
 #pragma GCC unroll 4
     for (int i = 0; i < V - 1; ++i) acc[i] = fma(w, load(row + i * kLanes), acc[i]);
     const float* last = row + (V - 1) * kLanes;
@@ -33,6 +34,7 @@ DGR_INLINE void splat_row(const int32_t* ids, const float* weights, int64_t coun
   for (int64_t k = 0; k < count; ++k) {
     const vf w = set1(weights[k]);
     float* row = out + int64_t(ids[k]) * dim;
+    if (k + kAhead < count) __builtin_prefetch(out + int64_t(ids[k + kAhead]) * dim, 1);
 #pragma GCC unroll 4
     for (int i = 0; i < V - 1; ++i) store(row + i * kLanes, fma(w, g[i], load(row + i * kLanes)));
     float* last = row + (V - 1) * kLanes;

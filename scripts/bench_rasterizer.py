@@ -112,18 +112,20 @@ def mitsuba_step(scene: dict[str, Tensor], case: tuple) -> tuple[Callable[[], No
         "sh_coeffs": tensor(coefficients),
         "extent": 3.0,  # half axes of the ellipsoid in standard deviations
     }
-    loaded = mitsuba.load_dict({
-        "type": "scene",
-        "integrator": {"type": "volprim_rf_basic", "max_depth": 128},
-        "sensor": {
-            "type": "perspective",
-            "fov": float(2 * torch.rad2deg(torch.atan(0.5 * width / k[0, 0]))),
-            "to_world": mitsuba.ScalarTransform4f().look_at(origin=[0, 0, 0], target=[0, 0, 1], up=[0, -1, 0]),
-            "film": {"type": "hdrfilm", "width": width, "height": height, "rfilter": {"type": "box"}},
-            "sampler": {"type": "independent", "sample_count": 1},
-        },
-        "primitives": shape,
-    })
+    loaded = mitsuba.load_dict(
+        {
+            "type": "scene",
+            "integrator": {"type": "volprim_rf_basic", "max_depth": 128},
+            "sensor": {
+                "type": "perspective",
+                "fov": float(2 * torch.rad2deg(torch.atan(0.5 * width / k[0, 0]))),
+                "to_world": mitsuba.ScalarTransform4f().look_at(origin=[0, 0, 0], target=[0, 0, 1], up=[0, -1, 0]),
+                "film": {"type": "hdrfilm", "width": width, "height": height, "rfilter": {"type": "box"}},
+                "sampler": {"type": "independent", "sample_count": 1},
+            },
+            "primitives": shape,
+        }
+    )
     params = mitsuba.traverse(loaded)
     keys = ("primitives.data", "primitives.opacities", "primitives.sh_coeffs")
     incoming = tensor(scene["grad_image"][0])

@@ -45,9 +45,9 @@ class GeometrySettings:
 class LiftSettings:
     """The lift stage: features and codebook on frozen geometry."""
 
-    lift_iterations: int = 3_000
+    lift_iterations: int = 2_000
     """Steps of the lift stage. [ours] experiments.md"""
-    lift_pixels: int = 16_384
+    lift_pixels: int = 8_192
     """Pixels drawn per step. [ours] released: 32,768 for Eq. 1, the whole image for the rest."""
     lift_min_weight: float = 1e-3
     """Blending weights below this are left out of the lift. [ours]"""

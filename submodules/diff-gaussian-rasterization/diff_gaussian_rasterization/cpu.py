@@ -157,8 +157,11 @@ class _Rasterize(Function):
             pick = lambda tensors, c=c: tuple(_address(t if t is None else t[c]) for t in tensors)  # noqa: E731
             view.backward(
                 _Gradients(
-                    *pick(cotangents), *pick(ctx.maps), *(_address(t) for t in outgoing[:6]),
-                    *pick(outgoing[8:10]), accumulate=c > 0,
+                    *pick(cotangents),
+                    *pick(ctx.maps),
+                    *(_address(t) for t in outgoing[:6]),
+                    *pick(outgoing[8:10]),
+                    accumulate=c > 0,
                 )  # fmt: skip
             )
         return (None, *outgoing)

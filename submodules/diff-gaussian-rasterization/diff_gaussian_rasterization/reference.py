@@ -126,9 +126,7 @@ def project(
     root = quaternion_matrix(quats) * scales[:, None, :]  # Sigma = root root^T
     flat = jacobian @ (rotation @ root)  # [N, 2, 3]
     covariance = flat @ flat.transpose(-1, -2)
-    packed = torch.stack(
-        [covariance[:, 0, 0] + LOW_PASS, covariance[:, 0, 1], covariance[:, 1, 1] + LOW_PASS], -1
-    )
+    packed = torch.stack([covariance[:, 0, 0] + LOW_PASS, covariance[:, 0, 1], covariance[:, 1, 1] + LOW_PASS], -1)
     return means2d, packed, z
 
 

@@ -31,7 +31,7 @@ static void start_tile(const DgrScene& s, const Frame& frame, int tile, TileStat
   for (int b = 0; b < kBlocks; ++b) {
     t.transmittance[b] = set1(1.0f);
     t.alive[b] = both(lt(t.px[b % kColumns], right), lt(t.py[b / kColumns], bottom));
-    if (bits(t.alive[b]) != 0) t.live |= uint64_t(1) << b;
+    t.live |= uint64_t(bits(t.alive[b]) != 0) << b;
   }
 }
 
@@ -53,13 +53,14 @@ DGR_INLINE void prefetch_splat(const DgrScene& s, const Frame& frame, const Pair
 // Moves the transmittance of block b past a splat; returns the lanes that blend it and their weight. Forward, backward
 // and pixel weights all come through here, so that they take the same decisions.
 DGR_INLINE vm advance(TileState& t, int b, vf alpha, vm hit, vf& weight) {
-  vm use = both(hit, t.alive[b]);
+  const vm alive = load_mask(&t.alive[b]);
+  vm use = both(hit, alive);
   const vf before = t.transmittance[b];
   const vf blended = before * alpha, after = before - blended;
   const vm stop = both(use, lt(after, set1(kTransmittanceMin)));
-  if (bits(stop) != 0) {
-    t.alive[b] = without(t.alive[b], stop);
-    if (bits(t.alive[b]) == 0) t.live &= ~(uint64_t(1) << b);
+  if (bits(stop) != 0) {  // rare enough that a branch is faster than doing it always
+    store_mask(&t.alive[b], without(alive, stop));
+    if (bits(load_mask(&t.alive[b])) == 0) t.live &= ~(uint64_t(1) << b);
     use = without(use, stop);
   }
   weight = keep(use, blended);
@@ -229,6 +230,14 @@ static void read_tile(const DgrScene& s, const DgrGradients& d, const TileState&
   memset(k.remaining, 0, sizeof k.remaining);
   background[0] = background[1] = background[2] = background[3] = 0.0f;
   for (int y = 0; y < t.height; ++y) {
+    if (y + 2 < t.height) {  // rows of a tile lie far apart in the image
+      const int64_t ahead = int64_t(t.y + y + 2) * s.width + t.x;
+      for (int i = 0; i < 3 * t.width && d.image != nullptr; i += 16) {
+        __builtin_prefetch(d.image + 3 * ahead + i), __builtin_prefetch(d.out_image + 3 * ahead + i);
+      }
+      for (int i = 0; i < dim * t.width; i += 16) __builtin_prefetch(d.features + ahead * dim + i);
+      __builtin_prefetch(d.out_alpha + ahead);
+    }
     for (int x = 0; x < t.width; ++x) {
       const int b = block_of(x, y), lane = lane_of(x, y);
       const int64_t pixel = int64_t(t.y + y) * s.width + t.x + x;
@@ -260,7 +269,7 @@ static int backward_pair(const Splat& splat, const float* feature, int dim, uint
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) acc[i] = zero();
   int count = 0;
-  for (uint64_t rest = blocks & t.live; rest != 0; rest &= rest - 1) {
+  for (uint64_t rest = blocks; rest != 0; rest &= rest - 1) {
     const int b = __builtin_ctzll(rest);
     vf dx, dy, weight;
     vm hit;
@@ -282,7 +291,7 @@ static int backward_pair(const Splat& splat, const float* feature, int dim, uint
     }
     const vf remaining = fnma(weight, value, k.remaining[b]);
     k.remaining[b] = remaining;
-    const vf dalpha = before * value - remaining / (set1(1.0f) - alpha);
+    const vf dalpha = fnma(remaining, reciprocal(set1(1.0f) - alpha), before * value);
     const vf m = keep(both(use, lt(alpha, set1(kAlphaMax))), alpha * dalpha);
     const vf mx = m * dx, my = m * dy;
     acc[0] = acc[0] + m, acc[1] = acc[1] + mx, acc[2] = acc[2] + my;
@@ -296,7 +305,7 @@ static int backward_pair(const Splat& splat, const float* feature, int dim, uint
 // The same when only the weights are wanted.
 static int weights_of_pair(const Splat& splat, uint64_t blocks, TileState& t, BackwardState& k) {
   int count = 0;
-  for (uint64_t rest = blocks & t.live; rest != 0; rest &= rest - 1) {
+  for (uint64_t rest = blocks; rest != 0; rest &= rest - 1) {
     const int b = __builtin_ctzll(rest);
     vf dx, dy, weight;
     vm hit;

@@ -45,21 +45,31 @@ const Kernels*& current() {
 
 const Kernels& kernels() { return *current(); }
 
+constexpr int kMaxFreeFrames = 4;  // enough for a batch of views in a training loop; more would only hold memory
 std::mutex frames_mutex;
 Frame* free_frames = nullptr;
+int num_free_frames = 0;
 
 Frame* take_frame() {
   std::lock_guard<std::mutex> lock(frames_mutex);
   Frame* frame = free_frames;
   if (frame == nullptr) return new Frame();
   free_frames = frame->next_free;
+  --num_free_frames;
   return frame;
 }
 
 void give_frame(Frame* frame) {
-  std::lock_guard<std::mutex> lock(frames_mutex);
-  frame->next_free = free_frames;
-  free_frames = frame;
+  {
+    std::lock_guard<std::mutex> lock(frames_mutex);
+    if (num_free_frames < kMaxFreeFrames) {
+      frame->next_free = free_frames;
+      free_frames = frame;
+      ++num_free_frames;
+      return;
+    }
+  }
+  destroy(frame);
 }
 
 float* scratch_of(Frame& frame, int worker) {

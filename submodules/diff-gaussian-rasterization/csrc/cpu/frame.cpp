@@ -29,6 +29,13 @@ void* reserve_keeping(Buffer& buffer, size_t bytes, size_t used) {
   return buffer.data;
 }
 
+void destroy(Frame* frame) {
+  for (Buffer& buffer : frame->buffers) free(buffer.data);
+  for (Buffer& buffer : frame->chunk_buffers) free(buffer.data);
+  free(frame->scratch.data);
+  delete frame;
+}
+
 int64_t chunk_begin(const Frame& frame, int chunk) { return frame.visible * chunk / frame.chunks; }
 
 }  // namespace dgr

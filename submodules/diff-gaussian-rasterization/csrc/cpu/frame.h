@@ -60,6 +60,9 @@ struct Frame {
   Frame* next_free;
 };
 
+// Frees a frame and its buffers.
+void destroy(Frame* frame);
+
 int64_t chunk_begin(const Frame& frame, int chunk);
 
 // Kernels of one instruction set. A task index ranges over what the comment says.

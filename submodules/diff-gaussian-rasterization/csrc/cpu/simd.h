@@ -29,8 +29,16 @@ DGR_INLINE vf root(vf a) { return _mm512_sqrt_ps(a); }
 DGR_INLINE vf vfloor(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 DGR_INLINE vm lt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 DGR_INLINE vm ge(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
-DGR_INLINE vm both(vm a, vm b) { return vm(a & b); }
-DGR_INLINE vm without(vm a, vm b) { return vm(a & ~b); }
+// mask registers throughout: the compiler would carry plain integer operators through general registers
+DGR_INLINE vm both(vm a, vm b) { return _kand_mask16(a, b); }
+DGR_INLINE vm without(vm a, vm b) { return _kandn_mask16(b, a); }
+DGR_INLINE vm load_mask(const vm* p) { return _load_mask16(const_cast<vm*>(p)); }
+DGR_INLINE void store_mask(vm* p, vm m) { _store_mask16(p, m); }
+// 1 / a to about one unit in the last place: estimate and one Newton step
+DGR_INLINE vf reciprocal(vf a) {
+  const vf r = _mm512_rcp14_ps(a);
+  return _mm512_fmadd_ps(_mm512_fnmadd_ps(a, r, _mm512_set1_ps(1.0f)), r, r);
+}
 DGR_INLINE unsigned bits(vm m) { return m; }
 DGR_INLINE vm from_bits(unsigned b) { return vm(b); }
 DGR_INLINE vf keep(vm m, vf a) { return _mm512_maskz_mov_ps(m, a); }
@@ -81,6 +89,13 @@ DGR_INLINE vm lt(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 DGR_INLINE vm ge(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
 DGR_INLINE vm both(vm a, vm b) { return _mm256_and_ps(a, b); }
 DGR_INLINE vm without(vm a, vm b) { return _mm256_andnot_ps(b, a); }
+DGR_INLINE vm load_mask(const vm* p) { return *p; }
+DGR_INLINE void store_mask(vm* p, vm m) { *p = m; }
+// 1 / a to a few units in the last place: estimate and one Newton step
+DGR_INLINE vf reciprocal(vf a) {
+  const vf r = _mm256_rcp_ps(a);
+  return _mm256_fmadd_ps(_mm256_fnmadd_ps(a, r, _mm256_set1_ps(1.0f)), r, r);
+}
 DGR_INLINE unsigned bits(vm m) { return unsigned(_mm256_movemask_ps(m)); }
 DGR_INLINE vm from_bits(unsigned b) {
   const __m256i one = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -148,6 +163,9 @@ DGR_INLINE vm lt(vf a, vf b) { return a < b; }
 DGR_INLINE vm ge(vf a, vf b) { return a >= b; }
 DGR_INLINE vm both(vm a, vm b) { return a & b; }
 DGR_INLINE vm without(vm a, vm b) { return a & ~b; }
+DGR_INLINE vm load_mask(const vm* p) { return *p; }
+DGR_INLINE void store_mask(vm* p, vm m) { *p = m; }
+DGR_INLINE vf reciprocal(vf a) { return 1.0f / a; }
 DGR_INLINE unsigned bits(vm m) { return (m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8); }
 DGR_INLINE vm from_bits(unsigned b) {
   return vm{-int(b & 1), -int(b >> 1 & 1), -int(b >> 2 & 1), -int(b >> 3 & 1)};

@@ -1,0 +1,48 @@
+"""Every reader, by being listed, is trained, rendered and scored through the command line on its miniature."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.cli.test_train import SHORT
+from unified_lift.cli.main import main
+from unified_lift.data import DATASETS
+from unified_lift.engine import outputs
+from unified_lift.engine.checkpoint import checkpoints, load_checkpoint
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_miniature_goes_through_the_whole_program(name, tmp_path, capsys):
+    scene, model = tmp_path / "scene", tmp_path / "model"
+    DATASETS[name].write_miniature(scene)
+    before = {path: path.read_bytes() for path in scene.rglob("*") if path.is_file()}
+    train = ["train", "-s", str(scene), "-m", str(model), "--eval", "--random_init", "--num_random_points", "200", *SHORT]
+    assert main(train) == 0
+    assert main(["render", "-m", str(model), "--quiet", "--no-video"]) == 0
+    assert main(["eval", "-m", str(model), "--quiet"]) == 0
+    assert "PSNR" in capsys.readouterr().out
+    (scores,) = json.loads((model / "results.json").read_text()).values()
+    assert 3 < scores["PSNR"] < 60
+    assert 0 <= scores["PQ_scene"] <= 1
+    assert 0 <= scores["mIoU"] <= 1
+    assert (model / "report.html").stat().st_size > 10_000
+    assert {path: path.read_bytes() for path in scene.rglob("*") if path.is_file()} == before  # nothing written there
+
+
+def test_saved_model_reads_back_as_it_was_trained(tmp_path):
+    scene, model = tmp_path / "scene", tmp_path / "model"
+    DATASETS["transforms"].write_miniature(scene)
+    assert main(["train", "-s", str(scene), "-m", str(model), *SHORT]) == 0
+    gaussians, codebook = outputs.read_model(model, -1)
+    state = load_checkpoint(list(checkpoints(model).values())[-1])
+    for name, value in gaussians:
+        assert torch.equal(value, state["gaussians"][name]), name
+    trained = state["method"]["codebook"]  # the saved one is ordered by area
+    assert sorted(codebook.tolist()) == sorted(trained.tolist())
+    labels = np.load(model / "point_cloud" / "iteration_12" / "segmentation.npz")
+    assert labels["object_id"].shape == (len(gaussians),)
+    assert labels["object_id"].max() < len(codebook)
+    objects = json.loads((model / "point_cloud" / "iteration_12" / "objects.json").read_text())
+    assert sum(entry["count"] for entry in objects.values()) == len(gaussians)

@@ -9,21 +9,17 @@ import torch
 from torch import Tensor
 
 from unified_lift.density.default import DensityControl, DensitySettings
-from unified_lift.engine.optim import NamedAdam
 from unified_lift.engine.settings import GeometrySettings
+from unified_lift.engine.stage import Stage
 from unified_lift.engine.terms import require_finite, weighted_sum
-from unified_lift.engine.views import ViewOrder
 from unified_lift.losses.photometric import photometric_loss
 from unified_lift.methods.base import Method, Observation
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.rendering import render
 from unified_lift.types import Scene, View
 
-_GAUSSIAN_EPS = 1e-15  # Adam's eps for Gaussian parameters [3DGS]
-_METHOD_EPS = 1e-8  # Adam's eps for the codebook [released]
 
-
-class GeometryStage:
+class GeometryStage(Stage):
     """One view per step: photometric loss, density control, Adam; plus the method's losses if there is a method."""
 
     name = "geometry"
@@ -39,14 +35,9 @@ class GeometryStage:
         method: Method | None = None,
     ) -> None:
         """Prepare the stage. `method` makes it the joint schedule of the paper and the released code."""
+        super().__init__(num_steps=settings.iterations, num_views=len(scene.train), seed=seed)
         self.scene, self.gaussians, self.settings, self.method = scene, gaussians, settings, method
-        self.num_steps = settings.iterations
-        self.order = ViewOrder(len(scene.train), seed=seed)
-        self.generator = torch.Generator().manual_seed(seed + 1)
-        self.adam, self.method_adam = NamedAdam(eps=_GAUSSIAN_EPS), NamedAdam(eps=_METHOD_EPS)
-        self.density = DensityControl(
-            density, radius=scene.radius, count=len(gaussians), num_steps=settings.iterations
-        )
+        self.density = DensityControl(density, radius=scene.radius, count=len(gaussians), num_steps=settings.iterations)
         self.background = torch.ones(3) if settings.white_background else None
         if method is not None and gaussians.feature_dim == 0:
             gaussians.set("features", method.initial_features(len(gaussians)))
@@ -57,7 +48,7 @@ class GeometryStage:
         watching = self.density.is_watching(step)
         means2d = torch.zeros(len(self.gaussians), 2, requires_grad=True) if watching else None
         if self.method is not None:
-            self.method.before_step(self._progress(step), self.observe)
+            self.method.before_step(self.progress(step), self.observe)
         out = render(
             self.gaussians,
             view.camera,
@@ -69,7 +60,7 @@ class GeometryStage:
         photometric = photometric_loss(out.image, target_image(view), lambda_dssim=self.settings.lambda_dssim)
         terms = {"photometric": photometric}
         if self.method is not None and view.segments is not None:
-            terms |= self.method.losses(out.features.flatten(0, 1), view.segments.flatten(), self._progress(step))
+            terms |= self.method.losses(out.features.flatten(0, 1), view.segments.flatten(), self.progress(step))
         total = weighted_sum(terms, self.method.weights if self.method else {})
         require_finite(total, terms, step)
         self.gaussians.zero_grad()
@@ -92,7 +83,7 @@ class GeometryStage:
             "shN": s.sh_lr / 20,
         }
         if self.method is not None:
-            rates["features"] = self.method.rates(self._progress(step))["features"]
+            rates["features"] = self.method.rates(self.progress(step))["features"]
         return rates
 
     @torch.no_grad()
@@ -103,41 +94,21 @@ class GeometryStage:
                 yield render(self.gaussians, view.camera).features.flatten(0, 1), view.segments.flatten()
 
     def state_dict(self) -> dict:
-        """Return everything but Gaussians and method, which the trainer keeps."""
-        return {
-            "order": self.order.state_dict(),
-            "generator": self.generator.get_state(),
-            "adam": self.adam.state_dict(),
-            "method_adam": self.method_adam.state_dict(),
-            "density": self.density.state_dict(),
-        }
+        """Return everything but Gaussians and method."""
+        return super().state_dict() | {"density": self.density.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         """Take what `state_dict` returned."""
-        self.order.load_state_dict(state["order"])
-        self.generator.set_state(state["generator"])
-        self.adam.load_state_dict(state["adam"])
-        self.method_adam.load_state_dict(state["method_adam"])
+        super().load_state_dict(state)
         self.density.load_state_dict(state["density"])
 
     def _update(self, step: int) -> None:
         self.adam.step(self.gaussians.table, self.rates(step))
         if self.method is not None:
-            update_method(self.method, self.method_adam, self._progress(step))
-
-    def _progress(self, step: int) -> float:
-        return step / self.num_steps
+            self.update_method(self.method, self.progress(step))
 
     def _rate_steps(self) -> int:
         return self.settings.position_lr_max_steps or self.settings.iterations
-
-
-def update_method(method: Method, adam: NamedAdam, progress: float) -> None:
-    """Step the method's own parameters and forget their gradients."""
-    own, rates = method.parameters(), method.rates(progress)
-    adam.step(own, {name: rates[name] for name in own})
-    for value in own.values():
-        value.grad = None
 
 
 def log_linear(first: float, last: float, progress: float) -> float:

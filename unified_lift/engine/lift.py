@@ -12,18 +12,13 @@ import torch
 from diff_gaussian_rasterization import PixelWeights, blend
 from torch import Tensor
 
-from unified_lift.engine.geometry import update_method
-from unified_lift.engine.optim import NamedAdam
 from unified_lift.engine.settings import LiftSettings
+from unified_lift.engine.stage import Stage
 from unified_lift.engine.terms import require_finite, weighted_sum
-from unified_lift.engine.views import ViewOrder
 from unified_lift.methods.base import Method, Observation
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.rendering import blending_weights
 from unified_lift.types import Camera, Scene, UserError
-
-_FEATURE_EPS = 1e-15  # Adam's eps for Gaussian parameters [3DGS]
-_METHOD_EPS = 1e-8  # [released]
 
 
 class WeightCache:
@@ -58,7 +53,7 @@ class WeightCache:
         return blending_weights(self.gaussians, self.cameras[index], pixels=pixels, min_weight=self.min_weight)
 
 
-class LiftStage:
+class LiftStage(Stage):
     """One view per step: sampled pixels, the method's losses, Adam on features and on the method's parameters."""
 
     name = "lift"
@@ -75,10 +70,7 @@ class LiftStage:
         if not self.views:
             raise UserError(f"{scene.name}: no training view has a mask, nothing can be lifted; check --object_path")
         self.gaussians, self.method, self.settings = gaussians, method, settings
-        self.num_steps = settings.lift_iterations
-        self.order = ViewOrder(len(self.views), seed=seed)
-        self.generator = torch.Generator().manual_seed(seed + 1)
-        self.adam, self.method_adam = NamedAdam(eps=_FEATURE_EPS), NamedAdam(eps=_METHOD_EPS)
+        super().__init__(num_steps=settings.lift_iterations, num_views=len(self.views), seed=seed)
         gaussians.freeze_geometry()
         if gaussians.feature_dim != method.feature_dim:
             gaussians.set("features", method.initial_features(len(gaussians)))
@@ -98,7 +90,7 @@ class LiftStage:
 
     def train_step(self, step: int) -> dict[str, Tensor]:
         """Do 0-based `step` and return the unweighted, detached terms."""
-        progress = step / self.num_steps
+        progress = self.progress(step)
         self.method.before_step(progress, self.observe)
         index = self.order.next_index()
         segments = self.views[index].segments.flatten()
@@ -114,7 +106,7 @@ class LiftStage:
         self.gaussians.zero_grad()
         total.backward()
         self.adam.step(self.gaussians.table, {"features": self.method.rates(progress)["features"]})
-        update_method(self.method, self.method_adam, progress)
+        self.update_method(self.method, progress)
         return {name: term.detach() for name, term in terms.items()}
 
     @torch.no_grad()
@@ -122,19 +114,3 @@ class LiftStage:
         """Walk over all labelled training views: rendered features [P, D] and ids [P]."""
         for index, view in enumerate(self.views):
             yield blend(self.cache.all_pixels(index), self.gaussians.features), view.segments.flatten()
-
-    def state_dict(self) -> dict:
-        """Return everything but Gaussians and method, which the trainer keeps."""
-        return {
-            "order": self.order.state_dict(),
-            "generator": self.generator.get_state(),
-            "adam": self.adam.state_dict(),
-            "method_adam": self.method_adam.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        """Take what `state_dict` returned."""
-        self.order.load_state_dict(state["order"])
-        self.generator.set_state(state["generator"])
-        self.adam.load_state_dict(state["adam"])
-        self.method_adam.load_state_dict(state["method_adam"])

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from unified_lift.engine.labels import by_falling_area, label_gaussians
 from unified_lift.engine.lift import LiftStage
 from unified_lift.engine.logs import RunLog
 from unified_lift.engine.settings import TrainSettings
+from unified_lift.engine.stage import Stage
 from unified_lift.engine.terms import weighted_sum
 from unified_lift.methods import METHODS
 from unified_lift.model.gaussians import Gaussians
@@ -35,17 +36,6 @@ _FREE_TO_CHANGE = ("model_path", "run.", "data.source_path", "geometry.iteration
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the run can be resumed)
     """The run was asked to stop and has saved a checkpoint."""
-
-
-class Stage(Protocol):
-    """A loop of training steps over the shared Gaussians."""
-
-    name: str
-    num_steps: int
-
-    def train_step(self, step: int) -> dict[str, Tensor]: ...  # noqa: D102
-    def state_dict(self) -> dict: ...  # noqa: D102
-    def load_state_dict(self, state: dict) -> None: ...  # noqa: D102
 
 
 class Trainer:

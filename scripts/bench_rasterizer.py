@@ -3,15 +3,18 @@
 Contenders see the same tensors in one process and take turns, so that a busy machine slows all of them alike; ratios
 are the figures to trust. Each timing is forward + backward to every input unless the name says otherwise.
 
-    python scripts/bench_rasterizer.py                          # our kernels, 1 and 2 threads
-    python scripts/bench_rasterizer.py --peers reference mitsuba --json bench.json
+    OMP_WAIT_POLICY=passive python scripts/bench_rasterizer.py                  # our kernels, 1 and 2 threads
+    OMP_WAIT_POLICY=passive python scripts/bench_rasterizer.py --peers reference mitsuba --json bench.json
+
+Without OMP_WAIT_POLICY=passive torch's idle OpenMP threads keep spinning for some milliseconds after every torch
+operation, on the cores that the kernels need.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
 import statistics
 import sys
 import time
@@ -206,7 +209,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     info = dgr.backend_info()
-    print(f"isa {info['isa']}, {args.threads} threads, torch {torch.__version__}, {platform.machine()}")
+    policy = os.environ.get("OMP_WAIT_POLICY", "default")
+    print(f"isa {info['isa']}, {args.threads} threads, torch {torch.__version__}, OMP_WAIT_POLICY {policy}")
     results = []
     for name in args.cases:
         case = CASES[name]
@@ -226,7 +230,7 @@ def main() -> int:
                 f"x{median / ours:.1f} of cpu_{args.threads}t"
             )
     if args.json:
-        args.json.write_text(json.dumps({"backend": info, "results": results}, indent=1))
+        args.json.write_text(json.dumps({"backend": info, "omp_wait_policy": policy, "results": results}, indent=1))
     return 0
 
 

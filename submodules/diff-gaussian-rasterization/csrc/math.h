@@ -1,6 +1,6 @@
-// Projection of a Gaussian and its derivative, spherical harmonics and theirs. Pure functions of numbers of type F, which
-// is a vector with one Gaussian per lane on the CPU. F needs + - * / and the functions lift (broadcast), root (square root)
-// and clamp_flag, declared before this file.
+// Projection of a Gaussian and its derivative, spherical harmonics and theirs. Pure functions of numbers of type F,
+// which is a vector with one Gaussian per lane on the CPU. F needs + - * / and the functions lift (broadcast), root
+// (square root) and clamp_flag, declared before this file.
 //
 // Source: EWA splatting as used by 3D Gaussian Splatting; every derivative below was taken by hand from the forward
 // formulas of reference.py, and tests/rasterizer checks them against its autograd.
@@ -97,8 +97,8 @@ static inline void project(const Camera& cam, const F* mean, const F* quat, cons
 // Derivatives by pixel position (du, dv), inverse covariance (dca, dcb, dcc; dcb counts both off-diagonal entries) and
 // depth dz -> by camera position (dcam), scale and quaternion.
 template <class F>
-static inline void project_backward(const Camera& cam, const Footprint<F>& g, const F* scale, F du, F dv, F dca, F dcb, F dcc,
-                             F dz, F* dcam, F* dscale, F* dquat) {
+static inline void project_backward(const Camera& cam, const Footprint<F>& g, const F* scale, F du, F dv, F dca, F dcb,
+                                    F dcc, F dz, F* dcam, F* dscale, F* dquat) {
   // covariance: dS = -Q G Q with Q the inverse covariance and G its symmetric derivative
   const F half_b = dcb * 0.5f;
   const F p00 = g.ca * dca + g.cb * half_b, p01 = g.ca * half_b + g.cb * dcc;

@@ -13,7 +13,7 @@ constexpr int kGroup = kGroupRows * kBands;
 // The regions a dx^2 + 2 h dx dy + c dy^2 <= reach of kLanes splats, in the scaled units of Splat.
 struct Ellipses {
   vf u, v, h, inv_a, a_reach, det, half_x, half_y, tip, margin, first_band;
-  vm lost;                              // needles whose determinant drowned in rounding: they keep their whole box
+  vm lost;  // needles whose determinant drowned in rounding: they keep their whole box
   alignas(64) int row0[kLanes], row1[kLanes];  // pixel rows; row0 > row1 where there are none
 };
 
@@ -106,8 +106,8 @@ static void bin_chunk(const DgrScene& s, Frame& frame, int chunk) {
       const int tall = e.row0[i] > e.row1[i] ? 0 : e.row1[i] / kTile - e.row0[i] / kTile + 1;
       rows = tall > rows ? tall : rows, most += tall * frame.tiles_x;
     }
-    TilePair* pairs = static_cast<TilePair*>(
-        reserve_keeping(buffer, sizeof(TilePair) * (count + most), sizeof(TilePair) * count));
+    TilePair* pairs =
+        static_cast<TilePair*>(reserve_keeping(buffer, sizeof(TilePair) * (count + most), sizeof(TilePair) * count));
     if (rows <= kGroupRows) {
       const int bands = rows * kBands;
       for (int b = 0; b < bands; ++b) band_columns(e, b, s.width, s.height, first + b * kLanes, last + b * kLanes);

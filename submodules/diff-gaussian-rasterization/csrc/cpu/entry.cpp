@@ -95,7 +95,8 @@ struct Weights {
 int pixel_in_tile(const int64_t* pixel) { return int(pixel[1] % kTile * kTile + pixel[0] % kTile); }
 
 // Copies the rows of one tile from a packed local buffer to where the request wants them.
-void deliver_tile(const Weights& w, const DgrScene& scene, int tile, const int64_t* offsets, int32_t* ids, float* weights) {
+void deliver_tile(const Weights& w, const DgrScene& scene, int tile, const int64_t* offsets, int32_t* ids,
+                  float* weights) {
   const int64_t begin = w.tile_begin[tile], end = w.tile_begin[tile + 1];
   if (begin == end) return;
   const uint32_t* counts = w.frame->pixel_counts + int64_t(tile) * kTile * kTile;
@@ -152,7 +153,8 @@ DGR_API int dgr_backward(void* handle, const DgrScene* scene, const DgrGradients
   try {
     Frame& frame = *static_cast<Frame*>(handle);
     const size_t pairs = size_t(frame.pairs) + 1, stride = kernels().feature_stride(scene->feature_dim);
-    frame.pair_geometry = static_cast<float*>(reserve(frame.buffers[kPairGeometry], sizeof(float) * kPairFloats * pairs));
+    frame.pair_geometry =
+        static_cast<float*>(reserve(frame.buffers[kPairGeometry], sizeof(float) * kPairFloats * pairs));
     frame.pair_features = static_cast<float*>(reserve(frame.buffers[kPairFeatures], sizeof(float) * stride * pairs));
     frame.background_parts =
         static_cast<float*>(reserve(frame.buffers[kBackgroundParts], sizeof(float) * 4 * tiles_of(frame)));
@@ -194,8 +196,8 @@ DGR_API void* dgr_weights_count(const DgrScene* scene, const int64_t* pixels, in
     for (int tile = 0; tile < tiles; ++tile) w->tile_begin[tile + 1] += w->tile_begin[tile];
     std::vector<int64_t> at(w->tile_begin.begin(), w->tile_begin.end() - 1);
     for (int64_t row = 0; row < count; ++row) w->order[at[tile_of(row)]++] = row;
-    frame.pixel_counts = static_cast<uint32_t*>(
-        reserve(frame.buffers[kPixelCounts], sizeof(uint32_t) * size_t(tiles) * kTile * kTile));
+    frame.pixel_counts =
+        static_cast<uint32_t*>(reserve(frame.buffers[kPixelCounts], sizeof(uint32_t) * size_t(tiles) * kTile * kTile));
     parallel(scene->threads, tiles, [&](int tile, int) {
       if (w->tile_begin[tile] != w->tile_begin[tile + 1]) kernels().count_weights(*scene, frame, tile, min_weight);
     });
@@ -211,7 +213,8 @@ DGR_API void* dgr_weights_count(const DgrScene* scene, const int64_t* pixels, in
 }
 
 // Second half: fills ids and weights, and frees the handle.
-DGR_API void dgr_weights_fill(void* handle, const DgrScene* scene, const int64_t* offsets, int32_t* ids, float* weights) {
+DGR_API void dgr_weights_fill(void* handle, const DgrScene* scene, const int64_t* offsets, int32_t* ids,
+                              float* weights) {
   Weights* w = static_cast<Weights*>(handle);
   parallel(scene->threads, tiles_of(*w->frame),
            [&](int tile, int) { deliver_tile(*w, *scene, tile, offsets, ids, weights); });
@@ -221,7 +224,8 @@ DGR_API void dgr_weights_fill(void* handle, const DgrScene* scene, const int64_t
 
 // Copies the chosen rows; new_offsets [count + 1] are those of the result.
 DGR_API void dgr_rows(const int64_t* offsets, const int32_t* ids, const float* weights, const int64_t* index,
-                      int64_t count, const int64_t* new_offsets, int32_t threads, int32_t* new_ids, float* new_weights) {
+                      int64_t count, const int64_t* new_offsets, int32_t threads, int32_t* new_ids,
+                      float* new_weights) {
   const int64_t chunk = 1024;
   parallel(threads, int((count + chunk - 1) / chunk), [&](int task, int) {
     for (int64_t i = task * chunk; i < std::min(count, (task + 1) * chunk); ++i) {
@@ -241,13 +245,14 @@ DGR_API void dgr_blend(const int64_t* offsets, const int32_t* ids, const float* 
 }
 
 // out [n, dim] must be zero; copies [threads - 1, n, dim] must be zero too and are used as per-part sums.
-DGR_API void dgr_splat(const int64_t* offsets, const int32_t* ids, const float* weights, const float* values, int32_t dim,
-                       int64_t rows, int64_t n, int32_t parts, float* copies, float* out) {
+DGR_API void dgr_splat(const int64_t* offsets, const int32_t* ids, const float* weights, const float* values,
+                       int32_t dim, int64_t rows, int64_t n, int32_t parts, float* copies, float* out) {
   parallel(parts, parts, [&](int part, int) {
     // equal shares of the entries, not of the rows
     const int64_t total = offsets[rows];
     const int64_t begin = std::lower_bound(offsets, offsets + rows, total * part / parts) - offsets;
-    const int64_t end = part + 1 == parts ? rows : std::lower_bound(offsets, offsets + rows, total * (part + 1) / parts) - offsets;
+    const int64_t end =
+        part + 1 == parts ? rows : std::lower_bound(offsets, offsets + rows, total * (part + 1) / parts) - offsets;
     float* target = part == 0 ? out : copies + int64_t(part - 1) * n * dim;
     kernels().splat(offsets, ids, weights, values, dim, begin, end, target);
   });

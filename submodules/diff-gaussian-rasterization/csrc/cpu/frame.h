@@ -12,11 +12,11 @@ constexpr uint32_t kCulled = 0xffffffffu;
 
 // A projected Gaussian as the blending loops read it: one cache line.
 struct alignas(64) Splat {
-  float u, v;              // centre in pixels
-  float a, b, c;           // alpha = 2^(log2_opacity - (a dx^2 + b dx dy + c dy^2))
+  float u, v;     // centre in pixels
+  float a, b, c;  // alpha = 2^(log2_opacity - (a dx^2 + b dx dy + c dy^2))
   float log2_opacity;
-  float color[4];          // r, g, b, depth
-  float half_x, half_y;    // half sides of the box around alpha >= 1/255
+  float color[4];        // r, g, b, depth
+  float half_x, half_y;  // half sides of the box around alpha >= 1/255
   float padding[4];
 };
 
@@ -44,12 +44,12 @@ constexpr int kMaxChunks = 64;
 struct Frame {
   int64_t n, visible, pairs;
   int tiles_x, tiles_y, chunks;
-  uint32_t *key, *order;          // [n] depth bits or kCulled; [visible] Gaussians nearest first
-  Splat* splats;                  // [n]
-  uint32_t* slot_begin;           // [n + 1] first pair slot of a Gaussian; until lists are placed, its number of pairs
-  uint32_t* tile_begin;           // [tiles + 1]
-  Pair* list;                     // [pairs]
-  uint32_t* histogram;            // [chunks, tiles]
+  uint32_t *key, *order;  // [n] depth bits or kCulled; [visible] Gaussians nearest first
+  Splat* splats;          // [n]
+  uint32_t* slot_begin;   // [n + 1] first pair slot of a Gaussian; until lists are placed, its number of pairs
+  uint32_t* tile_begin;   // [tiles + 1]
+  Pair* list;             // [pairs]
+  uint32_t* histogram;    // [chunks, tiles]
   TilePair* chunk_pairs[kMaxChunks];
   int64_t chunk_count[kMaxChunks];
   float *pair_geometry, *pair_features;  // [pairs, kPairFloats], [pairs, feature stride]
@@ -69,12 +69,12 @@ int64_t chunk_begin(const Frame& frame, int chunk);
 struct Kernels {
   const char* isa;
   int lanes;
-  void (*project)(const DgrScene&, const DgrImages&, Frame&, int task);               // chunks of Gaussians
-  void (*bin)(const DgrScene&, Frame&, int chunk);                                    // chunks of depth order
+  void (*project)(const DgrScene&, const DgrImages&, Frame&, int task);  // chunks of Gaussians
+  void (*bin)(const DgrScene&, Frame&, int chunk);                       // chunks of depth order
   size_t (*scratch_bytes)(int feature_dim);
   void (*forward)(const DgrScene&, const DgrImages&, Frame&, int tile, float* scratch);
   void (*backward)(const DgrScene&, const DgrGradients&, Frame&, int tile, float* scratch);
-  void (*project_backward)(const DgrScene&, const DgrGradients&, Frame&, int task);   // chunks of Gaussians
+  void (*project_backward)(const DgrScene&, const DgrGradients&, Frame&, int task);  // chunks of Gaussians
   int (*feature_stride)(int feature_dim);
   void (*count_weights)(const DgrScene&, Frame&, int tile, float min_weight);
   void (*fill_weights)(const DgrScene&, Frame&, int tile, float min_weight, const uint32_t* begin, int32_t* ids,

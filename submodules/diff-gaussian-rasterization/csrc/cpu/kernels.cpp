@@ -23,6 +23,10 @@ struct Count {
 
 #include "blend.inl"
 
+#include "blend_backward.inl"
+
+#include "weights.inl"
+
 #include "training.inl"
 
 int feature_stride(int feature_dim) { return (feature_dim + kLanes - 1) / kLanes * kLanes; }
@@ -34,9 +38,24 @@ int feature_stride(int feature_dim) { return (feature_dim + kLanes - 1) / kLanes
 
 extern const Kernels DGR_JOIN(kernels_, DGR_ISA);
 const Kernels DGR_JOIN(kernels_, DGR_ISA) = {
-    DGR_STRING(DGR_ISA), kLanes,        project_task, bin_chunk, scratch_bytes,      forward_tile, backward_tile,
-    project_backward_task, feature_stride, count_weights, fill_weights, blend_rows,  splat_rows,   add_array,
-    adam_range,          ssim_scratch_bytes, ssim_row, ssim_row_backward,
+    DGR_STRING(DGR_ISA),
+    kLanes,
+    project_task,
+    bin_chunk,
+    scratch_bytes,
+    forward_tile,
+    backward_tile,
+    project_backward_task,
+    feature_stride,
+    count_weights,
+    fill_weights,
+    blend_rows,
+    splat_rows,
+    add_array,
+    adam_range,
+    ssim_scratch_bytes,
+    ssim_row,
+    ssim_row_backward,
 };
 
 }  // namespace dgr

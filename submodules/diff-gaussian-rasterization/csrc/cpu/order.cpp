@@ -46,8 +46,8 @@ void sort_by_depth(Frame& frame) {
   for (int64_t i = 0; i < visible; ++i) frame.order[i] = from[i].index;
 }
 
-// Turns the per-chunk tile counts into list positions: tiles in order, chunks (depth) in order inside a tile. Pair counts
-// of Gaussians become slots in the same way.
+// Turns the per-chunk tile counts into list positions: tiles in order, chunks (depth) in order inside a tile. Pair
+// counts of Gaussians become slots in the same way.
 void place_pairs(Frame& frame) {
   const int tiles = frame.tiles_x * frame.tiles_y;
   uint32_t at = 0;

@@ -5,8 +5,20 @@
 
 namespace dgr {
 
-enum BufferName { kKey, kOrder, kSplats, kSlotBegin, kTileBegin, kList, kHistogram, kPairGeometry, kPairFeatures,
-                  kBackgroundParts, kPixelCounts, kSortScratch };
+enum BufferName {
+  kKey,
+  kOrder,
+  kSplats,
+  kSlotBegin,
+  kTileBegin,
+  kList,
+  kHistogram,
+  kPairGeometry,
+  kPairFeatures,
+  kBackgroundParts,
+  kPixelCounts,
+  kSortScratch
+};
 
 // Projects, sorts by depth (then index) and fills the tile lists.
 void build_lists(const Kernels& kernels, const DgrScene& scene, const DgrImages& images, Frame& frame);

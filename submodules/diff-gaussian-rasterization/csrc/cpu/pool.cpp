@@ -47,9 +47,10 @@ class Pool {
     wake_.notify_all();
     drain(0);
     inside_.fetch_sub(kOpen, std::memory_order_acq_rel);
-    for (int spins = 0; inside_.load(std::memory_order_acquire) != 0; ++spins) {
-      if (spins < kSpins) relax();
-      else std::this_thread::yield();  // the worker may need this core
+    for (int spins = 0; inside_.load(std::memory_order_acquire) != 0 && spins < kSpins; ++spins) relax();
+    if (inside_.load(std::memory_order_acquire) != 0) {  // sleep: an interrupted worker can move to this core
+      std::unique_lock<std::mutex> lock(mutex_);
+      done_.wait(lock, [&] { return inside_.load(std::memory_order_acquire) == 0; });
     }
   }
 
@@ -78,14 +79,17 @@ class Pool {
       seen = generation_.load(std::memory_order_acquire);
       if (!enter()) continue;
       if (id < threads_) drain(id);
-      inside_.fetch_sub(1, std::memory_order_acq_rel);
+      if (inside_.fetch_sub(1, std::memory_order_acq_rel) == 1) {  // the last one out of a closed job
+        std::lock_guard<std::mutex> lock(mutex_);
+        done_.notify_one();
+      }
     }
   }
 
   const pid_t owner_;
   std::vector<std::thread> workers_;
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_, done_;
   std::atomic<uint64_t> generation_{0};
   std::atomic<int> next_{0}, inside_{0};
   TaskFunction function_ = nullptr;

@@ -16,8 +16,8 @@ void run_parallel(int threads, int tasks, TaskFunction function, void* context);
 template <class F>
 void parallel(int threads, int tasks, F&& body) {
   using Body = typename std::remove_reference<F>::type;
-  run_parallel(threads, tasks, [](void* context, int task, int worker) { (*static_cast<Body*>(context))(task, worker); },
-               &body);
+  run_parallel(
+      threads, tasks, [](void* context, int task, int worker) { (*static_cast<Body*>(context))(task, worker); }, &body);
 }
 
 }  // namespace dgr

@@ -123,8 +123,16 @@ static void project_task(const DgrScene& s, const DgrImages& images, Frame& fram
     const vf largest = half_sum + root(vmax(half_sum * half_sum - k.g.det, set1(kMinDiscriminant)));
     const vf three_sigma = vmin(root(largest) * 3.0f, set1(1e9f));
     alignas(64) float t[10][kLanes];
-    const vf values[10] = {u, v, k.g.ca * (0.5f * kLog2e), k.g.cb * kLog2e, k.g.cc * (0.5f * kLog2e),
-                           log2_opacity, k.g.z, half_x, half_y, three_sigma};
+    const vf values[10] = {u,
+                           v,
+                           k.g.ca * (0.5f * kLog2e),
+                           k.g.cb * kLog2e,
+                           k.g.cc * (0.5f * kLog2e),
+                           log2_opacity,
+                           k.g.z,
+                           half_x,
+                           half_y,
+                           three_sigma};
     for (int i = 0; i < 10; ++i) store(t[i], values[i]);
     Splat* out = frame.splats + n;
     for (int i = 0; i < count; ++i) {
@@ -173,8 +181,9 @@ static void feature_rows_backward(const DgrScene& s, const DgrGradients& d, cons
 }
 
 // Derivative by colours or harmonics of the lanes, and by the viewing direction (added to dmean).
-DGR_INLINE void shade_backward(const DgrScene& s, const DgrGradients& d, const Camera& cam, const Frame& frame, int64_t n,
-                               int count, unsigned visible, const Block& k, const float (*sums)[kPairFloats], vf* dmean) {
+DGR_INLINE void shade_backward(const DgrScene& s, const DgrGradients& d, const Camera& cam, const Frame& frame,
+                               int64_t n, int count, unsigned visible, const Block& k, const float (*sums)[kPairFloats],
+                               vf* dmean) {
   alignas(64) float basis[16][kLanes], dbasis[16][kLanes];
   vf dir[3], y[16], inverse = zero();
   int terms = 0;

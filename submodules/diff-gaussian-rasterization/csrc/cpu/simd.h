@@ -167,9 +167,7 @@ DGR_INLINE vm load_mask(const vm* p) { return *p; }
 DGR_INLINE void store_mask(vm* p, vm m) { *p = m; }
 DGR_INLINE vf reciprocal(vf a) { return 1.0f / a; }
 DGR_INLINE unsigned bits(vm m) { return (m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8); }
-DGR_INLINE vm from_bits(unsigned b) {
-  return vm{-int(b & 1), -int(b >> 1 & 1), -int(b >> 2 & 1), -int(b >> 3 & 1)};
-}
+DGR_INLINE vm from_bits(unsigned b) { return vm{-int(b & 1), -int(b >> 1 & 1), -int(b >> 2 & 1), -int(b >> 3 & 1)}; }
 DGR_INLINE vf keep(vm m, vf a) { return (vf)((vm)a & m); }
 constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits
 DGR_INLINE vf nearest(vf a) { return (a + kRoundMagic) - kRoundMagic; }

@@ -4,8 +4,8 @@
 
 // One row: out = sum over entries of weight * features[id], V vectors wide, the last one `tail` floats.
 template <int V>
-DGR_INLINE void blend_row(const int32_t* ids, const float* weights, int64_t count, const float* features, int dim, int tail,
-                          float* out) {
+DGR_INLINE void blend_row(const int32_t* ids, const float* weights, int64_t count, const float* features, int dim,
+                          int tail, float* out) {
   vf acc[V];
 #pragma GCC unroll 4
   for (int i = 0; i < V; ++i) acc[i] = zero();
@@ -25,8 +25,8 @@ DGR_INLINE void blend_row(const int32_t* ids, const float* weights, int64_t coun
 
 // One row of the transpose: out[id] += weight * value.
 template <int V>
-DGR_INLINE void splat_row(const int32_t* ids, const float* weights, int64_t count, const float* value, int dim, int tail,
-                          float* out) {
+DGR_INLINE void splat_row(const int32_t* ids, const float* weights, int64_t count, const float* value, int dim,
+                          int tail, float* out) {
   vf g[V];
 #pragma GCC unroll 4
   for (int i = 0; i < V - 1; ++i) g[i] = load(value + i * kLanes);
@@ -38,8 +38,10 @@ DGR_INLINE void splat_row(const int32_t* ids, const float* weights, int64_t coun
 #pragma GCC unroll 4
     for (int i = 0; i < V - 1; ++i) store(row + i * kLanes, fma(w, g[i], load(row + i * kLanes)));
     float* last = row + (V - 1) * kLanes;
-    if (tail == kLanes) store(last, fma(w, g[V - 1], load(last)));
-    else store_n(last, fma(w, g[V - 1], load_n(last, tail)), tail);
+    if (tail == kLanes)
+      store(last, fma(w, g[V - 1], load(last)));
+    else
+      store_n(last, fma(w, g[V - 1], load_n(last, tail)), tail);
   }
 }
 
@@ -49,10 +51,14 @@ DGR_INLINE void channel_groups(int dim, Body body) {
   for (int c = 0; c < dim; c += 4 * kLanes) {
     const int left = dim - c < 4 * kLanes ? dim - c : 4 * kLanes;
     const int vectors = (left + kLanes - 1) / kLanes, tail = left - (vectors - 1) * kLanes;
-    if (vectors == 1) body(c, Count<1>(), tail);
-    else if (vectors == 2) body(c, Count<2>(), tail);
-    else if (vectors == 3) body(c, Count<3>(), tail);
-    else body(c, Count<4>(), tail);
+    if (vectors == 1)
+      body(c, Count<1>(), tail);
+    else if (vectors == 2)
+      body(c, Count<2>(), tail);
+    else if (vectors == 3)
+      body(c, Count<3>(), tail);
+    else
+      body(c, Count<4>(), tail);
   }
 }
 
@@ -103,7 +109,8 @@ static void adam_range(float* param, const float* grad, float* m, float* v, int6
 
 // ---- SSIM ---------------------------------------------------------------------------------------------------------
 // Images are [height, 3 width] rows of interleaved channels: a horizontal tap is 3 floats away. Each output row is
-// filtered vertically into padded line buffers, then horizontally; the window is symmetric, so backward is the same filter.
+// filtered vertically into padded line buffers, then horizontally; the window is symmetric, so backward is the same
+// filter.
 
 constexpr int kRadius = 5, kTaps = 2 * kRadius + 1, kPad = 3 * kRadius;
 // exp(-x^2 / (2 1.5^2)) normalised over x = -5..5
@@ -121,8 +128,8 @@ DGR_INLINE vf horizontal(const float* line, int i) {  // line points at the firs
   return sum;
 }
 
-// Returns the sum of SSIM over one row; maps [3, height, 3 width], unless null, gets the derivatives of each value by the
-// filtered x, x^2 and x y.
+// Returns the sum of SSIM over one row; maps [3, height, 3 width], unless null, gets the derivatives of each value by
+// the filtered x, x^2 and x y.
 static double ssim_row(const float* x, const float* y, int width, int height, int row, float* maps, float* scratch) {
   const int floats = 3 * width, stride = line_floats(width);
   const int first = row < kRadius ? kRadius - row : 0, last = row + kRadius < height ? kTaps : height - row + kRadius;

@@ -24,8 +24,10 @@ FILES = sorted(ROOT.rglob("*.py"))
 def imported(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("unified_lift"):
-            names = [alias.name for alias in node.names] if node.module == "unified_lift" else [node.module.split(".")[1]]
-            yield from names
+            if node.module == "unified_lift":
+                yield from (alias.name for alias in node.names)
+            else:
+                yield node.module.split(".")[1]
         elif isinstance(node, ast.Import):
             yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("unified_lift."))
 

@@ -18,7 +18,8 @@ def test_miniature_goes_through_the_whole_program(name, tmp_path, capsys):
     scene, model = tmp_path / "scene", tmp_path / "model"
     DATASETS[name].write_miniature(scene)
     before = {path: path.read_bytes() for path in scene.rglob("*") if path.is_file()}
-    train = ["train", "-s", str(scene), "-m", str(model), "--eval", "--random_init", "--num_random_points", "200", *SHORT]
+    points = ["--random_init", "--num_random_points", "200"]
+    train = ["train", "-s", str(scene), "-m", str(model), "--eval", *points, *SHORT]
     assert main(train) == 0
     assert main(["render", "-m", str(model), "--quiet", "--no-video"]) == 0
     assert main(["eval", "-m", str(model), "--quiet"]) == 0

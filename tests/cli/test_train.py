@@ -113,7 +113,8 @@ def test_unknown_config_key_names_the_file_and_the_nearest(tmp_path, capsys):
     config = tmp_path / "c.yaml"
     config.write_text("lift:\n  lift_iteration: 3\n")
     assert main(["train", "-s", "x", "-m", "y", "--config", str(config)]) == 2
-    assert f"{config}, group lift: unknown setting 'lift_iteration'; did you mean 'lift_iterations'" in capsys.readouterr().err
+    expected = f"{config}, group lift: unknown setting 'lift_iteration'; did you mean 'lift_iterations'"
+    assert expected in capsys.readouterr().err
 
 
 def test_help_shows_an_example_and_defaults(capsys):

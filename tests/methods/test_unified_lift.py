@@ -193,7 +193,7 @@ def test_any_feature_width(dim):
 
 
 def test_code_that_grew_from_cut_masks_is_dropped():
-    # Segment A: 100 pixels; in four of ten views a cut gives 20 of them, whose features lean away, a segment of their own.
+    # Segment 1 has 100 pixels; in four of ten views a cut makes 20 of them, whose features lean away, a segment 2.
     whole, cut = normalize(torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0]]), dim=1)
     other = torch.tensor([0.0, 0.0, 1.0])
     views = []

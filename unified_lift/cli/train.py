@@ -158,8 +158,6 @@ def _print_scene(settings: TrainSettings, scene: Scene) -> None:
         f"{scene.name}: {scene.dataset}, {len(scene.train)} training views ({masks} with masks), "
         f"{len(scene.test)} held out, {size}, {len(scene.points.positions)} initial points"
     )
-    if not masks:
-        print(f"note: no mask in {settings.data.object_path}/: colour and geometry only, nothing is lifted")
     for note in scene.notes:
         print(f"note: {note}")
     if not settings.run.quiet:

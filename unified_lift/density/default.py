@@ -60,7 +60,7 @@ class DensityControl:
         """Start with empty statistics for `count` Gaussians in a scene of extent `radius` (world units)."""
         self.settings, self.radius = settings, radius
         self.until = settings.densify_until_iter or num_steps // 2
-        self.grad_sum, self.num_seen = torch.zeros(count), torch.zeros(count)
+        self._forget(count, torch.device("cpu"))
 
     def is_watching(self, step: int) -> bool:
         """Return whether statistics are gathered at this 0-based step."""
@@ -68,6 +68,8 @@ class DensityControl:
 
     def observe(self, screen_grad: Tensor, radii: Tensor, *, width: int, height: int) -> None:
         """Add one view's gradient d loss / d pixel position [N, 2] of the Gaussians with radius > 0."""
+        if self.grad_sum.device != screen_grad.device:
+            self.grad_sum, self.num_seen = self.grad_sum.to(screen_grad.device), self.num_seen.to(screen_grad.device)
         seen = radii > 0
         ndc = screen_grad[seen] * screen_grad.new_tensor([width / 2, height / 2])
         self.grad_sum[seen] += ndc.norm(dim=1)
@@ -105,7 +107,10 @@ class DensityControl:
         optimizer.append_rows(sum(len(child["means"]) for child in children))
         for name, value in list(gaussians):
             gaussians.set(name, torch.cat([value.detach()[survivors], *(child[name] for child in children)]))
-        self.grad_sum, self.num_seen = torch.zeros(len(gaussians)), torch.zeros(len(gaussians))
+        self._forget(len(gaussians), gaussians.device)
+
+    def _forget(self, count: int, device: torch.device) -> None:
+        self.grad_sum, self.num_seen = torch.zeros(count, device=device), torch.zeros(count, device=device)
 
     def _prune(self, gaussians: Gaussians, optimizer: RowOptimizer, *, large: bool) -> None:
         with torch.no_grad():
@@ -135,7 +140,9 @@ def _clones(gaussians: Gaussians, chosen: Tensor) -> dict[str, Tensor]:
 def _split(gaussians: Gaussians, chosen: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     parents = {name: value.detach()[chosen].repeat_interleave(_SPLIT_CHILDREN, dim=0) for name, value in gaussians}
     scales = parents["log_scales"].exp()
-    offsets = torch.randn(scales.shape, generator=generator) * scales  # [2n, 3], in the Gaussian's own axes
+    offsets = (
+        torch.randn(scales.shape, generator=generator).to(scales.device) * scales
+    )  # [2n, 3], in the Gaussian's own axes
     rotations = rotation_from_quaternion(parents["quats"])
     parents["means"] = parents["means"] + (rotations @ offsets[:, :, None])[:, :, 0]
     parents["log_scales"] = (scales / _SPLIT_SHRINK).log()

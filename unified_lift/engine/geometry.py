@@ -38,15 +38,15 @@ class GeometryStage(Stage):
         super().__init__(num_steps=settings.iterations, num_views=len(scene.train), seed=seed)
         self.scene, self.gaussians, self.settings, self.method = scene, gaussians, settings, method
         self.density = DensityControl(density, radius=scene.radius, count=len(gaussians), num_steps=settings.iterations)
-        self.background = torch.ones(3) if settings.white_background else None
+        self.background = torch.ones(3, device=gaussians.device) if settings.white_background else None
         if method is not None and gaussians.feature_dim == 0:
-            gaussians.set("features", method.initial_features(len(gaussians)))
+            gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
 
     def train_step(self, step: int) -> dict[str, Tensor]:
         """Do 0-based `step` and return the unweighted, detached terms."""
         view = self.scene.train[self.order.next_index()]
         watching = self.density.is_watching(step)
-        means2d = torch.zeros(len(self.gaussians), 2, requires_grad=True) if watching else None
+        means2d = torch.zeros_like(self.gaussians.means[:, :2], requires_grad=True) if watching else None
         if self.method is not None:
             self.method.before_step(self.progress(step), self.observe)
         out = render(

@@ -44,8 +44,9 @@ def label_gaussians(gaussians: Gaussians, method: Method, cameras: Sequence[Came
     Source: ours; the paper applies Eq. 2 to the single feature. Memory: N x L float32.
     """
     num_codes = next(iter(method.parameters().values())).shape[0]
-    votes = torch.zeros(len(gaussians) * num_codes)
-    areas, num_views = torch.zeros(num_codes, dtype=torch.int64), torch.zeros(num_codes, dtype=torch.int64)
+    votes = torch.zeros(len(gaussians) * num_codes, device=gaussians.device)
+    areas = torch.zeros(num_codes, dtype=torch.int64, device=gaussians.device)
+    num_views = torch.zeros_like(areas)
     for camera in cameras:
         weights = blending_weights(gaussians, camera, min_weight=_MIN_VOTE_WEIGHT)
         ids = method.segment(blend(weights, gaussians.features)).object_ids  # [P]
@@ -66,7 +67,7 @@ def by_falling_area(method: Method, labels: GaussianLabels) -> GaussianLabels:
     """Renumber the objects of `method` and `labels` by falling area, so that id 0 is usually the background."""
     order = torch.argsort(labels.areas, descending=True, stable=True)
     method.reorder(order)
-    new_id = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+    new_id = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return labels._replace(
         object_ids=new_id[labels.object_ids], areas=labels.areas[order], num_views=labels.num_views[order]
     )

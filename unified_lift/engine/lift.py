@@ -73,7 +73,7 @@ class LiftStage(Stage):
         super().__init__(num_steps=settings.lift_iterations, num_views=len(self.views), seed=seed)
         gaussians.freeze_geometry()
         if gaussians.feature_dim != method.feature_dim:
-            gaussians.set("features", method.initial_features(len(gaussians)))
+            gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
         self._cache: WeightCache | None = None
 
     @property
@@ -96,6 +96,7 @@ class LiftStage(Stage):
         segments = self.views[index].segments.flatten()
         if len(segments) > self.settings.lift_pixels:
             rows = torch.randint(len(segments), (self.settings.lift_pixels,), generator=self.generator)
+            rows = rows.to(segments.device)
             weights, segments = self.cache.some_pixels(index, rows), segments[rows]
         else:
             weights = self.cache.all_pixels(index)

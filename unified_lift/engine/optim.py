@@ -32,6 +32,8 @@ class NamedAdam:
                 self.steps[name] = 0
             self.steps[name] += 1
             first, second = self.moments[name]
+            if first.device != value.device:  # loaded from a checkpoint
+                first, second = self.moments[name] = (first.to(value.device), second.to(value.device))
             with torch.no_grad():
                 fused_adam_step(
                     value.detach(),

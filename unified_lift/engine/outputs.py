@@ -75,6 +75,8 @@ def write_objects(
 ) -> None:
     """Write codebook, per-Gaussian labels, object list, and the PLY that Gaussian Grouping's scripts read."""
     folder = iteration_dir(model_path, iteration)
+    gaussians, codebook = gaussians.to(torch.device("cpu")), codebook.cpu()
+    labels = GaussianLabels(*(value.cpu() for value in labels))
     torch.save(codebook.detach().clone(), folder / "classifier.pth.partial")
     (folder / "classifier.pth.partial").replace(folder / "classifier.pth")
     with open(folder / "segmentation.npz.partial", "wb") as file:

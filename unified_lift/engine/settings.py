@@ -71,6 +71,8 @@ class RunSettings:
     """Steps between two log lines. [ours]"""
     logger: Literal["tensorboard", "none"] = "tensorboard"
     """Where scalars and images go, besides metrics.jsonl."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto`: a CUDA device if there is one and the rasterizer was built for it."""
     quiet: bool = False
     """No progress bars [3DGS]."""
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from unified_lift.config import differences, merged, to_dict
 from unified_lift.engine import outputs
 from unified_lift.engine.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
+from unified_lift.engine.device import chosen_device, on_device
 from unified_lift.engine.geometry import GeometryStage, target_image
 from unified_lift.engine.labels import by_falling_area, label_gaussians
 from unified_lift.engine.lift import LiftStage
@@ -43,9 +44,11 @@ class Trainer:
 
     def __init__(self, settings: TrainSettings, scene: Scene) -> None:
         """Create Gaussians and method; nothing is written yet."""
-        self.settings, self.scene = settings, scene
-        self.gaussians = start_gaussians(settings, scene)
+        self.settings, self.device = settings, chosen_device(settings.run.device)
+        self.scene = on_device(scene, self.device)
+        self.gaussians = start_gaussians(settings, scene).to(self.device)
         self.method = METHODS["unified_lift"](settings.method, zero_id=scene.zero_id, seed=settings.seed)
+        self.method.to(self.device)
         self.seconds: dict[str, float] = {}
         self.stop_requested = False
 
@@ -80,7 +83,7 @@ class Trainer:
         joint = s.schedule == "joint"
         has_masks = any(view.segments is not None for view in self.scene.train)
         if saved is not None:
-            self.gaussians = Gaussians(saved["gaussians"])
+            self.gaussians = Gaussians(saved["gaussians"]).to(self.device)
             self.method.load_state_dict(saved["method"])
         if saved is None or saved["stage"] == "geometry":
             method = self.method if joint and has_masks else None
@@ -169,7 +172,7 @@ class Trainer:
             log.scalars("test", iteration, total_steps, {"psnr": float(torch.stack(scores).mean())})
 
     def _background(self) -> Tensor | None:
-        return torch.ones(3) if self.settings.geometry.white_background else None
+        return torch.ones(3, device=self.device) if self.settings.geometry.white_background else None
 
     def _finish(self) -> dict[str, Any]:
         model, iteration = self.settings.model_path, self.settings.geometry.iterations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 Observation = tuple[Tensor, Tensor]
@@ -41,6 +42,9 @@ class Method(Protocol):
 
     def segment(self, features: Tensor) -> Segmentation:
         """Return object ids of features [..., D]."""
+
+    def to(self, device: torch.device) -> None:
+        """Move the own parameters to `device`."""
 
     def reorder(self, order: Tensor) -> None:
         """Renumber the objects: id i becomes what id `order[i]` was."""

@@ -144,7 +144,11 @@ class UnifiedLift:
             codes = codes[self._support(codes, observe()) >= self.settings.codebook_min_support]
         else:
             codes = random_codebook(self.settings.num_codes or 256, self.feature_dim, generator=self.generator)
-        self.codebook = codes.detach().clone().requires_grad_(True)
+        self.codebook = codes.detach().to(self.codebook.device, copy=True).requires_grad_(True)
+
+    def to(self, device: torch.device) -> None:
+        """Move the codebook; random draws stay on the CPU, so that a seed means the same everywhere."""
+        self.codebook = self.codebook.detach().to(device).requires_grad_(True)
 
     def losses(self, features: Tensor, segments: Tensor, progress: float) -> dict[str, Tensor]:
         """Return the terms of Eq. 8 for one view.
@@ -168,7 +172,7 @@ class UnifiedLift:
     def segment(self, features: Tensor) -> Segmentation:
         """Return the code with the largest association for features [..., D] (Eq. 2)."""
         if not len(self.codebook):
-            zeros = torch.zeros(features.shape[:-1])
+            zeros = torch.zeros(features.shape[:-1], device=features.device)
             return Segmentation(zeros.long(), zeros)
         logits = self._logits(features)
         confidence, ids = torch.softmax(logits, dim=-1).max(dim=-1)
@@ -185,7 +189,7 @@ class UnifiedLift:
 
     def load_state_dict(self, state: dict) -> None:
         """Take what `state_dict` returned."""
-        self.codebook = state["codebook"].clone().requires_grad_(True)
+        self.codebook = state["codebook"].to(self.codebook.device, copy=True).requires_grad_(True)
         self.generator.set_state(state["generator"])
 
     def _logits(self, features: Tensor) -> Tensor:
@@ -197,7 +201,7 @@ class UnifiedLift:
         if s.filter_contrastive:
             slot = torch.where(reliable, slot, -1)
         if len(slot) > s.contrastive_samples:
-            chosen = torch.randint(len(slot), (s.contrastive_samples,), generator=self.generator)
+            chosen = torch.randint(len(slot), (s.contrastive_samples,), generator=self.generator).to(slot.device)
             features, slot = features[chosen], slot[chosen]
         return contrastive_loss(
             features,
@@ -246,7 +250,8 @@ class UnifiedLift:
 
     def _support(self, codes: Tensor, observations: Iterable[Observation]) -> Tensor:
         """Return the share of each code's pixels that lie in segments whose most frequent code it is, [L]."""
-        own, total = torch.zeros(len(codes)), torch.zeros(len(codes))
+        own = torch.zeros(len(codes), device=codes.device)
+        total = torch.zeros_like(own)
         for features, segments in observations:
             slot, ids = dense_slots(segments, ignore_zero=self.ignore_zero)
             labelled = slot >= 0

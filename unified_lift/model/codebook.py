@@ -33,7 +33,7 @@ def codebook_from_prototypes(
     """
     similar = prototypes @ prototypes.T >= min_cosine  # [M, M]
     members = similar.sum(dim=1)
-    free = torch.ones(len(prototypes), dtype=torch.bool)
+    free = torch.ones(len(prototypes), dtype=torch.bool, device=prototypes.device)
     codes: list[Tensor] = []
     while max_codes is None or len(codes) < max_codes:
         counts = torch.where(free, members, -1)

@@ -76,6 +76,15 @@ class Gaussians:
         """Return detached copies of the parameters."""
         return {name: value.detach().clone() for name, value in self.table.items()}
 
+    @property
+    def device(self) -> torch.device:
+        """Return where the parameters live."""
+        return self.table["means"].device
+
+    def to(self, device: torch.device) -> Gaussians:
+        """Return a copy on `device`."""
+        return Gaussians({name: value.to(device) for name, value in self.table.items()})
+
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for value in self.table.values():

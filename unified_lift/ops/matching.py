@@ -46,7 +46,7 @@ def hungarian(scores: Tensor, *, floors: Tensor | None = None) -> Tensor:
         way_out = floors.detach().cpu().double().numpy()[:, None].repeat(num_segments, axis=1)
         table = np.concatenate([table, way_out], axis=1)
     rows, columns = linear_sum_assignment(table, maximize=True)
-    codes = torch.full((num_segments,), -1, dtype=torch.int64)
+    codes = torch.full((num_segments,), -1, dtype=torch.int64)  # on the CPU, as the solver is
     real = columns < num_codes
     codes[torch.from_numpy(rows[real])] = torch.from_numpy(columns[real])
     return codes.to(scores.device)

@@ -14,9 +14,17 @@ struct TileState {
   vf transmittance[kBlocks];
   vm alive[kBlocks];  // lanes inside the image that have not been cut off
   vf px[kColumns], py[kBands];
-  uint64_t live;  // blocks with a lane alive
+  uint64_t live;  // blocks with a lane alive at the last look
   int x, y, width, height;  // pixels of the tile inside the image
 };
+
+// Looks which blocks still have a lane alive; done now and then, because loop control that waited for the arithmetic of
+// the last splat would serialise everything.
+constexpr int kRefresh = 16;
+DGR_INLINE void refresh_live(TileState& t) {
+  t.live = 0;
+  for (int b = 0; b < kBlocks; ++b) t.live |= uint64_t(bits(t.alive[b]) != 0) << b;
+}
 
 static void start_tile(const DgrScene& s, const Frame& frame, int tile, TileState& t) {
   t.x = tile % frame.tiles_x * kTile, t.y = tile / frame.tiles_x * kTile;
@@ -26,13 +34,12 @@ static void start_tile(const DgrScene& s, const Frame& frame, int tile, TileStat
   for (int i = 0; i < kLanes; ++i) lane_x[i] = i % kBlockWidth + 0.5f, lane_y[i] = i / kBlockWidth + 0.5f;
   for (int i = 0; i < kColumns; ++i) t.px[i] = load(lane_x) + float(t.x + i * kBlockWidth);
   for (int i = 0; i < kBands; ++i) t.py[i] = load(lane_y) + float(t.y + i * kBlockHeight);
-  t.live = 0;
   const vf right = set1(float(s.width)), bottom = set1(float(s.height));
   for (int b = 0; b < kBlocks; ++b) {
     t.transmittance[b] = set1(1.0f);
     t.alive[b] = both(lt(t.px[b % kColumns], right), lt(t.py[b / kColumns], bottom));
-    if (bits(t.alive[b]) != 0) t.live |= uint64_t(1) << b;
   }
+  refresh_live(t);
 }
 
 // One splat on one block: alpha, offset from the centre, and which lanes it reaches (alpha >= 1/255). The exponent is
@@ -56,12 +63,10 @@ DGR_INLINE vm advance(TileState& t, int b, vf alpha, vm hit, vf& weight) {
   vm use = both(hit, t.alive[b]);
   const vf before = t.transmittance[b];
   const vf blended = before * alpha, after = before - blended;
+  // no branch here: in a saturated scene every pixel stops once, and each time the prediction would fail
   const vm stop = both(use, lt(after, set1(kTransmittanceMin)));
-  if (bits(stop) != 0) {
-    t.alive[b] = without(t.alive[b], stop);
-    if (bits(t.alive[b]) == 0) t.live &= ~(uint64_t(1) << b);
-    use = without(use, stop);
-  }
+  t.alive[b] = without(t.alive[b], stop);
+  use = without(use, stop);
   weight = keep(use, blended);
   t.transmittance[b] = before - weight;
   return use;
@@ -143,6 +148,7 @@ static void forward_tile(const DgrScene& s, const DgrImages& out, Frame& frame, 
     memset(f.count, 0, sizeof f.count);
     // phase 1: weights of this batch, listed per block
     for (int i = 0; i < batch; ++i) {
+      if (i % kRefresh == 0) refresh_live(t);
       Pair& pair = frame.list[begin + i];
       uint64_t touched = 0;
       if (begin + i + kAhead < end) prefetch_splat(s, frame, frame.list[begin + i + kAhead]);
@@ -260,7 +266,7 @@ static int backward_pair(const Splat& splat, const float* feature, int dim, uint
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) acc[i] = zero();
   int count = 0;
-  for (uint64_t rest = blocks & t.live; rest != 0; rest &= rest - 1) {
+  for (uint64_t rest = blocks; rest != 0; rest &= rest - 1) {
     const int b = __builtin_ctzll(rest);
     vf dx, dy, weight;
     vm hit;
@@ -296,7 +302,7 @@ static int backward_pair(const Splat& splat, const float* feature, int dim, uint
 // The same when only the weights are wanted.
 static int weights_of_pair(const Splat& splat, uint64_t blocks, TileState& t, BackwardState& k) {
   int count = 0;
-  for (uint64_t rest = blocks & t.live; rest != 0; rest &= rest - 1) {
+  for (uint64_t rest = blocks; rest != 0; rest &= rest - 1) {
     const int b = __builtin_ctzll(rest);
     vf dx, dy, weight;
     vm hit;
@@ -349,6 +355,7 @@ static void walk_tile(const DgrScene& s, const Frame& frame, int tile, float min
   TileState t;
   start_tile(s, frame, tile, t);
   for (uint32_t i = frame.tile_begin[tile]; i < frame.tile_begin[tile + 1] && t.live != 0; ++i) {
+    if (i % kRefresh == 0) refresh_live(t);
     const Pair& pair = frame.list[i];
     if (i + kAhead < frame.tile_begin[tile + 1]) __builtin_prefetch(frame.splats + frame.list[i + kAhead].index);
     const Splat& splat = frame.splats[pair.index];

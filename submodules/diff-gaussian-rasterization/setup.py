@@ -1,10 +1,12 @@
-"""Builds the kernels as a plain C library: needs g++ (or the compiler in CXX), neither torch nor Python headers.
+"""Builds the kernels as plain C libraries: needs g++ (or the compiler in CXX), neither torch nor Python headers.
 
-Without a compiler the package still installs and runs on its torch reference, and says so.
+Without a compiler the package still installs and runs on its torch reference, and says so. The kernels for NVIDIA GPUs
+are built where nvcc is found. DGR_CUDA_ARCH limits them to some architectures ("90", "80;90") or skips them ("none").
 """
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,11 @@ FLAGS = [
     # GCC reports its own intrinsics headers
     "-Wall", "-Wno-ignored-attributes", "-Wno-uninitialized", "-Wno-maybe-uninitialized",
 ]  # fmt: skip
+CUDA_UNITS = ["project", "lists", "sort", "forward", "backward", "training"]
+CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall", "--threads", "0"]
+CUDA_ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
+# counting and filling the lists must round alike
+CUDA_UNIT_FLAGS = {"lists": ["--fmad=false"]}
 AVX2 = ["-DDGR_AVX2", "-mavx2", "-mfma"]
 AVX512 = ["-DDGR_AVX512", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
 
@@ -39,13 +46,68 @@ def library_flags():
     return ["-static-libgcc", "-static-libstdc++"] if sys.platform.startswith("linux") else []
 
 
+def find_nvcc():
+    """Return the path of the CUDA compiler, or None."""
+    for home in ("CUDA_HOME", "CUDA_PATH"):
+        candidate = Path(os.environ.get(home, "/nonexistent")) / "bin" / "nvcc"
+        if candidate.is_file():
+            return str(candidate)
+    usual = Path("/usr/local/cuda/bin/nvcc")
+    return shutil.which("nvcc") or (str(usual) if usual.is_file() else None)
+
+
+def architecture_flags(nvcc):
+    """Return flags for DGR_CUDA_ARCH, or code for every architecture the compiler knows and PTX of the newest."""
+    wanted = os.environ.get("DGR_CUDA_ARCH", "").replace(",", ";").split(";")
+    wanted = [name.strip().replace(".", "") for name in wanted if name.strip()]
+    if not wanted:
+        listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+        known = {int(name) for name in re.findall(r"compute_(\d+)\b", listed)}
+        wanted = [str(number) for number in CUDA_ARCHITECTURES if number in known]
+    flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in wanted]
+    return [*flags, f"-gencode=arch=compute_{wanted[-1]},code=compute_{wanted[-1]}"]
+
+
 class BuildKernels(build_ext):
-    """Compiles the kernel source once per instruction set and links everything into one library."""
+    """Compiles the CPU kernels once per instruction set, and the CUDA kernels, each into one library."""
 
     def get_ext_filename(self, fullname):
-        return "_dgr_cpu.so"
+        return fullname.split(".")[-1] + ".so"
 
     def build_extension(self, ext):
+        if ext.name.endswith("_dgr_cuda"):
+            self.build_cuda(ext)
+        else:
+            self.build_cpu(ext)
+
+    def build_cuda(self, ext):
+        nvcc = find_nvcc()
+        if os.environ.get("DGR_CUDA_ARCH", "").lower() == "none" or nvcc is None:
+            reason = "nvcc was not found" if nvcc is None else "DGR_CUDA_ARCH=none"
+            print(f"{PACKAGE}: the kernels for NVIDIA GPUs are not built ({reason})", file=sys.stderr)
+            return
+        folder, output = Path(self.build_temp), Path(self.get_ext_fullpath(ext.name))
+        folder.mkdir(parents=True, exist_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        architectures = architecture_flags(nvcc)
+        objects = [str(folder / f"cuda_{unit}.o") for unit in CUDA_UNITS]
+        running = [
+            subprocess.Popen(
+                [nvcc, *CUDA_FLAGS, *CUDA_UNIT_FLAGS.get(unit, []), *architectures]
+                + ["-c", f"csrc/cuda/{unit}.cu", "-o", target]
+            )
+            for unit, target in zip(CUDA_UNITS, objects)
+        ]
+        if any([process.wait() for process in running]):
+            self.report(f"{nvcc} could not compile the kernels for NVIDIA GPUs")
+            return
+        fresh = output.with_suffix(".new")
+        if subprocess.run([nvcc, "-shared", "-cudart", "static", *objects, "-o", str(fresh)]).returncode != 0:
+            self.report("linking the kernels for NVIDIA GPUs failed")
+            return
+        os.replace(fresh, output)
+
+    def build_cpu(self, ext):
         compiler = shutil.which(os.environ.get("CXX", "g++"))
         if compiler is None:
             self.report("no C++ compiler found (install g++ or set CXX)")
@@ -75,12 +137,19 @@ class BuildKernels(build_ext):
         print(f"WARNING: {PACKAGE}: {reason}; the package will run on its slow torch reference", file=sys.stderr)
 
     def copy_extensions_to_source(self):
-        """Put the library into the package folder of an editable install, unless it could not be built."""
-        target = Path(PACKAGE) / "_dgr_cpu.so"
-        built = Path(self.build_lib) / target
-        if built.is_file():
-            shutil.copyfile(built, target.with_suffix(".new"))
-            os.replace(target.with_suffix(".new"), target)
+        """Put the libraries into the package folder of an editable install, unless they could not be built."""
+        for ext in self.extensions:
+            target = Path(PACKAGE) / self.get_ext_filename(ext.name)
+            built = Path(self.build_lib) / target
+            if built.is_file():
+                shutil.copyfile(built, target.with_suffix(".new"))
+                os.replace(target.with_suffix(".new"), target)
 
 
-setup(ext_modules=[Extension(f"{PACKAGE}._dgr_cpu", [*SOURCES, KERNELS])], cmdclass={"build_ext": BuildKernels})
+setup(
+    ext_modules=[
+        Extension(f"{PACKAGE}._dgr_cpu", [*SOURCES, KERNELS]),
+        Extension(f"{PACKAGE}._dgr_cuda", [f"csrc/cuda/{unit}.cu" for unit in CUDA_UNITS]),
+    ],
+    cmdclass={"build_ext": BuildKernels},
+)

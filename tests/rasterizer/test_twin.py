@@ -11,11 +11,13 @@ from .scenes import assert_same_gradient, assert_same_map, gradients, random_inp
 WIDTHS = [0, 1, 3, 16, 19, 33]
 
 
-def compare(seed, *, features_move_geometry=False, maps=("image", "features", "alpha", "depth"), **options):
+def compare(
+    seed, *, implementation="cpu", features_move_geometry=False, maps=("image", "features", "alpha", "depth"), **options
+):
     x = random_inputs(seed, **options)
     arguments = {"seed": seed, "maps": maps, "features_move_geometry": features_move_geometry}
     expected, expected_gradients = gradients(x, "reference", **arguments)
-    actual, actual_gradients = gradients(x, "cpu", **arguments)
+    actual, actual_gradients = gradients(x, implementation, **arguments)
     for name in ("image", "features", "alpha", "depth"):
         if getattr(expected, name).numel():
             scale = {"depth": 6.0, "features": 4.0}.get(name, 1.5)

@@ -2,6 +2,10 @@
 // compares the two through dgr_constants().
 #pragma once
 
+#if !defined(DGR_TABLE)
+#define DGR_TABLE constexpr  // csrc/cuda puts tables where device code can read them
+#endif
+
 namespace dgr {
 
 constexpr float kAlphaMin = 1.0f / 255.0f;  // fainter contributions are skipped
@@ -16,9 +20,9 @@ constexpr float kLog2Of255 = 7.994353436858858f;
 // Real spherical harmonics, degree 0 to 3.
 constexpr float kSh0 = 0.28209479177387814f;
 constexpr float kSh1 = 0.4886025119029199f;
-constexpr float kSh2[5] = {1.0925484305920792f, -1.0925484305920792f, 0.31539156525252005f, -1.0925484305920792f,
+DGR_TABLE float kSh2[5] = {1.0925484305920792f, -1.0925484305920792f, 0.31539156525252005f, -1.0925484305920792f,
                            0.5462742152960396f};
-constexpr float kSh3[7] = {-0.5900435899266435f, 2.890611442640554f, -0.4570457994644658f, 0.3731763325901154f,
+DGR_TABLE float kSh3[7] = {-0.5900435899266435f, 2.890611442640554f,  -0.4570457994644658f, 0.3731763325901154f,
                            -0.4570457994644658f, 1.445305721320277f, -0.5900435899266435f};
 
 constexpr float kSsimC1 = 0.01f * 0.01f;

@@ -1,12 +1,16 @@
-// Projection of a Gaussian and its derivative, spherical harmonics and theirs. Pure functions of numbers of type F,
-// which is a vector with one Gaussian per lane on the CPU. F needs + - * / and the functions lift (broadcast), root
-// (square root) and clamp_flag, declared before this file.
+// Projection of a Gaussian and its derivative, spherical harmonics and theirs. Pure functions of numbers of type F, which
+// is a vector with one Gaussian per lane on the CPU and a float in CUDA. F needs + - * / and the functions lift
+// (broadcast), root (square root) and clamp_flag, declared before this file.
 //
 // Source: EWA splatting as used by 3D Gaussian Splatting; every derivative below was taken by hand from the forward
 // formulas of reference.py, and tests/rasterizer checks them against its autograd.
 #pragma once
 
 #include "constants.h"
+
+#if !defined(DGR_MATH)
+#define DGR_MATH static inline  // csrc/cuda adds that these run on the device
+#endif
 
 namespace dgr {
 
@@ -18,7 +22,7 @@ struct Camera {
   float width, height, near_z;
 };
 
-static inline Camera make_camera(const float* view, const float* k, int width, int height, float near_z) {
+DGR_MATH Camera make_camera(const float* view, const float* k, int width, int height, float near_z) {
   Camera c;
   for (int i = 0; i < 3; ++i) {
     for (int j = 0; j < 3; ++j) c.r[3 * i + j] = view[4 * i + j];
@@ -49,7 +53,7 @@ struct Footprint {
 };
 
 template <class F>
-static inline void quaternion_matrix(const F* q, F* r) {
+DGR_MATH void quaternion_matrix(const F* q, F* r) {
   const F w = q[0], x = q[1], y = q[2], z = q[3];
   const F one = lift<F>(1.0f), two = lift<F>(2.0f);
   r[0] = one - two * (y * y + z * z), r[1] = two * (x * y - w * z), r[2] = two * (x * z + w * y);
@@ -58,7 +62,7 @@ static inline void quaternion_matrix(const F* q, F* r) {
 }
 
 template <class F>
-static inline void project(const Camera& cam, const F* mean, const F* quat, const F* scale, Footprint<F>& g) {
+DGR_MATH void project(const Camera& cam, const F* mean, const F* quat, const F* scale, Footprint<F>& g) {
   const F one = lift<F>(1.0f);
   g.inv_norm = one / root(quat[0] * quat[0] + quat[1] * quat[1] + quat[2] * quat[2] + quat[3] * quat[3]);
   for (int i = 0; i < 4; ++i) g.q[i] = quat[i] * g.inv_norm;
@@ -97,8 +101,8 @@ static inline void project(const Camera& cam, const F* mean, const F* quat, cons
 // Derivatives by pixel position (du, dv), inverse covariance (dca, dcb, dcc; dcb counts both off-diagonal entries) and
 // depth dz -> by camera position (dcam), scale and quaternion.
 template <class F>
-static inline void project_backward(const Camera& cam, const Footprint<F>& g, const F* scale, F du, F dv, F dca, F dcb,
-                                    F dcc, F dz, F* dcam, F* dscale, F* dquat) {
+DGR_MATH void project_backward(const Camera& cam, const Footprint<F>& g, const F* scale, F du, F dv, F dca, F dcb,
+                               F dcc, F dz, F* dcam, F* dscale, F* dquat) {
   // covariance: dS = -Q G Q with Q the inverse covariance and G its symmetric derivative
   const F half_b = dcb * 0.5f;
   const F p00 = g.ca * dca + g.cb * half_b, p01 = g.ca * half_b + g.cb * dcc;
@@ -148,7 +152,7 @@ static inline void project_backward(const Camera& cam, const Footprint<F>& g, co
 
 // Basis values Y_k of the active bands at the unit direction (x, y, z); returns their number.
 template <class F>
-static inline int harmonics(int degree, F x, F y, F z, F* out) {
+DGR_MATH int harmonics(int degree, F x, F y, F z, F* out) {
   out[0] = lift<F>(kSh0);
   if (degree < 1) return 1;
   out[1] = -kSh1 * y, out[2] = kSh1 * z, out[3] = -kSh1 * x;
@@ -166,7 +170,7 @@ static inline int harmonics(int degree, F x, F y, F z, F* out) {
 
 // Derivative by the direction, given d[k] = derivative by Y_k.
 template <class F>
-static inline void harmonics_backward(int degree, F x, F y, F z, const F* d, F* dir) {
+DGR_MATH void harmonics_backward(int degree, F x, F y, F z, const F* d, F* dir) {
   dir[0] = dir[1] = dir[2] = lift<F>(0.0f);
   if (degree < 1) return;
   dir[0] = -kSh1 * d[3], dir[1] = -kSh1 * d[1], dir[2] = kSh1 * d[2];

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import _library, reference
 
-IMPLEMENTATIONS = ("auto", "reference", "cpu")
+IMPLEMENTATIONS = ("auto", "reference", "cpu", "cuda")
 _warned: set[str] = set()
 
 
@@ -28,7 +28,11 @@ def _warn_once(message: str) -> None:
 def _load(name: str) -> ModuleType:
     if name == "reference":
         return reference
-    _library.load()  # raises with the reason when the kernels are missing
+    _library.load(name)  # raises with the reason when the kernels are missing
+    if name == "cuda":
+        from . import cuda
+
+        return cuda
     from . import cpu
 
     return cpu
@@ -38,11 +42,12 @@ def _automatic(tensor: Tensor) -> tuple[str, str]:
     """Return (implementation, reason) for a tensor; the reason is empty when nothing is lost by the choice."""
     if tensor.dtype == torch.float64:
         return "reference", ""  # only the definition computes in double precision
-    if tensor.device.type != "cpu":
-        return "reference", f"no compiled kernels for device '{tensor.device.type}'"
-    if _library.problem() is not None:
-        return "reference", str(_library.problem())
-    return "cpu", ""
+    kind = tensor.device.type
+    if kind not in ("cpu", "cuda"):
+        return "reference", f"no compiled kernels for device '{kind}'"
+    if _library.problem(kind) is not None:
+        return "reference", str(_library.problem(kind))
+    return kind, ""
 
 
 def requested(implementation: str) -> str:
@@ -72,20 +77,25 @@ def select(implementation: str, tensor: Tensor) -> ModuleType:
         name, reason = _automatic(tensor)
         if reason:
             _warn_once(f"diff_gaussian_rasterization runs its slow torch reference: {reason}")
-    elif name == "cpu" and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
+    elif name != "reference" and (tensor.dtype != torch.float32 or tensor.device.type != name):
+        place = "the CPU" if name == "cpu" else "an NVIDIA GPU"
         raise ValueError(
-            f"implementation='cpu' needs float32 tensors on the CPU, got {tensor.dtype} on {tensor.device}; "
+            f"implementation='{name}' needs float32 tensors on {place}, got {tensor.dtype} on {tensor.device}; "
             "use implementation='auto' or 'reference'"
         )
     return _load(name)
 
 
 def backend_info() -> dict[str, object]:
-    """Return what float32 CPU tensors run on: implementation, isa, threads and the reason for the choice."""
+    """Return what float32 CPU tensors run on: implementation, isa, threads and the reason for the choice.
+
+    The entry cuda says the same of tensors on a GPU: "cuda", or why they would run on the reference.
+    """
     name = requested("auto")
     reason = "asked for by DGR_IMPLEMENTATION"
     if name == "auto":
         name, reason = _automatic(torch.empty(0))
         reason = reason or "compiled kernels are loaded"
     isa = _library.isa() if name == "cpu" else "torch"
-    return {"implementation": name, "isa": isa, "threads": torch.get_num_threads(), "reason": reason}
+    cuda = _library.problem("cuda") or "cuda"
+    return {"implementation": name, "isa": isa, "threads": torch.get_num_threads(), "reason": reason, "cuda": cuda}

@@ -95,7 +95,7 @@ def rasterize(
             derivative by pixel position, the densification statistic.
         features_move_geometry: Whether a loss on the features reaches opacity and geometry.
         near: Gaussians with camera z <= near are culled, world units.
-        implementation: "auto", "reference" or "cpu".
+        implementation: "auto", "reference", "cpu" or "cuda".
     Returns:
         image [C, H, W, 3], features [C, H, W, D] over zero, alpha [C, H, W], depth [C, H, W] (sum of weight * z, not
         normalised) and meta (radii, means2d, num_pairs).
@@ -152,7 +152,7 @@ def pixel_weights(
         pixels: Integer (x, y) positions, int64 [P, 2], repeats allowed; None means all pixels row by row.
         near: As in `rasterize`.
         min_weight: Smaller entries are left out; they still hide what lies behind them.
-        implementation: "auto", "reference" or "cpu".
+        implementation: "auto", "reference", "cpu" or "cuda".
     Returns:
         Sparse rows; `blend(result, features)` equals `rasterize(...).features` at these pixels.
     Raises:
@@ -165,8 +165,9 @@ def pixel_weights(
         viewmat=(viewmat, (4, 4)), K=(K, (3, 3)),
     )  # fmt: skip
     if pixels is None:
-        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        pixels = torch.stack([x, y], -1).reshape(-1, 2).to(means.device)
+        axes = (torch.arange(size, device=means.device) for size in (height, width))
+        y, x = torch.meshgrid(*axes, indexing="ij")
+        pixels = torch.stack([x, y], -1).reshape(-1, 2)
     if pixels.dtype != torch.int64 or pixels.ndim != 2 or pixels.shape[1] != 2:
         raise ValueError(f"pixels must be int64 [P, 2], got {pixels.dtype} {list(pixels.shape)}")
     size = torch.tensor([width, height], device=pixels.device)
@@ -191,7 +192,7 @@ def blend(weights: PixelWeights, features: Tensor, *, implementation: str = "aut
     Args:
         weights: From `pixel_weights`.
         features: Per-Gaussian values, [N, D].
-        implementation: "auto", "reference" or "cpu".
+        implementation: "auto", "reference", "cpu" or "cuda".
     Raises:
         ValueError: Shapes do not fit, or the weights mention a Gaussian that `features` lacks.
     Gradient: to features (W^T times the incoming gradient); none to the weights.
@@ -208,7 +209,7 @@ def splat(weights: PixelWeights, values: Tensor, num_gaussians: int, *, implemen
         weights: From `pixel_weights`, P rows.
         values: Per-pixel values, [P, D].
         num_gaussians: N.
-        implementation: "auto", "reference" or "cpu".
+        implementation: "auto", "reference", "cpu" or "cuda".
     Raises:
         ValueError: Shapes do not fit, or the weights mention a Gaussian at or above `num_gaussians`.
     Gradient: none.

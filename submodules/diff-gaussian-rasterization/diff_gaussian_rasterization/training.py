@@ -15,7 +15,7 @@ def fused_ssim(image: Tensor, target: Tensor, *, implementation: str = "auto") -
     Args:
         image: Values in [0, 1], [H, W, 3].
         target: Values in [0, 1], [H, W, 3].
-        implementation: "auto", "reference" or "cpu".
+        implementation: "auto", "reference", "cpu" or "cuda".
     Raises:
         ValueError: The images differ in shape or are not [H, W, 3].
     Gradient: to image only.
@@ -41,7 +41,7 @@ def fused_adam_step(
         beta1, beta2: Decay of the first and second moment.
         eps: Added to the bias-corrected root.
         step: 1 for the first step, as bias correction counts.
-        implementation: "auto", "reference" or "cpu".
+        implementation: "auto", "reference", "cpu" or "cuda".
     Raises:
         ValueError: Shapes or dtypes differ, a tensor is not contiguous, or step < 1.
     """

@@ -1,0 +1,35 @@
+"""A small round through every CUDA kernel, for compute-sanitizer."""
+
+import diff_gaussian_rasterization as dgr
+import torch
+
+g = torch.Generator().manual_seed(0)
+num, width, height = 400, 53, 37
+means = torch.randn(num, 3, generator=g) + torch.tensor([0, 0, 2.5])
+scales = torch.exp(0.6 * torch.randn(num, 3, generator=g) - 2.6)
+scales[:3] = 50.0
+K = torch.tensor([[[60.0, 0, 25], [0, 55.0, 20], [0, 0, 1]]])
+geometry = [means, torch.randn(num, 4, generator=g), scales, torch.rand(num, generator=g)]
+geometry = [t.cuda().requires_grad_() for t in geometry]
+view = torch.eye(4, device="cuda")
+for dim in (0, 3, 16, 19, 50):
+    for move in (False, True):
+        features = torch.randn(num, dim, generator=g).cuda().requires_grad_() if dim else None
+        sh = torch.randn(num, 16, 3, generator=g).cuda().requires_grad_()
+        means2d = torch.zeros(1, num, 2, device="cuda", requires_grad=True)
+        out = dgr.rasterize(
+            *geometry, sh, features, view[None], K.cuda(), width, height, sh_degree=3, means2d=means2d,
+            features_move_geometry=move,
+        )  # fmt: skip
+        (out.image.sum() + out.features.square().sum() + out.alpha.sum() + out.depth.sum()).backward()
+pixels = torch.stack([torch.randint(width, (300,)), torch.randint(height, (300,))], -1).cuda()
+weights = dgr.pixel_weights(*geometry, view, K[0].cuda(), width, height, pixels)
+values = torch.randn(num, 19, device="cuda", requires_grad=True)
+dgr.blend(weights.rows(torch.arange(0, 300, 3, device="cuda")), values).sum().backward()
+image = torch.rand(height, width, 3, device="cuda", requires_grad=True)
+dgr.fused_ssim(image, torch.rand(height, width, 3, device="cuda")).backward()
+moments = [torch.zeros(1001, device="cuda") for _ in range(2)]
+adam = {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "step": 1}
+dgr.fused_adam_step(torch.ones(1001, device="cuda"), torch.ones(1001, device="cuda"), *moments, **adam)
+torch.cuda.synchronize()
+print("every kernel ran")

@@ -1,0 +1,51 @@
+// The C interface that Python loads with ctypes. diff_gaussian_rasterization/cuda.py mirrors the structs field by field.
+// All pointers are device memory unless said otherwise; functions return a cudaError_t as int, 0 for success.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+
+// One camera and the Gaussians. Pointers are contiguous float32; null where the comment says so.
+struct DgrCudaScene {
+  int64_t n;
+  const float *means, *quats, *scales, *opacities;  // [n, 3] [n, 4] [n, 3] [n]
+  const float* colors;                              // [n, 3] or [n, sh_coeffs, 3]; null for weights only
+  const float* features;                            // [n, feature_dim] or null
+  const float *viewmat, *intrinsics;                // [4, 4] [3, 3]
+  const float* background;                          // [3] or null
+  const float* means2d;                             // [n, 2] or null
+  float near_z;
+  int32_t sh_coeffs, sh_degree;  // degree -1: plain colours
+  int32_t feature_dim, width, height;
+  int32_t features_move_geometry, device;
+  void* stream;
+};
+
+// What forward leaves behind for backward and for pixel weights.
+struct DgrCudaFrame {
+  float* splats;        // [n, 12], see splat.cuh; undefined where radii is 0
+  int32_t* radii;       // [n], 0 = culled
+  float* centres;       // [n, 2] or null
+  int64_t* tile_begin;  // [tiles + 1]: the part of list that belongs to each tile
+  uint32_t* list;       // [pairs]: Gaussians of each tile, nearest first
+  int32_t* last;        // [h, w]: how much of the tile's list each pixel used
+};
+
+struct DgrCudaImages {
+  float *image, *features, *alpha, *depth;  // [h, w, 3] [h, w, d] [h, w] [h, w]
+};
+
+struct DgrCudaGradients {
+  // incoming; null means zero
+  const float *image, *features, *alpha, *depth;
+  // what forward returned
+  const float *out_image, *out_features, *out_alpha, *out_depth;
+  float* moments;       // [n, 16] zeros, the workspace between blending and projection; null if geometry gets nothing
+  float* feature_rows;  // [n, feature_dim], is added to; null means not wanted
+  // outgoing; null means not wanted
+  float *means, *quats, *scales, *opacities, *colors, *means2d;
+  int32_t accumulate;  // add to what the outgoing arrays hold (further cameras of a batch); means2d has its own rows
+};
+
+}  // extern "C"

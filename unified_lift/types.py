@@ -80,12 +80,14 @@ class View:
         camera: Its camera; size equals the image's.
         image: Colour, uint8 [H, W, 3].
         segments: Per-view ids, int32 [H, W]; predictions, local to this view. None where the view has no mask.
+        valid: Pixels the lens saw, bool [H, W]; the others neither train nor count. None = all.
     """
 
     name: str
     camera: Camera
     image: Tensor
     segments: Tensor | None = None
+    valid: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,10 @@ def render_stale(model: SavedModel, model_path: Path, views: Sequence[View], fol
 
 
 def image_scores(views: Sequence[View], folder: Path) -> PerView:
-    """Return PSNR (dB) and SSIM of the stored 8-bit renderings; equal pictures have no finite PSNR, hence none."""
+    """Return PSNR (dB) and SSIM of the stored 8-bit renderings; equal pictures have no finite PSNR, hence none.
+
+    Pixels the lens did not see are left out of PSNR; SSIM, which needs neighbours, takes the photo there.
+    """
     scores: PerView = {"PSNR": {}, "SSIM": {}}
     for view in views:
         path = picture_path(folder, "renders", view.name)
@@ -100,10 +103,11 @@ def image_scores(views: Sequence[View], folder: Path) -> PerView:
         if stored.shape != tuple(view.image.shape):
             raise UserError(f"{path}: size differs from the photo's; delete {folder} and run eval.py again")
         render, photo = torch.from_numpy(stored) / 255, view.image / 255
-        decibels = psnr(render, photo)
+        valid = torch.ones(photo.shape[:2], dtype=torch.bool) if view.valid is None else view.valid
+        decibels = psnr(render[valid][None], photo[valid][None])
         if math.isfinite(decibels):
             scores["PSNR"][view.name] = decibels
-        scores["SSIM"][view.name] = ssim(render, photo)
+        scores["SSIM"][view.name] = ssim(torch.where(valid[..., None], render, photo), photo)
     return scores
 
 
@@ -230,6 +234,9 @@ def _print_scores(
     width = max(map(len, scores))
     for name, value in scores.items():
         print(f"  {name:<{width}}  {format_value(name, value):>10}")
+    unseen = [1 - float(view.valid.float().mean()) for view in scene.test if view.valid is not None]
+    if unseen:
+        print(f"note: {max(unseen):.1%} of the pixels (black frame) are left out of the image scores")
     if not model.is_lifted:
         print("note: this model knows no objects (no lift was trained): only image scores")
     elif objects is None:

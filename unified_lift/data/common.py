@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from unified_lift.data.borders import without_black_frames
 from unified_lift.data.images import (
     IMAGE_SUFFIXES,
     Alpha,
@@ -105,6 +106,7 @@ def make_scene(
     used = [by_name[name] for name in (*train, *test)]
     loaded = parallel_map(partial(load_view, settings=settings, zero_id=zero_id), used, progress)
     views, view_notes = [view for view, _ in loaded], [set(notes_of_view) for _, notes_of_view in loaded]
+    views, border_notes = without_black_frames(views)
     train_views, test_views = tuple(views[: len(train)]), tuple(views[len(train) :])
     cloud, point_note = initial_points(train_views, settings, own=None if settings.random_init else points())
     return Scene(
@@ -114,7 +116,13 @@ def make_scene(
         test=test_views,
         points=cloud,
         zero_id=zero_id,
-        notes=(*notes, *_count_notes(view_notes, len(views)), *_unlabelled_note(train_views), point_note),
+        notes=(
+            *notes,
+            *_count_notes(view_notes, len(views)),
+            *border_notes,
+            *_unlabelled_note(train_views),
+            point_note,
+        ),
     )
 
 
@@ -171,7 +179,7 @@ def load_view(frame: Frame, *, settings: DataSettings, zero_id: ZeroId) -> tuple
     """Return the view at the size in use, and short notes on what was done to it."""
     notes = []
     image = read_image(frame.image_path, alpha=frame.alpha)
-    lens, segments = fit_lens(frame, width=image.shape[1], height=image.shape[0]), None
+    lens, segments, valid = fit_lens(frame, width=image.shape[1], height=image.shape[0]), None, None
     if (lens.width, lens.height) != (frame.lens.width, frame.lens.height):
         notes.append(f"intrinsics of {frame.lens.width}x{frame.lens.height} scaled to {lens.width}x{lens.height}")
     if frame.mask_path is not None:
@@ -179,9 +187,10 @@ def load_view(frame: Frame, *, settings: DataSettings, zero_id: ZeroId) -> tuple
         if zero_id == "ignore" and not segments.any():
             segments = None  # an all-black mask is a view without a label (LERF-Mask's test views)
     if lens.is_distorted:
-        notes.append("undistorted to a pinhole with the same intrinsics (black and unlabelled where nothing was seen)")
+        notes.append("undistorted to a pinhole with the same intrinsics (left out where the lens saw nothing)")
         image = undistort_image(image, lens)
         segments = undistort_ids(segments, lens) if segments is not None else None
+        valid = undistort_ids(np.ones((lens.height, lens.width), np.int32), lens)
     width, height = target_size(lens.width, lens.height, settings.resolution)
     if (width, height) != (lens.width, lens.height):
         notes.append(
@@ -190,8 +199,10 @@ def load_view(frame: Frame, *, settings: DataSettings, zero_id: ZeroId) -> tuple
     camera = make_camera(frame.cam_from_world, lens, source=frame.source, name=frame.name).resized(width, height)
     if segments is not None:
         segments = torch.from_numpy(np.ascontiguousarray(nearest(segments, height, width)))
+    if valid is not None:
+        valid = None if valid.all() else torch.from_numpy(nearest(valid, height, width) > 0)
     pixels = torch.from_numpy(np.ascontiguousarray(resize_image(image, width, height)))
-    return View(name=frame.name, camera=camera, image=pixels, segments=segments), notes
+    return View(name=frame.name, camera=camera, image=pixels, segments=segments, valid=valid), notes
 
 
 def fit_lens(frame: Frame, *, width: int, height: int) -> Lens:

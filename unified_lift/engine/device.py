@@ -36,6 +36,7 @@ def on_device(scene: Scene, device: torch.device) -> Scene:
                 view,
                 image=view.image.to(device),
                 segments=None if view.segments is None else view.segments.to(device),
+                valid=None if view.valid is None else view.valid.to(device),
             )
             for view in views
         )

@@ -57,7 +57,9 @@ class GeometryStage(Stage):
             with_features=self.method is not None,
             means2d=means2d,
         )
-        photometric = photometric_loss(out.image, target_image(view), lambda_dssim=self.settings.lambda_dssim)
+        photometric = photometric_loss(
+            out.image, target_image(view), lambda_dssim=self.settings.lambda_dssim, valid=view.valid
+        )
         terms = {"photometric": photometric}
         if self.method is not None and view.segments is not None:
             terms |= self.method.losses(out.features.flatten(0, 1), view.segments.flatten(), self.progress(step))

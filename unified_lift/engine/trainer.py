@@ -165,7 +165,8 @@ class Trainer:
         scores = []
         for view in self.scene.test:
             image = render(self.gaussians, view.camera, background=self._background(), with_features=False).image
-            scores.append(-10 * torch.log10((image.clamp(0, 1) - target_image(view)).square().mean()))
+            error = (image.clamp(0, 1) - target_image(view)).square().mean(dim=2)
+            scores.append(-10 * torch.log10((error if view.valid is None else error[view.valid]).mean()))
             if len(scores) == 1:
                 log.image(f"test/{view.name}", total_steps, image)
         if scores:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from diff_gaussian_rasterization import fused_ssim
 from torch import Tensor
 
 
-def photometric_loss(image: Tensor, target: Tensor, *, lambda_dssim: float) -> Tensor:
+def photometric_loss(image: Tensor, target: Tensor, *, lambda_dssim: float, valid: Tensor | None = None) -> Tensor:
     """Return (1 - lambda) * L1 + lambda * (1 - SSIM).
 
     Source: 3D-GS Eq. 7. SSIM: 11x11 Gaussian window, sigma 1.5, zero padding, mean over pixels and channels.
@@ -14,7 +15,10 @@ def photometric_loss(image: Tensor, target: Tensor, *, lambda_dssim: float) -> T
         image: Rendered colour, not clamped, [H, W, 3].
         target: Photo in [0, 1], [H, W, 3].
         lambda_dssim: Share of D-SSIM in [0, 1].
+        valid: Pixels that count, bool [H, W]; the others are taken as perfect and get no gradient. None = all.
     """
+    if valid is not None:
+        image = torch.where(valid[..., None], image, target)
     l1 = (image - target).abs().mean()
     if lambda_dssim == 0:
         return l1

@@ -1,0 +1,60 @@
+"""Frames of black pixels that undistortion leaves around photos: no colour was seen there, none is to be learnt."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import torch
+
+from unified_lift.types import View
+
+_DARK = 24  # brightest channel of a black pixel after JPEG and resizing
+_SHARE_OF_VIEWS = 0.9  # a pixel dark in nearly every view lies outside the lens, not on a dark object
+_MIN_VIEWS = 8  # fewer views say nothing about chance
+_MARGIN = 2  # pixels beside the frame into which its black was blended
+_MAX_SHARE_OF_IMAGE = 0.25  # a larger dark area is the scene itself (night, a black backdrop)
+
+
+def black_frame(images: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Return where photos of one camera are black in nearly every view, connected to the image border.
+
+    Args:
+        images: Photos of one size, uint8 [H, W, 3].
+    Returns:
+        bool [H, W]; None where there is no such frame.
+    """
+    if len(images) < _MIN_VIEWS:
+        return None
+    dark = np.mean([image.max(axis=2) <= _DARK for image in images], axis=0) >= _SHARE_OF_VIEWS
+    _, regions = cv2.connectedComponents(dark.astype(np.uint8), connectivity=8)
+    edge = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
+    frame = np.isin(regions, np.setdiff1d(edge, 0))
+    if not frame.any() or frame.mean() > _MAX_SHARE_OF_IMAGE:
+        return None
+    side = 2 * _MARGIN + 1
+    return cv2.dilate(frame.astype(np.uint8), np.ones((side, side), np.uint8)).astype(bool)
+
+
+def without_black_frames(views: Sequence[View]) -> tuple[list[View], list[str]]:
+    """Return the views with the pixels of black frames marked as not valid, and a note where there are any."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, view in enumerate(views):
+        groups[view.camera.width, view.camera.height].append(index)
+    result, notes = list(views), []
+    for indices in groups.values():
+        frame = black_frame([views[index].image.numpy() for index in indices])
+        if frame is None:
+            continue
+        seen = torch.from_numpy(~frame)
+        for index in indices:
+            known = views[index].valid
+            result[index] = replace(views[index], valid=seen if known is None else seen & known)
+        notes.append(
+            f"{len(indices)} of {len(views)} views have a black frame, as undistortion leaves it: "
+            f"{frame.mean():.1%} of their pixels neither train nor count"
+        )
+    return result, notes

@@ -3,7 +3,7 @@
 Contenders see the same tensors in one process and take turns, so that a busy machine slows all of them alike; ratios
 are the figures to trust. Each timing is forward + backward to every input unless the name says otherwise.
 
-    OMP_WAIT_POLICY=passive python scripts/bench_rasterizer.py                  # our kernels, 1 and 2 threads
+    OMP_WAIT_POLICY=passive python scripts/bench_rasterizer.py                # our kernels and their definition
     OMP_WAIT_POLICY=passive python scripts/bench_rasterizer.py --peers reference mitsuba --json bench.json
 
 Without OMP_WAIT_POLICY=passive torch's idle OpenMP threads keep spinning for some milliseconds after every torch
@@ -29,6 +29,10 @@ from torch import Tensor
 CASES = {
     "10k_160x120_rgb": (10_000, 160, 120, 0, None),
     "10k_160x120_rgb16": (10_000, 160, 120, 16, None),
+    "10k_400x300_rgb": (10_000, 400, 300, 0, None),
+    "10k_400x300_rgb16": (10_000, 400, 300, 16, None),
+    "50k_160x120_rgb": (50_000, 160, 120, 0, None),
+    "50k_160x120_rgb16": (50_000, 160, 120, 16, None),
     "50k_400x300_rgb": (50_000, 400, 300, 0, None),
     "50k_400x300_rgb16": (50_000, 400, 300, 16, None),
     "60k_256x256_sh3": (60_000, 256, 256, 0, 3),
@@ -203,7 +207,7 @@ def main() -> int:
     """Run the chosen cases, print a table, optionally write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--peers", nargs="*", choices=("reference", "mitsuba"), default=[])
+    parser.add_argument("--peers", nargs="*", choices=("reference", "mitsuba"), default=["reference"])
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)

@@ -191,3 +191,12 @@ def test_preset_given_as_a_file(tmp_path):
     assert with_preset(TrainSettings(), str(path)).seed == 5
     with pytest.raises(UserError, match="no such preset"):
         with_preset(TrainSettings(), str(tmp_path / "absent.yaml"))
+
+
+def test_model_folder_of_another_trainer_is_not_touched(miniature, tmp_path, capsys):
+    foreign = tmp_path / "model" / "point_cloud" / "iteration_30000" / "point_cloud.ply"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("precious")
+    assert main(["train", "-s", str(miniature), "-m", str(tmp_path / "model"), *SHORT]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert foreign.read_text() == "precious"

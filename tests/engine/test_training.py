@@ -274,3 +274,31 @@ def test_objects_are_numbered_by_falling_area_without_changing_who_is_who(tmp_pa
     assert np.array_equal(saved["object_id"], labels.object_ids.numpy())
     stored = torch.load(tmp_path / "point_cloud" / "iteration_24" / "classifier.pth", weights_only=True)
     assert torch.equal(stored, trainer.method.codebook)
+
+
+def test_new_run_in_an_old_folder_does_not_mix_with_the_old_one(tmp_path, scene):
+    Trainer(settings_for(tmp_path, lift_iterations=0), scene).run()
+    Trainer(settings_for(tmp_path, lift_iterations=0, iterations=12), scene).run()
+    assert list(checkpoints(tmp_path)) == [12]
+    assert outputs.saved_iterations(tmp_path) == [12]
+    assert max(line["step"] for line in outputs_log(tmp_path)) == 12
+
+
+def test_log_of_a_resumed_run_tells_every_step_once(tmp_path, scene):
+    run = SHORT["run"] | {"checkpoint_interval": 10, "log_interval": 4}
+    settings = settings_for(tmp_path, run=run)
+    trainer = Trainer(settings, scene)
+    original = trainer._after_step
+
+    def crash(stage, step, total, log):
+        original(stage, step, total, log)
+        if total == 18:
+            raise MemoryError  # eight steps after the last checkpoint
+
+    trainer._after_step = crash
+    with pytest.raises(MemoryError):
+        trainer.run()
+    Trainer(settings, scene).run(resume_from=latest_checkpoint(settings))
+    steps = [(line["stage"], line["step"]) for line in outputs_log(tmp_path)]
+    assert len(steps) == len(set(steps))
+    assert [step for stage, step in steps if stage == "geometry"] == [4, 8, 12, 16, 20, 24]

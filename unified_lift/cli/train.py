@@ -12,7 +12,7 @@ import tyro
 from unified_lift.cli.flags import canonical
 from unified_lift.config import merged, read_settings_file
 from unified_lift.data import load_scene
-from unified_lift.engine.outputs import read_run_settings
+from unified_lift.engine.outputs import holds_run, read_run_settings
 from unified_lift.engine.settings import TrainSettings
 from unified_lift.engine.trainer import Interrupted, Trainer, latest_checkpoint
 from unified_lift.types import Scene, UserError
@@ -145,7 +145,7 @@ def _where_to_start(command: TrainCommand) -> Path | None:
         if found is None:
             raise UserError(f"{model}: no chkpnt<N>.pth there to resume from; leave --resume out to start anew")
         return found
-    if (model / "config.yaml").exists() and not command.overwrite:
+    if holds_run(model) and not command.overwrite:
         raise UserError(f"{model}: already holds a run; --resume goes on with it, --overwrite replaces it")
     return None
 

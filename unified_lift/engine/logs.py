@@ -55,6 +55,17 @@ class RunLog:
             self._writer.close()
 
 
+def rewind_log(model_path: Path, *, stage: str, step: int) -> None:
+    """Drop the lines written after a checkpoint taken in `stage` at `step`: the resumed run writes them again."""
+    done = {"lift": ("geometry", "test")}.get(stage, ())
+    kept = [
+        line
+        for line in read_log(model_path)
+        if line["stage"] in done or (line["stage"] in (stage, "test") and line["step"] <= step)
+    ]
+    (model_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
 def read_log(model_path: Path) -> list[dict]:
     """Return the lines of metrics.jsonl; an empty list if there are none. A cut last line is dropped."""
     path = model_path / "metrics.jsonl"

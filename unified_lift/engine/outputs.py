@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,19 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+def holds_run(model_path: Path) -> bool:
+    """Return whether the folder holds a run, of this program or of another 3DGS trainer."""
+    return any((model_path / name).exists() for name in ("config.yaml", "cfg_args", "point_cloud"))
+
+
+def forget_earlier_run(model_path: Path) -> None:
+    """Remove checkpoints, logs and saved iterations of an earlier run, which would mix with those of a new one."""
+    for path in (*model_path.glob("chkpnt*.pth"), *model_path.glob("metrics.jsonl")):
+        path.unlink()
+    for folder in (model_path / "tb", model_path / "point_cloud"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_run_header(settings: TrainSettings, scene: Scene) -> None:

@@ -20,7 +20,7 @@ from unified_lift.engine.device import chosen_device, on_device
 from unified_lift.engine.geometry import GeometryStage, target_image
 from unified_lift.engine.labels import by_falling_area, label_gaussians
 from unified_lift.engine.lift import LiftStage
-from unified_lift.engine.logs import RunLog
+from unified_lift.engine.logs import RunLog, rewind_log
 from unified_lift.engine.settings import TrainSettings
 from unified_lift.engine.stage import Stage
 from unified_lift.engine.terms import weighted_sum
@@ -67,6 +67,10 @@ class Trainer:
             self._require_same_run(saved, resume_from)
             self.seconds = dict(saved.get("seconds", {}))
         model.mkdir(parents=True, exist_ok=True)
+        if saved is None:
+            outputs.forget_earlier_run(model)
+        else:
+            rewind_log(model, stage=saved["stage"], step=saved["step"])
         outputs.write_run_header(self.settings, self.scene)
         log = RunLog(model, tensorboard=run.logger == "tensorboard")
         try:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1] / "unified_lift"
 # Each layer may import those before it; packages of one layer do not import each other.
 LAYERS = [
     {"types", "shapes"},
-    {"config", "ops"},
+    {"config", "ops", "plyio"},
     {"losses", "metrics", "model", "data"},
     {"density", "rendering"},
     {"methods"},

@@ -63,15 +63,14 @@ def test_ply_without_colours_is_grey_and_bad_points_go(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a PLY"),
-        (b"ply\nformat ascii 1.0\nelement vertex 3\n", "header has no end"),
+        (b"", "not a readable PLY"),
+        (b"ply\nformat ascii 1.0\nelement vertex 3\n", "early end-of-file"),
         (b"ply\nformat ascii 1.0\nend_header\n", "no vertices"),
-        (b"ply\nformat ascii 1.0\nelement face 2\nelement vertex 1\nend_header\n", "face stands before"),
-        (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty list uchar int a\nend_header\n1\n", "not a plain number"),
+        (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty list uchar int a\nend_header\n1 5\n", "'a' is a list"),
         (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\n1\n", "no x, y, z"),
-        (b"ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nend_header\n1\n", "cut short"),
-        (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\none\n", "cut short"),
-        (b"ply\nformat binary_little_endian 1.0\nelement vertex 2\nproperty float x\nend_header\n1234", "cut short"),
+        (b"ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nend_header\n1\n", "early end-of-file"),
+        (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\none\n", "malformed input"),
+        (b"ply\nformat binary_little_endian 1.0\nelement vertex 2\nproperty float x\nend_header\n1234", "early end"),
     ],
 )
 def test_broken_ply_files_are_named(content, message, tmp_path):

@@ -22,6 +22,8 @@ def travelling(module: ModuleType) -> SimpleNamespace:
 
     def wrap(name: str):
         def call(*args: object, **options: object) -> object:
+            if name == "adam_steps":
+                return move_and_step(*args, **options)
             there = [_move(a, "cuda") for a in args]
             result = getattr(module, name)(*there, **{k: _move(v, "cuda") for k, v in options.items()})
             if name == "adam_step":
@@ -32,5 +34,13 @@ def travelling(module: ModuleType) -> SimpleNamespace:
 
         return call
 
-    names = ("rasterize", "pixel_weights", "rows", "blend", "splat", "ssim", "adam_step", "allow_matrix_units")
+    def move_and_step(tensors: list, **options: object) -> None:
+        there = [[_move(t, "cuda") for t in four] for four in tensors]
+        module.adam_steps(there, **options)
+        with torch.no_grad():
+            for before, after in zip(tensors, there):
+                for to, value in zip(before, after):
+                    to.copy_(value)
+
+    names = ("rasterize", "pixel_weights", "rows", "blend", "splat", "ssim", "adam_step", "adam_steps", "allow_matrix_units")
     return SimpleNamespace(**{name: wrap(name) for name in names})

@@ -112,3 +112,33 @@ def test_adam_names_what_is_wrong(change, message):
     arguments = {n: torch.zeros(4) for n in ("param", "grad", "exp_avg", "exp_avg_sq")} | {"step": 1} | change
     with pytest.raises(ValueError, match=message):
         dgr.fused_adam_step(**arguments, lr=0.1, beta1=0.9, beta2=0.999, eps=1e-8)
+
+
+def test_several_parameters_step_as_they_would_alone(implementation):
+    def parameters():
+        g = torch.Generator().manual_seed(3)
+        return [[torch.randn(size, generator=g) for _ in range(4)] for size in (1, 4, 7, 1030, 0, 12, 5, 2051, 3, 64)]
+
+    alone, together = parameters(), parameters()
+    rates, steps = [0.1 * (i + 1) for i in range(10)], list(range(1, 11))
+    shared = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "implementation": implementation}
+    for four in (*alone, *together):
+        four[3].abs_()
+    for four, lr, step in zip(alone, rates, steps):
+        dgr.fused_adam_step(*four, lr=lr, step=step, **{**shared, "implementation": "reference"})
+    dgr.fused_adam_steps(together, lrs=rates, steps=steps, **shared)
+    for expected, actual in zip(alone, together):
+        for a, b in zip(expected, actual):
+            assert torch.allclose(a, b, rtol=1e-5, atol=20 * ADAM)
+
+
+def test_several_parameters_must_fit_together():
+    four = [torch.zeros(3) for _ in range(4)]
+    options = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
+    with pytest.raises(ValueError, match="1 parameters, 2 rates and 1 steps"):
+        dgr.fused_adam_steps([four], lrs=[0.1, 0.2], steps=[1], **options)
+    with pytest.raises(ValueError, match="must be torch.float32 on cpu, like the first"):
+        dgr.fused_adam_steps([four, [t.double() for t in four]], lrs=[0.1, 0.2], steps=[1, 1], **options)
+    with pytest.raises(ValueError, match="step counts from 1"):
+        dgr.fused_adam_steps([four], lrs=[0.1], steps=[0], **options)
+    dgr.fused_adam_steps([], lrs=[], steps=[], **options)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from plyfile import PlyData, PlyElement, PlyParseError
 
 from unified_lift.model.gaussians import Gaussians
+from unified_lift.plyio import read_vertices, write_vertices
 from unified_lift.types import PointCloud, UserError
 
 _FEATURE_PREFIXES = ("obj_dc_", "semantic_", "f_extra_")  # GG/UL/OmniSeg/Gaga, Feature-3DGS, EgoLifter
@@ -37,7 +37,7 @@ def write_gaussians(path: Path, gaussians: Gaussians, *, object_ids: np.ndarray 
         blocks.append((("object_id",), object_ids[:, None]))
     names = [name for block, _ in blocks for name in block]
     values = np.concatenate([value.astype("<f4") for _, value in blocks], axis=1)
-    _write(path, np.ascontiguousarray(values).view([(name, "<f4") for name in names])[:, 0])
+    write_vertices(path, np.ascontiguousarray(values).view([(name, "<f4") for name in names])[:, 0])
 
 
 def read_gaussians(path: Path) -> Gaussians:
@@ -48,8 +48,8 @@ def read_gaussians(path: Path) -> Gaussians:
     Raises:
         UserError: Not a PLY, a column is missing, no Gaussian, or numbers that are not finite.
     """
-    vertex = _read(path)
-    columns = vertex.data.dtype.names
+    rows = read_vertices(path)
+    columns = rows.dtype.names or ()
     needed = ("x", "y", "z", *_numbered("f_dc_", 3), "opacity", *_numbered("scale_", 3), *_numbered("rot_", 4))
     missing = [name for name in needed if name not in columns]
     if missing:
@@ -57,14 +57,14 @@ def read_gaussians(path: Path) -> Gaussians:
     num_rest = sum(name.startswith("f_rest_") for name in columns)
     if num_rest not in (0, 9, 24, 45):
         raise UserError(f"{path}: {num_rest} f_rest columns; SH degrees 0 to 3 have 0, 9, 24 or 45")
-    if len(vertex.data) == 0:
+    if len(rows) == 0:
         raise UserError(f"{path}: holds no Gaussian")
 
     def block(names: tuple[str, ...]) -> torch.Tensor:
-        stacked = [np.asarray(vertex[name], np.float32) for name in names]
-        return torch.from_numpy(np.stack(stacked, axis=1) if stacked else np.zeros((len(vertex.data), 0), np.float32))
+        stacked = [np.asarray(rows[name], np.float32) for name in names]
+        return torch.from_numpy(np.stack(stacked, axis=1) if stacked else np.zeros((len(rows), 0), np.float32))
 
-    rest = block(_numbered("f_rest_", num_rest)).reshape(len(vertex.data), 3, num_rest // 3).transpose(1, 2)
+    rest = block(_numbered("f_rest_", num_rest)).reshape(len(rows), 3, num_rest // 3).transpose(1, 2)
     table = {
         "means": block(("x", "y", "z")),
         "quats": block(_numbered("rot_", 4)),
@@ -88,7 +88,7 @@ def write_points(path: Path, points: PointCloud) -> None:
         rows[name] = points.positions[:, axis]
     for channel, name in enumerate(("red", "green", "blue")):
         rows[name] = points.colors[:, channel]
-    _write(path, rows)
+    write_vertices(path, rows)
 
 
 def _numbered(prefix: str, count: int) -> tuple[str, ...]:
@@ -101,19 +101,3 @@ def _feature_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
         if count:
             return _numbered(prefix, count)
     return ()
-
-
-def _write(path: Path, rows: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(str(partial))
-    partial.replace(path)
-
-
-def _read(path: Path) -> PlyElement:
-    try:
-        return PlyData.read(str(path))["vertex"]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the .ply of a trained 3D Gaussian scene") from None
-    except (PlyParseError, KeyError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a readable PLY ({error}); export the splat again") from None

@@ -11,8 +11,7 @@ def check_shapes(tensors: Mapping[str, tuple[Tensor, str]]) -> dict[str, int]:
     """Return the size bound to every letter of the given shape strings.
 
     Args:
-        tensors: name -> (tensor, shape), shape being space-separated letters or numbers, e.g. `"P D"` or `"N 3"`;
-            a leading `"..."` accepts any number of dimensions.
+        tensors: name -> (tensor, shape), shape being space-separated letters or numbers, e.g. `"P D"` or `"N 3"`.
     Raises:
         ValueError: A tensor disagrees with its shape string or with a letter bound before.
     """
@@ -20,9 +19,6 @@ def check_shapes(tensors: Mapping[str, tuple[Tensor, str]]) -> dict[str, int]:
     for name, (tensor, spec) in tensors.items():
         dims = spec.split()
         sizes = list(tensor.shape)
-        if dims and dims[0] == "...":
-            dims = dims[1:]
-            sizes = sizes[len(sizes) - len(dims) :]
         if len(dims) != len(sizes):
             raise ValueError(f"{name} must be [{spec}], received {list(tensor.shape)}")
         for dim, size in zip(dims, sizes, strict=True):

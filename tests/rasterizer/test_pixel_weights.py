@@ -168,3 +168,16 @@ def test_wrong_pixels_and_widths_are_named():
         dgr.splat(weights, torch.zeros(3, 4), 300)
     with pytest.raises(ValueError, match="at least one part"):
         dgr.PixelWeights.concatenate([])
+
+
+def test_what_is_known_of_the_ids_follows_changes():
+    weights = weights_of(random_inputs(12))
+    assert weights.ids_below() == 300
+    most = int(weights.gaussian_ids.max())
+    assert dgr.blend(weights, torch.zeros(most + 1, 2)).shape == (weights.num_rows, 2)
+    picked = weights.rows(torch.tensor([0, 3]))
+    assert picked.ids_below() == 300
+    weights.gaussian_ids[0] = 500
+    assert weights.ids_below() == 501
+    with pytest.raises(ValueError, match="mention Gaussian 500, but there are only 300"):
+        dgr.blend(weights, torch.zeros(300, 2))

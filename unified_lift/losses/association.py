@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import nll_loss, normalize
 
+from unified_lift.shapes import check_shapes
+
 _EPS = 1e-6
 
 
@@ -37,6 +39,7 @@ def sparsity_loss(log_probabilities: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Scalar; 0 where no pixel is labelled or every pixel already agrees with its code [released].
     """
+    check_shapes({"log_probabilities": (log_probabilities, "P L"), "labels": (labels, "P")})
     labelled = labels >= 0
     if bool(((log_probabilities.argmax(dim=1) == labels) | ~labelled).all()):
         return log_probabilities.sum() * 0
@@ -56,6 +59,7 @@ def concentration_loss(features: Tensor, codebook: Tensor, labels: Tensor, *, un
         Scalar; 0 where no pixel is labelled.
     Differs: the paper's typesetting leaves the norm open; plain L2 of L2-normalised features as in the released code.
     """
+    check_shapes({"features": (features, "P D"), "codebook": (codebook, "L D"), "labels": (labels, "P")})
     labelled = labels >= 0
     if not bool(labelled.any()):
         return codebook.sum() * 0

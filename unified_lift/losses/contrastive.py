@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from unified_lift.ops.segments import segment_counts, segment_mean, segment_sum
+from unified_lift.shapes import check_shapes
 
 _EPS = 1e-6
 
@@ -42,6 +43,7 @@ def contrastive_loss(
     Differs: the paper has no temperature and leaves the normaliser open; the released code sums over pixels and divides
         by the number of segments, with t_j = clip(10 phi_j, 0.5, 1), phi_j = mean |x - m_j| / ln(n_j + 10).
     """
+    check_shapes({"features": (features, "P D"), "slot": (slot, "P")})
     counts = segment_counts(slot, num_segments)
     kept = counts > min_pixels
     if int(kept.sum()) < 2:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from unified_lift.shapes import check_shapes
+
 
 def random_codebook(num_codes: int, feature_dim: int, *, generator: torch.Generator) -> Tensor:
     """Return rows uniform in [-1/sqrt(D), 1/sqrt(D)], [L, D]: the start of a bias-free 1x1 convolution [released]."""
@@ -31,6 +33,7 @@ def codebook_from_prototypes(
     Returns:
         Codes, largest first, [L, D]; L may be 0.
     """
+    check_shapes({"prototypes": (prototypes, "M D"), "weights": (weights, "M")})
     similar = prototypes @ prototypes.T >= min_cosine  # [M, M]
     members = similar.sum(dim=1)
     free = torch.ones(len(prototypes), dtype=torch.bool, device=prototypes.device)

@@ -8,6 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from unified_lift.ops.segments import segment_counts, segment_sum
+from unified_lift.shapes import check_shapes
 
 _MEAN_FLOOR = 1e-4  # added to |segment| in Eq. 3 [released, as in Panoptic Lifting]
 
@@ -24,6 +25,7 @@ def association_scores(probabilities: Tensor, slot: Tensor, num_segments: int, *
     Returns:
         Scores to maximise, [S, L].
     """
+    check_shapes({"probabilities": (probabilities, "P L"), "slot": (slot, "P")})
     total = segment_sum(probabilities, slot, num_segments)
     if area_aware:
         return total

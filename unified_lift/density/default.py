@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -70,10 +71,11 @@ class DensityControl:
         """Add one view's gradient d loss / d pixel position [N, 2] of the Gaussians with radius > 0."""
         if self.grad_sum.device != screen_grad.device:
             self.grad_sum, self.num_seen = self.grad_sum.to(screen_grad.device), self.num_seen.to(screen_grad.device)
-        seen = radii > 0
-        ndc = screen_grad[seen] * screen_grad.new_tensor([width / 2, height / 2])
-        self.grad_sum[seen] += ndc.norm(dim=1)
-        self.num_seen[seen] += 1
+        # Masked sums instead of indexing: the same values, and a GPU need not wait for a count.
+        half_size = _half_size(width, height, screen_grad.device)
+        seen = (radii > 0).to(self.grad_sum.dtype)
+        self.grad_sum += (screen_grad * half_size).norm(dim=1) * seen
+        self.num_seen += seen
 
     def act(self, gaussians: Gaussians, optimizer: RowOptimizer, step: int, generator: torch.Generator) -> None:
         """Densify, prune or reset opacities if this 0-based step is one of those that do."""
@@ -131,6 +133,11 @@ def reset_opacities(gaussians: Gaussians, optimizer: RowOptimizer) -> None:
         ceiling = torch.tensor(_RESET_OPACITY).logit()
         gaussians.set("logit_opacities", gaussians.logit_opacities.clamp(max=float(ceiling)))
     optimizer.zero_moments("logit_opacities")
+
+
+@functools.lru_cache(maxsize=64)
+def _half_size(width: int, height: int, device: torch.device) -> Tensor:
+    return torch.tensor([width / 2, height / 2], device=device)
 
 
 def _clones(gaussians: Gaussians, chosen: Tensor) -> dict[str, Tensor]:

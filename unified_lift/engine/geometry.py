@@ -37,7 +37,8 @@ class GeometryStage(Stage):
         """Prepare the stage. `method` makes it the joint schedule of the paper and the released code."""
         super().__init__(num_steps=settings.iterations, num_views=len(scene.train), seed=seed)
         self.scene, self.gaussians, self.settings, self.method = scene, gaussians, settings, method
-        self.density = DensityControl(density, radius=scene.radius, count=len(gaussians), num_steps=settings.iterations)
+        self.radius = scene.radius
+        self.density = DensityControl(density, radius=self.radius, count=len(gaussians), num_steps=settings.iterations)
         self.background = torch.ones(3, device=gaussians.device) if settings.white_background else None
         if method is not None and gaussians.feature_dim == 0:
             gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
@@ -77,7 +78,7 @@ class GeometryStage(Stage):
         """Return the learning rate of each Gaussian parameter at a 0-based step."""
         s = self.settings
         rates = {
-            "means": self.scene.radius * log_linear(s.position_lr_init, s.position_lr_final, step / self._rate_steps()),
+            "means": self.radius * log_linear(s.position_lr_init, s.position_lr_final, step / self._rate_steps()),
             "quats": s.rotation_lr,
             "log_scales": s.scaling_lr,
             "logit_opacities": s.opacity_lr,

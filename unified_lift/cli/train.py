@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
+from tqdm import tqdm
 
 from unified_lift.cli.flags import canonical
 from unified_lift.config import merged, read_settings_file
@@ -45,7 +46,7 @@ def train_main(argv: list[str]) -> int:
     command = parse(argv)
     settings = command.settings
     resume_from = _where_to_start(command)
-    scene = load_scene(settings.data)
+    scene = _load(settings)
     _print_scene(settings, scene)
     trainer = Trainer(settings, scene)
 
@@ -134,6 +135,18 @@ def _check(settings: TrainSettings) -> None:
             raise UserError(f"--{name} must be at least {least}, received {value}")
     if settings.geometry.sh_degree > 3:
         raise UserError(f"--sh_degree goes up to 3, received {settings.geometry.sh_degree}")
+
+
+def _load(settings: TrainSettings) -> Scene:
+    with tqdm(desc="load", unit=" views", disable=settings.run.quiet, dynamic_ncols=True, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+            if done == total:
+                bar.set_description("load: initial points")
+
+        return load_scene(settings.data, progress=show)
 
 
 def _where_to_start(command: TrainCommand) -> Path | None:

@@ -136,8 +136,8 @@ def kernel_shares(step: Callable[[int], object], rounds: int = 20) -> list[tuple
     return sorted(rows, key=lambda row: -row[1])
 
 
-def neighbours(rounds: int) -> list[dict[str, object]]:
-    """Time SSIM, Adam, blend and splat."""
+def neighbours(rounds: int, *, profile: bool) -> list[dict[str, object]]:
+    """Time SSIM, Adam, blend and splat; with `profile` also print their kernels."""
     image, target = torch.rand(HEIGHT, WIDTH, 3, device="cuda"), torch.rand(HEIGHT, WIDTH, 3, device="cuda")
     leaf = image.requires_grad_()
     tensors = [torch.randn(1_000_000, 75, device="cuda") for _ in range(4)]
@@ -158,6 +158,9 @@ def neighbours(rounds: int) -> list[dict[str, object]]:
         "blend 32k x 16": lambda _: dgr.blend(weights, features),
         "blend+splat 32k x 16": lambda _: torch.autograd.grad(dgr.blend(weights, features), features, incoming),
     }
+    for name, step in steps.items() if profile else ():
+        shares = ", ".join(f"{kernel[:60]} {micros:.1f} us" for kernel, micros, _ in kernel_shares(step)[:5])
+        print(f"{name}: {shares}")
     return [{"case": name, **measure(step, rounds)} for name, step in steps.items()]
 
 
@@ -167,6 +170,7 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--profile", action="store_true", help="print the kernels of one case")
+    parser.add_argument("--only-cases", action="store_true", help="leave out SSIM, Adam, blend and splat")
     parser.add_argument("--shuffles", action="store_true", help="sum in backward without matrix units")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -190,7 +194,7 @@ def main() -> int:
                 print(f"    {micros:9.1f} us  x{count}  {kernel}")
         del scene, forward, both
     print()
-    for row in [] if args.shuffles else neighbours(args.rounds):
+    for row in [] if args.shuffles or args.only_cases else neighbours(args.rounds, profile=args.profile):
         results.append(row)
         print(f"{row['case']:22s} median {row['median_ms']:.3f} ms  wall {row['wall_ms']:.3f} ms")
     if args.json:

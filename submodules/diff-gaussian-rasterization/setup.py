@@ -1,7 +1,8 @@
 """Builds the kernels as plain C libraries: needs g++ (or the compiler in CXX), neither torch nor Python headers.
 
 Without a compiler the package still installs and runs on its torch reference, and says so. The kernels for NVIDIA GPUs
-are built where nvcc is found. DGR_CUDA_ARCH limits them to some architectures ("90", "80;90") or skips them ("none").
+are built where nvcc and a GPU are found, for that GPU. DGR_CUDA_ARCH overrides that: "all" that the compiler knows,
+"none", or some ("90", "80,90").
 """
 
 import os
@@ -27,7 +28,7 @@ FLAGS = [
 ]  # fmt: skip
 CUDA_UNITS = ["project", "lists", "sort", "forward", "backward", "training"]
 CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall", "--threads", "0"]
-CUDA_ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
+CUDA_ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)  # 70 is known up to CUDA 12 only
 # counting and filling the lists must round alike
 CUDA_UNIT_FLAGS = {"lists": ["--fmad=false"]}
 AVX2 = ["-DDGR_AVX2", "-mavx2", "-mfma"]
@@ -56,16 +57,37 @@ def find_nvcc():
     return shutil.which("nvcc") or (str(usual) if usual.is_file() else None)
 
 
-def architecture_flags(nvcc):
-    """Return flags for DGR_CUDA_ARCH, or code for every architecture the compiler knows and PTX of the newest."""
-    wanted = os.environ.get("DGR_CUDA_ARCH", "").replace(",", ";").split(";")
-    wanted = [name.strip().replace(".", "") for name in wanted if name.strip()]
-    if not wanted:
+def visible_architectures():
+    """Return the compute capabilities of the GPUs that nvidia-smi sees here, as ["90"]; empty if there are none."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    listed = subprocess.run(query, capture_output=True, text=True)
+    found = re.findall(r"^(\d+)\.(\d+)\s*$", listed.stdout, re.MULTILINE) if listed.returncode == 0 else []
+    return sorted({major + minor for major, minor in found}, key=int)
+
+
+def wanted_architectures(nvcc):
+    """Return the architectures to build for, or none and why: DGR_CUDA_ARCH, else those of the GPUs in this machine."""
+    asked = os.environ.get("DGR_CUDA_ARCH", "").strip().lower()
+    if asked == "none":
+        return [], "DGR_CUDA_ARCH=none"
+    if nvcc is None:
+        return [], "nvcc was not found"
+    if asked == "all":
         listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
         known = {int(name) for name in re.findall(r"compute_(\d+)\b", listed)}
-        wanted = [str(number) for number in CUDA_ARCHITECTURES if number in known]
-    flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in wanted]
-    return [*flags, f"-gencode=arch=compute_{wanted[-1]},code=compute_{wanted[-1]}"]
+        return [str(number) for number in CUDA_ARCHITECTURES if number in known], ""
+    if asked:
+        names = [name.strip().replace(".", "") for name in re.split("[,;]", asked) if name.strip()]
+        return sorted(names, key=lambda name: int(re.sub(r"\D", "", name) or 0)), ""
+    return visible_architectures(), "no GPU is visible; DGR_CUDA_ARCH=all or DGR_CUDA_ARCH=90 builds them all the same"
+
+
+def architecture_flags(architectures):
+    """Return flags for code of each architecture, and PTX of the newest for later ones."""
+    flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
+    return [*flags, f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}"]
 
 
 class BuildKernels(build_ext):
@@ -82,18 +104,18 @@ class BuildKernels(build_ext):
 
     def build_cuda(self, ext):
         nvcc = find_nvcc()
-        if os.environ.get("DGR_CUDA_ARCH", "").lower() == "none" or nvcc is None:
-            reason = "nvcc was not found" if nvcc is None else "DGR_CUDA_ARCH=none"
+        architectures, reason = wanted_architectures(nvcc)
+        if not architectures:
             print(f"{PACKAGE}: the kernels for NVIDIA GPUs are not built ({reason})", file=sys.stderr)
             return
+        print(f"{PACKAGE}: building the kernels for NVIDIA GPUs ({', '.join(architectures)})", file=sys.stderr)
         folder, output = Path(self.build_temp), Path(self.get_ext_fullpath(ext.name))
         folder.mkdir(parents=True, exist_ok=True)
         output.parent.mkdir(parents=True, exist_ok=True)
-        architectures = architecture_flags(nvcc)
         objects = [str(folder / f"cuda_{unit}.o") for unit in CUDA_UNITS]
         running = [
             subprocess.Popen(
-                [nvcc, *CUDA_FLAGS, *CUDA_UNIT_FLAGS.get(unit, []), *architectures]
+                [nvcc, *CUDA_FLAGS, *CUDA_UNIT_FLAGS.get(unit, []), *architecture_flags(architectures)]
                 + ["-c", f"csrc/cuda/{unit}.cu", "-o", target]
             )
             for unit, target in zip(CUDA_UNITS, objects)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from diff_gaussian_rasterization import fused_adam_step
+from diff_gaussian_rasterization import fused_adam_steps
 from torch import Tensor
 
 
@@ -23,29 +23,27 @@ class NamedAdam:
 
     def step(self, table: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
         """Update in place every parameter of `table` that has a gradient, with its rate from `rates`."""
-        for name, rate in rates.items():
-            value = table[name]
-            if value.grad is None or value.numel() == 0:
-                continue
-            if name not in self.moments:
-                self.moments[name] = (torch.zeros_like(value), torch.zeros_like(value))
-                self.steps[name] = 0
-            self.steps[name] += 1
-            first, second = self.moments[name]
-            if first.device != value.device:  # loaded from a checkpoint
-                first, second = self.moments[name] = (first.to(value.device), second.to(value.device))
-            with torch.no_grad():
-                fused_adam_step(
-                    value.detach(),
-                    value.grad,
-                    first,
-                    second,
-                    lr=rate,
-                    beta1=self.betas[0],
-                    beta2=self.betas[1],
-                    eps=self.eps,
-                    step=self.steps[name],
-                )
+        names = [name for name in rates if table[name].grad is not None and table[name].numel()]
+        for name in names:
+            self._prepare(name, table[name])
+        fused_adam_steps(
+            [(table[name].detach(), table[name].grad, *self.moments[name]) for name in names],
+            lrs=[rates[name] for name in names],
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            eps=self.eps,
+            steps=[self.steps[name] for name in names],
+        )
+
+    def _prepare(self, name: str, value: Tensor) -> None:
+        """Count a step of one parameter; see that its moments exist and are where it is."""
+        if name not in self.moments:
+            self.moments[name] = (torch.zeros_like(value), torch.zeros_like(value))
+            self.steps[name] = 0
+        self.steps[name] += 1
+        first, second = self.moments[name]
+        if first.device != value.device:  # loaded from a checkpoint
+            self.moments[name] = (first.to(value.device), second.to(value.device))
 
     def keep_rows(self, keep: Tensor) -> None:
         """Drop the moments of the rows where `keep` [N] is False."""

@@ -66,5 +66,5 @@ def concentration_loss(features: Tensor, codebook: Tensor, labels: Tensor, *, un
     codes = normalize(codebook, dim=1, eps=_EPS) if unit_codes else codebook
     features = features[labelled]
     x = features / (features.norm(dim=1, keepdim=True) + _EPS)
-    difference = x - codes[labels[labelled]]
+    difference = x - codes.index_select(0, labels[labelled])
     return torch.sqrt((difference * difference).sum(dim=1) + _EPS**2).mean()

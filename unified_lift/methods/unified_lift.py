@@ -202,7 +202,7 @@ class UnifiedLift:
             slot = torch.where(reliable, slot, -1)
         if len(slot) > s.contrastive_samples:
             chosen = torch.randint(len(slot), (s.contrastive_samples,), generator=self.generator).to(slot.device)
-            features, slot = features[chosen], slot[chosen]
+            features, slot = features.index_select(0, chosen), slot[chosen]
         return contrastive_loss(
             features,
             slot,

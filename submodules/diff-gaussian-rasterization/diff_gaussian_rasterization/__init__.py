@@ -3,7 +3,7 @@
 from ._backend import backend_info
 from .api import blend, pixel_weights, rasterize, splat
 from .dropin import GaussianRasterizationSettings, GaussianRasterizer
-from .training import fused_adam_step, fused_ssim
+from .training import fused_adam_step, fused_adam_steps, fused_ssim
 from .types import PixelWeights, RasterMeta, RasterOutput
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "backend_info",
     "blend",
     "fused_adam_step",
+    "fused_adam_steps",
     "fused_ssim",
     "pixel_weights",
     "rasterize",

@@ -10,7 +10,7 @@ _FILE = Path(__file__).with_name("_dgr_cpu.so")
 _CUDA_FILE = Path(__file__).with_name("_dgr_cuda.so")
 _CURES = {
     "cpu": ("C++ compiler", "install g++"),
-    "cuda": ("CUDA compiler", "install the CUDA toolkit (nvcc)"),
+    "cuda": ("CUDA compiler or no GPU", "install the CUDA toolkit (nvcc), or set DGR_CUDA_ARCH,"),
 }
 
 

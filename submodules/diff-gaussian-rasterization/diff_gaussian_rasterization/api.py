@@ -9,6 +9,10 @@ from . import _backend
 from .types import NEAR, PixelWeights, RasterOutput
 
 
+def _listed(dims: tuple[str | int, ...]) -> str:
+    return f"[{', '.join(map(str, dims))}]"
+
+
 def _require_shapes(sizes: dict[str, int], **tensors: tuple[Tensor | None, tuple[str | int, ...]]) -> None:
     """Check shapes, dtype and device of tensors; letters bind to the first size seen.
 
@@ -19,19 +23,18 @@ def _require_shapes(sizes: dict[str, int], **tensors: tuple[Tensor | None, tuple
     for name, (value, dims) in tensors.items():
         if value is None:
             continue
-        wanted = f"[{', '.join(map(str, dims))}]"
         if not isinstance(value, Tensor):
-            raise ValueError(f"{name} must be a tensor {wanted}, got {type(value).__name__}")
-        shape = tuple(value.shape)
+            raise ValueError(f"{name} must be a tensor {_listed(dims)}, got {type(value).__name__}")
+        shape = value.shape
         good = len(shape) == len(dims)
         for size, dim in zip(shape, dims):
-            good = good and size == (dim if isinstance(dim, int) else sizes.setdefault(dim, size))
+            good = good and size == (sizes.setdefault(dim, size) if type(dim) is str else dim)
         if not good:
             known = ", ".join(f"{k} = {v}" for k, v in sizes.items())
-            raise ValueError(f"{name} must have shape {wanted} with {known}; got {list(shape)}")
+            raise ValueError(f"{name} must have shape {_listed(dims)} with {known}; got {list(shape)}")
         if first is None:
             first = value
-        if value.dtype not in (torch.float32, torch.float64) or value.dtype != first.dtype:
+        if value.dtype != first.dtype or value.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{name} must be float32 or float64 like the means ({first.dtype}), got {value.dtype}")
         if value.device != first.device:
             raise ValueError(f"{name} must be on {first.device} like the means, got {value.device}")
@@ -168,19 +171,31 @@ def pixel_weights(
         axes = (torch.arange(size, device=means.device) for size in (height, width))
         y, x = torch.meshgrid(*axes, indexing="ij")
         pixels = torch.stack([x, y], -1).reshape(-1, 2)
-    if pixels.dtype != torch.int64 or pixels.ndim != 2 or pixels.shape[1] != 2:
-        raise ValueError(f"pixels must be int64 [P, 2], got {pixels.dtype} {list(pixels.shape)}")
-    size = torch.tensor([width, height], device=pixels.device)
-    if pixels.numel() and not bool(((pixels >= 0) & (pixels < size)).all()):
-        raise ValueError(f"pixels must lie inside the {width} x {height} image as (x, y)")
+    else:
+        _require_pixels(pixels, width, height)
     inputs = [t.detach() for t in (means, quats, scales, opacities, viewmat, K)]
-    return _backend.select(implementation, means).pixel_weights(
+    weights = _backend.select(implementation, means).pixel_weights(
         *inputs, int(width), int(height), pixels, near=float(near), min_weight=float(min_weight)
     )
+    weights.note_ids_below(means.shape[0])
+    return weights
+
+
+def _require_pixels(pixels: Tensor, width: int, height: int) -> None:
+    if pixels.dtype != torch.int64 or pixels.ndim != 2 or pixels.shape[1] != 2:
+        raise ValueError(f"pixels must be int64 [P, 2], got {pixels.dtype} {list(pixels.shape)}")
+    if pixels.numel() == 0:
+        return
+    low, high = torch.aminmax(pixels, dim=0)
+    (left, top), (right, bottom) = torch.stack([low, high]).tolist()
+    if left < 0 or top < 0 or right >= width or bottom >= height:
+        raise ValueError(f"pixels must lie inside the {width} x {height} image as (x, y)")
 
 
 def _require_ids_below(weights: PixelWeights, num_gaussians: int) -> None:
-    if weights.gaussian_ids.numel() and int(weights.gaussian_ids.max()) >= num_gaussians:
+    if weights.ids_below() <= num_gaussians or weights.gaussian_ids.numel() == 0:
+        return
+    if int(weights.gaussian_ids.max()) >= num_gaussians:
         raise ValueError(
             f"the weights mention Gaussian {int(weights.gaussian_ids.max())}, but there are only {num_gaussians}"
         )

@@ -7,6 +7,7 @@ to torch's current stream; the host waits once per camera, for the number of (ti
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_double, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 
@@ -53,6 +54,15 @@ class _Gradients(Structure):
     ]
 
 
+class _Adam(Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("param", "grad", "m", "v")),
+        ("count", c_int64),
+        ("lr", c_double),
+        ("step", c_int64),
+    ]
+
+
 def _bind() -> ctypes.CDLL:
     """Declare argument types once; ctypes then converts Python numbers to the right width."""
     library = load("cuda")
@@ -71,7 +81,7 @@ def _bind() -> ctypes.CDLL:
         "dgr_cuda_rows": [pointer] * 4 + [c_int64] + [pointer] * 3 + place,
         "dgr_cuda_blend": [pointer] * 3 + [c_int64, pointer, c_int32, pointer, *place],
         "dgr_cuda_splat": [pointer] * 3 + [c_int64, pointer, c_int32, pointer, *place],
-        "dgr_cuda_adam": [pointer] * 4 + [c_int64] + [c_double] * 4 + [c_int64, *place],
+        "dgr_cuda_adam": [POINTER(_Adam), c_int32] + [c_double] * 3 + place,
         "dgr_cuda_ssim_parts": [c_int32, c_int32, size],
         "dgr_cuda_ssim": [pointer, pointer, c_int32, c_int32, pointer, pointer, pointer, *place],
         "dgr_cuda_ssim_backward": [pointer] * 3 + [c_int32, c_int32, pointer, pointer, *place],
@@ -115,9 +125,15 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().contiguous()
 
 
+def _row(tensor: Tensor | None, index: int) -> int | None:
+    """Return the address of tensor[index]; slicing itself would cost microseconds each time."""
+    return None if tensor is None else tensor.data_ptr() + index * tensor.stride(0) * tensor.element_size()
+
+
 def _place(tensor: Tensor) -> tuple[int, int]:
     """Return (device index, address of torch's current stream there)."""
-    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
+    index = tensor.device.index
+    return index, torch._C._cuda_getCurrentRawStream(index)  # a tenth of the time of torch.cuda.current_stream
 
 
 def _scene(inputs: tuple[Tensor | None, ...], camera: int, options: dict) -> _Scene:
@@ -127,9 +143,8 @@ def _scene(inputs: tuple[Tensor | None, ...], camera: int, options: dict) -> _Sc
     return _Scene(
         n=means.shape[0], means=_address(means), quats=_address(quats), scales=_address(scales),
         opacities=_address(opacities), colors=_address(colors), features=_address(features),
-        viewmat=_address(viewmats[camera]), intrinsics=_address(Ks[camera]),
-        background=None if backgrounds is None else _address(backgrounds[camera]),
-        means2d=None if means2d is None else _address(means2d[camera]),
+        viewmat=_row(viewmats, camera), intrinsics=_row(Ks, camera), background=_row(backgrounds, camera),
+        means2d=_row(means2d, camera),
         near_z=options["near"], width=options["width"], height=options["height"],
         sh_coeffs=colors.shape[1] if colors is not None and colors.ndim == 3 else 0,
         sh_degree=-1 if options["sh_degree"] is None else options["sh_degree"],
@@ -140,26 +155,16 @@ def _scene(inputs: tuple[Tensor | None, ...], camera: int, options: dict) -> _Sc
 
 @dataclass(frozen=True)
 class _View:
-    """One camera's projected Gaussians and tile lists."""
+    """One camera's projected Gaussians and tile lists: the structs, and the tensors whose memory they point to."""
 
-    splats: Tensor
-    radii: Tensor
-    centres: Tensor | None
-    tile_begin: Tensor
-    entries: Tensor
-    last: Tensor | None
-
-    @property
-    def num_pairs(self) -> int:
-        return self.entries.numel()
-
-    def frame(self) -> _Frame:
-        maps = (self.splats, self.radii, self.centres, self.tile_begin, self.entries, self.last)
-        return _Frame(*(_address(t) for t in maps))
+    scene: _Scene
+    frame: _Frame
+    num_pairs: int
+    memory: tuple[Tensor | None, ...]
 
 
-def _build_view(scene: _Scene, like: Tensor, radii: Tensor, centres: Tensor | None, last: Tensor | None) -> _View:
-    """Project, sort and list the Gaussians of one camera."""
+def _build_view(scene: _Scene, like: Tensor, radii: int, centres: int | None, last: int | None) -> _View:
+    """Project, sort and list the Gaussians of one camera; the last three arguments are addresses to write to."""
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=like.device)
@@ -168,12 +173,12 @@ def _build_view(scene: _Scene, like: Tensor, radii: Tensor, centres: Tensor | No
     splats = empty(num, SPLAT_FLOATS, dtype=torch.float32)
     tiles = -(-scene.width // TILE) * -(-scene.height // TILE)
     tile_begin = empty(tiles + 1, dtype=torch.int64)
+    frame = _Frame(_address(splats), radii, centres, _address(tile_begin), None, last)
     pairs, size = c_int64(0), c_int64(0)
     order = None
     if num:
         _lib.dgr_cuda_order_bytes(num, byref(size))
         order = empty(size.value, dtype=torch.uint8)
-        frame = _View(splats, radii, centres, tile_begin, order, last).frame()
         _check(_lib.dgr_cuda_order(byref(scene), byref(frame), _address(order), byref(pairs)))
     if pairs.value >= 2**32:
         raise MemoryError(f"{pairs.value} (tile, Gaussian) pairs in one view; the Gaussians are far too large for it")
@@ -182,9 +187,9 @@ def _build_view(scene: _Scene, like: Tensor, radii: Tensor, centres: Tensor | No
     if pairs.value:
         _lib.dgr_cuda_lists_bytes(byref(scene), pairs.value, byref(size))
         workspace = empty(size.value, dtype=torch.uint8)
-    view = _View(splats, radii, centres, tile_begin, entries, last)
-    _check(_lib.dgr_cuda_lists(byref(scene), byref(view.frame()), _address(order), pairs.value, _address(workspace)))
-    return view
+    frame.list = _address(entries)
+    _check(_lib.dgr_cuda_lists(byref(scene), byref(frame), _address(order), pairs.value, _address(workspace)))
+    return _View(scene, frame, pairs.value, (splats, tile_begin, entries))
 
 
 class _Rasterize(Function):
@@ -201,16 +206,16 @@ class _Rasterize(Function):
         centres, last = means.new_empty(shape[0], n, 2), means.new_empty(shape, dtype=torch.int32)
         views = []
         for c in range(shape[0]):
-            scene = _scene(inputs, c, options)
-            view = _build_view(scene, means, radii[c], centres[c], last[c])
-            maps = _Images(*(_address(m[c]) for m in (image, features, alpha, depth)))
-            _check(_lib.dgr_cuda_forward(byref(scene), byref(view.frame()), byref(maps)))
+            view = _build_view(_scene(inputs, c, options), means, _row(radii, c), _row(centres, c), _row(last, c))
+            maps = _Images(_row(image, c), _row(features, c), _row(alpha, c), _row(depth, c))
+            _check(_lib.dgr_cuda_forward(byref(view.scene), byref(view.frame), byref(maps)))
             views.append(view)
         options["num_pairs"] = sum(view.num_pairs for view in views)
         if any(ctx.needs_input_grad):
             ctx.options, ctx.views = options, views
             # the detached copies keep the memory that the kernels read; versions are checked on the originals
             ctx.dense, ctx.maps = inputs, tuple(t.detach() for t in (image, features, alpha, depth))
+            ctx.memory = (radii.detach(), centres.detach(), last)
             ctx.save_for_backward(*(t for t in tensors if t is not None))
         ctx.mark_non_differentiable(radii, centres)
         ctx.set_materialize_grads(False)
@@ -234,11 +239,11 @@ class _Rasterize(Function):
         num = inputs[0].shape[0]
         moments = inputs[0].new_empty(num, MOMENTS) if moved else None
         for c, view in enumerate(ctx.views if num else ()):
-            pick = lambda tensors, c=c: tuple(_address(t if t is None else t[c]) for t in tensors)  # noqa: E731
-            scene, frame = _scene(inputs, c, ctx.options), view.frame()
+            scene, frame = view.scene, view.frame
+            scene.stream = _place(inputs[0])[1]
             gradients = _Gradients(
-                *pick(cotangents), *pick(ctx.maps), _address(None if moments is None else moments.zero_()),
-                *(_address(outgoing[i]) for i in (5, 0, 1, 2, 3, 4)), *pick(outgoing[9:10]), accumulate=c > 0,
+                *(_row(t, c) for t in (*cotangents, *ctx.maps)), _address(None if moments is None else moments.zero_()),
+                *(_address(outgoing[i]) for i in (5, 0, 1, 2, 3, 4)), _row(outgoing[9], c), accumulate=c > 0,
             )  # fmt: skip
             _check(_lib.dgr_cuda_backward_blend(byref(scene), byref(frame), byref(gradients)))
             if moved:
@@ -286,8 +291,8 @@ def pixel_weights(
     inputs = tuple(_dense(t) for t in (means, quats, scales, opacities, None, None, viewmat[None], K[None], None, None))
     scene, pixels = _scene(inputs, 0, options), pixels.contiguous()
     radii = means.new_empty(means.shape[0], dtype=torch.int32)
-    frame = (view := _build_view(scene, inputs[0], radii, None, None)).frame()
-    request = (byref(scene), byref(frame), _address(pixels), pixels.shape[0], min_weight)
+    view = _build_view(scene, inputs[0], _address(radii), None, None)
+    request = (byref(scene), byref(view.frame), _address(pixels), pixels.shape[0], min_weight)
     offsets = torch.zeros(pixels.shape[0] + 1, dtype=torch.int64, device=means.device)
     _check(_lib.dgr_cuda_weights_count(*request, _address(offsets[1:])))
     torch.cumsum(offsets, 0, out=offsets)
@@ -396,10 +401,17 @@ def adam_step(
     *, lr: float, beta1: float, beta2: float, eps: float, step: int,
 ) -> None:  # fmt: skip
     """Update a parameter and its moments in place by one Adam step with bias correction."""
-    grad = grad.contiguous()
-    status = _lib.dgr_cuda_adam(
-        _address(param), _address(grad), _address(exp_avg), _address(exp_avg_sq), param.numel(),
-        lr, beta1, beta2, eps, step, *_place(param),
-    )  # fmt: skip
-    _check(status)
-    torch.autograd.graph.increment_version([param, exp_avg, exp_avg_sq])
+    adam_steps([(param, grad, exp_avg, exp_avg_sq)], lrs=[lr], beta1=beta1, beta2=beta2, eps=eps, steps=[step])
+
+
+def adam_steps(
+    tensors: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
+    *, lrs: Sequence[float], beta1: float, beta2: float, eps: float, steps: Sequence[int],
+) -> None:  # fmt: skip
+    """Update several parameters (param, grad, exp_avg, exp_avg_sq) in one launch."""
+    dense = [(param, grad.contiguous(), first, second) for param, grad, first, second in tensors]
+    structs = (_Adam * len(dense))(
+        *((*(t.data_ptr() for t in four), four[0].numel(), lr, step) for four, lr, step in zip(dense, lrs, steps))
+    )
+    _check(_lib.dgr_cuda_adam(structs, len(dense), beta1, beta2, eps, *_place(dense[0][0])))
+    torch.autograd.graph.increment_version([t for param, _, *moments in tensors for t in (param, *moments)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -45,15 +47,52 @@ def fused_adam_step(
     Raises:
         ValueError: Shapes or dtypes differ, a tensor is not contiguous, or step < 1.
     """
-    for name, value in {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}.items():
+    _require_adam(param, grad, exp_avg, exp_avg_sq, step)
+    _backend.select(implementation, param).adam_step(
+        param, grad, exp_avg, exp_avg_sq, lr=lr, beta1=beta1, beta2=beta2, eps=eps, step=step
+    )
+
+
+@torch.no_grad()
+def fused_adam_steps(
+    tensors: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
+    *, lrs: Sequence[float], beta1: float, beta2: float, eps: float, steps: Sequence[int], implementation: str = "auto",
+) -> None:  # fmt: skip
+    """Do `fused_adam_step` on several parameters; on a GPU that is one launch instead of one per parameter.
+
+    Args:
+        tensors: (param, grad, exp_avg, exp_avg_sq) of each parameter, all on one device.
+        lrs: Learning rate of each parameter.
+        beta1, beta2, eps: As in `fused_adam_step`, shared.
+        steps: Step of each parameter, from 1.
+        implementation: "auto", "reference", "cpu" or "cuda".
+    Raises:
+        ValueError: As `fused_adam_step`; or the numbers of tensors, rates and steps differ; or devices or dtypes do.
+    """
+    if not len(tensors) == len(lrs) == len(steps):
+        raise ValueError(f"got {len(tensors)} parameters, {len(lrs)} rates and {len(steps)} steps")
+    if not tensors:
+        return
+    first = tensors[0][0]
+    for four, step in zip(tensors, steps):
+        _require_adam(*four, step)
+        if any(t.device != first.device or t.dtype != first.dtype for t in four):
+            raise ValueError(f"all tensors must be {first.dtype} on {first.device}, like the first")
+    module = _backend.select(implementation, first)
+    if hasattr(module, "adam_steps"):
+        module.adam_steps(tensors, lrs=lrs, beta1=beta1, beta2=beta2, eps=eps, steps=steps)
+        return
+    for four, lr, step in zip(tensors, lrs, steps):
+        module.adam_step(*four, lr=lr, beta1=beta1, beta2=beta2, eps=eps, step=step)
+
+
+def _require_adam(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: int) -> None:
+    for name, value in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
         if value.shape != param.shape or value.dtype != param.dtype:
             raise ValueError(
                 f"{name} must match param ({list(param.shape)}, {param.dtype}), got {list(value.shape)}, {value.dtype}"
             )
-    if not all(t.is_contiguous() for t in (param, exp_avg, exp_avg_sq)):
+    if not (param.is_contiguous() and exp_avg.is_contiguous() and exp_avg_sq.is_contiguous()):
         raise ValueError("param, exp_avg and exp_avg_sq must be contiguous, because they are updated in place")
     if step < 1:
         raise ValueError(f"step counts from 1, got {step}")
-    _backend.select(implementation, param).adam_step(
-        param, grad, exp_avg, exp_avg_sq, lr=lr, beta1=beta1, beta2=beta2, eps=eps, step=step
-    )

@@ -71,6 +71,21 @@ class PixelWeights(NamedTuple):
         """Memory held by the three tensors, in bytes."""
         return sum(t.numel() * t.element_size() for t in self)
 
+    def note_ids_below(self, bound: int) -> None:
+        """Remember that all Gaussian ids are below `bound`, so that nobody has to wait for a GPU to find out."""
+        self.gaussian_ids.dgr_below = (self._version_of_ids(), bound)
+
+    def ids_below(self) -> int:
+        """Return a number above all Gaussian ids: what was noted or, without or after a change, what is true."""
+        version, bound = getattr(self.gaussian_ids, "dgr_below", (-1, 0))
+        if version != self._version_of_ids():
+            bound = int(self.gaussian_ids.max()) + 1 if self.gaussian_ids.numel() else 0
+            self.note_ids_below(bound)
+        return bound
+
+    def _version_of_ids(self) -> int:
+        return 0 if self.gaussian_ids.is_inference() else self.gaussian_ids._version
+
     def row_ids(self) -> Tensor:
         """Return the row of every entry, int64 [M]."""
         counts = self.offsets[1:] - self.offsets[:-1]
@@ -87,11 +102,15 @@ class PixelWeights(NamedTuple):
         """
         if index.dtype != torch.int64 or index.ndim != 1:
             raise ValueError(f"index must be int64 [R], got {index.dtype} {list(index.shape)}")
-        if index.numel() and not (0 <= int(index.min()) and int(index.max()) < self.num_rows):
-            raise ValueError(f"row numbers must lie in [0, {self.num_rows}), got {index.min()}..{index.max()}")
+        if index.numel():
+            low, high = torch.stack(torch.aminmax(index)).tolist()
+            if low < 0 or high >= self.num_rows:
+                raise ValueError(f"row numbers must lie in [0, {self.num_rows}), got {low}..{high}")
         from ._backend import select  # the implementations build on this module
 
-        return select("auto", self.weights).rows(self, index)
+        chosen = select("auto", self.weights).rows(self, index)
+        chosen.note_ids_below(self.ids_below())
+        return chosen
 
     @staticmethod
     def concatenate(parts: list[PixelWeights]) -> PixelWeights:

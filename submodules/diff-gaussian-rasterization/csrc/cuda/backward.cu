@@ -312,8 +312,8 @@ DGR_DEVICE void walk(const DgrCudaScene& s, const DgrCudaFrame& frame, const Dgr
 }
 
 template <bool kGeometry, int kChannels, bool kFeaturesMove, bool kMatrix>
-__global__ void __launch_bounds__(kTileThreads, 3) backward_kernel(DgrCudaScene s, DgrCudaFrame frame, DgrCudaGradients d,
-                                                                int tiles_x, int offset) {
+__global__ void __launch_bounds__(kTileThreads, kGeometry && kChannels == 0 ? 4 : 3)
+    backward_kernel(DgrCudaScene s, DgrCudaFrame frame, DgrCudaGradients d, int tiles_x, int offset) {
   __shared__ Batch batch;
   const int tile = blockIdx.x, left = tile % tiles_x * kTile, top = tile / tiles_x * kTile;
   const Pixel p = pixel_of_thread(s, left, top);

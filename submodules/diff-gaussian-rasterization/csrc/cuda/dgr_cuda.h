@@ -48,4 +48,14 @@ struct DgrCudaGradients {
   int32_t accumulate;  // add to what the outgoing arrays hold (further cameras of a batch); means2d has its own rows
 };
 
+// A parameter of the Adam step, its gradient and its moments: contiguous float32.
+struct DgrCudaAdam {
+  float* param;
+  const float* grad;
+  float *m, *v;
+  int64_t count;
+  double lr;
+  int64_t step;  // 1 for the first
+};
+
 }  // extern "C"

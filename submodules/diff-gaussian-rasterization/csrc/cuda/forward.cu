@@ -31,8 +31,8 @@ DGR_DEVICE void load_features(const DgrCudaScene& s, const DgrCudaFrame& frame, 
 
 // The first pass makes colour, alpha, depth and the first channels; further passes make further channels.
 template <int kChannels, bool kFirst>
-__global__ void __launch_bounds__(kTileThreads) forward_kernel(DgrCudaScene s, DgrCudaFrame frame, DgrCudaImages out,
-                                                               int tiles_x, int offset) {
+__global__ void __launch_bounds__(kTileThreads, kChannels == 16 ? 4 : 1)
+    forward_kernel(DgrCudaScene s, DgrCudaFrame frame, DgrCudaImages out, int tiles_x, int offset) {
   __shared__ Batch batch;
   __shared__ float4 features[kChannels == 0 ? 1 : kBatch * kChannels / 4];
   const int tile = blockIdx.x, left = tile % tiles_x * kTile, top = tile / tiles_x * kTile;

@@ -12,7 +12,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr uint32_t kCulled = 0xffffffffu;
-constexpr int kManyRows = 6;  // tile rows from which a warp shares the work on one splat
+constexpr int kManyRows = 6;    // tile rows, or
+constexpr int kManyTiles = 24;  // tiles, from which a warp shares the work on one splat
 
 // The tiles of one splat in one tile row.
 struct Run {
@@ -89,28 +90,31 @@ __global__ void __launch_bounds__(kThreads) emit_kernel(const float* splats, con
   const bool seen = rank < n && keys[rank] != kCulled;
   uint32_t index = 0;
   int64_t at = 0;
-  bool tall = false;
+  bool large = false;
   if (seen) {
     index = order[rank], at = offsets[rank];
     int first, last;
     const Ellipse e = load_ellipse(splats, index, height, first, last);
-    tall = last - first >= kManyRows;
-    for (int row = first; !tall && row <= last; ++row) {
+    large = last - first >= kManyRows || offsets[rank + 1] - at >= kManyTiles;
+    for (int row = first; !large && row <= last; ++row) {
       const Run run = run_in_row(e, row, width, height);
       write_run(run, row, tiles_x, index, at, 0, 1, tiles, values);
       at += run.count;
     }
   }
-  for (unsigned rest = __ballot_sync(kAllLanes, tall); rest != 0; rest &= rest - 1) {
+  for (unsigned rest = __ballot_sync(kAllLanes, large); rest != 0; rest &= rest - 1) {
     const int owner = __ffs(rest) - 1;
     const uint32_t shared_index = __shfl_sync(kAllLanes, index, owner);
     int64_t start = __shfl_sync(kAllLanes, at, owner);
     int first, last;
     const Ellipse e = load_ellipse(splats, shared_index, height, first, last);
-    for (int row = first; row <= last; ++row) {  // every lane knows the row, the lanes share its columns
-      const Run run = run_in_row(e, row, width, height);
-      write_run(run, row, tiles_x, shared_index, start, lane, kWarp, tiles, values);
-      start += run.count;
+    for (int top = first; top <= last; top += kWarp) {  // each lane cuts one row, all write each row together
+      const Run mine = top + lane <= last ? run_in_row(e, top + lane, width, height) : Run{0, 0};
+      for (int i = 0; i < min(int(kWarp), last - top + 1); ++i) {
+        const Run run = {__shfl_sync(kAllLanes, mine.first, i), __shfl_sync(kAllLanes, mine.count, i)};
+        write_run(run, top + i, tiles_x, shared_index, start, lane, kWarp, tiles, values);
+        start += run.count;
+      }
     }
   }
 }
@@ -144,6 +148,19 @@ class Carver {
   size_t used_ = 0;
 };
 
+// Bytes that the library primitives of the first half need. Asked several times in a row for the same n.
+size_t order_scratch(int64_t n) {
+  thread_local int64_t asked = -1;
+  thread_local size_t answer = 0;
+  if (n == asked) return answer;
+  size_t sort_bytes = 0, sum_bytes = 0;
+  const uint32_t* none = nullptr;
+  sort_pairs(nullptr, sort_bytes, none, nullptr, none, nullptr, n, 32, nullptr);
+  running_sum(nullptr, sum_bytes, none, nullptr, n + 1, nullptr);
+  asked = n, answer = sort_bytes > sum_bytes ? sort_bytes : sum_bytes;
+  return answer;
+}
+
 // Memory of the first half: the depth order.
 struct OrderWork {
   uint32_t *keys, *order, *counts, *keys_in, *order_in;
@@ -151,11 +168,7 @@ struct OrderWork {
   char* scratch;
   size_t scratch_bytes, total;
   OrderWork(void* base, int64_t n) {
-    size_t sort_bytes = 0, sum_bytes = 0;
-    const uint32_t* none = nullptr;
-    sort_pairs(nullptr, sort_bytes, none, nullptr, none, nullptr, n, 32, nullptr);
-    running_sum(nullptr, sum_bytes, none, nullptr, n + 1, nullptr);
-    scratch_bytes = sort_bytes > sum_bytes ? sort_bytes : sum_bytes;
+    scratch_bytes = order_scratch(n);
     Carver carver(base);
     offsets = carver.take<int64_t>(n + 1);
     keys = carver.take<uint32_t>(n), order = carver.take<uint32_t>(n);

@@ -1,4 +1,5 @@
 // Neighbours of the rasterizer in training: sparse blending of given weights, SSIM, and Adam.
+#include "dgr_cuda.h"
 #include "platform.cuh"
 
 #include "../constants.h"
@@ -233,21 +234,40 @@ DGR_DEVICE void adam(const AdamStep& a, float g, float& m, float& v, float& p) {
   p -= m * a.size / (sqrtf(v) * a.root_correction + a.eps);
 }
 
-__global__ void __launch_bounds__(kThreads) adam_kernel(AdamStep a, float* param, const float* grad, float* m, float* v,
-                                                        int64_t count) {
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < count) adam(a, grad[i], m[i], v[i], param[i]);
-}
+// One parameter tensor and its share of the blocks of a launch.
+struct AdamPart {
+  float *param, *m, *v;
+  const float* grad;
+  int64_t count, first_block;
+  AdamStep step;
+  int quads;  // whether all four are aligned to 16 bytes
+};
 
-__global__ void __launch_bounds__(kThreads) adam_quads_kernel(AdamStep a, float4* param, const float4* grad, float4* m,
-                                                              float4* v, int64_t count) {
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= count) return;
-  const float4 g = grad[i];
-  float4 first = m[i], second = v[i], p = param[i];
-  adam(a, g.x, first.x, second.x, p.x), adam(a, g.y, first.y, second.y, p.y);
-  adam(a, g.z, first.z, second.z, p.z), adam(a, g.w, first.w, second.w, p.w);
-  m[i] = first, v[i] = second, param[i] = p;
+constexpr int kAdamParts = 8;  // of one launch; they travel as an argument of the kernel
+constexpr int64_t kAdamBlock = 4 * kThreads;
+
+struct AdamParts {
+  AdamPart part[kAdamParts];
+  int count;
+};
+
+__global__ void __launch_bounds__(kThreads) adam_kernel(AdamParts parts) {
+  int mine = 0;
+  while (mine + 1 < parts.count && int64_t(blockIdx.x) >= parts.part[mine + 1].first_block) ++mine;
+  const AdamPart& p = parts.part[mine];
+  const int64_t begin = (int64_t(blockIdx.x) - p.first_block) * kAdamBlock;
+  const int64_t at = begin + 4 * int64_t(threadIdx.x);
+  if (p.quads && at + 4 <= p.count) {
+    const float4 g = *reinterpret_cast<const float4*>(p.grad + at);
+    float4 *to_m = reinterpret_cast<float4*>(p.m + at), *to_v = reinterpret_cast<float4*>(p.v + at);
+    float4* to_p = reinterpret_cast<float4*>(p.param + at);
+    float4 first = *to_m, second = *to_v, value = *to_p;
+    adam(p.step, g.x, first.x, second.x, value.x), adam(p.step, g.y, first.y, second.y, value.y);
+    adam(p.step, g.z, first.z, second.z, value.z), adam(p.step, g.w, first.w, second.w, value.w);
+    *to_m = first, *to_v = second, *to_p = value;
+    return;
+  }
+  for (int64_t i = at; i < at + 4 && i < p.count; ++i) adam(p.step, p.grad[i], p.m[i], p.v[i], p.param[i]);
 }
 
 }  // namespace
@@ -316,21 +336,26 @@ DGR_API int dgr_cuda_ssim_backward(const float* x, const float* y, const float* 
   return int(cudaGetLastError());
 }
 
-DGR_API int dgr_cuda_adam(float* param, const float* grad, float* m, float* v, int64_t count, double lr, double beta1,
-                          double beta2, double eps, int64_t step, int32_t device, void* stream) {
-  if (count == 0) return 0;
+// One Adam step of several tensors, in as few launches as possible. `tensors` is host memory.
+DGR_API int dgr_cuda_adam(const DgrCudaAdam* tensors, int32_t count, double beta1, double beta2, double eps, int32_t device,
+                          void* stream) {
   if (cudaError_t status = cudaSetDevice(device)) return int(status);
-  const AdamStep a = {float(1.0 - beta1), float(beta2), float(1.0 - beta2), float(lr / (1.0 - std::pow(beta1, double(step)))),
-                      float(1.0 / std::sqrt(1.0 - std::pow(beta2, double(step)))), float(eps)};
-  const bool quads = in_fours(param, grad, 4) && in_fours(m, v, 4);
-  const int64_t whole = quads ? count / 4 : 0, rest = count - 4 * whole;
-  if (whole != 0) {
-    DGR_LAUNCH(adam_quads_kernel, blocks_for(whole, kThreads), kThreads, stream, a, reinterpret_cast<float4*>(param),
-               reinterpret_cast<const float4*>(grad), reinterpret_cast<float4*>(m), reinterpret_cast<float4*>(v), whole);
-  }
-  if (rest != 0) {
-    DGR_LAUNCH(adam_kernel, blocks_for(rest, kThreads), kThreads, stream, a, param + 4 * whole, grad + 4 * whole,
-               m + 4 * whole, v + 4 * whole, rest);
+  AdamParts parts = {};
+  int64_t blocks = 0;
+  for (int i = 0; i < count; ++i) {
+    const DgrCudaAdam& t = tensors[i];
+    if (t.count != 0) {
+      AdamPart& p = parts.part[parts.count++];
+      p.param = t.param, p.m = t.m, p.v = t.v, p.grad = t.grad, p.count = t.count, p.first_block = blocks;
+      p.step = {float(1.0 - beta1), float(beta2), float(1.0 - beta2), float(t.lr / (1.0 - std::pow(beta1, double(t.step)))),
+                float(1.0 / std::sqrt(1.0 - std::pow(beta2, double(t.step)))), float(eps)};
+      p.quads = in_fours(t.param, t.grad, 4) && in_fours(t.m, t.v, 4);
+      blocks += blocks_for(t.count, kAdamBlock);
+    }
+    if (blocks != 0 && (parts.count == kAdamParts || i == count - 1)) {
+      DGR_LAUNCH(adam_kernel, blocks, kThreads, stream, parts);
+      parts.count = 0, blocks = 0;
+    }
   }
   return int(cudaGetLastError());
 }

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 
 from unified_lift.ops.cameras import look_at, look_at_point
@@ -56,6 +55,8 @@ def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: int = FPS) -> 
     Raises:
         ValueError: There is no frame, or a size is odd.
     """
+    import imageio_ffmpeg  # carries an encoder of 30 MB; scoring must not need it
+
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")  # the encoder goes by the suffix
     writer = None
     try:

@@ -6,11 +6,13 @@ import torch
 
 from unified_lift.cli.train import with_preset
 from unified_lift.config import merged
+from unified_lift.density.default import DensitySettings
 from unified_lift.engine import outputs
 from unified_lift.engine.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
+from unified_lift.engine.geometry import GeometryStage
 from unified_lift.engine.labels import label_gaussians
 from unified_lift.engine.lift import LiftStage, WeightCache
-from unified_lift.engine.settings import LiftSettings, TrainSettings
+from unified_lift.engine.settings import GeometrySettings, LiftSettings, TrainSettings
 from unified_lift.engine.trainer import Interrupted, Trainer, latest_checkpoint
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.model.gaussians import Gaussians
@@ -302,3 +304,44 @@ def test_log_of_a_resumed_run_tells_every_step_once(tmp_path, scene):
     steps = [(line["stage"], line["step"]) for line in outputs_log(tmp_path)]
     assert len(steps) == len(set(steps))
     assert [step for stage, step in steps if stage == "geometry"] == [4, 8, 12, 16, 20, 24]
+
+
+@pytest.mark.parametrize(("preset", "pixels"), [("unified_lift", 200), ("unified_lift", 10_000), ("released", 200)])
+def test_what_stands_in_pixels_the_lens_did_not_see_changes_nothing(tmp_path, scene, preset, pixels):
+    valid = torch.ones(20, 24, dtype=torch.bool)
+    valid[:, :4] = False
+    states = []
+    for fill in (0, 9):
+        views = []
+        for view in scene.train:
+            image, segments = view.image.clone(), view.segments.clone()
+            image[~valid], segments[~valid] = 20 * fill, fill
+            views.append(dataclasses.replace(view, image=image, segments=segments, valid=valid))
+        small = {"num_codes": 8, "contrastive_samples": 100} if preset == "released" else {}
+        settings = settings_for(tmp_path / str(fill), preset=preset, lift_pixels=pixels, method=small)
+        Trainer(settings, dataclasses.replace(scene, train=tuple(views))).run()
+        states.append(final_state(tmp_path / str(fill), 24 if preset == "released" else 44))
+    assert_same_state(*states)
+
+
+def test_rates_are_those_of_3dgs(scene):
+    stage = GeometryStage(
+        scene,
+        gaussians_from_points(scene.points, sh_degree=1),
+        GeometrySettings(iterations=100, position_lr_max_steps=50),
+        DensitySettings(),
+        seed=0,
+    )
+    first, last = stage.rates(0), stage.rates(99)
+    fixed = {"quats": 1e-3, "log_scales": 5e-3, "logit_opacities": 0.05, "sh0": 2.5e-3, "shN": 2.5e-3 / 20}
+    assert {name: first[name] for name in fixed} == {name: last[name] for name in fixed} == pytest.approx(fixed)
+    assert first["means"] == pytest.approx(1.6e-4 * scene.radius)
+    assert stage.rates(25)["means"] == pytest.approx(1.6e-5 * scene.radius)
+    assert last["means"] == pytest.approx(1.6e-6 * scene.radius)
+
+
+def test_feature_rate_falls_to_its_share_and_the_codebook_rate_stays():
+    chosen = UnifiedLiftSettings(feature_lr=0.02, feature_lr_decay=0.25, codebook_lr=3e-4)
+    rates = [UnifiedLift(chosen, zero_id="segment", seed=0).rates(p) for p in (0.0, 0.5, 1.0)]
+    assert [r["features"] for r in rates] == pytest.approx([0.02, 0.01, 0.005])
+    assert [r["codebook"] for r in rates] == [3e-4] * 3

@@ -11,6 +11,8 @@ from unified_lift.cli.evaluate import eval_main
 from unified_lift.cli.render import render_main
 from unified_lift.cli.train import train_main
 from unified_lift.data.synthetic import SyntheticSettings, write_synthetic
+from unified_lift.engine.outputs import holds_run, read_run_settings
+from unified_lift.types import UserError
 
 
 def demo_main(argv: list[str]) -> int:
@@ -21,6 +23,7 @@ def demo_main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     began = time.perf_counter()
     scene = args.out.with_name(args.out.name + "_scene")
+    _refuse_foreign(args.out, scene)
     shutil.rmtree(scene, ignore_errors=True)
     write_synthetic(scene, SyntheticSettings(seed=args.seed))
     print(f"{scene}: synthetic room written")
@@ -35,3 +38,13 @@ def demo_main(argv: list[str]) -> int:
             return code
     print(f"done in {time.perf_counter() - began:.0f} s; open {args.out / 'report.html'}")
     return 0
+
+
+def _refuse_foreign(model: Path, scene: Path) -> None:
+    """Raise a UserError unless both folders are new, empty, or left by an earlier demo."""
+    if scene.exists() and any(scene.iterdir()) and not (scene / "scene.json").is_file():
+        raise UserError(f"{scene}: is there and no demo scene; choose another --out")
+    if holds_run(model):
+        is_demo = (model / "config.yaml").is_file() and read_run_settings(model).preset == "demo"
+        if not is_demo:
+            raise UserError(f"{model}: holds a run that is no demo; choose another --out")

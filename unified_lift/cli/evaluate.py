@@ -94,7 +94,7 @@ def render_stale(model: SavedModel, model_path: Path, views: Sequence[View], fol
 def image_scores(views: Sequence[View], folder: Path) -> PerView:
     """Return PSNR (dB) and SSIM of the stored 8-bit renderings; equal pictures have no finite PSNR, hence none.
 
-    Pixels the lens did not see are left out of PSNR; SSIM, which needs neighbours, takes the photo there.
+    Pixels the lens did not see are left out of PSNR; for SSIM, which needs neighbours, they are black in both.
     """
     scores: PerView = {"PSNR": {}, "SSIM": {}}
     for view in views:
@@ -107,7 +107,7 @@ def image_scores(views: Sequence[View], folder: Path) -> PerView:
         decibels = psnr(render[valid][None], photo[valid][None])
         if math.isfinite(decibels):
             scores["PSNR"][view.name] = decibels
-        scores["SSIM"][view.name] = ssim(torch.where(valid[..., None], render, photo), photo)
+        scores["SSIM"][view.name] = ssim(render * valid[..., None], photo * valid[..., None])
     return scores
 
 

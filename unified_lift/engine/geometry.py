@@ -63,7 +63,7 @@ class GeometryStage(Stage):
         )
         terms = {"photometric": photometric}
         if self.method is not None and view.segments is not None:
-            terms |= self.method.losses(out.features.flatten(0, 1), view.segments.flatten(), self.progress(step))
+            terms |= self.method.losses(*seen_pixels(out.features, view), self.progress(step))
         total = weighted_sum(terms, self.method.weights if self.method else {})
         require_finite(total, terms, step)
         self.gaussians.zero_grad()
@@ -94,7 +94,7 @@ class GeometryStage(Stage):
         """Walk over all labelled training views: rendered features [P, D] and ids [P]."""
         for view in self.scene.train:
             if view.segments is not None:
-                yield render(self.gaussians, view.camera).features.flatten(0, 1), view.segments.flatten()
+                yield seen_pixels(render(self.gaussians, view.camera).features, view)
 
     def state_dict(self) -> dict:
         """Return everything but Gaussians and method."""
@@ -112,6 +112,13 @@ class GeometryStage(Stage):
 
     def _rate_steps(self) -> int:
         return self.settings.position_lr_max_steps or self.settings.iterations
+
+
+def seen_pixels(features: Tensor, view: View) -> Observation:
+    """Return features [P, D] and ids [P] of the pixels of a labelled view that its lens saw, of features [H, W, D]."""
+    if view.valid is None:
+        return features.flatten(0, 1), view.segments.flatten()
+    return features[view.valid], view.segments[view.valid]
 
 
 def log_linear(first: float, last: float, progress: float) -> float:

@@ -69,6 +69,8 @@ class LiftStage(Stage):
         self.views = [view for view in scene.train if view.segments is not None]
         if not self.views:
             raise UserError(f"{scene.name}: no training view has a mask, nothing can be lifted; check --object_path")
+        # Pixels the lens saw, as rows y * width + x; None = all.
+        self.seen = [None if v.valid is None else v.valid.flatten().nonzero()[:, 0] for v in self.views]
         self.gaussians, self.method, self.settings = gaussians, method, settings
         super().__init__(num_steps=settings.lift_iterations, num_views=len(self.views), seed=seed)
         gaussians.freeze_geometry()
@@ -93,13 +95,14 @@ class LiftStage(Stage):
         progress = self.progress(step)
         self.method.before_step(progress, self.observe)
         index = self.order.next_index()
-        segments = self.views[index].segments.flatten()
-        if len(segments) > self.settings.lift_pixels:
-            rows = torch.randint(len(segments), (self.settings.lift_pixels,), generator=self.generator)
-            rows = rows.to(segments.device)
+        segments, seen = self.views[index].segments.flatten(), self.seen[index]
+        count = len(segments) if seen is None else len(seen)
+        if count > self.settings.lift_pixels:
+            rows = torch.randint(count, (self.settings.lift_pixels,), generator=self.generator).to(segments.device)
+            rows = rows if seen is None else seen[rows]
             weights, segments = self.cache.some_pixels(index, rows), segments[rows]
         else:
-            weights = self.cache.all_pixels(index)
+            weights, segments = self._all_seen(index)
         features = blend(weights, self.gaussians.features)  # [P, D]
         terms = self.method.losses(features, segments, progress)
         total = weighted_sum(terms, self.method.weights)
@@ -113,5 +116,11 @@ class LiftStage(Stage):
     @torch.no_grad()
     def observe(self) -> Iterator[Observation]:
         """Walk over all labelled training views: rendered features [P, D] and ids [P]."""
-        for index, view in enumerate(self.views):
-            yield blend(self.cache.all_pixels(index), self.gaussians.features), view.segments.flatten()
+        for index in range(len(self.views)):
+            weights, segments = self._all_seen(index)
+            yield blend(weights, self.gaussians.features), segments
+
+    def _all_seen(self, index: int) -> tuple[PixelWeights, Tensor]:
+        """Return weights and ids of every pixel of a view that its lens saw."""
+        weights, segments, seen = self.cache.all_pixels(index), self.views[index].segments.flatten(), self.seen[index]
+        return (weights, segments) if seen is None else (weights.rows(seen), segments[seen])

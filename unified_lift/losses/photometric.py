@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from diff_gaussian_rasterization import fused_ssim
 from torch import Tensor
 
@@ -15,10 +14,10 @@ def photometric_loss(image: Tensor, target: Tensor, *, lambda_dssim: float, vali
         image: Rendered colour, not clamped, [H, W, 3].
         target: Photo in [0, 1], [H, W, 3].
         lambda_dssim: Share of D-SSIM in [0, 1].
-        valid: Pixels that count, bool [H, W]; the others are taken as perfect and get no gradient. None = all.
+        valid: Pixels that count, bool [H, W]; the others are black in both images. None = all.
     """
     if valid is not None:
-        image = torch.where(valid[..., None], image, target)
+        image, target = image * valid[..., None], target * valid[..., None]  # black in both, as SSIM's padding is
     l1 = (image - target).abs().mean()
     if lambda_dssim == 0:
         return l1

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from . import _compiled
 from ._library import load
-from .types import PixelWeights, RasterMeta, RasterOutput
+from .types import PixelWeights, RasterOutput
 
 TILE = 16  # pixels, kTile of csrc/cuda/splat.cuh
 SPLAT_FLOATS = 12
@@ -257,29 +258,9 @@ def _background_gradient(cotangent: Tensor | None, alpha: Tensor, like: Tensor) 
     return torch.einsum("chwk,chw->ck", cotangent, 1 - alpha)
 
 
-def rasterize(
-    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors_or_sh: Tensor, features: Tensor | None,
-    viewmats: Tensor, Ks: Tensor, width: int, height: int,
-    *, sh_degree: int | None, backgrounds: Tensor | None, means2d: Tensor | None,
-    features_move_geometry: bool, near: float,
-) -> RasterOutput:  # fmt: skip
-    """Return the rendered maps; arguments as in `api.rasterize`, already checked.
-
-    Raises:
-        ValueError: A camera tensor requires a gradient.
-    """
-    if viewmats.requires_grad or Ks.requires_grad:
-        raise ValueError(
-            "the compiled kernels give no gradient to viewmats and Ks; detach them, or pass implementation='reference'"
-        )
-    options = {
-        "width": width, "height": height, "sh_degree": sh_degree, "near": near,
-        "features_move_geometry": features_move_geometry,
-    }  # fmt: skip
-    image, maps, alpha, depth, radii, centres = _Rasterize.apply(
-        options, means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, backgrounds, means2d
-    )
-    return RasterOutput(image, maps, alpha, depth, RasterMeta(radii, centres, options["num_pairs"]))
+def rasterize(*arguments: object, **options: object) -> RasterOutput:
+    """Return the rendered maps; arguments as in `api.rasterize`, already checked."""
+    return _compiled.rasterize(_Rasterize, *arguments, **options)
 
 
 def pixel_weights(
@@ -308,10 +289,7 @@ def rows(weights: PixelWeights, index: Tensor) -> PixelWeights:
     """Return the chosen rows in the given order."""
     old_offsets, ids, factors = (t.contiguous() for t in weights)
     index = index.contiguous()
-    start = old_offsets[index]
-    offsets = torch.zeros(index.numel() + 1, dtype=torch.int64, device=index.device)
-    torch.cumsum(old_offsets[index + 1] - start, 0, out=offsets[1:])
-    total = int(offsets[-1])
+    offsets, total = _compiled.row_offsets(old_offsets, index)
     new_ids, new_weights = ids.new_empty(total), factors.new_empty(total)
     status = _lib.dgr_cuda_rows(
         _address(old_offsets), _address(ids), _address(factors), _address(index), index.numel(), _address(offsets),

@@ -138,7 +138,7 @@ def _check(settings: TrainSettings) -> None:
 
 
 def _load(settings: TrainSettings) -> Scene:
-    with tqdm(desc="load", unit=" views", disable=settings.run.quiet, dynamic_ncols=True, leave=False) as bar:
+    with tqdm(desc="load", unit=" views", disable=settings.run.quiet, dynamic_ncols=True, leave=False, delay=1) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

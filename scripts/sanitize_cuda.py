@@ -25,7 +25,7 @@ for dim in (0, 3, 16, 19, 50):
 pixels = torch.stack([torch.randint(width, (300,)), torch.randint(height, (300,))], -1).cuda()
 weights = dgr.pixel_weights(*geometry, view, K[0].cuda(), width, height, pixels)
 values = torch.randn(num, 19, device="cuda", requires_grad=True)
-dgr.blend(weights.rows(torch.arange(0, 300, 3, device="cuda")), values).sum().backward()
+dgr.blend(weights, values, rows=torch.arange(0, 300, 3, device="cuda")).sum().backward()
 image = torch.rand(height, width, 3, device="cuda", requires_grad=True)
 dgr.fused_ssim(image, torch.rand(height, width, 3, device="cuda")).backward()
 moments = [torch.zeros(1001, device="cuda") for _ in range(2)]

@@ -3,6 +3,7 @@
 import diff_gaussian_rasterization as dgr
 import pytest
 import torch
+from diff_gaussian_rasterization import _backend
 
 from .scenes import random_inputs, render
 from .tolerances import BLEND
@@ -50,10 +51,12 @@ def test_chosen_pixels_are_rows_of_all_pixels(implementation):
     pixels = some_pixels(x, 500)  # more than once in places
     assert torch.unique(pixels, dim=0).shape[0] < 500
     chosen = weights_of(x, pixels, implementation=implementation)
-    expected = everything.rows(pixels[:, 1] * x.width + pixels[:, 0])
+    rows = pixels[:, 1] * x.width + pixels[:, 0]
     assert chosen.weights.numel() > 100
-    for a, b in zip(chosen, expected):
-        assert torch.equal(a, b)
+    for i, row in enumerate(rows.tolist()):
+        mine, its = slice(*chosen.offsets[i : i + 2].tolist()), slice(*everything.offsets[row : row + 2].tolist())
+        assert torch.equal(chosen.gaussian_ids[mine], everything.gaussian_ids[its])
+        assert torch.equal(chosen.weights[mine], everything.weights[its])
 
 
 def test_implementations_list_the_same_gaussians():
@@ -106,43 +109,61 @@ def test_splat_is_the_transpose_of_blend(implementation):
     assert float(left) == pytest.approx(float(right), rel=1e-4)
 
 
-def test_concatenate_and_rows_are_inverse():
+def test_concatenate_joins_rows():
     x = random_inputs(8)
     everything = weights_of(x)
-    half = torch.arange(0, everything.num_rows, 2)
-    parts = [everything.rows(half), everything.rows(half + 1 - (half + 1 >= everything.num_rows).long())]
+    all_pixels = torch.stack(torch.meshgrid(torch.arange(x.height), torch.arange(x.width), indexing="ij")[::-1], -1)
+    parts = [weights_of(x, half) for half in all_pixels.view(-1, 2).split(x.width * 10)]
+    assert len(parts) == 3
     joined = dgr.PixelWeights.concatenate(parts)
-    assert joined.num_rows == 2 * half.numel()
-    back = joined.rows(torch.arange(half.numel()))
-    assert all(torch.equal(a, b) for a, b in zip(back, parts[0]))
+    assert all(torch.equal(a, b) for a, b in zip(joined, everything))
     assert joined.nbytes == 8 * (joined.num_rows + 1) + 8 * joined.weights.numel()
 
 
-def test_rows_keeps_order_and_repeats():
-    weights = dgr.PixelWeights(
-        torch.tensor([0, 2, 2, 3]), torch.tensor([4, 5, 6], dtype=torch.int32), torch.tensor([0.5, 0.25, 1.0])
-    )
-    picked = weights.rows(torch.tensor([2, 1, 0, 2]))
-    assert picked.offsets.tolist() == [0, 1, 1, 3, 4]
-    assert picked.gaussian_ids.tolist() == [6, 4, 5, 6]
-    assert picked.weights.tolist() == [1.0, 0.5, 0.25, 1.0]
+SMALL = dgr.PixelWeights(
+    torch.tensor([0, 2, 2, 3]), torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([0.5, 0.25, 1.0])
+)
 
 
-def test_rows_agree_between_implementations(two_threads):
-    from diff_gaussian_rasterization import cpu, reference
-
-    weights = weights_of(random_inputs(11))
-    index = torch.randint(weights.num_rows, (3000,), generator=torch.Generator().manual_seed(0))
-    for a, b in zip(reference.rows(weights, index), cpu.rows(weights, index)):
-        assert a.numel() > 100
-        assert torch.equal(a, b)
+def test_chosen_rows_keep_order_and_repeats(implementation):
+    features, rows = torch.tensor([[4.0], [8.0], [3.0]]), torch.tensor([2, 1, 0, 2])
+    assert dgr.blend(SMALL, features, rows=rows, implementation=implementation).tolist() == [[3.0], [0.0], [4.0], [3.0]]
+    values = torch.tensor([[1.0], [10.0], [100.0], [1000.0]])
+    back = dgr.splat(SMALL, values, 3, rows=rows, implementation=implementation)
+    assert back.tolist() == [[50.0], [25.0], [1001.0]]
 
 
-@pytest.mark.parametrize("index", [torch.tensor([0, 3]), torch.tensor([-1]), torch.tensor([0.0]), torch.tensor(1)])
-def test_rows_out_of_range_are_refused(index):
-    weights = dgr.PixelWeights(torch.tensor([0, 1, 1, 2]), torch.zeros(2, dtype=torch.int32), torch.ones(2))
-    with pytest.raises(ValueError, match=r"row numbers must lie in \[0, 3\)|index must be int64"):
-        weights.rows(index)
+def test_chosen_rows_agree_with_the_definition(implementation, two_threads):
+    x = random_inputs(11, dim=16)
+    weights = weights_of(x)
+    rows = torch.randint(weights.num_rows, (3000,), generator=torch.Generator().manual_seed(0))
+    incoming = torch.randn(3000, 16, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for kind in ("reference", implementation):
+        features = x.features.clone().requires_grad_()
+        blended = dgr.blend(weights, features, rows=rows, implementation=kind)
+        all_rows = dgr.blend(weights, x.features, implementation=kind)
+        assert float((blended.detach() - all_rows[rows]).abs().max()) < BLEND
+        blended.backward(incoming)
+        gradients.append(features.grad)
+    assert float(gradients[0].abs().max()) > 1
+    assert float((gradients[0] - gradients[1]).abs().max()) < 100 * BLEND
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([0, 3]), torch.tensor([-1]), torch.tensor([0.0]), torch.tensor(1)])
+def test_rows_out_of_range_are_refused(rows):
+    for function, argument in ((dgr.blend, (torch.ones(3, 1),)), (dgr.splat, (torch.ones(rows.numel(), 1), 3))):
+        with pytest.raises(ValueError, match=r"row numbers must lie in \[0, 3\)|rows must be int64"):
+            function(SMALL, *argument, rows=rows)
+
+
+def test_rows_out_of_range_show_as_nan_on_a_gpu(cuda):
+    module = _backend.select("cuda", torch.empty(0))
+    rows = torch.tensor([0, 3, -1])
+    blended = module.blend(SMALL, torch.ones(3, 4), rows)
+    assert blended[0].tolist() == [0.75] * 4
+    assert bool(blended[1:].isnan().all())
+    assert module.splat(SMALL, torch.ones(3, 4), 3, rows)[:, 0].tolist() == [0.5, 0.25, 0.0]
 
 
 def test_no_pixels_and_no_gaussians(implementation):
@@ -175,8 +196,6 @@ def test_what_is_known_of_the_ids_follows_changes():
     assert weights.ids_below() == 300
     most = int(weights.gaussian_ids.max())
     assert dgr.blend(weights, torch.zeros(most + 1, 2)).shape == (weights.num_rows, 2)
-    picked = weights.rows(torch.tensor([0, 3]))
-    assert picked.ids_below() == 300
     weights.gaussian_ids[0] = 500
     assert weights.ids_below() == 501
     with pytest.raises(ValueError, match="mention Gaussian 500, but there are only 300"):

@@ -33,21 +33,24 @@ class WeightCache:
         if self.keeps_all:
             self.kept[0] = first
 
-    def all_pixels(self, index: int) -> PixelWeights:
-        """Return the weights of every pixel of view `index`, row by row."""
+    def features(self, index: int, rows: Tensor | None = None) -> Tensor:
+        """Return the rendered features of view `index` at the pixels `rows` (y * width + x, int64 [P]), or all, [P, D].
+
+        Gradient: to the features of the Gaussians.
+        """
+        if rows is None or self.keeps_all:
+            return blend(self._all_pixels(index), self.gaussians.features, rows=rows)
+        width = self.cameras[index].width
+        pixels = torch.stack([rows % width, rows // width], dim=1)
+        return blend(self._compute(index, pixels), self.gaussians.features)
+
+    def _all_pixels(self, index: int) -> PixelWeights:
         if index in self.kept:
             return self.kept[index]
         weights = self._compute(index, None)
         if self.keeps_all:
             self.kept[index] = weights
         return weights
-
-    def some_pixels(self, index: int, rows: Tensor) -> PixelWeights:
-        """Return the weights of the pixels `rows` (y * width + x, int64 [P]) of view `index`."""
-        if self.keeps_all:
-            return self.all_pixels(index).rows(rows)
-        width = self.cameras[index].width
-        return self._compute(index, torch.stack([rows % width, rows // width], dim=1))
 
     def _compute(self, index: int, pixels: Tensor | None) -> PixelWeights:
         return blending_weights(self.gaussians, self.cameras[index], pixels=pixels, min_weight=self.min_weight)
@@ -100,10 +103,9 @@ class LiftStage(Stage):
         if count > self.settings.lift_pixels:
             rows = torch.randint(count, (self.settings.lift_pixels,), generator=self.generator).to(segments.device)
             rows = rows if seen is None else seen[rows]
-            weights, segments = self.cache.some_pixels(index, rows), segments[rows]
+            features, segments = self.cache.features(index, rows), segments[rows]  # [P, D]
         else:
-            weights, segments = self._all_seen(index)
-        features = blend(weights, self.gaussians.features)  # [P, D]
+            features, segments = self._all_seen(index)
         terms = self.method.losses(features, segments, progress)
         total = weighted_sum(terms, self.method.weights)
         require_finite(total, terms, step)
@@ -117,10 +119,9 @@ class LiftStage(Stage):
     def observe(self) -> Iterator[Observation]:
         """Walk over all labelled training views: rendered features [P, D] and ids [P]."""
         for index in range(len(self.views)):
-            weights, segments = self._all_seen(index)
-            yield blend(weights, self.gaussians.features), segments
+            yield self._all_seen(index)
 
-    def _all_seen(self, index: int) -> tuple[PixelWeights, Tensor]:
-        """Return weights and ids of every pixel of a view that its lens saw."""
-        weights, segments, seen = self.cache.all_pixels(index), self.views[index].segments.flatten(), self.seen[index]
-        return (weights, segments) if seen is None else (weights.rows(seen), segments[seen])
+    def _all_seen(self, index: int) -> Observation:
+        """Return features and ids of every pixel of a view that its lens saw."""
+        segments, seen = self.views[index].segments.flatten(), self.seen[index]
+        return self.cache.features(index, seen), segments if seen is None else segments[seen]

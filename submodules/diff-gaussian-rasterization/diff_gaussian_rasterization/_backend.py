@@ -1,7 +1,7 @@
 """Choice of implementation: which module carries out a call, and why.
 
-An implementation is a module with the functions rasterize, pixel_weights, rows, blend, splat, ssim and adam_step, with
-the checked arguments of `reference.py`. Adding one means adding a module and a line in `_load`.
+An implementation is a module with the functions rasterize, pixel_weights, blend, splat, ssim and adam_step, with the
+checked arguments of `reference.py`. Adding one means adding a module and a line in `_load`.
 """
 
 from __future__ import annotations

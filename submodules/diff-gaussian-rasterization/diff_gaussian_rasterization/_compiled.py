@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -33,10 +32,3 @@ def rasterize(
         options, means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, backgrounds, means2d
     )
     return RasterOutput(image, maps, alpha, depth, RasterMeta(radii, centres, options["num_pairs"]))
-
-
-def row_offsets(offsets: Tensor, index: Tensor) -> tuple[Tensor, int]:
-    """Return the offsets [R+1] of the chosen rows once they stand side by side, and the number of their entries."""
-    chosen = torch.zeros(index.numel() + 1, dtype=torch.int64, device=index.device)
-    torch.cumsum(offsets[index + 1] - offsets[index], 0, out=chosen[1:])
-    return chosen, int(chosen[-1])

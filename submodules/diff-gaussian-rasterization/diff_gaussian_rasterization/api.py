@@ -201,34 +201,61 @@ def _require_ids_below(weights: PixelWeights, num_gaussians: int) -> None:
         )
 
 
-def blend(weights: PixelWeights, features: Tensor, *, implementation: str = "auto") -> Tensor:
+def _require_rows(weights: PixelWeights, rows: Tensor | None) -> int:
+    """Return the number of rows meant; on a GPU the range is not checked, since the host would have to wait."""
+    if rows is None:
+        return weights.num_rows
+    if rows.dtype != torch.int64 or rows.ndim != 1:
+        raise ValueError(f"rows must be int64 [R], got {rows.dtype} {list(rows.shape)}")
+    if rows.numel() and not rows.is_cuda:
+        low, high = torch.stack(torch.aminmax(rows)).tolist()
+        if low < 0 or high >= weights.num_rows:
+            raise ValueError(f"row numbers must lie in [0, {weights.num_rows}), got {low}..{high}")
+    return rows.numel()
+
+
+def blend(
+    weights: PixelWeights, features: Tensor, *, rows: Tensor | None = None, implementation: str = "auto"
+) -> Tensor:
     """Return features composited over zero at the pixels of `weights`, [P, D].
 
     Args:
         weights: From `pixel_weights`.
         features: Per-Gaussian values, [N, D].
+        rows: Only these rows of `weights`, in this order, repeats allowed, int64 [R]; then the result is [R, D]. On a
+            GPU a row that does not exist gives NaN.
         implementation: "auto", "reference", "cpu" or "cuda".
     Raises:
-        ValueError: Shapes do not fit, or the weights mention a Gaussian that `features` lacks.
+        ValueError: Shapes do not fit, the weights mention a Gaussian that `features` lacks, or a row does not exist.
     Gradient: to features (W^T times the incoming gradient); none to the weights.
     """
     _require_shapes({}, features=(features, ("N", "D")))
     _require_ids_below(weights, features.shape[0])
-    return _backend.select(implementation, features).blend(weights, features)
+    _require_rows(weights, rows)
+    return _backend.select(implementation, features).blend(weights, features, rows)
 
 
-def splat(weights: PixelWeights, values: Tensor, num_gaussians: int, *, implementation: str = "auto") -> Tensor:
+def splat(
+    weights: PixelWeights,
+    values: Tensor,
+    num_gaussians: int,
+    *,
+    rows: Tensor | None = None,
+    implementation: str = "auto",
+) -> Tensor:
     """Return W^T values, what each Gaussian collects from the pixels it is seen in, [N, D].
 
     Args:
         weights: From `pixel_weights`, P rows.
-        values: Per-pixel values, [P, D].
+        values: Per-pixel values, [P, D]; [R, D] with `rows`.
         num_gaussians: N.
+        rows: The row of `weights` that each value belongs to, as in `blend`.
         implementation: "auto", "reference", "cpu" or "cuda".
     Raises:
-        ValueError: Shapes do not fit, or the weights mention a Gaussian at or above `num_gaussians`.
+        ValueError: Shapes do not fit, the weights mention a Gaussian at or above `num_gaussians`, or a row does not
+            exist.
     Gradient: none.
     """
-    _require_shapes({"P": weights.num_rows}, values=(values, ("P", "D")))
+    _require_shapes({"P": _require_rows(weights, rows)}, values=(values, ("P", "D")))
     _require_ids_below(weights, num_gaussians)
-    return _backend.select(implementation, values).splat(weights, values.detach(), num_gaussians)
+    return _backend.select(implementation, values).splat(weights, values.detach(), num_gaussians, rows)

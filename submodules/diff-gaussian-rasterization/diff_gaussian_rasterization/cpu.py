@@ -53,9 +53,8 @@ def _bind() -> ctypes.CDLL:
         "dgr_release": (None, [pointer]),
         "dgr_weights_count": (c_void_p, [POINTER(_Scene), pointer, c_int64, c_float, pointer]),
         "dgr_weights_fill": (None, [pointer, POINTER(_Scene), pointer, pointer, pointer]),
-        "dgr_rows": (None, [pointer] * 4 + [c_int64, pointer, c_int32, pointer, pointer]),
-        "dgr_blend": (None, [pointer] * 4 + [c_int32, c_int64, c_int32, pointer]),
-        "dgr_splat": (None, [pointer] * 4 + [c_int32, c_int64, c_int64, c_int32, pointer, pointer]),
+        "dgr_blend": (None, [pointer] * 5 + [c_int32, c_int64, c_int32, pointer]),
+        "dgr_splat": (None, [pointer] * 5 + [c_int32, c_int64, c_int64, c_int32, pointer, pointer]),
         "dgr_adam": (None, [pointer] * 4 + [c_int64] + [c_double] * 4 + [c_int64, c_int32]),
         "dgr_ssim": (c_double, [pointer, pointer, c_int32, c_int32, c_int32, pointer]),
         "dgr_ssim_backward": (c_int32, [pointer, pointer, pointer, c_int32, c_int32, c_int32, c_float, pointer]),
@@ -191,64 +190,52 @@ def pixel_weights(
     return PixelWeights(offsets, ids, weights)
 
 
-def rows(weights: PixelWeights, index: Tensor) -> PixelWeights:
-    """Return the chosen rows in the given order."""
-    old_offsets, ids, factors = (t.contiguous() for t in weights)
-    index = index.contiguous()
-    offsets, total = _compiled.row_offsets(old_offsets, index)
-    new_ids, new_weights = torch.empty(total, dtype=torch.int32), torch.empty(total)
-    _lib.dgr_rows(
-        _address(old_offsets), _address(ids), _address(factors), _address(index), index.numel(), _address(offsets),
-        torch.get_num_threads(), _address(new_ids), _address(new_weights),
-    )  # fmt: skip
-    return PixelWeights(offsets, new_ids, new_weights)
-
-
-def _splat(weights: PixelWeights, values: Tensor, num_gaussians: int) -> Tensor:
-    offsets, ids, factors = (t.contiguous() for t in weights)
-    values = values.contiguous()
-    # equal results for an equal number of threads: each part of the rows has its own sums
-    parts = max(1, min(torch.get_num_threads(), 8, weights.num_rows))
-    dim = values.shape[1]
-    out = torch.zeros(num_gaussians, dim)
-    copies = torch.zeros(parts - 1, num_gaussians, dim)
-    _lib.dgr_splat(
-        _address(offsets), _address(ids), _address(factors), _address(values), dim, weights.num_rows, num_gaussians,
-        parts, _address(copies), _address(out),
-    )  # fmt: skip
-    return out
+def _csr(weights: PixelWeights, rows: Tensor | None) -> tuple[tuple, tuple[Tensor, ...]]:
+    """Return the arguments that describe the chosen rows, and the tensors that must outlive the call."""
+    memory = tuple(t.contiguous() for t in (*weights, *(() if rows is None else (rows,))))
+    return tuple([*(_address(t) for t in memory), None][:4]), memory
 
 
 class _Blend(Function):
     @staticmethod
-    def forward(ctx, weights: PixelWeights, features: Tensor) -> Tensor:
-        offsets, ids, factors = (t.contiguous() for t in weights)
+    def forward(ctx, weights: PixelWeights, features: Tensor, rows: Tensor | None) -> Tensor:
+        csr, memory = _csr(weights, rows)
         features = features.detach().contiguous()
-        ctx.weights, ctx.num_gaussians = weights, features.shape[0]
-        out = torch.empty(weights.num_rows, features.shape[1])
+        ctx.arguments, ctx.num_gaussians = (weights, rows), features.shape[0]
+        out = torch.empty(weights.num_rows if rows is None else rows.numel(), features.shape[1])
         _lib.dgr_blend(
-            _address(offsets), _address(ids), _address(factors), _address(features), features.shape[1],
-            weights.num_rows, torch.get_num_threads(), _address(out),
-        )  # fmt: skip
+            *csr, _address(features), features.shape[1], out.shape[0], torch.get_num_threads(), _address(out)
+        )
+        del memory
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, incoming: Tensor) -> tuple[None, Tensor]:
-        return None, _splat(ctx.weights, incoming, ctx.num_gaussians)
+    def backward(ctx, incoming: Tensor) -> tuple[None, Tensor, None]:
+        weights, rows = ctx.arguments
+        return None, splat(weights, incoming, ctx.num_gaussians, rows), None
 
 
-def blend(weights: PixelWeights, features: Tensor) -> Tensor:
+def blend(weights: PixelWeights, features: Tensor, rows: Tensor | None) -> Tensor:
     """Return the weighted sums of features, [P, D]; differentiable in the features."""
-    return _Blend.apply(weights, features)
+    return _Blend.apply(weights, features, rows)
 
 
-def splat(weights: PixelWeights, values: Tensor, num_gaussians: int) -> Tensor:
+def splat(weights: PixelWeights, values: Tensor, num_gaussians: int, rows: Tensor | None) -> Tensor:
     """Return per-Gaussian weighted sums of pixel values, [N, D].
 
     Bitwise repeatable for an equal number of threads.
     """
-    return _splat(weights, values, num_gaussians)
+    csr, memory = _csr(weights, rows)
+    values = values.contiguous()
+    count, dim = values.shape
+    # equal results for an equal number of threads: each part of the rows has its own sums
+    parts = max(1, min(torch.get_num_threads(), 8, count))
+    out = torch.zeros(num_gaussians, dim)
+    copies = torch.zeros(parts - 1, num_gaussians, dim)
+    _lib.dgr_splat(*csr, _address(values), dim, count, num_gaussians, parts, _address(copies), _address(out))
+    del memory
+    return out
 
 
 class _Ssim(Function):

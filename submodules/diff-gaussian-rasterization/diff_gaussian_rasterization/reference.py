@@ -306,26 +306,30 @@ def pixel_weights(
         return PixelWeights(offsets, ids[order].to(torch.int32), weights[order])
 
 
-def rows(weights: PixelWeights, index: Tensor) -> PixelWeights:
+def _chosen(weights: PixelWeights, rows: Tensor | None) -> PixelWeights:
     """Return the chosen rows in the given order."""
-    start = weights.offsets[index]
-    counts = weights.offsets[index + 1] - start
-    offsets = torch.zeros(index.numel() + 1, dtype=torch.int64, device=index.device)
+    if rows is None:
+        return weights
+    start = weights.offsets[rows]
+    counts = weights.offsets[rows + 1] - start
+    offsets = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=rows.device)
     torch.cumsum(counts, 0, out=offsets[1:])
     # entry k of the result sits at start[row] + (k - offsets[row]) in the original
     shift = torch.repeat_interleave(start - offsets[:-1], counts)
-    source = shift + torch.arange(shift.numel(), device=index.device)
+    source = shift + torch.arange(shift.numel(), device=rows.device)
     return PixelWeights(offsets, weights.gaussian_ids[source], weights.weights[source])
 
 
-def blend(weights: PixelWeights, features: Tensor) -> Tensor:
+def blend(weights: PixelWeights, features: Tensor, rows: Tensor | None) -> Tensor:
     """Return the weighted sums of features, [P, D]; differentiable in the features."""
+    weights = _chosen(weights, rows)
     products = weights.weights[:, None] * features[weights.gaussian_ids.long()]
     return features.new_zeros(weights.num_rows, features.shape[1]).index_add(0, weights.row_ids(), products)
 
 
-def splat(weights: PixelWeights, values: Tensor, num_gaussians: int) -> Tensor:
+def splat(weights: PixelWeights, values: Tensor, num_gaussians: int, rows: Tensor | None) -> Tensor:
     """Return per-Gaussian weighted sums of pixel values, the transpose of `blend`, [N, D]."""
+    weights = _chosen(weights, rows)
     products = weights.weights[:, None] * values[weights.row_ids()]
     return values.new_zeros(num_gaussians, values.shape[1]).index_add(0, weights.gaussian_ids.long(), products)
 

@@ -91,27 +91,6 @@ class PixelWeights(NamedTuple):
         counts = self.offsets[1:] - self.offsets[:-1]
         return torch.repeat_interleave(torch.arange(self.num_rows, device=counts.device), counts)
 
-    def rows(self, index: Tensor) -> PixelWeights:
-        """Return the chosen rows in the given order; a row may be repeated.
-
-        Args:
-            index: Row numbers in [0, num_rows), int64 [R].
-
-        Raises:
-            ValueError: A row number is out of range or the index is not int64 [R].
-        """
-        if index.dtype != torch.int64 or index.ndim != 1:
-            raise ValueError(f"index must be int64 [R], got {index.dtype} {list(index.shape)}")
-        if index.numel():
-            low, high = torch.stack(torch.aminmax(index)).tolist()
-            if low < 0 or high >= self.num_rows:
-                raise ValueError(f"row numbers must lie in [0, {self.num_rows}), got {low}..{high}")
-        from ._backend import select  # the implementations build on this module
-
-        chosen = select("auto", self.weights).rows(self, index)
-        chosen.note_ids_below(self.ids_below())
-        return chosen
-
     @staticmethod
     def concatenate(parts: list[PixelWeights]) -> PixelWeights:
         """Return one object holding the rows of all parts, in order.

@@ -33,14 +33,16 @@ def build(folder: Path) -> Path:
 
 def load(library: Path) -> ModuleType:
     """Return a second instance of the CUDA implementation that runs on the emulated library and CPU tensors."""
-    file = Path(_library.__file__).with_name("cuda.py")
-    spec = importlib.util.spec_from_file_location("diff_gaussian_rasterization._emulated_cuda", file)
+    package = Path(_library.__file__).with_name("cuda")
+    name = "diff_gaussian_rasterization._emulated_cuda"
+    spec = importlib.util.spec_from_file_location(
+        name, package / "__init__.py", submodule_search_locations=[str(package)]
+    )
     module = importlib.util.module_from_spec(spec)
-    real, sys.modules[spec.name] = _library.load, module
+    real, sys.modules[name] = _library.load, module
     _library.load = lambda kind: ctypes.CDLL(str(library))
     try:
         spec.loader.exec_module(module)
     finally:
         _library.load = real
-    module._place = lambda tensor: (0, None)
     return module

@@ -222,39 +222,31 @@ DGR_API void dgr_weights_fill(void* handle, const DgrScene* scene, const int64_t
   delete w;
 }
 
-// Copies the chosen rows; new_offsets [count + 1] are those of the result.
-DGR_API void dgr_rows(const int64_t* offsets, const int32_t* ids, const float* weights, const int64_t* index,
-                      int64_t count, const int64_t* new_offsets, int32_t threads, int32_t* new_ids,
-                      float* new_weights) {
-  const int64_t chunk = 1024;
-  parallel(threads, int((count + chunk - 1) / chunk), [&](int task, int) {
-    for (int64_t i = task * chunk; i < std::min(count, (task + 1) * chunk); ++i) {
-      const int64_t from = offsets[index[i]], to = new_offsets[i], size = new_offsets[i + 1] - to;
-      std::copy_n(ids + from, size, new_ids + to);
-      std::copy_n(weights + from, size, new_weights + to);
-    }
-  });
-}
-
-DGR_API void dgr_blend(const int64_t* offsets, const int32_t* ids, const float* weights, const float* features,
-                       int32_t dim, int64_t rows, int32_t threads, float* out) {
+// Row i of the result is row chosen[i] of the weights; null means all rows in order.
+DGR_API void dgr_blend(const int64_t* offsets, const int32_t* ids, const float* weights, const int64_t* chosen,
+                       const float* features, int32_t dim, int64_t count, int32_t threads, float* out) {
   const int64_t chunk = 256;
-  parallel(threads, int((rows + chunk - 1) / chunk), [&](int task, int) {
-    kernels().blend(offsets, ids, weights, features, dim, task * chunk, std::min(rows, (task + 1) * chunk), out);
+  parallel(threads, int((count + chunk - 1) / chunk), [&](int task, int) {
+    kernels().blend(offsets, ids, weights, chosen, features, dim, task * chunk, std::min(count, (task + 1) * chunk), out);
   });
 }
 
-// out [n, dim] must be zero; copies [threads - 1, n, dim] must be zero too and are used as per-part sums.
-DGR_API void dgr_splat(const int64_t* offsets, const int32_t* ids, const float* weights, const float* values,
-                       int32_t dim, int64_t rows, int64_t n, int32_t parts, float* copies, float* out) {
+// out [n, dim] must be zero; copies [parts - 1, n, dim] must be zero too and are used as per-part sums.
+DGR_API void dgr_splat(const int64_t* offsets, const int32_t* ids, const float* weights, const int64_t* chosen,
+                       const float* values, int32_t dim, int64_t count, int64_t n, int32_t parts, float* copies,
+                       float* out) {
+  std::vector<int64_t> before(count + 1, 0);  // entries of the rows before each
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = chosen == nullptr ? i : chosen[i];
+    before[i + 1] = before[i] + offsets[row + 1] - offsets[row];
+  }
   parallel(parts, parts, [&](int part, int) {
     // equal shares of the entries, not of the rows
-    const int64_t total = offsets[rows];
-    const int64_t begin = std::lower_bound(offsets, offsets + rows, total * part / parts) - offsets;
-    const int64_t end =
-        part + 1 == parts ? rows : std::lower_bound(offsets, offsets + rows, total * (part + 1) / parts) - offsets;
+    const auto first_of = [&](int p) {
+      return p == parts ? count : std::lower_bound(before.begin(), before.end() - 1, before[count] * p / parts) - before.begin();
+    };
     float* target = part == 0 ? out : copies + int64_t(part - 1) * n * dim;
-    kernels().splat(offsets, ids, weights, values, dim, begin, end, target);
+    kernels().splat(offsets, ids, weights, chosen, values, dim, first_of(part), first_of(part + 1), target);
   });
   const int64_t chunk = 1 << 16, floats = n * dim;
   if (parts < 2) return;

@@ -79,10 +79,10 @@ struct Kernels {
   void (*count_weights)(const DgrScene&, Frame&, int tile, float min_weight);
   void (*fill_weights)(const DgrScene&, Frame&, int tile, float min_weight, const uint32_t* begin, int32_t* ids,
                        float* weights);
-  void (*blend)(const int64_t* offsets, const int32_t* ids, const float* weights, const float* features, int dim,
-                int64_t row_begin, int64_t row_end, float* out);
-  void (*splat)(const int64_t* offsets, const int32_t* ids, const float* weights, const float* values, int dim,
-                int64_t row_begin, int64_t row_end, float* out);
+  void (*blend)(const int64_t* offsets, const int32_t* ids, const float* weights, const int64_t* chosen,
+                const float* features, int dim, int64_t begin, int64_t end, float* out);
+  void (*splat)(const int64_t* offsets, const int32_t* ids, const float* weights, const int64_t* chosen,
+                const float* values, int dim, int64_t begin, int64_t end, float* out);
   void (*add)(const float* from, float* to, int64_t count);
   void (*adam)(float* param, const float* grad, float* m, float* v, int64_t count, float beta1, float beta2, float step,
                float root_correction, float eps);

@@ -62,23 +62,24 @@ DGR_INLINE void channel_groups(int dim, Body body) {
   }
 }
 
-static void blend_rows(const int64_t* offsets, const int32_t* ids, const float* weights, const float* features, int dim,
-                       int64_t row_begin, int64_t row_end, float* out) {
+// Results `begin` to `end` - 1, one per chosen row; null `chosen` means all rows in order.
+static void blend_rows(const int64_t* offsets, const int32_t* ids, const float* weights, const int64_t* chosen,
+                       const float* features, int dim, int64_t begin, int64_t end, float* out) {
   channel_groups(dim, [=](int c, auto vectors, int tail) {
-    for (int64_t r = row_begin; r < row_end; ++r) {
-      const int64_t k = offsets[r];
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t r = chosen == nullptr ? i : chosen[i], k = offsets[r];
       blend_row<decltype(vectors)::value>(ids + k, weights + k, offsets[r + 1] - k, features + c, dim, tail,
-                                          out + r * dim + c);
+                                          out + i * dim + c);
     }
   });
 }
 
-static void splat_rows(const int64_t* offsets, const int32_t* ids, const float* weights, const float* values, int dim,
-                       int64_t row_begin, int64_t row_end, float* out) {
+static void splat_rows(const int64_t* offsets, const int32_t* ids, const float* weights, const int64_t* chosen,
+                       const float* values, int dim, int64_t begin, int64_t end, float* out) {
   channel_groups(dim, [=](int c, auto vectors, int tail) {
-    for (int64_t r = row_begin; r < row_end; ++r) {
-      const int64_t k = offsets[r];
-      splat_row<decltype(vectors)::value>(ids + k, weights + k, offsets[r + 1] - k, values + r * dim + c, dim, tail,
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t r = chosen == nullptr ? i : chosen[i], k = offsets[r];
+      splat_row<decltype(vectors)::value>(ids + k, weights + k, offsets[r + 1] - k, values + i * dim + c, dim, tail,
                                           out + c);
     }
   });

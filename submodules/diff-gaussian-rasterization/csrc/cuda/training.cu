@@ -11,8 +11,8 @@ constexpr int kThreads = 256, kWarps = kThreads / int(kWarp);
 
 // ---- sparse rows --------------------------------------------------------------------------------------------------
 
-DGR_DEVICE void set_zero(float& a) { a = 0.0f; }
-DGR_DEVICE void set_zero(float4& a) { a = make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
+DGR_DEVICE void set_all(float& a, float b) { a = b; }
+DGR_DEVICE void set_all(float4& a, float b) { a = make_float4(b, b, b, b); }
 DGR_DEVICE void add_scaled(float& a, float w, float b) { a += w * b; }
 DGR_DEVICE void add_scaled(float4& a, float w, float4 b) { a.x += w * b.x, a.y += w * b.y, a.z += w * b.z, a.w += w * b.w; }
 DGR_DEVICE void add_from_lane(float& a, int mask) { a += __shfl_xor_sync(kAllLanes, a, mask); }
@@ -29,55 +29,57 @@ DGR_DEVICE void add_to_memory(float4* p, float w, float4 b) {
 #endif
 }
 
+// Rows of the weights, `count` of them chosen by number; null `chosen` means all in order.
 struct Rows {
   const int64_t* offsets;
   const int32_t* ids;
   const float* weights;
-  int64_t count;
+  const int64_t* chosen;
+  int64_t count, total;
 };
+
+// Number of the row behind result i, -1 if there is no such row.
+DGR_DEVICE int64_t row_of(const Rows& rows, int64_t i) {
+  if (rows.chosen == nullptr) return i;
+  const int64_t row = rows.chosen[i];
+  return row >= 0 && row < rows.total ? row : -1;
+}
 
 // A warp per row: `group` lanes (a power of two) share an entry's channels, 32 / group entries go at once. Unit is one
 // channel or four.
 template <class Unit>
 __global__ void __launch_bounds__(kThreads) blend_kernel(Rows rows, const Unit* features, int units, int group, Unit* out) {
-  const int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  if (row >= rows.count) return;
+  const int64_t result = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  if (result >= rows.count) return;
   const int lane = threadIdx.x % kWarp, entry = lane / group, entries = int(kWarp) / group;
-  const int64_t begin = rows.offsets[row], end = rows.offsets[row + 1];
+  const int64_t row = row_of(rows, result);
+  const int64_t begin = row < 0 ? 0 : rows.offsets[row], end = row < 0 ? 0 : rows.offsets[row + 1];
   for (int first = 0; first < units; first += group) {
     const int unit = first + lane % group;
     Unit sum;
-    set_zero(sum);
+    set_all(sum, row < 0 ? nanf("") : 0.0f);
     for (int64_t k = begin + entry; k < end && unit < units; k += entries) {
       add_scaled(sum, rows.weights[k], features[int64_t(rows.ids[k]) * units + unit]);
     }
     for (int step = group; step < int(kWarp); step *= 2) add_from_lane(sum, step);
-    if (entry == 0 && unit < units) out[row * units + unit] = sum;
+    if (entry == 0 && unit < units) out[result * units + unit] = sum;
   }
 }
 
 // The transpose: out[id] += weight * value of the row.
 template <class Unit>
 __global__ void __launch_bounds__(kThreads) splat_kernel(Rows rows, const Unit* values, int units, int group, Unit* out) {
-  const int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  if (row >= rows.count) return;
+  const int64_t result = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  if (result >= rows.count) return;
+  const int64_t row = row_of(rows, result);
+  if (row < 0) return;
   const int lane = threadIdx.x % kWarp, entry = lane / group, entries = int(kWarp) / group;
   const int64_t begin = rows.offsets[row], end = rows.offsets[row + 1];
   for (int unit = lane % group; unit < units; unit += group) {
-    const Unit value = values[row * units + unit];
+    const Unit value = values[result * units + unit];
     for (int64_t k = begin + entry; k < end; k += entries) {
       add_to_memory(out + int64_t(rows.ids[k]) * units + unit, rows.weights[k], value);
     }
-  }
-}
-
-__global__ void __launch_bounds__(kThreads) rows_kernel(Rows rows, const int64_t* index, const int64_t* new_offsets,
-                                                        int64_t count, int32_t* new_ids, float* new_weights) {
-  const int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  if (row >= count) return;
-  const int64_t from = rows.offsets[index[row]], to = new_offsets[row], size = new_offsets[row + 1] - to;
-  for (int64_t i = threadIdx.x % kWarp; i < size; i += kWarp) {
-    new_ids[to + i] = rows.ids[from + i], new_weights[to + i] = rows.weights[from + i];
   }
 }
 
@@ -275,11 +277,13 @@ __global__ void __launch_bounds__(kThreads) adam_kernel(AdamParts parts) {
 
 using namespace dgr;
 
-DGR_API int dgr_cuda_blend(const int64_t* offsets, const int32_t* ids, const float* weights, int64_t count,
-                           const float* features, int32_t dim, float* out, int32_t device, void* stream) {
+// Row i of out [count, dim] is row chosen[i] of the `total` rows of the weights; null `chosen` means all in order.
+DGR_API int dgr_cuda_blend(const int64_t* offsets, const int32_t* ids, const float* weights, const int64_t* chosen,
+                           int64_t count, int64_t total, const float* features, int32_t dim, float* out, int32_t device,
+                           void* stream) {
   if (count == 0 || dim == 0) return 0;
   if (cudaError_t status = cudaSetDevice(device)) return int(status);
-  const Rows rows = {offsets, ids, weights, count};
+  const Rows rows = {offsets, ids, weights, chosen, count, total};
   if (in_fours(features, out, dim)) {
     DGR_LAUNCH(blend_kernel<float4>, blocks_for(count, kWarps), kThreads, stream, rows,
                reinterpret_cast<const float4*>(features), dim / 4, group_for(dim / 4), reinterpret_cast<float4*>(out));
@@ -290,29 +294,18 @@ DGR_API int dgr_cuda_blend(const int64_t* offsets, const int32_t* ids, const flo
 }
 
 // Adds to out [n, dim].
-DGR_API int dgr_cuda_splat(const int64_t* offsets, const int32_t* ids, const float* weights, int64_t count,
-                           const float* values, int32_t dim, float* out, int32_t device, void* stream) {
+DGR_API int dgr_cuda_splat(const int64_t* offsets, const int32_t* ids, const float* weights, const int64_t* chosen,
+                           int64_t count, int64_t total, const float* values, int32_t dim, float* out, int32_t device,
+                           void* stream) {
   if (count == 0 || dim == 0) return 0;
   if (cudaError_t status = cudaSetDevice(device)) return int(status);
-  const Rows rows = {offsets, ids, weights, count};
+  const Rows rows = {offsets, ids, weights, chosen, count, total};
   if (in_fours(values, out, dim)) {
     DGR_LAUNCH(splat_kernel<float4>, blocks_for(count, kWarps), kThreads, stream, rows,
                reinterpret_cast<const float4*>(values), dim / 4, group_for(dim / 4), reinterpret_cast<float4*>(out));
   } else {
     DGR_LAUNCH(splat_kernel<float>, blocks_for(count, kWarps), kThreads, stream, rows, values, dim, group_for(dim), out);
   }
-  return int(cudaGetLastError());
-}
-
-// Copies the chosen rows; new_offsets [count + 1] are those of the result.
-DGR_API int dgr_cuda_rows(const int64_t* offsets, const int32_t* ids, const float* weights, const int64_t* index,
-                          int64_t count, const int64_t* new_offsets, int32_t* new_ids, float* new_weights, int32_t device,
-                          void* stream) {
-  if (count == 0) return 0;
-  if (cudaError_t status = cudaSetDevice(device)) return int(status);
-  const Rows rows = {offsets, ids, weights, count};
-  DGR_LAUNCH(rows_kernel, blocks_for(count, kWarps), kThreads, stream, rows, index, new_offsets, count, new_ids,
-             new_weights);
   return int(cudaGetLastError());
 }
 

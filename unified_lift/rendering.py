@@ -35,7 +35,7 @@ def render(
         features_move_geometry: Let losses on features reach opacity and shape [Gaussian Grouping].
     Gradient: to every parameter; by default that of the features stops at the features [released].
     """
-    viewmats, intrinsics = _camera_tensors(camera, gaussians.device)
+    viewmats, intrinsics = camera_tensors(camera, gaussians.device)
     degree = gaussians.sh_degree if sh_degree is None else min(sh_degree, gaussians.sh_degree)
     out = rasterize(
         gaussians.means,
@@ -70,7 +70,7 @@ def blending_weights(
         min_weight: Smaller weights are dropped.
     Gradient: none.
     """
-    viewmats, intrinsics = _camera_tensors(camera, gaussians.device)
+    viewmats, intrinsics = camera_tensors(camera, gaussians.device)
     with torch.no_grad():
         return pixel_weights(
             gaussians.means,
@@ -87,6 +87,6 @@ def blending_weights(
 
 
 @functools.lru_cache(maxsize=4096)
-def _camera_tensors(camera: Camera, device: torch.device) -> tuple[Tensor, Tensor]:
+def camera_tensors(camera: Camera, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return viewmats [1, 4, 4] and Ks [1, 3, 3] on `device`; kept, since a copy to a GPU stalls it every step."""
     return camera.viewmat[None].to(device), camera.K[None].to(device)

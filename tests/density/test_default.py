@@ -31,9 +31,9 @@ def adam(gaussians):
 
 def control_with(gradients, gaussians, settings=SETTINGS):
     control = DensityControl(settings, radius=1.0, count=len(gaussians), num_steps=1000)
-    grad = torch.zeros(len(gaussians), 2)
-    grad[:, 0] = torch.tensor(gradients)
-    control.observe(grad, torch.ones(len(gaussians)), width=2, height=2)  # half size 1: pixel gradient = NDC gradient
+    statistics = control.statistics(torch.device("cpu"))
+    statistics["grad_sum"] += torch.tensor(gradients)  # as one training step adds
+    statistics["num_seen"] += 1
     return control
 
 
@@ -41,12 +41,13 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-def test_screen_gradient_is_averaged_over_the_views_that_see_it_in_ndc():
-    control = DensityControl(SETTINGS, radius=1.0, count=2, num_steps=1000)
-    control.observe(torch.tensor([[3.0, 0.0], [1.0, 1.0]]), torch.tensor([1, 0]), width=4, height=6)  # 3 * 2 = 6
-    control.observe(torch.tensor([[0.0, 4.0], [1.0, 1.0]]), torch.tensor([5, 0]), width=4, height=6)  # 4 * 3 = 12
-    assert control.grad_sum.tolist() == [18.0, 0.0]
-    assert control.num_seen.tolist() == [2.0, 0.0]
+def test_gradient_is_averaged_over_the_views_that_see_a_gaussian(gaussians, adam):
+    # 3 views with a sum of 5e-4 stay below the threshold of 2e-4, 2 views do not
+    control = control_with([5e-4, 5e-4, 0, 0], gaussians)
+    control.statistics(torch.device("cpu"))["num_seen"][:2] = torch.tensor([3.0, 2.0])
+    control.act(gaussians, adam, 9, generator())
+    assert len(gaussians) == 5
+    assert torch.equal(gaussians.means[4], gaussians.means[1])
 
 
 def test_small_coarse_gaussian_is_cloned_in_place(gaussians, adam):

@@ -39,6 +39,15 @@ def cuda(request, monkeypatch):
     return _use(request.param, request, monkeypatch)
 
 
+@pytest.fixture(params=CUDA)
+def cuda_device(request, monkeypatch):
+    """The device whose tensors implementation="cuda" takes in this test: "cpu" where it is emulated."""
+    if request.param == "emulated":
+        _use("emulated", request, monkeypatch)
+        return "cpu"
+    return "cuda"
+
+
 @pytest.fixture(params=["matrix units", "shuffles"])
 def sums(request, cuda):
     """Run a test with each way in which the CUDA backward pass sums over pixels."""

@@ -42,6 +42,6 @@ def travelling(module: ModuleType) -> SimpleNamespace:
                 for to, value in zip(before, after):
                     to.copy_(value)
 
-    names = ["rasterize", "pixel_weights", "blend", "splat", "ssim", "adam_step", "adam_steps"]
+    names = ["rasterize", "pixel_weights", "blend", "splat", "ssim", "photometric_loss", "adam_step", "adam_steps"]
     names.append("allow_matrix_units")
     return SimpleNamespace(**{name: wrap(name) for name in names})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,15 +66,15 @@ class DensityControl:
         """Return whether statistics are gathered at this 0-based step."""
         return step + 1 < self.until
 
-    def observe(self, screen_grad: Tensor, radii: Tensor, *, width: int, height: int) -> None:
-        """Add one view's gradient d loss / d pixel position [N, 2] of the Gaussians with radius > 0."""
-        if self.grad_sum.device != screen_grad.device:
-            self.grad_sum, self.num_seen = self.grad_sum.to(screen_grad.device), self.num_seen.to(screen_grad.device)
-        # Masked sums instead of indexing: the same values, and a GPU need not wait for a count.
-        half_size = _half_size(width, height, screen_grad.device)
-        seen = (radii > 0).to(self.grad_sum.dtype)
-        self.grad_sum += (screen_grad * half_size).norm(dim=1) * seen
-        self.num_seen += seen
+    def statistics(self, device: torch.device) -> dict[str, Tensor]:
+        """Return the sums a training step adds to: `grad_sum` and `num_seen`, [N] each, on `device`.
+
+        grad_sum: length of d loss / d position on the screen, in units of half its size (NDC), over the views that see
+        the Gaussian; num_seen: their number.
+        """
+        if self.grad_sum.device != device:
+            self.grad_sum, self.num_seen = self.grad_sum.to(device), self.num_seen.to(device)
+        return {"grad_sum": self.grad_sum, "num_seen": self.num_seen}
 
     def act(self, gaussians: Gaussians, optimizer: RowOptimizer, step: int, generator: torch.Generator) -> None:
         """Densify, prune or reset opacities if this 0-based step is one of those that do."""
@@ -133,11 +132,6 @@ def reset_opacities(gaussians: Gaussians, optimizer: RowOptimizer) -> None:
         ceiling = torch.tensor(_RESET_OPACITY).logit()
         gaussians.set("logit_opacities", gaussians.logit_opacities.clamp(max=float(ceiling)))
     optimizer.zero_moments("logit_opacities")
-
-
-@functools.lru_cache(maxsize=64)
-def _half_size(width: int, height: int, device: torch.device) -> Tensor:
-    return torch.tensor([width / 2, height / 2], device=device)
 
 
 def _clones(gaussians: Gaussians, chosen: Tensor) -> dict[str, Tensor]:

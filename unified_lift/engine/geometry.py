@@ -6,16 +6,16 @@ import math
 from collections.abc import Iterator
 
 import torch
+from diff_gaussian_rasterization import TrainingStep
 from torch import Tensor
 
 from unified_lift.density.default import DensityControl, DensitySettings
 from unified_lift.engine.settings import GeometrySettings
 from unified_lift.engine.stage import Stage
 from unified_lift.engine.terms import require_finite, weighted_sum
-from unified_lift.losses.photometric import photometric_loss
 from unified_lift.methods.base import Method, Observation
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.rendering import render
+from unified_lift.rendering import camera_tensors, render
 from unified_lift.types import Scene, View
 
 
@@ -40,37 +40,35 @@ class GeometryStage(Stage):
         self.radius = scene.radius
         self.density = DensityControl(density, radius=self.radius, count=len(gaussians), num_steps=settings.iterations)
         self.background = torch.ones(3, device=gaussians.device) if settings.white_background else None
+        self.step = TrainingStep()
         if method is not None and gaussians.feature_dim == 0:
             gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
 
     def train_step(self, step: int) -> dict[str, Tensor]:
         """Do 0-based `step` and return the unweighted, detached terms."""
         view = self.scene.train[self.order.next_index()]
-        watching = self.density.is_watching(step)
-        means2d = torch.zeros_like(self.gaussians.means[:, :2], requires_grad=True) if watching else None
         if self.method is not None:
             self.method.before_step(self.progress(step), self.observe)
-        out = render(
-            self.gaussians,
-            view.camera,
-            sh_degree=step // self.settings.sh_interval,
+        viewmats, intrinsics = camera_tensors(view.camera, self.gaussians.device)
+        photometric, features = self.step.forward(
+            self.gaussians.table,
+            viewmats[0],
+            intrinsics[0],
+            view.image,
+            features=self.gaussians.features if self.method is not None else None,
+            sh_degree=min(step // self.settings.sh_interval, self.gaussians.sh_degree),
             background=self.background,
-            with_features=self.method is not None,
-            means2d=means2d,
+            valid=view.valid,
+            lambda_dssim=self.settings.lambda_dssim,
         )
-        photometric = photometric_loss(
-            out.image, target_image(view), lambda_dssim=self.settings.lambda_dssim, valid=view.valid
-        )
-        terms = {"photometric": photometric}
+        terms, feature_gradient = {"photometric": photometric}, None
         if self.method is not None and view.segments is not None:
-            terms |= self.method.losses(*seen_pixels(out.features, view), self.progress(step))
-        total = weighted_sum(terms, self.method.weights if self.method else {})
-        require_finite(total, terms, step)
-        self.gaussians.zero_grad()
-        total.backward()
-        if means2d is not None:
-            self.density.observe(means2d.grad, out.radii, width=view.camera.width, height=view.camera.height)
-        self._update(step)
+            features.requires_grad_(True)  # a leaf: what the method asks stops at the features [released]
+            lifting = self.method.losses(*seen_pixels(features, view), self.progress(step))
+            weighted_sum(lifting, self.method.weights).backward()
+            terms, feature_gradient = terms | lifting, features.grad
+        require_finite(weighted_sum(terms, self.method.weights if self.method else {}), terms, step)
+        self._update(step, feature_gradient)
         self.density.act(self.gaussians, self.adam, step, self.generator)
         return {name: term.detach() for name, term in terms.items()}
 
@@ -105,8 +103,19 @@ class GeometryStage(Stage):
         super().load_state_dict(state)
         self.density.load_state_dict(state["density"])
 
-    def _update(self, step: int) -> None:
-        self.adam.step(self.gaussians.table, self.rates(step))
+    def _update(self, step: int, feature_gradient: Tensor | None) -> None:
+        rates = self.rates(step)
+        if feature_gradient is None:
+            rates.pop("features", None)
+        statistics = self.density.statistics(self.gaussians.device) if self.density.is_watching(step) else {}
+        self.step.update(
+            self.adam.states(self.gaussians.table, rates),
+            feature_gradient,
+            beta1=self.adam.betas[0],
+            beta2=self.adam.betas[1],
+            eps=self.adam.eps,
+            **statistics,
+        )
         if self.method is not None:
             self.update_method(self.method, self.progress(step))
 

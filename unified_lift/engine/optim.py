@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from diff_gaussian_rasterization import fused_adam_steps
+from diff_gaussian_rasterization import AdamState, fused_adam_steps
 from torch import Tensor
 
 
@@ -23,19 +23,21 @@ class NamedAdam:
 
     def step(self, table: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
         """Update in place every parameter of `table` that has a gradient, with its rate from `rates`."""
-        names = [name for name in rates if table[name].grad is not None and table[name].numel()]
-        for name in names:
-            self._prepare(name, table[name])
+        states = self.states(table, {name: rate for name, rate in rates.items() if table[name].grad is not None})
         fused_adam_steps(
-            [(table[name].detach(), table[name].grad, *self.moments[name]) for name in names],
-            lrs=[rates[name] for name in names],
+            [(table[name].detach(), table[name].grad, s.exp_avg, s.exp_avg_sq) for name, s in states.items()],
+            lrs=[s.lr for s in states.values()],
             beta1=self.betas[0],
             beta2=self.betas[1],
             eps=self.eps,
-            steps=[self.steps[name] for name in names],
+            steps=[s.step for s in states.values()],
         )
 
-    def _prepare(self, name: str, value: Tensor) -> None:
+    def states(self, table: Mapping[str, Tensor], rates: Mapping[str, float]) -> dict[str, AdamState]:
+        """Return moments, rate and step of the parameters in `rates`, for a step that is about to be taken."""
+        return {name: self._next(name, table[name], rate) for name, rate in rates.items()}
+
+    def _next(self, name: str, value: Tensor, rate: float) -> AdamState:
         """Count a step of one parameter; see that its moments exist and are where it is."""
         if name not in self.moments:
             self.moments[name] = (torch.zeros_like(value), torch.zeros_like(value))
@@ -43,7 +45,8 @@ class NamedAdam:
         self.steps[name] += 1
         first, second = self.moments[name]
         if first.device != value.device:  # loaded from a checkpoint
-            self.moments[name] = (first.to(value.device), second.to(value.device))
+            self.moments[name] = first, second = first.to(value.device), second.to(value.device)
+        return AdamState(first, second, rate, self.steps[name])
 
     def keep_rows(self, keep: Tensor) -> None:
         """Drop the moments of the rows where `keep` [N] is False."""

@@ -3,20 +3,24 @@
 from ._backend import backend_info
 from .api import blend, pixel_weights, rasterize, splat
 from .dropin import GaussianRasterizationSettings, GaussianRasterizer
-from .training import fused_adam_step, fused_adam_steps, fused_ssim
-from .types import PixelWeights, RasterMeta, RasterOutput
+from .step import TrainingStep
+from .training import fused_adam_step, fused_adam_steps, fused_ssim, photometric_loss
+from .types import AdamState, PixelWeights, RasterMeta, RasterOutput
 
 __all__ = [
+    "AdamState",
     "GaussianRasterizationSettings",
     "GaussianRasterizer",
     "PixelWeights",
     "RasterMeta",
     "RasterOutput",
+    "TrainingStep",
     "backend_info",
     "blend",
     "fused_adam_step",
     "fused_adam_steps",
     "fused_ssim",
+    "photometric_loss",
     "pixel_weights",
     "rasterize",
     "splat",

@@ -1,4 +1,4 @@
-"""Two neighbours of the rasterizer that bound training on a CPU: the SSIM of the photometric loss and the Adam step."""
+"""Neighbours of the rasterizer that bound training: the photometric loss, SSIM, and the Adam step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,40 @@ import torch
 from torch import Tensor
 
 from . import _backend
+
+
+def photometric_loss(
+    image: Tensor,
+    target: Tensor,
+    *,
+    lambda_dssim: float,
+    valid: Tensor | None = None,
+    implementation: str = "auto",
+) -> Tensor:
+    """Return (1 - lambda) * L1 + lambda * (1 - SSIM), a scalar.
+
+    Source: 3D Gaussian Splatting (Kerbl et al. 2023), Eq. 7; SSIM as in `fused_ssim`.
+    Args:
+        image: Rendered colour, not clamped, [H, W, 3].
+        target: Photo, uint8 or values in [0, 1], [H, W, 3].
+        lambda_dssim: Share of 1 - SSIM, in [0, 1].
+        valid: Pixels that count, bool [H, W]; the others are black in both images, as SSIM's padding is. None = all.
+        implementation: "auto", "reference", "cpu" or "cuda".
+    Raises:
+        ValueError: The images differ in shape or are not [H, W, 3].
+    Gradient: to image only.
+    """
+    _require_images(image, target)
+    module = _backend.select(implementation, image)
+    if hasattr(module, "photometric_loss"):
+        return module.photometric_loss(image, target.detach(), lambda_dssim=lambda_dssim, valid=valid)
+    target = target.to(image.dtype) / 255 if target.dtype == torch.uint8 else target
+    if valid is not None:
+        image, target = image * valid[..., None], target * valid[..., None]
+    l1 = (image - target).abs().mean()
+    if lambda_dssim == 0:
+        return l1
+    return (1 - lambda_dssim) * l1 + lambda_dssim * (1 - module.ssim(image, target))
 
 
 def fused_ssim(image: Tensor, target: Tensor, *, implementation: str = "auto") -> Tensor:
@@ -22,11 +56,15 @@ def fused_ssim(image: Tensor, target: Tensor, *, implementation: str = "auto") -
         ValueError: The images differ in shape or are not [H, W, 3].
     Gradient: to image only.
     """
-    if image.ndim != 3 or image.shape[-1] != 3 or image.shape != target.shape:
-        raise ValueError(f"image and target must both be [H, W, 3], got {list(image.shape)} and {list(target.shape)}")
+    _require_images(image, target)
     if image.dtype != target.dtype:
         raise ValueError(f"image and target must have one dtype, got {image.dtype} and {target.dtype}")
     return _backend.select(implementation, image).ssim(image, target.detach())
+
+
+def _require_images(image: Tensor, target: Tensor) -> None:
+    if image.ndim != 3 or image.shape[-1] != 3 or image.shape != target.shape:
+        raise ValueError(f"image and target must both be [H, W, 3], got {list(image.shape)} and {list(target.shape)}")
 
 
 @torch.no_grad()

@@ -16,6 +16,21 @@ FRUSTUM_MARGIN = 0.3  # the Jacobian is taken at most this many half-fields-of-v
 NEAR = 0.2  # world units; closer Gaussians are culled [3DGS]
 
 
+class AdamState(NamedTuple):
+    """What Adam knows of one parameter.
+
+    Attributes:
+        exp_avg, exp_avg_sq: First and second moment, contiguous, of the parameter's shape.
+        lr: Learning rate.
+        step: Number of this step, 1 for the first, as bias correction counts.
+    """
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    lr: float
+    step: int
+
+
 class RasterMeta(NamedTuple):
     """By-products of a rasterization, all without gradient.
 

@@ -13,7 +13,7 @@ from diff_gaussian_rasterization import _library
 
 HERE = Path(__file__).parent
 SOURCES = Path(__file__).parents[3] / "submodules" / "diff-gaussian-rasterization" / "csrc"
-UNITS = ("project", "lists", "forward", "backward", "training")
+UNITS = ("project", "lists", "forward", "backward", "gradient", "update", "rows", "photometric", "adam")
 
 
 def build(folder: Path) -> Path:

@@ -5,8 +5,6 @@
 namespace dgr {
 namespace {
 
-constexpr int kMoments = 16;  // floats per Gaussian between blending and projection, see project.cu
-
 // Each step halves the values that a lane carries and doubles the lanes behind each; a loop would not unroll to registers.
 template <int kStep, int kValues>
 DGR_DEVICE void halve(float (&v)[kValues]) {

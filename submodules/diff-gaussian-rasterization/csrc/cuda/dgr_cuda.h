@@ -11,6 +11,7 @@ struct DgrCudaScene {
   int64_t n;
   const float *means, *quats, *scales, *opacities;  // [n, 3] [n, 4] [n, 3] [n]
   const float* colors;                              // [n, 3] or [n, sh_coeffs, 3]; null for weights only
+  const float* sh_rest;                             // [n, sh_coeffs - 1, 3] where colors is [n, 1, 3], else null
   const float* features;                            // [n, feature_dim] or null
   const float *viewmat, *intrinsics;                // [4, 4] [3, 3]
   const float* background;                          // [3] or null
@@ -19,6 +20,7 @@ struct DgrCudaScene {
   int32_t sh_coeffs, sh_degree;  // degree -1: plain colours
   int32_t feature_dim, width, height;
   int32_t features_move_geometry, device;
+  int32_t raw;  // scales are logarithms and opacities logits, as training keeps them
   void* stream;
 };
 
@@ -30,10 +32,11 @@ struct DgrCudaFrame {
   int64_t* tile_begin;  // [tiles + 1]: the part of list that belongs to each tile
   uint32_t* list;       // [pairs]: Gaussians of each tile, nearest first
   int32_t* last;        // [h, w]: how much of the tile's list each pixel used
+  float* moments;       // [n, 16], cleared where radii is not 0; null if backward brings its own
 };
 
 struct DgrCudaImages {
-  float *image, *features, *alpha, *depth;  // [h, w, 3] [h, w, d] [h, w] [h, w]
+  float *image, *features, *alpha, *depth;  // [h, w, 3] [h, w, d] [h, w] [h, w]; the last two may be null
 };
 
 struct DgrCudaGradients {
@@ -48,14 +51,33 @@ struct DgrCudaGradients {
   int32_t accumulate;  // add to what the outgoing arrays hold (further cameras of a batch); means2d has its own rows
 };
 
+// The colour loss of one image.
+struct DgrCudaPhotometric {
+  const float* image;    // [h, w, 3]
+  const void* target;    // [h, w, 3], bytes 0..255 or floats in [0, 1]
+  const uint8_t* valid;  // [h, w], 0 where a pixel does not count; null = all count
+  float* maps;           // [3, h, w, 3], what backward needs; null if there is none
+  float *parts, *loss;   // workspace; one float
+  int32_t width, height, bytes;
+  float share;  // lambda: how much of the loss is 1 - SSIM; the rest is L1
+};
+
 // A parameter of the Adam step, its gradient and its moments: contiguous float32.
 struct DgrCudaAdam {
   float* param;
-  const float* grad;
+  const float* grad;  // null in DgrCudaUpdate, whose gradients are never stored
   float *m, *v;
   int64_t count;
   double lr;
   int64_t step;  // 1 for the first
+};
+
+// What a training step changes: the parameters of `scene`, which must be raw and have their harmonics apart.
+struct DgrCudaUpdate {
+  DgrCudaAdam means, quats, scales, opacities, sh, sh_rest;
+  double beta1, beta2, eps;
+  float *grad_sum, *num_seen;  // [n] the statistics of density control, are added to; null = not gathered
+  const float* loss;           // nothing changes if it is not finite
 };
 
 }  // extern "C"

@@ -86,8 +86,8 @@ __global__ void __launch_bounds__(kTileThreads, kChannels == 16 ? 4 : 1)
     out.image[3 * p.at] = color.x + light * behind.x;
     out.image[3 * p.at + 1] = color.y + light * behind.y;
     out.image[3 * p.at + 2] = color.z + light * behind.z;
-    out.depth[p.at] = color.w;
-    out.alpha[p.at] = 1.0f - light;
+    if (out.depth != nullptr) out.depth[p.at] = color.w;
+    if (out.alpha != nullptr) out.alpha[p.at] = 1.0f - light;
     frame.last[p.at] = last;
   }
   float* row = out.features + p.at * s.feature_dim + offset;

@@ -27,11 +27,11 @@ class Scene(Structure):
 
     _fields_ = [
         ("n", c_int64),
-        *((name, c_void_p) for name in ("means", "quats", "scales", "opacities", "colors", "features")),
+        *((name, c_void_p) for name in ("means", "quats", "scales", "opacities", "colors", "sh_rest", "features")),
         *((name, c_void_p) for name in ("viewmat", "intrinsics", "background", "means2d")),
         ("near_z", c_float),
         *((name, c_int32) for name in ("sh_coeffs", "sh_degree", "feature_dim", "width", "height")),
-        *((name, c_int32) for name in ("features_move_geometry", "device")),
+        *((name, c_int32) for name in ("features_move_geometry", "device", "raw")),
         ("stream", c_void_p),
     ]
 
@@ -39,7 +39,25 @@ class Scene(Structure):
 class Frame(Structure):
     """What forward leaves behind for backward and for pixel weights."""
 
-    _fields_ = [(name, c_void_p) for name in ("splats", "radii", "centres", "tile_begin", "list", "last")]
+    _fields_ = [(name, c_void_p) for name in ("splats", "radii", "centres", "tile_begin", "list", "last", "moments")]
+
+
+class Memory:
+    """Working memory by name. A part is given again until more is asked of it, then it is replaced by a larger one."""
+
+    def __init__(self, device: torch.device, *, slack: float = 1.0) -> None:
+        """Start empty; `slack` > 1 asks for more than needed, where the need changes from call to call."""
+        self.device, self.slack = device, slack
+        self.parts: dict[str, Tensor] = {}
+
+    def take(self, name: str, num_bytes: int) -> int:
+        """Return the address of at least `num_bytes` bytes, aligned to 256."""
+        part = self.parts.get(name)
+        if part is None or part.numel() < num_bytes:
+            self.parts.pop(name, None)  # before the new one is asked for
+            part = torch.empty(max(int(num_bytes * self.slack), 1), dtype=torch.uint8, device=self.device)
+            self.parts[name] = part
+        return part.data_ptr()
 
 
 def bind(signatures: Mapping[str, list], *, silent: tuple[str, ...] = ()) -> ctypes.CDLL:

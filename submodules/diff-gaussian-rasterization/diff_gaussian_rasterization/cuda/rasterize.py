@@ -12,18 +12,22 @@ from torch.autograd.function import once_differentiable
 
 from .. import _compiled
 from ..types import PixelWeights, RasterOutput
-from .library import Frame, Scene, address, bind, check, dense, place, row
+from .library import Frame, Memory, Scene, address, bind, check, dense, place, row
 
 TILE = 16  # pixels, kTile of csrc/cuda/splat.cuh
 SPLAT_FLOATS = 12
 MOMENTS = 16
 
 
-class _Images(Structure):
+class Images(Structure):
+    """The maps of one camera."""
+
     _fields_ = [(name, c_void_p) for name in ("image", "features", "alpha", "depth")]
 
 
-class _Gradients(Structure):
+class Gradients(Structure):
+    """What comes in and goes out of backward."""
+
     _fields_ = [
         *((name, c_void_p) for name in ("image", "features", "alpha", "depth")),
         *((name, c_void_p) for name in ("out_image", "out_features", "out_alpha", "out_depth")),
@@ -40,9 +44,9 @@ _lib = bind(
         "dgr_cuda_order": [_SCENE, _FRAME, c_void_p, _SIZE],
         "dgr_cuda_lists_bytes": [_SCENE, c_int64, _SIZE],
         "dgr_cuda_lists": [_SCENE, _FRAME, c_void_p, c_int64, c_void_p],
-        "dgr_cuda_forward": [_SCENE, _FRAME, POINTER(_Images)],
-        "dgr_cuda_backward_blend": [_SCENE, _FRAME, POINTER(_Gradients)],
-        "dgr_cuda_backward_project": [_SCENE, _FRAME, POINTER(_Gradients)],
+        "dgr_cuda_forward": [_SCENE, _FRAME, POINTER(Images)],
+        "dgr_cuda_backward_blend": [_SCENE, _FRAME, POINTER(Gradients)],
+        "dgr_cuda_backward_project": [_SCENE, _FRAME, POINTER(Gradients)],
         "dgr_cuda_weights_count": [_SCENE, _FRAME, c_void_p, c_int64, c_float, c_void_p],
         "dgr_cuda_weights_fill": [_SCENE, _FRAME, c_void_p, c_int64, c_float, c_void_p, c_void_p, c_void_p],
         "dgr_cuda_constants": [c_void_p],
@@ -50,6 +54,16 @@ _lib = bind(
     },
     silent=("dgr_cuda_order_bytes", "dgr_cuda_lists_bytes", "dgr_cuda_constants", "dgr_cuda_allow_matrix_units"),
 )
+
+
+def render(scene: Scene, frame: Frame, images: Images) -> None:
+    """Fill the maps of one camera."""
+    check(_lib.dgr_cuda_forward(byref(scene), byref(frame), byref(images)))
+
+
+def blend_backward(scene: Scene, frame: Frame, gradients: Gradients) -> None:
+    """Add what the maps ask for to the moments and the feature rows."""
+    check(_lib.dgr_cuda_backward_blend(byref(scene), byref(frame), byref(gradients)))
 
 
 def constants() -> list[float]:
@@ -83,41 +97,47 @@ def _scene(inputs: tuple[Tensor | None, ...], camera: int, options: dict) -> Sce
 
 @dataclass(frozen=True)
 class _View:
-    """One camera's projected Gaussians and tile lists: the structs, and the tensors whose memory they point to."""
+    """One camera's projected Gaussians and tile lists: the structs, and the memory they point to."""
 
     scene: Scene
     frame: Frame
     num_pairs: int
-    memory: tuple[Tensor | None, ...]
+    memory: Memory
 
 
-def _build_view(scene: Scene, like: Tensor, radii: int, centres: int | None, last: int | None) -> _View:
-    """Project, sort and list the Gaussians of one camera; the last three arguments are addresses to write to."""
+def build_frame(scene: Scene, frame: Frame, memory: Memory) -> int:
+    """Project, sort and list the Gaussians of one camera; fill in the rest of `frame` and return the number of pairs.
 
-    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(*shape, dtype=dtype, device=like.device)
-
-    num = scene.n
-    splats = empty(num, SPLAT_FLOATS, dtype=torch.float32)
+    Raises:
+        MemoryError: More pairs than 32 bits can number.
+    """
     tiles = -(-scene.width // TILE) * -(-scene.height // TILE)
-    tile_begin = empty(tiles + 1, dtype=torch.int64)
-    frame = Frame(address(splats), radii, centres, address(tile_begin), None, last)
+    frame.splats = memory.take("splats", scene.n * SPLAT_FLOATS * 4)
+    frame.tile_begin = memory.take("tile_begin", (tiles + 1) * 8)
     pairs, size = c_int64(0), c_int64(0)
     order = None
-    if num:
-        _lib.dgr_cuda_order_bytes(num, byref(size))
-        order = empty(size.value, dtype=torch.uint8)
-        check(_lib.dgr_cuda_order(byref(scene), byref(frame), address(order), byref(pairs)))
+    if scene.n:
+        _lib.dgr_cuda_order_bytes(scene.n, byref(size))
+        order = memory.take("order", size.value)
+        check(_lib.dgr_cuda_order(byref(scene), byref(frame), order, byref(pairs)))
     if pairs.value >= 2**32:
         raise MemoryError(f"{pairs.value} (tile, Gaussian) pairs in one view; the Gaussians are far too large for it")
-    entries = empty(pairs.value, dtype=torch.int32)  # the bits of uint32
+    frame.list = memory.take("list", pairs.value * 4)
     workspace = None
     if pairs.value:
         _lib.dgr_cuda_lists_bytes(byref(scene), pairs.value, byref(size))
-        workspace = empty(size.value, dtype=torch.uint8)
-    frame.list = address(entries)
-    check(_lib.dgr_cuda_lists(byref(scene), byref(frame), address(order), pairs.value, address(workspace)))
-    return _View(scene, frame, pairs.value, (splats, tile_begin, entries))
+        workspace = memory.take("lists", size.value)
+    check(_lib.dgr_cuda_lists(byref(scene), byref(frame), order, pairs.value, workspace))
+    return pairs.value
+
+
+def _build_view(scene: Scene, like: Tensor, radii: int, centres: int | None, last: int | None) -> _View:
+    """Return one camera's view; the last three arguments are addresses to write to."""
+    frame, memory = Frame(radii=radii, centres=centres, last=last), Memory(like.device)
+    pairs = build_frame(scene, frame, memory)
+    for name in ("order", "lists"):  # only needed until here, and torch frees in stream order
+        memory.parts.pop(name, None)
+    return _View(scene, frame, pairs, memory)
 
 
 class _Rasterize(Function):
@@ -135,8 +155,8 @@ class _Rasterize(Function):
         views = []
         for c in range(shape[0]):
             view = _build_view(_scene(inputs, c, options), means, row(radii, c), row(centres, c), row(last, c))
-            maps = _Images(row(image, c), row(features, c), row(alpha, c), row(depth, c))
-            check(_lib.dgr_cuda_forward(byref(view.scene), byref(view.frame), byref(maps)))
+            maps = Images(row(image, c), row(features, c), row(alpha, c), row(depth, c))
+            render(view.scene, view.frame, maps)
             views.append(view)
         options["num_pairs"] = sum(view.num_pairs for view in views)
         if any(ctx.needs_input_grad):
@@ -169,12 +189,12 @@ class _Rasterize(Function):
         for c, view in enumerate(ctx.views if num else ()):
             scene, frame = view.scene, view.frame
             scene.stream = place(inputs[0])[1]
-            gradients = _Gradients(
+            gradients = Gradients(
                 *(row(t, c) for t in (*cotangents, *ctx.maps)),
                 address(None if moments is None else moments.zero_()),
                 *(address(outgoing[i]) for i in (5, 0, 1, 2, 3, 4)), row(outgoing[9], c), accumulate=c > 0,
             )  # fmt: skip
-            check(_lib.dgr_cuda_backward_blend(byref(scene), byref(frame), byref(gradients)))
+            blend_backward(scene, frame, gradients)
             if moved:
                 check(_lib.dgr_cuda_backward_project(byref(scene), byref(frame), byref(gradients)))
         return (None, *outgoing)

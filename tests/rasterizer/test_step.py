@@ -1,0 +1,183 @@
+"""The training step: its kernels against the definition made of public pieces, and the definition against autograd."""
+
+import diff_gaussian_rasterization as dgr
+import pytest
+import torch
+from diff_gaussian_rasterization.step import PARAMETERS
+
+from .scenes import random_inputs
+from .tolerances import GRADIENT_RELATIVE
+
+BETAS = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-15}
+
+
+def start(seed, *, num=300, degree=3, bands=16, dim=0, width=37, height=29, device="cpu"):
+    """Raw parameters, moments that are not zero, a photo."""
+    x = random_inputs(seed, num=num, width=width, height=height, dim=dim, sh_degree=degree)
+    g = torch.Generator().manual_seed(seed)
+    parameters = {
+        "means": x.means,
+        "quats": x.quats,
+        "log_scales": x.scales.log(),
+        "logit_opacities": x.opacities.clamp(0.02, 0.98).logit(),
+        "sh0": x.colors[:, :1].contiguous(),
+        "shN": x.colors[:, 1:bands].contiguous(),
+    }
+    features = {"features": x.features} if dim else {}
+    adam = {
+        name: dgr.AdamState(
+            1e-3 * torch.randn(value.shape, generator=g),
+            1e-6 * (1 + torch.rand(value.shape, generator=g)),
+            0.01 * (i + 1),
+            7,
+        )
+        for i, (name, value) in enumerate((parameters | features).items())
+    }
+    target = torch.randint(0, 256, (height, width, 3), generator=g, dtype=torch.uint8)
+    scene = {"viewmat": x.viewmats[0], "K": x.Ks[0], "target": target}
+    moved = {name: value.clone().to(device) for name, value in (parameters | features).items()}
+    adam = {n: dgr.AdamState(m.clone().to(device), v.clone().to(device), *rest) for n, (m, v, *rest) in adam.items()}
+    return moved, adam, {name: value.to(device) for name, value in scene.items()}
+
+
+def run(
+    implementation, seed, *, degree=3, dim=0, device="cpu", background=None, valid=None, lambda_dssim=0.2, **options
+):
+    """Do one step; return loss, feature map, changes of the parameters, moments and statistics on the CPU."""
+    parameters, adam, scene = start(seed, degree=degree, dim=dim, device=device, **options)
+    before = {name: value.clone() for name, value in parameters.items()}
+    count = len(parameters["means"])
+    statistics = {"grad_sum": torch.ones(count, device=device), "num_seen": torch.full((count,), 2.0, device=device)}
+    step = dgr.TrainingStep(implementation=implementation)
+    optional = {"features": parameters.get("features"), "background": background, "valid": valid}
+    optional = {name: value.to(device) for name, value in optional.items() if value is not None}
+    loss, maps = step.forward(parameters, **scene, **optional, sh_degree=degree, lambda_dssim=lambda_dssim)
+    gradient = None
+    if dim:
+        g = torch.Generator().manual_seed(seed)
+        gradient = (torch.randn(maps.shape, generator=g) / maps.numel()).to(device)
+    step.update(adam, gradient, **BETAS, **statistics)
+    changes = {name: value - before[name] for name, value in parameters.items()}
+    values = {"loss": loss, "maps": maps, **changes, **statistics}
+    for name, state in adam.items():
+        values |= {f"{name}.m": state.exp_avg, f"{name}.v": state.exp_avg_sq}
+    return {name: value.detach().cpu() for name, value in values.items()}
+
+
+def assert_same_step(expected, actual, seed):
+    for name, value in expected.items():
+        if value.numel():
+            error, size = float((value - actual[name]).norm()), float(value.norm())
+            assert size > 0, f"seed {seed}: {name} is all zeros, the comparison says nothing"
+            assert error <= GRADIENT_RELATIVE * size, f"seed {seed}: {name} differs by {error / size} of its norm"
+
+
+@pytest.mark.parametrize(("degree", "bands"), [(0, 1), (0, 4), (1, 4), (2, 9), (1, 16), (3, 16)])
+def test_step_kernels_agree_with_the_definition_for_every_degree(cuda_device, degree, bands):
+    expected = run("reference", degree, degree=degree, bands=bands)
+    actual = run("cuda", degree, degree=degree, bands=bands, device=cuda_device)
+    assert_same_step(expected, actual, degree)
+
+
+@pytest.mark.parametrize("dim", [3, 16])
+def test_step_renders_features_and_updates_them(cuda_device, dim):
+    expected, actual = run("reference", 20, dim=dim), run("cuda", 20, dim=dim, device=cuda_device)
+    assert float(expected["features"].abs().max()) > 1e-3
+    assert_same_step(expected, actual, 20)
+
+
+@pytest.mark.parametrize("lambda_dssim", [0.0, 0.2, 1.0])
+def test_step_with_background_and_pixels_that_do_not_count(cuda_device, lambda_dssim):
+    valid = torch.rand(29, 37, generator=torch.Generator().manual_seed(0)) > 0.2
+    options = {"background": torch.tensor([1.0, 0.5, 0.25]), "valid": valid, "lambda_dssim": lambda_dssim}
+    assert_same_step(run("reference", 30, **options), run("cuda", 30, device=cuda_device, **options), 30)
+
+
+@pytest.mark.parametrize("num", [1, 31, 32, 33, 129, 1000])
+def test_step_kernels_agree_for_every_number_of_gaussians(cuda_device, num):
+    expected = run("reference", 40, num=num)
+    actual = run("cuda", 40, num=num, device=cuda_device)
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_cpu_kernels_agree_with_the_definition():
+    assert_same_step(run("reference", 50, dim=16), run("cpu", 50, dim=16), 50)
+
+
+def test_gaussians_that_no_pixel_sees_still_follow_their_momentum(cuda_device):
+    # m = 0.9 m, v = 0.999 v, p -= lr m / (1 - 0.9^7) / sqrt(v / (1 - 0.999^7))
+    parameters, adam, scene = start(60, device=cuda_device)
+    parameters["means"][:, 2] = -5  # behind the camera
+    before = {n: (parameters[n].clone(), adam[n].exp_avg.clone(), adam[n].exp_avg_sq.clone()) for n in PARAMETERS}
+    step = dgr.TrainingStep(implementation="cuda")
+    step.forward(parameters, **scene, sh_degree=3)
+    step.update(adam, **BETAS)
+    for name, (value, m, v) in before.items():
+        m, v = 0.9 * m, 0.999 * v
+        expected = value - adam[name].lr * m / (1 - 0.9**7) / (v / (1 - 0.999**7)).sqrt()
+        torch.testing.assert_close(parameters[name], expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(adam[name].exp_avg, m, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpu", "cuda"])
+def test_nothing_moves_when_the_loss_is_not_finite(cuda_device, implementation):
+    device = cuda_device if implementation == "cuda" else "cpu"
+    parameters, adam, scene = start(70, device=device)
+    parameters["sh0"][:] = 3e38  # finite, but the sum over Gaussians is not
+    before = {n: parameters[n].clone() for n in PARAMETERS}
+    step = dgr.TrainingStep(implementation=implementation)
+    loss, _ = step.forward(parameters, **scene, sh_degree=3)
+    step.update(adam, **BETAS)
+    assert not bool(torch.isfinite(loss))
+    assert all(torch.equal(parameters[n], before[n]) for n in PARAMETERS)
+
+
+def test_working_memory_serves_steps_of_every_size(cuda_device):
+    step = dgr.TrainingStep(implementation="cuda")
+    for num, width, height in ((300, 37, 29), (40, 16, 16), (900, 64, 33), (300, 37, 29)):
+        parameters, adam, scene = start(80, num=num, width=width, height=height, device=cuda_device)
+        before = parameters["shN"].clone()
+        loss, _ = step.forward(parameters, **scene, sh_degree=3)
+        step.update(adam, **BETAS)
+        expected = run("reference", 80, num=num, width=width, height=height)
+        torch.testing.assert_close(loss.cpu(), expected["loss"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close((parameters["shN"] - before).cpu(), expected["shN"], rtol=2e-3, atol=2e-5)
+
+
+def test_definition_is_what_autograd_and_torch_adam_do():
+    parameters, _, scene = start(90, dim=0)
+    leaves = {n: parameters[n].clone().requires_grad_() for n in PARAMETERS}
+    zero = {n: dgr.AdamState(torch.zeros_like(v), torch.zeros_like(v), 0.01, 1) for n, v in parameters.items()}
+    step = dgr.TrainingStep(implementation="reference")
+    statistics = {"grad_sum": torch.zeros(300), "num_seen": torch.zeros(300)}
+    step.forward(parameters, **scene, sh_degree=3, lambda_dssim=0)
+    step.update(zero, **BETAS, **statistics)
+    means2d = torch.zeros(1, 300, 2, requires_grad=True)
+    out = dgr.rasterize(
+        leaves["means"], leaves["quats"], leaves["log_scales"].exp(), leaves["logit_opacities"].sigmoid(),
+        torch.cat([leaves["sh0"], leaves["shN"]], 1), None, scene["viewmat"][None], scene["K"][None], 37, 29,
+        sh_degree=3, means2d=means2d, implementation="reference",
+    )  # fmt: skip
+    (out.image[0] - scene["target"] / 255).abs().mean().backward()
+    optimizer = torch.optim.Adam(list(leaves.values()), lr=0.01, eps=1e-15)
+    optimizer.step()
+    for name, leaf in leaves.items():
+        assert float(leaf.grad.norm()) > 0
+        torch.testing.assert_close(parameters[name], leaf.detach())
+    assert 0 < int(statistics["num_seen"].sum()) < 300
+    assert torch.equal(statistics["num_seen"] > 0, out.meta.radii[0] > 0)
+    # pixels -> NDC: half of 37 across, half of 29 down
+    x, y = (means2d.grad[0] * torch.tensor([18.5, 14.5])).unbind(1)
+    torch.testing.assert_close(statistics["grad_sum"], (x * x + y * y).sqrt())
+
+
+def test_wrong_photos_masks_and_strides_are_named():
+    parameters, _, scene = start(100)
+    step = dgr.TrainingStep()
+    with pytest.raises(ValueError, match=r"target must be uint8 \[H, W, 3\], got torch.float32"):
+        step.forward(parameters, **(scene | {"target": scene["target"].float()}), sh_degree=3)
+    with pytest.raises(ValueError, match=r"valid must be bool \[29, 37\]"):
+        step.forward(parameters, **scene, sh_degree=3, valid=torch.ones(2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="means must be contiguous"):
+        step.forward(parameters | {"means": torch.zeros(3, 300).T}, **scene, sh_degree=3)

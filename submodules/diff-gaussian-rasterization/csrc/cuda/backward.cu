@@ -260,31 +260,55 @@ DGR_DEVICE void longest_list(int last, int& of_warp, int& of_block) {
   of_block = longest;
 }
 
+// The entries of its tile's list that a block walks, and how far its pixels go.
+struct Span {
+  int first, end;       // of the block
+  int last, warp_last;  // number of entries that this pixel, and any of its warp, used
+};
+
+template <bool kWholeList>
+DGR_DEVICE Span span_of(const DgrCudaFrame& frame, const Pixel& p, int chunk) {
+  Span k;
+  int count;
+  k.last = p.inside ? frame.last[p.at] : 0;
+  longest_list(k.last, k.warp_last, count);
+  k.first = chunk * kChunk;
+  k.end = kWholeList ? (chunk == 0 ? count : 0) : min(count, k.first + kChunk);
+  return k;
+}
+
+// What was blended before a chunk no longer remains.
+DGR_DEVICE float skip_to(const float* state, Incoming& in) {
+  float light;
+  const float4 k = load_state(state, light);
+  in.remaining -= k.x * in.r + k.y * in.g + k.z * in.b + k.w * in.depth + (1.0f - light) * in.alpha;
+  return light;
+}
+
 // Front to back: dL/dalpha = T value - remaining / (1 - alpha). Per warp and splat the sums over pixels of
 //   m, m dx, m dy, m dx^2, m dx dy, m dy^2 (m = alpha dL/dalpha), w r, w g, w b, w depth   -> d.moments
 //   w times the incoming features of some channels                                          -> d.feature_rows
 template <bool kGeometry, bool kFeaturesMove, class Sums>
 DGR_DEVICE void walk(const DgrCudaScene& s, const DgrCudaFrame& frame, const DgrCudaGradients& d, const Pixel& p, int left,
-                     int top, int64_t list_begin, Batch& batch, Sums& sums) {
+                     int top, int tile, const Span& span, Batch& batch, Sums& sums) {
   const float px = p.x + 0.5f, py = p.y + 0.5f;
-  const int last = p.inside ? frame.last[p.at] : 0;
-  int warp_last, count;
-  longest_list(last, warp_last, count);
+  const int64_t list_begin = frame.tile_begin[tile];
   Incoming in = {};
   if (kGeometry) in = read_incoming(s, d, p);
   float light = 1.0f;
-  for (int begin = 0; begin < count; begin += kBatch) {
+  if (span.first != 0 && span.last > span.first) light = skip_to(state_of(frame, tile, span.first / kChunk), in);
+  for (int begin = span.first; begin < span.end; begin += kBatch) {
     __syncthreads();
-    load_entry(frame, list_begin + begin + threadIdx.x, list_begin + count, left, top, batch);
+    load_entry(frame, list_begin + begin + threadIdx.x, list_begin + span.end, left, top, batch);
     __syncthreads();
     for (int group = 0; group < kBatch / int(kWarp); ++group) {
-      if (begin + group * int(kWarp) >= warp_last) break;
+      if (begin + group * int(kWarp) >= span.warp_last) break;
       for (unsigned rest = entries_of_patch(batch, group, p.patch); rest != 0; rest &= rest - 1) {
         const int j = group * kWarp + __ffs(rest) - 1;
         const float4 place = batch.place[j];
         const float dx = px - place.x, dy = py - place.y;
         float alpha;
-        const bool use = evaluate(place, batch.shape[j], dx, dy, alpha) && begin + j < last;
+        const bool use = evaluate(place, batch.shape[j], dx, dy, alpha) && begin + j < span.last;
         if (!__any_sync(kAllLanes, use)) continue;
         const float weight = use ? light * alpha : 0.0f;
         const uint32_t index = batch.index[j];
@@ -313,18 +337,23 @@ template <bool kGeometry, int kChannels, bool kFeaturesMove, bool kMatrix>
 __global__ void __launch_bounds__(kTileThreads, kGeometry && kChannels == 0 ? 4 : 3)
     backward_kernel(DgrCudaScene s, DgrCudaFrame frame, DgrCudaGradients d, int tiles_x, int offset) {
   __shared__ Batch batch;
-  const int tile = blockIdx.x, left = tile % tiles_x * kTile, top = tile / tiles_x * kTile;
+  const int tile = frame.chunk_tile[blockIdx.x];
+  if (tile < 0) return;
+  const int chunk = int(blockIdx.x) - frame.chunk_begin[tile];
+  const int left = tile % tiles_x * kTile, top = tile / tiles_x * kTile;
   const Pixel p = pixel_of_thread(s, left, top);
-  const int64_t list_begin = frame.tile_begin[tile];
+  // features that move the geometry would need a state for each channel; there the first block does the whole list
+  const Span span = span_of<kFeaturesMove>(frame, p, chunk);
+  if (span.first >= span.end) return;
   if constexpr (kMatrix) {
 #if defined(DGR_MATRIX_UNITS)
     __shared__ Queue queues[kTileThreads / kWarp];
     MatrixSums<kGeometry, kChannels> sums(s, d, p, queues[p.patch], left, top, offset);
-    walk<kGeometry, kFeaturesMove>(s, frame, d, p, left, top, list_begin, batch, sums);
+    walk<kGeometry, kFeaturesMove>(s, frame, d, p, left, top, tile, span, batch, sums);
 #endif
   } else {
     ShuffleSums<kGeometry, kChannels> sums(s, d, p, offset);
-    walk<kGeometry, kFeaturesMove>(s, frame, d, p, left, top, list_begin, batch, sums);
+    walk<kGeometry, kFeaturesMove>(s, frame, d, p, left, top, tile, span, batch, sums);
   }
 }
 
@@ -340,7 +369,8 @@ bool has_matrix_units(int device) {
 template <bool kMatrix>
 void backward_passes(const DgrCudaScene& s, const DgrCudaFrame& frame, const DgrCudaGradients& d) {
   const Grid grid(s);
-  const int blocks = grid.tiles, width = d.features == nullptr || d.feature_rows == nullptr ? 0 : s.feature_dim;
+  const int64_t blocks = frame.chunks;
+  const int width = d.features == nullptr || d.feature_rows == nullptr ? 0 : s.feature_dim;
   const bool move = s.features_move_geometry && d.features != nullptr;
   int offset = 0;
   if (d.moments != nullptr) {

@@ -48,6 +48,10 @@ __global__ void __launch_bounds__(kTileThreads, kChannels == 16 ? 4 : 1)
   int last = 0;
   for (int64_t begin = list_begin; begin < end; begin += kBatch) {
     if (__syncthreads_and(done)) break;  // also: nobody still reads the previous batch
+    const int at = int(begin - list_begin);
+    if (kFirst && frame.states != nullptr && at != 0 && at % kChunk == 0) {
+      store_state(state_of(frame, tile, at / kChunk), light, color);
+    }
     load_entry(frame, begin + threadIdx.x, end, left, top, batch);
     if constexpr (kChannels != 0) load_features<kChannels>(s, frame, begin, end, offset, features);
     __syncthreads();
@@ -65,7 +69,7 @@ __global__ void __launch_bounds__(kTileThreads, kChannels == 16 ? 4 : 1)
           continue;
         }
         light = after;
-        last = int(begin - list_begin) + j + 1;
+        last = at + j + 1;
         if (kFirst) {
           const float4 k = batch.color[j];
           color.x += weight * k.x, color.y += weight * k.y, color.z += weight * k.z, color.w += weight * k.w;

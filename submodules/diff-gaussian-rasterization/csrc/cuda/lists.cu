@@ -2,7 +2,7 @@
 // Compiled without contraction to fused multiply-add: counting and filling must take the same decisions.
 #include "dgr_cuda.h"
 #include "sort.h"
-#include "splat.cuh"
+#include "tile.cuh"
 
 namespace dgr {
 
@@ -131,6 +131,41 @@ __global__ void __launch_bounds__(kThreads) ranges_kernel(const Key* tiles, int6
   }
 }
 
+// chunk_begin and chunk_tile of a frame, by one block: tiles are few.
+constexpr int kChunkThreads = 1024;
+__global__ void __launch_bounds__(kChunkThreads) chunks_kernel(DgrCudaFrame frame, int tiles) {
+  __shared__ int sums[kChunkThreads / kWarp];
+  const int t = threadIdx.x, lane = t % kWarp, warp = t / kWarp;
+  int before = 0;  // chunks of all tiles of earlier rounds
+  for (int first = 0; first < tiles; first += kChunkThreads) {
+    const int tile = first + t;
+    int own = 0;
+    if (tile < tiles) own = max(1, int((frame.tile_begin[tile + 1] - frame.tile_begin[tile] + kChunk - 1) / kChunk));
+    int sum = own;  // over this and earlier lanes
+#pragma unroll
+    for (int step = 1; step < int(kWarp); step *= 2) {
+      const int other = __shfl_up_sync(kAllLanes, sum, step);
+      if (lane >= step) sum += other;
+    }
+    if (lane == int(kWarp) - 1) sums[warp] = sum;
+    __syncthreads();
+    int of_warps = 0, total = 0;
+    for (int i = 0; i < kChunkThreads / int(kWarp); ++i) {
+      if (i < warp) of_warps += sums[i];
+      total += sums[i];
+    }
+    const int begin = before + of_warps + sum - own;
+    if (tile < tiles) {
+      frame.chunk_begin[tile] = begin;
+      for (int i = 0; i < own; ++i) frame.chunk_tile[begin + i] = tile;
+    }
+    before += total;
+    __syncthreads();  // nobody still reads sums
+  }
+  if (t == 0) frame.chunk_begin[tiles] = before;
+  for (int64_t i = before + t; i < frame.chunks; i += kChunkThreads) frame.chunk_tile[i] = -1;
+}
+
 // Hands out 256-byte aligned parts of one allocation; with a null base it only measures.
 class Carver {
  public:
@@ -203,12 +238,12 @@ struct PairWork {
   }
 };
 
-struct Grid {
-  int tiles_x, tiles;
-  explicit Grid(const DgrCudaScene& s)
-      : tiles_x((s.width + kTile - 1) / kTile), tiles(tiles_x * ((s.height + kTile - 1) / kTile)) {}
-  bool narrow() const { return tiles <= 65536; }  // tile numbers fit 16 bits
-};
+bool is_narrow(const Grid& grid) { return grid.tiles <= 65536; }  // tile numbers fit 16 bits
+
+int find_chunks(const DgrCudaScene& s, const DgrCudaFrame& frame) {
+  if (frame.chunk_tile != nullptr) DGR_LAUNCH(chunks_kernel, 1, kChunkThreads, s.stream, frame, Grid(s).tiles);
+  return int(cudaGetLastError());
+}
 
 template <class Key>
 int fill_lists(const DgrCudaScene& s, const DgrCudaFrame& frame, const OrderWork& order, int64_t pairs, void* memory) {
@@ -329,22 +364,28 @@ DGR_API int dgr_cuda_order(const DgrCudaScene* s, const DgrCudaFrame* frame, voi
 DGR_API void dgr_cuda_lists_bytes(const DgrCudaScene* s, int64_t pairs, int64_t* bytes) {
   const Grid grid(*s);
   const int bits = bits_for(grid.tiles);
-  *bytes = int64_t(grid.narrow() ? PairWork<uint16_t>(nullptr, pairs, bits).total
-                                 : PairWork<uint32_t>(nullptr, pairs, bits).total);
+  *bytes = int64_t(is_narrow(grid) ? PairWork<uint16_t>(nullptr, pairs, bits).total
+                                   : PairWork<uint32_t>(nullptr, pairs, bits).total);
 }
 
-// Second half: fills frame->list and frame->tile_begin. `order` is the workspace of the first half.
+// Second half: fills frame->list, frame->tile_begin and, if there is room for them, the chunks. `order` is the workspace of the first half.
 DGR_API int dgr_cuda_lists(const DgrCudaScene* s, const DgrCudaFrame* frame, void* order, int64_t pairs, void* workspace) {
   if (cudaError_t status = cudaSetDevice(s->device)) return int(status);
   const Grid grid(*s);
+  int status = 0;
   if (pairs == 0) {
-    return int(cudaMemsetAsync(frame->tile_begin, 0, sizeof(int64_t) * size_t(grid.tiles + 1),
-                               static_cast<cudaStream_t>(s->stream)));
+    const size_t bytes = sizeof(int64_t) * size_t(grid.tiles + 1);
+    status = int(cudaMemsetAsync(frame->tile_begin, 0, bytes, static_cast<cudaStream_t>(s->stream)));
+  } else {
+    const OrderWork work(order, s->n);
+    status = is_narrow(grid) ? fill_lists<uint16_t>(*s, *frame, work, pairs, workspace)
+                             : fill_lists<uint32_t>(*s, *frame, work, pairs, workspace);
   }
-  const OrderWork work(order, s->n);
-  return grid.narrow() ? fill_lists<uint16_t>(*s, *frame, work, pairs, workspace)
-                       : fill_lists<uint32_t>(*s, *frame, work, pairs, workspace);
+  return status != 0 ? status : find_chunks(*s, *frame);
 }
+
+// Entries of a chunk, and floats of a state, of a pixel of a whole tile; host memory: [2].
+DGR_API void dgr_cuda_chunk_sizes(int32_t* sizes) { sizes[0] = kChunk, sizes[1] = kState * kTileThreads; }
 
 // counts [rows]: entries of each requested pixel (x, y).
 DGR_API int dgr_cuda_weights_count(const DgrCudaScene* s, const DgrCudaFrame* frame, const int64_t* pixels, int64_t rows,

@@ -35,6 +35,28 @@ DGR_DEVICE Pixel pixel_of_thread(const DgrCudaScene& s, int left, int top) {
   return p;
 }
 
+// ---- chunks of a list ---------------------------------------------------------------------------------------------
+// The longest list of a view is many times longer than the mean. Backward cuts lists into chunks so that no block works
+// much longer than the others; forward leaves what each pixel had blended where a chunk begins.
+
+constexpr int kChunk = 2 * kBatch;  // entries
+constexpr int kState = 5;           // floats: light, r, g, b, depth
+
+DGR_DEVICE float* state_of(const DgrCudaFrame& frame, int tile, int chunk) {
+  const int64_t before = int64_t(frame.chunk_begin[tile]) - tile + chunk - 1;  // first chunks have no state
+  return frame.states + before * kState * kTileThreads + threadIdx.x;
+}
+
+DGR_DEVICE void store_state(float* state, float light, float4 color) {
+  state[0] = light, state[kTileThreads] = color.x, state[2 * kTileThreads] = color.y;
+  state[3 * kTileThreads] = color.z, state[4 * kTileThreads] = color.w;
+}
+
+DGR_DEVICE float4 load_state(const float* state, float& light) {
+  light = state[0];
+  return make_float4(state[kTileThreads], state[2 * kTileThreads], state[3 * kTileThreads], state[4 * kTileThreads]);
+}
+
 // Loads entry `i` of the list, unless it is past the end.
 DGR_DEVICE void load_entry(const DgrCudaFrame& frame, int64_t i, int64_t end, int left, int top, Batch& batch) {
   const int t = threadIdx.x;

@@ -39,7 +39,11 @@ class Scene(Structure):
 class Frame(Structure):
     """What forward leaves behind for backward and for pixel weights."""
 
-    _fields_ = [(name, c_void_p) for name in ("splats", "radii", "centres", "tile_begin", "list", "last", "moments")]
+    _fields_ = [
+        *((name, c_void_p) for name in ("splats", "radii", "centres", "tile_begin", "list", "last", "moments")),
+        *((name, c_void_p) for name in ("chunk_begin", "chunk_tile", "states")),
+        ("chunks", c_int64),
+    ]
 
 
 class Memory:

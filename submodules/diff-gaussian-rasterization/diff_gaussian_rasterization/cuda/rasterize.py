@@ -50,10 +50,17 @@ _lib = bind(
         "dgr_cuda_weights_count": [_SCENE, _FRAME, c_void_p, c_int64, c_float, c_void_p],
         "dgr_cuda_weights_fill": [_SCENE, _FRAME, c_void_p, c_int64, c_float, c_void_p, c_void_p, c_void_p],
         "dgr_cuda_constants": [c_void_p],
+        "dgr_cuda_chunk_sizes": [c_void_p],
         "dgr_cuda_allow_matrix_units": [c_int32],
     },
-    silent=("dgr_cuda_order_bytes", "dgr_cuda_lists_bytes", "dgr_cuda_constants", "dgr_cuda_allow_matrix_units"),
-)
+    silent=(
+        "dgr_cuda_order_bytes", "dgr_cuda_lists_bytes", "dgr_cuda_constants", "dgr_cuda_chunk_sizes",
+        "dgr_cuda_allow_matrix_units",
+    ),
+)  # fmt: skip
+_sizes = (c_int32 * 2)()
+_lib.dgr_cuda_chunk_sizes(_sizes)
+CHUNK, STATE_FLOATS = _sizes  # list entries that backward handles together; floats left at the start of each
 
 
 def render(scene: Scene, frame: Frame, images: Images) -> None:
@@ -105,9 +112,14 @@ class _View:
     memory: Memory
 
 
-def build_frame(scene: Scene, frame: Frame, memory: Memory) -> int:
+def build_frame(scene: Scene, frame: Frame, memory: Memory, *, for_backward: bool) -> int:
     """Project, sort and list the Gaussians of one camera; fill in the rest of `frame` and return the number of pairs.
 
+    Args:
+        scene: The Gaussians and the camera.
+        frame: Where radii, and what else is wanted, go.
+        memory: Serves the rest.
+        for_backward: Also prepare what backward needs of forward.
     Raises:
         MemoryError: More pairs than 32 bits can number.
     """
@@ -123,6 +135,11 @@ def build_frame(scene: Scene, frame: Frame, memory: Memory) -> int:
     if pairs.value >= 2**32:
         raise MemoryError(f"{pairs.value} (tile, Gaussian) pairs in one view; the Gaussians are far too large for it")
     frame.list = memory.take("list", pairs.value * 4)
+    if for_backward:
+        frame.chunks = pairs.value // CHUNK + tiles
+        frame.chunk_begin = memory.take("chunk_begin", (tiles + 1) * 4)
+        frame.chunk_tile = memory.take("chunk_tile", frame.chunks * 4)
+        frame.states = memory.take("states", pairs.value // CHUNK * STATE_FLOATS * 4)
     workspace = None
     if pairs.value:
         _lib.dgr_cuda_lists_bytes(byref(scene), pairs.value, byref(size))
@@ -131,10 +148,12 @@ def build_frame(scene: Scene, frame: Frame, memory: Memory) -> int:
     return pairs.value
 
 
-def _build_view(scene: Scene, like: Tensor, radii: int, centres: int | None, last: int | None) -> _View:
-    """Return one camera's view; the last three arguments are addresses to write to."""
+def _build_view(
+    scene: Scene, like: Tensor, radii: int, centres: int | None, last: int | None, *, for_backward: bool
+) -> _View:
+    """Return one camera's view; radii, centres and last are addresses to write to."""
     frame, memory = Frame(radii=radii, centres=centres, last=last), Memory(like.device)
-    pairs = build_frame(scene, frame, memory)
+    pairs = build_frame(scene, frame, memory, for_backward=for_backward)
     for name in ("order", "lists"):  # only needed until here, and torch frees in stream order
         memory.parts.pop(name, None)
     return _View(scene, frame, pairs, memory)
@@ -154,7 +173,8 @@ class _Rasterize(Function):
         centres, last = means.new_empty(shape[0], n, 2), means.new_empty(shape, dtype=torch.int32)
         views = []
         for c in range(shape[0]):
-            view = _build_view(_scene(inputs, c, options), means, row(radii, c), row(centres, c), row(last, c))
+            targets = (row(radii, c), row(centres, c), row(last, c))
+            view = _build_view(_scene(inputs, c, options), means, *targets, for_backward=any(ctx.needs_input_grad))
             maps = Images(row(image, c), row(features, c), row(alpha, c), row(depth, c))
             render(view.scene, view.frame, maps)
             views.append(view)
@@ -220,7 +240,7 @@ def pixel_weights(
     inputs = tuple(dense(t) for t in (means, quats, scales, opacities, None, None, viewmat[None], K[None], None, None))
     scene, pixels = _scene(inputs, 0, options), pixels.contiguous()
     radii = means.new_empty(means.shape[0], dtype=torch.int32)
-    view = _build_view(scene, inputs[0], address(radii), None, None)
+    view = _build_view(scene, inputs[0], address(radii), None, None, for_backward=False)
     request = (byref(scene), byref(view.frame), address(pixels), pixels.shape[0], min_weight)
     offsets = torch.zeros(pixels.shape[0] + 1, dtype=torch.int64, device=means.device)
     check(_lib.dgr_cuda_weights_count(*request, address(offsets[1:])))

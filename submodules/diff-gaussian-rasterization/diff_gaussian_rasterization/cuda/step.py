@@ -62,7 +62,7 @@ class TrainingStep:
         self.frame = Frame(
             radii=take("radii", num * 4), last=take("last", pixels * 4), moments=take("moments", num * MOMENTS * 4)
         )
-        build_frame(self.scene, self.frame, self.memory)
+        build_frame(self.scene, self.frame, self.memory, for_backward=True)
         image = take("image", pixels * 12)
         render(self.scene, self.frame, Images(image, address(maps), None, None))
         self.loss = means.new_empty(())

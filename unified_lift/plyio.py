@@ -17,7 +17,7 @@ def read_vertices(path: Path) -> np.ndarray:
         UserError: No such file, no PLY, cut short, no vertices element, or a vertex property that is a list.
     """
     try:
-        vertex = PlyData.read(str(path), mmap=False)["vertex"]
+        vertex = PlyData.read(str(path))["vertex"]  # maps the file; without that it reads number by number
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; restore it or correct the path") from None
     except KeyError:
@@ -27,7 +27,7 @@ def read_vertices(path: Path) -> np.ndarray:
     lists = [item.name for item in vertex.properties if isinstance(item, PlyListProperty)]
     if lists:
         raise UserError(f"{path}: vertex property {lists[0]!r} is a list, not a number; export without it")
-    return vertex.data
+    return np.array(vertex.data)  # a copy, so that the file can be replaced
 
 
 def write_vertices(path: Path, rows: np.ndarray) -> None:

@@ -285,10 +285,11 @@ DGR_DEVICE float skip_to(const float* state, Incoming& in) {
   return light;
 }
 
+// With kColorOnly neither depth nor alpha carries a loss.
 // Front to back: dL/dalpha = T value - remaining / (1 - alpha). Per warp and splat the sums over pixels of
 //   m, m dx, m dy, m dx^2, m dx dy, m dy^2 (m = alpha dL/dalpha), w r, w g, w b, w depth   -> d.moments
 //   w times the incoming features of some channels                                          -> d.feature_rows
-template <bool kGeometry, bool kFeaturesMove, class Sums>
+template <bool kGeometry, bool kColorOnly, bool kFeaturesMove, class Sums>
 DGR_DEVICE void walk(const DgrCudaScene& s, const DgrCudaFrame& frame, const DgrCudaGradients& d, const Pixel& p, int left,
                      int top, int tile, const Span& span, Batch& batch, Sums& sums) {
   const float px = p.x + 0.5f, py = p.y + 0.5f;
@@ -299,7 +300,7 @@ DGR_DEVICE void walk(const DgrCudaScene& s, const DgrCudaFrame& frame, const Dgr
   if (span.first != 0 && span.last > span.first) light = skip_to(state_of(frame, tile, span.first / kChunk), in);
   for (int begin = span.first; begin < span.end; begin += kBatch) {
     __syncthreads();
-    load_entry(frame, list_begin + begin + threadIdx.x, list_begin + span.end, left, top, batch);
+    load_entry<kColorOnly>(frame, list_begin + begin + threadIdx.x, list_begin + span.end, left, top, batch);
     __syncthreads();
     for (int group = 0; group < kBatch / int(kWarp); ++group) {
       if (begin + group * int(kWarp) >= span.warp_last) break;
@@ -311,18 +312,19 @@ DGR_DEVICE void walk(const DgrCudaScene& s, const DgrCudaFrame& frame, const Dgr
         const bool use = evaluate(place, batch.shape[j], dx, dy, alpha) && begin + j < span.last;
         if (!__any_sync(kAllLanes, use)) continue;
         const float weight = use ? light * alpha : 0.0f;
-        const uint32_t index = batch.index[j];
+        const float4 k = batch.color[j];
+        const uint32_t index = kColorOnly ? __float_as_uint(k.w) : batch.index[j];
         float m = 0.0f;
         if (kGeometry) {
-          const float4 k = batch.color[j];
-          float value = k.x * in.r + k.y * in.g + k.z * in.b + k.w * in.depth + in.alpha;
+          float value = k.x * in.r + k.y * in.g + k.z * in.b;
+          if (!kColorOnly) value += k.w * in.depth + in.alpha;
           if (kFeaturesMove && use) {
             const float* f = s.features + int64_t(index) * s.feature_dim;
             const float* df = d.features + p.at * s.feature_dim;
             for (int c = 0; c < s.feature_dim; ++c) value += f[c] * df[c];
           }
           in.remaining -= weight * value;
-          const float dalpha = light * value - fast_divide(in.remaining, 1.0f - alpha);
+          const float dalpha = light * value - in.remaining * fast_reciprocal(1.0f - alpha);
           if (use && alpha < kAlphaMax) m = alpha * dalpha;
         }
         light -= weight;
@@ -333,7 +335,7 @@ DGR_DEVICE void walk(const DgrCudaScene& s, const DgrCudaFrame& frame, const Dgr
   sums.finish();
 }
 
-template <bool kGeometry, int kChannels, bool kFeaturesMove, bool kMatrix>
+template <bool kGeometry, int kChannels, bool kColorOnly, bool kFeaturesMove, bool kMatrix>
 __global__ void __launch_bounds__(kTileThreads, kGeometry && kChannels == 0 ? 4 : 3)
     backward_kernel(DgrCudaScene s, DgrCudaFrame frame, DgrCudaGradients d, int tiles_x, int offset) {
   __shared__ Batch batch;
@@ -349,11 +351,11 @@ __global__ void __launch_bounds__(kTileThreads, kGeometry && kChannels == 0 ? 4 
 #if defined(DGR_MATRIX_UNITS)
     __shared__ Queue queues[kTileThreads / kWarp];
     MatrixSums<kGeometry, kChannels> sums(s, d, p, queues[p.patch], left, top, offset);
-    walk<kGeometry, kFeaturesMove>(s, frame, d, p, left, top, tile, span, batch, sums);
+    walk<kGeometry, kColorOnly, kFeaturesMove>(s, frame, d, p, left, top, tile, span, batch, sums);
 #endif
   } else {
     ShuffleSums<kGeometry, kChannels> sums(s, d, p, offset);
-    walk<kGeometry, kFeaturesMove>(s, frame, d, p, left, top, tile, span, batch, sums);
+    walk<kGeometry, kColorOnly, kFeaturesMove>(s, frame, d, p, left, top, tile, span, batch, sums);
   }
 }
 
@@ -366,29 +368,36 @@ bool has_matrix_units(int device) {
   return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == 0 && major >= 8;
 }
 
+template <bool kGeometry, int kChannels, bool kColorOnly, bool kFeaturesMove, bool kMatrix>
+void launch(const DgrCudaScene& s, const DgrCudaFrame& frame, const DgrCudaGradients& d, int offset) {
+  DGR_LAUNCH((backward_kernel<kGeometry, kChannels, kColorOnly, kFeaturesMove, kMatrix>), frame.chunks, kTileThreads,
+             s.stream, s, frame, d, Grid(s).tiles_x, offset);
+}
+
+template <int kChannels, bool kMatrix>
+void launch_geometry(const DgrCudaScene& s, const DgrCudaFrame& frame, const DgrCudaGradients& d) {
+  if (s.features_move_geometry && d.features != nullptr) {
+    launch<true, kChannels, false, true, kMatrix>(s, frame, d, 0);
+  } else if (d.depth == nullptr && d.alpha == nullptr) {
+    launch<true, kChannels, true, false, kMatrix>(s, frame, d, 0);
+  } else {
+    launch<true, kChannels, false, false, kMatrix>(s, frame, d, 0);
+  }
+}
+
 template <bool kMatrix>
 void backward_passes(const DgrCudaScene& s, const DgrCudaFrame& frame, const DgrCudaGradients& d) {
-  const Grid grid(s);
-  const int64_t blocks = frame.chunks;
   const int width = d.features == nullptr || d.feature_rows == nullptr ? 0 : s.feature_dim;
-  const bool move = s.features_move_geometry && d.features != nullptr;
   int offset = 0;
   if (d.moments != nullptr) {
     offset = width == 0 ? 0 : 16;
-    if (width == 0 && !move) {
-      DGR_LAUNCH((backward_kernel<true, 0, false, kMatrix>), blocks, kTileThreads, s.stream, s, frame, d, grid.tiles_x, 0);
-    } else if (width == 0) {
-      DGR_LAUNCH((backward_kernel<true, 0, true, kMatrix>), blocks, kTileThreads, s.stream, s, frame, d, grid.tiles_x, 0);
-    } else if (!move) {
-      DGR_LAUNCH((backward_kernel<true, 16, false, kMatrix>), blocks, kTileThreads, s.stream, s, frame, d, grid.tiles_x, 0);
+    if (width == 0) {
+      launch_geometry<0, kMatrix>(s, frame, d);
     } else {
-      DGR_LAUNCH((backward_kernel<true, 16, true, kMatrix>), blocks, kTileThreads, s.stream, s, frame, d, grid.tiles_x, 0);
+      launch_geometry<16, kMatrix>(s, frame, d);
     }
   }
-  for (; offset < width; offset += 32) {
-    DGR_LAUNCH((backward_kernel<false, 32, false, kMatrix>), blocks, kTileThreads, s.stream, s, frame, d, grid.tiles_x,
-               offset);
-  }
+  for (; offset < width; offset += 32) launch<false, 32, true, false, kMatrix>(s, frame, d, offset);
 }
 
 }  // namespace

@@ -33,10 +33,11 @@ struct DgrCudaFrame {
   uint32_t* list;       // [pairs]: Gaussians of each tile, nearest first
   int32_t* last;        // [h, w]: how much of the tile's list each pixel used
   float* moments;       // [n, 16], cleared where radii is not 0; null if backward brings its own
-  // Chunks of the lists, which backward handles side by side; null where there will be no backward.
+  // Chunks of the lists, which are handled side by side; null where there will be no backward.
   int32_t* chunk_begin;  // [tiles + 1]: first chunk of each tile, of which every tile has one at least
   int32_t* chunk_tile;   // [chunks]: tile of each chunk, -1 beyond the last
   float* states;         // what a tile's pixels had blended before each chunk but the first, see tile.cuh
+  float* partials;       // what they blend in each chunk of a list of several, see forward.cu
   int64_t chunks;        // room in chunk_tile
 };
 

@@ -68,6 +68,33 @@ DGR_DEVICE bool rows_are_aligned(const void* base, int sh_coeffs) {
   return sh_coeffs == kMaxTerms && reinterpret_cast<uintptr_t>(base) % 16 == 0;
 }
 
+// Calls body(index of the first float, whether four floats follow as one) over `count` floats, the lanes of a warp side by
+// side. Where each lane touched its own row instead, neighbours would touch other lines.
+template <class Body>
+DGR_DEVICE void sweep(const float* base, int64_t first, int count, Body body) {
+  const int lane = threadIdx.x % kWarp;
+  if (reinterpret_cast<uintptr_t>(base + first) % 16 == 0 && count % 4 == 0) {
+#pragma unroll 4
+    for (int i = 4 * lane; i < count; i += 4 * int(kWarp)) body(i, true);
+  } else {
+    for (int i = lane; i < count; i += kWarp) body(i, false);
+  }
+}
+
+// Copies rows `first` to `first + rows` - 1 of `kWidth` floats, the warp together.
+template <int kWidth>
+DGR_DEVICE void load_rows(const float* from, int64_t first, int rows, float* out) {
+  sweep(from, first * kWidth, rows * kWidth, [=](int i, bool four) {
+    const float* here = from + first * kWidth + i;
+    if (!four) {
+      out[i] = *here;
+      return;
+    }
+    const float4 a = *reinterpret_cast<const float4*>(here);
+    out[i] = a.x, out[i + 1] = a.y, out[i + 2] = a.z, out[i + 3] = a.w;
+  });
+}
+
 // What blending asks of one visible Gaussian; scale and opacity are the activated ones.
 struct Derivatives {
   float mean[3], quat[4], scale[3], opacity, color[3], u, v;

@@ -131,36 +131,37 @@ __global__ void __launch_bounds__(kThreads) ranges_kernel(const Key* tiles, int6
   }
 }
 
+// Sum over this and earlier lanes.
+DGR_DEVICE int sum_up_to_lane(int own) {
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int step = 1; step < int(kWarp); step *= 2) {
+    const int other = __shfl_up_sync(kAllLanes, own, step);
+    if (lane >= step) own += other;
+  }
+  return own;
+}
+
 // chunk_begin and chunk_tile of a frame, by one block: tiles are few.
 constexpr int kChunkThreads = 1024;
 __global__ void __launch_bounds__(kChunkThreads) chunks_kernel(DgrCudaFrame frame, int tiles) {
-  __shared__ int sums[kChunkThreads / kWarp];
+  __shared__ int sums[kWarp];
   const int t = threadIdx.x, lane = t % kWarp, warp = t / kWarp;
   int before = 0;  // chunks of all tiles of earlier rounds
   for (int first = 0; first < tiles; first += kChunkThreads) {
     const int tile = first + t;
     int own = 0;
     if (tile < tiles) own = max(1, int((frame.tile_begin[tile + 1] - frame.tile_begin[tile] + kChunk - 1) / kChunk));
-    int sum = own;  // over this and earlier lanes
-#pragma unroll
-    for (int step = 1; step < int(kWarp); step *= 2) {
-      const int other = __shfl_up_sync(kAllLanes, sum, step);
-      if (lane >= step) sum += other;
-    }
+    const int sum = sum_up_to_lane(own);
+    __syncthreads();  // nobody still reads the sums of the round before
     if (lane == int(kWarp) - 1) sums[warp] = sum;
     __syncthreads();
-    int of_warps = 0, total = 0;
-    for (int i = 0; i < kChunkThreads / int(kWarp); ++i) {
-      if (i < warp) of_warps += sums[i];
-      total += sums[i];
-    }
-    const int begin = before + of_warps + sum - own;
-    if (tile < tiles) {
-      frame.chunk_begin[tile] = begin;
-      for (int i = 0; i < own; ++i) frame.chunk_tile[begin + i] = tile;
-    }
-    before += total;
-    __syncthreads();  // nobody still reads sums
+    const int of_warps = sum_up_to_lane(sums[lane]);  // every warp does the same
+    const int begin = before + __shfl_sync(kAllLanes, of_warps, warp) - sums[warp] + sum - own;
+    before += __shfl_sync(kAllLanes, of_warps, int(kWarp) - 1);
+    if (tile >= tiles) continue;
+    frame.chunk_begin[tile] = begin;
+    for (int i = 0; i < own; ++i) frame.chunk_tile[begin + i] = tile;
   }
   if (t == 0) frame.chunk_begin[tiles] = before;
   for (int64_t i = before + t; i < frame.chunks; i += kChunkThreads) frame.chunk_tile[i] = -1;
@@ -384,8 +385,10 @@ DGR_API int dgr_cuda_lists(const DgrCudaScene* s, const DgrCudaFrame* frame, voi
   return status != 0 ? status : find_chunks(*s, *frame);
 }
 
-// Entries of a chunk, and floats of a state, of a pixel of a whole tile; host memory: [2].
-DGR_API void dgr_cuda_chunk_sizes(int32_t* sizes) { sizes[0] = kChunk, sizes[1] = kState * kTileThreads; }
+// Entries of a chunk; floats of a state and of a partial result of all pixels of a tile. Host memory: [3].
+DGR_API void dgr_cuda_chunk_sizes(int32_t* sizes) {
+  sizes[0] = kChunk, sizes[1] = kState * kTileThreads, sizes[2] = kPartial * kTileThreads;
+}
 
 // counts [rows]: entries of each requested pixel (x, y).
 DGR_API int dgr_cuda_weights_count(const DgrCudaScene* s, const DgrCudaFrame* frame, const int64_t* pixels, int64_t rows,

@@ -32,7 +32,7 @@ DGR_DEVICE float clamp_flag(float a, float low, float high, float& free) {
 }
 DGR_DEVICE bool is_finite(float a) { return fabsf(a) <= 3.402823466e38f; }
 
-// 2^a, a / b and the square root of a to two units in the last place, in one or two instructions.
+// 2^a, a / b, 1 / a and the square root of a to two units in the last place, in one or two instructions.
 #if defined(__CUDACC__)
 DGR_DEVICE float fast_exp2(float a) {
   float out;
@@ -40,6 +40,11 @@ DGR_DEVICE float fast_exp2(float a) {
   return out;
 }
 DGR_DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
+DGR_DEVICE float fast_reciprocal(float a) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(a));
+  return out;
+}
 DGR_DEVICE float fast_root(float a) {
   float out;
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(a));
@@ -48,6 +53,7 @@ DGR_DEVICE float fast_root(float a) {
 #else
 DGR_DEVICE float fast_exp2(float a) { return exp2f(a); }
 DGR_DEVICE float fast_divide(float a, float b) { return a / b; }
+DGR_DEVICE float fast_reciprocal(float a) { return 1.0f / a; }
 DGR_DEVICE float fast_root(float a) { return sqrtf(a); }
 #endif
 

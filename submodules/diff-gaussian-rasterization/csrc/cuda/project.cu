@@ -12,22 +12,6 @@ DGR_DEVICE bool row_is_finite(const float* row, int64_t count) {
   return good;
 }
 
-// Copies the rows of the Gaussians of a warp that `wanted` names, so that lanes read what lies side by side. Row r goes
-// to out + r * kWidth. A lane that read its own row of 180 bytes would touch other lines than its neighbours.
-template <int kWidth>
-DGR_DEVICE void stage_rows(const float* rows, int64_t first, unsigned wanted, uint8_t* chosen, float* out) {
-  const int lane = threadIdx.x % kWarp;
-  if (wanted >> lane & 1) chosen[__popc(wanted & ((1u << lane) - 1))] = uint8_t(lane);
-  __syncwarp();
-  const int count = __popc(wanted) * kWidth;
-#pragma unroll 4
-  for (int i = lane; i < count; i += kWarp) {
-    const int row = chosen[i / kWidth], at = i % kWidth;
-    out[row * kWidth + at] = rows[(first + row) * kWidth + at];
-  }
-  __syncwarp();
-}
-
 // Colour from harmonics; false if a coefficient is not finite.
 DGR_DEVICE bool shade(const DgrCudaScene& s, const Camera& cam, const float* mean, const Harmonics& sh, float* color) {
   float dir[3], basis[kMaxTerms];
@@ -78,21 +62,21 @@ DGR_DEVICE bool touches_image(const DgrCudaScene& s, const Camera& cam, const Ga
   return good;
 }
 
-struct Stage {
-  float rest[kWarps][kWarp * kMaxRest];
-  uint8_t chosen[kWarps][kWarp];
-};
-
-// The rest of the harmonics of this thread's Gaussian, brought in by the whole warp where it stands apart.
-DGR_DEVICE Harmonics find_harmonics(const DgrCudaScene& s, int64_t n, bool seen, Stage& stage) {
+// The harmonics of this thread's Gaussian; where the rest stands apart, a warp that sees any of its Gaussians brings in
+// the rows of all.
+DGR_DEVICE Harmonics find_harmonics(const DgrCudaScene& s, int64_t n, bool seen, float (*stage)[kWarp * kMaxRest]) {
   const int64_t row = 3 * int64_t(s.sh_coeffs);
   if (s.sh_rest == nullptr) return {s.colors + row * n, s.colors + row * n + 3};
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  float* out = stage.rest[warp];
-  const unsigned wanted = __ballot_sync(kAllLanes, seen && s.sh_degree > 0);
-  if (s.sh_coeffs == 16) stage_rows<45>(s.sh_rest, n - lane, wanted, stage.chosen[warp], out);
-  if (s.sh_coeffs == 9) stage_rows<24>(s.sh_rest, n - lane, wanted, stage.chosen[warp], out);
-  if (s.sh_coeffs == 4) stage_rows<9>(s.sh_rest, n - lane, wanted, stage.chosen[warp], out);
+  const int lane = threadIdx.x % kWarp;
+  float* out = stage[threadIdx.x / kWarp];
+  if (__any_sync(kAllLanes, seen && s.sh_degree > 0)) {
+    const int64_t first = n - lane;
+    const int rows = int(min(int64_t(kWarp), s.n - first));
+    if (s.sh_coeffs == 16) load_rows<45>(s.sh_rest, first, rows, out);
+    if (s.sh_coeffs == 9) load_rows<24>(s.sh_rest, first, rows, out);
+    if (s.sh_coeffs == 4) load_rows<9>(s.sh_rest, first, rows, out);
+    __syncwarp();
+  }
   return {s.colors + 3 * n, out + lane * (row - 3)};
 }
 
@@ -100,7 +84,7 @@ DGR_DEVICE Harmonics find_harmonics(const DgrCudaScene& s, int64_t n, bool seen,
 __global__ void __launch_bounds__(kThreads) project_kernel(DgrCudaScene s, DgrCudaFrame frame, uint32_t* keys,
                                                            uint32_t* order) {
   __shared__ Camera cam;
-  __shared__ Stage stage;
+  __align__(16) __shared__ float stage[kWarps][kWarp * kMaxRest];
   if (threadIdx.x == 0) cam = make_camera(s.viewmat, s.intrinsics, s.width, s.height, s.near_z);
   __syncthreads();
   const int64_t n = int64_t(blockIdx.x) * kThreads + threadIdx.x;

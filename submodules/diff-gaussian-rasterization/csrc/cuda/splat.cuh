@@ -42,11 +42,11 @@ DGR_DEVICE Ellipse make_ellipse(float4 place, float4 shape) {
   e.u = place.x, e.v = place.y, e.h = 0.5f * place.w;
   e.det = a * c - e.h * e.h;
   e.lost = !(e.det > 1e-5f * a * c);
-  e.inv_a = 1.0f / a;
+  e.inv_a = fast_reciprocal(a);
   e.a_reach = a * (shape.y + kLog2Of255);
   e.margin = 0.01f + 1e-4f * (shape.z + shape.w);  // px; ranges may be too large, never too small
   e.half_x = shape.z + e.margin, e.half_y = shape.w + e.margin;
-  e.tip = -(e.h * shape.z) / c;  // dy of the rightmost point; the leftmost is at -tip
+  e.tip = -(e.h * shape.z) * fast_reciprocal(c);  // dy of the rightmost point; the leftmost is at -tip
   return e;
 }
 
@@ -55,8 +55,8 @@ DGR_DEVICE bool columns_in_rows(const Ellipse& e, int top, int bottom, int width
   const float y0 = fmaxf(top + 0.5f - e.v, -e.half_y), y1 = fminf(bottom + 0.5f - e.v, e.half_y);
   if (!(y1 >= y0)) return false;
   const float right_y = fminf(fmaxf(e.tip, y0), y1), left_y = fminf(fmaxf(-e.tip, y0), y1);
-  const float right = (sqrtf(fmaxf(0.0f, e.a_reach - e.det * right_y * right_y)) - e.h * right_y) * e.inv_a;
-  const float left = (-sqrtf(fmaxf(0.0f, e.a_reach - e.det * left_y * left_y)) - e.h * left_y) * e.inv_a;
+  const float right = (fast_root(fmaxf(0.0f, e.a_reach - e.det * right_y * right_y)) - e.h * right_y) * e.inv_a;
+  const float left = (-fast_root(fmaxf(0.0f, e.a_reach - e.det * left_y * left_y)) - e.h * left_y) * e.inv_a;
   // a comparison with NaN is false, so that a needle takes its box
   const float x1 = !e.lost && right + e.margin < e.half_x ? right + e.margin : e.half_x;
   const float x0 = !e.lost && left - e.margin > -e.half_x ? left - e.margin : -e.half_x;

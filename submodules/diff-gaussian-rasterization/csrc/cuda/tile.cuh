@@ -36,11 +36,12 @@ DGR_DEVICE Pixel pixel_of_thread(const DgrCudaScene& s, int left, int top) {
 }
 
 // ---- chunks of a list ---------------------------------------------------------------------------------------------
-// The longest list of a view is many times longer than the mean. Backward cuts lists into chunks so that no block works
-// much longer than the others; forward leaves what each pixel had blended where a chunk begins.
+// The longest list of a view is many times longer than the mean. Lists are cut into chunks so that no block works much
+// longer than the others; forward leaves what each pixel had blended where a chunk begins, for backward to start from.
 
-constexpr int kChunk = 2 * kBatch;  // entries
-constexpr int kState = 5;           // floats: light, r, g, b, depth
+constexpr int kChunk = 2 * kBatch;    // entries
+constexpr int kState = 5;             // floats: light, r, g, b, depth
+constexpr int kPartial = kState + 1;  // floats: a state, and the number of entries used
 
 DGR_DEVICE float* state_of(const DgrCudaFrame& frame, int tile, int chunk) {
   const int64_t before = int64_t(frame.chunk_begin[tile]) - tile + chunk - 1;  // first chunks have no state
@@ -57,7 +58,9 @@ DGR_DEVICE float4 load_state(const float* state, float& light) {
   return make_float4(state[kTileThreads], state[2 * kTileThreads], state[3 * kTileThreads], state[4 * kTileThreads]);
 }
 
-// Loads entry `i` of the list, unless it is past the end.
+// Loads entry `i` of the list, unless it is past the end. With kNumbered the number of the Gaussian takes the place of the
+// depth, where it costs no access of its own.
+template <bool kNumbered>
 DGR_DEVICE void load_entry(const DgrCudaFrame& frame, int64_t i, int64_t end, int left, int top, Batch& batch) {
   const int t = threadIdx.x;
   unsigned patches = 0;
@@ -67,8 +70,10 @@ DGR_DEVICE void load_entry(const DgrCudaFrame& frame, int64_t i, int64_t end, in
     const float4 place = s.place, reach = s.reach;
     patches = patches_of(place, reach, left, top);
     batch.place[t] = place, batch.shape[t] = make_float2(reach.x, reach.y);
-    batch.color[t] = s.color;
-    batch.index[t] = index;
+    float4 color = s.color;
+    if (kNumbered) color.w = __uint_as_float(index);
+    batch.color[t] = color;
+    if (!kNumbered) batch.index[t] = index;
   }
   batch.patches[t] = uint8_t(patches);
 }

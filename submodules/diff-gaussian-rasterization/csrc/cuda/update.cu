@@ -24,23 +24,11 @@ struct Update {
   const float* loss;
 };
 
-struct WarpRows {
+struct __align__(16) WarpRows {
   float rest[kWarp * kMaxRest];  // harmonics behind degree 0 of the 32 Gaussians
   float small[kWarp * kSmall];
   float factors[kWarp * kFactorStride];
 };
-
-// Calls body(index of the first float, whether four floats follow as one) over `count` floats, lanes side by side.
-template <class Body>
-DGR_DEVICE void sweep(const float* base, int64_t first, int count, Body body) {
-  const int lane = threadIdx.x % kWarp;
-  if (reinterpret_cast<uintptr_t>(base + first) % 16 == 0 && count % 4 == 0) {
-#pragma unroll 3
-    for (int i = 4 * lane; i < count; i += 4 * int(kWarp)) body(i, true);
-  } else {
-    for (int i = lane; i < count; i += kWarp) body(i, false);
-  }
-}
 
 // Updates `count` floats from `first` on; gradient(i) is that of float first + i, and old(i) its value if it is at hand.
 template <class Gradient>
@@ -71,19 +59,6 @@ DGR_DEVICE void update_rest(const Parameter& p, int64_t first, int rows, const W
   update_range(p, first * kWidth, rows * kWidth, w.rest, [&w](int i) {
     const float* f = w.factors + i / kWidth * kFactorStride;
     return f[i % kWidth / 3] * f[kMaxTerms - 1 + i % 3];  // kWidth is a multiple of 3
-  });
-}
-
-template <int kWidth>
-DGR_DEVICE void load_rest(const float* rest, int64_t first, int rows, float* out) {
-  sweep(rest, first * kWidth, rows * kWidth, [=](int i, bool four) {
-    const float* from = rest + first * kWidth + i;
-    if (!four) {
-      out[i] = *from;
-      return;
-    }
-    const float4 a = *reinterpret_cast<const float4*>(from);
-    out[i] = a.x, out[i + 1] = a.y, out[i + 2] = a.z, out[i + 3] = a.w;
   });
 }
 
@@ -140,7 +115,7 @@ __global__ void __launch_bounds__(kThreads) update_kernel(DgrCudaScene s, DgrCud
   if (first >= s.n) return;
   const int rows = int(min(int64_t(kWarp), s.n - first));
   // 1. load
-  if constexpr (kRest != 0) load_rest<kRest>(s.sh_rest, first, rows, w.rest);
+  if constexpr (kRest != 0) load_rows<kRest>(s.sh_rest, first, rows, w.rest);
   float *small = w.small + lane * kSmall, *factors = w.factors + lane * kFactorStride;
 #pragma unroll
   for (int i = 0; i < kSmall; ++i) small[i] = 0.0f;

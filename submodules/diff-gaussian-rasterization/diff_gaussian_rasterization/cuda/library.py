@@ -41,7 +41,7 @@ class Frame(Structure):
 
     _fields_ = [
         *((name, c_void_p) for name in ("splats", "radii", "centres", "tile_begin", "list", "last", "moments")),
-        *((name, c_void_p) for name in ("chunk_begin", "chunk_tile", "states")),
+        *((name, c_void_p) for name in ("chunk_begin", "chunk_tile", "states", "partials")),
         ("chunks", c_int64),
     ]
 

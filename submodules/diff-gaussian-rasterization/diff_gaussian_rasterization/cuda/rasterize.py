@@ -58,9 +58,9 @@ _lib = bind(
         "dgr_cuda_allow_matrix_units",
     ),
 )  # fmt: skip
-_sizes = (c_int32 * 2)()
+_sizes = (c_int32 * 3)()
 _lib.dgr_cuda_chunk_sizes(_sizes)
-CHUNK, STATE_FLOATS = _sizes  # list entries that backward handles together; floats left at the start of each
+CHUNK, STATE_FLOATS, PARTIAL_FLOATS = _sizes  # list entries of a chunk; floats of a tile kept for each
 
 
 def render(scene: Scene, frame: Frame, images: Images) -> None:
@@ -140,6 +140,8 @@ def build_frame(scene: Scene, frame: Frame, memory: Memory, *, for_backward: boo
         frame.chunk_begin = memory.take("chunk_begin", (tiles + 1) * 4)
         frame.chunk_tile = memory.take("chunk_tile", frame.chunks * 4)
         frame.states = memory.take("states", pairs.value // CHUNK * STATE_FLOATS * 4)
+        if scene.feature_dim == 0:
+            frame.partials = memory.take("partials", 2 * (pairs.value // CHUNK) * PARTIAL_FLOATS * 4)
     workspace = None
     if pairs.value:
         _lib.dgr_cuda_lists_bytes(byref(scene), pairs.value, byref(size))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from unified_lift import rendering
 from unified_lift.cli.train import with_preset
 from unified_lift.config import merged
 from unified_lift.density.default import DensitySettings
@@ -346,3 +347,25 @@ def test_feature_rate_falls_to_its_share_and_the_codebook_rate_stays():
     rates = [UnifiedLift(chosen, zero_id="segment", seed=0).rates(p) for p in (0.0, 0.5, 1.0)]
     assert [r["features"] for r in rates] == pytest.approx([0.02, 0.01, 0.005])
     assert [r["codebook"] for r in rates] == [3e-4] * 3
+
+
+@pytest.mark.parametrize(("rasterizer", "implementation"), [("ours", "auto"), ("gsplat", "gsplat")])
+def test_geometry_steps_render_with_the_rasterizer_of_the_settings(rasterizer, implementation, monkeypatch, scene):
+    asked, rasterize = [], rendering.rasterize
+
+    def noting(*args, implementation, **options):
+        asked.append(implementation)
+        return rasterize(*args, **options)
+
+    monkeypatch.setattr(rendering, "rasterize", noting)
+    gaussians = gaussians_from_points(scene.points, sh_degree=0)
+    settings = GeometrySettings(iterations=4, rasterizer=rasterizer)
+    GeometryStage(scene, gaussians, settings, DensitySettings(), seed=0).train_step(0)
+    assert asked == [implementation]
+
+
+def test_a_rasterizer_that_is_not_there_stops_the_run_before_anything_is_written(tmp_path, scene):
+    settings = settings_for(tmp_path / "model", geometry={"rasterizer": "gsplat"}, run={"device": "cpu"})
+    with pytest.raises(UserError, match="--rasterizer gsplat"):
+        Trainer(settings, scene)
+    assert not (tmp_path / "model").exists()

@@ -116,8 +116,9 @@ def _tile(rows: Tensor, behind: Tensor, left: int, top: int, size: int) -> Tenso
     return torch.cat([weights.T @ rows[:, 6:] + (1 - alpha) * behind, alpha], -1).reshape(size, size, -1)
 
 
-def spherical_harmonics(degrees_to_use: int, dirs: Tensor, coeffs: Tensor, masks: Tensor) -> Tensor:
+def spherical_harmonics(degrees_to_use: int, dirs: Tensor, coeffs: Tensor, masks: Tensor | None) -> Tensor:
     """Return sums of harmonics [C, N, 3], NaN where masked out."""
+    masks = torch.ones(dirs.shape[:-1], dtype=torch.bool) if masks is None else masks
     assert coeffs.shape[:-2] == dirs.shape[:-1] == masks.shape
     units = torch.nn.functional.normalize(dirs[masks], dim=-1)
     lift = 8.0  # lifted above the clamp of our function, and lowered again
@@ -140,11 +141,10 @@ def rasterization(
     if packed:
         centres = torch.full(centres.shape, math.nan).index_put(visible.nonzero(as_tuple=True), means2d)
     cameras = len(viewmats)
-    if sh_degree is None:
+    if colors.ndim == 2 or sh_degree is not None:  # else [C, N, D], a table for each camera
         colors = colors.expand(cameras, *colors.shape)
-    else:
+    if sh_degree is not None:
         eyes = torch.linalg.inv(viewmats)[:, :3, 3]
-        colors = colors.expand(cameras, *colors.shape)
         colors = (spherical_harmonics(sh_degree, means - eyes[:, None], colors, visible) + 0.5).clamp(min=0)
     columns, rows = math.ceil(width / 16), math.ceil(height / 16)
     _, keys, entries = isect_tiles(centres, boxes, depths, 16, columns, rows)

@@ -301,6 +301,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--peers mitsuba: pip install mitsuba")
     if (args.ply is None) != (args.cameras is None) or (args.ply and args.cases):
         parser.error("--ply and --cameras go together, and without --cases")
+    if min(args.rounds, args.warmup, args.threads) < 1:
+        parser.error("--rounds, --warmup and --threads start at 1")
     if args.quick:
         args.rounds, args.warmup = min(args.rounds, 3), min(args.warmup, 1)
     by_device = CPU_CASES if args.device.type == "cpu" else GPU_CASES

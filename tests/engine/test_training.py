@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from unified_lift import rendering
 from unified_lift.cli.train import with_preset
 from unified_lift.config import merged
 from unified_lift.density.default import DensitySettings
@@ -349,18 +348,12 @@ def test_feature_rate_falls_to_its_share_and_the_codebook_rate_stays():
     assert [r["codebook"] for r in rates] == [3e-4] * 3
 
 
-def test_geometry_steps_render_with_gsplat_when_the_settings_say_so(monkeypatch, scene):
-    asked, rasterize = [], rendering.rasterize
-
-    def noting(*args, implementation, **options):
-        asked.append(implementation)
-        return rasterize(*args, **options)
-
-    monkeypatch.setattr(rendering, "rasterize", noting)
-    gaussians = gaussians_from_points(scene.points, sh_degree=0)
-    settings = GeometrySettings(iterations=4, rasterizer="gsplat")
-    GeometryStage(scene, gaussians, settings, DensitySettings(), seed=0).train_step(0)
-    assert asked == ["gsplat"]
+def test_geometry_steps_render_with_the_rasterizer_of_the_settings(scene):
+    for rasterizer, implementation in (("ours", "auto"), ("gsplat", "gsplat")):
+        gaussians = gaussians_from_points(scene.points, sh_degree=0)
+        settings = GeometrySettings(iterations=4, rasterizer=rasterizer)
+        stage = GeometryStage(scene, gaussians, settings, DensitySettings(), seed=0)
+        assert stage.step.implementation == implementation
 
 
 def test_a_rasterizer_that_is_not_there_stops_the_run_before_anything_is_written(tmp_path, scene):

@@ -14,6 +14,8 @@ from diff_gaussian_rasterization import _backend
 from . import fake_gsplat
 from .scenes import INPUTS, MAPS, assert_same_gradient, assert_same_map, gradients, random_inputs, render
 from .test_cuda import to_gpu
+from .test_step import assert_same_step
+from .test_step import run as step_of
 from .tolerances import CUT_FRACTION, PEER_ANGLE, PEER_IMAGE
 
 GEOMETRY = ("means", "quats", "scales", "opacities", "means2d")
@@ -107,6 +109,13 @@ def test_non_finite_gaussians_and_zero_quaternions_disappear(name, gsplat):
     assert not bool((out.meta.means2d[:, ~good] != 0).any())
     assert all(bool(torch.isfinite(g).all()) for g in grads.values())
     assert not bool((grads["means"][~good] != 0).any())
+
+
+def test_a_training_step_with_it_is_the_step_of_the_definition(gsplat):
+    options = {"num": 80, "dim": 3, "background": torch.tensor([0.2, 0.5, 0.7])}
+    expected, actual = step_of("reference", 67, **options), step_of(gsplat, 67, **options)
+    assert bool((expected.pop("num_seen") <= actual["num_seen"]).all())  # its boxes are rounded up
+    assert_same_step(expected, actual, 67)
 
 
 def test_a_camera_gradient_is_refused(gsplat):

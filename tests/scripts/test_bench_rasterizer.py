@@ -194,6 +194,7 @@ def test_the_case_with_six_million_pairs_has_six_tiles_per_gaussian(bench):
     [
         (["--device", "cpu", "--peers", "gsplat"], "--peers gsplat"),
         (["--ply", "a.ply"], "--ply and --cameras go together"),
+        (["--rounds", "0"], "--rounds, --warmup and --threads start at 1"),
         (["--cases", "1M_rgb15"], "invalid choice: '1M_rgb15'"),
     ],
 )

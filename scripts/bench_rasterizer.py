@@ -1,18 +1,29 @@
-"""Measure the rasterizer's CPU kernels beside their torch definition and, if asked, beside Mitsuba's volprim.
+"""Measure the rasterizer beside other programs, on a CPU or a GPU; whole calls only.
 
-Contenders see the same tensors in one process and take turns, so that a busy machine slows all of them alike; ratios
-are the figures to trust. Each timing is forward + backward to every input unless the name says otherwise.
+    python scripts/bench_rasterizer.py                             # the cases of this machine: GPU or CPU
+    python scripts/bench_rasterizer.py --cases 1M_rgb16 1M_6M_pairs_rgb16 --json bench.json
+    python scripts/bench_rasterizer.py --ply point_cloud.ply --cameras cameras.json        # a trained scene
+    OMP_WAIT_POLICY=passive python scripts/bench_rasterizer.py --device cpu --peers reference mitsuba
 
-    OMP_WAIT_POLICY=passive python scripts/bench_rasterizer.py                # our kernels and their definition
-    OMP_WAIT_POLICY=passive python scripts/bench_rasterizer.py --peers reference mitsuba --json bench.json
+All contenders see the same tensors in one process and take turns, view after view, so that a busy or throttled machine
+slows all of them alike. Before anything is timed a contender's maps and gradients are compared with ours; one that
+renders something else gets no ratio. On a GPU "ms" is the time between two events around one call on an idle device,
+host included; "wall" is the time per call of an unbroken run over all views. "both" is forward and backward to every
+input and to the pixel positions; "ratio" is a contender's ms over ours.
 
-Without OMP_WAIT_POLICY=passive torch's idle OpenMP threads keep spinning for some milliseconds after every torch
-operation, on the cores that the kernels need.
+Peers: `reference`, our definition in torch; `gsplat` 1.5.3 (all channels in one call, packed or not, and colour and
+features in two passes over one tile list); `mitsuba` (colour only; alike, not equal, so only their correlation counts).
+
+On a CPU set OMP_WAIT_POLICY=passive: torch's idle OpenMP threads otherwise keep spinning for milliseconds after every
+torch operation, on the cores that the kernels need.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib.metadata
+import importlib.util
 import json
 import os
 import statistics
@@ -20,222 +31,318 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import diff_gaussian_rasterization as dgr
 import torch
-from torch import Tensor
+from bench_scenes import CASES, CPU_CASES, GEOMETRY, GPU_CASES, QUICK_CASES, Scene, random_scene, trained_scene
+from rasterizer_contenders import Outcome, Step, gsplat_lists_step, gsplat_step, mitsuba_step, our_step
 
-# name: Gaussians, width, height, feature width, harmonics degree (None = plain colours)
-CASES = {
-    "10k_160x120_rgb": (10_000, 160, 120, 0, None),
-    "10k_160x120_rgb16": (10_000, 160, 120, 16, None),
-    "10k_400x300_rgb": (10_000, 400, 300, 0, None),
-    "10k_400x300_rgb16": (10_000, 400, 300, 16, None),
-    "50k_160x120_rgb": (50_000, 160, 120, 0, None),
-    "50k_160x120_rgb16": (50_000, 160, 120, 16, None),
-    "50k_400x300_rgb": (50_000, 400, 300, 0, None),
-    "50k_400x300_rgb16": (50_000, 400, 300, 16, None),
-    "60k_256x256_sh3": (60_000, 256, 256, 0, 3),
-}
+PEERS = ("reference", "gsplat", "mitsuba")
+IMAGE_ERROR = 1e-3  # a pixel that is off by more is a cut pixel: one of its alphas lies on the other side of a cut
+CUT_SHARE, CUT_ERROR = 2e-3, 2e-2  # so many of them are allowed, and so far off
+COSINE = 0.9999  # least of any gradient
+ALIKE = 0.8  # least correlation of a picture that cannot be equal
 
 
-def make_scene(num: int, width: int, height: int, dim: int, degree: int | None, *, seed: int = 0) -> dict[str, Tensor]:
-    """Random Gaussians in a frustum whose footprint gives about 27 blends per pixel at 10k and 160x120."""
-    g = torch.Generator().manual_seed(seed)
-    depth = 2 + 4 * torch.rand(num, generator=g)
-    focal = 0.8 * width
-    x = (torch.rand(num, generator=g) - 0.5) * 1.1 * width / focal * depth
-    y = (torch.rand(num, generator=g) - 0.5) * 1.1 * height / focal * depth
-    size = 0.0118 * (10_000 / num) ** 0.5 * torch.exp(0.5 * torch.randn(num, 3, generator=g)) * depth[:, None] / 1.3
-    colors = (num, 3) if degree is None else (num, 16, 3)
-    return {
-        "means": torch.stack([x, y, depth], -1),
-        "quats": torch.randn(num, 4, generator=g),
-        "scales": size,
-        "opacities": 0.1 + 0.8 * torch.rand(num, generator=g),
-        "colors": torch.rand(colors, generator=g) * (1.0 if degree is None else 0.3),
-        "features": torch.randn(num, dim, generator=g) if dim else None,
-        "viewmat": torch.eye(4),
-        "K": torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]]),
-        "grad_image": torch.randn(1, height, width, 3, generator=g),
-        "grad_features": torch.randn(1, height, width, dim, generator=g),
-    }
+class Contender(NamedTuple):
+    """One way to render a scene.
 
-
-def render(scene: dict[str, Tensor], case: tuple) -> dgr.RasterOutput:
-    """Render a scene once without gradients."""
-    tensors = [scene[n] for n in ("means", "quats", "scales", "opacities", "colors", "features")]
-    return dgr.rasterize(
-        *tensors, scene["viewmat"][None], scene["K"][None], case[1], case[2], sh_degree=case[4]
-    )  # fmt: skip
-
-
-def our_step(scene: dict[str, Tensor], case: tuple, implementation: str, backward: bool) -> Callable[[], None]:
-    """Return a function that renders once and, if asked, differentiates by every input."""
-    _, width, height, dim, degree = case
-    names = ("means", "quats", "scales", "opacities", "colors", "features")
-    leaves = [None if scene[n] is None else scene[n].clone().requires_grad_(backward) for n in names]
-
-    def step() -> None:
-        means2d = torch.zeros(1, leaves[0].shape[0], 2, requires_grad=backward)
-        out = dgr.rasterize(
-            *leaves, scene["viewmat"][None], scene["K"][None], width, height,
-            sh_degree=degree, means2d=means2d, implementation=implementation,
-        )  # fmt: skip
-        if backward:
-            outputs, incoming = [out.image], [scene["grad_image"]]
-            if dim:
-                outputs, incoming = [out.image, out.features], [scene["grad_image"], scene["grad_features"]]
-            torch.autograd.grad(outputs, [t for t in (*leaves, means2d) if t is not None], incoming)
-
-    return step
-
-
-def mitsuba_step(scene: dict[str, Tensor], case: tuple) -> tuple[Callable[[], None], Tensor]:
-    """Return a step of Mitsuba's ray-traced volprim_rf_basic, colour only, on all threads, and its picture.
-
-    It evaluates the same Gaussians along rays instead of projecting them, so the picture is alike but not equal.
+    Attributes:
+        make: From "also backward?" to the step.
+        threads: Of torch, on a CPU.
+        most: Rounds it is given at most, because it is slow.
+        moves: Whether features move geometry in it.
+        equal: Whether its maps and gradients should equal ours; else only the picture should be alike.
+        forward: Whether it can leave backward out.
     """
-    import drjit
-    import mitsuba
-    import numpy
 
-    mitsuba.set_variant("llvm_ad_rgb")
-    _, width, height, _, _ = case
-    wxyz = torch.nn.functional.normalize(scene["quats"], dim=-1)
-    opacities = scene["opacities"][:, None]
-    coefficients = (scene["colors"] - 0.5) / 0.28209479  # harmonics of degree 0
+    make: Callable[[bool], Step]
+    threads: int
+    most: int = 1 << 30
+    moves: bool = False
+    equal: bool = True
+    forward: bool = True
 
-    def tensor(value: Tensor) -> object:
-        return mitsuba.TensorXf(numpy.ascontiguousarray(value.numpy()))
 
-    k = scene["K"]
-    shape = {
-        "type": "ellipsoidsmesh",
-        "centers": tensor(scene["means"]),
-        "scales": tensor(scene["scales"]),
-        "quaternions": tensor(wxyz[:, [1, 2, 3, 0]]),
-        "opacities": tensor(opacities),
-        "sh_coeffs": tensor(coefficients),
-        "extent": 3.0,  # half axes of the ellipsoid in standard deviations
+def contenders(scene: Scene, peers: list[str], threads: int) -> dict[str, Contender]:
+    """Return who can render the scene; the first one, "ours", is what the others are compared with."""
+    on_cpu = scene.means.device.type == "cpu"
+    found = {"ours": Contender(functools.partial(our_step, scene), threads)}
+    if on_cpu and threads > 1:
+        found["ours, 1 thread"] = Contender(functools.partial(our_step, scene), 1)
+    if "gsplat" in peers:
+        for packed in (False, True):
+            make = functools.partial(gsplat_step, scene, packed=packed)
+            found["gsplat packed" if packed else "gsplat"] = Contender(make, threads, moves=True)
+        if scene.dim:
+            found["gsplat 3+16"] = Contender(functools.partial(gsplat_lists_step, scene), threads)
+    if "reference" in peers:
+        make = functools.partial(our_step, scene, implementation="reference")
+        found["reference"] = Contender(make, threads, most=3)
+    if "mitsuba" in peers and scene.degree is None:
+        make = lambda backward: mitsuba_step(scene)  # noqa: E731
+        found["mitsuba"] = Contender(make, threads, most=5, equal=False, forward=False)
+    return found
+
+
+# ---- comparison ---------------------------------------------------------------------------------------------------
+
+
+def compare(ours: Outcome, theirs: Outcome) -> dict[str, object]:
+    """Return how far a contender's maps and gradients are from ours, and whether that is rounding and cuts only."""
+    values = [torch.cat([m.detach() for m in o.maps], -1)[0] for o in (ours, theirs)]  # [H, W, channels]
+    unit = torch.ones_like(values[0][0, 0])
+    unit[3:] = values[0][..., 3:].abs().amax() if unit.numel() > 3 else 1  # features have no natural range
+    error = ((values[0] - values[1]).abs() / unit).amax(-1)
+    cut = error > IMAGE_ERROR
+    cosines = {
+        name: float(torch.nn.functional.cosine_similarity(mine.flatten(), theirs.gradients[name].flatten(), dim=0))
+        for name, mine in ours.gradients.items()
+        if name in theirs.gradients and theirs.gradients[name].shape == mine.shape  # packed rows have no twin
     }
-    loaded = mitsuba.load_dict(
-        {
-            "type": "scene",
-            "integrator": {"type": "volprim_rf_basic", "max_depth": 128},
-            "sensor": {
-                "type": "perspective",
-                "fov": float(2 * torch.rad2deg(torch.atan(0.5 * width / k[0, 0]))),
-                "to_world": mitsuba.ScalarTransform4f().look_at(origin=[0, 0, 0], target=[0, 0, 1], up=[0, -1, 0]),
-                "film": {"type": "hdrfilm", "width": width, "height": height, "rfilter": {"type": "box"}},
-                "sampler": {"type": "independent", "sample_count": 1},
-            },
-            "primitives": shape,
-        }
-    )
-    params = mitsuba.traverse(loaded)
-    keys = ("primitives.data", "primitives.opacities", "primitives.sh_coeffs")
-    incoming = tensor(scene["grad_image"][0])
-    picture = torch.from_numpy(numpy.array(mitsuba.render(loaded, spp=16)))
-
-    def step() -> None:
-        for key in keys:
-            drjit.enable_grad(params[key])
-            drjit.set_grad(params[key], 0)
-        params.update()
-        image = mitsuba.render(loaded, params, spp=1)
-        drjit.backward(drjit.sum(image * incoming, axis=None))
-        drjit.eval([drjit.grad(params[key]) for key in keys])
-        drjit.sync_thread()
-
-    return step, picture
+    worst = min(cosines, key=cosines.get)
+    facts = {
+        "image_error": float(torch.where(cut, torch.zeros_like(error), error).max()),
+        "cut_pixels": int(cut.sum()), "cut_error": float(error.max()),
+        "least_cosine": cosines[worst], "least_cosine_of": worst,
+    }  # fmt: skip
+    few = facts["cut_pixels"] <= CUT_SHARE * error.numel() and facts["cut_error"] <= CUT_ERROR
+    return facts | {"agrees": bool(few and facts["least_cosine"] >= COSINE and float(values[0].abs().max()) > 0)}
 
 
-def correlation(a: Tensor, b: Tensor) -> float:
-    """Return Pearson's correlation of two pictures."""
-    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
+def correlate(ours: Outcome, theirs: Outcome) -> dict[str, object]:
+    """Return Pearson's correlation of two pictures that can only be alike."""
+    pictures = torch.stack([o.maps[0].detach().flatten() for o in (ours, theirs)])
+    correlation = float(torch.corrcoef(pictures)[0, 1])
+    return {"correlation": correlation, "agrees": correlation >= ALIKE}
 
 
-def measure(steps: dict[str, tuple[Callable[[], None], int, int]], rounds: int) -> dict[str, list[float]]:
-    """Run contenders in turn; each entry is (step, threads, at most so many repeats). Times in ms."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for step, threads, _ in steps.values():
-        torch.set_num_threads(threads)
+def agreement(scene: Scene, contender: Contender) -> dict[str, object]:
+    """Compare a contender with ours on the first and the last view; the worse one counts."""
+    torch.set_num_threads(contender.threads)
+    mine, theirs = our_step(scene, True, moves=contender.moves), contender.make(True)
+    judge = compare if contender.equal else correlate
+    found = [judge(mine(view), theirs(view)) for view in sorted({0, scene.num_views - 1})]
+    return next((facts for facts in found if not facts["agrees"]), found[-1])
+
+
+# ---- timing -------------------------------------------------------------------------------------------------------
+
+
+def milliseconds(step: Callable[[], object], device: torch.device) -> float:
+    """Return how long a call takes: between events on a GPU that had nothing else to do, by the clock on a CPU."""
+    if device.type == "cpu":
+        begin = time.perf_counter()
         step()
-        step()
+        return 1e3 * (time.perf_counter() - begin)
+    torch.cuda.synchronize()
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    step()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop)
+
+
+def unbroken(step: Step, views: int) -> float:
+    """Return the wall time per call in ms when all views follow each other on a GPU."""
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for view in range(views):
+        step(view)
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - begin) / views
+
+
+def warm_up(step: Step, calls: int, device: torch.device) -> dict[str, float]:
+    """Run a step without timing it; return its mean pairs and, on a GPU, the memory it took beyond what was there."""
+    before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    pairs = statistics.mean(step(view).pairs for view in range(calls))
+    peak = (torch.cuda.max_memory_allocated() - before) / 2**20 if device.type == "cuda" else None
+    return {"pairs": round(pairs), "peak_mib": peak}
+
+
+def measure(
+    field: dict[str, Contender], *, backward: bool, device: torch.device, views: int, rounds: int, warmup: int
+) -> dict[str, dict[str, float]]:
+    """Let contenders take turns and return the figures of each, times in ms."""
+    steps, facts, times, walls = {}, {}, {name: [] for name in field}, {name: [] for name in field}
+    for name, contender in field.items():
+        torch.set_num_threads(contender.threads)
+        steps[name] = contender.make(backward)
+        facts[name] = warm_up(steps[name], min(warmup, contender.most), device)
     for turn in range(rounds):
-        for name, (step, threads, most) in steps.items():
-            if turn >= most:
-                continue
-            torch.set_num_threads(threads)
-            start = time.perf_counter()
-            step()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return times
+        for name, contender in field.items():
+            if turn < contender.most:
+                torch.set_num_threads(contender.threads)
+                times[name].append(milliseconds(functools.partial(steps[name], turn), device))
+    for _ in range(rounds // views if device.type == "cuda" else 0):
+        for name in field:
+            walls[name].append(unbroken(steps[name], views))
+    return {name: facts[name] | spread(times[name], walls[name]) for name in field}
 
 
-def describe(scene: dict[str, Tensor], case: tuple) -> dict[str, object]:
-    """Count what the figures depend on: visible Gaussians, pairs, blends per pixel."""
-    num, width, height, dim, degree = case
-    out = render(scene, case)
-    geometry = [scene[n] for n in ("means", "quats", "scales", "opacities")]
-    weights = dgr.pixel_weights(*geometry, scene["viewmat"], scene["K"], width, height)
+def spread(times: list[float], walls: list[float]) -> dict[str, float]:
+    """Return median, 10th and 90th percentile and minimum, and the median wall time, None where there is none."""
+    ranked = sorted(times)
     return {
-        "gaussians": num, "width": width, "height": height, "features": dim, "sh_degree": degree,
-        "visible": int((out.meta.radii > 0).sum()), "pairs": out.meta.num_pairs,
-        "blends_per_pixel": round(weights.weights.numel() / weights.num_rows, 1),
+        "median_ms": statistics.median(ranked), "p10_ms": ranked[len(ranked) // 10],
+        "p90_ms": ranked[-1 - len(ranked) // 10], "min_ms": ranked[0],
+        "wall_ms": statistics.median(walls) if walls else None, "rounds": len(ranked),
     }  # fmt: skip
 
 
-def contenders(scene: dict[str, Tensor], case: tuple, peers: list[str], threads: int) -> dict:
-    """Return the steps to time for one case."""
-    steps = {}
-    for count in sorted({1, threads}):
-        steps[f"cpu_{count}t_forward"] = (our_step(scene, case, "cpu", False), count, 1 << 30)
-        steps[f"cpu_{count}t"] = (our_step(scene, case, "cpu", True), count, 1 << 30)
-    if "reference" in peers:
-        steps[f"reference_{threads}t"] = (our_step(scene, case, "reference", True), threads, 3)
-    if "mitsuba" in peers and case[4] is None:
-        step, picture = mitsuba_step(scene, case)
-        steps[f"mitsuba_{threads}t"] = (step, threads, 5)
-        alike = correlation(picture, render(scene, case).image[0])
-        print(f"  correlation of Mitsuba's picture with ours: {alike:.4f}")
-    return steps
+def describe(scene: Scene, *, most_pixels: int = 20_000) -> dict[str, object]:
+    """Count what the figures depend on, mean over the views: visible Gaussians and blends per pixel."""
+    g = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(scene.width * scene.height, generator=g)[:most_pixels]
+    pixels = torch.stack([chosen % scene.width, chosen // scene.width], -1).to(scene.means.device)
+    geometry = [getattr(scene, name) for name in GEOMETRY]
+    visible, blends = [], []
+    for view in range(scene.num_views):
+        viewmat, K = (t[0] for t in scene.camera(view))
+        weights = dgr.pixel_weights(*geometry, viewmat, K, scene.width, scene.height, pixels)
+        out = dgr.rasterize(*geometry, scene.means, None, viewmat[None], K[None], scene.width, scene.height)
+        visible.append(int((out.meta.radii > 0).sum()))
+        blends.append(weights.weights.numel() / weights.num_rows)
+    return {
+        "gaussians": len(scene.means), "width": scene.width, "height": scene.height, "channels": 3 + scene.dim,
+        "sh_degree": scene.degree, "views": scene.num_views, "visible": round(statistics.mean(visible)),
+        "blends_per_pixel": round(statistics.mean(blends), 1),
+    }  # fmt: skip
 
 
-def main() -> int:
-    """Run the chosen cases, print a table, optionally write JSON."""
+COLUMNS = "case what contender N visible pairs blends/px channels ms p10 p90 wall MiB ratio".split()
+WIDTHS = (20, 7, 15, 9, 9, 9, 9, 8, 9, 9, 9, 9, 7, 9)
+
+
+def print_row(row: dict[str, object]) -> None:
+    """Print one line of the table."""
+    ratio = "differs" if row["ratio"] is None else f"{row['ratio']:.2f}x"
+    shown = [
+        row["case"], row["what"], row["contender"], row["gaussians"], row["visible"], row["pairs"],
+        row["blends_per_pixel"], row["channels"],
+        *("-" if row[n] is None else f"{row[n]:.3f}" for n in ("median_ms", "p10_ms", "p90_ms", "wall_ms")),
+        "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}", ratio,
+    ]  # fmt: skip
+    print("  ".join(f"{value!s:{'<' if i < 3 else '>'}{w}}" for i, (value, w) in enumerate(zip(shown, WIDTHS))))
+
+
+def run_case(
+    name: str, scene: Scene, peers: list[str], *, threads: int, rounds: int, warmup: int
+) -> list[dict[str, object]]:
+    """Compare, time and print the contenders on one scene; return one row for each figure."""
+    field, facts = contenders(scene, peers, threads), describe(scene)
+    agreed = {peer: agreement(scene, contender) for peer, contender in field.items()}
+    device, rows = scene.means.device, []
+    for what in ("forward", "both"):
+        able = {peer: c for peer, c in field.items() if what == "both" or c.forward}
+        figures = measure(
+            able, backward=what == "both", device=device, views=scene.num_views, rounds=rounds, warmup=warmup
+        )
+        for peer in able:
+            ratio = figures[peer]["median_ms"] / figures["ours"]["median_ms"] if agreed[peer]["agrees"] else None
+            identity = {"case": name, "what": what, "contender": peer, "ratio": ratio}
+            rows.append(identity | facts | figures[peer] | {"agreement": agreed[peer]})
+            print_row(rows[-1])
+    for peer, found in agreed.items():
+        if not found["agrees"]:
+            print(f"  {peer} renders something else, so it has no ratio: {found}")
+    for row in best_of_gsplat(rows):
+        print(f"  {row['what']}: ours / best of gsplat ({row['contender']}) = {row['ours_over_it']:.3f}")
+    return rows
+
+
+def best_of_gsplat(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Return the fastest agreeing variant of gsplat for each case and direction, and our time over its time."""
+    best: dict[tuple, dict] = {}
+    for row in rows:
+        key = (row["case"], row["what"])
+        if row["contender"].startswith("gsplat") and row["ratio"] is not None:
+            best[key] = min(best.get(key, row), row, key=lambda r: r["median_ms"])
+    return [
+        {"case": case, "what": what, "contender": row["contender"], "ours_over_it": 1 / row["ratio"]}
+        for (case, what), row in best.items()
+    ]
+
+
+def default_peers(device: torch.device) -> list[str]:
+    """Return gsplat on a GPU if it is installed, and our definition on a CPU."""
+    if device.type == "cpu":
+        return ["reference"]
+    return ["gsplat"] if dgr.backend_info()["gsplat"] == "gsplat" else []
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Return the command line, with the cases of the device where none are named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--peers", nargs="*", choices=("reference", "mitsuba"), default=["reference"])
-    parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    info = dgr.backend_info()
-    policy = os.environ.get("OMP_WAIT_POLICY", "default")
-    print(f"isa {info['isa']}, {args.threads} threads, torch {torch.__version__}, OMP_WAIT_POLICY {policy}")
-    results = []
-    for name in args.cases:
-        case = CASES[name]
-        scene = make_scene(*case)
-        facts = describe(scene, case)
-        print(f"\n{name}: " + ", ".join(f"{k} {v}" for k, v in facts.items()))
-        times = measure(contenders(scene, case, args.peers, args.threads), args.rounds)
-        ours = statistics.median(times[f"cpu_{args.threads}t"])
-        for contender, values in times.items():
-            ranked = sorted(values)
-            low, high = ranked[len(ranked) // 10], ranked[-1 - len(ranked) // 10]
-            median = statistics.median(values)
-            row = {"median_ms": median, "p10_ms": low, "p90_ms": high, "min_ms": min(values), "repeats": len(values)}
-            results.append({"case": name, "contender": contender, "isa": info["isa"], **facts, **row})
-            print(
-                f"  {contender:20s} median {median:9.2f} ms  [{low:.2f} .. {high:.2f}]  min {min(values):9.2f}  "
-                f"x{median / ours:.1f} of cpu_{args.threads}t"
-            )
+    parser.add_argument("--cases", nargs="+", choices=CASES, metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--ply", type=Path, help="a trained scene instead of cases; needs --cameras")
+    parser.add_argument("--cameras", type=Path, help="the cameras.json beside it")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, help="default: gsplat on a GPU, reference on a CPU")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--rounds", type=int, default=100, help="timed calls of each contender")
+    parser.add_argument("--warmup", type=int, default=20, help="calls of each contender before that")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU")
+    parser.add_argument("--quick", action="store_true", help="tiny cases and few rounds, to see that it runs")
+    parser.add_argument("--json", type=Path, help="write all figures there")
+    args = parser.parse_args(argv)
+    built = dgr.backend_info()["cuda"] == "cuda" and torch.cuda.is_available()
+    args.device = torch.device(("cuda" if built else "cpu") if args.device == "auto" else args.device)
+    args.peers = default_peers(args.device) if args.peers is None else args.peers
+    if "gsplat" in args.peers and dgr.backend_info()["gsplat"] != "gsplat":
+        parser.error(f"--peers gsplat: {dgr.backend_info()['gsplat']}")
+    if "gsplat" in args.peers and args.device.type == "cpu":
+        parser.error("--peers gsplat: it runs on a GPU only")
+    if "mitsuba" in args.peers and importlib.util.find_spec("mitsuba") is None:
+        parser.error("--peers mitsuba: pip install mitsuba")
+    if (args.ply is None) != (args.cameras is None) or (args.ply and args.cases):
+        parser.error("--ply and --cameras go together, and without --cases")
+    if min(args.rounds, args.warmup, args.threads) < 1:
+        parser.error("--rounds, --warmup and --threads start at 1")
+    if args.quick:
+        args.rounds, args.warmup = min(args.rounds, 3), min(args.warmup, 1)
+    by_device = CPU_CASES if args.device.type == "cpu" else GPU_CASES
+    args.cases = args.cases or list(QUICK_CASES if args.quick else by_device)
+    return args
+
+
+def machine(args: argparse.Namespace) -> dict[str, object]:
+    """Return what the figures were taken with."""
+    on_gpu = args.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {dgr.backend_info()['isa']}",
+        "threads": args.threads, "torch": torch.__version__, "cuda": torch.version.cuda if on_gpu else None,
+        "peers": {p: importlib.metadata.version(p) for p in args.peers if p != "reference"},
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"), "warmup": args.warmup,
+    }  # fmt: skip
+
+
+def scenes(args: argparse.Namespace) -> dict[str, Callable[[], Scene]]:
+    """Return what makes each scene, by name."""
+    if args.ply is None:
+        return {name: functools.partial(random_scene, CASES[name], args.device) for name in args.cases}
+    make = functools.partial(trained_scene, args.ply, args.cameras, device=args.device)
+    return {f"trained_{label}": functools.partial(make, dim=dim) for label, dim in (("sh", 0), ("sh_16", 16))}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the scenes, print a table, optionally write JSON; 1 if a contender renders something else."""
+    args = parse(argv)
+    facts, rows = machine(args), []
+    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    print("  ".join(f"{c:{'<' if i < 3 else '>'}{w}}" for i, (c, w) in enumerate(zip(COLUMNS, WIDTHS))))
+    for name, make in scenes(args).items():
+        options = {"threads": args.threads, "rounds": args.rounds, "warmup": args.warmup}
+        rows += run_case(name, make(), args.peers, **options)
     if args.json:
-        args.json.write_text(json.dumps({"backend": info, "omp_wait_policy": policy, "results": results}, indent=1))
-    return 0
+        args.json.write_text(
+            json.dumps({"machine": facts, "results": rows, "best_of_gsplat": best_of_gsplat(rows)}, indent=1)
+        )
+    return 0 if all(row["agreement"]["agrees"] for row in rows) else 1
 
 
 if __name__ == "__main__":

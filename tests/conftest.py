@@ -1,5 +1,7 @@
 """Fixtures shared by the whole suite."""
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -7,10 +9,10 @@ from tests.scenes import tiny_scene
 
 
 def pytest_collection_modifyitems(items):
-    """GPU tests run where there is a GPU; nowhere else do tests carry conditions."""
-    if torch.cuda.is_available():
-        return
-    items[:] = [item for item in items if item.get_closest_marker("gpu") is None]
+    """GPU tests run where there is a GPU, those of gsplat where it is installed too; no test carries conditions."""
+    gpu = torch.cuda.is_available()
+    has = {"gpu": gpu, "gsplat": gpu and importlib.util.find_spec("gsplat") is not None}
+    items[:] = [item for item in items if all(has[m.name] for m in item.iter_markers() if m.name in has)]
 
 
 @pytest.fixture(autouse=True)

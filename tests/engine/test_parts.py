@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 
-from unified_lift.engine.device import chosen_device, on_device
+from unified_lift.engine import device as device_module
+from unified_lift.engine.device import chosen_device, on_device, require_rasterizer
 from unified_lift.engine.geometry import log_linear
 from unified_lift.engine.logs import RunLog, read_log
 from unified_lift.engine.terms import require_finite, weighted_sum
@@ -76,3 +77,15 @@ def test_device_that_is_not_there_is_refused(monkeypatch, scene):
     assert on_device(scene, chosen_device("cpu")) is scene
     with pytest.raises(UserError, match="sees no CUDA device"):
         chosen_device("cuda")
+
+
+def test_gsplat_that_cannot_render_is_refused_with_the_cure(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    require_rasterizer("ours", cpu)
+    monkeypatch.setattr(device_module, "backend_info", lambda: {"gsplat": "the package gsplat is missing: pip install"})
+    with pytest.raises(UserError, match="--rasterizer gsplat: the package gsplat is missing: pip install"):
+        require_rasterizer("gsplat", gpu)
+    monkeypatch.setattr(device_module, "backend_info", lambda: {"gsplat": "gsplat"})
+    require_rasterizer("gsplat", gpu)
+    with pytest.raises(UserError, match="renders on a GPU, and this run is on cpu; use --device cuda"):
+        require_rasterizer("gsplat", cpu)

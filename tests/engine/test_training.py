@@ -346,3 +346,18 @@ def test_feature_rate_falls_to_its_share_and_the_codebook_rate_stays():
     rates = [UnifiedLift(chosen, zero_id="segment", seed=0).rates(p) for p in (0.0, 0.5, 1.0)]
     assert [r["features"] for r in rates] == pytest.approx([0.02, 0.01, 0.005])
     assert [r["codebook"] for r in rates] == [3e-4] * 3
+
+
+def test_geometry_steps_render_with_the_rasterizer_of_the_settings(scene):
+    for rasterizer, implementation in (("ours", "auto"), ("gsplat", "gsplat")):
+        gaussians = gaussians_from_points(scene.points, sh_degree=0)
+        settings = GeometrySettings(iterations=4, rasterizer=rasterizer)
+        stage = GeometryStage(scene, gaussians, settings, DensitySettings(), seed=0)
+        assert stage.step.implementation == implementation
+
+
+def test_a_rasterizer_that_is_not_there_stops_the_run_before_anything_is_written(tmp_path, scene):
+    settings = settings_for(tmp_path / "model", geometry={"rasterizer": "gsplat"}, run={"device": "cpu"})
+    with pytest.raises(UserError, match="--rasterizer gsplat"):
+        Trainer(settings, scene)
+    assert not (tmp_path / "model").exists()

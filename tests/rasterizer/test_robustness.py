@@ -216,6 +216,6 @@ def test_environment_variable_chooses_for_auto_only(monkeypatch):
     monkeypatch.setenv("DGR_IMPLEMENTATION", "reference")
     assert dgr.backend_info()["implementation"] == "reference"
     monkeypatch.setenv("DGR_IMPLEMENTATION", "fastest")
-    with pytest.raises(ValueError, match="implementation must be one of auto, reference, cpu, cuda, got 'fastest'"):
+    with pytest.raises(ValueError, match="must be one of auto, reference, cpu, cuda, gsplat, got 'fastest'"):
         render(random_inputs(14), "auto")
     render(random_inputs(14), "cpu")

@@ -26,3 +26,8 @@ SSIM_GRADIENT_RELATIVE = 1e-3
 
 # One Adam step: a division and a root, each correct to one unit in the last place.
 ADAM = 1e-6
+
+# Another program with fast exponentials and its own bounds: apart from pixels where an alpha falls on the other side of
+# a cut (at most CUT_FRACTION of them) images agree to half an 8-bit step, gradients in direction (1 - cosine).
+PEER_IMAGE = 2e-3
+PEER_ANGLE = 1e-3

@@ -25,6 +25,21 @@ def chosen_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
+def require_rasterizer(rasterizer: str, device: torch.device) -> None:
+    """Raise if `ours` or `gsplat` cannot render on a device.
+
+    Raises:
+        UserError: gsplat is wanted and is missing or has no GPU.
+    """
+    if rasterizer == "ours":
+        return
+    problem = backend_info()["gsplat"]
+    if problem != "gsplat":
+        raise UserError(f"--rasterizer gsplat: {problem}")
+    if device.type != "cuda":
+        raise UserError(f"--rasterizer gsplat renders on a GPU, and this run is on {device}; use --device cuda")
+
+
 def on_device(scene: Scene, device: torch.device) -> Scene:
     """Return the scene with photos (uint8) and segment ids (int32) on `device`."""
     if device.type == "cpu":

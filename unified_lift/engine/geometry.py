@@ -40,7 +40,7 @@ class GeometryStage(Stage):
         self.radius = scene.radius
         self.density = DensityControl(density, radius=self.radius, count=len(gaussians), num_steps=settings.iterations)
         self.background = torch.ones(3, device=gaussians.device) if settings.white_background else None
-        self.step = TrainingStep()
+        self.step = TrainingStep(implementation="auto" if settings.rasterizer == "ours" else settings.rasterizer)
         if method is not None and gaussians.feature_dim == 0:
             gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
 

@@ -39,6 +39,8 @@ class GeometrySettings:
     """Rate of log scales [3DGS]."""
     rotation_lr: float = 1e-3
     """Rate of quaternions [3DGS]."""
+    rasterizer: Literal["ours", "gsplat"] = "ours"
+    """What renders in geometry steps; gsplat: that package (needs a GPU), to check images and gradients against it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from unified_lift.config import differences, merged, to_dict
 from unified_lift.engine import outputs
 from unified_lift.engine.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
-from unified_lift.engine.device import chosen_device, on_device
+from unified_lift.engine.device import chosen_device, on_device, require_rasterizer
 from unified_lift.engine.geometry import GeometryStage, target_image
 from unified_lift.engine.labels import by_falling_area, label_gaussians
 from unified_lift.engine.lift import LiftStage
@@ -45,6 +45,7 @@ class Trainer:
     def __init__(self, settings: TrainSettings, scene: Scene) -> None:
         """Create Gaussians and method; nothing is written yet."""
         self.settings, self.device = settings, chosen_device(settings.run.device)
+        require_rasterizer(settings.geometry.rasterizer, self.device)
         self.scene = on_device(scene, self.device)
         self.gaussians = start_gaussians(settings, scene).to(self.device)
         self.method = METHODS["unified_lift"](settings.method, zero_id=scene.zero_id, seed=settings.seed)

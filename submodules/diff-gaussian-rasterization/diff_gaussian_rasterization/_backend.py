@@ -6,6 +6,7 @@ checked arguments of `reference.py`. Adding one means adding a module and a line
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
 from types import ModuleType
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from . import _library, reference
 
-IMPLEMENTATIONS = ("auto", "reference", "cpu", "cuda")
+IMPLEMENTATIONS = ("auto", "reference", "cpu", "cuda", "gsplat")
 _warned: set[str] = set()
 
 
@@ -28,6 +29,12 @@ def _warn_once(message: str) -> None:
 def _load(name: str) -> ModuleType:
     if name == "reference":
         return reference
+    if name == "gsplat":
+        if _gsplat_problem() is not None:
+            raise RuntimeError(_gsplat_problem())
+        from . import gsplat_peer
+
+        return gsplat_peer
     _library.load(name)  # raises with the reason when the kernels are missing
     if name == "cuda":
         from . import cuda
@@ -36,6 +43,13 @@ def _load(name: str) -> ModuleType:
     from . import cpu
 
     return cpu
+
+
+def _gsplat_problem() -> str | None:
+    """Return why the gsplat package cannot be used, with the cure, or None when it can."""
+    if importlib.util.find_spec("gsplat") is None:
+        return "the package gsplat is missing: pip install gsplat==1.5.3"
+    return None if torch.cuda.is_available() else "gsplat needs an NVIDIA GPU, and torch sees none"
 
 
 def _automatic(tensor: Tensor) -> tuple[str, str]:
@@ -77,8 +91,10 @@ def select(implementation: str, tensor: Tensor) -> ModuleType:
         name, reason = _automatic(tensor)
         if reason:
             _warn_once(f"diff_gaussian_rasterization runs its slow torch reference: {reason}")
-    elif name != "reference" and (tensor.dtype != torch.float32 or tensor.device.type != name):
-        place = "the CPU" if name == "cpu" else "an NVIDIA GPU"
+        return _load(name)
+    kind = "cpu" if name == "cpu" else "cuda"
+    if name != "reference" and (tensor.dtype != torch.float32 or tensor.device.type != kind):
+        place = "the CPU" if kind == "cpu" else "an NVIDIA GPU"
         raise ValueError(
             f"implementation='{name}' needs float32 tensors on {place}, got {tensor.dtype} on {tensor.device}; "
             "use implementation='auto' or 'reference'"
@@ -89,7 +105,8 @@ def select(implementation: str, tensor: Tensor) -> ModuleType:
 def backend_info() -> dict[str, object]:
     """Return what float32 CPU tensors run on: implementation, isa, threads and the reason for the choice.
 
-    The entry cuda says the same of tensors on a GPU: "cuda", or why they would run on the reference.
+    The entry cuda says the same of tensors on a GPU: "cuda", or why they would run on the reference. The entry gsplat
+    says whether that implementation can be asked for: "gsplat", or why not.
     """
     name = requested("auto")
     reason = "asked for by DGR_IMPLEMENTATION"
@@ -97,5 +114,7 @@ def backend_info() -> dict[str, object]:
         name, reason = _automatic(torch.empty(0))
         reason = reason or "compiled kernels are loaded"
     isa = _library.isa() if name == "cpu" else "torch"
-    cuda = _library.problem("cuda") or "cuda"
-    return {"implementation": name, "isa": isa, "threads": torch.get_num_threads(), "reason": reason, "cuda": cuda}
+    return {
+        "implementation": name, "isa": isa, "threads": torch.get_num_threads(), "reason": reason,
+        "cuda": _library.problem("cuda") or "cuda", "gsplat": _gsplat_problem() or "gsplat",
+    }  # fmt: skip

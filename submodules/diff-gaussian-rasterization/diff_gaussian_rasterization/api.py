@@ -98,7 +98,7 @@ def rasterize(
             derivative by pixel position, the densification statistic.
         features_move_geometry: Whether a loss on the features reaches opacity and geometry.
         near: Gaussians with camera z <= near are culled, world units.
-        implementation: "auto", "reference", "cpu" or "cuda".
+        implementation: "auto", "reference", "cpu", "cuda" or "gsplat".
     Returns:
         image [C, H, W, 3], features [C, H, W, D] over zero, alpha [C, H, W], depth [C, H, W] (sum of weight * z, not
         normalised) and meta (radii, means2d, num_pairs).

@@ -27,7 +27,7 @@ class TrainingStep:
     """
 
     def __init__(self, *, implementation: str = "auto") -> None:
-        """Take the implementation "auto", "reference", "cpu" or "cuda"."""
+        """Take the implementation "auto", "reference", "cpu", "cuda" or "gsplat"; with the last, ours does the rest."""
         self.implementation = implementation
         self._steps: dict[torch.device, object] = {}
         self._current: object | None = None
@@ -116,6 +116,7 @@ class _Composed:
 
     def __init__(self, implementation: str) -> None:
         self.implementation = implementation
+        self.neighbours = "auto" if implementation == "gsplat" else implementation  # that one renders and nothing else
 
     def forward(
         self, parameters: Mapping[str, Tensor], features: Tensor | None, viewmat: Tensor, K: Tensor, target: Tensor,
@@ -134,7 +135,7 @@ class _Composed:
                 implementation=self.implementation,
             )  # fmt: skip
             self.loss = photometric_loss(
-                self.out.image[0], target, lambda_dssim=lambda_dssim, valid=valid, implementation=self.implementation
+                self.out.image[0], target, lambda_dssim=lambda_dssim, valid=valid, implementation=self.neighbours
             )
         return self.loss.detach(), self.out.features[0].detach()
 
@@ -158,6 +159,6 @@ class _Composed:
         fused_adam_steps(
             [(self.leaves[n].detach(), self.leaves[n].grad, adam[n].exp_avg, adam[n].exp_avg_sq) for n in names],
             lrs=[adam[n].lr for n in names], beta1=beta1, beta2=beta2, eps=eps, steps=[adam[n].step for n in names],
-            implementation=self.implementation,
+            implementation=self.neighbours,
         )  # fmt: skip
         self.leaves, self.out, self.loss, self.means2d = {}, None, None, None

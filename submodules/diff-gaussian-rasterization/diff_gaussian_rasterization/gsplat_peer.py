@@ -1,0 +1,152 @@
+"""The gsplat package behind our arguments: another program for the same images, to check ours against.
+
+Written for gsplat 1.5.3 (Apache-2.0). All channels are blended on one tile list; unless features move geometry they are
+blended a second time with positions, shapes and opacities held fixed. The README lists where the two programs differ.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, NoReturn
+
+import gsplat
+import torch
+from torch import Tensor
+
+from . import reference
+from .types import LOW_PASS, RasterMeta, RasterOutput
+
+TILE = 16  # pixels; other sizes are untested there
+MOST_CHANNELS = 32  # of one pass, as gsplat itself does it; more spill registers
+
+
+class _Splats(NamedTuple):
+    """Projected Gaussians of all views; rows of culled ones hold anything.
+
+    Attributes:
+        centres: [C, N, 2].
+        conics: Upper triangle of the inverse 2D covariance, [C, N, 3].
+        opacities: [C, N].
+    """
+
+    centres: Tensor
+    conics: Tensor
+    opacities: Tensor
+
+    def detached(self) -> _Splats:
+        return _Splats(*(t.detach() for t in self))
+
+
+class _Lists(NamedTuple):
+    """Which splats each tile blends, nearest first, and the size of the image.
+
+    Attributes:
+        offsets: First entry of each tile, int32 [C, tile rows, tile columns].
+        entries: Flat indices into [C * N], int32 [num_pairs].
+    """
+
+    width: int
+    height: int
+    offsets: Tensor
+    entries: Tensor
+
+
+def rasterize(
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors_or_sh: Tensor, features: Tensor | None,
+    viewmats: Tensor, Ks: Tensor, width: int, height: int,
+    *, sh_degree: int | None, backgrounds: Tensor | None, means2d: Tensor | None,
+    features_move_geometry: bool, near: float,
+) -> RasterOutput:  # fmt: skip
+    """Return the maps that gsplat renders; arguments as in `api.rasterize`, already checked.
+
+    Raises:
+        ValueError: A camera tensor requires a gradient.
+    """
+    if viewmats.requires_grad or Ks.requires_grad:
+        raise ValueError(
+            "implementation='gsplat' gives no gradient to viewmats and Ks; detach them, or pass "
+            "implementation='reference'"
+        )
+    num, cameras = means.shape[0], viewmats.shape[0]
+    features = means.new_zeros(num, 0) if features is None else features
+    if num == 0:  # gsplat divides by the number of Gaussians
+        return reference.rasterize(
+            means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, width, height,
+            sh_degree=sh_degree, backgrounds=backgrounds, means2d=means2d,
+            features_move_geometry=features_move_geometry, near=near,
+        )  # fmt: skip
+    usable = _usable(means, quats, scales, opacities[:, None], colors_or_sh, features)
+    opacities = torch.where(usable, opacities, torch.zeros_like(opacities))  # gsplat culls what is invisible
+    boxes, centres, depths, conics, _ = gsplat.fully_fused_projection(
+        means, None, quats, scales, viewmats, Ks, width, height,
+        eps2d=LOW_PASS, near_plane=near, packed=False, opacities=opacities,
+    )  # fmt: skip
+    visible = (boxes > 0).all(-1)  # [C, N]
+    centres = centres if means2d is None else centres + means2d
+    colors = _colors(means, colors_or_sh, viewmats, visible, degree=sh_degree)
+    backgrounds = viewmats.new_zeros(cameras, 3) if backgrounds is None else backgrounds
+    backgrounds = torch.cat([backgrounds, viewmats.new_zeros(cameras, 1)], -1)  # depth is composited over zero
+
+    splats = _Splats(centres, conics, opacities.expand(cameras, num))
+    lists = _tile_lists(centres, boxes, depths, width, height)
+    first, alpha = _blend(splats, torch.cat([colors, depths[..., None]], -1), lists, backgrounds)
+    splats = splats if features_move_geometry else splats.detached()
+    blended, _ = _blend(splats, features.expand(cameras, *features.shape), lists, None)
+    shown = torch.where(visible[..., None], centres.detach(), torch.zeros_like(centres))
+    meta = RasterMeta(_radii(conics, visible), shown, lists.entries.numel())
+    return RasterOutput(first[..., :3], blended, alpha, first[..., 3], meta)
+
+
+def _usable(*values: Tensor) -> Tensor:
+    """Return which Gaussians have finite numbers and a rotation, bool [N]; the second tensor holds the quaternions."""
+    usable = (values[1] != 0).any(-1)
+    for value in values:
+        usable &= torch.isfinite(value.flatten(1)).all(-1)
+    return usable
+
+
+def _tile_lists(centres: Tensor, boxes: Tensor, depths: Tensor, width: int, height: int) -> _Lists:
+    columns, rows = math.ceil(width / TILE), math.ceil(height / TILE)
+    _, keys, entries = gsplat.isect_tiles(centres, boxes, depths, TILE, columns, rows)
+    return _Lists(width, height, gsplat.isect_offset_encode(keys, centres.shape[0], columns, rows), entries)
+
+
+def _colors(means: Tensor, colors_or_sh: Tensor, viewmats: Tensor, visible: Tensor, *, degree: int | None) -> Tensor:
+    """Return the colour seen by every camera, [C, N, 3]; anything where `visible` [C, N] is false."""
+    rows = colors_or_sh.expand(len(viewmats), *colors_or_sh.shape)
+    if degree is None:
+        return rows
+    eyes = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]  # [C, 3]
+    return (gsplat.spherical_harmonics(degree, means - eyes[:, None], rows, masks=visible) + 0.5).clamp(min=0)
+
+
+def _blend(splats: _Splats, values: Tensor, lists: _Lists, backgrounds: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return values [C, N, D] blended over the backgrounds [C, D], [C, H, W, D], and alpha [C, H, W]; None if D = 0."""
+    maps, alpha = [values.new_zeros(values.shape[0], lists.height, lists.width, 0)], None
+    for start in range(0, values.shape[-1], MOST_CHANNELS):
+        chunk = slice(start, start + MOST_CHANNELS)
+        blended, alpha = gsplat.rasterize_to_pixels(
+            splats.centres, splats.conics, values[..., chunk], splats.opacities,
+            lists.width, lists.height, TILE, lists.offsets, lists.entries,
+            backgrounds=None if backgrounds is None else backgrounds[..., chunk],
+        )  # fmt: skip
+        maps.append(blended)
+    return torch.cat(maps, -1), None if alpha is None else alpha[..., 0]
+
+
+@torch.no_grad()
+def _radii(conics: Tensor, visible: Tensor) -> Tensor:
+    """Return ceil(3 sigma) along the longer axis, 0 where not visible, int32 [C, N]; gsplat has the box only."""
+    a, b, c = conics.unbind(-1)
+    determinant = 1 / (a * c - b * b)  # of the covariance
+    mean = 0.5 * (a + c) * determinant  # of its eigenvalues
+    largest = mean + torch.sqrt((mean * mean - determinant).clamp(min=0.1))
+    radii = torch.ceil(3 * torch.sqrt(largest)).clamp(max=2**30)
+    return torch.where(visible, radii, torch.zeros_like(radii)).to(torch.int32)
+
+
+def _renders_only(*_: object, **__: object) -> NoReturn:
+    raise ValueError("implementation='gsplat' renders whole views and nothing else; leave it at 'auto' here")
+
+
+pixel_weights = blend = splat = ssim = adam_step = _renders_only

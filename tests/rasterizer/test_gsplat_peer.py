@@ -1,0 +1,173 @@
+"""gsplat behind our arguments: against the definition with a stand-in everywhere, with the package on a GPU."""
+
+import importlib
+import math
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import diff_gaussian_rasterization as dgr
+import pytest
+import torch
+from diff_gaussian_rasterization import _backend
+
+from . import fake_gsplat
+from .scenes import INPUTS, MAPS, assert_same_gradient, assert_same_map, gradients, random_inputs, render
+from .test_cuda import to_gpu
+from .test_step import assert_same_step
+from .test_step import run as step_of
+from .tolerances import CUT_FRACTION, PEER_ANGLE, PEER_IMAGE
+
+GEOMETRY = ("means", "quats", "scales", "opacities", "means2d")
+
+
+@pytest.fixture
+def gsplat(monkeypatch):
+    """The implementation on CPU tensors, with a stand-in for the package."""
+    name = "diff_gaussian_rasterization.gsplat_peer"
+    monkeypatch.setitem(sys.modules, "gsplat", fake_gsplat.module())
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    peer = importlib.import_module(name)
+    monkeypatch.delitem(sys.modules, name)
+    select = _backend.select
+    monkeypatch.setattr(_backend, "select", lambda name, tensor: peer if name == "gsplat" else select(name, tensor))
+    return "gsplat"
+
+
+def inputs(seed, **options):
+    """Without opacities near 1, where the caps of the two programs differ."""
+    x = random_inputs(seed, **{"num": 120, "width": 37, "height": 29, **options})
+    return replace(x, opacities=0.95 * x.opacities)
+
+
+def compare(seed, x, implementation, **options):
+    expected, expected_gradients = gradients(x, "reference", seed, **options)
+    actual, actual_gradients = gradients(x, implementation, seed, **options)
+    for name in MAPS:
+        if getattr(expected, name).numel():
+            scale = {"depth": 6.0, "features": 4.0}.get(name, 1.5)
+            assert_same_map(name, getattr(expected, name), getattr(actual, name), scale=scale, seed=seed)
+    for name, gradient in expected_gradients.items():
+        if gradient is not None and bool((gradient != 0).any()):
+            assert_same_gradient(name, gradient, actual_gradients[name], seed=seed)
+    seen = expected.meta.radii > 0
+    assert torch.equal(expected.meta.radii[seen], actual.meta.radii[seen])
+    assert torch.allclose(expected.meta.means2d[seen], actual.meta.means2d[seen], atol=1e-3)
+    # gsplat rounds its boxes up and fills them with tiles
+    assert int((actual.meta.radii > 0).sum()) >= int(seen.sum())
+    assert actual.meta.num_pairs > 0
+
+
+@pytest.mark.parametrize("dim", [0, 3, 16, 19, 40])
+def test_every_map_and_gradient_agrees_for_every_feature_width(dim, gsplat):
+    compare(dim, inputs(dim, dim=dim), gsplat)
+
+
+@pytest.mark.parametrize("sh_degree", [0, 1, 2, 3])
+def test_every_map_and_gradient_agrees_for_every_harmonics_degree(sh_degree, gsplat):
+    compare(50 + sh_degree, inputs(50 + sh_degree, sh_degree=sh_degree, dim=2), gsplat)
+
+
+def test_a_batch_of_cameras_without_background_or_centre_gradient(gsplat):
+    compare(60, replace(inputs(60, cameras=2, sh_degree=1), backgrounds=None, means2d=None), gsplat)
+
+
+def test_features_move_geometry_only_when_asked(gsplat):
+    x = inputs(61)
+    compare(61, x, gsplat, features_move_geometry=True)
+    _, kept = gradients(x, gsplat, 61, maps=("features",))
+    _, moved = gradients(x, gsplat, 61, maps=("features",), features_move_geometry=True)
+    assert bool((kept["features"] != 0).any())
+    for name in GEOMETRY:
+        assert kept[name] is None or not bool((kept[name] != 0).any()), name
+        assert bool((moved[name] != 0).any()), name
+
+
+def test_the_empty_scene_and_one_behind_the_camera_show_the_background(gsplat):
+    for x in (inputs(62, num=0), replace(inputs(62), means=inputs(62).means - torch.tensor([0, 0, 50.0]))):
+        out, grads = gradients(x, gsplat, 62)
+        assert torch.allclose(out.image, x.backgrounds[:, None, None].expand_as(out.image))
+        assert not bool((out.alpha != 0).any())
+        assert out.meta.num_pairs == 0
+        assert not any(bool((g != 0).any()) for name, g in grads.items() if name != "backgrounds" and g is not None)
+
+
+@pytest.mark.parametrize("name", ["means", "quats", "scales", "opacities", "colors", "features"])
+def test_non_finite_gaussians_and_zero_quaternions_disappear(name, gsplat):
+    x = inputs(63, num=60)
+    bad = torch.arange(60) % 7 == 3
+    x.quats[1] = 0
+    value = getattr(x, name).clone()
+    value.view(60, -1)[bad, -1] = math.nan
+    good = ~bad & (torch.arange(60) != 1)
+    clean = {n: getattr(x, n)[good] for n in INPUTS[:6]}
+    expected = render(replace(x, **clean, means2d=None), gsplat)
+    out, grads = gradients(replace(x, **{name: value}), gsplat, 63)
+    for before, after in zip(expected[:4], out[:4]):
+        assert torch.allclose(before, after, atol=1e-6)
+    assert int(out.meta.radii[:, ~good].max()) == 0
+    assert not bool((out.meta.means2d[:, ~good] != 0).any())
+    assert all(bool(torch.isfinite(g).all()) for g in grads.values())
+    assert not bool((grads["means"][~good] != 0).any())
+
+
+def test_a_training_step_with_it_is_the_step_of_the_definition(gsplat):
+    options = {"num": 80, "dim": 3, "background": torch.tensor([0.2, 0.5, 0.7])}
+    expected, actual = step_of("reference", 67, **options), step_of(gsplat, 67, **options)
+    assert bool((expected.pop("num_seen") <= actual["num_seen"]).all())  # its boxes are rounded up
+    assert_same_step(expected, actual, 67)
+
+
+def test_a_camera_gradient_is_refused(gsplat):
+    x = inputs(64)
+    with pytest.raises(ValueError, match="'gsplat' gives no gradient to viewmats and Ks"):
+        render(replace(x, viewmats=x.viewmats.clone().requires_grad_()), gsplat)
+
+
+def test_anything_but_a_whole_view_is_refused(gsplat):
+    x = inputs(65)
+    with pytest.raises(ValueError, match="renders whole views and nothing else"):
+        dgr.pixel_weights(
+            x.means, x.quats, x.scales, x.opacities, x.viewmats[0], x.Ks[0], x.width, x.height, implementation=gsplat
+        )
+    with pytest.raises(ValueError, match="renders whole views and nothing else"):
+        dgr.fused_ssim(torch.zeros(4, 4, 3), torch.zeros(4, 4, 3), implementation=gsplat)
+
+
+def test_tensors_on_a_cpu_are_refused_by_name():
+    with pytest.raises(ValueError, match="implementation='gsplat' needs float32 tensors on an NVIDIA GPU"):
+        render(inputs(66), "gsplat")
+
+
+def test_a_missing_package_is_named_with_its_cure(monkeypatch):
+    monkeypatch.setattr(_backend.importlib.util, "find_spec", lambda name: None)
+    cure = r"the package gsplat is missing: pip install gsplat==1\.5\.3"
+    with pytest.raises(RuntimeError, match=cure):
+        _backend.select("gsplat", SimpleNamespace(dtype=torch.float32, device=torch.device("cuda")))
+    assert "pip install gsplat==1.5.3" in dgr.backend_info()["gsplat"]
+
+
+# ---- with the package, on a GPU -----------------------------------------------------------------------------------
+
+
+@pytest.mark.gsplat
+@pytest.mark.parametrize("sh_degree", [None, 3])
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("dim", [0, 16])
+def test_the_package_agrees_with_our_kernels(dim, moves, sh_degree):
+    seed = 70 + dim
+    x = inputs(seed, num=20_000, width=320, height=200, dim=dim, sh_degree=sh_degree)
+    x = to_gpu(replace(x, scales=0.3 * x.scales))
+    expected, expected_gradients = gradients(x, "cuda", seed, features_move_geometry=moves)
+    actual, actual_gradients = gradients(x, "gsplat", seed, features_move_geometry=moves)
+    for name in MAPS:
+        if getattr(expected, name).numel():
+            scale = {"depth": 6.0, "features": 4.0}.get(name, 1.5)
+            error = (getattr(expected, name) - getattr(actual, name)).abs() / scale
+            cut = float((error > PEER_IMAGE).double().mean())
+            assert bool((getattr(expected, name) != 0).any())
+            assert cut <= CUT_FRACTION, f"{name} differs in a share of {cut}"
+    for name, gradient in expected_gradients.items():
+        cosine = torch.nn.functional.cosine_similarity(gradient.flatten(), actual_gradients[name].flatten(), dim=0)
+        assert float(cosine) >= 1 - PEER_ANGLE, f"gradient of {name}: cosine {float(cosine)}"
+        assert float(gradient.norm() / actual_gradients[name].norm()) == pytest.approx(1, abs=5 * PEER_ANGLE), name

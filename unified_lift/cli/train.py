@@ -66,7 +66,7 @@ def train_main(argv: list[str]) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if trainer.profile:
+    if settings.run.profile:
         print(profile_table(trainer.profile))
     minutes = sum(manifest["seconds"].values()) / 60
     print(

@@ -12,7 +12,8 @@ from unified_lift.engine.stage import Stage, unheard
 
 _MOST_STEPS = 100  # steps of a window that are timed, and as many again that are traced
 _KERNELS_SHOWN = 25
-_OUTSIDE = "between steps"
+BETWEEN_STEPS = "between steps"
+"""The phase in which the trainer logs, saves and moves the bar."""
 
 
 class Window(NamedTuple):
@@ -41,7 +42,7 @@ class StepProfiler:
         self._stage, self._on_gpu = stage, device.type == "cuda"
         self._windows = windows(start, stage.num_steps)
         self._trace: torch.profiler.profile | None = None
-        self._phase, self._since, self._began = _OUTSIDE, 0.0, 0.0
+        self._phase, self._since, self._began = BETWEEN_STEPS, 0.0, 0.0
         self._seconds: dict[str, float] = {}
 
     def before_step(self, step: int, **facts: int) -> None:
@@ -60,8 +61,6 @@ class StepProfiler:
             self._end_timing(window)
         elif step == window.traced:
             self._end_trace(window)
-        elif window.first < step < window.timed:
-            self._mark(_OUTSIDE)
 
     def close(self) -> None:
         """Stop whatever a run that ends early has left running."""
@@ -75,7 +74,7 @@ class StepProfiler:
         self._seconds = {}
         self._stage.mark = self._mark
         self._wait()
-        self._phase, self._began = _OUTSIDE, time.perf_counter()
+        self._phase, self._began = BETWEEN_STEPS, time.perf_counter()
         self._since = self._began
 
     def _mark(self, phase: str) -> None:
@@ -84,7 +83,7 @@ class StepProfiler:
         self._phase, self._since = phase, now
 
     def _end_timing(self, window: Window) -> None:
-        self._mark(_OUTSIDE)
+        self._mark(BETWEEN_STEPS)
         self._stage.mark = unheard
         self._wait()
         scale = 1e3 / (window.timed - window.first)

@@ -29,7 +29,7 @@ from unified_lift.engine.labels import by_falling_area, label_gaussians
 from unified_lift.engine.lift import LiftStage
 from unified_lift.engine.logs import RunLog, rewind_log
 from unified_lift.engine.placement import ViewStore
-from unified_lift.engine.profiling import StepProfiler
+from unified_lift.engine.profiling import BETWEEN_STEPS, StepProfiler
 from unified_lift.engine.settings import TrainSettings
 from unified_lift.engine.stage import Stage
 from unified_lift.engine.terms import TermRecord, require_finite_state
@@ -137,14 +137,16 @@ class Trainer:
 
     def _run_stage(self, build: Callable[[], Stage], start: int, done_before: int, log: RunLog) -> None:
         """Do the steps of a stage. What it held, such as moments, is free again afterwards: nobody else knows it."""
-        began = self._saved_at = time.perf_counter()
+        self._saved_at = time.perf_counter()
         self._watch_memory()
         stage = build()
+        began = self._saved_at - self.seconds.get(stage.name, 0.0)  # as if the steps before a resumption were just done
         profiler = StepProfiler(stage, start=start, device=self.device) if self.settings.run.profile else None
         try:
             self._steps(stage, start, done_before, log, began, profiler)
             if start < stage.num_steps:
                 self._save(stage, stage.num_steps, done_before + stage.num_steps)
+                self.seconds[stage.name] = time.perf_counter() - began
         finally:
             stage.views.close()
             if profiler is not None:
@@ -158,14 +160,13 @@ class Trainer:
     ) -> None:
         run = self.settings.run
         bar = tqdm(total=stage.num_steps, initial=start, desc=stage.name, disable=run.quiet, dynamic_ncols=True)
-        spent = self.seconds.get(stage.name, 0.0)
         logged_step, logged_at = start, time.perf_counter()
         for step in range(start, stage.num_steps):
             if profiler is not None:
                 profiler.before_step(step, gaussians=len(self.gaussians), codes=self._num_codes())
             self._step(stage, step)
             total_steps, now = done_before + step + 1, time.perf_counter()
-            self.seconds[stage.name] = spent + now - began
+            self.seconds[stage.name] = now - began
             bar.update()
             if (step + 1) % run.log_interval == 0 or step + 1 == stage.num_steps:
                 values = self._values() | {"seconds_per_step": (now - logged_at) / (step + 1 - logged_step)}
@@ -183,6 +184,7 @@ class Trainer:
         except Exception:
             self.record.require_finite()  # NaN of an earlier step, if that is the cause, makes a better message
             raise
+        stage.mark(BETWEEN_STEPS)
         self.record.add(step, terms)
 
     def _after_step(self, stage: Stage, step: int, total_steps: int, log: RunLog) -> None:

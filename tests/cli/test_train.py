@@ -232,16 +232,17 @@ def test_profile_shows_where_the_time_of_a_step_goes(miniature, tmp_path, capsys
         "geometry": [[11, 15], [31, 35]],
         "lift": [[9, 12], [25, 28]],
     }
-    phases = {"between steps", "view", "forward", "losses", "backward", "update"}
+    own = {"geometry": {"density"}, "lift": {"losses", "backward"}}
     for stage, found in profile.items():
         for window in found:
-            assert set(window["host_ms"]) == phases | ({"density"} if stage == "geometry" else set())
-            assert sum(window["host_ms"].values()) == pytest.approx(window["wall_ms"], rel=0.05)
+            shared = {"between steps", "view", "forward", "update", "wait at the end"}
+            assert set(window["host_ms"]) == shared | own[stage]
+            assert sum(window["host_ms"].values()) == pytest.approx(window["wall_ms"])
             assert window["gaussians"] > 0
             assert "kernels" not in window  # no GPU here
     out = capsys.readouterr().out
     assert f"geometry, steps 11 to 15 ({profile['geometry'][0]['gaussians']} gaussians, 0 codes): " in out
-    assert "ms  backward" in out
+    assert "ms  density" in out
     assert main(["train", "-s", str(miniature), "-m", str(model), *SHORT, "--overwrite"]) == 0
     assert not (model / "profile.json").exists()
 

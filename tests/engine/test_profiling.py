@@ -44,10 +44,10 @@ def test_time_is_that_of_the_phases_and_the_rest_lies_between_steps():
     assert (first["steps"], second["steps"], first["gaussians"]) == ([5, 6], [13, 14], 7)
     for result in (first, second):
         spent = result["host_ms"]
-        assert 2 <= spent["forward"] < 50
-        assert 1 <= spent["backward"] < 50
-        assert 3 <= spent[BETWEEN_STEPS] < 50
-        assert sum(spent.values()) == pytest.approx(result["wall_ms"], rel=0.05)
+        assert 2 <= spent["forward"] < 500
+        assert 1 <= spent["backward"] < 500
+        assert 3 <= spent[BETWEEN_STEPS] < 500
+        assert sum(spent.values()) == pytest.approx(result["wall_ms"])
 
 
 class Event:
@@ -96,8 +96,8 @@ def test_a_run_that_ends_inside_a_window_stops_listening(tmp_path, scene):
 def test_kernels_of_the_rasterizer_are_seen(tmp_path, scene):
     trainer = Trainer(settings_for(tmp_path, run=SHORT["run"] | {"profile": True, "device": "cuda"}), scene)
     trainer.run()
-    for stage in ("geometry", "lift"):
+    for stage, kernel in (("geometry", "project_kernel"), ("lift", "adam_kernel")):
         for window in trainer.profile[stage]:
-            assert window["device_ms"] > 0
+            assert 0 < window["device_ms"]
             assert window["launches"] > 5
-            assert any("adam" in kernel["name"].lower() for kernel in window["kernels"])
+            assert any(kernel in found["name"] for found in window["kernels"])

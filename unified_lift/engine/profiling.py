@@ -14,6 +14,7 @@ _MOST_STEPS = 100  # steps of a window that are timed, and as many again that ar
 _KERNELS_SHOWN = 25
 BETWEEN_STEPS = "between steps"
 """The phase in which the trainer logs, saves and moves the bar."""
+_WAITING = "wait at the end"  # for a GPU that is behind
 
 
 class Window(NamedTuple):
@@ -83,12 +84,13 @@ class StepProfiler:
         self._phase, self._since = phase, now
 
     def _end_timing(self, window: Window) -> None:
-        self._mark(BETWEEN_STEPS)
+        self._mark(_WAITING)
         self._stage.mark = unheard
         self._wait()
+        self._mark(BETWEEN_STEPS)
         scale = 1e3 / (window.timed - window.first)
         self.results[-1] |= {
-            "wall_ms": scale * (time.perf_counter() - self._began),
+            "wall_ms": scale * (self._since - self._began),
             "host_ms": {phase: scale * seconds for phase, seconds in self._seconds.items()},
         }
         if self._on_gpu:

@@ -24,11 +24,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bench_scenes import CASES, Case, random_scene
 from diff_gaussian_rasterization import pixel_weights, rasterize
 
+from unified_lift.cli.render import open_model
 from unified_lift.density.default import DensitySettings
 from unified_lift.engine.geometry import GeometryStage
 from unified_lift.engine.lift import LiftStage
+from unified_lift.engine.placement import ViewStore
 from unified_lift.engine.settings import GeometrySettings, LiftSettings
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.model.gaussians import Gaussians
@@ -59,35 +62,26 @@ class Counts:
     blends: float
 
 
-def random_scene(num: int, width: int, height: int, views: int, *, scale: float, seed: int = 0) -> tuple[Scene, Gaussians]:
-    """Return Gaussians of which about 55 % are in view, and views whose photos differ a little from their rendering."""
-    g = torch.Generator().manual_seed(seed)
-    depth = 2 + 6 * torch.rand(num, generator=g)
-    focal = 0.8 * width
-    x = (torch.rand(num, generator=g) - 0.5) * 1.35 * width / focal * depth
-    y = (torch.rand(num, generator=g) - 0.5) * 1.35 * height / focal * depth
-    spread = torch.exp(0.5 * torch.randn(num, 3, generator=g))
-    size = scale * 0.001 * (1296 / width) * (1_000_000 / num) ** 0.5 * spread * depth[:, None]
+def random_model(case: Case, device: torch.device) -> tuple[Scene, Gaussians]:
+    """Return the Gaussians and cameras of a case with harmonics of degree 3, without photos."""
+    drawn = random_scene(replace(case, degree=3, dim=0), device)
     table = {
-        "means": torch.stack([x, y, depth], -1),
-        "quats": torch.randn(num, 4, generator=g),
-        "log_scales": size.log(),
-        "logit_opacities": (0.1 + 0.8 * torch.rand(num, generator=g)).logit(),
-        "sh0": torch.randn(num, 1, 3, generator=g),
-        "shN": 0.1 * torch.randn(num, 15, 3, generator=g),
-        "features": torch.zeros(num, 0),
+        "means": drawn.means,
+        "quats": drawn.quats,
+        "log_scales": drawn.scales.log(),
+        "logit_opacities": drawn.opacities.logit(),
+        "sh0": drawn.colors[:, :1].contiguous(),
+        "shN": drawn.colors[:, 1:].contiguous(),
+        "features": drawn.means.new_zeros(case.num, 0),
     }
-    made = []
-    for i in range(views):
-        c, s = np.cos(0.02 * i), np.sin(0.02 * i)
-        pose = np.eye(4)
-        pose[0, 0], pose[2, 2], pose[0, 2], pose[2, 0] = c, c, s, -s
-        camera = Camera(
-            cam_from_world=pose, fx=focal, fy=focal, cx=width / 2, cy=height / 2, width=width, height=height
-        )
-        made.append(View(name=f"view{i}", camera=camera, image=torch.zeros(height, width, 3, dtype=torch.uint8)))
+    views = []
+    for viewmat, K in zip(drawn.viewmats.cpu().double().numpy(), drawn.Ks.cpu().tolist()):
+        size = {"width": case.width, "height": case.height}
+        camera = Camera(cam_from_world=viewmat, fx=K[0][0], fy=K[1][1], cx=K[0][2], cy=K[1][2], **size)
+        photo = torch.zeros(case.height, case.width, 3, dtype=torch.uint8, device=device)
+        views.append(View(name=f"view{len(views)}", camera=camera, image=photo))
     points = PointCloud(positions=np.zeros((1, 3), np.float32), colors=np.zeros((1, 3), np.uint8))
-    scene = Scene(name=f"random {num}", dataset="random", train=tuple(made), test=(), points=points)
+    scene = Scene(name="random", dataset="random", train=tuple(views), test=(), points=points, kept_on=device.type)
     return scene, Gaussians(table)
 
 
@@ -119,9 +113,10 @@ def count(gaussians: Gaussians, views: tuple[View, ...]) -> Counts:
             camera, device = view.camera, gaussians.device
             shape = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities)
             viewmat, K = camera.viewmat.to(device), camera.K.to(device)
-            out = rasterize(*shape, gaussians.sh, None, viewmat[None], K[None], camera.width, camera.height, sh_degree=0)
-            some = torch.stack([torch.randint(n, (4096,)) for n in (camera.width, camera.height)], -1).to(device)
-            weights = pixel_weights(*shape, viewmat, K, camera.width, camera.height, some)
+            size = (camera.width, camera.height)
+            out = rasterize(*shape, gaussians.sh, None, viewmat[None], K[None], *size, sh_degree=0)
+            some = torch.stack([torch.randint(n, (4096,)) for n in size], -1).to(device)
+            weights = pixel_weights(*shape, viewmat, K, *size, some)
             visible.append(int((out.meta.radii > 0).sum()))
             pairs.append(out.meta.num_pairs)
             pixels.append(camera.width * camera.height)
@@ -134,10 +129,16 @@ def geometry_parts(c: Counts) -> list[Part]:
     mega, blends = 1e-6, c.pixels * c.blends
     adam = c.gaussians * 59 * 24 + c.visible * 64  # parameters and moments read and written; moments of the blending
     return [
-        Part("projection, harmonics", "project_kernel", mega * (c.gaussians * 44 + c.visible * (192 + 48)), 290e-9 * c.visible),
-        Part("sort, lists", "Radix|Scan|count_kernel|emit_kernel|ranges|chunks", mega * (c.visible * 68 + c.pairs * 20)),
         Part(
-            "forward blend", "forward_kernel",
+            "projection, harmonics", "project_kernel",
+            mega * (c.gaussians * 44 + c.visible * (192 + 48)), 290e-9 * c.visible,
+        ),
+        Part(
+            "sort, lists", "Radix|Scan|count_kernel|emit_kernel|ranges|chunks",
+            mega * (c.visible * 68 + c.pairs * 20),
+        ),
+        Part(
+            "forward blend", "forward_kernel|partial_kernel|join_kernel|finish_kernel",
             mega * (c.pairs * 4 + c.visible * 48 + c.pixels * 16), 23e-9 * blends,
         ),
         Part("L1 + SSIM", "photometric|sum_kernel", mega * c.pixels * 114, 1.2e-6 * c.pixels),
@@ -158,9 +159,12 @@ def lift_parts(c: Counts, pixels: int, dim: int, codes: int, segments: int) -> l
         Part("Eq. 1, 7", "contrast|uncertain|centre|segment", mega * pixels * 3 * row, 12e-9 * pixels * segments * dim),
         Part("Eq. 2, 4-6", "associat|codebook|order", mega * pixels * 3 * row, 12e-9 * pixels * codes * dim),
         Part("assignment", "assign", mega * 4 * segments * codes),
-        Part("gradient of blend", "splat_kernel|Memset", mega * (entries * (8 + row) + c.gaussians * row), 2e-9 * entries * dim),
+        Part(
+            "gradient of blend", "splat_kernel|Memset",
+            mega * (entries * (8 + row) + c.gaussians * row), 2e-9 * entries * dim,
+        ),
         Part("Adam", "adam_kernel", mega * c.gaussians * dim * 28),
-    ]
+    ]  # fmt: skip
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -222,10 +226,8 @@ def against_floor(
     rows.append({"part": "rest", "launches": sum(k[2] for k in left), "us": sum(k[1] for k in left), "floor_us": 0.0})
     total, floor = (sum(float(row[key]) for row in rows) for key in ("us", "floor_us"))
     launches = sum(float(row["launches"]) for row in rows)
-    rows.append(
-        {"part": "sum", "launches": launches, "us": total, "floor_us": floor, "share_of_floor": floor / total if total else 0.0}
-    )
-    return rows
+    share = floor / total if total else 0.0
+    return [*rows, {"part": "sum", "launches": launches, "us": total, "floor_us": floor, "share_of_floor": share}]
 
 
 def print_rows(rows: list[dict[str, float | str]]) -> None:
@@ -269,14 +271,14 @@ class Bench:
     def lift(self, scene: Scene, gaussians: Gaussians, codes: int, *, keep: bool) -> None:
         """Measure a lift step with an active codebook, with weights kept in memory or computed each time."""
         method = UnifiedLift(UnifiedLiftSettings(codebook_start=0.0), zero_id="segment", seed=0)
-        directions = torch.nn.functional.normalize(torch.randn(codes, 16, generator=torch.Generator().manual_seed(1)), dim=1)
-        method.load_state_dict(method.state_dict() | {"codebook": directions})
+        rows = torch.randn(codes, 16, generator=torch.Generator().manual_seed(1))
+        method.load_state_dict(method.state_dict() | {"codebook": torch.nn.functional.normalize(rows, dim=1)})
         method.to(self.device)
         budget = 2**20 if keep else 0
         settings = LiftSettings(lift_pixels=self.args.pixels, lift_cache_mb=budget)
         stage = LiftStage(scene, gaussians, method, settings, seed=0)
         c = count(gaussians, scene.train)
-        segments = int(np.mean([len(torch.unique(view.segments)) for view in stage.views]))
+        segments = int(np.mean([len(torch.unique(view.segments)) for view in stage.views.all()]))
         facts = {**vars(c), "pixels": self.args.pixels, "codes": codes, "segments": segments}
         parts = lift_parts(c, self.args.pixels, 16, codes, segments)
         if not keep:
@@ -287,22 +289,16 @@ class Bench:
 
 def trained(path: Path, device: torch.device) -> tuple[Scene, Gaussians]:
     """Return the scene and the Gaussians of a model folder."""
-    from unified_lift.cli.render import open_model
-    from unified_lift.engine.device import on_device
-
     model, scene = open_model(path, iteration=-1, source_path=None)
-    table = {name: value.detach() for name, value in model.gaussians}
+    table = {name: value.detach().to(device) for name, value in model.gaussians}
     table["features"] = table["features"][:, :0]
-    return on_device(scene, device), Gaussians(table).to(device)
+    return ViewStore(device.type, device=device, folder=path).placed(scene), Gaussians(table)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--gaussians", type=int, default=1_000_000)
-    parser.add_argument("--size", type=int, nargs=2, default=[1296, 840], metavar=("W", "H"))
-    parser.add_argument("--views", type=int, default=8)
-    parser.add_argument("--scale", type=float, default=1.0, help="scale of the random Gaussians: 2 gives 2.5 times the pairs")
+    parser.add_argument("--case", choices=CASES, default="1M_sh3", help="random Gaussians of bench_scenes.py")
     parser.add_argument("--segments", type=int, default=100, help="segments of a view")
     parser.add_argument("--pixels", type=int, default=32_768, help="sampled pixels of a lift step")
     parser.add_argument("--codes", type=int, nargs="*", default=[256, 1024])
@@ -314,8 +310,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.quick:
-        args.gaussians, args.size, args.views, args.rounds = 5_000, [160, 120], 3, 5
-        args.pixels, args.codes, args.segments = 2_048, [32], 12
+        args.case, args.rounds = "500_48x32_rgb", 5
+        args.pixels, args.codes, args.segments = 1_024, [32], 12
     device = torch.device(args.device)
     bench = Bench(args, device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
@@ -323,16 +319,17 @@ def main() -> int:
     if args.model:
         scene, gaussians = trained(args.model, device)
     else:
-        scene, gaussians = random_scene(args.gaussians, *args.size, args.views, scale=args.scale)
-        gaussians = gaussians.to(device)
+        scene, gaussians = random_model(CASES[args.case], device)
         scene = with_photos(scene, gaussians, segments=args.segments)
-    print(f"{scene.name}, {len(scene.train)} views of {scene.train[0].camera.width}x{scene.train[0].camera.height}")
+    camera = scene.train[0].camera
+    print(f"{args.model or args.case}, {len(scene.train)} views of {camera.width}x{camera.height}")
     bench.geometry(scene, gaussians)
     for codes in args.codes:
         for keep in (True, False):
             bench.lift(scene, gaussians, codes, keep=keep)
     if args.json:
-        facts = {"device": name, "torch": torch.__version__, "copy_GB_s": bench.bandwidth / 1e9, "scene": scene.name}
+        facts = {"device": name, "torch": torch.__version__, "copy_GB_s": bench.bandwidth / 1e9}
+        facts["scene"] = str(args.model or args.case)
         args.json.write_text(json.dumps(facts | {"results": bench.results}, indent=1))
     return 0
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 ZeroId = Literal["segment", "ignore"]
+DataDevice = Literal["cuda", "cpu", "disk"]
+"""Where photos and masks are kept: GPU memory, main memory (pinned if a GPU reads it), or memory-mapped files."""
 
 
 class UserError(ValueError):
@@ -108,6 +110,7 @@ class Scene:
         train, test: Views; `test` is empty where nothing is held out.
         points: Initial points of the geometry.
         zero_id: What segment id 0 means in this data: a `segment` of its own (background) or `ignore` (unlabelled).
+        kept_on: Where the pixels of the views are kept.
         notes: What the reader did that the user should know (rescaling, undistortion, missing masks), printed once.
     """
 
@@ -117,6 +120,7 @@ class Scene:
     test: tuple[View, ...]
     points: PointCloud
     zero_id: ZeroId = "ignore"
+    kept_on: DataDevice = "cpu"
     notes: tuple[str, ...] = field(default=())
 
     @property

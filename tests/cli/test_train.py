@@ -11,6 +11,7 @@ import yaml
 from unified_lift.cli.main import main
 from unified_lift.cli.train import PRESET_DIR, parse, with_preset
 from unified_lift.data import DATASETS
+from unified_lift.engine.checkpoint import checkpoints, load_checkpoint
 from unified_lift.engine.settings import TrainSettings
 from unified_lift.types import UserError
 
@@ -95,6 +96,7 @@ def test_parity_presets_hold_the_published_numbers():
         (["train", "-s", "x", "-m", "y", "--config", "none.yaml"], "none.yaml: no such settings file"),
         (["train", "-s", "x", "-m", "y", "--iterations", "-1"], "--iterations must be at least 1"),
         (["train", "-s", "x", "-m", "y", "--sh_degree", "4"], "--sh_degree goes up to 3"),
+        (["train", "-s", "x", "-m", "y", "--checkpoint_minutes", "-1"], "--checkpoint_minutes must be at least 0"),
         (["train", "-s", "x", "-m", "y", "--resume"], "no chkpnt<N>.pth there to resume from"),
         (["train", "-s", "x", "-m", "y", "--start_checkpoint", "gone.pth"], "x"),
         (["tarin"], "no command 'tarin'"),
@@ -149,7 +151,8 @@ def test_every_preset_trains_the_miniature_and_refuses_to_overwrite(preset, mini
 def test_schedule_can_be_chosen_against_the_preset(miniature, tmp_path):
     argv = ["-s", str(miniature), "--preset", "released", "--schedule", "staged", *SHORT]
     assert main(["train", *argv, "-m", str(tmp_path / "m")]) == 0
-    assert set(json.loads((tmp_path / "m" / "manifest.json").read_text())["seconds"]) == {"geometry", "lift"}
+    seconds = json.loads((tmp_path / "m" / "manifest.json").read_text())["seconds"]
+    assert set(seconds) == {"load", "geometry", "lift", "finish"}
 
 
 def start_process(miniature, model):
@@ -183,6 +186,65 @@ def test_kill_loses_at_most_the_steps_since_the_last_checkpoint(miniature, tmp_p
     done = max(int(p.stem.removeprefix("chkpnt")) for p in model.glob("chkpnt*.pth"))
     assert done % 5 == 0
     assert main(["train", "-m", str(model), "--resume", "--iterations", str(done + 3)]) == 0
+    assert not list(model.glob("*.partial"))
+
+
+def test_kill_at_any_moment_leaves_a_whole_checkpoint(miniature, tmp_path):
+    """Each run goes on where the last was killed; with a checkpoint as often as the disk takes them."""
+    model = tmp_path / "model"
+    start_process(miniature, model).kill()
+    for delay_s in (0.3, 0.7, 1.1):
+        before = max(checkpoints(model))
+        command = [sys.executable, "train.py", "-m", str(model), "--resume", "--checkpoint-minutes", "0.00001"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        deadline = time.monotonic() + 90
+        while max(checkpoints(model)) == before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(delay_s / 10)
+        assert process.poll() is None, process.communicate()
+        process.kill()
+        process.communicate()
+        found = checkpoints(model)
+        assert max(found) > before
+        for path in found.values():
+            assert load_checkpoint(path)["total_steps"] in found
+
+
+def test_photos_from_disk_train_the_same_model_and_the_run_says_where_they_are(miniature, tmp_path, capsys):
+    for place in ("cpu", "disk"):
+        model = tmp_path / place
+        assert main(["train", "-s", str(miniature), "-m", str(model), "--data_device", place, *SHORT]) == 0
+        out = capsys.readouterr().out
+        assert f"photos and masks: 0.00 GiB {'on disk' if place == 'disk' else 'in main memory'} (" in out
+        assert json.loads((model / "manifest.json").read_text())["data"]["kept_on"] == place
+    for name in ("point_cloud.ply", "point_cloud_objects.ply"):
+        first, second = ((tmp_path / p / "point_cloud/iteration_12" / name).read_bytes() for p in ("cpu", "disk"))
+        assert first == second
+    assert {path.name for path in (tmp_path / "cpu").iterdir()} == {path.name for path in (tmp_path / "disk").iterdir()}
+
+
+def test_profile_shows_where_the_time_of_a_step_goes(miniature, tmp_path, capsys):
+    model = tmp_path / "model"
+    steps = ["--iterations", "40", "--lift_iterations", "32"]  # a window is an eighth: 5 and 4 steps
+    assert main(["train", "-s", str(miniature), "-m", str(model), *SHORT, *steps, "--profile"]) == 0
+    profile = json.loads((model / "profile.json").read_text())
+    assert {stage: [window["steps"] for window in found] for stage, found in profile.items()} == {
+        "geometry": [[11, 15], [31, 35]],
+        "lift": [[9, 12], [25, 28]],
+    }
+    own = {"geometry": {"density"}, "lift": {"losses", "backward"}}
+    for stage, found in profile.items():
+        for window in found:
+            shared = {"between steps", "view", "forward", "update", "wait at the end"}
+            assert set(window["host_ms"]) == shared | own[stage]
+            assert sum(window["host_ms"].values()) == pytest.approx(window["wall_ms"])
+            assert window["gaussians"] > 0
+            assert "kernels" not in window  # no GPU here
+    out = capsys.readouterr().out
+    assert f"geometry, steps 11 to 15 ({profile['geometry'][0]['gaussians']} gaussians, 0 codes): " in out
+    assert "ms  density" in out
+    assert main(["train", "-s", str(miniature), "-m", str(model), *SHORT, "--overwrite"]) == 0
+    assert not (model / "profile.json").exists()
 
 
 def test_preset_given_as_a_file(tmp_path):

@@ -134,7 +134,7 @@ class TestEveryReader:
 
 def test_annotations_are_not_part_of_a_scene(miniature, read):
     fields = {field.name for field in dataclasses.fields(read(miniature("colmap")))}
-    assert fields == {"name", "dataset", "train", "test", "points", "zero_id", "notes"}
+    assert fields == {"name", "dataset", "train", "test", "points", "zero_id", "kept_on", "notes"}
 
 
 def test_missing_folder_is_named(tmp_path, read):

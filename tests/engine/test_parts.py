@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from unified_lift.engine import device as device_module
-from unified_lift.engine.device import chosen_device, on_device, require_rasterizer
+from unified_lift.engine.device import chosen_device, require_rasterizer
 from unified_lift.engine.geometry import log_linear
 from unified_lift.engine.logs import RunLog, read_log
-from unified_lift.engine.terms import require_finite, weighted_sum
-from unified_lift.engine.views import ViewOrder
+from unified_lift.engine.terms import TermRecord, require_finite_state, weighted_sum
 from unified_lift.types import UserError
 
 
@@ -20,25 +19,55 @@ def test_total_is_the_weighted_sum_of_the_terms():
     assert float(total) == pytest.approx(2.903)
 
 
-def test_nan_stops_the_run_and_names_the_terms():
-    terms = {"photometric": torch.tensor(0.5), "contrastive": torch.tensor(float("nan"))}
-    with pytest.raises(FloatingPointError, match="step 7: photometric = 0.5, contrastive = nan"):
-        require_finite(weighted_sum(terms, {}), terms, 7)
+def terms_of(**values):
+    return {name: torch.tensor(value) for name, value in values.items()}
 
 
-def test_every_view_comes_once_before_any_comes_again():
-    order = ViewOrder(5, seed=0)
-    rounds = [[order.next_index() for _ in range(5)] for _ in range(3)]
-    assert all(sorted(indices) == [0, 1, 2, 3, 4] for indices in rounds)
-    assert rounds[0] != rounds[1] or rounds[1] != rounds[2]
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_the_first_step_that_is_not_finite_is_named_although_it_is_found_later(bad):
+    record = TermRecord()
+    record.add(6, terms_of(photometric=0.25))
+    record.add(7, terms_of(photometric=0.5, contrastive=bad))
+    record.add(8, terms_of(photometric=bad, contrastive=0.5))
+    record.add(9, terms_of(photometric=0.5))
+    with pytest.raises(FloatingPointError, match=f"step 7: photometric = 0.5, contrastive = {bad:g}$"):
+        record.require_finite()
 
 
-def test_view_order_goes_on_where_it_was():
-    order, copy = ViewOrder(5, seed=0), ViewOrder(5, seed=9)
-    for _ in range(7):
-        order.next_index()
-    copy.load_state_dict(order.state_dict())
-    assert [order.next_index() for _ in range(9)] == [copy.next_index() for _ in range(9)]
+def test_record_returns_the_terms_of_the_last_step_and_forgets_what_was_checked():
+    record = TermRecord()
+    assert record.require_finite() == {}
+    record.add(0, terms_of(a=1.0, b=2.0))
+    record.add(1, terms_of(a=3.0))
+    assert record.require_finite() == {"a": 3.0}
+    assert record.require_finite() == {"a": 3.0}
+    record.add(2, terms_of(b=4.0, a=5.0))
+    assert record.require_finite() == {"b": 4.0, "a": 5.0}
+
+
+def test_record_keeps_values_that_are_overwritten_afterwards():
+    record, terms = TermRecord(), terms_of(a=float("nan"))
+    record.add(3, terms)
+    terms["a"].fill_(1.0)
+    with pytest.raises(FloatingPointError, match="step 3: a = nan"):
+        record.require_finite()
+
+
+def test_a_record_that_nobody_asks_checks_itself_after_a_thousand_steps():
+    record = TermRecord()
+    record.add(0, terms_of(a=float("nan")))
+    for step in range(1, 999):
+        record.add(step, terms_of(a=0.0))
+    with pytest.raises(FloatingPointError, match="step 0"):
+        record.add(999, terms_of(a=0.0))
+
+
+def test_tensor_that_is_not_finite_is_named_and_counted():
+    good = [("means", torch.ones(3)), ("ids", torch.tensor([1, 2])), ("nothing", torch.ones(0, 4))]
+    require_finite_state(good, 5)
+    bad = torch.tensor([[1.0, float("nan")], [float("inf"), 2.0]])
+    with pytest.raises(FloatingPointError, match="adam.moments holds 2 values that are not finite after 5 steps"):
+        require_finite_state([*good, ("adam.moments", bad)], 5)
 
 
 def test_position_rate_falls_on_a_log_scale_and_then_stays():
@@ -71,10 +100,9 @@ def test_tensorboard_gets_the_names_dashboards_expect(tmp_path):
     assert events.Scalars("train_loss_patches/total_loss")[0].value == 0.25
 
 
-def test_device_that_is_not_there_is_refused(monkeypatch, scene):
+def test_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert chosen_device("auto").type == "cpu"
-    assert on_device(scene, chosen_device("cpu")) is scene
     with pytest.raises(UserError, match="sees no CUDA device"):
         chosen_device("cuda")
 

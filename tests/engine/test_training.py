@@ -1,13 +1,15 @@
 import dataclasses
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from diff_gaussian_rasterization import blend
 
 from unified_lift.cli.train import with_preset
 from unified_lift.config import merged
 from unified_lift.density.default import DensitySettings
-from unified_lift.engine import outputs
+from unified_lift.engine import labels, outputs
 from unified_lift.engine.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
 from unified_lift.engine.geometry import GeometryStage
 from unified_lift.engine.labels import label_gaussians
@@ -17,6 +19,7 @@ from unified_lift.engine.trainer import Interrupted, Trainer, latest_checkpoint
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.initialize import gaussians_from_points
+from unified_lift.rendering import blending_weights
 from unified_lift.types import UserError
 
 SHORT = {
@@ -141,8 +144,8 @@ def test_training_learns_colour_and_objects(tmp_path, scene):
     psnr = [line["psnr"] for line in log if "psnr" in line]
     assert psnr[-1] > 18
     assert manifest["num_codes"] >= 3
-    labels = label_gaussians(trainer.gaussians, trainer.method, [view.camera for view in scene.train])
-    assert labels.confidence.mean() > 0.7
+    found = label_gaussians(trainer.gaussians, trainer.method, [view.camera for view in scene.train])
+    assert found.confidence.mean() > 0.7
 
 
 def outputs_log(model_path):
@@ -192,7 +195,7 @@ def test_foreign_splat_is_lifted_without_touching_it(tmp_path, scene):
 def test_scene_without_masks_trains_geometry_only(tmp_path, scene, preset):
     bare = dataclasses.replace(scene, train=tuple(dataclasses.replace(v, segments=None) for v in scene.train))
     manifest = Trainer(settings_for(tmp_path, preset=preset), bare).run()
-    assert set(manifest["seconds"]) == {"geometry"}
+    assert set(manifest["seconds"]) == {"geometry", "finish"}
     assert sorted(p.name for p in (tmp_path / "point_cloud" / "iteration_24").iterdir()) == ["point_cloud.ply"]
     with pytest.raises(UserError, match="no training view has a mask"):
         LiftStage(bare, gaussians_from_points(scene.points, sh_degree=0), method(), LiftSettings(), seed=0)
@@ -271,12 +274,66 @@ def test_objects_are_numbered_by_falling_area_without_changing_who_is_who(tmp_pa
     trainer = Trainer(settings_for(tmp_path), scene)
     trainer.run()
     cameras = [view.camera for view in scene.train]
-    labels = label_gaussians(trainer.gaussians, trainer.method, cameras)
-    assert labels.areas.tolist() == sorted(labels.areas.tolist(), reverse=True)
+    found = label_gaussians(trainer.gaussians, trainer.method, cameras)
+    assert found.areas.tolist() == sorted(found.areas.tolist(), reverse=True)
     saved = np.load(tmp_path / "point_cloud" / "iteration_24" / "segmentation.npz")
-    assert np.array_equal(saved["object_id"], labels.object_ids.numpy())
+    assert np.array_equal(saved["object_id"], found.object_ids.numpy())
     stored = torch.load(tmp_path / "point_cloud" / "iteration_24" / "classifier.pth", weights_only=True)
     assert torch.equal(stored, trainer.method.codebook)
+
+
+@pytest.mark.parametrize("max_votes", [1, 300, 700, 10_000])  # one code at a time, two, five, all seven
+def test_labels_are_the_votes_of_the_pixels_whatever_memory_they_may_take(scene, monkeypatch, max_votes):
+    generator = torch.Generator().manual_seed(0)
+    gaussians, learnt = gaussians_from_points(scene.points, sh_degree=0), method()
+    gaussians.set("features", torch.randn(len(gaussians), 16, generator=generator))
+    gaussians.means.data[5] = torch.tensor([0.0, 50.0, 0.0])  # seen by nobody
+    learnt.codebook = torch.randn(7, 16, generator=generator).requires_grad_(True)
+    cameras = [view.camera for view in scene.train]
+    monkeypatch.setattr(labels, "_MAX_ASSOCIATIONS", 7 * 100)  # 100 of the 480 pixels at a time
+    found = label_gaussians(gaussians, learnt, cameras, max_votes=max_votes)
+
+    votes, areas, num_views = torch.zeros(len(gaussians), 7), torch.zeros(7, dtype=torch.int64), [0] * 7
+    for camera in cameras:
+        weights = blending_weights(gaussians, camera, min_weight=1e-3)
+        ids = learnt.segment(blend(weights, gaussians.features)).object_ids.tolist()
+        offsets = weights.offsets.tolist()
+        for pixel, code in enumerate(ids):
+            rows = slice(offsets[pixel], offsets[pixel + 1])
+            votes[:, code].index_add_(0, weights.gaussian_ids[rows].long(), weights.weights[rows])
+            areas[code] += offsets[pixel + 1] > offsets[pixel]
+        seen = {code for pixel, code in enumerate(ids) if offsets[pixel + 1] > offsets[pixel]}
+        num_views = [count + (code in seen) for code, count in enumerate(num_views)]
+    expected = votes.argmax(dim=1)
+    expected[5] = learnt.segment(gaussians.features[5]).object_ids
+    share = votes.max(dim=1).values / votes.sum(dim=1)
+    share[5] = 0
+    assert found.object_ids.tolist() == expected.tolist()
+    torch.testing.assert_close(found.confidence, share)
+    assert float(found.confidence.max()) > 0.5
+    assert found.areas.tolist() == areas.tolist()
+    assert found.num_views.tolist() == num_views
+
+
+def test_what_geometry_needed_is_free_when_the_lift_begins(tmp_path, scene, monkeypatch):
+    trainer, alive = Trainer(settings_for(tmp_path), scene), []
+    geometry_of, lift_of = trainer._geometry, trainer._lift
+
+    def watched(*arguments, **options):
+        stage = geometry_of(*arguments, **options)
+        alive.append(weakref.ref(stage.adam))
+        return stage
+
+    def lift(*arguments):
+        assert alive[0]() is None
+        assert all(value.grad is None for _, value in trainer.gaussians)
+        alive.clear()
+        return lift_of(*arguments)
+
+    monkeypatch.setattr(trainer, "_geometry", watched)
+    monkeypatch.setattr(trainer, "_lift", lift)
+    trainer.run()
+    assert not alive
 
 
 def test_new_run_in_an_old_folder_does_not_mix_with_the_old_one(tmp_path, scene):

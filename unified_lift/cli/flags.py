@@ -13,13 +13,13 @@ _SAME = {
     "--num-classes": "--num-codes",
     "--config-file": "--config",
 }
-_WITHOUT_MEANING = {"--data-device": 1, "--ip": 1, "--port": 1, "--debug-from": 1}
+_WITHOUT_MEANING = {"--ip": 1, "--port": 1, "--debug-from": 1}
 
 
 def canonical(argv: list[str]) -> list[str]:
     """Return `argv` with short and historic spellings replaced.
 
-    Flags that have no meaning here (a GUI port, a device for photos) are left out with a note.
+    Flags that have no meaning here (a GUI port) are left out with a note.
     """
     result: list[str] = []
     skip = 0

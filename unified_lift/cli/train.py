@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from tqdm import tqdm
 from unified_lift.cli.flags import canonical
 from unified_lift.config import merged, read_settings_file
 from unified_lift.data import load_scene
+from unified_lift.engine.device import chosen_device
 from unified_lift.engine.outputs import holds_run, read_run_settings
+from unified_lift.engine.placement import ViewStore
+from unified_lift.engine.profiling import profile_table
 from unified_lift.engine.settings import TrainSettings
 from unified_lift.engine.trainer import Interrupted, Trainer, latest_checkpoint
 from unified_lift.types import Scene, UserError
@@ -46,9 +50,7 @@ def train_main(argv: list[str]) -> int:
     command = parse(argv)
     settings = command.settings
     resume_from = _where_to_start(command)
-    scene = _load(settings)
-    _print_scene(settings, scene)
-    trainer = Trainer(settings, scene)
+    trainer = _prepared(settings)
 
     def ask_to_stop(*_: object) -> None:
         if trainer.stop_requested:
@@ -64,6 +66,8 @@ def train_main(argv: list[str]) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if settings.run.profile:
+        print(profile_table(trainer.profile))
     minutes = sum(manifest["seconds"].values()) / 60
     print(
         f"{settings.model_path}: {manifest['num_gaussians']} Gaussians, {manifest['num_codes']} object codes, "
@@ -126,6 +130,7 @@ def _check(settings: TrainSettings) -> None:
         "feature_dim": (settings.method.feature_dim, 1),
         "num_codes": (settings.method.num_codes, 0),
         "lift_pixels": (settings.lift.lift_pixels, 1),
+        "checkpoint_minutes": (settings.run.checkpoint_minutes, 0),
         "checkpoint_interval": (settings.run.checkpoint_interval, 0),
         "log_interval": (settings.run.log_interval, 1),
         "densification_interval": (settings.density.densification_interval, 1),
@@ -137,7 +142,19 @@ def _check(settings: TrainSettings) -> None:
         raise UserError(f"--sh_degree goes up to 3, received {settings.geometry.sh_degree}")
 
 
-def _load(settings: TrainSettings) -> Scene:
+def _prepared(settings: TrainSettings) -> Trainer:
+    """Return the trainer of the loaded scene; nobody else holds on to photos that it has copied elsewhere."""
+    began = time.perf_counter()
+    store = ViewStore(settings.run.data_device, device=chosen_device(settings.run.device), folder=settings.model_path)
+    scene = _load(settings, store)
+    _print_scene(settings, scene)
+    trainer = Trainer(settings, scene, store=store)
+    print(trainer.placement)
+    trainer.seconds["load"] = time.perf_counter() - began
+    return trainer
+
+
+def _load(settings: TrainSettings, store: ViewStore) -> Scene:
     with tqdm(desc="load", unit=" views", disable=settings.run.quiet, dynamic_ncols=True, leave=False, delay=1) as bar:
 
         def show(done: int, total: int) -> None:
@@ -146,7 +163,7 @@ def _load(settings: TrainSettings) -> Scene:
             if done == total:
                 bar.set_description("load: initial points")
 
-        return load_scene(settings.data, progress=show)
+        return load_scene(settings.data, progress=show, store=store)
 
 
 def _where_to_start(command: TrainCommand) -> Path | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from unified_lift.data import colmap, messy_rooms, transforms
-from unified_lift.data.common import Reader
+from unified_lift.data.common import Reader, Store
 from unified_lift.data.images import Progress
 from unified_lift.types import DataSettings, Scene, UserError
 
@@ -34,15 +34,16 @@ def detect_reader(settings: DataSettings) -> Reader:
     raise UserError(f"{root}: fits no known layout; looked for {looked}")
 
 
-def load_scene(settings: DataSettings, *, progress: Progress | None = None) -> Scene:
+def load_scene(settings: DataSettings, *, progress: Progress | None = None, store: Store | None = None) -> Scene:
     """Return the scene of `settings.source_path`, whatever its layout.
 
     Args:
         progress: Called with (done, total) after each loaded view.
+        store: Keeps photos and masks; None = in memory.
     Raises:
         UserError: Names the file or flag and the cure.
     """
-    return detect_reader(settings).load(settings.source_path, settings, progress=progress)
+    return detect_reader(settings).load(settings.source_path, settings, progress=progress, store=store)
 
 
 def load_annotations(settings: DataSettings, names: Sequence[str]) -> dict[str, np.ndarray]:

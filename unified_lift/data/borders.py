@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import cv2
@@ -19,17 +19,20 @@ _MARGIN = 2  # pixels beside the frame into which its black was blended
 _MAX_SHARE_OF_IMAGE = 0.25  # a larger dark area is the scene itself (night, a black backdrop)
 
 
-def black_frame(images: Sequence[np.ndarray]) -> np.ndarray | None:
+def black_frame(images: Iterable[np.ndarray]) -> np.ndarray | None:
     """Return where photos of one camera are black in nearly every view, connected to the image border.
 
     Args:
-        images: Photos of one size, uint8 [H, W, 3].
+        images: Photos of one size, uint8 [H, W, 3]; looked at one by one.
     Returns:
         bool [H, W]; None where there is no such frame.
     """
-    if len(images) < _MIN_VIEWS:
+    num_images, num_dark = 0, np.zeros((), dtype=np.int32)
+    for image in images:
+        num_images, num_dark = num_images + 1, num_dark + (image.max(axis=2) <= _DARK)
+    if num_images < _MIN_VIEWS:
         return None
-    dark = np.mean([image.max(axis=2) <= _DARK for image in images], axis=0) >= _SHARE_OF_VIEWS
+    dark = num_dark / num_images >= _SHARE_OF_VIEWS
     _, regions = cv2.connectedComponents(dark.astype(np.uint8), connectivity=8)
     edge = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
     frame = np.isin(regions, np.setdiff1d(edge, 0))
@@ -46,7 +49,7 @@ def without_black_frames(views: Sequence[View]) -> tuple[list[View], list[str]]:
         groups[view.camera.width, view.camera.height].append(index)
     result, notes = list(views), []
     for indices in groups.values():
-        frame = black_frame([views[index].image.numpy() for index in indices])
+        frame = black_frame(views[index].image.numpy() for index in indices)
         if frame is None:
             continue
         seen = torch.from_numpy(~frame)

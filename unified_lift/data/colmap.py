@@ -28,6 +28,7 @@ from unified_lift.data.colmap_model import (
 from unified_lift.data.common import (
     Frame,
     Reader,
+    Store,
     make_scene,
     mask_folder,
     name_of,
@@ -67,7 +68,7 @@ def detect(root: Path) -> bool:
     return _model_folder(root) is not None
 
 
-def load(root: Path, settings: DataSettings, *, progress: Progress | None = None) -> Scene:
+def load(root: Path, settings: DataSettings, *, progress: Progress | None = None, store: Store | None = None) -> Scene:
     """Return the scene.
 
     Raises:
@@ -87,6 +88,7 @@ def load(root: Path, settings: DataSettings, *, progress: Progress | None = None
         held_out=_held_out(root, frames) if settings.eval else None,
         notes=notes,
         progress=progress,
+        store=store,
     )
 
 

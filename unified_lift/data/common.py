@@ -7,16 +7,18 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from unified_lift.data.borders import without_black_frames
 from unified_lift.data.images import (
     IMAGE_SUFFIXES,
     Alpha,
     Progress,
+    image_size,
     parallel_map,
     read_image,
     resize_image,
@@ -41,7 +43,7 @@ class Reader(NamedTuple):
         name: Key in `DATASETS`.
         looks_for: The files by which the layout is known, for messages.
         detect: Whether a folder has this layout.
-        load: Read the scene: (root, settings, progress=None).
+        load: Read the scene: (root, settings, progress=None, store=None).
         load_annotations: Truth ids of the named views at native size: (root, names, settings).
         write_miniature: Write a tiny scene of this layout into a folder.
     """
@@ -52,6 +54,16 @@ class Reader(NamedTuple):
     load: Callable[..., Scene]
     load_annotations: Callable[[Path, Sequence[str], DataSettings], dict[str, np.ndarray]]
     write_miniature: Callable[[Path], None]
+
+
+class Store(Protocol):
+    """Keeps decoded photos and masks; without one they stay in memory."""
+
+    def expect(self, num_bytes: int) -> None:
+        """Hear, before anything is decoded, about how much there will be."""
+
+    def keep(self, array: np.ndarray) -> Tensor:
+        """Return the array as a tensor in its place; called from several threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +100,7 @@ def make_scene(
     held_out: Collection[str] | None = None,
     notes: Iterable[str] = (),
     progress: Progress | None = None,
+    store: Store | None = None,
 ) -> Scene:
     """Return the scene of these frames: split, loaded, resized, with initial points.
 
@@ -97,6 +110,7 @@ def make_scene(
         held_out: Names that the dataset itself holds out.
         notes: What the reader wants to tell the user.
         progress: Called with (done, total) after each view.
+        store: Keeps photos and masks; None = in memory.
     Raises:
         UserError: Names the file or flag and the cure.
     """
@@ -104,7 +118,10 @@ def make_scene(
     train, test = split_names([frame.name for frame in frames], root, settings, held_out=held_out)
     by_name = {frame.name: frame for frame in frames}
     used = [by_name[name] for name in (*train, *test)]
-    loaded = parallel_map(partial(load_view, settings=settings, zero_id=zero_id), used, progress)
+    if store is not None:
+        store.expect(_expected_bytes(used, settings))
+    keep = _in_memory if store is None else store.keep
+    loaded = parallel_map(partial(load_view, settings=settings, zero_id=zero_id, keep=keep), used, progress)
     views, view_notes = [view for view, _ in loaded], [set(notes_of_view) for _, notes_of_view in loaded]
     views, border_notes = without_black_frames(views)
     train_views, test_views = tuple(views[: len(train)]), tuple(views[len(train) :])
@@ -175,8 +192,10 @@ def rigid_pose(matrix: object, *, source: Path, name: str) -> np.ndarray:
     return rigid
 
 
-def load_view(frame: Frame, *, settings: DataSettings, zero_id: ZeroId) -> tuple[View, list[str]]:
-    """Return the view at the size in use, and short notes on what was done to it."""
+def load_view(
+    frame: Frame, *, settings: DataSettings, zero_id: ZeroId, keep: Callable[[np.ndarray], Tensor]
+) -> tuple[View, list[str]]:
+    """Return the view at the size in use, its arrays as `keep` returns them, and short notes on what was done to it."""
     notes = []
     image = read_image(frame.image_path, alpha=frame.alpha)
     lens, segments, valid = fit_lens(frame, width=image.shape[1], height=image.shape[0]), None, None
@@ -198,11 +217,24 @@ def load_view(frame: Frame, *, settings: DataSettings, zero_id: ZeroId) -> tuple
         )
     camera = make_camera(frame.cam_from_world, lens, source=frame.source, name=frame.name).resized(width, height)
     if segments is not None:
-        segments = torch.from_numpy(np.ascontiguousarray(nearest(segments, height, width)))
+        segments = keep(nearest(segments, height, width))
     if valid is not None:
-        valid = None if valid.all() else torch.from_numpy(nearest(valid, height, width) > 0)
-    pixels = torch.from_numpy(np.ascontiguousarray(resize_image(image, width, height)))
+        valid = None if valid.all() else keep(nearest(valid, height, width) > 0)
+    pixels = keep(resize_image(image, width, height))
     return View(name=frame.name, camera=camera, image=pixels, segments=segments, valid=valid), notes
+
+
+def _in_memory(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _expected_bytes(frames: Sequence[Frame], settings: DataSettings) -> int:
+    """Return the bytes of photos (3 per pixel), masks (4) and, of distorted photos, the pixels the lens saw (1)."""
+    total = 0
+    for frame in frames:
+        width, height = target_size(*image_size(frame.image_path), settings.resolution)
+        total += width * height * (3 + 4 * (frame.mask_path is not None) + frame.lens.is_distorted)
+    return total
 
 
 def fit_lens(frame: Frame, *, width: int, height: int) -> Lens:

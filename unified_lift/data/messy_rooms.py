@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_lift.data.common import Frame, Reader, make_scene, mask_folder, rigid_pose
+from unified_lift.data.common import Frame, Reader, Store, make_scene, mask_folder, rigid_pose
 from unified_lift.data.images import IMAGE_SUFFIXES, Progress, image_size, write_image
 from unified_lift.data.jsonfile import number, read_json
 from unified_lift.data.lens import Lens
@@ -31,7 +31,7 @@ def detect(root: Path) -> bool:
     return (root / "metadata.json").is_file() and (root / "color").is_dir()
 
 
-def load(root: Path, settings: DataSettings, *, progress: Progress | None = None) -> Scene:
+def load(root: Path, settings: DataSettings, *, progress: Progress | None = None, store: Store | None = None) -> Scene:
     """Return the scene; initial points are made from the photos, the data set brings none.
 
     Raises:
@@ -49,6 +49,7 @@ def load(root: Path, settings: DataSettings, *, progress: Progress | None = None
         held_out=[frames[i].name for i in last_fifth(len(frames))],
         notes=notes,
         progress=progress,
+        store=store,
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from unified_lift.data.common import (
     Frame,
     Reader,
+    Store,
     make_scene,
     mask_folder,
     name_of,
@@ -50,7 +51,7 @@ def detect(root: Path) -> bool:
     return (root / "transforms.json").is_file() or (root / _SPLIT_FILES[0]).is_file()
 
 
-def load(root: Path, settings: DataSettings, *, progress: Progress | None = None) -> Scene:
+def load(root: Path, settings: DataSettings, *, progress: Progress | None = None, store: Store | None = None) -> Scene:
     """Return the scene.
 
     Raises:
@@ -78,6 +79,7 @@ def load(root: Path, settings: DataSettings, *, progress: Progress | None = None
         held_out=held_out,
         notes=notes,
         progress=progress,
+        store=store,
     )
 
 

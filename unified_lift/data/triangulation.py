@@ -25,6 +25,7 @@ _CONTRAST = 0.004  # SIFT contrast threshold; the library's 0.04 leaves smooth w
 _NUM_NEIGHBORS = 10  # views in which each view looks for its points
 _MIN_BASELINE, _MAX_BASELINE = 3.0, 40.0  # degrees between two views, seen from the look-at point
 _MAX_EPIPOLAR = 1.0  # px from the epipolar line
+_LINES_AT_ONCE = 64  # so that their distances to all pixels of a view stay in the cache
 _MAX_NEAR = 0.3  # share of all pairs of points that may lie near the lines of one pair of views
 _MAX_RATIO = 0.95  # best over second-best descriptor distance near the line, where four views agree
 _MAX_RATIO_SURE = 0.75  # the same, where only three do
@@ -139,12 +140,9 @@ def candidates(first: Features, second: Features, matrix: np.ndarray) -> tuple[n
         return np.full(len(first.pixels), -1, dtype=np.int64), np.zeros(len(first.pixels), dtype=bool)
     lines = np.c_[first.pixels, np.ones(len(first.pixels))] @ matrix.T  # [K1, 3]
     lines /= np.maximum(np.linalg.norm(lines[:, :2], axis=1, keepdims=True), 1e-12)
-    (x, y), (lx, ly, lz) = second.pixels.T.astype(np.float32), lines.T.astype(np.float32)[:, :, None]
-    offset = lx * x + ly * y + lz  # [K1, K2] px
-    near = np.flatnonzero(np.abs(offset) <= _MAX_EPIPOLAR)  # about one pair in a hundred: compare only these
-    if near.size > _MAX_NEAR * offset.size:  # no baseline, no epipolar line
-        near = near[:0]
-    row, column = np.divmod(near, len(second.pixels))
+    row, column = _near_lines(lines.astype(np.float32), second.pixels.astype(np.float32))
+    if row.size > _MAX_NEAR * len(lines) * len(second.pixels):  # no baseline, no epipolar line
+        row, column = row[:0], column[:0]
     similarity = np.einsum("pd,pd->p", first.descriptors[row], second.descriptors[column])
     order = np.lexsort((-similarity, row))
     row, column, similarity = row[order], column[order], similarity[order]
@@ -156,6 +154,18 @@ def candidates(first: Features, second: Features, matrix: np.ndarray) -> tuple[n
     match[row[is_best]] = np.where(ratio < _MAX_RATIO**2, column[is_best], -1)
     sure[row[is_best]] = ratio < _MAX_RATIO_SURE**2
     return match, sure
+
+
+def _near_lines(lines: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return line and pixel of each pair that lies within reach, about one in a hundred, ordered by line."""
+    (x, y), found = pixels.T, []
+    for start in range(0, len(lines), _LINES_AT_ONCE):
+        lx, ly, lz = lines[start : start + _LINES_AT_ONCE].T[:, :, None]
+        offset = lx * x
+        offset += ly * y
+        offset += lz
+        found.append(np.flatnonzero(np.abs(offset, out=offset) <= _MAX_EPIPOLAR) + start * len(pixels))
+    return np.divmod(np.concatenate(found), len(pixels))
 
 
 def grow_tracks(

@@ -1,14 +1,18 @@
-"""Full-state checkpoints: written atomically, read with weights_only."""
+"""Full-state checkpoints: copied in the loop, written by a thread, atomically; read with weights_only."""
 
 from __future__ import annotations
 
 import os
 import pickle
 import re
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from unified_lift.types import UserError
 
@@ -21,6 +25,78 @@ def checkpoint_path(model_path: Path, total_steps: int) -> Path:
     return model_path / f"chkpnt{total_steps}.pth"
 
 
+def named_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield dotted name and value of every tensor in a tree of dictionaries, lists and tuples."""
+    if isinstance(tree, Tensor):
+        yield prefix, tree
+    elif isinstance(tree, dict | list | tuple):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from named_tensors(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def snapshot(tree: Any) -> Any:
+    """Return a copy of a tree of tensors in main memory: what trains goes on changing while the copy is written."""
+    if isinstance(tree, Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: snapshot(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(snapshot(value) for value in tree)
+    return tree
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread, one at a time. An error of the thread is raised by the next call."""
+
+    def __init__(self) -> None:
+        """Start with nothing to write."""
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._running: Future[None] | None = None
+
+    def is_busy(self) -> bool:
+        """Return whether a checkpoint is being written.
+
+        Raises:
+            UserError: The last one could not be written.
+        """
+        if self._running is not None and self._running.done():
+            self.wait()
+        return self._running is not None
+
+    def write(self, path: Path, state: dict[str, Any], *, kept: Collection[int]) -> None:
+        """Wait for the checkpoint before, then let the thread write `state`, which nobody may change any more.
+
+        Once it is written, older checkpoints go, except those after the total steps `kept`.
+
+        Raises:
+            UserError: The checkpoint before could not be written.
+        """
+        self.wait()
+        self._running = self._pool.submit(_replace_older, path, state, set(kept))
+
+    def wait(self) -> None:
+        """Wait until everything is on disk.
+
+        Raises:
+            UserError: It could not be written.
+        """
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def close(self) -> None:
+        """Wait and end the thread; for the way out of an error, which must not be hidden by another one."""
+        self._pool.shutdown(wait=True)
+
+
+def _replace_older(path: Path, state: dict[str, Any], kept: set[int]) -> None:
+    save_checkpoint(path, state)
+    for number, old in checkpoints(path.parent).items():
+        if number not in kept and number < state["total_steps"]:
+            with suppress(OSError):
+                old.unlink()
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` so that `path` always holds a whole checkpoint: to a neighbour, synced, then renamed.
 
@@ -29,7 +105,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
+        with open(partial, "wb") as file:  # through Python's file the training thread runs on: the GIL is given back
             torch.save({"format": _FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
@@ -40,13 +116,13 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return what `save_checkpoint` wrote.
+    """Return what `save_checkpoint` wrote; its tensors are mapped from the file and read when they are used.
 
     Raises:
         UserError: No such file, cut short, or written by another program.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError) as error:
@@ -67,3 +143,9 @@ def checkpoints(model_path: Path) -> dict[int, Path]:
         if match:
             found[int(match.group(1))] = path
     return dict(sorted(found.items()))
+
+
+def remove_unfinished(model_path: Path) -> None:
+    """Remove checkpoints that were being written when a run was killed."""
+    for path in model_path.glob("chkpnt*.pth.partial"):
+        path.unlink(missing_ok=True)

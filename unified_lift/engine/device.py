@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from diff_gaussian_rasterization import backend_info
 
-from unified_lift.types import Scene, UserError, View
+from unified_lift.types import UserError
 
 
 def chosen_device(wanted: str) -> torch.device:
@@ -38,22 +36,3 @@ def require_rasterizer(rasterizer: str, device: torch.device) -> None:
         raise UserError(f"--rasterizer gsplat: {problem}")
     if device.type != "cuda":
         raise UserError(f"--rasterizer gsplat renders on a GPU, and this run is on {device}; use --device cuda")
-
-
-def on_device(scene: Scene, device: torch.device) -> Scene:
-    """Return the scene with photos (uint8) and segment ids (int32) on `device`."""
-    if device.type == "cpu":
-        return scene
-
-    def moved(views: tuple[View, ...]) -> tuple[View, ...]:
-        return tuple(
-            replace(
-                view,
-                image=view.image.to(device),
-                segments=None if view.segments is None else view.segments.to(device),
-                valid=None if view.valid is None else view.valid.to(device),
-            )
-            for view in views
-        )
-
-    return replace(scene, train=moved(scene.train), test=moved(scene.test))

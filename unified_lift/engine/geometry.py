@@ -12,7 +12,8 @@ from torch import Tensor
 from unified_lift.density.default import DensityControl, DensitySettings
 from unified_lift.engine.settings import GeometrySettings
 from unified_lift.engine.stage import Stage
-from unified_lift.engine.terms import require_finite, weighted_sum
+from unified_lift.engine.terms import weighted_sum
+from unified_lift.engine.views import ViewSource
 from unified_lift.methods.base import Method, Observation
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.rendering import camera_tensors, render
@@ -35,7 +36,9 @@ class GeometryStage(Stage):
         method: Method | None = None,
     ) -> None:
         """Prepare the stage. `method` makes it the joint schedule of the paper and the released code."""
-        super().__init__(num_steps=settings.iterations, num_views=len(scene.train), seed=seed)
+        fields = ("image", "valid") if method is None else ("image", "segments", "valid")
+        views = ViewSource(scene.train, kept_on=scene.kept_on, device=gaussians.device, fields=fields)
+        super().__init__(num_steps=settings.iterations, views=views, seed=seed)
         self.scene, self.gaussians, self.settings, self.method = scene, gaussians, settings, method
         self.radius = scene.radius
         self.density = DensityControl(density, radius=self.radius, count=len(gaussians), num_steps=settings.iterations)
@@ -46,9 +49,11 @@ class GeometryStage(Stage):
 
     def train_step(self, step: int) -> dict[str, Tensor]:
         """Do 0-based `step` and return the unweighted, detached terms."""
-        view = self.scene.train[self.order.next_index()]
+        self.mark("view")
+        _, view = self.next_view()
         if self.method is not None:
             self.method.before_step(self.progress(step), self.observe)
+        self.mark("forward")
         viewmats, intrinsics = camera_tensors(view.camera, self.gaussians.device)
         photometric, features = self.step.forward(
             self.gaussians.table,
@@ -63,12 +68,14 @@ class GeometryStage(Stage):
         )
         terms, feature_gradient = {"photometric": photometric}, None
         if self.method is not None and view.segments is not None:
+            self.mark("losses")
             features.requires_grad_(True)  # a leaf: what the method asks stops at the features [released]
             lifting = self.method.losses(*seen_pixels(features, view), self.progress(step))
             weighted_sum(lifting, self.method.weights).backward()
             terms, feature_gradient = terms | lifting, features.grad
-        require_finite(weighted_sum(terms, self.method.weights if self.method else {}), terms, step)
+        self.mark("update")
         self._update(step, feature_gradient)
+        self.mark("density")
         self.density.act(self.gaussians, self.adam, step, self.generator)
         return {name: term.detach() for name, term in terms.items()}
 
@@ -90,7 +97,7 @@ class GeometryStage(Stage):
     @torch.no_grad()
     def observe(self) -> Iterator[Observation]:
         """Walk over all labelled training views: rendered features [P, D] and ids [P]."""
-        for view in self.scene.train:
+        for view in self.views.all():
             if view.segments is not None:
                 yield seen_pixels(render(self.gaussians, view.camera).features, view)
 

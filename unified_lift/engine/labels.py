@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diff_gaussian_rasterization import blend
+from diff_gaussian_rasterization import PixelWeights, blend
 from torch import Tensor
 
 from unified_lift.methods.base import Method
@@ -16,6 +16,8 @@ from unified_lift.rendering import blending_weights
 from unified_lift.types import Camera
 
 _MIN_VOTE_WEIGHT = 1e-3  # a thinner share of a pixel says nothing about a Gaussian
+_MAX_VOTES = 2**28  # 1 GiB
+_MAX_ASSOCIATIONS = 2**24  # 64 MiB for each of the few tensors that the method makes of them
 
 
 class GaussianLabels(NamedTuple):
@@ -35,32 +37,57 @@ class GaussianLabels(NamedTuple):
 
 
 @torch.no_grad()
-def label_gaussians(gaussians: Gaussians, method: Method, cameras: Sequence[Camera]) -> GaussianLabels:
+def label_gaussians(
+    gaussians: Gaussians, method: Method, cameras: Sequence[Camera], *, max_votes: int = _MAX_VOTES
+) -> GaussianLabels:
     """Return labels of all Gaussians by votes of the pixels they blend into.
 
     Every pixel gives its code to the Gaussians in front of it, in proportion to their blending weights: only blends of
     features were trained, never single features. A Gaussian no camera sees takes the code of its own feature.
 
-    Source: ours; the paper applies Eq. 2 to the single feature. Memory: N x L float32.
+    Source: ours; the paper applies Eq. 2 to the single feature.
+    Args:
+        gaussians: The lifted scene.
+        method: Tells the code of a feature.
+        cameras: Who votes.
+        max_votes: Most float32 votes in memory; where N x L are more, the cameras are asked again for each block of
+            codes.
     """
-    num_codes = next(iter(method.parameters().values())).shape[0]
-    votes = torch.zeros(len(gaussians) * num_codes, device=gaussians.device)
+    num_codes, count = next(iter(method.parameters().values())).shape[0], len(gaussians)
     areas = torch.zeros(num_codes, dtype=torch.int64, device=gaussians.device)
-    num_views = torch.zeros_like(areas)
-    for camera in cameras:
-        weights = blending_weights(gaussians, camera, min_weight=_MIN_VOTE_WEIGHT)
-        ids = method.segment(blend(weights, gaussians.features)).object_ids  # [P]
-        per_pixel = weights.offsets.diff()
-        votes.index_add_(0, weights.gaussian_ids.long() * num_codes + ids.repeat_interleave(per_pixel), weights.weights)
-        counts = torch.bincount(ids[per_pixel > 0], minlength=num_codes)
-        areas += counts
-        num_views += counts > 0
-    votes = votes.view(len(gaussians), num_codes)
-    total = votes.sum(dim=1)
-    best, object_ids = votes.max(dim=1)
+    num_views, object_ids = torch.zeros_like(areas), torch.zeros(count, dtype=torch.int64, device=gaussians.device)
+    best, total = (torch.full((count,), start, device=gaussians.device) for start in (-1.0, 0.0))
+    block = max(1, min(num_codes, max_votes // max(count, 1)))
+    for first in range(0, num_codes, block):
+        columns = min(block, num_codes - first)
+        votes = torch.zeros(count, columns + 1, device=gaussians.device)  # the last column: votes for other blocks
+        for camera in cameras:
+            weights = blending_weights(gaussians, camera, min_weight=_MIN_VOTE_WEIGHT)
+            ids = _codes(method, blend(weights, gaussians.features), num_codes)  # [P]
+            _add_votes(votes, weights, torch.where((ids >= first) & (ids < first + columns), ids - first, columns))
+            if first == 0:
+                counts = torch.zeros_like(areas).index_add_(0, ids, (weights.offsets.diff() > 0).long())
+                areas += counts
+                num_views += counts > 0
+        highest, code = votes[:, :-1].max(dim=1)
+        object_ids = torch.where(highest > best, code + first, object_ids)
+        best, total = torch.maximum(best, highest), total + votes[:, :-1].sum(dim=1)
     unseen = total == 0
-    object_ids[unseen] = method.segment(gaussians.features[unseen]).object_ids
+    object_ids[unseen] = _codes(method, gaussians.features[unseen], num_codes)
     return GaussianLabels(object_ids, torch.where(unseen, 0.0, best / total.clamp(min=1e-12)), areas, num_views)
+
+
+def _codes(method: Method, features: Tensor, num_codes: int) -> Tensor:
+    """Return the code of each feature [P, D], int64 [P], in parts whose P x L associations fit in memory."""
+    parts = features.split(max(1, _MAX_ASSOCIATIONS // num_codes))
+    return torch.cat([method.segment(part).object_ids for part in parts])
+
+
+def _add_votes(votes: Tensor, weights: PixelWeights, columns: Tensor) -> None:
+    """Add the blending weights of each pixel's Gaussians to the column of `votes` that the pixel chose, [P]."""
+    # Told the number of entries, a GPU need not be waited for; 32 bits reach for 2^31 votes.
+    index = columns.int().repeat_interleave(weights.offsets.diff(), output_size=len(weights.weights))
+    votes.view(-1).index_add_(0, index.add_(weights.gaussian_ids, alpha=votes.shape[1]), weights.weights)
 
 
 def by_falling_area(method: Method, labels: GaussianLabels) -> GaussianLabels:
@@ -78,8 +105,8 @@ def describe_objects(gaussians: Gaussians, labels: GaussianLabels) -> dict[str, 
 
     Colour is the mean SH degree 0 colour, 0..255; bbox is [min, max] of the centres; score is the mean confidence.
     """
-    means = gaussians.means.detach().numpy()
-    colors = (gaussians.sh0.detach()[:, 0] * SH_C0 + 0.5).clamp(0, 1).numpy() * 255
+    means = gaussians.means.detach().cpu().numpy()
+    colors = (gaussians.sh0.detach()[:, 0] * SH_C0 + 0.5).clamp(0, 1).cpu().numpy() * 255
     ids, confidence = labels.object_ids.numpy(), labels.confidence.numpy()
     order = np.argsort(ids, kind="stable")
     objects = {}

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from unified_lift.engine.settings import LiftSettings
 from unified_lift.engine.stage import Stage
-from unified_lift.engine.terms import require_finite, weighted_sum
+from unified_lift.engine.terms import weighted_sum
+from unified_lift.engine.views import ViewSource
 from unified_lift.methods.base import Method, Observation
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.rendering import blending_weights
-from unified_lift.types import Camera, Scene, UserError
+from unified_lift.types import Camera, Scene, UserError, View
 
 
 class WeightCache:
@@ -69,13 +70,16 @@ class LiftStage(Stage):
         Raises:
             UserError: No training view has a mask.
         """
-        self.views = [view for view in scene.train if view.segments is not None]
-        if not self.views:
+        labelled = [view for view in scene.train if view.segments is not None]
+        if not labelled:
             raise UserError(f"{scene.name}: no training view has a mask, nothing can be lifted; check --object_path")
         # Pixels the lens saw, as rows y * width + x; None = all.
-        self.seen = [None if v.valid is None else v.valid.flatten().nonzero()[:, 0] for v in self.views]
+        self.seen = [None if v.valid is None else v.valid.flatten().nonzero()[:, 0] for v in labelled]
+        self.seen = [None if rows is None else rows.to(gaussians.device) for rows in self.seen]
+        self.cameras = [view.camera for view in labelled]
         self.gaussians, self.method, self.settings = gaussians, method, settings
-        super().__init__(num_steps=settings.lift_iterations, num_views=len(self.views), seed=seed)
+        views = ViewSource(labelled, kept_on=scene.kept_on, device=gaussians.device, fields=("segments",))
+        super().__init__(num_steps=settings.lift_iterations, views=views, seed=seed)
         gaussians.freeze_geometry()
         if gaussians.feature_dim != method.feature_dim:
             gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
@@ -87,7 +91,7 @@ class LiftStage(Stage):
         if self._cache is None:
             self._cache = WeightCache(
                 self.gaussians,
-                [view.camera for view in self.views],
+                self.cameras,
                 min_weight=self.settings.lift_min_weight,
                 budget_mb=self.settings.lift_cache_mb,
             )
@@ -97,20 +101,24 @@ class LiftStage(Stage):
         """Do 0-based `step` and return the unweighted, detached terms."""
         progress = self.progress(step)
         self.method.before_step(progress, self.observe)
-        index = self.order.next_index()
-        segments, seen = self.views[index].segments.flatten(), self.seen[index]
+        self.mark("view")
+        index, view = self.next_view()
+        segments, seen = view.segments.flatten(), self.seen[index]
         count = len(segments) if seen is None else len(seen)
+        self.mark("forward")
         if count > self.settings.lift_pixels:
             rows = torch.randint(count, (self.settings.lift_pixels,), generator=self.generator).to(segments.device)
             rows = rows if seen is None else seen[rows]
             features, segments = self.cache.features(index, rows), segments[rows]  # [P, D]
         else:
-            features, segments = self._all_seen(index)
+            features, segments = self._all_seen(index, view)
+        self.mark("losses")
         terms = self.method.losses(features, segments, progress)
         total = weighted_sum(terms, self.method.weights)
-        require_finite(total, terms, step)
+        self.mark("backward")
         self.gaussians.zero_grad()
         total.backward()
+        self.mark("update")
         self.adam.step(self.gaussians.table, {"features": self.method.rates(progress)["features"]})
         self.update_method(self.method, progress)
         return {name: term.detach() for name, term in terms.items()}
@@ -118,10 +126,10 @@ class LiftStage(Stage):
     @torch.no_grad()
     def observe(self) -> Iterator[Observation]:
         """Walk over all labelled training views: rendered features [P, D] and ids [P]."""
-        for index in range(len(self.views)):
-            yield self._all_seen(index)
+        for index, view in enumerate(self.views.all()):
+            yield self._all_seen(index, view)
 
-    def _all_seen(self, index: int) -> Observation:
+    def _all_seen(self, index: int, view: View) -> Observation:
         """Return features and ids of every pixel of a view that its lens saw."""
-        segments, seen = self.views[index].segments.flatten(), self.seen[index]
+        segments, seen = view.segments.flatten(), self.seen[index]
         return self.cache.features(index, seen), segments if seen is None else segments[seen]

@@ -29,19 +29,21 @@ class RunLog:
     def __init__(self, model_path: Path, *, tensorboard: bool) -> None:
         """Open `<model>/metrics.jsonl`, and `<model>/tb` if asked."""
         self._file = open(model_path / "metrics.jsonl", "a")  # noqa: SIM115 (closed by close)
-        self._writer = None
+        self._writer = self._summary = None
         if tensorboard:
+            from tensorboard.compat.proto.summary_pb2 import Summary
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed for `none`
 
-            self._writer = SummaryWriter(str(model_path / "tb"))
+            self._writer, self._summary = SummaryWriter(str(model_path / "tb")), Summary
 
     def scalars(self, stage: str, step: int, total_steps: int, values: Mapping[str, float]) -> None:
         """Write one line {stage, step, ...values} and its TensorBoard scalars at `total_steps`."""
         self._file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         self._file.flush()
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(_TAGS.get(name, f"train/{name}"), value, total_steps)
+        if self._writer is not None:  # all values in one event: an eighth of the time of add_scalar for each
+            tagged = [(_TAGS.get(name, f"train/{name}"), value) for name, value in values.items()]
+            scalars = [self._summary.Value(tag=tag, simple_value=value) for tag, value in tagged]
+            self._writer.file_writer.add_summary(self._summary(value=scalars), total_steps)
 
     def image(self, tag: str, total_steps: int, image: Tensor) -> None:
         """Write an image in [0, 1], [H, W, 3], to TensorBoard."""

@@ -65,8 +65,8 @@ class NamedAdam:
             moment.zero_()
 
     def state_dict(self) -> dict:
-        """Return moments and step counts."""
-        return {"moments": {k: (m.clone(), v.clone()) for k, (m, v) in self.moments.items()}, "steps": dict(self.steps)}
+        """Return moments, not copies, and step counts."""
+        return {"moments": dict(self.moments), "steps": dict(self.steps)}
 
     def load_state_dict(self, state: dict) -> None:
         """Take what `state_dict` returned."""

@@ -40,7 +40,7 @@ def holds_run(model_path: Path) -> bool:
 
 def forget_earlier_run(model_path: Path) -> None:
     """Remove checkpoints, logs and saved iterations of an earlier run, which would mix with those of a new one."""
-    for path in (*model_path.glob("chkpnt*.pth"), *model_path.glob("metrics.jsonl")):
+    for path in (*model_path.glob("chkpnt*.pth"), *model_path.glob("metrics.jsonl"), *model_path.glob("profile.json")):
         path.unlink()
     for folder in (model_path / "tb", model_path / "point_cloud"):
         shutil.rmtree(folder, ignore_errors=True)
@@ -89,16 +89,15 @@ def write_objects(
 ) -> None:
     """Write codebook, per-Gaussian labels, object list, and the PLY that Gaussian Grouping's scripts read."""
     folder = iteration_dir(model_path, iteration)
-    gaussians, codebook = gaussians.to(torch.device("cpu")), codebook.cpu()
     labels = GaussianLabels(*(value.cpu() for value in labels))
-    torch.save(codebook.detach().clone(), folder / "classifier.pth.partial")
+    torch.save(codebook.detach().to("cpu", copy=True), folder / "classifier.pth.partial")
     (folder / "classifier.pth.partial").replace(folder / "classifier.pth")
     with open(folder / "segmentation.npz.partial", "wb") as file:
-        np.savez_compressed(
+        np.savez(  # uncompressed: features hardly shrink, and half a million Gaussians would take a second longer
             file,
             object_id=labels.object_ids.numpy().astype(np.int32),
             confidence=labels.confidence.numpy().astype(np.float16),
-            feature=gaussians.features.detach().numpy().astype(np.float16),
+            feature=gaussians.features.detach().cpu().numpy().astype(np.float16),
         )
     (folder / "segmentation.npz.partial").replace(folder / "segmentation.npz")
     write_text(folder / "objects.json", json.dumps(describe_objects(gaussians, labels), indent=1))

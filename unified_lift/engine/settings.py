@@ -67,14 +67,20 @@ class RunSettings:
     """Geometry iterations after which held-out views are scored to the log [3DGS]."""
     checkpoint_iterations: tuple[int, ...] = ()
     """Steps, geometry and lift counted through, after which a checkpoint is kept [3DGS]."""
-    checkpoint_interval: int = 1_000
-    """Steps between two rolling checkpoints, of which only the last is kept; 0 = none. [ours]"""
+    checkpoint_minutes: float = 1.0
+    """Minutes between two rolling checkpoints, of which only the last is kept; 0 = none. [ours]"""
+    checkpoint_interval: int = 0
+    """Steps between two rolling checkpoints, besides those by time; 0 = none. [ours]"""
     log_interval: int = 50
     """Steps between two log lines. [ours]"""
     logger: Literal["tensorboard", "none"] = "tensorboard"
     """Where scalars and images go, besides metrics.jsonl."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto`: a CUDA device if there is one and the rasterizer was built for it."""
+    data_device: Literal["auto", "cuda", "cpu", "disk"] = "auto"
+    """Where photos and masks are kept; `auto`: on the GPU or in memory if they fill only a part of it, else on disk."""
+    profile: bool = False
+    """Measure where the time of a step goes: a table at the end, and profile.json."""
     quiet: bool = False
     """No progress bars [3DGS]."""
 

@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from unified_lift.engine.optim import NamedAdam
-from unified_lift.engine.views import ViewOrder
+from unified_lift.engine.views import ViewOrder, ViewSource
 from unified_lift.methods.base import Method
+from unified_lift.types import View
 
 _GAUSSIAN_EPS = 1e-15  # Adam's eps for Gaussian parameters [3DGS]
 _METHOD_EPS = 1e-8  # Adam's eps for the codebook [released]
 
 
+def unheard(phase: str) -> None:
+    """Do nothing: nobody measures the phases of a step."""
+
+
 class Stage(ABC):
-    """A loop of training steps over the shared Gaussians. Gaussians and method are kept, and saved, by the trainer."""
+    """A loop of training steps over the shared Gaussians. Gaussians and method are kept, and saved, by the trainer.
+
+    `mark` is called with the name of each phase of a step as it begins: view, forward, losses, backward, update,
+    density. Whoever measures puts a clock there.
+    """
 
     name: str
 
-    def __init__(self, *, num_steps: int, num_views: int, seed: int) -> None:
+    def __init__(self, *, num_steps: int, views: ViewSource, seed: int) -> None:
         """Start with a fresh view order, generator and optimisers."""
-        self.num_steps = num_steps
-        self.order = ViewOrder(num_views, seed=seed)
+        self.num_steps, self.views = num_steps, views
+        self.order = ViewOrder(len(views), seed=seed)
         self.generator = torch.Generator().manual_seed(seed + 1)
+        self.mark: Callable[[str], None] = unheard
         self.adam, self.method_adam = NamedAdam(eps=_GAUSSIAN_EPS), NamedAdam(eps=_METHOD_EPS)
 
     @abstractmethod
     def train_step(self, step: int) -> dict[str, Tensor]:
         """Do 0-based `step` and return the unweighted, detached terms."""
+
+    def next_view(self) -> tuple[int, View]:
+        """Return the next view of the order and its index among the stage's views."""
+        index = self.order.next_index()
+        return index, self.views.get(index, then=self.order.peek())
 
     def progress(self, step: int) -> float:
         """Return the share of the stage that is done before a 0-based step, in [0, 1)."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,26 @@ from tqdm import tqdm
 
 from unified_lift.config import differences, merged, to_dict
 from unified_lift.engine import outputs
-from unified_lift.engine.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
-from unified_lift.engine.device import chosen_device, on_device, require_rasterizer
+from unified_lift.engine.checkpoint import (
+    CheckpointWriter,
+    checkpoint_path,
+    checkpoints,
+    load_checkpoint,
+    named_tensors,
+    remove_unfinished,
+    snapshot,
+)
+from unified_lift.engine.device import chosen_device, require_rasterizer
 from unified_lift.engine.geometry import GeometryStage, target_image
 from unified_lift.engine.labels import by_falling_area, label_gaussians
 from unified_lift.engine.lift import LiftStage
 from unified_lift.engine.logs import RunLog, rewind_log
+from unified_lift.engine.placement import ViewStore
+from unified_lift.engine.profiling import BETWEEN_STEPS, StepProfiler
 from unified_lift.engine.settings import TrainSettings
 from unified_lift.engine.stage import Stage
-from unified_lift.engine.terms import weighted_sum
+from unified_lift.engine.terms import TermRecord, require_finite_state
+from unified_lift.engine.views import ViewSource
 from unified_lift.methods import METHODS
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.initialize import gaussians_from_points
@@ -42,16 +52,27 @@ class Interrupted(Exception):  # noqa: N818 (not an error: the run can be resume
 class Trainer:
     """Trains one scene into one model folder."""
 
-    def __init__(self, settings: TrainSettings, scene: Scene) -> None:
-        """Create Gaussians and method; nothing is written yet."""
+    def __init__(self, settings: TrainSettings, scene: Scene, *, store: ViewStore | None = None) -> None:
+        """Create Gaussians and method and see that photos and masks are where they are to be kept.
+
+        Args:
+            settings: The run.
+            scene: What to train on.
+            store: What the scene was loaded with.
+        """
         self.settings, self.device = settings, chosen_device(settings.run.device)
         require_rasterizer(settings.geometry.rasterizer, self.device)
-        self.scene = on_device(scene, self.device)
+        store = store or ViewStore(settings.run.data_device, device=self.device, folder=settings.model_path)
+        self.scene, self.placement = store.placed(scene), store.placement
         self.gaussians = start_gaussians(settings, scene).to(self.device)
         self.method = METHODS["unified_lift"](settings.method, zero_id=scene.zero_id, seed=settings.seed)
         self.method.to(self.device)
         self.seconds: dict[str, float] = {}
+        self.peak_gpu_bytes: dict[str, dict[str, int]] = {}
+        self.profile: dict[str, list[dict[str, Any]]] = {}
         self.stop_requested = False
+        self.record, self.writer = TermRecord(), CheckpointWriter()
+        self._saved_at = 0.0
 
     def run(self, *, resume_from: Path | None = None) -> dict[str, Any]:
         """Train, save, and return the manifest.
@@ -61,13 +82,16 @@ class Trainer:
         Raises:
             Interrupted: `stop_requested` was set; a checkpoint is saved.
             UserError: The checkpoint belongs to other settings; the disk is full.
+            FloatingPointError: A loss or a parameter became NaN or infinite; nothing of it was saved.
         """
         model, run = self.settings.model_path, self.settings.run
         saved = load_checkpoint(resume_from) if resume_from else None
         if saved is not None:
             self._require_same_run(saved, resume_from)
-            self.seconds = dict(saved.get("seconds", {}))
+            for name, spent in saved.get("seconds", {}).items():
+                self.seconds[name] = self.seconds.get(name, 0.0) + spent
         model.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(model)
         if saved is None:
             outputs.forget_earlier_run(model)
         else:
@@ -75,73 +99,122 @@ class Trainer:
         outputs.write_run_header(self.settings, self.scene)
         log = RunLog(model, tensorboard=run.logger == "tensorboard")
         try:
-            for stage, start, done_before in self._stages(saved):
-                self._run_stage(stage, start, done_before, log)
+            for build, start, done_before in self._stages(saved):
+                self._run_stage(build, start, done_before, log)
+            return self._finish()
         finally:
             log.close()
-        return self._finish()
+            self.writer.close()
 
-    def _stages(self, saved: dict | None) -> Iterator[tuple[Stage, int, int]]:
-        """Yield each stage still to do, its first step and the number of steps before it."""
+    def _stages(self, saved: dict | None) -> Iterator[tuple[Callable[[], Stage], int, int]]:
+        """Yield each stage still to do: what builds it, its first step and the number of steps before it."""
         s = self.settings
-        seeds = (s.seed * 1000 + 1, s.seed * 1000 + 2)
-        joint = s.schedule == "joint"
         has_masks = any(view.segments is not None for view in self.scene.train)
         if saved is not None:
             self.gaussians = Gaussians(saved["gaussians"]).to(self.device)
             self.method.load_state_dict(saved["method"])
-        if saved is None or saved["stage"] == "geometry":
-            method = self.method if joint and has_masks else None
-            geometry = GeometryStage(self.scene, self.gaussians, s.geometry, s.density, seed=seeds[0], method=method)
-            if saved is not None:
-                geometry.load_state_dict(saved["stage_state"])
-            yield geometry, saved["step"] if saved else 0, 0
-        if not joint and has_masks and s.lift.lift_iterations:
-            lift = LiftStage(self.scene, self.gaussians, self.method, s.lift, seed=seeds[1])
-            if saved is not None and saved["stage"] == "lift":
-                lift.load_state_dict(saved["stage_state"])
-                yield lift, saved["step"], s.geometry.iterations
-            else:
-                yield lift, 0, s.geometry.iterations
+        at_lift = saved is not None and saved["stage"] == "lift"
+        first = saved["step"] if saved is not None else 0
+        state = saved["stage_state"] if saved is not None else None
+        if not at_lift:
+            yield lambda: self._geometry(state, lifts=s.schedule == "joint" and has_masks), first, 0
+        if s.schedule != "joint" and has_masks and s.lift.lift_iterations:
+            yield lambda: self._lift(state if at_lift else None), first if at_lift else 0, s.geometry.iterations
 
-    def _run_stage(self, stage: Stage, start: int, done_before: int, log: RunLog) -> None:
+    def _geometry(self, state: dict | None, *, lifts: bool) -> Stage:
+        s, method = self.settings, self.method if lifts else None
+        seed = s.seed * 1000 + 1
+        stage = GeometryStage(self.scene, self.gaussians, s.geometry, s.density, seed=seed, method=method)
+        if state is not None:
+            stage.load_state_dict(state)
+        return stage
+
+    def _lift(self, state: dict | None) -> Stage:
+        s = self.settings
+        stage = LiftStage(self.scene, self.gaussians, self.method, s.lift, seed=s.seed * 1000 + 2)
+        if state is not None:
+            stage.load_state_dict(state)
+        return stage
+
+    def _run_stage(self, build: Callable[[], Stage], start: int, done_before: int, log: RunLog) -> None:
+        """Do the steps of a stage. What it held, such as moments, is free again afterwards: nobody else knows it."""
+        self._saved_at = time.perf_counter()
+        self._watch_memory()
+        stage = build()
+        began = self._saved_at - self.seconds.get(stage.name, 0.0)  # as if the steps before a resumption were just done
+        profiler = StepProfiler(stage, start=start, device=self.device) if self.settings.run.profile else None
+        try:
+            self._steps(stage, start, done_before, log, began, profiler)
+            if start < stage.num_steps:
+                self._save(stage, stage.num_steps, done_before + stage.num_steps)
+                self.seconds[stage.name] = time.perf_counter() - began
+        finally:
+            stage.views.close()
+            if profiler is not None:
+                profiler.close()
+                self.profile[stage.name] = profiler.results
+        self.gaussians.zero_grad()
+        self._note_memory(stage.name)
+
+    def _steps(
+        self, stage: Stage, start: int, done_before: int, log: RunLog, began: float, profiler: StepProfiler | None
+    ) -> None:
         run = self.settings.run
         bar = tqdm(total=stage.num_steps, initial=start, desc=stage.name, disable=run.quiet, dynamic_ncols=True)
-        spent, began = self.seconds.get(stage.name, 0.0), time.perf_counter()
-        logged_step, logged_at = start, began
+        logged_step, logged_at = start, time.perf_counter()
         for step in range(start, stage.num_steps):
-            terms = stage.train_step(step)
+            if profiler is not None:
+                profiler.before_step(step, gaussians=len(self.gaussians), codes=self._num_codes())
+            self._step(stage, step)
             total_steps, now = done_before + step + 1, time.perf_counter()
-            self.seconds[stage.name] = spent + now - began
+            self.seconds[stage.name] = now - began
             bar.update()
             if (step + 1) % run.log_interval == 0 or step + 1 == stage.num_steps:
-                values = self._values(terms) | {"seconds_per_step": (now - logged_at) / (step + 1 - logged_step)}
+                values = self._values() | {"seconds_per_step": (now - logged_at) / (step + 1 - logged_step)}
                 log.scalars(stage.name, step + 1, total_steps, values)
-                bar.set_postfix({"loss": f"{values['total']:.4f}", "N": len(self.gaussians)})
+                bar.set_postfix({"loss": f"{values['total']:.4f}", "N": len(self.gaussians)}, refresh=False)
                 logged_step, logged_at = step + 1, now
             self._after_step(stage, step, total_steps, log)
+        if profiler is not None:
+            profiler.before_step(stage.num_steps)
         bar.close()
-        if start < stage.num_steps:
-            self._save(stage, stage.num_steps, done_before + stage.num_steps)
+
+    def _step(self, stage: Stage, step: int) -> None:
+        try:
+            terms = stage.train_step(step)
+        except Exception:
+            self.record.require_finite()  # NaN of an earlier step, if that is the cause, makes a better message
+            raise
+        stage.mark(BETWEEN_STEPS)
+        self.record.add(step, terms)
 
     def _after_step(self, stage: Stage, step: int, total_steps: int, log: RunLog) -> None:
         run, iteration = self.settings.run, step + 1
         if stage.name == "geometry":
             if iteration in run.save_iterations and iteration != self.settings.geometry.iterations:
+                self._require_finite({"gaussians": self.gaussians.table}, iteration)
                 outputs.write_geometry(self.settings.model_path, iteration, self.gaussians)
             if iteration in run.test_iterations or iteration == stage.num_steps:
                 self._score_test_views(iteration, total_steps, log)
         if self.stop_requested:
             self._save(stage, iteration, total_steps)
+            self.writer.wait()
             raise Interrupted
-        if total_steps in run.checkpoint_iterations or (
-            run.checkpoint_interval and total_steps % run.checkpoint_interval == 0
-        ):
+        if iteration < stage.num_steps and self._is_checkpoint_due(total_steps):
             self._save(stage, iteration, total_steps)
 
+    def _is_checkpoint_due(self, total_steps: int) -> bool:
+        run = self.settings.run
+        if total_steps in run.checkpoint_iterations:
+            return True
+        if run.checkpoint_interval and total_steps % run.checkpoint_interval == 0:
+            return True
+        waited_s = time.perf_counter() - self._saved_at
+        # By time only if the disk is through with the one before; asking also brings up an error of its thread.
+        return not self.writer.is_busy() and 0 < 60 * run.checkpoint_minutes <= waited_s
+
     def _save(self, stage: Stage, step: int, total_steps: int) -> None:
-        """Write a checkpoint and drop the rolling ones before it; the end of geometry is always kept."""
-        path = checkpoint_path(self.settings.model_path, total_steps)
+        """Begin to write a checkpoint, after which the rolling ones before it go; the end of geometry is kept."""
         state = {
             "stage": stage.name,
             "step": step,
@@ -152,56 +225,90 @@ class Trainer:
             "settings": to_dict(self.settings),
             "seconds": dict(self.seconds),
         }
-        save_checkpoint(path, state)
+        self._require_finite(state, step)
+        path = checkpoint_path(self.settings.model_path, total_steps)
         kept = {total_steps, self.settings.geometry.iterations, *self.settings.run.checkpoint_iterations}
-        for number, old in checkpoints(self.settings.model_path).items():
-            if number not in kept and number < total_steps:
-                with suppress(OSError):
-                    old.unlink()
+        self.writer.write(path, snapshot(state), kept=kept)
+        self._saved_at = time.perf_counter()
 
-    def _values(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        values = {name: float(value) for name, value in terms.items()}
-        values["total"] = float(weighted_sum(terms, self.method.weights))
-        values |= self.method.statistics if len(terms) > 1 else {}
+    def _require_finite(self, state: dict[str, Any], step: int) -> None:
+        """Raise FloatingPointError if a recent loss or a tensor of `state`, which is to be saved, is not finite."""
+        self.record.require_finite()
+        require_finite_state(named_tensors(state), step)
+
+    def _values(self) -> dict[str, float]:
+        terms = self.record.require_finite()
+        total = sum(self.method.weights.get(name, 1.0) * value for name, value in terms.items())
+        statistics = self.method.statistics if len(terms) > 1 else {}
+        values = terms | {"total": total} | {name: float(value) for name, value in statistics.items()}
         return values | {"num_gaussians": len(self.gaussians)}
 
     @torch.no_grad()
     def _score_test_views(self, iteration: int, total_steps: int, log: RunLog) -> None:
         scores = []
-        for view in self.scene.test:
+        views = ViewSource(self.scene.test, kept_on=self.scene.kept_on, device=self.device, fields=("image", "valid"))
+        for view in views.all():
             image = render(self.gaussians, view.camera, background=self._background(), with_features=False).image
             error = (image.clamp(0, 1) - target_image(view)).square().mean(dim=2)
             scores.append(-10 * torch.log10((error if view.valid is None else error[view.valid]).mean()))
             if len(scores) == 1:
                 log.image(f"test/{view.name}", total_steps, image)
+        views.close()
         if scores:
             log.scalars("test", iteration, total_steps, {"psnr": float(torch.stack(scores).mean())})
 
     def _background(self) -> Tensor | None:
         return torch.ones(3, device=self.device) if self.settings.geometry.white_background else None
 
+    def _num_codes(self) -> int:
+        return len(self.method.parameters()["codebook"])
+
     def _finish(self) -> dict[str, Any]:
-        model, iteration = self.settings.model_path, self.settings.geometry.iterations
+        """Write the model folder's results and wait for the last checkpoint; return the manifest."""
+        began, model, iteration = time.perf_counter(), self.settings.model_path, self.settings.geometry.iterations
+        self._watch_memory()
         outputs.write_geometry(model, iteration, self.gaussians)
-        codebook = self.method.parameters()["codebook"]
-        if len(codebook):
+        if self._num_codes():
             cameras = [view.camera for view in self.scene.train]
             labels = by_falling_area(self.method, label_gaussians(self.gaussians, self.method, cameras))
             outputs.write_objects(model, iteration, self.gaussians, self.method.parameters()["codebook"], labels)
-        facts = {
+        if self.profile:
+            outputs.write_text(model / "profile.json", json.dumps(self.profile, indent=1))
+        self._note_memory("finish")
+        self.writer.wait()
+        self.seconds["finish"] = time.perf_counter() - began
+        manifest = outputs.provenance(self.settings, self._facts())
+        outputs.write_text(model / "manifest.json", json.dumps(manifest, indent=1))
+        return manifest
+
+    def _facts(self) -> dict[str, Any]:
+        return {
             "scene": self.scene.name,
             "dataset": self.scene.dataset,
             "train_views": len(self.scene.train),
             "test_views": len(self.scene.test),
             "notes": list(self.scene.notes),
-            "iteration": iteration,
+            "device": self.device.type,
+            "data": self.placement._asdict(),
+            "iteration": self.settings.geometry.iterations,
             "num_gaussians": len(self.gaussians),
-            "num_codes": len(codebook),
+            "num_codes": self._num_codes(),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            **({"peak_gpu_bytes": self.peak_gpu_bytes} if self.peak_gpu_bytes else {}),
         }
-        manifest = outputs.provenance(self.settings, facts)
-        outputs.write_text(model / "manifest.json", json.dumps(manifest, indent=1))
-        return manifest
+
+    def _watch_memory(self) -> None:
+        """Begin to measure the GPU memory of a part of the run, without what earlier parts have left reserved."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def _note_memory(self, part: str) -> None:
+        if self.device.type == "cuda":
+            self.peak_gpu_bytes[part] = {
+                "allocated": torch.cuda.max_memory_allocated(),
+                "reserved": torch.cuda.max_memory_reserved(),
+            }
 
     def _require_same_run(self, saved: dict, path: Path) -> None:
         old = merged(TrainSettings(), saved["settings"], origin=str(path))

@@ -42,10 +42,10 @@ class Gaussians:
         return iter(self.table.items())
 
     def set(self, name: str, value: Tensor) -> None:  # noqa: A003
-        """Replace one parameter by a new leaf."""
+        """Replace one parameter by a new leaf, which takes over the memory of `value`."""
         if name not in self.NAMES:
             raise ValueError(f"no parameter {name!r}; there are {self.NAMES}")
-        self.table[name] = _leaf(value)
+        self.table[name] = value.detach().contiguous().requires_grad_(True)
 
     @property
     def scales(self) -> Tensor:
@@ -73,8 +73,8 @@ class Gaussians:
         return self.table["features"].shape[1]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return detached copies of the parameters."""
-        return {name: value.detach().clone() for name, value in self.table.items()}
+        """Return the parameters without history; not copies."""
+        return {name: value.detach() for name, value in self.table.items()}
 
     @property
     def device(self) -> torch.device:
@@ -97,4 +97,4 @@ class Gaussians:
 
 
 def _leaf(value: Tensor) -> Tensor:
-    return value.detach().clone().contiguous().requires_grad_(True)
+    return value.detach().clone(memory_format=torch.contiguous_format).requires_grad_(True)

@@ -27,7 +27,7 @@ def write_gaussians(path: Path, gaussians: Gaussians, *, object_ids: np.ndarray 
         (("x", "y", "z"), table["means"]),
         (("nx", "ny", "nz"), np.zeros((count, 3), np.float32)),
         (_numbered("f_dc_", 3), table["sh0"].reshape(count, 3)),
-        (_numbered("f_rest_", 3 * table["shN"].shape[1]), table["shN"].transpose(0, 2, 1).reshape(count, -1)),
+        (_numbered("f_rest_", 3 * table["shN"].shape[1]), table["shN"].transpose(0, 2, 1)),
         (("opacity",), table["logit_opacities"][:, None]),
         (_numbered("scale_", 3), table["log_scales"]),
         (_numbered("rot_", 4), table["quats"]),
@@ -36,8 +36,11 @@ def write_gaussians(path: Path, gaussians: Gaussians, *, object_ids: np.ndarray 
         blocks.append((_numbered("obj_dc_", gaussians.feature_dim), table["features"]))
         blocks.append((("object_id",), object_ids[:, None]))
     names = [name for block, _ in blocks for name in block]
-    values = np.concatenate([value.astype("<f4") for _, value in blocks], axis=1)
-    write_vertices(path, np.ascontiguousarray(values).view([(name, "<f4") for name in names])[:, 0])
+    values, column = np.empty((count, len(names)), "<f4"), 0
+    for block, value in blocks:
+        values[:, column : column + len(block)].reshape(value.shape)[...] = value  # reshape splits columns: a view
+        column += len(block)
+    write_vertices(path, values.view([(name, "<f4") for name in names])[:, 0])
 
 
 def read_gaussians(path: Path) -> Gaussians:

@@ -289,8 +289,8 @@ class Bench:
 
 def trained(path: Path, device: torch.device) -> tuple[Scene, Gaussians]:
     """Return the scene and the Gaussians of a model folder."""
-    model, scene = open_model(path, iteration=-1, source_path=None)
-    table = {name: value.detach().to(device) for name, value in model.gaussians}
+    model, scene = open_model(path, iteration=-1, source_path=None, device=device)
+    table = {name: value.detach() for name, value in model.gaussians}
     table["features"] = table["features"][:, :0]
     return ViewStore(device.type, device=device, folder=path).placed(scene), Gaussians(table)
 

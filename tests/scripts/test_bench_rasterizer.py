@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import diff_gaussian_rasterization as dgr
 import numpy as np
@@ -16,13 +15,11 @@ from tests.saved_model import floor_gaussians
 from unified_lift.model.ply import write_gaussians
 from unified_lift.types import Camera
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 FACTS = ("gaussians", "visible", "pairs", "blends_per_pixel", "channels", "width", "height")
 
 
 @pytest.fixture
-def bench(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+def bench():
     import bench_rasterizer
 
     return bench_rasterizer
@@ -49,7 +46,7 @@ def test_quick_run_prints_a_table_and_writes_all_figures(tmp_path):
     path = tmp_path / "bench.json"
     command = [sys.executable, "scripts/bench_rasterizer.py", "--quick", "--device", "cpu", "--threads", "1"]
     command += ["--json", str(path)]
-    done = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split()[:3] == ["case", "what", "contender"]
     report = json.loads(path.read_text())

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from unified_lift.cli.render import OBJECT_PICTURES, open_model, picture_path, p
 from unified_lift.config import differences
 from unified_lift.data import load_annotations
 from unified_lift.data.masks import same_aspect
+from unified_lift.engine.device import chosen_device
 from unified_lift.engine.inference import SavedModel
 from unified_lift.engine.logs import read_log
 from unified_lift.engine.outputs import iteration_dir, write_text
@@ -49,6 +50,8 @@ class EvalCommand:
     """Scene folder (-s), if it has moved since training."""
     protocol: str = "auto"
     """`generic`: annotations at their own size; `messy_rooms`: 512x512; `auto`: the dataset's own, else generic."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to render what is missing; `auto`: a CUDA device if there is one and the rasterizer was built for it."""
     quiet: bool = False
     """No progress bars [3DGS]."""
 
@@ -58,7 +61,12 @@ def eval_main(argv: list[str]) -> int:
     command = tyro.cli(EvalCommand, args=canonical(argv), prog="eval.py")
     if command.protocol not in ("auto", *PROTOCOLS):
         raise UserError(f"--protocol {command.protocol}: there are auto, {', '.join(PROTOCOLS)}")
-    model, scene = open_model(command.model_path, iteration=command.iteration, source_path=command.source_path)
+    model, scene = open_model(
+        command.model_path,
+        iteration=command.iteration,
+        source_path=command.source_path,
+        device=chosen_device(command.device),
+    )
     if not scene.test:
         raise UserError(
             f"{command.model_path}: no view was held out, nothing to score on; train with train.py ... --eval"

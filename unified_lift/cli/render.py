@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import torch
 import tyro
 from tqdm import tqdm
 
 from unified_lift.cli.flags import canonical
 from unified_lift.data import load_scene
+from unified_lift.engine.device import chosen_device
 from unified_lift.engine.inference import RenderedView, SavedModel, load_model, render_view
 from unified_lift.evaluation.pictures import PictureWriter, depth_picture, object_colors, overlay, uncertainty_picture
 from unified_lift.evaluation.video import FPS, video_path, write_video
@@ -44,6 +47,8 @@ class RenderCommand:
     """Write orbit_<N>.mp4: colour beside objects."""
     video_seconds: float = 8.0
     """Length of the video."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to render; `auto`: a CUDA device if there is one and the rasterizer was built for it."""
     quiet: bool = False
     """No progress bars [3DGS]."""
 
@@ -53,7 +58,12 @@ def render_main(argv: list[str]) -> int:
     command = tyro.cli(RenderCommand, args=canonical(argv), prog="render.py")
     if not 0 < command.video_seconds < 3600:
         raise UserError(f"--video_seconds must lie between 0 and 3600, received {command.video_seconds}")
-    model, scene = open_model(command.model_path, iteration=command.iteration, source_path=command.source_path)
+    model, scene = open_model(
+        command.model_path,
+        iteration=command.iteration,
+        source_path=command.source_path,
+        device=chosen_device(command.device),
+    )
     if not scene.test and not command.skip_test:
         print("note: no view is held out; train with --eval to have test views")
     if not model.is_lifted:
@@ -70,17 +80,20 @@ def render_main(argv: list[str]) -> int:
     return 0
 
 
-def open_model(model_path: Path, *, iteration: int, source_path: Path | None) -> tuple[SavedModel, Scene]:
+def open_model(
+    model_path: Path, *, iteration: int, source_path: Path | None, device: torch.device
+) -> tuple[SavedModel, Scene]:
     """Return a trained scene and the views it was trained on, split as then; their initial points are placeholders.
 
     Args:
         model_path: Model folder.
         iteration: Saved iteration; -1 = the last.
         source_path: Where the scene is now; None = where it was.
+        device: Where the model is to be rendered.
     Raises:
         UserError: There is no such model, or its scene folder is gone.
     """
-    model = load_model(model_path, iteration=iteration)
+    model = load_model(model_path, iteration=iteration, device=device)
     if source_path is not None:
         moved = replace(model.settings.data, source_path=source_path)
         model = model._replace(settings=replace(model.settings, data=moved))

@@ -17,6 +17,8 @@ from unified_lift.model.gaussians import Gaussians
 from unified_lift.rendering import render
 from unified_lift.types import Camera
 
+_CPU = torch.device("cpu")
+
 
 class SavedModel(NamedTuple):
     """A trained scene as read from its folder.
@@ -59,39 +61,42 @@ class RenderedView(NamedTuple):
     depth: Tensor
 
 
-def load_model(model_path: Path, *, iteration: int = -1) -> SavedModel:
+def load_model(model_path: Path, *, iteration: int = -1, device: torch.device = _CPU) -> SavedModel:
     """Return the trained scene in a model folder.
 
     Args:
         model_path: Model folder.
         iteration: Saved iteration; -1 = the last.
+        device: Where it is to be rendered.
     Raises:
         UserError: The folder holds no run, nothing is saved, or not that iteration.
     """
     settings = outputs.read_run_settings(model_path)
     gaussians, codebook = outputs.read_model(model_path, iteration)
     number = outputs.saved_iterations(model_path)[-1] if iteration == -1 else iteration
+    gaussians = gaussians.to(device)
     gaussians.freeze_geometry()
     if codebook is None:
         return SavedModel(settings, number, gaussians, None, 0)
     method = METHODS["unified_lift"](settings.method, zero_id="ignore", seed=settings.seed)  # zero_id: training only
     method.load_state_dict(method.state_dict() | {"codebook": codebook})
+    method.to(device)
     return SavedModel(settings, number, gaussians, method, len(codebook))
 
 
 @torch.no_grad()
 def render_view(model: SavedModel, camera: Camera) -> RenderedView:
-    """Return what the model shows from a camera.
+    """Return what the model shows from a camera, as tensors on the CPU.
 
     Source: Eq. 2 on the rendered feature of each pixel.
     """
-    background = torch.ones(3) if model.settings.geometry.white_background else None
+    device = model.gaussians.device
+    background = torch.ones(3, device=device) if model.settings.geometry.white_background else None
     out = render(model.gaussians, camera, background=background, with_features=model.is_lifted)
     depth = torch.where(out.alpha > 0, out.depth / out.alpha.clamp(min=1e-6), 0.0)
-    if model.method is None:
-        return RenderedView(out.image, None, None, out.alpha, depth)
-    ids, confidence = model.method.segment(out.features)
-    return RenderedView(out.image, ids, confidence, out.alpha, depth)
+    ids, confidence = (None, None) if model.method is None else model.method.segment(out.features)
+    maps = (out.image, ids, confidence, out.alpha, depth)
+    return RenderedView(*(None if value is None else value.cpu() for value in maps))
 
 
 def render_views(model: SavedModel, cameras: Iterable[Camera]) -> Iterator[RenderedView]:

@@ -29,6 +29,7 @@ _TITLES = {
 _COLORS = {"geometry": "#2f6f9f", "lift": "#b4533c", "test": "#4b8b4f"}
 _OTHER_COLOR = "#5b5b8c"
 _IMAGE_BARS, _OBJECT_BARS = "#8fb3cc", "#d6a08f"
+_TIMED_SCORES = ("PQ_scene", "mIoU", "PSNR")
 _COLUMNS = 3
 _PANEL_INCHES = (3.3, 2.1)
 _BARS_INCHES = 1.5
@@ -118,6 +119,31 @@ def metric_figure(per_view: Mapping[str, Mapping[str, float]]) -> Figure | None:
         axis.set_xlim(-0.6, len(names) - 0.4)
     if len(names) <= _MAX_LABELLED_BARS:
         axes[-1].set_xticks(np.arange(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    return figure
+
+
+@_styled
+def time_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure | None:
+    """Return one panel for each score with a line for every run, against training time on a logarithmic axis.
+
+    Args:
+        curves: Name of a run -> its points, each with `seconds` and scores.
+    """
+    shown = [
+        name for name in _TIMED_SCORES if any(name in point for points in curves.values() for point in points)
+    ]
+    if not shown:
+        return None
+    figure, axes = _subplots(1, len(shown), width=len(shown) * _PANEL_INCHES[0], height=1.3 * _PANEL_INCHES[1])
+    for axis, name in zip(axes, shown):
+        for color, (label, points) in zip((*_COLORS.values(), _OTHER_COLOR), curves.items()):
+            known = [point for point in points if name in point]
+            axis.plot([p["seconds"] for p in known], [p[name] for p in known], "o-", ms=3, color=color, label=label)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_title(f"held-out {name}" + (" [dB]" if name == "PSNR" else ""), loc="left")
+        axis.set_xlabel("training time, s")
+    axes[0].legend(frameon=False)
     return figure
 
 

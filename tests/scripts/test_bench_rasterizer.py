@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import diff_gaussian_rasterization as dgr
 import numpy as np

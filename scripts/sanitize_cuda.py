@@ -31,5 +31,21 @@ dgr.fused_ssim(image, torch.rand(height, width, 3, device="cuda")).backward()
 moments = [torch.zeros(1001, device="cuda") for _ in range(2)]
 adam = {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "step": 1}
 dgr.fused_adam_step(torch.ones(1001, device="cuda"), torch.ones(1001, device="cuda"), *moments, **adam)
+for dim in (3, 16, 33, 64):
+    for segments, codes in ((5, 3), (70, 150)):
+        slot = torch.randint(-1, segments, (1000,), generator=g).int().cuda()
+        rendered = torch.randn(1000, dim, generator=g).cuda().requires_grad_()
+        codebook = torch.randn(codes, dim, generator=g).cuda().requires_grad_()
+        for temperature in (None, 0.2):
+            options = {"detach_norm": False, "unit_centres": True, "mean_over_pixels": True, "min_pixels": 2}
+            dgr.lifting.contrastive_loss(rendered, slot, segments, temperature=temperature, **options).backward()
+            dgr.lifting.uncertainty(rendered, slot, segments, temperature=0.1)
+            options = {"temperature": temperature, "area_aware": temperature is None}
+            fit = dgr.lifting.associate(rendered, codebook, slot, segments, **options)
+            dgr.lifting.assign(fit.scores, floors=fit.scores.mean(dim=1))
+            chosen = dgr.lifting.assign(fit.scores)
+            options = {"temperature": temperature, "unit_codes": True}
+            sum(dgr.lifting.codebook_terms(rendered, codebook, fit, chosen, slot, **options)).backward()
+dgr.lifting.assign(torch.rand(20, 3000, generator=g).cuda())
 torch.cuda.synchronize()
 print("every kernel ran")

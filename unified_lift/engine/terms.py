@@ -13,7 +13,12 @@ _CAPACITY = 1_000  # steps that are recorded without a check
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Return the sum of weight x term: the only place where weights appear. A term without weight counts once."""
-    return torch.stack([weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
+    total = None
+    for name, value in terms.items():  # on a GPU each operation is a launch, here and on the way back
+        weight = weights.get(name, 1.0)
+        scaled = value if weight == 1 else weight * value
+        total = scaled if total is None else total + scaled
+    return total
 
 
 class TermRecord:

@@ -1,15 +1,16 @@
-"""Training views: which comes next, and its photo and ids on the device that computes."""
+"""Training views: which comes next, its photo and ids on the device that computes, and the segments of its pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from unified_lift.ops.segments import dense_slots
 from unified_lift.types import DataDevice, View
 
 ViewField = Literal["image", "segments", "valid"]
@@ -178,3 +179,52 @@ def _hand_over(moved: dict[str, Tensor], ready: torch.cuda.Event) -> None:
     current.wait_event(ready)
     for tensor in moved.values():
         tensor.record_stream(current)
+
+
+class SegmentMap(NamedTuple):
+    """The pixels of a labelled view that its lens saw.
+
+    Attributes:
+        slot: Dense segment index of each, -1 = no label, int32 [P].
+        num_segments: S, all of which have a pixel here.
+        rows: Where each stands in the image, y * width + x, int32 [P]; None = all pixels, row by row.
+    """
+
+    slot: Tensor
+    num_segments: int
+    rows: Tensor | None
+
+
+class SegmentMaps:
+    """Segment maps of the views of a stage: the ids of a view never change, so each is made once, at first use.
+
+    They take twice the memory of the masks. Where those do not stay on the computing device, neither do the maps: then
+    each is made anew for every step, for which a GPU makes the host wait.
+    """
+
+    def __init__(self, *, ignore_zero: bool, keep: bool, by_slot: bool = False) -> None:
+        """Make none yet.
+
+        Args:
+            ignore_zero: Whether id 0 means "unlabelled".
+            keep: Keep the maps.
+            by_slot: Put the pixels in the order of their slots rather than row by row.
+        """
+        self.ignore_zero, self.keep, self.by_slot = ignore_zero, keep, by_slot
+        self.kept: dict[int, SegmentMap] = {}
+
+    def of(self, index: int, view: View) -> SegmentMap:
+        """Return the map of `view`, which is number `index` and on the computing device."""
+        made = self.kept[index] if index in self.kept else self._make(view)
+        if self.keep:
+            self.kept[index] = made
+        return made
+
+    def _make(self, view: View) -> SegmentMap:
+        seen = None if view.valid is None else view.valid.flatten().nonzero()[:, 0]
+        segments = view.segments.flatten() if seen is None else view.segments.flatten()[seen]
+        slot, ids = dense_slots(segments, ignore_zero=self.ignore_zero)
+        if self.by_slot:
+            order = slot.argsort(stable=True)
+            slot, seen = slot[order], order if seen is None else seen[order]
+        return SegmentMap(slot, len(ids), None if seen is None else seen.int())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from diff_gaussian_rasterization import lifting
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -22,21 +23,19 @@ def contrastive_loss(
     detach_norm: bool,
     unit_centres: bool,
     mean_over_pixels: bool,
-    pixel_weights: Tensor | None = None,
 ) -> Tensor:
     """Return the loss that pulls a pixel's feature to the centre of its segment and away from the others.
 
     Source: Eq. 1: -sum_u log( exp(x_u . m_i / t_i) / sum_j exp(x_u . m_j / t_j) ), x = F / |F|, i the segment of u.
     Args:
         features: Rendered features, [P, D].
-        slot: Segment of each pixel, int64 [P]; -1 takes no part.
-        num_segments: S.
+        slot: Segment of each pixel, int32 [P]; -1 takes no part.
+        num_segments: S; some may have no pixel.
         temperature: t, the same for all segments; None: t_j of the released code, from the spread of each segment.
         min_pixels: Segments with no more than this many pixels are dropped together with their pixels.
         detach_norm: Treat |F| as a constant, which leaves a radial gradient [released].
         unit_centres: Normalise the centres, so that the similarity is a cosine.
         mean_over_pixels: Divide the sum by the number of pixels; otherwise by the number of segments [released].
-        pixel_weights: Weight of each pixel in the sum (not in the centres), [P].
     Returns:
         Scalar; 0 where fewer than two segments remain.
     Gradient: reaches pixels and centres; t_j is detached.
@@ -44,6 +43,17 @@ def contrastive_loss(
         by the number of segments, with t_j = clip(10 phi_j, 0.5, 1), phi_j = mean |x - m_j| / ln(n_j + 10).
     """
     check_shapes({"features": (features, "P D"), "slot": (slot, "P")})
+    if lifting.runs_on(features):
+        return lifting.contrastive_loss(
+            features,
+            slot,
+            num_segments,
+            temperature=temperature,
+            min_pixels=min_pixels,
+            detach_norm=detach_norm,
+            unit_centres=unit_centres,
+            mean_over_pixels=mean_over_pixels,
+        )
     counts = segment_counts(slot, num_segments)
     kept = counts > min_pixels
     if int(kept.sum()) < 2:
@@ -62,8 +72,6 @@ def contrastive_loss(
     else:
         logits = x @ centres.T / temperature
     per_pixel = torch.logsumexp(logits, dim=1) - logits.gather(1, slot[:, None])[:, 0]
-    if pixel_weights is not None:
-        per_pixel = per_pixel * pixel_weights[member]
     return per_pixel.mean() if mean_over_pixels else per_pixel.sum() / len(counts)
 
 

@@ -8,8 +8,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-Observation = tuple[Tensor, Tensor]
-"""Rendered features [P, D] and segment ids [P] of pixels of one training view."""
+Observation = tuple[Tensor, Tensor, int]
+"""Rendered features [P, D] and slots int32 [P] of pixels of one training view, and its number of segments.
+
+A slot is the dense index of a pixel's segment, -1 = no label; some segments of the view may have no pixel here."""
 
 
 class Segmentation(NamedTuple):
@@ -24,6 +26,12 @@ class Method(Protocol):
 
     feature_dim: int
     weights: dict[str, float]
+    ignore_zero: bool
+    """Whether segment id 0 means "unlabelled" (slot -1) rather than a segment of its own."""
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Return numbers about the last step for the log; reading them may wait for the device."""
 
     def initial_features(self, count: int) -> Tensor:
         """Return start features [count, D]."""
@@ -37,8 +45,8 @@ class Method(Protocol):
     def before_step(self, progress: float, observe: Callable[[], Iterable[Observation]]) -> None:
         """Do what happens once, such as starting a codebook from the data; `observe` walks over all training views."""
 
-    def losses(self, features: Tensor, segments: Tensor, progress: float) -> dict[str, Tensor]:
-        """Return unweighted terms for one view: features [P, D], segments [P]."""
+    def losses(self, features: Tensor, slot: Tensor, num_segments: int, progress: float) -> dict[str, Tensor]:
+        """Return unweighted terms for one view: features [P, D], slot int32 [P]. On a GPU the host must not wait."""
 
     def segment(self, features: Tensor) -> Segmentation:
         """Return object ids of features [..., D]."""

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unified_lift.losses.association import association_logits, concentration_loss, sparsity_loss
+from unified_lift.losses.association import associate, association_logits, codebook_terms, nearest_code
 from unified_lift.losses.contrastive import contrastive_loss
 from unified_lift.methods.base import Observation, Segmentation
 from unified_lift.model.codebook import codebook_from_prototypes, random_codebook
 from unified_lift.model.initialize import random_features
-from unified_lift.ops.matching import association_scores, hungarian, pseudo_labels
-from unified_lift.ops.segments import dense_slots, segment_counts, segment_mean
+from unified_lift.ops.draws import StepGenerator
+from unified_lift.ops.matching import hungarian
+from unified_lift.ops.segments import segment_counts, segment_mean
 from unified_lift.ops.uncertainty import uncertainty
 from unified_lift.types import UserError, ZeroId
 
@@ -113,6 +114,7 @@ class UnifiedLift:
         self.feature_dim = settings.feature_dim
         self.ignore_zero = (zero_id if settings.zero_id == "auto" else settings.zero_id) == "ignore"
         self.generator = torch.Generator().manual_seed(seed)
+        self.draws, self.num_draws = StepGenerator(seed), 0
         self.weights = {
             "contrastive": settings.weight_contrastive,
             "norm": settings.weight_norm,
@@ -120,7 +122,19 @@ class UnifiedLift:
             "concentration": settings.weight_concentration if settings.concentration else 0.0,
         }
         self.codebook = torch.zeros(0, settings.feature_dim).requires_grad_(True)
-        self.statistics: dict[str, float] = {}
+        # Of the last step, read only when logged: pixels that Eq. 7 keeps (None: it did not run); codes and slots.
+        self._reliable: Tensor | None = None
+        self._matching: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Return the share of pixels that Eq. 7 drops and the number of codes in use, of the last step."""
+        filtered = 0.0 if self._reliable is None else 1 - float(self._reliable.float().mean())
+        if self._matching is None:
+            return {"filtered_ratio": filtered}
+        codes, slot = self._matching
+        used = (codes >= 0) & (segment_counts(slot, len(codes)) > 0)
+        return {"filtered_ratio": filtered, "objects_used": float(used.sum())}
 
     def initial_features(self, count: int) -> Tensor:
         """Return start features, [count, D]."""
@@ -150,23 +164,24 @@ class UnifiedLift:
         """Move the codebook; random draws stay on the CPU, so that a seed means the same everywhere."""
         self.codebook = self.codebook.detach().to(device).requires_grad_(True)
 
-    def losses(self, features: Tensor, segments: Tensor, progress: float) -> dict[str, Tensor]:
+    def losses(self, features: Tensor, slot: Tensor, num_segments: int, progress: float) -> dict[str, Tensor]:
         """Return the terms of Eq. 8 for one view.
 
         Args:
             features: Rendered features, [P, D].
-            segments: Ids of the view, [P].
+            slot: Segment of each pixel, int32 [P], -1 = none.
+            num_segments: S; some may have no pixel here.
             progress: Share of the schedule done, in [0, 1].
         Gradient: Eq. 1 reaches the features only; Eq. 4 and 6 reach the codebook only (features detached).
         """
         s = self.settings
-        slot, ids = dense_slots(segments, ignore_zero=self.ignore_zero)
-        reliable = self._reliable(features.detach(), slot, len(ids), progress)
-        terms = {"contrastive": self._contrastive(features, slot, len(ids), reliable)}
+        trusted = self._trusted(features.detach(), slot, num_segments, progress)
+        contrasted = trusted if s.filter_contrastive else slot
+        terms = {"contrastive": self._contrastive(features, contrasted, num_segments)}
         if s.weight_norm:
             terms["norm"] = (features.norm(dim=1) - 1).square().mean()
         if len(self.codebook):
-            terms |= self._codebook_terms(features.detach(), slot, len(ids), reliable)
+            terms |= self._codebook_terms(features.detach(), slot, num_segments, trusted)
         return terms
 
     def segment(self, features: Tensor) -> Segmentation:
@@ -184,25 +199,30 @@ class UnifiedLift:
             self.codebook = self.codebook.detach()[order].clone().requires_grad_(True)
 
     def state_dict(self) -> dict:
-        """Return codebook and generator."""
-        return {"codebook": self.codebook.detach().clone(), "generator": self.generator.get_state()}
+        """Return codebook, generator and the number of draws of pixels."""
+        return {
+            "codebook": self.codebook.detach().clone(),
+            "generator": self.generator.get_state(),
+            "num_draws": self.num_draws,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Take what `state_dict` returned."""
         self.codebook = state["codebook"].to(self.codebook.device, copy=True).requires_grad_(True)
         self.generator.set_state(state["generator"])
+        self.num_draws = state["num_draws"]
 
     def _logits(self, features: Tensor) -> Tensor:
         temperature = self.settings.association_temperature or None
         return association_logits(features, self.codebook, temperature=temperature)
 
-    def _contrastive(self, features: Tensor, slot: Tensor, num_segments: int, reliable: Tensor) -> Tensor:
+    def _contrastive(self, features: Tensor, slot: Tensor, num_segments: int) -> Tensor:
         s = self.settings
-        if s.filter_contrastive:
-            slot = torch.where(reliable, slot, -1)
         if len(slot) > s.contrastive_samples:
-            chosen = torch.randint(len(slot), (s.contrastive_samples,), generator=self.generator).to(slot.device)
-            features, slot = features.index_select(0, chosen), slot[chosen]
+            generator = self.draws.at(self.num_draws, slot.device)
+            self.num_draws += 1
+            chosen = torch.randint(len(slot), (s.contrastive_samples,), generator=generator, device=slot.device)
+            features, slot = features.index_select(0, chosen), slot.index_select(0, chosen)
         return contrastive_loss(
             features,
             slot,
@@ -214,32 +234,29 @@ class UnifiedLift:
             mean_over_pixels=s.mean_over_pixels,
         )
 
-    def _reliable(self, features: Tensor, slot: Tensor, num_segments: int, progress: float) -> Tensor:
-        """Return which pixels Eq. 7 lets train the codebook, bool [P]; all of them where nobody would ask."""
+    def _trusted(self, features: Tensor, slot: Tensor, num_segments: int, progress: float) -> Tensor:
+        """Return the slots of the pixels that Eq. 7 lets train the codebook, -1 for the others, [P]."""
         s = self.settings
-        everything = torch.ones_like(slot, dtype=torch.bool)
         asked = len(self.codebook) or s.filter_contrastive
         if not (s.label_filter and asked and num_segments) or progress < s.filter_start:
-            self.statistics["filtered_ratio"] = 0.0
-            return everything
-        x = features / (features.norm(dim=1, keepdim=True) + _EPS)
-        similarity = x @ segment_mean(x, slot, num_segments).T / s.filter_temperature
-        reliable = uncertainty(similarity, slot) < s.max_uncertainty
-        self.statistics["filtered_ratio"] = 1 - float(reliable.float().mean())
-        return reliable
+            self._reliable = None
+            return slot
+        unsure = uncertainty(features, slot, num_segments, temperature=s.filter_temperature)
+        self._reliable = unsure < s.max_uncertainty
+        return torch.where(self._reliable, slot, -1)
 
-    def _codebook_terms(self, features: Tensor, slot: Tensor, num_segments: int, reliable: Tensor) -> dict[str, Tensor]:
+    def _codebook_terms(self, features: Tensor, slot: Tensor, num_segments: int, trusted: Tensor) -> dict[str, Tensor]:
         s = self.settings
-        log_probabilities = torch.log_softmax(self._logits(features), dim=1)
-        scores = association_scores(log_probabilities.detach().exp(), slot, num_segments, area_aware=s.area_aware)
-        codes = self._match(scores, slot, num_segments)
-        labels = torch.where(reliable, pseudo_labels(codes, slot), -1)
-        self.statistics["objects_used"] = float((codes >= 0).sum())
-        terms = {"class": sparsity_loss(log_probabilities, labels)}
-        if s.concentration:
-            unit_codes = s.association_temperature > 0
-            terms["concentration"] = concentration_loss(features, self.codebook, labels, unit_codes=unit_codes)
-        return terms
+        temperature = s.association_temperature or None
+        association = associate(
+            features, self.codebook, slot, num_segments, temperature=temperature, area_aware=s.area_aware
+        )
+        codes = self._match(association.scores, slot, num_segments)
+        self._matching = (codes, slot)
+        class_term, concentration = codebook_terms(
+            features, self.codebook, association, codes, trusted, temperature=temperature, unit_codes=bool(temperature)
+        )
+        return {"class": class_term} | ({"concentration": concentration} if s.concentration else {})
 
     def _match(self, scores: Tensor, slot: Tensor, num_segments: int) -> Tensor:
         floor = self.settings.matching_floor
@@ -252,22 +269,19 @@ class UnifiedLift:
         """Return the share of each code's pixels that lie in segments whose most frequent code it is, [L]."""
         own = torch.zeros(len(codes), device=codes.device)
         total = torch.zeros_like(own)
-        for features, segments in observations:
-            slot, ids = dense_slots(segments, ignore_zero=self.ignore_zero)
-            labelled = slot >= 0
-            code = association_logits(features[labelled], codes, temperature=1.0).argmax(dim=1)
-            table = torch.bincount(slot[labelled] * len(codes) + code, minlength=len(ids) * len(codes))
-            count, dominant = table.view(len(ids), len(codes)).max(dim=1)
+        for features, slot, num_segments in observations:
+            pair = (slot + 1) * len(codes) + nearest_code(features, codes)  # row 0: pixels without label
+            table = torch.bincount(pair, minlength=(num_segments + 1) * len(codes)).view(-1, len(codes))[1:]  # [S, L]
+            count, dominant = table.max(dim=1)
             own.index_add_(0, dominant, count.float())
-            total += table.view(len(ids), len(codes)).sum(dim=0)
+            total += table.sum(dim=0)
         return own / total.clamp(min=1)
 
     def _codes_from_data(self, observations: Iterable[Observation]) -> Tensor:
         prototypes, weights = [], []
-        for features, segments in observations:
-            slot, ids = dense_slots(segments, ignore_zero=self.ignore_zero)
-            mean = segment_mean(normalize(features, dim=1, eps=_EPS), slot, len(ids))
-            counts = segment_counts(slot, len(ids))
+        for features, slot, num_segments in observations:
+            mean = segment_mean(normalize(features, dim=1, eps=_EPS), slot, num_segments)
+            counts = segment_counts(slot, num_segments)
             consistent = mean.norm(dim=1) > self.settings.codebook_min_consistency
             consistent &= counts > self.settings.codebook_min_pixels
             prototypes.append(normalize(mean[consistent], dim=1))

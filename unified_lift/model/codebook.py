@@ -8,6 +8,8 @@ from torch.nn.functional import normalize
 
 from unified_lift.shapes import check_shapes
 
+_CHUNK = 1_024  # prototypes compared with all others at a time: M may be tens of thousands, and M x M numbers too many
+
 
 def random_codebook(num_codes: int, feature_dim: int, *, generator: torch.Generator) -> Tensor:
     """Return rows uniform in [-1/sqrt(D), 1/sqrt(D)], [L, D]: the start of a bias-free 1x1 convolution [released]."""
@@ -34,16 +36,19 @@ def codebook_from_prototypes(
         Codes, largest first, [L, D]; L may be 0.
     """
     check_shapes({"prototypes": (prototypes, "M D"), "weights": (weights, "M")})
-    similar = prototypes @ prototypes.T >= min_cosine  # [M, M]
-    members = similar.sum(dim=1)
+    members = torch.cat([(part @ prototypes.T >= min_cosine).sum(dim=1) for part in prototypes.split(_CHUNK)])
     free = torch.ones(len(prototypes), dtype=torch.bool, device=prototypes.device)
     codes: list[Tensor] = []
     while max_codes is None or len(codes) < max_codes:
         counts = torch.where(free, members, -1)
         if not len(counts) or int(counts.max()) < min_members:
             break
-        taken = similar[int(counts.argmax())] & free
-        codes.append(normalize((prototypes[taken] * weights[taken, None]).sum(dim=0), dim=0))
+        peak = counts.argmax()
+        taken = free & (prototypes @ prototypes[peak] >= min_cosine)
+        taken[peak] = True  # whatever rounding says
+        chosen = prototypes[taken]
+        codes.append(normalize((chosen * weights[taken, None]).sum(dim=0), dim=0))
         free &= ~taken
-        members = members - similar[:, taken].sum(dim=1)
+        for part in chosen.split(_CHUNK):
+            members = members - (part @ prototypes.T >= min_cosine).sum(dim=0)
     return torch.stack(codes) if codes else prototypes.new_zeros(0, prototypes.shape[1])

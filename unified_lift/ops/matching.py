@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from diff_gaussian_rasterization import lifting
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -19,7 +20,7 @@ def association_scores(probabilities: Tensor, slot: Tensor, num_segments: int, *
     Source: Eq. 5 (area-aware: sum over the segment's pixels) or Eq. 3 (mean over them).
     Args:
         probabilities: Association of each pixel with each code (Eq. 2), [P, L].
-        slot: Segment of each pixel, int64 [P], -1 = none.
+        slot: Segment of each pixel, int32 [P], -1 = none.
         num_segments: S.
         area_aware: Sum (large segments choose first) or mean.
     Returns:
@@ -42,6 +43,8 @@ def hungarian(scores: Tensor, *, floors: Tensor | None = None) -> Tensor:
         Code of each segment, int64 [S]; -1 for segments left over (S > L, or no code worth its floor).
     Gradient: none.
     """
+    if lifting.runs_on(scores, max_width=None):
+        return lifting.assign(scores, floors=floors)
     num_segments, num_codes = scores.shape
     table = np.nan_to_num(scores.detach().cpu().double().numpy())
     if floors is not None:  # S way-out columns: never contended
@@ -57,5 +60,5 @@ def hungarian(scores: Tensor, *, floors: Tensor | None = None) -> Tensor:
 def pseudo_labels(codes: Tensor, slot: Tensor) -> Tensor:
     """Return the code of every pixel given the code of every segment [S]; -1 where either is missing, int64 [P]."""
     if codes.numel() == 0:
-        return torch.full_like(slot, -1)
+        return torch.full_like(slot, -1, dtype=torch.int64)
     return torch.where(slot >= 0, codes[slot.clamp(min=0)], -1)

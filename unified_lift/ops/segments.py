@@ -13,7 +13,7 @@ def dense_slots(segments: Tensor, *, ignore_zero: bool) -> tuple[Tensor, Tensor]
         segments: Per-view ids, any integer type, [P].
         ignore_zero: Whether id 0 means "unlabelled" (slot -1) rather than a segment of its own.
     Returns:
-        slot: int64 [P], in [0, S), or -1 where the pixel carries no label.
+        slot: int32 [P], in [0, S), or -1 where the pixel carries no label.
         ids: Sorted segment ids, int64 [S]; `ids[slot]` gives `segments` back.
     Raises:
         ValueError: A negative id.
@@ -23,7 +23,7 @@ def dense_slots(segments: Tensor, *, ignore_zero: bool) -> tuple[Tensor, Tensor]
         raise ValueError(f"segment ids must not be negative, received {int(ids[0])}")
     if ignore_zero and ids.numel() and int(ids[0]) == 0:
         slot, ids = slot - 1, ids[1:]  # ids are sorted, so 0 is the first slot
-    return slot, ids
+    return slot.int(), ids
 
 
 def segment_sum(values: Tensor, slot: Tensor, num_segments: int) -> Tensor:
@@ -33,8 +33,9 @@ def segment_sum(values: Tensor, slot: Tensor, num_segments: int) -> Tensor:
 
 
 def segment_counts(slot: Tensor, num_segments: int) -> Tensor:
-    """Return the number of pixels of each segment, int64 [S]."""
-    return torch.bincount(slot + 1, minlength=num_segments + 1)[1:]
+    """Return the number of pixels of each segment, int64 [S]; pixels with slot -1 count nowhere."""
+    ones = torch.ones(len(slot), dtype=torch.int64, device=slot.device)
+    return ones.new_zeros(num_segments + 1).index_add_(0, slot + 1, ones)[1:]
 
 
 def segment_mean(values: Tensor, slot: Tensor, num_segments: int) -> Tensor:

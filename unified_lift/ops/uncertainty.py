@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import torch
+from diff_gaussian_rasterization import lifting
 from torch import Tensor
 
+from unified_lift.ops.segments import segment_counts, segment_mean
+from unified_lift.shapes import check_shapes
 
-def uncertainty(similarity: Tensor, slot: Tensor) -> Tensor:
+_EPS = 1e-6
+
+
+@torch.no_grad()
+def uncertainty(features: Tensor, slot: Tensor, num_segments: int, *, temperature: float) -> Tensor:
     """Return how unsure the features are about each pixel's own segment.
 
-    Source: Eq. 7: W_u = 1 - softmax_j(similarity_uj) at the pixel's own segment.
+    Source: Eq. 7: W_u = 1 - softmax_j(x_u . m_j / temperature) at the pixel's own segment, x = F / |F|, m_j = mean x.
     Args:
-        similarity: Pixel-to-segment-centre similarity, already divided by its temperature, [P, S].
-        slot: Segment of each pixel, int64 [P]; -1 (no label) gives 1.
+        features: Rendered features, [P, D].
+        slot: Segment of each pixel, int32 [P]; -1 (no label) gives 1.
+        num_segments: S; those without pixel do not count.
+        temperature: Positive.
     Returns:
         Values in [0, 1], 0 = certain, [P].
     Gradient: none.
     """
-    with torch.no_grad():
-        own = torch.softmax(similarity, dim=1).gather(1, slot.clamp(min=0)[:, None])[:, 0]
-        return torch.where(slot >= 0, 1 - own, torch.ones_like(own))
+    check_shapes({"features": (features, "P D"), "slot": (slot, "P")})
+    if lifting.runs_on(features):
+        return lifting.uncertainty(features, slot, num_segments, temperature=temperature)
+    if num_segments == 0:
+        return features.new_ones(len(slot))
+    x = features / (features.norm(dim=1, keepdim=True) + _EPS)
+    similarity = x @ segment_mean(x, slot, num_segments).T / temperature  # [P, S]
+    similarity = similarity.masked_fill(segment_counts(slot, num_segments) == 0, -torch.inf)
+    own = torch.softmax(similarity, dim=1).gather(1, slot.clamp(min=0).long()[:, None])[:, 0]
+    return torch.where(slot >= 0, 1 - own, 1.0)

@@ -1,14 +1,16 @@
 """Differentiable Gaussian splatting: one definition in torch and fast kernels that agree with it."""
 
+from . import lifting
 from ._backend import backend_info
 from .api import blend, pixel_weights, rasterize, splat
 from .dropin import GaussianRasterizationSettings, GaussianRasterizer
 from .step import TrainingStep
 from .training import fused_adam_step, fused_adam_steps, fused_ssim, photometric_loss
-from .types import AdamState, PixelWeights, RasterMeta, RasterOutput
+from .types import AdamState, Association, PixelWeights, RasterMeta, RasterOutput
 
 __all__ = [
     "AdamState",
+    "Association",
     "GaussianRasterizationSettings",
     "GaussianRasterizer",
     "PixelWeights",
@@ -20,6 +22,7 @@ __all__ = [
     "fused_adam_step",
     "fused_adam_steps",
     "fused_ssim",
+    "lifting",
     "photometric_loss",
     "pixel_weights",
     "rasterize",

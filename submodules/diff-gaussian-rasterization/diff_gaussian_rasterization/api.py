@@ -152,14 +152,15 @@ def pixel_weights(
         viewmat: cam_from_world, [4, 4].
         K: Intrinsics in corner-origin pixels, [3, 3].
         width, height: Image size in pixels.
-        pixels: Integer (x, y) positions, int64 [P, 2], repeats allowed; None means all pixels row by row.
+        pixels: Integer (x, y) positions, int64 [P, 2], repeats allowed; None means all pixels row by row. On a GPU the
+            row of a pixel outside the image is empty.
         near: As in `rasterize`.
         min_weight: Smaller entries are left out; they still hide what lies behind them.
         implementation: "auto", "reference", "cpu" or "cuda".
     Returns:
         Sparse rows; `blend(result, features)` equals `rasterize(...).features` at these pixels.
     Raises:
-        ValueError: Shapes do not fit or a pixel lies outside the image.
+        ValueError: Shapes do not fit or, on a CPU, a pixel lies outside the image.
     Gradient: none.
     """
     _require_image(width, height, near)
@@ -182,9 +183,10 @@ def pixel_weights(
 
 
 def _require_pixels(pixels: Tensor, width: int, height: int) -> None:
+    """Check pixels; on a GPU not their range, since the host would have to wait."""
     if pixels.dtype != torch.int64 or pixels.ndim != 2 or pixels.shape[1] != 2:
         raise ValueError(f"pixels must be int64 [P, 2], got {pixels.dtype} {list(pixels.shape)}")
-    if pixels.numel() == 0:
+    if pixels.numel() == 0 or pixels.is_cuda:
         return
     low, high = torch.aminmax(pixels, dim=0)
     (left, top), (right, bottom) = torch.stack([low, high]).tolist()

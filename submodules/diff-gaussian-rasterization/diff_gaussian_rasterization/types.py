@@ -63,6 +63,20 @@ class RasterOutput(NamedTuple):
     meta: RasterMeta
 
 
+class Association(NamedTuple):
+    """How the pixels and segments of one view fit the codes of a codebook (Eq. 2 with Eq. 3 or 5), without gradient.
+
+    Attributes:
+        scores: How well each segment fits each code, [S, L].
+        log_normaliser: Natural logarithm of what the exponentials of a pixel are divided by, [P].
+        best: Code with the largest share of each pixel, integer [P].
+    """
+
+    scores: Tensor
+    log_normaliser: Tensor
+    best: Tensor
+
+
 class PixelWeights(NamedTuple):
     """Blending weights of chosen pixels in compressed sparse rows, front to back inside a row.
 

@@ -13,7 +13,10 @@ from diff_gaussian_rasterization import _library
 
 HERE = Path(__file__).parent
 SOURCES = Path(__file__).parents[3] / "submodules" / "diff-gaussian-rasterization" / "csrc"
-UNITS = ("project", "lists", "forward", "backward", "gradient", "update", "rows", "photometric", "adam")
+UNITS = (
+    "project", "lists", "forward", "backward", "gradient", "update", "rows", "photometric", "adam", "contrast",
+    "codebook", "assign",
+)  # fmt: skip
 
 
 def build(folder: Path) -> Path:

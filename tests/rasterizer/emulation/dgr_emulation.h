@@ -18,7 +18,7 @@
 #define __forceinline__ inline
 #define __shared__ static
 #define __launch_bounds__(...)
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define __restrict__
 
 struct float2 { float x, y; };
@@ -177,7 +177,10 @@ inline int __all_sync(unsigned mask, int p) { return __ballot_sync(mask, p) == 0
 
 template <class T>
 T atomicAdd(T* p, T v) { const T old = *p; *p += v; return old; }
-inline int atomicMax(int* p, int v) { const int old = *p; *p = std::max(old, v); return old; }
+template <class T>
+T atomicMax(T* p, T v) { const T old = *p; *p = std::max(old, v); return old; }
+template <class T>
+T atomicMin(T* p, T v) { const T old = *p; *p = std::min(old, v); return old; }
 inline int __ffs(unsigned v) { return __builtin_ffs(int(v)); }
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline int __clz(int v) { return v == 0 ? 32 : __builtin_clz(unsigned(v)); }

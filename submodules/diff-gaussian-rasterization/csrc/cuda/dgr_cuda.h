@@ -86,4 +86,29 @@ struct DgrCudaUpdate {
   const float* loss;           // nothing changes if it is not finite
 };
 
+// Rendered features of the pixels of one view, and the segment that each belongs to.
+struct DgrCudaPixels {
+  const float* features;  // [count, dim], dim at most 64
+  const int32_t* slot;    // [count]; outside [0, segments) means none
+  int64_t count;
+  int32_t dim, segments, device;
+  void* stream;
+};
+
+// How Eq. 1 is meant.
+struct DgrCudaContrast {
+  float temperature;   // 0: that of the released code, from the spread of each segment
+  int32_t min_pixels;  // segments with no more pixels than this stay out
+  int32_t detach_norm, unit_centres, mean_over_pixels;
+};
+
+// Codes [count, dim of the pixels], and how features compare with them.
+struct DgrCudaCodebook {
+  const float* codes;
+  int32_t count;
+  float temperature;   // of the cosine; 0: plain dot product
+  int32_t area_aware;  // scores are sums over the pixels of a segment, otherwise means
+  int32_t unit_codes;  // Eq. 6 compares with codes of length 1
+};
+
 }  // extern "C"

@@ -1,6 +1,8 @@
 // Which Gaussians each tile blends, in which order; and the blending weights of single pixels.
 // Compiled without contraction to fused multiply-add: counting and filling must take the same decisions.
+#include "carver.h"
 #include "dgr_cuda.h"
+#include "group.cuh"
 #include "sort.h"
 #include "tile.cuh"
 
@@ -34,13 +36,6 @@ DGR_DEVICE Ellipse load_ellipse(const float* splats, int64_t index, int height, 
   rows_of(e, height, top, bottom);
   first_row = top / kTile, last_row = bottom < 0 || bottom < top ? -1 : bottom / kTile;
   return e;
-}
-
-template <class T>
-DGR_DEVICE T warp_sum(T a) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) a += __shfl_xor_sync(kAllLanes, a, step);
-  return a;
 }
 
 // counts[rank] = tiles of the Gaussian in that place of the depth order. One thread a Gaussian, but a warp for a tall one.
@@ -167,23 +162,6 @@ __global__ void __launch_bounds__(kChunkThreads) chunks_kernel(DgrCudaFrame fram
   for (int64_t i = before + t; i < frame.chunks; i += kChunkThreads) frame.chunk_tile[i] = -1;
 }
 
-// Hands out 256-byte aligned parts of one allocation; with a null base it only measures.
-class Carver {
- public:
-  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
-  template <class T>
-  T* take(int64_t count) {
-    char* here = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += (sizeof(T) * size_t(count) + 255) / 256 * 256;
-    return reinterpret_cast<T*>(here);
-  }
-  size_t used() const { return used_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-};
-
 // Bytes that the library primitives of the first half need. Asked several times in a row for the same n.
 size_t order_scratch(int64_t n) {
   thread_local int64_t asked = -1;
@@ -264,12 +242,22 @@ int fill_lists(const DgrCudaScene& s, const DgrCudaFrame& frame, const OrderWork
 
 // ---- weights of single pixels -------------------------------------------------------------------------------------
 
+// Pixels (x, y) whose weights are wanted; of a pixel outside the image there are none.
+struct Wanted {
+  const int64_t* pixels;
+  int64_t count;
+  int width, height, tiles_x;
+  float min_weight;
+};
+
 // A warp walks the list of one pixel, 32 entries at a time. Calls visit(lane has an entry, its place among those of this
 // step, number of them, Gaussian, weight).
 template <class Visit>
-DGR_DEVICE void walk_pixel(const DgrCudaFrame& frame, const int64_t* pixel, int tiles_x, float min_weight, Visit visit) {
+DGR_DEVICE void walk_pixel(const DgrCudaFrame& frame, const Wanted& wanted, int64_t row, Visit visit) {
+  const int64_t across = wanted.pixels[2 * row], down = wanted.pixels[2 * row + 1];
+  if (across < 0 || across >= wanted.width || down < 0 || down >= wanted.height) return;
   const int lane = threadIdx.x % kWarp;
-  const int x = int(pixel[0]), y = int(pixel[1]), tile = y / kTile * tiles_x + x / kTile;
+  const int x = int(across), y = int(down), tile = y / kTile * wanted.tiles_x + x / kTile;
   const int64_t end = frame.tile_begin[tile + 1];
   float light = 1.0f;  // transmittance before this step
   bool open = true;
@@ -295,34 +283,30 @@ DGR_DEVICE void walk_pixel(const DgrCudaFrame& frame, const int64_t* pixel, int 
     open = dark == 0;
     const int stop = open ? int(kWarp) : __ffs(dark) - 1;
     const float weight = before * alpha;
-    const bool mine = alpha > 0.0f && lane < stop && weight >= min_weight;
+    const bool mine = alpha > 0.0f && lane < stop && weight >= wanted.min_weight;
     const unsigned all = __ballot_sync(kAllLanes, mine);
     visit(mine, __popc(all & ((1u << lane) - 1)), __popc(all), index, weight);
     light = __shfl_sync(kAllLanes, after, kWarp - 1);
   }
 }
 
-__global__ void __launch_bounds__(kThreads) count_weights_kernel(DgrCudaFrame frame, int tiles_x, const int64_t* pixels,
-                                                                 int64_t rows, float min_weight, int64_t* counts) {
+__global__ void __launch_bounds__(kThreads) count_weights_kernel(DgrCudaFrame frame, Wanted wanted, int64_t* counts) {
   const int64_t row = int64_t(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
-  if (row >= rows) return;
+  if (row >= wanted.count) return;
   int64_t count = 0;
-  walk_pixel(frame, pixels + 2 * row, tiles_x, min_weight,
-             [&count](bool, int, int found, uint32_t, float) { count += found; });
+  walk_pixel(frame, wanted, row, [&count](bool, int, int found, uint32_t, float) { count += found; });
   if (threadIdx.x % kWarp == 0) counts[row] = count;
 }
 
-__global__ void __launch_bounds__(kThreads) fill_weights_kernel(DgrCudaFrame frame, int tiles_x, const int64_t* pixels,
-                                                                int64_t rows, float min_weight, const int64_t* offsets,
+__global__ void __launch_bounds__(kThreads) fill_weights_kernel(DgrCudaFrame frame, Wanted wanted, const int64_t* offsets,
                                                                 int32_t* ids, float* weights) {
   const int64_t row = int64_t(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
-  if (row >= rows) return;
+  if (row >= wanted.count) return;
   int64_t at = offsets[row];
-  walk_pixel(frame, pixels + 2 * row, tiles_x, min_weight,
-             [&at, ids, weights](bool mine, int place, int found, uint32_t index, float weight) {
-               if (mine) ids[at + place] = int32_t(index), weights[at + place] = weight;
-               at += found;
-             });
+  walk_pixel(frame, wanted, row, [&at, ids, weights](bool mine, int place, int found, uint32_t index, float weight) {
+    if (mine) ids[at + place] = int32_t(index), weights[at + place] = weight;
+    at += found;
+  });
 }
 
 }  // namespace
@@ -395,8 +379,8 @@ DGR_API int dgr_cuda_weights_count(const DgrCudaScene* s, const DgrCudaFrame* fr
                                    float min_weight, int64_t* counts) {
   if (rows == 0) return 0;
   if (cudaError_t status = cudaSetDevice(s->device)) return int(status);
-  DGR_LAUNCH(count_weights_kernel, blocks_for(rows, kThreads / kWarp), kThreads, s->stream, *frame, Grid(*s).tiles_x, pixels,
-             rows, min_weight, counts);
+  const Wanted wanted = {pixels, rows, s->width, s->height, Grid(*s).tiles_x, min_weight};
+  DGR_LAUNCH(count_weights_kernel, blocks_for(rows, kThreads / kWarp), kThreads, s->stream, *frame, wanted, counts);
   return int(cudaGetLastError());
 }
 
@@ -404,7 +388,8 @@ DGR_API int dgr_cuda_weights_fill(const DgrCudaScene* s, const DgrCudaFrame* fra
                                   float min_weight, const int64_t* offsets, int32_t* ids, float* weights) {
   if (rows == 0) return 0;
   if (cudaError_t status = cudaSetDevice(s->device)) return int(status);
-  DGR_LAUNCH(fill_weights_kernel, blocks_for(rows, kThreads / kWarp), kThreads, s->stream, *frame, Grid(*s).tiles_x, pixels,
-             rows, min_weight, offsets, ids, weights);
+  const Wanted wanted = {pixels, rows, s->width, s->height, Grid(*s).tiles_x, min_weight};
+  DGR_LAUNCH(fill_weights_kernel, blocks_for(rows, kThreads / kWarp), kThreads, s->stream, *frame, wanted, offsets, ids,
+             weights);
   return int(cudaGetLastError());
 }

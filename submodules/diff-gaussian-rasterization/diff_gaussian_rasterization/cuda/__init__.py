@@ -1,6 +1,7 @@
 """The compiled implementation for float32 tensors on an NVIDIA GPU."""
 
 from .adam import adam_step, adam_steps
+from .lift import assign, associate, codebook_terms, contrastive_loss, uncertainty
 from .photometric import photometric_loss, ssim
 from .rasterize import allow_matrix_units, constants, pixel_weights, rasterize
 from .rows import blend, splat
@@ -11,11 +12,16 @@ __all__ = [
     "adam_step",
     "adam_steps",
     "allow_matrix_units",
+    "assign",
+    "associate",
     "blend",
+    "codebook_terms",
     "constants",
+    "contrastive_loss",
     "photometric_loss",
     "pixel_weights",
     "rasterize",
     "splat",
     "ssim",
+    "uncertainty",
 ]

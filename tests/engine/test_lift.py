@@ -1,0 +1,139 @@
+import dataclasses
+
+import pytest
+import torch
+
+from unified_lift.engine.device import on_device
+from unified_lift.engine.geometry import seen_pixels
+from unified_lift.engine.lift import LiftStage, stratified
+from unified_lift.engine.settings import LiftSettings
+from unified_lift.engine.views import SegmentMaps
+from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
+from unified_lift.model.initialize import gaussians_from_points
+from unified_lift.ops.segments import dense_slots
+
+
+def with_unseen_border(view):
+    valid = torch.ones(view.segments.shape, dtype=torch.bool)
+    valid[:, :4] = False
+    return dataclasses.replace(view, valid=valid)
+
+
+@pytest.mark.parametrize("ignore_zero", [True, False])
+@pytest.mark.parametrize("by_slot", [True, False])
+@pytest.mark.parametrize("border", [True, False])
+def test_segment_map_says_where_the_seen_pixels_of_each_segment_are(scene, border, by_slot, ignore_zero):
+    view = with_unseen_border(scene.train[1]) if border else scene.train[1]
+    slot, num_segments, rows = SegmentMaps([scene.train[0], view], ignore_zero=ignore_zero, by_slot=by_slot)[1]
+    assert slot.dtype == torch.int32
+    assert (rows is None) == (not border and not by_slot)
+    rows = torch.arange(slot.numel()) if rows is None else rows
+    seen = torch.ones(view.segments.shape, dtype=torch.bool) if view.valid is None else view.valid
+    assert torch.equal(rows.sort().values, seen.flatten().nonzero()[:, 0])
+    expected, ids = dense_slots(view.segments.flatten()[rows], ignore_zero=ignore_zero)
+    assert torch.equal(slot, expected)
+    assert num_segments == len(ids) == 3 + (not ignore_zero)
+    assert bool((slot.diff() >= 0).all()) == by_slot
+
+
+def test_segment_map_is_made_once(scene):
+    maps = SegmentMaps(scene.train, ignore_zero=False)
+    assert maps[2] is maps[2]
+
+
+def test_method_sees_the_features_of_the_seen_pixels(scene):
+    view = with_unseen_border(scene.train[0])
+    features = torch.randn(*view.segments.shape, 3)
+    for valid in (None, view.valid):
+        pixels = SegmentMaps([dataclasses.replace(view, valid=valid)], ignore_zero=False)[0]
+        expected = features.flatten(0, 1) if valid is None else features[valid]
+        assert torch.equal(seen_pixels(features, pixels)[0], expected)
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(10, 10), (1000, 7), (17, 5), (5_000_000, 8192), (3, 3)])
+def test_stratified_sample_has_one_number_of_each_part(count, wanted):
+    sample = stratified(count, wanted, generator=torch.Generator().manual_seed(0), device=torch.device("cpu"))
+    assert sample.dtype == torch.int64
+    assert len(sample) == wanted
+    edges = torch.arange(wanted + 1, dtype=torch.float64) * (count / wanted)
+    assert bool((sample >= edges[:-1].floor()).all() and (sample < edges[1:].ceil()).all())
+    assert int(sample[-1]) < count
+
+
+def test_stratified_sample_takes_every_number_equally_often():
+    generator = torch.Generator().manual_seed(1)
+    drawn = [stratified(17, 5, generator=generator, device=torch.device("cpu")) for _ in range(4000)]
+    counts = torch.bincount(torch.cat(drawn), minlength=17)
+    expected = 4000 * 5 / 17
+    assert float(((counts - expected) ** 2 / expected).sum()) < 40  # chi square of 16 degrees: 0.999 quantile is 39
+
+
+def lift_stage(scene, device="cpu", *, pixels=200, cache_mb=100, steps=30):
+    gaussians = gaussians_from_points(scene.points, sh_degree=0).to(torch.device(device))
+    settings = UnifiedLiftSettings(
+        codebook_start=0.3, codebook_min_members=2, codebook_min_cosine=0.3, codebook_min_pixels=1,
+        codebook_min_consistency=0.0, codebook_min_support=0.0,
+    )  # fmt: skip
+    method = UnifiedLift(settings, zero_id="segment", seed=0)
+    method.to(torch.device(device))
+    lift = LiftSettings(lift_iterations=steps, lift_pixels=pixels, lift_cache_mb=cache_mb)
+    return LiftStage(on_device(scene, torch.device(device)), gaussians, method, lift, seed=0)
+
+
+@pytest.mark.parametrize("cache_mb", [100, 0])
+@pytest.mark.parametrize("pixels", [200, 10_000])
+def test_lift_learns_with_and_without_kept_weights_from_some_or_all_pixels(scene, pixels, cache_mb):
+    stage = lift_stage(scene, pixels=pixels, cache_mb=cache_mb, steps=90)
+    terms = [stage.train_step(step) for step in range(90)]
+    assert terms[-1]["contrastive"] < 0.7 * terms[0]["contrastive"]
+    assert len(stage.method.codebook) >= 2
+    assert stage.method.statistics["objects_used"] >= 2
+    assert stage.cache.keeps_all == (cache_mb > 0)
+
+
+def test_observed_features_are_in_the_order_of_their_slots(scene):
+    kept, fresh = (lift_stage(scene, cache_mb=mb) for mb in (100, 0))
+    for (a, slot, count), (b, other_slot, other_count) in zip(kept.observe(), fresh.observe(), strict=True):
+        assert torch.equal(slot, other_slot)
+        assert count == other_count == 4
+        torch.testing.assert_close(a, b, atol=0.02, rtol=0)  # only rendering keeps the faintest Gaussians
+    # slots belong to their features: the pixels that show nothing are those of the background
+    assert bool((a[slot > 0].norm(dim=1) > 1e-3).float().mean() > 0.9)
+
+
+# ---- on a real GPU only ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+def test_a_lift_step_does_not_make_the_host_wait(scene):
+    stage = lift_stage(scene, "cuda")
+    for step in range(20):  # keeps the weights and segments of all views and starts the codebook
+        stage.train_step(step)
+    assert stage.cache.keeps_all
+    assert len(stage.cache.kept) == len(stage.maps._maps) == 6
+    assert len(stage.method.codebook)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        terms = [stage.train_step(step) for step in range(20, 30)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert set(terms[-1]) == {"contrastive", "class", "concentration"}
+    assert all(bool(torch.isfinite(value)) for value in terms[-1].values())
+
+
+@pytest.mark.gpu
+def test_lift_on_a_gpu_learns_what_it_learns_on_a_cpu(scene):
+    last = []
+    for device in ("cpu", "cuda"):
+        stage = lift_stage(scene, device, steps=60)
+        last.append([stage.train_step(step) for step in range(60)][-1])
+    for name in ("contrastive", "class", "concentration"):  # other pixels are drawn
+        assert float(last[1][name]) == pytest.approx(float(last[0][name]), rel=0.5, abs=0.05)
+
+
+@pytest.mark.gpu
+def test_lift_steps_on_a_gpu_draw_the_same_pixels_again(scene):
+    stages = [lift_stage(scene, "cuda") for _ in range(2)]
+    for step in range(3):
+        terms = [float(stage.train_step(step)["contrastive"]) for stage in stages]
+        assert terms[0] == pytest.approx(terms[1], rel=1e-4)

@@ -1,0 +1,26 @@
+"""Random draws that depend on a seed and a step alone, on whatever device needs them."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+class StepGenerator:
+    """Random generators that start anew at every step: there is no state to save, and no copy between devices.
+
+    A run that goes on on another kind of device draws other numbers there, but the same ones each time.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """Start the family of streams of a seed."""
+        self.seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def at(self, step: int, device: torch.device) -> torch.Generator:
+        """Return the generator of `device`, at the beginning of the stream of a step."""
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device)
+        digest = hashlib.blake2b(f"{self.seed} {step}".encode(), digest_size=4).digest()
+        return self._generators[device].manual_seed(int.from_bytes(digest, "little"))

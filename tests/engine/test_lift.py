@@ -1,11 +1,12 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
-from unified_lift.engine.device import on_device
 from unified_lift.engine.geometry import seen_pixels
 from unified_lift.engine.lift import LiftStage, stratified
+from unified_lift.engine.placement import ViewStore
 from unified_lift.engine.settings import LiftSettings
 from unified_lift.engine.views import SegmentMaps
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
@@ -24,7 +25,7 @@ def with_unseen_border(view):
 @pytest.mark.parametrize("border", [True, False])
 def test_segment_map_says_where_the_seen_pixels_of_each_segment_are(scene, border, by_slot, ignore_zero):
     view = with_unseen_border(scene.train[1]) if border else scene.train[1]
-    slot, num_segments, rows = SegmentMaps([scene.train[0], view], ignore_zero=ignore_zero, by_slot=by_slot)[1]
+    slot, num_segments, rows = SegmentMaps(ignore_zero=ignore_zero, keep=False, by_slot=by_slot).of(1, view)
     assert slot.dtype == torch.int32
     assert (rows is None) == (not border and not by_slot)
     rows = torch.arange(slot.numel()) if rows is None else rows
@@ -36,16 +37,20 @@ def test_segment_map_says_where_the_seen_pixels_of_each_segment_are(scene, borde
     assert bool((slot.diff() >= 0).all()) == by_slot
 
 
-def test_segment_map_is_made_once(scene):
-    maps = SegmentMaps(scene.train, ignore_zero=False)
-    assert maps[2] is maps[2]
+@pytest.mark.parametrize("keep", [True, False])
+def test_segment_map_is_made_once_where_it_may_be_kept(scene, keep):
+    maps = SegmentMaps(ignore_zero=False, keep=keep)
+    first, second = (maps.of(2, scene.train[2]) for _ in range(2))
+    assert (first is second) == keep
+    assert torch.equal(first.slot, second.slot)
+    assert maps.of(1, scene.train[1]) is not first
 
 
 def test_method_sees_the_features_of_the_seen_pixels(scene):
     view = with_unseen_border(scene.train[0])
     features = torch.randn(*view.segments.shape, 3)
     for valid in (None, view.valid):
-        pixels = SegmentMaps([dataclasses.replace(view, valid=valid)], ignore_zero=False)[0]
+        pixels = SegmentMaps(ignore_zero=False, keep=True).of(0, dataclasses.replace(view, valid=valid))
         expected = features.flatten(0, 1) if valid is None else features[valid]
         assert torch.equal(seen_pixels(features, pixels)[0], expected)
 
@@ -77,7 +82,8 @@ def lift_stage(scene, device="cpu", *, pixels=200, cache_mb=100, steps=30):
     method = UnifiedLift(settings, zero_id="segment", seed=0)
     method.to(torch.device(device))
     lift = LiftSettings(lift_iterations=steps, lift_pixels=pixels, lift_cache_mb=cache_mb)
-    return LiftStage(on_device(scene, torch.device(device)), gaussians, method, lift, seed=0)
+    placed = ViewStore("auto", device=torch.device(device), folder=Path()).placed(scene)
+    return LiftStage(placed, gaussians, method, lift, seed=0)
 
 
 @pytest.mark.parametrize("cache_mb", [100, 0])
@@ -110,7 +116,7 @@ def test_a_lift_step_does_not_make_the_host_wait(scene):
     for step in range(20):  # keeps the weights and segments of all views and starts the codebook
         stage.train_step(step)
     assert stage.cache.keeps_all
-    assert len(stage.cache.kept) == len(stage.maps._maps) == 6
+    assert len(stage.cache.kept) == len(stage.maps.kept) == 6
     assert len(stage.method.codebook)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -157,7 +157,7 @@ def lift_parts(c: Counts, pixels: int, dim: int, codes: int, segments: int) -> l
     return [
         Part("blend", "blend_kernel", mega * (entries * (8 + row) + pixels * row), 2e-9 * entries * dim),
         Part("Eq. 1, 7", "contrast|uncertain|centre|segment", mega * pixels * 3 * row, 12e-9 * pixels * segments * dim),
-        Part("Eq. 2, 4-6", "associat|codebook|order", mega * pixels * 3 * row, 12e-9 * pixels * codes * dim),
+        Part("Eq. 2, 4-6", "associat|codebook", mega * pixels * 3 * row, 12e-9 * pixels * codes * dim),
         Part("assignment", "assign", mega * 4 * segments * codes),
         Part(
             "gradient of blend", "splat_kernel|Memset",

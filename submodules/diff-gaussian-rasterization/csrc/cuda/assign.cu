@@ -1,6 +1,6 @@
 // Exact assignment with the largest total score, one to one, on the device (shortest augmenting paths, after Jonker and
-// Volgenant 1987): scores become integer costs, rows that agree at once are settled together, some rounds of bidding settle
-// most of the others, and each row that is still free then searches the shortest path to a free column.
+// Volgenant 1987): scores become integer costs, rows that agree at once are settled together, some rounds of bidding
+// settle most of the others, and each row that is still free then searches the shortest path to a free column.
 #include "carver.h"
 #include "dgr_cuda.h"
 #include "group.cuh"
@@ -33,10 +33,11 @@ struct Extent {
   unsigned high, low;
 };
 
-__global__ void __launch_bounds__(kThreads) extent_kernel(const float* scores, int64_t count, const float* floors,
-                                                          int64_t num_floors, Extent* extent) {
+__global__ void __launch_bounds__(kThreads)
+    assign_extent_kernel(const float* scores, int64_t count, const float* floors, int64_t num_floors, Extent* extent) {
   unsigned not_high = ~0u, low = ~0u;
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count + num_floors; i += int64_t(gridDim.x) * kThreads) {
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count + num_floors;
+       i += int64_t(gridDim.x) * kThreads) {
     const unsigned score = ordered(tame(i < count ? scores[i] : floors[i - count]));
     not_high = min(not_high, ~score), low = min(low, score);
   }
@@ -52,14 +53,14 @@ DGR_DEVICE int cost_of(float score, const Extent& extent) {
 // The problem: every row gets a column of its own, at the least total cost. There are enough columns, or ways out.
 struct Problem {
   int rows, columns;
-  int32_t* cost;  // [rows, columns]
-  int32_t* out;   // [rows], cost of staying without column; null if that is not allowed
+  int32_t* cost;           // [rows, columns]
+  int32_t* out;            // [rows], cost of staying without column; null if that is not allowed
   int32_t *least, *first;  // [rows]: least cost of each row, and its column
 };
 
 // cost, out, least and first. A warp a row; `transposed`: the rows of the problem are the columns of the scores.
-__global__ void __launch_bounds__(kThreads) costs_kernel(const float* scores, const float* floors, bool transposed,
-                                                         const Extent* extent, Problem p) {
+__global__ void __launch_bounds__(kThreads)
+    assign_costs_kernel(const float* scores, const float* floors, bool transposed, const Extent* extent, Problem p) {
   const int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (row >= p.rows) return;
   const int lane = threadIdx.x % kWarp;
@@ -79,10 +80,10 @@ __global__ void __launch_bounds__(kThreads) costs_kernel(const float* scores, co
 
 // ---- solution -----------------------------------------------------------------------------------------------------
 
-// State of the one block that solves the problem. Prices are at most 0, and 0 for columns that are free, so a row's cheapest
-// column by cost - price is a best one for it. Thread t looks after the columns t, t + kThreads, ...
+// State of the one block that solves the problem. Prices are at most 0, and 0 for columns that are free, so a row's
+// cheapest column by cost - price is a best one for it. Thread t looks after the columns t, t + kThreads, ...
 struct State {
-  int *price, *distance, *from, *row_of;  // [columns]; row_of -1 = free
+  int *price, *distance, *from, *row_of;    // [columns]; row_of -1 = free
   int *column_of, *waiting, *waiting_next;  // [rows]; column_of kOut = stays out
 };
 
@@ -108,7 +109,8 @@ DGR_DEVICE Least block_least(Least mine, Least (&slots)[2][kWarps], int& turn) {
   return warp_least(lane < kWarps ? slots[turn][lane] : Least{kNever, ~0u});
 }
 
-// Rows whose cheapest column nobody before them wants get it; the others wait, dearest scores first. Returns their number.
+// Rows whose cheapest column nobody before them wants get it; the others wait, dearest scores first. Returns their
+// number.
 DGR_DEVICE int settle_agreed(const Problem& p, const State& s) {
   int* winner = s.distance;
   for (int j = threadIdx.x; j < p.columns; j += kThreads) winner[j] = kNever, s.price[j] = 0, s.row_of[j] = -1;
@@ -239,7 +241,7 @@ DGR_DEVICE void augment(const State& s, int start, const Goal& goal) {
 }
 
 // One block. codes [segments] = column of each row, or, `transposed`, row of each column; -1 = none.
-__global__ void __launch_bounds__(kThreads) solve_kernel(Problem p, State s, bool transposed, int64_t* codes) {
+__global__ void __launch_bounds__(kThreads) assign_solve_kernel(Problem p, State s, bool transposed, int64_t* codes) {
   __shared__ int here[4][kHere];
   __shared__ Least slots[2][kWarps];
   if (p.columns <= kHere) s.price = here[0], s.distance = here[1], s.from = here[2], s.row_of = here[3];
@@ -269,17 +271,23 @@ struct Work {
   size_t total;
   Work(void* base, int rows, int columns, bool floors) {
     Carver carver(base);
-    problem = {rows, columns, carver.take<int32_t>(int64_t(rows) * columns), floors ? carver.take<int32_t>(rows) : nullptr,
-               carver.take<int32_t>(rows), carver.take<int32_t>(rows)};
+    problem = {rows,
+               columns,
+               carver.take<int32_t>(int64_t(rows) * columns),
+               floors ? carver.take<int32_t>(rows) : nullptr,
+               carver.take<int32_t>(rows),
+               carver.take<int32_t>(rows)};
     const int elsewhere = columns <= kHere ? 0 : columns;
     state = {carver.take<int>(elsewhere), carver.take<int>(elsewhere), carver.take<int>(elsewhere),
-             carver.take<int>(elsewhere), carver.take<int>(rows), carver.take<int>(rows), carver.take<int>(rows)};
+             carver.take<int>(elsewhere), carver.take<int>(rows),      carver.take<int>(rows),
+             carver.take<int>(rows)};
     extent = carver.take<Extent>(1);
     total = carver.used();
   }
 };
 
-// Without ways out there must be at least as many columns as rows: with more segments than codes, codes choose segments.
+// Without ways out there must be at least as many columns as rows: with more segments than codes, codes choose
+// segments.
 bool turned(int segments, int codes, bool floors) { return segments > codes && !floors; }
 
 Work work_for(void* base, int segments, int codes, bool floors) {
@@ -297,9 +305,9 @@ DGR_API void dgr_cuda_assign_bytes(int32_t segments, int32_t codes, int32_t with
   *bytes = int64_t(work_for(nullptr, segments, codes, with_floors != 0).total);
 }
 
-// result [segments] = the code of each segment, or -1, such that the total of scores [segments, codes] is largest and no code
-// is given twice. With floors [segments] a segment may stay without code, which counts as much as its floor; else as many
-// segments get one as there are codes.
+// result [segments] = the code of each segment, or -1, such that the total of scores [segments, codes] is largest and
+// no code is given twice. With floors [segments] a segment may stay without code, which counts as much as its floor;
+// else as many segments get one as there are codes.
 DGR_API int dgr_cuda_assign(const float* scores, const float* floors, int32_t segments, int32_t codes, void* workspace,
                             int64_t* result, int32_t device, void* stream) {
   if (segments == 0) return 0;
@@ -307,16 +315,17 @@ DGR_API int dgr_cuda_assign(const float* scores, const float* floors, int32_t se
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
   const bool transposed = turned(segments, codes, floors != nullptr);
   if (transposed || codes == 0) {
-    if (cudaError_t status = cudaMemsetAsync(result, 0xff, sizeof(int64_t) * size_t(segments), queue)) return int(status);
+    if (cudaError_t status = cudaMemsetAsync(result, 0xff, sizeof(int64_t) * size_t(segments), queue))
+      return int(status);
     if (codes == 0) return 0;
   }
   const Work work = work_for(workspace, segments, codes, floors != nullptr);
   if (cudaError_t status = cudaMemsetAsync(work.extent, 0, sizeof(Extent), queue)) return int(status);
   const int64_t count = int64_t(segments) * codes, num_floors = floors == nullptr ? 0 : segments;
-  DGR_LAUNCH(extent_kernel, min(blocks_for(count + num_floors, kThreads), int64_t(256)), kThreads, stream, scores, count,
-             floors, num_floors, work.extent);
-  DGR_LAUNCH(costs_kernel, blocks_for(work.problem.rows, kWarps), kThreads, stream, scores, floors, transposed, work.extent,
-             work.problem);
-  DGR_LAUNCH(solve_kernel, 1, kThreads, stream, work.problem, work.state, transposed, result);
+  DGR_LAUNCH(assign_extent_kernel, min(blocks_for(count + num_floors, kThreads), int64_t(256)), kThreads, stream,
+             scores, count, floors, num_floors, work.extent);
+  DGR_LAUNCH(assign_costs_kernel, blocks_for(work.problem.rows, kWarps), kThreads, stream, scores, floors, transposed,
+             work.extent, work.problem);
+  DGR_LAUNCH(assign_solve_kernel, 1, kThreads, stream, work.problem, work.state, transposed, result);
   return int(cudaGetLastError());
 }

@@ -11,7 +11,7 @@ constexpr float kMeanFloor = 1e-4f;  // added to the size of a segment in Eq. 3 
 // ---- association --------------------------------------------------------------------------------------------------
 
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) codes_kernel(DgrCudaCodebook book, int dim, Columns to) {
+__global__ void __launch_bounds__(kThreads) codebook_prepare_kernel(DgrCudaCodebook book, int dim, Columns to) {
   const int code = int(blockIdx.x) * kThreads + int(threadIdx.x);
   if (code >= book.count) return;
   float v[kDim];
@@ -22,8 +22,8 @@ __global__ void __launch_bounds__(kThreads) codes_kernel(DgrCudaCodebook book, i
 
 // Eq. 2: logarithm of the normaliser (natural) and the best code of each pixel.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) association_rows_kernel(DgrCudaPixels px, Columns codes, Length kind,
-                                                                    float* normaliser, int32_t* best) {
+__global__ void __launch_bounds__(kThreads)
+    association_rows_kernel(DgrCudaPixels px, Columns codes, Length kind, float* normaliser, int32_t* best) {
   __shared__ __align__(16) float staged[kStaged][kDim];
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   float x[kDim] = {};
@@ -34,9 +34,9 @@ __global__ void __launch_bounds__(kThreads) association_rows_kernel(DgrCudaPixel
 
 // Eq. 3 and 5 before the division: scores [segments, codes] += softmax at the code. counts [segments] unless null.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) scores_kernel(DgrCudaPixels px, Columns codes, Length kind,
-                                                          const float* normaliser, int64_t per_block, float* scores,
-                                                          int32_t* counts) {
+__global__ void __launch_bounds__(kThreads)
+    association_scores_kernel(DgrCudaPixels px, Columns codes, Length kind, const float* normaliser, int64_t per_block,
+                              float* scores, int32_t* counts) {
   __shared__ Tile<kDim> tile;
   const Share share = share_of_block(codes.capacity, px.count, per_block);
   const bool real = share.column < codes.capacity;
@@ -70,7 +70,8 @@ __global__ void __launch_bounds__(kThreads) scores_kernel(DgrCudaPixels px, Colu
 }
 
 // scores [segments, codes] /= size of the segment.
-__global__ void __launch_bounds__(kThreads) divide_kernel(float* scores, const int32_t* counts, int64_t size, int codes) {
+__global__ void __launch_bounds__(kThreads)
+    association_means_kernel(float* scores, const int32_t* counts, int64_t size, int codes) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i < size) scores[i] /= float(counts[i / codes]) + kMeanFloor;
 }
@@ -135,8 +136,9 @@ DGR_DEVICE int label_of(const DgrCudaPixels& px, int64_t i, const DgrCudaCodeboo
 }
 
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) terms_kernel(DgrCudaPixels px, DgrCudaCodebook book, const int64_t* codes,
-                                                         const float* normaliser, const int32_t* best, TermTotals* totals) {
+__global__ void __launch_bounds__(kThreads)
+    codebook_terms_kernel(DgrCudaPixels px, DgrCudaCodebook book, const int64_t* codes, const float* normaliser,
+                          const int32_t* best, TermTotals* totals) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const int label = label_of(px, i, book, codes);
   float cross_entropy = 0.0f, distance = 0.0f;
@@ -154,7 +156,7 @@ __global__ void __launch_bounds__(kThreads) terms_kernel(DgrCudaPixels px, DgrCu
 }
 
 // Eq. 4 and Eq. 6. One thread.
-__global__ void finish_terms_kernel(TermTotals* t, float per_class, float* class_term, float* concentration) {
+__global__ void codebook_finish_kernel(TermTotals* t, float per_class, float* class_term, float* concentration) {
   if (threadIdx.x != 0) return;
   const float each = t->labelled > 0 ? 1.0f / float(t->labelled) : 0.0f;
   t->class_weight = t->disagreeing > 0 ? each * per_class : 0.0f;  // rests where all agree [released]
@@ -175,16 +177,17 @@ DGR_DEVICE TermWeights term_weights(const TermTotals& totals, const float* class
 
 // out [codes, dim] += the gradient through the pixels' own codes. Null upstream means zero.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) terms_rows_kernel(DgrCudaPixels px, DgrCudaCodebook book, const int64_t* codes,
-                                                              const TermTotals* totals, const float* class_upstream,
-                                                              const float* far_upstream, float* out) {
+__global__ void __launch_bounds__(kThreads)
+    codebook_rows_kernel(DgrCudaPixels px, DgrCudaCodebook book, const int64_t* codes, const TermTotals* totals,
+                         const float* class_upstream, const float* far_upstream, float* out) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const int label = label_of(px, i, book, codes);
   const TermWeights weights = term_weights(*totals, class_upstream, far_upstream);
   float gradient[kDim] = {};
   if (label >= 0) {
     const Pair<kDim> pair = load_pair<kDim>(px, i, book, label);
-    const float similar = pair.cosine ? weights.cross_entropy * pair.by_feature() / book.temperature : weights.cross_entropy;
+    const float similar =
+        pair.cosine ? weights.cross_entropy * pair.by_feature() / book.temperature : weights.cross_entropy;
     const float far = weights.distance / pair.distance;
     float by_unit[kDim];  // gradient by the direction of the code; `gradient` is that by the code itself
 #pragma unroll
@@ -203,10 +206,10 @@ __global__ void __launch_bounds__(kThreads) terms_rows_kernel(DgrCudaPixels px, 
 
 // out [codes, dim] += the gradient of Eq. 4 through the normaliser of each labelled pixel.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) terms_columns_kernel(DgrCudaPixels px, DgrCudaCodebook book, Columns columns,
-                                                                 Length kind, const int64_t* codes,
-                                                                 const TermTotals* totals, const float* class_upstream,
-                                                                 const float* normaliser, int64_t per_block, float* out) {
+__global__ void __launch_bounds__(kThreads)
+    codebook_columns_kernel(DgrCudaPixels px, DgrCudaCodebook book, Columns columns, Length kind, const int64_t* codes,
+                            const TermTotals* totals, const float* class_upstream, const float* normaliser,
+                            int64_t per_block, float* out) {
   __shared__ Tile<kDim> tile;
   const float weight = term_weights(*totals, class_upstream, nullptr).cross_entropy;
   add_column_gradients<kDim>(px, columns, columns.capacity, kind, per_block, tile, out,
@@ -249,19 +252,22 @@ DGR_API int dgr_cuda_association(const DgrCudaPixels* px, const DgrCudaCodebook*
     if (cudaError_t status = cudaMemsetAsync(scores, 0, sizeof(float) * size_t(size), stream)) return int(status);
   }
   if (size > 0 && counts != nullptr) {
-    if (cudaError_t status = cudaMemsetAsync(counts, 0, sizeof(int32_t) * size_t(px->segments), stream)) return int(status);
+    if (cudaError_t status = cudaMemsetAsync(counts, 0, sizeof(int32_t) * size_t(px->segments), stream))
+      return int(status);
   }
   const Length kind = association_length(*book);
   return with_width(px->dim, [&](auto width) {
     constexpr int kDim = decltype(width)::value;
-    DGR_LAUNCH(codes_kernel<kDim>, blocks_for(book->count, kThreads), kThreads, px->stream, *book, px->dim, work.codes);
-    DGR_LAUNCH(association_rows_kernel<kDim>, blocks_for(px->count, kThreads), kThreads, px->stream, *px, work.codes, kind,
-               normaliser, best);
+    DGR_LAUNCH(codebook_prepare_kernel<kDim>, blocks_for(book->count, kThreads), kThreads, px->stream, *book, px->dim,
+               work.codes);
+    DGR_LAUNCH(association_rows_kernel<kDim>, blocks_for(px->count, kThreads), kThreads, px->stream, *px, work.codes,
+               kind, normaliser, best);
     if (size > 0) {
-      DGR_LAUNCH(scores_kernel<kDim>, column_blocks(book->count, px->count), kThreads, px->stream, *px, work.codes, kind,
-                 normaliser, pixels_per_block(px->count), scores, counts);
+      DGR_LAUNCH(association_scores_kernel<kDim>, column_blocks(book->count, px->count), kThreads, px->stream, *px,
+                 work.codes, kind, normaliser, pixels_per_block(px->count), scores, counts);
       if (counts != nullptr) {
-        DGR_LAUNCH(divide_kernel, blocks_for(size, kThreads), kThreads, px->stream, scores, counts, size, book->count);
+        DGR_LAUNCH(association_means_kernel, blocks_for(size, kThreads), kThreads, px->stream, scores, counts, size,
+                   book->count);
       }
     }
     return int(cudaGetLastError());
@@ -273,17 +279,19 @@ DGR_API void dgr_cuda_terms_bytes(const DgrCudaPixels* px, const DgrCudaCodebook
   *bytes = int64_t(TermWork(nullptr, *px, *book).total);
 }
 
-// Eq. 4 and Eq. 6, count >= 1. codes [segments] = code of each segment or -1; normaliser and best as of the association.
-DGR_API int dgr_cuda_terms(const DgrCudaPixels* px, const DgrCudaCodebook* book, const int64_t* codes, const float* normaliser,
-                           const int32_t* best, void* workspace, float* class_term, float* concentration) {
+// Eq. 4 and Eq. 6, count >= 1. codes [segments] = code of each segment or -1; normaliser and best as of the
+// association.
+DGR_API int dgr_cuda_terms(const DgrCudaPixels* px, const DgrCudaCodebook* book, const int64_t* codes,
+                           const float* normaliser, const int32_t* best, void* workspace, float* class_term,
+                           float* concentration) {
   if (cudaError_t status = cudaSetDevice(px->device)) return int(status);
   const TermWork work(workspace, *px, *book);
   const cudaStream_t stream = static_cast<cudaStream_t>(px->stream);
   if (cudaError_t status = cudaMemsetAsync(work.totals, 0, sizeof(TermTotals), stream)) return int(status);
   return with_width(px->dim, [&](auto width) {
-    DGR_LAUNCH(terms_kernel<decltype(width)::value>, blocks_for(px->count, kThreads), kThreads, px->stream, *px, *book, codes,
-               normaliser, best, work.totals);
-    DGR_LAUNCH(finish_terms_kernel, 1, int(kWarp), px->stream, work.totals,
+    DGR_LAUNCH(codebook_terms_kernel<decltype(width)::value>, blocks_for(px->count, kThreads), kThreads, px->stream,
+               *px, *book, codes, normaliser, best, work.totals);
+    DGR_LAUNCH(codebook_finish_kernel, 1, int(kWarp), px->stream, work.totals,
                float(1.0 / std::log(double(max(book->count, 2)))), class_term, concentration);
     return int(cudaGetLastError());
   });
@@ -299,11 +307,12 @@ DGR_API int dgr_cuda_terms_backward(const DgrCudaPixels* px, const DgrCudaCodebo
   if (cudaError_t status = cudaMemsetAsync(out, 0, bytes, static_cast<cudaStream_t>(px->stream))) return int(status);
   return with_width(px->dim, [&](auto width) {
     constexpr int kDim = decltype(width)::value;
-    DGR_LAUNCH(terms_rows_kernel<kDim>, blocks_for(px->count, kThreads), kThreads, px->stream, *px, *book, codes, work.totals,
-               class_upstream, far_upstream, out);
+    DGR_LAUNCH(codebook_rows_kernel<kDim>, blocks_for(px->count, kThreads), kThreads, px->stream, *px, *book, codes,
+               work.totals, class_upstream, far_upstream, out);
     if (class_upstream != nullptr) {
-      DGR_LAUNCH(codes_kernel<kDim>, blocks_for(book->count, kThreads), kThreads, px->stream, *book, px->dim, work.codes);
-      DGR_LAUNCH(terms_columns_kernel<kDim>, column_blocks(book->count, px->count), kThreads, px->stream, *px, *book,
+      DGR_LAUNCH(codebook_prepare_kernel<kDim>, blocks_for(book->count, kThreads), kThreads, px->stream, *book, px->dim,
+                 work.codes);
+      DGR_LAUNCH(codebook_columns_kernel<kDim>, column_blocks(book->count, px->count), kThreads, px->stream, *px, *book,
                  work.codes, association_length(*book), codes, work.totals, class_upstream, normaliser,
                  pixels_per_block(px->count), out);
     }

@@ -1,5 +1,5 @@
-// Pixels against columns, that is centres of segments or codes. Similarities are never stored: one kernel walks over the
-// columns of a pixel, another one over the pixels of a column, and both compute them anew.
+// Pixels against columns, that is centres of segments or codes. Similarities are never stored: one kernel walks over
+// the columns of a pixel, another one over the pixels of a column, and both compute them anew.
 #pragma once
 
 #include "carver.h"
@@ -40,8 +40,8 @@ DGR_DEVICE int slot_of(const DgrCudaPixels& px, int64_t i) {
   return slot >= 0 && slot < px.segments ? slot : -1;
 }
 
-// out[key] += the values of the lanes with that key, and counts[key] += their number unless null. Neighbours of one key are
-// summed before they go out, so pixels in the order of their segments are cheapest. Key -1 counts nowhere.
+// out[key] += the values of the lanes with that key, and counts[key] += their number unless null. Neighbours of one key
+// are summed before they go out, so pixels in the order of their segments are cheapest. Key -1 counts nowhere.
 template <int kDim>
 DGR_DEVICE void add_runs(const float (&value)[kDim], int key, int dim, float* out, int32_t* counts) {
   __shared__ float values[kWarps][kWarp][kDim + 1];
@@ -79,7 +79,8 @@ struct Columns {
 
 // Writes a column for the vector v; `share`: of v in what gradients are taken by.
 template <int kDim>
-DGR_DEVICE void write_column(float (&v)[kDim], bool unit, float temperature, float share, int64_t at, const Columns& to) {
+DGR_DEVICE void write_column(float (&v)[kDim], bool unit, float temperature, float share, int64_t at,
+                             const Columns& to) {
   const float length = sqrtf(dot(v, v)), by = kLog2e / temperature;
   const float least = fmaxf(length, kTiny);
   to.scale[at] = by;
@@ -194,9 +195,9 @@ struct __align__(16) Tile {
   int key[kThreads];
 };
 
-// Gradient by the vectors behind the columns: out [columns, dim] += through_length(sum over pixels of weight * (softmax at
-// the column - own) * x / temperature). `fill(pixel, normaliser, weight, own column)` says what a pixel has; weight 0 leaves
-// it out.
+// Gradient by the vectors behind the columns: out [columns, dim] += through_length(sum over pixels of weight * (softmax
+// at the column - own) * x / temperature). `fill(pixel, normaliser, weight, own column)` says what a pixel has; weight
+// 0 leaves it out.
 template <int kDim, class Fill>
 DGR_DEVICE void add_column_gradients(const DgrCudaPixels& px, const Columns& columns, int number, Length kind,
                                      int64_t per_block, Tile<kDim>& tile, float* out, Fill fill) {

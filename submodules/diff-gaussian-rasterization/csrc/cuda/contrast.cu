@@ -6,7 +6,7 @@ namespace {
 
 // sums [segments, dim] and counts [segments] of unit features.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) sums_kernel(DgrCudaPixels px, float* sums, int32_t* counts) {
+__global__ void __launch_bounds__(kThreads) segment_sums_kernel(DgrCudaPixels px, float* sums, int32_t* counts) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const int slot = slot_of(px, i);
   float x[kDim] = {};
@@ -23,9 +23,9 @@ struct Totals {
 // The segments with more than min_pixels pixels become columns: their mean, as a direction if `unit`. One block.
 // place [segments] = column of each segment or -1; *loss = 0 unless null.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) centres_kernel(const float* sums, const int32_t* counts, int segments, int dim,
-                                                           DgrCudaContrast how, Columns to, int* place, Totals* totals,
-                                                           float* loss) {
+__global__ void __launch_bounds__(kThreads)
+    centres_kernel(const float* sums, const int32_t* counts, int segments, int dim, DgrCudaContrast how, Columns to,
+                   int* place, Totals* totals, float* loss) {
   int kept = 0, pixels = 0;
   for (int first = 0; first < segments; first += kThreads) {
     const int s = first + int(threadIdx.x), count = s < segments ? counts[s] : 0;
@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(kThreads) centres_kernel(const float* sums, co
     float mean[kDim];
     load_row(sums, s, dim, mean);
     scale(mean, 1.0f / float(count));
-    write_column(mean, how.unit_centres, how.temperature > 0.0f ? how.temperature : 1.0f, 1.0f / float(count), column, to);
+    write_column(mean, how.unit_centres, how.temperature > 0.0f ? how.temperature : 1.0f, 1.0f / float(count), column,
+                 to);
   }
   pixels = block_sum<kWarps>(pixels);
   if (threadIdx.x != 0) return;
@@ -48,8 +49,8 @@ __global__ void __launch_bounds__(kThreads) centres_kernel(const float* sums, co
 
 // spread [segments] = sum of the distances of the pixels from their centre, while columns have temperature 1.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) spread_kernel(DgrCudaPixels px, Columns centres, const int* place,
-                                                          float* spread) {
+__global__ void __launch_bounds__(kThreads)
+    contrast_spread_kernel(DgrCudaPixels px, Columns centres, const int* place, float* spread) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const int slot = slot_of(px, i), own = slot < 0 ? -1 : place[slot];
   if (own < 0) return;
@@ -63,8 +64,8 @@ __global__ void __launch_bounds__(kThreads) spread_kernel(DgrCudaPixels px, Colu
 
 // Gives each centre the temperature of the released code, clip(10 phi, 0.5, 1), phi = mean distance / ln(count + 10).
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) temper_kernel(const float* spread, const int32_t* counts, const int* place,
-                                                          int segments, Columns centres) {
+__global__ void __launch_bounds__(kThreads) contrast_temper_kernel(const float* spread, const int32_t* counts,
+                                                                   const int* place, int segments, Columns centres) {
   const int s = int(blockIdx.x) * kThreads + int(threadIdx.x);
   if (s >= segments || place[s] < 0) return;
   const float count = float(counts[s]), phi = spread[s] / count / logf(count + 10.0f);
@@ -74,12 +75,12 @@ __global__ void __launch_bounds__(kThreads) temper_kernel(const float* spread, c
   centres.scale[place[s]] /= temperature;
 }
 
-// Eq. 1: *loss += weight * cross-entropy, normaliser of each pixel (base 2), and, unless null, gradient [count, dim] by the
-// unit feature while the centres stand still.
+// Eq. 1: *loss += weight * cross-entropy, normaliser of each pixel (base 2), and, unless null, gradient [count, dim] by
+// the unit feature while the centres stand still.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) contrast_rows_kernel(DgrCudaPixels px, Columns centres, const int* place,
-                                                                 const Totals* totals, float* loss, float* normaliser,
-                                                                 float* gradient) {
+__global__ void __launch_bounds__(kThreads)
+    contrast_rows_kernel(DgrCudaPixels px, Columns centres, const int* place, const Totals* totals, float* loss,
+                         float* normaliser, float* gradient) {
   __shared__ __align__(16) float staged[kStaged][kDim];
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const int number = totals->kept, slot = slot_of(px, i), own = slot < 0 ? -1 : place[slot];
@@ -93,7 +94,7 @@ __global__ void __launch_bounds__(kThreads) contrast_rows_kernel(DgrCudaPixels p
   if (gradient == nullptr) return;
   float pull[kDim] = {};
   for_columns<kDim>(centres, number, staged, [&](int, int count) {
-#pragma unroll (kDim > 32 ? 1 : 4)
+#pragma unroll(kDim > 32 ? 1 : 4)
     for (int j = 0; j < count; ++j) {
       float column[kDim];
       load_whole(staged[j], column);
@@ -112,8 +113,8 @@ __global__ void __launch_bounds__(kThreads) contrast_rows_kernel(DgrCudaPixels p
 
 // Eq. 7: out = 1 - softmax at the pixel's own segment; 1 without one.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) uncertainty_rows_kernel(DgrCudaPixels px, Columns centres, const int* place,
-                                                                    const Totals* totals, float* out) {
+__global__ void __launch_bounds__(kThreads)
+    uncertainty_rows_kernel(DgrCudaPixels px, Columns centres, const int* place, const Totals* totals, float* out) {
   __shared__ __align__(16) float staged[kStaged][kDim];
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const int slot = slot_of(px, i), own = slot < 0 ? -1 : place[slot];
@@ -125,9 +126,9 @@ __global__ void __launch_bounds__(kThreads) uncertainty_rows_kernel(DgrCudaPixel
 
 // Eq. 1: gradient [kept, dim] by the sum of unit features of each kept segment.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) contrast_columns_kernel(DgrCudaPixels px, Columns centres, const int* place,
-                                                                    const Totals* totals, const float* normaliser,
-                                                                    int64_t per_block, float* out) {
+__global__ void __launch_bounds__(kThreads)
+    contrast_columns_kernel(DgrCudaPixels px, Columns centres, const int* place, const Totals* totals,
+                            const float* normaliser, int64_t per_block, float* out) {
   __shared__ Tile<kDim> tile;
   const float weight = totals->weight;
   add_column_gradients<kDim>(px, centres, totals->kept, Length::kPlusTiny, per_block, tile, out,
@@ -140,9 +141,9 @@ __global__ void __launch_bounds__(kThreads) contrast_columns_kernel(DgrCudaPixel
 
 // Eq. 1, last step: out = upstream * gradient by the features, through centres and lengths.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) contrast_backward_kernel(DgrCudaPixels px, const int* place,
-                                                                     const float* by_pixel, const float* by_sum,
-                                                                     bool detach_norm, const float* upstream, float* out) {
+__global__ void __launch_bounds__(kThreads)
+    contrast_backward_kernel(DgrCudaPixels px, const int* place, const float* by_pixel, const float* by_sum,
+                             bool detach_norm, const float* upstream, float* out) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= px.count) return;
   const int slot = slot_of(px, i), own = slot < 0 ? -1 : place[slot];
@@ -183,14 +184,16 @@ struct SegmentWork {
 
 // Sums the segments and makes their centres the columns.
 template <int kDim>
-int make_centres(const DgrCudaPixels& px, const DgrCudaContrast& how, const SegmentWork& work, void* base, float* loss) {
+int make_centres(const DgrCudaPixels& px, const DgrCudaContrast& how, const SegmentWork& work, void* base,
+                 float* loss) {
   const cudaStream_t stream = static_cast<cudaStream_t>(px.stream);
   if (work.zeros > 0) {
     if (cudaError_t status = cudaMemsetAsync(base, 0, work.zeros, stream)) return int(status);
   }
-  DGR_LAUNCH(sums_kernel<kDim>, blocks_for(px.count, kThreads), kThreads, px.stream, px, work.sums, work.counts);
-  DGR_LAUNCH(centres_kernel<kDim>, 1, kThreads, px.stream, work.sums, work.counts, px.segments, px.dim, how, work.centres,
-             work.place, work.totals, loss);
+  DGR_LAUNCH(segment_sums_kernel<kDim>, blocks_for(px.count, kThreads), kThreads, px.stream, px, work.sums,
+             work.counts);
+  DGR_LAUNCH(centres_kernel<kDim>, 1, kThreads, px.stream, work.sums, work.counts, px.segments, px.dim, how,
+             work.centres, work.place, work.totals, loss);
   return int(cudaGetLastError());
 }
 
@@ -204,7 +207,8 @@ DGR_API void dgr_cuda_segment_bytes(const DgrCudaPixels* px, int64_t* bytes) {
   *bytes = int64_t(SegmentWork(nullptr, *px).total);
 }
 
-// Eq. 1, count >= 1. *loss is set; gradient [count, dim] is an intermediate of the backward pass, null if there is none.
+// Eq. 1, count >= 1. *loss is set; gradient [count, dim] is an intermediate of the backward pass, null if there is
+// none.
 DGR_API int dgr_cuda_contrast(const DgrCudaPixels* px, const DgrCudaContrast* how, void* workspace, float* loss,
                               float* gradient) {
   if (cudaError_t status = cudaSetDevice(px->device)) return int(status);
@@ -214,12 +218,13 @@ DGR_API int dgr_cuda_contrast(const DgrCudaPixels* px, const DgrCudaContrast* ho
     const int64_t blocks = blocks_for(px->count, kThreads);
     if (int status = make_centres<kDim>(*px, *how, work, workspace, loss)) return status;
     if (how->temperature == 0.0f && px->segments > 0) {
-      DGR_LAUNCH(spread_kernel<kDim>, blocks, kThreads, px->stream, *px, work.centres, work.place, work.spread);
-      DGR_LAUNCH(temper_kernel<kDim>, blocks_for(px->segments, kThreads), kThreads, px->stream, work.spread, work.counts,
-                 work.place, px->segments, work.centres);
+      DGR_LAUNCH(contrast_spread_kernel<kDim>, blocks, kThreads, px->stream, *px, work.centres, work.place,
+                 work.spread);
+      DGR_LAUNCH(contrast_temper_kernel<kDim>, blocks_for(px->segments, kThreads), kThreads, px->stream, work.spread,
+                 work.counts, work.place, px->segments, work.centres);
     }
-    DGR_LAUNCH(contrast_rows_kernel<kDim>, blocks, kThreads, px->stream, *px, work.centres, work.place, work.totals, loss,
-               work.normaliser, gradient);
+    DGR_LAUNCH(contrast_rows_kernel<kDim>, blocks, kThreads, px->stream, *px, work.centres, work.place, work.totals,
+               loss, work.normaliser, gradient);
     if (gradient != nullptr && px->segments > 0) {
       DGR_LAUNCH(contrast_columns_kernel<kDim>, column_blocks(px->segments, px->count), kThreads, px->stream, *px,
                  work.centres, work.place, work.totals, work.normaliser, pixels_per_block(px->count), work.by_sum);
@@ -228,14 +233,15 @@ DGR_API int dgr_cuda_contrast(const DgrCudaPixels* px, const DgrCudaContrast* ho
   });
 }
 
-// out [count, dim] = *upstream * gradient of Eq. 1 by the features; `workspace` and `gradient` are those of the forward pass.
+// out [count, dim] = *upstream * gradient of Eq. 1 by the features; `workspace` and `gradient` are those of the forward
+// pass.
 DGR_API int dgr_cuda_contrast_backward(const DgrCudaPixels* px, const DgrCudaContrast* how, void* workspace,
                                        const float* gradient, const float* upstream, float* out) {
   if (cudaError_t status = cudaSetDevice(px->device)) return int(status);
   const SegmentWork work(workspace, *px);
   return with_width(px->dim, [&](auto width) {
-    DGR_LAUNCH(contrast_backward_kernel<decltype(width)::value>, blocks_for(px->count, kThreads), kThreads, px->stream, *px,
-               work.place, gradient, work.by_sum, how->detach_norm != 0, upstream, out);
+    DGR_LAUNCH(contrast_backward_kernel<decltype(width)::value>, blocks_for(px->count, kThreads), kThreads, px->stream,
+               *px, work.place, gradient, work.by_sum, how->detach_norm != 0, upstream, out);
     return int(cudaGetLastError());
   });
 }

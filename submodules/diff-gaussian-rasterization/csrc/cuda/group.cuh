@@ -37,8 +37,8 @@ DGR_DEVICE T block_sum(T a) {
   return sum;
 }
 
-// Place of this thread among those of the block that keep something, counted on from `base`, which grows by their number.
-// All threads must call it with the same base.
+// Place of this thread among those of the block that keep something, counted on from `base`, which grows by their
+// number. All threads must call it with the same base.
 template <int kWarps>
 DGR_DEVICE int block_place(bool keep, int& base) {
   __shared__ int counts[kWarps];

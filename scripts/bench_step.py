@@ -275,7 +275,8 @@ class Bench:
         method.load_state_dict(method.state_dict() | {"codebook": torch.nn.functional.normalize(rows, dim=1)})
         method.to(self.device)
         budget = 2**20 if keep else 0
-        settings = LiftSettings(lift_pixels=self.args.pixels, lift_cache_mb=budget)
+        pool = 4 * self.args.pixels
+        settings = LiftSettings(lift_pixels=self.args.pixels, lift_pool=pool, lift_cache_mb=budget)
         stage = LiftStage(scene, gaussians, method, settings, seed=0)
         c = count(gaussians, scene.train)
         segments = int(np.mean([len(torch.unique(view.segments)) for view in stage.views.all()]))

@@ -13,7 +13,7 @@ from unified_lift.engine import labels, outputs
 from unified_lift.engine.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
 from unified_lift.engine.geometry import GeometryStage
 from unified_lift.engine.labels import label_gaussians
-from unified_lift.engine.lift import LiftStage, WeightCache
+from unified_lift.engine.lift import LiftStage
 from unified_lift.engine.settings import GeometrySettings, LiftSettings, TrainSettings
 from unified_lift.engine.trainer import Interrupted, Trainer, latest_checkpoint
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
@@ -211,24 +211,6 @@ def test_views_without_mask_are_trained_on_colour_only(tmp_path, scene):
 
 def method():
     return UnifiedLift(UnifiedLiftSettings(), zero_id="segment", seed=0)
-
-
-def test_weights_kept_in_memory_and_computed_per_step_agree(scene):
-    gaussians = gaussians_from_points(scene.points, sh_degree=0)
-    cameras = [view.camera for view in scene.train]
-    kept = WeightCache(gaussians, cameras, min_weight=1e-3, budget_mb=100)
-    fresh = WeightCache(gaussians, cameras, min_weight=1e-3, budget_mb=0)
-    assert kept.keeps_all
-    assert not fresh.keeps_all
-    rows = torch.tensor([5, 100, 250, 100, 479])
-    gaussians.set("features", torch.randn(len(gaussians), 4, generator=torch.Generator().manual_seed(0)))
-    for index in (0, 3):
-        a, b = kept.features(index, rows).detach(), fresh.features(index, rows).detach()
-        assert float(a.abs().max()) > 0.1
-        torch.testing.assert_close(a, b)
-        torch.testing.assert_close(kept.most_features(index, rows), b)
-        # rendering keeps the faint ones
-        torch.testing.assert_close(fresh.most_features(index, rows), b, atol=0.02, rtol=0)
 
 
 def test_disk_full_keeps_the_checkpoint_before(tmp_path, monkeypatch):

@@ -200,3 +200,67 @@ def test_what_is_known_of_the_ids_follows_changes():
     assert weights.ids_below() == 501
     with pytest.raises(ValueError, match="mention Gaussian 500, but there are only 300"):
         dgr.blend(weights, torch.zeros(300, 2))
+
+
+def test_a_drawn_sample_has_one_row_of_each_part_and_its_slot(cuda_device):
+    weights = dgr.PixelWeights(*(t.to(cuda_device) for t in weights_of(random_inputs(13, dim=16))))
+    slot = torch.arange(weights.num_rows, dtype=torch.int32, device=cuda_device) * 3
+    module = _backend.select("cuda", weights.weights)
+    sample = dgr.Sample.empty(100, torch.device(cuda_device))
+    draws = []
+    for stream in (1, 2, 1):
+        module.draw(weights, slot, sample, stream=stream)
+        draws.append(sample.rows.clone())
+        assert torch.equal(sample.slot, slot[sample.rows])
+    assert torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0], draws[1])
+    edges = torch.arange(101, dtype=torch.float64) * (weights.num_rows / 100)
+    rows = draws[0].cpu()
+    assert bool((rows >= edges[:-1].floor()).all() and (rows < edges[1:].ceil()).all())
+
+
+def test_draws_are_spread_evenly_inside_their_parts(cuda_device):
+    weights = dgr.PixelWeights(*(t.to(cuda_device) for t in weights_of(random_inputs(13))))
+    module, count = _backend.select("cuda", weights.weights), 29 * 37
+    sample = dgr.Sample.empty(107, torch.device(cuda_device))  # 10.03 rows a part
+    inside = []
+    for stream in range(40):
+        module.draw(weights, torch.zeros(count, dtype=torch.int32, device=cuda_device), sample, stream=stream)
+        place = sample.rows.double().cpu() + 0.5 - torch.arange(107) * (count / 107)
+        inside.append(place / (count / 107))
+    inside = torch.cat(inside)
+    assert float(inside.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(inside.var()) == pytest.approx(1 / 12, abs=0.01)
+
+
+def test_blending_a_sample_is_blending_its_rows(cuda_device):
+    x = random_inputs(14, dim=16)
+    module, sample = _backend.select("cuda", x.means.to(cuda_device)), dgr.Sample.empty(200, torch.device(cuda_device))
+    for seed in (0, 1):  # other weights, the same sample: what stands in it counts when it is used
+        weights = weights_of(random_inputs(14 + seed, dim=16))
+        there = dgr.PixelWeights(*(t.to(cuda_device) for t in weights))
+        module.draw(there, torch.zeros(there.num_rows, dtype=torch.int32, device=cuda_device), sample, stream=seed)
+        features = x.features.clone().to(cuda_device).requires_grad_()
+        incoming = torch.randn(200, 16, generator=torch.Generator().manual_seed(seed))
+        blended = module.blend_sample(sample, features)
+        blended.backward(incoming.to(cuda_device))
+        rows = sample.rows.cpu()
+        expected = dgr.blend(weights, x.features, rows=rows, implementation="reference")
+        assert float((blended.detach().cpu() - expected).abs().max()) < BLEND
+        gradient = dgr.splat(weights, incoming, 300, rows=rows, implementation="reference")
+        assert float(gradient.abs().max()) > 0.5
+        assert float((features.grad.cpu() - gradient).abs().max()) < 20 * BLEND
+
+
+@pytest.mark.parametrize(
+    ("slot", "wanted", "match"),
+    [
+        (torch.zeros(3, dtype=torch.int64), 2, r"slot must be int32 \[3\]"),
+        (torch.zeros(2, dtype=torch.int32), 2, r"slot must be int32 \[3\]"),
+        (torch.zeros(3, dtype=torch.int32), 4, "cannot draw 4 of 3 rows"),
+        (torch.zeros(3, dtype=torch.int32), 0, "cannot draw 0 of 3 rows"),
+    ],
+)
+def test_draws_that_cannot_be_are_refused(slot, wanted, match):
+    with pytest.raises(ValueError, match=match):
+        dgr.lifting.draw(SMALL, slot, dgr.Sample.empty(wanted, torch.device("cpu")), stream=0)

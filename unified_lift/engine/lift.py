@@ -6,13 +6,14 @@ SSIM, and only the sampled pixels; the map (the blending weights) is computed on
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 import torch
-from diff_gaussian_rasterization import PixelWeights, blend
+from diff_gaussian_rasterization import Sample, blend, lifting
 from torch import Tensor
 
+from unified_lift.engine.graphs import GradientGraph
+from unified_lift.engine.pool import PixelPool, Pooled, stratified
 from unified_lift.engine.settings import LiftSettings
 from unified_lift.engine.stage import Stage
 from unified_lift.engine.terms import weighted_sum
@@ -20,47 +21,8 @@ from unified_lift.engine.views import SegmentMaps, ViewSource
 from unified_lift.methods.base import Method, Observation
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.ops.draws import StepGenerator
-from unified_lift.rendering import blending_weights, render
-from unified_lift.types import Camera, Scene, UserError, View
-
-
-class WeightCache:
-    """Blending weights of training views, kept in memory if all of them fit."""
-
-    def __init__(self, gaussians: Gaussians, cameras: list[Camera], *, min_weight: float, budget_mb: int) -> None:
-        """Decide from the first view whether all fit in `budget_mb` MiB."""
-        self.gaussians, self.cameras, self.min_weight = gaussians, cameras, min_weight
-        self.kept: dict[int, PixelWeights] = {}
-        first = self._compute(0, None)
-        self.keeps_all = first.nbytes * len(cameras) <= budget_mb * 2**20
-        if self.keeps_all:
-            self.kept[0] = first
-
-    def features(self, index: int, rows: Tensor) -> Tensor:
-        """Return the rendered features of view `index` at the pixels `rows` (y * width + x, int64 [P]), [P, D].
-
-        Gradient: to the features of the Gaussians.
-        """
-        if self.keeps_all:
-            return blend(self._all_pixels(index), self.gaussians.features, rows=rows)
-        width = self.cameras[index].width
-        pixels = torch.stack([rows % width, rows // width], dim=1)
-        return blend(self._compute(index, pixels), self.gaussians.features)
-
-    @torch.no_grad()
-    def most_features(self, index: int, rows: Tensor) -> Tensor:
-        """Return the same for most pixels of a view, without gradient: rendering it is cheaper than its weights."""
-        if self.keeps_all:
-            return self.features(index, rows)
-        return render(self.gaussians, self.cameras[index]).features.flatten(0, 1).index_select(0, rows)
-
-    def _all_pixels(self, index: int) -> PixelWeights:
-        if index not in self.kept:
-            self.kept[index] = self._compute(index, None)
-        return self.kept[index]
-
-    def _compute(self, index: int, pixels: Tensor | None) -> PixelWeights:
-        return blending_weights(self.gaussians, self.cameras[index], pixels=pixels, min_weight=self.min_weight)
+from unified_lift.rendering import render
+from unified_lift.types import Scene, UserError
 
 
 class LiftStage(Stage):
@@ -79,77 +41,94 @@ class LiftStage(Stage):
         labelled = [view for view in scene.train if view.segments is not None]
         if not labelled:
             raise UserError(f"{scene.name}: no training view has a mask, nothing can be lifted; check --object_path")
-        keep = scene.kept_on == gaussians.device.type
-        self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=keep, by_slot=True)
-        self.cameras = [view.camera for view in labelled]
-        self.gaussians, self.method, self.settings = gaussians, method, settings
         views = ViewSource(labelled, kept_on=scene.kept_on, device=gaussians.device, fields=("segments", "valid"))
         super().__init__(num_steps=settings.lift_iterations, views=views, seed=seed)
+        self.gaussians, self.method, self.settings = gaussians, method, settings
+        self.cameras = [view.camera for view in labelled]
+        self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=False, by_slot=True)
         self.draws = StepGenerator(seed)
         gaussians.freeze_geometry()
         if gaussians.feature_dim != method.feature_dim:
             gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
-        self._cache: WeightCache | None = None
-
-    @property
-    def cache(self) -> WeightCache:
-        """Return the weight cache, made at first use because it depends on the final geometry."""
-        if self._cache is None:
-            self._cache = WeightCache(
-                self.gaussians,
-                self.cameras,
-                min_weight=self.settings.lift_min_weight,
-                budget_mb=self.settings.lift_cache_mb,
-            )
-        return self._cache
+        self.pool = PixelPool(
+            views,
+            self.cameras,
+            gaussians,
+            self.maps,
+            self.draws,
+            size=max(settings.lift_pool, settings.lift_pixels),
+            min_weight=settings.lift_min_weight,
+            budget_mb=settings.lift_cache_mb,
+        )
+        self.sample: Sample | None = None
+        self.graph = GradientGraph(self._replayed, self._leaves)
 
     def train_step(self, step: int) -> dict[str, Tensor]:
         """Do 0-based `step` and return the unweighted, detached terms."""
         progress = self.progress(step)
         self.method.before_step(progress, self.observe)
         self.mark("view")
-        index, view = self.next_view()
-        self.mark("forward")
-        features, slot, num_segments = self._sample(index, view, step)
-        self.mark("losses")
-        terms = self.method.losses(features, slot, num_segments, progress)
-        total = weighted_sum(terms, self.method.weights)
-        self.mark("backward")
-        self.gaussians.zero_grad()
-        total.backward()
+        index = self.order.next_index()
+        pooled = self.pool.of(index)
+        phase = self.method.phase(progress, self.settings.lift_pixels) if self._is_replayable() else None
+        if phase is not None:
+            self.mark("forward")
+            lifting.draw(pooled.weights, pooled.slot, self.sample, stream=self.draws.number(step))
+            self.mark("replay")
+            terms = self.graph.run(phase, progress)
+        else:
+            terms = self._computed(index, pooled, step, progress)
         self.mark("update")
         self.adam.step(self.gaussians.table, {"features": self.method.rates(progress)["features"]})
         self.update_method(self.method, progress)
-        return {name: term.detach() for name, term in terms.items()}
+        return terms
 
     @torch.no_grad()
     def observe(self) -> Iterator[Observation]:
         """Walk over all labelled training views: rendered features, slots and number of segments."""
         for index, view in enumerate(self.views.all()):
             slot, num_segments, rows = self.maps.of(index, view)
-            yield self.cache.most_features(index, rows.long()), slot, num_segments
+            features = render(self.gaussians, self.cameras[index]).features.flatten(0, 1)
+            yield features.index_select(0, rows), slot, num_segments
 
-    def _sample(self, index: int, view: View, step: int) -> Observation:
-        """Return features and slots of the pixels that a step trains on, in the order of their slots."""
-        slot, num_segments, rows = self.maps.of(index, view)
+    def _computed(self, index: int, pooled: Pooled, step: int, progress: float) -> dict[str, Tensor]:
+        """Return the terms of a view of any size, with whatever weights there are, and leave the gradients."""
+        self.mark("forward")
+        chosen, slot = None, pooled.slot
         if len(slot) > self.settings.lift_pixels:
             generator = self.draws.at(step, slot.device)
             chosen = stratified(len(slot), self.settings.lift_pixels, generator=generator, device=slot.device)
-            slot, rows = slot.index_select(0, chosen), rows.index_select(0, chosen)
-        return self.cache.features(index, rows.long()), slot, num_segments
+            slot = slot.index_select(0, chosen)
+        if pooled.weights is not None:
+            features = blend(pooled.weights, self.gaussians.features, rows=chosen)
+        else:
+            rows = pooled.rows if chosen is None else pooled.rows.index_select(0, chosen)
+            features = blend(self.pool.weights_at(index, rows), self.gaussians.features)
+        self.gaussians.zero_grad()
+        return self._differentiated(features, slot, pooled.num_segments, progress)
 
+    def _differentiated(self, features: Tensor, slot: Tensor, num_segments: int, progress: float) -> dict[str, Tensor]:
+        """Return the detached terms and leave the gradients of their weighted sum."""
+        self.mark("losses")
+        terms = self.method.losses(features, slot, num_segments, progress)
+        total = weighted_sum(terms, self.method.weights)
+        self.mark("backward")
+        total.backward()
+        return {name: term.detach() for name, term in terms.items()}
 
-def stratified(count: int, wanted: int, *, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Return one random number from each of `wanted` equal parts of [0, count), rising, int64 [wanted].
+    # ---- steps that a CUDA graph replays ----
 
-    Every number is as likely as in independent draws. From pixels in the order of their segments, each segment gets its
-    share to within one pixel, and neighbours in the sample belong to one segment, as the kernels of the losses like it.
-    """
-    place = _numbers(wanted, device) + torch.rand(wanted, generator=generator, device=device)
-    return place.mul_(count / wanted).long()
+    def _is_replayable(self) -> bool:
+        """Return whether all steps are alike: on a GPU, all weights at hand, enough pixels in every view."""
+        if self.sample is None and self.gaussians.device.type == "cuda" and lifting.runs_on(self.gaussians.features):
+            self.pool.of(0)
+            if self.pool.keeps_weights and self.pool.smallest() >= self.settings.lift_pixels:
+                self.sample = Sample.empty(self.settings.lift_pixels, self.gaussians.device)
+        return self.sample is not None
 
+    def _replayed(self, progress: float) -> dict[str, Tensor]:
+        features = lifting.blend_sample(self.sample, self.gaussians.features)
+        return self._differentiated(features, self.sample.slot, self.pool.most_segments(), progress)
 
-@functools.lru_cache(maxsize=4)
-def _numbers(count: int, device: torch.device) -> Tensor:
-    """Return 0, 1, ... count - 1, float64 [count]: float32 would round the pixels of a large photo."""
-    return torch.arange(count, dtype=torch.float64, device=device)
+    def _leaves(self) -> dict[str, Tensor]:
+        return {"features": self.gaussians.features} | self.method.parameters()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -47,6 +47,12 @@ class Method(Protocol):
 
     def losses(self, features: Tensor, slot: Tensor, num_segments: int, progress: float) -> dict[str, Tensor]:
         """Return unweighted terms for one view: features [P, D], slot int32 [P]. On a GPU the host must not wait."""
+
+    def phase(self, progress: float, num_pixels: int) -> Hashable | None:
+        """Return what tells apart the programs that `losses` runs on that many pixels: equal phases, equal programs.
+
+        A GPU then replays a program instead of running Python again. None: it must not, as where numbers are drawn.
+        """
 
     def segment(self, features: Tensor) -> Segmentation:
         """Return object ids of features [..., D]."""

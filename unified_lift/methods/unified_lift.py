@@ -184,6 +184,12 @@ class UnifiedLift:
             terms |= self._codebook_terms(features.detach(), slot, num_segments, trusted)
         return terms
 
+    def phase(self, progress: float, num_pixels: int) -> tuple[int, bool] | None:
+        """Return the number of codes and whether labels are filtered; None where Eq. 1 draws pixels."""
+        if num_pixels > self.settings.contrastive_samples:
+            return None
+        return len(self.codebook), progress >= self.settings.filter_start
+
     def segment(self, features: Tensor) -> Segmentation:
         """Return the code with the largest association for features [..., D] (Eq. 2)."""
         if not len(self.codebook):

@@ -22,5 +22,9 @@ class StepGenerator:
         """Return the generator of `device`, at the beginning of the stream of a step."""
         if device not in self._generators:
             self._generators[device] = torch.Generator(device)
+        return self._generators[device].manual_seed(self.number(step))
+
+    def number(self, step: int) -> int:
+        """Return the number of the stream of a step, for kernels with random numbers of their own, of 32 bits."""
         digest = hashlib.blake2b(f"{self.seed} {step}".encode(), digest_size=4).digest()
-        return self._generators[device].manual_seed(int.from_bytes(digest, "little"))
+        return int.from_bytes(digest, "little")

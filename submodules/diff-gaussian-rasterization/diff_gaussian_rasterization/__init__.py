@@ -6,7 +6,7 @@ from .api import blend, pixel_weights, rasterize, splat
 from .dropin import GaussianRasterizationSettings, GaussianRasterizer
 from .step import TrainingStep
 from .training import fused_adam_step, fused_adam_steps, fused_ssim, photometric_loss
-from .types import AdamState, Association, PixelWeights, RasterMeta, RasterOutput
+from .types import AdamState, Association, PixelWeights, RasterMeta, RasterOutput, Sample
 
 __all__ = [
     "AdamState",
@@ -16,6 +16,7 @@ __all__ = [
     "PixelWeights",
     "RasterMeta",
     "RasterOutput",
+    "Sample",
     "TrainingStep",
     "backend_info",
     "blend",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _backend, _library
-from .types import Association
+from .types import Association, PixelWeights, Sample
 
 MAX_DIM = 64  # kMaxDim of csrc/cuda/vector.cuh
 
@@ -154,6 +154,45 @@ def codebook_terms(
     return _backend.select("cuda", features).codebook_terms(
         features, codebook, association, codes, slot, temperature=temperature, unit_codes=unit_codes
     )
+
+
+def draw(weights: PixelWeights, slot: Tensor, sample: Sample, *, stream: int) -> None:
+    """Overwrite a sample by one random row of each of P equal parts of the rows of `weights`, in order.
+
+    Every row is as likely as in independent draws; the numbers depend on `stream` alone.
+
+    Args:
+        weights: Whatever is to be blended; it must outlive the use of the sample.
+        slot: Segment of each row, int32 [num_rows].
+        sample: Of P pixels, P at most num_rows.
+        stream: Number of the random stream, 0 to 2^64 - 1.
+    Raises:
+        ValueError: Shapes, dtypes or sizes do not fit.
+    """
+    if slot.dtype != torch.int32 or slot.shape != (weights.num_rows,) or not slot.is_contiguous():
+        raise ValueError(f"slot must be int32 [{weights.num_rows}], got {slot.dtype} {list(slot.shape)}")
+    if not 0 < sample.rows.numel() <= weights.num_rows:
+        raise ValueError(f"cannot draw {sample.rows.numel()} of {weights.num_rows} rows")
+    if not all(t.is_contiguous() for t in weights):
+        raise ValueError("the parts of the weights must be contiguous")
+    _backend.select("cuda", weights.weights).draw(weights, slot, sample, stream=stream)
+
+
+def blend_sample(sample: Sample, features: Tensor) -> Tensor:
+    """Return features composited over zero at the pixels that `draw` chose last, [P, D].
+
+    Differs from `blend` in that the weights are looked up when the kernel runs, so that a captured graph serves all.
+
+    Args:
+        sample: Drawn from weights that mention no Gaussian beyond `features`.
+        features: Per-Gaussian values, float32 [N, D].
+    Raises:
+        ValueError: The features are not [N, D].
+    Gradient: to features.
+    """
+    if features.ndim != 2:
+        raise ValueError(f"features must be [N, D], got {list(features.shape)}")
+    return _backend.select("cuda", features).blend_sample(sample, features)
 
 
 def _require_positive(temperature: float | None) -> None:

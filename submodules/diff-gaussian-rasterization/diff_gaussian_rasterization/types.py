@@ -63,6 +63,30 @@ class RasterOutput(NamedTuple):
     meta: RasterMeta
 
 
+class Sample(NamedTuple):
+    """Pixels that were drawn from stored weights. Its tensors are overwritten by every draw and never replaced, so that
+    a CUDA graph can be captured around it.
+
+    Attributes:
+        rows: Row of the weights of each pixel, int64 [P].
+        slot: Segment of each pixel, int32 [P].
+        source: Addresses of the parts of the weights, and their number of rows, int64 [4].
+    """
+
+    rows: Tensor
+    slot: Tensor
+    source: Tensor
+
+    @staticmethod
+    def empty(count: int, device: torch.device) -> Sample:
+        """Return room for `count` pixels."""
+        return Sample(
+            torch.empty(count, dtype=torch.int64, device=device),
+            torch.empty(count, dtype=torch.int32, device=device),
+            torch.empty(4, dtype=torch.int64, device=device),
+        )
+
+
 class Association(NamedTuple):
     """How the pixels and segments of one view fit the codes of a codebook (Eq. 2 with Eq. 3 or 5), without gradient.
 

@@ -110,8 +110,8 @@ class PixelPool:
 def stratified(count: int, wanted: int, *, generator: torch.Generator, device: torch.device) -> Tensor:
     """Return one random number from each of `wanted` equal parts of [0, count), rising, int64 [wanted].
 
-    Every number is as likely as in independent draws. From pixels in the order of their segments, each segment gets its
-    share to within two pixels, and neighbours in the sample belong to one segment, as the kernels of the losses like it.
+    Every number is as likely as in independent draws. From pixels in the order of their segments, each segment gets
+    its share to within two pixels, and neighbours in the sample belong to one segment, as the losses' kernels like it.
     """
     place = _numbers(wanted, device) + torch.rand(wanted, generator=generator, device=device)
     return place.mul_(count / wanted).long().clamp_(max=count - 1)

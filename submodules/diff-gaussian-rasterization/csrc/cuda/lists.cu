@@ -317,35 +317,6 @@ using namespace dgr;
 // Bytes of workspace for dgr_cuda_order; host memory.
 DGR_API void dgr_cuda_order_bytes(int64_t n, int64_t* bytes) { *bytes = int64_t(OrderWork(nullptr, n).total); }
 
-// First half, n >= 1: projects, sorts by depth, counts. Copies the number of pairs to *pairs and waits for it: the one place
-// where the host waits for the device.
-DGR_API int dgr_cuda_order(const DgrCudaScene* s, const DgrCudaFrame* frame, void* workspace, int64_t* pairs) {
-  if (cudaError_t status = cudaSetDevice(s->device)) return int(status);
-  OrderWork work(workspace, s->n);
-  if (int status = launch_project(*s, *frame, work.keys_in, work.order_in)) return status;
-  if (int status = sort_pairs(work.scratch, work.scratch_bytes, work.keys_in, work.keys, work.order_in, work.order, s->n, 32,
-                              s->stream)) {
-    return status;
-  }
-  DGR_LAUNCH(count_kernel, blocks_for(s->n + 1, kThreads), kThreads, s->stream, frame->splats, work.keys, work.order, s->n,
-             s->width, s->height, work.counts);
-  if (int status = running_sum(work.scratch, work.scratch_bytes, work.counts, work.offsets, s->n + 1, s->stream)) {
-    return status;
-  }
-  thread_local int64_t* landing = nullptr;  // page-locked, which spares the copy a detour
-  if (landing == nullptr) {
-    if (cudaError_t status = cudaMallocHost(reinterpret_cast<void**>(&landing), sizeof(int64_t))) return int(status);
-  }
-  const cudaStream_t stream = static_cast<cudaStream_t>(s->stream);
-  if (cudaError_t status =
-          cudaMemcpyAsync(landing, work.offsets + s->n, sizeof(int64_t), cudaMemcpyDeviceToHost, stream)) {
-    return int(status);
-  }
-  const cudaError_t status = cudaStreamSynchronize(stream);
-  *pairs = *landing;
-  return int(status);
-}
-
 DGR_API void dgr_cuda_lists_bytes(const DgrCudaScene* s, int64_t pairs, int64_t* bytes) {
   const Grid grid(*s);
   const int bits = bits_for(grid.tiles);
@@ -367,6 +338,37 @@ DGR_API int dgr_cuda_lists(const DgrCudaScene* s, const DgrCudaFrame* frame, voi
                              : fill_lists<uint32_t>(*s, *frame, work, pairs, workspace);
   }
   return status != 0 ? status : find_chunks(*s, *frame);
+}
+
+// First half, n >= 1: projects, sorts by depth, counts. Copies the number of pairs to *pairs and waits for it: the one place
+// where the host waits for the device. Where the pairs turn out to be no more than `capacity`, for which frame->list, the chunks
+// and `lists` have room, the second half follows at once, so that the device need not wait in turn.
+DGR_API int dgr_cuda_order(const DgrCudaScene* s, const DgrCudaFrame* frame, void* workspace, int64_t capacity, void* lists,
+                           int64_t* pairs) {
+  if (cudaError_t status = cudaSetDevice(s->device)) return int(status);
+  OrderWork work(workspace, s->n);
+  if (int status = launch_project(*s, *frame, work.keys_in, work.order_in)) return status;
+  if (int status = sort_pairs(work.scratch, work.scratch_bytes, work.keys_in, work.keys, work.order_in, work.order, s->n, 32,
+                              s->stream)) {
+    return status;
+  }
+  DGR_LAUNCH(count_kernel, blocks_for(s->n + 1, kThreads), kThreads, s->stream, frame->splats, work.keys, work.order, s->n,
+             s->width, s->height, work.counts);
+  if (int status = running_sum(work.scratch, work.scratch_bytes, work.counts, work.offsets, s->n + 1, s->stream)) {
+    return status;
+  }
+  thread_local int64_t* landing = nullptr;  // page-locked, which spares the copy a detour
+  if (landing == nullptr) {
+    if (cudaError_t status = cudaMallocHost(reinterpret_cast<void**>(&landing), sizeof(int64_t))) return int(status);
+  }
+  const cudaStream_t stream = static_cast<cudaStream_t>(s->stream);
+  if (cudaError_t status =
+          cudaMemcpyAsync(landing, work.offsets + s->n, sizeof(int64_t), cudaMemcpyDeviceToHost, stream)) {
+    return int(status);
+  }
+  if (cudaError_t status = cudaStreamSynchronize(stream)) return int(status);
+  *pairs = *landing;
+  return *pairs <= capacity ? dgr_cuda_lists(s, frame, workspace, *pairs, lists) : 0;
 }
 
 // Entries of a chunk; floats of a state and of a partial result of all pixels of a tile. Host memory: [3].

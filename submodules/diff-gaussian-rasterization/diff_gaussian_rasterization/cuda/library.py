@@ -53,6 +53,7 @@ class Memory:
         """Start empty; `slack` > 1 asks for more than needed, where the need changes from call to call."""
         self.device, self.slack = device, slack
         self.parts: dict[str, Tensor] = {}
+        self.num_pairs = -1  # for which tile lists have room
 
     def take(self, name: str, num_bytes: int) -> int:
         """Return the address of at least `num_bytes` bytes, aligned to 256."""

@@ -41,7 +41,7 @@ _SCENE, _FRAME, _SIZE = POINTER(Scene), POINTER(Frame), POINTER(c_int64)
 _lib = bind(
     {
         "dgr_cuda_order_bytes": [c_int64, _SIZE],
-        "dgr_cuda_order": [_SCENE, _FRAME, c_void_p, _SIZE],
+        "dgr_cuda_order": [_SCENE, _FRAME, c_void_p, c_int64, c_void_p, _SIZE],
         "dgr_cuda_lists_bytes": [_SCENE, c_int64, _SIZE],
         "dgr_cuda_lists": [_SCENE, _FRAME, c_void_p, c_int64, c_void_p],
         "dgr_cuda_forward": [_SCENE, _FRAME, POINTER(Images)],
@@ -61,6 +61,9 @@ _lib = bind(
 _sizes = (c_int32 * 3)()
 _lib.dgr_cuda_chunk_sizes(_sizes)
 CHUNK, STATE_FLOATS, PARTIAL_FLOATS = _sizes  # list entries of a chunk; floats of a tile kept for each
+MOST_EXPECTATIONS = 64
+_expected_pairs: dict[tuple[int, int, int], int] = {}
+"""Pairs to have room for beforehand, by number of Gaussians, width and height: a fifth more than the last such view."""
 
 
 def render(scene: Scene, frame: Frame, images: Images) -> None:
@@ -126,28 +129,39 @@ def build_frame(scene: Scene, frame: Frame, memory: Memory, *, for_backward: boo
     tiles = -(-scene.width // TILE) * -(-scene.height // TILE)
     frame.splats = memory.take("splats", scene.n * SPLAT_FLOATS * 4)
     frame.tile_begin = memory.take("tile_begin", (tiles + 1) * 8)
-    pairs, size = c_int64(0), c_int64(0)
-    order = None
+    pairs, order, lists = c_int64(0), None, None
+    if memory.num_pairs >= 0:
+        lists = _make_room(scene, frame, memory, tiles, for_backward=for_backward)
     if scene.n:
+        size = c_int64()
         _lib.dgr_cuda_order_bytes(scene.n, byref(size))
         order = memory.take("order", size.value)
-        check(_lib.dgr_cuda_order(byref(scene), byref(frame), order, byref(pairs)))
+        arguments = (byref(scene), byref(frame), order, memory.num_pairs, lists)
+        check(_lib.dgr_cuda_order(*arguments, byref(pairs)))
     if pairs.value >= 2**32:
         raise MemoryError(f"{pairs.value} (tile, Gaussian) pairs in one view; the Gaussians are far too large for it")
-    frame.list = memory.take("list", pairs.value * 4)
+    if pairs.value > memory.num_pairs or not scene.n:
+        memory.num_pairs = int(pairs.value * memory.slack)
+        lists = _make_room(scene, frame, memory, tiles, for_backward=for_backward)
+        check(_lib.dgr_cuda_lists(byref(scene), byref(frame), order, pairs.value, lists))
+    return pairs.value
+
+
+def _make_room(scene: Scene, frame: Frame, memory: Memory, tiles: int, *, for_backward: bool) -> int | None:
+    """Give the frame lists for `memory.num_pairs` pairs; return the address of the workspace that fills them."""
+    pairs, size = memory.num_pairs, c_int64()
+    frame.list = memory.take("list", pairs * 4)
     if for_backward:
-        frame.chunks = pairs.value // CHUNK + tiles
+        frame.chunks = pairs // CHUNK + tiles
         frame.chunk_begin = memory.take("chunk_begin", (tiles + 1) * 4)
         frame.chunk_tile = memory.take("chunk_tile", frame.chunks * 4)
-        frame.states = memory.take("states", pairs.value // CHUNK * STATE_FLOATS * 4)
+        frame.states = memory.take("states", pairs // CHUNK * STATE_FLOATS * 4)
         if scene.feature_dim == 0:
-            frame.partials = memory.take("partials", 2 * (pairs.value // CHUNK) * PARTIAL_FLOATS * 4)
-    workspace = None
-    if pairs.value:
-        _lib.dgr_cuda_lists_bytes(byref(scene), pairs.value, byref(size))
-        workspace = memory.take("lists", size.value)
-    check(_lib.dgr_cuda_lists(byref(scene), byref(frame), order, pairs.value, workspace))
-    return pairs.value
+            frame.partials = memory.take("partials", 2 * (pairs // CHUNK) * PARTIAL_FLOATS * 4)
+    if pairs == 0:
+        return None
+    _lib.dgr_cuda_lists_bytes(byref(scene), pairs, byref(size))
+    return memory.take("lists", size.value)
 
 
 def _build_view(
@@ -155,7 +169,12 @@ def _build_view(
 ) -> _View:
     """Return one camera's view; radii, centres and last are addresses to write to."""
     frame, memory = Frame(radii=radii, centres=centres, last=last), Memory(like.device)
+    alike = (scene.n, scene.width, scene.height)
+    memory.num_pairs = _expected_pairs.get(alike, -1)
     pairs = build_frame(scene, frame, memory, for_backward=for_backward)
+    if len(_expected_pairs) > MOST_EXPECTATIONS:
+        _expected_pairs.clear()
+    _expected_pairs[alike] = int(1.2 * pairs)
     for name in ("order", "lists"):  # only needed until here, and torch frees in stream order
         memory.parts.pop(name, None)
     return _View(scene, frame, pairs, memory)

@@ -177,6 +177,7 @@ inline int __all_sync(unsigned mask, int p) { return __ballot_sync(mask, p) == 0
 
 template <class T>
 T atomicAdd(T* p, T v) { const T old = *p; *p += v; return old; }
+inline void atomicAdd(float4* p, float4 v) { p->x += v.x, p->y += v.y, p->z += v.z, p->w += v.w; }
 template <class T>
 T atomicMax(T* p, T v) { const T old = *p; *p = std::max(old, v); return old; }
 template <class T>

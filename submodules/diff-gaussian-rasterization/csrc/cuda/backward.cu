@@ -83,7 +83,7 @@ struct ShuffleSums {
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) v[kFirstChannel + c] = weight * g[c];
     const float sum = sum_across(v);
-    if (kGeometry && lane < 10) atomicAdd(d.moments + int64_t(splat) * kMoments + lane, sum);
+    if (kGeometry && lane < kMomentsUsed) atomicAdd(d.moments + int64_t(splat) * kMoments + lane, sum);
     const int channel = lane - kFirstChannel;
     if (channel >= 0 && channel < kChannels && offset + channel < s.feature_dim) {
       atomicAdd(d.feature_rows + int64_t(splat) * s.feature_dim + offset + channel, sum);
@@ -97,7 +97,7 @@ struct ShuffleSums {
 // the pixel position about the middle of the patch, which tf32 holds exactly.
 constexpr int kQueue = 16, kStride = 36;  // floats per row: 32 pixels, and 4 that keep lanes on different banks
 
-struct Queue {
+struct __align__(16) Queue {
   float weights[kQueue][kStride];  // behind the pixels: u, v and number of the splat; later the sums
   float m[kQueue][kStride];
 };
@@ -212,7 +212,7 @@ struct MatrixSums {
       const int at = column + i % 2, splat = row + 8 * (i / 2);
       if (kGeometry) {
         if (at < 6) queue.m[splat][at] = moments[i];
-        if (at < 4) queue.m[splat][6 + at] = sums[0][i];
+        if (at < 6) queue.m[splat][6 + at] = sums[0][i];  // 10 and 11 fill up the last four: both are 0
       }
 #pragma unroll
       for (int block = kColorBlocks; block < kBlocks; ++block) {
@@ -232,17 +232,36 @@ struct MatrixSums {
     k[3] += ox * (2.0f * mx + ox * m), k[4] += ox * my + oy * (mx + ox * m), k[5] += oy * (2.0f * my + oy * m);
   }
 
-  // Lanes 0..15 carry the geometry, the others the features, as far as there are both.
   __device__ __forceinline__ void send() {
-    const int lane = threadIdx.x % kWarp, channel = lane - kFirstChannel;
-    const bool geometry = kGeometry && lane < 10;
-    const bool feature = channel >= 0 && channel < kChannels && offset + channel < s.feature_dim;
-    for (int i = 0; i < count; ++i) {
-      const int64_t splat = __float_as_uint(queue.weights[i][34]);
-      if (geometry) atomicAdd(d.moments + splat * kMoments + lane, queue.m[i][lane]);
-      if (feature) atomicAdd(d.feature_rows + splat * s.feature_dim + offset + channel, queue.weights[i][channel]);
+    if constexpr (kGeometry) send_rows<kMoments>(d.moments, kMoments, kMomentsUsed, queue.m);
+    if constexpr (kChannels > 0) {
+      send_rows<kChannels>(d.feature_rows + offset, s.feature_dim, min(kChannels, s.feature_dim - offset), queue.weights);
     }
   }
+
+  // Adds the first floats of each sum to its splat's row. Where an instruction can add four neighbours, a lane takes four.
+  template <int kWidth>
+  __device__ __forceinline__ void send_rows(float* rows, int stride, int used, const float (*from)[kStride]) {
+    const int lane = threadIdx.x % kWarp;
+    if (kVectorAtomics && stride % 4 == 0 && is_aligned(rows)) {
+      constexpr int kLanes = kWidth / 4, kSplats = int(kWarp) / kLanes;
+      const int first = lane % kLanes * 4;
+#pragma unroll
+      for (int i = lane / kLanes; i < kQueue; i += kSplats) {
+        if (i >= count || first >= used) continue;
+        const float4 four = *reinterpret_cast<const float4*>(&from[i][first]);
+        add_four(reinterpret_cast<float4*>(rows + splat_at(i) * stride + first), four);
+      }
+    } else {
+      constexpr int kSplats = int(kWarp) / kWidth;
+      const int channel = lane % kWidth;
+      for (int i = lane / kWidth; i < count; i += kSplats) {
+        if (channel < used) atomicAdd(rows + splat_at(i) * stride + channel, from[i][channel]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ int64_t splat_at(int i) const { return __float_as_uint(queue.weights[i][34]); }
 };
 
 // ---- the walk through a tile's list -------------------------------------------------------------------------------

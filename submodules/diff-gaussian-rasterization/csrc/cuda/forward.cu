@@ -25,7 +25,7 @@ template <int kChannels>
 DGR_DEVICE void load_features(const DgrCudaScene& s, const DgrCudaFrame& frame, int64_t begin, int64_t end, int offset,
                               float4* out) {
   constexpr int kQuads = kChannels / 4;
-  const bool whole = s.feature_dim % 4 == 0 && reinterpret_cast<uintptr_t>(s.features) % 16 == 0;
+  const bool whole = s.feature_dim % 4 == 0 && is_aligned(s.features);
   for (int i = threadIdx.x; i < kBatch * kQuads; i += kTileThreads) {
     const int64_t entry = begin + i / kQuads;
     const int channel = offset + 4 * (i % kQuads);
@@ -119,7 +119,7 @@ template <int kChannels>
 DGR_DEVICE void write_features(const DgrCudaScene& s, const DgrCudaImages& out, const Pixel& p, int offset,
                                const float (&sums)[kChannels]) {
   float* row = out.features + p.at * s.feature_dim + offset;
-  if (s.feature_dim % 4 == 0 && reinterpret_cast<uintptr_t>(out.features) % 16 == 0) {
+  if (s.feature_dim % 4 == 0 && is_aligned(out.features)) {
 #pragma unroll
     for (int q = 0; q < kChannels / 4; ++q) {
       if (offset + 4 * q < s.feature_dim) {

@@ -65,7 +65,7 @@ DGR_DEVICE void load_four(const float* from, float* to) {
 }
 
 DGR_DEVICE bool rows_are_aligned(const void* base, int sh_coeffs) {
-  return sh_coeffs == kMaxTerms && reinterpret_cast<uintptr_t>(base) % 16 == 0;
+  return sh_coeffs == kMaxTerms && is_aligned(base);
 }
 
 // Calls body(index of the first float, whether four floats follow as one) over `count` floats, the lanes of a warp side by
@@ -73,7 +73,7 @@ DGR_DEVICE bool rows_are_aligned(const void* base, int sh_coeffs) {
 template <class Body>
 DGR_DEVICE void sweep(const float* base, int64_t first, int count, Body body) {
   const int lane = threadIdx.x % kWarp;
-  if (reinterpret_cast<uintptr_t>(base + first) % 16 == 0 && count % 4 == 0) {
+  if (is_aligned(base + first) && count % 4 == 0) {
 #pragma unroll 4
     for (int i = 4 * lane; i < count; i += 4 * int(kWarp)) body(i, true);
   } else {

@@ -57,6 +57,19 @@ DGR_DEVICE float fast_reciprocal(float a) { return 1.0f / a; }
 DGR_DEVICE float fast_root(float a) { return sqrtf(a); }
 #endif
 
+// *p += v, each of the four floats atomically; kVectorAtomics: by one instruction.
+#if !defined(__CUDACC__) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+constexpr bool kVectorAtomics = true;
+DGR_DEVICE void add_four(float4* p, float4 v) { atomicAdd(p, v); }
+#else
+constexpr bool kVectorAtomics = false;
+DGR_DEVICE void add_four(float4* p, float4 v) {
+  float* f = reinterpret_cast<float*>(p);
+  atomicAdd(f, v.x), atomicAdd(f + 1, v.y), atomicAdd(f + 2, v.z), atomicAdd(f + 3, v.w);
+}
+#endif
+DGR_DEVICE bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }  // for a float4
+
 constexpr unsigned kWarp = 32, kAllLanes = 0xffffffffu;
 
 static inline int64_t blocks_for(int64_t items, int64_t per_block) { return (items + per_block - 1) / per_block; }

@@ -17,12 +17,7 @@ DGR_DEVICE void add_from_lane(float4& a, int mask) {
 }
 DGR_DEVICE void add_to_memory(float* p, float w, float b) { atomicAdd(p, w * b); }
 DGR_DEVICE void add_to_memory(float4* p, float w, float4 b) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  atomicAdd(p, make_float4(w * b.x, w * b.y, w * b.z, w * b.w));
-#else
-  float* f = reinterpret_cast<float*>(p);
-  atomicAdd(f, w * b.x), atomicAdd(f + 1, w * b.y), atomicAdd(f + 2, w * b.z), atomicAdd(f + 3, w * b.w);
-#endif
+  add_four(p, make_float4(w * b.x, w * b.y, w * b.z, w * b.w));
 }
 
 // Rows of the weights, `count` of them chosen by number; null `chosen` means all in order. Where `source` is not null, the

@@ -27,7 +27,7 @@ DGR_DEVICE void store_whole(const float (&x)[kDim], float* p) {
 template <int kDim>
 DGR_DEVICE void load_row(const float* from, int64_t row, int dim, float (&x)[kDim]) {
   const float* p = from + row * dim;
-  if (dim == kDim && reinterpret_cast<uintptr_t>(p) % 16 == 0) return load_whole(p, x);
+  if (dim == kDim && is_aligned(p)) return load_whole(p, x);
 #pragma unroll
   for (int k = 0; k < kDim; ++k) x[k] = k < dim ? p[k] : 0.0f;
 }
@@ -35,7 +35,7 @@ DGR_DEVICE void load_row(const float* from, int64_t row, int dim, float (&x)[kDi
 template <int kDim>
 DGR_DEVICE void store_row(const float (&x)[kDim], int64_t row, int dim, float* to) {
   float* p = to + row * dim;
-  if (dim == kDim && reinterpret_cast<uintptr_t>(p) % 16 == 0) return store_whole(x, p);
+  if (dim == kDim && is_aligned(p)) return store_whole(x, p);
 #pragma unroll
   for (int k = 0; k < kDim; ++k) {
     if (k < dim) p[k] = x[k];
@@ -46,15 +46,13 @@ DGR_DEVICE void store_row(const float (&x)[kDim], int64_t row, int dim, float* t
 template <int kDim>
 DGR_DEVICE void add_row(const float (&x)[kDim], int64_t row, int dim, float* to) {
   float* p = to + row * dim;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if (dim == kDim && reinterpret_cast<uintptr_t>(p) % 16 == 0) {
+  if (kVectorAtomics && dim == kDim && is_aligned(p)) {
 #pragma unroll
     for (int k = 0; k < kDim; k += 4) {
-      atomicAdd(reinterpret_cast<float4*>(p + k), make_float4(x[k], x[k + 1], x[k + 2], x[k + 3]));
+      add_four(reinterpret_cast<float4*>(p + k), make_float4(x[k], x[k + 1], x[k + 2], x[k + 3]));
     }
     return;
   }
-#endif
 #pragma unroll
   for (int k = 0; k < kDim; ++k) {
     if (k < dim) atomicAdd(p + k, x[k]);

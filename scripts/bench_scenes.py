@@ -44,6 +44,16 @@ class Scene:
         names = (*GEOMETRY, "colors", *(["features"] if self.dim else []))
         return {name: getattr(self, name).clone().requires_grad_(backward) for name in names}
 
+    @functools.cached_property
+    def _incoming(self) -> dict[tuple[int, ...], tuple[Tensor, ...]]:
+        return {}
+
+    def incoming(self, channels: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Return `grad_maps` cut into maps of so many channels, each contiguous as a loss would leave it."""
+        if channels not in self._incoming:
+            self._incoming[channels] = tuple(part.contiguous() for part in self.grad_maps.split(channels, -1))
+        return self._incoming[channels]
+
     def camera(self, view: int) -> tuple[Tensor, Tensor]:
         """Return viewmats [1, 4, 4] and Ks [1, 3, 3] of a view, counted round and round."""
         index = view % self.num_views

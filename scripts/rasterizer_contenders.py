@@ -35,7 +35,7 @@ def outcome(scene: Scene, maps: tuple[Tensor, ...], pairs: int, inputs: dict[str
     """Return what a call gave, differentiated by the inputs, if there are any."""
     if not inputs:
         return Outcome(maps, pairs, {})
-    incoming = scene.grad_maps.split([m.shape[-1] for m in maps], -1)
+    incoming = scene.incoming(tuple(m.shape[-1] for m in maps))
     return Outcome(maps, pairs, dict(zip(inputs, torch.autograd.grad(maps, list(inputs.values()), incoming))))
 
 

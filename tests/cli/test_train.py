@@ -166,6 +166,19 @@ def start_process(miniature, model):
     return process
 
 
+def test_a_run_that_diverges_ends_with_one_line_and_keeps_what_was_saved(miniature, tmp_path, capsys):
+    model = tmp_path / "model"
+    arguments = ["train", "-s", str(miniature), "-m", str(model), *SHORT, "--checkpoint_interval", "2"]
+    assert main([*arguments, "--feature_lr", "1e38"]) == 1
+    error = capsys.readouterr().err
+    assert "not finite" in error
+    assert "lower rates" in error
+    assert "Traceback" not in error
+    found = checkpoints(model)
+    assert max(found) >= 12  # the whole geometry
+    assert load_checkpoint(found[max(found)])["total_steps"] == max(found)
+
+
 def test_ctrl_c_leaves_a_resumable_run(miniature, tmp_path, capsys):
     model = tmp_path / "model"
     process = start_process(miniature, model)

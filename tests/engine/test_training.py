@@ -9,7 +9,7 @@ from diff_gaussian_rasterization import blend
 from unified_lift.cli.train import with_preset
 from unified_lift.config import merged
 from unified_lift.density.default import DensitySettings
-from unified_lift.engine import labels, outputs
+from unified_lift.engine import outputs
 from unified_lift.engine.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
 from unified_lift.engine.geometry import GeometryStage
 from unified_lift.engine.labels import label_gaussians
@@ -267,14 +267,13 @@ def test_objects_are_numbered_by_falling_area_without_changing_who_is_who(tmp_pa
 
 
 @pytest.mark.parametrize("max_votes", [1, 300, 700, 10_000])  # one code at a time, two, five, all seven
-def test_labels_are_the_votes_of_the_pixels_whatever_memory_they_may_take(scene, monkeypatch, max_votes):
+def test_labels_are_the_votes_of_the_pixels_whatever_memory_they_may_take(scene, max_votes):
     generator = torch.Generator().manual_seed(0)
     gaussians, learnt = gaussians_from_points(scene.points, sh_degree=0), method()
     gaussians.set("features", torch.randn(len(gaussians), 16, generator=generator))
     gaussians.means.data[5] = torch.tensor([0.0, 50.0, 0.0])  # seen by nobody
     learnt.codebook = torch.randn(7, 16, generator=generator).requires_grad_(True)
     cameras = [view.camera for view in scene.train]
-    monkeypatch.setattr(labels, "_MAX_ASSOCIATIONS", 7 * 100)  # 100 of the 480 pixels at a time
     found = label_gaussians(gaussians, learnt, cameras, max_votes=max_votes)
 
     votes, areas, num_views = torch.zeros(len(gaussians), 7), torch.zeros(7, dtype=torch.int64), [0] * 7

@@ -4,6 +4,7 @@ from torch.nn.functional import normalize
 
 from unified_lift.cli.train import with_preset
 from unified_lift.engine.settings import TrainSettings
+from unified_lift.methods import unified_lift
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.ops.segments import dense_slots
 
@@ -173,6 +174,19 @@ def test_codebook_starts_from_the_data_once_its_time_has_come():
     ids = method.segment(views[0][0]).object_ids
     for segment in views[0][1].unique():
         assert len(ids[views[0][1] == segment].unique()) == 1
+
+
+def test_objects_are_the_same_however_few_pixels_are_asked_at_once(monkeypatch):
+    learnt, features = method_with(), torch.randn(9, 13, 16, generator=torch.Generator().manual_seed(0))
+    learnt.codebook = torch.randn(7, 16, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+    whole = learnt.segment(features)
+    assert whole.object_ids.shape == whole.confidence.shape == (9, 13)
+    assert len(whole.object_ids.unique()) == 7
+    monkeypatch.setattr(unified_lift, "_MAX_ASSOCIATIONS", 7 * 10)  # 10 of the 117 pixels at a time
+    parts = learnt.segment(features)
+    assert torch.equal(whole.object_ids, parts.object_ids)
+    torch.testing.assert_close(whole.confidence, parts.confidence)
+    assert learnt.segment(features[0, 0]).object_ids == whole.object_ids[0, 0]
 
 
 def test_random_codebook_has_the_size_asked_for():

@@ -1,4 +1,5 @@
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -91,3 +92,12 @@ def test_missing_and_poisoned_files_are_refused(tmp_path):
     write_gaussians(tmp_path / "nan.ply", gaussians)
     with pytest.raises(UserError, match="means holds NaN"):
         read_gaussians(tmp_path / "nan.ply")
+
+
+def test_a_hundred_thousand_gaussians_are_read_in_seconds(tmp_path):
+    # reading row by row through plyfile's text path would take minutes
+    write_gaussians(tmp_path / "a.ply", random_gaussians(100_000, rest=15))
+    began = time.process_time()
+    gaussians = read_gaussians(tmp_path / "a.ply")
+    assert time.process_time() - began < 5
+    assert len(gaussians) == 100_000

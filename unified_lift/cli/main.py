@@ -17,7 +17,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a sub-command and return the exit code: 0 done, 2 the user can repair it, 130 interrupted."""
+    """Run a sub-command and return the exit code: 0 done, 1 diverged, 2 the user can repair it, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -42,6 +42,10 @@ def run(command: str, argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error}; check that the disk is writable and not full", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        cure = "earlier checkpoints are intact; train with lower rates into another -m folder"
+        print(f"error: {error}; {cure}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -17,7 +17,6 @@ from unified_lift.types import Camera
 
 _MIN_VOTE_WEIGHT = 1e-3  # a thinner share of a pixel says nothing about a Gaussian
 _MAX_VOTES = 2**28  # 1 GiB
-_MAX_ASSOCIATIONS = 2**24  # 64 MiB for each of the few tensors that the method makes of them
 
 
 class GaussianLabels(NamedTuple):
@@ -63,7 +62,7 @@ def label_gaussians(
         votes = torch.zeros(count, columns + 1, device=gaussians.device)  # the last column: votes for other blocks
         for camera in cameras:
             weights = blending_weights(gaussians, camera, min_weight=_MIN_VOTE_WEIGHT)
-            ids = _codes(method, blend(weights, gaussians.features), num_codes)  # [P]
+            ids = method.segment(blend(weights, gaussians.features)).object_ids  # [P]
             _add_votes(votes, weights, torch.where((ids >= first) & (ids < first + columns), ids - first, columns))
             if first == 0:
                 counts = torch.zeros_like(areas).index_add_(0, ids, (weights.offsets.diff() > 0).long())
@@ -73,14 +72,8 @@ def label_gaussians(
         object_ids = torch.where(highest > best, code + first, object_ids)
         best, total = torch.maximum(best, highest), total + votes[:, :-1].sum(dim=1)
     unseen = total == 0
-    object_ids[unseen] = _codes(method, gaussians.features[unseen], num_codes)
+    object_ids[unseen] = method.segment(gaussians.features[unseen]).object_ids
     return GaussianLabels(object_ids, torch.where(unseen, 0.0, best / total.clamp(min=1e-12)), areas, num_views)
-
-
-def _codes(method: Method, features: Tensor, num_codes: int) -> Tensor:
-    """Return the code of each feature [P, D], int64 [P], in parts whose P x L associations fit in memory."""
-    parts = features.split(max(1, _MAX_ASSOCIATIONS // num_codes))
-    return torch.cat([method.segment(part).object_ids for part in parts])
 
 
 def _add_votes(votes: Tensor, weights: PixelWeights, columns: Tensor) -> None:

@@ -26,6 +26,7 @@ from unified_lift.ops.uncertainty import uncertainty
 from unified_lift.types import UserError, ZeroId
 
 _EPS = 1e-6
+_MAX_ASSOCIATIONS = 2**24  # of pixels with codes at once: 64 MiB for each of a few tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,9 +196,9 @@ class UnifiedLift:
         if not len(self.codebook):
             zeros = torch.zeros(features.shape[:-1], device=features.device)
             return Segmentation(zeros.long(), zeros)
-        logits = self._logits(features)
-        confidence, ids = torch.softmax(logits, dim=-1).max(dim=-1)
-        return Segmentation(ids, confidence)
+        parts = features.reshape(-1, features.shape[-1]).split(max(1, _MAX_ASSOCIATIONS // len(self.codebook)))
+        confidence, ids = zip(*(torch.softmax(self._logits(part), dim=1).max(dim=1) for part in parts))
+        return Segmentation(torch.cat(ids).view(features.shape[:-1]), torch.cat(confidence).view(features.shape[:-1]))
 
     def reorder(self, order: Tensor) -> None:
         """Permute the codebook: row i becomes what row `order[i]` was."""

@@ -1,0 +1,113 @@
+"""How far two implementations of the rasterizer are apart on a trained scene: maps, and gradients of every input.
+
+    python scripts/compare_implementations.py -m output/MODEL                  # the CPU's and the GPU's kernels
+    python scripts/compare_implementations.py -m output/MODEL --second reference
+
+A pixel may differ by more than rounding where one alpha falls on the other side of 1/255, or the light on the other
+side of 1e-4, in one program alone. Such pixels are counted and checked: the Gaussians that make them up must differ.
+They carry no loss when gradients are compared. Exit code 1: another pixel differs, or a gradient by more than the
+bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import diff_gaussian_rasterization as dgr
+import torch
+from bench_scenes import GEOMETRY, Scene, trained_scene
+from torch import Tensor
+
+from unified_lift.engine.outputs import iteration_dir, saved_iterations
+
+MAP_ERROR, GRADIENT_ERROR = 1e-4, 1e-3
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model_path", type=Path, required=True)
+    parser.add_argument("--first", default="cpu")
+    parser.add_argument("--second", default="cuda", help="an implementation of diff_gaussian_rasterization")
+    parser.add_argument("--channels", type=int, default=16, help="random features of each Gaussian")
+    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    iterations = saved_iterations(args.model_path)
+    if not iterations:
+        parser.error(f"{args.model_path}: no point_cloud/iteration_<N> there; train the scene first")
+    ply = iteration_dir(args.model_path, iterations[-1]) / "point_cloud.ply"
+    cameras = args.model_path / "cameras.json"
+    pair = []
+    for name in (args.first, args.second):
+        device = torch.device("cuda" if name == "cuda" else "cpu")
+        pair.append((name, trained_scene(ply, cameras, args.channels, device, views=args.views)))
+    rows = [compare(pair, view) for view in range(pair[0][1].num_views)]
+    print(f"{ply}: {len(pair[0][1].means)} Gaussians, {args.first} against {args.second}")
+    for row in rows:
+        print(
+            f"view {row['view']}: maps differ by {row['map_error']:.1e}, apart from {row['cut_pixels']} of "
+            f"{row['pixels']} pixels with other contributors (by {row['cut_error']:.1e}) and "
+            f"{row['unexplained']} unexplained; gradients by "
+            + ", ".join(f"{name} {error:.1e}" for name, error in row["gradient_errors"].items())
+        )
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+    bad = [r for r in rows if r["unexplained"] or not max(r["gradient_errors"].values()) < GRADIENT_ERROR]
+    return int(bool(bad))
+
+
+def compare(pair: list[tuple[str, Scene]], view: int) -> dict[str, object]:
+    """Compare one view of the same scene, given for each implementation on the device where it runs."""
+    leaves = [scene.leaves(True) for _, scene in pair]
+    outs = [render(name, scene, own, view) for (name, scene), own in zip(pair, leaves)]
+    error = torch.zeros(outs[0].image.shape[:3])
+    for name in ("image", "features", "alpha", "depth"):
+        first, second = (getattr(out, name).detach().cpu() for out in outs)
+        if first.numel():
+            apart = (first - second).abs() / max(1.0, float(first.abs().max()))
+            error = torch.maximum(error, apart if apart.ndim == 3 else apart.amax(-1))
+    cut = (error > MAP_ERROR)[0]
+    grads = [gradients(scene, out, own, cut) for (_, scene), out, own in zip(pair, outs, leaves)]
+    explained = other_contributors(pair, view, cut.nonzero())
+    return {
+        "view": view, "pixels": cut.numel(), "map_error": float(error[0][~cut].max()),
+        "cut_pixels": int(explained.sum()), "cut_error": float(error[0][cut].max()) if cut.any() else 0.0,
+        "unexplained": int((~explained).sum()),
+        "gradient_errors": {n: float((grads[0][n] - grads[1][n]).norm() / grads[0][n].norm()) for n in grads[0]},
+    }  # fmt: skip
+
+
+def render(name: str, scene: Scene, leaves: dict[str, Tensor], view: int) -> dgr.RasterOutput:
+    return dgr.rasterize(
+        *(leaves[n] for n in GEOMETRY), leaves["colors"], leaves.get("features"), *scene.camera(view),
+        scene.width, scene.height, sh_degree=scene.degree, implementation=name,
+    )  # fmt: skip
+
+
+def gradients(scene: Scene, out: dgr.RasterOutput, leaves: dict[str, Tensor], cut: Tensor) -> dict[str, Tensor]:
+    """Return the gradients of all inputs for one random loss of the maps, in which cut pixels have no part."""
+    maps = (out.image, out.features) if scene.dim else (out.image,)
+    kept = (~cut).to(out.image.device)[None, ..., None]
+    incoming = [part * kept for part in scene.incoming(tuple(m.shape[-1] for m in maps))]
+    found = torch.autograd.grad(maps, list(leaves.values()), incoming)
+    return {name: gradient.cpu() for name, gradient in zip(leaves, found)}
+
+
+def other_contributors(pair: list[tuple[str, Scene]], view: int, rows: Tensor) -> Tensor:
+    """Return for pixels [P, 2] (row, column) whether different Gaussians make them up, bool [P]."""
+    numbers = []
+    for name, scene in pair:
+        viewmat, K = (t[0] for t in scene.camera(view))
+        geometry = [getattr(scene, n) for n in GEOMETRY]
+        pixels = rows.flip(1).to(scene.means.device)
+        weights = dgr.pixel_weights(*geometry, viewmat, K, scene.width, scene.height, pixels, implementation=name)
+        ids, ends = weights.gaussian_ids.tolist(), weights.offsets.tolist()
+        numbers.append([ids[begin:end] for begin, end in zip(ends, ends[1:])])
+    return torch.tensor([a != b for a, b in zip(*numbers)], dtype=torch.bool)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

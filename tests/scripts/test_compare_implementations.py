@@ -1,0 +1,72 @@
+"""Two implementations of the rasterizer on a trained scene: what agrees, what does not, and what is explained."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diff_gaussian_rasterization import cpu
+
+from tests.saved_model import save_model
+from unified_lift.cli.train import train_main
+from unified_lift.data.synthetic import SyntheticSettings, write_synthetic
+
+
+@pytest.fixture
+def script():
+    import compare_implementations
+
+    return compare_implementations
+
+
+def test_the_cpu_kernels_agree_with_the_definition_on_a_saved_model(tmp_path):
+    model, path = save_model(tmp_path), tmp_path / "found.json"
+    command = [sys.executable, "scripts/compare_implementations.py", "-m", str(model), "--second", "reference"]
+    command += ["--views", "2", "--channels", "3", "--json", str(path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(path.read_text())
+    assert len(rows) == 2
+    assert "Gaussians, cpu against reference" in done.stdout
+    for row in rows:
+        assert 0 < row["map_error"] < 1e-4
+        assert row["unexplained"] == 0
+        assert set(row["gradient_errors"]) == {"means", "quats", "scales", "opacities", "colors", "features"}
+        assert all(0 < error < 1e-3 for error in row["gradient_errors"].values())
+
+
+def test_a_kernel_that_is_wrong_in_some_pixels_or_in_a_gradient_is_found_out(script, tmp_path, monkeypatch):
+    model, right = save_model(tmp_path), cpu.rasterize
+
+    def brighter(*arguments, **options):
+        out = right(*arguments, **options)
+        change = torch.zeros_like(out.image)
+        change[:, 3:5, 2] = 0.01
+        return out._replace(image=out.image + change)
+
+    def steeper(means, *arguments, **options):
+        return right(means + (means - means.detach()), *arguments, **options)
+
+    arguments = ["-m", str(model), "--second", "cpu", "--views", "1", "--json", str(tmp_path / "found.json")]
+    assert script.main(arguments) == 0
+    for wrong, unexplained in ((brighter, 2), (steeper, 0)):
+        calls = iter([right, wrong])
+        monkeypatch.setattr(cpu, "rasterize", lambda *a, calls=calls, **o: next(calls)(*a, **o))
+        assert script.main(arguments) == 1
+        assert json.loads((tmp_path / "found.json").read_text())[0]["unexplained"] == unexplained
+
+
+def test_a_folder_without_a_model_is_an_error_that_says_so(script, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["-m", str(tmp_path)])
+    assert "no point_cloud/iteration_<N> there" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_cuda_agrees_with_the_cpu_on_a_trained_scene(script, tmp_path):
+    write_synthetic(tmp_path / "room", SyntheticSettings())
+    arguments = ["-s", str(tmp_path / "room"), "-m", str(tmp_path / "model"), "--iterations=2000", "--device=cuda"]
+    assert train_main([*arguments, "--lift_iterations=20", "--quiet"]) == 0
+    assert script.main(["-m", str(tmp_path / "model")]) == 0

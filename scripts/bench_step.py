@@ -275,8 +275,7 @@ class Bench:
         method.load_state_dict(method.state_dict() | {"codebook": torch.nn.functional.normalize(rows, dim=1)})
         method.to(self.device)
         budget = 2**20 if keep else 0
-        pool = 4 * self.args.pixels
-        settings = LiftSettings(lift_pixels=self.args.pixels, lift_pool=pool, lift_cache_mb=budget)
+        settings = LiftSettings(lift_pixels=self.args.pixels, lift_pool=4 * self.args.pixels, lift_cache_mb=budget)
         stage = LiftStage(scene, gaussians, method, settings, seed=0)
         c = count(gaussians, scene.train)
         segments = int(np.mean([len(torch.unique(view.segments)) for view in stage.views.all()]))
@@ -286,6 +285,11 @@ class Bench:
             parts = [p for p in geometry_parts(c) if p.name.startswith(("projection", "sort"))] + parts
         title = f"lift, {codes} codes, weights {'kept' if keep else 'computed each step'}"
         self.run(title, lambda _: stage.train_step(1500), parts, facts)
+        if keep:
+            visits = stage.pool.visits_of_a_pool
+            renewal = wall_ms(lambda i: stage.pool.of(i % len(stage.pool), (1 + i) * visits), 40, self.device)
+            self.results[-1] |= {"renewal_ms": renewal, "visits_of_a_pool": visits, "pool": stage.pool.size}
+            print(f"  a new pool of {stage.pool.size} pixels: {renewal:.3f} ms, once in {visits} visits of a view")
 
 
 def trained(path: Path, device: torch.device) -> tuple[Scene, Gaussians]:

@@ -75,7 +75,7 @@ def test_stratified_sample_takes_every_number_equally_often():
     assert float(((counts - expected) ** 2 / expected).sum()) < 40  # chi square of 16 degrees: 0.999 quantile is 39
 
 
-def lift_stage(scene, device="cpu", *, pixels=200, pool=32_768, cache_mb=100, steps=30):
+def lift_stage(scene, device="cpu", *, pixels=200, pool=0, cache_mb=100, steps=30):
     gaussians = gaussians_from_points(scene.points, sh_degree=0).to(torch.device(device))
     settings = UnifiedLiftSettings(
         codebook_start=0.3, codebook_min_members=2, codebook_min_cosine=0.3, codebook_min_pixels=1,
@@ -89,7 +89,7 @@ def lift_stage(scene, device="cpu", *, pixels=200, pool=32_768, cache_mb=100, st
 
 
 @pytest.mark.parametrize("cache_mb", [100, 0])
-@pytest.mark.parametrize(("pixels", "pool"), [(200, 32_768), (200, 300), (10_000, 32_768)])
+@pytest.mark.parametrize(("pixels", "pool"), [(200, 0), (200, 300), (10_000, 0)])
 def test_lift_learns_with_and_without_kept_weights_from_some_or_all_pixels(scene, pixels, pool, cache_mb):
     stage = lift_stage(scene, pixels=pixels, pool=pool, cache_mb=cache_mb, steps=90)
     terms = [stage.train_step(step) for step in range(90)]
@@ -97,8 +97,8 @@ def test_lift_learns_with_and_without_kept_weights_from_some_or_all_pixels(scene
     assert len(stage.method.codebook) >= 2
     assert stage.method.statistics["objects_used"] >= 2
     assert stage.pool.keeps_weights == (cache_mb > 0)
-    size = min(pool, scene.train[0].segments.numel())
-    assert len(stage.pool.of(3).slot) == size
+    fallback = 480 if cache_mb else 2 * pixels  # room for all pixels, or none
+    assert len(stage.pool.of(3).slot) == min(pool or fallback, 480)
     assert (stage.pool.of(3).weights is not None) == (cache_mb > 0)
 
 
@@ -111,6 +111,42 @@ def test_kept_weights_are_those_of_the_pixels_of_the_pool(scene):
         assert b.weights is None
         now = fresh.pool.weights_at(index, b.rows)
         assert all(torch.equal(x, y) for x, y in zip(a.weights, now))
+
+
+def test_pools_take_as_many_pixels_as_the_budget_keeps_the_weights_of(scene, monkeypatch):
+    monkeypatch.setattr("unified_lift.engine.pool.MIB", 1024)  # budgets of kibibytes
+    whole = sum(lift_stage(scene, cache_mb=10**6).pool.of(index).weights.nbytes for index in range(6)) // 1024 + 1
+    sizes = [len(lift_stage(scene, pixels=50, cache_mb=kib).pool.of(0).slot) for kib in (2 * whole, whole // 2)]
+    assert sizes[0] == 480
+    assert 200 < sizes[1] < 280
+    pool = lift_stage(scene, pixels=50, cache_mb=whole // 2).pool
+    assert 0.9 < sum(pool.of(index).weights.nbytes for index in range(6)) / (whole // 2 * 1024) < 1.1
+    too_little = lift_stage(scene, pixels=50, cache_mb=whole // 20).pool
+    assert not too_little.keeps_weights
+    assert too_little.of(0).weights is None
+    assert len(too_little.of(0).slot) == 100
+
+
+def test_a_pool_is_renewed_when_its_pixels_were_drawn_twice_and_in_time_all_pixels_have_their_turn(scene):
+    stage = lift_stage(scene, pixels=60, pool=120)
+    pools = [stage.pool.of(1, visit).rows for visit in range(40)]
+    changes = [visit for visit in range(1, 40) if not torch.equal(pools[visit], pools[visit - 1])]
+    assert changes == list(range(4, 40, 4))  # 4 visits of 60 draw 120 pixels twice
+    assert len(torch.cat(pools).unique()) > 0.9 * 480
+    again = lift_stage(scene, pixels=60, pool=120).pool
+    assert torch.equal(again.of(1, 22).rows, pools[22])  # depends on the visit alone, as resuming needs
+    whole = lift_stage(scene, pixels=60).pool
+    assert whole.of(1, 0) is whole.of(1, 100)  # nothing to renew
+
+
+def test_steps_renew_the_pools(scene):
+    stage = lift_stage(scene, pixels=60, pool=60, steps=24)
+    seen = []
+    for step in range(24):  # four visits of each of six views
+        stage.train_step(step)
+        seen.append(stage.pool._made[1][0] if 1 in stage.pool._made else -1)
+    assert seen[-1] == 1  # 60 pixels serve two visits
+    assert sorted(seen) == seen
 
 
 def test_every_segment_has_its_share_of_the_pool(scene):

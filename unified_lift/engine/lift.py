@@ -56,7 +56,8 @@ class LiftStage(Stage):
             gaussians,
             self.maps,
             self.draws,
-            size=max(settings.lift_pool, settings.lift_pixels),
+            pixels=settings.lift_pixels,
+            size=settings.lift_pool,
             min_weight=settings.lift_min_weight,
             budget_mb=settings.lift_cache_mb,
         )
@@ -68,9 +69,10 @@ class LiftStage(Stage):
         progress = self.progress(step)
         self.method.before_step(progress, self.observe)
         self.mark("view")
-        index = self.order.next_index()
-        pooled = self.pool.of(index)
-        phase = self.method.phase(progress, self.settings.lift_pixels) if self._is_replayable() else None
+        index, visit = self.order.next_index(), step // len(self.cameras)
+        pooled = self.pool.of(index, visit)
+        is_replayable = self._is_replayable(visit)
+        phase = self.method.phase(progress, self.settings.lift_pixels) if is_replayable else None
         if phase is not None:
             self.mark("forward")
             lifting.draw(pooled.weights, pooled.slot, self.sample, stream=self.draws.number(step))
@@ -118,17 +120,16 @@ class LiftStage(Stage):
 
     # ---- steps that a CUDA graph replays ----
 
-    def _is_replayable(self) -> bool:
+    def _is_replayable(self, visit: int) -> bool:
         """Return whether all steps are alike: on a GPU, all weights at hand, enough pixels in every view."""
         if self.sample is None and self.gaussians.device.type == "cuda" and lifting.runs_on(self.gaussians.features):
-            self.pool.of(0)
-            if self.pool.keeps_weights and self.pool.smallest() >= self.settings.lift_pixels:
+            if self.pool.keeps_weights and self.pool.extremes(visit)[0] >= self.settings.lift_pixels:
                 self.sample = Sample.empty(self.settings.lift_pixels, self.gaussians.device)
         return self.sample is not None
 
     def _replayed(self, progress: float) -> dict[str, Tensor]:
-        features = lifting.blend_sample(self.sample, self.gaussians.features)
-        return self._differentiated(features, self.sample.slot, self.pool.most_segments(), progress)
+        features, (_, num_segments) = lifting.blend_sample(self.sample, self.gaussians.features), self.pool.extremes(0)
+        return self._differentiated(features, self.sample.slot, num_segments, progress)
 
     def _leaves(self) -> dict[str, Tensor]:
         return {"features": self.gaussians.features} | self.method.parameters()

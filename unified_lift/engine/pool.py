@@ -16,6 +16,8 @@ from unified_lift.ops.draws import StepGenerator
 from unified_lift.rendering import blending_weights
 from unified_lift.types import Camera
 
+MIB = 2**20
+
 
 class Pooled(NamedTuple):
     """The pool of one view.
@@ -34,10 +36,14 @@ class Pooled(NamedTuple):
 
 
 class PixelPool:
-    """For every view, a part of its pixels that stands for all, each segment with its share. Made at first use, kept.
+    """For every view, a part of its pixels that stands for all, each segment with its share; renewed now and then.
 
-    A lift visits a pixel of a room about once: the weights of all would take memory for nothing.
+    Steps need the blending weights of the pixels they draw. Kept for a pool, they are computed once for some draws of
+    each pixel instead of at every step. A pool that never changed would leave the Gaussians that only other pixels see
+    untrained (docs/experiments.md), so after `DRAWS` draws of each pixel others take their place.
     """
+
+    DRAWS = 2
 
     def __init__(
         self,
@@ -47,6 +53,7 @@ class PixelPool:
         maps: SegmentMaps,
         draws: StepGenerator,
         *,
+        pixels: int,
         size: int,
         min_weight: float,
         budget_mb: int,
@@ -59,29 +66,55 @@ class PixelPool:
             gaussians: Frozen geometry.
             maps: Segments of the pixels, in the order of their slots.
             draws: Randomness; the negative steps are the pools'.
-            size: Most pixels of a view.
+            pixels: Pixels that a step draws.
+            size: Most pixels of a view; 0 = as many as the budget keeps the weights of.
             min_weight: Smaller weights are left out.
-            budget_mb: Weights are kept if they are expected, from the first view, to fit in so many MiB.
+            budget_mb: MiB for the weights of all pools, as far as a few views tell.
         """
         self._views, self._cameras, self._gaussians = views, cameras, gaussians
-        self._maps, self._draws, self._size, self._min_weight = maps, draws, size, min_weight
-        self._budget = budget_mb * 2**20
-        self._made: dict[int, Pooled] = {}
-        self.keeps_weights = True
+        self._maps, self._draws, self._min_weight = maps, draws, min_weight
+        self._pixels, self._wanted, self._budget = pixels, max(size, pixels) if size else 0, budget_mb * MIB
+        self._made: dict[int, tuple[int, Pooled]] = {}
+        self._largest = max(camera.width * camera.height for camera in cameras)
+        self._extremes: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self._cameras)
 
-    def of(self, index: int) -> Pooled:
-        """Return the pool of view `index`."""
-        if not self._made:
-            first = self._make(0)
-            if first.weights.nbytes * len(self) > self._budget:
-                self.keeps_weights, first = False, first._replace(weights=None)
-            self._made[0] = first
-        if index not in self._made:
-            self._made[index] = self._make(index)
-        return self._made[index]
+    @functools.cached_property
+    def affordable(self) -> int:
+        """Number of pixels of each view whose weights fit in the budget, judged by some pixels of a few views."""
+        num_bytes = num_pixels = 0
+        for index in {len(self) * part // 4 for part in range(4)}:
+            rows = self._choose(index, 0, self._pixels)[2]
+            num_bytes, num_pixels = num_bytes + self.weights_at(index, rows).nbytes, num_pixels + len(rows)
+        return int(self._budget / len(self) * num_pixels / max(num_bytes, 1))
+
+    @property
+    def size(self) -> int:
+        """Most pixels of a view."""
+        fallback = self.affordable if self.affordable >= min(self._pixels, self._largest) else self._pixels * self.DRAWS
+        return self._wanted or fallback
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether pools come with weights: they fit."""
+        return self.affordable >= min(self.size, self._largest)
+
+    @property
+    def visits_of_a_pool(self) -> int:
+        """Number of visits of a view after which its pool is renewed."""
+        return max(1, self.DRAWS * self.size // self._pixels)
+
+    def of(self, index: int, visit: int = 0) -> Pooled:
+        """Return the pool of view `index` at its 0-based `visit`."""
+        generation, pooled = self._made.get(index, (-1, None))
+        is_whole = pooled is not None and len(pooled.slot) < self.size
+        wanted = 0 if is_whole else visit // self.visits_of_a_pool
+        if generation != wanted:
+            pooled = self._make(index, wanted)
+            self._made[index] = wanted, pooled
+        return pooled
 
     def weights_at(self, index: int, rows: Tensor) -> PixelWeights:
         """Return the weights of pixels `rows` (y * width + x, [P]) of a view, computed now."""
@@ -89,22 +122,25 @@ class PixelPool:
         pixels = torch.stack([rows % camera.width, rows // camera.width], dim=1)
         return blending_weights(self._gaussians, camera, pixels=pixels, min_weight=self._min_weight)
 
-    def smallest(self) -> int:
-        """Return the size of the smallest pool; makes all."""
-        return min(len(self.of(index).slot) for index in range(len(self)))
+    def extremes(self, visit: int) -> tuple[int, int]:
+        """Return the size of the smallest pool and the most segments of a view; the first call makes all pools."""
+        if self._extremes is None:
+            pools = [self.of(index, visit) for index in range(len(self))]
+            self._extremes = min(len(pool.slot) for pool in pools), max(pool.num_segments for pool in pools)
+        return self._extremes
 
-    def most_segments(self) -> int:
-        """Return the largest number of segments of a view; makes all pools."""
-        return max(self.of(index).num_segments for index in range(len(self)))
+    def _make(self, index: int, generation: int) -> Pooled:
+        slot, num_segments, rows = self._choose(index, generation, self.size)
+        return Pooled(slot, num_segments, rows, self.weights_at(index, rows) if self.keeps_weights else None)
 
-    def _make(self, index: int) -> Pooled:
+    def _choose(self, index: int, generation: int, most: int) -> tuple[Tensor, int, Tensor]:
+        """Return slots, number of segments and places of at most `most` pixels of a view."""
         slot, num_segments, rows = self._maps.of(index, self._views.get(index))
-        if len(slot) > self._size:
-            generator = self._draws.at(-1 - index, slot.device)
-            chosen = stratified(len(slot), self._size, generator=generator, device=slot.device)
+        if len(slot) > most:
+            generator = self._draws.at(-1 - index - generation * len(self), slot.device)
+            chosen = stratified(len(slot), most, generator=generator, device=slot.device)
             slot, rows = slot.index_select(0, chosen), rows.index_select(0, chosen)
-        weights = self.weights_at(index, rows) if self.keeps_weights else None
-        return Pooled(slot, num_segments, rows, weights)
+        return slot, num_segments, rows
 
 
 def stratified(count: int, wanted: int, *, generator: torch.Generator, device: torch.device) -> Tensor:

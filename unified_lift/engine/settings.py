@@ -51,14 +51,14 @@ class LiftSettings:
     """Steps of the lift stage. [ours] experiments.md"""
     lift_pixels: int = 8_192
     """Pixels drawn per step. [ours] released: 32,768 for Eq. 1, the whole image for the rest."""
-    lift_pool: int = 32_768
-    """Pixels of each view that steps draw from, spread evenly over its segments; their weights are kept. [ours]
-    experiments.md"""
+    lift_pool: int = 0
+    """Pixels of each view that steps draw from until each was drawn about twice; then others take their place. Their
+    weights are kept. 0 = as many as fit. [ours] experiments.md"""
     lift_min_weight: float = 1e-3
     """Blending weights below this are left out of the lift. [ours]"""
     lift_cache_mb: int = 1_536
-    """Keep the blending weights of the pools in memory if they fit in this many MiB; else compute them per step.
-    [ours] With it a room of 150 views of 384x384 trains in less than 3 GiB of GPU memory, whichever way it takes."""
+    """MiB for the weights of the pools; where that is too little for one step's pixels of each view, every step
+    computes its own. [ours] With it a room of 150 views of 384x384 trains in less than 3 GiB of GPU memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

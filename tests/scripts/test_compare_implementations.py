@@ -68,5 +68,5 @@ def test_a_folder_without_a_model_is_an_error_that_says_so(script, tmp_path, cap
 def test_cuda_agrees_with_the_cpu_on_a_trained_scene(script, tmp_path):
     write_synthetic(tmp_path / "room", SyntheticSettings())
     arguments = ["-s", str(tmp_path / "room"), "-m", str(tmp_path / "model"), "--iterations=2000", "--device=cuda"]
-    assert train_main([*arguments, "--lift_iterations=20", "--quiet"]) == 0
+    assert train_main([*arguments, "--lift_iterations=300", "--quiet"]) == 0
     assert script.main(["-m", str(tmp_path / "model")]) == 0

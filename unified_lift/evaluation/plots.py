@@ -134,13 +134,17 @@ def time_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure |
     ]
     if not shown:
         return None
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, axes = _subplots(1, len(shown), width=len(shown) * _PANEL_INCHES[0], height=1.3 * _PANEL_INCHES[1])
     for axis, name in zip(axes, shown):
         for color, (label, points) in zip((*_COLORS.values(), _OTHER_COLOR), curves.items()):
             known = [point for point in points if name in point]
             axis.plot([p["seconds"] for p in known], [p[name] for p in known], "o-", ms=3, color=color, label=label)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(f"held-out {name}" + (" [dB]" if name == "PSNR" else ""), loc="left")
         axis.set_xlabel("training time, s")
     axes[0].legend(frameon=False)

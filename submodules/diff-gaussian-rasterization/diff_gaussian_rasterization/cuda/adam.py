@@ -8,7 +8,7 @@ from ctypes import POINTER, Structure, c_double, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from .library import PLACE, bind, check, place
+from .binding import PLACE, bind, check, place
 
 
 class Adam(Structure):

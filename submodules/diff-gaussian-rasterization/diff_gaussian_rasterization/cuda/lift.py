@@ -10,7 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..types import Association
-from .library import PLACE, address, bind, check, place
+from .binding import PLACE, address, bind, check, place
 
 
 class _Pixels(Structure):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .library import PLACE, address, bind, check, place
+from .binding import PLACE, address, bind, check, place
 
 
 class Photometric(Structure):

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import _compiled
 from ..types import PixelWeights, RasterOutput
-from .library import Frame, Memory, Scene, address, bind, check, dense, place, row
+from .binding import Frame, Memory, Scene, address, bind, check, dense, place, row
 
 TILE = 16  # pixels, kTile of csrc/cuda/splat.cuh
 SPLAT_FLOATS = 12

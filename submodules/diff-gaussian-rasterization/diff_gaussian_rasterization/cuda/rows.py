@@ -9,7 +9,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..types import PixelWeights, Sample
-from .library import PLACE, address, bind, check, place
+from .binding import PLACE, address, bind, check, place
 
 _ROWS = [c_void_p] * 4 + [c_int64, c_int64, c_void_p, c_void_p, c_int32, c_void_p, *PLACE]
 _DRAW = [c_void_p] * 4 + [c_int64, c_int64, c_uint64] + [c_void_p] * 3 + PLACE

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..types import NEAR, AdamState
 from .adam import Adam, adam_steps
-from .library import Frame, Memory, Scene, address, bind, check, place
+from .binding import Frame, Memory, Scene, address, bind, check, place
 from .photometric import Photometric, num_parts, run, run_backward
 from .rasterize import MOMENTS, Gradients, Images, blend_backward, build_frame, render
 

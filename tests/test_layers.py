@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "unified_lift"
 # Each layer may import those before it; packages of one layer do not import each other.
 LAYERS = [
-    {"types", "shapes"},
+    {"types", "shapes", "registry"},
     {"config", "ops", "plyio"},
     {"losses", "metrics", "model", "data"},
     {"density", "rendering"},

@@ -1,20 +1,22 @@
 """Scenes on disk: one reader per layout, chosen by looking at the folder.
 
-Adding a dataset is one file with a `READER` and one entry in `DATASETS`.
+Adding a dataset is one file with a `READER`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 
-from unified_lift.data import colmap, messy_rooms, transforms
 from unified_lift.data.common import Reader, Store
 from unified_lift.data.images import Progress
+from unified_lift.registry import members
 from unified_lift.types import DataSettings, Scene, UserError
 
-DATASETS: dict[str, Reader] = {reader.name: reader for reader in (messy_rooms.READER, colmap.READER, transforms.READER)}
+_READERS: list[Reader] = sorted(members(sys.modules[__name__], "READER"), key=lambda reader: reader.precedence)
+DATASETS: dict[str, Reader] = {reader.name: reader for reader in _READERS}
 """All readers; a folder is read by the first that recognises it."""
 
 
@@ -52,3 +54,12 @@ def load_annotations(settings: DataSettings, names: Sequence[str]) -> dict[str, 
     Views without truth are absent; the dictionary is empty where the dataset has none.
     """
     return detect_reader(settings).load_annotations(settings.source_path, names, settings)
+
+
+def load_prompt_masks(settings: DataSettings, names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Return view -> prompt -> truth mask, bool [H, W] at native size, of the named views; for evaluation only.
+
+    Views without truth are absent; the dictionary is empty where the dataset annotates no prompts.
+    """
+    load = detect_reader(settings).load_prompt_masks
+    return load(settings.source_path, names, settings) if load is not None else {}

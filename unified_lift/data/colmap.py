@@ -257,4 +257,5 @@ READER = Reader(
     load=load,
     load_annotations=load_annotations,
     write_miniature=write_miniature,
+    precedence=60,
 )

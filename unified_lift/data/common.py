@@ -46,6 +46,10 @@ class Reader(NamedTuple):
         load: Read the scene: (root, settings, progress=None, store=None).
         load_annotations: Truth ids of the named views at native size: (root, names, settings).
         write_miniature: Write a tiny scene of this layout into a folder.
+        protocol: The benchmark that scores it, unless the user chooses another.
+        load_prompt_masks: Truth masks of text prompts, where that is what the data set annotates, at native size:
+            (root, names, settings) -> view -> prompt -> bool [H, W]; views without any are absent.
+        precedence: Folders that fit several layouts are read by the reader with the smallest number.
     """
 
     name: str
@@ -54,6 +58,9 @@ class Reader(NamedTuple):
     load: Callable[..., Scene]
     load_annotations: Callable[[Path, Sequence[str], DataSettings], dict[str, np.ndarray]]
     write_miniature: Callable[[Path], None]
+    protocol: str = "generic"
+    load_prompt_masks: Callable[[Path, Sequence[str], DataSettings], dict[str, dict[str, np.ndarray]]] | None = None
+    precedence: int = 50
 
 
 class Store(Protocol):

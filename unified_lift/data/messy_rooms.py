@@ -153,4 +153,6 @@ READER = Reader(
     load=load,
     load_annotations=load_annotations,
     write_miniature=write_miniature,
+    protocol="messy_rooms",
+    precedence=10,
 )

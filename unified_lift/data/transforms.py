@@ -289,4 +289,5 @@ READER = Reader(
     load=load,
     load_annotations=load_annotations,
     write_miniature=write_miniature,
+    precedence=70,
 )

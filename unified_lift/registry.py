@@ -1,0 +1,20 @@
+"""What can be added by dropping in one file: methods, datasets and protocols are found, not listed."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+
+def members(package: ModuleType, attribute: str) -> list[Any]:
+    """Return the value of `attribute` of every module of a package that has it, in the order of the modules' names.
+
+    Args:
+        package: Whose modules (not those of its sub-packages) are imported.
+        attribute: Such as `READER`: what a module calls its entry.
+    """
+    names = sorted(info.name for info in pkgutil.iter_modules(package.__path__) if not info.ispkg)
+    modules = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
+    return [getattr(module, attribute) for module in modules if hasattr(module, attribute)]

@@ -11,7 +11,6 @@ from unified_lift.data.miniature import floor_colors, floor_ids
 from unified_lift.engine import outputs
 from unified_lift.engine.labels import label_gaussians
 from unified_lift.engine.settings import TrainSettings
-from unified_lift.methods import METHODS
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.model.ply import write_gaussians
 
@@ -59,10 +58,10 @@ def save_model(
     gaussians = floor_gaussians()
     outputs.write_geometry(model, iteration, gaussians)
     if lifted:
-        method = METHODS["unified_lift"](settings.method, zero_id=scene.zero_id, seed=0)
-        method.load_state_dict(method.state_dict() | {"codebook": torch.eye(4, 16)})
+        method = settings.build_method(zero_id=scene.zero_id)
+        method.load_object_state(torch.eye(4, 16))
         labels = label_gaussians(gaussians, method, [view.camera for view in scene.train])
-        outputs.write_objects(model, iteration, gaussians, torch.eye(4, 16), labels)
+        outputs.write_objects(model, iteration, gaussians, method, labels)
     return model
 
 

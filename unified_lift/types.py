@@ -168,8 +168,8 @@ class DataSettings:
     """Every llffhold-th view is a test view where the dataset has no split of its own [3DGS]."""
     n_views: int = 100
     """100: all training views; 50: half; another number: that many, evenly spaced [Gaussian Grouping]."""
-    object_path: str = "object_mask"
-    """Mask folder inside the scene. Messy Rooms has its own name for it, detic_instance."""
+    object_path: str = "auto"
+    """Mask folder inside the scene; `auto` = the dataset's own: detic_instance in Messy Rooms, else object_mask."""
     random_init: bool = False
     """Start from random points instead of the scene's own."""
     num_random_points: int = 20_000

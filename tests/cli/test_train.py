@@ -10,6 +10,7 @@ import yaml
 
 from unified_lift.cli.main import main
 from unified_lift.cli.train import PRESET_DIR, parse, with_preset
+from unified_lift.config import differences
 from unified_lift.data import DATASETS
 from unified_lift.engine.checkpoint import checkpoints, load_checkpoint
 from unified_lift.engine.settings import TrainSettings
@@ -22,6 +23,7 @@ SHORT = [
     "--codebook-min-support", "0",
     "--logger", "none", "--quiet",
 ]  # fmt: skip
+from unified_lift.methods import METHODS
 
 
 @pytest.fixture
@@ -49,17 +51,54 @@ def test_underscores_and_hyphens_are_one_spelling():
     assert settings_of("--lift_iterations", "5") == settings_of("--lift-iterations", "5")
 
 
-def test_table_4_is_four_command_lines():
-    rows = [
-        ["--no-concentration", "--no-area_aware", "--no-label_filter"],
-        ["--no-area_aware", "--no-label_filter"],
-        ["--no-label_filter"],
-        [],
-    ]
-    found = [settings_of("--preset", "released", *row).method for row in rows]
-    assert [(m.concentration, m.area_aware, m.label_filter) for m in found] == [
+def test_table_4_is_five_presets_of_one_schedule():
+    rows = sorted((PRESET_DIR / "ablation").glob("*.yaml"))
+    baseline, *found = [settings_of("--preset", str(row)) for row in rows]
+    assert baseline.method_name == "panoptic_lifting_gs"
+    assert [(s.method.concentration, s.method.area_aware, s.method.label_filter) for s in found] == [
         (False, False, False), (True, False, False), (True, True, False), (True, True, True),
     ]  # fmt: skip
+    assert {s.schedule for s in (baseline, *found)} == {"staged"}
+    whole = settings_of("--preset", "released_staged")
+    assert differences(whole, found[-1]) == {"preset": ("released_staged", str(rows[-1]))}
+
+
+def test_released_staged_differs_from_released_in_the_schedule_alone():
+    found = differences(settings_of("--preset", "released"), settings_of("--preset", "released_staged"))
+    assert set(found) == {"preset", "schedule", "lift.lift_iterations", "lift.lift_pixels"}
+
+
+def test_a_preset_extends_another_and_a_circle_is_an_error(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("extends: released\nmethod:\n  num_codes: 9\n")
+    second.write_text(f"extends: {first}\nschedule: staged\n")
+    settings = settings_of("--preset", str(second))
+    assert (settings.method.num_codes, settings.method.weight_class, settings.schedule) == (9, 1e-4, "staged")
+    assert settings.preset == str(second)
+    first.write_text(f"extends: {second}\n")
+    with pytest.raises(UserError, match="extends itself"):
+        settings_of("--preset", str(second))
+    first.write_text("extends: relased\n")
+    with pytest.raises(UserError, match=r"first.yaml: extends relased: no such preset"):
+        settings_of("--preset", str(second))
+
+
+def test_a_method_brings_its_settings_and_its_preset():
+    settings = settings_of("--method", "gaussian_grouping", "--lift_iterations", "7")
+    assert (settings.method_name, settings.preset, settings.lift.lift_iterations) == (
+        "gaussian_grouping", "gaussian_grouping", 7,
+    )  # fmt: skip
+    assert type(settings.method) is METHODS["gaussian_grouping"].settings
+    assert settings_of("--preset", "gaussian_grouping").method == settings.method
+    with pytest.raises(SystemExit):  # a flag of another method
+        settings_of("--method", "gaussian_grouping", "--codebook_lr", "1e-3")
+    with pytest.raises(UserError, match="contradicts method_name gaussian_grouping"):
+        settings_of("--method", "unified_lift", "--preset", "gaussian_grouping")
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_has_a_preset_of_its_name(name):
+    assert settings_of("--method", name).method_name == name
 
 
 def test_unified_lift_json_is_read(tmp_path):
@@ -69,9 +108,10 @@ def test_unified_lift_json_is_read(tmp_path):
     assert (settings.method.num_codes, settings.density.densify_until_iter) == (256, 10000)
 
 
-@pytest.mark.parametrize("path", sorted(PRESET_DIR.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(PRESET_DIR.rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_config_loads(path):
-    assert with_preset(TrainSettings(), path.stem).preset == path.stem
+    name = str(path.relative_to(PRESET_DIR).with_suffix(""))
+    assert with_preset(TrainSettings(), name).preset == name
 
 
 def test_parity_presets_hold_the_published_numbers():
@@ -93,6 +133,9 @@ def test_parity_presets_hold_the_published_numbers():
         (["train", "-s", "nowhere"], "no model folder given"),
         (["train", "-s", "nowhere", "-m", "out"], "nowhere"),
         (["train", "-s", "x", "-m", "y", "--preset", "relased"], "no such preset; there are"),
+        (["train", "-s", "x", "-m", "y", "--method", "gaga2"], "--method gaga2: no such method; there are"),
+        (["train", "-s", "x", "-m", "y", "--feature_dim", "0"], "--feature_dim must be at least 1"),
+        (["train", "-s", "x", "-m", "y", "--num_codes", "-1"], "--num_codes must be at least 0"),
         (["train", "-s", "x", "-m", "y", "--config", "none.yaml"], "none.yaml: no such settings file"),
         (["train", "-s", "x", "-m", "y", "--iterations", "-1"], "--iterations must be at least 1"),
         (["train", "-s", "x", "-m", "y", "--sh_degree", "4"], "--sh_degree goes up to 3"),

@@ -24,7 +24,9 @@ def test_background_is_a_segment_even_where_no_object_is_seen(miniature, read):
 
 def test_another_mask_folder_can_be_chosen(miniature, read):
     root = miniature("messy_rooms")
-    chosen = read(root, object_path="instance").train[0].segments
+    scene = read(root, object_path="instance")
+    assert scene.zero_id == "ignore"
+    chosen = scene.train[0].segments
     np.testing.assert_array_equal(chosen, np.load(root / "instance" / "0.npy"))
 
 

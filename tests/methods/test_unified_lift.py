@@ -28,7 +28,7 @@ def view(num_segments=4, per_segment=50, dim=16, noise=0.2, seed=0):
 def losses(method, features, segments, progress):
     """Terms for ids, as a stage would ask for them."""
     slot, ids = dense_slots(segments, ignore_zero=method.ignore_zero)
-    return method.losses(features, slot, len(ids), progress)
+    return method.losses(features, slot, len(ids), progress, view=0)
 
 
 def observations(views):

@@ -305,7 +305,7 @@ def test_the_method_with_kernels_is_the_same_method(settings, kernels):
         method = UnifiedLift(settings, zero_id="segment", seed=0)
         method.codebook = codebook.clone().requires_grad_()
         leaf = features.clone().requires_grad_()
-        terms = method.losses(leaf, slot, 12, 0.9)
+        terms = method.losses(leaf, slot, 12, 0.9, view=0)
         sum(method.weights[name] * term for name, term in terms.items()).backward()
         results.append((terms, leaf.grad, method.codebook.grad, method.statistics))
     (terms, by_features, by_codes, statistics), actual = results
@@ -380,7 +380,7 @@ def test_a_large_view_agrees_with_the_definition(settings, segments, codes):
         method = UnifiedLift(settings, zero_id="segment", seed=0)
         method.codebook = codebook.to(device, copy=True).requires_grad_()
         leaf = features.to(device, copy=True).requires_grad_()
-        terms = method.losses(leaf, slot.to(device), segments, 0.9)
+        terms = method.losses(leaf, slot.to(device), segments, 0.9, view=0)
         sum(method.weights[name] * term for name, term in terms.items()).backward()
         results.append((terms, leaf.grad, method.codebook.grad))
     for name, term in results[0][0].items():

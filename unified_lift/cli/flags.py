@@ -11,6 +11,7 @@ _SAME = {
     "-r": "--resolution",
     "-w": "--white-background",
     "--num-classes": "--num-codes",
+    "--method": "--method-name",
     "--config-file": "--config",
 }
 _WITHOUT_MEANING = {"--ip": 1, "--port": 1, "--debug-from": 1}

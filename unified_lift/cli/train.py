@@ -5,20 +5,22 @@ from __future__ import annotations
 import argparse
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic
 
 import tyro
 from tqdm import tqdm
 
 from unified_lift.cli.flags import canonical
-from unified_lift.config import merged, read_settings_file
+from unified_lift.config import read_settings_file
 from unified_lift.data import load_scene
 from unified_lift.engine.device import chosen_device
 from unified_lift.engine.outputs import holds_run, read_run_settings
 from unified_lift.engine.placement import ViewStore
 from unified_lift.engine.profiling import profile_table
-from unified_lift.engine.settings import TrainSettings
+from unified_lift.engine.settings import M, TrainSettings, changed
 from unified_lift.engine.trainer import Interrupted, Trainer, latest_checkpoint
 from unified_lift.types import Scene, UserError
 
@@ -26,7 +28,7 @@ PRESET_DIR = Path(__file__).resolve().parents[2] / "configs"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand:
+class TrainCommand(Generic[M]):
     """Train a scene: posed photos with per-view segment ids in, labelled 3D Gaussians out.
 
     Example: train.py -s data/desk -m output/desk --eval
@@ -42,7 +44,7 @@ class TrainCommand:
     """Train again into a model folder that already holds a run."""
     config: Path | None = None
     """YAML (or Unified-Lift JSON) of differences, applied on top of the preset."""
-    settings: TrainSettings = field(default_factory=TrainSettings)
+    settings: TrainSettings[M] = field(default_factory=TrainSettings)
 
 
 def train_main(argv: list[str]) -> int:
@@ -81,6 +83,7 @@ def parse(argv: list[str]) -> TrainCommand:
     argv = canonical(argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset")
+    early.add_argument("--method-name")
     early.add_argument("--config", type=Path)
     early.add_argument("--model-path", type=Path)
     early.add_argument("--resume", action="store_true")
@@ -88,27 +91,61 @@ def parse(argv: list[str]) -> TrainCommand:
     if known.resume and known.model_path and (known.model_path / "config.yaml").exists():
         base = read_run_settings(known.model_path)
     else:
-        base = with_preset(TrainSettings(), known.preset or TrainSettings().preset)
+        base = _base(known.preset, known.method_name)
     if known.config:
-        base = merged(base, _translated(read_settings_file(known.config)), origin=str(known.config))
+        base = changed(base, _translated(read_settings_file(known.config)), origin=str(known.config))
     command = tyro.cli(
-        tyro.conf.OmitArgPrefixes[TrainCommand], args=argv, default=TrainCommand(settings=base), prog="train.py"
+        tyro.conf.OmitArgPrefixes[TrainCommand[type(base.method)]],
+        args=argv,
+        default=TrainCommand(settings=base),
+        prog="train.py",
     )
+    if command.settings.method_name != base.method_name:
+        raise UserError(
+            f"--method {command.settings.method_name}: contradicts method_name {base.method_name} of the settings; "
+            "give one of them"
+        )
     _check(command.settings)
     return command
+
+
+def _base(preset: str | None, method_name: str | None) -> TrainSettings:
+    """Return the settings below the command line: those of the preset, by default the method's own."""
+    base = TrainSettings()
+    if method_name is not None and method_name != base.method_name:
+        base = changed(base, {"method_name": method_name}, origin="command line")
+    return with_preset(base, preset or method_name or base.preset)
 
 
 def with_preset(settings: TrainSettings, preset: str) -> TrainSettings:
     """Return `settings` with the differences of a preset (a name in configs/ or a YAML file).
 
+    A preset may begin with `extends: another`, whose differences come first.
+
     Raises:
         UserError: No such preset.
     """
-    path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESET_DIR / f"{preset}.yaml"
-    if not path.exists():
-        names = sorted(p.stem for p in PRESET_DIR.glob("*.yaml"))
-        raise UserError(f"--preset {preset}: no such preset; there are {', '.join(names)}, or give a .yaml file")
-    return merged(settings, {"preset": preset} | read_settings_file(path), origin=str(path))
+    chain = list(_preset_chain(preset))
+    for path, content in reversed(chain):
+        settings = changed(settings, content, origin=str(path))
+    return changed(settings, {"preset": preset}, origin=preset)
+
+
+def _preset_chain(preset: str) -> Iterator[tuple[Path, dict]]:
+    """Yield file and content of a preset, then of what it extends, and so on."""
+    seen, name = [], preset
+    while name is not None:
+        path = Path(name) if name.endswith((".yaml", ".yml")) else PRESET_DIR / f"{name}.yaml"
+        if not path.exists():
+            names = sorted(str(p.relative_to(PRESET_DIR).with_suffix("")) for p in PRESET_DIR.rglob("*.yaml"))
+            origin = f"{seen[-1]}: extends" if seen else "--preset"
+            raise UserError(f"{origin} {name}: no such preset; there are {', '.join(names)}, or give a .yaml file")
+        if path in seen:
+            raise UserError(f"{path}: extends itself, through {' -> '.join(map(str, seen))}")
+        seen.append(path)
+        content = read_settings_file(path)
+        name = content.pop("extends", None)
+        yield path, content
 
 
 def _translated(content: dict) -> dict:
@@ -127,8 +164,6 @@ def _check(settings: TrainSettings) -> None:
         "iterations": (settings.geometry.iterations, 0 if settings.init_ply else 1),
         "lift_iterations": (settings.lift.lift_iterations, 0),
         "sh_degree": (settings.geometry.sh_degree, 0),
-        "feature_dim": (settings.method.feature_dim, 1),
-        "num_codes": (settings.method.num_codes, 0),
         "lift_pixels": (settings.lift.lift_pixels, 1),
         "checkpoint_minutes": (settings.run.checkpoint_minutes, 0),
         "checkpoint_interval": (settings.run.checkpoint_interval, 0),
@@ -138,6 +173,7 @@ def _check(settings: TrainSettings) -> None:
     for name, (value, least) in limits.items():
         if value < least:
             raise UserError(f"--{name} must be at least {least}, received {value}")
+    settings.method.check()
     if settings.geometry.sh_degree > 3:
         raise UserError(f"--sh_degree goes up to 3, received {settings.geometry.sh_degree}")
 

@@ -26,6 +26,7 @@ from unified_lift.data.colmap_model import (
     write_model,
 )
 from unified_lift.data.common import (
+    OBJECT_PATH,
     Frame,
     Reader,
     Store,
@@ -158,9 +159,7 @@ def load_annotations(root: Path, names: Sequence[str], settings: DataSettings) -
     """Return the ids of `annotations/gt_instance/` of the named views, int32 [H, W]; empty where there are none."""
     if not (root / ANNOTATIONS).is_dir():
         return {}
-    return read_annotations(
-        read_frames(root, root / settings.object_path, images=settings.images), root / ANNOTATIONS, names
-    )
+    return read_annotations(read_frames(root, root / OBJECT_PATH, images=settings.images), root / ANNOTATIONS, names)
 
 
 def _model_folder(root: Path) -> Path | None:
@@ -226,7 +225,7 @@ def write_miniature(root: Path) -> None:
     }
     images = {}
     for n in (4, 0, 8, 1, 7, 2, 6, 3, 5):
-        images[40 - 3 * n] = _colmap_image(
+        images[40 - 3 * n] = observed_image(
             used[n], names[n], camera_id=7 if names[n].startswith("cam1") else 3, empty=n % 2
         )
     points = points_of(*floor_cloud(300))
@@ -238,7 +237,7 @@ def write_miniature(root: Path) -> None:
         write_mask(root / ANNOTATIONS / name, view.ids)
 
 
-def _colmap_image(camera: Camera, name: str, *, camera_id: int, empty: int) -> ColmapImage:
+def observed_image(camera: Camera, name: str, *, camera_id: int, empty: int = 0) -> ColmapImage:
     """Return the record of an image; unless `empty`, it observes the landmark (point 5) and has an unmatched point."""
     u, v = project(LANDMARK[None], camera)[0][0].tolist()
     return ColmapImage(

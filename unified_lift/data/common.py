@@ -31,7 +31,7 @@ from unified_lift.data.splits import split_names
 from unified_lift.ops.resample import nearest
 from unified_lift.types import Camera, DataSettings, PointCloud, Scene, UserError, View, ZeroId
 
-DEFAULT_OBJECT_PATH = DataSettings().object_path
+OBJECT_PATH = "object_mask"
 _MAX_SHEAR = 1e-2  # how far R^T R may be from the identity before a pose is called broken
 _NAMES_SHOWN = 5
 
@@ -297,7 +297,7 @@ def read_mask_like(path: Path, *, width: int, height: int) -> np.ndarray:
     return nearest(ids, height, width)
 
 
-def mask_folder(root: Path, settings: DataSettings, *, default: str = DEFAULT_OBJECT_PATH) -> tuple[Path, list[str]]:
+def mask_folder(root: Path, settings: DataSettings, *, default: str = OBJECT_PATH) -> tuple[Path, list[str]]:
     """Return the folder of segment masks and a note where it is missing.
 
     Args:
@@ -305,7 +305,7 @@ def mask_folder(root: Path, settings: DataSettings, *, default: str = DEFAULT_OB
     Raises:
         UserError: The user named a folder that does not exist.
     """
-    chosen = settings.object_path != DEFAULT_OBJECT_PATH
+    chosen = settings.object_path != "auto"
     folder = root / (settings.object_path if chosen else default)
     if folder.is_dir():
         return folder, []
@@ -323,10 +323,14 @@ def read_annotations(frames: Sequence[Frame], folder: Path, names: Sequence[str]
     for frame in frames:
         path = find_mask(folder, frame.name) if frame.name in wanted else None
         if path is not None:
-            ids = read_mask(path)
-            lens = frame.lens.resized(ids.shape[1], ids.shape[0])
-            found[frame.name] = undistort_ids(ids, lens) if lens.is_distorted else ids
+            found[frame.name] = as_pinhole(read_mask(path), frame.lens)
     return found
+
+
+def as_pinhole(ids: np.ndarray, lens: Lens) -> np.ndarray:
+    """Return the ids [H, W] of a photo at whatever size, undistorted where its lens is distorted."""
+    lens = lens.resized(ids.shape[1], ids.shape[0])
+    return undistort_ids(ids, lens) if lens.is_distorted else ids
 
 
 def name_of(path: str) -> str:

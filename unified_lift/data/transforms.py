@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from unified_lift.data.common import (
+    OBJECT_PATH,
     Frame,
     Reader,
     Store,
@@ -112,7 +113,7 @@ def load_annotations(root: Path, names: Sequence[str], settings: DataSettings) -
     """Return the ids of `annotations/gt_instance/` of the named views, int32 [H, W]; empty where there are none."""
     if not (root / ANNOTATIONS).is_dir():
         return {}
-    return read_annotations(read_frames(root, root / settings.object_path), root / ANNOTATIONS, names)
+    return read_annotations(read_frames(root, root / OBJECT_PATH), root / ANNOTATIONS, names)
 
 
 def _camera_files(root: Path) -> list[Path]:

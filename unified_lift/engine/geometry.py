@@ -73,7 +73,8 @@ class GeometryStage(Stage):
         if self.method is not None and view.segments is not None:
             self.mark("losses")
             features.requires_grad_(True)  # a leaf: what the method asks stops at the features [released]
-            lifting = self.method.losses(*seen_pixels(features, self.maps.of(index, view)), self.progress(step))
+            seen = seen_pixels(features, self.maps.of(index, view))
+            lifting = self.method.losses(*seen, self.progress(step), view=index)
             weighted_sum(lifting, self.method.weights).backward()
             terms, feature_gradient = terms | lifting, features.grad
         self.mark("update")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from unified_lift.engine import outputs
 from unified_lift.engine.settings import TrainSettings
-from unified_lift.methods import METHODS
 from unified_lift.methods.base import Method
+from unified_lift.metrics.prompts import likely_ids
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.rendering import render
 from unified_lift.types import Camera
 
 _CPU = torch.device("cpu")
+_PIXELS_AT_ONCE = 2**16  # whose probabilities of all objects are in memory together
 
 
 class SavedModel(NamedTuple):
@@ -72,16 +73,16 @@ def load_model(model_path: Path, *, iteration: int = -1, device: torch.device = 
         UserError: The folder holds no run, nothing is saved, or not that iteration.
     """
     settings = outputs.read_run_settings(model_path)
-    gaussians, codebook = outputs.read_model(model_path, iteration)
+    gaussians, state = outputs.read_model(model_path, iteration)
     number = outputs.saved_iterations(model_path)[-1] if iteration == -1 else iteration
     gaussians = gaussians.to(device)
     gaussians.freeze_geometry()
-    if codebook is None:
+    if state is None:
         return SavedModel(settings, number, gaussians, None, 0)
-    method = METHODS["unified_lift"](settings.method, zero_id="ignore", seed=settings.seed)  # zero_id: training only
-    method.load_state_dict(method.state_dict() | {"codebook": codebook})
+    method = settings.build_method(zero_id="ignore")  # zero_id matters to training only
+    method.load_object_state(state)
     method.to(device)
-    return SavedModel(settings, number, gaussians, method, len(codebook))
+    return SavedModel(settings, number, gaussians, method, method.num_objects)
 
 
 @torch.no_grad()
@@ -103,3 +104,25 @@ def render_views(model: SavedModel, cameras: Iterable[Camera]) -> Iterator[Rende
     """Yield what the model shows from each camera, one at a time so that memory stays small."""
     for camera in cameras:
         yield render_view(model, camera)
+
+
+@torch.no_grad()
+def segment_view(model: SavedModel, camera: Camera, methods: Mapping[str, Method]) -> dict[str, Tensor]:
+    """Return the object ids that each of several methods reads off one rendering of the model, int64 [H, W]."""
+    features = render(model.gaussians, camera, with_features=True).features
+    return {name: method.segment(features).object_ids.cpu() for name, method in methods.items()}
+
+
+@torch.no_grad()
+def render_likely_ids(model: SavedModel, camera: Camera, *, threshold: float) -> Tensor:
+    """Return the object ids whose association is above the threshold at each pixel, int32 [H, W, K], -1 = none.
+
+    Raises:
+        ValueError: The scene was not lifted.
+    """
+    if model.method is None:
+        raise ValueError("the scene was not lifted, so no object is known")
+    features = render(model.gaussians, camera, with_features=True).features
+    parts = features.reshape(-1, features.shape[-1]).split(_PIXELS_AT_ONCE)
+    likely = torch.cat([likely_ids(model.method.association(part), threshold=threshold).cpu() for part in parts])
+    return likely.view(*features.shape[:-1], -1)

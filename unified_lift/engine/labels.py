@@ -52,7 +52,7 @@ def label_gaussians(
         max_votes: Most float32 votes in memory; where N x L are more, the cameras are asked again for each block of
             codes.
     """
-    num_codes, count = next(iter(method.parameters().values())).shape[0], len(gaussians)
+    num_codes, count = method.num_objects, len(gaussians)
     areas = torch.zeros(num_codes, dtype=torch.int64, device=gaussians.device)
     num_views, object_ids = torch.zeros_like(areas), torch.zeros(count, dtype=torch.int64, device=gaussians.device)
     best, total = (torch.full((count,), start, device=gaussians.device) for start in (-1.0, 0.0))

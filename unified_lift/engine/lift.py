@@ -18,9 +18,10 @@ from unified_lift.engine.settings import LiftSettings
 from unified_lift.engine.stage import Stage
 from unified_lift.engine.terms import weighted_sum
 from unified_lift.engine.views import SegmentMaps, ViewSource
-from unified_lift.methods.base import Method, Observation
+from unified_lift.methods.base import LabelledView, LiftData, Method, Observation
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.ops.draws import StepGenerator
+from unified_lift.ops.segments import dense_slots
 from unified_lift.rendering import render
 from unified_lift.types import Scene, UserError
 
@@ -44,7 +45,7 @@ class LiftStage(Stage):
         views = ViewSource(labelled, kept_on=scene.kept_on, device=gaussians.device, fields=("segments", "valid"))
         super().__init__(num_steps=settings.lift_iterations, views=views, seed=seed)
         self.gaussians, self.method, self.settings = gaussians, method, settings
-        self.cameras = [view.camera for view in labelled]
+        self.cameras, self.names = [view.camera for view in labelled], [view.name for view in labelled]
         self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=False, by_slot=True)
         self.draws = StepGenerator(seed)
         gaussians.freeze_geometry()
@@ -61,6 +62,7 @@ class LiftStage(Stage):
             min_weight=settings.lift_min_weight,
             budget_mb=settings.lift_cache_mb,
         )
+        method.prepare(LiftData(gaussians.means.detach(), self.labelled_views))
         self.sample: Sample | None = None
         self.graph = GradientGraph(self._replayed, self._leaves)
 
@@ -83,7 +85,20 @@ class LiftStage(Stage):
         self.mark("update")
         self.adam.step(self.gaussians.table, {"features": self.method.rates(progress)["features"]})
         self.update_method(self.method, progress)
+        with torch.no_grad():
+            self.method.after_step(self.gaussians.features)
+        if step + 1 == self.num_steps:
+            self.method.finish(self.observe)
         return terms
+
+    def labelled_views(self) -> Iterator[LabelledView]:
+        """Walk over all labelled training views as the masks show them."""
+        for name, camera, view in zip(self.names, self.cameras, self.views.all(), strict=True):
+            segments = view.segments if view.valid is None else torch.where(view.valid, view.segments, -1)
+            slots, ids = dense_slots(segments + 1, ignore_zero=True)  # raised by one: 0 = the lens saw nothing
+            if self.method.ignore_zero and len(ids) and int(ids[0]) == 1:
+                slots, ids = slots.sub(1).clamp(min=-1), ids[1:]
+            yield LabelledView(name, camera, slots, ids - 1)
 
     @torch.no_grad()
     def observe(self) -> Iterator[Observation]:
@@ -107,12 +122,15 @@ class LiftStage(Stage):
             rows = pooled.rows if chosen is None else pooled.rows.index_select(0, chosen)
             features = blend(self.pool.weights_at(index, rows), self.gaussians.features)
         self.gaussians.zero_grad()
-        return self._differentiated(features, slot, pooled.num_segments, progress)
+        return self._differentiated(features, slot, pooled.num_segments, progress, view=index, step=step)
 
-    def _differentiated(self, features: Tensor, slot: Tensor, num_segments: int, progress: float) -> dict[str, Tensor]:
+    def _differentiated(
+        self, features: Tensor, slot: Tensor, num_segments: int, progress: float, *, view: int, step: int
+    ) -> dict[str, Tensor]:
         """Return the detached terms and leave the gradients of their weighted sum."""
         self.mark("losses")
-        terms = self.method.losses(features, slot, num_segments, progress)
+        terms = self.method.losses(features, slot, num_segments, progress, view=view)
+        terms |= self.method.gaussian_terms(self.gaussians.features, self.gaussians.means.detach(), step)
         total = weighted_sum(terms, self.method.weights)
         self.mark("backward")
         total.backward()
@@ -129,7 +147,7 @@ class LiftStage(Stage):
 
     def _replayed(self, progress: float) -> dict[str, Tensor]:
         features, (_, num_segments) = lifting.blend_sample(self.sample, self.gaussians.features), self.pool.extremes(0)
-        return self._differentiated(features, self.sample.slot, num_segments, progress)
+        return self._differentiated(features, self.sample.slot, num_segments, progress, view=-1, step=-1)
 
     def _leaves(self) -> dict[str, Tensor]:
         return {"features": self.gaussians.features} | self.method.parameters()

@@ -17,9 +17,11 @@ import yaml
 from diff_gaussian_rasterization import backend_info
 
 import unified_lift
-from unified_lift.config import merged, read_settings_file, to_dict
+from unified_lift.config import read_settings_file, to_dict
+from unified_lift.engine.checkpoint import snapshot
 from unified_lift.engine.labels import GaussianLabels, describe_objects
-from unified_lift.engine.settings import TrainSettings
+from unified_lift.engine.settings import TrainSettings, changed
+from unified_lift.methods.base import Method
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.ply import read_gaussians, write_gaussians, write_points
 from unified_lift.types import Scene, UserError, View
@@ -65,7 +67,7 @@ def read_run_settings(model_path: Path) -> TrainSettings:
     path = model_path / "config.yaml"
     if not path.exists():
         raise UserError(f"{model_path}: no config.yaml there, so no trained model; train one: train.py -m {model_path}")
-    return merged(TrainSettings(), read_settings_file(path), origin=str(path))
+    return changed(TrainSettings(), read_settings_file(path), origin=str(path))
 
 
 def iteration_dir(model_path: Path, iteration: int) -> Path:
@@ -85,12 +87,12 @@ def write_geometry(model_path: Path, iteration: int, gaussians: Gaussians) -> No
 
 
 def write_objects(
-    model_path: Path, iteration: int, gaussians: Gaussians, codebook: torch.Tensor, labels: GaussianLabels
+    model_path: Path, iteration: int, gaussians: Gaussians, method: Method, labels: GaussianLabels
 ) -> None:
-    """Write codebook, per-Gaussian labels, object list, and the PLY that Gaussian Grouping's scripts read."""
+    """Write what reads ids off features (unified_lift: its codebook), per-Gaussian labels, object list, and the PLY that Gaussian Grouping's scripts read."""
     folder = iteration_dir(model_path, iteration)
     labels = GaussianLabels(*(value.cpu() for value in labels))
-    torch.save(codebook.detach().to("cpu", copy=True), folder / "classifier.pth.partial")
+    torch.save(snapshot(method.object_state()), folder / "classifier.pth.partial")
     (folder / "classifier.pth.partial").replace(folder / "classifier.pth")
     with open(folder / "segmentation.npz.partial", "wb") as file:
         np.savez(  # uncompressed: features hardly shrink, and half a million Gaussians would take a second longer
@@ -104,8 +106,8 @@ def write_objects(
     write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=labels.object_ids.numpy())
 
 
-def read_model(model_path: Path, iteration: int) -> tuple[Gaussians, torch.Tensor | None]:
-    """Return the saved Gaussians (with features if lifted) and the codebook (None if not lifted).
+def read_model(model_path: Path, iteration: int) -> tuple[Gaussians, Any]:
+    """Return the saved Gaussians (with features if lifted) and the method's object state (None if not lifted).
 
     Args:
         model_path: Model folder.
@@ -122,8 +124,8 @@ def read_model(model_path: Path, iteration: int) -> tuple[Gaussians, torch.Tenso
     folder = iteration_dir(model_path, iteration)
     if not (folder / "classifier.pth").exists():
         return read_gaussians(folder / "point_cloud.ply"), None
-    codebook = torch.load(folder / "classifier.pth", weights_only=True)
-    return read_gaussians(folder / "point_cloud_objects.ply"), codebook
+    state = torch.load(folder / "classifier.pth", weights_only=True, map_location="cpu")
+    return read_gaussians(folder / "point_cloud_objects.ply"), state
 
 
 def provenance(settings: TrainSettings, extra: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def _cfg_args(settings: TrainSettings) -> str:
         "eval": data.eval,
         "images": data.images,
         "model_path": str(settings.model_path),
-        "object_path": data.object_path,
+        "object_path": "object_mask" if data.object_path == "auto" else data.object_path,
         "resolution": data.resolution,
         "sh_degree": geometry.sh_degree,
         "source_path": str(data.source_path.absolute()),

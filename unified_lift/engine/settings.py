@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
+from unified_lift.config import merged
 from unified_lift.density.default import DensitySettings
+from unified_lift.methods import method_entry
+from unified_lift.methods.base import Method, MethodSettings
 from unified_lift.methods.unified_lift import UnifiedLiftSettings
-from unified_lift.types import DataSettings
+from unified_lift.types import DataSettings, UserError, ZeroId
+
+M = TypeVar("M", bound=MethodSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +96,15 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """Everything a run needs to be repeated."""
+class TrainSettings(Generic[M]):
+    """Everything a run needs to be repeated. M: the settings of its method."""
 
     model_path: Path = Path()
     """Output folder (-m) [3DGS]."""
     preset: str = "unified_lift"
-    """`unified_lift` (ours), `released` (the public code), `paper` (the text), or a YAML file of differences."""
+    """`unified_lift` (ours), `released` (the public code), `paper` (the text), a method's name, or a YAML file."""
+    method_name: str = "unified_lift"
+    """How objects are lifted (--method), a file of unified_lift/methods; its preset applies unless one is chosen."""
     schedule: Literal["staged", "joint"] = "staged"
     """Geometry first, then lift [ours]; or everything in one loop [paper, released]."""
     seed: int = 0
@@ -107,5 +115,24 @@ class TrainSettings:
     geometry: GeometrySettings = field(default_factory=GeometrySettings)
     density: DensitySettings = field(default_factory=DensitySettings)
     lift: LiftSettings = field(default_factory=LiftSettings)
-    method: UnifiedLiftSettings = field(default_factory=UnifiedLiftSettings)
+    method: M = field(default_factory=UnifiedLiftSettings)
     run: RunSettings = field(default_factory=RunSettings)
+
+    def build_method(self, *, zero_id: ZeroId) -> Method:
+        """Return the method of this run, not trained, for data in which id 0 means `zero_id`."""
+        return method_entry(self.method_name).build(self.method, zero_id=zero_id, seed=self.seed)
+
+
+def changed(settings: TrainSettings, changes: Mapping[str, Any], *, origin: str) -> TrainSettings:
+    """Return `settings` with differences applied; another `method_name` among them brings that method's settings.
+
+    Raises:
+        UserError: As `merged`; no such method; `origin` is named.
+    """
+    name = changes.get("method_name", settings.method_name)
+    if name != settings.method_name:
+        try:
+            settings = replace(settings, method_name=name, method=method_entry(name).settings())
+        except UserError as error:
+            raise UserError(f"{origin}: {error}") from None
+    return merged(settings, changes, origin=origin)

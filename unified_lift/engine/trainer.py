@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unified_lift.config import differences, merged, to_dict
+from unified_lift.config import differences, to_dict
 from unified_lift.engine import outputs
 from unified_lift.engine.checkpoint import (
     CheckpointWriter,
@@ -30,11 +30,10 @@ from unified_lift.engine.lift import LiftStage
 from unified_lift.engine.logs import RunLog, rewind_log
 from unified_lift.engine.placement import ViewStore
 from unified_lift.engine.profiling import BETWEEN_STEPS, StepProfiler
-from unified_lift.engine.settings import TrainSettings
+from unified_lift.engine.settings import TrainSettings, changed
 from unified_lift.engine.stage import Stage
 from unified_lift.engine.terms import TermRecord, require_finite_state
 from unified_lift.engine.views import ViewSource
-from unified_lift.methods import METHODS
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.initialize import gaussians_from_points
 from unified_lift.model.ply import read_gaussians
@@ -65,8 +64,10 @@ class Trainer:
         store = store or ViewStore(settings.run.data_device, device=self.device, folder=settings.model_path)
         self.scene, self.placement = store.placed(scene), store.placement
         self.gaussians = start_gaussians(settings, scene).to(self.device)
-        self.method = METHODS["unified_lift"](settings.method, zero_id=scene.zero_id, seed=settings.seed)
+        self.method = settings.build_method(zero_id=scene.zero_id)
         self.method.to(self.device)
+        if settings.schedule == "joint" and not self.method.allows_joint:
+            raise UserError(f"--method {settings.method_name} needs finished geometry; leave --schedule joint out")
         self.seconds: dict[str, float] = {}
         self.peak_gpu_bytes: dict[str, dict[str, int]] = {}
         self.profile: dict[str, list[dict[str, Any]]] = {}
@@ -261,7 +262,7 @@ class Trainer:
         return torch.ones(3, device=self.device) if self.settings.geometry.white_background else None
 
     def _num_codes(self) -> int:
-        return len(self.method.parameters()["codebook"])
+        return self.method.num_objects
 
     def _finish(self) -> dict[str, Any]:
         """Write the model folder's results and wait for the last checkpoint; return the manifest."""
@@ -271,7 +272,7 @@ class Trainer:
         if self._num_codes():
             cameras = [view.camera for view in self.scene.train]
             labels = by_falling_area(self.method, label_gaussians(self.gaussians, self.method, cameras))
-            outputs.write_objects(model, iteration, self.gaussians, self.method.parameters()["codebook"], labels)
+            outputs.write_objects(model, iteration, self.gaussians, self.method, labels)
         if self.profile:
             outputs.write_text(model / "profile.json", json.dumps(self.profile, indent=1))
         self._note_memory("finish")
@@ -293,6 +294,7 @@ class Trainer:
             "iteration": self.settings.geometry.iterations,
             "num_gaussians": len(self.gaussians),
             "num_codes": self._num_codes(),
+            "method": {"name": self.settings.method_name} | self.method.summary(),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             **({"peak_gpu_bytes": self.peak_gpu_bytes} if self.peak_gpu_bytes else {}),
         }
@@ -311,12 +313,15 @@ class Trainer:
             }
 
     def _require_same_run(self, saved: dict, path: Path) -> None:
-        old = merged(TrainSettings(), saved["settings"], origin=str(path))
-        changed = {
+        old = changed(TrainSettings(), saved["settings"], origin=str(path))
+        if old.method_name != self.settings.method_name:
+            name, now = old.method_name, self.settings.method_name
+            raise UserError(f"{path}: was trained with --method {name}, now {now}; keep it or start a new -m folder")
+        found = {
             name: pair for name, pair in differences(old, self.settings).items() if not name.startswith(_FREE_TO_CHANGE)
         }
-        if changed:
-            name, (before, now) = next(iter(changed.items()))
+        if found:
+            name, (before, now) = next(iter(found.items()))
             raise UserError(f"{path}: was trained with {name} = {before}, now {now}; keep it or start a new -m folder")
         if saved["stage"] == "geometry" and saved["step"] > self.settings.geometry.iterations:
             raise UserError(f"{path}: is already at iteration {saved['step']}; ask for more --iterations")

@@ -1,5 +1,23 @@
-"""Lifting methods, one file each."""
+"""Lifting methods, one file each; a file with a `METHOD` is a method."""
 
-from unified_lift.methods.unified_lift import UnifiedLift
+from __future__ import annotations
 
-METHODS = {"unified_lift": UnifiedLift}
+import sys
+
+from unified_lift.methods.base import MethodEntry
+from unified_lift.registry import members
+from unified_lift.types import UserError
+
+METHODS: dict[str, MethodEntry] = {entry.name: entry for entry in members(sys.modules[__name__], "METHOD")}
+"""All methods by name."""
+
+
+def method_entry(name: str) -> MethodEntry:
+    """Return a method's entry.
+
+    Raises:
+        UserError: There is no such method.
+    """
+    if name not in METHODS:
+        raise UserError(f"--method {name}: no such method; there are {', '.join(sorted(METHODS))}")
+    return METHODS[name]

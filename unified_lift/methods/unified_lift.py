@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from unified_lift.losses.association import associate, association_logits, codebook_terms, nearest_code
 from unified_lift.losses.contrastive import contrastive_loss
-from unified_lift.methods.base import Observation, Segmentation
+from unified_lift.methods.base import Method, MethodEntry, MethodSettings, Observation, Segmentation
 from unified_lift.model.codebook import codebook_from_prototypes, random_codebook
 from unified_lift.model.initialize import random_features
 from unified_lift.ops.draws import StepGenerator
@@ -30,15 +30,11 @@ _MAX_ASSOCIATIONS = 2**24  # of pixels with codes at once: 64 MiB for each of a 
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnifiedLiftSettings:
+class UnifiedLiftSettings(MethodSettings):
     """Every component of the method. Defaults are the preset `unified_lift`; `released` and `paper` are YAML files."""
 
-    feature_dim: int = 16
-    """D, width of the instance features [paper 4.1]."""
     num_codes: int = 0
     """L, rows of the codebook; 0 = as many as the data ask for. [ours] paper and released code: 256."""
-    zero_id: Literal["auto", "segment", "ignore"] = "auto"
-    """What segment id 0 is: `auto` = what the dataset says. [ours] the released code always makes it a segment."""
 
     features_unit: bool = True
     """Start features as random unit vectors [OmniSeg3D-GS]; released: uniform in +-1.772."""
@@ -105,16 +101,22 @@ class UnifiedLiftSettings:
     filter_contrastive: bool = False
     """Let the filter drop pixels from Eq. 1 as well. [ours] off: see experiments.md."""
 
+    def check(self) -> None:
+        """Raise a UserError naming the flag whose value makes no sense."""
+        super().check()
+        if self.num_codes < 0:
+            raise UserError(f"--num_codes must be at least 0, received {self.num_codes}")
 
-class UnifiedLift:
+
+class UnifiedLift(Method):
     """The method of the paper and of its released code, by settings alone."""
+
+    settings: UnifiedLiftSettings
+    allows_joint = True
 
     def __init__(self, settings: UnifiedLiftSettings, *, zero_id: ZeroId, seed: int) -> None:
         """Create the method for a dataset in which id 0 means `zero_id`."""
-        self.settings = settings
-        self.feature_dim = settings.feature_dim
-        self.ignore_zero = (zero_id if settings.zero_id == "auto" else settings.zero_id) == "ignore"
-        self.generator = torch.Generator().manual_seed(seed)
+        super().__init__(settings, zero_id=zero_id, seed=seed)
         self.draws, self.num_draws = StepGenerator(seed), 0
         self.weights = {
             "contrastive": settings.weight_contrastive,
@@ -161,18 +163,16 @@ class UnifiedLift:
             codes = random_codebook(self.settings.num_codes or 256, self.feature_dim, generator=self.generator)
         self.codebook = codes.detach().to(self.codebook.device, copy=True).requires_grad_(True)
 
-    def to(self, device: torch.device) -> None:
-        """Move the codebook; random draws stay on the CPU, so that a seed means the same everywhere."""
-        self.codebook = self.codebook.detach().to(device).requires_grad_(True)
+    @property
+    def num_objects(self) -> int:
+        """Return the number of codes."""
+        return len(self.codebook)
 
-    def losses(self, features: Tensor, slot: Tensor, num_segments: int, progress: float) -> dict[str, Tensor]:
-        """Return the terms of Eq. 8 for one view.
+    def losses(
+        self, features: Tensor, slot: Tensor, num_segments: int, progress: float, *, view: int
+    ) -> dict[str, Tensor]:
+        """Return the terms of Eq. 8 for one view; which view it is does not matter.
 
-        Args:
-            features: Rendered features, [P, D].
-            slot: Segment of each pixel, int32 [P], -1 = none.
-            num_segments: S; some may have no pixel here.
-            progress: Share of the schedule done, in [0, 1].
         Gradient: Eq. 1 reaches the features only; Eq. 4 and 6 reach the codebook only (features detached).
         """
         s = self.settings
@@ -200,23 +200,31 @@ class UnifiedLift:
         confidence, ids = zip(*(torch.softmax(self._logits(part), dim=1).max(dim=1) for part in parts))
         return Segmentation(torch.cat(ids).view(features.shape[:-1]), torch.cat(confidence).view(features.shape[:-1]))
 
+    def association(self, features: Tensor) -> Tensor:
+        """Return the association of features [..., D] with every code (Eq. 2), [..., L]."""
+        flat = features.reshape(-1, features.shape[-1])
+        return torch.softmax(self._logits(flat), dim=1).view(*features.shape[:-1], self.num_objects)
+
     def reorder(self, order: Tensor) -> None:
         """Permute the codebook: row i becomes what row `order[i]` was."""
         with torch.no_grad():
             self.codebook = self.codebook.detach()[order].clone().requires_grad_(True)
 
+    def object_state(self) -> Tensor:
+        """Return the codebook [L, D], as the released code saves it."""
+        return self.codebook.detach()
+
+    def load_object_state(self, state: Tensor) -> None:
+        """Take a codebook."""
+        self.codebook = state.to(self.device, copy=True).requires_grad_(True)
+
     def state_dict(self) -> dict:
         """Return codebook, generator and the number of draws of pixels."""
-        return {
-            "codebook": self.codebook.detach().clone(),
-            "generator": self.generator.get_state(),
-            "num_draws": self.num_draws,
-        }
+        return super().state_dict() | {"num_draws": self.num_draws}
 
     def load_state_dict(self, state: dict) -> None:
         """Take what `state_dict` returned."""
-        self.codebook = state["codebook"].to(self.codebook.device, copy=True).requires_grad_(True)
-        self.generator.set_state(state["generator"])
+        super().load_state_dict(state)
         self.num_draws = state["num_draws"]
 
     def _logits(self, features: Tensor) -> Tensor:
@@ -306,3 +314,6 @@ class UnifiedLift:
                 "or lower --codebook_min_consistency, --codebook_min_pixels, --codebook_min_members"
             )
         return codes
+
+
+METHOD = MethodEntry("unified_lift", UnifiedLiftSettings, UnifiedLift)

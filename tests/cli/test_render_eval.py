@@ -1,5 +1,6 @@
 """render.py and eval.py, run as a user runs them."""
 
+import copy
 import json
 import os
 import shutil
@@ -7,13 +8,18 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from tests.saved_model import COIN_IDS, save_model, shift_gaussians
 from unified_lift.cli.evaluate import eval_main
 from unified_lift.cli.main import main
 from unified_lift.cli.render import render_main
+from unified_lift.data import DATASETS
+from unified_lift.evaluation.grounding import FolderGrounding
 from unified_lift.evaluation.pictures import object_colors, read_picture
+from unified_lift.methods import METHODS
+from unified_lift.methods.unified_lift import UnifiedLift
 from unified_lift.types import UserError
 
 KINDS = ("renders", "gt", "depth", "objects_pred", "objects_color", "overlay", "uncertainty")
@@ -178,6 +184,157 @@ def test_messy_rooms_scenes_are_scored_by_their_own_protocol_unless_told_otherwi
     assert json.loads((model / "evaluation.json").read_text())["ours_40"]["protocol"] == "generic"
 
 
+def test_a_reader_that_names_an_unknown_protocol_is_told(tmp_path, monkeypatch, capsys):
+    model = save_model(tmp_path)
+    monkeypatch.setattr(
+        "unified_lift.cli.scoring.detect_reader", lambda data: DATASETS["transforms"]._replace(protocol="coco")
+    )
+    assert main(["eval", "-m", str(model), "--quiet"]) == 2
+    assert "reader transforms names coco, but there are generic" in capsys.readouterr().err
+
+
+def test_replica_scenes_have_matched_scores_in_every_profile_and_no_panoptic_ones(tmp_path):
+    model = save_model(tmp_path, reader="replica")
+    eval_main(["-m", str(model), "--quiet"])
+    scores = json.loads((model / "results.json").read_text())["ours_40"]
+    expected = {"mIoU", "F1", "mIoU_masked", "F1_masked", "mIoU_viewmean", "F1_viewmean"}
+    assert expected < set(scores)
+    assert "PQ_scene" not in scores
+    page = (model / "report.html").read_text()
+    assert "averaged view by view" in page
+    assert "Scores by view" in page
+
+
+@pytest.fixture
+def prompted(tmp_path):
+    """A model of a scene with text prompts, and a folder of masks that words might have found in view 0."""
+    model, masks = save_model(tmp_path, reader="lerf_mask"), tmp_path / "words"
+    shutil.copytree(tmp_path / "scene" / "test_mask" / "0", masks)
+    return model, masks
+
+
+def test_prompts_without_grounding_have_oracle_scores_only(prompted, capsys):
+    model, _ = prompted
+    assert main(["eval", "-m", str(model), "--quiet"]) == 0
+    scores = json.loads((model / "results.json").read_text())["ours_40"]
+    assert scores["mIoU_oracle"] > 0.7
+    assert "mIoU" not in scores
+    assert "give --grounding FOLDER" in capsys.readouterr().out
+    assert not (model / "test" / "ours_40_text").exists()
+
+
+def test_prompts_found_by_words_are_scored_and_their_masks_written(prompted):
+    model, masks = prompted
+    eval_main(["-m", str(model), "--quiet", "--grounding", str(masks)])
+    scores = json.loads((model / "results.json").read_text())["ours_40"]
+    assert 0.7 < scores["mIoU"] <= scores["mIoU_best_id"] <= 1
+    assert 0 < scores["mBIoU"] <= 1
+    written = model / "test" / "ours_40_text" / "test_mask"
+    assert sorted(path.name for path in written.iterdir()) == ["0", "1", "2"]
+    for path in written.rglob("*.png"):
+        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert (pixels.dtype, pixels.shape) == (np.uint8, (24, 32))
+        assert set(np.unique(pixels)) <= {0, 255}
+        assert pixels.any()
+    report = json.loads((model / "evaluation.json").read_text())["ours_40"]
+    grounding = {"provider": "folder", "folder": str(masks), "reference_image": "dataset"}
+    assert report["grounding"] == grounding
+    assert report["mask_source"]
+    page = (model / "report.html").read_text()
+    for caption in ("true prompts", "predicted prompts", "red coin with a very long name"):
+        assert caption in page
+    # The masks found are kept, and give another model the same start.
+    eval_main(["-m", str(model), "--quiet", "--grounding", str(model / "test" / "ours_40_text" / "reference_mask")])
+    assert json.loads((model / "results.json").read_text())["ours_40"] == scores
+
+
+@pytest.mark.parametrize(("kind", "folder"), [("dataset", "gt"), ("render", "renders")])
+def test_words_look_at_the_photo_or_at_the_rendering(prompted, monkeypatch, kind, folder):
+    model, masks = prompted
+    seen = []
+
+    class Spy(FolderGrounding):
+        def find(self, image, prompts):
+            seen.append(image)
+            return super().find(image, prompts)
+
+    monkeypatch.setattr("unified_lift.cli.evaluate.grounding_of", lambda text, device: Spy(masks))
+    eval_main(["-m", str(model), "--quiet", "--grounding", "spy", "--reference_image", kind])
+    (image,) = seen
+    assert (image == read_picture(model / "test" / "ours_40" / folder / "test_0.png")).all()
+    report = json.loads((model / "evaluation.json").read_text())["ours_40"]
+    assert report["grounding"]["reference_image"] == kind
+
+
+def test_grounding_that_does_not_fit_is_refused(prompted, capsys):
+    model, masks = prompted
+    for path in masks.iterdir():
+        cv2.imwrite(str(path), np.zeros((9, 5), np.uint8))
+    assert main(["eval", "-m", str(model), "--quiet", "--grounding", str(masks)]) == 2
+    assert main(["eval", "-m", str(model), "--quiet", "--grounding", str(masks), "--protocol", "generic"]) == 2
+    assert main(["eval", "-m", str(model), "--quiet", "--protocol", "replica"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert "is 5x9 but view test_0 is 32x24" in errors[0]
+    assert "protocol generic has no prompts" in errors[1]
+    assert "--protocol replica: scene has no annotations" in errors[2]
+
+
+class Swept(UnifiedLift):
+    """Keeps three codebooks; its own is the second one, in another order."""
+
+    candidates = ("coarse", "fine", "bad")
+
+    def with_candidate(self, name):
+        other, codes = copy.copy(self), torch.eye(4, 16)
+        other.codebook = {"coarse": codes[:2], "fine": codes.flip(0), "bad": codes[:1]}[name]
+        return other
+
+
+def test_the_best_of_several_clusterings_is_told_apart_from_the_one_that_was_chosen(tmp_path, monkeypatch, capsys):
+    model = save_model(tmp_path)
+    monkeypatch.setitem(METHODS, "unified_lift", METHODS["unified_lift"]._replace(build=Swept))
+    eval_main(["-m", str(model), "--quiet", "--oracle_codebooks"])
+    sweep = json.loads((model / "oracle.json").read_text())
+    scores = json.loads((model / "results.json").read_text())["ours_40"]
+    assert list(sweep["candidates"]) == ["coarse", "fine", "bad"]
+    assert (sweep["best"], sweep["chosen"], sweep["headline"]) == ("fine", "fine", "PQ_scene")
+    assert sweep["candidates"]["fine"]["PQ_scene"] == pytest.approx(scores["PQ_scene"])
+    assert sweep["candidates"]["coarse"]["PQ_scene"] < scores["PQ_scene"]
+    output = capsys.readouterr().out
+    assert "fine: PQ_scene" in output
+    assert "chosen with the annotations" in output
+
+
+def test_a_choice_that_is_no_candidate_is_scored_beside_them(tmp_path, monkeypatch):
+    model = save_model(tmp_path)
+    monkeypatch.setattr(Swept, "candidates", ("coarse", "bad"))
+    monkeypatch.setitem(METHODS, "unified_lift", METHODS["unified_lift"]._replace(build=Swept))
+    eval_main(["-m", str(model), "--quiet", "--oracle_codebooks"])
+    sweep = json.loads((model / "oracle.json").read_text())
+    assert sorted(sweep["candidates"]) == ["as trained", "bad", "coarse"]
+    assert sweep["chosen"] == sweep["best"] == "as trained"
+
+
+def test_masks_of_prompts_are_swept_as_well(prompted, monkeypatch):
+    model, masks = prompted
+    monkeypatch.setitem(METHODS, "unified_lift", METHODS["unified_lift"]._replace(build=Swept))
+    eval_main(["-m", str(model), "--quiet", "--oracle_codebooks", "--grounding", str(masks)])
+    sweep = json.loads((model / "oracle.json").read_text())
+    assert (sweep["headline"], sweep["best"]) == ("mIoU", "fine")
+    assert sweep["candidates"]["bad"]["mIoU"] < 0.1
+
+
+def test_a_sweep_needs_candidates_and_annotations(tmp_path, monkeypatch, capsys):
+    model = save_model(tmp_path)
+    assert main(["eval", "-m", str(model), "--quiet", "--oracle_codebooks"]) == 2
+    assert "keeps no candidates" in capsys.readouterr().err
+    monkeypatch.setitem(METHODS, "unified_lift", METHODS["unified_lift"]._replace(build=Swept))
+    shutil.rmtree(tmp_path / "scene" / "annotations")
+    assert main(["eval", "-m", str(model), "--quiet", "--oracle_codebooks"]) == 2
+    assert "no annotations to choose by" in capsys.readouterr().err
+    assert not (model / "oracle.json").exists()
+
+
 def test_ids_rendered_small_are_compared_at_the_size_of_the_annotations(tmp_path):
     model = save_model(tmp_path)
     config = yaml.safe_load((model / "config.yaml").read_text())
@@ -222,5 +379,5 @@ def test_wrong_arguments_are_one_line_each(tmp_path, capsys):
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 4
     assert "nowhere: no config.yaml" in errors[0]
-    assert "--protocol best: there are auto, generic, messy_rooms" in errors[2]
+    assert "--protocol best: there are auto, generic, lerf_mask, messy_rooms, replica" in errors[2]
     assert "--video_seconds" in errors[3]

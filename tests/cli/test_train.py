@@ -14,6 +14,7 @@ from unified_lift.config import differences
 from unified_lift.data import DATASETS
 from unified_lift.engine.checkpoint import checkpoints, load_checkpoint
 from unified_lift.engine.settings import TrainSettings
+from unified_lift.methods import METHODS
 from unified_lift.types import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,6 @@ SHORT = [
     "--codebook-min-support", "0",
     "--logger", "none", "--quiet",
 ]  # fmt: skip
-from unified_lift.methods import METHODS
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from unified_lift.metrics.image import psnr, quantize_uint8, ssim
+from unified_lift.metrics.image import psnr, quantize_uint8, ssim, ssim_map
 
 ORACLE = json.loads((Path(__file__).parent / "oracles.json").read_text())["image"]
 CASES = ORACLE["cases"]
@@ -33,6 +33,17 @@ def distorted(name: str) -> torch.Tensor:
 def test_psnr_and_ssim_equal_the_oracles(name):
     assert psnr(distorted(name), pattern()) == pytest.approx(CASES[name]["psnr"], abs=1e-6)
     assert ssim(distorted(name), pattern()) == pytest.approx(CASES[name]["ssim"], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "constant_images"])
+def test_parts_of_the_scores_equal_the_oracles(name):
+    error = (distorted(name) - pattern()).square().mean(dim=(0, 1))
+    assert error.tolist() == pytest.approx(CASES[name]["mse_per_channel"], abs=1e-6)
+    inner = ssim_map(distorted(name), pattern())[5:-5, 5:-5]  # where the whole window lies in the image
+    assert float(inner.mean()) == pytest.approx(CASES[name]["ssim_valid_window"], abs=1e-6)
+    channels = [psnr(distorted(name)[..., c : c + 1], pattern()[..., c : c + 1]) for c in range(3)]
+    expected = CASES[name]["psnr_mean_of_channels"]
+    assert np.mean(channels) == (np.inf if expected is None else pytest.approx(expected, abs=1e-6))
 
 
 def test_psnr_takes_all_channels_at_once():

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unified_lift.metrics.matched import MatchedScores, match_matrix, matched_scores
+from unified_lift.metrics.masks import overlap_table
+from unified_lift.metrics.matched import MatchedScores, iou_from_counts, match_matrix, matched_scores
 
 ORACLES = json.loads((Path(__file__).parent / "oracles.json").read_text())["matched"]
 VIEWS = ORACLES["views"]
@@ -40,6 +41,24 @@ def test_scene_masked_profile_equals_the_oracle():
 def test_viewmean_profile_equals_the_oracle():
     case = ORACLES["with_zero"]
     check(matched_scores(*views(VIEWS), profile="viewmean"), case["view_mean"], case["gt_ids"], case["pred_ids"])
+
+
+@pytest.mark.parametrize("zero", ["with_zero", "without_zero"])
+def test_matrices_of_both_aggregations_equal_the_oracles(zero):
+    case, (pred, true) = ORACLES[zero], views(VIEWS)
+    pred_ids, true_ids, counts = overlap_table(pred, true)
+    kept = np.isin(true_ids, case["gt_ids"])
+    assert (true_ids[kept].tolist(), pred_ids.tolist()) == (case["gt_ids"], case["pred_ids"])
+    np.testing.assert_allclose(iou_from_counts(counts).T[kept], case["scene"]["M"], atol=1e-6)
+    check(match_matrix(np.array(case["scene"]["M"])), case["scene"], range(9), range(9))
+    check(match_matrix(np.array(case["view_mean"]["M"])), case["view_mean"], range(9), range(9))
+
+
+def test_scene_masked_matrix_equals_the_oracle():
+    case, (pred, true) = ORACLES["without_zero"]["scene_masked"], views(VIEWS)
+    pred_ids, _, counts = overlap_table(pred[true != 0], true[true != 0])
+    assert pred_ids.tolist() == case["pred_ids"]
+    np.testing.assert_allclose(iou_from_counts(counts).T, case["M"], atol=1e-6)
 
 
 def test_viewmean_is_blind_to_an_id_used_twice():

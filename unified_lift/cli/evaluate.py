@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,19 +15,28 @@ import tyro
 
 from unified_lift.cli.flags import canonical
 from unified_lift.cli.render import OBJECT_PICTURES, open_model, picture_path, pictures_dir, render_split
+from unified_lift.cli.scoring import (
+    ReferenceImage,
+    chosen_protocol,
+    grounder,
+    has_truth,
+    require_candidates,
+    score_candidates,
+    score_model,
+    truth_for,
+    write_prompt_mask,
+)
 from unified_lift.config import differences
-from unified_lift.data import load_annotations
-from unified_lift.data.masks import same_aspect
 from unified_lift.engine.device import chosen_device
 from unified_lift.engine.inference import SavedModel
 from unified_lift.engine.logs import read_log
 from unified_lift.engine.outputs import iteration_dir, write_text
-from unified_lift.engine.settings import TrainSettings
+from unified_lift.engine.settings import TrainSettings, changed
+from unified_lift.evaluation.grounding import grounding_of
 from unified_lift.evaluation.pictures import object_colors, overlay, read_picture, truth_colors
-from unified_lift.evaluation.protocols import PROTOCOLS, ProtocolResult, evaluate
+from unified_lift.evaluation.protocols import PROTOCOLS, ProtocolResult, Subject
 from unified_lift.evaluation.report import chosen_views, format_value, write_plots, write_report
 from unified_lift.metrics.image import psnr, ssim
-from unified_lift.ops.resample import nearest
 from unified_lift.types import Scene, UserError, View
 
 _COLOR_PICTURES = ("renders", "gt")
@@ -49,7 +58,14 @@ class EvalCommand:
     source_path: Path | None = None
     """Scene folder (-s), if it has moved since training."""
     protocol: str = "auto"
-    """`generic`: annotations at their own size; `messy_rooms`: 512x512; `auto`: the dataset's own, else generic."""
+    """`generic`, `messy_rooms`, `replica` or `lerf_mask`, see docs/protocols.md; `auto`: the dataset's own."""
+    grounding: str | None = None
+    """lerf_mask: what finds the prompts in the first test view: a folder of `<prompt>.png`, or `dino:DIR,sam:DIR` with
+    weights as `transformers` saves them."""
+    reference_image: ReferenceImage = "dataset"
+    """lerf_mask: the picture in which they are found: the photo or the model's rendering [Gaussian Grouping]."""
+    oracle_codebooks: bool = False
+    """Also score every clustering that the method kept, into oracle.json; the best of them read the annotations."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to render what is missing; `auto`: a CUDA device if there is one and the rasterizer was built for it."""
     quiet: bool = False
@@ -61,27 +77,46 @@ def eval_main(argv: list[str]) -> int:
     command = tyro.cli(EvalCommand, args=canonical(argv), prog="eval.py")
     if command.protocol not in ("auto", *PROTOCOLS):
         raise UserError(f"--protocol {command.protocol}: there are auto, {', '.join(PROTOCOLS)}")
+    device = chosen_device(command.device)
     model, scene = open_model(
-        command.model_path,
-        iteration=command.iteration,
-        source_path=command.source_path,
-        device=chosen_device(command.device),
+        command.model_path, iteration=command.iteration, source_path=command.source_path, device=device
     )
     if not scene.test:
         raise UserError(
             f"{command.model_path}: no view was held out, nothing to score on; train with train.py ... --eval"
         )
+    protocol = chosen_protocol(command.protocol, model.settings.data)
+    if command.grounding is not None and protocol.truth != "prompt_masks":
+        raise UserError(f"--grounding: protocol {protocol.name} has no prompts; leave it out or choose lerf_mask")
+    if command.oracle_codebooks:
+        require_candidates(model)
+    grounding = grounding_of(command.grounding, device=device) if command.grounding is not None else None
     folder = pictures_dir(command.model_path, "test", model.iteration)
     render_stale(model, command.model_path, scene.test, folder, quiet=command.quiet)
     per_view = image_scores(scene.test, folder)
-    truth = load_annotations(model.settings.data, _names(scene)) if model.is_lifted else {}
-    objects = object_scores(command.protocol, scene, folder, truth) if truth else None
+    truth = truth_for(protocol, model.settings.data, _names(scene)) if model.is_lifted else None
+    if truth is not None and not has_truth(truth) and command.protocol != "auto":
+        raise UserError(f"--protocol {protocol.name}: {scene.name} has no {protocol.truth}; leave it out or add them")
+    objects = None
+    if truth is not None and has_truth(truth):
+        text_dir = folder.with_name(f"{folder.name}_text")
+        if grounding is not None:
+            find = grounder(grounding, folder, image=command.reference_image, masks_dir=text_dir / "reference_mask")
+            truth = replace(truth, ground=find)
+        objects = score_model(protocol, truth, model, scene, stored_ids(scene, folder))
+        write_prompt_masks(text_dir, scene, objects)
     scores = summary(per_view, objects) | model_facts(model, command.model_path)
     if objects is not None:
         per_view |= _by_metric(objects.per_view)
     write_results(command.model_path, model.iteration, scores, per_view, objects)
     write_pages(command.model_path, model, scene, truth, objects)
     _print_scores(command.model_path, model, scene, scores, objects)
+    if command.oracle_codebooks:
+        if truth is None or objects is None:
+            raise UserError("--oracle_codebooks: there are no objects or no annotations to choose by; leave it out")
+        sweep = score_candidates(protocol, truth, model, scene, quiet=command.quiet)
+        write_text(command.model_path / "oracle.json", json.dumps(sweep, indent=1, allow_nan=False))
+        _print_sweep(command.model_path, sweep)
     return 0
 
 
@@ -119,30 +154,16 @@ def image_scores(views: Sequence[View], folder: Path) -> PerView:
     return scores
 
 
-def object_scores(protocol: str, scene: Scene, folder: Path, truth: Mapping[str, np.ndarray]) -> ProtocolResult:
-    """Return the scores of the stored object ids under a protocol (`auto`: the dataset's own, else generic).
+def stored_ids(scene: Scene, folder: Path) -> dict[str, np.ndarray]:
+    """Return the object ids of the stored pictures, int32 [H, W], by view."""
+    return {name: read_picture(picture_path(folder, "objects_pred", name)) for name in _names(scene)}
 
-    Ids rendered at a reduced size (-r) are resampled to the annotation's size, nearest pixel, and the report says so.
 
-    Raises:
-        UserError: An annotation has another shape than its rendering.
-    """
-    if protocol == "auto":
-        protocol = scene.dataset if scene.dataset in PROTOCOLS else "generic"
-    predictions, resampled = {}, 0
-    for name in _names(scene):
-        path = picture_path(folder, "objects_pred", name)
-        ids = read_picture(path)
-        if name in truth and truth[name].shape != ids.shape:
-            if not same_aspect(ids.shape[::-1], truth[name].shape[::-1]):
-                raise UserError(
-                    f"{path}: {ids.shape} and its annotation {truth[name].shape} differ in shape; repair it"
-                )
-            ids, resampled = nearest(ids, *truth[name].shape), resampled + 1
-        predictions[name] = ids
-    result = evaluate(protocol, predictions, truth, _names(scene))
-    result.report["predictions_resampled_to_annotations"] = resampled
-    return result
+def write_prompt_masks(folder: Path, scene: Scene, objects: ProtocolResult) -> None:
+    """Write `<folder>/test_mask/<index of the view>/<prompt>.png` as Gaussian Grouping's scorer reads them."""
+    for index, name in enumerate(sorted(_names(scene))):
+        for prompt, mask in objects.masks.get(name, {}).items():
+            write_prompt_mask(folder / "test_mask" / str(index) / f"{prompt}.png", mask)
 
 
 def summary(per_view: PerView, objects: ProtocolResult | None) -> dict[str, float]:
@@ -174,7 +195,7 @@ def write_results(
 
 
 def write_pages(
-    model_path: Path, model: SavedModel, scene: Scene, truth: Mapping[str, np.ndarray], objects: ProtocolResult | None
+    model_path: Path, model: SavedModel, scene: Scene, truth: Subject | None, objects: ProtocolResult | None
 ) -> None:
     """Write report.html and plots/*.png from the JSON files, logs and pictures of the model folder."""
     shown = f"ours_{model.iteration}"
@@ -190,28 +211,47 @@ def write_pages(
         results=_read_json(model_path / "results.json"),
         per_view=per_view,
         plots=plots,
-        pictures={name: _pictures_of(folder, name, truth, details) for name in chosen_views(_names(scene))},
+        pictures={name: _pictures_of(folder, name, truth, objects) for name in chosen_views(_names(scene))},
         num_views=len(scene.test),
         manifest=_read_json(manifest) if manifest.exists() else {},
-        settings=differences(TrainSettings(), model.settings),
+        settings=differences(_defaults(model.settings), model.settings),
         details=details,
     )
 
 
+def _defaults(settings: TrainSettings) -> TrainSettings:
+    """Return the program's defaults for the method of `settings`."""
+    return changed(TrainSettings(), {"method_name": settings.method_name}, origin="method_name")
+
+
 def _pictures_of(
-    folder: Path, name: str, truth: Mapping[str, np.ndarray], details: Mapping[str, Any]
+    folder: Path, name: str, truth: Subject | None, objects: ProtocolResult | None
 ) -> dict[str, np.ndarray]:
     """Return caption -> picture of one view, in the order of the report; what does not apply is absent."""
     render = read_picture(picture_path(folder, "renders", name))
     pictures = {"photo": read_picture(picture_path(folder, "gt", name)), "render": render}
-    if name in truth:
-        partners = {entry["true_id"]: entry["pred_id"] for entry in details.get("objects", ())}
-        pictures["true objects"] = truth_colors(truth[name], partners, background=details["background_id"])
+    if truth is not None and objects is not None and name in truth.annotations:
+        partners = {entry["true_id"]: entry["pred_id"] for entry in objects.report.get("objects", ())}
+        background = objects.report.get("background_id", 0)
+        pictures["true objects"] = truth_colors(truth.annotations[name], partners, background=background)
+    if truth is not None and objects is not None and name in truth.prompt_masks:
+        prompts = [entry["prompt"] for entry in objects.report["prompts"]]
+        pictures["true prompts"] = _prompt_colors(truth.prompt_masks[name], prompts)
+        if name in objects.masks:
+            pictures["predicted prompts"] = _prompt_colors(objects.masks[name], prompts)
     if picture_path(folder, "objects_pred", name).exists():
         ids = read_picture(picture_path(folder, "objects_pred", name))
         pictures |= {"predicted objects": object_colors(ids), "overlay": overlay(render, ids)}
         pictures["uncertainty"] = read_picture(picture_path(folder, "uncertainty", name))
     return pictures
+
+
+def _prompt_colors(masks: Mapping[str, np.ndarray], prompts: Sequence[str]) -> np.ndarray:
+    """Return the masks in one colour for each prompt, uint8 [H, W, 3]; where several overlap the last is seen."""
+    ids = np.zeros(next(iter(masks.values())).shape, dtype=np.int32)
+    for prompt, mask in masks.items():
+        ids[mask] = 1 + prompts.index(prompt)
+    return object_colors(ids)
 
 
 def _names(scene: Scene) -> list[str]:
@@ -253,3 +293,13 @@ def _print_scores(
         for warning in objects.report["warnings"]:
             print(f"warning: {warning}")
     print(f"{model_path / 'report.html'}: pictures and plots")
+
+
+def _print_sweep(model_path: Path, sweep: Mapping[str, Any]) -> None:
+    headline = sweep["headline"]
+    for name, scores in sweep["candidates"].items():
+        marks = [mark for mark in ("best", "chosen") if sweep[mark] == name]
+        value = format_value(headline, scores[headline]) if headline in scores else "does not apply"
+        print(f"  {name}: {headline} {value} {', '.join(marks)}".rstrip())
+    print(f"warning: {sweep['warning']}")
+    print(f"{model_path / 'oracle.json'}: all candidates")

@@ -13,6 +13,7 @@ COMMANDS = {
     "render": ("unified_lift.cli.render", "render_main", "render views, ids, overlays and a video of a trained scene"),
     "eval": ("unified_lift.cli.evaluate", "eval_main", "score a trained scene on its held-out views"),
     "demo": ("unified_lift.cli.demo", "demo_main", "make a synthetic scene, train, render and score it"),
+    "bench": ("unified_lift.cli.bench", "bench_main", "train and score a table of the paper: scenes, methods, seeds"),
 }
 
 

@@ -2,8 +2,8 @@
 
 `<scene>/metadata.json`, `color/<n>.png`, `detic_instance/<n>.npy` (input), `instance/` and `semantic/` (truth). Stems
 are not padded and sort as numbers; frame i of that order has pose i. The last 20 % of the frames are the test views.
-Id 0 of the Detic masks is the background, a segment of its own; in any other mask folder (--object_path) it means "claimed
-by no mask". `detic_probabilities/` and `invalid/` are not used.
+Id 0 of the Detic masks is the background, a segment of its own; in any other mask folder (--object_path) it means
+"claimed by no mask". `detic_probabilities/` and `invalid/` are not used.
 """
 
 from __future__ import annotations

@@ -47,9 +47,17 @@ class MiniatureView:
     segments: np.ndarray
 
 
-def orbit(count: int, *, width: int, height: int, cx: float | None = None, cy: float | None = None) -> list[Camera]:
+def orbit(
+    count: int,
+    *,
+    width: int,
+    height: int,
+    cx: float | None = None,
+    cy: float | None = None,
+    focal: float | None = None,
+) -> list[Camera]:
     """Return cameras on a circle above the floor that look at its middle; the principal point may lie off-centre."""
-    focal = MINIATURE_FOCAL * width
+    focal = MINIATURE_FOCAL * width if focal is None else focal
     return [
         Camera(
             cam_from_world=look_at(

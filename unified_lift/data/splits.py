@@ -26,6 +26,20 @@ def last_fifth(count: int) -> list[int]:
     return list(range(count * 4 // 5, count))
 
 
+def dn_splatter(count: int) -> tuple[list[int], list[int]]:
+    """Return the training and the held-out frames of the DN-Splatter rule for Replica's nice-slam walk.
+
+    Of frames 0, 25, 50, ... every fifth is held out, the first included.
+    """
+    kept = range(0, count, 25)
+    return [n for n in kept if n % 125], [n for n in kept if n % 125 == 0]
+
+
+def semantic_nerf(count: int) -> tuple[list[int], list[int]]:
+    """Return the training and the held-out frames of the Semantic-NeRF rule for Replica: 0, 5, 10, ... and 2, 7, ..."""
+    return list(range(0, count, 5)), list(range(2, count, 5))
+
+
 def thin(count: int, n_views: int) -> list[int]:
     """Return which of `count` training views stay: 100 all, 50 half, another number that many, evenly spaced."""
     if n_views < 1:
@@ -71,6 +85,9 @@ def _names_in_images_train(names: Sequence[str], root: Path) -> set[str]:
     folder = root / "images_train"
     files = [path for path in folder.rglob("*") if path.suffix in IMAGE_SUFFIXES] if folder.is_dir() else []
     if not files:
-        raise UserError(f"{folder}: --train_split needs this folder with the training images; add it or drop the flag")
+        raise UserError(
+            f"{folder}: --train_split needs this folder with the training images; add it or drop the flag "
+            "(a LERF-Mask scene needs it in any case)"
+        )
     stems = {path.relative_to(folder).with_suffix("").as_posix() for path in files}
     return {name for name in names if name in stems or PurePosixPath(name).name in stems}

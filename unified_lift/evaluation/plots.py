@@ -52,7 +52,7 @@ _STYLE = {
 }
 
 
-def _styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
+def styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
     """Return `draw` under our style, which is undone afterwards."""
 
     @functools.wraps(draw)
@@ -65,7 +65,7 @@ def _styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
     return styled
 
 
-@_styled
+@styled
 def loss_figure(log_lines: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Return one panel for every term and statistic of every stage, None where nothing was logged.
 
@@ -77,7 +77,7 @@ def loss_figure(log_lines: Sequence[Mapping[str, Any]]) -> Figure | None:
         return None
     rows = -(-len(curves) // _COLUMNS)
     columns = min(_COLUMNS, len(curves))
-    figure, axes = _subplots(rows, columns, width=columns * _PANEL_INCHES[0], height=_PANEL_INCHES[1])
+    figure, axes = subplots(rows, columns, width=columns * _PANEL_INCHES[0], height=_PANEL_INCHES[1])
     for axis in axes[len(curves) :]:
         axis.set_visible(False)
     for axis, ((stage, name), (steps, values)) in zip(axes, curves.items()):
@@ -94,7 +94,7 @@ def loss_figure(log_lines: Sequence[Mapping[str, Any]]) -> Figure | None:
     return figure
 
 
-@_styled
+@styled
 def metric_figure(per_view: Mapping[str, Mapping[str, float]]) -> Figure | None:
     """Return bars of every score over the views with its mean, None where there is no score.
 
@@ -105,7 +105,7 @@ def metric_figure(per_view: Mapping[str, Mapping[str, float]]) -> Figure | None:
     if not scores:
         return None
     names = list(dict.fromkeys(name for values in scores.values() for name in values))
-    figure, axes = _subplots(len(scores), 1, width=_COLUMNS * _PANEL_INCHES[0], height=_BARS_INCHES)
+    figure, axes = subplots(len(scores), 1, width=_COLUMNS * _PANEL_INCHES[0], height=_BARS_INCHES)
     for axis, (metric, values) in zip(axes, scores.items()):
         heights = np.array(list(values.values()))
         color = _IMAGE_BARS if metric in ("PSNR", "SSIM") else _OBJECT_BARS
@@ -122,21 +122,19 @@ def metric_figure(per_view: Mapping[str, Mapping[str, float]]) -> Figure | None:
     return figure
 
 
-@_styled
+@styled
 def time_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure | None:
     """Return one panel for each score with a line for every run, against training time on a logarithmic axis.
 
     Args:
         curves: Name of a run -> its points, each with `seconds` and scores.
     """
-    shown = [
-        name for name in _TIMED_SCORES if any(name in point for points in curves.values() for point in points)
-    ]
+    shown = [name for name in _TIMED_SCORES if any(name in point for points in curves.values() for point in points)]
     if not shown:
         return None
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure, axes = _subplots(1, len(shown), width=len(shown) * _PANEL_INCHES[0], height=1.3 * _PANEL_INCHES[1])
+    figure, axes = subplots(1, len(shown), width=len(shown) * _PANEL_INCHES[0], height=1.3 * _PANEL_INCHES[1])
     for axis, name in zip(axes, shown):
         for color, (label, points) in zip((*_COLORS.values(), _OTHER_COLOR), curves.items()):
             known = [point for point in points if name in point]
@@ -178,7 +176,7 @@ def _draw_curve(axis: Axes, steps: np.ndarray, values: np.ndarray, *, color: str
     axis.plot(steps, np.convolve(values, kernel, "same") / mass, color=color, linewidth=1.6)
 
 
-def _subplots(rows: int, columns: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def subplots(rows: int, columns: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Return an empty figure of `width` inches whose rows are `height` inches high."""
     from matplotlib.figure import Figure as NewFigure  # not pyplot: no window, no global list of figures
 

@@ -20,24 +20,49 @@ MAX_VIEWS = 12
 MAX_WIDTH = 480
 """Width in pixels to which pictures in the page are reduced."""
 
+_PROTOCOL_FACTS = (
+    "protocol",
+    "mask_source",
+    "resolution",
+    "resampling",
+    "background_rule",
+    "background_id",
+    "reference_view",
+    "grounding",
+    "thresholds",
+)
 _PHOTOS = ("photo", "render")  # stored as JPEG; flat colours stay PNG
 _JPEG_QUALITY = 88
 _PLOT_DPI = 130
 _COUNTS = "num_"
-_VIEW_SCORES = ("PSNR", "SSIM", "mIoU")
-_TILES = ("PQ_scene", "mIoU", "F1", "PSNR", "SSIM")
+_VIEW_SCORES = ("PSNR", "SSIM", "mIoU", "mBIoU", "mIoU_oracle", "mBIoU_oracle")
+_PROMPT_SCORES = ("IoU", "BIoU", "IoU_oracle", "BIoU_oracle", "IoU_best_id")
+_TILES = ("PQ_scene", "mIoU", "mBIoU", "mIoU_oracle", "mIoU_best_id", "F1", "PSNR", "SSIM")
 _LABELS = {
     "PQ_scene": "panoptic quality over the scene",
     "SQ_scene": "its segmentation part",
     "RQ_scene": "its recognition part",
     "PQ_things": "panoptic quality of objects",
     "PQ_stuff": "panoptic quality of the background",
-    "mIoU": "mean IoU of matched objects",
+    "mIoU": "mean IoU of matched objects, or of prompts",
+    "mBIoU": "mean boundary IoU of prompts",
+    "mIoU_oracle": "mean IoU of prompts shown in one view",
+    "mBIoU_oracle": "their mean boundary IoU",
+    "mIoU_best_id": "mean IoU of the best ids: upper bound",
+    "mIoU_masked": "mIoU where something is annotated",
+    "F1_masked": "F1 where something is annotated",
+    "mIoU_viewmean": "mIoU, averaged view by view [Gaga]",
+    "F1_viewmean": "F1, averaged view by view [Gaga]",
+    "mIoU_from_100_px": "mIoU of objects from 100 pixels on",
+    "F1_from_100_px": "F1 of objects from 100 pixels on",
     "F1": "objects found with IoU > 0.5",
     "PSNR": "image quality, dB",
     "SSIM": "structural similarity",
     "num_objects_true": "annotated objects in the held-out views",
     "num_objects_pred": "predicted objects in the held-out views",
+    "num_objects_found": "pairs with IoU > 0.5",
+    "num_prompts": "text prompts",
+    "num_prompt_masks": "their true masks",
     "num_objects_3d": "objects that own Gaussians, background included",
     "num_gaussians": "Gaussians",
 }
@@ -121,7 +146,9 @@ def write_report(
         views=_views(pictures, per_view),
         num_views=num_views,
         objects=_objects(details),
-        plots=[(caption, _uri("png", file.read_bytes())) for caption, file in plots.items()],
+        prompts=_prompt_table(details),
+        by_view=_view_table(per_view),
+        plots=[(caption, data_uri("png", file.read_bytes())) for caption, file in plots.items()],
         settings=[(name, _text(default), _text(value)) for name, (default, value) in settings.items()],
         facts=_facts(manifest, details),
     )
@@ -142,7 +169,7 @@ def _tiles(scores: Mapping[str, float], manifest: Mapping[str, Any]) -> list[tup
         tiles.append((pair, "objects", "predicted / annotated"))
     if manifest.get("seconds"):
         gaussians = f"{format_value('num_gaussians', scores['num_gaussians'])} Gaussians"
-        tiles.append((_duration(sum(manifest["seconds"].values())), "training", gaussians))
+        tiles.append((duration_text(sum(manifest["seconds"].values())), "training", gaussians))
     return tiles
 
 
@@ -163,7 +190,7 @@ def _views(
     views = []
     for name, shots in pictures.items():
         scores = [(m, format_value(m, per_view[m][name])) for m in _VIEW_SCORES if name in per_view.get(m, {})]
-        images = [(caption, _inline(picture, photo=caption in _PHOTOS)) for caption, picture in shots.items()]
+        images = [(caption, inline_picture(picture, photo=caption in _PHOTOS)) for caption, picture in shots.items()]
         views.append({"name": name, "scores": scores, "pictures": images})
     return views
 
@@ -178,6 +205,28 @@ def _objects(details: Mapping[str, Any]) -> list[dict[str, Any]]:
     return objects
 
 
+def _prompt_table(details: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table of all text prompts, worst first; without rows where nothing is asked in words."""
+    entries = details.get("prompts", ())
+    columns = [name for name in _PROMPT_SCORES if any(name in entry for entry in entries)]
+    rows = []
+    for entry in sorted(entries, key=lambda entry: [entry.get(name, 0.0) for name in columns]):
+        cells = [format_value(name, entry[name]) if name in entry else "" for name in columns]
+        ids = _text(entry.get("ids", entry.get("ids_oracle", ())))
+        rows.append((entry["prompt"], entry["num_views"], ids or "none", cells))
+    return {"columns": columns, "rows": rows}
+
+
+def _view_table(per_view: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Return the table of all scores of all held-out views."""
+    columns = [name for name, values in per_view.items() if values]
+    names = dict.fromkeys(name for column in columns for name in per_view[column])
+    rows = [
+        (name, [format_value(c, per_view[c][name]) if name in per_view[c] else "" for c in columns]) for name in names
+    ]
+    return {"columns": columns, "rows": rows}
+
+
 def _facts(manifest: Mapping[str, Any], details: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what the numbers rest on: versions, timing, protocol."""
     facts = []
@@ -186,16 +235,16 @@ def _facts(manifest: Mapping[str, Any], details: Mapping[str, Any]) -> list[tupl
             facts.append((key, str(manifest[key])))
     facts += [("note", note) for note in manifest.get("notes", ())]
     for stage, seconds in manifest.get("seconds", {}).items():
-        facts.append((f"time of {stage}", _duration(seconds)))
+        facts.append((f"time of {stage}", duration_text(seconds)))
     for key, value in manifest.get("rasterizer", {}).items():
         facts.append((f"rasterizer {key}", str(value)))
-    for key in ("protocol", "resolution", "resampling", "background_rule", "background_id", "thresholds"):
-        if key in details:
+    for key in _PROTOCOL_FACTS:
+        if details.get(key) is not None:
             facts.append((key.replace("_", " "), _text(details[key])))
     return facts
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
@@ -208,7 +257,7 @@ def _text(value: Any) -> str:
     return ", ".join(map(_text, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _inline(picture: np.ndarray, *, photo: bool) -> str:
+def inline_picture(picture: np.ndarray, *, photo: bool) -> str:
     """Return a data URI of a picture, reduced to MAX_WIDTH."""
     height, width = picture.shape[:2]
     if width > MAX_WIDTH:
@@ -218,8 +267,8 @@ def _inline(picture: np.ndarray, *, photo: bool) -> str:
     options = (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY) if photo else (cv2.IMWRITE_PNG_COMPRESSION, 9)
     done, buffer = cv2.imencode(suffix, picture[..., ::-1], options)
     assert done
-    return _uri(mime, buffer.tobytes())
+    return data_uri(mime, buffer.tobytes())
 
 
-def _uri(mime: str, content: bytes) -> str:
+def data_uri(mime: str, content: bytes) -> str:
     return f"data:image/{mime};base64,{base64.b64encode(content).decode()}"

@@ -176,7 +176,7 @@ class Method(ABC):
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """Return the names of the segmentations among which `finish` chose; usually there is only one, and none here."""
+        """Return the names of the segmentations among which `finish` chose; usually there is only one and none here."""
         return ()
 
     @property

@@ -51,6 +51,11 @@ def ssim(image: Tensor, target: Tensor) -> float:
         ValueError: The shapes differ.
     Differs: Libraries that crop the border or use a uniform window give other values.
     """
+    return float(ssim_map(image, target).mean())
+
+
+def ssim_map(image: Tensor, target: Tensor) -> Tensor:
+    """Return the structural similarity at every pixel and channel, float64 [H, W, 3]; see `ssim`."""
     _require_same_shape(image, target)
     a = image.double().permute(2, 0, 1)[:, None]  # [3, 1, H, W]: channels as a batch
     b = target.double().permute(2, 0, 1)[:, None]
@@ -60,7 +65,7 @@ def ssim(image: Tensor, target: Tensor) -> float:
     c1, c2 = K1**2, K2**2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     structure = (2 * covariance + c2) / (var_a + var_b + c2)
-    return float((luminance * structure).mean())
+    return (luminance * structure)[:, 0].permute(1, 2, 0)
 
 
 def _blur(planes: Tensor) -> Tensor:

@@ -1,0 +1,157 @@
+"""unified-lift bench, run as a user runs it, on a miniature and with the real worker."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cli.test_train import SHORT
+from unified_lift.bench.tables import ROWS
+from unified_lift.cli.main import main
+from unified_lift.data import DATASETS
+
+ROOT = Path(__file__).parents[2]
+EXTRA = [*SHORT[2:-3], "--num_random_points=50", "--max_gaussians=60"]  # the benchmark sets the first and the last
+FILES = {"commands.txt", "report.html", "results.csv", "summary.json", "table.md", "table.tex"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    (root / "tiny").mkdir()
+    DATASETS["messy_rooms"].write_miniature(root / "tiny")
+    return root
+
+
+def bench(data, out, *argv, extra=EXTRA, iterations=12):
+    return [
+        "bench", "--table", "3", "--data", str(data), "--out", str(out), "--scenes", "tiny", "--seeds", "0",
+        "--iterations", str(iterations), "--device", "cpu", *argv, "--", *extra,
+    ]  # fmt: skip
+
+
+def states(out):
+    return {row["method"]: row["state"] for row in csv.DictReader((out / "results.csv").open())}
+
+
+def test_a_grid_runs_to_its_tables_goes_on_after_a_failure_and_is_not_run_twice(data, tmp_path, capsys):
+    out, broken = tmp_path / "out", tmp_path / "broken.yaml"
+    broken.write_text("method:\n  no_such_setting: 1\n")
+    argv = bench(data, out, "--methods", str(broken), "unified_lift")
+    assert main(argv) == 1
+    text = capsys.readouterr().out
+    assert "2 of 3 done, 1 failed" in text
+    assert "unknown setting 'no_such_setting'" in text
+    assert states(out) == {"broken": "failed", "unified_lift": "done"}
+    assert FILES <= {path.name for path in out.iterdir()}
+    model = out / "detic_instance/tiny/unified_lift/seed0"
+    scores = json.loads((model / "results.json").read_text())["ours_0"]
+    (row,) = [row for row in csv.DictReader((out / "results.csv").open()) if row["method"] == "unified_lift"]
+    assert float(row["PQ_scene"]) == scores["PQ_scene"]
+    assert float(row["geometry_s"]) > 0
+    assert f"{100 * scores['PQ_scene']:.1f}" in (out / "table.md").read_text()
+    assert "<figcaption>truth</figcaption>" in (out / "report.html").read_text()
+    logged = (model / "log.txt").read_text()
+    assert "object codes" in logged
+    assert "PQ_scene" in logged
+    # The commands in commands.txt make the same model by hand.
+    saved = model / "point_cloud/iteration_0/point_cloud_objects.ply"
+    made = saved.read_bytes()
+    train = next(step for step in json.loads((model / "cell.json").read_text())["commands"][1:] if step[0] == "train")
+    places = {"<out>": str(out), "<tiny>": str(data / "tiny")}
+    by_hand = [next((to + w[len(frm) :] for frm, to in places.items() if w.startswith(frm)), w) for w in train]
+    assert " ".join(by_hand) in (out / "commands.txt").read_text()
+    subprocess.run([sys.executable, "-m", "unified_lift", *by_hand], cwd=ROOT, check=True)
+    assert saved.read_bytes() == made
+    # Once more: only what failed is run, and with its settings repaired it is done.
+    capsys.readouterr()
+    broken.write_text("method:\n  feature_dim: 8\n")
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    started = [line for line in text.splitlines() if line.startswith("start")]
+    assert started == ["start  detic_instance/tiny/broken/seed0"]
+    assert states(out) == {"broken": "done", "unified_lift": "done"}
+
+
+def test_ctrl_c_leaves_a_grid_that_the_same_command_finishes(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    extra = [*EXTRA, "--log_interval=20"]
+    argv = bench(data, out, "--methods", "unified_lift", extra=extra, iterations=600)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unified_lift", *argv],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    geometry = out / "geometry/tiny/seed0"
+    deadline = time.monotonic() + 90
+    while not _has_begun(geometry) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    printed, error = process.communicate(timeout=60)
+    assert process.returncode == 130, (printed, error)
+    assert "interrupted; the same command goes on" in printed
+    assert "Traceback" not in printed + error
+    assert json.loads((geometry / "cell.json").read_text())["status"] == "interrupted"
+    (saved,) = geometry.glob("chkpnt*.pth")
+    done_before = int(saved.stem.removeprefix("chkpnt"))
+    assert 0 < done_before < 600
+    assert main(argv) == 0
+    assert [("--resume" in line) for line in (geometry / "log.txt").read_text().splitlines() if line.startswith("$")] == [
+        False, True,
+    ]  # fmt: skip
+    steps = [json.loads(line)["step"] for line in (geometry / "metrics.jsonl").read_text().splitlines()]
+    assert 20 in steps
+    assert max(steps) == 600
+    assert states(out) == {"unified_lift": "done"}
+
+
+def _has_begun(geometry):
+    log = geometry / "metrics.jsonl"
+    return log.exists() and log.stat().st_size > 0
+
+
+def test_a_report_can_be_written_of_what_is_there(data, tmp_path, capsys):
+    assert main(bench(data, tmp_path / "out", "--methods", "gaga", "--report")) == 1
+    assert "start" not in capsys.readouterr().out
+    assert states(tmp_path / "out") == {"gaga": "not run"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--scenes", "gone"], "no scene gone there; scripts/prepare_messy_rooms.py"),
+        (["--methods", "gagga"], "--methods gagga: no such method"),
+        (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--iterations", "0"], "--iterations must be at least 1"),
+        (["--slurm", "partition"], "--slurm partition: write KEY=VALUE"),
+        (["--launcher", "submitit"], "pip install submitit"),
+    ],
+)
+def test_wrong_arguments_are_one_line(data, tmp_path, changes, message, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert main(bench(data, tmp_path / "out", *changes)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("word", ["--seed", "--init_ply=a.ply", "geometry:--iterations=3", "-m", "gaga:--preset=x"])
+def test_flags_that_would_undo_the_grid_are_refused(data, tmp_path, word, capsys):
+    assert main(bench(data, tmp_path / "out", extra=[word])) == 2
+    assert f"-- {word.replace('_', '-')}" in capsys.readouterr().err.replace("--model-path", "-m")
+
+
+def test_every_preset_of_a_row_can_be_read():
+    for row in ROWS.values():
+        if "--preset" in row.train:
+            path = ROOT / "configs" / f"{row.train[1]}.yaml"
+            assert isinstance(yaml.safe_load(path.read_text()), dict)

@@ -1,0 +1,357 @@
+import importlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unified_lift.data import DATASETS, downloads
+from unified_lift.data.downloads import check_lerf_mask, check_messy_rooms, check_replica
+from unified_lift.data.findings import Finding, report_lines
+from unified_lift.data.lerf_mask import PROMPTS
+from unified_lift.data.replica import write_rgb_miniature
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+MINIATURE_FRAMES = {"nice_slam": 250, "semantic_nerf": 40, "vmap": 250}
+
+
+def write_lerf_mask(root):
+    """Write the three scenes; the first view with a folder has all prompts, the other one."""
+    for scene, prompts in PROMPTS.items():
+        DATASETS["lerf_mask"].write_miniature(root / scene)
+        for index, chosen in ((0, prompts), (2, prompts[:1])):
+            folder = root / scene / "test_mask" / str(index)
+            mask = (folder / "red coin with a very long name.png").read_bytes()
+            shutil.rmtree(folder)
+            folder.mkdir()
+            for prompt in chosen:
+                (folder / f"{prompt}.png").write_bytes(mask)
+
+
+def write_replica(root):
+    """Write eight rooms: seven of nice-slam, of which one is spelled with an underscore, and one of Semantic-NeRF."""
+    for name in ("room0", "room1", "room_2", "office0", "office1", "office2", "office3"):
+        if name == "room0":
+            DATASETS["replica"].write_miniature(root / name)
+        else:
+            shutil.copytree(root / "room0", root / name)
+    write_rgb_miniature(root / "office_4" / "Sequence_1", masks=root / "office_4" / "object_mask")
+
+
+def write_messy_rooms(root):
+    for name in downloads.MESSY_ROOMS_IDS:
+        if name == "old_room_25":
+            DATASETS["messy_rooms"].write_miniature(root / name)
+        else:
+            shutil.copytree(root / "old_room_25", root / name)
+
+
+WRITERS = {"lerf_mask": write_lerf_mask, "replica": write_replica, "messy_rooms": write_messy_rooms}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    roots = {name: tmp_path_factory.mktemp("downloads") / name for name in WRITERS}
+    for name, root in roots.items():
+        WRITERS[name](root)
+    return roots
+
+
+@pytest.fixture
+def download(written, tmp_path):
+    """Return a function: dataset name -> a complete download that the test may damage."""
+    return lambda name: Path(shutil.copytree(written[name], tmp_path / name))
+
+
+@pytest.fixture
+def two(written, tmp_path):
+    """Return a function: dataset name, scene -> a download of this scene, to be damaged, and of a whole one."""
+
+    def copy(name, victim):
+        other = next(path.name for path in sorted(written[name].iterdir()) if path.name != victim)
+        for scene in (victim, other):
+            shutil.copytree(written[name] / scene, tmp_path / name / scene)
+        return tmp_path / name
+
+    return copy
+
+
+def lost_of(name, root):
+    """Return what is missing in the scenes that are there."""
+    return [what for what in of(check(name, root), "missing") if "no such scene" not in what]
+
+
+def check(name, root):
+    if name == "replica":
+        return check_replica(root, num_frames=MINIATURE_FRAMES)
+    return {"lerf_mask": check_lerf_mask, "messy_rooms": check_messy_rooms}[name](root)
+
+
+def of(findings, status):
+    return [finding.what for finding in findings if finding.status == status]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+class TestEveryDataset:
+    def test_complete_download_lacks_nothing(self, name, download):
+        findings = check(name, download(name))
+        assert of(findings, "missing") == []
+        assert len(of(findings, "found")) >= 8
+        assert report_lines(findings)[-1] == "complete"
+
+    def test_missing_scene_is_named_with_where_to_get_it(self, name, download):
+        root = download(name)
+        scene = sorted(path.name for path in root.iterdir())[0]
+        shutil.rmtree(root / scene)
+        findings = check(name, root)
+        (lost,) = [finding for finding in findings if finding.status == "missing"]
+        assert scene in lost.what
+        assert "no such scene" in lost.what
+        assert "fetch" in lost.cure
+        assert report_lines(findings)[-1] == "1 things are missing"
+
+    def test_every_missing_thing_has_a_cure(self, name, tmp_path):
+        findings = check(name, tmp_path)
+        assert len(findings) == (3 if name == "lerf_mask" else 8)
+        assert all(finding.cure for finding in findings)
+
+    def test_the_script_prints_it_and_tells_by_its_exit_code(self, name, download, monkeypatch, capsys):
+        monkeypatch.syspath_prepend(str(SCRIPTS))
+        monkeypatch.setitem(check_replica.__kwdefaults__, "num_frames", MINIATURE_FRAMES)
+        script, root = importlib.import_module(f"prepare_{name}"), download(name)
+        assert script.main([str(root)]) == 0
+        assert capsys.readouterr().out.endswith("complete\n")
+        shutil.rmtree(sorted(root.iterdir())[0])
+        assert script.main([str(root)]) == 1
+        assert "missing " in capsys.readouterr().out
+        assert script.main([str(root / "nowhere")]) == 2
+        assert "nowhere: no such folder" in capsys.readouterr().err
+
+
+def remove(path):
+    return lambda root: (root / path).unlink()
+
+
+def damage(path):
+    def cut(root):
+        content = (root / path).read_bytes()
+        (root / path).write_bytes(content[: len(content) // 2])
+
+    return cut
+
+
+def replace_mask(path, mask):
+    return lambda root: Image.fromarray(mask).save(root / path)
+
+
+def rename(path, name):
+    return lambda root: (root / path).rename((root / path).with_name(name))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "expected"),
+    [
+        (remove("ramen/images/frame_00003.jpg"), "ramen/images: frame_00003.jpg not there"),
+        (damage("ramen/images/frame_00003.jpg"), "frame_00003.jpg: not a readable image"),
+        (remove("ramen/object_mask/frame_00003.png"), "ramen/object_mask: no mask of frame_00003"),
+        (damage("ramen/object_mask/frame_00003.png"), "frame_00003.png: not a readable image"),
+        (
+            replace_mask("ramen/object_mask/frame_00003.png", np.ones((32, 24), np.uint8)),
+            "frame_00003.png: 24x32 is another shape than the camera's 32x24",
+        ),
+        (lambda root: shutil.rmtree(root / "ramen/sparse"), "ramen/sparse/0: no COLMAP model"),
+        (lambda root: shutil.rmtree(root / "ramen/test_mask"), "ramen/test_mask: no such folder"),
+        (remove("ramen/sparse/0/images.bin"), "images.bin: neither this file nor images.txt"),
+        (remove("ramen/test_mask/0/egg.png"), "ramen/test_mask: no view has a readable mask of egg"),
+        (damage("ramen/test_mask/2/chopsticks.png"), "2/chopsticks.png: not a readable image"),
+        (rename("ramen/test_mask/2", "3"), "ramen/test_mask/3: there is no test view 3, only 3"),
+        (rename("ramen/test_mask/2", "two"), "test_mask/two: is not named after the index"),
+        (
+            rename("ramen/test_mask/0/pork belly.png", "pork_belly.png"),
+            "ramen/test_mask/0: pork_belly is no prompt of this scene",
+        ),
+        (
+            lambda root: [remove(f"ramen/images_train/frame_0000{n}.jpg")(root) for n in (1, 2)],
+            "ramen/images_train: leaves 5 test views (frame_00001, frame_00002, test_0, test_1, test_2)",
+        ),
+        (
+            rename("ramen/images_train/frame_00001.jpg", "frame_99999.jpg"),
+            "ramen/images_train: frame_99999 not registered in the COLMAP model",
+        ),
+        (
+            lambda root: shutil.copy(root / "ramen/images/test_0.jpg", root / "ramen/images/extra.jpg"),
+            "ramen/images: extra.jpg: no pose in images.bin",
+        ),
+    ],
+)
+def test_broken_lerf_mask(break_it, expected, two):
+    root = two("lerf_mask", "ramen")
+    break_it(root)
+    lost = lost_of("lerf_mask", root)
+    assert any(expected in what for what in lost), lost
+    assert all("ramen" in what for what in lost)  # the other scene is whole
+
+
+def test_lerf_mask_tells_of_masks_that_are_not_the_released_ones(download):
+    root = download("lerf_mask")
+    replace_mask("ramen/object_mask/frame_00001.png", np.full((24, 32), 300, np.uint16))(root)
+    replace_mask("ramen/object_mask/frame_00002.png", np.zeros((24, 32), np.uint8))(root)
+    findings = check_lerf_mask(root)
+    assert of(findings, "missing") == []
+    assert of(findings, "note") == [
+        "ramen/object_mask: frame_00002.png is all black",
+        "ramen/object_mask: frame_00001.png is not 8-bit",
+    ]
+
+
+TRUTH = "annotations/gt_instance/frame000125.png"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "expected"),
+    [
+        (remove("room1/results/frame000050.jpg"), "room1/results: frame000050.jpg not there"),
+        (damage("room1/results/frame000050.jpg"), "frame000050.jpg: not a readable image"),
+        (
+            lambda root: Image.new("RGB", (64, 48)).save(root / "room1/results/frame000050.jpg"),
+            "room1/results: frame000050.jpg has another size",
+        ),
+        (remove("room1/cam_params.json"), "cam_params.json: neither here nor one folder up"),
+        (remove("room1/traj.txt"), "room1: neither traj.txt and results/"),
+        (
+            lambda root: (root / "room1/traj.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1\n" * 200),
+            "room1/traj.txt: 200 poses (nice_slam rendering), 250 are expected",
+        ),
+        (damage("room1/traj.txt"), "does not hold the 16 numbers"),
+        (damage("room1/results/depth000050.png"), "depth000050.png: not a readable image"),
+        (lambda root: shutil.rmtree(root / "room1/annotations"), "room1: no instance maps of the test views"),
+        (remove(f"room1/{TRUTH}"), "room1/annotations/gt_instance: no map of frame000125"),
+        (damage(f"room1/{TRUTH}"), "frame000125.png: not a readable image"),
+        (remove("room1/object_mask/frame000025.png"), "room1/object_mask: no mask of frame000025"),
+        (
+            lambda root: shutil.rmtree(root / "room1/object_mask"),
+            "no mask of frame000025, frame000050, frame000075, frame000100, frame000150 and 3 more",
+        ),
+        (
+            lambda root: (root / "room1/point_cloud.ply").write_text("no cloud"),
+            "point_cloud.ply",
+        ),
+    ],
+)
+def test_broken_replica(break_it, expected, two):
+    root = two("replica", "room1")
+    break_it(root)
+    lost = lost_of("replica", root)
+    assert any(expected in what for what in lost), lost
+    assert all("room1" in what for what in lost)
+
+
+def test_replica_masks_of_held_out_views_are_not_needed(download):
+    root = download("replica")
+    remove("room1/object_mask/frame000000.png")(root)
+    assert of(check("replica", root), "missing") == []
+
+
+def test_replica_says_how_to_make_what_no_download_has(download):
+    root = download("replica")
+    shutil.rmtree(root / "room1/annotations")
+    shutil.rmtree(root / "room1/object_mask")
+    truth, masks = [finding.cure for finding in check("replica", root) if finding.status == "missing"]
+    assert "mesh_semantic.ply" in truth
+    assert "traj.txt" in truth
+    assert "SAM" in masks
+    assert "PNG of ids" in masks
+
+
+def test_replica_depth_is_welcome_not_required(download):
+    root = download("replica")
+    remove("room1/results/depth000050.png")(root)
+    findings = check("replica", root)
+    assert of(findings, "missing") == []
+    assert "room1/results: 7 of 8 training views have depth" in of(findings, "note")
+
+
+def test_8_bit_instance_maps_of_a_release_are_damaged_and_own_ones_doubtful(download):
+    root, small = download("replica"), np.ones((24, 32), np.uint8)
+    replace_mask("office_4/Sequence_1/semantic_instance/semantic_instance_2.png", small)(root)
+    replace_mask(f"room1/{TRUTH}", small)(root)
+    findings = check("replica", root)
+    (lost,) = of(findings, "missing")
+    assert lost.startswith("office_4/Sequence_1/semantic_instance: semantic_instance_2.png has 8 bits")
+    assert any(
+        what.startswith("room1/annotations/gt_instance: frame000125.png has 8 bits") for what in of(findings, "note")
+    )
+
+
+def test_replica_trajectories_have_the_released_lengths(download):
+    lost = of(check_replica(download("replica")), "missing")
+    assert len(lost) == 8
+    assert "room0/traj.txt: 250 poses (nice_slam rendering), 2000 are expected" in lost
+    assert "office_4/Sequence_1/traj_w_c.txt: 40 poses (semantic_nerf rendering), 900 are expected" in lost
+
+
+def test_replica_pictures_of_another_size_are_noted(download):
+    assert "room0/results: 32x24 where 1200x680 is usual" in of(check("replica", download("replica")), "note")
+
+
+ROOM = "large_corridor_500"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "expected"),
+    [
+        (remove(f"{ROOM}/metadata.json"), f"{ROOM}: metadata.json and color/ are not both there"),
+        (damage(f"{ROOM}/metadata.json"), "metadata.json: not readable as JSON"),
+        (remove(f"{ROOM}/color/7.png"), "12 positions and 12 quaternions but 11 images"),
+        (damage(f"{ROOM}/color/7.png"), "7.png: not a readable image"),
+        (remove(f"{ROOM}/instance/7.npy"), f"{ROOM}/instance: no array of 7"),
+        (remove(f"{ROOM}/semantic/7.npy"), f"{ROOM}/semantic: no array of 7"),
+        (remove(f"{ROOM}/detic_instance/7.npy"), f"{ROOM}/detic_instance: no array of 7"),
+        (damage(f"{ROOM}/detic_instance/7.npy"), "7.npy: not a readable array"),
+        (lambda root: (root / f"{ROOM}/instance/7.npy").write_bytes(b""), "7.npy: not a readable array"),
+        (
+            lambda root: np.save(root / f"{ROOM}/instance/7.npy", np.zeros((24, 32), np.uint8)),
+            f"{ROOM}/instance: 7.npy has 8 bits",
+        ),
+        (
+            lambda root: np.save(root / f"{ROOM}/instance/7.npy", np.zeros((32, 24), np.int32)),
+            "7.npy: 24x32 is another shape than the camera's 32x24",
+        ),
+        (
+            lambda root: np.save(root / f"{ROOM}/instance/7.npy", np.zeros((24, 32))),
+            "7.npy: float64 [24, 32] where whole numbers",
+        ),
+    ],
+)
+def test_broken_messy_rooms(break_it, expected, two):
+    root = two("messy_rooms", ROOM)
+    break_it(root)
+    lost = lost_of("messy_rooms", root)
+    assert any(expected in what for what in lost), lost
+    assert all(ROOM in what for what in lost)
+
+
+def test_messy_rooms_split_and_visible_ids_are_told(download):
+    root = download("messy_rooms")
+    for n, ids in ((9, 25), (10, 12), (11, 3)):  # the test views; a 26-entry count needs ids 0..25
+        np.save(root / f"old_room_25/instance/{n}.npy", np.arange(24 * 32, dtype=np.int32).reshape(24, 32) % (ids + 1))
+        np.save(root / f"old_room_25/semantic/{n}.npy", np.ones((24, 32), np.int32))
+    findings = check_messy_rooms(root)
+    assert "old_room_25/metadata.json: 12 poses, 9 training and 3 test views" in of(findings, "found")
+    assert "old_room_25: 26 truth ids in the test views, background included" in of(findings, "found")
+    assert any(what.startswith("old_room_50: 4 truth ids") for what in of(findings, "note"))
+    assert any("others report 454" in finding.cure for finding in findings)
+
+
+def test_report_puts_the_cure_below_what_is_missing():
+    findings = [
+        Finding(status="found", what="a/b: 3 photos"),
+        Finding(status="missing", what="a/c: gone", cure="fetch"),
+    ]
+    assert report_lines(findings) == [
+        "found    a/b: 3 photos",
+        "missing  a/c: gone",
+        "           -> fetch",
+        "1 things are missing",
+    ]

@@ -1,0 +1,394 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unified_lift.data import DATASETS, load_annotations
+from unified_lift.data.images import write_image
+from unified_lift.data.masks import write_mask
+from unified_lift.data.miniature import LANDMARK, LANDMARK_ID, miniature_views
+from unified_lift.data.ply import write_point_cloud
+from unified_lift.data.replica import depth_points, write_rgb_miniature
+from unified_lift.data.replica_layout import (
+    find_recording,
+    read_depth,
+    read_frames,
+    read_lens,
+    read_trajectory,
+)
+from unified_lift.data.splits import dn_splatter, semantic_nerf
+from unified_lift.ops.cameras import project
+from unified_lift.types import Camera, DataSettings, PointCloud, UserError
+
+DN_SPLATTER = {
+    "kept": 80,
+    "train": 64,
+    "test": 16,
+    "train_head": [25, 50, 75, 100, 150, 175],
+    "test_head": [0, 125, 250, 375],
+    "test_tail": [1750, 1875],
+}
+SEMANTIC_NERF = {"train": 180, "test": 180, "train_head": [0, 5, 10], "test_head": [2, 7, 12], "last": [895, 897]}
+NICE_SLAM_CAMERA = {"w": 1200, "h": 680, "fx": 600.0, "fy": 600.0, "cx": 599.5, "cy": 339.5, "scale": 6553.5}
+
+
+def names(views):
+    return [view.name for view in views]
+
+
+@pytest.fixture
+def rgb_scene(tmp_path):
+    """Return a function: sequence folder inside the scene -> a fresh scene with 40 frames there."""
+
+    def write(sequence: str = "Sequence_1", **options: int):
+        root = tmp_path / "room_0"
+        write_rgb_miniature(root / sequence, masks=root / "object_mask", **options)
+        return root
+
+    return write
+
+
+def truth_of(root, *views):
+    return load_annotations(DataSettings(source_path=root), views)
+
+
+class TestSplitOracles:
+    def test_dn_splatter(self):
+        train, test = dn_splatter(2000)
+        assert len(train) + len(test) == DN_SPLATTER["kept"]
+        assert (len(train), len(test)) == (DN_SPLATTER["train"], DN_SPLATTER["test"])
+        assert train[:6] == DN_SPLATTER["train_head"]
+        assert (test[:4], test[-2:]) == (DN_SPLATTER["test_head"], DN_SPLATTER["test_tail"])
+
+    def test_semantic_nerf(self):
+        train, test = semantic_nerf(900)
+        assert (len(train), len(test)) == (SEMANTIC_NERF["train"], SEMANTIC_NERF["test"])
+        assert (train[:3], test[:3]) == (SEMANTIC_NERF["train_head"], SEMANTIC_NERF["test_head"])
+        assert [train[-1], test[-1]] == SEMANTIC_NERF["last"]
+        assert not set(train) & set(test)
+
+
+class TestPixelsAndCameras:
+    def test_nice_slam_oracle(self, miniature):
+        root = miniature("replica")
+        (root / "cam_params.json").write_text(json.dumps({"camera": NICE_SLAM_CAMERA}))
+        lens = read_lens(find_recording(root), 0)
+        assert (lens.fx, lens.fy, lens.cx, lens.cy, lens.width, lens.height) == (600, 600, 600, 340, 1200, 680)
+        camera = Camera(cam_from_world=np.eye(4), fx=600, fy=600, cx=lens.cx, cy=lens.cy, width=1200, height=680)
+        pixel, depth = project(np.array([[0.4, -0.2, 2.0]]), camera)
+        np.testing.assert_allclose(pixel[0], [720.0, 280.0])  # index coordinates 719.5, 279.5
+        assert depth[0] == 2.0
+
+    @pytest.mark.parametrize(
+        ("size", "fx", "cx", "cy"),
+        [((640, 480), 320.0, 319.5, 239.5), ((320, 240), 160.0, 159.5, 119.5), ((1200, 680), 600.0, 599.5, 339.5)],
+    )
+    def test_semantic_nerf_oracle(self, size, fx, cx, cy, rgb_scene):
+        root = rgb_scene(count=8)
+        Image.new("RGB", size).save(root / "Sequence_1/rgb/rgb_0.png")
+        lens = read_lens(find_recording(root), 0)
+        assert (lens.fx, lens.fy) == (fx, fx)
+        assert (lens.cx - 0.5, lens.cy - 0.5) == (cx, cy)  # the oracle counts from the first pixel's centre
+
+    @pytest.mark.parametrize("sequence", ["Sequence_1", "imap/00"])
+    def test_known_point_and_truth_agree_with_the_photos(self, sequence, rgb_scene, read):
+        root = rgb_scene(sequence, count=250)
+        scene = read(root, eval=True)
+        truth = truth_of(root, *names((*scene.train, *scene.test)))
+        for view in (*scene.train, *scene.test):
+            column, row = project(LANDMARK[None], view.camera)[0][0].astype(int)
+            assert truth[view.name][row, column] == LANDMARK_ID
+            assert view.image[row, column, 0] > view.image[row, column, 1] + 40
+            np.testing.assert_array_equal(miniature_views([view.camera])[0].ids, truth[view.name])
+
+    def test_poses_are_camera_to_world_with_opencv_axes(self, miniature):
+        # Frame 25: turned by 90 degrees about y (x forward), standing at (1, 2, 3); (4, 2, 3) lies 3 ahead.
+        root = miniature("replica")
+        lines = (root / "traj.txt").read_text().splitlines()
+        lines[25] = "0 0 1 1  0 1 0 2  -1 0 0 3  0 0 0 1"
+        (root / "traj.txt").write_text("\n".join(lines) + "\n\n")
+        frame = read_frames(find_recording(root), root / "object_mask")[0][25]
+        np.testing.assert_allclose(frame.cam_from_world @ [4, 2, 3, 1], [0, 0, 3, 1], atol=1e-12)
+        np.testing.assert_allclose(frame.cam_from_world @ [1, 3, 3, 1], [0, 1, 0, 1], atol=1e-12)  # y stays down
+
+
+class TestLayouts:
+    def test_the_benchmark_scores_it_unless_told_otherwise(self):
+        assert DATASETS["replica"].protocol == "replica"
+
+    @pytest.mark.parametrize(
+        ("sequence", "inside", "layout"),
+        [
+            ("Sequence_1", False, "semantic_nerf"),
+            ("Sequence_1", True, "semantic_nerf"),
+            ("imap/00", False, "vmap"),
+            ("imap/00", True, "vmap"),
+            ("vmap/03", True, "vmap"),
+        ],
+    )
+    def test_rendering_is_recognised_from_the_scene_and_from_the_sequence(self, sequence, inside, layout, rgb_scene):
+        root = rgb_scene(sequence, count=8)
+        assert find_recording(root / sequence if inside else root).layout.name == layout
+
+    def test_nice_slam_split_and_order(self, miniature, read):
+        scene = read(miniature("replica"), eval=True)
+        assert names(scene.test) == ["frame000000", "frame000125"]
+        assert names(scene.train) == [f"frame{n:06d}" for n in (25, 50, 75, 100, 150, 175, 200, 225)]
+
+    def test_semantic_nerf_split_and_order_are_numeric(self, rgb_scene, read):
+        scene = read(rgb_scene(), eval=True)
+        assert names(scene.train) == [f"rgb_{n}" for n in (0, 5, 10, 15, 20, 25, 30, 35)]
+        assert names(scene.test) == [f"rgb_{n}" for n in (2, 7, 12, 17, 22, 27, 32, 37)]
+
+    def test_numbers_are_matched_as_numbers(self, rgb_scene, read):
+        # As strings rgb_10 sorts before rgb_2 and would get its pose.
+        root = rgb_scene()
+        scene, poses = read(root, eval=True), read_trajectory(root / "Sequence_1/traj_w_c.txt")
+        by_name = {view.name: view for view in (*scene.train, *scene.test)}
+        np.testing.assert_allclose(by_name["rgb_2"].camera.position, poses[2][:3, 3], atol=1e-12)
+        np.testing.assert_allclose(by_name["rgb_10"].camera.position, poses[10][:3, 3], atol=1e-12)
+
+    def test_vmap_has_the_frames_of_dn_splatter(self, rgb_scene, read):
+        scene = read(rgb_scene("imap/00", count=250, step=25), eval=True)
+        assert names(scene.test) == ["rgb_0", "rgb_125"]
+        assert len(scene.train) == 8
+
+    def test_only_frames_of_the_benchmark_are_read(self, miniature, read):
+        root = miniature("replica")
+        (root / "results" / "frame000001.jpg").write_bytes(b"not a picture")
+        assert len(read(root).train) == 10
+
+    def test_png_photos_are_found_too(self, miniature, read):
+        root = miniature("replica")
+        with Image.open(root / "results" / "frame000025.jpg") as photo:
+            photo.save(root / "results" / "frame000025.png")
+        (root / "results" / "frame000025.jpg").unlink()
+        assert "frame000025" in names(read(root).train)
+
+    def test_camera_file_may_lie_one_folder_up(self, miniature, read):
+        root = miniature("replica")
+        before = read(root).train[0].camera
+        (root / "cam_params.json").rename(root.parent / "cam_params.json")
+        assert read(root).train[0].camera.cx == before.cx == 16.0
+
+    def test_processed_folder_with_transforms_is_still_replica(self, miniature, read):
+        root = miniature("replica")
+        (root / "transforms.json").write_text("{}")  # DN-Splatter writes one with the training frames only
+        assert read(root).dataset == "replica"
+
+    def test_zero_in_input_masks_is_unlabelled(self, miniature, read):
+        assert read(miniature("replica")).zero_id == "ignore"
+
+    def test_another_mask_folder_can_be_chosen(self, miniature, read):
+        root = miniature("replica")
+        (root / "object_mask").rename(root / "sam_large")
+        assert read(root, object_path="sam_large").train[0].segments.max() > 255
+
+
+class TestTruth:
+    def test_ids_exceed_8_bits_and_zero_is_kept(self, miniature):
+        truth = truth_of(miniature("replica"), "frame000025", "frame000001")
+        assert set(truth) == {"frame000025"}
+        assert {0, LANDMARK_ID} <= set(np.unique(truth["frame000025"]).tolist())
+
+    def test_view_without_a_map_is_absent(self, miniature):
+        root = miniature("replica")
+        (root / "annotations/gt_instance/frame000050.png").unlink()
+        assert set(truth_of(root, "frame000025", "frame000050")) == {"frame000025"}
+
+    def vmap_beside_nice_slam(self, root):
+        shutil.rmtree(root / "annotations")
+        for n in range(0, 250, 25):
+            write_mask(root / "semantic_instance" / f"semantic_instance_{n}.png", np.full((24, 32), 500 + n))
+
+    def test_maps_of_vmap_serve_photos_of_the_same_walk(self, miniature):
+        root = miniature("replica")
+        self.vmap_beside_nice_slam(root)
+        poses = read_trajectory(root / "traj.txt") + 0.9e-4
+        np.savetxt(root / "traj_w_c.txt", poses.reshape(-1, 16))
+        truth = truth_of(root, "frame000025", "frame000100")
+        assert {name: int(ids.max()) for name, ids in truth.items()} == {"frame000025": 525, "frame000100": 600}
+
+    @pytest.mark.parametrize("change", [lambda poses: poses + 1.1e-4, lambda poses: poses[:-1], lambda p: p * np.nan])
+    def test_maps_of_another_walk_are_refused(self, change, miniature):
+        root = miniature("replica")
+        self.vmap_beside_nice_slam(root)
+        np.savetxt(root / "traj_w_c.txt", change(read_trajectory(root / "traj.txt")).reshape(-1, 16))
+        with pytest.raises(UserError, match=r"traj_w_c\.txt: is another walk than traj\.txt"):
+            truth_of(root, "frame000025")
+
+    def test_maps_without_a_trajectory_are_refused(self, miniature):
+        root = miniature("replica")
+        self.vmap_beside_nice_slam(root)
+        with pytest.raises(UserError, match=r"traj_w_c\.txt: .*copy it"):
+            truth_of(root, "frame000025")
+
+    def test_no_maps_no_truth(self, miniature):
+        root = miniature("replica")
+        shutil.rmtree(root / "annotations")
+        assert truth_of(root, "frame000025") == {}
+
+
+class TestInitialPoints:
+    def test_depth_of_training_frames_lands_on_the_floor(self, miniature, read):
+        root = miniature("replica")
+        for n in (0, 125):  # the held-out frames
+            (root / "results" / f"depth{n:06d}.png").write_bytes(b"must not be read")
+        scene = read(root, eval=True)
+        assert len(scene.points.positions) == 8 * 24 * 32  # every pixel: fewer than 100,000
+        assert np.abs(scene.points.positions[:, 2]).max() < 1e-3  # half a depth unit is 0.08 mm
+        assert any("6144 initial points from the scene" in note for note in scene.notes)
+
+    def test_colours_are_those_of_the_pixels(self, rgb_scene, read):
+        points = read(rgb_scene(), eval=True).points
+        near = np.linalg.norm(points.positions - LANDMARK, axis=1) < 0.2
+        red, green, _ = points.colors[near].mean(axis=0)
+        assert near.sum() > 20
+        assert red > green + 40
+
+    def test_depth_of_semantic_nerf_is_in_millimetres(self, rgb_scene, read):
+        assert np.abs(read(rgb_scene()).points.positions[:, 2]).max() < 2e-3
+
+    def test_count_and_seed(self, miniature):
+        recording = find_recording(root := miniature("replica"))
+        frames = read_frames(recording, root / "object_mask")[0]
+        first, again = (depth_points(frames, recording, seed=0, count=95) for _ in range(2))
+        other = depth_points(frames, recording, seed=1, count=95)
+        assert first.positions.shape == (100, 3)  # ten of each frame
+        np.testing.assert_array_equal(first.positions, again.positions)
+        assert not np.array_equal(first.positions, other.positions)
+
+    def test_pixels_of_unknown_depth_give_no_point(self, miniature, read):
+        root = miniature("replica")
+        path = root / "results" / "depth000025.png"
+        depth = np.array(Image.open(path))
+        depth[:12] = 0
+        Image.fromarray(depth.astype(np.uint16)).save(path)
+        points = read(root, eval=True).points.positions
+        assert len(points) == 8 * 24 * 32 - 12 * 32
+        assert np.abs(points[:, 2]).max() < 1e-3
+
+    def test_depth_at_half_the_size_of_the_photo(self, miniature, read):
+        root = miniature("replica")
+        for path in (root / "results").glob("depth*.png"):
+            halved = np.array(Image.open(path))[::2, ::2]  # taken at (0.25, 0.25) of the larger pixels
+            Image.fromarray(halved.astype(np.uint16)).save(path)
+        points = read(root, eval=True).points.positions
+        assert len(points) == 8 * 12 * 16
+        assert np.abs(points[:, 2]).max() < 0.1
+
+    def test_own_cloud_is_preferred(self, miniature, read):
+        root = miniature("replica")
+        cloud = PointCloud(positions=np.eye(5, 3, dtype=np.float32), colors=np.zeros((5, 3), np.uint8))
+        write_point_cloud(root / "point_cloud.ply", cloud)
+        assert len(read(root).points.positions) == 5
+
+    def test_missing_depth_maps_are_noted(self, miniature, read):
+        root = miniature("replica")
+        (root / "results" / "depth000050.png").unlink()
+        scene = read(root, eval=True)
+        assert len(scene.points.positions) == 7 * 24 * 32
+        assert any("1 of 8 training frames have no depth map" in note for note in scene.notes)
+
+    def test_without_any_depth_points_come_from_the_photos(self, miniature, read):
+        root = miniature("replica")
+        for path in (root / "results").glob("depth*.png"):
+            path.unlink()
+        assert any("random" in note or "triangulated" in note for note in read(root).notes)
+
+    def test_8_bit_depth_is_refused(self, miniature, read):
+        root = miniature("replica")
+        Image.new("L", (32, 24)).save(root / "results" / "depth000050.png")
+        with pytest.raises(UserError, match=r"depth000050\.png: image mode L is not a 16-bit depth map"):
+            read(root)
+
+    def test_depth_scale_of_the_camera_file(self, miniature):
+        path = miniature("replica") / "results" / "depth000000.png"
+        Image.fromarray(np.full((2, 2), 13107, np.uint16)).save(path)
+        np.testing.assert_array_equal(read_depth(path, scale=6553.5), np.full((2, 2), 2.0))
+
+
+class TestBadInput:
+    def test_missing_photo_of_the_benchmark_is_named(self, miniature, read):
+        root = miniature("replica")
+        (root / "results" / "frame000175.jpg").unlink()
+        with pytest.raises(UserError, match=r"frame000175\.jpg: traj\.txt has a pose for this image"):
+            read(root)
+
+    def test_missing_photo_of_semantic_nerf_is_named(self, rgb_scene, read):
+        root = rgb_scene()
+        (root / "Sequence_1/rgb/rgb_0.png").unlink()
+        with pytest.raises(UserError, match=r"rgb_0\.png: no such file"):
+            read(root)
+
+    @pytest.mark.parametrize(
+        ("line", "pattern"),
+        [
+            ("1 0 0 0", r"traj\.txt: line 26 does not hold the 16 numbers"),
+            (" ".join(["x"] * 16), r"traj\.txt: line 26 does not hold the 16 numbers"),
+            ("", r"traj\.txt: line 26 does not hold the 16 numbers"),
+            (" ".join(["nan"] * 16), r"traj\.txt: the pose of frame000025 \(line 26\) holds NaN"),
+            ("1 0 0 0 0 1 0 0 0 0 -1 0 0 0 0 1", r"traj\.txt: the pose of frame000025 .*mirrors"),
+        ],
+    )
+    def test_broken_trajectory_lines_are_named(self, line, pattern, miniature, read):
+        root = miniature("replica")
+        lines = (root / "traj.txt").read_text().splitlines()
+        lines[25] = line
+        (root / "traj.txt").write_text("\n".join(lines))
+        with pytest.raises(UserError, match=pattern):
+            read(root)
+
+    def test_broken_pose_of_an_unused_frame_does_not_matter(self, miniature, read):
+        root = miniature("replica")
+        lines = (root / "traj.txt").read_text().splitlines()
+        lines[26] = " ".join(["nan"] * 16)
+        (root / "traj.txt").write_text("\n".join(lines))
+        assert len(read(root).train) == 10
+
+    def test_empty_trajectory(self, miniature, read):
+        root = miniature("replica")
+        (root / "traj.txt").write_text("\n\n")
+        with pytest.raises(UserError, match=r"traj\.txt: holds no pose"):
+            read(root)
+
+    @pytest.mark.parametrize(
+        ("content", "pattern"),
+        [
+            (None, r"cam_params\.json: neither here nor one folder up"),
+            ("{}", r"cam_params\.json: has no object named camera"),
+            ('{"camera": {"w": 32}}', r"cam_params\.json: h is missing"),
+            ("[", r"cam_params\.json: not readable as JSON"),
+        ],
+    )
+    def test_broken_camera_file(self, content, pattern, miniature, read):
+        root = miniature("replica")
+        if content is None:
+            (root / "cam_params.json").unlink()
+        else:
+            (root / "cam_params.json").write_text(content)
+        with pytest.raises(UserError, match=pattern):
+            read(root)
+
+    def test_focal_length_of_zero(self, miniature, read):
+        root = miniature("replica")
+        (root / "cam_params.json").write_text(json.dumps({"camera": NICE_SLAM_CAMERA | {"fx": 0}}))
+        with pytest.raises(UserError, match=r"cam_params\.json: sizes and focal lengths must be positive"):
+            read(root)
+
+    def test_photo_of_another_shape_than_the_camera(self, miniature, read):
+        root = miniature("replica")
+        write_image(root / "results" / "frame000025.jpg", np.zeros((32, 24, 3), np.uint8))
+        with pytest.raises(UserError, match=r"frame000025\.jpg: the image is 24x32 but traj\.txt says 32x24"):
+            read(root)
+
+
+def test_semantic_nerf_masks_follow_their_views(rgb_scene, read):
+    root = rgb_scene()
+    scene = read(root, eval=True)
+    expected = np.array(Image.open(root / "object_mask" / "rgb_10.png"))
+    view = next(view for view in scene.train if view.name == "rgb_10")
+    assert torch.equal(view.segments, torch.from_numpy(expected.astype(np.int32)))

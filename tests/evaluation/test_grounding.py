@@ -1,0 +1,158 @@
+"""Masks from words: a folder of masks, and GroundingDINO with SAM behind a stand-in for `transformers`."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unified_lift.evaluation.grounding import FolderGrounding, GroundingDinoSam, grounding_of
+from unified_lift.types import UserError
+
+CPU = torch.device("cpu")
+IMAGE = np.zeros((20, 30, 3), dtype=np.uint8)
+BOXES = {"red apple.": [[2.0, 3.0, 10.0, 9.0], [8.0, 5.0, 20.0, 15.0]], "cup.": []}
+
+
+class Batch(dict):
+    """What processors return: a dictionary that moves to a device."""
+
+    def to(self, device):
+        return self
+
+
+class Model:
+    def __init__(self, answer):
+        self.answer = answer
+
+    def to(self, device):
+        return self
+
+    def eval(self):
+        return self
+
+    def __call__(self, **inputs):
+        return self.answer(**inputs)
+
+
+class DinoProcessor:
+    def __call__(self, *, images, text, return_tensors):
+        assert (images.shape, images.dtype, return_tensors) == (IMAGE.shape, np.uint8, "pt")
+        return Batch(input_ids=text)
+
+    def post_process_grounded_object_detection(self, outputs, input_ids, threshold, text_threshold, target_sizes):
+        assert (threshold, text_threshold, target_sizes) == (0.30, 0.45, [(20, 30)])
+        return [{"boxes": torch.tensor(BOXES[input_ids]).view(-1, 4)}]
+
+
+class SamProcessor:
+    """Halves the picture; the network answers at half size and the masks come back at full size."""
+
+    def __call__(self, image, *, input_boxes, return_tensors):
+        assert image.shape == IMAGE.shape
+        (boxes,) = input_boxes
+        sizes = {"original_sizes": torch.tensor([[20, 30]]), "reshaped_input_sizes": torch.tensor([[10, 15]])}
+        return Batch(boxes=torch.tensor(boxes), **sizes)
+
+    @property
+    def image_processor(self):
+        return self
+
+    def post_process_masks(self, masks, original_sizes, reshaped_input_sizes):
+        assert (original_sizes.tolist(), reshaped_input_sizes.tolist()) == ([[20, 30]], [[10, 15]])
+        return [masks[0].repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1) > 0]
+
+
+def sam(*, boxes, multimask_output):
+    assert multimask_output is False
+    masks = torch.full((1, len(boxes), 1, 10, 15), -1.0)
+    for index, (x0, y0, x1, y1) in enumerate((boxes / 2).int().tolist()):
+        masks[0, index, 0, y0:y1, x0:x1] = 1
+    return SimpleNamespace(pred_masks=masks)
+
+
+def loader(made):
+    def from_pretrained(folder, *, local_files_only):
+        assert local_files_only  # nothing is downloaded
+        if not (folder / "config.json").exists():
+            raise OSError(f"{folder} has no config.json")
+        return made
+
+    return SimpleNamespace(from_pretrained=from_pretrained)
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """Two weight folders, and a stand-in for the package that reads them."""
+    library = SimpleNamespace(
+        __version__="0.0",
+        AutoProcessor=loader(DinoProcessor()),
+        AutoModelForZeroShotObjectDetection=loader(Model(lambda **inputs: inputs)),
+        SamProcessor=loader(SamProcessor()),
+        SamModel=loader(Model(sam)),
+    )
+    monkeypatch.setitem(sys.modules, "transformers", library)
+    for name in ("dino", "sam"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    return tmp_path
+
+
+def test_the_mask_of_a_prompt_is_the_union_of_its_boxes(weights):
+    provider = grounding_of(f"dino:{weights / 'dino'},sam:{weights / 'sam'}", device=CPU)
+    found = provider.find(IMAGE, ["Red apple", "cup"])
+    mask = found.masks["Red apple"]
+    assert (mask.shape, mask.dtype) == ((20, 30), bool)
+    expected = np.zeros((20, 30), bool)
+    expected[2:8, 2:10] = True  # the boxes in the grid of the stand-in, doubled
+    expected[4:14, 8:20] = True
+    assert (mask == expected).all()
+
+
+def test_a_prompt_without_a_box_has_an_empty_mask_and_is_told(weights):
+    found = GroundingDinoSam(weights / "dino", weights / "sam", device=CPU).find(IMAGE, ["cup", "red apple"])
+    assert not found.masks["cup"].any()
+    assert found.warnings == ("GroundingDINO found no box for: cup",)
+    assert found.facts["box_threshold"] == 0.30
+    assert found.facts["sam"] == str(weights / "sam")
+
+
+def test_weights_that_are_not_there_are_named(weights, monkeypatch):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        grounding_of(f"dino:{weights / 'dino'},sam:{weights / 'nowhere'}", device=CPU)
+    with pytest.raises(UserError, match="write dino:FOLDER,sam:FOLDER"):
+        grounding_of(f"dino:{weights / 'dino'}", device=CPU)
+    (weights / "sam" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"cannot be loaded \(.*no config.json"):
+        GroundingDinoSam(weights / "dino", weights / "sam", device=CPU)
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
+    with pytest.raises(UserError, match="pip install transformers"):
+        GroundingDinoSam(weights / "dino", weights / "sam", device=CPU)
+
+
+def test_folder_masks_are_foreground_above_128(tmp_path):
+    Image.fromarray(np.array([[0, 128, 129, 255]], np.uint8)).save(tmp_path / "red apple.png")
+    found = grounding_of(str(tmp_path), device=CPU).find(IMAGE, ["red apple"])
+    assert found.masks["red apple"].tolist() == [[False, False, True, True]]
+    assert found.warnings == ()
+    assert found.facts == {"provider": "folder", "folder": str(tmp_path)}
+
+
+def test_a_prompt_without_a_file_was_not_found(tmp_path):
+    Image.fromarray(np.full((2, 2, 3), 200, np.uint8)).save(tmp_path / "cup.png")
+    found = FolderGrounding(tmp_path).find(IMAGE, ["hat", "cup"])
+    assert list(found.masks) == ["cup"]
+    assert found.masks["cup"].all()
+    assert "hat" in found.warnings[0]
+
+
+def test_a_folder_without_any_mask_is_refused(tmp_path):
+    with pytest.raises(UserError, match="name the files cup.png, hat.png"):
+        FolderGrounding(tmp_path).find(IMAGE, ["cup", "hat"])
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        grounding_of(str(tmp_path / "nowhere"), device=CPU)
+    (tmp_path / "cup.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"cup.png: not a readable image"):
+        FolderGrounding(tmp_path).find(IMAGE, ["cup"])

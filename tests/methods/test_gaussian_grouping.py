@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from tests.methods.test_classifier import (
+    assert_resumes_bit_for_bit,
+    assert_saved_model_shows_what_was_trained,
+    bundles,
+    consistent,
+    data_of,
+    lift_stage,
+    share_told_apart,
+    trained,
+)
+from tests.scenes import tiny_scene
+from unified_lift.cli.train import with_preset
+from unified_lift.engine.settings import TrainSettings
+from unified_lift.methods.gaussian_grouping import GaussianGrouping, GaussianGroupingSettings
+from unified_lift.types import UserError
+
+NAME = "gaussian_grouping"
+
+
+def method_with(*, data_says="segment", **changes):
+    return GaussianGrouping(GaussianGroupingSettings(**changes), zero_id=data_says, seed=0)
+
+
+def test_classes_are_the_ids_of_the_masks_in_all_views():
+    method = method_with(num_codes=2)
+    method.prepare(data_of([torch.tensor([0, 7, 7, 65_535]), torch.tensor([7, 300]), torch.tensor([65_535, 0])]))
+    assert [classes.tolist() for classes in method.classes] == [[0, 1, 3], [1, 2], [0, 3]]
+    assert method.num_objects == 4
+
+
+def test_head_has_no_fewer_classes_than_the_released_one():
+    method = method_with()
+    method.prepare(data_of([torch.arange(5)]))
+    assert method.num_objects == 256
+    method = method_with()
+    method.prepare(data_of([torch.arange(400) * 50]))
+    assert method.num_objects == 400
+
+
+def test_zero_is_a_class_whatever_the_data_say_unless_they_are_asked():
+    assert not method_with(data_says="ignore").ignore_zero
+    assert method_with(data_says="ignore", zero_id="auto").ignore_zero
+    assert not method_with(data_says="segment", zero_id="auto").ignore_zero
+
+
+def test_ids_of_pixels_are_learnt():
+    views = [bundles([0, 300, 7, 1200], seed=seed) for seed in range(2)]
+    method = method_with()
+    history = trained(method, views)
+    assert history[-1] < 0.05 * history[0]
+    expected = torch.searchsorted(torch.tensor([0, 7, 300, 1200]), views[1][1])
+    assert torch.equal(method.segment(views[1][0]).object_ids, expected)
+
+
+def test_objects_are_told_apart_by_consistent_ids_and_not_by_ids_that_change_from_view_to_view():
+    shares = []
+    for scene in (consistent(tiny_scene()), tiny_scene()):
+        stage = lift_stage(scene, method_with(feature_lr=0.05, head_lr=0.05), steps=120)
+        for step in range(120):
+            stage.train_step(step)
+        shares.append(share_told_apart(stage))
+    assert shares[0] > 0.85
+    assert shares[1] < 0.75
+
+
+def test_interrupted_run_goes_on_bit_for_bit(tmp_path, scene):
+    assert_resumes_bit_for_bit(tmp_path, consistent(scene), NAME, knn_anchors=20, knn_max_points=100)
+
+
+def test_saved_model_reads_the_ids_that_were_trained(tmp_path, scene):
+    assert_saved_model_shows_what_was_trained(tmp_path, consistent(scene), NAME, knn_anchors=20)
+
+
+def test_preset_is_named_after_the_method():
+    settings = with_preset(TrainSettings(), NAME)
+    assert settings.method_name == NAME
+    assert settings.method == GaussianGroupingSettings()
+
+
+def test_a_head_without_classes_is_refused():
+    with pytest.raises(UserError, match="--num_codes must be at least 1, received 0"):
+        GaussianGroupingSettings(num_codes=0).check()

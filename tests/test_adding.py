@@ -1,0 +1,127 @@
+"""A stranger follows docs/adding.md to the letter: the blocks of the page, written to the files they name, work."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unified_lift.data.masks import read_mask
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "adding.md"
+METHOD, PRESET = "unified_lift/methods/toy.py", "configs/toy.yaml"
+READER, PROTOCOL = "unified_lift/data/toy.py", "unified_lift/evaluation/protocols/toy.py"
+NOT_PYTHON = ("*.pyc", "__pycache__")
+
+
+def blocks():
+    """File name -> content of the fenced blocks whose first line is a comment that names a file."""
+    fences = re.findall(
+        r"^```(?:python|yaml)\n(# \S+\.(?:py|yaml)\n.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE
+    )
+    return {block.split("\n", 1)[0].removeprefix("# "): block for block in fences}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The program as a stranger has it, with the files of the page."""
+    root = tmp_path_factory.mktemp("stranger")
+    shutil.copytree(ROOT / "unified_lift", root / "unified_lift", ignore=shutil.ignore_patterns(*NOT_PYTHON))
+    shutil.copytree(ROOT / "configs", root / "configs")
+    shutil.copytree(ROOT / "tests", root / "tests", ignore=shutil.ignore_patterns(*NOT_PYTHON))
+    for door in ("train.py", "eval.py", "render.py", "pyproject.toml"):
+        shutil.copy(ROOT / door, root / door)
+    for name, block in blocks().items():
+        assert not (root / name).exists(), f"{name} is a file of the program already"
+        (root / name).write_text(block)
+    return root
+
+
+def run(copy, *argv, code=0):
+    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *argv], cwd=copy, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(copy):
+    """A miniature of the toy dataset and a model of it by the toy method; the flags and what the program said."""
+    run(copy, "-c", "from pathlib import Path; from unified_lift.data.toy import *; write_miniature(Path('scene'))")
+    points = ["--random_init", "--num_random_points", "300"]
+    short = ["--iterations", "200", "--sh_degree", "0", "--lift_pixels", "400", "--logger", "none", "--quiet"]
+    flags = ["-s", "scene", "--eval", "--method", "toy", *points, *short, "--checkpoint_iterations", "350"]
+    return flags, run(copy, "train.py", *flags, "-m", "model")
+
+
+def test_the_page_has_a_block_for_each_file():
+    assert set(blocks()) == {METHOD, PRESET, READER, PROTOCOL}
+
+
+def test_the_toy_method_learns_the_toy_dataset(copy, trained):
+    _, said = trained
+    assert "scene: toy, 8 training views (8 with masks), 2 held out" in said
+    assert "12 object codes" in said
+    assert "purity" in run(copy, "eval.py", "-m", "model", "--quiet")
+    (scores,) = json.loads((copy / "model" / "results.json").read_text()).values()
+    truth = [read_mask(copy / "scene" / "truth" / f"{name}.png") for name in ("00", "08")]
+    floor = np.mean([view == 0 for view in truth])  # what one id for everything would reach
+    assert floor + 0.3 * (1 - floor) < scores["purity"] <= 1
+    assert json.loads((copy / "model" / "evaluation.json").read_text())["ours_200"]["protocol"] == "toy"
+    config = (copy / "model" / "config.yaml").read_text()
+    assert "method_name: toy" in config
+    assert "lift_iterations: 300" in config  # of the preset
+
+
+def test_a_resumed_toy_run_ends_where_the_uninterrupted_one_did(copy, trained):
+    flags, _ = trained
+    run(copy, "train.py", *flags, "-m", "again", "--start_checkpoint", "model/chkpnt350.pth")
+    for file in ("classifier.pth", "segmentation.npz", "point_cloud_objects.ply"):
+        ours, theirs = (copy / model / "point_cloud" / "iteration_200" / file for model in ("model", "again"))
+        assert ours.read_bytes() == theirs.read_bytes(), file
+
+
+def test_help_and_errors_know_the_toys(copy, trained):
+    (copy / "empty").mkdir()
+    train = ["train", "-s", "scene", "-m", "other", "--method"]
+    calls = {
+        "help": ["train", "--method", "toy", "--help"],
+        "method": [*train, "tay"],
+        "setting": [*train, "toy", "--num_anchors", "0"],
+        "dataset": ["train", "-s", "empty", "-m", "other"],
+        "protocol": ["eval", "-m", "model", "--protocol", "tay"],
+    }
+    said = json.loads(run(copy, "-c", ALL_IN_ONE, json.dumps(calls)))
+    assert "--num-anchors" in said["help"]
+    assert re.search(r"--method tay: .* there are .*\btoy\b", said["method"])
+    assert "error: --num_anchors must be at least 1, received 0" in said["setting"]
+    assert "toy.json (toy)" in said["dataset"]
+    assert re.search(r"error: --protocol tay: there are .*\btoy\b", said["protocol"])
+
+
+ALL_IN_ONE = """
+import contextlib, io, json, sys
+from unified_lift.cli.main import main
+said = {}
+for name, argv in json.loads(sys.argv[1]).items():
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        with contextlib.suppress(SystemExit):
+            main(argv)
+    said[name] = out.getvalue()
+print(json.dumps(said))
+"""
+"""One process for several calls: it takes seconds to start."""
+
+
+def test_the_toys_pass_the_tests_of_every_reader_and_module(copy):
+    said = run(
+        copy, "-m", "pytest", "-p", "no:cacheprovider", "-k", "toy and not toyroom",
+        "tests/data/test_readers.py", "tests/test_layers.py",
+    )  # fmt: skip
+    assert int(re.search(r"(\d+) passed", said)[1]) > 15

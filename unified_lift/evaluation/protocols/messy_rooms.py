@@ -1,0 +1,29 @@
+"""Messy Rooms: PQ over the scene, every label map resampled to a square first (Table 3 of the paper)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from unified_lift.evaluation.protocols.base import Protocol, ProtocolResult, Subject, aligned
+from unified_lift.evaluation.protocols.generic import panoptic_result
+from unified_lift.ops.resample import nearest
+
+# The size at which the scorer compares label maps, whatever their own [Contrastive Lift].
+SIZE = 512
+
+
+def score(subject: Subject) -> ProtocolResult:
+    """Return the scores as Contrastive Lift takes them; rules and errors as in `generic`.
+
+    The background is found before resampling, at the rendered size.
+    """
+    views = aligned(subject)
+    square = replace(
+        views,
+        preds=tuple(nearest(view, SIZE, SIZE) for view in views.preds),
+        trues=tuple(nearest(view, SIZE, SIZE) for view in views.trues),
+    )
+    return panoptic_result("messy_rooms", square, resampling="nearest, centre rule")
+
+
+PROTOCOL = Protocol(name="messy_rooms", truth="annotations", headline=("PQ_scene",), score=score)

@@ -1,0 +1,144 @@
+"""From object ids to text prompts, as LERF-Mask scores them: choosing ids in one view, masks in any, and the mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unified_lift.metrics.masks import overlap_table
+
+# An id belongs to a prompt when more than this share of its own pixels lies in the prompt's mask, strictly.
+MIN_SHARE = 0.7
+# A pixel belongs to an id when the id's probability there is above this, strictly: it need not be the largest.
+MIN_PROBABILITY = 0.2
+# A mask file shows its object where it is brighter than this, strictly.
+MASK_LEVEL = 128
+NO_ID = -1
+"""Fills the places of `likely_ids` that no id takes."""
+
+
+def shares_inside(ids: np.ndarray, mask: np.ndarray) -> dict[int, float]:
+    """Return the share of every id's pixels that lies in the mask.
+
+    Args:
+        ids: Object ids of the reference view, [H, W].
+        mask: bool [H, W].
+    Raises:
+        ValueError: The shapes differ.
+    """
+    present, inside, counts = overlap_table(ids, mask.astype(np.uint8))
+    areas, columns = counts.sum(axis=1), counts[:, inside == 1]
+    return {int(label): float(row.sum() / area) for label, row, area in zip(present, columns, areas, strict=True)}
+
+
+def select_ids(ids: np.ndarray, mask: np.ndarray, *, min_share: float = MIN_SHARE) -> tuple[int, ...]:
+    """Return the ids of which more than `min_share` lies in the mask, rising; 0 is an id like others.
+
+    Source: Gaussian Grouping. The share is of the predicted segment, not of the mask or the union: several ids may be
+    chosen, and a large one that is half covered never is.
+    """
+    return tuple(label for label, share in sorted(shares_inside(ids, mask).items()) if share > min_share)
+
+
+def likely_ids(probabilities: Tensor, *, threshold: float = MIN_PROBABILITY) -> Tensor:
+    """Return the ids whose probability is above the threshold, most likely first, int32 [..., K].
+
+    Fewer than 1 / threshold ids can be that likely at once, so K = ceil(1 / threshold) places hold them all.
+
+    Args:
+        probabilities: Of every id, each row sums to 1, [..., L].
+        threshold: In (0, 1).
+    """
+    top = probabilities.topk(min(math.ceil(1 / threshold), probabilities.shape[-1]), dim=-1)
+    return torch.where(top.values > threshold, top.indices, NO_ID).int()
+
+
+def mask_of(likely: np.ndarray, chosen: Iterable[int]) -> np.ndarray:
+    """Return where any chosen id is likely, bool [H, W]. A pixel may belong to several prompts.
+
+    Args:
+        likely: As `likely_ids` returns it, [H, W, K].
+        chosen: Ids of the prompt; none gives an empty mask.
+    """
+    return np.isin(likely, np.fromiter(chosen, dtype=np.int64)).any(axis=-1)
+
+
+def mean_over_prompts(
+    scores: Mapping[str, Mapping[str, float | None]],
+) -> tuple[dict[str, float], float | None]:
+    """Return the mean over views of each prompt, and the mean of those: a prompt seen in one view weighs like others.
+
+    Source: Gaussian Grouping's scorer; the benchmark is the plain mean of the scenes.
+    Args:
+        scores: View -> prompt -> score, None = nothing to score there.
+    Returns:
+        Score of every prompt that has one, and the scene's (None where there is no score at all).
+    """
+    values: dict[str, list[float]] = {}
+    for of_view in scores.values():
+        for prompt, value in of_view.items():
+            if value is not None:
+                values.setdefault(prompt, []).append(value)
+    per_prompt = {prompt: float(np.mean(found)) for prompt, found in values.items()}
+    return per_prompt, float(np.mean(list(per_prompt.values()))) if per_prompt else None
+
+
+def best_ids(
+    likely: Sequence[np.ndarray], trues: Sequence[np.ndarray], *, starts: Iterable[Iterable[int]] = ()
+) -> tuple[tuple[int, ...], float]:
+    """Return the ids whose mask has the largest mean IoU with the truth over the views, and that IoU.
+
+    An upper bound for any way of choosing ids. The search adds or removes one id at a time while that helps, from no
+    ids and from each of `starts`, so it is at least as good as all of these.
+
+    Args:
+        likely: Likely ids of each view in which the truth is not empty, [H, W, K].
+        trues: True mask of each, bool [H, W].
+        starts: Sets of ids that were chosen otherwise.
+    """
+    views = [_Combinations(ids, true) for ids, true in zip(likely, trues, strict=True)]
+    candidates = sorted(set().union(*(view.touching for view in views)))
+    found = [_climb(views, candidates, frozenset(start)) for start in [(), *starts]]
+    score, chosen = max(found, key=lambda entry: entry[0])
+    return tuple(sorted(chosen)), score
+
+
+class _Combinations:
+    """One view as a table: which ids are likely together, and on how many pixels inside and outside the truth."""
+
+    def __init__(self, likely: np.ndarray, true: np.ndarray) -> None:
+        # Order does not matter, so rows that hold the same ids become one.
+        rows = np.sort(likely.reshape(-1, likely.shape[-1]), axis=1)
+        self.ids, index = np.unique(rows, axis=0, return_inverse=True)
+        index, inside = index.reshape(-1), true.reshape(-1)
+        self.inside = np.bincount(index[inside], minlength=len(self.ids))
+        self.outside = np.bincount(index[~inside], minlength=len(self.ids))
+        self.area = int(self.inside.sum())
+        self.touching = set(self.ids[self.inside > 0].reshape(-1).tolist()) - {NO_ID}
+
+    def iou(self, chosen: frozenset[int]) -> float:
+        """Return the IoU of the mask of the chosen ids with the truth."""
+        covered = np.isin(self.ids, list(chosen)).any(axis=1)
+        return float(self.inside[covered].sum() / (self.area + self.outside[covered].sum()))
+
+
+def _climb(
+    views: Sequence[_Combinations], candidates: Sequence[int], chosen: frozenset[int]
+) -> tuple[float, frozenset[int]]:
+    """Return the best set that single changes reach, and its mean IoU before it."""
+
+    def score(ids: frozenset[int]) -> float:
+        return float(np.mean([view.iou(ids) for view in views]))
+
+    best = score(chosen)
+    while True:
+        options = [chosen ^ {label} for label in chosen.union(candidates)]
+        scores = [score(option) for option in options]
+        if not scores or max(scores) <= best:
+            return best, chosen
+        best = max(scores)
+        chosen = options[scores.index(best)]

@@ -13,7 +13,7 @@ from unified_lift.bench.collect import RESULTS_KEY, Results
 from unified_lift.bench.figures import all_figures
 from unified_lift.bench.grid import method_key, read_json
 from unified_lift.bench.sheets import Sheet, ran_on
-from unified_lift.bench.tables import MaskSet, Row
+from unified_lift.bench.tables import MaskSet
 from unified_lift.data import load_annotations
 from unified_lift.evaluation.pictures import object_colors, read_picture, replace_file, truth_colors
 from unified_lift.evaluation.report import chosen_views, data_uri, inline_picture
@@ -76,19 +76,14 @@ def _galleries(results: Results, masks: MaskSet) -> list[dict[str, object]]:
     for scene in results.plan.scenes:
         models = {}
         for row in results.plan.rows:
-            done = [seed for seed in results.plan.seeds if _is_done(results, masks, row, scene.name, seed)]
+            places = [results.at(masks, row, scene.name, seed) for seed in results.plan.seeds]
+            done = [place.seed for place in places if place.state.status == "done"]
             if done and not row.model:
                 models[row.name] = results.plan.out / method_key(scene.name, masks.folder, row, done[0])
         if models:
             views = _views(scene.path, models)
             galleries.append({"title": f"{scene.name}, masks {masks.folder}", "views": views})
     return galleries
-
-
-def _is_done(results: Results, masks: MaskSet, row: Row, scene: str, seed: int) -> bool:
-    return (scene, masks.folder) in {(p.scene, p.masks) for p in results.measured if p.state.status != "no masks"} and (
-        results.at(masks, row, scene, seed).state.status == "done"
-    )
 
 
 def _views(scene: Path, models: Mapping[str, Path]) -> list[dict[str, object]]:

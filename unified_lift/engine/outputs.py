@@ -89,7 +89,11 @@ def write_geometry(model_path: Path, iteration: int, gaussians: Gaussians) -> No
 def write_objects(
     model_path: Path, iteration: int, gaussians: Gaussians, method: Method, labels: GaussianLabels
 ) -> None:
-    """Write what reads ids off features (unified_lift: its codebook), per-Gaussian labels, object list, and the PLY that Gaussian Grouping's scripts read."""
+    """Write what reads ids off features, per-Gaussian labels, object list, and the PLY that other programs read.
+
+    Those are classifier.pth (unified_lift: its codebook), segmentation.npz, objects.json and point_cloud_objects.ply,
+    which Gaussian Grouping's scripts read.
+    """
     folder = iteration_dir(model_path, iteration)
     labels = GaussianLabels(*(value.cpu() for value in labels))
     torch.save(snapshot(method.object_state()), folder / "classifier.pth.partial")

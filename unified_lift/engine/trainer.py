@@ -240,7 +240,7 @@ class Trainer:
     def _values(self) -> dict[str, float]:
         terms = self.record.require_finite()
         total = sum(self.method.weights.get(name, 1.0) * value for name, value in terms.items())
-        statistics = self.method.statistics if len(terms) > 1 else {}
+        statistics = self.method.statistics if set(terms) - {"photometric"} else {}
         values = terms | {"total": total} | {name: float(value) for name, value in statistics.items()}
         return values | {"num_gaussians": len(self.gaussians)}
 

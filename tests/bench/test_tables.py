@@ -1,8 +1,9 @@
 import pytest
 
+from unified_lift.bench.grid import Plan, expand, method_key
 from unified_lift.bench.paper import PUBLISHED
-from unified_lift.bench.tables import ROWS, TABLES, chosen_rows, chosen_scenes
-from unified_lift.cli.train import PRESET_DIR
+from unified_lift.bench.tables import ROWS, TABLES, SceneEntry, chosen_rows, chosen_scenes
+from unified_lift.cli.train import PRESET_DIR, parse
 from unified_lift.data import DATASETS
 from unified_lift.methods import METHODS
 from unified_lift.types import UserError
@@ -46,6 +47,20 @@ def test_omniseg_brings_its_oracle_reading_along():
     table = TABLES["3"]
     assert [row.key for row in chosen_rows(table, ["omniseg3d_gs"])] == ["omniseg3d_gs", "omniseg3d_gs_oracle"]
     assert [row.key for row in chosen_rows(table, ["gaga", "released", "gaga"])] == ["gaga", "released"]
+
+
+def test_rows_of_the_ablation_that_are_methods_share_their_cells(tmp_path):
+    (tmp_path / "room" / "object_mask").mkdir(parents=True)
+    scene = SceneEntry(name="room", path=tmp_path / "room")
+    rows = [ROWS[key] for key in ("released", "5_filter", "panoptic_lifting_gs", "1_end_to_end")]
+    plan = Plan(table=TABLES["4"], out=tmp_path, scenes=(scene,), rows=tuple(rows), seeds=(0,), iterations=10)
+    assert [cell.row for cell in expand(plan)] == ["", "released", "panoptic_lifting_gs"]
+    keys = [method_key("room", "object_mask", row, 0) for row in rows]
+    assert keys[0] == keys[1]
+    assert keys[2] == keys[3]
+    whole, filtered = (parse(["-s", "a", "-m", "b", *row.train]).settings for row in rows[:2])
+    assert whole.method == filtered.method
+    assert whole.lift == filtered.lift
     assert [row.key for row in chosen_rows(table, None)] == list(table.rows)
 
 

@@ -134,7 +134,7 @@ def without_masks(plan: Plan) -> list[tuple[str, str]]:
 def method_key(scene: str, masks: str, row: Row, seed: int) -> str:
     """Return the key of the cell that scores a row."""
     own = f"{masks}/{scene}/{row.model or row.key}/seed{seed}"
-    return f"{own}/oracle" if row.model else own
+    return f"{own}/oracle" if row.is_hindsight else own
 
 
 def read_record(cell: Cell) -> Record:
@@ -232,6 +232,8 @@ def _row_cells(plan: Plan, scene: SceneEntry, masks: MaskSet, row: Row, seed: in
     if not row.model:
         return [_method_cell(plan, scene, masks, row, seed)]
     trained = _method_cell(plan, scene, masks, ROWS[row.model], seed)
+    if not row.is_hindsight:
+        return [trained]
     key = method_key(scene.name, masks.folder, row, seed)
     oracle = Cell(
         key=key,

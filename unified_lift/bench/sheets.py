@@ -64,7 +64,7 @@ def mean_sheet(results: Results, masks: MaskSet) -> Sheet:
         published, line = results.published(row), [row.name]
         for metric in masks.metrics:
             statistic = results.over_scenes(masks, row, metric)
-            means[metric].append(None if row.model else statistic.mean)
+            means[metric].append(None if row.is_hindsight else statistic.mean)
             line.append(statistic_text(statistic))
             line += [_percent(published.mean.get(metric) if published else None)] if metric in printed else []
         line += [_seconds_text(results.seconds(masks, row, part)) for part in ("geometry", "lift")]
@@ -93,7 +93,7 @@ def scene_sheet(results: Results, masks: MaskSet, metric: str) -> Sheet:
         line, published = [row.name], results.published(row)
         for scene in scenes:
             statistic = results.over_seeds(masks, row, scene, metric)
-            columns[scene].append(None if row.model else statistic.mean)
+            columns[scene].append(None if row.is_hindsight else statistic.mean)
             quoted = published.scenes.get(scene, {}).get(metric) if published else None
             quotes |= quoted is not None
             line.append(statistic_text(statistic) + (f" ({_percent(quoted)})" if quoted is not None else ""))

@@ -22,7 +22,7 @@ class Row:
         train: Flags of train.py.
         eval: Flags of eval.py.
         citation: Row of the paper's table whose number stands beside ours; "" = none.
-        model: Row whose trained model this one scores in another way; "" = it trains its own.
+        model: Row whose trained model this one scores with `eval`, or whose scores it shares; "" = it trains its own.
     """
 
     key: str
@@ -31,6 +31,11 @@ class Row:
     eval: tuple[str, ...] = ()
     citation: str = ""
     model: str = ""
+
+    @property
+    def is_hindsight(self) -> bool:
+        """Return whether its scores rest on a choice that read the annotations."""
+        return bool(self.model and self.eval)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +94,8 @@ def _method(key: str, name: str) -> Row:
     return Row(key=key, name=name, train=("--method", key), citation=key)
 
 
-def _ablation(key: str, name: str) -> Row:
-    return Row(key=key, name=name, train=("--preset", f"ablation/{key}"), citation=key)
+def _ablation(key: str, name: str, *, same_as: str = "") -> Row:
+    return Row(key=key, name=name, train=("--preset", f"ablation/{key}"), citation=key, model=same_as)
 
 
 _METHOD_ROWS = (
@@ -115,11 +120,11 @@ _METHOD_ROWS = (
 )
 _RELEASED = Row(key="released", name="Unified-Lift, released settings", train=("--preset", "released_staged"))
 _ABLATION_ROWS = (
-    _ablation("1_end_to_end", "end-to-end baseline"),
+    _ablation("1_end_to_end", "end-to-end baseline", same_as="panoptic_lifting_gs"),
     _ablation("2_codebook", "codebook baseline"),
     _ablation("3_concentration", "+ concentration"),
     _ablation("4_area_aware", "+ area-aware mapping"),
-    _ablation("5_filter", "+ noisy-label filter"),
+    _ablation("5_filter", "+ noisy-label filter", same_as="released"),
 )
 ROWS: dict[str, Row] = {row.key: row for row in (*_METHOD_ROWS, _RELEASED, *_ABLATION_ROWS)}
 """All rows; `--methods` also takes other methods and settings files."""
@@ -188,7 +193,7 @@ def chosen_rows(table: Table, words: Sequence[str] | None) -> list[Row]:
     for word in table.rows if words is None else words:
         row = _row(word)
         rows[row.key] = row
-        rows |= {other.key: other for other in ROWS.values() if other.model == row.key}
+        rows |= {other.key: other for other in ROWS.values() if other.is_hindsight and other.model == row.key}
     return list(rows.values())
 
 

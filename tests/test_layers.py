@@ -14,7 +14,7 @@ LAYERS = [
     {"density", "rendering"},
     {"methods"},
     {"evaluation", "engine"},
-    {"bench"},
+    {"bench", "editing", "capture"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

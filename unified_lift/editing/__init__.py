@@ -1,0 +1,1 @@
+"""Scenes as collections of objects: choose, change and export them."""

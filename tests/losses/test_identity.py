@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from unified_lift.losses import identity
 from unified_lift.losses.identity import identity_loss, knn_loss
+from unified_lift.ops.neighbors import nearest_points
 
 
 def random(*shape, seed=0):
@@ -59,12 +59,10 @@ def test_gradient_of_identity():
 # ---- neighbours --------------------------------------------------------------------------------------------------
 
 
-def all_gaussians(features, means, weight, bias, *, neighbours=3, anchors=10**6, points=10**6, seed=0):
+def all_gaussians(features, means, weight, bias, *, neighbours=3, anchors=10**6, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return knn_loss(
-        features, means, weight, bias,
-        num_neighbours=neighbours, num_anchors=anchors, max_points=points, generator=generator,
-    )  # fmt: skip
+    near = nearest_points(means, neighbours)
+    return knn_loss(features, near, weight, bias, num_anchors=anchors, generator=generator)
 
 
 def slow_knn(features, means, weight, bias, neighbours):
@@ -80,9 +78,7 @@ def slow_knn(features, means, weight, bias, neighbours):
     return total / count / len(bias)
 
 
-@pytest.mark.parametrize("budget", [2**25, 25])
-def test_knn_is_what_a_slow_loop_finds(budget, monkeypatch):
-    monkeypatch.setattr(identity, "_MAX_DISTANCES", budget)  # 25: two anchors at a time
+def test_knn_is_what_a_slow_loop_finds():
     features, means, weight, bias = random(12, 4), random(12, 3, seed=1), random(5, 4, seed=2), random(5, seed=3)
     leaves = [x.requires_grad_(True) for x in (features, weight, bias)]
     found, expected = all_gaussians(features, means, weight, bias), slow_knn(features, means, weight, bias, 3)
@@ -104,30 +100,22 @@ def test_knn_by_hand():
     assert float(all_gaussians(features, means, weight, bias, neighbours=9)) == pytest.approx(float(loss))
 
 
-def test_gradient_of_knn_reaches_features_and_head_but_not_the_positions():
-    means = random(9, 3, seed=1).requires_grad_(True)
+def test_gradient_of_knn_reaches_features_and_head():
+    means = random(9, 3, seed=1)
     leaves = [x.requires_grad_(True) for x in (random(9, 2), random(3, 2, seed=2), random(3, seed=3))]
     assert torch.autograd.gradcheck(lambda f, w, b: all_gaussians(f, means, w, b), leaves)
-    all_gaussians(leaves[0], means, *leaves[1:]).backward()
-    assert means.grad is None
 
 
-def test_knn_draws_anchors_and_points_again_with_the_same_seed_only():
+def test_knn_draws_anchors_again_with_the_same_seed_only():
     features, means, weight, bias = random(200, 4), random(200, 3, seed=1), random(5, 4, seed=2), random(5, seed=3)
-    draws = [float(all_gaussians(features, means, weight, bias, anchors=7, points=40, seed=s)) for s in (0, 0, 1)]
+    draws = [float(all_gaussians(features, means, weight, bias, anchors=7, seed=s)) for s in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
 
 
-def test_knn_looks_at_no_more_gaussians_than_it_may():
-    # Anchors are all points looked at, so a Gaussian has a gradient exactly if it was among them.
+def test_knn_compares_no_more_anchors_than_it_may():
+    # Without neighbours but itself an anchor has no gradient; with one other, it and the other have.
     features = random(60, 4).requires_grad_(True)
-    all_gaussians(features, random(60, 3, seed=1), random(5, 4, seed=2), random(5, seed=3), points=20).backward()
-    assert int((features.grad != 0).any(dim=1).sum()) == 20
-
-
-def test_knn_finds_neighbours_far_from_the_origin():
-    # 1 mm apart at 10 km: in float32 a product of matrices would tell any two of them apart by chance only.
-    means = torch.zeros(40, 3)
-    means[:, 0] = torch.arange(40) * 2.0**-9 + 8192
-    near = identity._nearest(means, torch.tensor([20]), 3)
-    assert sorted(near[0].tolist()) == [19, 20, 21]
+    all_gaussians(
+        features, random(60, 3, seed=1), random(5, 4, seed=2), random(5, seed=3), neighbours=2, anchors=4
+    ).backward()
+    assert 4 < int((features.grad != 0).any(dim=1).sum()) <= 8

@@ -259,8 +259,8 @@ def test_a_view_without_segments_trains_nothing():
 
 def test_neighbours_are_compared_at_every_fifth_step_only():
     method = modulo(knn_anchors=10)
-    method.prepare(data_of([torch.arange(5)]))
     features, means = torch.randn(30, 16), torch.randn(30, 3)
+    method.prepare(data_of([torch.arange(5)])._replace(means=means))
     steps = [step for step in range(12) if method.gaussian_terms(features, means, step)]
     assert steps == [4, 9]
     terms = [float(method.gaussian_terms(features, means, step)["knn"].detach()) for step in (4, 4, 9)]
@@ -274,7 +274,7 @@ def test_masks_without_any_class_are_refused():
         modulo().prepare(data_of([torch.tensor([11, 22, 0])]))
 
 
-@pytest.mark.parametrize("name", ["knn_interval", "knn_neighbours", "knn_anchors", "knn_max_points"])
+@pytest.mark.parametrize("name", ["knn_interval", "knn_neighbours", "knn_anchors"])
 def test_settings_that_make_no_sense_name_their_flag(name):
     KnownClassesSettings().check()
     with pytest.raises(UserError, match=f"--{name} must be at least 1, received 0"):
@@ -301,14 +301,15 @@ def terms_without_waiting(stage, *, first=20, count=10):
     assert stage.pool.keeps_weights
     torch.cuda.set_sync_debug_mode("error")
     try:
-        return [stage.train_step(step) for step in range(first, first + count)]
+        steps = range(first, first + count)
+        return [{name: term.clone() for name, term in stage.train_step(step).items()} for step in steps]
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu
 def test_a_step_does_not_make_the_host_wait(scene):
-    method = modulo(knn_anchors=20, knn_max_points=100)
+    method = modulo(knn_anchors=20)
     terms = terms_without_waiting(lift_stage(scene, method, device="cuda"))
     assert [sorted(values) for values in terms[3:5]] == [["identity"], ["identity", "knn"]]
     assert all(bool(torch.isfinite(value)) for values in terms for value in values.values())

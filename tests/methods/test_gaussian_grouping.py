@@ -67,7 +67,7 @@ def test_objects_are_told_apart_by_consistent_ids_and_not_by_ids_that_change_fro
 
 
 def test_interrupted_run_goes_on_bit_for_bit(tmp_path, scene):
-    assert_resumes_bit_for_bit(tmp_path, consistent(scene), NAME, knn_anchors=20, knn_max_points=100)
+    assert_resumes_bit_for_bit(tmp_path, consistent(scene), NAME, knn_anchors=20)
 
 
 def test_saved_model_reads_the_ids_that_were_trained(tmp_path, scene):

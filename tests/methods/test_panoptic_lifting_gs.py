@@ -174,5 +174,6 @@ def test_steps_are_replayed_without_the_host_waiting_and_learn_what_they_learn_o
         else:
             terms[device] = terms_without_waiting(stage, first=20, count=100)
             assert stage.graph._graph is not None
-    last = {device: float(values[-1]["identity"]) for device, values in terms.items()}  # other pixels are drawn
-    assert last["cuda"] == pytest.approx(last["cpu"], rel=0.5, abs=0.05)
+    # Other pixels are drawn on the other device, and views differ: the mean over ten rounds of them.
+    last = {d: float(torch.stack([v["identity"] for v in values[-60:]]).mean()) for d, values in terms.items()}
+    assert last["cuda"] == pytest.approx(last["cpu"], rel=0.5, abs=0.1)

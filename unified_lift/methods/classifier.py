@@ -20,6 +20,7 @@ from unified_lift.methods.base import LiftData, Method, MethodSettings, Segmenta
 from unified_lift.model.initialize import random_features
 from unified_lift.ops.draws import StepGenerator
 from unified_lift.ops.matching import pseudo_labels
+from unified_lift.ops.neighbors import nearest_points
 from unified_lift.types import UserError, ZeroId
 
 _MAX_LOGITS = 2**24  # of pixels for classes at once: 64 MiB for each of a few tensors
@@ -60,13 +61,11 @@ class KnownClassesSettings(ClassifierSettings):
     """Nearest Gaussians that an anchor is compared with, itself the first [Gaussian Grouping]."""
     knn_anchors: int = 1_000
     """Gaussians compared with their neighbours at a time [Gaussian Grouping]."""
-    knn_max_points: int = 200_000
-    """Where there are more Gaussians, neighbours are sought among that many [Gaussian Grouping]."""
 
     def check(self) -> None:
         """Raise a UserError naming the flag whose value makes no sense."""
         super().check()
-        for name in ("knn_interval", "knn_neighbours", "knn_anchors", "knn_max_points"):
+        for name in ("knn_interval", "knn_neighbours", "knn_anchors"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, received {getattr(self, name)}")
 
@@ -168,6 +167,8 @@ class KnownClasses(IdentityClassifier):
         self.draws = StepGenerator(seed)
         self.classes: list[Tensor] = []
         """Class of each segment of each view, -1 = none, int64 [S] each; made by `prepare`, also of a resumed run."""
+        self.neighbours = torch.zeros(0, 0, dtype=torch.int64)
+        """Nearest Gaussians of each, [N, K]; made by `prepare` if they are asked for."""
 
     @abstractmethod
     def segment_classes(self, data: LiftData) -> SegmentClasses:
@@ -183,6 +184,8 @@ class KnownClasses(IdentityClassifier):
         if not any(bool((classes >= 0).any()) for classes in of_view):
             raise UserError("--object_path: no pixel of any mask has a label; check the masks, or --zero_id segment")
         self.classes = [classes.to(self.device) for classes in of_view]
+        if self.settings.weight_knn:
+            self.neighbours = nearest_points(data.means, self.settings.knn_neighbours).to(self.device)
         self.start_head(num_classes)
 
     def losses(
@@ -196,16 +199,8 @@ class KnownClasses(IdentityClassifier):
         s = self.settings
         if not s.weight_knn or (step + 1) % s.knn_interval:
             return {}
-        term = knn_loss(
-            features,
-            means,
-            self.weight,
-            self.bias,
-            num_neighbours=s.knn_neighbours,
-            num_anchors=s.knn_anchors,
-            max_points=s.knn_max_points,
-            generator=self.draws.at(step, features.device),
-        )
+        draws = self.draws.at(step, features.device)
+        term = knn_loss(features, self.neighbours, self.weight, self.bias, num_anchors=s.knn_anchors, generator=draws)
         return {"knn": term}
 
     def reorder(self, order: Tensor) -> None:

@@ -6,7 +6,7 @@ import argparse
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic
 
@@ -17,7 +17,7 @@ from unified_lift.cli.flags import canonical
 from unified_lift.config import read_settings_file
 from unified_lift.data import load_scene
 from unified_lift.engine.device import chosen_device
-from unified_lift.engine.outputs import holds_run, read_run_settings
+from unified_lift.engine.outputs import holds_run, iteration_dir, level_dir, read_run_settings
 from unified_lift.engine.placement import ViewStore
 from unified_lift.engine.profiling import profile_table
 from unified_lift.engine.settings import M, TrainSettings, changed
@@ -42,6 +42,9 @@ class TrainCommand(Generic[M]):
     """Go on from this checkpoint [3DGS]."""
     overwrite: bool = False
     """Train again into a model folder that already holds a run."""
+    levels: tuple[str, ...] = ()
+    """More mask folders to lift on the same geometry, NAME=FOLDER each, such as part=object_mask_part; every level is a
+    model of its own in <model>/levels/<NAME>."""
     config: Path | None = None
     """YAML (or Unified-Lift JSON) of differences, applied on top of the preset."""
     settings: TrainSettings[M] = field(default_factory=TrainSettings)
@@ -50,8 +53,17 @@ class TrainCommand(Generic[M]):
 def train_main(argv: list[str]) -> int:
     """Parse, load, train. Return the exit code."""
     command = parse(argv)
-    settings = command.settings
+    settings, levels = command.settings, _levels(command)
     resume_from = _where_to_start(command)
+    code = _run(settings, resume_from)
+    for name, folder in levels.items():
+        if code == 0:
+            code = _lift_level(settings, name, folder, resume=command.resume)
+    return code
+
+
+def _run(settings: TrainSettings, resume_from: Path | None) -> int:
+    """Train one model folder; return the exit code."""
     trainer = _prepared(settings)
 
     def ask_to_stop(*_: object) -> None:
@@ -76,6 +88,39 @@ def train_main(argv: list[str]) -> int:
         f"{minutes:.1f} min"
     )
     return 0
+
+
+def _levels(command: TrainCommand) -> dict[str, str]:
+    """Return name -> mask folder of the further levels, having looked that they are there.
+
+    Raises:
+        UserError: Not NAME=FOLDER, a name twice, or no such folder.
+    """
+    levels: dict[str, str] = {}
+    for word in command.levels:
+        name, equals, folder = word.partition("=")
+        if not (name.isidentifier() and equals and folder) or name in levels:
+            raise UserError(f"--levels {word}: write NAME=FOLDER, each name once, such as part=object_mask_part")
+        path = command.settings.data.source_path / folder
+        if not path.is_dir():
+            raise UserError(f"{path}: no such mask folder; correct --levels or make the masks first")
+        levels[name] = folder
+    return levels
+
+
+def _lift_level(base: TrainSettings, name: str, folder: str, *, resume: bool) -> int:
+    """Lift another set of masks onto the geometry of a finished run, into a model folder of its own."""
+    ply = iteration_dir(base.model_path, base.geometry.iterations) / "point_cloud.ply"
+    settings = replace(
+        base,
+        model_path=level_dir(base.model_path, name),
+        schedule="staged",
+        init_ply=ply,
+        data=replace(base.data, object_path=folder, random_init=True, num_random_points=4),  # the splat has its own
+        geometry=replace(base.geometry, iterations=0),
+    )
+    resume_from = latest_checkpoint(settings) if resume and holds_run(settings.model_path) else None
+    return _run(settings, resume_from)
 
 
 def parse(argv: list[str]) -> TrainCommand:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unified_lift.data.common import Reader, Store
+from unified_lift.data.common import Frame, Reader, Store, check_frames
 from unified_lift.data.images import Progress
 from unified_lift.registry import members
 from unified_lift.types import DataSettings, Scene, UserError
@@ -46,6 +46,20 @@ def load_scene(settings: DataSettings, *, progress: Progress | None = None, stor
         UserError: Names the file or flag and the cure.
     """
     return detect_reader(settings).load(settings.source_path, settings, progress=progress, store=store)
+
+
+def load_frames(settings: DataSettings) -> list[Frame]:
+    """Return the posed photos of `settings.source_path` as files, each with its mask file; no pixel is read.
+
+    Raises:
+        UserError: Names the file and the cure.
+    """
+    reader = detect_reader(settings)
+    if reader.frames is None:
+        raise UserError(f"{settings.source_path}: the reader of {reader.name} scenes cannot list their photos")
+    frames = reader.frames(settings.source_path, settings)
+    check_frames(frames, settings.source_path)
+    return frames
 
 
 def load_annotations(settings: DataSettings, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -93,6 +93,15 @@ def load(root: Path, settings: DataSettings, *, progress: Progress | None = None
     )
 
 
+def frames_of(root: Path, settings: DataSettings) -> list[Frame]:
+    """Return all registered images with their masks, sorted by name.
+
+    Raises:
+        UserError: Names the file and the cure.
+    """
+    return read_frames(root, mask_folder(root, settings)[0], images=settings.images)
+
+
 def read_frames(root: Path, masks: Path, *, images: str) -> list[Frame]:
     """Return all registered images, sorted by name as strings [3DGS]."""
     model, folder = _model_folder(root), root / images
@@ -257,4 +266,5 @@ READER = Reader(
     load_annotations=load_annotations,
     write_miniature=write_miniature,
     precedence=60,
+    frames=frames_of,
 )

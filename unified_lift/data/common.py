@@ -50,6 +50,7 @@ class Reader(NamedTuple):
         load_prompt_masks: Truth masks of text prompts, where that is what the data set annotates, at native size:
             (root, names, settings) -> view -> prompt -> bool [H, W]; views without any are absent.
         precedence: Folders that fit several layouts are read by the reader with the smallest number.
+        frames: All posed photos as described, before any pixel is read: (root, settings).
     """
 
     name: str
@@ -61,6 +62,7 @@ class Reader(NamedTuple):
     protocol: str = "generic"
     load_prompt_masks: Callable[[Path, Sequence[str], DataSettings], dict[str, dict[str, np.ndarray]]] | None = None
     precedence: int = 50
+    frames: Callable[[Path, DataSettings], list[Frame]] | None = None
 
 
 class Store(Protocol):

@@ -199,4 +199,5 @@ READER = Reader(
     protocol="lerf_mask",
     load_prompt_masks=load_prompt_masks,
     precedence=20,
+    frames=colmap.frames_of,
 )

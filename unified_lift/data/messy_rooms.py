@@ -54,6 +54,15 @@ def load(root: Path, settings: DataSettings, *, progress: Progress | None = None
     )
 
 
+def frames_of(root: Path, settings: DataSettings) -> list[Frame]:
+    """Return all frames with their masks, in numeric order.
+
+    Raises:
+        UserError: Names the file and the cure.
+    """
+    return read_frames(root, mask_folder(root, settings, default=INPUT_MASKS)[0])
+
+
 def read_frames(root: Path, masks: Path) -> list[Frame]:
     """Return all frames in numeric order of their stems."""
     source = root / "metadata.json"
@@ -156,4 +165,5 @@ READER = Reader(
     write_miniature=write_miniature,
     protocol="messy_rooms",
     precedence=10,
+    frames=frames_of,
 )

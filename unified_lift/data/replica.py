@@ -82,6 +82,15 @@ def load(root: Path, settings: DataSettings, *, progress: Progress | None = None
     )
 
 
+def frames_of(root: Path, settings: DataSettings) -> list[Frame]:
+    """Return all frames of the benchmark with their masks.
+
+    Raises:
+        UserError: Names the file and the cure.
+    """
+    return list(read_frames(_recording(root), mask_folder(root, settings)[0])[0].values())
+
+
 def load_annotations(root: Path, names: Sequence[str], settings: DataSettings) -> dict[str, np.ndarray]:
     """Return the instance ids of the named views that have a map, int32 [H, W] at native size.
 
@@ -203,4 +212,5 @@ READER = Reader(
     write_miniature=write_miniature,
     protocol="replica",
     precedence=30,
+    frames=frames_of,
 )

@@ -84,6 +84,15 @@ def load(root: Path, settings: DataSettings, *, progress: Progress | None = None
     )
 
 
+def frames_of(root: Path, settings: DataSettings) -> list[Frame]:
+    """Return all frames with their masks, sorted by name.
+
+    Raises:
+        UserError: Names the file and the cure.
+    """
+    return read_frames(root, mask_folder(root, settings)[0])
+
+
 def read_frames(root: Path, masks: Path) -> list[Frame]:
     """Return all frames sorted by name. `masks` is searched for frames that name no mask of their own."""
     heads = [(path, read_json(path)) for path in _camera_files(root)]
@@ -291,4 +300,5 @@ READER = Reader(
     load_annotations=load_annotations,
     write_miniature=write_miniature,
     precedence=70,
+    frames=frames_of,
 )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unified_lift.engine.inference import load_model
-from unified_lift.engine.outputs import iteration_dir
+from unified_lift.engine.outputs import iteration_dir, level_dir, saved_levels
 from unified_lift.methods.base import Method
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.types import UserError
@@ -88,16 +88,26 @@ class ObjectScene:
         )
 
 
-def load_object_scene(model_path: Path, *, iteration: int = -1, device: torch.device = _CPU) -> ObjectScene:
+def load_object_scene(
+    model_path: Path, *, level: str = "", iteration: int = -1, device: torch.device = _CPU
+) -> ObjectScene:
     """Return the labelled scene of a model folder.
 
     Args:
         model_path: Model folder.
+        level: Name of a further level of objects (train.py --levels); "" = the model's own.
         iteration: Saved iteration; -1 = the last.
         device: Where it is to be rendered.
     Raises:
         UserError: No model there, or one that was not lifted.
     """
+    if level:
+        levels = saved_levels(model_path)
+        if level not in levels:
+            raise UserError(
+                f"{model_path}: no level {level}; there are {', '.join(levels) or 'none (train.py --levels)'}"
+            )
+        model_path = level_dir(model_path, level)
     model = load_model(model_path, iteration=iteration, device=device)
     if model.method is None:
         raise UserError(

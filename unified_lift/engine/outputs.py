@@ -44,7 +44,7 @@ def forget_earlier_run(model_path: Path) -> None:
     """Remove checkpoints, logs and saved iterations of an earlier run, which would mix with those of a new one."""
     for path in (*model_path.glob("chkpnt*.pth"), *model_path.glob("metrics.jsonl"), *model_path.glob("profile.json")):
         path.unlink()
-    for folder in (model_path / "tb", model_path / "point_cloud"):
+    for folder in (model_path / "tb", model_path / "point_cloud", model_path / "levels"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -73,6 +73,16 @@ def read_run_settings(model_path: Path) -> TrainSettings:
 def iteration_dir(model_path: Path, iteration: int) -> Path:
     """Return `<model>/point_cloud/iteration_<N>`."""
     return model_path / "point_cloud" / f"iteration_{iteration}"
+
+
+def level_dir(model_path: Path, name: str) -> Path:
+    """Return the model folder of another level of objects on the same geometry, `<model>/levels/<name>`."""
+    return model_path / "levels" / name
+
+
+def saved_levels(model_path: Path) -> list[str]:
+    """Return the names of the further levels that are lifted, sorted."""
+    return sorted(path.parent.name for path in (model_path / "levels").glob("*/manifest.json"))
 
 
 def saved_iterations(model_path: Path) -> list[int]:

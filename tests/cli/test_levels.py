@@ -1,0 +1,80 @@
+"""Several sets of masks lifted on one geometry: train.py --levels."""
+
+import filecmp
+import shutil
+
+import cv2
+import pytest
+
+from tests.cli.test_train import SHORT
+from unified_lift.cli.main import main
+from unified_lift.data import DATASETS
+from unified_lift.editing.scene import load_object_scene
+from unified_lift.engine.outputs import level_dir, saved_levels
+from unified_lift.types import UserError
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """A miniature with masks of whole objects and others in which each is cut in two."""
+    root = tmp_path_factory.mktemp("levels") / "scene"
+    DATASETS["colmap"].write_miniature(root)
+    shutil.copytree(root / "object_mask", root / "object_mask_part")
+    for path in (root / "object_mask_part").rglob("*.png"):
+        ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        ids[:, ::2][ids[:, ::2] > 0] += 5000
+        cv2.imwrite(str(path), ids)
+    return root
+
+
+def train(scene, model, *flags):
+    return main(["train", "-s", str(scene), "-m", str(model), *SHORT, *flags])
+
+
+def test_levels_share_the_geometry_and_are_models_of_their_own(scene, tmp_path, capsys):
+    model = tmp_path / "model"
+    assert train(scene, model, "--levels", "part=object_mask_part") == 0
+    assert saved_levels(model) == ["part"]
+    whole, part = load_object_scene(model), load_object_scene(model, level="part")
+    assert whole.gaussians.means.equal(part.gaussians.means)
+    assert not whole.gaussians.features.equal(part.gaussians.features)
+    plys = [folder / "point_cloud.ply" for folder in (model / "point_cloud" / "iteration_12",
+            level_dir(model, "part") / "point_cloud" / "iteration_0")]  # fmt: skip
+    assert filecmp.cmp(*plys, shallow=False)
+    with pytest.raises(UserError, match="no level parts; there are part"):
+        load_object_scene(model, level="parts")
+    capsys.readouterr()
+    assert main(["render", "-m", str(level_dir(model, "part")), "--quiet", "--no-video"]) == 0
+    # A new run into the folder does not leave levels of the old geometry behind.
+    assert train(scene, model, "--overwrite") == 0
+    assert saved_levels(model) == []
+
+
+def test_a_level_goes_on_where_it_was_stopped(scene, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    flags = ["--levels", "part=object_mask_part"]
+    assert train(scene, whole, *flags, "--checkpoint_iterations", "5") == 0
+    shutil.copytree(whole, halves)
+    broken_off = level_dir(halves, "part")
+    shutil.rmtree(broken_off / "point_cloud")
+    for name in ("manifest.json", "chkpnt10.pth"):
+        (broken_off / name).unlink()
+    assert main(["train", "-m", str(halves), "--resume", *flags]) == 0
+    first, second = (load_object_scene(model, level="part") for model in (whole, halves))
+    assert first.gaussians.features.equal(second.gaussians.features)
+    assert first.object_ids.equal(second.object_ids)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("object_mask_part", "write NAME=FOLDER"),
+        ("part=", "write NAME=FOLDER"),
+        ("../x=object_mask_part", "write NAME=FOLDER"),
+        ("part=object_mask_parts", "object_mask_parts: no such mask folder"),
+    ],
+)
+def test_a_wrong_level_is_refused_before_anything_is_trained(scene, tmp_path, word, message, capsys):
+    assert train(scene, tmp_path / "model", "--levels", word) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()

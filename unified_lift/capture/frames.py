@@ -1,0 +1,217 @@
+"""Photos as they come from a phone or camera, or the sharp frames of a video, as pictures a reconstruction can use.
+
+Pictures stand upright (EXIF rotation is applied), are RGB JPEG files no longer than a chosen size, and carry nothing of
+their EXIF data but what tells the focal length: places and times stay at home.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from unified_lift.data.images import IMAGE_SUFFIXES, Progress, open_image, parallel_map
+from unified_lift.types import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Exif
+
+HEIC_SUFFIXES = (".heic", ".heif")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".3gp")
+_PHOTO_SUFFIXES = frozenset(suffix.lower() for suffix in IMAGE_SUFFIXES)
+_QUALITY = 97  # of the JPEG files: features and later training should not see our compression
+_MAKE, _MODEL, _ORIENTATION, _EXIF_IFD = 0x010F, 0x0110, 0x0112, 0x8769
+_FOCAL, _FOCAL_35MM = 0x920A, 0xA405
+_SHARPNESS_SIDE = 640  # px: noise would count as sharpness at full size
+
+
+def is_video(source: Path) -> bool:
+    """Return whether the path is a video file rather than a folder of photos.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if source.is_dir():
+        return False
+    if not source.exists():
+        raise UserError(f"{source}: no such folder or file; give a folder of photos or a video")
+    if source.suffix.lower() in VIDEO_SUFFIXES:
+        return True
+    kinds = ", ".join(VIDEO_SUFFIXES)
+    raise UserError(f"{source}: neither a folder of photos nor a video ({kinds}); give one of them")
+
+
+def list_photos(folder: Path) -> list[Path]:
+    """Return the photos below a folder, sorted by relative path; hidden files and folders are left out.
+
+    Raises:
+        UserError: There is none, some are HEIC files that cannot be read here, or two have one name but for the suffix.
+    """
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path.relative_to(folder))]
+    photos = [path for path in files if path.suffix.lower() in _PHOTO_SUFFIXES]
+    heic = [path for path in files if path.suffix.lower() in HEIC_SUFFIXES]
+    if heic and not _reads_heic():
+        raise UserError(
+            f"{heic[0]}: {len(heic)} HEIC photos cannot be read here; pip install pillow-heif, or export them as JPEG"
+        )
+    photos = sorted([*photos, *heic])
+    if not photos:
+        kinds = ", ".join(sorted(_PHOTO_SUFFIXES | set(HEIC_SUFFIXES)))
+        raise UserError(f"{folder}: holds no photos ({kinds}); give the folder they are in")
+    seen: dict[str, Path] = {}
+    for path in photos:
+        other = seen.setdefault(photo_name(path, folder), path)
+        if other is not path:
+            raise UserError(f"{path}: has the same name as {other.name} but for the suffix; rename or remove one")
+    return photos
+
+
+def photo_name(path: Path, folder: Path) -> str:
+    """Return the name a photo gets in the scene: its path below `folder`, with the suffix .jpg."""
+    return path.relative_to(folder).with_suffix(".jpg").as_posix()
+
+
+def write_photos(
+    photos: Sequence[Path], source: Path, folder: Path, *, max_size: int, progress: Progress | None = None
+) -> None:
+    """Write every photo below `folder` as an upright JPEG whose longer side is at most `max_size`.
+
+    Args:
+        photos: Files below `source`.
+        progress: Called with (done, total) after each photo.
+    Raises:
+        UserError: A photo is damaged.
+    """
+    parallel_map(partial(_write_photo, source=source, folder=folder, max_size=max_size), photos, progress)
+
+
+def _write_photo(path: Path, *, source: Path, folder: Path, max_size: int) -> None:
+    target = folder / photo_name(path, source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    image = open_image(path)
+    exif = image.getexif()
+    if image.format == "JPEG" and image.mode == "RGB" and not exif and max(image.size) <= max_size:
+        shutil.copyfile(path, target)  # decoding and encoding again could only lose
+        return
+    upright = ImageOps.exif_transpose(image)
+    _save(_as_rgb(upright), target, max_size=max_size, exif=_focal_only(exif))
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Return the picture as 8-bit RGB; of 16-bit grey the high byte."""
+    if image.mode.startswith(("I", "F")):
+        deep = np.clip(np.asarray(image, dtype=np.float64) / 257.0, 0, 255)
+        image = Image.fromarray(deep.round().astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _focal_only(exif: Exif) -> Exif:
+    """Return the tags from which a reconstruction guesses the focal length, and no others."""
+    kept = Image.Exif()
+    for tag in (_MAKE, _MODEL):
+        if tag in exif:
+            kept[tag] = exif[tag]
+    details = exif.get_ifd(_EXIF_IFD)
+    focal = {tag: details[tag] for tag in (_FOCAL, _FOCAL_35MM) if tag in details}
+    if focal:
+        kept[_EXIF_IFD] = focal
+    return kept
+
+
+def _save(image: Image.Image, path: Path, *, max_size: int, exif: Exif | None = None) -> None:
+    scale = max_size / max(image.size)
+    if scale < 1:
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = Image.fromarray(cv2.resize(np.asarray(image), (width, height), interpolation=cv2.INTER_AREA))
+    image.save(path, quality=_QUALITY, subsampling=0, exif=exif if exif is not None else Image.Exif())
+
+
+def write_sharp_frames(
+    video: Path, folder: Path, *, count: int, max_size: int, progress: Progress | None = None
+) -> int:
+    """Write the sharpest frame of each of `count` equal stretches of a video, and return how many the video has.
+
+    Files are called `frame_<number in the video>.jpg`. The video is decoded twice: containers often misstate how many
+    frames they hold.
+
+    Args:
+        count: Frames to choose; a shorter video gives all of its own.
+        max_size: Longer side of a written frame in pixels.
+        progress: Called with (done, total) frames over both passes; the total is an estimate during the first.
+    Raises:
+        UserError: The video cannot be decoded.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    guess, scores = _stated_length(video), []
+    for frame in _decoded(video):
+        scores.append(sharpness(frame))
+        if progress is not None:
+            progress(len(scores), 2 * max(guess, len(scores)))
+    if not scores:
+        raise UserError(f"{video}: no frame of this video can be decoded; convert it to H.264 .mp4 or give photos")
+    chosen = set(sharpest(scores, count=count))
+    for number, frame in enumerate(_decoded(video)):
+        if number in chosen:
+            picture = Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+            _save(picture, folder / f"frame_{number:06d}.jpg", max_size=max_size)
+        if progress is not None:
+            progress(len(scores) + number + 1, 2 * len(scores))
+    return len(scores)
+
+
+def sharpness(image: np.ndarray) -> float:
+    """Return the variance of the Laplacian of a BGR frame [H, W, 3] at 640 px: large where edges are crisp."""
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    scale = _SHARPNESS_SIDE / max(grey.shape)
+    if scale < 1:
+        size = tuple(max(1, round(side * scale)) for side in grey.shape[::-1])
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    return float(cv2.Laplacian(grey, cv2.CV_64F).var())
+
+
+def sharpest(scores: Sequence[float], *, count: int) -> list[int]:
+    """Return the index of the best score in each of `count` equal windows (all indices where there are fewer)."""
+    if count >= len(scores):
+        return list(range(len(scores)))
+    edges = np.linspace(0, len(scores), count + 1).round().astype(int).tolist()
+    return [low + int(np.argmax(scores[low:high])) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def _stated_length(video: Path) -> int:
+    capture = cv2.VideoCapture(str(video))
+    length = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    capture.release()
+    return max(length, 0)
+
+
+def _decoded(video: Path) -> Iterator[np.ndarray]:
+    """Yield the frames as BGR, turned as the file says."""
+    capture = cv2.VideoCapture(str(video))
+    try:
+        while True:
+            good, frame = capture.read()
+            if not good:
+                return
+            yield frame
+    finally:
+        capture.release()
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _reads_heic() -> bool:
+    """Return whether Pillow reads HEIC once its optional plugin is registered."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True

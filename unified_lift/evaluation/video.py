@@ -89,7 +89,7 @@ def _depth(point: np.ndarray, camera: Camera) -> float:
     return float(camera.cam_from_world[2, :3] @ point + camera.cam_from_world[2, 3])
 
 
-def _up(cameras: Sequence[Camera]) -> np.ndarray:
+def up_direction(cameras: Sequence[Camera]) -> np.ndarray:
     """Return the unit direction to which the cameras' horizontal axes are most perpendicular, on their upper side."""
     right, down, _ = np.stack([camera.cam_from_world[:3, :3] for camera in cameras], axis=1)  # [C, 3] each
     mean_up = -down.mean(axis=0)
@@ -99,7 +99,7 @@ def _up(cameras: Sequence[Camera]) -> np.ndarray:
 
 
 def _orbit(cameras: Sequence[Camera], target: np.ndarray, count: int) -> list[np.ndarray]:
-    up = _up(cameras)
+    up = up_direction(cameras)
     east = np.cross(up, np.eye(3)[np.abs(up).argmin()])
     east /= np.linalg.norm(east)
     north = np.cross(up, east)

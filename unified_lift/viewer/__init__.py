@@ -1,0 +1,1 @@
+"""A trained scene in the browser: look, select, edit, save, film."""

@@ -13,7 +13,16 @@ from unified_lift.bench.collect import collect
 from unified_lift.bench.figures import all_figures
 from unified_lift.bench.grid import expand
 from unified_lift.bench.page import matched_colors, write_page
-from unified_lift.bench.sheets import all_sheets, csv_text, latex, markdown, mean_sheet, scene_sheet, summary
+from unified_lift.bench.sheets import (
+    all_sheets,
+    count_sheet,
+    csv_text,
+    latex,
+    markdown,
+    mean_sheet,
+    scene_sheet,
+    summary,
+)
 from unified_lift.evaluation.pictures import BACKGROUND_COLOR, UNMATCHED_COLOR, object_colors, write_picture
 
 
@@ -82,6 +91,27 @@ def test_a_scene_without_any_result_leaves_no_mean(plan):
     assert sheet.rows[0] == ("Unified-Lift (ours)", "85.0 ± 5.0", "failed", "failed")
     problems = all_sheets(results_of(p))[-1].rows
     assert ("detic_instance", "b", "gaga", "0", "blocked", "geometry/b/seed0 failed: error: out of memory") in problems
+
+
+def test_objects_are_counted_beside_those_annotated_and_gagas_groups(plan):
+    p = plan("3", rows=("unified_lift", "gaga"), seeds=(0, 1))
+    pred = {"unified_lift": 20, "gaga": 30}
+    write_scores(
+        p,
+        lambda masks, scene, row, seed: {
+            "PQ_scene": 0.5, "num_objects_pred": pred[row] + 2 * seed, "num_objects_true": 25 if scene == "a" else 60
+        },
+    )  # fmt: skip
+    for seed in (0, 1):
+        path = cell_of(p, f"detic_instance/a/gaga/seed{seed}").model / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"method": {"num_groups": 100 + 10 * seed}}))
+    sheet = count_sheet(results_of(p), p.table.masks[0])
+    assert sheet.rows == (
+        ("annotated", "25", "60"), ("Unified-Lift (ours)", "21", "21"), ("Gaga", "31 of 105 groups", "31"),
+    )  # fmt: skip
+    assert sheet in all_sheets(results_of(p))
+    write_scores(p, lambda *_: {"PQ_scene": 0.5})
+    assert count_sheet(results_of(p), p.table.masks[0]) is None
 
 
 def test_what_was_not_run_says_so(plan):

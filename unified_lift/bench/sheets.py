@@ -44,6 +44,8 @@ def all_sheets(results: Results) -> list[Sheet]:
             sheets.append(mean_sheet(results, masks))
         if len(scenes) > 1:
             sheets += [scene_sheet(results, masks, metric) for metric in masks.metrics]
+        counts = count_sheet(results, masks)
+        sheets += [counts] if counts is not None else []
     problems = problem_sheet(results)
     return [*sheets, *([problems] if problems.rows else [])]
 
@@ -105,6 +107,31 @@ def scene_sheet(results: Results, masks: MaskSet, metric: str) -> Sheet:
         rows=tuple(rows),
         best=best,
         notes=("In parentheses: the paper.",) if quotes else (),
+    )
+
+
+def count_sheet(results: Results, masks: MaskSet) -> Sheet | None:
+    """Return how many objects each method shows in the held-out views, scene by scene; None where nobody counts.
+
+    Source: num_objects_pred (for whole-image segments background pieces are among them) and num_objects_true.
+    """
+    scenes = results.scenes_of(masks)
+    places = [place for place in results.measured if place.masks == masks.folder and "num_objects_true" in place.scores]
+    if not places:
+        return None
+    true = {place.scene: f"{place.scores['num_objects_true']:.0f}" for place in places}
+    rows = [("annotated", *(true.get(scene, NOTHING) for scene in scenes))]
+    for row in results.plan.rows:
+        line = [row.name]
+        for scene in scenes:
+            own = [p for p in places if p.row == row.key and p.scene == scene and "num_objects_pred" in p.scores]
+            counted = [place.scores["num_objects_pred"] for place in own]
+            groups = [g for g in (place.facts.get("method", {}).get("num_groups") for place in own) if g is not None]
+            text = f"{sum(counted) / len(counted):.0f}" if counted else NOTHING
+            line.append(f"{text} of {sum(groups) / len(groups):.0f} groups" if groups else text)
+        rows.append(tuple(line))
+    return Sheet(
+        title=f"Objects in the held-out views, masks {masks.folder}", header=("method", *scenes), rows=tuple(rows)
     )
 
 

@@ -15,6 +15,7 @@ LAYERS = [
     {"methods"},
     {"evaluation", "engine"},
     {"bench", "editing", "capture"},
+    {"viewer"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -94,6 +94,17 @@ def test_missing_and_poisoned_files_are_refused(tmp_path):
         read_gaussians(tmp_path / "nan.ply")
 
 
+def test_infinite_opacity_logits_of_converters_are_read_as_all_but_opaque_or_clear(tmp_path):
+    gaussians = random_gaussians(3)
+    gaussians.set("logit_opacities", torch.tensor([torch.inf, -torch.inf, 2.0]))
+    write_gaussians(tmp_path / "quantised.ply", gaussians)
+    assert read_gaussians(tmp_path / "quantised.ply").logit_opacities.tolist() == [15, -15, 2]
+    gaussians.set("logit_opacities", torch.tensor([torch.inf, torch.nan, 2.0]))
+    write_gaussians(tmp_path / "nan.ply", gaussians)
+    with pytest.raises(UserError, match="logit_opacities holds NaN"):
+        read_gaussians(tmp_path / "nan.ply")
+
+
 def test_a_hundred_thousand_gaussians_are_read_in_seconds(tmp_path):
     # reading row by row through plyfile's text path would take minutes
     write_gaussians(tmp_path / "a.ply", random_gaussians(100_000, rest=15))

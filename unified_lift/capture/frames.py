@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from unified_lift.data.images import IMAGE_SUFFIXES, Progress, open_image, parallel_map
+from unified_lift.data.images import IMAGE_SUFFIXES, Progress, parallel_map, read_image
 from unified_lift.types import UserError
 
 if TYPE_CHECKING:
@@ -94,21 +94,14 @@ def write_photos(
 def _write_photo(path: Path, *, source: Path, folder: Path, max_size: int) -> None:
     target = folder / photo_name(path, source)
     target.parent.mkdir(parents=True, exist_ok=True)
-    image = open_image(path)
-    exif = image.getexif()
-    if image.format == "JPEG" and image.mode == "RGB" and not exif and max(image.size) <= max_size:
-        shutil.copyfile(path, target)  # decoding and encoding again could only lose
+    picture = Image.fromarray(read_image(path))
+    with Image.open(path) as stored:
+        exif, as_it_is = stored.getexif(), stored.format == "JPEG" and stored.mode == "RGB"
+    if as_it_is and not exif and max(picture.size) <= max_size:
+        shutil.copyfile(path, target)  # encoding again could only lose
         return
-    upright = ImageOps.exif_transpose(image)
-    _save(_as_rgb(upright), target, max_size=max_size, exif=_focal_only(exif))
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """Return the picture as 8-bit RGB; of 16-bit grey the high byte."""
-    if image.mode.startswith(("I", "F")):
-        deep = np.clip(np.asarray(image, dtype=np.float64) / 257.0, 0, 255)
-        image = Image.fromarray(deep.round().astype(np.uint8))
-    return image.convert("RGB")
+    picture.getexif()[_ORIENTATION] = exif.get(_ORIENTATION, 1)
+    _save(ImageOps.exif_transpose(picture), target, max_size=max_size, exif=_focal_only(exif))
 
 
 def _focal_only(exif: Exif) -> Exif:

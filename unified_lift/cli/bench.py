@@ -37,14 +37,17 @@ def bench_main(argv: list[str]) -> int:
         write_commands(cells, plan.out / "commands.txt")
         if not args.report:
             launcher = make_launcher(args.launcher, out=plan.out, jobs=args.jobs, parameters=args.slurm)
-            previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+            # SIGINT too: a shell starts what it runs in the background with that signal ignored.
+            stops = (signal.SIGINT, signal.SIGTERM)
+            previous = {number: signal.signal(number, signal.default_int_handler) for number in stops}
             try:
                 run_grid(cells, plan, launcher, lambda line: print(line, flush=True))
             except KeyboardInterrupt:
                 print("interrupted; the same command goes on where this one stopped")
                 return 130
             finally:
-                signal.signal(signal.SIGTERM, previous)
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
         results = collect(plan, cells)
         sheets = all_sheets(results)
         write_text(plan.out / "results.csv", csv_text(results))

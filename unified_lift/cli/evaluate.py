@@ -81,6 +81,11 @@ def eval_main(argv: list[str]) -> int:
     model, scene = open_model(
         command.model_path, iteration=command.iteration, source_path=command.source_path, device=device
     )
+    if model.object_ids is not None:
+        raise UserError(
+            f"{command.model_path}: this scene was edited, so photos and annotations do not show it; score the model "
+            "it was made from"
+        )
     if not scene.test:
         raise UserError(
             f"{command.model_path}: no view was held out, nothing to score on; train with train.py ... --eval"

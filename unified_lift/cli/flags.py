@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 
 _SAME = {
     "-s": "--source-path",
@@ -17,10 +18,10 @@ _SAME = {
 _WITHOUT_MEANING = {"--ip": 1, "--port": 1, "--debug-from": 1}
 
 
-def canonical(argv: list[str]) -> list[str]:
+def canonical(argv: list[str], *, keep: Collection[str] = ()) -> list[str]:
     """Return `argv` with short and historic spellings replaced.
 
-    Flags that have no meaning here (a GUI port) are left out with a note.
+    Flags that have no meaning here (a GUI port) are left out with a note, unless `keep` names them.
     """
     result: list[str] = []
     skip = 0
@@ -30,7 +31,7 @@ def canonical(argv: list[str]) -> list[str]:
             continue
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-") if flag.startswith("--") else flag
-        if flag in _WITHOUT_MEANING:
+        if flag in _WITHOUT_MEANING and flag not in keep:
             print(f"note: {flag} has no meaning here and is ignored", file=sys.stderr)
             skip = 0 if equals else _WITHOUT_MEANING[flag]
             continue

@@ -19,7 +19,7 @@ from unified_lift.engine.inference import RenderedView, SavedModel, load_model, 
 from unified_lift.evaluation.pictures import PictureWriter, depth_picture, object_colors, overlay, uncertainty_picture
 from unified_lift.evaluation.video import FPS, video_path, write_video
 from unified_lift.metrics.image import quantize_uint8
-from unified_lift.types import Scene, UserError, View
+from unified_lift.types import DataSettings, Scene, UserError, View
 
 OBJECT_PICTURES = ("objects_pred", "objects_color", "overlay", "uncertainty")
 """Folders only a lifted scene has, beside renders, gt and depth."""
@@ -97,11 +97,19 @@ def open_model(
     if source_path is not None:
         moved = replace(model.settings.data, source_path=source_path)
         model = model._replace(settings=replace(model.settings, data=moved))
-    data = model.settings.data
+    return model, views_of(model.settings.data)
+
+
+def views_of(data: DataSettings) -> Scene:
+    """Return the views a model was trained on, split as then; the initial points are placeholders.
+
+    Raises:
+        UserError: The scene folder is gone.
+    """
     if not data.source_path.is_dir():
         raise UserError(f"{data.source_path}: the scene this model was trained on is not there; give its place with -s")
     # Initial points are for training; triangulating them again would take a minute in scenes that bring none.
-    return model, load_scene(replace(data, random_init=True, num_random_points=4))
+    return load_scene(replace(data, random_init=True, num_random_points=4))
 
 
 def pictures_dir(model_path: Path, split: str, iteration: int) -> Path:

@@ -35,6 +35,7 @@ from unified_lift.data.common import (
     name_of,
     read_annotations,
     rigid_pose,
+    sound_ones,
     without_pose_note,
 )
 from unified_lift.data.images import Progress, write_image
@@ -93,17 +94,17 @@ def load(root: Path, settings: DataSettings, *, progress: Progress | None = None
     )
 
 
-def frames_of(root: Path, settings: DataSettings) -> list[Frame]:
-    """Return all registered images with their masks, sorted by name.
+def frames_of(root: Path, settings: DataSettings, problems: list[str] | None = None) -> list[Frame]:
+    """Return all registered images with their masks, sorted by name; `problems` as in `sound_ones`.
 
     Raises:
         UserError: Names the file and the cure.
     """
-    return read_frames(root, mask_folder(root, settings)[0], images=settings.images)
+    return read_frames(root, mask_folder(root, settings)[0], images=settings.images, problems=problems)
 
 
-def read_frames(root: Path, masks: Path, *, images: str) -> list[Frame]:
-    """Return all registered images, sorted by name as strings [3DGS]."""
+def read_frames(root: Path, masks: Path, *, images: str, problems: list[str] | None = None) -> list[Frame]:
+    """Return all registered images, sorted by name as strings [3DGS]; `problems` as in `sound_ones`."""
     model, folder = _model_folder(root), root / images
     if not folder.is_dir():
         raise UserError(f"{folder}: no such image folder; correct -i/--images")
@@ -115,24 +116,23 @@ def read_frames(root: Path, masks: Path, *, images: str) -> list[Frame]:
     lenses = {
         key: lens_of(cameras[key], model) for key in {image.camera_id for image in registered.values()} & set(cameras)
     }
-    frames = []
-    for image in registered.values():
+
+    def frame_of(image: ColmapImage) -> Frame:
         if image.camera_id not in lenses:
             raise UserError(
                 f"{source}: {image.name} uses camera {image.camera_id}, which is not in cameras; export again"
             )
         name = name_of(image.name)
-        frames.append(
-            Frame(
-                name=name,
-                image_path=folder / image.name,
-                mask_path=find_mask(masks, name),
-                cam_from_world=_pose(image, source),
-                lens=lenses[image.camera_id],
-                source=source,
-            )
+        return Frame(
+            name=name,
+            image_path=folder / image.name,
+            mask_path=find_mask(masks, name),
+            cam_from_world=_pose(image, source),
+            lens=lenses[image.camera_id],
+            source=source,
         )
-    return sorted(frames, key=lambda frame: frame.name)
+
+    return sorted(sound_ones(frame_of, registered.values(), problems), key=lambda frame: frame.name)
 
 
 def lens_of(camera: ColmapCamera, source: Path) -> Lens:

@@ -17,6 +17,7 @@ from unified_lift.data.borders import without_black_frames
 from unified_lift.data.images import (
     IMAGE_SUFFIXES,
     Alpha,
+    In,
     Progress,
     image_size,
     parallel_map,
@@ -50,7 +51,8 @@ class Reader(NamedTuple):
         load_prompt_masks: Truth masks of text prompts, where that is what the data set annotates, at native size:
             (root, names, settings) -> view -> prompt -> bool [H, W]; views without any are absent.
         precedence: Folders that fit several layouts are read by the reader with the smallest number.
-        frames: All posed photos as described, before any pixel is read: (root, settings).
+        frames: All posed photos as described, before any pixel is read: (root, settings, problems=None), `problems` as
+            in `sound_ones`.
     """
 
     name: str
@@ -62,7 +64,7 @@ class Reader(NamedTuple):
     protocol: str = "generic"
     load_prompt_masks: Callable[[Path, Sequence[str], DataSettings], dict[str, dict[str, np.ndarray]]] | None = None
     precedence: int = 50
-    frames: Callable[[Path, DataSettings], list[Frame]] | None = None
+    frames: Callable[..., list[Frame]] | None = None
 
 
 class Store(Protocol):
@@ -96,6 +98,25 @@ class Frame:
     lens: Lens
     source: Path
     alpha: Alpha = "drop"
+
+
+def sound_ones(make: Callable[[In], Frame], items: Iterable[In], problems: list[str] | None) -> list[Frame]:
+    """Return make(item) of every item.
+
+    Args:
+        problems: Takes the messages of items that fail, which are then left out; None = the first failure is raised.
+    Raises:
+        UserError: An item fails and there is no list to note that in.
+    """
+    frames = []
+    for item in items:
+        try:
+            frames.append(make(item))
+        except UserError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+    return frames
 
 
 def make_scene(

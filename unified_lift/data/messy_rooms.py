@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_lift.data.common import Frame, Reader, Store, make_scene, mask_folder, rigid_pose
+from unified_lift.data.common import Frame, Reader, Store, make_scene, mask_folder, rigid_pose, sound_ones
 from unified_lift.data.images import IMAGE_SUFFIXES, Progress, image_size, write_image
 from unified_lift.data.jsonfile import number, read_json
 from unified_lift.data.lens import Lens
@@ -54,17 +54,17 @@ def load(root: Path, settings: DataSettings, *, progress: Progress | None = None
     )
 
 
-def frames_of(root: Path, settings: DataSettings) -> list[Frame]:
-    """Return all frames with their masks, in numeric order.
+def frames_of(root: Path, settings: DataSettings, problems: list[str] | None = None) -> list[Frame]:
+    """Return all frames with their masks, in numeric order; `problems` as in `sound_ones`.
 
     Raises:
         UserError: Names the file and the cure.
     """
-    return read_frames(root, mask_folder(root, settings, default=INPUT_MASKS)[0])
+    return read_frames(root, mask_folder(root, settings, default=INPUT_MASKS)[0], problems=problems)
 
 
-def read_frames(root: Path, masks: Path) -> list[Frame]:
-    """Return all frames in numeric order of their stems."""
+def read_frames(root: Path, masks: Path, *, problems: list[str] | None = None) -> list[Frame]:
+    """Return all frames in numeric order of their stems; `problems` as in `sound_ones`."""
     source = root / "metadata.json"
     camera = read_json(source).get("camera")
     if not isinstance(camera, dict) or not {"positions", "quaternions"} <= camera.keys():
@@ -76,8 +76,10 @@ def read_frames(root: Path, masks: Path) -> list[Frame]:
             f"{source}: {len(camera['positions'])} positions and {len(camera['quaternions'])} quaternions but "
             f"{len(images)} images in {root / 'color'}; image i needs pose i: restore the missing ones"
         )
-    return [
-        Frame(
+
+    def frame_of(item: tuple[Path, tuple[object, object]]) -> Frame:
+        path, (position, quaternion) = item
+        return Frame(
             name=path.stem,
             image_path=path,
             mask_path=find_mask(masks, path.stem),
@@ -85,8 +87,8 @@ def read_frames(root: Path, masks: Path) -> list[Frame]:
             lens=_lens(camera, image_size(path), source),
             source=source,
         )
-        for path, (position, quaternion) in zip(images, poses, strict=True)
-    ]
+
+    return sound_ones(frame_of, zip(images, poses, strict=True), problems)
 
 
 def load_annotations(root: Path, names: Sequence[str], settings: DataSettings) -> dict[str, np.ndarray]:

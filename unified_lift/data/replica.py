@@ -82,13 +82,13 @@ def load(root: Path, settings: DataSettings, *, progress: Progress | None = None
     )
 
 
-def frames_of(root: Path, settings: DataSettings) -> list[Frame]:
-    """Return all frames of the benchmark with their masks.
+def frames_of(root: Path, settings: DataSettings, problems: list[str] | None = None) -> list[Frame]:
+    """Return all frames of the benchmark with their masks; `problems` as in `sound_ones`.
 
     Raises:
         UserError: Names the file and the cure.
     """
-    return list(read_frames(_recording(root), mask_folder(root, settings)[0])[0].values())
+    return list(read_frames(_recording(root), mask_folder(root, settings)[0], problems=problems)[0].values())
 
 
 def load_annotations(root: Path, names: Sequence[str], settings: DataSettings) -> dict[str, np.ndarray]:

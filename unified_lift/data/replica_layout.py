@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_lift.data.common import Frame, rigid_pose
+from unified_lift.data.common import Frame, rigid_pose, sound_ones
 from unified_lift.data.images import image_size, open_image
 from unified_lift.data.jsonfile import number, read_json
 from unified_lift.data.lens import Lens
@@ -206,9 +206,13 @@ def _camera_parameters(recording: Recording) -> tuple[Path, dict]:
     return source, camera
 
 
-def read_frames(recording: Recording, masks: Path) -> tuple[dict[int, Frame], list[int]]:
+def read_frames(
+    recording: Recording, masks: Path, *, problems: list[str] | None = None
+) -> tuple[dict[int, Frame], list[int]]:
     """Return number -> frame of the frames that the benchmark uses, in numeric order, and the held-out numbers.
 
+    Args:
+        problems: As in `sound_ones`.
     Raises:
         UserError: Trajectory, camera file or the first photo are missing or damaged.
     """
@@ -216,11 +220,12 @@ def read_frames(recording: Recording, masks: Path) -> tuple[dict[int, Frame], li
     poses = read_trajectory(source)
     train, test = recording.layout.split(len(poses))
     used = sorted((*train, *test))
-    lens, frames = read_lens(recording, used[0]), {}
-    for n in used:
+    lens, number_of = read_lens(recording, used[0]), {recording.photo(n).stem: n for n in used}
+
+    def frame_of(n: int) -> Frame:
         photo = recording.photo(n)
         pose = rigid_pose(poses[n], source=source, name=f"{photo.stem} (line {n + 1})")
-        frames[n] = Frame(
+        return Frame(
             name=photo.stem,
             image_path=photo,
             mask_path=find_mask(masks, photo.stem),
@@ -228,7 +233,8 @@ def read_frames(recording: Recording, masks: Path) -> tuple[dict[int, Frame], li
             lens=lens,
             source=source,
         )
-    return frames, test
+
+    return {number_of[frame.name]: frame for frame in sound_ones(frame_of, used, problems)}, test
 
 
 def check_same_walk(recording: Recording) -> None:

@@ -28,6 +28,7 @@ from unified_lift.data.common import (
     name_of,
     read_annotations,
     rigid_pose,
+    sound_ones,
     without_pose_note,
 )
 from unified_lift.data.images import IMAGE_SUFFIXES, Progress, image_size, write_image
@@ -84,37 +85,46 @@ def load(root: Path, settings: DataSettings, *, progress: Progress | None = None
     )
 
 
-def frames_of(root: Path, settings: DataSettings) -> list[Frame]:
-    """Return all frames with their masks, sorted by name.
+def frames_of(root: Path, settings: DataSettings, problems: list[str] | None = None) -> list[Frame]:
+    """Return all frames with their masks, sorted by name; `problems` as in `sound_ones`.
 
     Raises:
         UserError: Names the file and the cure.
     """
-    return read_frames(root, mask_folder(root, settings)[0])
+    return read_frames(root, mask_folder(root, settings)[0], problems=problems)
 
 
-def read_frames(root: Path, masks: Path) -> list[Frame]:
-    """Return all frames sorted by name. `masks` is searched for frames that name no mask of their own."""
+def read_frames(root: Path, masks: Path, *, problems: list[str] | None = None) -> list[Frame]:
+    """Return all frames sorted by name; `problems` as in `sound_ones`.
+
+    `masks` is searched for frames that name no mask of their own.
+    """
     heads = [(path, read_json(path)) for path in _camera_files(root)]
     entries = [(path, entry, head) for path, head in heads for entry in _entries(head, path)]
-    images = [_image_path(root, entry, path) for path, entry, _ in entries]
+    images = [_image_path(root, entry) for _, entry, _ in entries]
     common = Path(os.path.commonpath([image.parent for image in images])) if images else root
     size_of = cache(image_size)
-    frames = []
-    for (source, entry, head), image in zip(entries, images, strict=True):
+
+    def frame_of(item: tuple[tuple[Path, dict, dict], Path]) -> Frame:
+        (source, entry, head), image = item
+        if not image.is_file():
+            raise UserError(
+                f"{image}: {source.name} has a pose for this image but the file is missing; "
+                "restore it or remove its entry"
+            )
         name = name_of(Path(os.path.relpath(image, common)).as_posix())
         pose = rigid_pose(entry.get("transform_matrix"), source=source, name=entry["file_path"])
-        frames.append(
-            Frame(
-                name=name,
-                image_path=image,
-                mask_path=_mask_path(root, masks, entry, name),
-                cam_from_world=cam_from_world_opengl(pose),
-                lens=_lens({**head, **entry}, image, source, size_of),
-                source=source,
-                alpha="black",
-            )
+        return Frame(
+            name=name,
+            image_path=image,
+            mask_path=_mask_path(root, masks, entry, name),
+            cam_from_world=cam_from_world_opengl(pose),
+            lens=_lens({**head, **entry}, image, source, size_of),
+            source=source,
+            alpha="black",
         )
+
+    frames = sound_ones(frame_of, zip(entries, images, strict=True), problems)
     return sorted(frames, key=lambda frame: frame.name)
 
 
@@ -142,8 +152,8 @@ def _entries(head: dict, source: Path) -> list[dict]:
     return entries
 
 
-def _image_path(root: Path, entry: dict, source: Path) -> Path:
-    """Return the photo of a frame, whose `file_path` may lack the suffix."""
+def _image_path(root: Path, entry: dict) -> Path:
+    """Return the photo of a frame, whose `file_path` may lack the suffix; it need not exist."""
     path = Path(os.path.normpath(root / entry["file_path"].replace("\\", "/")))
     if path.is_file():
         return path
@@ -151,9 +161,7 @@ def _image_path(root: Path, entry: dict, source: Path) -> Path:
         candidate = path.with_name(path.name + suffix)
         if candidate.is_file():
             return candidate
-    raise UserError(
-        f"{path}: {source.name} has a pose for this image but the file is missing; restore it or remove its entry"
-    )
+    return path
 
 
 def _mask_path(root: Path, masks: Path, entry: dict, name: str) -> Path | None:

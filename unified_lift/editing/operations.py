@@ -18,7 +18,7 @@ from unified_lift.types import UserError
 Vector = tuple[float, float, float]
 
 CENTROID = "centroid"
-"""The mean centre of the Gaussians that move: objects turn and grow where they stand."""
+"""The middle of what moves, see `centroid`: objects turn and grow where they stand."""
 
 _LUMA = (0.2126, 0.7152, 0.0722)  # Rec. 709
 _DARK = 0.1  # shading of an object much darker than this is not blown up when it is painted bright
@@ -134,7 +134,7 @@ def move(
         UserError: No such object.
     """
     rows = scene.mask(list(ids))
-    moved = _transformed(scene.gaussians, rows, rotation or Rotation(), translation, scale, about)
+    moved = _transformed(scene, rows, rotation or Rotation(), translation, scale, about)
     table = {}
     for name, value in moved.items():
         table[name] = getattr(scene.gaussians, name).detach().clone()
@@ -161,7 +161,7 @@ def duplicate(
         translation: World units.
         scale: Growth.
         about: The pivot.
-        new_ids: Ids of the copies, as many; None = those above the largest there is.
+        new_ids: Ids of the copies, as many; None = those of `next_ids`.
     Raises:
         UserError: No such object, or a new id is taken.
     """
@@ -170,8 +170,8 @@ def duplicate(
     taken = sorted(set(fresh) & set(scene.objects))
     if taken or len(set(fresh)) != len(ids) or min(fresh) < 0:
         problem = f"id {taken[0]} is taken" if taken else f"{len(ids)} objects need as many new ids, none negative"
-        raise UserError(f"new_ids {fresh}: {problem}; leave them out to take those above the largest")
-    moved = _transformed(scene.gaussians, rows, rotation or Rotation(), translation, scale, about)
+        raise UserError(f"new_ids {fresh}: {problem}; leave them out to take free ones")
+    moved = _transformed(scene, rows, rotation or Rotation(), translation, scale, about)
     copies = {name: value.detach()[rows] for name, value in scene.gaussians} | moved
     renamed = scene.object_ids[rows].clone()
     for old, new in zip(ids, fresh, strict=True):
@@ -181,14 +181,14 @@ def duplicate(
         gaussians=Gaussians({name: torch.cat([value.detach(), copies[name]]) for name, value in scene.gaussians}),
         object_ids=torch.cat([scene.object_ids, renamed]),
         confidence=torch.cat([scene.confidence, scene.confidence[rows]]),
-        names=dict(scene.names)
-        | {new: f"copy of {scene.name_of(old)}" for old, new in zip(ids, fresh, strict=True)},
+        names=dict(scene.names) | {new: f"copy of {scene.name_of(old)}" for old, new in zip(ids, fresh, strict=True)},
     )
 
 
 def next_ids(scene: ObjectScene, count: int) -> list[int]:
-    """Return the ids that the next copies take: those above the largest there is."""
-    first = int(scene.object_ids.max()) + 1
+    """Return the ids that the next copies take: above all there are, and above those of training, removed or not."""
+    trained = scene.method.num_objects if scene.method is not None else 0
+    first = max(int(scene.object_ids.max()) + 1, trained)
     return list(range(first, first + count))
 
 
@@ -217,16 +217,17 @@ def merge(scene: ObjectScene, ids: Sequence[int]) -> ObjectScene:
 
 
 def _transformed(
-    gaussians: Gaussians, rows: Tensor, rotation: Rotation, translation: Vector, scale: float, about: str | Vector
+    scene: ObjectScene, rows: Tensor, rotation: Rotation, translation: Vector, scale: float, about: str | Vector
 ) -> dict[str, Tensor]:
     """Return the parameters of `rows` that a similarity changes, moved; in float64, so that little is rounded."""
+    gaussians = scene.gaussians
     means = gaussians.means.detach()[rows].double()
     wxyz = rotation.wxyz.to(means.device)
     offset = torch.tensor(translation, dtype=torch.float64, device=means.device)
     if isinstance(about, str):
         if about != CENTROID:
             raise ValueError(f"about must be {CENTROID!r} or a point, received {about!r}")
-        pivot = means.mean(dim=0)
+        pivot = _centroid(means, scene.confidence[rows])
     else:
         pivot = torch.tensor(about, dtype=torch.float64, device=means.device)
     if rotation.is_identity and scale == 1:
@@ -239,6 +240,22 @@ def _transformed(
         moved["quats"] = multiply(wxyz, gaussians.quats.detach()[rows].double()).float()
         moved["shN"] = rotate_harmonics(gaussians.shN.detach()[rows], matrix)
     return moved
+
+
+def centroid(scene: ObjectScene, ids: Sequence[int]) -> Vector:
+    """Return the middle of objects: the mean of their centres, each by its confidence, so that strays hardly count.
+
+    Raises:
+        UserError: No such object.
+    """
+    rows = scene.mask(list(ids))
+    x, y, z = _centroid(scene.gaussians.means.detach()[rows].double(), scene.confidence[rows]).tolist()
+    return x, y, z
+
+
+def _centroid(means: Tensor, confidence: Tensor) -> Tensor:
+    weights = confidence.double() if bool((confidence > 0).any()) else torch.ones_like(confidence).double()
+    return (weights[:, None] * means).sum(dim=0) / weights.sum()
 
 
 def _with(scene: ObjectScene, **table: Tensor) -> ObjectScene:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from unified_lift.engine.inference import load_model
-from unified_lift.engine.outputs import iteration_dir, level_dir, saved_levels
+from unified_lift.engine.outputs import iteration_dir, level_dir, read_labels, saved_levels
 from unified_lift.methods.base import Method
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.types import UserError
@@ -113,18 +111,12 @@ def load_object_scene(
         raise UserError(
             f"{model_path}: this model knows no objects; lift it: train.py with masks and --lift_iterations"
         )
-    folder = iteration_dir(model_path, model.iteration)
-    try:
-        with np.load(folder / "segmentation.npz") as labels:
-            object_ids = torch.from_numpy(labels["object_id"].astype(np.int64))
-            confidence = torch.from_numpy(labels["confidence"].astype(np.float32))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{folder / 'segmentation.npz'}: not readable ({error}); train or --resume again") from None
+    object_ids, confidence = read_labels(model_path, model.iteration)
     return ObjectScene(
         gaussians=model.gaussians,
         object_ids=object_ids.to(device),
         confidence=confidence.to(device),
-        names=_names(folder / "objects.json"),
+        names=_names(iteration_dir(model_path, model.iteration) / "objects.json"),
         method=model.method,
         white_background=model.settings.geometry.white_background,
         source=model_path,

@@ -181,13 +181,47 @@ def parse(text: str, *, origin: str = "edits") -> list[Operation]:
     if content is None:
         return []
     if not isinstance(content, list):
-        raise UserError(f"{origin}: expected a list, one `- operation: ...` a line, received a {type(content).__name__}")
+        raise UserError(
+            f"{origin}: expected a list, one `- operation: ...` a line, received a {type(content).__name__}"
+        )
     found = []
     for index, (node, entry) in enumerate(zip(tree.value, content, strict=True)):
         where = f"{origin}, line {node.start_mark.line + 1}, entry {index + 1}"
         _refuse_repeated_keys(node, origin)
-        found.append(_operation(entry, where))
+        found.append(read_operation(entry, where))
     return found
+
+
+def read_operation(entry: Any, where: str) -> Operation:
+    """Return the operation of one entry of a script.
+
+    Args:
+        entry: As YAML gives it: {"remove": [3, 4]}.
+        where: What messages call its place.
+    Raises:
+        UserError: As `parse`.
+    """
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise UserError(f"{where}: expected one operation and its objects, as in `- remove: [3, 4]`")
+    ((key, value),) = entry.items()
+    if key not in OPERATIONS:
+        raise UserError(f"{where}: no operation {key!r}{_nearest(key, OPERATIONS)}; there are {', '.join(OPERATIONS)}")
+    kind = OPERATIONS[key]
+    if kind is Rename:
+        return Rename(names=_names(value, where))
+    settings = value if isinstance(value, dict) else {"objects": value}
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    read = {}
+    for name, given in settings.items():
+        if name not in known:
+            raise UserError(
+                f"{where}: {key} has no setting {name!r}{_nearest(name, known)}; there are {', '.join(known)}"
+            )
+        read[name] = _value(name, given, f"{where}: {key}: {name}")
+    for name, field in known.items():
+        if field.default is dataclasses.MISSING and name not in read:
+            raise UserError(f"{where}: {key} needs {name!r}" + (', as "#ff0000"' if name == "color" else ""))
+    return kind(**read)
 
 
 def apply(scene: ObjectScene, edits: Iterable[Operation]) -> ObjectScene:
@@ -228,30 +262,6 @@ def rgb_of(color: str) -> Vector:
     return red, green, blue
 
 
-def _operation(entry: Any, where: str) -> Operation:
-    if not isinstance(entry, dict) or len(entry) != 1:
-        raise UserError(f"{where}: expected one operation and its objects, as in `- remove: [3, 4]`")
-    ((key, value),) = entry.items()
-    if key not in OPERATIONS:
-        raise UserError(f"{where}: no operation {key!r}{_nearest(key, OPERATIONS)}; there are {', '.join(OPERATIONS)}")
-    kind = OPERATIONS[key]
-    if kind is Rename:
-        return Rename(names=_names(value, where))
-    settings = value if isinstance(value, dict) else {"objects": value}
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    read = {}
-    for name, given in settings.items():
-        if name not in known:
-            raise UserError(
-                f"{where}: {key} has no setting {name!r}{_nearest(name, known)}; there are {', '.join(known)}"
-            )
-        read[name] = _value(name, given, f"{where}: {key}: {name}")
-    for name, field in known.items():
-        if field.default is dataclasses.MISSING and name not in read:
-            raise UserError(f"{where}: {key} needs {name!r}" + (', as "#ff0000"' if name == "color" else ""))
-    return kind(**read)
-
-
 def _nearest(name: Any, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
@@ -281,27 +291,32 @@ def _ids(given: Any) -> tuple[int, ...]:
 
 
 def _number(given: Any) -> float:
+    if isinstance(given, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", given):
+        given = float(given)  # YAML 1.1 takes 1e-7 for a word, since it has no point and 1.0e-7 does
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not math.isfinite(given):
         raise ValueError
     return float(given)
 
 
 def _share(given: Any) -> float:
-    if not 0 <= _number(given) <= 1:
+    number = _number(given)
+    if not 0 <= number <= 1:
         raise ValueError
-    return float(given)
+    return number
 
 
 def _not_negative(given: Any) -> float:
-    if _number(given) < 0:
+    number = _number(given)
+    if number < 0:
         raise ValueError
-    return float(given)
+    return number
 
 
 def _positive(given: Any) -> float:
-    if _number(given) <= 0:
+    number = _number(given)
+    if number <= 0:
         raise ValueError
-    return float(given)
+    return number
 
 
 def _vector(given: Any) -> Vector:
@@ -346,7 +361,9 @@ def _names(value: Any, where: str) -> tuple[tuple[int, str], ...]:
         raise UserError(f"{where}: rename needs ids and names, as {{7: mug}}")
     for object_id, name in value.items():
         if type(object_id) is not int or not isinstance(name, str) or not name.strip():
-            raise UserError(f"{where}: rename: expected an id and a name, as {{7: mug}}, received {object_id!r}: {name!r}")
+            raise UserError(
+                f"{where}: rename: expected an id and a name, as {{7: mug}}, received {object_id!r}: {name!r}"
+            )
     return tuple((object_id, name.strip()) for object_id, name in value.items())
 
 

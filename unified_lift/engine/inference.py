@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unified_lift.engine import outputs
+from unified_lift.engine.labels import segment_by_labels
 from unified_lift.engine.settings import TrainSettings
 from unified_lift.methods.base import Method
 from unified_lift.metrics.prompts import likely_ids
@@ -30,6 +31,8 @@ class SavedModel(NamedTuple):
         gaussians: The scene.
         method: Reads ids off features; None where the scene was not lifted.
         num_codes: Rows of the codebook; 0 where the scene was not lifted.
+        object_ids: Object of each Gaussian, int64 [N], where the scene was edited after the lift: the features of a
+            copy are those of its original, so that only labels tell them apart. Else None.
     """
 
     settings: TrainSettings
@@ -37,6 +40,7 @@ class SavedModel(NamedTuple):
     gaussians: Gaussians
     method: Method | None
     num_codes: int
+    object_ids: Tensor | None = None
 
     @property
     def is_lifted(self) -> bool:
@@ -49,8 +53,10 @@ class RenderedView(NamedTuple):
 
     Attributes:
         image: Colour, not clamped, [H, W, 3].
-        object_ids: Codebook row of every pixel, int64 [H, W]; None where the scene was not lifted.
-        confidence: Association of that row, in [0, 1], [H, W]; None where the scene was not lifted.
+        object_ids: Codebook row of every pixel, int64 [H, W]; None where the scene was not lifted. In an edited scene
+            the object with most of the blending weight.
+        confidence: Association of that row, in [0, 1], [H, W]; None where the scene was not lifted. In an edited scene
+            that object's share of the blending weight.
         alpha: Accumulated opacity in [0, 1], [H, W].
         depth: Mean camera depth in world units, 0 where nothing is, [H, W].
     """
@@ -82,20 +88,28 @@ def load_model(model_path: Path, *, iteration: int = -1, device: torch.device = 
     method = settings.build_method(zero_id="ignore")  # zero_id matters to training only
     method.load_object_state(state)
     method.to(device)
-    return SavedModel(settings, number, gaussians, method, method.num_objects)
+    is_edited = (model_path / outputs.EDITS_FILE).exists()
+    labels = outputs.read_labels(model_path, number)[0].to(device) if is_edited else None
+    return SavedModel(settings, number, gaussians, method, method.num_objects, labels)
 
 
 @torch.no_grad()
 def render_view(model: SavedModel, camera: Camera) -> RenderedView:
     """Return what the model shows from a camera, as tensors on the CPU.
 
-    Source: Eq. 2 on the rendered feature of each pixel.
+    Source: Eq. 2 on the rendered feature of each pixel; where the scene was edited, votes of its Gaussians.
     """
     device = model.gaussians.device
     background = torch.ones(3, device=device) if model.settings.geometry.white_background else None
-    out = render(model.gaussians, camera, background=background, with_features=model.is_lifted)
+    by_features = model.is_lifted and model.object_ids is None
+    out = render(model.gaussians, camera, background=background, with_features=by_features)
     depth = torch.where(out.alpha > 0, out.depth / out.alpha.clamp(min=1e-6), 0.0)
-    ids, confidence = (None, None) if model.method is None else model.method.segment(out.features)
+    if model.method is None:
+        ids, confidence = None, None
+    elif model.object_ids is not None:
+        ids, confidence = segment_by_labels(model.gaussians, model.object_ids, camera)
+    else:
+        ids, confidence = model.method.segment(out.features)
     maps = (out.image, ids, confidence, out.alpha, depth)
     return RenderedView(*(None if value is None else value.cpu() for value in maps))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from diff_gaussian_rasterization import PixelWeights, blend
 from torch import Tensor
 
-from unified_lift.methods.base import Method
+from unified_lift.methods.base import Method, Segmentation
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.rendering import blending_weights
 from unified_lift.types import Camera
@@ -93,10 +93,53 @@ def by_falling_area(method: Method, labels: GaussianLabels) -> GaussianLabels:
     )
 
 
-def describe_objects(gaussians: Gaussians, labels: GaussianLabels) -> dict[str, dict]:
+@torch.no_grad()
+def segment_by_labels(
+    gaussians: Gaussians,
+    object_ids: Tensor,
+    camera: Camera,
+    *,
+    pixels: Tensor | None = None,
+    max_votes: int = _MAX_VOTES,
+) -> Segmentation:
+    """Return the object of every pixel by votes of the Gaussians it shows, in proportion to their blending weights.
+
+    Where the features say nothing of an object any more: those of a copy are those of its original.
+
+    Args:
+        gaussians: The scene.
+        object_ids: Object of each Gaussian, int64 [N].
+        camera: The view.
+        pixels: (x, y) int64 [P, 2]; None = all.
+        max_votes: Most float32 votes in memory; pixels are asked in blocks.
+    Returns:
+        Ids and shares of the votes for them, [H, W] or [P]; 0 and 0 where nothing is.
+    """
+    every = pixels is None
+    if pixels is None:
+        rows, columns = torch.meshgrid(torch.arange(camera.height), torch.arange(camera.width), indexing="ij")
+        pixels = torch.stack([columns, rows], dim=-1).flatten(0, 1)
+    values, slots = torch.unique(object_ids, return_inverse=True)
+    found = []
+    for block in pixels.to(gaussians.device).split(max(1, max_votes // max(len(values), 1))):
+        weights = blending_weights(gaussians, camera, pixels=block, min_weight=_MIN_VOTE_WEIGHT)
+        votes = torch.zeros(len(block), len(values), device=gaussians.device)
+        pixel = torch.arange(len(block), device=votes.device).repeat_interleave(weights.offsets.diff())
+        votes.view(-1).index_add_(0, pixel * len(values) + slots[weights.gaussian_ids.long()], weights.weights)
+        best, slot = votes.max(dim=1)
+        ids = torch.where(best > 0, values[slot], 0)
+        found.append(Segmentation(ids, best / votes.sum(dim=1).clamp(min=1e-12)))
+    shape = (camera.height, camera.width) if every else (len(pixels),)
+    return Segmentation(*(torch.cat(parts).view(shape) for parts in zip(*found, strict=True)))
+
+
+def describe_objects(
+    gaussians: Gaussians, labels: GaussianLabels, names: Mapping[int, str] | None = None
+) -> dict[str, dict]:
     """Return id -> {name, count, color, bbox, centroid, views, score} of every object with a Gaussian.
 
-    Colour is the mean SH degree 0 colour, 0..255; bbox is [min, max] of the centres; score is the mean confidence.
+    An object without an entry in `names` is called `object <id>`. Colour is the mean SH degree 0 colour, 0..255; bbox
+    is [min, max] of the centres that some camera saw; score is the mean confidence.
     """
     means = gaussians.means.detach().cpu().numpy()
     colors = (gaussians.sh0.detach()[:, 0] * SH_C0 + 0.5).clamp(0, 1).cpu().numpy() * 255
@@ -105,12 +148,14 @@ def describe_objects(gaussians: Gaussians, labels: GaussianLabels) -> dict[str, 
     objects = {}
     for rows in np.split(order, np.flatnonzero(np.diff(ids[order])) + 1):
         code = int(ids[rows[0]])
+        seen = rows[confidence[rows] > 0]  # strays that nobody saw lie anywhere
+        place = means[seen if len(seen) else rows]
         objects[str(code)] = {
-            "name": f"object {code}",
+            "name": (names or {}).get(code, f"object {code}"),
             "count": len(rows),
             "color": [int(c) for c in colors[rows].mean(axis=0).round()],
-            "bbox": [means[rows].min(axis=0).tolist(), means[rows].max(axis=0).tolist()],
-            "centroid": means[rows].mean(axis=0).tolist(),
+            "bbox": [place.min(axis=0).tolist(), place.max(axis=0).tolist()],
+            "centroid": place.mean(axis=0).tolist(),
             "views": int(labels.num_views[code]),
             "score": round(float(confidence[rows].mean()), 4),
         }

@@ -8,6 +8,8 @@ import platform
 import shutil
 import subprocess
 import sys
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 import yaml
 from diff_gaussian_rasterization import backend_info
+from torch import Tensor
 
 import unified_lift
 from unified_lift.config import read_settings_file, to_dict
@@ -25,6 +28,9 @@ from unified_lift.methods.base import Method
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.ply import read_gaussians, write_gaussians, write_points
 from unified_lift.types import Scene, UserError, View
+
+EDITS_FILE = "edits.yaml"
+"""In the model folder of an edited scene: all edits since it was trained."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,7 +48,8 @@ def holds_run(model_path: Path) -> bool:
 
 def forget_earlier_run(model_path: Path) -> None:
     """Remove checkpoints, logs and saved iterations of an earlier run, which would mix with those of a new one."""
-    for path in (*model_path.glob("chkpnt*.pth"), *model_path.glob("metrics.jsonl"), *model_path.glob("profile.json")):
+    names = ("chkpnt*.pth", "metrics.jsonl", "profile.json", EDITS_FILE)
+    for path in [path for name in names for path in model_path.glob(name)]:
         path.unlink()
     for folder in (model_path / "tb", model_path / "point_cloud", model_path / "levels"):
         shutil.rmtree(folder, ignore_errors=True)
@@ -97,7 +104,12 @@ def write_geometry(model_path: Path, iteration: int, gaussians: Gaussians) -> No
 
 
 def write_objects(
-    model_path: Path, iteration: int, gaussians: Gaussians, method: Method, labels: GaussianLabels
+    model_path: Path,
+    iteration: int,
+    gaussians: Gaussians,
+    method: Method,
+    labels: GaussianLabels,
+    names: Mapping[int, str] | None = None,
 ) -> None:
     """Write what reads ids off features, per-Gaussian labels, object list, and the PLY that other programs read.
 
@@ -116,7 +128,7 @@ def write_objects(
             feature=gaussians.features.detach().cpu().numpy().astype(np.float16),
         )
     (folder / "segmentation.npz.partial").replace(folder / "segmentation.npz")
-    write_text(folder / "objects.json", json.dumps(describe_objects(gaussians, labels), indent=1))
+    write_text(folder / "objects.json", json.dumps(describe_objects(gaussians, labels, names), indent=1))
     write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=labels.object_ids.numpy())
 
 
@@ -140,6 +152,23 @@ def read_model(model_path: Path, iteration: int) -> tuple[Gaussians, Any]:
         return read_gaussians(folder / "point_cloud.ply"), None
     state = torch.load(folder / "classifier.pth", weights_only=True, map_location="cpu")
     return read_gaussians(folder / "point_cloud_objects.ply"), state
+
+
+def read_labels(model_path: Path, iteration: int) -> tuple[Tensor, Tensor]:
+    """Return the object of every saved Gaussian, int64 [N], and the share of the votes for it, in [0, 1], [N].
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    path = iteration_dir(model_path, iteration) / "segmentation.npz"
+    try:
+        with np.load(path) as labels:
+            return (
+                torch.from_numpy(labels["object_id"].astype(np.int64)),
+                torch.from_numpy(labels["confidence"].astype(np.float32)),
+            )
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not readable ({error}); train or --resume again") from None
 
 
 def provenance(settings: TrainSettings, extra: dict[str, Any]) -> dict[str, Any]:

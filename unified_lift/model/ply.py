@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from unified_lift.model.gaussians import Gaussians
 from unified_lift.plyio import read_vertices, write_vertices
 from unified_lift.types import PointCloud, UserError
 
+_MAX_LOGIT = 15.0  # of an opacity: 1 - 3e-7
 _FEATURE_PREFIXES = ("obj_dc_", "semantic_", "f_extra_")  # GG/UL/OmniSeg/Gaga, Feature-3DGS, EgoLifter
 
 
@@ -77,6 +79,8 @@ def read_gaussians(path: Path) -> Gaussians:
         "shN": rest,
         "features": block(_feature_columns(columns)),
     }
+    # Converters from quantised formats write alpha 0 and 255 as infinite logits.
+    table["logit_opacities"].nan_to_num_(nan=math.nan, posinf=_MAX_LOGIT, neginf=-_MAX_LOGIT)
     for name, value in table.items():
         if not bool(torch.isfinite(value).all()):
             raise UserError(f"{path}: {name} holds NaN or infinite numbers; repair or retrain the splat")

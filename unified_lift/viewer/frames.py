@@ -25,7 +25,8 @@ from unified_lift.types import Camera
 Mode = Literal["rgb", "ids", "features", "uncertainty"]
 MODES: tuple[Mode, ...] = ("rgb", "ids", "features", "uncertainty")
 
-_ID_SHARE = 0.75  # of the object colour in mode ids: shading stays visible
+_MAP_SHARE = 0.75  # of the colour in modes ids and uncertainty: shading stays visible
+_SPREAD = 3.0  # standard deviations of the objects' features that make a full colour
 _OUTLINE = (255, 214, 10)
 _OUTLINE_EDGE = (20, 20, 20)  # around the outline, so that it shows on yellow things too
 _OUTLINE_WIDTH = 1 / 250  # of the height of the frame
@@ -36,24 +37,27 @@ _MAX_SIDE = 2048  # pixels of a whole frame: a screen of twice the density is no
 
 
 class FeatureColors:
-    """A fixed linear map from features to colours: their three strongest directions as red, green and blue.
+    """A fixed linear map from features to colours: the three directions in which objects differ most become R, G, B.
 
     Being linear, it may be applied to Gaussians instead of pixels, so that only three numbers need be blended.
     """
 
-    def __init__(self, features: Tensor) -> None:
-        """Choose the directions by the features [N, D] of a scene."""
-        features = features.detach().float()
-        self._mean = features.mean(dim=0)
-        centred = features - self._mean
-        width = features.shape[1]
-        strongest = torch.linalg.eigh(centred.T @ centred / max(len(features), 1))[1].flip(1)[:, :3]
-        sign = torch.sign(strongest.gather(0, strongest.abs().argmax(dim=0, keepdim=True)))  # eigenvectors have none
-        self._axes = torch.nn.functional.pad(strongest * sign, (0, 3 - min(3, width)))
-        self._spread = (3 * (centred @ self._axes).std(dim=0, correction=0)).clamp(min=1e-6)
+    def __init__(self, scene: ObjectScene) -> None:
+        """Choose the directions by the mean features of the objects, so that a large one counts no more than others."""
+        features = scene.gaussians.features.detach().float()
+        known, index = torch.unique(scene.object_ids, return_inverse=True)
+        means = features.new_zeros(len(known), features.shape[1]).index_add_(0, index, features)
+        means = means / torch.bincount(index, minlength=len(known))[:, None]
+        self._mean = means.mean(dim=0)
+        centred = means - self._mean
+        strongest = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, :3]
+        if strongest.numel():  # an eigenvector has no sign of its own: its largest entry is made positive
+            strongest = strongest * torch.sign(strongest.gather(0, strongest.abs().argmax(dim=0, keepdim=True)))
+        self._axes = torch.nn.functional.pad(strongest, (0, 3 - strongest.shape[1]))
+        self._spread = (_SPREAD * (centred @ self._axes).std(dim=0, correction=0)).clamp(min=1e-6)
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Return colours, grey = the mean of the scene, about [0, 1], [N, 3]."""
+        """Return colours [N, 3]; grey = the mean of the objects, and most objects lie in [0, 1]."""
         return 0.5 + 0.5 * ((features.detach().float() - self._mean) @ self._axes) / self._spread
 
 
@@ -72,8 +76,8 @@ class Painter:
         Args:
             scene: What is shown; may be empty.
             camera: From where.
-            mode: `rgb`; `ids`: colours of the objects over the shading; `features`: their strongest directions;
-                `uncertainty`: black = every vote for the object, bright = few.
+            mode: `rgb`; `ids`: colours of the objects over the shading; `features`: see FeatureColors; `uncertainty`:
+                dark = every vote was for the object, bright = few.
             selected: Object that is outlined where it is in front.
         """
         device = scene.object_ids.device
@@ -82,13 +86,13 @@ class Painter:
         out = render(gaussians, camera, background=background, with_features=gaussians.feature_dim > 0)
         extra, empty = out.features, 1 - out.alpha[..., None]
         if mode == "rgb":
-            frame = quantize_uint8(out.image).cpu().numpy()
-        elif mode == "uncertainty":
-            frame = uncertainty_picture((extra[..., 0] + empty[..., 0]).cpu().numpy())
+            frame = _pixels(out.image)
+        elif mode == "features":
+            frame = _pixels(extra[..., :3] + empty * background)
+        elif mode == "ids":
+            frame = _shaded(_pixels(extra[..., :3] + empty * background), out.image)
         else:
-            colors = extra[..., :3] + empty * background
-            share = _ID_SHARE if mode == "ids" else 1.0
-            frame = quantize_uint8(share * colors + (1 - share) * out.image).cpu().numpy()
+            frame = _shaded(uncertainty_picture((extra[..., 0] + empty[..., 0]).cpu().numpy()), out.image)
         if selected is None:
             return frame
         return outlined(frame, (extra[..., -1] > 0.5).cpu().numpy())
@@ -114,6 +118,14 @@ class Painter:
         gaussians.set("features", torch.cat(columns, dim=1) if columns else scene.confidence.new_zeros(len(scene), 0))
         self._kept = (scene, mode, selected, gaussians)
         return gaussians
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    return quantize_uint8(image).cpu().numpy()
+
+
+def _shaded(colors: np.ndarray, image: Tensor) -> np.ndarray:
+    return cv2.addWeighted(colors, _MAP_SHARE, _pixels(image), 1 - _MAP_SHARE, 0)
 
 
 def outlined(frame: np.ndarray, inside: np.ndarray) -> np.ndarray:

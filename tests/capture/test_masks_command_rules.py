@@ -1,0 +1,154 @@
+"""From proposals to one map of ids: hand cases of the filter, and the overlap rules as other programs apply them."""
+
+import numpy as np
+import pytest
+
+from unified_lift.capture.masks import PoolSettings, Proposal, keep_best, paint
+from unified_lift.types import UserError
+
+SIZE = (6, 8)
+# Half-open boxes row0, row1, col0, col1 and predicted IoU; the maps were computed with the peers' own rules.
+BOXES = [((0, 6, 0, 5), 0.8), ((1, 4, 1, 4), 0.95), ((2, 5, 3, 8), 0.85), ((0, 2, 6, 8), 0.9)]
+ORACLE = {
+    "score_on_top": [
+        [1, 1, 1, 1, 1, 0, 4, 4],
+        [1, 2, 2, 2, 1, 0, 4, 4],
+        [1, 2, 2, 2, 3, 3, 3, 3],
+        [1, 2, 2, 2, 3, 3, 3, 3],
+        [1, 1, 1, 3, 3, 3, 3, 3],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+    ],
+    "large_eats_small": [
+        [1, 1, 1, 1, 1, 0, 2, 2],
+        [1, 1, 1, 1, 1, 0, 2, 2],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+    ],
+    "small_on_top": [
+        [1, 1, 1, 1, 1, 0, 4, 4],
+        [1, 3, 3, 3, 1, 0, 4, 4],
+        [1, 3, 3, 3, 2, 2, 2, 2],
+        [1, 3, 3, 3, 2, 2, 2, 2],
+        [1, 1, 1, 2, 2, 2, 2, 2],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+    ],
+}
+RULES = list(ORACLE)
+
+
+def box(rows_columns, score=0.9, *, size=SIZE, stability=1.0):
+    row0, row1, column0, column1 = rows_columns
+    mask = np.zeros(size, dtype=bool)
+    mask[row0:row1, column0:column1] = True
+    return Proposal(mask=mask, score=score, stability=stability)
+
+
+def strip(start, stop, score=0.9, *, stability=1.0):
+    """A mask on a line of 100 pixels: overlaps can be counted in the head."""
+    return box((0, 1, start, stop), score, size=(1, 100), stability=stability)
+
+
+def kept(*proposals, **settings):
+    found = keep_best(proposals, PoolSettings(**settings))
+    return [index for index, proposal in enumerate(proposals) if any(proposal is one for one in found)]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_overlap_rules_agree_with_the_peers(rule):
+    proposals = [box(rows_columns, score) for rows_columns, score in BOXES]
+    ids = paint(proposals, SIZE, rule=rule, min_area=0)
+    assert ids.dtype == np.int32
+    np.testing.assert_array_equal(ids, ORACLE[rule])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_shows_less_than_the_least_area_becomes_unlabelled(rule):
+    proposals = [box(rows_columns, score) for rows_columns, score in BOXES]
+    ids = paint(proposals, SIZE, rule=rule, min_area=5)  # only the last proposal has four pixels
+    expected = np.array(ORACLE[rule])
+    expected[:2, 6:] = 0
+    np.testing.assert_array_equal(ids, expected)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_proposal_is_an_unlabelled_map(rule):
+    np.testing.assert_array_equal(paint([], SIZE, rule=rule, min_area=0), np.zeros(SIZE, dtype=np.int32))
+
+
+def test_score_on_top_discards_what_shows_a_tenth_of_itself_and_leaves_its_pixels_unlabelled():
+    below, better = strip(0, 100, 0.7), strip(10, 100, 0.8)
+    ids = paint([below, better], (1, 100), rule="score_on_top", min_area=0)
+    np.testing.assert_array_equal(ids[0], [0] * 10 + [1] * 90)  # 10 of 100 is not more than 10 %
+    ids = paint([below, strip(11, 100, 0.8)], (1, 100), rule="score_on_top", min_area=0)
+    np.testing.assert_array_equal(ids[0], [1] * 11 + [2] * 89)
+
+
+def test_large_eats_small_keeps_what_won_four_fifths_of_itself():
+    large = strip(0, 60)
+    ids = paint([large, strip(52, 92)], (1, 100), rule="large_eats_small", min_area=0)  # 32 of 40: exactly 80 %
+    np.testing.assert_array_equal(ids[0], [1] * 60 + [2] * 32 + [0] * 8)
+    ids = paint([large, strip(51, 91)], (1, 100), rule="large_eats_small", min_area=0)
+    np.testing.assert_array_equal(ids[0], [1] * 60 + [0] * 40)
+
+
+def test_ids_are_not_limited_to_256():
+    size = (20, 100)
+    dots = [box((n // 100, n // 100 + 1, n % 100, n % 100 + 1), size=size) for n in range(2000)]
+    ids = paint(dots, size, rule="score_on_top", min_area=0)
+    np.testing.assert_array_equal(ids.ravel(), np.arange(1, 2001))
+
+
+def test_of_two_masks_with_much_overlap_the_better_stays():
+    a, b = strip(0, 90, 0.8), strip(0, 100, 0.9)  # IoU 0.9
+    assert kept(a, b) == [1]
+    assert kept(a, b, max_mask_iou=0.9) == [0, 1]
+    assert kept(strip(0, 90, 0.9), strip(0, 100, 0.8)) == [0]
+
+
+def test_better_means_stability_times_score():
+    assert kept(strip(0, 90, 0.99, stability=0.8), strip(0, 100, 0.9, stability=0.95)) == [1]
+
+
+def test_of_equals_the_first_stays():
+    assert kept(strip(0, 50), strip(0, 50), strip(0, 50)) == [0]
+
+
+def test_a_mask_that_goes_itself_still_judges_others():
+    chain = [strip(0, 100, 0.95), strip(8, 108, 0.9), strip(16, 100, 0.85)]  # IoU 0.92, 0.84 next to each other ...
+    assert kept(*chain) == [0]  # ... the third's IoU with the first is 0.84 too
+    far = [strip(0, 90, 0.95), strip(5, 95, 0.9), strip(10, 100, 0.85)]  # 85/95 = 0.89 between neighbours, 0.80 across
+    assert kept(*far, max_mask_iou=0.85) == [0]
+
+
+def test_low_scores_go():
+    assert kept(strip(0, 10, 0.7), strip(20, 30, 0.71), strip(40, 50, 0.9, stability=0.75)) == [1]
+
+
+def test_a_mask_inside_one_that_it_covers_by_less_than_half_goes_whatever_its_score():
+    large = strip(0, 60, 0.75)
+    assert kept(large, strip(40, 60, 0.95)) == [0]  # all of it inside, covering a third
+    assert kept(large, strip(43, 63, 0.95)) == [0]  # 17 of 20: exactly 85 %
+    assert kept(large, strip(44, 64, 0.95)) == [0, 1]  # 16 of 20
+    assert kept(large, strip(30, 60, 0.95)) == [0, 1]  # it covers half
+
+
+def test_empty_masks_go():
+    assert kept(strip(5, 5), strip(0, 50)) == [1]
+    assert keep_best([], PoolSettings()) == []
+
+
+def test_overlaps_are_counted_over_all_of_a_large_photo():
+    size = (600, 400)  # more pixels than are counted at once
+    a, b = box((0, 600, 0, 400), 0.95, size=size), box((0, 599, 0, 400), 0.9, size=size)
+    c = box((590, 600, 0, 400), 0.99, size=size)
+    assert keep_best([a, b, c], PoolSettings()) == [a]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_mask_iou": 1.1}, {"min_score": -0.1}, {"contained_share": float("nan")}, {"min_area": -1}]
+)
+def test_settings_out_of_range_are_named(wrong):
+    with pytest.raises(UserError, match=f"--{next(iter(wrong))}"):
+        PoolSettings(**wrong).check()

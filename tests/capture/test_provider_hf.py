@@ -1,0 +1,175 @@
+"""Masks of a transformers model: behind a stand-in for the library, and a small random SAM where it is installed."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from unified_lift.capture.mask_providers.hf import PROVIDER, HfProposer, HfSettings
+from unified_lift.capture.masks import LEVELS
+from unified_lift.cli.main import main
+from unified_lift.data import DATASETS
+from unified_lift.types import UserError
+
+CPU = torch.device("cpu")
+PHOTO = np.zeros((6, 8, 3), dtype=np.uint8)
+
+
+class Model:
+    """Two points; the n-th mask of a point is its n + 1 first rows, its score 0.1 lower for every row."""
+
+    def __init__(self, num_masks=3):
+        self.num_masks = num_masks
+        self.hooks = []
+
+    def register_forward_hook(self, hook):
+        self.hooks.append(hook)
+
+    def __call__(self):
+        masks = torch.full((1, 2, self.num_masks, 6, 8), -1.0)
+        for n in range(self.num_masks):
+            masks[:, 0, n, : n + 1] = 1
+            masks[:, 1, n, 5 - n :] = 1
+        scores = torch.tensor([0.99 - 0.1 * n for n in range(self.num_masks)]).repeat(1, 2, 1)
+        outputs = {"pred_masks": masks, "iou_scores": scores}
+        for hook in self.hooks:
+            outputs = hook(self, (), outputs)
+        return outputs
+
+
+class Pipeline:
+    def __init__(self, model):
+        self.model = model
+        self.asked = []
+
+    def __call__(self, image, **settings):
+        assert image.size == (8, 6)
+        self.asked.append(settings)
+        outputs = self.model()
+        masks, scores = outputs["pred_masks"].flatten(0, 2) > 0, outputs["iou_scores"].flatten()
+        kept = scores > settings["pred_iou_thresh"]
+        return {"masks": list(masks[kept].numpy()), "scores": scores[kept]}
+
+
+def proposed(model, levels, **settings):
+    return HfProposer(Pipeline(model), HfSettings(**settings), facts={}).propose(PHOTO, levels)
+
+
+@pytest.mark.parametrize(("level", "rows", "score"), [("subpart", 1, 0.99), ("part", 2, 0.89), ("whole", 3, 0.79)])
+def test_a_level_is_one_of_the_three_masks_of_each_point(level, rows, score):
+    found = proposed(Model(), (level,), pred_iou_thresh=0.5)
+    assert [(p.granularity, int(p.mask.sum()), round(p.score, 2)) for p in found] == [(level, 8 * rows, score)] * 2
+    assert [bool(p.mask[0, 0]) for p in found] == [True, False]
+
+
+def test_each_level_is_filtered_by_the_pipeline_with_our_settings():
+    proposer = HfProposer(Pipeline(Model()), HfSettings(points_per_side=9, crops_n_layers=1), facts={})
+    found = proposer.propose(PHOTO, LEVELS)
+    assert [p.granularity for p in found] == ["part", "part", "subpart", "subpart"]  # 0.79 is below 0.88
+    assert proposer._pipeline.asked == 3 * [
+        {
+            "points_per_crop": 9,
+            "points_per_batch": 64,
+            "pred_iou_thresh": 0.88,
+            "stability_score_thresh": 0.95,
+            "crops_n_layers": 1,
+        }  # noqa: E501
+    ]
+
+
+def test_a_model_without_levels_gives_all_its_masks_as_whole_and_refuses_parts():
+    assert len(proposed(Model(num_masks=4), ("whole",), pred_iou_thresh=0.5)) == 8
+    with pytest.raises(UserError, match="--granularity part.*levels are unknown"):
+        proposed(Model(num_masks=4), ("part",))
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """A stand-in for transformers that makes a pipeline from a folder with a config.json."""
+
+    def from_pretrained(folder, *, local_files_only):
+        assert local_files_only  # nothing is downloaded
+        if not (folder / "config.json").is_file():
+            raise OSError(f"{folder} has no config.json")
+        return SimpleNamespace(model_type="sam")
+
+    def pipeline(task, *, model, device):
+        assert (task, device) == ("mask-generation", CPU)
+        return Pipeline(Model())
+
+    fake = SimpleNamespace(
+        __version__="1.2", AutoConfig=SimpleNamespace(from_pretrained=from_pretrained), pipeline=pipeline
+    )
+    monkeypatch.setitem(sys.modules, "transformers", fake)
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace())
+
+
+def test_loading_tells_versions_and_model(library, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    proposer = PROVIDER.load(HfSettings(weights=tmp_path), CPU)
+    assert proposer.facts == {
+        "transformers": "1.2", "torch": torch.__version__, "weights": tmp_path.name, "model_type": "sam"
+    }  # fmt: skip
+    assert len(proposer.propose(PHOTO, ("subpart",))) == 2
+
+
+def test_wrong_folders_are_named(library, tmp_path):
+    with pytest.raises(UserError, match="--weights missing"):
+        PROVIDER.load(HfSettings(), CPU)
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        PROVIDER.load(HfSettings(weights=tmp_path / "nowhere"), CPU)
+    with pytest.raises(UserError, match="not a mask-generation model"):
+        PROVIDER.load(HfSettings(weights=tmp_path), CPU)
+
+
+def test_a_missing_library_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match="transformers is not installed"):
+        PROVIDER.load(HfSettings(weights=tmp_path), CPU)
+
+
+@pytest.mark.parametrize("wrong", [{"pred_iou_thresh": 2.0}, {"points_per_side": 0}])
+def test_settings_out_of_range_are_named(wrong):
+    with pytest.raises(UserError, match=f"--{next(iter(wrong))}"):
+        HfSettings(**wrong).check()
+
+
+def test_a_small_random_sam_of_transformers_makes_masks_of_a_scene(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "image_size": 64, "patch_size": 16}
+    config = transformers.SamConfig(
+        vision_config=sizes
+        | {"num_hidden_layers": 2, "num_attention_heads": 2, "output_channels": 32, "num_pos_feats": 16}
+        | {"window_size": 2, "global_attn_indexes": [1], "mlp_dim": 64},
+        prompt_encoder_config=sizes | {"image_embedding_size": 4, "mask_input_channels": 4},
+        mask_decoder_config={"hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32},
+    )
+    model = transformers.SamModel(config)
+    with torch.no_grad():  # an opinion of itself that is high, logits far from 0
+        model.mask_decoder.iou_prediction_head.proj_out.bias += 0.95
+        for mlp in model.mask_decoder.output_hypernetworks_mlps:
+            mlp.proj_out.weight *= 1000
+    weights, scene = tmp_path / "weights", tmp_path / "scene"
+    model.save_pretrained(weights)
+    transformers.SamImageProcessor(
+        size={"longest_edge": 64},
+        pad_size={"height": 64, "width": 64},
+        mask_size={"longest_edge": 16},
+        mask_pad_size={"height": 16, "width": 16},
+    ).save_pretrained(weights)
+    DATASETS["transforms"].write_miniature(scene)
+    argv = [
+        "--out", "hf", "--granularity", "all", "--points-per-side", "4", "--pred-iou-thresh", "0",
+        "--stability-score-thresh", "0", "--min-score", "0", "--min-area", "1",
+    ]  # fmt: skip
+    assert main(["masks", "-s", str(scene), "--provider", "hf", "--weights", str(weights), "--quiet", *argv]) == 0
+    for level in LEVELS:
+        record = json.loads((scene / f"hf_{level}" / "masks.json").read_text())
+        assert record["versions"]["model_type"] == "sam"
+        assert record["counts"]["views"] == 10
+        assert 0 < record["counts"]["proposals"] <= 10 * 16

@@ -1,0 +1,162 @@
+"""The SAM provider on the real package with a small random network; runs where the extra [masks] is installed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from unified_lift.capture.mask_providers.sam import SamProposer, SamSettings
+from unified_lift.capture.masks import LEVELS
+from unified_lift.cli.main import main
+from unified_lift.data import DATASETS
+from unified_lift.data.masks import read_mask
+
+sam = pytest.importorskip("segment_anything")
+pytest.importorskip("torchvision")
+ALL = SamSettings(points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1.0)  # nothing goes
+WIDTH = 32
+
+
+def small_sam(checkpoint=None):
+    """A SAM of 64 pixels with random weights, its logits far from 0 and its opinion of itself high."""
+    modeling = sam.modeling
+    torch.manual_seed(0)
+    network = modeling.Sam(
+        image_encoder=modeling.ImageEncoderViT(
+            depth=2, embed_dim=WIDTH, img_size=64, num_heads=2, patch_size=16, out_chans=WIDTH,
+            use_rel_pos=True, global_attn_indexes=[1], window_size=2,
+        ),
+        prompt_encoder=modeling.PromptEncoder(
+            embed_dim=WIDTH, image_embedding_size=(4, 4), input_image_size=(64, 64), mask_in_chans=4
+        ),
+        mask_decoder=modeling.MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=modeling.TwoWayTransformer(depth=2, embedding_dim=WIDTH, mlp_dim=64, num_heads=2),
+            transformer_dim=WIDTH, iou_head_depth=3, iou_head_hidden_dim=32,
+        ),
+    )  # fmt: skip
+    with torch.no_grad():
+        for mlp in network.mask_decoder.output_hypernetworks_mlps:
+            mlp.layers[-1].weight *= 1000
+        network.mask_decoder.iou_prediction_head.layers[-1].bias += 0.9
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def network():
+    return small_sam()
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+def proposed(network, photo, levels=LEVELS, settings=ALL):
+    return SamProposer(network, settings, facts={}).propose(photo, levels)
+
+
+def key(mask, score, stability):
+    return mask.tobytes(), round(score, 5), round(stability, 5)
+
+
+def test_the_three_levels_together_are_what_the_official_generator_finds(network, photo):
+    official = sam.SamAutomaticMaskGenerator(
+        network, points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1.0
+    ).generate(photo)
+    expected = sorted(key(r["segmentation"], r["predicted_iou"], r["stability_score"]) for r in official)
+    found = proposed(network, photo)
+    assert len(found) == 3 * 16
+    assert sorted(key(p.mask, p.score, p.stability) for p in found) == expected
+    assert all(p.mask.shape == (40, 60) and p.mask.dtype == bool for p in found)
+
+
+@pytest.mark.parametrize(("level", "index"), [("subpart", 0), ("part", 1), ("whole", 2)])
+def test_a_level_is_one_index_of_sams_answers(network, photo, level, index):
+    predictor = sam.SamPredictor(network)
+    predictor.set_image(photo)
+    points = (np.stack(np.meshgrid(*[np.arange(4) / 4 + 1 / 8] * 2), -1).reshape(-1, 2) * [60, 40])[:, None]
+    expected = []
+    for point in points:  # one at a time, through the public interface
+        masks, quality, _ = predictor.predict(point, np.ones(1), multimask_output=True)
+        expected.append((round(float(quality[index]), 4), int(masks[index].sum())))
+    found = [(round(p.score, 4), int(p.mask.sum())) for p in proposed(network, photo, (level,))]
+    assert sorted(found) == sorted(expected)
+
+
+def test_a_level_does_not_depend_on_which_others_are_asked_for(network, photo):
+    settings = SamSettings(points_per_side=6, pred_iou_thresh=0.5, stability_score_thresh=0.5, box_nms_thresh=0.5)
+    alone = [key(p.mask, p.score, p.stability) for p in proposed(network, photo, ("whole",), settings)]
+    together = [p for p in proposed(network, photo, LEVELS, settings) if p.granularity == "whole"]
+    assert 0 < len(alone) < 36  # box NMS did something
+    assert [key(p.mask, p.score, p.stability) for p in together] == alone
+
+
+@pytest.mark.parametrize(("layers", "crops"), [(0, 1), (1, 5)])
+def test_every_crop_is_encoded_once_for_all_levels_and_again_for_the_next_photo(network, photo, layers, crops):
+    calls = []
+    handle = network.image_encoder.register_forward_hook(lambda *_: calls.append(1))
+    settings = SamSettings(points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0, crop_n_layers=layers)
+    proposer = SamProposer(network, settings, facts={})
+    proposer.propose(photo, LEVELS)
+    assert len(calls) == crops
+    proposer.propose(photo, ("part",))
+    handle.remove()
+    assert len(calls) == 2 * crops
+
+
+def test_a_photo_in_which_nothing_is_found_has_no_proposal(network, photo):
+    assert proposed(network, photo, settings=SamSettings(points_per_side=2, pred_iou_thresh=1.0)) == []
+
+
+@pytest.fixture
+def scene(tmp_path, monkeypatch):
+    monkeypatch.setitem(sam.sam_model_registry, "small", small_sam)
+    DATASETS["colmap"].write_miniature(tmp_path / "scene")
+    torch.save(small_sam().state_dict(), tmp_path / "small.pth")
+    return tmp_path / "scene"
+
+
+def masks(scene, *argv):
+    return main(["masks", "-s", str(scene), "--provider", "sam", "--quiet", "--device", "cpu", *map(str, argv)])
+
+
+def test_from_a_checkpoint_to_three_folders_of_masks(scene, tmp_path):
+    argv = [
+        "--weights", tmp_path / "small.pth", "--model", "small", "--out", "sam", "--granularity", "all",
+        "--points-per-side", 3, "--pred-iou-thresh", 0, "--stability-score-thresh", 0, "--min-score", 0,
+        "--min-area", 1,
+    ]  # fmt: skip
+    assert masks(scene, *argv) == 0
+    for level in LEVELS:
+        record = json.loads((scene / f"sam_{level}" / "masks.json").read_text())
+        assert record["settings"]["granularity"] == level
+        assert record["settings"]["weights"].startswith("small.pth (")
+        assert record["versions"]["segment_anything"] == "1.0"
+        assert record["counts"]["views"] == 9
+        assert record["counts"]["proposals"] > 0
+        for name, view in record["views"].items():
+            ids = read_mask(scene / f"sam_{level}" / f"{name}.png")
+            assert (ids.shape, ids.max()) == ((24, 32), view["ids"])
+
+
+def test_wrong_weights_are_named(scene, tmp_path, capsys):
+    (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
+    for argv, words in (
+        (["--out", "new"], "--weights: missing"),
+        (["--out", "new", "--weights", tmp_path / "none.pth"], "none.pth: no such file"),
+        (["--out", "new", "--weights", tmp_path / "broken.pth", "--model", "small"], "not a checkpoint of small"),
+        (["--out", "new", "--weights", tmp_path / "small.pth", "--model", "vit_x"], "there are vit_h, vit_l, vit_b"),
+    ):
+        assert masks(scene, *argv) == 2
+        assert words in capsys.readouterr().err
+    assert not (scene / "new").exists()
+
+
+def test_weights_of_another_network_are_named(scene, tmp_path, capsys):
+    state = small_sam().state_dict()
+    state.pop("mask_decoder.iou_token.weight")
+    torch.save(state, tmp_path / "other.pth")
+    assert masks(scene, "--out", "new", "--weights", tmp_path / "other.pth", "--model", "small") == 2
+    assert "name its network with --model" in capsys.readouterr().err

@@ -1,0 +1,318 @@
+"""Structure from motion: its stages, what is done again and what is not, and what it says of the result."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.fake_pycolmap import ERROR_PX, NUM_POINTS, FakeColmap
+from unified_lift.capture.sfm import SfmSettings, num_pairs, reconstruct
+from unified_lift.capture.sfm_report import advice, level_axes, report_lines
+from unified_lift.data import load_scene
+from unified_lift.data.images import write_image
+from unified_lift.data.miniature import miniature_views, orbit
+from unified_lift.data.synthetic import SyntheticSettings, synthetic_room
+from unified_lift.ops.cameras import look_at
+from unified_lift.types import Camera, DataSettings, UserError
+
+ALL = ["extract_features", "match_exhaustive", "incremental_mapping", "undistort_images"]
+
+
+@pytest.fixture
+def colmap(monkeypatch):
+    """Return a function that puts a fake pycolmap in place."""
+
+    def install(**behaviour):
+        fake = FakeColmap(**behaviour)
+        monkeypatch.setitem(sys.modules, "pycolmap", fake)
+        return fake
+
+    return install
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Return a folder of six photos of 64x48."""
+    for n, view in enumerate(miniature_views(orbit(6, width=64, height=48))):
+        write_image(tmp_path / "photos" / f"{n}.png", view.image)
+    return tmp_path / "photos"
+
+
+def run(photos, **settings):
+    return reconstruct(SfmSettings(photos=photos, scene=photos.parent / "scene", **settings))
+
+
+def test_the_scene_is_one_that_training_reads(photos, colmap):
+    fake = colmap()
+    run(photos)
+    assert fake.calls == ALL
+    scene = load_scene(DataSettings(source_path=photos.parent / "scene"))
+    assert [view.name for view in scene.train] == [str(n) for n in range(6)]
+    assert len(scene.points.positions) == NUM_POINTS
+    expected = orbit(6, width=64, height=48)
+    for view, camera in zip(scene.train, expected, strict=True):
+        np.testing.assert_allclose(view.camera.cam_from_world, camera.cam_from_world, atol=1e-9)
+    assert sorted(path.name for path in (photos.parent / "scene").iterdir()) == [
+        "images",
+        "sfm",
+        "sfm_report.json",
+        "sfm_sparse.png",
+        "sparse",
+    ]
+    assert not list((photos.parent / "scene").rglob("*.partial"))
+
+
+def test_the_report_has_the_numbers_of_the_model(photos, colmap):
+    colmap(groups=[4])
+    report = run(photos)
+    assert report == json.loads((photos.parent / "scene/sfm_report.json").read_text())
+    assert (report["photos"], report["registered"], report["not_registered"]) == (6, 4, ["4", "5"])
+    assert (report["points"], report["observations"]) == (NUM_POINTS, 4 * NUM_POINTS)
+    assert report["mean_track_length"] == 4
+    assert report["mean_reprojection_error_px"] == pytest.approx(ERROR_PX, abs=1e-3)
+    assert set(report["worst_photos_px"].values()) == {ERROR_PX}
+    assert report["cameras"] == [{"width": 64, "height": 48, "focal_px": 70.4, "fov_degrees": 48.9}]
+    assert list(report["seconds"]) == ["photos", "features", "matches", "mapping", "undistortion"]
+    text = "\n".join(report_lines(report))
+    for words in ("4 of 6 photos", "0.50 px", "no pose       4, 5", "2 photos found no place"):
+        assert words in text
+
+
+def test_the_picture_shows_points_and_cameras(photos, colmap):
+    colmap()
+    run(photos)
+    picture = np.asarray(Image.open(photos.parent / "scene/sfm_sparse.png").convert("RGB")).astype(int)
+    red = (picture - [0xB4, 0x53, 0x3C]) == 0
+    left, right = np.array_split(red.all(axis=2), 2, axis=1)
+    assert left.sum() > 50
+    assert right.sum() > 50
+
+
+def test_a_second_call_repeats_nothing(photos, colmap):
+    colmap()
+    first = run(photos)
+    fake, seen = colmap(), []
+    settings = SfmSettings(photos=photos, scene=photos.parent / "scene")
+    assert reconstruct(settings, progress=lambda *at: seen.append(at)) == first
+    assert fake.calls == []
+    assert seen == [(name, 0, 0) for name in ("photos", "features", "matches", "mapping", "undistortion")]
+
+
+def test_another_matcher_repeats_from_matching_on(photos, colmap):
+    colmap()
+    run(photos)
+    fake = colmap()
+    report = run(photos, matcher="sequential")
+    assert fake.calls == ["match_sequential", "incremental_mapping", "undistort_images"]
+    assert fake.matched == [15]
+    assert report["settings"]["matches"] == {"matcher": "sequential", "pairs": 15}
+
+
+@pytest.mark.parametrize("change", ["size", "photo", "new"])
+def test_other_photos_repeat_everything(change, photos, colmap):
+    colmap()
+    run(photos)
+    fake = colmap()
+    if change == "photo":
+        write_image(photos / "0.png", np.full((48, 64, 3), 9, np.uint8))
+    elif change == "new":
+        write_image(photos / "9.png", np.full((48, 64, 3), 9, np.uint8))
+    report = run(photos, max_size=64 if change == "size" else 1000)
+    assert fake.calls == ALL
+    assert report["photos"] == (7 if change == "new" else 6)
+
+
+def test_a_deleted_result_is_made_again(photos, colmap):
+    colmap()
+    run(photos)
+    (photos.parent / "scene/sparse/0/points3D.bin").unlink()
+    fake = colmap()
+    run(photos)
+    assert fake.calls == ["undistort_images"]
+
+
+@pytest.mark.parametrize("function", ALL)
+def test_an_interrupted_stage_runs_again_and_those_before_it_do_not(function, photos, colmap):
+    fake = colmap(interrupt=function)
+    with pytest.raises(KeyboardInterrupt):
+        run(photos)
+    assert not (photos.parent / "scene/sfm_report.json").exists()
+    assert not (photos.parent / "scene/images").exists()
+    fake.calls.clear()
+    assert run(photos)["registered"] == 6
+    assert fake.calls == ALL[ALL.index(function) :]
+    assert not list((photos.parent / "scene").rglob("*.partial"))
+
+
+def test_an_older_scene_stays_whole_until_the_new_one_is_complete(photos, colmap):
+    colmap()
+    run(photos)
+    scene = photos.parent / "scene"
+    before = {path: path.read_bytes() for name in ("images", "sparse") for path in (scene / name).rglob("*.*")}
+    colmap(interrupt="undistort_images", groups=[4])
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, matcher="sequential")
+    assert {path: path.read_bytes() for name in ("images", "sparse") for path in (scene / name).rglob("*.*")} == before
+    assert run(photos, matcher="sequential")["registered"] == 4
+    assert len(list((scene / "images").iterdir())) == 4
+
+
+def test_interrupted_matching_goes_on_where_it_was(photos, colmap):
+    fake = colmap(interrupt="match_exhaustive")
+    with pytest.raises(KeyboardInterrupt):
+        run(photos)
+    run(photos)
+    assert fake.matched == [7, 8]  # of 6 * 5 / 2 pairs
+    assert fake.block_size == 10
+
+
+def test_the_largest_of_several_models_stays_and_the_others_are_told(photos, colmap):
+    colmap(groups=[2, 4])
+    report = run(photos)
+    assert report["models"] == [4, 2]
+    assert report["not_registered"] == ["0", "1"]
+    assert any("do not overlap (4 and 2)" in line for line in report["advice"])
+
+
+@pytest.mark.parametrize(("groups", "found"), [([], 0), ([2], 2)])
+def test_too_few_registered_photos_are_an_error_with_cures(groups, found, photos, colmap):
+    fake = colmap(groups=groups)
+    with pytest.raises(UserError, match=f"only {found} of 6 photos fit together; take more photos that overlap"):
+        run(photos)
+    assert "undistort_images" not in fake.calls
+
+
+def test_too_few_photos_are_an_error_before_any_work(photos, colmap):
+    fake = colmap()
+    for n in range(2, 6):
+        (photos / f"{n}.png").unlink()
+    with pytest.raises(UserError, match="gives 2 photos, at least 3"):
+        run(photos)
+    assert fake.calls == []
+
+
+def test_an_error_of_colmap_names_stage_and_cure(photos, colmap):
+    colmap(interrupt="match_exhaustive", error=RuntimeError)
+    with pytest.raises(
+        UserError, match=r"COLMAP failed in matches \(in match_exhaustive\); delete .*sfm and run again"
+    ):
+        run(photos)
+
+
+def test_photos_of_one_size_share_a_camera_unless_told_otherwise(photos, colmap):
+    write_image(photos / "tall.png", np.zeros((64, 48, 3), np.uint8))
+    fake = colmap()
+    run(photos)
+    assert fake.extracted == [([f"{n}.jpg" for n in range(6)], "single"), (["tall.jpg"], "single")]
+    fake = colmap()
+    run(photos, cameras="each")
+    assert [mode for _, mode in fake.extracted] == ["each", "each"]
+
+
+@pytest.mark.parametrize("name", ["images", "sparse"])
+def test_images_of_another_origin_are_never_replaced(name, photos, colmap):
+    fake = colmap()
+    precious = photos.parent / "scene" / name / "a.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("mine")
+    with pytest.raises(UserError, match=f"{name}: exists and was not made by sfm; choose another -s"):
+        run(photos)
+    assert fake.calls == []
+    assert precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize("inside", [".", "scene"])
+def test_a_scene_inside_the_photos_folder_is_refused(inside, photos, colmap):
+    colmap()
+    with pytest.raises(UserError, match="lies inside the photos' folder"):
+        reconstruct(SfmSettings(photos=photos, scene=photos / inside))
+
+
+def test_a_damaged_ledger_is_named(photos, colmap):
+    colmap()
+    run(photos)
+    (photos.parent / "scene/sfm/stages.json").write_text("{half")
+    with pytest.raises(UserError, match=r"stages\.json: not readable; delete the folder"):
+        run(photos)
+
+
+def test_without_pycolmap_the_extra_is_named(photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycolmap", None)
+    with pytest.raises(UserError, match=r'pip install "unified-lift\[sfm\]"'):
+        run(photos)
+
+
+@pytest.mark.parametrize(("flags", "pattern"), [({"max_size": 32}, "--max_size 32"), ({"frames": 2}, "--frames 2")])
+def test_settings_out_of_range_are_named(flags, pattern, photos):
+    with pytest.raises(UserError, match=pattern):
+        SfmSettings(photos=photos, scene=photos.parent / "scene", **flags)
+
+
+def test_number_of_pairs():
+    assert num_pairs(5, "exhaustive") == 10
+    assert num_pairs(3, "sequential") == 3  # distances 1 and 2
+    # Distances 1 to 10 give 19 + ... + 10 = 145 pairs of 20 photos, distance 16 gives 4.
+    assert num_pairs(20, "sequential") == 149
+
+
+def test_advice_is_silent_on_a_sound_result_and_names_each_weakness():
+    sound = {
+        "models": [10],
+        "registered": 10,
+        "photos": 10,
+        "not_registered": [],
+        "mean_reprojection_error_px": 0.7,
+        "mean_track_length": 5.0,
+    }
+    assert advice(sound) == []
+    weak = {**sound, "mean_reprojection_error_px": 2.5, "mean_track_length": 2.1}
+    assert [line.split()[1] for line in advice(weak)] == ["reprojection", "are"]
+
+
+def test_the_picture_stands_upright_whatever_the_world_axes():
+    poses = np.stack([np.linalg.inv(camera.cam_from_world) for camera in orbit(8, width=64, height=48)])
+    turn = np.eye(4)
+    turn[:3, :3] = [[0, 0, 1], [1, 0, 0], [0, 1, 0]]  # the world's z axis becomes x
+    np.testing.assert_allclose(level_axes(turn @ poses)[2], [1, 0, 0], atol=0.02)  # their circle is not centred
+    axes = level_axes(turn @ poses)
+    np.testing.assert_allclose(axes @ axes.T, np.eye(3), atol=1e-12)
+    assert np.linalg.det(axes) == pytest.approx(1)
+
+
+def test_real_colmap_finds_the_cameras_of_a_rendered_room(tmp_path):
+    pytest.importorskip("pycolmap")
+    cameras = room_photos(tmp_path / "photos")
+    report = reconstruct(SfmSettings(photos=tmp_path / "photos", scene=tmp_path / "scene"))
+    assert report["registered"] == len(cameras)
+    assert report["mean_reprojection_error_px"] < 1.0
+    scene = load_scene(DataSettings(source_path=tmp_path / "scene"))
+    found = np.stack([view.camera.position for view in scene.train])
+    true = np.stack([camera.position for camera in cameras])
+    size = np.linalg.norm(true - true.mean(axis=0), axis=1).max()
+    assert np.linalg.norm(aligned(found, true) - true, axis=1).max() < 0.03 * size
+    # One arc of small photos tells the focal length from the distance only roughly.
+    assert scene.train[0].camera.fx == pytest.approx(cameras[0].fx, rel=0.15)
+
+
+def room_photos(folder):
+    """Write ten photos of 320x240 of the toy room along an arc of 70 degrees; return their cameras."""
+    room = synthetic_room(SyntheticSettings(num_objects=8))
+    cameras = []
+    for n, angle in enumerate(np.linspace(0, np.deg2rad(70), 10)):
+        position = room.rug_radius * np.array([1.8 * np.cos(angle), 1.8 * np.sin(angle), 0.9 + 0.2 * (n % 2)])
+        pose = look_at(position, np.array([0, 0, 0.1 * room.rug_radius]), np.array([0.0, 0, 1]))
+        camera = Camera(cam_from_world=pose, fx=300.0, fy=300.0, cx=160.0, cy=120.0, width=320, height=240)
+        write_image(folder / f"{n}.png", room.render(camera)[0])
+        cameras.append(camera)
+    return cameras
+
+
+def aligned(points, target):
+    """Return points under the similarity transform that brings them closest to `target` (Umeyama)."""
+    a, b = points - points.mean(axis=0), target - target.mean(axis=0)
+    left, sizes, right = np.linalg.svd(b.T @ a)
+    flip = np.diag([1, 1, np.sign(np.linalg.det(left @ right))])
+    rotation, scale = left @ flip @ right, (sizes * np.diag(flip)).sum() / (a**2).sum()
+    return scale * a @ rotation.T + target.mean(axis=0)

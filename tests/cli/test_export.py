@@ -1,0 +1,124 @@
+"""unified-lift export on a small model."""
+
+import re
+
+import numpy as np
+import pytest
+from plyfile import PlyData
+
+from tests.saved_model import save_model
+from unified_lift.cli.main import main
+from unified_lift.editing.formats import ply
+from unified_lift.editing.scene import load_object_scene
+from unified_lift.engine.outputs import iteration_dir
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("export"))
+
+
+def rows(path):
+    return PlyData.read(str(path))["vertex"].data
+
+
+def test_by_default_the_scene_is_written_as_the_ply_it_was_saved_as(model, tmp_path, capsys):
+    assert main(["export", "-m", str(model)]) == 0
+    written = (model / "export/scene.ply").read_bytes()
+    assert written == (iteration_dir(model, 40) / "point_cloud.ply").read_bytes()
+    assert "export/scene.ply: " in capsys.readouterr().out
+
+
+def test_every_object_becomes_a_file_in_every_format(model, tmp_path):
+    out = tmp_path / "out"
+    formats = "ply,splat,spz,html,labels,points"
+    assert (
+        main(["export", "-m", str(model), "--objects", "all", "background", "--format", formats, "--out", str(out)])
+        == 0
+    )
+    scene = load_object_scene(model)
+    stems = {0: "background"} | {object_id: f"object_{object_id}" for object_id in (1, 2, 3)}
+    for object_id, stem in stems.items():
+        own = scene.object_ids == object_id
+        found = rows(out / f"{stem}.ply")
+        np.testing.assert_array_equal(np.stack([found[c] for c in "xyz"], 1), scene.gaussians.means.detach()[own])
+        assert (rows(out / f"{stem}_points.ply")["object_id"] == object_id).all()
+        assert (out / f"{stem}.splat").stat().st_size == 32 * int(own.sum())
+        assert (out / f"{stem}.spz").read_bytes()[:2] == b"\x1f\x8b"
+        assert (out / f"{stem}.html").exists()
+        assert set(np.load(out / f"{stem}_labels/segmentation.npz")["object_id"]) == {object_id}
+    assert len(list(out.iterdir())) == 4 * 6
+
+
+def test_objects_and_formats_can_be_given_with_spaces_and_uncertain_gaussians_left_out(model, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    argv = [
+        "export",
+        "-m",
+        str(model),
+        "--objects",
+        "1",
+        "3",
+        "--format",
+        "ply",
+        "splat",
+        "--out",
+        out,
+        "--min_conf",
+        "0.9",
+    ]
+    assert main(argv) == 0
+    scene = load_object_scene(model)
+    for object_id in (1, 3):
+        certain = (scene.object_ids == object_id) & (scene.confidence >= 0.9)
+        assert 0 < int(certain.sum()) < int((scene.object_ids == object_id).sum())
+        assert len(rows(tmp_path / f"out/object_{object_id}.ply")) == int(certain.sum())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--objects", "9"], "no object 9; there are 0, 1, 2, 3"),
+        (["--objects", "mug"], "--objects mug: expected object ids, all, background or scene"),
+        (["--format", "obj"], "--format obj: no such format; there are html, labels, ply, points, splat, spz"),
+        (["--min_conf", "2"], "--min_conf must lie between 0 and 1, received 2"),
+        (["--iteration", "7"], "iteration 7 is not saved; there are 40"),
+        (["--level", "parts"], "no level parts"),
+        (["--objects"], "has no object but"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_to_do(model, tmp_path, capsys, argv, message):
+    assert main(["export", "-m", str(model), "--out", str(tmp_path / "out"), *argv]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert re.search(r"^error: ", error, re.MULTILINE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_object_without_a_certain_gaussian_is_named_and_none_is_an_error(model, tmp_path, capsys, monkeypatch):
+    argv = ["export", "-m", str(model), "--out", str(tmp_path / "out"), "--quiet", "--min_conf"]
+    scene = load_object_scene(model)
+    object.__setattr__(scene, "confidence", (scene.object_ids == 2).float() * 0.5)
+    monkeypatch.setattr("unified_lift.cli.export.load_object_scene", lambda *_, **__: scene)
+    assert main([*argv, "0.5", "--objects", "all"]) == 0
+    assert "no Gaussian of object_1, object_3 is as certain as --min_conf 0.5: not written" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["object_2.ply"]
+    assert main([*argv, "0.8", "--objects", "all"]) == 2
+    assert "leaves nothing to write" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_nothing_half_written(model, tmp_path, monkeypatch, capsys):
+    def interrupted(path, gaussians, **_):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ply, "write_gaussians", interrupted)
+    assert main(["export", "-m", str(model), "--out", str(tmp_path / "out"), "--format", "splat,ply"]) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_shows_an_example(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["export", "--help"])
+    assert end.value.code == 0
+    assert "Example: unified-lift export -m" in capsys.readouterr().out

@@ -1,0 +1,316 @@
+"""unified-lift masks, run as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from unified_lift.capture.contact_sheet import contact_sheet, evenly_spaced, tile
+from unified_lift.capture.mask_providers import PROVIDERS
+from unified_lift.capture.mask_providers.regions import RegionSettings
+from unified_lift.capture.mask_runs import MaskJob, make_masks, open_folders
+from unified_lift.capture.masks import PoolSettings, Proposal, Provider
+from unified_lift.cli.main import main
+from unified_lift.data import DATASETS, load_frames, load_scene
+from unified_lift.data.images import read_image, write_image
+from unified_lift.data.masks import read_mask, write_mask
+from unified_lift.evaluation.pictures import object_colors
+from unified_lift.types import DataSettings, UserError
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """The COLMAP miniature (9 photos of 32x24 in two sub-folders, one name with a dot, one with a space)."""
+    root = tmp_path / "scene"
+    DATASETS["colmap"].write_miniature(root)
+    return root
+
+
+def masks(root, *argv):
+    small = ["--min-area", "4", "--scale", "0.5", "--jobs", "1", "--quiet"]
+    return main(["masks", "-s", str(root), "--provider", "regions", *small, *map(str, argv)])
+
+
+def record(folder):
+    return json.loads((folder / "masks.json").read_text())
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*.png")}
+
+
+def job(folder, provider="regions"):
+    pool = PoolSettings(min_area=0)
+    return MaskJob(
+        provider=provider, settings=RegionSettings(), pool=pool, folders={"whole": folder}, device=torch.device("cpu")
+    )
+
+
+def frames_of(root):
+    return load_frames(DataSettings(source_path=root))
+
+
+def test_help_shows_an_example_and_the_flags_of_the_provider(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["masks", "--provider", "sam", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "Example: unified-lift masks -s data/desk --provider regions" in text
+    assert "--points-per-side" in text
+    assert "--scale" not in text
+
+
+def test_every_photo_gets_a_mask_that_the_reader_finds(scene, capsys):
+    assert masks(scene, "--overwrite") == 0
+    frames = frames_of(scene)
+    assert {frame.name for frame in frames} >= {"cam1/a.b", "cam1/with space", "cam2/0000"}
+    found = record(scene / "object_mask")
+    assert set(found["views"]) == {frame.name for frame in frames}
+    assert (found["settings"]["provider"], found["settings"]["scale"], found["settings"]["min_area"]) == (
+        "regions",
+        0.5,
+        4,
+    )
+    assert found["versions"].keys() >= {"unified_lift", "opencv"}
+    assert found["counts"]["ids"] == sum(view["ids"] for view in found["views"].values()) > 9
+    for frame in frames:
+        assert frame.mask_path == scene / "object_mask" / f"{frame.name}.png"
+        ids, view = read_mask(frame.mask_path), found["views"][frame.name]
+        assert (list(ids.shape[::-1]), int(ids.max())) == (view["size"], view["ids"])
+    loaded = load_scene(DataSettings(source_path=scene, num_random_points=4))
+    assert all(view.segments is not None for view in loaded.train)
+    assert read_image(scene / "object_mask_preview.png").std() > 0
+    assert "9 masks (whole)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_scenes_of_every_layout_get_masks(name, tmp_path, capsys):
+    root = tmp_path / name
+    DATASETS[name].write_miniature(root)
+    assert masks(root, "--out", "mine") == 0
+    assert set(record(root / "mine")["views"]) == {frame.name for frame in frames_of(root)}
+    assert "--object_path mine" in capsys.readouterr().out
+    loaded = load_scene(DataSettings(source_path=root, object_path="mine", random_init=True, num_random_points=4))
+    assert all(view.segments is not None for view in loaded.train)
+
+
+def test_what_is_there_is_not_made_again_and_what_is_missing_is(scene, capsys):
+    folder = scene / "mine"
+    assert masks(scene, "--out", "mine") == 0
+    first, versions = snapshot(folder), record(folder)
+    lost = folder / "cam2/0003.png"
+    lost.unlink()
+    kept = folder / "cam2/0004.png"
+    write_mask(kept, np.full((24, 32), 7))  # would be lost if it were made again
+    capsys.readouterr()
+    assert masks(scene, "--out", "mine") == 0
+    assert "8 of 9 photos have their masks already" in capsys.readouterr().out
+    assert lost.read_bytes() == first[lost]
+    assert (read_mask(kept) == 7).all()
+    assert record(folder) == versions
+
+
+def test_a_photo_that_changed_gets_a_new_mask(scene):
+    assert masks(scene, "--out", "mine") == 0
+    write_image(scene / "images/cam2/0001.png", np.full((24, 32, 3), 90, dtype=np.uint8))
+    assert masks(scene, "--out", "mine") == 0
+    assert record(scene / "mine")["views"]["cam2/0001"]["ids"] == 1
+    assert (read_mask(scene / "mine/cam2/0001.png") == 1).all()
+
+
+def test_other_settings_do_not_mix(scene, capsys):
+    assert masks(scene, "--out", "mine") == 0
+    before = snapshot(scene / "mine")
+    assert masks(scene, "--out", "mine", "--rule", "small_on_top") == 2
+    error = capsys.readouterr().err
+    assert "rule score_on_top there, small_on_top now" in error
+    assert "--overwrite" in error
+    assert snapshot(scene / "mine") == before
+    assert masks(scene, "--out", "mine", "--rule", "small_on_top", "--overwrite") == 0
+    assert record(scene / "mine")["settings"]["rule"] == "small_on_top"
+
+
+def test_masks_of_unknown_origin_are_not_replaced_unasked(scene, capsys):
+    before = snapshot(scene / "object_mask")
+    assert masks(scene) == 2
+    assert "no masks.json" in capsys.readouterr().err
+    assert snapshot(scene / "object_mask") == before
+
+
+def test_all_levels_go_to_folders_of_their_own(scene):
+    assert masks(scene, "--out", "mine", "--granularity", "all") == 0
+    counts = []
+    for level in ("whole", "part", "subpart"):
+        found = record(scene / f"mine_{level}")
+        assert found["settings"]["granularity"] == level
+        counts.append(found["counts"]["ids"])
+    assert counts[0] < counts[1] < counts[2]
+    assert not (scene / "mine").exists()
+
+
+def test_wrong_folders_and_values_are_named(scene, tmp_path, capsys):
+    for root, argv, words in (
+        (tmp_path / "nowhere", [], "no such scene folder"),
+        (tmp_path, [], "fits no known layout"),
+        (scene, ["-i", "photos"], "no such image folder"),
+        (scene, ["--out", "images"], "give the masks a folder without photos"),
+        (scene, ["--out", "new", "--scale", "0"], "--scale must be positive"),
+        (scene, ["--out", "new", "--min-score", "2"], "--min_score must lie between 0 and 1"),
+        (scene, ["--out", "new", "--jobs", "-1"], "--jobs must not be negative"),
+    ):
+        assert masks(root, *argv) == 2
+        assert words in capsys.readouterr().err
+    assert not (scene / "new").exists()
+
+
+def test_an_unknown_provider_is_answered_with_the_known_ones(scene, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["masks", "-s", str(scene), "--provider", "magic"])
+    assert stop.value.code == 2
+    assert "regions" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named_with_its_extra(scene, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "segment_anything", None)
+    assert main(["masks", "-s", str(scene), "--provider", "sam", "--out", "new", "--weights", "sam.pth"]) == 2
+    assert 'pip install "unified-lift[masks]"' in capsys.readouterr().err
+    assert not (scene / "new").exists()
+
+
+def test_a_broken_photo_is_named_and_finished_masks_stay(scene, capsys):
+    photo = scene / "images/cam2/0002.png"
+    whole = photo.read_bytes()
+    photo.write_bytes(whole[:200])
+    assert masks(scene, "--out", "mine") == 2
+    assert "0002.png: not a readable image" in capsys.readouterr().err
+    assert sorted(record(scene / "mine")["views"]) == [
+        "cam1/0001",
+        "cam1/a.b",
+        "cam1/with space",
+        "cam2/0000",
+        "cam2/0001",
+    ]
+    photo.write_bytes(whole)
+    assert masks(scene, "--out", "mine") == 0
+    assert "5 of 9 photos have their masks already" in capsys.readouterr().out
+
+
+class Dots:
+    """Every pixel is a proposal of its own; the third photo is where the user loses patience."""
+
+    facts = {"made_of": "dots"}
+
+    def __init__(self, *, patience):
+        self.patience = patience
+
+    def propose(self, image, levels):
+        self.patience -= 1
+        if self.patience < 0:
+            raise KeyboardInterrupt
+        height, width = image.shape[:2]
+        masks = np.eye(height * width, dtype=bool).reshape(-1, height, width)
+        return [Proposal(mask=mask, score=0.9) for mask in masks]
+
+
+@pytest.fixture
+def dots(monkeypatch):
+    def patience(photos):
+        provider = Provider(name="dots", settings=RegionSettings, load=lambda *_: Dots(patience=photos))
+        monkeypatch.setitem(PROVIDERS, "dots", provider)
+
+    return patience
+
+
+def test_ids_above_255_are_kept(scene, dots):
+    dots(9)
+    work, frames = job(scene / "mine", "dots"), frames_of(scene)
+    list(make_masks(work, frames, open_folders(work, frames, overwrite=False), processes=1))
+    ids = read_mask(scene / "mine/cam2/0000.png")
+    np.testing.assert_array_equal(ids.ravel(), np.arange(1, 32 * 24 + 1))
+    assert record(scene / "mine")["counts"]["most_ids_in_a_view"] == 768
+
+
+def test_an_interruption_keeps_finished_masks_and_their_record(scene, dots):
+    dots(2)
+    work, frames = job(scene / "mine", "dots"), frames_of(scene)
+    with pytest.raises(KeyboardInterrupt):
+        list(make_masks(work, frames, open_folders(work, frames, overwrite=False), processes=1))
+    done = {path.relative_to(scene / "mine").with_suffix("").as_posix() for path in snapshot(scene / "mine")}
+    assert done == set(record(scene / "mine")["views"]) == {frame.name for frame in frames[:2]}
+    dots(7)
+    steps = list(make_masks(work, frames, open_folders(work, frames, overwrite=False), processes=1))
+    assert [(step.done, step.total) for step in steps] == [(n, 7) for n in range(8)]
+
+
+def test_processes_name_a_broken_photo_and_make_the_same_masks_as_one(scene, tmp_path):
+    work, frames = job(tmp_path / "one"), frames_of(scene)
+    list(make_masks(work, frames, open_folders(work, frames, overwrite=False), processes=1))
+    photo = scene / "images/cam2/0005.png"  # the last
+    whole = photo.read_bytes()
+    photo.write_bytes(b"no photo")
+    work = job(tmp_path / "two")
+    with pytest.raises(UserError, match="0005.png: not a readable image"):
+        list(make_masks(work, frames, open_folders(work, frames, overwrite=False), processes=2))
+    assert set(record(tmp_path / "two")["views"]) == {frame.name for frame in frames} - {"cam2/0005"}
+    photo.write_bytes(whole)
+    steps = list(make_masks(work, frames, open_folders(work, frames, overwrite=False), processes=1))
+    assert steps[-1].total == 1
+    assert record(tmp_path / "one") == record(tmp_path / "two")
+    assert [*snapshot(tmp_path / "one").values()] == [*snapshot(tmp_path / "two").values()]
+
+
+def test_ctrl_c_ends_all_processes_and_leaves_a_state_to_go_on_from(scene):
+    photo = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)  # half a second of work each
+    for frame in frames_of(scene):
+        write_image(frame.image_path, photo)
+    argv = [
+        sys.executable,
+        "-m",
+        "unified_lift",
+        "masks",
+        "-s",
+        scene,
+        "--provider",
+        "regions",
+        "--out",
+        "mine",
+        "--jobs",
+        "2",
+    ]
+    process = subprocess.Popen(
+        [*map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not snapshot(scene / "mine") and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to parent and workers alike
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in error
+    assert "Traceback" not in error
+    assert not list((scene / "mine").rglob("*.partial"))
+    finished = record(scene / "mine")["views"]
+    assert len(finished) < 9
+    for name, view in finished.items():
+        assert read_mask(scene / "mine" / f"{name}.png").max() == view["ids"]
+
+
+def test_the_contact_sheet_shows_photos_beside_their_ids():
+    image, ids = np.full((40, 60, 3), 100, dtype=np.uint8), np.full((40, 60), 300, dtype=np.int32)
+    picture = tile(image, ids)
+    assert picture.shape == (40, 120, 3)
+    assert (picture[:, :60] == 100).all()
+    expected = np.rint(0.25 * 100 + 0.75 * object_colors(np.array(300)))
+    assert (picture[:, 60:] == expected).all()
+    assert tile(np.zeros((900, 1200, 3), np.uint8), np.zeros((900, 1200), np.int32)).shape == (240, 640, 3)
+    sheet = contact_sheet([picture] * 4)
+    assert (sheet == 100).all(axis=-1).sum() == 4 * 40 * 60
+    assert sheet.shape == (2 * 46 + 6, 3 * 126 + 6, 3)
+    assert evenly_spaced(3, 12) == [0, 1, 2]
+    assert evenly_spaced(100, 4) == [0, 33, 66, 99]

@@ -1,0 +1,120 @@
+"""The offline page: what is in it, where it looks from, and that a browser draws it."""
+
+import base64
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.editing.small_scene import gaussians_of, part_of, random_gaussians, scene_of
+from unified_lift.editing.formats.base import Part
+from unified_lift.editing.formats.html import first_view, write_html
+from unified_lift.editing.formats.splat import splat_rows
+from unified_lift.types import UserError
+
+CAMERA = {"position": [0, -1, -4], "rotation": np.eye(3).tolist(), "height": 400, "fy": 200}
+
+
+@pytest.fixture
+def page(tmp_path):
+    scene = scene_of(random_gaussians(30), names={4: "</script><b>mug"})
+    write_html(tmp_path, part_of(scene))
+    return scene, (tmp_path / "scene.html").read_text()
+
+
+def constant(text, name):
+    return re.search(rf"const {name} = (.*?);\s*(//|\n)", text).group(1)
+
+
+def test_the_page_asks_for_nothing_from_outside_and_is_small(page):
+    _, text = page
+    script = text.split("<script>")[1]
+    assert not re.search(r"https?:|//[a-z]+\.|\b(src|href|import|fetch|XMLHttpRequest|WebSocket)\b", text)
+    assert text.count("<script") == 1
+    assert len(script.splitlines()) < 400
+
+
+def test_the_page_holds_the_splats_and_the_object_of_each(page):
+    scene, text = page
+    splats = base64.b64decode(json.loads(constant(text, "SPLATS")))
+    assert splats == splat_rows(scene.gaussians).tobytes()
+    ids = np.frombuffer(base64.b64decode(json.loads(constant(text, "IDS"))), "<u2")
+    described = json.loads(constant(text, "scene"))
+    assert [described["objects"][place]["id"] for place in ids] == scene.object_ids.tolist()
+
+
+def test_a_name_cannot_end_the_script(page):
+    _, text = page
+    assert text.count("</script>") == 1
+    assert json.loads(constant(text, "scene"))["objects"][1]["name"] == "</script><b>mug"
+
+
+def test_a_whole_scene_is_first_seen_from_its_first_camera(tmp_path):
+    (tmp_path / "cameras.json").write_text(json.dumps([CAMERA, CAMERA | {"position": [0, -1, -6]}]))
+    positions = np.array([[0.0, -1, 0], [0, -1, 1], [0, -1, -1]])  # 4 and 6 away from the middle: 5 is half-way
+    view = first_view(
+        Part(stem="scene", scene=scene_of(random_gaussians(3), source=tmp_path), is_whole=True), positions
+    )
+    np.testing.assert_allclose(view.eye, [0, -1, -4])
+    np.testing.assert_allclose(view.target, [0, -1, 1])
+    np.testing.assert_allclose(view.up, [0, -1, 0])
+    assert view.field_of_view == pytest.approx(math.pi / 2)
+
+
+def test_an_object_is_first_seen_from_the_nearest_camera_and_fills_the_view(tmp_path):
+    (tmp_path / "cameras.json").write_text(
+        json.dumps([CAMERA | {"position": [0, 0, -9]}, CAMERA | {"position": [5, 0, 0]}])
+    )
+    positions = np.array([[0.0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
+    view = first_view(Part(stem="x", scene=scene_of(random_gaussians(5), source=tmp_path), is_whole=False), positions)
+    np.testing.assert_allclose(view.target, [0, 0, 0])
+    np.testing.assert_allclose(view.eye, [1.3, 0, 0])  # 1.3 radii / tan 45 degrees
+
+
+def test_without_cameras_it_is_seen_along_z_and_broken_cameras_are_an_error(tmp_path):
+    part = part_of(scene_of(random_gaussians(3), source=tmp_path))
+    view = first_view(part, np.zeros((3, 3)))
+    assert view.eye[2] < 0
+    np.testing.assert_allclose(view.up, [0, -1, 0])
+    for text in ("[1]", "{", '[{"position": [0, 0]}]'):
+        (tmp_path / "cameras.json").write_text(text)
+        with pytest.raises(UserError, match=r"cameras.json: not a list of cameras"):
+            first_view(part, np.zeros((3, 3)))
+
+
+def test_a_browser_draws_the_near_ellipse_over_the_far_one(tmp_path):
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on PATH, nor in the variable CHROMIUM")
+    # Seen along z: green (wide, flat) at depth 4 behind red at depth 3; the far one comes last in the file.
+    red, green = [[1.77, -1.77, -1.77]], [[-1.77, 1.77, -1.77]]
+    gaussians = gaussians_of(
+        means=[[0, 0, -1], [0, 0, 0]],
+        log_scales=np.log([[0.15, 0.15, 0.15], [1.2, 0.3, 0.3]]),
+        logit_opacities=[9, 9],
+        sh0=[red, green],
+    )
+    (tmp_path / "cameras.json").write_text(json.dumps([CAMERA | {"position": [0, 0, -4]}]))
+    write_html(tmp_path, part_of(scene_of(gaussians, source=tmp_path)))
+    command = [
+        chromium, "--headless=new", "--no-sandbox", "--hide-scrollbars", "--enable-unsafe-swiftshader",
+        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=400,400", "--virtual-time-budget=2000",
+        f"--screenshot={tmp_path / 'shot.png'}", (tmp_path / "scene.html").as_uri(),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    image = cv2.imread(str(tmp_path / "shot.png"))[..., ::-1].astype(int)
+    # The page may be lower than the window; the middle is where the red one is brightest.
+    red_rows, red_columns = np.nonzero((image[..., 0] > 200) & (image[..., 1] < 60))
+    assert len(red_rows) > 50
+    middle = int(red_rows.mean())
+    assert abs(int(red_columns.mean()) - 200) <= 2
+    left_right = image[middle, [150, 250]]
+    assert (left_right[:, 1] > 100).all()  # wide along x ...
+    assert (left_right[:, 0] < 60).all()
+    assert image[middle - 120, 200].max() < 30  # ... and low along y

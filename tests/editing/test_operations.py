@@ -1,0 +1,300 @@
+"""Operations on objects, by hand and by what is rendered."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.editing.small_scene import gaussians_of, random_gaussians, scene_of
+from unified_lift.data.synthetic import SyntheticRoom, SyntheticSettings, build_cameras, synthetic_room
+from unified_lift.editing import operations
+from unified_lift.editing.operations import Rotation
+from unified_lift.editing.scene import ObjectScene
+from unified_lift.engine.labels import segment_by_labels
+from unified_lift.model.gaussians import SH_C0, Gaussians
+from unified_lift.ops.cameras import look_at, unproject
+from unified_lift.ops.quaternions import rotation_from_quaternion
+from unified_lift.rendering import render
+from unified_lift.types import Camera, UserError
+
+CUBE_TURN = Rotation((1.0, 1.0, 1.0), 120.0)  # carries x to y, y to z, z to x
+
+
+def three_objects(**changes):
+    """Return five Gaussians of the objects 0, 2, 2, 5, 5."""
+    return scene_of(
+        gaussians_of(means=[[9, 9, 9], [1, 0, 0], [3, 0, 0], [0, 1, 0], [0, 3, 0]]),
+        [0, 2, 2, 5, 5],
+        confidence=[1.0, 1.0, 1.0, 0.5, 0.5],
+        **changes,
+    )
+
+
+def camera_at(position, *, up=(0, 0, 1)):
+    pose = look_at(np.array(position, float), np.zeros(3), np.array(up, float))
+    return Camera(cam_from_world=pose, fx=60, fy=60, cx=32.5, cy=23.5, width=64, height=48)
+
+
+def pictures(scene, camera):
+    with torch.no_grad():
+        return render(scene.gaussians, camera, with_features=False)
+
+
+def same_tables(left, right):
+    return all(torch.equal(value, getattr(right.gaussians, name)) for name, value in left.gaussians)
+
+
+# ---- rows ----
+
+
+def test_remove_takes_rows_and_names_away_and_leaves_the_scene_given():
+    scene = three_objects(names={2: "mug", 5: "cup"})
+    rest = operations.remove(scene, [2])
+    assert rest.objects == {0: 1, 5: 2}
+    assert rest.gaussians.means.tolist() == [[9, 9, 9], [0, 1, 0], [0, 3, 0]]
+    assert dict(rest.names) == {5: "cup"}
+    assert scene.objects == {0: 1, 2: 2, 5: 2}
+    assert scene.name_of(2) == "mug"
+
+
+def test_isolate_is_what_remove_leaves_out():
+    scene = three_objects(names={2: "mug", 5: "cup"})
+    alone = operations.isolate(scene, [2])
+    assert alone.objects == {2: 2}
+    assert same_tables(alone, operations.remove(scene, [0, 5]))
+    assert dict(alone.names) == {2: "mug"}
+
+
+def test_nothing_left_and_unknown_objects_are_errors():
+    scene = three_objects()
+    with pytest.raises(UserError, match="without objects 0, 2, 5 nothing is left"):
+        operations.remove(scene, [0, 2, 5])
+    for operation in (operations.remove, operations.isolate, operations.move, operations.duplicate, operations.merge):
+        with pytest.raises(UserError, match="no object 3; there are 0, 2, 5"):
+            operation(scene, [2, 3])
+    with pytest.raises(UserError, match="no object 3"):
+        operations.recolour(scene, [3], color=(1, 0, 0))
+    with pytest.raises(UserError, match="no object 3"):
+        operations.rename(scene, 3, "mug")
+
+
+def test_merged_objects_are_the_first_one():
+    scene = three_objects(names={2: "mug", 5: "handle"})
+    merged = operations.merge(scene, [5, 2])
+    assert merged.objects == {0: 1, 5: 4}
+    assert dict(merged.names) == {5: "handle"}
+
+
+def test_names_are_trimmed_and_never_empty():
+    scene = operations.rename(three_objects(), 2, " blue mug ")
+    assert scene.name_of(2) == "blue mug"
+    with pytest.raises(UserError, match="new name of object 2 is empty"):
+        operations.rename(scene, 2, "  ")
+
+
+# ---- places ----
+
+
+def test_a_rotation_is_right_handed_and_comes_back_from_its_quaternion():
+    turned = rotation_from_quaternion(CUBE_TURN.wxyz) @ torch.eye(3, dtype=torch.float64)
+    assert torch.allclose(turned, torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=torch.float64), atol=1e-12)
+    again = Rotation.of_quaternion((-CUBE_TURN.wxyz).tolist())
+    assert again.degrees == pytest.approx(120)
+    assert again.axis == pytest.approx((3**-0.5,) * 3)
+    assert Rotation.of_quaternion((2.0, 0, 0, 0)).is_identity
+
+
+def test_move_by_hand():
+    # Object 2 has its middle at (2, 0, 0): (1, 0, 0) is 1 before it, and after a quarter turn about z, twice as large,
+    # 2 below it in y.
+    scene = three_objects()
+    moved = operations.move(scene, [2], rotation=Rotation((0, 0, 2), 90), translation=(0.0, 0.0, 5.0), scale=2.0)
+    expected = torch.tensor([[9.0, 9, 9], [2, -2, 5], [2, 2, 5], [0, 1, 0], [0, 3, 0]])
+    assert torch.allclose(moved.gaussians.means, expected, atol=1e-6)
+    assert torch.allclose(moved.gaussians.log_scales[1:3], torch.full((2, 3), math.log(2)))
+    half = math.sqrt(0.5)
+    assert torch.allclose(moved.gaussians.quats[1:3], torch.tensor([half, 0, 0, half]))
+    for name, value in scene.gaussians:
+        assert torch.equal(value[[0, 3, 4]], getattr(moved.gaussians, name)[[0, 3, 4]])
+
+
+def test_the_pivot_can_be_a_point_and_strays_do_not_shift_the_middle():
+    scene = three_objects()
+    moved = operations.move(scene, [2], rotation=Rotation(degrees=180), about=(0.0, 0.0, 0.0))
+    assert torch.allclose(moved.gaussians.means[1:3], torch.tensor([[-1.0, 0, 0], [-3, 0, 0]]), atol=1e-6)
+    stray = replace(scene, confidence=torch.tensor([1, 1, 0.0, 0.5, 0.5]))
+    assert operations.centroid(stray, [2]) == (1, 0, 0)
+    assert operations.centroid(replace(scene, confidence=torch.zeros(5)), [2]) == (2, 0, 0)
+    with pytest.raises(ValueError, match="about must be"):
+        operations.move(scene, [2], rotation=Rotation(degrees=1), about="middle")
+
+
+def test_a_shift_alone_rounds_nothing_else():
+    scene = scene_of(random_gaussians(30))
+    moved = operations.move(scene, [4], translation=(1.0, 2.0, 3.0))
+    for name in ("quats", "shN", "log_scales", "sh0", "features"):
+        assert torch.equal(getattr(moved.gaussians, name), getattr(scene.gaussians, name))
+    rows = scene.object_ids == 4
+    assert torch.equal(moved.gaussians.means[rows], scene.gaussians.means[rows] + torch.tensor([1.0, 2, 3]))
+
+
+@pytest.mark.parametrize("degree", [1, 3])
+def test_a_world_moved_together_with_its_camera_looks_the_same(degree):
+    # Rotation of positions, shapes and colours, translation and growth: all of them must be right at once.
+    gaussians = random_gaussians(150, degree=degree)
+    gaussians.set("log_scales", gaussians.log_scales + 2)
+    gaussians.set("logit_opacities", gaussians.logit_opacities + 1)
+    scene = scene_of(gaussians)
+    camera, turn = camera_at((6, 1, 2)), Rotation((0.3, -1.0, 0.5), 77.0)
+    matrix = rotation_from_quaternion(turn.wxyz).numpy()
+    pivot, shift, scale = np.array([0.5, -1, 2]), np.array([3.0, -2, 1]), 1.7
+    moved = operations.move(scene, [0, 4], rotation=turn, translation=tuple(shift), scale=scale, about=tuple(pivot))
+    pose = np.eye(4)
+    pose[:3, :3] = camera.cam_from_world[:3, :3] @ matrix.T
+    position = scale * matrix @ (camera.position - pivot) + pivot + shift
+    pose[:3, 3] = -pose[:3, :3] @ position
+    before, after = pictures(scene, camera), pictures(moved, replace(camera, cam_from_world=pose))
+    assert float(before.alpha.mean()) > 0.2
+    assert torch.allclose(before.image, after.image, atol=2e-4)
+    assert torch.allclose(before.depth * scale, after.depth, atol=2e-3)
+    stale = operations.move(scene, [0, 4], rotation=turn)
+    stale.gaussians.set("shN", scene.gaussians.shN)
+    about = operations.move(scene, [0, 4], rotation=turn)
+    assert (pictures(stale, camera).image - pictures(about, camera).image).abs().max() > 0.05  # colours did turn
+
+
+# ---- copies ----
+
+
+def test_copies_come_last_above_the_largest_id_and_are_called_so():
+    scene = three_objects(names={2: "mug"})
+    both = operations.duplicate(scene, [5, 2], translation=(0.0, 0.0, 1.0))
+    assert both.object_ids.tolist() == [0, 2, 2, 5, 5, 7, 7, 6, 6]
+    assert (both.name_of(6), both.name_of(7)) == ("copy of object 5", "copy of mug")
+    assert both.gaussians.means[5:].tolist() == [[1, 0, 1], [3, 0, 1], [0, 1, 1], [0, 3, 1]]
+    assert torch.equal(both.gaussians.features[5:], scene.gaussians.features[1:])
+    assert both.confidence.tolist() == [1, 1, 1, 0.5, 0.5, 1, 1, 0.5, 0.5]
+    assert len(scene) == 5
+
+
+def test_a_copy_is_the_moved_object():
+    scene = scene_of(random_gaussians(40))
+    place = {"rotation": CUBE_TURN, "translation": (0.1, 0.2, 0.3), "scale": 0.5}
+    copy = operations.isolate(operations.duplicate(scene, [4], **place, new_ids=[9]), [9])
+    assert same_tables(copy, operations.isolate(operations.move(scene, [4], **place), [4]))
+
+
+@pytest.mark.parametrize(
+    ("new_ids", "problem"), [([5], "id 5 is taken"), ([7, 8], "as many new ids"), ([-1], "none negative")]
+)
+def test_ids_of_copies_must_be_free(new_ids, problem):
+    with pytest.raises(UserError, match=problem):
+        operations.duplicate(three_objects(), [2], new_ids=new_ids)
+
+
+# ---- colours ----
+
+
+def mean_colors(scene, object_id):
+    return (scene.gaussians.sh0.detach()[scene.object_ids == object_id, 0] * SH_C0 + 0.5).mean(dim=0)
+
+
+def test_painted_objects_have_the_colour_on_average_and_keep_their_shading():
+    scene = scene_of(random_gaussians(400))
+    painted = operations.recolour(scene, [4], color=(0.8, 0.1, 0.2))
+    assert mean_colors(painted, 4).tolist() == pytest.approx([0.8, 0.1, 0.2], abs=1e-5)
+    luma = torch.tensor([0.2126, 0.7152, 0.0722])
+    rows = scene.object_ids == 4
+    before = (scene.gaussians.sh0.detach()[rows, 0] * SH_C0 + 0.5) @ luma
+    after = (painted.gaussians.sh0.detach()[rows, 0] * SH_C0 + 0.5) @ luma
+    assert float(torch.corrcoef(torch.stack([before, after]))[0, 1]) > 0.999
+    assert torch.equal(painted.gaussians.sh0[~rows], scene.gaussians.sh0[~rows])
+    assert torch.equal(painted.gaussians.shN[~rows], scene.gaussians.shN[~rows])
+
+
+def test_strength_mixes_old_and_new():
+    scene = scene_of(random_gaussians(60))
+    none = operations.recolour(scene, [4], color=(0, 0, 1), strength=0)
+    assert torch.allclose(none.gaussians.sh, scene.gaussians.sh, atol=1e-6)
+    half = operations.recolour(scene, [4], color=(0, 0, 1), strength=0.5)
+    whole = operations.recolour(scene, [4], color=(0, 0, 1))
+    assert torch.allclose(half.gaussians.sh, (scene.gaussians.sh + whole.gaussians.sh) / 2, atol=1e-6)
+
+
+def test_the_higher_coefficients_take_the_hue_too():
+    # Grey 0.5 has luma 0.5, so luma is multiplied by color / 0.6: a white sheen of 0.06 becomes 0.1 of the colour.
+    gaussians = gaussians_of(means=[[0, 0, 0]], sh0=[[[0, 0, 0]]], shN=[[[0.06] * 3, [0] * 3, [0] * 3]])
+    painted = operations.recolour(scene_of(gaussians, [4]), [4], color=(1, 0.5, 0))
+    assert painted.gaussians.shN[0, 0].tolist() == pytest.approx([0.1, 0.05, 0])
+    assert (painted.gaussians.sh0[0, 0] * SH_C0 + 0.5).tolist() == pytest.approx([1, 0.5, 0], abs=1e-6)
+
+
+def test_a_black_object_is_painted_without_blowing_up():
+    gaussians = gaussians_of(means=torch.zeros(50, 3), sh0=-0.5 / SH_C0 + 0.02 * torch.rand(50, 1, 3))
+    painted = operations.recolour(scene_of(gaussians, [4] * 50), [4], color=(1, 1, 1))
+    colors = painted.gaussians.sh0.detach() * SH_C0 + 0.5
+    assert float((colors - 1).abs().max()) < 0.1
+
+
+# ---- against the room ----
+
+
+def with_toy(room, toy, matrix, pivot):
+    """Return the room with a turned copy of one of its toys."""
+    solids = tuple(
+        replace(solid, rotation=matrix @ solid.rotation, centre=matrix @ (solid.centre - pivot) + pivot)
+        for solid in toy.solids
+    )
+    position = matrix @ (toy.position - pivot) + pivot
+    copy = replace(toy, object_id=len(room.toys) + 1, solids=solids, position=position)
+    return SyntheticRoom(toys=(*room.toys, copy), half=room.half, height=room.height, rug_radius=room.rug_radius)
+
+
+def splatted(room, cameras):
+    """Return the surfaces that cameras see as small opaque Gaussians, each of the object it lies on."""
+    points, colors, ids = [], [], []
+    for camera in cameras:
+        image, owner, depth = room.render(camera)
+        rows, cols = np.mgrid[: camera.height, : camera.width].reshape(2, -1)
+        points.append(unproject(np.column_stack([cols, rows]) + 0.5, depth.ravel(), camera))
+        colors.append(image.reshape(-1, 3) / 255)
+        ids.append(owner.ravel())
+    count = sum(map(len, ids))
+    gaussians = gaussians_of(
+        means=torch.from_numpy(np.concatenate(points)),
+        sh0=((torch.from_numpy(np.concatenate(colors)) - 0.5) / SH_C0)[:, None],
+        log_scales=torch.full((count, 3), math.log(0.02)),
+        logit_opacities=torch.full((count,), 3.0),
+    )
+    return ObjectScene(
+        gaussians=Gaussians(gaussians.table),
+        object_ids=torch.from_numpy(np.concatenate(ids)).long(),
+        confidence=torch.ones(count),
+    )
+
+
+def test_a_turned_copy_looks_as_if_it_had_been_in_the_room():
+    # About the lamp's vertical axis a toy is lit the same wherever it stands, so the room built with the copy is what
+    # the copy must look like, up to shadows it throws on others. Both rooms are made of Gaussians in the same way.
+    settings = SyntheticSettings(num_objects=3, num_views=16, width=80, height=60)
+    room = synthetic_room(settings)
+    cameras = build_cameras(room, settings)
+    pivot, turn = np.array([*room.lamp[:2], 0]), Rotation((0, 0, 1), 45.0)
+    toy = room.toys[0]
+    copied = operations.duplicate(splatted(room, cameras), [toy.object_id], rotation=turn, about=tuple(pivot))
+    built = splatted(with_toy(room, toy, rotation_from_quaternion(turn.wxyz).numpy(), pivot), cameras)
+    for camera in cameras[:4]:
+        own, found = (
+            segment_by_labels(scene.gaussians, scene.object_ids, camera).object_ids == len(room.toys) + 1
+            for scene in (built, copied)
+        )
+        assert float(own.float().mean()) > 0.01
+        assert float((own & found).sum() / (own | found).sum()) > 0.9
+        both = own & found
+        error = (pictures(copied, camera).image - pictures(built, camera).image)[both].square().mean()
+        contrast = (
+            (pictures(built, camera).image[both] - pictures(built, camera).image[both].mean(dim=0)).square().mean()
+        )
+        assert float(error) < 0.1 * float(contrast)

@@ -1,0 +1,268 @@
+"""Which object is meant, and which Gaussians belong to it."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.editing.small_scene import gaussians_of, scene_of
+from unified_lift.editing import selection
+from unified_lift.editing.operations import duplicate, remove
+from unified_lift.editing.text import ClipEncoder
+from unified_lift.engine.labels import segment_by_labels
+from unified_lift.model.gaussians import SH_C0
+from unified_lift.ops.cameras import look_at
+from unified_lift.types import Camera, UserError
+
+RED, GREEN, BLUE = (0.9, 0.1, 0.1), (0.1, 0.9, 0.1), (0.1, 0.1, 0.9)
+
+
+def camera(position=(0.0, 0.0, -4.0)):
+    pose = look_at(np.array(position), np.zeros(3), np.array([0.0, -1, 0]))
+    return Camera(cam_from_world=pose, fx=40, fy=40, cx=20, cy=15, width=40, height=30)
+
+
+def ball(centre, color, feature, count=1):
+    return {
+        "means": [list(centre)] * count,
+        "sh0": [[[(value - 0.5) / SH_C0 for value in color]]] * count,
+        "features": [list(feature)] * count,
+    }
+
+
+@pytest.fixture
+def balls():
+    """Three balls seen from the front: 3 left, 5 right, and 8 behind 5; 3 and 8 have nearly the same feature."""
+    parts = (
+        ball((-1, 0, 0), RED, (1, 0)),
+        ball((1, 0, 0), GREEN, (0, 1)),
+        ball((1, 0, 2), BLUE, (0.9, 0.1)),
+    )
+    columns = {name: sum((part[name] for part in parts), []) for name in parts[0]}
+    count = len(columns["means"])
+    gaussians = gaussians_of(**columns, log_scales=[[-1.2] * 3] * count, logit_opacities=[4.0] * count)
+    return scene_of(gaussians, [3, 5, 8], confidence=[1.0, 1.0, 1.0])
+
+
+# ---- by a point ----
+
+
+def test_a_pixel_shows_the_object_in_front(balls):
+    # Pixels of the centres: 20 -+ 40 / 4 = 10 and 30.
+    assert selection.object_at(balls, camera(), 10.0, 15.0) == 3
+    assert selection.object_at(balls, camera(), 30.0, 15.0) == 5
+    behind = camera((0.0, 0.0, 6.0))  # looks back: x is mirrored
+    assert selection.object_at(balls, behind, 20 - 40 / 4, 15.0) == 8
+    assert selection.object_at(balls, camera(), 0.5, 0.5) is None
+
+
+def test_copies_are_told_apart_though_their_features_are_those_of_the_original(balls):
+    both = duplicate(remove(balls, [5, 8]), [3], translation=(2.0, 0.0, 0.0))
+    assert selection.object_at(both, camera(), 10.0, 15.0) == 3
+    assert selection.object_at(both, camera(), 30.0, 15.0) == 4
+
+
+@pytest.mark.parametrize("point", [(-1, 5), (40, 5), (5, 30), (float("nan"), 5)])
+def test_a_point_outside_the_image_is_an_error(balls, point):
+    with pytest.raises(UserError, match="outside the image of 40 x 30"):
+        selection.object_at(balls, camera(), *point)
+
+
+def test_masks_are_disjoint_and_empty_pixels_belong_to_none(balls):
+    masks = selection.object_masks(balls, camera())
+    assert set(masks) == {3, 5, 8}
+    assert (sum(mask.astype(int) for mask in masks.values()) <= 1).all()
+    assert not any(mask[0, 0] for mask in masks.values())
+    assert masks[3][15, 10]
+
+
+def test_asking_pixels_in_blocks_changes_nothing(balls):
+    whole = segment_by_labels(balls.gaussians, balls.object_ids, camera())
+    blocks = segment_by_labels(balls.gaussians, balls.object_ids, camera(), max_votes=100)
+    assert torch.equal(whole.object_ids, blocks.object_ids)
+    assert torch.equal(whole.confidence, blocks.confidence)
+    assert whole.object_ids.unique().tolist() == [0, 3, 5, 8]
+    assert float(whole.confidence.max()) <= 1.0001
+
+
+def test_the_best_view_is_the_one_with_most_pixels(balls):
+    views = selection.best_views(balls, [camera(), camera((0.0, 0.0, 6.0))])
+    assert {object_id: view.camera for object_id, view in views.items()} == {3: 0, 5: 0, 8: 1}
+
+
+# ---- by likeness, masks and words ----
+
+
+def test_like_goes_by_the_cosine_of_mean_features(balls):
+    found = selection.objects_like(balls, 3)
+    assert [one.object_id for one in found] == [8, 5]
+    assert found[0].score == pytest.approx(0.9 / np.hypot(0.9, 0.1))
+    assert found[1].score == pytest.approx(0)
+    assert len(selection.objects_like(balls, 3, top=1)) == 1
+    with pytest.raises(UserError, match="no object 4"):
+        selection.objects_like(balls, 4)
+
+
+def test_unseen_gaussians_do_not_decide_what_an_object_is_like():
+    gaussians = gaussians_of(means=torch.zeros(6, 3), features=[[1, 0], [0, 1], [0, 1], [0, 1], [1, 0], [0, 1]])
+    scene = scene_of(gaussians, [1, 1, 1, 1, 2, 3], confidence=[1.0, 0, 0, 0, 1, 1])
+    assert selection.objects_like(scene, 1)[0].object_id == 2
+
+
+def test_a_mask_finds_the_object_it_covers(balls):
+    mask = selection.object_masks(balls, camera())[5]
+    found = selection.objects_in_mask(balls, camera(), mask)
+    assert found == [selection.Found(5, 1.0)]
+    assert selection.objects_in_mask(balls, camera(), np.zeros((30, 40), bool)) == []
+
+
+class ByColor:
+    """Words are colours; a picture is the colour of what stands out of the grey or black in it."""
+
+    WORDS = {"red": RED, "green": GREEN, "object": (1, 1, 1), "nothing here": (-1, -1, -1)}
+
+    def embed(self, images, texts):
+        self.sizes = [image.shape for image in images]
+        assert all(image.dtype == np.uint8 for image in images)
+        colors = []
+        for image in images:
+            pixels = image.reshape(-1, 3).astype(float)
+            spread = np.ptp(pixels, axis=1)[:, None]
+            colors.append((pixels * spread).sum(axis=0) + 1e-6)
+        words = [self.WORDS.get(text, (1, 1, 1)) for text in texts]
+        return tuple(
+            torch.nn.functional.normalize(torch.tensor(np.array(rows, float)), dim=1).float()
+            for rows in (colors, words)
+        )
+
+
+def test_words_find_what_fits_them_better_than_the_word_object(balls):
+    encoder = ByColor()
+    found = selection.objects_by_text(balls, "red", [camera()], encoder)
+    assert [one.object_id for one in found] == [3]
+    assert found[0].score > selection.MIN_RELEVANCY
+    assert len(encoder.sizes) == 6  # each of three objects with and without its surroundings
+    assert all(size[0] < 30 and size[1] < 40 for size in encoder.sizes)
+    assert selection.objects_by_text(balls, "nothing here", [camera()], encoder) == []
+
+
+def test_nothing_in_view_is_nothing_found(balls):
+    away = camera()
+    away.cam_from_world[:3, 3] += [0, 0, -50]
+    assert selection.objects_by_text(balls, "red", [away], ByColor()) == []
+
+
+# ---- CLIP behind a stand-in for transformers ----
+
+
+class Inputs(dict):
+    def to(self, device):
+        return self
+
+
+class FakeClip:
+    def to(self, device):
+        return self
+
+    def eval(self):  # noqa: A003
+        return self
+
+    def __call__(self, *, images, texts):
+        return SimpleNamespace(image_embeds=3 * torch.eye(4)[images], text_embeds=2 * torch.eye(4)[texts].double())
+
+
+class FakeProcessor:
+    batches: list[int] = []
+
+    def __call__(self, *, text, images, padding, return_tensors):
+        assert (padding, return_tensors) == (True, "pt")
+        self.batches.append(len(images))
+        return Inputs(images=[image.getpixel((0, 0))[0] for image in images], texts=[len(word) for word in text])
+
+
+@pytest.fixture
+def clip(tmp_path, monkeypatch):
+    def loader(made):
+        def from_pretrained(folder, *, local_files_only):
+            assert local_files_only
+            if not (folder / "config.json").exists():
+                raise OSError("no config.json")
+            return made
+
+        return SimpleNamespace(from_pretrained=from_pretrained)
+
+    FakeProcessor.batches = []
+    library = SimpleNamespace(CLIPProcessor=loader(FakeProcessor()), CLIPModel=loader(FakeClip()))
+    monkeypatch.setitem(sys.modules, "transformers", library)
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def test_clip_encodes_pictures_in_batches_and_returns_unit_vectors(clip):
+    encoder = ClipEncoder(clip, device=torch.device("cpu"))
+    images = [np.full((3, 5, 3), index % 4, np.uint8) for index in range(40)]
+    encoded, words = encoder.embed(images, ["ab", "c"])
+    assert FakeProcessor.batches == [32, 8]
+    assert torch.equal(encoded, torch.eye(4)[[index % 4 for index in range(40)]])
+    assert torch.equal(words, torch.eye(4)[[2, 1]])
+
+
+def test_clip_that_is_not_there_is_told(clip, monkeypatch):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        ClipEncoder(clip / "nowhere", device=torch.device("cpu"))
+    (clip / "config.json").unlink()
+    with pytest.raises(UserError, match="cannot be loaded"):
+        ClipEncoder(clip, device=torch.device("cpu"))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"unified-lift\[grounding\]"):
+        ClipEncoder(clip, device=torch.device("cpu"))
+
+
+# ---- hygiene ----
+
+
+def grid_with_strays():
+    """Return a 5 x 5 plate of object 1, one stray of it far off beside a plate of object 0, and one unsure row."""
+    plate = [[x, y, 0] for x in range(5) for y in range(5)]
+    other = [[x + 100.0, y, 0] for x in range(5) for y in range(5)]
+    means = plate + [[102.2, 2.2, 0]] + other
+    confidence = [1.0] * 24 + [0.3] + [0.9] + [1.0] * 25
+    return scene_of(gaussians_of(means=means), [1] * 26 + [0] * 25, confidence=confidence)
+
+
+def test_strays_go_to_what_is_next_to_them():
+    scene = grid_with_strays()
+    cleaned = selection.clean(scene, [1], outliers=5)
+    assert cleaned.objects == {0: 26, 1: 25}
+    assert int(cleaned.object_ids[25]) == 0
+    assert float(cleaned.confidence[25]) == 0
+    assert len(cleaned) == len(scene)
+    assert scene.objects == {0: 25, 1: 26}
+
+
+def test_unsure_gaussians_go_too():
+    cleaned = selection.clean(grid_with_strays(), [1], min_confidence=0.5)
+    assert torch.nonzero(cleaned.object_ids == 0)[0].tolist() == [24]
+    assert int(cleaned.object_ids[25]) == 1  # sure of itself, if far away
+
+
+def test_two_halves_of_an_object_both_stay():
+    means = [[x, 0, 0] for x in range(20)] + [[x + 200, 0, 0] for x in range(20)]
+    scene = scene_of(gaussians_of(means=means), [1] * 40, confidence=[1.0] * 40)
+    assert selection.clean(scene, [1], outliers=3).objects == {1: 40}
+
+
+def test_where_nothing_else_is_strays_are_taken_away():
+    scene = grid_with_strays().rows(torch.arange(26))
+    assert len(selection.clean(scene, [1], outliers=5)) == 25
+
+
+def test_off_means_off_and_nothing_left_is_an_error():
+    scene = grid_with_strays()
+    assert selection.clean(scene, [1]) is scene
+    with pytest.raises(UserError, match="nothing would be left of object 1"):
+        selection.clean(scene_of(scene.gaussians, [1] * 51, confidence=[0.5] * 51), [1], min_confidence=0.6)
+    alone = scene_of(gaussians_of(means=[[0, 0, 0], [5, 0, 0]]), [1, 1], confidence=[1.0, 1.0])
+    assert selection.clean(alone, [1], outliers=1).objects == {1: 2}  # too few to tell

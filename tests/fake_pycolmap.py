@@ -1,0 +1,125 @@
+"""A stand-in for pycolmap: same calls, same files, poses from a circle, every projection off by (0.3, 0.4) pixels."""
+
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+from unified_lift.data.colmap_model import ColmapCamera, ColmapImage, points_2d, points_of, read_images, write_model
+from unified_lift.data.images import image_size
+from unified_lift.data.miniature import floor_cloud, orbit
+from unified_lift.ops.cameras import project, quaternion_from_rigid
+
+NUM_POINTS = 20
+ERROR_PX = 0.5  # of every observation: (0.3, 0.4)
+
+
+class FakeColmap:
+    """What `import pycolmap` gives in tests.
+
+    Attributes:
+        calls: Names of the functions called, in order.
+        groups: Sizes of the models that mapping finds; None = one model of all photos.
+        interrupt: Function in which to raise `error`, once.
+    """
+
+    CameraMode = SimpleNamespace(SINGLE="single", PER_IMAGE="each")
+
+    def __init__(
+        self, *, groups: Sequence[int] | None = None, interrupt: str = "", error: type = KeyboardInterrupt
+    ) -> None:
+        self.calls: list[str] = []
+        self.groups, self.interrupt, self.error = groups, interrupt, error
+        self.extracted: list[tuple[list[str], str]] = []
+        self.matched: list[int] = []
+        self.block_size = 0
+        self.logging = SimpleNamespace(minloglevel=0)
+
+    def set_random_seed(self, seed: int) -> None:
+        assert seed == 0
+
+    def ExhaustivePairingOptions(self) -> SimpleNamespace:  # noqa: N802 (their name)
+        return SimpleNamespace(block_size=50)
+
+    def extract_features(self, database: str, photos: str, names: list[str], mode: str) -> None:
+        self.extracted.append((list(names), mode))
+        with closing(sqlite3.connect(database)) as connection:
+            for table in ("images", "keypoints", "two_view_geometries"):
+                connection.execute(f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY)")
+            for name in names:
+                assert (Path(photos) / name).is_file()
+                connection.execute("INSERT INTO images VALUES (?)", [name])
+                connection.execute("INSERT INTO keypoints VALUES (?)", [name])
+            connection.commit()
+        self._called("extract_features")
+
+    def match_exhaustive(self, database: str, *, pairing_options: SimpleNamespace) -> None:
+        self.block_size = pairing_options.block_size
+        self._match(database, "match_exhaustive")
+
+    def match_sequential(self, database: str) -> None:
+        self._match(database, "match_sequential")
+
+    def _match(self, database: str, function: str) -> None:
+        with closing(sqlite3.connect(database)) as connection:
+            names = [name for (name,) in connection.execute("SELECT key FROM images ORDER BY key")]
+            known = {pair for (pair,) in connection.execute("SELECT key FROM two_view_geometries")}
+            pairs = [f"{a}|{b}" for n, a in enumerate(names) for b in names[n + 1 :]]
+            wanted = [pair for pair in pairs if pair not in known]
+            if self.interrupt == function:
+                wanted = wanted[: len(wanted) // 2]
+            connection.executemany("INSERT INTO two_view_geometries VALUES (?)", [[pair] for pair in wanted])
+            connection.commit()
+        self.matched.append(len(wanted))
+        self._called(function)
+
+    def incremental_mapping(
+        self, database: str, photos: str, output: str, *, initial_image_pair_callback, next_image_callback
+    ) -> None:
+        names = sorted(path.relative_to(photos).as_posix() for path in Path(photos).rglob("*.jpg"))
+        start = 0
+        for n, size in enumerate(self.groups if self.groups is not None else [len(names)]):
+            initial_image_pair_callback()
+            for _ in range(size - 2):
+                next_image_callback()
+            _write_group(Path(output) / str(n), Path(photos), names[start : start + size])
+            start += size
+        self._called("incremental_mapping")
+
+    def undistort_images(self, output: str, model: str, photos: str) -> None:
+        target = Path(output)
+        for image in read_images(Path(model) / "images.bin").values():
+            (target / "images" / image.name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(photos) / image.name, target / "images" / image.name)
+        shutil.copytree(model, target / "sparse")
+        (target / "run-colmap-geometric.sh").write_text("")
+        self._called("undistort_images")
+
+    def _called(self, function: str) -> None:
+        self.calls.append(function)
+        if self.interrupt == function:
+            self.interrupt = ""
+            raise self.error(f"in {function}")
+
+
+def _write_group(folder: Path, photos: Path, names: list[str]) -> None:
+    """Write a model in which every photo sees all points."""
+    points = points_of(*floor_cloud(NUM_POINTS))
+    width, height = image_size(photos / names[0])
+    cameras = orbit(len(names), width=width, height=height)
+    images = {}
+    for n, (name, camera) in enumerate(zip(names, cameras, strict=True)):
+        pixels = project(points.positions, camera)[0] + [0.3, 0.4]
+        observed = [(u, v, key) for (u, v), key in zip(pixels.tolist(), points.ids.tolist(), strict=True)]
+        images[n + 1] = ColmapImage(
+            qvec=tuple(quaternion_from_rigid(camera.cam_from_world).tolist()),
+            tvec=tuple(camera.cam_from_world[:3, 3].tolist()),
+            camera_id=1,
+            name=name,
+            points2d=points_2d([(1.0, 2.0, -1), *observed]),
+        )
+    lens = (cameras[0].fx, cameras[0].fy, cameras[0].cx, cameras[0].cy)
+    pinhole = ColmapCamera(model="PINHOLE", width=width, height=height, params=lens)
+    write_model(folder, {1: pinhole}, images, points)

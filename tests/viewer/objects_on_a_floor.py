@@ -1,0 +1,23 @@
+"""Scenes for the viewer: four objects on a floor, and a camera above it."""
+
+import numpy as np
+import torch
+
+from tests.saved_model import floor_gaussians
+from unified_lift.editing.scene import ObjectScene
+from unified_lift.ops.cameras import look_at
+from unified_lift.types import Camera
+
+
+def floor_scene(**changes) -> ObjectScene:
+    """Return the miniature world as objects 0 (the floor) to 3."""
+    gaussians = floor_gaussians()
+    ids = gaussians.features.detach().argmax(dim=1)
+    return ObjectScene(gaussians=gaussians, object_ids=ids, confidence=torch.ones(len(ids)), **changes)
+
+
+def camera_above(point, *, height=2.0, width=96, rows=64) -> Camera:
+    """Return a camera that looks straight down at a point of the floor."""
+    x, y = (float(value) for value in torch.as_tensor(point[:2]).detach())
+    pose = look_at(np.array([x, y, height]), np.array([x, y, 0.0]), np.array([0.0, 1.0, 0.0]))
+    return Camera(cam_from_world=pose, fx=80.0, fy=80.0, cx=width / 2, cy=rows / 2, width=width, height=rows)

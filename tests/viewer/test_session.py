@@ -1,0 +1,226 @@
+"""The viewer without a viewer."""
+
+import threading
+
+import pytest
+import torch
+
+from tests.viewer.objects_on_a_floor import floor_scene
+from unified_lift.editing import script
+from unified_lift.editing.script import Duplicate, Move, Recolour, Remove, Rename
+from unified_lift.types import UserError
+from unified_lift.viewer.session import Session
+
+
+@pytest.fixture(scope="module")
+def opened():
+    return floor_scene()
+
+
+@pytest.fixture
+def session(opened):
+    return Session([opened])
+
+
+def equal(first, second):
+    return (
+        torch.equal(first.object_ids, second.object_ids)
+        and dict(first.names) == dict(second.names)
+        and all(torch.equal(a, b) for (_, a), (_, b) in zip(first.gaussians, second.gaussians, strict=True))
+    )
+
+
+def test_a_session_opens_with_everything_shown_and_nothing_to_undo_or_save(session, opened):
+    assert session.shown is opened
+    assert (session.selected, session.hidden, session.operations) == (None, frozenset(), ())
+    assert (session.can_undo, session.can_redo, session.is_dirty) == (False, False, False)
+    entries = session.entries()
+    assert [entry.object_id for entry in entries] == [0, 1, 2, 3]
+    assert sum(entry.count for entry in entries) == len(opened)
+
+
+def test_hiding_changes_what_is_shown_and_not_what_is_saved(session, opened):
+    session.hide(2)
+    assert set(session.shown.objects) == {0, 1, 3}
+    assert session.scene is opened
+    assert not session.is_dirty
+    assert [entry.hidden for entry in session.entries()] == [False, False, True, False]
+    session.hide(2)
+    assert session.shown is opened
+
+
+def test_isolating_shows_one_object_and_show_all_ends_it(session):
+    session.isolate(3)
+    assert set(session.shown.objects) == {3}
+    session.hide(3)
+    assert len(session.shown) == 0  # everything may be hidden
+    session.show_all()
+    assert set(session.shown.objects) == {0, 1, 2, 3}
+
+
+def test_edits_are_operations_of_the_script_and_replay_to_the_same_scene(session, opened):
+    session.rename(1, " mug ")
+    session.recolour(2, (255, 0, 128))
+    copy = session.duplicate(1, along=(2.0, 0.0, 0.0))
+    session.apply(session.move(copy, wxyz=(0.5**0.5, 0, 0, 0.5**0.5), translation=(0.1, 0.2, -1e-9)))
+    session.remove(3)
+    assert [type(operation) for operation in session.operations] == [Rename, Recolour, Duplicate, Move, Remove]
+    assert session.operations[1].color == "#ff0080"
+    moved = session.operations[3]
+    assert (moved.rotate.axis, moved.rotate.degrees, moved.translate) == ((0, 0, 1), 90, (0.1, 0.2, 0))
+    replayed = script.apply(opened, script.parse(script.dump(session.operations)))
+    assert equal(replayed, session.scene)
+
+
+def test_a_copy_stands_beside_its_original_and_is_selected(session):
+    means = session.scene.gaussians.means.detach()[session.scene.mask([1])]
+    width = float(means[:, 0].max() - means[:, 0].min())
+    copy = session.duplicate(1, along=(2.0, 0.0, 0.0))
+    assert copy == session.selected == 4
+    distance = torch.tensor(session.centroid(copy)) - torch.tensor(session.centroid(1))
+    assert 0.8 * width < float(distance[0]) < 1.2 * width
+    assert distance[1:].abs().max() < 1e-6
+
+
+def test_undo_takes_edits_back_one_by_one_to_the_very_scene_and_redo_does_them_again(session, opened):
+    session.remove(1)
+    session.recolour(2, (0, 255, 0))
+    edited = session.scene
+    session.undo()
+    assert set(session.scene.objects) == {0, 2, 3}
+    session.undo()
+    session.undo()  # nothing is left to undo
+    assert equal(session.scene, opened)
+    assert session.can_redo
+    assert not session.can_undo
+    session.redo()
+    session.redo()
+    session.redo()
+    assert equal(session.scene, edited)
+    session.undo()
+    session.remove(3)
+    assert not session.can_redo  # a new edit forgets those taken back
+
+
+def test_what_is_removed_is_neither_selected_nor_hidden_any_more(session):
+    session.select(2)
+    session.hide(2)
+    session.remove(2)
+    assert (session.selected, session.hidden) == (None, frozenset())
+    session.undo()
+    assert set(session.shown.objects) == {0, 1, 2, 3}
+    copy = session.duplicate(1, along=(1, 0, 0))
+    session.undo()
+    assert session.selected is None
+    with pytest.raises(UserError, match=f"object {copy} is not there any more"):
+        session.select(copy)
+
+
+def test_an_edit_that_cannot_be_done_leaves_everything_as_it_was(session, opened):
+    for edit in (lambda: session.remove(9), lambda: session.rename(1, "  "), lambda: session.hide(9)):
+        with pytest.raises(UserError):
+            edit()
+    assert session.scene is opened
+    assert not session.can_undo
+
+
+def test_a_preview_is_shown_but_is_no_edit_and_ends_with_the_next_action(session, opened):
+    move = session.move(1, wxyz=(1, 0, 0, 0), translation=(0, 0, 1))
+    session.preview(move)
+    lifted = session.shown.gaussians.means[session.shown.mask([1]), 2]
+    assert torch.allclose(lifted, torch.ones(()))
+    assert session.scene is opened
+    session.select(2)
+    assert session.shown is opened
+    session.preview(Move(objects=(9,)))  # its object has gone: there is nothing to show
+    assert session.shown is opened
+
+
+def test_saved_is_what_was_written_and_an_undo_makes_it_unsaved_again(session):
+    written = []
+
+    def write(scene, edits):
+        written.append((scene, edits))
+        return "place"
+
+    session.hide(0)
+    session.remove(1)
+    assert session.is_dirty
+    assert session.save(write) == "place"
+    assert set(written[0][0].objects) == {0, 2, 3}
+    assert written[0][1] == (Remove(objects=(1,)),)
+    assert not session.is_dirty
+    session.undo()
+    assert session.is_dirty
+    session.redo()
+    assert not session.is_dirty
+
+
+def test_a_failed_save_leaves_the_edits_unsaved(session):
+    def write(scene, edits):
+        raise UserError("no room")
+
+    session.remove(1)
+    with pytest.raises(UserError, match="no room"):
+        session.save(write)
+    assert session.unsaved() == [(session.original, (Remove(objects=(1,)),))]
+
+
+def test_every_level_has_its_own_edits_selection_and_hidden_objects(opened):
+    coarse = floor_scene(names={0: "all"})
+    session = Session([opened, coarse], level=1)
+    assert session.original is coarse
+    session.remove(2)
+    session.select(3)
+    session.use_level(0)
+    assert (session.shown, session.selected, session.can_undo) == (opened, None, False)
+    assert session.is_dirty
+    session.use_level(1)
+    assert session.selected == 3
+    assert set(session.shown.objects) == {0, 1, 3}
+    with pytest.raises(ValueError, match="2 levels"):
+        session.use_level(2)
+
+
+def test_edits_given_on_opening_can_be_undone_and_count_as_saved(opened):
+    session = Session([opened], edits=[Remove(objects=(1,))])
+    assert set(session.scene.objects) == {0, 2, 3}
+    assert not session.is_dirty
+    session.undo()
+    assert session.scene.objects == opened.objects
+    with pytest.raises(UserError, match="no object 7"):
+        Session([opened], edits=[Remove(objects=(7,))])
+
+
+def test_labels_differ_even_where_names_do_not(session):
+    session.rename(1, "cup")
+    session.rename(2, "cup")
+    session.rename(3, "object 0")
+    labels = [entry.label for entry in session.entries()]
+    assert labels == ["object 0", "cup (1)", "cup (2)", "object 0 (3)"]
+
+
+def test_giving_an_object_the_name_it_has_is_no_edit(session):
+    session.rename(1, "object 1")
+    assert session.operations == ()
+    session.rename(1, "cup")
+    session.rename(1, " cup")
+    assert len(session.operations) == 1
+
+
+def test_windows_may_act_at_the_same_time(session):
+    def work():
+        for _ in range(5):
+            session.hide(1)
+            _ = session.shown
+            session.duplicate(2, along=(1, 0, 0))
+            session.undo()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert session.hidden == frozenset()  # 20 times: hidden and shown again
+    assert len(session.operations) == 0
+    assert set(session.scene.objects) == {0, 1, 2, 3}

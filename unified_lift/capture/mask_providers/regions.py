@@ -1,0 +1,234 @@
+"""Masks without a network: regions of like colour between strong borders.
+
+The photo is smoothed, cut into some thousands of small patches by a watershed, and neighbouring patches are merged,
+the pair with the weakest border first. A border is weak where the mean colours on both sides are close and the
+gradient along it is small, and the more so the smaller its smaller side is, so that specks go early and large
+regions merge only over faint borders. The three granularities are three stages of one sequence of merges, hence nested.
+
+It knows nothing of objects: things of several colours fall apart, things of one colour beside each other run together.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+
+from unified_lift.capture.masks import LEVELS, Level, Proposal, Provider, ProviderSettings
+from unified_lift.types import UserError
+
+_MAX_PIXELS = 1_000_000  # larger photos are segmented at this size: a second on a core
+_PATCHES = 2_500  # of the first cut; more gains no detail that survives the merging
+_MIN_SPACING = 4  # pixels between seeds of patches
+_SMOOTHING = (9, 30.0, 7.0)  # bilateral filter: diameter, grey levels, pixels
+_GRADIENT_WEIGHT = 2.0  # a step blurred over two pixels counts as the difference of its sides
+_SIZE_POWER = 1 / 3  # of the smaller side's share of the photo
+_PARTS = {"whole": 1.0, "part": 0.5, "subpart": 0.25}  # of the scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionSettings(ProviderSettings):
+    """Settings of `regions`."""
+
+    scale: float = 2.5
+    """Larger merges more. Border contrast (units of CIELAB) x cube root of the smaller side's share of the photo at
+    which merging stops for whole objects; half of it for parts, a quarter for subparts [ours]."""
+    min_share: float = 0.0005
+    """Share of the photo; smaller regions are merged with their most similar neighbour [ours]."""
+
+    def check(self) -> None:
+        """Raise a UserError where a number makes no sense."""
+        if not 0 < self.scale < np.inf:
+            raise UserError(f"--scale must be positive, received {self.scale}")
+        if not 0 <= self.min_share < 0.5:
+            raise UserError(f"--min_share must lie between 0 and 0.5, received {self.min_share}")
+
+
+class RegionProposer:
+    """Cuts a photo into regions: every pixel belongs to exactly one. Nothing is drawn at random."""
+
+    def __init__(self, settings: RegionSettings) -> None:
+        """Take the settings."""
+        self.settings = settings
+        self.facts = {"opencv": cv2.__version__, "numpy": np.__version__}
+
+    def propose(self, image: np.ndarray, levels: Collection[Level]) -> list[Proposal]:
+        """Return the regions as proposals with score 1: the method has no opinion on its regions."""
+        maps = regions(image, self.settings)
+        return [
+            Proposal(mask=maps[level] == region, score=1.0, granularity=level)
+            for level in levels
+            for region in range(int(maps[level].max()) + 1)
+        ]
+
+
+def regions(image: np.ndarray, settings: RegionSettings) -> dict[Level, np.ndarray]:
+    """Return the region of every pixel at every granularity, numbered from 0, int32 [H, W] each."""
+    height, width = image.shape[:2]
+    shrink = min(1.0, (_MAX_PIXELS / (height * width)) ** 0.5)
+    if shrink < 1:
+        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    smooth = cv2.bilateralFilter(image, *_SMOOTHING)
+    lab = cv2.cvtColor(smooth.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    gradient = _gradient(lab)
+    patches = _patches(cv2.cvtColor(smooth, cv2.COLOR_RGB2LAB), gradient)
+    graph = _Graph(_patch_facts(patches, lab), _border_facts(patches, gradient), min_share=settings.min_share)
+    stages = graph.merge([settings.scale * _PARTS[level] for level in reversed(LEVELS)])  # the finest comes first
+    maps = {}
+    for level, owner in zip(reversed(LEVELS), stages, strict=True):
+        numbered = np.unique(owner, return_inverse=True)[1].astype(np.int32)
+        maps[level] = cv2.resize(numbered[patches], (width, height), interpolation=cv2.INTER_NEAREST)
+    return maps
+
+
+def _gradient(lab: np.ndarray) -> np.ndarray:
+    """Return the change of colour per pixel, [H, W]."""
+    blurred = cv2.GaussianBlur(lab, (0, 0), 1.0)
+    parts = [cv2.Scharr(blurred, cv2.CV_32F, *axis) / 32 for axis in ((1, 0), (0, 1))]  # 32: sum of Scharr's weights
+    return np.sqrt(sum(np.square(part).sum(axis=2) for part in parts))
+
+
+def _patches(lab: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """Return the patch of every pixel, int32 [H, W]; the seed of each is the flattest pixel of a cell of a grid.
+
+    Args:
+        lab: uint8 [H, W, 3].
+        gradient: [H, W].
+    """
+    height, width = gradient.shape
+    spacing = max(_MIN_SPACING, round((height * width / _PATCHES) ** 0.5))
+    seeds = np.zeros((height, width), dtype=np.int32)
+    flatness = cv2.GaussianBlur(gradient, (0, 0), 2.0)
+    number = 0
+    for top in range(0, height, spacing):
+        for left in range(0, width, spacing):
+            cell = flatness[top : top + spacing, left : left + spacing]
+            row, column = divmod(int(cell.argmin()), cell.shape[1])
+            number += 1
+            seeds[top + row, left + column] = number
+    framed = np.pad(seeds, 1)  # watershed gives the outermost pixels to nobody, so it gets some to spare
+    cv2.watershed(cv2.copyMakeBorder(lab, 1, 1, 1, 1, cv2.BORDER_REPLICATE), framed)
+    seeds = framed[1:-1, 1:-1]
+    while (seeds < 1).any():  # border lines go to a neighbour; float32 holds every number of a patch exactly
+        grown = cv2.dilate(np.maximum(seeds, 0).astype(np.float32), np.ones((3, 3), np.uint8))
+        seeds = np.where(seeds > 0, seeds, grown.astype(np.int32))
+    return np.unique(seeds, return_inverse=True)[1].reshape(height, width).astype(np.int32)
+
+
+class _PatchFacts(NamedTuple):
+    """Pixels [M] and mean colour [M, 3] of M patches."""
+
+    count: np.ndarray
+    color: np.ndarray
+
+
+class _BorderFacts(NamedTuple):
+    """Of B pairs of neighbouring patches: the pair [B, 2], pixels along the border [B], sum of gradients there [B]."""
+
+    pair: np.ndarray
+    length: np.ndarray
+    gradient: np.ndarray
+
+
+def _patch_facts(patches: np.ndarray, lab: np.ndarray) -> _PatchFacts:
+    owner = patches.ravel()
+    count = np.bincount(owner)
+    sums = [np.bincount(owner, lab[..., channel].ravel()) for channel in range(3)]
+    return _PatchFacts(count, np.stack(sums, axis=1) / count[:, None])
+
+
+def _border_facts(patches: np.ndarray, gradient: np.ndarray) -> _BorderFacts:
+    count = int(patches.max()) + 1
+    keys, values = [], []
+    for one, other in (((slice(None), slice(-1)), (slice(None), slice(1, None))), ((slice(-1),), (slice(1, None),))):
+        a, b = patches[one].astype(np.int64), patches[other].astype(np.int64)
+        differ = a != b
+        keys.append((np.minimum(a, b) * count + np.maximum(a, b))[differ])
+        values.append(np.maximum(gradient[one], gradient[other])[differ])
+    key, inverse = np.unique(np.concatenate(keys), return_inverse=True)
+    length = np.bincount(inverse, minlength=len(key))
+    total = np.bincount(inverse, np.concatenate(values), minlength=len(key))
+    return _BorderFacts(np.stack([key // count, key % count], axis=1), length, total)
+
+
+class _Graph:
+    """Regions and their borders; merging takes the weakest border of all, again and again."""
+
+    def __init__(self, patches: _PatchFacts, borders: _BorderFacts, *, min_share: float) -> None:
+        self._count: list[float] = patches.count.tolist()
+        self._color: list[list[float]] = patches.color.tolist()
+        self._owner = list(range(len(self._count)))
+        self._version = [0] * len(self._count)  # tells borders on the heap from those that have changed since
+        self._total = float(sum(self._count))
+        self._min_count = min_share * self._total
+        self._borders: list[dict[int, list[float]]] = [{} for _ in self._count]  # neighbour -> [length, gradient sum]
+        for (a, b), length, gradient in zip(borders.pair.tolist(), borders.length.tolist(), borders.gradient.tolist()):
+            self._borders[a][b] = self._borders[b][a] = [length, gradient]
+
+    def merge(self, limits: list[float]) -> Iterator[np.ndarray]:
+        """Yield the region of every patch when no border below the limit is left, for each of the growing limits."""
+        heap = [self._entry(a, b) for a, beside in enumerate(self._borders) for b in beside if a < b]
+        heapq.heapify(heap)
+        for limit in limits:
+            while heap and heap[0][0] <= limit:
+                _, a, b, version_a, version_b = heapq.heappop(heap)
+                if (self._version[a], self._version[b]) == (version_a, version_b):
+                    self._join(a, b)
+                    for beside in self._borders[a]:
+                        heapq.heappush(heap, self._entry(min(a, beside), max(a, beside)))
+            yield np.array([self._find(patch) for patch in range(len(self._owner))])
+
+    def _entry(self, a: int, b: int) -> tuple[float, int, int, int, int]:
+        """Return a border for the heap: how hard it is to merge, its sides, and the state of both."""
+        length, gradient = self._borders[a][b]
+        distance = sum((x - y) ** 2 for x, y in zip(self._color[a], self._color[b])) ** 0.5
+        contrast = 0.5 * (distance + _GRADIENT_WEIGHT * gradient / length)
+        small = min(self._count[a], self._count[b])
+        weight = (small / self._total) ** _SIZE_POWER if small >= self._min_count else 0.0
+        # What is too small merges at every limit; the contrast then decides with whom.
+        hardness = contrast * weight if weight else contrast * 1e-9
+        return hardness, a, b, self._version[a], self._version[b]
+
+    def _join(self, a: int, b: int) -> None:
+        """Let region a take in region b."""
+        count_a, count_b = self._count[a], self._count[b]
+        total = count_a + count_b
+        self._color[a] = [(count_a * x + count_b * y) / total for x, y in zip(self._color[a], self._color[b])]
+        self._count[a] = total
+        self._owner[b] = a
+        self._version[a] += 1
+        self._version[b] = -1
+        for other, (length, gradient) in self._borders[b].items():
+            if other == a:
+                continue
+            del self._borders[other][b]
+            shared = self._borders[a].get(other)
+            if shared is None:
+                self._borders[a][other] = self._borders[other][a] = [length, gradient]
+            else:  # one list serves both directions
+                shared[0] += length
+                shared[1] += gradient
+        del self._borders[a][b]
+        self._borders[b] = {}
+
+    def _find(self, patch: int) -> int:
+        """Return the region of a patch, and remember it for the patches on the way."""
+        region = patch
+        while self._owner[region] != region:
+            region = self._owner[region]
+        while self._owner[patch] != region:
+            self._owner[patch], patch = region, self._owner[patch]
+        return region
+
+
+def _load(settings: RegionSettings, device: torch.device) -> RegionProposer:
+    return RegionProposer(settings)  # on CPU cores, whatever the device
+
+
+PROVIDER = Provider(name="regions", settings=RegionSettings, load=_load, on_cores=True)

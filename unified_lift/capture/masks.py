@@ -1,0 +1,184 @@
+"""From the proposals of a 2D model to one map of segment ids: what a provider is, the filter, and who wins a pixel.
+
+H W: size of the photo, K: number of proposals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from unified_lift.types import UserError
+
+Level = Literal["whole", "part", "subpart"]
+LEVELS: tuple[Level, ...] = ("whole", "part", "subpart")
+"""Granularities from coarse to fine; of SAM's three masks per point these are the indices 2, 1 and 0."""
+Rule = Literal["score_on_top", "large_eats_small", "small_on_top"]
+
+_VISIBLE_SHARE = 0.10  # score_on_top: a proposal must show more than this share of itself [Gaga]
+_WON_SHARE = 0.80  # large_eats_small: a proposal must win at least this share of itself [Gaussian Grouping]
+_PIXELS_AT_ONCE = 1 << 16  # bounds the memory of the overlap counts
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Proposal:
+    """A mask that a 2D model proposes.
+
+    Attributes:
+        mask: bool [H, W].
+        score: The model's own guess of the mask's IoU with a true object, in [0, 1].
+        stability: How little the mask changes with the cut of its logits, in [0, 1].
+        granularity: Its level among nested masks.
+    """
+
+    mask: np.ndarray
+    score: float
+    stability: float = 1.0
+    granularity: Level = "whole"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings:
+    """How the proposals of one granularity become a map of ids."""
+
+    rule: Rule = "score_on_top"
+    """Who wins a pixel that several masks claim: the best score [Gaga], the largest mask [Gaussian Grouping], or the
+    smallest."""
+    max_mask_iou: float = 0.8
+    """A mask goes if its IoU with a better one exceeds this; better = larger stability x predicted IoU [LangSplat]."""
+    min_score: float = 0.7
+    """A mask goes if its stability x predicted IoU is not above this [LangSplat]."""
+    contained_share: float = 0.85
+    """A mask goes if this share of it lies inside another mask ... [LangSplat]"""
+    covered_share: float = 0.5
+    """... of which it covers less than this share [LangSplat]."""
+    min_area: int = 100
+    """Pixels: what shows less of itself becomes 0, unlabelled [ours]."""
+
+    def check(self) -> None:
+        """Raise a UserError where a number makes no sense."""
+        for name in ("max_mask_iou", "min_score", "contained_share", "covered_share"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise UserError(f"--{name} must lie between 0 and 1, received {value}")
+        if self.min_area < 0:
+            raise UserError(f"--min_area must not be negative, received {self.min_area}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderSettings:
+    """What a provider can be told. Every provider has a subclass of its own; fields must be ready for JSON or paths."""
+
+    def check(self) -> None:
+        """Raise a UserError where a value makes no sense."""
+
+
+class Proposer(Protocol):
+    """A provider with its weights loaded."""
+
+    facts: dict[str, Any]
+    """What it is made of, ready for JSON: versions of packages and the weights' identity; stored beside the masks."""
+
+    def propose(self, image: np.ndarray, levels: Collection[Level]) -> list[Proposal]:
+        """Return the proposals of these granularities for a photo, uint8 RGB [H, W, 3]."""
+
+
+P = TypeVar("P", bound=ProviderSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider(Generic[P]):
+    """A way to find masks in photos.
+
+    Attributes:
+        name: What `--provider` calls it.
+        settings: Its settings.
+        load: Makes the proposer: (settings, device).
+        on_cores: It runs on CPU cores and holds no weights, so every core gets a process with one of its own.
+    """
+
+    name: str
+    settings: type[P]
+    load: Callable[[P, torch.device], Proposer]
+    on_cores: bool = False
+
+
+def keep_best(proposals: Sequence[Proposal], settings: PoolSettings) -> list[Proposal]:
+    """Return the proposals that survive mask NMS, in their order.
+
+    Source: LangSplat's rule. Every proposal is judged against all others, also those that go themselves: with a chain
+    A > B > C of overlaps, B removes C although A removes B. Of two with equal score the earlier is the better.
+    """
+    if not proposals:
+        return []
+    quality = np.array([proposal.stability * proposal.score for proposal in proposals])
+    overlap = _overlaps([proposal.mask for proposal in proposals])  # [K, K]
+    area = np.diag(overlap)
+    iou = overlap / np.maximum(area[:, None] + area[None, :] - overlap, 1)
+    rank = np.empty(len(proposals), dtype=np.int64)
+    rank[np.argsort(-quality, kind="stable")] = np.arange(len(proposals))
+    better = rank[None, :] < rank[:, None]  # [i, j]: j is better than i
+    inside = overlap / np.maximum(area[:, None], 1)  # [i, j]: the share of i that lies in j
+    swallowed = (inside >= settings.contained_share) & (inside.T < settings.covered_share)
+    gone = (
+        (better & (iou > settings.max_mask_iou)).any(axis=1)
+        | swallowed.any(axis=1)
+        | (quality <= settings.min_score)
+        | (area == 0)
+    )
+    return [proposal for proposal, is_gone in zip(proposals, gone.tolist(), strict=True) if not is_gone]
+
+
+def paint(proposals: Sequence[Proposal], size: tuple[int, int], *, rule: Rule, min_area: int) -> np.ndarray:
+    """Return the ids 1..K of the proposals that remain visible and 0 where there is none, int32 [H, W].
+
+    Pixels won by a proposal that a rule then discards become 0; they do not fall to the mask below, because the rule
+    that chose between the two has spoken. Ids count the proposals in their order, under `small_on_top` from the largest
+    to the smallest.
+
+    Args:
+        proposals: What was kept.
+        size: H and W.
+        rule: `score_on_top`: the best predicted IoU wins, and what shows 10 % of itself or less is discarded [Gaga].
+            `large_eats_small`: the largest area wins, and what won less than 80 % of itself is discarded [DEVA, as
+            Gaussian Grouping calls it]. `small_on_top`: the smallest area wins.
+        min_area: Pixels; what shows fewer is discarded.
+
+    Differs: DEVA decides on masks shrunk to 480 pixels; here all pixels decide.
+    """
+    area = np.array([int(proposal.mask.sum()) for proposal in proposals], dtype=np.int64)
+    score = np.array([proposal.score for proposal in proposals])
+    order = {  # painted first to last: what comes later lies on top
+        "score_on_top": np.argsort(score, kind="stable"),
+        "large_eats_small": np.argsort(area, kind="stable"),
+        "small_on_top": np.argsort(-area, kind="stable"),
+    }[rule]
+    painted = np.zeros(size, dtype=np.int32)
+    for index in order.tolist():
+        painted[proposals[index].mask] = index + 1
+    visible = np.bincount(painted.ravel(), minlength=len(proposals) + 1)[1:]
+    kept = (visible > 0) & (visible >= min_area)
+    if rule == "score_on_top":
+        kept &= visible > _VISIBLE_SHARE * area
+    elif rule == "large_eats_small":
+        kept &= visible >= _WON_SHARE * area
+    numbers = np.zeros(len(proposals) + 1, dtype=np.int32)
+    listed = order if rule == "small_on_top" else np.arange(len(proposals))
+    survivors = [index for index in listed.tolist() if kept[index]]
+    for number, index in enumerate(survivors, start=1):
+        numbers[index + 1] = number
+    return numbers[painted]
+
+
+def _overlaps(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """Return how many pixels each pair of masks shares, float64 [K, K]."""
+    flat = [mask.reshape(-1) for mask in masks]
+    total = np.zeros((len(flat), len(flat)))
+    for start in range(0, flat[0].size, _PIXELS_AT_ONCE):
+        block = np.stack([mask[start : start + _PIXELS_AT_ONCE] for mask in flat]).astype(np.float32)
+        total += block @ block.T  # exact: counts stay below 2^24
+    return total

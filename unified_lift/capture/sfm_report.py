@@ -1,0 +1,192 @@
+"""What a reconstruction came to: numbers, what to do about weak ones, and a picture of points and cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unified_lift.data.colmap import read_frames
+from unified_lift.data.colmap_model import ColmapImage, ColmapPoints, read_cameras, read_images, read_points
+from unified_lift.data.common import Frame, make_camera, name_of
+from unified_lift.ops.cameras import fov_from_focal, invert_rigid, project
+
+_GOOD_SHARE, _GOOD_ERROR, _GOOD_TRACK = 0.9, 2.0, 3.0
+_PANEL_INCHES, _DPI = 5.0, 110
+_MAX_DRAWN = 20_000
+_MARGIN = 0.08
+_CAMERAS_SHOWN = 2
+
+
+class _Sparse(NamedTuple):
+    frames: list[Frame]
+    images: dict[str, ColmapImage]
+    points: ColmapPoints
+
+
+def sparse_report(scene: Path, photos: Path, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the report of a reconstructed scene as JSON values.
+
+    Args:
+        scene: Folder with `images/` and `sparse/0/`.
+        photos: All photos that were tried.
+        stages: Per stage `seconds` and `facts`.
+    """
+    sparse = _read(scene)
+    errors = {frame.name: _errors(frame, sparse) for frame in sparse.frames}
+    every = np.concatenate(list(errors.values()))
+    tried = sorted(name_of(path.relative_to(photos).as_posix()) for path in photos.rglob("*.jpg"))
+    lost = [name for name in tried if name not in errors]
+    track = len(every) / max(1, len(sparse.points.ids))
+    worst = sorted(errors, key=lambda name: -_mean(errors[name]))[:5]
+    numbers = {
+        "photos": len(tried),
+        "registered": len(errors),
+        "not_registered": lost,
+        "points": len(sparse.points.ids),
+        "observations": len(every),
+        "mean_track_length": round(track, 2),
+        "mean_reprojection_error_px": round(_mean(every), 3),
+        "worst_photos_px": {name: round(_mean(errors[name]), 3) for name in worst},
+        "cameras": _cameras(scene),
+        "models": stages["mapping"]["facts"]["models"],
+        "settings": {name: stages[name]["facts"] for name in ("photos", "features", "matches")},
+        "seconds": {name: entry["seconds"] for name, entry in stages.items()},
+    }
+    return {**numbers, "advice": advice(numbers)}
+
+
+def advice(numbers: Mapping[str, Any]) -> list[str]:
+    """Return what to look at, one line each; empty for a sound reconstruction."""
+    found, lost = [], len(numbers["not_registered"])
+    if len(numbers["models"]) > 1:
+        sizes = " and ".join(map(str, numbers["models"]))
+        found.append(f"the photos fall into groups that do not overlap ({sizes}): take some photos between them")
+    if numbers["registered"] < _GOOD_SHARE * numbers["photos"]:
+        found.append(f"{lost} photos found no place: add photos that overlap with them, or leave them out")
+    if numbers["mean_reprojection_error_px"] > _GOOD_ERROR:
+        found.append("the reprojection error is large: did something move, or the zoom change (--cameras each)?")
+    if numbers["mean_track_length"] < _GOOD_TRACK:
+        found.append("points are seen in few photos each: smaller steps between photos make poses firmer")
+    return found
+
+
+def report_lines(report: Mapping[str, Any]) -> list[str]:
+    """Return the report as a table for the terminal."""
+    cameras = "; ".join(
+        f"{camera['width']}x{camera['height']}, focal {camera['focal_px']:.0f} px ({camera['fov_degrees']:.0f} degrees)"
+        for camera in report["cameras"][:_CAMERAS_SHOWN]
+    )
+    if len(report["cameras"]) > _CAMERAS_SHOWN:
+        cameras += f"; and {len(report['cameras']) - _CAMERAS_SHOWN} more"
+    rows = {
+        "registered": f"{report['registered']} of {report['photos']} photos",
+        "reprojection": f"{report['mean_reprojection_error_px']:.2f} px mean error",
+        "points": f"{report['points']}, each seen in {report['mean_track_length']:.1f} photos on average",
+        "camera": cameras,
+        "time": f"{sum(report['seconds'].values()):.0f} s ("
+        + ", ".join(f"{name} {seconds:.0f}" for name, seconds in report["seconds"].items())
+        + ")",
+    }
+    if report["not_registered"]:
+        rows["no pose"] = ", ".join(report["not_registered"])
+    return [f"{name:<13} {text}" for name, text in rows.items()] + [f"note: {line}" for line in report["advice"]]
+
+
+def write_sparse_picture(path: Path, scene: Path) -> None:
+    """Draw the points and the cameras of a scene, seen from above and from the side."""
+    from matplotlib.figure import Figure  # half a second to import
+
+    sparse = _read(scene)
+    poses = np.stack([invert_rigid(frame.cam_from_world) for frame in sparse.frames])
+    centres, ahead = poses[:, :3, 3], poses[:, :3, 2]
+    axes = level_axes(poses)
+    shown = _thin(_inliers(sparse.points.positions, centres))
+    flat, colors = sparse.points.positions[shown] @ axes.T, sparse.points.colors[shown] / 255.0
+    cameras, looks = centres @ axes.T, ahead @ axes.T
+    length = 0.08 * float(np.ptp(np.concatenate([flat, cameras]), axis=0).max())
+    figure = Figure(figsize=(2 * _PANEL_INCHES, _PANEL_INCHES), layout="constrained")
+    for panel, (title, vertical) in enumerate((("from above", 1), ("from the side", 2))):
+        drawing = figure.add_subplot(1, 2, panel + 1)
+        drawing.scatter(flat[:, 0], flat[:, vertical], s=1.5, c=colors, linewidths=0)
+        ends = cameras + length * looks
+        for start, end in zip(cameras, ends, strict=True):
+            drawing.plot([start[0], end[0]], [start[vertical], end[vertical]], color="#b4533c", linewidth=0.8)
+        drawing.scatter(cameras[:, 0], cameras[:, vertical], s=9, c="#b4533c", linewidths=0)
+        drawing.set_title(title, fontsize=9)
+        drawing.set_aspect("equal", adjustable="datalim")
+        drawing.margins(_MARGIN)
+        drawing.set_xticks([])
+        drawing.set_yticks([])
+    figure.suptitle(f"{len(poses)} cameras (red), {len(sparse.points.ids)} points", fontsize=10)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png", dpi=_DPI)
+    partial.replace(path)
+
+
+def level_axes(world_from_cam: np.ndarray) -> np.ndarray:
+    """Return right, forward and up of a level observer as rows [3, 3]: up is the photographer's mean up.
+
+    Args:
+        world_from_cam: Poses [M, 4, 4], OpenCV axes.
+    """
+    up = -world_from_cam[:, :3, 1].mean(axis=0)
+    if np.linalg.norm(up) < 1e-6:  # cameras in all orientations: any direction will do
+        up = np.array([0.0, 0.0, 1.0])
+    up = up / np.linalg.norm(up)
+    right = np.cross(np.eye(3)[np.argmin(np.abs(up))], up)
+    right = right / np.linalg.norm(right)
+    return np.stack([right, np.cross(up, right), up])
+
+
+def _read(scene: Path) -> _Sparse:
+    model = scene / "sparse/0"
+    images = {name_of(image.name): image for image in read_images(model / "images.bin").values()}
+    frames = read_frames(scene, scene, images="images")
+    return _Sparse(frames=frames, images=images, points=read_points(model / "points3D.bin"))
+
+
+def _errors(frame: Frame, sparse: _Sparse) -> np.ndarray:
+    """Return the distance in pixels between each observed point of a photo and its projection, [K]."""
+    observed = sparse.images[frame.name].points2d
+    observed = observed[observed["point3d"] >= 0]
+    order = np.argsort(sparse.points.ids)
+    rows = order[np.searchsorted(sparse.points.ids, observed["point3d"], sorter=order)]
+    camera = make_camera(frame.cam_from_world, frame.lens, source=frame.source, name=frame.name)
+    pixels = project(sparse.points.positions[rows], camera)[0]
+    return np.linalg.norm(pixels - observed["xy"], axis=1)
+
+
+def _cameras(scene: Path) -> list[dict[str, Any]]:
+    """Return size and focal length of the different cameras after undistortion."""
+    found = []
+    for camera in read_cameras(scene / "sparse/0/cameras.bin").values():
+        focal = camera.params[0]
+        entry = {
+            "width": camera.width,
+            "height": camera.height,
+            "focal_px": round(focal, 1),
+            "fov_degrees": round(float(np.degrees(fov_from_focal(focal, max(camera.width, camera.height)))), 1),
+        }
+        if entry not in found:
+            found.append(entry)
+    return found
+
+
+def _inliers(positions: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Return the rows of points that are not far outliers, which would shrink everything else to a dot."""
+    middle = np.median(np.concatenate([positions, centres]), axis=0)
+    distance = np.linalg.norm(positions - middle, axis=1)
+    reach = max(np.quantile(distance, 0.95), np.linalg.norm(centres - middle, axis=1).max())
+    return np.flatnonzero(distance <= reach)
+
+
+def _thin(rows: np.ndarray) -> np.ndarray:
+    step = max(1, len(rows) // _MAX_DRAWN)
+    return rows[::step]
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else 0.0

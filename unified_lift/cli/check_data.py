@@ -1,0 +1,64 @@
+"""unified-lift check-data: what a scene folder contains, what is wrong with it and how to repair it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+from unified_lift.capture.check import check_lines, check_scene
+from unified_lift.cli.flags import canonical
+from unified_lift.types import DataSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckDataCommand:
+    """Say in one page what a scene folder contains, what is wrong with it, and how to repair it.
+
+    Nothing is changed. Exit code 0: fine, 1: problems were found, 2: not a scene folder.
+
+    Example: unified-lift check-data -s scenes/holiday
+    """
+
+    source_path: Path
+    """Scene folder (-s)."""
+    images: str = DataSettings.images
+    """Image folder inside a COLMAP scene (-i)."""
+    object_path: str = DataSettings.object_path
+    """Mask folder inside the scene; `auto` = the dataset's own."""
+    train_split: bool = False
+    """Train on the names found in images_train/."""
+    llffhold: int = DataSettings.llffhold
+    """Every llffhold-th view is held out where the dataset has no split of its own."""
+    json: Path | None = None
+    """Write the facts and findings to this file too."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+def check_data_main(argv: list[str]) -> int:
+    """Parse, look, print. Return the exit code."""
+    command = tyro.cli(CheckDataCommand, args=canonical(argv), prog="unified-lift check-data")
+    settings = DataSettings(
+        source_path=command.source_path,
+        images=command.images,
+        object_path=command.object_path,
+        train_split=command.train_split,
+        llffhold=command.llffhold,
+    )
+    with tqdm(desc="read photos", disable=command.quiet, dynamic_ncols=True, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        check = check_scene(settings, progress=progress)
+    print("\n".join(check_lines(check)))
+    if command.json is not None:
+        partial = command.json.with_name(command.json.name + ".partial")
+        partial.write_text(json.dumps(check.as_json(), indent=1), encoding="utf-8")
+        partial.replace(command.json)
+    return 0 if check.is_fine else 1

@@ -1,0 +1,46 @@
+"""unified-lift doctor: what this machine can do, and what is missing for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from unified_lift.cli.flags import canonical
+from unified_lift.engine.doctor import examine, scene_budget
+from unified_lift.types import DataSettings
+
+_MARKS = {"ok": "ok     ", "note": "note   ", "broken": "BROKEN "}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorCommand:
+    """Look at devices, compiled kernels, packages, disk and memory. Exit code 0: training can run; 1: it cannot.
+
+    Example: unified-lift doctor -s data/desk
+    """
+
+    source_path: Path | None = None
+    """Scene folder (-s): also say what it needs of memory and where its photos would be kept."""
+    images: str = "images"
+    """Image folder inside a COLMAP scene (-i)."""
+    resolution: int = -1
+    """As in train.py (-r): 1, 2, 4, 8 divide the size, another number is the width."""
+    model_path: Path = Path("output")
+    """Where models are to be written (-m): free space is looked up there."""
+
+
+def doctor_main(argv: list[str]) -> int:
+    """Parse, examine, print. Return the exit code."""
+    command = tyro.cli(DoctorCommand, args=canonical(argv), prog="unified-lift doctor")
+    found = examine(command.model_path)
+    if command.source_path is not None:
+        data = DataSettings(source_path=command.source_path, images=command.images, resolution=command.resolution)
+        found += scene_budget(data, command.model_path)
+    width = max(len(finding.topic) for finding in found)
+    for finding in found:
+        print(f"{_MARKS[finding.state]}{finding.topic:<{width}}  {finding.text}")
+    broken = [finding.topic for finding in found if finding.state == "broken"]
+    print(f"training cannot run: {', '.join(broken)}" if broken else "training can run")
+    return 1 if broken else 0

@@ -1,0 +1,142 @@
+"""unified-lift edit: remove, copy, move, paint and rename the objects of a trained scene."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from unified_lift.cli.flags import canonical
+from unified_lift.editing import script
+from unified_lift.editing.files import save_model
+from unified_lift.editing.scene import ObjectScene, load_object_scene
+from unified_lift.types import UserError
+
+_TRANSFORM = ("translate", "rotate_axis", "rotate_degrees", "scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditCommand:
+    """Edit the objects of a trained scene and write the result as a new model folder, with the edits in edits.yaml.
+
+    Edits happen in the order of these flags: first those of --script.
+
+    Example: unified-lift edit -m output/desk --remove 3 4 --recolour 5 --color "#ff0000" --out output/desk_edited
+    """
+
+    model_path: Path
+    """Model folder (-m) [3DGS]."""
+    out: Path
+    """Model folder to be written."""
+    script: Path | None = None
+    """YAML list of edits, as docs/edit.md describes and the viewer writes."""
+    clean: tuple[int, ...] = ()
+    """Objects whose unsure and stray Gaussians are given to what is next to them."""
+    min_confidence: float = 0.5
+    """With --clean: Gaussians below it are given away."""
+    outliers: float = 5.0
+    """With --clean: parts farther off than this many spacings are given away; 0 = none."""
+    remove: tuple[int, ...] = ()
+    """Objects to take away."""
+    isolate: tuple[int, ...] = ()
+    """Objects to keep, and nothing else."""
+    merge: tuple[int, ...] = ()
+    """Objects to make one: the first of them."""
+    recolour: tuple[int, ...] = ()
+    """Objects to paint; needs --color."""
+    color: str | None = None
+    """With --recolour: mean colour, as "#ff0000"."""
+    strength: float = 1.0
+    """With --recolour: 0 = as it was, 1 = none of the old hue."""
+    move: tuple[int, ...] = ()
+    """Objects to move as one body, by the flags below."""
+    duplicate: tuple[int, ...] = ()
+    """Objects to copy; the copies are moved by the flags below."""
+    translate: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """With --move or --duplicate: shift, world units."""
+    rotate_axis: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    """With --move or --duplicate: axis of the rotation, world axes, through the centroid."""
+    rotate_degrees: float = 0.0
+    """With --move or --duplicate: its angle."""
+    scale: float = 1.0
+    """With --move or --duplicate: growth."""
+    rename: tuple[str, ...] = ()
+    """New names, ID=NAME each, such as 7=mug."""
+    level: str = ""
+    """Name of a further level of objects (train.py --levels); the default is the model's own."""
+    iteration: int = -1
+    """Saved iteration; -1 = the last [3DGS]."""
+    overwrite: bool = False
+    """Replace the model in --out, which may be the one that is edited."""
+
+
+def edit_main(argv: list[str]) -> int:
+    """Parse, load, edit, write. Return the exit code."""
+    command = tyro.cli(EditCommand, args=canonical(argv), prog="unified-lift edit")
+    edits = _edits(command)
+    if not edits:
+        raise UserError("nothing to do; give --script, --remove, --duplicate or another edit, see --help")
+    scene = load_object_scene(command.model_path, level=command.level, iteration=command.iteration)
+    edited = script.apply(scene, edits)
+    save_model(edited, command.out, edits=edits, iteration=command.iteration, overwrite=command.overwrite)
+    print(f"{command.out}: {_counts(scene)} became {_counts(edited)}; look at it: render.py -m {command.out}")
+    for object_id in sorted(set(edited.objects) - set(scene.objects)):
+        print(f"  {object_id}: {edited.name_of(object_id)}")
+    return 0
+
+
+def _counts(scene: ObjectScene) -> str:
+    return f"{len(scene.objects)} objects ({len(scene)} Gaussians)"
+
+
+def _edits(command: EditCommand) -> list[script.Operation]:
+    """Return the edits of the script and then those of the flags, which are read by the same parser."""
+    edits: list[script.Operation] = []
+    if command.script is not None:
+        try:
+            text = command.script.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--script {command.script}: not readable ({error})") from None
+        edits += script.parse(text, origin=str(command.script))
+    return edits + [script.read_operation(entry, "flags") for entry in _flag_entries(command)]
+
+
+def _flag_entries(command: EditCommand) -> Iterator[dict[str, Any]]:
+    """Yield what the flags ask for as entries of a script."""
+    transform = {name: getattr(command, name) for name in _TRANSFORM}
+    if bool(command.move) + bool(command.duplicate) > 1:
+        raise UserError("--move and --duplicate share --translate and the like: give one of them, or write a --script")
+    if any(value != getattr(EditCommand, name) for name, value in transform.items()):
+        if not command.move and not command.duplicate:
+            raise UserError("--translate, --rotate_degrees and --scale need --move or --duplicate and the objects")
+    if bool(command.recolour) != (command.color is not None):
+        raise UserError('--recolour and --color belong together, as in --recolour 5 --color "#ff0000"')
+    placed = {
+        "rotate": {"axis": command.rotate_axis, "degrees": command.rotate_degrees},
+        "translate": command.translate,
+        "scale": command.scale,
+    }
+    settings: dict[str, dict[str, Any]] = {
+        "clean": {"min_confidence": command.min_confidence, "outliers": command.outliers},
+        "remove": {},
+        "isolate": {},
+        "merge": {},
+        "recolour": {"color": command.color, "strength": command.strength},
+        "move": placed,
+        "duplicate": placed,
+    }
+    for key, rest in settings.items():
+        if getattr(command, key):
+            yield {key: {"objects": list(getattr(command, key)), **rest}}
+    if command.rename:
+        yield {"rename": dict(_new_name(word) for word in command.rename)}
+
+
+def _new_name(word: str) -> tuple[int, str]:
+    object_id, equals, name = word.partition("=")
+    if not (equals and object_id.isdecimal() and name.strip()):
+        raise UserError(f"--rename {word}: write ID=NAME, such as 7=mug")
+    return int(object_id), name

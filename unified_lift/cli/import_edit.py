@@ -1,0 +1,69 @@
+"""unified-lift import-edit: a .ply that was edited in another program becomes a labelled model again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from unified_lift.cli.flags import canonical
+from unified_lift.editing.files import save_model
+from unified_lift.editing.reattach import MAX_DISTANCE, Reattached, reattach
+from unified_lift.editing.scene import load_object_scene
+from unified_lift.engine.outputs import provenance, read_run_settings, write_text
+from unified_lift.model.ply import read_gaussians
+from unified_lift.types import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportEditCommand:
+    """Give the Gaussians of an edited .ply the objects, features and confidence they had, and write a model folder.
+
+    Example: unified-lift import-edit -m output/desk --ply edited.ply --out output/desk_edited
+    """
+
+    model_path: Path
+    """Model folder that was exported (-m)."""
+    ply: Path
+    """The edited 3D Gaussian .ply."""
+    out: Path
+    """Model folder to write."""
+    max_distance: float = MAX_DISTANCE
+    """How far a changed Gaussian may be from the one it was, in standard deviations of that one."""
+    level: str = ""
+    """Name of a further level of objects (train.py --levels); the default is the model's own."""
+    iteration: int = -1
+    """Saved iteration that was exported; -1 = the last."""
+    overwrite: bool = False
+    """Replace the model in --out."""
+
+
+def import_edit_main(argv: list[str]) -> int:
+    """Parse, match, write, tell what was found. Return the exit code."""
+    command = tyro.cli(ImportEditCommand, args=canonical(argv), prog="unified-lift import-edit")
+    if command.max_distance < 0:
+        raise UserError(f"--max_distance must not be negative, received {command.max_distance:g}")
+    scene = load_object_scene(command.model_path, level=command.level, iteration=command.iteration)
+    found = reattach(read_gaussians(command.ply), scene, max_distance=command.max_distance)
+    save_model(found.scene, command.out, edits=(), iteration=command.iteration, overwrite=command.overwrite)
+    made = provenance(read_run_settings(scene.source), {"imported": str(command.ply), **_counts(found)})
+    write_text(command.out / "manifest.json", json.dumps(made, indent=1))
+    print(f"{command.ply}: {len(found.scene)} Gaussians, {len(scene)} before")
+    print(f"  {found.num_same} where they were")
+    print(f"  {found.num_moved} moved or copied: another place, the same colour and opacity")
+    print(f"  {found.num_near} changed, within {command.max_distance:g} standard deviations of an old one")
+    if found.num_unknown:
+        print(f"  {found.num_unknown} not known: they got the object of the nearest, with confidence 0")
+    print(f"  {found.num_removed} old ones are gone")
+    gone = [scene.name_of(object_id) for object_id in scene.objects if object_id not in found.scene.objects]
+    if gone:
+        print(f"  objects that are gone: {', '.join(gone)}")
+    print(f"{command.out}: {len(found.scene.objects)} objects; look at it: render.py -m {command.out}")
+    return 0
+
+
+def _counts(found: Reattached) -> dict[str, int]:
+    names = ("num_same", "num_moved", "num_near", "num_unknown", "num_removed")
+    return {name: getattr(found, name) for name in names}

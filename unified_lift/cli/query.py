@@ -1,0 +1,191 @@
+"""unified-lift query: which object is meant, by a point, by words, or by likeness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+
+from unified_lift.cli.flags import canonical
+from unified_lift.cli.render import views_of
+from unified_lift.cli.scoring import write_prompt_mask
+from unified_lift.editing import selection
+from unified_lift.editing.files import labels_of
+from unified_lift.editing.scene import ObjectScene, load_object_scene
+from unified_lift.editing.selection import Found
+from unified_lift.editing.text import ClipEncoder
+from unified_lift.engine.device import chosen_device
+from unified_lift.engine.labels import describe_objects
+from unified_lift.engine.outputs import read_run_settings
+from unified_lift.evaluation.grounding import grounding_of
+from unified_lift.evaluation.pictures import borders, write_picture
+from unified_lift.metrics.image import quantize_uint8
+from unified_lift.rendering import render
+from unified_lift.types import UserError, View
+
+_DIM = 0.25  # brightness of what was not asked for
+_MAX_VIEWS = 24  # among which the best view of an object is sought, evenly spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryCommand:
+    """Tell which objects of a trained scene are meant, and what is known of them. Exit code 1: none was found.
+
+    Example: unified-lift query -m output/desk --point 80,60 --view 0051
+    """
+
+    model_path: Path
+    """Model folder (-m) [3DGS]."""
+    list: bool = False  # noqa: A003
+    """All objects."""
+    point: str | None = None
+    """The object at pixel U,V of --view: U to the right, V down, (0.5, 0.5) is the centre of the first pixel."""
+    like: int | None = None
+    """The objects whose features are most like those of this one, by cosine."""
+    text: str | None = None
+    """The objects that words describe; needs --model, or --grounding and --view."""
+    view: str | None = None
+    """Name of a view, as render.py writes it."""
+    model: Path | None = None
+    """With --text: folder of a CLIP model as `transformers` saves it."""
+    grounding: str | None = None
+    """With --text: what finds the words in the photo of --view: a folder of <text>.png, or `dino:DIR,sam:DIR`."""
+    top: int = 5
+    """Most objects that --like and --text name."""
+    out: Path | None = None
+    """Folder for <id>.png (the object in --view, or where it is seen best, the rest dimmed) and <id>_mask.png."""
+    level: str = ""
+    """Name of a further level of objects (train.py --levels); the default is the model's own."""
+    iteration: int = -1
+    """Saved iteration; -1 = the last [3DGS]."""
+    source_path: Path | None = None
+    """Scene folder (-s), if it has moved since training."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to render; `auto`: a CUDA device if there is one and the rasterizer was built for it."""
+
+
+def query_main(argv: list[str]) -> int:
+    """Parse, ask, print, write. Return the exit code."""
+    command = tyro.cli(QueryCommand, args=canonical(argv), prog="unified-lift query")
+    _check(command)
+    device = chosen_device(command.device)
+    scene = load_object_scene(command.model_path, level=command.level, iteration=command.iteration, device=device)
+    views = _views(command, scene) if command.point or command.text or command.out else []
+    found = _found(command, scene, views, device)
+    if not found:
+        print("no object there" if command.point else "no object found")
+        return 1
+    _print_table(scene, found, command)
+    if command.out is not None:
+        _write_pictures(scene, found, views, command.out)
+    return 0
+
+
+def _check(command: QueryCommand) -> None:
+    asked = [command.list, command.point is not None, command.like is not None, command.text is not None]
+    if sum(asked) != 1:
+        raise UserError("ask one thing: --list, --point U,V --view NAME, --text WORDS --model DIR, or --like ID")
+    if command.point is not None and command.view is None:
+        raise UserError("--point needs --view NAME: the view whose pixel it is")
+    if command.text is not None and (command.model is None) == (command.grounding is None):
+        raise UserError("--text needs --model DIR (CLIP), or --grounding and --view NAME; one of them")
+    if command.grounding is not None and (command.text is None or command.view is None):
+        raise UserError("--grounding needs --text and --view NAME: what is sought, and the photo in which it is")
+    if command.model is not None and command.text is None:
+        raise UserError("--model needs --text: what is sought")
+    if command.top < 1:
+        raise UserError(f"--top must be at least 1, received {command.top}")
+
+
+def _views(command: QueryCommand, scene: ObjectScene) -> list[View]:
+    """Return the view that was named, or else those among which an object's best view is sought.
+
+    Raises:
+        UserError: No such view.
+    """
+    data = read_run_settings(scene.source).data
+    loaded = views_of(data if command.source_path is None else replace(data, source_path=command.source_path))
+    every = (*loaded.train, *loaded.test)
+    if command.view is None:
+        step = max(1, -(-len(loaded.train) // _MAX_VIEWS))
+        return list(loaded.train[::step])
+    named = [view for view in every if view.name == command.view]
+    if not named:
+        names = ", ".join(view.name for view in every[:8]) + (" ..." if len(every) > 8 else "")
+        raise UserError(f"--view {command.view}: no such view; there are {names}")
+    return named
+
+
+def _found(command: QueryCommand, scene: ObjectScene, views: Sequence[View], device: torch.device) -> list[Found]:
+    cameras = [view.camera for view in views]
+    if command.list:
+        return [Found(object_id, 1.0) for object_id in scene.objects]
+    if command.like is not None:
+        return selection.objects_like(scene, command.like, top=command.top)
+    if command.point is not None:
+        object_id = selection.object_at(scene, cameras[0], *_pixel(command.point))
+        return [] if object_id is None else [Found(object_id, 1.0)]
+    if command.model is not None:
+        encoder = ClipEncoder(command.model, device=device)
+        return selection.objects_by_text(scene, command.text, cameras, encoder, top=command.top)
+    masks = grounding_of(command.grounding, device=device).find(views[0].image.numpy(), [command.text]).masks
+    mask = masks.get(command.text)
+    if mask is not None and mask.shape != (cameras[0].height, cameras[0].width):
+        size, expected = (f"{shape[1]} x {shape[0]}" for shape in (mask.shape, views[0].image.shape))
+        raise UserError(f"--grounding: the mask is {size}, view {command.view} is {expected} pixels")
+    return [] if mask is None else selection.objects_in_mask(scene, cameras[0], mask)[: command.top]
+
+
+def _pixel(text: str) -> tuple[float, float]:
+    try:
+        u, v = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--point {text}: write U,V in pixels, such as 80,60") from None
+    return u, v
+
+
+def _print_table(scene: ObjectScene, found: Sequence[Found], command: QueryCommand) -> None:
+    """Print what is known of the objects; boxes are those of Gaussians that a camera saw, if there are any."""
+    facts = describe_objects(scene.gaussians, labels_of(scene, iteration=command.iteration), scene.names)
+    seen = scene.rows(scene.confidence > 0)
+    boxes = describe_objects(seen.gaussians, labels_of(seen, iteration=command.iteration)) if len(seen) else {}
+    score = "cosine" if command.like is not None else "fit" if command.text is not None else ""
+    width = max(len(facts[str(one.object_id)]["name"]) for one in found)
+    head = f"{'id':>5}  {'name':<{width}}  {'Gaussians':>9}  {'confidence':>10}" + (f"  {score:>6}" if score else "")
+    print(f"{head}  box (min .. max)")
+    for one in found:
+        entry = facts[str(one.object_id)]
+        box = boxes.get(str(one.object_id), entry)["bbox"]
+        low, high = (" ".join(f"{value:.3g}" for value in corner) for corner in box)
+        fit = f"  {one.score:>6.3f}" if score else ""
+        line = f"{one.object_id:>5}  {entry['name']:<{width}}  {entry['count']:>9}  {entry['score']:>10.3f}{fit}"
+        print(f"{line}  {low} .. {high}")
+
+
+def _write_pictures(scene: ObjectScene, found: Sequence[Found], views: Sequence[View], out: Path) -> None:
+    """Write the picture and the mask of every object that a view shows, and say which no view shows."""
+    best = selection.best_views(scene, [view.camera for view in views])
+    for one in found:
+        if one.object_id not in best:
+            print(f"note: object {one.object_id} is hidden in the view" + ("s" if len(views) > 1 else ""))
+            continue
+        index, mask = best[one.object_id]
+        write_picture(out / f"{one.object_id}.png", _highlighted(scene, views[index], mask))
+        write_prompt_mask(out / f"{one.object_id}_mask.png", mask)
+        print(f"{out / str(one.object_id)}.png: object {one.object_id} in view {views[index].name}")
+
+
+@torch.no_grad()
+def _highlighted(scene: ObjectScene, view: View, mask: np.ndarray) -> np.ndarray:
+    """Return the rendered view with everything but the mask dimmed, and a white border."""
+    background = torch.full((3,), float(scene.white_background), device=scene.gaussians.device)
+    out = render(scene.gaussians, view.camera, background=background, with_features=False)
+    image = quantize_uint8(out.image.cpu()).numpy()
+    picture = np.where(mask[..., None], image, np.rint(_DIM * image).astype(np.uint8))
+    picture[borders(mask)] = 255
+    return picture

@@ -1,0 +1,128 @@
+"""unified-lift view: a trained scene in the browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from unified_lift.cli.flags import canonical
+from unified_lift.editing import script
+from unified_lift.editing.files import save_model
+from unified_lift.editing.scene import ObjectScene, load_object_scene
+from unified_lift.editing.script import Operation
+from unified_lift.engine.device import chosen_device
+from unified_lift.engine.outputs import holds_run, saved_levels, write_text
+from unified_lift.types import UserError
+from unified_lift.viewer.cameras import saved_cameras
+from unified_lift.viewer.server import Viewer
+from unified_lift.viewer.session import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewCommand:
+    """Open a trained scene in the browser: look at it, select objects, edit, save, film.
+
+    Example: unified-lift view -m output/desk
+    """
+
+    model_path: Path
+    """Model folder (-m) [3DGS]."""
+    iteration: int = -1
+    """Saved iteration; -1 = the last [3DGS]."""
+    edits: Path | None = None
+    """Edits to begin with: an edits.yaml that the viewer or `edit` wrote."""
+    out: Path | None = None
+    """Folder suggested for the edited scene; it can be changed in the browser. Default: <model>_edited."""
+    host: str = "127.0.0.1"
+    """Address to listen on; the default is reached from this machine only (and through ssh -L), 0.0.0.0 from all."""
+    port: int = 8080
+    """Port; the next free one if it is taken."""
+    share: bool = False
+    """Also ask for a public address, at which the scene travels through a server of the viser project."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to render; `auto`: a CUDA device if there is one and the rasterizer was built for it."""
+
+
+def view_main(argv: list[str]) -> int:
+    """Parse, then serve until interrupted."""
+    command = tyro.cli(ViewCommand, args=canonical(argv, keep=("--port",)), prog="unified-lift view")
+    viewer = open_viewer(command)
+    try:
+        print(_greeting(command, viewer), flush=True)
+        viewer.wait()
+    finally:
+        viewer.stop()
+        for scene, edits in viewer.session.unsaved():
+            path = _beside(scene.source, "_unsaved_edits.yaml")
+            write_text(path, script.dump(edits))
+            print(f"{path}: your unsaved edits; go on with: unified-lift view -m {scene.source} --edits {path}")
+    return 0
+
+
+def open_viewer(command: ViewCommand) -> Viewer:
+    """Return the viewer, already serving.
+
+    Raises:
+        UserError: The model, the edits or the address cannot be used.
+    """
+    if not 1 <= command.port <= 65_535:
+        raise UserError(f"--port must lie in 1..65535, received {command.port}")
+    device = chosen_device(command.device)
+    own = load_object_scene(command.model_path, iteration=command.iteration, device=device)
+    further = [
+        load_object_scene(command.model_path, level=name, device=device) for name in saved_levels(command.model_path)
+    ]
+    cameras = saved_cameras(command.model_path)
+    levels = sorted([own, *further], key=lambda scene: -len(scene.objects))  # parts first, wholes last
+    edits: list[Operation] = []
+    if command.edits is not None:
+        try:
+            edits = script.parse(command.edits.read_text(), origin=str(command.edits))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--edits {command.edits}: not readable ({error})") from None
+    return Viewer(
+        Session(levels, level=next(index for index, scene in enumerate(levels) if scene is own), edits=edits),
+        cameras,
+        title=command.model_path.resolve().name,
+        host=command.host,
+        port=command.port,
+        save_to=command.out or _beside(command.model_path, "_edited"),
+        write=_saver(command),
+        share=command.share,
+    )
+
+
+def _beside(model_path: Path, ending: str) -> Path:
+    return model_path.with_name(model_path.resolve().name + ending)
+
+
+def _saver(command: ViewCommand) -> Callable[[Path, ObjectScene, Sequence[Operation]], Path]:
+    """Return what writes an edited scene as a model folder; only a folder it has written itself is written again."""
+    written: set[Path] = set()
+
+    def save(folder: Path, scene: ObjectScene, edits: Sequence[Operation]) -> Path:
+        place = folder.resolve()
+        if holds_run(folder) and place not in written:
+            raise UserError(f"{folder}: holds a model already; name a new folder")
+        iteration = command.iteration if scene.source == command.model_path else -1  # further levels have their own
+        save_model(scene, folder, edits=edits, iteration=iteration, overwrite=place in written)
+        written.add(place)
+        return folder
+
+    return save
+
+
+def _greeting(command: ViewCommand, viewer: Viewer) -> str:
+    lines = [f"{command.model_path}: open {viewer.url} in a browser; Ctrl-C ends"]
+    if viewer.port != command.port:
+        lines.insert(0, f"note: port {command.port} is taken, so it is {viewer.port}")
+    if command.host in ("127.0.0.1", "localhost"):
+        lines.append(f"over SSH, on your own machine first: ssh -L {viewer.port}:127.0.0.1:{viewer.port} THIS_MACHINE")
+    if command.share:
+        shared = viewer.shared_at
+        lines.append(f"public address: {shared}" if shared else "note: the sharing server gave no public address")
+    return "\n".join(lines)

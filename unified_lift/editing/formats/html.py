@@ -1,0 +1,97 @@
+"""One HTML page with the splats in it: opens without a server, without a network, and turns under the mouse."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from unified_lift.editing.formats.base import Format, Part
+from unified_lift.editing.formats.splat import ROW, splat_rows
+from unified_lift.evaluation.pictures import object_colors
+from unified_lift.types import UserError
+
+_PAGE = Path(__file__).with_name("page.html")
+_FIELD_OF_VIEW = 0.9  # radians, vertical, where no camera is known
+_BULK = 0.9  # share of the Gaussians that the first view shows
+_ROOM = 1.3  # what it shows besides, in radii of the bulk
+
+
+class Viewpoint(NamedTuple):
+    """Where the page looks from, in world units: eye and target [3], the direction that is up [3], radians."""
+
+    eye: np.ndarray
+    target: np.ndarray
+    up: np.ndarray
+    field_of_view: float
+
+
+def first_view(part: Part, positions: np.ndarray) -> Viewpoint:
+    """Return the first view: the first camera of the model for a whole scene, else from its side, as near as it fits.
+
+    A model without cameras.json is looked at along +z with -y up, as a camera at rest would.
+
+    Raises:
+        UserError: cameras.json is not readable.
+    """
+    middle = np.median(positions, axis=0)
+    distances = np.linalg.norm(positions - middle, axis=1)
+    radius = max(float(np.quantile(distances, _BULK)), 1e-6)
+    path = part.scene.source / "cameras.json"
+    try:
+        cameras = json.loads(path.read_text()) if path.is_file() else []
+        places = np.array([camera["position"] for camera in cameras], np.float64).reshape(-1, 3)
+        turns = np.array([camera["rotation"] for camera in cameras], np.float64).reshape(-1, 3, 3)
+        angles = [2 * np.arctan(camera["height"] / (2 * camera["fy"])) for camera in cameras]
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{path}: not a list of cameras ({error}); train or --resume again") from None
+    if len(places) == 0:
+        places, turns, angles = np.array([middle - [0, 0, 3 * radius]]), np.eye(3)[None], [_FIELD_OF_VIEW]
+    up = -turns[:, :, 1].mean(axis=0)
+    up = up / np.linalg.norm(up) if np.linalg.norm(up) > 1e-6 else np.array([0.0, -1, 0])
+    if part.is_whole:
+        depth = np.median(np.linalg.norm(places - middle, axis=1))
+        return Viewpoint(places[0], places[0] + turns[0, :, 2] * max(depth, 1e-6), up, angles[0])
+    side = places[np.linalg.norm(places - middle, axis=1).argmin()] - middle
+    side = side / np.linalg.norm(side) if np.linalg.norm(side) > 1e-6 else np.array([0.0, 0, -1])
+    return Viewpoint(middle + side * _ROOM * radius / np.tan(angles[0] / 2), middle, up, angles[0])
+
+
+def write_html(folder: Path, part: Part) -> None:
+    """Write `<stem>.html`."""
+    scene = part.scene
+    rows = splat_rows(scene.gaussians)
+    view = first_view(part, rows["position"])
+    ids, index = np.unique(scene.object_ids.cpu().numpy(), return_inverse=True)
+    if len(ids) > 2**16:
+        raise UserError(f"--format html: {len(ids)} objects; a page can list {2**16}, export fewer with --objects")
+    described = {
+        "title": f"{scene.source.name} {part.stem}".strip(),
+        "objects": [
+            {"id": code, "name": scene.name_of(code), "color": color}
+            for code, color in zip(ids.tolist(), object_colors(ids.clip(min=0)).tolist())
+        ],
+        "background": [1, 1, 1] if scene.white_background else [0, 0, 0],
+        "eye": view.eye.tolist(),
+        "target": view.target.tolist(),
+        "up": view.up.tolist(),
+        "fieldOfView": float(view.field_of_view),
+    }
+    page = _PAGE.read_text()
+    for place, text in (
+        ("/*SCENE*/", json.dumps(described).replace("<", "\\u003c")),  # a name must not end the script
+        ("/*SPLATS*/", _base64(rows.view(np.uint8).reshape(-1, ROW.itemsize))),
+        ("/*IDS*/", _base64(index.astype("<u2"))),
+    ):
+        page = page.replace(place, text)
+    (folder / f"{part.stem}.html").write_text(page)
+
+
+def _base64(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
+
+
+FORMAT = Format(name="html", about="one page that shows the splats offline in any browser", write=write_html)

@@ -1,0 +1,124 @@
+"""Labels for Gaussians that came back from another program, which kept positions and colours but not ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from unified_lift.editing.scene import ObjectScene
+from unified_lift.model.gaussians import Gaussians
+from unified_lift.types import UserError
+
+MAX_DISTANCE = 3.0
+_MAX_UNKNOWN = 0.5  # of the edited Gaussians; beyond, it is another scene
+_NUM_CANDIDATES = 4  # Gaussians at the very same place that are told apart by their looks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reattached:
+    """An edited scene with its labels, and how they were found.
+
+    Attributes:
+        scene: The edited Gaussians in their order, with object, confidence and features.
+        num_same: Gaussians at the very place of an old one.
+        num_moved: Elsewhere, but with the colour and opacity of one old Gaussian: moved, turned or copied.
+        num_near: Changed in looks or place, within the distance limit of an old one.
+        num_unknown: None of these. They carry the label of the nearest with confidence 0.
+        num_removed: Old Gaussians that no edited one goes back to.
+    """
+
+    scene: ObjectScene
+    num_same: int
+    num_moved: int
+    num_near: int
+    num_unknown: int
+    num_removed: int
+
+
+def reattach(edited: Gaussians, scene: ObjectScene, *, max_distance: float = MAX_DISTANCE) -> Reattached:
+    """Return the edited Gaussians with the labels and features of those they were.
+
+    Each goes back to the old Gaussian at its place; else to the one that shares colour and opacity with it to the last
+    bit, which moving, turning and copying leave alone; else to the nearest.
+
+    Args:
+        edited: As read from the edited file; its features are not looked at.
+        scene: What was edited.
+        max_distance: How far the nearest may be, in standard deviations along its longest axis.
+    Raises:
+        UserError: More than half of the Gaussians go back to none of the scene.
+    """
+    old, old_looks = _places(scene.gaussians), _looks(scene.gaussians)
+    new, new_looks = _places(edited), _looks(edited)
+    source, distance = _nearest(new, new_looks, old, old_looks)
+    same = distance == 0
+    twin = _twins(new_looks[:, :4], old_looks[:, :4], scene.object_ids.cpu().numpy())
+    moved = ~same & (twin >= 0)
+    source = np.where(moved, twin, source)
+    reach = max_distance * scene.gaussians.scales.detach().cpu().numpy().max(axis=1)
+    near = ~same & ~moved & (distance <= reach[source])
+    unknown = ~(same | moved | near)
+    if unknown.mean() > _MAX_UNKNOWN:
+        raise UserError(
+            f"--ply: {int(unknown.sum())} of {len(unknown)} Gaussians are not near any of {scene.source}; is it that "
+            f"model edited? If all were moved and recoloured, give more than --max_distance {max_distance:g}"
+        )
+    rows = torch.from_numpy(source).to(scene.object_ids.device)
+    confidence = scene.confidence[rows].clone()
+    confidence[torch.from_numpy(unknown)] = 0.0
+    ids = scene.object_ids[rows]
+    left = set(ids.tolist())
+    labelled = replace(
+        scene,
+        gaussians=Gaussians(edited.state_dict() | {"features": scene.gaussians.features.detach()[rows]}),
+        object_ids=ids,
+        confidence=confidence,
+        names={object_id: name for object_id, name in scene.names.items() if object_id in left},
+    )
+    return Reattached(
+        scene=labelled,
+        num_same=int(same.sum()),
+        num_moved=int(moved.sum()),
+        num_near=int(near.sum()),
+        num_unknown=int(unknown.sum()),
+        num_removed=len(old) - len(np.unique(source[~unknown])),
+    )
+
+
+def _places(gaussians: Gaussians) -> np.ndarray:
+    return gaussians.means.detach().cpu().numpy().astype(np.float64)
+
+
+def _looks(gaussians: Gaussians) -> np.ndarray:
+    """Return colour, opacity and size as stored, float32 [N, 7]."""
+    table = gaussians.state_dict()
+    looks = (table["sh0"][:, 0], table["logit_opacities"][:, None], table["log_scales"])
+    return torch.cat([value.cpu() for value in looks], dim=1).numpy()
+
+
+def _nearest(
+    new: np.ndarray, new_looks: np.ndarray, old: np.ndarray, old_looks: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return index and distance of the nearest old Gaussian; of several at its place, of the one that looks alike."""
+    count = min(_NUM_CANDIDATES, len(old))
+    distances, found = (each.reshape(len(new), count) for each in cKDTree(old).query(new, k=count, workers=-1))
+    unlike = np.abs(new_looks[:, None] - old_looks[found]).sum(axis=2)
+    best = np.where(distances == distances[:, :1], unlike, np.inf).argmin(axis=1)
+    return found[np.arange(len(new)), best], distances[:, 0]
+
+
+def _twins(new: np.ndarray, old: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return the first old row with the same bits, -1 where there is none or such rows are of several objects."""
+    bits = np.ascontiguousarray(np.concatenate([old, new])).view(np.uint32)
+    kinds, group = np.unique(bits, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    group_old, group_new = group[: len(old)], group[len(old) :]
+    first = np.full(len(kinds), len(old))
+    np.minimum.at(first, group_old, np.arange(len(old)))
+    least, most = np.full(len(kinds), np.iinfo(np.int64).max), np.full(len(kinds), -1)
+    np.minimum.at(least, group_old, ids)
+    np.maximum.at(most, group_old, ids)
+    return np.where(least == most, first, -1)[group_new]

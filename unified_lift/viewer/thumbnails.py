@@ -1,0 +1,94 @@
+"""Small pictures of single objects, seen from a training camera that looks at them, and kept until they change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+
+from unified_lift.editing.scene import ObjectScene
+from unified_lift.metrics.image import quantize_uint8
+from unified_lift.ops.cameras import look_at, project
+from unified_lift.rendering import render
+from unified_lift.types import Camera
+
+SIZE = (88, 66)
+"""Width and height in pixels."""
+
+_FIELD = 0.8  # of the picture that the object fills
+_EXTENT = (3, 97)  # percentiles between which it counts as wide
+_BACKDROP = (0.93, 0.94, 0.96)
+_MIN_FOCAL, _MAX_FOCAL = 0.4, 40.0  # of the width
+_QUALITY = 80
+
+
+class Thumbnails:
+    """Draws them when asked; moving or naming an object does not draw it again, painting does."""
+
+    def __init__(self, cameras: Sequence[Camera]) -> None:
+        """Take the cameras the scene was trained with, at least one."""
+        self._cameras = list(cameras)
+        self._kept: dict[int, tuple[tuple[int, float], bytes]] = {}
+
+    def jpegs(self, scene: ObjectScene, object_ids: Sequence[int]) -> dict[int, bytes]:
+        """Return JPEG files of objects of the scene."""
+        looks = _looks(scene)
+        for object_id in object_ids:
+            kept = self._kept.get(object_id)
+            if kept is None or kept[0] != looks[object_id]:
+                picture = thumbnail(scene.rows(scene.object_ids == object_id), self._cameras)
+                done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+                assert done
+                self._kept[object_id] = (looks[object_id], data.tobytes())
+        return {object_id: self._kept[object_id][1] for object_id in object_ids}
+
+
+@torch.no_grad()
+def thumbnail(part: ObjectScene, cameras: Sequence[Camera]) -> np.ndarray:
+    """Return a picture of a scene of one object, uint8 [66, 88, 3].
+
+    The camera is the one in whose picture the object is largest among those that have its centre in view (else the
+    nearest), turned to the object and zoomed until it fills the picture.
+    """
+    means = part.gaussians.means.detach().cpu().numpy().astype(np.float64)
+    middle = np.median(means, axis=0)
+    camera = min(cameras, key=lambda camera: _unsuited(camera, middle))
+    width, height = SIZE
+    up = -camera.cam_from_world[1, :3]
+    pose = look_at(camera.position, middle, up) if _turns(camera, middle, up) else camera.cam_from_world
+    at_unit_focal = Camera(cam_from_world=pose, fx=1.0, fy=1.0, cx=0.0, cy=0.0, width=width, height=height)
+    slopes, depth = project(means, at_unit_focal)
+    slopes = slopes[depth > 1e-3 * depth.max(initial=1e-6)]
+    low, high = np.percentile(slopes, _EXTENT, axis=0) if len(slopes) else (np.full(2, -1.0), np.full(2, 1.0))
+    focal = float((_FIELD * np.array(SIZE) / np.maximum(high - low, 1e-6)).min())
+    focal = min(max(focal, _MIN_FOCAL * width), _MAX_FOCAL * width)
+    cx, cy = np.array(SIZE) / 2 - focal * (low + high) / 2
+    close = Camera(cam_from_world=pose, fx=focal, fy=focal, cx=cx, cy=cy, width=width, height=height)
+    backdrop = torch.tensor(_BACKDROP, device=part.gaussians.device)
+    return quantize_uint8(render(part.gaussians, close, background=backdrop, with_features=False).image).cpu().numpy()
+
+
+def _unsuited(camera: Camera, point: np.ndarray) -> tuple[bool, float]:
+    (pixel,), (depth,) = project(point[None], camera)
+    inside = depth > 0 and bool(((pixel >= 0) & (pixel < [camera.width, camera.height])).all())
+    return not inside, float(np.linalg.norm(camera.position - point)) / camera.fx * camera.width
+
+
+def _turns(camera: Camera, point: np.ndarray, up: np.ndarray) -> bool:
+    """Return whether the camera can look at the point with its own up staying up."""
+    forward = point - camera.position
+    length = np.linalg.norm(forward)
+    return bool(length > 1e-9 and np.linalg.norm(np.cross(forward / length, up)) > 1e-2)
+
+
+def _looks(scene: ObjectScene) -> dict[int, tuple[int, float]]:
+    """Return object -> (count, sum of its base colours and opacities): equal where a picture of it would be."""
+    known, index = torch.unique(scene.object_ids, return_inverse=True)
+    gaussians = scene.gaussians
+    value = (gaussians.sh0.detach()[:, 0].sum(dim=1) + 3 * gaussians.sh0.detach()[:, 0, 0]).double()
+    value = value + gaussians.logit_opacities.detach()
+    total = torch.zeros(len(known), dtype=torch.float64, device=index.device).index_add_(0, index, value)
+    counts = torch.bincount(index, minlength=len(known))
+    return {key: (n, s) for key, n, s in zip(known.tolist(), counts.tolist(), total.tolist(), strict=True)}

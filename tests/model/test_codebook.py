@@ -1,7 +1,7 @@
 import torch
 from torch.nn.functional import normalize
 
-from unified_lift.model.codebook import codebook_from_prototypes, random_codebook
+from unified_lift.model.codebook import codebook_from_prototypes, merged_codes, random_codebook
 
 
 def bundle(direction, count, noise, seed):
@@ -49,3 +49,45 @@ def test_random_rows_lie_in_the_released_range():
     rows = random_codebook(256, 16, generator=torch.Generator().manual_seed(0))
     assert rows.abs().max() <= 0.25
     assert 0.55 < rows.norm(dim=1).mean() < 0.6  # about 0.58
+
+
+def merged(codes, sizes, presence, *, min_cosine=0.8, max_conflict=0.35):
+    codes = normalize(torch.tensor(codes), dim=1)
+    return merged_codes(
+        codes, torch.tensor(sizes), torch.tensor(presence), min_cosine=min_cosine, max_conflict=max_conflict
+    )
+
+
+def test_alike_codes_that_never_meet_are_one_object_and_others_are_not():
+    # The first two are alike and take turns; the third is like them but stands beside them; the fourth is not alike.
+    codes = [[1.0, 0.1, 0.0], [1.0, -0.1, 0.0], [1.0, 0.0, 0.2], [0.0, 0.0, 1.0]]
+    presence = [[1, 1, 0, 0, 1], [0, 0, 1, 1, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]
+    found = merged(codes, [3.0, 1.0, 1.0, 1.0], presence)
+    whole = normalize(torch.tensor([3.0, 0.3, 0.0]) / 1.01**0.5 + torch.tensor([1.0, -0.1, 0.0]) / 1.01**0.5, dim=0)
+    torch.testing.assert_close(found[0], whole)
+    torch.testing.assert_close(found[1:], normalize(torch.tensor(codes[2:]), dim=1))
+
+
+def test_twins_side_by_side_stay_two_however_alike():
+    assert len(merged([[1.0, 0.0], [1.0, 0.01]], [1.0, 1.0], [[1, 1, 1], [1, 1, 0]])) == 2
+    assert len(merged([[1.0, 0.0], [1.0, 0.01]], [1.0, 1.0], [[1, 1, 1, 0], [0, 0, 1, 1]], max_conflict=0.4)) == 2
+    assert len(merged([[1.0, 0.0], [1.0, 0.01]], [1.0, 1.0], [[1, 1, 1, 0], [0, 0, 1, 1]], max_conflict=0.5)) == 1
+
+
+def test_an_object_in_three_parts_becomes_one_and_keeps_all_its_views():
+    # The first two join; together they meet the third in one view of three: still seldom.
+    codes = [[1.0, 0.0], [1.0, 0.05], [1.0, 0.3]]
+    presence = [[1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 1, 1, 1, 0]]
+    assert len(merged(codes, [1.0, 1.0, 1.0], presence)) == 1
+    assert len(merged(codes, [1.0, 1.0, 1.0], presence, max_conflict=0.3)) == 2
+
+
+def test_no_code_or_one_stays_as_it_is():
+    assert merged_codes(
+        torch.zeros(0, 3), torch.zeros(0), torch.zeros(0, 4), min_cosine=0.8, max_conflict=0.3
+    ).shape == (0, 3)
+    assert merged([[0.0, 1.0]], [2.0], [[1, 0]]).tolist() == [[0.0, 1.0]]
+
+
+def test_a_cosine_of_one_merges_nothing():
+    assert len(merged([[1.0, 0.0], [1.0, 0.01]], [1.0, 1.0], [[1, 0], [0, 1]], min_cosine=1.0)) == 2

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from unified_lift.losses.association import associate, association_logits, codebook_terms, nearest_code
 from unified_lift.losses.contrastive import contrastive_loss
 from unified_lift.methods.base import Method, MethodEntry, MethodSettings, Observation, Segmentation
-from unified_lift.model.codebook import codebook_from_prototypes, random_codebook
+from unified_lift.model.codebook import codebook_from_prototypes, merged_codes, random_codebook
 from unified_lift.model.initialize import random_features
 from unified_lift.ops.draws import StepGenerator
 from unified_lift.ops.matching import hungarian
@@ -64,13 +64,17 @@ class UnifiedLiftSettings(MethodSettings):
     """Start codes at the modes of the features. [ours] paper and released: random."""
     codebook_start: float = 0.6
     """Share of the schedule after which the codebook begins. [ours] paper and released: 0."""
-    codebook_min_cosine: float = 0.8
-    """Neighbourhood of a mode. [ours]"""
+    codebook_min_cosine: float = 0.92
+    """Neighbourhood of a mode: narrow enough for hundreds of objects; what it splits is put together again. [ours]"""
     codebook_min_members: int = 4
     """A code needs this many consistent segments. [ours]"""
     codebook_min_support: float = 0.5
     """A code is dropped if less than this share of its pixels lie in segments it dominates: it grew from a cut or
     merged mask, beside the code of the whole object. [ours]"""
+    codebook_merge_cosine: float = 0.8
+    """Codes at least as alike as this are one object's unless they meet in too many views; 1 = never. [ours]"""
+    codebook_max_conflict: float = 0.35
+    """Share of the views of the rarer of two codes in which both have a segment, above which they stay two. [ours]"""
     codebook_min_consistency: float = 0.6
     """A segment whose mean unit feature is shorter than this is mixed and founds no code. [ours]"""
     codebook_min_pixels: int = 10
@@ -157,8 +161,7 @@ class UnifiedLift(Method):
         if len(self.codebook) or progress < self.settings.codebook_start:
             return
         if self.settings.codebook_init == "data":
-            codes = self._codes_from_data(observe())
-            codes = codes[self._support(codes, observe()) >= self.settings.codebook_min_support]
+            codes = self._settled(self._codes_from_data(observe()), observe())
         else:
             codes = random_codebook(self.settings.num_codes or 256, self.feature_dim, generator=self.generator)
         self.codebook = codes.detach().to(self.codebook.device, copy=True).requires_grad_(True)
@@ -280,17 +283,27 @@ class UnifiedLift(Method):
         counts = segment_counts(slot, num_segments).float()
         return hungarian(scores, floors=floor * (counts if self.settings.area_aware else torch.ones_like(counts)))
 
-    def _support(self, codes: Tensor, observations: Iterable[Observation]) -> Tensor:
-        """Return the share of each code's pixels that lie in segments whose most frequent code it is, [L]."""
+    def _settled(self, codes: Tensor, observations: Iterable[Observation]) -> Tensor:
+        """Return the codes without those that most of their own pixels speak against, those of one object as one."""
         own = torch.zeros(len(codes), device=codes.device)
         total = torch.zeros_like(own)
+        presence = []
         for features, slot, num_segments in observations:
             pair = (slot + 1) * len(codes) + nearest_code(features, codes)  # row 0: pixels without label
             table = torch.bincount(pair, minlength=(num_segments + 1) * len(codes)).view(-1, len(codes))[1:]  # [S, L]
             count, dominant = table.max(dim=1)
             own.index_add_(0, dominant, count.float())
             total += table.sum(dim=0)
-        return own / total.clamp(min=1)
+            large = table.sum(dim=1) > self.settings.codebook_min_pixels
+            presence.append(torch.zeros_like(own).index_fill_(0, dominant[large], 1.0))
+        kept = own / total.clamp(min=1) >= self.settings.codebook_min_support
+        return merged_codes(
+            codes[kept],
+            total[kept],
+            torch.stack(presence, dim=1)[kept],
+            min_cosine=self.settings.codebook_merge_cosine,
+            max_conflict=self.settings.codebook_max_conflict,
+        )
 
     def _codes_from_data(self, observations: Iterable[Observation]) -> Tensor:
         prototypes, weights = [], []

@@ -52,3 +52,41 @@ def codebook_from_prototypes(
         for part in chosen.split(_CHUNK):
             members = members - (part @ prototypes.T >= min_cosine).sum(dim=0)
     return torch.stack(codes) if codes else prototypes.new_zeros(0, prototypes.shape[1])
+
+
+def merged_codes(codes: Tensor, sizes: Tensor, presence: Tensor, *, min_cosine: float, max_conflict: float) -> Tensor:
+    """Return the codes with those of one object put together.
+
+    An object whose features spread wider than the neighbourhood of a mode starts as several codes. They are alike, and
+    since a mask of the object has one of them as its most frequent, they seldom hold two masks of one view; two objects
+    side by side do. Greedy: the most alike pair that seldom meets is averaged, until there is none.
+
+    Source: ours (docs/experiments.md).
+    Args:
+        codes: Unit codes, [L, D].
+        sizes: Weight of each in an average, such as its pixels, [L].
+        presence: 1 for the views in which a segment has the code as its most frequent, else 0, [L, C].
+        min_cosine: What counts as alike.
+        max_conflict: Views with both / views of the one seen less often, at most.
+    Returns:
+        Codes in their order, an average in the place of its larger part, [<= L, D].
+    """
+    check_shapes({"codes": (codes, "L D"), "sizes": (sizes, "L"), "presence": (presence, "L C")})
+    codes, sizes, presence = codes.clone(), sizes.clone().float(), presence.clone().float()
+    alive = torch.ones(len(codes), dtype=torch.bool, device=codes.device)
+    while len(codes) > 1:
+        views = presence.sum(dim=1)
+        conflict = presence @ presence.T / torch.minimum(views[:, None], views).clamp(min=1)
+        cosine = torch.where((conflict <= max_conflict) & alive & alive[:, None], codes @ codes.T, -1.0)
+        cosine.fill_diagonal_(-1.0)
+        best = int(cosine.argmax())
+        a, b = divmod(best, len(codes))
+        if cosine[a, b] < min_cosine:
+            break
+        if sizes[a] < sizes[b]:
+            a, b = b, a
+        codes[a] = normalize(codes[a] * sizes[a] + codes[b] * sizes[b], dim=0)
+        sizes[a] += sizes[b]
+        presence[a] = torch.maximum(presence[a], presence[b])
+        alive[b] = False
+    return codes[alive]

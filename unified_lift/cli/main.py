@@ -9,20 +9,20 @@ from collections.abc import Callable
 from unified_lift.types import UserError
 
 COMMANDS = {
+    "demo": ("unified_lift.cli.demo", "demo_main", "make a synthetic scene, train, render and score it"),
+    "doctor": ("unified_lift.cli.doctor", "doctor_main", "say what this machine can do and what is missing"),
+    "sfm": ("unified_lift.cli.sfm", "sfm_main", "find the camera poses of your photos or of a video"),
+    "masks": ("unified_lift.cli.masks", "masks_main", "make the masks of a scene's photos, from a 2D model or without"),
+    "check-data": ("unified_lift.cli.check_data", "check_data_main", "say what a scene folder holds and what is wrong"),
     "train": ("unified_lift.cli.train", "train_main", "train a scene: geometry, then features and objects"),
     "render": ("unified_lift.cli.render", "render_main", "render views, ids, overlays and a video of a trained scene"),
     "eval": ("unified_lift.cli.evaluate", "eval_main", "score a trained scene on its held-out views"),
     "query": ("unified_lift.cli.query", "query_main", "tell which object is meant: by a point, by words, by likeness"),
     "edit": ("unified_lift.cli.edit", "edit_main", "remove, copy, move, paint and rename objects of a trained scene"),
     "view": ("unified_lift.cli.view", "view_main", "open a trained scene in the browser: select, edit, save, film"),
-    "demo": ("unified_lift.cli.demo", "demo_main", "make a synthetic scene, train, render and score it"),
-    "sfm": ("unified_lift.cli.sfm", "sfm_main", "find the camera poses of your photos or of a video"),
-    "check-data": ("unified_lift.cli.check_data", "check_data_main", "say what a scene folder holds and what is wrong"),
-    "masks": ("unified_lift.cli.masks", "masks_main", "make the masks of a scene's photos, from a 2D model or without"),
-    "bench": ("unified_lift.cli.bench", "bench_main", "train and score a table of the paper: scenes, methods, seeds"),
     "export": ("unified_lift.cli.export", "export_main", "write scene, objects or background for other programs"),
     "import-edit": ("unified_lift.cli.import_edit", "import_edit_main", "label a .ply that was edited elsewhere"),
-    "doctor": ("unified_lift.cli.doctor", "doctor_main", "say what this machine can do and what is missing"),
+    "bench": ("unified_lift.cli.bench", "bench_main", "train and score a table of the paper: scenes, methods, seeds"),
 }
 
 

@@ -1,13 +1,17 @@
 """Structure from motion: its stages, what is done again and what is not, and what it says of the result."""
 
 import json
+import sqlite3
 import sys
+import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.fake_pycolmap import ERROR_PX, NUM_POINTS, FakeColmap
+from unified_lift.capture import sfm
 from unified_lift.capture.sfm import SfmSettings, num_pairs, reconstruct
 from unified_lift.capture.sfm_report import advice, level_axes, report_lines
 from unified_lift.data import load_scene
@@ -316,3 +320,25 @@ def aligned(points, target):
     flip = np.diag([1, 1, np.sign(np.linalg.det(left @ right))])
     rotation, scale = left @ flip @ right, (sizes * np.diag(flip)).sum() / (a**2).sum()
     return scale * a @ rotation.T + target.mean(axis=0)
+
+
+def test_progress_is_counted_by_another_process(tmp_path, monkeypatch):
+    # Two copies of SQLite in one process must never have one file open: COLMAP's would lose its locks and crash.
+    database = tmp_path / "database.db"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE keypoints (id INTEGER)")
+        connection.executemany("INSERT INTO keypoints VALUES (?)", [(1,), (2,), (3,)])
+        connection.commit()
+    monkeypatch.setattr(sqlite3, "connect", lambda *_, **__: pytest.fail("opened in this process"))
+    seen, counted = [], threading.Event()
+
+    def tick(done, total):
+        seen.append((done, total))
+        if done == 3:
+            counted.set()
+
+    with sfm._watching(database, "keypoints", 5, tick):
+        assert counted.wait(20)
+    assert seen[0] == (0, 5)
+    assert (3, 5) in seen
+    assert seen[-1] == (5, 5)

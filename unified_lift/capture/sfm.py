@@ -14,6 +14,8 @@ import hashlib
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -43,6 +45,18 @@ _MIN_SIZE = 64
 _SEED = 0
 _ERRORS_ONLY = 2  # glog level: warnings about memory and threads concern larger photos than ours
 _POLL_S = 0.5
+_COUNTER = """
+import sqlite3, sys, time
+place, table, pause = sys.argv[1:]
+while True:
+    try:
+        connection = sqlite3.connect(place + "?mode=ro", uri=True)
+        print(connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0], flush=True)
+        connection.close()
+    except sqlite3.Error:  # being created
+        pass
+    time.sleep(float(pause))
+"""
 _BLOCK_SIZE = 10  # photos; Ctrl-C is heard only between blocks of this size squared [COLMAP: 50]
 _OVERLAP = 10  # neighbours each frame is matched with, and as many at distances 1, 2, 4, ... [COLMAP]
 _CURES = (
@@ -362,12 +376,23 @@ def _undistort(colmap: ModuleType, model: Path, photos: Path, partial: Path, sce
 
 @contextmanager
 def _watching(database: Path, table: str, total: int, tick: Tick) -> Iterator[None]:
-    """Report the rows of a table while COLMAP fills it: it says nothing itself."""
-    over = threading.Event()
+    """Report the rows of a table while COLMAP fills it: it says nothing itself.
+
+    Another process looks. COLMAP brings its own copy of SQLite, and a file that two copies in one process have open is
+    unlocked by whichever closes it first: the other then writes to memory that is gone.
+    """
+    counter = subprocess.Popen(
+        [sys.executable, "-I", "-c", _COUNTER, database.absolute().as_uri(), table, str(_POLL_S)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for us; we end it
+    )
 
     def look() -> None:
-        while not over.wait(_POLL_S):
-            tick(min(_rows(database, table), total), total)
+        assert counter.stdout is not None
+        for line in counter.stdout:
+            tick(min(int(line), total), total)
 
     tick(0, total)
     watcher = threading.Thread(target=look, daemon=True)
@@ -375,13 +400,15 @@ def _watching(database: Path, table: str, total: int, tick: Tick) -> Iterator[No
     try:
         yield
     finally:
-        over.set()
+        counter.kill()
         watcher.join()
+        counter.wait()
+        counter.stdout.close()
     tick(total, total)
 
 
 def _rows(database: Path, table: str) -> int:
-    """Return the rows of a table, 0 as long as it is not there; the database is only read."""
+    """Return the rows of a table, 0 as long as it is not there; for a database that COLMAP does not have open."""
     try:
         with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             return connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]

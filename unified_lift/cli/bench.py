@@ -96,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="unified-lift bench",
         description="Train and score a table of the paper, scene by scene, method by method, seed by seed. "
-        "A second call goes on where the first was stopped, and does again what failed.",
+        "A second call goes on where the first was stopped, and does again what failed. "
+        "Example: unified-lift bench --table 3 --data data/messy_rooms --out output/table_3",
         epilog="Everything after -- goes to train.py; ROW:--flag=value to the cells of one row (or geometry) only.",
     )
     parser.add_argument("--table", choices=list(TABLES), required=True, help="rooms: every scene found in --data")

@@ -17,7 +17,11 @@ from unified_lift.types import UserError
 
 def demo_main(argv: list[str]) -> int:
     """Write `<out>_scene`, train it into `<out>`, render, score; return the exit code."""
-    parser = argparse.ArgumentParser(prog="unified-lift demo", description=demo_main.__doc__.split(";")[0])
+    parser = argparse.ArgumentParser(
+        prog="unified-lift demo",
+        description=demo_main.__doc__.split(";")[0],
+        epilog="Example: unified-lift demo --out output/demo",
+    )
     parser.add_argument("--out", type=Path, default=Path("output/demo"), help="model folder; replaced if it is a demo")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

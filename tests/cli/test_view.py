@@ -74,13 +74,11 @@ def test_without_viser_the_extra_is_named(model, monkeypatch, capsys):
 
 
 def test_an_address_that_is_not_ours_is_an_error(model, capsys):
-    pytest.importorskip("viser")
     assert main(["view", "-m", str(model), "--host", "192.0.2.1", "--port", str(free_port())]) == 2
     assert "--host 192.0.2.1" in capsys.readouterr().err
 
 
 def test_it_serves_one_page_until_interrupted(model):
-    pytest.importorskip("viser")
     port = free_port()
     command = [sys.executable, "-m", "unified_lift", "view", "-m", str(model), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -99,7 +97,6 @@ def test_it_serves_one_page_until_interrupted(model):
 
 
 def test_unsaved_edits_are_kept_when_the_viewer_ends(model, monkeypatch, capsys):
-    pytest.importorskip("viser")
     from unified_lift.viewer.server import Viewer
 
     def edit_and_leave(viewer):
@@ -114,7 +111,6 @@ def test_unsaved_edits_are_kept_when_the_viewer_ends(model, monkeypatch, capsys)
 
 
 def test_further_levels_are_opened_beside_the_models_own_parts_first(model, tmp_path):
-    pytest.importorskip("viser")
     from unified_lift.cli.view import ViewCommand, open_viewer
     from unified_lift.engine.outputs import level_dir
 
@@ -132,7 +128,6 @@ def test_further_levels_are_opened_beside_the_models_own_parts_first(model, tmp_
 
 
 def test_handles_show_where_an_object_goes_and_move_it_when_let_go(model):
-    pytest.importorskip("viser")
     from unified_lift.cli.view import ViewCommand, open_viewer
 
     viewer = open_viewer(ViewCommand(model_path=model, port=free_port(), device="cpu"))

@@ -120,16 +120,22 @@ def write_objects(
     labels = GaussianLabels(*(value.cpu() for value in labels))
     torch.save(snapshot(method.object_state()), folder / "classifier.pth.partial")
     (folder / "classifier.pth.partial").replace(folder / "classifier.pth")
-    with open(folder / "segmentation.npz.partial", "wb") as file:
-        np.savez(  # uncompressed: features hardly shrink, and half a million Gaussians would take a second longer
-            file,
-            object_id=labels.object_ids.numpy().astype(np.int32),
-            confidence=labels.confidence.numpy().astype(np.float16),
-            feature=gaussians.features.detach().cpu().numpy().astype(np.float16),
-        )
-    (folder / "segmentation.npz.partial").replace(folder / "segmentation.npz")
+    write_labels(folder / "segmentation.npz", labels.object_ids, labels.confidence, gaussians.features)
     write_text(folder / "objects.json", json.dumps(describe_objects(gaussians, labels, names), indent=1))
     write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=labels.object_ids.numpy())
+
+
+def write_labels(path: Path, object_ids: torch.Tensor, confidence: torch.Tensor, features: torch.Tensor) -> None:
+    """Write segmentation.npz whole or not at all: object_id int32, confidence float16 [N], feature float16 [N, D]."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        np.savez(  # uncompressed: features hardly shrink, and half a million Gaussians would take a second longer
+            file,
+            object_id=object_ids.cpu().numpy().astype(np.int32),
+            confidence=confidence.cpu().numpy().astype(np.float16),
+            feature=features.detach().cpu().numpy().astype(np.float16),
+        )
+    partial.replace(path)
 
 
 def read_model(model_path: Path, iteration: int) -> tuple[Gaussians, Any]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-
 from unified_lift.editing.formats.base import Format, Part
 from unified_lift.editing.scene import ObjectScene
+from unified_lift.engine import outputs
 from unified_lift.engine.labels import GaussianLabels, describe_objects
 from unified_lift.model.ply import write_gaussians
 
@@ -30,15 +29,9 @@ def write_labels(folder: Path, part: Part) -> None:
     """Write segmentation.npz, objects.json, point_cloud_objects.ply to `<stem>_labels`, rows as in `<stem>.ply`."""
     scene, target = part.scene, folder / f"{part.stem}_labels"
     target.mkdir()
-    ids = scene.object_ids.cpu().numpy()
-    np.savez(
-        target / "segmentation.npz",
-        object_id=ids.astype(np.int32),
-        confidence=scene.confidence.cpu().numpy().astype(np.float16),
-        feature=scene.gaussians.features.detach().cpu().numpy().astype(np.float16),
-    )
+    outputs.write_labels(target / "segmentation.npz", scene.object_ids, scene.confidence, scene.gaussians.features)
     (target / "objects.json").write_text(json.dumps(object_list(scene), indent=1))
-    write_gaussians(target / "point_cloud_objects.ply", scene.gaussians, object_ids=ids)
+    write_gaussians(target / "point_cloud_objects.ply", scene.gaussians, object_ids=scene.object_ids.cpu().numpy())
 
 
 FORMAT = Format(name="labels", about="object of every Gaussian, names, point_cloud_objects.ply", write=write_labels)

@@ -1,0 +1,96 @@
+"""How cleanly the objects of a trained scene can be cut out and taken away, on its held-out views.
+
+    python scripts/score_objects.py -m output/demo
+
+Each annotated object is matched with the one whose Gaussians have most of the votes in its masks. "cut out": IoU of
+alpha > 0.5 of the object alone with its mask, pixels that show another annotated object left out, since nothing is
+known of what stands behind it. "taken away": PSNR between the pictures with and without it, outside what it covers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unified_lift.cli.render import views_of
+from unified_lift.data import load_annotations
+from unified_lift.editing import operations
+from unified_lift.editing.scene import ObjectScene, load_object_scene
+from unified_lift.engine.labels import segment_by_labels
+from unified_lift.engine.outputs import read_run_settings
+from unified_lift.rendering import render
+from unified_lift.types import Camera
+
+
+class ObjectScores(NamedTuple):
+    """Of one annotated object: the object it was matched with, cut-out IoU, PSNR (dB) of the rest without it."""
+
+    true_id: int
+    object_id: int
+    iou: float
+    psnr: float
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model_path", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    data = read_run_settings(args.model_path).data
+    views = views_of(data).test
+    truth = load_annotations(data, [view.name for view in views])
+    if not truth:
+        parser.error(
+            f"{args.model_path}: its held-out views have no annotations; train with --eval on a scene with them"
+        )
+    seen = [(view.camera, truth[view.name]) for view in views if view.name in truth]
+    rows = scores_of(load_object_scene(args.model_path), seen)
+    print("annotated  object  cut out (IoU)  taken away (PSNR, dB)")
+    for row in rows:
+        print(f"{row.true_id:9d}  {row.object_id:6d}  {row.iou:13.3f}  {row.psnr:21.1f}")
+    for name, values in (("IoU", [row.iou for row in rows]), ("PSNR", [row.psnr for row in rows])):
+        print(f"{name}: worst {min(values):.3f}, median {np.median(values):.3f}, best {max(values):.3f}")
+    if args.json:
+        args.json.write_text(json.dumps([row._asdict() for row in rows], indent=1))
+    return 0
+
+
+def scores_of(scene: ObjectScene, views: list[tuple[Camera, np.ndarray]]) -> list[ObjectScores]:
+    """Return the scores of every annotated object; `views`: camera and true ids [H, W], 0 = no object."""
+    votes = [segment_by_labels(scene.gaussians, scene.object_ids, camera).object_ids.numpy() for camera, _ in views]
+    pictures = [alpha_and_image(scene, camera)[1] for camera, _ in views]
+    found = []
+    for true_id in sorted({int(i) for _, ids in views for i in np.unique(ids)} - {0}):
+        inside = np.concatenate([ids[true == true_id] for ids, (_, true) in zip(votes, views, strict=True)])
+        own = int(np.bincount(inside).argmax())
+        alone, without = operations.isolate(scene, [own]), operations.remove(scene, [own])
+        shared = either = 0
+        errors = []
+        for picture, (camera, true) in zip(pictures, views, strict=True):
+            shown, mask = alpha_and_image(alone, camera)[0].numpy() > 0.5, true == true_id
+            hidden = ~mask & (true != 0)
+            shared += int((shown & mask).sum())
+            either += int(((shown | mask) & ~hidden).sum())
+            outside = torch.from_numpy(~shown & ~mask)
+            errors.append((picture - alpha_and_image(without, camera)[1])[outside].square().mean())
+        psnr = float(-10 * torch.stack(errors).mean().log10())
+        found.append(ObjectScores(true_id, own, shared / max(either, 1), psnr))
+    return found
+
+
+@torch.no_grad()
+def alpha_and_image(scene: ObjectScene, camera: Camera) -> tuple[Tensor, Tensor]:
+    """Return alpha [H, W] and colour in [0, 1], [H, W, 3]."""
+    out = render(scene.gaussians, camera, with_features=False)
+    return out.alpha, out.image.clamp(0, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,6 @@ from unified_lift.editing.script import Duplicate, parse
 from unified_lift.ops.cameras import look_at, project, quaternion_from_rigid
 from unified_lift.viewer.cameras import saved_cameras, start_view, window_camera
 
-pytest.importorskip("viser")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(find_chromium() is None, reason="no Chromium; install one or name it in CHROMIUM"),

@@ -41,7 +41,8 @@ def test_saved_model_reads_back_as_it_was_trained(tmp_path):
     gaussians, codebook = outputs.read_model(model, -1)
     state = load_checkpoint(list(checkpoints(model).values())[-1])
     for name, value in gaussians:
-        assert torch.equal(value, state["gaussians"][name]), name
+        if name != "features":  # which the objects' votes replace at the end
+            assert torch.equal(value, state["gaussians"][name]), name
     trained = state["method"]["codebook"]  # the saved one is ordered by area
     assert sorted(codebook.tolist()) == sorted(trained.tolist())
     labels = np.load(model / "point_cloud" / "iteration_12" / "segmentation.npz")

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from unified_lift.engine.geometry import seen_pixels
-from unified_lift.engine.lift import LiftStage
+from unified_lift.engine.lift import LiftStage, steps_of
 from unified_lift.engine.placement import ViewStore
-from unified_lift.engine.pool import stratified
+from unified_lift.engine.pool import copies_for, stratified
 from unified_lift.engine.settings import LiftSettings
 from unified_lift.engine.views import SegmentMaps
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
@@ -75,7 +75,7 @@ def test_stratified_sample_takes_every_number_equally_often():
     assert float(((counts - expected) ** 2 / expected).sum()) < 40  # chi square of 16 degrees: 0.999 quantile is 39
 
 
-def lift_stage(scene, device="cpu", *, pixels=200, pool=0, cache_mb=100, steps=30):
+def lift_stage(scene, device="cpu", *, pixels=200, pool=0, cache_mb=100, steps=30, min_samples=0):
     gaussians = gaussians_from_points(scene.points, sh_degree=0).to(torch.device(device))
     settings = UnifiedLiftSettings(
         codebook_start=0.3, codebook_min_members=2, codebook_min_cosine=0.3, codebook_min_pixels=1,
@@ -83,9 +83,37 @@ def lift_stage(scene, device="cpu", *, pixels=200, pool=0, cache_mb=100, steps=3
     )  # fmt: skip
     method = UnifiedLift(settings, zero_id="segment", seed=0)
     method.to(torch.device(device))
-    lift = LiftSettings(lift_iterations=steps, lift_pixels=pixels, lift_pool=pool, lift_cache_mb=cache_mb)
+    lift = LiftSettings(
+        lift_iterations=steps, lift_pixels=pixels, lift_pool=pool, lift_cache_mb=cache_mb, lift_min_samples=min_samples
+    )
     placed = ViewStore("auto", device=torch.device(device), folder=Path()).placed(scene)
     return LiftStage(placed, gaussians, method, lift, seed=0)
+
+
+def test_small_segments_stand_in_the_list_often_enough():
+    slot = torch.tensor([-1] * 40 + [0] * 2 + [1] * 8 + [2] * 50, dtype=torch.int32)
+    # A fifth is drawn: 0.4 of segment 0, 1.6 of segment 1, 10 of segment 2. Wanted are 2 (all there are), 4 and 4.
+    copies = copies_for(slot, 3, samples=4, share=0.2)
+    assert copies.tolist() == [1] * 40 + [5] * 2 + [3] * 8 + [1] * 50
+    assert copies_for(slot, 3, samples=1, share=0.2).tolist() == [1] * 40 + [3] * 2 + [1] * 58
+
+
+@pytest.mark.parametrize("cache_mb", [100, 0])
+def test_a_step_draws_enough_of_every_segment(scene, cache_mb):
+    fair, few = (lift_stage(scene, pixels=60, cache_mb=cache_mb, min_samples=count).pool.of(2) for count in (12, 0))
+    assert torch.equal(fair.slot, fair.slot.sort().values)
+    assert set(fair.rows.tolist()) == set(few.rows.tolist())
+    smallest = [torch.bincount(pool.slot[pool.slot >= 0]).min() * 60 / len(pool.slot) for pool in (few, fair)]
+    assert smallest[0] < 6  # else there is nothing to see here
+    assert smallest[1] > 1.5 * smallest[0]
+
+
+def test_a_lift_is_as_long_as_its_pixels_ask_unless_told(scene):
+    cameras = [scene.train[0].camera] * 6  # of 24 x 20 pixels
+    assert steps_of(LiftSettings(lift_iterations=7), cameras) == 7
+    assert steps_of(LiftSettings(lift_iterations=0), cameras) == 0
+    assert steps_of(LiftSettings(lift_pixels=8_192), cameras) == 2_000
+    assert steps_of(LiftSettings(lift_pixels=1), cameras) == 3 * 6 * cameras[0].width * cameras[0].height
 
 
 @pytest.mark.parametrize("cache_mb", [100, 0])

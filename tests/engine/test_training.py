@@ -255,10 +255,11 @@ def test_checkpoint_of_another_program_is_refused(tmp_path):
 
 
 def test_objects_are_numbered_by_falling_area_without_changing_who_is_who(tmp_path, scene):
-    trainer = Trainer(settings_for(tmp_path), scene)
+    trainer = Trainer(settings_for(tmp_path, method={"vote_power": 0}), scene)
     trainer.run()
     cameras = [view.camera for view in scene.train]
     found = label_gaussians(trainer.gaussians, trainer.method, cameras)
+    assert found.features is None
     assert found.areas.tolist() == sorted(found.areas.tolist(), reverse=True)
     saved = np.load(tmp_path / "point_cloud" / "iteration_24" / "segmentation.npz")
     assert np.array_equal(saved["object_id"], found.object_ids.numpy())
@@ -296,6 +297,28 @@ def test_labels_are_the_votes_of_the_pixels_whatever_memory_they_may_take(scene,
     assert float(found.confidence.max()) > 0.5
     assert found.areas.tolist() == areas.tolist()
     assert found.num_views.tolist() == num_views
+
+    codes, power = learnt.final_features()
+    shares = (votes / votes.sum(dim=1, keepdim=True)) ** power
+    mixed = shares @ codes / shares.sum(dim=1, keepdim=True)
+    mixed[5] = codes[expected[5]]
+    torch.testing.assert_close(found.features, mixed)
+
+
+def test_saved_features_are_those_of_the_votes_and_a_resumed_run_saves_the_same(tmp_path, scene):
+    Trainer(settings_for(tmp_path), scene).run()
+    saved = np.load(tmp_path / "point_cloud" / "iteration_24" / "segmentation.npz")
+    again = Trainer(settings_for(tmp_path), scene)
+    again.run(resume_from=checkpoint_path(tmp_path, 44))
+    resumed = np.load(tmp_path / "point_cloud" / "iteration_24" / "segmentation.npz")
+    for name in ("object_id", "feature"):
+        assert np.array_equal(saved[name], resumed[name]), name
+    learnt = Trainer(settings_for(tmp_path), scene)
+    learnt.gaussians = Gaussians(final_state(tmp_path, 44)["gaussians"])
+    learnt.method.load_state_dict(final_state(tmp_path, 44)["method"])
+    found = label_gaussians(learnt.gaussians, learnt.method, [view.camera for view in scene.train])
+    assert np.array_equal(saved["feature"], found.features.numpy().astype(np.float16))
+    assert not np.array_equal(saved["feature"], learnt.gaussians.features.detach().numpy().astype(np.float16))
 
 
 def test_what_geometry_needed_is_free_when_the_lift_begins(tmp_path, scene, monkeypatch):

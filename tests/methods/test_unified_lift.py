@@ -227,12 +227,51 @@ def test_code_that_grew_from_cut_masks_is_dropped():
     other = torch.tensor([0.0, 0.0, 1.0])
     views = []
     for index in range(10):
-        features = torch.cat([whole.expand(80, 3), cut.expand(20, 3), other.expand(50, 3)])
-        segments = torch.tensor([1] * 80 + [2 if index < 4 else 1] * 20 + [3] * 50)
+        features = torch.cat([whole.expand(80, 3), cut.expand(20, 3), other.expand(200, 3)])  # the largest: background
+        segments = torch.tensor([1] * 80 + [2 if index < 4 else 1] * 20 + [3] * 200)
         views.append((features, segments))
     counts = []
     for support in (0.0, 0.5):
-        method = method_with(codebook_start=0.0, feature_dim=3, codebook_min_support=support, codebook_min_pixels=1)
+        method = method_with(
+            codebook_start=0.0, feature_dim=3, codebook_min_support=support, codebook_min_pixels=1,
+            codebook_min_together=2.0,
+        )  # fmt: skip
         method.before_step(0.0, lambda: observations(views))
         counts.append(len(method.codebook))
     assert counts == [3, 2]
+
+
+def test_code_of_a_part_joins_the_code_of_the_whole():
+    whole, part = normalize(torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0]]), dim=1)
+    other = torch.tensor([0.0, 0.0, 1.0])
+    views = []
+    for index in range(12):  # cut in four of twelve views
+        features = torch.cat([whole.expand(80, 3), part.expand(20, 3), other.expand(200, 3)])
+        views.append((features, torch.tensor([1] * 80 + [2 if index < 4 else 1] * 20 + [3] * 200)))
+    method = method_with(codebook_start=0.0, feature_dim=3, codebook_min_pixels=1, codebook_min_support=0.0)
+    method.before_step(0.0, lambda: observations(views))
+    assert len(method.codebook) == 2
+    ids = method.segment(torch.stack([whole, part, other])).object_ids.tolist()
+    assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.mark.parametrize(("zero_id", "expected"), [("segment", 3), ("ignore", 2)])
+def test_an_object_that_most_masks_miss_is_kept_where_it_hid_in_the_background(zero_id, expected):
+    # Segment 2 has a mask in 4 of 12 views. Where id 0 is background it hides there in the others; where whole images
+    # are segmented, what it lies in otherwise is a mask of its surroundings, and speaks against it.
+    directions = torch.eye(3)
+    views = []
+    for index in range(12):
+        features = torch.cat([directions[0].expand(200, 3), directions[1].expand(30, 3), directions[2].expand(60, 3)])
+        views.append((features, torch.tensor([1] * 200 + [2 if index < 4 else 1] * 30 + [3] * 60)))
+    method = method_with(codebook_start=0.0, feature_dim=3, codebook_min_pixels=1, zero_id=zero_id)
+    method.before_step(0.0, lambda: observations(views))
+    assert len(method.codebook) == expected
+
+
+def test_final_features_are_unit_codes_unless_gaussians_keep_theirs():
+    method = method_with(torch.tensor([[3.0, 4.0]]), feature_dim=2)
+    codes, power = method.final_features()
+    torch.testing.assert_close(codes, torch.tensor([[0.6, 0.8]]))
+    assert power == 2.0
+    assert method_with(torch.tensor([[3.0, 4.0]]), feature_dim=2, vote_power=0.0).final_features() is None

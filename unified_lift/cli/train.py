@@ -207,7 +207,7 @@ def _check(settings: TrainSettings) -> None:
         raise UserError("no model folder given: train.py -s SCENE_FOLDER -m MODEL_FOLDER")
     limits = {
         "iterations": (settings.geometry.iterations, 0 if settings.init_ply else 1),
-        "lift_iterations": (settings.lift.lift_iterations, 0),
+        "lift_iterations": (settings.lift.lift_iterations, -1),
         "sh_degree": (settings.geometry.sh_degree, 0),
         "lift_pixels": (settings.lift.lift_pixels, 1),
         "checkpoint_minutes": (settings.run.checkpoint_minutes, 0),

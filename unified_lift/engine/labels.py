@@ -27,12 +27,14 @@ class GaussianLabels(NamedTuple):
         confidence: Share of its blending weight that agrees, in [0, 1]; 0 where no camera sees it, [N].
         areas: Pixels of each code over the cameras, int64 [L].
         num_views: Cameras in which each code wins a pixel, int64 [L].
+        features: What Gaussians get in place of their features, [N, D]; None where they keep them.
     """
 
     object_ids: Tensor
     confidence: Tensor
     areas: Tensor
     num_views: Tensor
+    features: Tensor | None = None
 
 
 @torch.no_grad()
@@ -43,6 +45,8 @@ def label_gaussians(
 
     Every pixel gives its code to the Gaussians in front of it, in proportion to their blending weights: only blends of
     features were trained, never single features. A Gaussian no camera sees takes the code of its own feature.
+    Where the method has a feature for each object, a mean of these by the votes is returned too. It asks every pixel
+    that shows a Gaussian in any view, and evens out what the features took over from single masks.
 
     Source: ours; the paper applies Eq. 2 to the single feature.
     Args:
@@ -56,6 +60,8 @@ def label_gaussians(
     areas = torch.zeros(num_codes, dtype=torch.int64, device=gaussians.device)
     num_views, object_ids = torch.zeros_like(areas), torch.zeros(count, dtype=torch.int64, device=gaussians.device)
     best, total = (torch.full((count,), start, device=gaussians.device) for start in (-1.0, 0.0))
+    codes, power = method.final_features() or (None, 0.0)
+    mixed = None if codes is None else torch.zeros(count, codes.shape[1] + 1, device=gaussians.device)
     block = max(1, min(num_codes, max_votes // max(count, 1)))
     for first in range(0, num_codes, block):
         columns = min(block, num_codes - first)
@@ -71,9 +77,15 @@ def label_gaussians(
         highest, code = votes[:, :-1].max(dim=1)
         object_ids = torch.where(highest > best, code + first, object_ids)
         best, total = torch.maximum(best, highest), total + votes[:, :-1].sum(dim=1)
-    unseen = total == 0
+        if mixed is not None:
+            shares = votes[:, :-1].pow_(power)
+            mixed[:, :-1] += shares @ codes[first : first + columns]
+            mixed[:, -1] += shares.sum(dim=1)
+    unseen, total = total == 0, total.clamp(min=1e-12)
     object_ids[unseen] = method.segment(gaussians.features[unseen]).object_ids
-    return GaussianLabels(object_ids, torch.where(unseen, 0.0, best / total.clamp(min=1e-12)), areas, num_views)
+    if mixed is not None:
+        mixed = torch.where(mixed[:, -1:] > 0, mixed[:, :-1] / mixed[:, -1:], codes[object_ids])
+    return GaussianLabels(object_ids, torch.where(unseen, 0.0, best / total), areas, num_views, mixed)
 
 
 def _add_votes(votes: Tensor, weights: PixelWeights, columns: Tensor) -> None:

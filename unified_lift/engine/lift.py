@@ -6,7 +6,7 @@ SSIM, and only the sampled pixels; the map (the blending weights) is computed on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from diff_gaussian_rasterization import Sample, blend, lifting
@@ -23,7 +23,18 @@ from unified_lift.model.gaussians import Gaussians
 from unified_lift.ops.draws import StepGenerator
 from unified_lift.ops.segments import dense_slots
 from unified_lift.rendering import render
-from unified_lift.types import Scene, UserError
+from unified_lift.types import Camera, Scene, UserError
+
+_MIN_STEPS = 2_000
+_DRAWS = 3  # of each pixel: fewer lose small objects of large scenes, more fit the errors of the masks
+
+
+def steps_of(settings: LiftSettings, cameras: Sequence[Camera]) -> int:
+    """Return the number of steps of a lift of these labelled views, which the settings may leave to their pixels."""
+    if settings.lift_iterations >= 0:
+        return settings.lift_iterations
+    pixels = sum(camera.width * camera.height for camera in cameras)
+    return max(_MIN_STEPS, _DRAWS * pixels // settings.lift_pixels)
 
 
 class LiftStage(Stage):
@@ -43,9 +54,9 @@ class LiftStage(Stage):
         if not labelled:
             raise UserError(f"{scene.name}: no training view has a mask, nothing can be lifted; check --object_path")
         views = ViewSource(labelled, kept_on=scene.kept_on, device=gaussians.device, fields=("segments", "valid"))
-        super().__init__(num_steps=settings.lift_iterations, views=views, seed=seed)
-        self.gaussians, self.method, self.settings = gaussians, method, settings
         self.cameras, self.names = [view.camera for view in labelled], [view.name for view in labelled]
+        super().__init__(num_steps=steps_of(settings, self.cameras), views=views, seed=seed)
+        self.gaussians, self.method, self.settings = gaussians, method, settings
         self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=False, by_slot=True)
         self.draws = StepGenerator(seed)
         gaussians.freeze_geometry()
@@ -59,6 +70,7 @@ class LiftStage(Stage):
             self.draws,
             pixels=settings.lift_pixels,
             size=settings.lift_pool,
+            min_samples=settings.lift_min_samples,
             min_weight=settings.lift_min_weight,
             budget_mb=settings.lift_cache_mb,
         )

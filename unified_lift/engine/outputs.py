@@ -117,7 +117,7 @@ def write_objects(
     which Gaussian Grouping's scripts read.
     """
     folder = iteration_dir(model_path, iteration)
-    labels = GaussianLabels(*(value.cpu() for value in labels))
+    labels = GaussianLabels(*(None if value is None else value.cpu() for value in labels))
     torch.save(snapshot(method.object_state()), folder / "classifier.pth.partial")
     (folder / "classifier.pth.partial").replace(folder / "classifier.pth")
     write_labels(folder / "segmentation.npz", labels.object_ids, labels.confidence, gaussians.features)

@@ -23,16 +23,18 @@ class Pooled(NamedTuple):
     """The pool of one view.
 
     Attributes:
-        slot: Segment of each pixel, rising, -1 = no label, int32 [M].
+        slot: Segment of each pixel, rising, -1 = no label, int32 [M]; a pixel of a small segment may stand here often.
         num_segments: S of the view; some may have no pixel here.
         rows: Where each pixel stands, y * width + x, int32 [M].
         weights: Which Gaussians make up each pixel, M rows; None where not all weights fit.
+        is_whole: Whether these are all pixels of the view.
     """
 
     slot: Tensor
     num_segments: int
     rows: Tensor
     weights: PixelWeights | None
+    is_whole: bool
 
 
 class PixelPool:
@@ -55,6 +57,7 @@ class PixelPool:
         *,
         pixels: int,
         size: int,
+        min_samples: int,
         min_weight: float,
         budget_mb: int,
     ) -> None:
@@ -68,11 +71,12 @@ class PixelPool:
             draws: Randomness; the negative steps are the pools'.
             pixels: Pixels that a step draws.
             size: Most pixels of a view; 0 = as many as the budget keeps the weights of.
+            min_samples: Pixels of a segment that a step draws at least, or all it has; see `lift_min_samples`.
             min_weight: Smaller weights are left out.
             budget_mb: MiB for the weights of all pools, as far as a few views tell.
         """
         self._views, self._cameras, self._gaussians = views, cameras, gaussians
-        self._maps, self._draws, self._min_weight = maps, draws, min_weight
+        self._maps, self._draws, self._min_weight, self._min_samples = maps, draws, min_weight, min_samples
         self._pixels, self._wanted, self._budget = pixels, max(size, pixels) if size else 0, budget_mb * MIB
         self._made: dict[int, tuple[int, Pooled]] = {}
         self._largest = max(camera.width * camera.height for camera in cameras)
@@ -86,7 +90,7 @@ class PixelPool:
         """Number of pixels of each view whose weights fit in the budget, judged by some pixels of a few views."""
         num_bytes = num_pixels = 0
         for index in {len(self) * part // 4 for part in range(4)}:
-            rows = self._choose(index, 0, self._pixels)[2]
+            rows = self._choose(index, 0, self._pixels).rows
             num_bytes, num_pixels = num_bytes + self.weights_at(index, rows).nbytes, num_pixels + len(rows)
         return int(self._budget / len(self) * num_pixels / max(num_bytes, 1))
 
@@ -109,7 +113,7 @@ class PixelPool:
     def of(self, index: int, visit: int = 0) -> Pooled:
         """Return the pool of view `index` at its 0-based `visit`."""
         generation, pooled = self._made.get(index, (-1, None))
-        is_whole = pooled is not None and len(pooled.slot) < self.size
+        is_whole = pooled is not None and pooled.is_whole
         wanted = 0 if is_whole else visit // self.visits_of_a_pool
         if generation != wanted:
             pooled = self._make(index, wanted)
@@ -130,17 +134,37 @@ class PixelPool:
         return self._extremes
 
     def _make(self, index: int, generation: int) -> Pooled:
-        slot, num_segments, rows = self._choose(index, generation, self.size)
-        return Pooled(slot, num_segments, rows, self.weights_at(index, rows) if self.keeps_weights else None)
+        pooled = self._choose(index, generation, self.size)
+        return pooled._replace(weights=self.weights_at(index, pooled.rows)) if self.keeps_weights else pooled
 
-    def _choose(self, index: int, generation: int, most: int) -> tuple[Tensor, int, Tensor]:
-        """Return slots, number of segments and places of at most `most` pixels of a view."""
+    def _choose(self, index: int, generation: int, most: int) -> Pooled:
+        """Return at most `most` different pixels of a view, without weights."""
         slot, num_segments, rows = self._maps.of(index, self._views.get(index))
-        if len(slot) > most:
+        is_whole = len(slot) <= most
+        if not is_whole:
             generator = self._draws.at(-1 - index - generation * len(self), slot.device)
             chosen = stratified(len(slot), most, generator=generator, device=slot.device)
             slot, rows = slot.index_select(0, chosen), rows.index_select(0, chosen)
-        return slot, num_segments, rows
+        if self._min_samples and len(slot) > self._pixels:
+            copies = copies_for(slot, num_segments, samples=self._min_samples, share=self._pixels / len(slot))
+            slot, rows = slot.repeat_interleave(copies), rows.repeat_interleave(copies)
+        return Pooled(slot, num_segments, rows, None, is_whole)
+
+
+def copies_for(slot: Tensor, num_segments: int, *, samples: int, share: float) -> Tensor:
+    """Return how often each pixel must stand in a list for its segment to get its samples, int64 [P].
+
+    Args:
+        slot: Segment of each pixel, -1 = no label, int32 [P].
+        num_segments: S.
+        samples: Pixels to be drawn of every segment, or all it has.
+        share: Of the list that is drawn.
+    """
+    counts = torch.bincount(slot + 1, minlength=num_segments + 1)  # unlabelled pixels first
+    wanted = counts.clamp(max=samples)
+    copies = (wanted / (counts * share).clamp(min=1e-9)).ceil().long().clamp(min=1)
+    copies[0] = 1
+    return copies[slot.long() + 1]
 
 
 def stratified(count: int, wanted: int, *, generator: torch.Generator, device: torch.device) -> Tensor:

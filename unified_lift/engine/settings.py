@@ -53,13 +53,16 @@ class GeometrySettings:
 class LiftSettings:
     """The lift stage: features and codebook on frozen geometry."""
 
-    lift_iterations: int = 2_000
-    """Steps of the lift stage. [ours] experiments.md"""
+    lift_iterations: int = -1
+    """Steps of the lift stage; 0 = no lift, -1 = as many as draw each pixel of the labelled views three times, but at
+    least 2,000. [ours] experiments.md"""
     lift_pixels: int = 8_192
     """Pixels drawn per step. [ours] released: 32,768 for Eq. 1, the whole image for the rest."""
     lift_pool: int = 0
     """Pixels of each view that steps draw from until each was drawn about twice; then others take their place. Their
     weights are kept. 0 = as many as fit. [ours] experiments.md"""
+    lift_min_samples: int = 0
+    """Pixels of every segment that a step draws at least, or all it has; 0 = its share of the area [released]."""
     lift_min_weight: float = 1e-3
     """Blending weights below this are left out of the lift. [ours]"""
     lift_cache_mb: int = 1_536

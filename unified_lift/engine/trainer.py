@@ -272,6 +272,8 @@ class Trainer:
         if self._num_codes():
             cameras = [view.camera for view in self.scene.train]
             labels = by_falling_area(self.method, label_gaussians(self.gaussians, self.method, cameras))
+            if labels.features is not None:
+                self.gaussians.set("features", labels.features)
             outputs.write_objects(model, iteration, self.gaussians, self.method, labels)
         if self.profile:
             outputs.write_text(model / "profile.json", json.dumps(self.profile, indent=1))

@@ -166,6 +166,15 @@ class Method(ABC):
         """
         return None
 
+    def final_features(self) -> tuple[Tensor, float] | None:
+        """Return what Gaussians get in place of their features once all is trained; None: they keep what they learnt.
+
+        Returns:
+            A feature for each object, [L, D], of which each Gaussian gets the mean, weighted by the share of its
+            blending weight in the pixels of each object to a power; the power.
+        """
+        return None
+
     def association(self, features: Tensor) -> Tensor:
         """Return the probability of every object for features [..., D], [..., L]; only evaluation asks.
 

@@ -6,7 +6,7 @@ Paper: Messy Rooms mean PQ_scene 69.0, LERF-Mask mIoU 80.9, Replica mIoU 41.6.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from unified_lift.losses.association import associate, association_logits, codebook_terms, nearest_code
 from unified_lift.losses.contrastive import contrastive_loss
 from unified_lift.methods.base import Method, MethodEntry, MethodSettings, Observation, Segmentation
-from unified_lift.model.codebook import codebook_from_prototypes, merged_codes, random_codebook
+from unified_lift.model.codebook import Overlaps, codebook_from_prototypes, joined_codes, random_codebook, support
 from unified_lift.model.initialize import random_features
 from unified_lift.ops.draws import StepGenerator
 from unified_lift.ops.matching import hungarian
@@ -66,15 +66,18 @@ class UnifiedLiftSettings(MethodSettings):
     """Share of the schedule after which the codebook begins. [ours] paper and released: 0."""
     codebook_min_cosine: float = 0.92
     """Neighbourhood of a mode: narrow enough for hundreds of objects; what it splits is put together again. [ours]"""
-    codebook_min_members: int = 4
-    """A code needs this many consistent segments. [ours]"""
+    codebook_min_members: int = 3
+    """A mode needs this many consistent segments. [ours]"""
+    codebook_min_together: float = 0.65
+    """Modes that lie in one segment in this share of the views that show both are one object's; 2 = never. [ours]"""
+    codebook_join_cosine: float = 0.5
+    """Modes less alike than this stay two objects all the same. [ours]"""
     codebook_min_support: float = 0.5
     """A code is dropped if less than this share of its pixels lie in segments it dominates: it grew from a cut or
     merged mask, beside the code of the whole object. [ours]"""
-    codebook_merge_cosine: float = 0.8
-    """Codes at least as alike as this are one object's unless they meet in too many views; 1 = never. [ours]"""
-    codebook_max_conflict: float = 0.35
-    """Share of the views of the rarer of two codes in which both have a segment, above which they stay two. [ours]"""
+    codebook_background_weight: float = 0.25
+    """What a pixel counts in this that lies in a segment of the background, where id 0 is one: missed objects hide
+    there. [ours]"""
     codebook_min_consistency: float = 0.6
     """A segment whose mean unit feature is shorter than this is mixed and founds no code. [ours]"""
     codebook_min_pixels: int = 10
@@ -94,6 +97,10 @@ class UnifiedLiftSettings(MethodSettings):
     weight_concentration: float = 0.1
     """Weight of Eq. 6 [paper]; released: 1."""
 
+    vote_power: float = 2.0
+    """Once trained, replace the feature that a Gaussian learnt by the mean of all codes, weighted by the share of its
+    blending weight in the pixels of each code to this power; 0 = keep what it learnt. [ours] paper, released: 0."""
+
     label_filter: bool = True
     """Use Eq. 7: pixels more uncertain than `max_uncertainty` do not train the codebook."""
     max_uncertainty: float = 0.8
@@ -110,6 +117,8 @@ class UnifiedLiftSettings(MethodSettings):
         super().check()
         if self.num_codes < 0:
             raise UserError(f"--num_codes must be at least 0, received {self.num_codes}")
+        if self.vote_power < 0:
+            raise UserError(f"--vote_power must be at least 0, received {self.vote_power}")
 
 
 class UnifiedLift(Method):
@@ -208,6 +217,11 @@ class UnifiedLift(Method):
         flat = features.reshape(-1, features.shape[-1])
         return torch.softmax(self._logits(flat), dim=1).view(*features.shape[:-1], self.num_objects)
 
+    def final_features(self) -> tuple[Tensor, float] | None:
+        """Return the codes as unit vectors and the power of the shares, unless Gaussians keep what they learnt."""
+        power = self.settings.vote_power
+        return (normalize(self.codebook.detach(), dim=1, eps=_EPS), power) if power else None
+
     def reorder(self, order: Tensor) -> None:
         """Permute the codebook: row i becomes what row `order[i]` was."""
         with torch.no_grad():
@@ -284,26 +298,28 @@ class UnifiedLift(Method):
         return hungarian(scores, floors=floor * (counts if self.settings.area_aware else torch.ones_like(counts)))
 
     def _settled(self, codes: Tensor, observations: Iterable[Observation]) -> Tensor:
-        """Return the codes without those that most of their own pixels speak against, those of one object as one."""
-        own = torch.zeros(len(codes), device=codes.device)
-        total = torch.zeros_like(own)
-        presence = []
-        for features, slot, num_segments in observations:
-            pair = (slot + 1) * len(codes) + nearest_code(features, codes)  # row 0: pixels without label
-            table = torch.bincount(pair, minlength=(num_segments + 1) * len(codes)).view(-1, len(codes))[1:]  # [S, L]
-            count, dominant = table.max(dim=1)
-            own.index_add_(0, dominant, count.float())
-            total += table.sum(dim=0)
-            large = table.sum(dim=1) > self.settings.codebook_min_pixels
-            presence.append(torch.zeros_like(own).index_fill_(0, dominant[large], 1.0))
-        kept = own / total.clamp(min=1) >= self.settings.codebook_min_support
-        return merged_codes(
-            codes[kept],
-            total[kept],
-            torch.stack(presence, dim=1)[kept],
-            min_cosine=self.settings.codebook_merge_cosine,
-            max_conflict=self.settings.codebook_max_conflict,
+        """Return one code for each object: modes of one object joined, without those that their own pixels deny."""
+        s = self.settings
+
+        def tables() -> Iterator[Tensor]:
+            for features, slot, num_segments in observations:
+                pair = (slot + 1) * len(codes) + nearest_code(features, codes)  # row 0: pixels without label
+                yield torch.bincount(pair, minlength=(num_segments + 1) * len(codes)).view(-1, len(codes))[1:]  # [S, L]
+
+        overlaps = Overlaps.of_views(tables())
+        objects = joined_codes(
+            codes,
+            overlaps,
+            min_together=s.codebook_min_together,
+            min_cosine=s.codebook_join_cosine,
+            min_pixels=s.codebook_min_pixels,
         )
+        weight = 1.0 if self.ignore_zero else s.codebook_background_weight
+        share, pixels = support(overlaps, objects, background_weight=weight)
+        of_code = torch.zeros(len(codes)).index_add_(0, overlaps.code, overlaps.pixels).to(codes.device)
+        objects = objects.to(codes.device)
+        mean = codes.new_zeros(len(pixels), codes.shape[1]).index_add_(0, objects, codes * of_code[:, None])
+        return normalize(mean[(share >= s.codebook_min_support).to(codes.device)], dim=1)
 
     def _codes_from_data(self, observations: Iterable[Observation]) -> Tensor:
         prototypes, weights = [], []

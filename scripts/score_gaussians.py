@@ -1,0 +1,200 @@
+"""How many Gaussians of a trained synthetic room carry the right object: their labels against the room's own surfaces.
+
+    python scripts/score_gaussians.py -m output/demo
+    python scripts/score_gaussians.py -m output/demo --min_opacity 0.1 --max_distance 0.02 --json found.json
+
+The room is built again from the settings in the scene's scene.json. A Gaussian's true id is that of the surface nearest
+to its mean (0: floor, walls, ceiling), its label the saved object. Labels and true ids are matched one to one so that
+as many Gaussians as possible agree. Gaussians farther than --max_distance from every surface lie on nothing, so there
+is no truth for them: they are counted as floaters and left out of all other figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from unified_lift.data.synthetic import SyntheticRoom, SyntheticSettings, synthetic_room
+from unified_lift.data.toyroom.solids import Solid, dot
+from unified_lift.engine.outputs import read_labels, read_model, read_run_settings, saved_iterations
+from unified_lift.metrics.matched import iou_from_counts
+from unified_lift.ops.overlaps import overlap_table
+from unified_lift.types import UserError
+
+# World units. Of the Gaussians on the demo's objects 99 % lie nearer than this; the smallest toy has a radius of 0.27.
+MAX_DISTANCE = 0.1
+# Halvings of a bracket that is some tens wide (of logarithms): down to the precision of a double.
+BISECTIONS = 60
+
+
+class ObjectScore(NamedTuple):
+    """Of one true id: the label matched with it (-1: none), IoU, Gaussians that lie on it and that agree."""
+
+    true_id: int
+    label: int
+    iou: float
+    gaussians: int
+    right: int
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model_path", type=Path, required=True)
+    parser.add_argument("-s", "--source_path", type=Path, help="scene folder, if it has moved since training")
+    parser.add_argument("--iteration", type=int, default=-1, help="saved iteration; -1 = the last")
+    parser.add_argument("--min_opacity", type=float, default=0.5, help="fainter Gaussians are not asked (%(default)s)")
+    parser.add_argument("--max_distance", type=float, default=MAX_DISTANCE, help="world units (%(default)s)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    args = parser.parse_args(argv)
+    try:
+        settings = read_run_settings(args.model_path)
+        room = read_room(args.source_path or settings.data.source_path)
+        gaussians, _ = read_model(args.model_path, args.iteration)
+        iteration = saved_iterations(args.model_path)[-1] if args.iteration == -1 else args.iteration
+        labels = read_labels(args.model_path, iteration)[0].numpy()
+    except UserError as error:
+        parser.error(str(error))
+    opaque = gaussians.opacities.detach().numpy().reshape(-1) > args.min_opacity
+    true_ids, distances = nearest_surfaces(room, gaussians.means.detach().numpy()[opaque].astype(float))
+    on_surface = distances <= args.max_distance
+    if not on_surface.any():
+        parser.error(f"{args.model_path}: no opaque Gaussian lies on a surface of the room; give its own scene with -s")
+    rows = object_scores(labels[opaque][on_surface], true_ids[on_surface])
+    found = summary(rows) | {
+        "floaters": float((~on_surface).mean()),
+        "median_distance": float(np.median(distances)),
+        "num_opaque": int(opaque.sum()),
+        "num_gaussians": len(opaque),
+    }
+    print(report(room, rows, found))
+    if args.json:
+        args.json.write_text(json.dumps(found | {"objects": [row._asdict() for row in rows]}, indent=1))
+    return 0
+
+
+def read_room(scene: Path) -> SyntheticRoom:
+    """Return the room of a synthetic scene's folder.
+
+    Raises:
+        UserError: The folder is not one that `write_synthetic` wrote.
+    """
+    path = scene / "scene.json"
+    try:
+        return synthetic_room(SyntheticSettings(**json.loads(path.read_text())["settings"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: no settings of a synthetic room there ({error}); only those have true surfaces"
+        ) from None
+
+
+def nearest_surfaces(room: SyntheticRoom, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the object id of the surface nearest to each point, 0 for the room, int32 [N], and its distance, [N]."""
+    centre, half = np.array([0, 0, room.height / 2]), np.array([room.half, room.half, room.height / 2])
+    beyond = np.abs(points - centre) - half
+    outside = np.linalg.norm(np.maximum(beyond, 0), axis=1)
+    best = np.where(outside > 0, outside, -beyond.max(axis=1))
+    ids = np.zeros(len(points), dtype=np.int32)
+    for solid, owner in zip(room.solids, room.owner[:-1], strict=True):
+        # Where even the sphere around a solid is too far, the solid need not be asked.
+        near = np.flatnonzero(np.linalg.norm(points - solid.centre, axis=1) - solid.bounding_radius < best)
+        distance = surface_distance(solid, points[near])
+        closer = near[distance < best[near]]
+        best[closer], ids[closer] = distance[distance < best[near]], owner
+    return ids, best
+
+
+def surface_distance(solid: Solid, points: np.ndarray) -> np.ndarray:
+    """Return the distance to a solid's surface, inside as well as outside, [N]."""
+    if solid.shape == "ellipsoid":  # `Solid.distance` is exact for all shapes but this
+        return ellipsoid_distance(np.asarray(solid.size), solid.local(points))
+    return np.abs(solid.distance(points))
+
+
+def ellipsoid_distance(radii: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return the distance to the surface of an ellipsoid at the origin, along the axes, [N].
+
+    Source: D. Eberly, "Distance from a Point to an Ellipse, an Ellipsoid, or a Hyperellipsoid". The surface point
+    nearest to y is a^2 y / (t + a^2) with the t that puts it on the surface. Bisection finds the logarithm of
+    u = 1 + t / a_min^2 > 0, a_min being the smallest radius: u may be tiny, and a rounded t would lose it.
+
+    Args:
+        radii: Half axes, [3].
+        points: Points in the ellipsoid's frame, [N, 3].
+    """
+    smallest = radii.min()
+    squares = (radii / smallest) ** 2
+    # By symmetry one octant is enough. A coordinate of 0 would leave no bracket; this moves points by a billionth.
+    y = np.maximum(np.abs(points), 1e-9 * smallest)
+    low = np.log((y / radii)[:, radii.argmin()])
+    high = np.log(np.linalg.norm(y * radii, axis=1) / smallest**2)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        scaled = squares * y / radii / (np.exp(middle)[:, None] + squares - 1)
+        is_outside = dot(scaled, scaled) > 1
+        low, high = np.where(is_outside, middle, low), np.where(is_outside, high, middle)
+    nearest = squares * y / (np.exp((low + high) / 2)[:, None] + squares - 1)
+    return np.linalg.norm(nearest - y, axis=1)
+
+
+def object_scores(labels: np.ndarray, true_ids: np.ndarray) -> list[ObjectScore]:
+    """Return a score for each true id that has Gaussians, by id, after matching so that most Gaussians agree.
+
+    Args:
+        labels: Saved object of each Gaussian, [N].
+        true_ids: Id of the surface it lies on, 0 = room, [N].
+    """
+    found, truth, counts = overlap_table(labels, true_ids)
+    partner = dict(zip(*linear_sum_assignment(counts.T, maximize=True), strict=True))
+    ious = iou_from_counts(counts)
+    rows = []
+    for column, true_id in enumerate(truth):
+        row = partner.get(column)
+        is_matched = row is not None and counts[row, column] > 0
+        label, iou, right = (found[row], ious[row, column], counts[row, column]) if is_matched else (-1, 0.0, 0)
+        rows.append(ObjectScore(int(true_id), int(label), float(iou), int(counts[:, column].sum()), int(right)))
+    return rows
+
+
+def summary(rows: list[ObjectScore]) -> dict[str, Any]:
+    """Return accuracy over all Gaussians and over those on objects, and the objects' mean IoU (NaN without objects)."""
+    objects = [row for row in rows if row.true_id != 0]
+
+    def accuracy(of: list[ObjectScore]) -> float:
+        return sum(row.right for row in of) / sum(row.gaussians for row in of) if of else float("nan")
+
+    return {
+        "accuracy": accuracy(rows),
+        "object_accuracy": accuracy(objects),
+        "mean_object_iou": float(np.mean([row.iou for row in objects])) if objects else float("nan"),
+    }
+
+
+def report(room: SyntheticRoom, rows: list[ObjectScore], found: dict[str, Any]) -> str:
+    """Return the figures as text."""
+    names = {0: "room"} | {toy.object_id: toy.name for toy in room.toys}
+    lines = ["true  label     IoU  Gaussians   right  name"]
+    for row in rows:
+        share = row.right / row.gaussians
+        lines.append(
+            f"{row.true_id:4d}  {row.label:5d}  {row.iou:6.3f}  {row.gaussians:9d}  {share:6.1%}  {names[row.true_id]}"
+        )
+    bare = sorted(set(names) - {row.true_id for row in rows})
+    if bare:
+        lines.append(f"without any Gaussian, and in no figure: {', '.join(names[i] for i in bare)}")
+    lines += [
+        f"accuracy: {found['accuracy']:.2%} of all, {found['object_accuracy']:.2%} of those on objects",
+        f"mean IoU of the objects: {found['mean_object_iou']:.4f}",
+        f"floaters: {found['floaters']:.2%} of {found['num_opaque']} opaque Gaussians ({found['num_gaussians']} in all), "
+        f"median distance {found['median_distance']:.3f}",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -89,7 +89,7 @@ def read_room(scene: Path) -> SyntheticRoom:
         return synthetic_room(SyntheticSettings(**json.loads(path.read_text())["settings"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: no settings of a synthetic room there ({error}); only those have true surfaces"
+            f"{path}: no settings of a synthetic room there ({error}); name the folder of one with -s"
         ) from None
 
 
@@ -190,8 +190,8 @@ def report(room: SyntheticRoom, rows: list[ObjectScore], found: dict[str, Any]) 
     lines += [
         f"accuracy: {found['accuracy']:.2%} of all, {found['object_accuracy']:.2%} of those on objects",
         f"mean IoU of the objects: {found['mean_object_iou']:.4f}",
-        f"floaters: {found['floaters']:.2%} of {found['num_opaque']} opaque Gaussians ({found['num_gaussians']} in all), "
-        f"median distance {found['median_distance']:.3f}",
+        f"floaters: {found['floaters']:.2%} of the {found['num_opaque']} opaque Gaussians",
+        f"median distance from the surface: {found['median_distance']:.4f}",
     ]
     return "\n".join(lines)
 

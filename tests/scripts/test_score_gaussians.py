@@ -10,6 +10,8 @@ import torch
 from tests.saved_model import save_model
 from unified_lift.cli.main import main
 from unified_lift.data.synthetic import SyntheticSettings, build_cameras, synthetic_room, write_synthetic
+from unified_lift.data.toyroom.solids import Solid
+from unified_lift.data.toyroom.textures import Texture
 from unified_lift.engine.outputs import iteration_dir, read_labels, read_model, write_labels
 
 TINY = SyntheticSettings(num_objects=4, num_views=24, width=96, height=72, num_points=4000)
@@ -58,6 +60,15 @@ def test_distance_to_an_ellipsoid_is_that_to_its_nearest_sample(script):
     for point in rng.uniform(-1.2, 1.2, (40, 3)):
         sampled = np.linalg.norm(surface - point, axis=1).min()
         assert script.ellipsoid_distance(radii, point[None])[0] == pytest.approx(sampled, abs=2e-3)
+
+
+def test_distance_to_a_turned_ellipsoid_far_from_round_is_exact(script):
+    # Its longest axis, 3, lies along world x: 3 from the centre is on it, and the centre is 1 away from the surface.
+    turned = np.array([[0, 0, 1.0], [0, 1, 0], [-1, 0, 0]])
+    texture = Texture(pattern="plain", colors=((1, 1, 1), (1, 1, 1)))
+    solid = Solid(shape="ellipsoid", size=(1, 2, 3), centre=np.array([5.0, 0, 0]), rotation=turned, texture=texture)
+    points = np.array([[5, 0, 0], [8, 0, 0], [10, 0, 0], [6.0, 0, 0]])
+    assert script.surface_distance(solid, points) == pytest.approx([1, 0, 2, math.sqrt(0.875)], abs=1e-6)
 
 
 def test_points_where_rays_end_lie_on_the_surface_they_met(script, room):
@@ -114,6 +125,12 @@ def test_scores_by_hand(script):
         "object_accuracy": pytest.approx(2 / 5),
         "mean_object_iou": pytest.approx(0.25),
     }
+
+
+def test_a_label_that_an_object_never_has_is_no_partner_of_it(script):
+    # Room with 5 (3 Gaussians) leaves only label 6 to object 1, which is better than room with 6 and object with 5: 2.
+    rows = script.object_scores(np.array([5, 5, 5, 6, 5]), np.array([0, 0, 0, 0, 1]))
+    assert [(row.label, row.right) for row in rows] == [(5, 3), (-1, 0)]
 
 
 def test_matching_serves_all_gaussians_rather_than_the_first_object(script):

@@ -61,8 +61,9 @@ class LiftSettings:
     lift_pool: int = 0
     """Pixels of each view that steps draw from until each was drawn about twice; then others take their place. Their
     weights are kept. 0 = as many as fit. [ours] experiments.md"""
-    lift_min_samples: int = 0
-    """Pixels of every segment that a step draws at least, or all it has; 0 = its share of the area [released]."""
+    lift_min_samples: int = 8
+    """Pixels of every segment that a step draws at least, or all it has; 0 = its share of the area [released].
+    [ours] experiments.md"""
     lift_min_weight: float = 1e-3
     """Blending weights below this are left out of the lift. [ours]"""
     lift_cache_mb: int = 1_536

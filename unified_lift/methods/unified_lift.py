@@ -66,7 +66,7 @@ class UnifiedLiftSettings(MethodSettings):
     """Share of the schedule after which the codebook begins. [ours] paper and released: 0."""
     codebook_min_cosine: float = 0.92
     """Neighbourhood of a mode: narrow enough for hundreds of objects; what it splits is put together again. [ours]"""
-    codebook_min_members: int = 3
+    codebook_min_members: int = 2
     """A mode needs this many consistent segments. [ours]"""
     codebook_min_together: float = 0.65
     """Modes that lie in one segment in this share of the views that show both are one object's; 2 = never. [ours]"""

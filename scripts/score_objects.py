@@ -4,7 +4,7 @@
 
 Each annotated object is matched with the one whose Gaussians have most of the votes in its masks. "cut out": IoU of
 alpha > 0.5 of the object alone with its mask, pixels that show another annotated object left out, since nothing is
-known of what stands behind it. "taken away": PSNR between the pictures with and without it, outside what it covers.
+known of what stands behind it. "survives": share of its mask that the object alone still covers. "taken away": PSNR between the pictures with and without it, outside what it covers.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from unified_lift.types import Camera
 
 
 class ObjectScores(NamedTuple):
-    """Of one annotated object: the object it was matched with, cut-out IoU, PSNR (dB) of the rest without it."""
+    """Of one annotated object: its match, cut-out IoU, surviving share, PSNR (dB) of the rest without it."""
 
     true_id: int
     object_id: int
     iou: float
+    survives: float
     psnr: float
 
 
@@ -52,10 +53,11 @@ def main(argv: list[str] | None = None) -> int:
         )
     seen = [(view.camera, truth[view.name]) for view in views if view.name in truth]
     rows = scores_of(load_object_scene(args.model_path), seen)
-    print("annotated  object  cut out (IoU)  taken away (PSNR, dB)")
+    print("annotated  object  cut out (IoU)  survives  taken away (PSNR, dB)")
     for row in rows:
-        print(f"{row.true_id:9d}  {row.object_id:6d}  {row.iou:13.3f}  {row.psnr:21.1f}")
-    for name, values in (("IoU", [row.iou for row in rows]), ("PSNR", [row.psnr for row in rows])):
+        print(f"{row.true_id:9d}  {row.object_id:6d}  {row.iou:13.3f}  {row.survives:8.3f}  {row.psnr:21.1f}")
+    for name, key in (("IoU", "iou"), ("survives", "survives"), ("PSNR", "psnr")):
+        values = [getattr(row, key) for row in rows]
         print(f"{name}: worst {min(values):.3f}, median {np.median(values):.3f}, best {max(values):.3f}")
     if args.json:
         args.json.write_text(json.dumps([row._asdict() for row in rows], indent=1))
@@ -71,17 +73,18 @@ def scores_of(scene: ObjectScene, views: list[tuple[Camera, np.ndarray]]) -> lis
         inside = np.concatenate([ids[true == true_id] for ids, (_, true) in zip(votes, views, strict=True)])
         own = int(np.bincount(inside).argmax())
         alone, without = operations.isolate(scene, [own]), operations.remove(scene, [own])
-        shared = either = 0
+        shared = either = whole = 0
         errors = []
         for picture, (camera, true) in zip(pictures, views, strict=True):
             shown, mask = alpha_and_image(alone, camera)[0].numpy() > 0.5, true == true_id
             hidden = ~mask & (true != 0)
             shared += int((shown & mask).sum())
+            whole += int(mask.sum())
             either += int(((shown | mask) & ~hidden).sum())
             outside = torch.from_numpy(~shown & ~mask)
             errors.append((picture - alpha_and_image(without, camera)[1])[outside].square().mean())
         psnr = float(-10 * torch.stack(errors).mean().log10())
-        found.append(ObjectScores(true_id, own, shared / max(either, 1), psnr))
+        found.append(ObjectScores(true_id, own, shared / max(either, 1), shared / max(whole, 1), psnr))
     return found
 
 

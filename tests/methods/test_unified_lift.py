@@ -202,6 +202,13 @@ def test_scattered_data_give_a_clear_error_instead_of_an_empty_codebook():
         method.before_step(0.0, lambda: observations([(features, torch.ones(100, dtype=torch.int64))]))
 
 
+def test_codes_that_no_mask_supports_give_the_same_error():
+    views = [view(seed=0, noise=0.05)[:2] for _ in range(5)]
+    method = method_with(codebook_start=0.0, codebook_min_support=1.1)
+    with pytest.raises(ValueError, match="codebook_init random"):
+        method.before_step(0.0, lambda: observations(views))
+
+
 def test_state_round_trip_gives_the_same_next_draw():
     features, segments, directions = view(per_segment=200)
     method = method_with(directions, contrastive_samples=64)

@@ -30,6 +30,8 @@ def test_objects_of_a_trained_room_are_cut_out_and_taken_away_cleanly(script, tm
     assert len({row["object_id"] for row in rows}) == 4
     assert min(row["iou"] for row in rows) >= 0.85  # the demo, trained four times as long at twice the size: 0.90
     assert min(row["psnr"] for row in rows) >= 35
+    assert all(row["iou"] <= row["survives"] <= 1 for row in rows)
+    assert min(row["survives"] for row in rows) >= 0.9
     assert "IoU: worst" in capsys.readouterr().out
 
 

@@ -170,7 +170,13 @@ class UnifiedLift(Method):
         if len(self.codebook) or progress < self.settings.codebook_start:
             return
         if self.settings.codebook_init == "data":
-            codes = self._settled(self._codes_from_data(observe()), observe())
+            codes = self._codes_from_data(observe())
+            codes = self._settled(codes, observe()) if len(codes) else codes
+            if len(codes) == 0:
+                raise UserError(
+                    "no segment is consistent enough to found a code: more --lift_iterations, --codebook_init random, "
+                    "or lower --codebook_min_consistency, --codebook_min_pixels, --codebook_min_members"
+                )
         else:
             codes = random_codebook(self.settings.num_codes or 256, self.feature_dim, generator=self.generator)
         self.codebook = codes.detach().to(self.codebook.device, copy=True).requires_grad_(True)
@@ -315,10 +321,10 @@ class UnifiedLift(Method):
             min_pixels=s.codebook_min_pixels,
         )
         weight = 1.0 if self.ignore_zero else s.codebook_background_weight
-        share, pixels = support(overlaps, objects, background_weight=weight)
-        of_code = torch.zeros(len(codes)).index_add_(0, overlaps.code, overlaps.pixels).to(codes.device)
-        objects = objects.to(codes.device)
-        mean = codes.new_zeros(len(pixels), codes.shape[1]).index_add_(0, objects, codes * of_code[:, None])
+        share, _ = support(overlaps, objects, background_weight=weight)
+        sizes = torch.zeros(len(codes)).index_add_(0, overlaps.code, overlaps.pixels).clamp(min=1).to(codes.device)
+        mean = codes.new_zeros(len(share), codes.shape[1])
+        mean.index_add_(0, objects.to(codes.device), codes * sizes[:, None])
         return normalize(mean[(share >= s.codebook_min_support).to(codes.device)], dim=1)
 
     def _codes_from_data(self, observations: Iterable[Observation]) -> Tensor:
@@ -330,19 +336,13 @@ class UnifiedLift(Method):
             consistent &= counts > self.settings.codebook_min_pixels
             prototypes.append(normalize(mean[consistent], dim=1))
             weights.append(counts[consistent].float().sqrt())
-        codes = codebook_from_prototypes(
+        return codebook_from_prototypes(
             torch.cat(prototypes),
             torch.cat(weights),
             min_cosine=self.settings.codebook_min_cosine,
             min_members=self.settings.codebook_min_members,
             max_codes=self.settings.num_codes or None,
         )
-        if len(codes) == 0:
-            raise UserError(
-                "no segment is consistent enough to found a code: more --lift_iterations, --codebook_init random, "
-                "or lower --codebook_min_consistency, --codebook_min_pixels, --codebook_min_members"
-            )
-        return codes
 
 
 METHOD = MethodEntry("unified_lift", UnifiedLiftSettings, UnifiedLift)

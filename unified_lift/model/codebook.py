@@ -116,10 +116,9 @@ def joined_codes(
         both = ((where >= 0) & (mine >= 0)).sum(dim=0)
         together = ((where == mine) & (mine >= 0)).sum(dim=0)
         is_one = (both >= min_views) & (together >= min_together * both) & (codes @ codes[code] >= min_cosine)
+        is_one[code] = False
         # Of equal shares, the one seen in more views is surer.
-        return torch.where(is_one, together / both.clamp(min=1) * (1 - 1 / (1 + both)), -1.0).index_fill_(
-            0, torch.tensor([code]), -1.0
-        )
+        return torch.where(is_one, together / both.clamp(min=1) * (1 - 1 / (1 + both)), -1.0)
 
     scores = torch.stack([scores_of(code) for code in range(count)]) if count else torch.zeros(0, 0)
     while count > 1:

@@ -4,7 +4,8 @@
 
 Each annotated object is matched with the one whose Gaussians have most of the votes in its masks. "cut out": IoU of
 alpha > 0.5 of the object alone with its mask, pixels that show another annotated object left out, since nothing is
-known of what stands behind it. "survives": share of its mask that the object alone still covers. "taken away": PSNR between the pictures with and without it, outside what it covers.
+known of what stands behind it. "survives": share of its mask that the object alone still covers. "taken away": PSNR
+between the pictures with and without it, outside what it covers.
 """
 
 from __future__ import annotations

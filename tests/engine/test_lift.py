@@ -149,6 +149,10 @@ def test_pools_take_as_many_pixels_as_the_budget_keeps_the_weights_of(scene, mon
     assert 200 < sizes[1] < 280
     pool = lift_stage(scene, pixels=50, cache_mb=whole // 2).pool
     assert 0.9 < sum(pool.of(index).weights.nbytes for index in range(6)) / (whole // 2 * 1024) < 1.1
+    fair = lift_stage(scene, pixels=50, cache_mb=whole // 2, min_samples=12).pool
+    assert len(fair.of(0).slot) > len(fair.of(0).rows.unique())
+    # Twelve of each of four segments are nearly all that a step draws: copies are rounded up, and rounding shows.
+    assert 0.6 < sum(fair.of(index).weights.nbytes for index in range(6)) / (whole // 2 * 1024) < 1.25
     too_little = lift_stage(scene, pixels=50, cache_mb=whole // 20).pool
     assert not too_little.keeps_weights
     assert too_little.of(0).weights is None

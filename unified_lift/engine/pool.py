@@ -88,11 +88,14 @@ class PixelPool:
     @functools.cached_property
     def affordable(self) -> int:
         """Number of pixels of each view whose weights fit in the budget, judged by some pixels of a few views."""
-        num_bytes = num_pixels = 0
+        num_bytes = num_pixels = listed = different = 0
         for index in {len(self) * part // 4 for part in range(4)}:
             rows = self._choose(index, 0, self._pixels).rows
             num_bytes, num_pixels = num_bytes + self.weights_at(index, rows).nbytes, num_pixels + len(rows)
-        return int(self._budget / len(self) * num_pixels / max(num_bytes, 1))
+            rows = self._choose(index, 0, self._largest).rows  # here with what stands repeatedly
+            listed, different = listed + len(rows), different + len(rows.unique())
+        bytes_of_a_pixel = num_bytes / max(num_pixels, 1) * listed / max(different, 1)
+        return int(self._budget / len(self) / max(bytes_of_a_pixel, 1e-9))
 
     @property
     def size(self) -> int:

@@ -68,7 +68,7 @@ class UnifiedLiftSettings(MethodSettings):
     """Neighbourhood of a mode: narrow enough for hundreds of objects; what it splits is put together again. [ours]"""
     codebook_min_members: int = 2
     """A mode needs this many consistent segments. [ours]"""
-    codebook_min_together: float = 0.65
+    codebook_min_together: float = 0.5
     """Modes that lie in one segment in this share of the views that show both are one object's; 2 = never. [ours]"""
     codebook_join_cosine: float = 0.5
     """Modes less alike than this stay two objects all the same. [ours]"""

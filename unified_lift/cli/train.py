@@ -210,6 +210,7 @@ def _check(settings: TrainSettings) -> None:
         "lift_iterations": (settings.lift.lift_iterations, -1),
         "sh_degree": (settings.geometry.sh_degree, 0),
         "lift_pixels": (settings.lift.lift_pixels, 1),
+        "lift_min_samples": (settings.lift.lift_min_samples, 0),
         "checkpoint_minutes": (settings.run.checkpoint_minutes, 0),
         "checkpoint_interval": (settings.run.checkpoint_interval, 0),
         "log_interval": (settings.run.log_interval, 1),

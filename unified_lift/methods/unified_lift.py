@@ -175,7 +175,8 @@ class UnifiedLift(Method):
             if len(codes) == 0:
                 raise UserError(
                     "no segment is consistent enough to found a code: more --lift_iterations, --codebook_init random, "
-                    "or lower --codebook_min_consistency, --codebook_min_pixels, --codebook_min_members"
+                    "or lower --codebook_min_consistency, --codebook_min_pixels, --codebook_min_members, "
+                    "--codebook_min_support"
                 )
         else:
             codes = random_codebook(self.settings.num_codes or 256, self.feature_dim, generator=self.generator)

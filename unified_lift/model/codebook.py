@@ -101,7 +101,7 @@ def joined_codes(
         min_pixels: A code with no more pixels than this has no home.
         min_views: Views in which both must have one.
     Returns:
-        Object of each code, int64 [L], numbered by their largest codes.
+        Object of each code, int64 [L], numbered in the order in which their largest codes stand.
     """
     check_shapes({"codes": (codes, "L D"), "code": (overlaps.code, "E"), "pixels": (overlaps.pixels, "E")})
     count, codes = len(codes), codes.detach().cpu().clone()

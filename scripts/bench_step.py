@@ -219,7 +219,10 @@ def against_floor(
         us = sum(k[1] for k in own)
         rows.append(
             {
-                "part": part.name, "launches": sum(k[2] for k in own), "us": us, "floor_us": floor,
+                "part": part.name,
+                "launches": sum(k[2] for k in own),
+                "us": us,
+                "floor_us": floor,
                 "share_of_floor": floor / us if us else 0.0,
             }  # fmt: skip
         )

@@ -1,9 +1,13 @@
+import gc
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from unified_lift.data.images import parallel_map
 from unified_lift.data.masks import find_mask, read_mask, same_aspect, write_mask
 from unified_lift.types import UserError
 
@@ -96,6 +100,30 @@ def test_pickled_arrays_are_never_executed(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="not a readable array"):
         read_mask(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_many_threads_read_arrays_while_the_collector_runs_python(tmp_path, suffix):
+    path, ids = tmp_path / f"mask.{suffix}", np.arange(12).reshape(3, 4)
+    np.save(path, ids) if suffix == "npy" else np.savez(path, ids=ids)
+
+    def read_at_depth(depth):
+        return read_at_depth(depth - 1) if depth else read_mask(path)
+
+    def switch(phase, info):
+        sum(range(50))
+
+    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+    gc.callbacks.append(switch)
+    try:
+        sys.setswitchinterval(1e-6)
+        gc.set_threshold(10)
+        read = parallel_map(read_at_depth, [number % 5 for number in range(1500)])
+    finally:
+        gc.callbacks.remove(switch)
+        gc.set_threshold(*threshold)
+        sys.setswitchinterval(interval)
+    assert all(np.array_equal(one, ids) for one in read)
 
 
 def test_ambiguous_npz_lists_its_keys(tmp_path):

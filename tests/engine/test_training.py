@@ -35,7 +35,8 @@ SHORT = {
         "codebook_min_members": 2,
         "codebook_min_cosine": 0.5,
         "codebook_min_pixels": 5,
-        "codebook_min_consistency": 0.2, "codebook_min_support": 0,
+        "codebook_min_consistency": 0.2,
+        "codebook_min_support": 0,
     },
     "run": {"logger": "none", "quiet": True, "checkpoint_interval": 0, "log_interval": 5},
 }

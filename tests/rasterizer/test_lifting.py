@@ -209,9 +209,7 @@ def test_association_agrees_for_many_pixels(kernels):
 def test_association_of_a_view_without_segments(kernels):
     kernels(True)
     features, slot = make_view(42)
-    out = associate(
-        features, make_codebook(42, 7, 16), torch.full_like(slot, -1), 0, temperature=0.1, area_aware=False
-    )
+    out = associate(features, make_codebook(42, 7, 16), torch.full_like(slot, -1), 0, temperature=0.1, area_aware=False)
     assert out.scores.shape == (0, 7)
     assert bool(out.log_normaliser.isfinite().all())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import threading
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -13,6 +15,9 @@ from unified_lift.types import UserError
 
 MASK_SUFFIXES = (".png", ".npy", ".npz")
 _NPZ_KEYS = ("indices", "segments", "ids", "mask", "masks", "arr_0")  # `indices` is OmniSeg3D's patch map
+# NumPy parses the header of an array with `ast`, which Python before 3.11.8 and 3.12.2 does not survive in two threads
+# at once ("AST constructor recursion depth mismatch"); the disk is read outside of it.
+_PARSING = threading.Lock()
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -76,15 +81,17 @@ def same_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
 
 def _read_array(path: Path) -> np.ndarray:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return loaded
-        with loaded:
-            keys = list(loaded.files)
-            known = [key for key in _NPZ_KEYS if key in keys] or (keys if len(keys) == 1 else [])
-            if not known:
-                raise UserError(f"{path}: holds {keys}; name the id map one of {', '.join(_NPZ_KEYS)}")
-            return loaded[known[0]]
+        content = io.BytesIO(path.read_bytes())
+        with _PARSING:
+            loaded = np.load(content, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                return loaded
+            with loaded:
+                keys = list(loaded.files)
+                known = [key for key in _NPZ_KEYS if key in keys] or (keys if len(keys) == 1 else [])
+                if not known:
+                    raise UserError(f"{path}: holds {keys}; name the id map one of {', '.join(_NPZ_KEYS)}")
+                return loaded[known[0]]
     except UserError:
         raise
     except FileNotFoundError:

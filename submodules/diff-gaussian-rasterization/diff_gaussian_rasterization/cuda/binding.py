@@ -111,4 +111,3 @@ def place(tensor: Tensor) -> tuple[int, int | None]:
         return 0, None
     index = tensor.device.index
     return index, torch._C._cuda_getCurrentRawStream(index)  # a tenth of the time of torch.cuda.current_stream
-

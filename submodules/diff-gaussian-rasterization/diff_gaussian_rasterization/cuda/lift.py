@@ -177,6 +177,4 @@ def codebook_terms(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return Eq. 4 and Eq. 6; arguments as in `lifting.codebook_terms`, already checked."""
     options = (temperature or 0.0, unit_codes)
-    return _Terms.apply(
-        codebook, features.detach(), slot, codes, association.log_normaliser, association.best, options
-    )
+    return _Terms.apply(codebook, features.detach(), slot, codes, association.log_normaliser, association.best, options)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 SHORT = [
     "--iterations", "12", "--lift-iterations", "10", "--densify-from-iter", "2", "--densification-interval", "4",
     "--codebook-min-members", "1", "--codebook-min-pixels", "1", "--codebook-min-consistency", "0",
-    "--codebook-min-support", "0",
+    "--codebook-min-support", "0", "--sharpen-steps", "4",
     "--logger", "none", "--quiet",
 ]  # fmt: skip
 

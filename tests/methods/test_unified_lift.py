@@ -278,7 +278,7 @@ def test_an_object_that_most_masks_miss_is_kept_where_it_hid_in_the_background(z
 
 def test_final_features_are_unit_codes_unless_gaussians_keep_theirs():
     method = method_with(torch.tensor([[3.0, 4.0]]), feature_dim=2)
-    codes, power = method.final_features()
+    codes, power, steps = method.final_features()
     torch.testing.assert_close(codes, torch.tensor([[0.6, 0.8]]))
-    assert power == 2.0
+    assert (power, steps) == (2.0, -1)
     assert method_with(torch.tensor([[3.0, 4.0]]), feature_dim=2, vote_power=0.0).final_features() is None

@@ -60,7 +60,8 @@ def label_gaussians(
     areas = torch.zeros(num_codes, dtype=torch.int64, device=gaussians.device)
     num_views, object_ids = torch.zeros_like(areas), torch.zeros(count, dtype=torch.int64, device=gaussians.device)
     best, total = (torch.full((count,), start, device=gaussians.device) for start in (-1.0, 0.0))
-    codes, power = method.final_features() or (None, 0.0)
+    final = method.final_features()
+    codes, power = (None, 0.0) if final is None else (final.codes, final.power)
     mixed = None if codes is None else torch.zeros(count, codes.shape[1] + 1, device=gaussians.device)
     block = max(1, min(num_codes, max_votes // max(count, 1)))
     for first in range(0, num_codes, block):

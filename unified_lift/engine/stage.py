@@ -17,6 +17,10 @@ _GAUSSIAN_EPS = 1e-15  # Adam's eps for Gaussian parameters [3DGS]
 _METHOD_EPS = 1e-8  # Adam's eps for the codebook [released]
 
 
+class Interrupted(Exception):  # noqa: N818 (not an error: the run can be resumed)
+    """The run was asked to stop and has saved a checkpoint."""
+
+
 def unheard(phase: str) -> None:
     """Do nothing: nobody measures the phases of a step."""
 

@@ -31,7 +31,8 @@ from unified_lift.engine.logs import RunLog, rewind_log
 from unified_lift.engine.placement import ViewStore
 from unified_lift.engine.profiling import BETWEEN_STEPS, StepProfiler
 from unified_lift.engine.settings import TrainSettings, changed
-from unified_lift.engine.stage import Stage
+from unified_lift.engine.sharpen import sharpened, steps_of
+from unified_lift.engine.stage import Interrupted, Stage
 from unified_lift.engine.terms import TermRecord, require_finite_state
 from unified_lift.engine.views import ViewSource
 from unified_lift.model.gaussians import Gaussians
@@ -42,10 +43,6 @@ from unified_lift.types import Scene, UserError
 
 # What may differ between a run and its resumption: how long it is and what it prints, not what it computes.
 _FREE_TO_CHANGE = ("model_path", "run.", "data.source_path", "geometry.iterations", "lift.lift_iterations")
-
-
-class Interrupted(Exception):  # noqa: N818 (not an error: the run can be resumed)
-    """The run was asked to stop and has saved a checkpoint."""
 
 
 class Trainer:
@@ -273,7 +270,7 @@ class Trainer:
             cameras = [view.camera for view in self.scene.train]
             labels = by_falling_area(self.method, label_gaussians(self.gaussians, self.method, cameras))
             if labels.features is not None:
-                self.gaussians.set("features", labels.features)
+                self.gaussians.set("features", self._sharpened(labels.features))
             outputs.write_objects(model, iteration, self.gaussians, self.method, labels)
         if self.profile:
             outputs.write_text(model / "profile.json", json.dumps(self.profile, indent=1))
@@ -283,6 +280,21 @@ class Trainer:
         manifest = outputs.provenance(self.settings, self._facts())
         outputs.write_text(model / "manifest.json", json.dumps(manifest, indent=1))
         return manifest
+
+    def _sharpened(self, start: Tensor) -> Tensor:
+        """Return the features to save: those of the votes, `start`, sharpened. What they were made of stays."""
+        run, final = self.settings.run, self.method.final_features()
+        return sharpened(
+            self.scene,
+            self.gaussians,
+            self.method,
+            final.codes,
+            start,
+            num_steps=steps_of(final.sharpen_steps, self.scene),
+            seed=self.settings.seed * 1000 + 3,
+            should_stop=lambda: self.stop_requested,
+            quiet=run.quiet,
+        )
 
     def _facts(self) -> dict[str, Any]:
         return {

@@ -166,13 +166,8 @@ class Method(ABC):
         """
         return None
 
-    def final_features(self) -> tuple[Tensor, float] | None:
-        """Return what Gaussians get in place of their features once all is trained; None: they keep what they learnt.
-
-        Returns:
-            A feature for each object, [L, D], of which each Gaussian gets the mean, weighted by the share of its
-            blending weight in the pixels of each object to a power; the power.
-        """
+    def final_features(self) -> FinalFeatures | None:
+        """Return how features are made anew once all is trained; None: Gaussians keep what they learnt."""
         return None
 
     def association(self, features: Tensor) -> Tensor:
@@ -229,6 +224,21 @@ class Method(ABC):
             if isinstance(value, Tensor) and name != "generator":
                 setattr(self, name, value.to(self.device, copy=True).requires_grad_(True))
         self.generator.set_state(state["generator"])
+
+
+class FinalFeatures(NamedTuple):
+    """How the features of a finished model are made.
+
+    Attributes:
+        codes: Unit feature of each object, [L, D]. Each Gaussian gets their mean, weighted by the share of its blending
+            weight in the pixels of each object to a power.
+        power: The power.
+        sharpen_steps: Steps that train these means to explain the training pixels; -1 = as many as the views ask for.
+    """
+
+    codes: Tensor
+    power: float
+    sharpen_steps: int
 
 
 class MethodEntry(NamedTuple):

@@ -16,7 +16,14 @@ from torch.nn.functional import normalize
 
 from unified_lift.losses.association import associate, association_logits, codebook_terms, nearest_code
 from unified_lift.losses.contrastive import contrastive_loss
-from unified_lift.methods.base import Method, MethodEntry, MethodSettings, Observation, Segmentation
+from unified_lift.methods.base import (
+    FinalFeatures,
+    Method,
+    MethodEntry,
+    MethodSettings,
+    Observation,
+    Segmentation,
+)
 from unified_lift.model.codebook import Overlaps, codebook_from_prototypes, joined_codes, random_codebook, support
 from unified_lift.model.initialize import random_features
 from unified_lift.ops.draws import StepGenerator
@@ -101,6 +108,10 @@ class UnifiedLiftSettings(MethodSettings):
     """Once trained, replace the feature that a Gaussian learnt by the mean of all codes, weighted by the share of its
     blending weight in the pixels of each code to this power; 0 = keep what it learnt. [ours] paper, released: 0."""
 
+    sharpen_steps: int = -1
+    """Steps that train these means to explain the codes of the training pixels; -1 = every view twice, at least
+    300. [ours] 0 = none [paper, released]."""
+
     label_filter: bool = True
     """Use Eq. 7: pixels more uncertain than `max_uncertainty` do not train the codebook."""
     max_uncertainty: float = 0.8
@@ -119,6 +130,8 @@ class UnifiedLiftSettings(MethodSettings):
             raise UserError(f"--num_codes must be at least 0, received {self.num_codes}")
         if self.vote_power < 0:
             raise UserError(f"--vote_power must be at least 0, received {self.vote_power}")
+        if self.sharpen_steps < -1:
+            raise UserError(f"--sharpen_steps must be at least -1, received {self.sharpen_steps}")
 
 
 class UnifiedLift(Method):
@@ -224,10 +237,11 @@ class UnifiedLift(Method):
         flat = features.reshape(-1, features.shape[-1])
         return torch.softmax(self._logits(flat), dim=1).view(*features.shape[:-1], self.num_objects)
 
-    def final_features(self) -> tuple[Tensor, float] | None:
-        """Return the codes as unit vectors and the power of the shares, unless Gaussians keep what they learnt."""
-        power = self.settings.vote_power
-        return (normalize(self.codebook.detach(), dim=1, eps=_EPS), power) if power else None
+    def final_features(self) -> FinalFeatures | None:
+        """Return what turns votes into features, unless Gaussians keep what they learnt."""
+        s = self.settings
+        codes = normalize(self.codebook.detach(), dim=1, eps=_EPS)
+        return FinalFeatures(codes, s.vote_power, s.sharpen_steps) if s.vote_power else None
 
     def reorder(self, order: Tensor) -> None:
         """Permute the codebook: row i becomes what row `order[i]` was."""

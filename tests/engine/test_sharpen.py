@@ -1,5 +1,6 @@
 """Features trained, from votes on, to explain the codes of the training pixels."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_the_first_step_goes_down_the_gradient_of_a_dense_reference(scene, learn
     start = torch.randn(len(gaussians), 16, generator=torch.Generator().manual_seed(2))
     weights, target = dense_view(scene.train[0], gaussians, method)
     values, codes = start.clone().requires_grad_(True), normalize(method.codebook.detach(), dim=1)
-    logits = (weights @ values) @ codes.T / 0.25
+    logits = (weights @ values) @ codes.T * (1 + math.log(4))
     (torch.logsumexp(logits, dim=1) - logits.gather(1, target[:, None])[:, 0]).sum().backward()
     found = sharpened(one, gaussians, method, start, num_steps=1)
     # Adam's first step is the rate in the direction of the sign, wherever there is a gradient.
@@ -72,7 +73,7 @@ def test_more_training_pixels_get_their_code_than_by_votes(scene, learnt):
         return sum(int(((weights @ values) @ codes.T).argmax(dim=1).ne(target).sum()) for weights, target in views)
 
     before = wrong(start)
-    after = wrong(sharpened(scene, gaussians, method, start, num_steps=120))
+    after = wrong(sharpened(scene, gaussians, method, start, num_steps=250))
     assert 0 < after < 0.8 * before
     assert torch.equal(sharpened(scene, gaussians, method, start, num_steps=0), start)
 
@@ -119,6 +120,13 @@ def test_large_views_are_sampled(scene, learnt, monkeypatch):
     assert [len(pixels) for pixels in asked] == [50, 50]
     assert all(len(pixels.unique(dim=0)) == 50 for pixels in asked)
     assert torch.equal(sharpened(scene, gaussians, method, start, num_steps=2), first)
+
+
+@pytest.mark.parametrize("num_codes", [2, 25, 1000])
+def test_a_pixel_that_shows_its_code_is_as_sure_for_any_number_of_codes(num_codes):
+    logits = torch.eye(num_codes)[0] / sharpen.temperature_for(num_codes)  # orthogonal codes
+    sure = float(torch.softmax(logits, dim=0)[0])
+    assert sure == pytest.approx(math.e / (math.e + 1 - 1 / num_codes))
 
 
 def test_number_of_steps(scene):

@@ -6,6 +6,7 @@ sides, and all around it look alike. Trained to explain the pixels, its neighbou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -27,7 +28,6 @@ from unified_lift.types import Scene
 _PIXELS = 16_384
 _MAX_LOGITS = 2**24  # of pixels with codes at once: 64 MiB for each of a few tensors
 _MIN_STEPS, _VISITS = 300, 2  # more steps, and higher rates, fit the errors of the masks (docs/experiments.md)
-_TEMPERATURE = 0.25  # softer than Eq. 2 (0.1): what is right anyway has less to say beside what is not
 _RATE, _LAST_RATE, _LAST_PART = 0.005, 0.001, 1 / 3
 _EPS = 1e-15
 
@@ -36,6 +36,14 @@ def steps_of(wanted: int, scene: Scene) -> int:
     """Return the number of steps, which the settings may leave (-1) to the number of labelled views."""
     labelled = sum(view.segments is not None for view in scene.train)
     return max(_MIN_STEPS, _VISITS * labelled) if wanted < 0 else wanted
+
+
+def temperature_for(num_codes: int) -> float:
+    """Return 1 / (1 + ln L): a pixel that shows its code, and of no other anything, is as sure of it for every L.
+
+    At one temperature for all, the pixels inside of hundreds of objects would never be sure, and outweigh the borders.
+    """
+    return 1 / (1 + math.log(num_codes))
 
 
 def sharpened(
@@ -52,7 +60,8 @@ def sharpened(
 ) -> Tensor:
     """Return features [N, D] whose blends explain the codes of the training pixels.
 
-    Cross-entropy of the blended features' products with the codes, / 0.25, with the `pixel_targets` of each view.
+    Cross-entropy of the blended features' products with the codes, over `temperature_for(L)`, with the `pixel_targets`
+    of each view.
 
     Source: ours (docs/experiments.md).
     Args:
@@ -72,7 +81,7 @@ def sharpened(
     source = ViewSource(views, kept_on=scene.kept_on, device=gaussians.device, fields=("segments", "valid"))
     maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=False)
     order, draws, adam = ViewOrder(len(views), seed=seed), StepGenerator(seed), NamedAdam(eps=_EPS)
-    values = start.detach().clone().requires_grad_(True)
+    values, temperature = start.detach().clone().requires_grad_(True), temperature_for(len(codes))
     try:
         for step in tqdm(range(num_steps), desc="sharpen", disable=quiet, dynamic_ncols=True):
             if should_stop():
@@ -91,7 +100,7 @@ def sharpened(
             target = targets.index_select(0, chosen)
             values.grad = None
             # A sum, since a mean over no labelled pixel is NaN; Adam does not care for the factor.
-            cross_entropy(blended @ codes.T / _TEMPERATURE, target, ignore_index=-1, reduction="sum").backward()
+            cross_entropy(blended @ codes.T / temperature, target, ignore_index=-1, reduction="sum").backward()
             adam.step({"features": values}, {"features": _rate(step / num_steps)})
     finally:
         source.close()

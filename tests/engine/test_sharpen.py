@@ -132,11 +132,18 @@ def test_a_pixel_that_shows_its_code_is_as_sure_for_any_number_of_codes(num_code
 def test_number_of_steps(scene):
     assert sharpen.steps_of(7, scene) == 7
     assert sharpen.steps_of(0, scene) == 0
-    assert sharpen.steps_of(-1, scene) == 300
-    many = replace(scene, train=scene.train * 30)
-    assert sharpen.steps_of(-1, many) == 2 * 30 * len(scene.train) > 300
-    unlabelled = tuple(replace(view, segments=None) for view in many.train)
-    assert sharpen.steps_of(-1, replace(scene, train=unlabelled + scene.train)) == 300
+    count, pixels = len(scene.train), sum(view.camera.width * view.camera.height for view in scene.train)
+    assert sharpen.steps_of(-1, scene) == math.ceil(1.5 * pixels / 16_384) < 300  # small: each pixel 1.5 times
+    assert sharpen.steps_of(-1, large(scene, 1)) == 300
+    assert sharpen.steps_of(-1, large(scene, 30)) == 2 * 30 * count > 300
+    unlabelled = tuple(replace(view, segments=None) for view in large(scene, 30).train)
+    assert sharpen.steps_of(-1, replace(scene, train=unlabelled + scene.train)) == sharpen.steps_of(-1, scene)
+
+
+def large(scene, times):
+    """Return the scene with its views repeated, each of a million pixels."""
+    views = [replace(view, camera=replace(view.camera, width=1000, height=1000)) for view in scene.train]
+    return replace(scene, train=tuple(views) * times)
 
 
 def test_stopped_while_sharpening_a_run_goes_on_to_the_same_end(tmp_path, scene, monkeypatch):

@@ -27,15 +27,19 @@ from unified_lift.types import Scene
 
 _PIXELS = 16_384
 _MAX_LOGITS = 2**24  # of pixels with codes at once: 64 MiB for each of a few tensors
-_MIN_STEPS, _VISITS = 300, 2  # more steps, and higher rates, fit the errors of the masks (docs/experiments.md)
+# More steps, more draws of each pixel and higher rates fit the errors of the masks (docs/experiments.md).
+_MIN_STEPS, _VISITS, _MAX_DRAWS = 300, 2, 1.5
 _RATE, _LAST_RATE, _LAST_PART = 0.005, 0.001, 1 / 3
 _EPS = 1e-15
 
 
 def steps_of(wanted: int, scene: Scene) -> int:
-    """Return the number of steps, which the settings may leave (-1) to the number of labelled views."""
-    labelled = sum(view.segments is not None for view in scene.train)
-    return max(_MIN_STEPS, _VISITS * labelled) if wanted < 0 else wanted
+    """Return the number of steps, which the settings may leave (-1) to number and size of the labelled views."""
+    if wanted >= 0:
+        return wanted
+    cameras = [view.camera for view in scene.train if view.segments is not None]
+    pixels = sum(camera.width * camera.height for camera in cameras)
+    return min(max(_MIN_STEPS, _VISITS * len(cameras)), math.ceil(_MAX_DRAWS * pixels / _PIXELS))
 
 
 def temperature_for(num_codes: int) -> float:

@@ -110,7 +110,7 @@ class UnifiedLiftSettings(MethodSettings):
 
     sharpen_steps: int = -1
     """Steps that train these means to explain the codes of the training pixels; -1 = every view twice, at least
-    300. [ours] 0 = none [paper, released]."""
+    300, but no more than draw each pixel 1.5 times. [ours] 0 = none [paper, released]."""
 
     label_filter: bool = True
     """Use Eq. 7: pixels more uncertain than `max_uncertainty` do not train the codebook."""

@@ -88,7 +88,7 @@ def ceilings(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
     def scores(ids_of: Callable[[Camera], Tensor]) -> dict[str, float]:
         ids = {view.name: ids_of(view.camera).cpu().numpy().astype(np.int32) for view in scene.test}
-        return score_model(protocol, truth, model._replace(object_ids=None), scene, ids).scene
+        return score_model(protocol, truth, model, scene, ids).scene
 
     rows = {"model": scores(lambda camera: render_view(model, camera).object_ids)} if model.is_lifted else {}
     known = [view for view in scene.train if view.name in annotations]

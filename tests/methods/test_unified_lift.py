@@ -241,7 +241,7 @@ def test_code_that_grew_from_cut_masks_is_dropped():
     for support in (0.0, 0.5):
         method = method_with(
             codebook_start=0.0, feature_dim=3, codebook_min_support=support, codebook_min_pixels=1,
-            codebook_min_together=2.0,
+            codebook_min_evidence=3.0,
         )  # fmt: skip
         method.before_step(0.0, lambda: observations(views))
         counts.append(len(method.codebook))

@@ -1,3 +1,5 @@
+import math
+
 import torch
 from torch.nn.functional import normalize
 
@@ -56,9 +58,9 @@ def overlaps_of(*views):
     return Overlaps.of_views(torch.tensor(view) for view in views)
 
 
-def joined(codes, *views, min_together=0.65, min_cosine=0.5, min_pixels=1, **more):
+def joined(codes, *views, min_together=0.4, min_evidence=1.1, min_pixels=1, **more):
     codes = normalize(torch.tensor(codes), dim=1)
-    settings = dict(min_together=min_together, min_cosine=min_cosine, min_pixels=min_pixels) | more
+    settings = dict(min_together=min_together, min_evidence=min_evidence, min_pixels=min_pixels) | more
     return joined_codes(codes, overlaps_of(*views), **settings).tolist()
 
 
@@ -74,10 +76,21 @@ WHOLE, APART = [[50, 30]], [[50, 0], [0, 30]]  # one mask holds both codes; each
 ALIKE = [[1.0, 0.0], [1.0, 0.5]]
 
 
-def test_codes_that_share_their_segment_in_most_views_are_one_object():
+def test_codes_that_share_their_segment_in_enough_views_are_one_object():
     assert joined(ALIKE, WHOLE, WHOLE, APART) == [0, 0]  # 2 of 3
     assert joined(ALIKE, WHOLE, APART, APART) == [0, 1]
     assert joined(ALIKE, WHOLE, WHOLE, APART, min_together=0.7) == [0, 1]
+
+
+def test_the_more_alike_codes_are_the_fewer_views_must_show_them_together():
+    def at(degrees):
+        return [[1.0, 0.0], [math.cos(math.radians(degrees)), math.sin(math.radians(degrees))]]
+
+    half, most = (WHOLE, APART) * 4, (WHOLE,) * 7 + (APART,)
+    assert joined(at(50), *half) == [0, 0]  # 0.5 + 0.64 = 1.14
+    assert joined(at(55), *half) == [0, 1]  # 0.5 + 0.57 = 1.07
+    assert joined(at(75), *most) == [0, 0]  # 0.875 + 0.26 = 1.13
+    assert joined(at(80), *most) == [0, 1]  # 0.875 + 0.17 = 1.05
 
 
 def test_twins_side_by_side_stay_two_however_alike():
@@ -86,7 +99,7 @@ def test_twins_side_by_side_stay_two_however_alike():
 
 def test_codes_that_are_not_alike_stay_two_and_so_do_those_seldom_seen_together():
     assert joined([[1.0, 0.0], [0.0, 1.0]], WHOLE, WHOLE, WHOLE) == [0, 1]
-    assert joined([[1.0, 0.0], [0.0, 1.0]], WHOLE, WHOLE, WHOLE, min_cosine=-1.0) == [0, 0]
+    assert joined([[1.0, 0.0], [0.0, 1.0]], WHOLE, WHOLE, WHOLE, min_evidence=1.0) == [0, 0]
     assert joined(ALIKE, WHOLE, WHOLE) == [0, 1]
     assert joined(ALIKE, WHOLE, WHOLE, min_views=2) == [0, 0]
 
@@ -114,7 +127,7 @@ def test_objects_are_numbered_in_the_order_of_their_largest_codes():
 
 def test_no_code_or_one_stays_as_it_is():
     empty = Overlaps(*(torch.zeros(0, dtype=torch.int64) for _ in range(3)), torch.zeros(0))
-    settings = dict(min_together=0.6, min_cosine=0.5, min_pixels=1)
+    settings = dict(min_together=0.6, min_evidence=1.1, min_pixels=1)
     assert joined_codes(torch.zeros(0, 3), empty, **settings).shape == (0,)
     assert joined([[0.0, 1.0]], [[4]]) == [0]
     assert [len(part) for part in support(empty, torch.zeros(0, dtype=torch.int64))] == [0, 0]
@@ -125,11 +138,12 @@ def test_joining_agrees_with_a_slow_reference():
     for _ in range(20):
         codes = normalize(torch.randn(7, 3, generator=generator), dim=1)
         views = [torch.randint(0, 9, (4, 7), generator=generator).float() for _ in range(6)]
-        got = joined_codes(codes, Overlaps.of_views(views), min_together=0.4, min_cosine=0.0, min_pixels=3, min_views=2)
-        assert got.tolist() == slow_joined(codes, views, min_together=0.4, min_cosine=0.0, min_pixels=3, min_views=2)
+        settings = dict(min_together=0.3, min_evidence=0.6, min_pixels=3, min_views=2)
+        got = joined_codes(codes, Overlaps.of_views(views), **settings)
+        assert got.tolist() == slow_joined(codes, views, **settings)
 
 
-def slow_joined(codes, views, *, min_together, min_cosine, min_pixels, min_views):
+def slow_joined(codes, views, *, min_together, min_evidence, min_pixels, min_views):
     groups = {index: [index] for index in range(len(codes))}
     codes = {index: code for index, code in enumerate(codes)}
 
@@ -141,7 +155,7 @@ def slow_joined(codes, views, *, min_together, min_cosine, min_pixels, min_views
         homes = [(home(view, groups[a]), home(view, groups[b])) for view in views]
         both = [pair for pair in homes if None not in pair]
         share = sum(x == y for x, y in both) / max(len(both), 1)
-        if len(both) < min_views or share < min_together - 1e-9 or codes[a] @ codes[b] < min_cosine:
+        if len(both) < min_views or share < min_together or share + codes[a] @ codes[b] < min_evidence:
             return -1.0
         return share * (1 - 1 / (1 + len(both)))
 

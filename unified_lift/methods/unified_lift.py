@@ -75,10 +75,10 @@ class UnifiedLiftSettings(MethodSettings):
     """Neighbourhood of a mode: narrow enough for hundreds of objects; what it splits is put together again. [ours]"""
     codebook_min_members: int = 2
     """A mode needs this many consistent segments. [ours]"""
-    codebook_min_together: float = 0.5
-    """Modes that lie in one segment in this share of the views that show both are one object's; 2 = never. [ours]"""
-    codebook_join_cosine: float = 0.5
-    """Modes less alike than this stay two objects all the same. [ours]"""
+    codebook_min_together: float = 0.35
+    """Modes that lie in one segment in less than this share of the views that show both stay two objects. [ours]"""
+    codebook_min_evidence: float = 1.1
+    """Modes are one object's if that share and their cosine add up to this; 3 = never. [ours]"""
     codebook_min_support: float = 0.5
     """A code is dropped if less than this share of its pixels lie in segments it dominates: it grew from a cut or
     merged mask, beside the code of the whole object. [ours]"""
@@ -332,7 +332,7 @@ class UnifiedLift(Method):
             codes,
             overlaps,
             min_together=s.codebook_min_together,
-            min_cosine=s.codebook_join_cosine,
+            min_evidence=s.codebook_min_evidence,
             min_pixels=s.codebook_min_pixels,
         )
         weight = 1.0 if self.ignore_zero else s.codebook_background_weight

@@ -84,20 +84,23 @@ class Overlaps(NamedTuple):
 
 
 def joined_codes(
-    codes: Tensor, overlaps: Overlaps, *, min_together: float, min_cosine: float, min_pixels: int, min_views: int = 3
+    codes: Tensor, overlaps: Overlaps, *, min_together: float, min_evidence: float, min_pixels: int, min_views: int = 3
 ) -> Tensor:
     """Return the object of each code, where several codes may have grown from one object.
 
     In each view a code is at home in the segment that holds most of its pixels. Two codes of one object share their
     home wherever the object's mask is whole; two objects share one only where a mask is merged or both are missed.
-    Greedy: the two that are together most, over all views in which both have a home, become one; until there are none.
+    Where masks are often cut, the share of such views alone does not tell. But the halves of an object are alike even
+    then, since Eq. 1 drew them together as often as apart, and objects merged as often are not: their pixels were
+    drawn to themselves in every view. So share and cosine are added. Greedy: the two that are together most, over all
+    views in which both have a home, become one; until there are none.
 
     Source: ours; the share of views is the view consensus of MaskClustering (CVPR 2024), there between masks.
     Args:
         codes: Unit codes, [L, D].
         overlaps: Of the segments of all views with the codes.
-        min_together: Share of the views in which both have a home where it must be the same.
-        min_cosine: Codes less alike than this stay two.
+        min_together: Least share of the views in which both have a home where it must be the same.
+        min_evidence: What that share and the cosine of the codes must add up to.
         min_pixels: A code with no more pixels than this has no home.
         min_views: Views in which both must have one.
     Returns:
@@ -115,10 +118,11 @@ def joined_codes(
         mine = where[:, code : code + 1]
         both = ((where >= 0) & (mine >= 0)).sum(dim=0)
         together = ((where == mine) & (mine >= 0)).sum(dim=0)
-        is_one = (both >= min_views) & (together >= min_together * both) & (codes @ codes[code] >= min_cosine)
+        share = together / both.clamp(min=1)
+        is_one = (both >= min_views) & (share >= min_together) & (share + codes @ codes[code] >= min_evidence)
         is_one[code] = False
         # Of equal shares, the one seen in more views is surer.
-        return torch.where(is_one, together / both.clamp(min=1) * (1 - 1 / (1 + both)), -1.0)
+        return torch.where(is_one, share * (1 - 1 / (1 + both)), -1.0)
 
     scores = torch.stack([scores_of(code) for code in range(count)]) if count else torch.zeros(0, 0)
     while count > 1:

@@ -21,7 +21,7 @@ demo: $(READY)
 	$(BIN)/unified-lift demo --out output/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n 2 tests
 
 lint: $(READY)
 	$(BIN)/ruff check .

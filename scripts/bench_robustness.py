@@ -38,19 +38,19 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from unified_lift.bench.launchers import Worker
-from unified_lift.cli.train import parse, with_preset
-from unified_lift.data.synthetic import (
+from unified_lift.cli.train import parse
+from unified_lift.evaluation.plots import styled
+from unified_lift.methods import METHODS
+from unified_lift.model.ply import write_points
+from unified_lift.modelfolder.outputs import iteration_dir, write_text
+from unified_lift.modelfolder.settings import TrainSettings, with_preset
+from unified_lift.synthetic.scene import (
     SyntheticSettings,
     build_cameras,
     surface_points,
     synthetic_room,
     write_synthetic,
 )
-from unified_lift.engine.outputs import iteration_dir, write_text
-from unified_lift.engine.settings import TrainSettings
-from unified_lift.evaluation.plots import styled
-from unified_lift.methods import METHODS
-from unified_lift.model.ply import write_points
 
 BASE = SyntheticSettings(num_objects=12, width=160, height=120)
 VIEWS = "views"

@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 
 from unified_lift.cli.evaluate import eval_main
-from unified_lift.cli.train import train_main, with_preset
-from unified_lift.engine.settings import TrainSettings
+from unified_lift.cli.train import train_main
 from unified_lift.evaluation.plots import time_figure
+from unified_lift.modelfolder.settings import TrainSettings, with_preset
 
 SCORES = ("PQ_scene", "PQ_things", "mIoU", "F1", "PSNR")
 COLUMNS = (*SCORES, "geometry", "lift", "all", "peak GiB", "Gaussians")

@@ -23,7 +23,7 @@ import torch
 from bench_scenes import GEOMETRY, Scene, trained_scene
 from torch import Tensor
 
-from unified_lift.engine.outputs import iteration_dir, saved_iterations
+from unified_lift.modelfolder.outputs import iteration_dir, saved_iterations
 
 MAP_ERROR, GRADIENT_ERROR = 1e-4, 1e-3
 NEAR_A_CUT = 1e-4  # of an opacity

@@ -1,6 +1,6 @@
 """Write one picture of a rendered model: photo, render, predicted objects, overlay of some held-out views.
 
-    python scripts/make_montage.py -m output/demo -o docs/images/demo.png [--views 3] [--scale 2]
+python scripts/make_montage.py -m output/demo -o docs/images/demo.png [--views 3] [--scale 2]
 """
 
 from __future__ import annotations

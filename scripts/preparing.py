@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from unified_lift.data.findings import Finding, is_complete, report_lines
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 
 def run(check: Callable[[Path], list[Finding]], argv: Sequence[str] | None, *, description: str | None) -> int:

@@ -27,12 +27,13 @@ from tqdm import trange
 from unified_lift.cli.render import open_model
 from unified_lift.cli.scoring import chosen_protocol, score_model, truth_for
 from unified_lift.data import load_annotations
-from unified_lift.engine.device import chosen_device
-from unified_lift.engine.inference import render_view
+from unified_lift.device import chosen_device
+from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
+from unified_lift.model.render import blending_weights
+from unified_lift.modelfolder.inference import render_view
 from unified_lift.ops.resample import nearest
-from unified_lift.rendering import blending_weights
-from unified_lift.types import Camera, UserError
+from unified_lift.types import Camera
 
 SCORES = ("PQ_scene", "PQ_things", "mIoU", "F1", "num_objects_true", "num_objects_pred")
 PIXELS_PER_STEP = 16_384

@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from unified_lift.data.synthetic import SyntheticRoom, SyntheticSettings, synthetic_room
-from unified_lift.data.toyroom.solids import Solid, dot
-from unified_lift.engine.outputs import read_labels, read_model, read_run_settings, saved_iterations
+from unified_lift.errors import UserError
 from unified_lift.metrics.matched import iou_from_counts
+from unified_lift.modelfolder.outputs import read_labels, read_model, read_run_settings, saved_iterations
 from unified_lift.ops.overlaps import overlap_table
-from unified_lift.types import UserError
+from unified_lift.synthetic.scene import SyntheticRoom, SyntheticSettings, synthetic_room
+from unified_lift.synthetic.solids import Solid, dot
 
 # World units. Of the Gaussians on the demo's objects 99 % lie nearer than this; the smallest toy has a radius of 0.27.
 MAX_DISTANCE = 0.1

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
-from unified_lift.data.colmap_model import ColmapCamera, ColmapImage, points_2d, points_of, read_images, write_model
+from unified_lift.data.colmap_io import ColmapCamera, ColmapImage, points_2d, points_of, read_images, write_model
 from unified_lift.data.images import image_size
 from unified_lift.data.miniature import floor_cloud, orbit
 from unified_lift.ops.cameras import project, quaternion_from_rigid

@@ -8,11 +8,11 @@ import torch
 
 from unified_lift.data import DATASETS, load_scene
 from unified_lift.data.miniature import floor_colors, floor_ids
-from unified_lift.engine import outputs
-from unified_lift.engine.labels import label_gaussians
-from unified_lift.engine.settings import TrainSettings
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.model.ply import write_gaussians
+from unified_lift.modelfolder import outputs
+from unified_lift.modelfolder.labels import label_gaussians
+from unified_lift.modelfolder.settings import TrainSettings
 
 SPACING, EXTENT = 0.09, 2.6
 COIN_IDS = (0, 7, 300, 301)

@@ -15,7 +15,7 @@ from unified_lift.data.masks import read_mask
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "adding.md"
-METHOD, PRESET = "unified_lift/methods/toy.py", "configs/toy.yaml"
+METHOD, PRESET = "unified_lift/methods/toy.py", "unified_lift/settings/presets/toy.yaml"
 READER, PROTOCOL = "unified_lift/data/toy.py", "unified_lift/evaluation/protocols/toy.py"
 NOT_PYTHON = ("*.pyc", "__pycache__")
 
@@ -33,7 +33,6 @@ def copy(tmp_path_factory):
     """The program as a stranger has it, with the files of the page."""
     root = tmp_path_factory.mktemp("stranger")
     shutil.copytree(ROOT / "unified_lift", root / "unified_lift", ignore=shutil.ignore_patterns(*NOT_PYTHON))
-    shutil.copytree(ROOT / "configs", root / "configs")
     shutil.copytree(ROOT / "tests", root / "tests", ignore=shutil.ignore_patterns(*NOT_PYTHON))
     for door in ("train.py", "eval.py", "render.py", "pyproject.toml"):
         shutil.copy(ROOT / door, root / door)
@@ -121,7 +120,7 @@ print(json.dumps(said))
 
 def test_the_toys_pass_the_tests_of_every_reader_and_module(copy):
     said = run(
-        copy, "-m", "pytest", "-p", "no:cacheprovider", "-k", "toy and not toyroom",
+        copy, "-m", "pytest", "-p", "no:cacheprovider", "-k", "toy",
         "tests/data/test_readers.py", "tests/test_layers.py",
     )  # fmt: skip
     assert int(re.search(r"(\d+) passed", said)[1]) > 15

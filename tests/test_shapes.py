@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from unified_lift.losses.contrastive import contrastive_loss
+from unified_lift.kernels.contrastive import contrastive_loss
 from unified_lift.shapes import check_shapes
 
 

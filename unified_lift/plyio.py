@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError
 
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 
 def read_vertices(path: Path) -> np.ndarray:

@@ -19,10 +19,6 @@ DataDevice = Literal["cuda", "cpu", "disk"]
 """Where photos and masks are kept: GPU memory, main memory (pinned if a GPU reads it), or memory-mapped files."""
 
 
-class UserError(ValueError):
-    """Something the user can repair: the message names the file or flag and the cure (CLI: exit code 2)."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)  # compared and hashed by identity, so that it can key a cache
 class Camera:
     """A pinhole camera: OpenCV axes (x right, y down, z forward), corner-origin pixels (first pixel centre at 0.5).

@@ -15,7 +15,7 @@ from unified_lift.bench import launchers
 from unified_lift.bench.grid import expand, read_record
 from unified_lift.bench.launchers import SubmititLauncher, Worker, make_launcher
 from unified_lift.bench.schedule import run_grid, states_of
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 
 @pytest.fixture(scope="module")

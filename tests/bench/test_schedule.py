@@ -8,7 +8,7 @@ from tests.bench.cells_of import finished, run_all
 from unified_lift.bench.cells import run_cell
 from unified_lift.bench.grid import expand, read_record
 from unified_lift.bench.schedule import locked, run_grid, states_of
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 
 class FakeLauncher:

@@ -3,10 +3,11 @@ import pytest
 from unified_lift.bench.grid import Plan, expand, method_key
 from unified_lift.bench.paper import PUBLISHED
 from unified_lift.bench.tables import ROWS, TABLES, SceneEntry, chosen_rows, chosen_scenes
-from unified_lift.cli.train import PRESET_DIR, parse
+from unified_lift.cli.train import parse
 from unified_lift.data import DATASETS
+from unified_lift.errors import UserError
 from unified_lift.methods import METHODS
-from unified_lift.types import UserError
+from unified_lift.settings.presets import PRESET_DIR
 
 
 def make_scenes(root, *names):

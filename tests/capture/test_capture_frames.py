@@ -18,7 +18,7 @@ from unified_lift.capture.frames import (
 )
 from unified_lift.data.images import read_image, write_image
 from unified_lift.data.miniature import miniature_views, orbit
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 LEFT_RED = np.zeros((60, 100, 3), np.uint8)
 LEFT_RED[:, :50, 0] = 255

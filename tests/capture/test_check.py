@@ -10,11 +10,12 @@ from PIL import Image
 
 from unified_lift.capture.check import check_lines, check_scene, visible_share
 from unified_lift.data import DATASETS, load_scene
-from unified_lift.data.colmap_model import read_cameras, read_images, read_points, write_model
+from unified_lift.data.colmap_io import read_cameras, read_images, read_points, write_model
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
+from unified_lift.errors import UserError
 from unified_lift.ops.cameras import unproject
-from unified_lift.types import DataSettings, PointCloud, UserError
+from unified_lift.types import DataSettings, PointCloud
 
 
 @pytest.fixture

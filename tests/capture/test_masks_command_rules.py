@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unified_lift.capture.masks import PoolSettings, Proposal, keep_best, paint
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 SIZE = (6, 8)
 # Half-open boxes row0, row1, col0, col1 and predicted IoU; the maps were computed with the peers' own rules.

@@ -12,7 +12,7 @@ from unified_lift.capture.mask_providers.hf import PROVIDER, HfProposer, HfSetti
 from unified_lift.capture.masks import LEVELS
 from unified_lift.cli.main import main
 from unified_lift.data import DATASETS
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 CPU = torch.device("cpu")
 PHOTO = np.zeros((6, 8, 3), dtype=np.uint8)

@@ -6,7 +6,7 @@ import pytest
 from unified_lift.capture.mask_providers import PROVIDERS
 from unified_lift.capture.mask_providers.regions import PROVIDER, RegionSettings, regions
 from unified_lift.capture.masks import LEVELS
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 WALL, FLOOR, BALL, CUP = (200, 190, 170), (90, 60, 40), (200, 30, 40), (40, 80, 200)
 

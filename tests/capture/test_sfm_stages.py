@@ -17,9 +17,10 @@ from unified_lift.capture.sfm_report import advice, level_axes, report_lines
 from unified_lift.data import load_scene
 from unified_lift.data.images import write_image
 from unified_lift.data.miniature import miniature_views, orbit
-from unified_lift.data.synthetic import SyntheticSettings, synthetic_room
+from unified_lift.errors import UserError
 from unified_lift.ops.cameras import look_at
-from unified_lift.types import Camera, DataSettings, UserError
+from unified_lift.synthetic.scene import SyntheticSettings, synthetic_room
+from unified_lift.types import Camera, DataSettings
 
 ALL = ["extract_features", "match_exhaustive", "incremental_mapping", "undistort_images"]
 

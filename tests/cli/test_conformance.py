@@ -9,9 +9,9 @@ import torch
 from tests.cli.test_train import SHORT
 from unified_lift.cli.main import main
 from unified_lift.data import DATASETS
-from unified_lift.engine import outputs
-from unified_lift.engine.checkpoint import checkpoints, load_checkpoint
 from unified_lift.evaluation.protocols import PROTOCOLS
+from unified_lift.modelfolder import outputs
+from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint
 
 
 @pytest.mark.parametrize("name", sorted(DATASETS))

@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 
+from unified_lift import doctor
 from unified_lift.cli.main import main
 from unified_lift.data import DATASETS, load_scene
-from unified_lift.engine import doctor
-from unified_lift.engine.placement import scene_bytes
+from unified_lift.data.cache import scene_bytes
 from unified_lift.types import DataSettings
 
 HEALTHY = {
@@ -107,7 +107,7 @@ def test_a_scene_is_told_what_its_pixels_need_without_decoding_one(capsys, scene
     scene = load_scene(DataSettings(source_path=scene_dir))
     gigabytes = scene_bytes(scene) / 2**30
     assert doctor._pixel_bytes(DataSettings(source_path=scene_dir)) == scene_bytes(scene)
-    monkeypatch.setattr("unified_lift.data.common.load_view", None)  # calling it would fail
+    monkeypatch.setattr("unified_lift.data.base.load_view", None)  # calling it would fail
     code, found, _ = examined(capsys, "-s", str(scene_dir))
     assert code == 0
     assert found["scene"][1].startswith(f"photos and masks: {gigabytes:.2f} GiB in main memory")

@@ -16,11 +16,11 @@ from unified_lift.cli.main import main
 from unified_lift.cli.render import render_main, views_of
 from unified_lift.editing import files, script
 from unified_lift.editing.scene import load_object_scene
-from unified_lift.engine import outputs
-from unified_lift.engine.inference import load_model, render_view
-from unified_lift.engine.labels import segment_by_labels
+from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import read_picture
-from unified_lift.types import UserError
+from unified_lift.modelfolder import outputs
+from unified_lift.modelfolder.inference import load_model, render_view
+from unified_lift.modelfolder.labels import segment_by_labels
 
 
 @pytest.fixture(scope="module")

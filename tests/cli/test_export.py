@@ -10,7 +10,7 @@ from tests.saved_model import save_model
 from unified_lift.cli.main import main
 from unified_lift.editing.formats import ply
 from unified_lift.editing.scene import load_object_scene
-from unified_lift.engine.outputs import iteration_dir
+from unified_lift.modelfolder.outputs import iteration_dir
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from unified_lift.cli import import_edit
 from unified_lift.cli.main import main
 from unified_lift.data import load_scene
 from unified_lift.editing.scene import load_object_scene
-from unified_lift.engine.inference import load_model, render_view
-from unified_lift.engine.outputs import iteration_dir, read_run_settings
+from unified_lift.modelfolder.inference import load_model, render_view
+from unified_lift.modelfolder.outputs import iteration_dir, read_run_settings
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from tests.cli.test_train import SHORT
 from unified_lift.cli.main import main
 from unified_lift.data import DATASETS
 from unified_lift.editing.scene import load_object_scene
-from unified_lift.engine.outputs import level_dir, saved_levels
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
+from unified_lift.modelfolder.outputs import level_dir, saved_levels
 
 
 @pytest.fixture(scope="module")

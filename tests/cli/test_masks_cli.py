@@ -20,8 +20,9 @@ from unified_lift.cli.main import main
 from unified_lift.data import DATASETS, load_frames, load_scene
 from unified_lift.data.images import read_image, write_image
 from unified_lift.data.masks import read_mask, write_mask
+from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import object_colors
-from unified_lift.types import DataSettings, UserError
+from unified_lift.types import DataSettings
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from unified_lift.cli.evaluate import eval_main
 from unified_lift.cli.main import main
 from unified_lift.cli.render import render_main
 from unified_lift.data import DATASETS
+from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import FolderGrounding
 from unified_lift.evaluation.pictures import object_colors, read_picture
 from unified_lift.methods import METHODS
 from unified_lift.methods.unified_lift import UnifiedLift
-from unified_lift.types import UserError
 
 KINDS = ("renders", "gt", "depth", "objects_pred", "objects_color", "overlay", "uncertainty")
 

@@ -9,13 +9,14 @@ import pytest
 import yaml
 
 from unified_lift.cli.main import main
-from unified_lift.cli.train import PRESET_DIR, parse, with_preset
-from unified_lift.config import differences
+from unified_lift.cli.train import parse
 from unified_lift.data import DATASETS
-from unified_lift.engine.checkpoint import checkpoints, load_checkpoint
-from unified_lift.engine.settings import TrainSettings
+from unified_lift.errors import UserError
 from unified_lift.methods import METHODS
-from unified_lift.types import UserError
+from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint
+from unified_lift.modelfolder.settings import TrainSettings, with_preset
+from unified_lift.settings.presets import PRESET_DIR
+from unified_lift.settings.yaml import differences
 
 ROOT = Path(__file__).parents[2]
 SHORT = [

@@ -112,7 +112,7 @@ def test_unsaved_edits_are_kept_when_the_viewer_ends(model, monkeypatch, capsys)
 
 def test_further_levels_are_opened_beside_the_models_own_parts_first(model, tmp_path):
     from unified_lift.cli.view import ViewCommand, open_viewer
-    from unified_lift.engine.outputs import level_dir
+    from unified_lift.modelfolder.outputs import level_dir
 
     own = save_model(tmp_path)
     level = level_dir(own, "whole")

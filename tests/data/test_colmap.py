@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from unified_lift.data.colmap_model import (
+from unified_lift.data.colmap_io import (
     MODELS,
     ColmapCamera,
     points_of,
@@ -15,7 +15,8 @@ from unified_lift.data.colmap_model import (
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
 from unified_lift.data.ply import write_point_cloud
-from unified_lift.types import PointCloud, UserError
+from unified_lift.errors import UserError
+from unified_lift.types import PointCloud
 
 CAMERAS_HEX = (
     "01000000000000000100000001000000400000000000000030000000000000000000000000004940000000000080494000000000000040400000"

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from unified_lift.data.images import image_size, parallel_map, read_image, resize_image, target_size, write_image
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from unified_lift.data.colmap import lens_of
-from unified_lift.data.colmap_model import ColmapCamera
+from unified_lift.data.colmap_io import ColmapCamera
 from unified_lift.data.lens import Lens, distort, undistort_ids, undistort_image
 from unified_lift.data.miniature import floor_colors, floor_ids, floor_points, miniature_views, orbit
-from unified_lift.types import Camera, UserError
+from unified_lift.errors import UserError
+from unified_lift.types import Camera
 
 PERSPECTIVE = (-0.25, 0.05, 0.004, -0.006, 0.01)
 FISHEYE = (0.03, -0.01, 0.004, 0.001)

@@ -7,8 +7,9 @@ from PIL import Image
 from unified_lift.data import DATASETS, load_annotations, load_prompt_masks
 from unified_lift.data.lerf_mask import PROMPTS, prompt_files
 from unified_lift.data.miniature import LANDMARK, miniature_views
+from unified_lift.errors import UserError
 from unified_lift.ops.cameras import project
-from unified_lift.types import DataSettings, UserError
+from unified_lift.types import DataSettings
 
 LONG = "red coin with a very long name"
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from unified_lift.data.images import parallel_map
 from unified_lift.data.masks import find_mask, read_mask, same_aspect, write_mask
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 IDS = np.array([[0, 1, 2], [255, 256, 65535]], dtype=np.int32)
 

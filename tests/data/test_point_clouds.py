@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from unified_lift.data import triangulation
-from unified_lift.data.initial_points import initial_points, look_at_distance, random_in_frusta
 from unified_lift.data.miniature import floor_colors, miniature_views, orbit
 from unified_lift.data.ply import read_point_cloud, write_point_cloud
+from unified_lift.data.points import initial_points, look_at_distance, random_in_frusta
+from unified_lift.errors import UserError
 from unified_lift.ops.cameras import look_at, project
-from unified_lift.types import Camera, DataSettings, PointCloud, UserError, View
+from unified_lift.types import Camera, DataSettings, PointCloud, View
 
 CLOUD = PointCloud(
     positions=np.array([[0.5, -1, 2], [3, 4, 5], [1e-3, 7, -8]], np.float32),

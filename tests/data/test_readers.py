@@ -8,8 +8,9 @@ import torch
 
 from unified_lift.data import DATASETS, detect_reader, load_annotations, load_scene
 from unified_lift.data.miniature import LANDMARK, LANDMARK_ID, miniature_views
+from unified_lift.errors import UserError
 from unified_lift.ops.cameras import project
-from unified_lift.types import DataSettings, UserError
+from unified_lift.types import DataSettings
 
 # LERF-Mask annotates prompts instead, has 8-bit tracked masks (black for test views), and never trains test views.
 TRUTH_MAPS = [name for name, reader in DATASETS.items() if reader.load_prompt_masks is None]

@@ -20,8 +20,9 @@ from unified_lift.data.replica_layout import (
     read_trajectory,
 )
 from unified_lift.data.splits import dn_splatter, semantic_nerf
+from unified_lift.errors import UserError
 from unified_lift.ops.cameras import project
-from unified_lift.types import Camera, DataSettings, PointCloud, UserError
+from unified_lift.types import Camera, DataSettings, PointCloud
 
 DN_SPLATTER = {
     "kept": 80,

@@ -3,7 +3,8 @@ import pytest
 
 from unified_lift.data.images import write_image
 from unified_lift.data.splits import every_nth, last_fifth, split_names, thin
-from unified_lift.types import DataSettings, UserError
+from unified_lift.errors import UserError
+from unified_lift.types import DataSettings
 
 
 def test_llffhold_oracle():

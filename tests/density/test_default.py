@@ -3,7 +3,7 @@ import torch
 
 from tests.model.test_ply import random_gaussians
 from unified_lift.density.default import DensityControl, DensitySettings, reset_opacities
-from unified_lift.engine.optim import NamedAdam
+from unified_lift.train.optim import NamedAdam
 
 SETTINGS = DensitySettings(
     densify_from_iter=0, densify_until_iter=1000, densification_interval=10, opacity_reset_interval=30

@@ -16,7 +16,7 @@ from tests.editing.small_scene import gaussians_of, part_of, random_gaussians, s
 from unified_lift.editing.formats.base import Part
 from unified_lift.editing.formats.html import first_view, write_html
 from unified_lift.editing.formats.splat import splat_rows
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 CAMERA = {"position": [0, -1, -4], "rotation": np.eye(3).tolist(), "height": 400, "fy": 200}
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.editing.small_scene import gaussians_of, random_gaussians
 from unified_lift.editing.formats.spz import encode_spz, pack_rotations
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 
 def encoded(**columns):

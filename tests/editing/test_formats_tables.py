@@ -9,7 +9,7 @@ from plyfile import PlyData
 from tests.editing.small_scene import part_of, random_gaussians, scene_of
 from unified_lift.editing.formats import FORMATS, chosen_formats
 from unified_lift.editing.formats.base import Format, check_wanted, make_parts, write_part_files
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 VANILLA = [
     *("x", "y", "z", "nx", "ny", "nz"),

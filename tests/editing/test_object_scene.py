@@ -5,8 +5,8 @@ import torch
 
 from tests.saved_model import COIN_IDS, save_model
 from unified_lift.editing.scene import load_object_scene
-from unified_lift.engine.outputs import iteration_dir
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
+from unified_lift.modelfolder.outputs import iteration_dir
 
 
 @pytest.fixture(scope="module")

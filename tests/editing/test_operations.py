@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from tests.editing.small_scene import gaussians_of, random_gaussians, scene_of
-from unified_lift.data.synthetic import SyntheticRoom, SyntheticSettings, build_cameras, synthetic_room
 from unified_lift.editing import operations
 from unified_lift.editing.operations import Rotation
 from unified_lift.editing.scene import ObjectScene
-from unified_lift.engine.labels import segment_by_labels
+from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0, Gaussians
+from unified_lift.model.render import render
+from unified_lift.modelfolder.labels import segment_by_labels
 from unified_lift.ops.cameras import look_at, unproject
 from unified_lift.ops.quaternions import rotation_from_quaternion
-from unified_lift.rendering import render
-from unified_lift.types import Camera, UserError
+from unified_lift.synthetic.scene import SyntheticRoom, SyntheticSettings, build_cameras, synthetic_room
+from unified_lift.types import Camera
 
 CUBE_TURN = Rotation((1.0, 1.0, 1.0), 120.0)  # carries x to y, y to z, z to x
 

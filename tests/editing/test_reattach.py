@@ -7,9 +7,9 @@ import torch
 
 from tests.editing.small_scene import random_gaussians, scene_of
 from unified_lift.editing.reattach import reattach
+from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.ops.quaternions import multiply
-from unified_lift.types import UserError
 
 COUNT = 200
 

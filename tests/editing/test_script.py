@@ -6,7 +6,7 @@ import torch
 from tests.editing.small_scene import random_gaussians, scene_of
 from unified_lift.editing import operations, script
 from unified_lift.editing.operations import Rotation
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 EVERYTHING = """
 - clean: {objects: [4], min_confidence: 0.2}

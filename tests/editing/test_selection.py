@@ -11,10 +11,11 @@ from tests.editing.small_scene import gaussians_of, scene_of
 from unified_lift.editing import selection
 from unified_lift.editing.operations import duplicate, remove
 from unified_lift.editing.text import ClipEncoder
-from unified_lift.engine.labels import segment_by_labels
+from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0
+from unified_lift.modelfolder.labels import segment_by_labels
 from unified_lift.ops.cameras import look_at
-from unified_lift.types import Camera, UserError
+from unified_lift.types import Camera
 
 RED, GREEN, BLUE = (0.9, 0.1, 0.1), (0.1, 0.9, 0.1), (0.1, 0.1, 0.9)
 

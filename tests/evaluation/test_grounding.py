@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import FolderGrounding, GroundingDinoSam, grounding_of
-from unified_lift.types import UserError
 
 CPU = torch.device("cpu")
 IMAGE = np.zeros((20, 30, 3), dtype=np.uint8)

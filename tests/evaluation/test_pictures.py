@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import (
     BACKGROUND_COLOR,
     PALETTE_SIZE,
@@ -18,7 +19,6 @@ from unified_lift.evaluation.pictures import (
     uncertainty_picture,
     write_picture,
 )
-from unified_lift.types import UserError
 
 
 def test_colors_of_ids_never_change():

@@ -6,20 +6,20 @@ import torch
 from torch.nn.functional import normalize
 
 from tests.scenes import exact_ids, tiny_scene
-from unified_lift.config import merged
-from unified_lift.engine.checkpoint import checkpoint_path, load_checkpoint
-from unified_lift.engine.inference import load_model, render_view
-from unified_lift.engine.lift import LiftStage
-from unified_lift.engine.placement import ViewStore
-from unified_lift.engine.settings import LiftSettings, TrainSettings, changed
-from unified_lift.engine.trainer import Interrupted, Trainer
+from unified_lift.data.cache import ViewStore
+from unified_lift.errors import UserError
+from unified_lift.kernels.assignment import hungarian
 from unified_lift.methods import classifier
 from unified_lift.methods.base import LabelledView, LiftData
 from unified_lift.methods.classifier import KnownClasses, KnownClassesSettings, SegmentClasses
 from unified_lift.model.initialize import gaussians_from_points
-from unified_lift.ops.matching import hungarian
+from unified_lift.modelfolder.checkpoint import checkpoint_path, load_checkpoint
+from unified_lift.modelfolder.inference import load_model, render_view
+from unified_lift.modelfolder.settings import LiftSettings, TrainSettings, changed
 from unified_lift.ops.segments import dense_slots
-from unified_lift.types import UserError
+from unified_lift.settings.yaml import merged
+from unified_lift.train.lift import LiftStage
+from unified_lift.train.run import Interrupted, Trainer
 
 
 class Modulo(KnownClasses):

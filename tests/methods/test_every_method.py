@@ -8,11 +8,11 @@ import torch
 
 from unified_lift.cli.main import main
 from unified_lift.data import DATASETS
-from unified_lift.engine.checkpoint import checkpoints, load_checkpoint
-from unified_lift.engine.inference import load_model
-from unified_lift.engine.outputs import iteration_dir
 from unified_lift.methods import METHODS
 from unified_lift.methods.base import Method
+from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint
+from unified_lift.modelfolder.inference import load_model
+from unified_lift.modelfolder.outputs import iteration_dir
 
 GEOMETRY = ["--iterations=60", "--sh_degree=0", "--densify_from_iter=1000"]
 LIFT = ["--iterations=0", "--lift_pixels=300", "--random_init", "--num_random_points=4"]

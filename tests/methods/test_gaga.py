@@ -10,10 +10,10 @@ from tests.methods.test_classifier import (
     lift_stage,
 )
 from tests.scenes import CENTRES, exact_ids, tiny_scene
+from unified_lift.errors import UserError
 from unified_lift.methods.base import LabelledView, LiftData
 from unified_lift.methods.gaga import Gaga, GagaSettings, _natural
 from unified_lift.ops.segments import dense_slots
-from unified_lift.types import UserError
 
 
 def gaga(*, zero_id="ignore", **changes):

@@ -12,10 +12,9 @@ from tests.methods.test_classifier import (
     trained,
 )
 from tests.scenes import tiny_scene
-from unified_lift.cli.train import with_preset
-from unified_lift.engine.settings import TrainSettings
+from unified_lift.errors import UserError
 from unified_lift.methods.gaussian_grouping import GaussianGrouping, GaussianGroupingSettings
-from unified_lift.types import UserError
+from unified_lift.modelfolder.settings import TrainSettings, with_preset
 
 NAME = "gaussian_grouping"
 

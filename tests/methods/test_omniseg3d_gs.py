@@ -5,18 +5,17 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from unified_lift.cli.train import with_preset
-from unified_lift.config import merged
-from unified_lift.engine import outputs
-from unified_lift.engine.inference import load_model
-from unified_lift.engine.labels import by_falling_area, label_gaussians
-from unified_lift.engine.lift import LiftStage
-from unified_lift.engine.settings import TrainSettings
-from unified_lift.engine.trainer import Trainer
+from unified_lift.errors import UserError
 from unified_lift.methods.base import LiftData
 from unified_lift.methods.omniseg3d_gs import OmniSeg3D, OmniSeg3DSettings
 from unified_lift.model.initialize import gaussians_from_points
-from unified_lift.types import UserError
+from unified_lift.modelfolder import outputs
+from unified_lift.modelfolder.inference import load_model
+from unified_lift.modelfolder.labels import by_falling_area, label_gaussians
+from unified_lift.modelfolder.settings import TrainSettings, with_preset
+from unified_lift.settings.yaml import merged
+from unified_lift.train.lift import LiftStage
+from unified_lift.train.run import Trainer
 
 PAIRS = normalize(torch.tensor([[1.0, 0.3, 0], [1.0, -0.3, 0], [0, 0.3, 1.0], [0, -0.3, 1.0]]), dim=1)
 """Directions of four parts; two neighbours each are 33 degrees apart, the pairs 60 or more."""

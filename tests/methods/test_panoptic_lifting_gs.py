@@ -13,12 +13,11 @@ from tests.methods.test_classifier import (
     terms_without_waiting,
     trained,
 )
-from unified_lift.cli.train import with_preset
-from unified_lift.engine.settings import TrainSettings
-from unified_lift.losses.association import sparsity_loss
+from unified_lift.errors import UserError
+from unified_lift.kernels.association import sparsity_loss
 from unified_lift.methods.panoptic_lifting_gs import PanopticLifting, PanopticLiftingSettings
+from unified_lift.modelfolder.settings import TrainSettings, with_preset
 from unified_lift.ops.segments import dense_slots
-from unified_lift.types import UserError
 
 NAME = "panoptic_lifting_gs"
 

@@ -2,10 +2,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from unified_lift.cli.train import with_preset
-from unified_lift.engine.settings import TrainSettings
 from unified_lift.methods import unified_lift
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
+from unified_lift.modelfolder.settings import TrainSettings, with_preset
 from unified_lift.ops.segments import dense_slots
 
 

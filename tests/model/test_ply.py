@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.ply import read_gaussians, write_gaussians
-from unified_lift.types import UserError
 
 VANILLA = (
     [f"property float {n}" for n in ("x", "y", "z", "nx", "ny", "nz")]

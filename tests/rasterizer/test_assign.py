@@ -6,7 +6,7 @@ import torch
 from diff_gaussian_rasterization import lifting
 from scipy.optimize import linear_sum_assignment
 
-from unified_lift.ops.matching import hungarian
+from unified_lift.kernels.assignment import hungarian
 
 from .tolerances import ASSIGNMENT_RELATIVE
 

@@ -4,12 +4,11 @@ import pytest
 import torch
 from diff_gaussian_rasterization import _library, lifting
 
-from unified_lift.cli.train import with_preset
-from unified_lift.engine.settings import TrainSettings
-from unified_lift.losses.association import associate, codebook_terms
-from unified_lift.losses.contrastive import contrastive_loss
+from unified_lift.kernels.association import associate, codebook_terms
+from unified_lift.kernels.contrastive import contrastive_loss
+from unified_lift.kernels.uncertainty import uncertainty
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
-from unified_lift.ops.uncertainty import uncertainty
+from unified_lift.modelfolder.settings import TrainSettings, with_preset
 
 from .tolerances import LIFT_GRADIENT_RELATIVE, LIFT_RELATIVE
 

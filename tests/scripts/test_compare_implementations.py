@@ -12,7 +12,7 @@ from diff_gaussian_rasterization import cpu
 
 from tests.saved_model import save_model
 from unified_lift.cli.train import train_main
-from unified_lift.data.synthetic import SyntheticSettings, write_synthetic
+from unified_lift.synthetic.scene import SyntheticSettings, write_synthetic
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from diff_gaussian_rasterization import blend
 from tests.saved_model import floor_gaussians, save_model
 from unified_lift.cli.render import open_model
 from unified_lift.data import load_annotations
-from unified_lift.rendering import blending_weights
+from unified_lift.model.render import blending_weights
 
 CPU = torch.device("cpu")
 

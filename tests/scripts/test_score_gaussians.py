@@ -9,10 +9,10 @@ import torch
 
 from tests.saved_model import save_model
 from unified_lift.cli.main import main
-from unified_lift.data.synthetic import SyntheticSettings, build_cameras, synthetic_room, write_synthetic
-from unified_lift.data.toyroom.solids import Solid
-from unified_lift.data.toyroom.textures import Texture
-from unified_lift.engine.outputs import iteration_dir, read_labels, read_model, write_labels
+from unified_lift.modelfolder.outputs import iteration_dir, read_labels, read_model, write_labels
+from unified_lift.synthetic.scene import SyntheticSettings, build_cameras, synthetic_room, write_synthetic
+from unified_lift.synthetic.solids import Solid
+from unified_lift.synthetic.textures import Texture
 
 TINY = SyntheticSettings(num_objects=4, num_views=24, width=96, height=72, num_points=4000)
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.saved_model import save_model
 from unified_lift.cli.main import main
-from unified_lift.data.synthetic import SyntheticSettings, write_synthetic
+from unified_lift.synthetic.scene import SyntheticSettings, write_synthetic
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unified_lift.bench.tables import ROWS, MaskSet, Row, SceneEntry, Table, has_masks
-from unified_lift.engine.outputs import iteration_dir, write_text
+from unified_lift.modelfolder.outputs import iteration_dir, write_text
 
 Status = Literal["done", "failed", "interrupted", "running", "blocked", "no masks", "new"]
 Kind = Literal["geometry", "method", "oracle"]

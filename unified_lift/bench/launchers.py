@@ -17,7 +17,7 @@ import torch
 
 from unified_lift.bench.cells import INTERRUPTED, run_cell
 from unified_lift.bench.grid import Cell, Plan, Record, recorded_commands, write_record
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 _WORKER = ("-m", "unified_lift.cli.worker")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from unified_lift.bench.grid import Cell, Plan, Record, Status, is_current, is_done, read_record
 from unified_lift.bench.launchers import Launcher, Run
+from unified_lift.errors import UserError
 from unified_lift.evaluation.report import duration_text
-from unified_lift.types import UserError
 
 Report = Callable[[str], None]
 

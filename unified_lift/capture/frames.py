@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from unified_lift.data.images import IMAGE_SUFFIXES, Progress, parallel_map, read_image
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Exif

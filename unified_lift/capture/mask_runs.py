@@ -22,12 +22,12 @@ import torch
 import unified_lift
 from unified_lift.capture.mask_providers import PROVIDERS
 from unified_lift.capture.masks import Level, PoolSettings, Proposer, ProviderSettings, keep_best, paint
-from unified_lift.data.common import Frame
+from unified_lift.data.base import Frame
 from unified_lift.data.images import read_image
-from unified_lift.data.jsonfile import read_json
-from unified_lift.engine.outputs import write_text
+from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import write_picture
-from unified_lift.types import UserError
+from unified_lift.fileio import read_json
+from unified_lift.modelfolder.outputs import write_text
 
 RECORD = "masks.json"
 _SAVE_EVERY = 20  # views between two writes of the record; what a killed process did since is done again

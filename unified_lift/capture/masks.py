@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 import torch
 
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 Level = Literal["whole", "part", "subpart"]
 LEVELS: tuple[Level, ...] = ("whole", "part", "subpart")

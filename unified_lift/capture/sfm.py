@@ -28,9 +28,9 @@ from typing import Any, Literal
 
 from unified_lift.capture.frames import is_video, list_photos, photo_name, write_photos, write_sharp_frames
 from unified_lift.capture.sfm_report import sparse_report, write_sparse_picture
-from unified_lift.data.colmap_model import read_images
+from unified_lift.data.colmap_io import read_images
 from unified_lift.data.images import image_size
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 Matcher = Literal["exhaustive", "sequential"]
 Cameras = Literal["shared", "each"]

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unified_lift.data.base import Frame, make_camera, name_of
 from unified_lift.data.colmap import read_frames
-from unified_lift.data.colmap_model import ColmapImage, ColmapPoints, read_cameras, read_images, read_points
-from unified_lift.data.common import Frame, make_camera, name_of
+from unified_lift.data.colmap_io import ColmapImage, ColmapPoints, read_cameras, read_images, read_points
 from unified_lift.ops.cameras import fov_from_focal, invert_rigid, project
 
 _GOOD_SHARE, _GOOD_ERROR, _GOOD_TRACK = 0.9, 2.0, 3.0

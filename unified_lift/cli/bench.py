@@ -15,9 +15,9 @@ from unified_lift.bench.schedule import locked, run_grid, states_of
 from unified_lift.bench.sheets import all_sheets, csv_text, latex, markdown, summary
 from unified_lift.bench.tables import TABLES, chosen_rows, chosen_scenes
 from unified_lift.cli.flags import canonical
-from unified_lift.engine.outputs import write_text
-from unified_lift.engine.settings import GeometrySettings
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
+from unified_lift.modelfolder.outputs import write_text
+from unified_lift.modelfolder.settings import GeometrySettings
 
 _GRID_SETS = (  # flags of train.py that place a cell in the grid
     "--iterations", "--seed", "--init-ply", "--source-path", "--model-path", "--object-path", "--schedule", "--preset",

@@ -10,9 +10,9 @@ from pathlib import Path
 from unified_lift.cli.evaluate import eval_main
 from unified_lift.cli.render import render_main
 from unified_lift.cli.train import train_main
-from unified_lift.data.synthetic import SyntheticSettings, write_synthetic
-from unified_lift.engine.outputs import holds_run, read_run_settings
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
+from unified_lift.modelfolder.outputs import holds_run, read_run_settings
+from unified_lift.synthetic.scene import SyntheticSettings, write_synthetic
 
 
 def demo_main(argv: list[str]) -> int:

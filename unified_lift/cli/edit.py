@@ -13,7 +13,7 @@ from unified_lift.cli.flags import canonical
 from unified_lift.editing import script
 from unified_lift.editing.files import save_model
 from unified_lift.editing.scene import ObjectScene, load_object_scene
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 _TRANSFORM = ("translate", "rotate_axis", "rotate_degrees", "scale")
 

@@ -26,18 +26,19 @@ from unified_lift.cli.scoring import (
     truth_for,
     write_prompt_mask,
 )
-from unified_lift.config import differences
-from unified_lift.engine.device import chosen_device
-from unified_lift.engine.inference import SavedModel
-from unified_lift.engine.logs import read_log
-from unified_lift.engine.outputs import iteration_dir, write_text
-from unified_lift.engine.settings import TrainSettings, changed
+from unified_lift.device import chosen_device
+from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import grounding_of
 from unified_lift.evaluation.pictures import object_colors, overlay, read_picture, truth_colors
 from unified_lift.evaluation.protocols import PROTOCOLS, ProtocolResult, Subject
 from unified_lift.evaluation.report import chosen_views, format_value, write_plots, write_report
 from unified_lift.metrics.image import psnr, ssim
-from unified_lift.types import Scene, UserError, View
+from unified_lift.modelfolder.inference import SavedModel
+from unified_lift.modelfolder.outputs import iteration_dir, write_text
+from unified_lift.modelfolder.settings import TrainSettings, changed
+from unified_lift.settings.yaml import differences
+from unified_lift.train.logs import read_log
+from unified_lift.types import Scene, View
 
 _COLOR_PICTURES = ("renders", "gt")
 PerView = dict[str, dict[str, float]]

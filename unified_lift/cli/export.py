@@ -13,7 +13,7 @@ from unified_lift.cli.flags import canonical
 from unified_lift.editing.formats import chosen_formats
 from unified_lift.editing.formats.base import Part, check_wanted, make_parts, write_part_files
 from unified_lift.editing.scene import load_object_scene
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

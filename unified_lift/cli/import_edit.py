@@ -12,9 +12,9 @@ from unified_lift.cli.flags import canonical
 from unified_lift.editing.files import save_model
 from unified_lift.editing.reattach import MAX_DISTANCE, Reattached, reattach
 from unified_lift.editing.scene import load_object_scene
-from unified_lift.engine.outputs import provenance, read_run_settings, write_text
+from unified_lift.errors import UserError
 from unified_lift.model.ply import read_gaussians
-from unified_lift.types import UserError
+from unified_lift.modelfolder.outputs import provenance, read_run_settings, write_text
 
 
 @dataclass(frozen=True, kw_only=True)

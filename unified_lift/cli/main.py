@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 COMMANDS = {
     "demo": ("unified_lift.cli.demo", "demo_main", "make a synthetic scene, train, render and score it"),

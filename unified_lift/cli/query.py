@@ -14,19 +14,20 @@ import tyro
 from unified_lift.cli.flags import canonical
 from unified_lift.cli.render import views_of
 from unified_lift.cli.scoring import write_prompt_mask
+from unified_lift.device import chosen_device
 from unified_lift.editing import selection
 from unified_lift.editing.files import labels_of
 from unified_lift.editing.scene import ObjectScene, load_object_scene
 from unified_lift.editing.selection import Found
 from unified_lift.editing.text import ClipEncoder
-from unified_lift.engine.device import chosen_device
-from unified_lift.engine.labels import describe_objects
-from unified_lift.engine.outputs import read_run_settings
+from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import grounding_of
 from unified_lift.evaluation.pictures import borders, write_picture
 from unified_lift.metrics.image import quantize_uint8
-from unified_lift.rendering import render
-from unified_lift.types import UserError, View
+from unified_lift.model.render import render
+from unified_lift.modelfolder.labels import describe_objects
+from unified_lift.modelfolder.outputs import read_run_settings
+from unified_lift.types import View
 
 _DIM = 0.25  # brightness of what was not asked for
 _MAX_VIEWS = 24  # among which the best view of an object is sought, evenly spread

@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from unified_lift.cli.flags import canonical
 from unified_lift.data import load_scene
-from unified_lift.engine.device import chosen_device
-from unified_lift.engine.inference import RenderedView, SavedModel, load_model, render_view
+from unified_lift.device import chosen_device
+from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import PictureWriter, depth_picture, object_colors, overlay, uncertainty_picture
 from unified_lift.evaluation.video import FPS, video_path, write_video
 from unified_lift.metrics.image import quantize_uint8
-from unified_lift.types import DataSettings, Scene, UserError, View
+from unified_lift.modelfolder.inference import RenderedView, SavedModel, load_model, render_view
+from unified_lift.types import DataSettings, Scene, View
 
 OBJECT_PICTURES = ("objects_pred", "objects_color", "overlay", "uncertainty")
 """Folders only a lifted scene has, beside renders, gt and depth."""

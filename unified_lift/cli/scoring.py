@@ -14,13 +14,14 @@ from tqdm import tqdm
 from unified_lift.cli.render import picture_path
 from unified_lift.data import detect_reader, load_annotations, load_prompt_masks
 from unified_lift.data.masks import same_aspect
-from unified_lift.engine.inference import SavedModel, render_likely_ids, segment_view
+from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import Grounding, TextMasks
 from unified_lift.evaluation.pictures import read_picture, replace_file
 from unified_lift.evaluation.protocols import PROTOCOLS, Protocol, ProtocolResult, Subject
 from unified_lift.metrics.masks import overlap_table
+from unified_lift.modelfolder.inference import SavedModel, render_likely_ids, segment_view
 from unified_lift.ops.resample import nearest
-from unified_lift.types import DataSettings, Scene, UserError
+from unified_lift.types import DataSettings, Scene
 
 ReferenceImage = Literal["dataset", "render"]
 AS_TRAINED = "as trained"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic
@@ -14,17 +13,16 @@ import tyro
 from tqdm import tqdm
 
 from unified_lift.cli.flags import canonical
-from unified_lift.config import read_settings_file
 from unified_lift.data import load_scene
-from unified_lift.engine.device import chosen_device
-from unified_lift.engine.outputs import holds_run, iteration_dir, level_dir, read_run_settings
-from unified_lift.engine.placement import ViewStore
-from unified_lift.engine.profiling import profile_table
-from unified_lift.engine.settings import M, TrainSettings, changed
-from unified_lift.engine.trainer import Interrupted, Trainer, latest_checkpoint
-from unified_lift.types import Scene, UserError
-
-PRESET_DIR = Path(__file__).resolve().parents[2] / "configs"
+from unified_lift.data.cache import ViewStore
+from unified_lift.device import chosen_device
+from unified_lift.errors import UserError
+from unified_lift.modelfolder.outputs import holds_run, iteration_dir, level_dir, read_run_settings
+from unified_lift.modelfolder.settings import M, TrainSettings, changed, with_preset
+from unified_lift.settings.yaml import read_settings_file
+from unified_lift.train.profiling import profile_table
+from unified_lift.train.run import Interrupted, Trainer, latest_checkpoint
+from unified_lift.types import Scene
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,37 +158,6 @@ def _base(preset: str | None, method_name: str | None) -> TrainSettings:
     if method_name is not None and method_name != base.method_name:
         base = changed(base, {"method_name": method_name}, origin="command line")
     return with_preset(base, preset or method_name or base.preset)
-
-
-def with_preset(settings: TrainSettings, preset: str) -> TrainSettings:
-    """Return `settings` with the differences of a preset (a name in configs/ or a YAML file).
-
-    A preset may begin with `extends: another`, whose differences come first.
-
-    Raises:
-        UserError: No such preset.
-    """
-    chain = list(_preset_chain(preset))
-    for path, content in reversed(chain):
-        settings = changed(settings, content, origin=str(path))
-    return changed(settings, {"preset": preset}, origin=preset)
-
-
-def _preset_chain(preset: str) -> Iterator[tuple[Path, dict]]:
-    """Yield file and content of a preset, then of what it extends, and so on."""
-    seen, name = [], preset
-    while name is not None:
-        path = Path(name) if name.endswith((".yaml", ".yml")) else PRESET_DIR / f"{name}.yaml"
-        if not path.exists():
-            names = sorted(str(p.relative_to(PRESET_DIR).with_suffix("")) for p in PRESET_DIR.rglob("*.yaml"))
-            origin = f"{seen[-1]}: extends" if seen else "--preset"
-            raise UserError(f"{origin} {name}: no such preset; there are {', '.join(names)}, or give a .yaml file")
-        if path in seen:
-            raise UserError(f"{path}: extends itself, through {' -> '.join(map(str, seen))}")
-        seen.append(path)
-        content = read_settings_file(path)
-        name = content.pop("extends", None)
-        yield path, content
 
 
 def _translated(content: dict) -> dict:

@@ -10,13 +10,13 @@ from typing import Literal
 import tyro
 
 from unified_lift.cli.flags import canonical
+from unified_lift.device import chosen_device
 from unified_lift.editing import script
 from unified_lift.editing.files import save_model
 from unified_lift.editing.scene import ObjectScene, load_object_scene
 from unified_lift.editing.script import Operation
-from unified_lift.engine.device import chosen_device
-from unified_lift.engine.outputs import holds_run, saved_levels, write_text
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
+from unified_lift.modelfolder.outputs import holds_run, saved_levels, write_text
 from unified_lift.viewer.cameras import saved_cameras
 from unified_lift.viewer.server import Viewer
 from unified_lift.viewer.session import Session

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unified_lift.data.common import Frame, Reader, Store, check_frames
+from unified_lift.data.base import Frame, Reader, Store, check_frames
 from unified_lift.data.images import Progress
+from unified_lift.errors import UserError
 from unified_lift.registry import members
-from unified_lift.types import DataSettings, Scene, UserError
+from unified_lift.types import DataSettings, Scene
 
 _READERS: list[Reader] = sorted(members(sys.modules[__name__], "READER"), key=lambda reader: reader.precedence)
 DATASETS: dict[str, Reader] = {reader.name: reader for reader in _READERS}

@@ -14,18 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_lift.data.colmap_model import (
-    ColmapCamera,
-    ColmapImage,
-    points_2d,
-    points_of,
-    read_cameras,
-    read_images,
-    read_points,
-    table_path,
-    write_model,
-)
-from unified_lift.data.common import (
+from unified_lift.data.base import (
     OBJECT_PATH,
     Frame,
     Reader,
@@ -38,13 +27,25 @@ from unified_lift.data.common import (
     sound_ones,
     without_pose_note,
 )
+from unified_lift.data.colmap_io import (
+    ColmapCamera,
+    ColmapImage,
+    points_2d,
+    points_of,
+    read_cameras,
+    read_images,
+    read_points,
+    table_path,
+    write_model,
+)
 from unified_lift.data.images import Progress, write_image
 from unified_lift.data.lens import Lens
 from unified_lift.data.masks import find_mask, write_mask
 from unified_lift.data.miniature import LANDMARK, floor_cloud, miniature_views, orbit
 from unified_lift.data.ply import finite_points, read_point_cloud
+from unified_lift.errors import UserError
 from unified_lift.ops.cameras import project, quaternion_from_rigid, rigid_from_quaternion
-from unified_lift.types import Camera, DataSettings, PointCloud, Scene, UserError
+from unified_lift.types import Camera, DataSettings, PointCloud, Scene
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
 ANNOTATIONS = Path("annotations", "gt_instance")

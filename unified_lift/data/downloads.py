@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from unified_lift.data import colmap, lerf_mask, messy_rooms
-from unified_lift.data.common import OBJECT_PATH, Frame, without_pose_note
+from unified_lift.data.base import OBJECT_PATH, Frame, without_pose_note
 from unified_lift.data.findings import (
     Finding,
     check_masks,
@@ -36,7 +36,8 @@ from unified_lift.data.replica_layout import (
     read_trajectory,
 )
 from unified_lift.data.splits import last_fifth
-from unified_lift.types import DataSettings, UserError
+from unified_lift.errors import UserError
+from unified_lift.types import DataSettings
 
 LERF_MASK_SCENES = tuple(lerf_mask.PROMPTS)
 LERF_MASK_TEST_VIEWS = (2, 4)  # fewest and most

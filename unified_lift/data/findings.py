@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from unified_lift.data.common import Frame
+from unified_lift.data.base import Frame
 from unified_lift.data.images import open_image, parallel_map, read_image
 from unified_lift.data.masks import read_mask, same_aspect
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 Status = Literal["found", "missing", "note"]
 _NAMES_SHOWN = 5

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 Alpha = Literal["drop", "black"]
 Progress = Callable[[int, int], None]

@@ -18,13 +18,14 @@ import numpy as np
 from PIL import Image
 
 from unified_lift.data import colmap
-from unified_lift.data.colmap_model import ColmapCamera, points_of, write_model
-from unified_lift.data.common import OBJECT_PATH, Frame, Reader, Store, as_pinhole
+from unified_lift.data.base import OBJECT_PATH, Frame, Reader, Store, as_pinhole
+from unified_lift.data.colmap_io import ColmapCamera, points_of, write_model
 from unified_lift.data.images import IMAGE_SUFFIXES, Progress, read_image, write_image
 from unified_lift.data.masks import same_aspect
 from unified_lift.data.miniature import LANDMARK_ID, floor_cloud, miniature_views, orbit
 from unified_lift.data.splits import split_names
-from unified_lift.types import DataSettings, Scene, UserError
+from unified_lift.errors import UserError
+from unified_lift.types import DataSettings, Scene
 
 PROMPT_MASKS = "test_mask"
 TRAIN_LIST = "images_train"

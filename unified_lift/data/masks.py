@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from unified_lift.data.images import open_image
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 MASK_SUFFIXES = (".png", ".npy", ".npz")
 _NPZ_KEYS = ("indices", "segments", "ids", "mask", "masks", "arr_0")  # `indices` is OmniSeg3D's patch map

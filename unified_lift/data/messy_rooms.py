@@ -14,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_lift.data.common import Frame, Reader, Store, make_scene, mask_folder, rigid_pose, sound_ones
+from unified_lift.data.base import Frame, Reader, Store, make_scene, mask_folder, rigid_pose, sound_ones
 from unified_lift.data.images import IMAGE_SUFFIXES, Progress, image_size, write_image
-from unified_lift.data.jsonfile import number, read_json
 from unified_lift.data.lens import Lens
 from unified_lift.data.masks import find_mask, read_mask
 from unified_lift.data.miniature import MINIATURE_FOCAL, kubric_camera, miniature_views, orbit
 from unified_lift.data.splits import last_fifth
+from unified_lift.errors import UserError
+from unified_lift.fileio import number, read_json
 from unified_lift.ops.cameras import cam_from_world_opengl, rigid_from_quaternion
-from unified_lift.types import DataSettings, Scene, UserError
+from unified_lift.types import DataSettings, Scene
 
 INPUT_MASKS = "detic_instance"
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from unified_lift.errors import UserError
 from unified_lift.plyio import read_vertices, write_vertices
-from unified_lift.types import PointCloud, UserError
+from unified_lift.types import PointCloud
 
 _COLORS = ("red", "green", "blue")
 _GREY = 127

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unified_lift.data.common import OBJECT_PATH, Frame, Reader, Store, fit_lens, make_camera, make_scene, mask_folder
+from unified_lift.data.base import OBJECT_PATH, Frame, Reader, Store, fit_lens, make_camera, make_scene, mask_folder
 from unified_lift.data.images import Progress, parallel_map, read_image, resize_image, write_image
 from unified_lift.data.masks import read_mask, write_mask
 from unified_lift.data.miniature import MiniatureView, floor_points, miniature_views, orbit
@@ -32,8 +32,9 @@ from unified_lift.data.replica_layout import (
     read_frames,
 )
 from unified_lift.data.splits import split_names
+from unified_lift.errors import UserError
 from unified_lift.ops.cameras import invert_rigid, project, unproject
-from unified_lift.types import Camera, DataSettings, PointCloud, Scene, UserError
+from unified_lift.types import Camera, DataSettings, PointCloud, Scene
 
 NUM_DEPTH_POINTS = 100_000  # [DN-Splatter: 51 pixels of each of 2000 frames]
 

@@ -18,14 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_lift.data.common import Frame, rigid_pose, sound_ones
+from unified_lift.data.base import Frame, rigid_pose, sound_ones
 from unified_lift.data.images import image_size, open_image
-from unified_lift.data.jsonfile import number, read_json
 from unified_lift.data.lens import Lens
 from unified_lift.data.masks import find_mask
 from unified_lift.data.splits import dn_splatter, semantic_nerf
+from unified_lift.errors import UserError
+from unified_lift.fileio import number, read_json
 from unified_lift.ops.cameras import invert_rigid
-from unified_lift.types import UserError
 
 SEQUENCES = (".", "Sequence_1", "imap/00")
 """Where the recording of the benchmark lies inside a scene folder, in the order looked at."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_lift.data.common import (
+from unified_lift.data.base import (
     OBJECT_PATH,
     Frame,
     Reader,
@@ -32,13 +32,14 @@ from unified_lift.data.common import (
     without_pose_note,
 )
 from unified_lift.data.images import IMAGE_SUFFIXES, Progress, image_size, write_image
-from unified_lift.data.jsonfile import number, read_json
 from unified_lift.data.lens import Lens
 from unified_lift.data.masks import find_mask, write_mask
 from unified_lift.data.miniature import floor_cloud, miniature_views, orbit, world_from_cam_opengl
 from unified_lift.data.ply import read_point_cloud, write_point_cloud
+from unified_lift.errors import UserError
+from unified_lift.fileio import number, read_json
 from unified_lift.ops.cameras import cam_from_world_opengl, focal_from_fov
-from unified_lift.types import DataSettings, PointCloud, Scene, UserError, ZeroId
+from unified_lift.types import DataSettings, PointCloud, Scene, ZeroId
 
 ANNOTATIONS = Path("annotations", "gt_instance")
 _SPLIT_FILES = ("transforms_train.json", "transforms_test.json")

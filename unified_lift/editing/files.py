@@ -13,9 +13,9 @@ from torch import Tensor
 from unified_lift.editing import script
 from unified_lift.editing.scene import ObjectScene
 from unified_lift.editing.script import Operation
-from unified_lift.engine import outputs
-from unified_lift.engine.labels import GaussianLabels
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
+from unified_lift.modelfolder import outputs
+from unified_lift.modelfolder.labels import GaussianLabels
 
 _HEADER = ("config.yaml", "cfg_args", "cameras.json", "input.ply")
 _OF_THE_UNEDITED = ("results.json", "per_view.json", "evaluation.json", "oracle.json", "report.html", "manifest.json")

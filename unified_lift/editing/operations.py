@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from unified_lift.editing.scene import ObjectScene
+from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.ops.harmonics import rotate_harmonics
 from unified_lift.ops.quaternions import multiply, rotation_from_quaternion
-from unified_lift.types import UserError
 
 Vector = tuple[float, float, float]
 

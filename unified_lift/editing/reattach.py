@@ -9,8 +9,8 @@ import torch
 from scipy.spatial import cKDTree
 
 from unified_lift.editing.scene import ObjectScene
+from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.types import UserError
 
 MAX_DISTANCE = 3.0
 _MAX_UNKNOWN = 0.5  # of the edited Gaussians; beyond, it is another scene

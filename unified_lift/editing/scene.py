@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unified_lift.engine.inference import load_model
-from unified_lift.engine.outputs import iteration_dir, level_dir, read_labels, saved_levels
+from unified_lift.errors import UserError
 from unified_lift.methods.base import Method
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.types import UserError
+from unified_lift.modelfolder.inference import load_model
+from unified_lift.modelfolder.outputs import iteration_dir, level_dir, read_labels, saved_levels
 
 _CPU = torch.device("cpu")
 

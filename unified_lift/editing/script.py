@@ -26,7 +26,7 @@ import yaml
 from unified_lift.editing import operations, selection
 from unified_lift.editing.operations import CENTROID, Rotation, Vector
 from unified_lift.editing.scene import ObjectScene
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

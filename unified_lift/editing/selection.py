@@ -14,10 +14,11 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from unified_lift.editing.scene import ObjectScene
-from unified_lift.engine.labels import segment_by_labels
+from unified_lift.errors import UserError
 from unified_lift.metrics.image import quantize_uint8
-from unified_lift.rendering import render
-from unified_lift.types import Camera, UserError
+from unified_lift.model.render import render
+from unified_lift.modelfolder.labels import segment_by_labels
+from unified_lift.types import Camera
 
 _SPACING_NEIGHBOUR = 4  # the distance to the 4th neighbour is how far apart Gaussians of a surface lie
 _MIN_PART_SHARE = 0.05  # of an object's Gaussians: a smaller piece that touches nothing of it is a stray one

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 _BATCH = 32  # pictures encoded together
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from unified_lift.data.images import open_image
+from unified_lift.errors import UserError
 from unified_lift.metrics.prompts import MASK_LEVEL
-from unified_lift.types import UserError
 
 # Grounded-SAM as Gaussian Grouping's scripts call it.
 BOX_THRESHOLD = 0.30

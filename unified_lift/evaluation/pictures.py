@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 MAX_ID = 65_535
 """Largest id a 16-bit PNG holds."""

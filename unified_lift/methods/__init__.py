@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from unified_lift.errors import UserError
 from unified_lift.methods.base import MethodEntry
 from unified_lift.registry import members
-from unified_lift.types import UserError
 
 METHODS: dict[str, MethodEntry] = {entry.name: entry for entry in members(sys.modules[__name__], "METHOD")}
 """All methods by name."""

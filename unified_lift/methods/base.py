@@ -10,8 +10,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from unified_lift.errors import UserError
 from unified_lift.model.initialize import random_features
-from unified_lift.types import Camera, UserError, ZeroId
+from unified_lift.types import Camera, ZeroId
 
 Observation = tuple[Tensor, Tensor, int]
 """Rendered features [P, D] and slots int32 [P] of pixels of one training view, and its number of segments.
@@ -245,7 +246,7 @@ class MethodEntry(NamedTuple):
     """How a method is found: `METHOD = MethodEntry(...)` in its file.
 
     Attributes:
-        name: What --method calls it; `configs/<name>.yaml` holds its preset.
+        name: What --method calls it; `unified_lift/settings/presets/<name>.yaml` holds its preset.
         settings: Its settings, a frozen dataclass.
         build: Makes it: (settings, zero_id=..., seed=...).
     """

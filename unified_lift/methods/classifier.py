@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from unified_lift.losses.identity import identity_loss, knn_loss
+from unified_lift.errors import UserError
+from unified_lift.kernels.assignment import pseudo_labels
+from unified_lift.kernels.identity import identity_loss, knn_loss
 from unified_lift.methods.base import LiftData, Method, MethodSettings, Segmentation
 from unified_lift.model.initialize import random_features
 from unified_lift.ops.draws import StepGenerator
-from unified_lift.ops.matching import pseudo_labels
 from unified_lift.ops.neighbors import nearest_points
-from unified_lift.types import UserError, ZeroId
+from unified_lift.types import ZeroId
 
 _MAX_LOGITS = 2**24  # of pixels for classes at once: 64 MiB for each of a few tensors
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from unified_lift.errors import UserError
 from unified_lift.methods.base import LiftData, Method, MethodSettings, Observation, Segmentation
 from unified_lift.metrics.panoptic import pq_scene
 from unified_lift.ops.clustering import Box, box_without_outliers, centroid_logits, hdbscan_centroids, require_hdbscan
 from unified_lift.ops.draws import StepGenerator
-from unified_lift.types import UserError, ZeroId
+from unified_lift.types import ZeroId
 
 _EPS = 1e-6
 _MAX_DISTANCES = 2**24  # of pixels from centroids at once: 64 MiB

@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unified_lift.losses.slow_fast import slow_fast_losses
+from unified_lift.errors import UserError
 from unified_lift.methods.base import MethodEntry
 from unified_lift.methods.clustered import ClusteredMethod, ClusteredSettings
-from unified_lift.types import UserError, ZeroId
+from unified_lift.methods.slow_fast import slow_fast_losses
+from unified_lift.types import ZeroId
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from unified_lift.errors import UserError
 from unified_lift.methods.base import LiftData, MethodEntry
 from unified_lift.methods.classifier import KnownClasses, KnownClassesSettings, SegmentClasses
 from unified_lift.ops.memory_bank import front_sets, memory_bank
-from unified_lift.types import UserError, ZeroId
+from unified_lift.types import ZeroId
 
 
 @dataclass(frozen=True, kw_only=True)

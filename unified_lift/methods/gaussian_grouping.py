@@ -16,9 +16,9 @@ from typing import Literal
 
 import torch
 
+from unified_lift.errors import UserError
 from unified_lift.methods.base import LiftData, MethodEntry
 from unified_lift.methods.classifier import KnownClasses, KnownClassesSettings, SegmentClasses
-from unified_lift.types import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

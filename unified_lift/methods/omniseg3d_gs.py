@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from unified_lift.losses.contrastive import contrastive_loss
+from unified_lift.kernels.contrastive import contrastive_loss
 from unified_lift.methods.base import MethodEntry
 from unified_lift.methods.clustered import ClusteredMethod, ClusteredSettings
 from unified_lift.types import ZeroId

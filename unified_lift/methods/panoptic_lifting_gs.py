@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unified_lift.losses.identity import identity_loss
+from unified_lift.errors import UserError
+from unified_lift.kernels.assignment import association_scores, hungarian, pseudo_labels
+from unified_lift.kernels.identity import identity_loss
 from unified_lift.methods.base import LiftData, MethodEntry
 from unified_lift.methods.classifier import ClassifierSettings, IdentityClassifier
-from unified_lift.ops.matching import association_scores, hungarian, pseudo_labels
-from unified_lift.types import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

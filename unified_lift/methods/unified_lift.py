@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unified_lift.losses.association import associate, association_logits, codebook_terms, nearest_code
-from unified_lift.losses.contrastive import contrastive_loss
+from unified_lift.errors import UserError
+from unified_lift.kernels.assignment import hungarian
+from unified_lift.kernels.association import associate, association_logits, codebook_terms, nearest_code
+from unified_lift.kernels.contrastive import contrastive_loss
+from unified_lift.kernels.uncertainty import uncertainty
 from unified_lift.methods.base import (
     FinalFeatures,
     Method,
@@ -24,13 +27,11 @@ from unified_lift.methods.base import (
     Observation,
     Segmentation,
 )
-from unified_lift.model.codebook import Overlaps, codebook_from_prototypes, joined_codes, random_codebook, support
+from unified_lift.methods.codebook import Overlaps, codebook_from_prototypes, joined_codes, random_codebook, support
 from unified_lift.model.initialize import random_features
 from unified_lift.ops.draws import StepGenerator
-from unified_lift.ops.matching import hungarian
 from unified_lift.ops.segments import segment_counts, segment_mean
-from unified_lift.ops.uncertainty import uncertainty
-from unified_lift.types import UserError, ZeroId
+from unified_lift.types import ZeroId
 
 _EPS = 1e-6
 _MAX_ASSOCIATIONS = 2**24  # of pixels with codes at once: 64 MiB for each of a few tensors

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.plyio import read_vertices, write_vertices
-from unified_lift.types import PointCloud, UserError
+from unified_lift.types import PointCloud
 
 _MAX_LOGIT = 15.0  # of an opacity: 1 - 3e-7
 _FEATURE_PREFIXES = ("obj_dc_", "semantic_", "f_extra_")  # GG/UL/OmniSeg/Gaga, Feature-3DGS, EgoLifter

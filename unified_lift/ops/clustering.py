@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unified_lift.errors import UserError
 from unified_lift.shapes import check_shapes
-from unified_lift.types import UserError
 
 _MAX_SIGMA = 3.0  # from the mean, up to which a point is kept [Contrastive Lift]
 _MIN_WIDTH = 1e-12  # of a dimension in which all points agree

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unified_lift.errors import UserError
 from unified_lift.evaluation.video import up_direction
 from unified_lift.ops.cameras import focal_from_fov, invert_rigid, look_at_point, rigid_from_quaternion
-from unified_lift.types import Camera, UserError
+from unified_lift.types import Camera
 
 
 class StartView(NamedTuple):

@@ -19,7 +19,7 @@ from unified_lift.editing.scene import ObjectScene
 from unified_lift.evaluation.pictures import object_colors, uncertainty_picture
 from unified_lift.metrics.image import quantize_uint8
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.rendering import render
+from unified_lift.model.render import render
 from unified_lift.types import Camera
 
 Mode = Literal["rgb", "ids", "features", "uncertainty"]

@@ -19,8 +19,9 @@ import numpy as np
 from unified_lift.editing.scene import ObjectScene
 from unified_lift.editing.script import Operation
 from unified_lift.editing.selection import object_at
+from unified_lift.errors import UserError
 from unified_lift.evaluation.video import FPS, write_video
-from unified_lift.types import Camera, UserError
+from unified_lift.types import Camera
 from unified_lift.viewer.cameras import start_view, window_camera
 from unified_lift.viewer.frames import MODES, FeatureColors, Frame, FrameLoop, Painter
 from unified_lift.viewer.session import Session

@@ -15,7 +15,7 @@ from unified_lift.editing import script
 from unified_lift.editing.operations import CENTROID, Rotation, Vector, next_ids
 from unified_lift.editing.scene import ObjectScene
 from unified_lift.editing.script import Duplicate, Move, Operation, Recolour, Remove, Rename
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 _DIGITS = 6  # of numbers in the script: more than a hand can place, few enough to read
 _EXTENT = (0.05, 0.95)  # quantiles between which an object counts as wide: strays are left out

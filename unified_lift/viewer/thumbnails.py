@@ -10,8 +10,8 @@ import torch
 
 from unified_lift.editing.scene import ObjectScene
 from unified_lift.metrics.image import quantize_uint8
+from unified_lift.model.render import render
 from unified_lift.ops.cameras import look_at, project
-from unified_lift.rendering import render
 from unified_lift.types import Camera
 
 SIZE = (88, 66)

@@ -8,8 +8,9 @@ import numpy as np
 from scipy.interpolate import CubicSpline, PchipInterpolator
 from scipy.spatial.transform import Rotation, RotationSpline
 
+from unified_lift.errors import UserError
 from unified_lift.ops.cameras import invert_rigid
-from unified_lift.types import Camera, UserError
+from unified_lift.types import Camera
 
 HEIGHT = 720
 """Of a video, in pixels; it is as wide as the window of its first view is."""

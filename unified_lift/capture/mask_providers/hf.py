@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from unified_lift.capture.masks import Level, Proposal, Provider, ProviderSettings
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 _INDEX: dict[Level, int] = {"subpart": 0, "part": 1, "whole": 2}  # of the three masks per point
 _NUM_LEVELS = 3

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from unified_lift.capture.masks import LEVELS, Level, Proposal, Provider, ProviderSettings
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 _MAX_PIXELS = 1_000_000  # larger photos are segmented at this size: a second on a core
 _PATCHES = 2_500  # of the first cut; more gains no detail that survives the merging

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from unified_lift.capture.masks import Level, Proposal, Provider, ProviderSettings
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 _INDEX: dict[Level, int] = {"subpart": 0, "part": 1, "whole": 2}  # of SAM's three masks per point
 _MODELS = ("vit_h", "vit_l", "vit_b")

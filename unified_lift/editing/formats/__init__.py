@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from unified_lift.editing.formats.base import Format
+from unified_lift.errors import UserError
 from unified_lift.registry import members
-from unified_lift.types import UserError
 
 FORMATS: dict[str, Format] = {entry.name: entry for entry in members(sys.modules[__name__], "FORMAT")}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unified_lift.editing.scene import ObjectScene
-from unified_lift.types import UserError
+from unified_lift.errors import UserError
 
 BACKGROUND_ID = 0  # objects are numbered by falling area
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

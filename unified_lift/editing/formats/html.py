@@ -11,8 +11,8 @@ import numpy as np
 
 from unified_lift.editing.formats.base import Format, Part
 from unified_lift.editing.formats.splat import ROW, splat_rows
+from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import object_colors
-from unified_lift.types import UserError
 
 _PAGE = Path(__file__).with_name("page.html")
 _FIELD_OF_VIEW = 0.9  # radians, vertical, where no camera is known

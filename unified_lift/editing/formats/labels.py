@@ -7,9 +7,9 @@ from pathlib import Path
 
 from unified_lift.editing.formats.base import Format, Part
 from unified_lift.editing.scene import ObjectScene
-from unified_lift.engine import outputs
-from unified_lift.engine.labels import GaussianLabels, describe_objects
 from unified_lift.model.ply import write_gaussians
+from unified_lift.modelfolder import outputs
+from unified_lift.modelfolder.labels import GaussianLabels, describe_objects
 
 
 def object_list(scene: ObjectScene) -> dict[str, dict]:

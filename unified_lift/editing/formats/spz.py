@@ -11,8 +11,8 @@ import numpy as np
 
 from unified_lift.editing.formats.base import Format, Part
 from unified_lift.editing.formats.splat import to_bytes
+from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.types import UserError
 
 MAGIC, VERSION = 0x5053474E, 3  # "NGSP"
 HEADER = struct.Struct("<IIIBBBB")  # magic, version, count, SH degree, fractional bits, flags, reserved

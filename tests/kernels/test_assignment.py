@@ -1,0 +1,56 @@
+import itertools
+
+import pytest
+import torch
+
+from unified_lift.kernels.assignment import association_scores, hungarian, pseudo_labels
+
+# Two segments: 0 has four pixels, 1 has one. Two codes. Everybody prefers code 0.
+PROBABILITIES = torch.tensor([[0.8, 0.2]] * 4 + [[0.9, 0.1]])
+SLOT = torch.tensor([0, 0, 0, 0, 1])
+
+
+def test_area_aware_score_is_the_sum_over_pixels():
+    scores = association_scores(PROBABILITIES, SLOT, 2, area_aware=True)
+    torch.testing.assert_close(scores, torch.tensor([[3.2, 0.8], [0.9, 0.1]]))
+
+
+def test_plain_score_is_the_mean_over_pixels():
+    scores = association_scores(PROBABILITIES, SLOT, 2, area_aware=False)
+    torch.testing.assert_close(scores, torch.tensor([[0.8, 0.2], [0.9, 0.1]]), atol=2e-4, rtol=0)
+
+
+def test_area_aware_matching_prefers_large_segments():
+    # Sum: 3.2 + 0.1 = 3.3 beats 0.8 + 0.9 = 1.7, so the large segment gets code 0.
+    # Mean: 0.8 + 0.1 = 0.9 loses to 0.2 + 0.9 = 1.1, so the single pixel takes it.
+    assert hungarian(association_scores(PROBABILITIES, SLOT, 2, area_aware=True)).tolist() == [0, 1]
+    assert hungarian(association_scores(PROBABILITIES, SLOT, 2, area_aware=False)).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_hungarian_equals_the_best_of_all_permutations(seed):
+    scores = torch.rand(4, 6, generator=torch.Generator().manual_seed(seed))
+    best = max(itertools.permutations(range(6), 4), key=lambda p: sum(scores[i, c] for i, c in enumerate(p)))
+    assert hungarian(scores).tolist() == list(best)
+
+
+def test_segments_beyond_the_codebook_stay_without_code():
+    codes = hungarian(torch.tensor([[0.9], [0.5], [0.1]]))
+    assert codes.tolist() == [0, -1, -1]
+
+
+def test_way_out_leaves_a_poor_segment_without_code():
+    scores = torch.tensor([[0.9, 0.1], [0.3, 0.05]])  # segment 1 would get 0.05
+    assert hungarian(scores).tolist() == [0, 1]
+    assert hungarian(scores, floors=torch.tensor([0.2, 0.2])).tolist() == [0, -1]
+    assert hungarian(scores, floors=torch.tensor([0.2, 0.01])).tolist() == [0, 1]
+
+
+def test_nan_scores_do_not_stop_the_matching():
+    assert hungarian(torch.tensor([[float("nan"), 0.1], [0.2, 0.3]])).tolist() in ([0, 1], [1, 0])
+
+
+def test_pseudo_labels_follow_segments_and_skip_what_is_missing():
+    slot = torch.tensor([1, 0, -1, 2])
+    assert pseudo_labels(torch.tensor([5, 3, -1]), slot).tolist() == [3, 5, -1, -1]
+    assert pseudo_labels(torch.zeros(0, dtype=torch.int64), torch.tensor([-1, -1])).tolist() == [-1, -1]

@@ -1,0 +1,102 @@
+import math
+
+import torch
+
+from unified_lift.kernels.assignment import association_scores
+from unified_lift.kernels.association import (
+    associate,
+    association_logits,
+    codebook_terms,
+    concentration_loss,
+    nearest_code,
+    sparsity_loss,
+)
+
+
+def test_raw_association_is_the_dot_product():
+    logits = association_logits(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 1.0], [0.0, 5.0]]), temperature=None)
+    assert logits.tolist() == [[6.0, 0.0]]
+
+
+def test_cosine_association_forgets_lengths():
+    logits = association_logits(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 5.0]]), temperature=0.1)
+    torch.testing.assert_close(logits, torch.tensor([[10.0, 0.0]]))
+
+
+def test_association_by_hand():
+    # Logits (0, ln 3) and (0, 0): softmax (1/4, 3/4) and (1/2, 1/2); the third pixel has no segment.
+    features, codebook = torch.tensor([[1.0], [0.0], [5.0]]), torch.tensor([[0.0], [math.log(3)]])
+    slot = torch.tensor([0, 0, -1], dtype=torch.int32)
+    out = associate(features, codebook, slot, 2, temperature=None, area_aware=True)
+    torch.testing.assert_close(out.scores, torch.tensor([[0.75, 1.25], [0.0, 0.0]]))
+    torch.testing.assert_close(out.log_normaliser[:2], torch.tensor([4.0, 2.0]).log())
+    assert out.best[[0, 2]].tolist() == [1, 1]
+    means = associate(features, codebook, slot, 2, temperature=None, area_aware=False).scores
+    torch.testing.assert_close(means, torch.tensor([[0.375, 0.625], [0.0, 0.0]]), atol=1e-4, rtol=0)
+
+
+def test_sparsity_by_hand():
+    # One pixel with logits (0, ln 3): softmax (1/4, 3/4). Label 0: -ln(1/4) / ln 2 = 2.
+    loss = sparsity_loss(torch.tensor([[0.0, math.log(3)]]), torch.tensor([0]))
+    assert math.isclose(float(loss), 2.0, rel_tol=1e-6)
+
+
+def test_sparsity_rests_when_everything_agrees_or_nothing_is_labelled():
+    logits = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
+    assert float(sparsity_loss(logits, torch.tensor([1, 0]))) == 0
+    assert float(sparsity_loss(logits, torch.tensor([-1, -1]))) == 0
+    assert float(sparsity_loss(logits, torch.tensor([0, -1]))) > 0
+
+
+def test_terms_follow_the_codes_of_the_segments_and_the_trusted_pixels():
+    generator = torch.Generator().manual_seed(1)
+    features, codebook = torch.randn(40, 4, generator=generator), torch.randn(6, 4, generator=generator)
+    slot = torch.randint(-1, 5, (40,), generator=generator, dtype=torch.int32)
+    trusted = torch.where(torch.rand(40, generator=generator) < 0.3, -1, slot)
+    association = associate(features, codebook, slot, 5, temperature=0.5, area_aware=True)
+    codes = torch.tensor([4, -1, 0, 2, 3])
+    labels = torch.tensor([-1 if s < 0 else int(codes[s]) for s in trusted])
+    terms = codebook_terms(features, codebook, association, codes, trusted, temperature=0.5, unit_codes=True)
+    logits = association_logits(features, codebook, temperature=0.5)
+    torch.testing.assert_close(terms[0], sparsity_loss(logits, labels))
+    torch.testing.assert_close(terms[1], concentration_loss(features, codebook, labels, unit_codes=True))
+    expected = association_scores(logits.softmax(dim=1), slot, 5, area_aware=True)
+    torch.testing.assert_close(association.scores, expected)
+
+
+def test_nearest_code_is_the_one_with_the_largest_cosine(monkeypatch):
+    monkeypatch.setattr("unified_lift.kernels.association._CHUNK", 7)
+    generator = torch.Generator().manual_seed(2)
+    features, codebook = torch.randn(30, 4, generator=generator), torch.randn(5, 4, generator=generator)
+    expected = association_logits(features, codebook, temperature=1.0).argmax(dim=1)
+    assert torch.equal(nearest_code(features, codebook), expected)
+
+
+def test_concentration_by_hand():
+    # |(1, 0) - (0, 1)| = sqrt 2 for the first pixel, |(0, 1) - (0, 1)| = 0 for the second; the third is unlabelled.
+    features = torch.tensor([[4.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
+    codebook = torch.tensor([[0.0, 1.0], [9.0, 9.0]])
+    loss = concentration_loss(features, codebook, torch.tensor([0, 0, -1]), unit_codes=False)
+    assert math.isclose(float(loss), math.sqrt(2) / 2, rel_tol=1e-5)
+
+
+def test_concentration_with_unit_codes_ignores_code_length():
+    features, labels = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+    near = concentration_loss(features, torch.tensor([[7.0, 0.0]]), labels, unit_codes=True)
+    far = concentration_loss(features, torch.tensor([[7.0, 0.0]]), labels, unit_codes=False)
+    assert float(near) < 1e-4
+    assert math.isclose(float(far), 6.0, rel_tol=1e-5)
+
+
+def test_unmatched_rows_get_no_concentration_gradient():
+    codebook = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    features = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    concentration_loss(features, codebook, torch.tensor([0, 0, 2, 2, -1, -1]), unit_codes=False).backward()
+    assert bool((codebook.grad[1] == 0).all())
+    assert bool((codebook.grad[[0, 2]] != 0).any(dim=1).all())
+
+
+def test_perfect_pixel_has_a_finite_gradient():
+    codebook = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    concentration_loss(torch.tensor([[1.0, 0.0]]), codebook, torch.tensor([0]), unit_codes=False).backward()
+    assert bool(torch.isfinite(codebook.grad).all())

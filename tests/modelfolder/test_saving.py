@@ -1,0 +1,241 @@
+"""What reaches the disk while a run goes on, and what never does."""
+
+import threading
+import time
+
+import pytest
+import torch
+from diff_gaussian_rasterization import TrainingStep
+from tests.train.test_training import SHORT, assert_same_state, final_state, settings_for
+
+from unified_lift.errors import UserError
+from unified_lift.modelfolder import checkpoint
+from unified_lift.modelfolder.checkpoint import (
+    CheckpointWriter,
+    checkpoint_path,
+    checkpoints,
+    load_checkpoint,
+    named_tensors,
+    snapshot,
+)
+from unified_lift.train import geometry
+from unified_lift.train.run import Interrupted, Trainer, latest_checkpoint
+
+
+def run_settings(path, **run):
+    return settings_for(path, run=SHORT["run"] | run)
+
+
+def test_snapshot_does_not_change_with_what_it_was_taken_from():
+    tree = {"a": torch.zeros(3), "b": [(torch.ones(2, requires_grad=True), 5)], "c": "x"}
+    copy = snapshot(tree)
+    tree["a"].fill_(7)
+    tree["b"][0][0].data.fill_(7)
+    assert copy["a"].tolist() == [0, 0, 0]
+    assert copy["b"][0][0].tolist() == [1, 1]
+    assert not copy["b"][0][0].requires_grad
+    assert (copy["b"][0][1], copy["c"]) == (5, "x")
+
+
+def test_every_tensor_of_a_tree_has_a_name():
+    tree = {"a": torch.zeros(1), "b": {"m": (torch.ones(1), torch.ones(2))}, "n": 3}
+    assert [(name, len(value)) for name, value in named_tensors(tree)] == [("a", 1), ("b.m.0", 1), ("b.m.1", 2)]
+
+
+def test_a_checkpoint_holds_the_moment_it_was_asked_for_however_slowly_it_is_written(tmp_path, scene, monkeypatch):
+    fast, slow = (run_settings(tmp_path / name, checkpoint_iterations=[9, 30]) for name in ("fast", "slow"))
+    Trainer(fast, scene).run()
+    save = torch.save
+
+    def slow_save(*arguments):
+        time.sleep(0.3)  # the steps until the end take less
+        save(*arguments)
+
+    monkeypatch.setattr(torch, "save", slow_save)
+    Trainer(slow, scene).run()
+    assert list(checkpoints(tmp_path / "slow")) == [9, 24, 30, 44]
+    for total in (9, 24, 30, 44):
+        assert_same_state(final_state(tmp_path / "fast", total), final_state(tmp_path / "slow", total))
+
+
+def test_rolling_checkpoints_by_time_resume_bit_for_bit(tmp_path, scene):
+    Trainer(settings_for(tmp_path / "whole"), scene).run()
+    settings = run_settings(tmp_path / "crashed", checkpoint_minutes=1e-6)
+    trainer = Trainer(settings, scene)
+    original = trainer._after_step
+
+    def crash(stage, step, total, log):
+        original(stage, step, total, log)
+        trainer.writer.wait()  # else the disk decides which steps are saved
+        if total == 18:
+            raise MemoryError
+
+    trainer._after_step = crash
+    with pytest.raises(MemoryError):
+        trainer.run()
+    assert list(checkpoints(settings.model_path)) == [18]
+    Trainer(settings, scene).run(resume_from=latest_checkpoint(settings))
+    assert_same_state(final_state(tmp_path / "whole", 44), final_state(tmp_path / "crashed", 44))
+    assert list(checkpoints(settings.model_path)) == [24, 44]
+
+
+def test_by_time_no_checkpoint_is_begun_while_another_is_written(tmp_path, scene, monkeypatch):
+    written, release = [], threading.Event()
+    save = checkpoint.save_checkpoint
+
+    def slow_save(path, state):
+        written.append(state["total_steps"])
+        assert release.wait(30)
+        save(path, state)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", slow_save)
+    trainer = Trainer(run_settings(tmp_path, checkpoint_minutes=1e-6), scene)
+    original = trainer._after_step
+
+    def after_step(stage, step, total, log):
+        if total == 20:
+            release.set()
+        original(stage, step, total, log)
+
+    trainer._after_step = after_step
+    trainer.run()
+    assert written[0] == 1
+    assert all(total >= 20 for total in written[1:])
+    assert written[-1] == 44
+
+
+def test_no_rolling_checkpoints_if_none_are_wanted(tmp_path, scene, monkeypatch):
+    written, save = [], checkpoint.save_checkpoint
+    monkeypatch.setattr(
+        checkpoint, "save_checkpoint", lambda path, state: (written.append(state["total_steps"]), save(path, state))
+    )
+    Trainer(run_settings(tmp_path, checkpoint_minutes=0), scene).run()
+    assert written == [24, 44]
+
+
+def test_full_disk_ends_the_run_and_keeps_the_checkpoint_before(tmp_path, scene, monkeypatch):
+    save = torch.save
+
+    def full(state, file):
+        if state.get("total_steps", 0) > 5:
+            raise OSError(28, "No space left on device")
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"chkpnt10.pth: could not be written .*No space left.*--resume"):
+        Trainer(run_settings(tmp_path, checkpoint_interval=5), scene).run()
+    assert list(checkpoints(tmp_path)) == [5]
+    assert load_checkpoint(checkpoint_path(tmp_path, 5))["step"] == 5
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_full_disk_at_the_very_end_is_told(tmp_path, scene, monkeypatch):
+    save = torch.save
+
+    def full(state, file):
+        if isinstance(state, dict) and state.get("total_steps") == 44:
+            raise OSError(28, "No space left on device")
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="chkpnt44.pth"):
+        Trainer(settings_for(tmp_path), scene).run()
+    assert list(checkpoints(tmp_path)) == [24]
+
+
+def test_interrupt_waits_until_its_checkpoint_is_on_disk(tmp_path, scene, monkeypatch):
+    save = checkpoint.save_checkpoint
+
+    def slow_save(path, state):
+        time.sleep(0.2)
+        save(path, state)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", slow_save)
+    trainer = Trainer(settings_for(tmp_path), scene)
+    trainer.stop_requested = True
+    with pytest.raises(Interrupted):
+        trainer.run()
+    assert list(checkpoints(tmp_path)) == [1]
+
+
+def test_writer_raises_an_error_once_and_goes_on(tmp_path, monkeypatch):
+    save = checkpoint.save_checkpoint
+
+    def fail_first(path, state):
+        if path.name == "chkpnt1.pth":
+            raise UserError("no disk")
+        save(path, state)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", fail_first)
+    writer = CheckpointWriter()
+    writer.write(tmp_path / "chkpnt1.pth", {"total_steps": 1}, kept=())
+    while writer._running is not None and not writer._running.done():
+        time.sleep(0.01)
+    with pytest.raises(UserError, match="no disk"):
+        writer.is_busy()
+    assert not writer.is_busy()
+    writer.write(tmp_path / "chkpnt2.pth", {"total_steps": 2}, kept=())
+    writer.wait()
+    assert list(checkpoints(tmp_path)) == [2]
+    writer.close()
+
+
+def test_half_written_checkpoint_of_a_killed_run_is_removed(tmp_path, scene):
+    (tmp_path / "chkpnt7.pth.partial").write_bytes(b"half")
+    Trainer(settings_for(tmp_path, lift_iterations=0), scene).run()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def poison(monkeypatch, *, call, gradient_only=False):
+    """Make the photometric loss, or only its gradient, NaN at the given call, counted from 0."""
+    forward, calls = TrainingStep.forward, []
+
+    def poisoned(self, *arguments, **options):
+        loss, features = forward(self, *arguments, **options)
+        calls.append(1)
+        if len(calls) != call + 1:
+            return loss, features
+        if not gradient_only:
+            return loss * float("nan"), features
+        self._current.out.image.register_hook(lambda gradient: gradient * float("nan"))
+        return loss, features
+
+    monkeypatch.setattr(TrainingStep, "forward", poisoned)
+
+
+@pytest.mark.parametrize(("log_interval", "checkpoint_interval"), [(5, 0), (50, 0), (50, 4), (50, 9)])
+def test_nan_is_named_by_its_step_and_never_saved(tmp_path, scene, monkeypatch, log_interval, checkpoint_interval):
+    poison(monkeypatch, call=7)
+    settings = run_settings(tmp_path, log_interval=log_interval, checkpoint_interval=checkpoint_interval)
+    with pytest.raises(FloatingPointError, match="the loss is not finite at step 7: photometric = nan"):
+        Trainer(settings, scene).run()
+    assert list(checkpoints(tmp_path)) == ([4] if checkpoint_interval == 4 else [])
+    assert not (tmp_path / "point_cloud").exists()
+    for path in checkpoints(tmp_path).values():
+        for name, value in named_tensors(load_checkpoint(path)):
+            assert bool(torch.isfinite(value.float()).all()), name
+
+
+@pytest.mark.parametrize("save_iterations", [[], [8]])
+def test_nan_of_a_gradient_with_a_finite_loss_is_never_saved(tmp_path, scene, monkeypatch, save_iterations):
+    poison(monkeypatch, call=7, gradient_only=True)
+    run = {"log_interval": 50, "save_iterations": save_iterations, "checkpoint_iterations": [8]}
+    with pytest.raises(FloatingPointError, match=r"gaussians\.\w+ holds \d+ values that are not finite after 8 steps"):
+        Trainer(run_settings(tmp_path, **run), scene).run()
+    assert not checkpoints(tmp_path)
+    assert not (tmp_path / "point_cloud").exists()
+
+
+def test_nan_that_breaks_a_later_step_is_named_instead_of_what_it_broke(tmp_path, scene, monkeypatch):
+    poison(monkeypatch, call=7)
+    trainer = Trainer(run_settings(tmp_path, log_interval=50), scene)
+    original = geometry.GeometryStage.train_step
+
+    def break_at_9(stage, step):
+        if step == 9:
+            raise ValueError("matrix contains invalid numeric entries")
+        return original(stage, step)
+
+    monkeypatch.setattr(geometry.GeometryStage, "train_step", break_at_9)
+    with pytest.raises(FloatingPointError, match="step 7"):
+        trainer.run()

@@ -1,0 +1,293 @@
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from plyfile import PlyData
+
+from unified_lift.ops.cameras import cam_from_world_opengl, project, unproject
+from unified_lift.synthetic.catalogue import CATALOGUE
+from unified_lift.synthetic.scene import (
+    SyntheticSettings,
+    build_cameras,
+    noisy_segments,
+    synthetic_room,
+    write_miniature,
+    write_synthetic,
+)
+from unified_lift.synthetic.solids import Solid
+from unified_lift.synthetic.textures import Texture
+
+CLEAN = SyntheticSettings(drop=0, merge=0, split=0, jitter=0, false_positives=0, shuffle=False)
+PLAIN = Texture(pattern="plain", colors=((1, 1, 1), (0.5, 0.5, 0.5)))
+SIZES = {
+    "ellipsoid": (0.8, 0.5, 0.3),
+    "box": (0.4, 0.7, 0.2),
+    "frustum": (0.7, 0.2, 0.5),
+    "torus": (0.6, 0.2),
+}
+
+
+@pytest.fixture(scope="module")
+def room():
+    return synthetic_room(SyntheticSettings())
+
+
+@pytest.fixture(scope="module")
+def view(room):
+    camera = build_cameras(room, SyntheticSettings())[2]
+    return camera, *room.render(camera)
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("synthetic") / "scene"
+    write_miniature(root)
+    return root
+
+
+def turned(shape: str) -> Solid:
+    rotation, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((3, 3)))
+    rotation *= np.sign(np.linalg.det(rotation))
+    return Solid(shape=shape, size=SIZES[shape], centre=np.array([0.3, -0.2, 0.5]), rotation=rotation, texture=PLAIN)
+
+
+def rays(count: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    origins = rng.standard_normal((count, 3))
+    origins *= 3 / np.linalg.norm(origins, axis=1, keepdims=True)
+    directions = rng.uniform(-0.5, 0.5, (count, 3)) + [0.3, -0.2, 0.5] - origins
+    return origins, directions / np.linalg.norm(directions, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_rays_end_on_the_surface_and_never_pass_through_it(shape):
+    solid = turned(shape)
+    origins, directions = rays(400)
+    t = solid.intersect(origins, directions)
+    hit = np.isfinite(t)
+    assert 50 < hit.sum() < 400
+    assert np.abs(solid.distance(origins[hit] + t[hit, None] * directions[hit])).max() < 2e-5
+    # Dense samples before the hit, or all the way where there is none, lie outside.
+    steps = np.linspace(0, 1, 200, endpoint=False)[:, None, None]
+    along = origins + steps * np.where(hit, t, 6.0)[None, :, None] * directions
+    assert solid.distance(along.reshape(-1, 3)).min() > -1e-3
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_normals_are_the_gradient_of_the_distance(shape):
+    solid = turned(shape)
+    origins, directions = rays(300)
+    t = solid.intersect(origins, directions)
+    hit = np.isfinite(t)
+    points = origins[hit] + t[hit, None] * directions[hit]
+    step = 1e-4
+    gradient = np.stack(
+        [solid.distance(points + step * e) - solid.distance(points - step * e) for e in np.eye(3)], axis=1
+    )
+    agree = (gradient / (2 * step) * solid.normal(points)).sum(axis=1)
+    # Within a step of an edge two faces share the gradient.
+    assert np.quantile(agree, 0.03) > 0.999
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_rays_that_start_inside_a_solid_leave_it(shape):
+    solid = turned(shape)
+    start = solid.centre + (solid.rotation @ [0.6, 0, 0] if shape == "torus" else 0)
+    t = solid.intersect(start, np.eye(3))
+    assert np.isfinite(t).all()
+    assert np.abs(solid.distance(start + t[:, None] * np.eye(3))).max() < 2e-5
+
+
+def test_depth_leads_back_to_the_surface_of_the_id(room, view):
+    camera, _, ids, depth = view
+    rows, cols = np.mgrid[: camera.height, : camera.width].reshape(2, -1)
+    pixels = np.column_stack([cols, rows]) + 0.5
+    points = unproject(pixels, depth.reshape(-1), camera)
+    assert np.abs(project(points, camera)[0] - pixels).max() < 1e-3
+    found = room.surface_ids(points)
+    assert found.dtype == np.int32
+    # Where two surfaces touch, float32 depth leaves the nearer one open.
+    assert (found == ids.reshape(-1)).mean() > 0.995
+
+
+def test_every_object_is_seen_and_ids_start_at_one(room):
+    cameras = build_cameras(room, SyntheticSettings())[:12]
+    seen = set(np.unique([room.render(camera)[1] for camera in cameras]).tolist())
+    assert seen == set(range(13))
+    assert [toy.object_id for toy in room.toys] == list(range(1, 13))
+
+
+def test_objects_do_not_interpenetrate(room):
+    rng = np.random.default_rng(0)
+    for toy in room.toys:
+        low, high = toy.bounds
+        points = rng.uniform(low, high, (4000, 3))
+        inside = np.min([solid.distance(points) for solid in toy.solids], axis=0) < -1e-3
+        assert inside.any()
+        for other in room.toys:
+            if other is not toy:
+                clearance = np.min([solid.distance(points[inside]) for solid in other.solids], axis=0)
+                assert clearance.min() > -1e-3, f"{toy.name} and {other.name}"
+
+
+def test_the_last_two_objects_are_twins_side_by_side(room):
+    first, second = room.toys[-2:]
+    assert first.name == second.name
+    assert np.linalg.norm(first.position - second.position) < 3 * first.radius
+    assert len({toy.kind for toy in room.toys}) == len(room.toys) - 1
+
+
+@pytest.mark.parametrize("num_objects", [1, 2, 7, 40])
+def test_rooms_of_any_size_have_distinct_places(num_objects):
+    room = synthetic_room(replace(CLEAN, num_objects=num_objects))
+    positions = np.array([toy.position for toy in room.toys])
+    assert len(positions) == num_objects
+    assert np.abs(positions[:, :2]).max() < room.rug_radius
+    apart = np.linalg.norm(positions[:, None] - positions[None], axis=-1) + 9 * np.eye(num_objects)
+    assert apart.min() > 0.5
+
+
+def test_every_kind_of_toy_stands_on_the_floor():
+    room = synthetic_room(replace(CLEAN, num_objects=len(CATALOGUE) + 2))
+    assert {toy.kind for toy in room.toys} == {"table", *CATALOGUE}
+    for toy in room.toys:
+        rng = np.random.default_rng(toy.object_id)
+        points = toy.position + rng.uniform([-1, -1, -0.3], [1, 1, -1e-3], (2000, 3)) * 2 * toy.radius
+        assert min(solid.distance(points).min() for solid in toy.solids) > -1e-2, toy.name
+
+
+def test_cameras_stay_inside_the_room_with_an_off_centre_principal_point(room):
+    settings = SyntheticSettings()
+    for camera in build_cameras(room, settings):
+        assert np.abs(camera.position[:2]).max() < room.half
+        assert 0 < camera.position[2] < room.height
+        assert (camera.cx, camera.cy) == (82.5, 58.5)
+
+
+def test_pictures_are_lit_and_colourful(view):
+    image = view[1]
+    assert image.dtype == np.uint8
+    assert 90 < image.mean() < 190
+    assert np.ptp(image.astype(int), axis=2).mean() > 40
+
+
+def test_without_noise_segments_are_the_ids(view):
+    ids = view[2]
+    assert (noisy_segments(ids, CLEAN, np.random.default_rng(0)) == ids).all()
+
+
+def test_default_noise_is_moderate_and_differs_between_views(view):
+    ids = view[2]
+    first = noisy_segments(ids, SyntheticSettings(), np.random.default_rng(1))
+    second = noisy_segments(ids, SyntheticSettings(), np.random.default_rng(2))
+    assert first.dtype == np.int32
+    assert (first != second).any()
+    assert np.unique(first).tolist() == list(range(first.max() + 1))
+    assert ((first > 0) == (ids > 0)).mean() > 0.9
+
+
+def test_dropped_objects_become_background(view):
+    assert not noisy_segments(view[2], replace(CLEAN, drop=1), np.random.default_rng(0)).any()
+
+
+def test_merging_joins_touching_objects_only():
+    ids = np.array([[1] * 8 + [2] * 8 + [0] * 8 + [3] * 8] * 8, dtype=np.int32)
+    merged = noisy_segments(ids, replace(CLEAN, merge=1), np.random.default_rng(0))
+    assert merged[0, 0] == merged[0, 8] != merged[0, 24]
+    assert merged[0, 16] == 0
+
+
+def test_cutting_splits_a_mask_in_two_fair_parts():
+    ids = np.ones((20, 20), dtype=np.int32)
+    values, counts = np.unique(
+        noisy_segments(ids, replace(CLEAN, split=1), np.random.default_rng(0)), return_counts=True
+    )
+    assert len(values) == 2
+    assert counts.min() > 150
+
+
+def test_jitter_moves_borders_only():
+    ids = np.zeros((60, 60), dtype=np.int32)
+    ids[15:45, 15:45] = 1
+    changed = noisy_segments(ids, replace(CLEAN, jitter=1.0), np.random.default_rng(0)) != ids
+    assert 0.1 * 120 < changed.sum() < 2 * 120
+    assert not changed[20:40, 20:40].any()
+
+
+def test_false_positives_lie_on_the_background(view):
+    ids = view[2]
+    segments = noisy_segments(ids, replace(CLEAN, false_positives=5.0), np.random.default_rng(3))
+    assert (segments[ids > 0] == ids[ids > 0]).all()
+    assert (segments[ids == 0] > ids.max()).any()
+
+
+def test_specks_are_never_proposed():
+    ids = np.zeros((20, 20), dtype=np.int32)
+    ids[:2, :3] = 7
+    assert not noisy_segments(ids, CLEAN, np.random.default_rng(0)).any()
+
+
+def test_the_layout_is_complete(miniature):
+    transforms = json.loads((miniature / "transforms.json").read_text())
+    assert transforms["zero_id"] == "segment"
+    assert [len(transforms[f"{split}_filenames"]) for split in ("train", "val", "test")] == [5, 1, 1]
+    assert transforms["test_filenames"] == ["images/0005.png"]
+    for frame in transforms["frames"]:
+        image = cv2.imread(str(miniature / frame["file_path"]))
+        assert image.shape == (transforms["h"], transforms["w"], 3)
+        mask = cv2.imread(str(miniature / frame["object_mask_path"]), cv2.IMREAD_UNCHANGED)
+        assert mask.dtype == np.uint16
+        truth = miniature / "annotations" / "gt_instance" / Path(frame["file_path"]).name
+        assert set(np.unique(cv2.imread(str(truth), cv2.IMREAD_UNCHANGED))) <= {0, 1, 2, 3}
+    description = json.loads((miniature / "scene.json").read_text())
+    assert [entry["id"] for entry in description["objects"]] == [1, 2, 3]
+    assert description["settings"]["drop"] == 0.08
+    assert {"kind", "name", "centre", "size"} <= description["objects"][0].keys()
+
+
+def test_written_poses_and_points_agree_with_the_analytic_room(miniature):
+    settings = SyntheticSettings(num_objects=3, num_views=6, width=32, height=24, num_points=300)
+    room = synthetic_room(settings)
+    frames = json.loads((miniature / "transforms.json").read_text())["frames"]
+    for camera, frame in zip(build_cameras(room, settings), frames, strict=True):
+        read = cam_from_world_opengl(np.array(frame["transform_matrix"]))
+        assert np.allclose(read, camera.cam_from_world)
+    vertices = PlyData.read(str(miniature / "points3D.ply"))["vertex"]
+    points = np.column_stack([vertices[axis] for axis in "xyz"]).astype(float)
+    assert len(points) == 300
+    to_surface = np.min([np.abs(solid.distance(points)) for solid in room.solids], axis=0)
+    walls = np.column_stack([room.half - np.abs(points[:, :2]), points[:, 2], room.height - points[:, 2]])
+    assert np.minimum(to_surface, np.abs(walls).min(axis=1)).max() < 0.02 * 3 * room.half
+
+
+def test_the_same_seed_writes_the_same_files(miniature, tmp_path):
+    write_miniature(tmp_path / "again")
+    for path in sorted(p for p in miniature.rglob("*") if p.is_file()):
+        assert (tmp_path / "again" / path.relative_to(miniature)).read_bytes() == path.read_bytes(), path.name
+    write_miniature(tmp_path / "other", seed=1)
+    other = (tmp_path / "other" / "images" / "0000.png").read_bytes()
+    assert other != (miniature / "images" / "0000.png").read_bytes()
+
+
+def test_a_view_renders_in_less_than_a_second(room):
+    camera = build_cameras(room, SyntheticSettings())[0]
+    room.render(camera)
+    start = time.process_time()
+    room.render(camera)
+    assert time.process_time() - start < 1
+
+
+def test_a_folder_with_files_is_never_overwritten(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match="not empty"):
+        write_synthetic(tmp_path, CLEAN)
+
+
+@pytest.mark.parametrize("wrong", [{"num_objects": 0}, {"num_views": 1}, {"drop": 1.5}, {"jitter": -1.0}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match="got|received"):
+        SyntheticSettings(**wrong)

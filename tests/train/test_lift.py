@@ -1,0 +1,265 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from unified_lift.data.cache import ViewStore
+from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
+from unified_lift.model.initialize import gaussians_from_points
+from unified_lift.model.render import render
+from unified_lift.modelfolder.settings import LiftSettings
+from unified_lift.ops.segments import dense_slots
+from unified_lift.train.batches import copies_for, stratified
+from unified_lift.train.geometry import seen_pixels
+from unified_lift.train.lift import LiftStage, steps_of
+from unified_lift.train.views import SegmentMaps
+
+
+def with_unseen_border(view):
+    valid = torch.ones(view.segments.shape, dtype=torch.bool)
+    valid[:, :4] = False
+    return dataclasses.replace(view, valid=valid)
+
+
+@pytest.mark.parametrize("ignore_zero", [True, False])
+@pytest.mark.parametrize("by_slot", [True, False])
+@pytest.mark.parametrize("border", [True, False])
+def test_segment_map_says_where_the_seen_pixels_of_each_segment_are(scene, border, by_slot, ignore_zero):
+    view = with_unseen_border(scene.train[1]) if border else scene.train[1]
+    slot, num_segments, rows = SegmentMaps(ignore_zero=ignore_zero, keep=False, by_slot=by_slot).of(1, view)
+    assert slot.dtype == torch.int32
+    assert (rows is None) == (not border and not by_slot)
+    rows = torch.arange(slot.numel()) if rows is None else rows
+    seen = torch.ones(view.segments.shape, dtype=torch.bool) if view.valid is None else view.valid
+    assert torch.equal(rows.sort().values, seen.flatten().nonzero()[:, 0])
+    expected, ids = dense_slots(view.segments.flatten()[rows], ignore_zero=ignore_zero)
+    assert torch.equal(slot, expected)
+    assert num_segments == len(ids) == 3 + (not ignore_zero)
+    assert bool((slot.diff() >= 0).all()) == by_slot
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_segment_map_is_made_once_where_it_may_be_kept(scene, keep):
+    maps = SegmentMaps(ignore_zero=False, keep=keep)
+    first, second = (maps.of(2, scene.train[2]) for _ in range(2))
+    assert (first is second) == keep
+    assert torch.equal(first.slot, second.slot)
+    assert maps.of(1, scene.train[1]) is not first
+
+
+def test_method_sees_the_features_of_the_seen_pixels(scene):
+    view = with_unseen_border(scene.train[0])
+    features = torch.randn(*view.segments.shape, 3)
+    for valid in (None, view.valid):
+        pixels = SegmentMaps(ignore_zero=False, keep=True).of(0, dataclasses.replace(view, valid=valid))
+        expected = features.flatten(0, 1) if valid is None else features[valid]
+        assert torch.equal(seen_pixels(features, pixels)[0], expected)
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(10, 10), (1000, 7), (17, 5), (5_000_000, 8192), (3, 3)])
+def test_stratified_sample_has_one_number_of_each_part(count, wanted):
+    sample = stratified(count, wanted, generator=torch.Generator().manual_seed(0), device=torch.device("cpu"))
+    assert sample.dtype == torch.int64
+    assert len(sample) == wanted
+    edges = torch.arange(wanted + 1, dtype=torch.float64) * (count / wanted)
+    assert bool((sample >= edges[:-1].floor()).all() and (sample < edges[1:].ceil()).all())
+    assert int(sample[-1]) < count
+
+
+def test_stratified_sample_takes_every_number_equally_often():
+    generator = torch.Generator().manual_seed(1)
+    drawn = [stratified(17, 5, generator=generator, device=torch.device("cpu")) for _ in range(4000)]
+    counts = torch.bincount(torch.cat(drawn), minlength=17)
+    expected = 4000 * 5 / 17
+    assert float(((counts - expected) ** 2 / expected).sum()) < 40  # chi square of 16 degrees: 0.999 quantile is 39
+
+
+def lift_stage(scene, device="cpu", *, pixels=200, pool=0, cache_mb=100, steps=30, min_samples=0):
+    gaussians = gaussians_from_points(scene.points, sh_degree=0).to(torch.device(device))
+    settings = UnifiedLiftSettings(
+        codebook_start=0.3, codebook_min_members=2, codebook_min_cosine=0.3, codebook_min_pixels=1,
+        codebook_min_consistency=0.0, codebook_min_support=0.0,
+    )  # fmt: skip
+    method = UnifiedLift(settings, zero_id="segment", seed=0)
+    method.to(torch.device(device))
+    lift = LiftSettings(
+        lift_iterations=steps, lift_pixels=pixels, lift_pool=pool, lift_cache_mb=cache_mb, lift_min_samples=min_samples
+    )
+    placed = ViewStore("auto", device=torch.device(device), folder=Path()).placed(scene)
+    return LiftStage(placed, gaussians, method, lift, seed=0)
+
+
+def test_small_segments_stand_in_the_list_often_enough():
+    slot = torch.tensor([-1] * 40 + [0] * 2 + [1] * 8 + [2] * 50, dtype=torch.int32)
+    # A fifth is drawn: 0.4 of segment 0, 1.6 of segment 1, 10 of segment 2. Wanted are 2 (all there are), 4 and 4.
+    copies = copies_for(slot, 3, samples=4, share=0.2)
+    assert copies.tolist() == [1] * 40 + [5] * 2 + [3] * 8 + [1] * 50
+    assert copies_for(slot, 3, samples=1, share=0.2).tolist() == [1] * 40 + [3] * 2 + [1] * 58
+
+
+@pytest.mark.parametrize("cache_mb", [100, 0])
+def test_a_step_draws_enough_of_every_segment(scene, cache_mb):
+    fair, few = (lift_stage(scene, pixels=60, cache_mb=cache_mb, min_samples=count).pool.of(2) for count in (12, 0))
+    assert torch.equal(fair.slot, fair.slot.sort().values)
+    assert set(fair.rows.tolist()) == set(few.rows.tolist())
+    smallest = [torch.bincount(pool.slot[pool.slot >= 0]).min() * 60 / len(pool.slot) for pool in (few, fair)]
+    assert smallest[0] < 6  # else there is nothing to see here
+    assert smallest[1] > 1.5 * smallest[0]
+
+
+def test_a_lift_is_as_long_as_its_pixels_ask_unless_told(scene):
+    cameras = [scene.train[0].camera] * 6  # of 24 x 20 pixels
+    assert steps_of(LiftSettings(lift_iterations=7), cameras) == 7
+    assert steps_of(LiftSettings(lift_iterations=0), cameras) == 0
+    assert steps_of(LiftSettings(lift_pixels=8_192), cameras) == 2_000
+    assert steps_of(LiftSettings(lift_pixels=1), cameras) == 3 * 6 * cameras[0].width * cameras[0].height
+
+
+@pytest.mark.parametrize("cache_mb", [100, 0])
+@pytest.mark.parametrize(("pixels", "pool"), [(200, 0), (200, 300), (10_000, 0)])
+def test_lift_learns_with_and_without_kept_weights_from_some_or_all_pixels(scene, pixels, pool, cache_mb):
+    stage = lift_stage(scene, pixels=pixels, pool=pool, cache_mb=cache_mb, steps=90)
+    terms = [stage.train_step(step) for step in range(90)]
+    assert terms[-1]["contrastive"] < 0.7 * terms[0]["contrastive"]
+    assert len(stage.method.codebook) >= 2
+    assert stage.method.statistics["objects_used"] >= 2
+    assert stage.pool.keeps_weights == (cache_mb > 0)
+    fallback = 480 if cache_mb else 2 * pixels  # room for all pixels, or none
+    assert len(stage.pool.of(3).slot) == min(pool or fallback, 480)
+    assert (stage.pool.of(3).weights is not None) == (cache_mb > 0)
+
+
+def test_kept_weights_are_those_of_the_pixels_of_the_pool(scene):
+    kept, fresh = (lift_stage(scene, pool=120, pixels=50, cache_mb=mb) for mb in (100, 0))
+    for index in (0, 3):
+        a, b = kept.pool.of(index), fresh.pool.of(index)
+        assert torch.equal(a.rows, b.rows)
+        assert torch.equal(dense_slots(scene.train[index].segments.flatten(), ignore_zero=False)[0][a.rows], a.slot)
+        assert b.weights is None
+        now = fresh.pool.weights_at(index, b.rows)
+        assert all(torch.equal(x, y) for x, y in zip(a.weights, now))
+
+
+def test_pools_take_as_many_pixels_as_the_budget_keeps_the_weights_of(scene, monkeypatch):
+    monkeypatch.setattr("unified_lift.train.batches.MIB", 1024)  # budgets of kibibytes
+    whole = sum(lift_stage(scene, cache_mb=10**6).pool.of(index).weights.nbytes for index in range(6)) // 1024 + 1
+    sizes = [len(lift_stage(scene, pixels=50, cache_mb=kib).pool.of(0).slot) for kib in (2 * whole, whole // 2)]
+    assert sizes[0] == 480
+    assert 200 < sizes[1] < 280
+    pool = lift_stage(scene, pixels=50, cache_mb=whole // 2).pool
+    assert 0.9 < sum(pool.of(index).weights.nbytes for index in range(6)) / (whole // 2 * 1024) < 1.1
+    fair = lift_stage(scene, pixels=50, cache_mb=whole // 2, min_samples=12).pool
+    assert len(fair.of(0).slot) > len(fair.of(0).rows.unique())
+    # Twelve of each of four segments are nearly all that a step draws: copies are rounded up, and rounding shows.
+    assert 0.6 < sum(fair.of(index).weights.nbytes for index in range(6)) / (whole // 2 * 1024) < 1.25
+    too_little = lift_stage(scene, pixels=50, cache_mb=whole // 20).pool
+    assert not too_little.keeps_weights
+    assert too_little.of(0).weights is None
+    assert len(too_little.of(0).slot) == 100
+
+
+def test_a_pool_is_renewed_when_its_pixels_were_drawn_twice_and_in_time_all_pixels_have_their_turn(scene):
+    stage = lift_stage(scene, pixels=60, pool=120)
+    pools = [stage.pool.of(1, visit).rows for visit in range(40)]
+    changes = [visit for visit in range(1, 40) if not torch.equal(pools[visit], pools[visit - 1])]
+    assert changes == list(range(4, 40, 4))  # 4 visits of 60 draw 120 pixels twice
+    assert len(torch.cat(pools).unique()) > 0.9 * 480
+    again = lift_stage(scene, pixels=60, pool=120).pool
+    assert torch.equal(again.of(1, 22).rows, pools[22])  # depends on the visit alone, as resuming needs
+    whole = lift_stage(scene, pixels=60).pool
+    assert whole.of(1, 0) is whole.of(1, 100)  # nothing to renew
+
+
+def test_steps_renew_the_pools(scene):
+    stage = lift_stage(scene, pixels=60, pool=60, steps=24)
+    seen = []
+    for step in range(24):  # four visits of each of six views
+        stage.train_step(step)
+        seen.append(stage.pool._made[1][0] if 1 in stage.pool._made else -1)
+    assert seen[-1] == 1  # 60 pixels serve two visits
+    assert sorted(seen) == seen
+
+
+def test_every_segment_has_its_share_of_the_pool(scene):
+    pooled = lift_stage(scene, pool=150, pixels=50).pool.of(2)
+    segments = scene.train[2].segments.flatten()
+    _, counts = segments.unique(return_counts=True)
+    here = torch.bincount(pooled.slot, minlength=pooled.num_segments)
+    assert bool(((here - counts * 150 / len(segments)).abs() < 2).all())
+
+
+def test_observed_features_are_those_of_the_image_in_the_order_of_their_slots(scene):
+    stage = lift_stage(scene)
+    for view, (features, slot, count) in zip(scene.train, stage.observe(), strict=True):
+        assert count == 4
+        expected, order = view.segments.flatten().unique(return_inverse=True)[1].sort(stable=True)
+        assert torch.equal(slot.long(), expected)
+        rendered = render(stage.gaussians, view.camera).features.detach()
+        assert torch.equal(features, rendered.flatten(0, 1)[order])
+
+
+# ---- on a real GPU only ------------------------------------------------------------------------------------------
+
+
+def replays(stage):
+    return stage.graph._graph is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("replayed", [True, False])
+def test_a_lift_step_does_not_make_the_host_wait(scene, replayed, monkeypatch):
+    stage = lift_stage(scene, "cuda")
+    if not replayed:
+        monkeypatch.setattr(stage.method, "phase", lambda *_: None)
+    for step in range(20):  # keeps the weights of all views, starts the codebook, captures the step
+        stage.train_step(step)
+    assert stage.pool.keeps_weights
+    assert len(stage.method.codebook)
+    assert replays(stage) == replayed
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        terms = [stage.train_step(step) for step in range(20, 30)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert set(terms[-1]) == {"contrastive", "class", "concentration"}
+    assert all(bool(torch.isfinite(value)) for value in terms[-1].values())
+
+
+@pytest.mark.gpu
+def test_replayed_steps_are_the_steps_that_were_captured(scene, monkeypatch):
+    # the same draws, once replayed and once computed one kernel after the other
+    stages = [lift_stage(scene, "cuda", steps=40) for _ in range(2)]
+    monkeypatch.setattr(stages[1].graph, "run", lambda phase, progress: computed(stages[1], progress))
+    for step in range(40):
+        terms = [{name: float(value) for name, value in stage.train_step(step).items()} for stage in stages]
+        assert set(terms[0]) == set(terms[1])
+        for name, value in terms[0].items():  # float additions in another order, and what they grow to
+            assert value == pytest.approx(terms[1][name], rel=0.05, abs=1e-3), f"step {step}: {name}"
+    assert replays(stages[0])
+    features = [stage.gaussians.features.detach() for stage in stages]
+    start = lift_stage(scene, "cuda").gaussians.features.detach()
+    assert float((features[0] - features[1]).norm()) < 0.1 * float((features[0] - start).norm())
+
+
+def computed(stage, progress):
+    stage.gaussians.zero_grad()
+    return stage._replayed(progress)
+
+
+@pytest.mark.gpu
+def test_lift_on_a_gpu_learns_what_it_learns_on_a_cpu(scene):
+    last = []
+    for device in ("cpu", "cuda"):
+        stage = lift_stage(scene, device, steps=60)
+        last.append([stage.train_step(step) for step in range(60)][-1])
+    for name in ("contrastive", "class", "concentration"):  # other pixels are drawn
+        assert float(last[1][name]) == pytest.approx(float(last[0][name]), rel=0.5, abs=0.05)
+
+
+@pytest.mark.gpu
+def test_lift_steps_on_a_gpu_draw_the_same_pixels_again(scene):
+    stages = [lift_stage(scene, "cuda") for _ in range(2)]
+    for step in range(3):
+        terms = [float(stage.train_step(step)["contrastive"]) for stage in stages]
+        assert terms[0] == pytest.approx(terms[1], rel=1e-4)

@@ -1,0 +1,119 @@
+import json
+
+import pytest
+import torch
+
+from unified_lift import device as device_module
+from unified_lift.device import chosen_device, require_rasterizer
+from unified_lift.errors import UserError
+from unified_lift.train.geometry import log_linear
+from unified_lift.train.logs import RunLog, read_log
+from unified_lift.train.terms import TermRecord, require_finite_state, weighted_sum
+
+
+def test_total_is_the_weighted_sum_of_the_terms():
+    # Eq. 8 with the paper's weights: 0.5 + 1 * 2 + 1e-3 * 3 + 1e-1 * 4 = 2.903
+    terms = {"photometric": 0.5, "contrastive": 2.0, "class": 3.0, "concentration": 4.0}
+    weights = {"contrastive": 1.0, "class": 1e-3, "concentration": 1e-1}
+    total = weighted_sum({name: torch.tensor(value) for name, value in terms.items()}, weights)
+    assert float(total) == pytest.approx(2.903)
+
+
+def terms_of(**values):
+    return {name: torch.tensor(value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_the_first_step_that_is_not_finite_is_named_although_it_is_found_later(bad):
+    record = TermRecord()
+    record.add(6, terms_of(photometric=0.25))
+    record.add(7, terms_of(photometric=0.5, contrastive=bad))
+    record.add(8, terms_of(photometric=bad, contrastive=0.5))
+    record.add(9, terms_of(photometric=0.5))
+    with pytest.raises(FloatingPointError, match=f"step 7: photometric = 0.5, contrastive = {bad:g}$"):
+        record.require_finite()
+
+
+def test_record_returns_the_terms_of_the_last_step_and_forgets_what_was_checked():
+    record = TermRecord()
+    assert record.require_finite() == {}
+    record.add(0, terms_of(a=1.0, b=2.0))
+    record.add(1, terms_of(a=3.0))
+    assert record.require_finite() == {"a": 3.0}
+    assert record.require_finite() == {"a": 3.0}
+    record.add(2, terms_of(b=4.0, a=5.0))
+    assert record.require_finite() == {"b": 4.0, "a": 5.0}
+
+
+def test_record_keeps_values_that_are_overwritten_afterwards():
+    record, terms = TermRecord(), terms_of(a=float("nan"))
+    record.add(3, terms)
+    terms["a"].fill_(1.0)
+    with pytest.raises(FloatingPointError, match="step 3: a = nan"):
+        record.require_finite()
+
+
+def test_a_record_that_nobody_asks_checks_itself_after_a_thousand_steps():
+    record = TermRecord()
+    record.add(0, terms_of(a=float("nan")))
+    for step in range(1, 999):
+        record.add(step, terms_of(a=0.0))
+    with pytest.raises(FloatingPointError, match="step 0"):
+        record.add(999, terms_of(a=0.0))
+
+
+def test_tensor_that_is_not_finite_is_named_and_counted():
+    good = [("means", torch.ones(3)), ("ids", torch.tensor([1, 2])), ("nothing", torch.ones(0, 4))]
+    require_finite_state(good, 5)
+    bad = torch.tensor([[1.0, float("nan")], [float("inf"), 2.0]])
+    with pytest.raises(FloatingPointError, match="adam.moments holds 2 values that are not finite after 5 steps"):
+        require_finite_state([*good, ("adam.moments", bad)], 5)
+
+
+def test_position_rate_falls_on_a_log_scale_and_then_stays():
+    assert log_linear(1.6e-4, 1.6e-6, 0.0) == pytest.approx(1.6e-4)
+    assert log_linear(1.6e-4, 1.6e-6, 0.5) == pytest.approx(1.6e-5)
+    assert log_linear(1.6e-4, 1.6e-6, 1.0) == log_linear(1.6e-4, 1.6e-6, 2.0) == pytest.approx(1.6e-6)
+
+
+def test_log_survives_a_cut_last_line(tmp_path):
+    log = RunLog(tmp_path, tensorboard=False)
+    log.scalars("lift", 3, 10, {"contrastive": 0.5})
+    log.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "li')
+    assert read_log(tmp_path) == [{"stage": "lift", "step": 3, "contrastive": 0.5}]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["step"] == 3
+
+
+def test_tensorboard_gets_the_names_dashboards_expect(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = RunLog(tmp_path, tensorboard=True)
+    log.scalars("geometry", 5, 5, {"total": 0.25, "num_gaussians": 7, "contrastive": 1.5})
+    log.image("test/view", 5, torch.rand(4, 6, 3))
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"train_loss_patches/total_loss", "total_points", "train/contrastive"}
+    assert events.Tags()["images"] == ["test/view"]
+    assert events.Scalars("train_loss_patches/total_loss")[0].value == 0.25
+
+
+def test_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert chosen_device("auto").type == "cpu"
+    with pytest.raises(UserError, match="sees no CUDA device"):
+        chosen_device("cuda")
+
+
+def test_gsplat_that_cannot_render_is_refused_with_the_cure(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    require_rasterizer("ours", cpu)
+    monkeypatch.setattr(device_module, "backend_info", lambda: {"gsplat": "the package gsplat is missing: pip install"})
+    with pytest.raises(UserError, match="--rasterizer gsplat: the package gsplat is missing: pip install"):
+        require_rasterizer("gsplat", gpu)
+    monkeypatch.setattr(device_module, "backend_info", lambda: {"gsplat": "gsplat"})
+    require_rasterizer("gsplat", gpu)
+    with pytest.raises(UserError, match="renders on a GPU, and this run is on cpu; use --device cuda"):
+        require_rasterizer("gsplat", cpu)

@@ -1,0 +1,178 @@
+"""Features trained, from votes on, to explain the codes of the training pixels."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diff_gaussian_rasterization import blend
+from tests.train.test_training import SHORT, settings_for
+from torch.nn.functional import normalize
+
+from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
+from unified_lift.model.initialize import gaussians_from_points
+from unified_lift.model.render import blending_weights
+from unified_lift.modelfolder.labels import label_gaussians
+from unified_lift.modelfolder.outputs import read_model
+from unified_lift.ops.segments import dense_slots
+from unified_lift.ops.targets import pixel_targets
+from unified_lift.train import refine as sharpen
+from unified_lift.train.run import Trainer, latest_checkpoint
+from unified_lift.train.stage import Interrupted
+
+
+@pytest.fixture
+def learnt(scene):
+    """Return Gaussians with random features, and a method with four codes."""
+    generator = torch.Generator().manual_seed(1)
+    gaussians = gaussians_from_points(scene.points, sh_degree=0)
+    gaussians.freeze_geometry()
+    gaussians.set("features", torch.randn(len(gaussians), 16, generator=generator))
+    method = UnifiedLift(UnifiedLiftSettings(), zero_id="segment", seed=0)
+    method.codebook = torch.randn(4, 16, generator=generator).requires_grad_(True)
+    return gaussians, method
+
+
+def sharpened(scene, gaussians, method, start, **options):
+    return sharpen.sharpened(scene, gaussians, method, method.final_features().codes, start, seed=5, **options)
+
+
+def dense_view(view, gaussians, method):
+    """Return weights [P, N] and target of each pixel of a view."""
+    weights = blend(blending_weights(gaussians, view.camera), torch.eye(len(gaussians)))
+    own = (normalize(weights @ gaussians.features.detach(), dim=1) @ normalize(method.codebook, dim=1).T).argmax(dim=1)
+    slot, ids = dense_slots(view.segments.flatten(), ignore_zero=method.ignore_zero)
+    return weights, pixel_targets(own, slot, len(ids), len(method.codebook))
+
+
+def test_the_first_step_goes_down_the_gradient_of_a_dense_reference(scene, learnt):
+    gaussians, method = learnt
+    one = replace(scene, train=scene.train[:1])
+    start = torch.randn(len(gaussians), 16, generator=torch.Generator().manual_seed(2))
+    weights, target = dense_view(scene.train[0], gaussians, method)
+    values, codes = start.clone().requires_grad_(True), normalize(method.codebook.detach(), dim=1)
+    logits = (weights @ values) @ codes.T * (1 + math.log(4))
+    (torch.logsumexp(logits, dim=1) - logits.gather(1, target[:, None])[:, 0]).sum().backward()
+    found = sharpened(one, gaussians, method, start, num_steps=1)
+    # Adam's first step is the rate in the direction of the sign, wherever there is a gradient.
+    surely = values.grad.abs() > 1e-3
+    assert surely.float().mean() > 0.1
+    torch.testing.assert_close((found - start)[surely], -0.005 * values.grad.sign()[surely], rtol=1e-3, atol=1e-6)
+    unseen = weights.sum(dim=0) == 0
+    assert torch.equal(found[unseen], start[unseen])
+
+
+def test_more_training_pixels_get_their_code_than_by_votes(scene, learnt):
+    gaussians, method = learnt
+    start = label_gaussians(gaussians, method, [view.camera for view in scene.train]).features
+    codes = normalize(method.codebook.detach(), dim=1)
+    views = [dense_view(view, gaussians, method) for view in scene.train]
+
+    def wrong(values):
+        return sum(int(((weights @ values) @ codes.T).argmax(dim=1).ne(target).sum()) for weights, target in views)
+
+    before = wrong(start)
+    after = wrong(sharpened(scene, gaussians, method, start, num_steps=250))
+    assert 0 < after < 0.8 * before
+    assert torch.equal(sharpened(scene, gaussians, method, start, num_steps=0), start)
+
+
+def test_a_pixel_without_label_says_nothing(scene, learnt):
+    gaussians, method = learnt
+    method.ignore_zero = True
+    blank = [replace(view, segments=torch.zeros_like(view.segments)) for view in scene.train]
+    start = torch.randn(len(gaussians), 16)
+    assert torch.equal(sharpened(replace(scene, train=tuple(blank)), gaussians, method, start, num_steps=8), start)
+
+
+def test_what_the_lens_did_not_see_says_nothing(scene, learnt):
+    gaussians, method = learnt
+    view = scene.train[0]
+    seen = torch.zeros(view.camera.height, view.camera.width, dtype=torch.bool)
+    seen[: view.camera.height // 2] = True
+    start = torch.randn(len(gaussians), 16)
+    half = replace(scene, train=(replace(view, valid=seen),))
+    found = sharpened(half, gaussians, method, start, num_steps=3)
+    weights = blend(blending_weights(gaussians, view.camera), torch.eye(len(gaussians)))[~seen.flatten()].sum(dim=0)
+    only_hidden = (weights > 0) & (blend_share(gaussians, view, seen) == 0)
+    assert only_hidden.any()
+    assert torch.equal(found[only_hidden], start[only_hidden])
+    assert not torch.equal(found, start)
+
+
+def blend_share(gaussians, view, where):
+    return blend(blending_weights(gaussians, view.camera), torch.eye(len(gaussians)))[where.flatten()].sum(dim=0)
+
+
+def test_large_views_are_sampled(scene, learnt, monkeypatch):
+    gaussians, method = learnt
+    monkeypatch.setattr(sharpen, "_PIXELS", 50)
+    asked = []
+
+    def weights_of(gaussians, camera, *, pixels):
+        asked.append(pixels)
+        return blending_weights(gaussians, camera, pixels=pixels)
+
+    monkeypatch.setattr(sharpen, "blending_weights", weights_of)
+    start = torch.randn(len(gaussians), 16)
+    first = sharpened(scene, gaussians, method, start, num_steps=2)
+    assert [len(pixels) for pixels in asked] == [50, 50]
+    assert all(len(pixels.unique(dim=0)) == 50 for pixels in asked)
+    assert torch.equal(sharpened(scene, gaussians, method, start, num_steps=2), first)
+
+
+@pytest.mark.parametrize("num_codes", [2, 25, 1000])
+def test_a_pixel_that_shows_its_code_is_as_sure_for_any_number_of_codes(num_codes):
+    logits = torch.eye(num_codes)[0] / sharpen.temperature_for(num_codes)  # orthogonal codes
+    sure = float(torch.softmax(logits, dim=0)[0])
+    assert sure == pytest.approx(math.e / (math.e + 1 - 1 / num_codes))
+
+
+def test_number_of_steps(scene):
+    assert sharpen.steps_of(7, scene) == 7
+    assert sharpen.steps_of(0, scene) == 0
+    count, pixels = len(scene.train), sum(view.camera.width * view.camera.height for view in scene.train)
+    assert sharpen.steps_of(-1, scene) == math.ceil(1.5 * pixels / 16_384) < 300  # small: each pixel 1.5 times
+    assert sharpen.steps_of(-1, large(scene, 1)) == 300
+    assert sharpen.steps_of(-1, large(scene, 30)) == 2 * 30 * count > 300
+    unlabelled = tuple(replace(view, segments=None) for view in large(scene, 30).train)
+    assert sharpen.steps_of(-1, replace(scene, train=unlabelled + scene.train)) == sharpen.steps_of(-1, scene)
+
+
+def large(scene, times):
+    """Return the scene with its views repeated, each of a million pixels."""
+    views = [replace(view, camera=replace(view.camera, width=1000, height=1000)) for view in scene.train]
+    return replace(scene, train=tuple(views) * times)
+
+
+def test_stopped_while_sharpening_a_run_goes_on_to_the_same_end(tmp_path, scene, monkeypatch):
+    Trainer(settings_for(tmp_path / "whole"), scene).run()
+    settings = settings_for(tmp_path / "halves")
+    trainer = Trainer(settings, scene)
+    original = sharpen.pixel_targets
+
+    def stopping(*arguments):
+        trainer.stop_requested = True
+        return original(*arguments)
+
+    monkeypatch.setattr(sharpen, "pixel_targets", stopping)
+    with pytest.raises(Interrupted):
+        trainer.run()
+    assert not list((tmp_path / "halves").rglob("segmentation.npz"))
+    monkeypatch.setattr(sharpen, "pixel_targets", original)
+    Trainer(settings, scene).run(resume_from=latest_checkpoint(settings))
+    whole, halves = (read_model(tmp_path / name, -1)[0] for name in ("whole", "halves"))
+    assert torch.equal(whole.features, halves.features)
+
+
+@pytest.mark.parametrize(("steps", "sharpens"), [(0, False), (SHORT["method"]["sharpen_steps"], True)])
+def test_what_is_saved_is_sharpened_only_if_there_are_steps(tmp_path, scene, steps, sharpens):
+    trainer = Trainer(settings_for(tmp_path, method={"sharpen_steps": steps}), scene)
+    kept = {}
+    original = trainer._sharpened
+    trainer._sharpened = lambda start: kept.setdefault("out", original(kept.setdefault("start", start)))
+    trainer.run()
+    saved = np.load(tmp_path / "point_cloud" / "iteration_24" / "segmentation.npz")["feature"]
+    assert np.array_equal(saved, kept["out"].numpy().astype(np.float16))
+    assert torch.equal(kept["out"], kept["start"]) != sharpens

@@ -1,0 +1,428 @@
+import dataclasses
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from diff_gaussian_rasterization import blend
+
+from unified_lift.density.default import DensitySettings
+from unified_lift.errors import UserError
+from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
+from unified_lift.model.gaussians import Gaussians
+from unified_lift.model.initialize import gaussians_from_points
+from unified_lift.model.render import blending_weights
+from unified_lift.modelfolder import outputs
+from unified_lift.modelfolder.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
+from unified_lift.modelfolder.labels import label_gaussians
+from unified_lift.modelfolder.settings import GeometrySettings, LiftSettings, TrainSettings, with_preset
+from unified_lift.settings.yaml import merged
+from unified_lift.train.geometry import GeometryStage
+from unified_lift.train.lift import LiftStage
+from unified_lift.train.run import Interrupted, Trainer, latest_checkpoint
+
+SHORT = {
+    "geometry": {"iterations": 24, "sh_degree": 1, "sh_interval": 8},
+    "density": {
+        "densify_from_iter": 4,
+        "densify_until_iter": 20,
+        "densification_interval": 6,
+        "opacity_reset_interval": 10,
+    },
+    "lift": {"lift_iterations": 20, "lift_pixels": 200},
+    "method": {
+        "codebook_min_members": 2,
+        "codebook_min_cosine": 0.5,
+        "codebook_min_pixels": 5,
+        "codebook_min_consistency": 0.2,
+        "codebook_min_support": 0,
+        "sharpen_steps": 4,
+    },
+    "run": {"logger": "none", "quiet": True, "checkpoint_interval": 0, "log_interval": 5},
+}
+
+
+def settings_for(path, *, preset="unified_lift", **changes):
+    base = with_preset(TrainSettings(), preset)
+    return merged(merged(base, SHORT | {"model_path": str(path)}, origin="test"), changes, origin="test")
+
+
+def final_state(model_path, total):
+    return load_checkpoint(checkpoint_path(model_path, total))
+
+
+def assert_same_state(left, right):
+    for name, value in left["gaussians"].items():
+        assert torch.equal(value, right["gaussians"][name]), name
+    assert torch.equal(left["method"]["codebook"], right["method"]["codebook"])
+    for name, pair in left["stage_state"]["adam"]["moments"].items():
+        for a, b in zip(pair, right["stage_state"]["adam"]["moments"][name], strict=True):
+            assert torch.equal(a, b), name
+
+
+def stop_after(trainer, total_steps):
+    """Ask the trainer to stop once it has done `total_steps`, as Ctrl-C would."""
+    original = trainer._after_step
+
+    def after_step(stage, step, total, log):
+        trainer.stop_requested = total == total_steps
+        original(stage, step, total, log)
+
+    trainer._after_step = after_step
+    return trainer
+
+
+@pytest.mark.parametrize("stop_at", [11, 24, 33])  # inside geometry (between densification rounds), at its end, in lift
+def test_interrupted_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, scene, stop_at):
+    Trainer(settings_for(tmp_path / "whole"), scene).run()
+    settings = settings_for(tmp_path / "halves")
+    with pytest.raises(Interrupted):
+        stop_after(Trainer(settings, scene), stop_at).run()
+    assert max(checkpoints(settings.model_path)) == stop_at
+    Trainer(settings, scene).run(resume_from=latest_checkpoint(settings))
+    assert_same_state(final_state(tmp_path / "whole", 44), final_state(tmp_path / "halves", 44))
+
+
+def test_joint_run_resumes_bit_for_bit(tmp_path, scene):
+    small = {"num_codes": 8, "contrastive_samples": 100, "min_pixels": 2}
+    Trainer(settings_for(tmp_path / "whole", preset="released", method=small), scene).run()
+    settings = settings_for(tmp_path / "halves", preset="released", method=small)
+    with pytest.raises(Interrupted):
+        stop_after(Trainer(settings, scene), 13).run()
+    Trainer(settings, scene).run(resume_from=latest_checkpoint(settings))
+    assert_same_state(final_state(tmp_path / "whole", 24), final_state(tmp_path / "halves", 24))
+
+
+def test_n_steps_then_n_more_equal_two_n(tmp_path, scene):
+    fixed = {"position_lr_max_steps": 100}
+    whole = settings_for(tmp_path / "whole", lift_iterations=0, **fixed)
+    Trainer(whole, scene).run()
+    half = settings_for(tmp_path / "halves", lift_iterations=0, iterations=12, **fixed)
+    Trainer(half, scene).run()
+    longer = merged(half, {"iterations": 24}, origin="test")
+    Trainer(longer, scene).run(resume_from=latest_checkpoint(longer))
+    assert_same_state(final_state(tmp_path / "whole", 24), final_state(tmp_path / "halves", 24))
+
+
+def test_same_seed_same_result_and_another_seed_another(tmp_path, scene):
+    states = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        Trainer(settings_for(tmp_path / name, seed=seed), scene).run()
+        states.append(final_state(tmp_path / name, 44))
+    assert_same_state(states[0], states[1])
+    assert not torch.equal(states[0]["gaussians"]["means"][:20], states[2]["gaussians"]["means"][:20])
+
+
+def test_lift_leaves_geometry_bit_identical(tmp_path, scene):
+    Trainer(settings_for(tmp_path / "lifted"), scene).run()
+    Trainer(settings_for(tmp_path / "plain", lift_iterations=0), scene).run()
+    plain, lifted = final_state(tmp_path / "plain", 24), final_state(tmp_path / "lifted", 44)
+    for name in Gaussians.GEOMETRY_NAMES:
+        assert torch.equal(plain["gaussians"][name], lifted["gaussians"][name]), name
+    ply = "point_cloud/iteration_24/point_cloud.ply"
+    assert (tmp_path / "plain" / ply).read_bytes() == (tmp_path / "lifted" / ply).read_bytes()
+
+
+def test_joint_features_leave_geometry_bit_identical(tmp_path, scene):
+    joint = settings_for(tmp_path / "joint", preset="released", method={"num_codes": 8, "contrastive_samples": 100})
+    Trainer(joint, scene).run()
+    Trainer(
+        merged(joint, {"schedule": "staged", "lift_iterations": 0, "model_path": str(tmp_path / "plain")}, origin="t"),
+        scene,
+    ).run()
+    a, b = final_state(tmp_path / "joint", 24), final_state(tmp_path / "plain", 24)
+    for name in Gaussians.GEOMETRY_NAMES:
+        assert torch.equal(a["gaussians"][name], b["gaussians"][name]), name
+
+
+def test_training_learns_colour_and_objects(tmp_path, scene):
+    settings = settings_for(
+        tmp_path, geometry={"iterations": 150}, lift={"lift_iterations": 150}, density={"opacity_reset_interval": 0}
+    )
+    trainer = Trainer(settings, scene)
+    manifest = trainer.run()
+    log = outputs_log(tmp_path)
+    psnr = [line["psnr"] for line in log if "psnr" in line]
+    assert psnr[-1] > 18
+    assert manifest["num_codes"] >= 3
+    found = label_gaussians(trainer.gaussians, trainer.method, [view.camera for view in scene.train])
+    assert found.confidence.mean() > 0.7
+
+
+def outputs_log(model_path):
+    from unified_lift.train.logs import read_log
+
+    return read_log(model_path)
+
+
+def test_model_folder_has_the_3dgs_layout(tmp_path, scene):
+    Trainer(settings_for(tmp_path), scene).run()
+    folder = tmp_path / "point_cloud" / "iteration_24"
+    for name in ("point_cloud.ply", "point_cloud_objects.ply", "classifier.pth", "segmentation.npz", "objects.json"):
+        assert (folder / name).stat().st_size > 0, name
+    for name in ("cfg_args", "cameras.json", "input.ply", "config.yaml", "manifest.json", "metrics.jsonl"):
+        assert (tmp_path / name).stat().st_size > 0, name
+    assert (tmp_path / "cfg_args").read_text().startswith("Namespace(")
+    gaussians, codebook = outputs.read_model(tmp_path, -1)
+    assert gaussians.feature_dim == codebook.shape[1] == 16
+    assert outputs.read_run_settings(tmp_path) == settings_for(tmp_path)
+
+
+def test_rolling_checkpoints_keep_the_last_the_asked_for_and_the_end_of_geometry(tmp_path, scene):
+    run = SHORT["run"] | {"checkpoint_interval": 5, "checkpoint_iterations": [7]}
+    Trainer(settings_for(tmp_path, run=run), scene).run()
+    assert list(checkpoints(tmp_path)) == [7, 24, 44]
+
+
+def test_checkpoint_of_other_settings_is_refused_by_name(tmp_path, scene):
+    settings = settings_for(tmp_path, lift_iterations=0)
+    Trainer(settings, scene).run()
+    other = merged(settings, {"feature_lr": 0.5}, origin="test")
+    with pytest.raises(UserError, match="method.feature_lr = 0.01, now 0.5"):
+        Trainer(other, scene).run(resume_from=checkpoint_path(tmp_path, 24))
+
+
+def test_foreign_splat_is_lifted_without_touching_it(tmp_path, scene):
+    Trainer(settings_for(tmp_path / "donor", lift_iterations=0), scene).run()
+    ply = tmp_path / "donor" / "point_cloud" / "iteration_24" / "point_cloud.ply"
+    settings = settings_for(tmp_path / "lifted", geometry={"iterations": 0}, init_ply=str(ply))
+    Trainer(settings, scene).run()
+    result = tmp_path / "lifted" / "point_cloud" / "iteration_0"
+    assert (result / "point_cloud.ply").read_bytes() == ply.read_bytes()
+    assert (result / "segmentation.npz").exists()
+
+
+@pytest.mark.parametrize("preset", ["unified_lift", "released"])
+def test_scene_without_masks_trains_geometry_only(tmp_path, scene, preset):
+    bare = dataclasses.replace(scene, train=tuple(dataclasses.replace(v, segments=None) for v in scene.train))
+    manifest = Trainer(settings_for(tmp_path, preset=preset), bare).run()
+    assert set(manifest["seconds"]) == {"geometry", "finish"}
+    assert sorted(p.name for p in (tmp_path / "point_cloud" / "iteration_24").iterdir()) == ["point_cloud.ply"]
+    with pytest.raises(UserError, match="no training view has a mask"):
+        LiftStage(bare, gaussians_from_points(scene.points, sh_degree=0), method(), LiftSettings(), seed=0)
+
+
+def test_views_without_mask_are_trained_on_colour_only(tmp_path, scene):
+    views = [dataclasses.replace(v, segments=None) if i % 2 else v for i, v in enumerate(scene.train)]
+    partly = dataclasses.replace(scene, train=tuple(views))
+    stage = LiftStage(partly, gaussians_from_points(scene.points, sh_degree=0), method(), LiftSettings(), seed=0)
+    assert len(stage.views) == 3
+    assert len(list(stage.observe())) == 3
+
+
+def method():
+    return UnifiedLift(UnifiedLiftSettings(), zero_id="segment", seed=0)
+
+
+def test_disk_full_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    path = tmp_path / "chkpnt1.pth"
+    state = {k: {} for k in ("gaussians", "stage_state", "method", "settings")} | {
+        "stage": "x",
+        "step": 1,
+        "total_steps": 1,
+    }
+    save_checkpoint(path, state)
+    before = path.read_bytes()
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="No space left.*--resume"):
+        save_checkpoint(path, state)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["chkpnt1.pth"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"garbage", "not a readable checkpoint"), (b"", "not a readable checkpoint")],
+)
+def test_broken_checkpoint_is_named(tmp_path, content, message):
+    path = tmp_path / "chkpnt9.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+
+
+def test_checkpoint_of_another_program_is_refused(tmp_path):
+    path = tmp_path / "chkpnt9.pth"
+    torch.save({"something": 1}, path)
+    with pytest.raises(UserError, match="not a checkpoint of this program"):
+        load_checkpoint(path)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "absent.pth")
+
+
+def test_objects_are_numbered_by_falling_area_without_changing_who_is_who(tmp_path, scene):
+    trainer = Trainer(settings_for(tmp_path, method={"vote_power": 0}), scene)
+    trainer.run()
+    cameras = [view.camera for view in scene.train]
+    found = label_gaussians(trainer.gaussians, trainer.method, cameras)
+    assert found.features is None
+    assert found.areas.tolist() == sorted(found.areas.tolist(), reverse=True)
+    saved = np.load(tmp_path / "point_cloud" / "iteration_24" / "segmentation.npz")
+    assert np.array_equal(saved["object_id"], found.object_ids.numpy())
+    stored = torch.load(tmp_path / "point_cloud" / "iteration_24" / "classifier.pth", weights_only=True)
+    assert torch.equal(stored, trainer.method.codebook)
+
+
+@pytest.mark.parametrize("max_votes", [1, 300, 700, 10_000])  # one code at a time, two, five, all seven
+def test_labels_are_the_votes_of_the_pixels_whatever_memory_they_may_take(scene, max_votes):
+    generator = torch.Generator().manual_seed(0)
+    gaussians, learnt = gaussians_from_points(scene.points, sh_degree=0), method()
+    gaussians.set("features", torch.randn(len(gaussians), 16, generator=generator))
+    gaussians.means.data[5] = torch.tensor([0.0, 50.0, 0.0])  # seen by nobody
+    learnt.codebook = torch.randn(7, 16, generator=generator).requires_grad_(True)
+    cameras = [view.camera for view in scene.train]
+    found = label_gaussians(gaussians, learnt, cameras, max_votes=max_votes)
+
+    votes, areas, num_views = torch.zeros(len(gaussians), 7), torch.zeros(7, dtype=torch.int64), [0] * 7
+    for camera in cameras:
+        weights = blending_weights(gaussians, camera, min_weight=1e-3)
+        ids = learnt.segment(blend(weights, gaussians.features)).object_ids.tolist()
+        offsets = weights.offsets.tolist()
+        for pixel, code in enumerate(ids):
+            rows = slice(offsets[pixel], offsets[pixel + 1])
+            votes[:, code].index_add_(0, weights.gaussian_ids[rows].long(), weights.weights[rows])
+            areas[code] += offsets[pixel + 1] > offsets[pixel]
+        seen = {code for pixel, code in enumerate(ids) if offsets[pixel + 1] > offsets[pixel]}
+        num_views = [count + (code in seen) for code, count in enumerate(num_views)]
+    expected = votes.argmax(dim=1)
+    expected[5] = learnt.segment(gaussians.features[5]).object_ids
+    share = votes.max(dim=1).values / votes.sum(dim=1)
+    share[5] = 0
+    assert found.object_ids.tolist() == expected.tolist()
+    torch.testing.assert_close(found.confidence, share)
+    assert float(found.confidence.max()) > 0.5
+    assert found.areas.tolist() == areas.tolist()
+    assert found.num_views.tolist() == num_views
+
+    codes, power, _ = learnt.final_features()
+    shares = (votes / votes.sum(dim=1, keepdim=True)) ** power
+    mixed = shares @ codes / shares.sum(dim=1, keepdim=True)
+    mixed[5] = codes[expected[5]]
+    torch.testing.assert_close(found.features, mixed)
+
+
+def test_saved_features_are_those_of_the_votes_and_a_resumed_run_saves_the_same(tmp_path, scene):
+    settings = settings_for(tmp_path, method={"sharpen_steps": 0})
+    Trainer(settings, scene).run()
+    saved = np.load(tmp_path / "point_cloud" / "iteration_24" / "segmentation.npz")
+    again = Trainer(settings, scene)
+    again.run(resume_from=checkpoint_path(tmp_path, 44))
+    resumed = np.load(tmp_path / "point_cloud" / "iteration_24" / "segmentation.npz")
+    for name in ("object_id", "feature"):
+        assert np.array_equal(saved[name], resumed[name]), name
+    learnt = Trainer(settings, scene)
+    learnt.gaussians = Gaussians(final_state(tmp_path, 44)["gaussians"])
+    learnt.method.load_state_dict(final_state(tmp_path, 44)["method"])
+    found = label_gaussians(learnt.gaussians, learnt.method, [view.camera for view in scene.train])
+    assert np.array_equal(saved["feature"], found.features.numpy().astype(np.float16))
+    assert not np.array_equal(saved["feature"], learnt.gaussians.features.detach().numpy().astype(np.float16))
+
+
+def test_what_geometry_needed_is_free_when_the_lift_begins(tmp_path, scene, monkeypatch):
+    trainer, alive = Trainer(settings_for(tmp_path), scene), []
+    geometry_of, lift_of = trainer._geometry, trainer._lift
+
+    def watched(*arguments, **options):
+        stage = geometry_of(*arguments, **options)
+        alive.append(weakref.ref(stage.adam))
+        return stage
+
+    def lift(*arguments):
+        assert alive[0]() is None
+        assert all(value.grad is None for _, value in trainer.gaussians)
+        alive.clear()
+        return lift_of(*arguments)
+
+    monkeypatch.setattr(trainer, "_geometry", watched)
+    monkeypatch.setattr(trainer, "_lift", lift)
+    trainer.run()
+    assert not alive
+
+
+def test_new_run_in_an_old_folder_does_not_mix_with_the_old_one(tmp_path, scene):
+    Trainer(settings_for(tmp_path, lift_iterations=0), scene).run()
+    Trainer(settings_for(tmp_path, lift_iterations=0, iterations=12), scene).run()
+    assert list(checkpoints(tmp_path)) == [12]
+    assert outputs.saved_iterations(tmp_path) == [12]
+    assert max(line["step"] for line in outputs_log(tmp_path)) == 12
+
+
+def test_log_of_a_resumed_run_tells_every_step_once(tmp_path, scene):
+    run = SHORT["run"] | {"checkpoint_interval": 10, "log_interval": 4}
+    settings = settings_for(tmp_path, run=run)
+    trainer = Trainer(settings, scene)
+    original = trainer._after_step
+
+    def crash(stage, step, total, log):
+        original(stage, step, total, log)
+        if total == 18:
+            raise MemoryError  # eight steps after the last checkpoint
+
+    trainer._after_step = crash
+    with pytest.raises(MemoryError):
+        trainer.run()
+    Trainer(settings, scene).run(resume_from=latest_checkpoint(settings))
+    steps = [(line["stage"], line["step"]) for line in outputs_log(tmp_path)]
+    assert len(steps) == len(set(steps))
+    assert [step for stage, step in steps if stage == "geometry"] == [4, 8, 12, 16, 20, 24]
+
+
+@pytest.mark.parametrize(("preset", "pixels"), [("unified_lift", 200), ("unified_lift", 10_000), ("released", 200)])
+def test_what_stands_in_pixels_the_lens_did_not_see_changes_nothing(tmp_path, scene, preset, pixels):
+    valid = torch.ones(20, 24, dtype=torch.bool)
+    valid[:, :4] = False
+    states = []
+    for fill in (0, 9):
+        views = []
+        for view in scene.train:
+            image, segments = view.image.clone(), view.segments.clone()
+            image[~valid], segments[~valid] = 20 * fill, fill
+            views.append(dataclasses.replace(view, image=image, segments=segments, valid=valid))
+        small = {"num_codes": 8, "contrastive_samples": 100} if preset == "released" else {}
+        settings = settings_for(tmp_path / str(fill), preset=preset, lift_pixels=pixels, method=small)
+        Trainer(settings, dataclasses.replace(scene, train=tuple(views))).run()
+        states.append(final_state(tmp_path / str(fill), 24 if preset == "released" else 44))
+    assert_same_state(*states)
+
+
+def test_rates_are_those_of_3dgs(scene):
+    stage = GeometryStage(
+        scene,
+        gaussians_from_points(scene.points, sh_degree=1),
+        GeometrySettings(iterations=100, position_lr_max_steps=50),
+        DensitySettings(),
+        seed=0,
+    )
+    first, last = stage.rates(0), stage.rates(99)
+    fixed = {"quats": 1e-3, "log_scales": 5e-3, "logit_opacities": 0.05, "sh0": 2.5e-3, "shN": 2.5e-3 / 20}
+    assert {name: first[name] for name in fixed} == {name: last[name] for name in fixed} == pytest.approx(fixed)
+    assert first["means"] == pytest.approx(1.6e-4 * scene.radius)
+    assert stage.rates(25)["means"] == pytest.approx(1.6e-5 * scene.radius)
+    assert last["means"] == pytest.approx(1.6e-6 * scene.radius)
+
+
+def test_feature_rate_falls_to_its_share_and_the_codebook_rate_stays():
+    chosen = UnifiedLiftSettings(feature_lr=0.02, feature_lr_decay=0.25, codebook_lr=3e-4)
+    rates = [UnifiedLift(chosen, zero_id="segment", seed=0).rates(p) for p in (0.0, 0.5, 1.0)]
+    assert [r["features"] for r in rates] == pytest.approx([0.02, 0.01, 0.005])
+    assert [r["codebook"] for r in rates] == [3e-4] * 3
+
+
+def test_geometry_steps_render_with_the_rasterizer_of_the_settings(scene):
+    for rasterizer, implementation in (("ours", "auto"), ("gsplat", "gsplat")):
+        gaussians = gaussians_from_points(scene.points, sh_degree=0)
+        settings = GeometrySettings(iterations=4, rasterizer=rasterizer)
+        stage = GeometryStage(scene, gaussians, settings, DensitySettings(), seed=0)
+        assert stage.step.implementation == implementation
+
+
+def test_a_rasterizer_that_is_not_there_stops_the_run_before_anything_is_written(tmp_path, scene):
+    settings = settings_for(tmp_path / "model", geometry={"rasterizer": "gsplat"}, run={"device": "cpu"})
+    with pytest.raises(UserError, match="--rasterizer gsplat"):
+        Trainer(settings, scene)
+    assert not (tmp_path / "model").exists()

@@ -1,0 +1,93 @@
+import dataclasses
+import threading
+
+import pytest
+import torch
+
+from unified_lift.train.views import ViewOrder, ViewSource
+
+CPU = torch.device("cpu")
+
+
+def test_every_view_comes_once_before_any_comes_again():
+    order = ViewOrder(5, seed=0)
+    rounds = [[order.next_index() for _ in range(5)] for _ in range(3)]
+    assert all(sorted(indices) == [0, 1, 2, 3, 4] for indices in rounds)
+    assert rounds[0] != rounds[1] or rounds[1] != rounds[2]
+
+
+def test_view_order_goes_on_where_it_was():
+    order, copy = ViewOrder(5, seed=0), ViewOrder(5, seed=9)
+    for _ in range(7):
+        order.next_index()
+    copy.load_state_dict(order.state_dict())
+    assert [order.next_index() for _ in range(9)] == [copy.next_index() for _ in range(9)]
+
+
+def test_looking_ahead_tells_the_next_view_and_changes_no_order():
+    seen, order, blind = [], ViewOrder(4, seed=3), ViewOrder(4, seed=3)
+    for _ in range(10):
+        ahead = order.peek()
+        assert order.peek() == ahead
+        copy = ViewOrder(4, seed=8)
+        copy.load_state_dict(order.state_dict())  # as a checkpoint taken after looking ahead
+        assert copy.next_index() == ahead
+        assert order.next_index() == ahead
+        seen.append(ahead)
+    assert seen == [blind.next_index() for _ in range(10)]
+
+
+def test_views_in_memory_are_handed_out_as_they_are(scene):
+    source = ViewSource(scene.train, kept_on="cpu", device=CPU)
+    assert len(source) == 6
+    assert source.get(2, then=4) is scene.train[2]
+    assert list(source.all()) == list(scene.train)
+
+
+@pytest.mark.parametrize("fields", [("image", "segments", "valid"), ("segments",)])
+def test_views_on_disk_arrive_in_any_order_and_only_with_the_fields_asked_for(scene, fields):
+    source = ViewSource(scene.train, kept_on="disk", device=CPU, fields=fields)
+    for index, then in ((0, 3), (3, 5), (1, 1), (1, None), (4, 0)):  # foretold, not foretold, twice, nothing foretold
+        view = source.get(index, then=then)
+        assert view.name == scene.train[index].name
+        assert torch.equal(view.segments, scene.train[index].segments)
+        assert view.segments is not scene.train[index].segments
+        assert torch.equal(view.image, scene.train[index].image)
+        assert (view.image is scene.train[index].image) == ("image" not in fields)
+        assert view.valid is None
+    assert [view.name for view in source.all()] == [view.name for view in scene.train]
+    source.close()
+
+
+def with_clone(view, clone):
+    """Return the view with a photo whose `clone`, which reads it from disk, is replaced."""
+    kind = type("Photo", (torch.Tensor,), {"clone": clone})
+    return dataclasses.replace(view, image=view.image.as_subclass(kind))
+
+
+def test_the_foretold_view_is_read_before_anybody_asks_for_it(scene):
+    read = [threading.Event() for _ in scene.train]
+
+    def watched(event):
+        def clone(image):
+            event.set()
+            return torch.Tensor.clone(image)
+
+        return clone
+
+    views = [with_clone(view, watched(event)) for view, event in zip(scene.train, read, strict=True)]
+    source = ViewSource(views, kept_on="disk", device=CPU, fields=("image",))
+    source.get(0, then=2)
+    assert read[2].wait(10)
+    assert [event.is_set() for event in read] == [True, False, True, False, False, False]
+    source.close()
+
+
+def test_an_error_while_reading_reaches_the_step(scene):
+    def clone(image):
+        raise OSError("the disk is gone")
+
+    source = ViewSource([with_clone(scene.train[0], clone)], kept_on="disk", device=CPU, fields=("image",))
+    with pytest.raises(OSError, match="the disk is gone"):
+        source.get(0)
+    source.close()

@@ -1,0 +1,230 @@
+"""Where photos and masks are kept while a scene trains: on the GPU, in main memory, or in files on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unified_lift.errors import UserError
+from unified_lift.types import DataDevice, Scene, View
+
+Wanted = Literal["auto", "cuda", "cpu", "disk"]
+
+# Shares of what is free there that photos and masks may take: unasked, and where the user asks for it.
+_SHARES: dict[DataDevice, tuple[float, float]] = {"cuda": (0.25, 0.8), "cpu": (0.5, 0.9), "disk": (0.9, 0.9)}
+_NAMES: dict[DataDevice, str] = {"cuda": "on the GPU", "cpu": "in main memory", "disk": "on disk"}
+_GIB = 2**30
+_CHUNK = 64 * 2**20  # pinned memory is asked for in powers of two, because torch rounds up to them
+_ALIGNMENT = 64
+_FILES = ("views_", ".bin")  # prefix and suffix of files in the model folder; they are never there for long
+_CGROUPS = (  # limit, use and statistics of a container, of version 2 and of version 1
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+
+
+class Placement(NamedTuple):
+    """Where photos and masks are kept, and the numbers behind that.
+
+    Attributes:
+        kept_on: The place.
+        num_bytes: What they need.
+        free_bytes: What was free there before.
+    """
+
+    kept_on: DataDevice
+    num_bytes: int
+    free_bytes: int
+
+    def __str__(self) -> str:
+        size, free = self.num_bytes / _GIB, self.free_bytes / _GIB
+        return f"photos and masks: {size:.2f} GiB {_NAMES[self.kept_on]} ({free:.1f} GiB free)"
+
+
+def choose_placement(wanted: Wanted, num_bytes: int, free: dict[DataDevice, int]) -> Placement:
+    """Return where `num_bytes` of photos and masks are kept.
+
+    `auto` takes the first of GPU, main memory and disk of which they fill only a part: of the free GPU memory a
+    quarter, since Gaussians, their moments and working memory must fit as well, of the free main memory half.
+
+    Args:
+        wanted: What the user asked for.
+        num_bytes: What photos and masks need.
+        free: Free bytes of each place there is; without a GPU there is no `cuda`.
+    Raises:
+        UserError: They do not fit where they were asked to be, or nowhere.
+    """
+    if wanted == "auto":
+        for place in ("cuda", "cpu", "disk"):
+            if place in free and num_bytes <= _SHARES[place][0] * free[place]:
+                return Placement(place, num_bytes, free[place])
+        wanted = "disk"
+    if wanted not in free:
+        raise UserError(f"--data_device {wanted}: this run computes on the CPU; use auto, cpu or disk")
+    if num_bytes > _SHARES[wanted][1] * free[wanted]:
+        raise UserError(
+            f"--data_device {wanted}: photos and masks need {num_bytes / _GIB:.2f} GiB, of {free[wanted] / _GIB:.2f} "
+            f"GiB free {_NAMES[wanted]} they may take {_SHARES[wanted][1]:.0%}; "
+            f"use {'a smaller --resolution' if wanted == 'disk' else 'auto or disk'}, or free some"
+        )
+    return Placement(wanted, num_bytes, free[wanted])
+
+
+class ViewStore:
+    """Keeps the pixels of a scene: arrays as the reader decodes them, so that they need not all fit in memory first."""
+
+    def __init__(self, wanted: Wanted, *, device: torch.device, folder: Path) -> None:
+        """Store for a run that computes on `device`; files go to `folder`."""
+        self._wanted, self._device, self._folder = wanted, device, folder
+        self._keep: Callable[[Tensor], Tensor] | None = None  # None: as the reader made them
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # by id: a tensor and the one that takes its place
+        self.placement: Placement | None = None
+
+    def expect(self, num_bytes: int) -> None:
+        """Decide, before anything is decoded, where about `num_bytes` are going to be kept.
+
+        Raises:
+            UserError: They do not fit.
+        """
+        self.placement = choose_placement(self._wanted, num_bytes, free_bytes(self._device, self._folder))
+        if self.placement.kept_on == "disk":
+            self._keep = _Files(self._folder)
+        elif self.placement.kept_on == "cpu" and self._device.type == "cuda":
+            self._keep = _Chunks(pinned=True)
+
+    def keep(self, array: np.ndarray) -> Tensor:
+        """Return a decoded array as a tensor where it is kept while the rest is loaded; safe to call from threads."""
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self._keep is None:
+            return tensor
+        kept = self._keep(tensor)
+        self._kept[id(kept)] = (kept, kept)
+        return kept
+
+    def placed(self, scene: Scene) -> Scene:
+        """Return the scene with all photos and masks where they are kept; those that are there already stay."""
+        if self.placement is None:
+            self.expect(scene_bytes(scene))
+        self.placement = self.placement._replace(num_bytes=scene_bytes(scene))
+        train, test = (tuple(map(self._placed_view, views)) for views in (scene.train, scene.test))
+        self._kept.clear()
+        return replace(scene, train=train, test=test, kept_on=self.placement.kept_on)
+
+    def _placed_view(self, view: View) -> View:
+        return replace(
+            view,
+            image=self._placed(view.image),
+            segments=None if view.segments is None else self._placed(view.segments),
+            valid=None if view.valid is None else self._placed(view.valid),
+        )
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        """Return the tensor where it is kept; views that share one (a black frame) still do."""
+        if id(tensor) not in self._kept:
+            if self.placement.kept_on == "cuda":
+                place = tensor.to(self._device)
+            else:
+                place = tensor if self._keep is None else self._keep(tensor)
+            self._kept[id(tensor)] = (tensor, place)
+        return self._kept[id(tensor)][1]
+
+
+class _Chunks:
+    """Puts tensors side by side into large blocks of main memory, pinned for a GPU to read."""
+
+    def __init__(self, *, pinned: bool) -> None:
+        self._pinned, self._lock = pinned, threading.Lock()
+        self._chunk = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """Return a copy of the tensor in a block."""
+        num_bytes = tensor.numel() * tensor.element_size()
+        with self._lock:
+            if self._used + num_bytes > len(self._chunk):
+                size = max(_CHUNK, num_bytes)
+                self._chunk, self._used = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned), 0
+            place = self._chunk[self._used : self._used + num_bytes]
+            self._used += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+        return place.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+class _Files:
+    """Puts tensors into memory-mapped files. Each loses its name at once, so that whatever ends the run frees it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(f"{_FILES[0]}*{_FILES[1]}"):  # of a run that was killed while it loaded
+            stale.unlink(missing_ok=True)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """Return the tensor as mapped from a file.
+
+        Raises:
+            UserError: The disk is full or not writable.
+        """
+        options = {"dir": self._folder, "prefix": _FILES[0], "suffix": _FILES[1]}
+        try:
+            with tempfile.NamedTemporaryFile(**options) as file:
+                file.write(memoryview(tensor.numpy()).cast("B"))
+                file.flush()
+                return torch.from_file(file.name, shared=False, size=tensor.numel(), dtype=tensor.dtype).view(
+                    tensor.shape
+                )
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"{self._folder}: photos and masks could not be kept there ({error}); free disk space or use "
+                "--data_device cpu"
+            ) from None
+
+
+def scene_bytes(scene: Scene) -> int:
+    """Return the bytes of all photos and masks, what views share counted once."""
+    tensors = {
+        id(tensor): tensor
+        for view in (*scene.train, *scene.test)
+        for tensor in (view.image, view.segments, view.valid)
+        if tensor is not None
+    }
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def free_bytes(device: torch.device, folder: Path) -> dict[DataDevice, int]:
+    """Return the free bytes of GPU (if the run computes there), main memory and the disk of `folder`."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free: dict[DataDevice, int] = {"cpu": available_memory(), "disk": shutil.disk_usage(there).free}
+    if device.type == "cuda":
+        free["cuda"] = torch.cuda.mem_get_info()[0]
+    return free
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Return the bytes of main memory that can still be taken, as the kernel and, in a container, its limit say.
+
+    Args:
+        root: Where `proc` and `sys` are.
+    """
+    info = root / "proc/meminfo"
+    if not info.exists():  # no Linux: half of the machine is a guess on the safe side
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
+    available = 1024 * int(lines["MemAvailable"].split()[0])
+    for limit, used, statistics in _CGROUPS:
+        paths = [root / "sys/fs/cgroup" / name for name in (limit, used, statistics)]
+        if all(path.exists() for path in paths):
+            most, taken = (path.read_text().strip() for path in paths[:2])
+            cached = dict(line.split() for line in paths[2].read_text().splitlines()).get("inactive_file", "0")
+            if most != "max":
+                available = min(available, max(int(most) - int(taken) + int(cached), 0))
+    return available

@@ -1,0 +1,110 @@
+"""Initial points of scenes that bring none: triangulated from the photos, or random inside the camera frusta."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unified_lift.data.triangulation import triangulate
+from unified_lift.errors import UserError
+from unified_lift.ops.cameras import look_at_point, project, unproject
+from unified_lift.types import Camera, DataSettings, PointCloud, View
+
+MIN_POINTS = 4  # three neighbours are needed for a start scale
+_FAR_OF_LOOK_AT = 1.5  # frusta end at this multiple of the median distance to the look-at point
+_ENOUGH_POINTS = 2000  # triangulated points that need no random company
+_GREY = 127
+
+
+def initial_points(views: Sequence[View], settings: DataSettings, *, own: PointCloud | None) -> tuple[PointCloud, str]:
+    """Return the points the geometry starts from and a note on where they come from.
+
+    The scene's own points, else points triangulated from the photos, filled up with random ones where those are few.
+    With `random_init` all points are random.
+
+    Args:
+        views: Training views.
+        own: What the dataset brings, None where it brings nothing.
+    Raises:
+        UserError: The scene's own cloud is (almost) empty.
+    """
+    if own is not None and not settings.random_init:
+        if len(own.positions) < MIN_POINTS:
+            raise UserError(
+                f"{settings.source_path}: its point cloud holds {len(own.positions)} usable points, {MIN_POINTS} are "
+                "needed; add points or use --random_init"
+            )
+        return own, f"{len(own.positions)} initial points from the scene"
+    found = None if settings.random_init else triangulate(views)
+    if found is not None and len(found.positions) >= _ENOUGH_POINTS:
+        return found, f"{len(found.positions)} initial points triangulated from the photos"
+    cameras, wanted = [view.camera for view in views], settings.num_random_points
+    if found is None or len(found.positions) == 0:
+        cloud = random_in_frusta(cameras, count=wanted, seed=settings.points_seed)
+        return cloud, f"{wanted} random initial points in the camera frusta"
+    num_found = len(found.positions)
+    missing = max(wanted - num_found, MIN_POINTS)
+    cloud = random_in_frusta(cameras, count=missing, seed=settings.points_seed)
+    positions = np.concatenate([found.positions, cloud.positions])
+    colors = np.concatenate([found.colors, cloud.colors])
+    note = f"{num_found} initial points triangulated from the photos, {missing} random ones in the camera frusta"
+    return PointCloud(positions=positions, colors=colors), note
+
+
+def random_in_frusta(cameras: Sequence[Camera], *, count: int, seed: int) -> PointCloud:
+    """Return grey points, uniform in the union of the camera frusta.
+
+    The frusta end at 1.5 x the median distance between the camera centres and the point closest to all optical axes
+    [ours]; 3D-GS fills a fixed cube instead, which fits no other scene.
+
+    Args:
+        cameras: Training cameras, at least one.
+        count: Number of points.
+        seed: Of the generator; equal seeds give equal points.
+    """
+    if not cameras or count < MIN_POINTS:
+        raise UserError(f"--num_random_points {count}: at least {MIN_POINTS} points and one camera are needed")
+    rng = np.random.default_rng(seed)
+    far = _FAR_OF_LOOK_AT * look_at_distance(cameras)
+    volumes = np.array([camera.width * camera.height / (camera.fx * camera.fy) for camera in cameras])
+    kept: list[np.ndarray] = []
+    while sum(map(len, kept)) < count:
+        chosen = rng.choice(len(cameras), size=4 * count, p=volumes / volumes.sum())
+        uniform = rng.random((4 * count, 3))
+        points = np.empty((4 * count, 3))
+        for index in np.unique(chosen):
+            camera, rows = cameras[index], chosen == index
+            pixels = uniform[rows, :2] * [camera.width, camera.height]
+            points[rows] = unproject(pixels, far * np.cbrt(uniform[rows, 2]), camera)
+        # A point in several frusta counts only for the first of them: that makes the union uniform.
+        kept.append(points[_not_in_earlier_frusta(points, chosen, cameras, far)])
+    positions = np.concatenate(kept)[:count].astype(np.float32)
+    return PointCloud(positions=positions, colors=np.full((count, 3), _GREY, dtype=np.uint8))
+
+
+def look_at_distance(cameras: Sequence[Camera]) -> float:
+    """Return the median distance of the cameras to the point closest to their axes, in world units.
+
+    Where the axes do not meet in front of the cameras (parallel or outward views) the scene is taken to lie twice as
+    far away as the cameras lie apart; a camera alone looks one unit far.
+    """
+    centres = np.stack([camera.position for camera in cameras])
+    point = look_at_point(list(cameras))
+    ahead = np.array([project(point[None], camera)[1][0] for camera in cameras])
+    if np.median(ahead) > 1e-6:
+        return float(np.median(np.linalg.norm(centres - point, axis=1)))
+    spread = float(np.linalg.norm(centres - centres.mean(axis=0), axis=1).max())
+    return 2 * spread if spread > 1e-9 else 1.0
+
+
+def _not_in_earlier_frusta(points: np.ndarray, chosen: np.ndarray, cameras: Sequence[Camera], far: float) -> np.ndarray:
+    """Return the indices of the points that lie in no frustum before that of their `chosen` camera, [K]."""
+    alive = np.argsort(chosen, kind="stable")
+    for index, camera in enumerate(cameras):
+        later = alive[chosen[alive] > index]
+        pixels, depth = project(points[later], camera)
+        inside = (pixels >= 0).all(axis=1) & (pixels <= [camera.width, camera.height]).all(axis=1)
+        inside &= (depth > 0) & (depth <= far)
+        alive = np.concatenate([alive[chosen[alive] <= index], later[~inside]])
+    return np.sort(alive)

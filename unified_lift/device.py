@@ -1,0 +1,38 @@
+"""Where a run computes."""
+
+from __future__ import annotations
+
+import torch
+from diff_gaussian_rasterization import backend_info
+
+from unified_lift.errors import UserError
+
+
+def chosen_device(wanted: str) -> torch.device:
+    """Return the device for `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UserError: `cuda` is wanted and there is none.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UserError("--device cuda: torch sees no CUDA device; install a CUDA build of torch or use --device cpu")
+    if wanted == "auto":
+        built = backend_info().get("cuda") == "cuda"  # else tensors there would run on the slow torch reference
+        return torch.device("cuda" if available and built else "cpu")
+    return torch.device(wanted)
+
+
+def require_rasterizer(rasterizer: str, device: torch.device) -> None:
+    """Raise if `ours` or `gsplat` cannot render on a device.
+
+    Raises:
+        UserError: gsplat is wanted and is missing or has no GPU.
+    """
+    if rasterizer == "ours":
+        return
+    problem = backend_info()["gsplat"]
+    if problem != "gsplat":
+        raise UserError(f"--rasterizer gsplat: {problem}")
+    if device.type != "cuda":
+        raise UserError(f"--rasterizer gsplat renders on a GPU, and this run is on {device}; use --device cuda")

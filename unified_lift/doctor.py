@@ -1,0 +1,255 @@
+"""What this machine can do: devices, compiled kernels, packages, and room for a scene."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from diff_gaussian_rasterization import backend_info
+from simple_knn import distCUDA2
+
+import unified_lift
+from unified_lift.data import load_scene
+from unified_lift.data.cache import available_memory, choose_placement, free_bytes
+from unified_lift.device import chosen_device
+from unified_lift.errors import UserError
+from unified_lift.model.gaussians import SH_C0, Gaussians
+from unified_lift.model.render import render
+from unified_lift.modelfolder.settings import TrainSettings
+from unified_lift.types import Camera, DataSettings
+
+State = Literal["ok", "note", "broken"]
+GIB = 2**30
+_LITTLE_DISK = 2 * GIB  # a model of a million Gaussians with its checkpoint takes about that
+_COPIES = 4  # of every trained number: itself, its gradient, two moments of Adam
+_REST = 0.5  # of the memory that remains, for what a step computes
+
+
+class Package(NamedTuple):
+    """An optional package: the module, what it is for, and the line that installs it."""
+
+    module: str
+    purpose: str
+    install: str
+
+
+OPTIONAL = (
+    Package("pycolmap", "sfm: poses of own photos", 'pip install "unified-lift[sfm]"'),
+    Package("segment_anything", "masks: the SAM provider", 'pip install "unified-lift[masks]"'),
+    Package("transformers", "masks and text queries by other models", 'pip install "unified-lift[grounding]"'),
+    Package("viser", "view: the browser viewer", 'pip install "unified-lift[viewer]"'),
+    Package("gsplat", "--rasterizer gsplat", 'pip install "unified-lift[gsplat]"'),
+    Package("sklearn", "baselines that cluster with HDBSCAN", 'pip install "unified-lift[baselines]"'),
+    Package("submitit", "bench --launcher submitit", "pip install submitit"),
+)
+NEEDED = (
+    "scipy",
+    "plyfile",
+    "cv2",
+    "PIL",
+    "tqdm",
+    "tensorboard",
+    "tyro",
+    "yaml",
+    "matplotlib",
+    "jinja2",
+    "imageio_ffmpeg",
+)
+"""Modules of the packages that an installation always brings."""
+
+
+class Finding(NamedTuple):
+    """One line of the examination.
+
+    Attributes:
+        topic: What was looked at.
+        state: `ok`, `note` (something optional or fast is missing) or `broken` (training cannot run).
+        text: What was found, with the cure where there is something to cure.
+    """
+
+    topic: str
+    state: State
+    text: str
+
+
+def examine(folder: Path) -> list[Finding]:
+    """Return what there is on this machine; none of it is `broken` if training can run.
+
+    Args:
+        folder: Where models are to be written.
+    """
+    program = f"{unified_lift.__version__}, Python {platform.python_version()}, {platform.platform()}"
+    return [
+        Finding("unified-lift", "ok", program),
+        _torch(),
+        *_rasterizers(),
+        _attempted("render", _try_render),
+        _attempted("simple_knn", _try_neighbours),
+        _needed(),
+        *(_optional(package) for package in OPTIONAL),
+        _disk(folder),
+        Finding("memory", "ok", f"{available_memory() / GIB:.1f} GiB of main memory can be taken"),
+    ]
+
+
+def scene_budget(data: DataSettings, folder: Path) -> list[Finding]:
+    """Return what a scene needs of memory; no pixel is decoded.
+
+    Args:
+        data: The scene.
+        folder: Where its model is to be written.
+    """
+    device = chosen_device("auto")
+    free = free_bytes(device, folder)
+    try:
+        num_bytes = _pixel_bytes(data)
+        placement = choose_placement("auto", num_bytes, free)
+    except UserError as error:
+        return [Finding("scene", "broken", str(error))]
+    settings = TrainSettings()
+    harmonics = 3 * (settings.geometry.sh_degree + 1) ** 2
+    numbers = 3 + 4 + 3 + 1 + harmonics + settings.method.feature_dim
+    each = 4 * numbers * _COPIES
+    where = "cuda" if device.type == "cuda" else "cpu"
+    taken = num_bytes if placement.kept_on == where else 0
+    fit = int(_REST * max(free[where] - taken, 0) / each)
+    return [
+        Finding("scene", "ok", str(placement)),
+        Finding(
+            "Gaussians",
+            "ok",
+            f"{each * 10**6 / GIB:.2f} GiB a million with gradients and moments (SH degree "
+            f"{settings.geometry.sh_degree}, {settings.method.feature_dim} features); "
+            f"about {_millions(fit)} fit into half of what remains, "
+            "the other half is for rendering; limit them with --max_gaussians",
+        ),
+    ]
+
+
+class _Told(Exception):  # noqa: N818 (not an error: ends the loading of a scene before pixels are decoded)
+    pass
+
+
+class _Asking:
+    """A store that only listens how many bytes it is going to be given."""
+
+    num_bytes = 0
+
+    def expect(self, num_bytes: int) -> None:
+        """Hear the number and stop the loading."""
+        self.num_bytes = num_bytes
+        raise _Told
+
+    def keep(self, array: np.ndarray) -> torch.Tensor:
+        """Never called: nothing is decoded before `expect`."""
+        raise AssertionError
+
+
+def _pixel_bytes(data: DataSettings) -> int:
+    store = _Asking()
+    try:
+        load_scene(data, store=store)
+    except _Told:
+        pass
+    return store.num_bytes
+
+
+def _torch() -> Finding:
+    version = f"torch {torch.__version__}"
+    if torch.cuda.is_available():
+        cards = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
+        listed = ", ".join(f"{card.name} ({card.total_memory / GIB:.0f} GiB)" for card in cards)
+        return Finding("device", "ok", f"{version}, CUDA {torch.version.cuda}: {listed}")
+    if torch.version.cuda is None:
+        why = "this torch was built without CUDA; with an NVIDIA card install a CUDA build of torch"
+    else:
+        why = f"torch is built for CUDA {torch.version.cuda} but sees no card; check nvidia-smi and the driver"
+    return Finding("device", "note", f"{version} on the CPU, {torch.get_num_threads()} threads: {why}")
+
+
+def _rasterizers() -> list[Finding]:
+    """Return what renders on the CPU, what on a GPU, and whether gsplat could."""
+    info = backend_info()
+    slow = info["implementation"] == "reference"
+    cpu = f"{info['implementation']} ({info['isa']}): {info['reason']}"
+    found = [Finding("rasterizer cpu", "note" if slow else "ok", cpu + ("; this is very slow" if slow else ""))]
+    for name in ("cuda", "gsplat"):
+        built = info[name] == name
+        found.append(Finding(f"rasterizer {name}", "ok" if built else "note", "built" if built else str(info[name])))
+    return found
+
+
+def _attempted(topic: str, attempt: Callable[[], str]) -> Finding:
+    try:
+        return Finding(topic, "ok", attempt())
+    except Exception as error:  # noqa: BLE001 (whatever goes wrong there is what the user wants to be told)
+        return Finding(topic, "broken", f"{type(error).__name__}: {error}; reinstall the package")
+
+
+def _try_render() -> str:
+    """Render a red Gaussian in the middle of a small picture where training would, forward and backward."""
+    device = chosen_device("auto")
+    red = (torch.tensor([1.0, 0.0, 0.0]) - 0.5) / SH_C0
+    gaussians = Gaussians(
+        {
+            "means": torch.tensor([[0.0, 0.0, 2.0]]),
+            "quats": torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
+            "log_scales": torch.full((1, 3), -1.0),
+            "logit_opacities": torch.full((1,), 3.0),
+            "sh0": red.view(1, 1, 3),
+            "shN": torch.zeros(1, 0, 3),
+            "features": torch.ones(1, 4),
+        }
+    ).to(device)
+    camera = Camera(cam_from_world=np.eye(4), fx=16.0, fy=16.0, cx=8.0, cy=8.0, width=16, height=16)
+    image = render(gaussians, camera).image
+    image.sum().backward()
+    middle = image[8, 8].tolist()
+    gradient = gaussians.sh0.grad
+    if not (middle[0] > 0.5 and middle[1] < 0.1 and gradient is not None and bool(gradient.abs().sum() > 0)):
+        raise RuntimeError(f"a red Gaussian came out as {[round(value, 3) for value in middle]}")
+    return f"a test picture is right on {device}, and so is its gradient"
+
+
+def _try_neighbours() -> str:
+    """Check distances on four corners of a unit square: two neighbours at 1, one at squared distance 2."""
+    square = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]])
+    found = distCUDA2(square)
+    if not torch.allclose(found, torch.full((4,), 4 / 3)):
+        raise RuntimeError(f"distances on a unit square came out as {found.tolist()}")
+    return "distances to neighbours are right"
+
+
+def _needed() -> Finding:
+    missing = [module for module in NEEDED if importlib.util.find_spec(module) is None]
+    if missing:
+        return Finding("packages", "broken", f"missing: {', '.join(missing)}; pip install --upgrade unified-lift")
+    return Finding("packages", "ok", "all that are needed are installed")
+
+
+def _optional(package: Package) -> Finding:
+    if importlib.util.find_spec(package.module) is None:
+        return Finding(package.module, "note", f"not installed ({package.purpose}); {package.install}")
+    names = importlib.metadata.packages_distributions().get(package.module, [])
+    version = importlib.metadata.version(names[0]) if names else "of unknown version"
+    return Finding(package.module, "ok", f"{version} ({package.purpose})")
+
+
+def _disk(folder: Path) -> Finding:
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    text = f"{free / GIB:.1f} GiB free in {folder}"
+    if free < _LITTLE_DISK:
+        return Finding("disk", "note", f"{text}; a large model with its checkpoint needs {_LITTLE_DISK / GIB:.0f} GiB")
+    return Finding("disk", "ok", text)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 10**6:.1f} million" if count >= 10**6 else f"{count:,}"

@@ -1,1 +1,0 @@
-"""Training stages, optimiser, checkpoints, logs."""

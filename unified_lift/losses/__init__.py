@@ -1,1 +1,0 @@
-"""Loss terms, unweighted."""

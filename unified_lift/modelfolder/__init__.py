@@ -1,0 +1,1 @@
+"""The model folder: settings, saved scene, labels, checkpoints, and looking at a trained scene."""

@@ -1,0 +1,151 @@
+"""Full-state checkpoints: copied in the loop, written by a thread, atomically; read with weights_only."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unified_lift.errors import UserError
+
+_FORMAT = 2
+_KEYS = {"format", "stage", "step", "total_steps", "gaussians", "stage_state", "method", "settings"}
+
+
+def checkpoint_path(model_path: Path, total_steps: int) -> Path:
+    """Return `<model>/chkpnt<N>.pth`, N counting the steps of all stages."""
+    return model_path / f"chkpnt{total_steps}.pth"
+
+
+def named_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield dotted name and value of every tensor in a tree of dictionaries, lists and tuples."""
+    if isinstance(tree, Tensor):
+        yield prefix, tree
+    elif isinstance(tree, dict | list | tuple):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from named_tensors(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def snapshot(tree: Any) -> Any:
+    """Return a copy of a tree of tensors in main memory: what trains goes on changing while the copy is written."""
+    if isinstance(tree, Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: snapshot(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(snapshot(value) for value in tree)
+    return tree
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread, one at a time. An error of the thread is raised by the next call."""
+
+    def __init__(self) -> None:
+        """Start with nothing to write."""
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._running: Future[None] | None = None
+
+    def is_busy(self) -> bool:
+        """Return whether a checkpoint is being written.
+
+        Raises:
+            UserError: The last one could not be written.
+        """
+        if self._running is not None and self._running.done():
+            self.wait()
+        return self._running is not None
+
+    def write(self, path: Path, state: dict[str, Any], *, kept: Collection[int]) -> None:
+        """Wait for the checkpoint before, then let the thread write `state`, which nobody may change any more.
+
+        Once it is written, older checkpoints go, except those after the total steps `kept`.
+
+        Raises:
+            UserError: The checkpoint before could not be written.
+        """
+        self.wait()
+        self._running = self._pool.submit(_replace_older, path, state, set(kept))
+
+    def wait(self) -> None:
+        """Wait until everything is on disk.
+
+        Raises:
+            UserError: It could not be written.
+        """
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def close(self) -> None:
+        """Wait and end the thread; for the way out of an error, which must not be hidden by another one."""
+        self._pool.shutdown(wait=True)
+
+
+def _replace_older(path: Path, state: dict[str, Any], kept: set[int]) -> None:
+    save_checkpoint(path, state)
+    for number, old in checkpoints(path.parent).items():
+        if number not in kept and number < state["total_steps"]:
+            with suppress(OSError):
+                old.unlink()
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` so that `path` always holds a whole checkpoint: to a neighbour, synced, then renamed.
+
+    Raises:
+        UserError: The disk is full or not writable; an older checkpoint stays as it was.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:  # through Python's file the training thread runs on: the GIL is given back
+            torch.save({"format": _FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: could not be written ({error}); free disk space, then go on with --resume") from None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what `save_checkpoint` wrote; its tensors are mapped from the file and read when they are used.
+
+    Raises:
+        UserError: No such file, cut short, or written by another program.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError) as error:
+        reason = str(error).partition("\n")[0] or "empty file"
+        raise UserError(f"{path}: not a readable checkpoint ({reason}); give a chkpnt<N>.pth of this program") from None
+    if not isinstance(state, dict) or not _KEYS <= set(state):
+        raise UserError(f"{path}: not a checkpoint of this program; splats of other trainers come in by --init_ply")
+    if state["format"] != _FORMAT:
+        raise UserError(f"{path}: checkpoint format {state['format']}, this version reads {_FORMAT}; train again")
+    return state
+
+
+def checkpoints(model_path: Path) -> dict[int, Path]:
+    """Return the checkpoints of a model folder by total step, in rising order."""
+    found = {}
+    for path in model_path.glob("chkpnt*.pth"):
+        match = re.fullmatch(r"chkpnt(\d+)\.pth", path.name)
+        if match:
+            found[int(match.group(1))] = path
+    return dict(sorted(found.items()))
+
+
+def remove_unfinished(model_path: Path) -> None:
+    """Remove checkpoints that were being written when a run was killed."""
+    for path in model_path.glob("chkpnt*.pth.partial"):
+        path.unlink(missing_ok=True)

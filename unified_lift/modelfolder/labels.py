@@ -1,0 +1,175 @@
+"""Object ids of Gaussians and of views, read off a trained scene."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diff_gaussian_rasterization import PixelWeights, blend
+from torch import Tensor
+
+from unified_lift.methods.base import Method, Segmentation
+from unified_lift.model.gaussians import SH_C0, Gaussians
+from unified_lift.model.render import blending_weights
+from unified_lift.types import Camera
+
+_MIN_VOTE_WEIGHT = 1e-3  # a thinner share of a pixel says nothing about a Gaussian
+_MAX_VOTES = 2**28  # 1 GiB
+
+
+class GaussianLabels(NamedTuple):
+    """Labels of the Gaussians.
+
+    Attributes:
+        object_ids: Code of each Gaussian, int64 [N].
+        confidence: Share of its blending weight that agrees, in [0, 1]; 0 where no camera sees it, [N].
+        areas: Pixels of each code over the cameras, int64 [L].
+        num_views: Cameras in which each code wins a pixel, int64 [L].
+        features: What Gaussians get in place of their features, [N, D]; None where they keep them.
+    """
+
+    object_ids: Tensor
+    confidence: Tensor
+    areas: Tensor
+    num_views: Tensor
+    features: Tensor | None = None
+
+
+@torch.no_grad()
+def label_gaussians(
+    gaussians: Gaussians, method: Method, cameras: Sequence[Camera], *, max_votes: int = _MAX_VOTES
+) -> GaussianLabels:
+    """Return labels of all Gaussians by votes of the pixels they blend into.
+
+    Every pixel gives its code to the Gaussians in front of it, in proportion to their blending weights: only blends of
+    features were trained, never single features. A Gaussian no camera sees takes the code of its own feature.
+    Where the method has a feature for each object, a mean of these by the votes is returned too. It asks every pixel
+    that shows a Gaussian in any view, and evens out what the features took over from single masks.
+
+    Source: ours; the paper applies Eq. 2 to the single feature.
+    Args:
+        gaussians: The lifted scene.
+        method: Tells the code of a feature.
+        cameras: Who votes.
+        max_votes: Most float32 votes in memory; where N x L are more, the cameras are asked again for each block of
+            codes.
+    """
+    num_codes, count = method.num_objects, len(gaussians)
+    areas = torch.zeros(num_codes, dtype=torch.int64, device=gaussians.device)
+    num_views, object_ids = torch.zeros_like(areas), torch.zeros(count, dtype=torch.int64, device=gaussians.device)
+    best, total = (torch.full((count,), start, device=gaussians.device) for start in (-1.0, 0.0))
+    final = method.final_features()
+    codes, power = (None, 0.0) if final is None else (final.codes, final.power)
+    mixed = None if codes is None else torch.zeros(count, codes.shape[1] + 1, device=gaussians.device)
+    block = max(1, min(num_codes, max_votes // max(count, 1)))
+    for first in range(0, num_codes, block):
+        columns = min(block, num_codes - first)
+        votes = torch.zeros(count, columns + 1, device=gaussians.device)  # the last column: votes for other blocks
+        for camera in cameras:
+            weights = blending_weights(gaussians, camera, min_weight=_MIN_VOTE_WEIGHT)
+            ids = method.segment(blend(weights, gaussians.features)).object_ids  # [P]
+            _add_votes(votes, weights, torch.where((ids >= first) & (ids < first + columns), ids - first, columns))
+            if first == 0:
+                counts = torch.zeros_like(areas).index_add_(0, ids, (weights.offsets.diff() > 0).long())
+                areas += counts
+                num_views += counts > 0
+        highest, code = votes[:, :-1].max(dim=1)
+        object_ids = torch.where(highest > best, code + first, object_ids)
+        best, total = torch.maximum(best, highest), total + votes[:, :-1].sum(dim=1)
+        if mixed is not None:
+            shares = votes[:, :-1].pow_(power)
+            mixed[:, :-1] += shares @ codes[first : first + columns]
+            mixed[:, -1] += shares.sum(dim=1)
+    unseen, total = total == 0, total.clamp(min=1e-12)
+    object_ids[unseen] = method.segment(gaussians.features[unseen]).object_ids
+    if mixed is not None:
+        mixed = torch.where(mixed[:, -1:] > 0, mixed[:, :-1] / mixed[:, -1:], codes[object_ids])
+    return GaussianLabels(object_ids, torch.where(unseen, 0.0, best / total), areas, num_views, mixed)
+
+
+def _add_votes(votes: Tensor, weights: PixelWeights, columns: Tensor) -> None:
+    """Add the blending weights of each pixel's Gaussians to the column of `votes` that the pixel chose, [P]."""
+    # Told the number of entries, a GPU need not be waited for; 32 bits reach for 2^31 votes.
+    index = columns.int().repeat_interleave(weights.offsets.diff(), output_size=len(weights.weights))
+    votes.view(-1).index_add_(0, index.add_(weights.gaussian_ids, alpha=votes.shape[1]), weights.weights)
+
+
+def by_falling_area(method: Method, labels: GaussianLabels) -> GaussianLabels:
+    """Renumber the objects of `method` and `labels` by falling area, so that id 0 is usually the background."""
+    order = torch.argsort(labels.areas, descending=True, stable=True)
+    method.reorder(order)
+    new_id = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return labels._replace(
+        object_ids=new_id[labels.object_ids], areas=labels.areas[order], num_views=labels.num_views[order]
+    )
+
+
+@torch.no_grad()
+def segment_by_labels(
+    gaussians: Gaussians,
+    object_ids: Tensor,
+    camera: Camera,
+    *,
+    pixels: Tensor | None = None,
+    max_votes: int = _MAX_VOTES,
+) -> Segmentation:
+    """Return the object of every pixel by votes of the Gaussians it shows, in proportion to their blending weights.
+
+    Where the features say nothing of an object any more: those of a copy are those of its original.
+
+    Args:
+        gaussians: The scene.
+        object_ids: Object of each Gaussian, int64 [N].
+        camera: The view.
+        pixels: (x, y) int64 [P, 2]; None = all.
+        max_votes: Most float32 votes in memory; pixels are asked in blocks.
+    Returns:
+        Ids and shares of the votes for them, [H, W] or [P]; 0 and 0 where nothing is.
+    """
+    every = pixels is None
+    if pixels is None:
+        rows, columns = torch.meshgrid(torch.arange(camera.height), torch.arange(camera.width), indexing="ij")
+        pixels = torch.stack([columns, rows], dim=-1).flatten(0, 1)
+    values, slots = torch.unique(object_ids, return_inverse=True)
+    found = []
+    for block in pixels.to(gaussians.device).split(max(1, max_votes // max(len(values), 1))):
+        weights = blending_weights(gaussians, camera, pixels=block, min_weight=_MIN_VOTE_WEIGHT)
+        votes = torch.zeros(len(block), len(values), device=gaussians.device)
+        pixel = torch.arange(len(block), device=votes.device).repeat_interleave(weights.offsets.diff())
+        votes.view(-1).index_add_(0, pixel * len(values) + slots[weights.gaussian_ids.long()], weights.weights)
+        best, slot = votes.max(dim=1)
+        ids = torch.where(best > 0, values[slot], 0)
+        found.append(Segmentation(ids, best / votes.sum(dim=1).clamp(min=1e-12)))
+    shape = (camera.height, camera.width) if every else (len(pixels),)
+    return Segmentation(*(torch.cat(parts).view(shape) for parts in zip(*found, strict=True)))
+
+
+def describe_objects(
+    gaussians: Gaussians, labels: GaussianLabels, names: Mapping[int, str] | None = None
+) -> dict[str, dict]:
+    """Return id -> {name, count, color, bbox, centroid, views, score} of every object with a Gaussian.
+
+    An object without an entry in `names` is called `object <id>`. Colour is the mean SH degree 0 colour, 0..255; bbox
+    is [min, max] of the centres that some camera saw; score is the mean confidence.
+    """
+    means = gaussians.means.detach().cpu().numpy()
+    colors = (gaussians.sh0.detach()[:, 0] * SH_C0 + 0.5).clamp(0, 1).cpu().numpy() * 255
+    ids, confidence = labels.object_ids.numpy(), labels.confidence.numpy()
+    order = np.argsort(ids, kind="stable")
+    objects = {}
+    for rows in np.split(order, np.flatnonzero(np.diff(ids[order])) + 1):
+        code = int(ids[rows[0]])
+        seen = rows[confidence[rows] > 0]  # strays that nobody saw lie anywhere
+        place = means[seen if len(seen) else rows]
+        objects[str(code)] = {
+            "name": (names or {}).get(code, f"object {code}"),
+            "count": len(rows),
+            "color": [int(c) for c in colors[rows].mean(axis=0).round()],
+            "bbox": [place.min(axis=0).tolist(), place.max(axis=0).tolist()],
+            "centroid": place.mean(axis=0).tolist(),
+            "views": int(labels.num_views[code]),
+            "score": round(float(confidence[rows].mean()), 4),
+        }
+    return objects

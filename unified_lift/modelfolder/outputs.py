@@ -1,0 +1,235 @@
+"""The model folder: 3DGS layout, so that every viewer and fork can read it."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from diff_gaussian_rasterization import backend_info
+from torch import Tensor
+
+import unified_lift
+from unified_lift.errors import UserError
+from unified_lift.methods.base import Method
+from unified_lift.model.gaussians import Gaussians
+from unified_lift.model.ply import read_gaussians, write_gaussians, write_points
+from unified_lift.modelfolder.checkpoint import snapshot
+from unified_lift.modelfolder.labels import GaussianLabels, describe_objects
+from unified_lift.modelfolder.settings import TrainSettings, changed
+from unified_lift.settings.yaml import read_settings_file, to_dict
+from unified_lift.types import Scene, View
+
+EDITS_FILE = "edits.yaml"
+"""In the model folder of an edited scene: all edits since it was trained."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def holds_run(model_path: Path) -> bool:
+    """Return whether the folder holds a run, of this program or of another 3DGS trainer."""
+    return any((model_path / name).exists() for name in ("config.yaml", "cfg_args", "point_cloud"))
+
+
+def forget_earlier_run(model_path: Path) -> None:
+    """Remove checkpoints, logs and saved iterations of an earlier run, which would mix with those of a new one."""
+    names = ("chkpnt*.pth", "metrics.jsonl", "profile.json", EDITS_FILE)
+    for path in [path for name in names for path in model_path.glob(name)]:
+        path.unlink()
+    for folder in (model_path / "tb", model_path / "point_cloud", model_path / "levels"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_run_header(settings: TrainSettings, scene: Scene) -> None:
+    """Write config.yaml, cfg_args, cameras.json and input.ply."""
+    model = settings.model_path
+    write_text(model / "config.yaml", yaml.safe_dump(to_dict(settings), sort_keys=False))
+    write_text(model / "cfg_args", _cfg_args(settings))
+    cameras = [_camera_entry(index, view) for index, view in enumerate((*scene.test, *scene.train))]
+    write_text(model / "cameras.json", json.dumps(cameras))
+    write_points(model / "input.ply", scene.points)
+
+
+def read_run_settings(model_path: Path) -> TrainSettings:
+    """Return the settings a model folder was trained with.
+
+    Raises:
+        UserError: The folder holds no run.
+    """
+    path = model_path / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{model_path}: no config.yaml there, so no trained model; train one: train.py -m {model_path}")
+    return changed(TrainSettings(), read_settings_file(path), origin=str(path))
+
+
+def iteration_dir(model_path: Path, iteration: int) -> Path:
+    """Return `<model>/point_cloud/iteration_<N>`."""
+    return model_path / "point_cloud" / f"iteration_{iteration}"
+
+
+def level_dir(model_path: Path, name: str) -> Path:
+    """Return the model folder of another level of objects on the same geometry, `<model>/levels/<name>`."""
+    return model_path / "levels" / name
+
+
+def saved_levels(model_path: Path) -> list[str]:
+    """Return the names of the further levels that are lifted, sorted."""
+    return sorted(path.parent.name for path in (model_path / "levels").glob("*/manifest.json"))
+
+
+def saved_iterations(model_path: Path) -> list[int]:
+    """Return the iterations whose point cloud is saved, rising."""
+    folders = (model_path / "point_cloud").glob("iteration_*/point_cloud.ply")
+    return sorted(int(path.parent.name.removeprefix("iteration_")) for path in folders)
+
+
+def write_geometry(model_path: Path, iteration: int, gaussians: Gaussians) -> None:
+    """Write the vanilla point_cloud.ply."""
+    write_gaussians(iteration_dir(model_path, iteration) / "point_cloud.ply", gaussians)
+
+
+def write_objects(
+    model_path: Path,
+    iteration: int,
+    gaussians: Gaussians,
+    method: Method,
+    labels: GaussianLabels,
+    names: Mapping[int, str] | None = None,
+) -> None:
+    """Write what reads ids off features, per-Gaussian labels, object list, and the PLY that other programs read.
+
+    Those are classifier.pth (unified_lift: its codebook), segmentation.npz, objects.json and point_cloud_objects.ply,
+    which Gaussian Grouping's scripts read.
+    """
+    folder = iteration_dir(model_path, iteration)
+    labels = GaussianLabels(*(None if value is None else value.cpu() for value in labels))
+    torch.save(snapshot(method.object_state()), folder / "classifier.pth.partial")
+    (folder / "classifier.pth.partial").replace(folder / "classifier.pth")
+    write_labels(folder / "segmentation.npz", labels.object_ids, labels.confidence, gaussians.features)
+    write_text(folder / "objects.json", json.dumps(describe_objects(gaussians, labels, names), indent=1))
+    write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=labels.object_ids.numpy())
+
+
+def write_labels(path: Path, object_ids: torch.Tensor, confidence: torch.Tensor, features: torch.Tensor) -> None:
+    """Write segmentation.npz whole or not at all: object_id int32, confidence float16 [N], feature float16 [N, D]."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        np.savez(  # uncompressed: features hardly shrink, and half a million Gaussians would take a second longer
+            file,
+            object_id=object_ids.cpu().numpy().astype(np.int32),
+            confidence=confidence.cpu().numpy().astype(np.float16),
+            feature=features.detach().cpu().numpy().astype(np.float16),
+        )
+    partial.replace(path)
+
+
+def read_model(model_path: Path, iteration: int) -> tuple[Gaussians, Any]:
+    """Return the saved Gaussians (with features if lifted) and the method's object state (None if not lifted).
+
+    Args:
+        model_path: Model folder.
+        iteration: Saved iteration; -1 = the last.
+    Raises:
+        UserError: Nothing saved, or not that iteration.
+    """
+    saved = saved_iterations(model_path)
+    if not saved:
+        raise UserError(f"{model_path}: no point_cloud/iteration_* there; let train.py finish (or --resume it) first")
+    iteration = saved[-1] if iteration == -1 else iteration
+    if iteration not in saved:
+        raise UserError(f"{model_path}: iteration {iteration} is not saved; there are {', '.join(map(str, saved))}")
+    folder = iteration_dir(model_path, iteration)
+    if not (folder / "classifier.pth").exists():
+        return read_gaussians(folder / "point_cloud.ply"), None
+    state = torch.load(folder / "classifier.pth", weights_only=True, map_location="cpu")
+    return read_gaussians(folder / "point_cloud_objects.ply"), state
+
+
+def read_labels(model_path: Path, iteration: int) -> tuple[Tensor, Tensor]:
+    """Return the object of every saved Gaussian, int64 [N], and the share of the votes for it, in [0, 1], [N].
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    path = iteration_dir(model_path, iteration) / "segmentation.npz"
+    try:
+        with np.load(path) as labels:
+            return (
+                torch.from_numpy(labels["object_id"].astype(np.int64)),
+                torch.from_numpy(labels["confidence"].astype(np.float32)),
+            )
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not readable ({error}); train or --resume again") from None
+
+
+def provenance(settings: TrainSettings, extra: dict[str, Any]) -> dict[str, Any]:
+    """Return what a reader of the results needs to know of how they were made."""
+    return {
+        "program": f"unified-lift {unified_lift.__version__}",
+        "commit": _commit(),
+        "command": " ".join(sys.argv),
+        "seed": settings.seed,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "rasterizer": backend_info(),
+        **extra,
+    }
+
+
+def _cfg_args(settings: TrainSettings) -> str:
+    data, geometry = settings.data, settings.geometry
+    values = {
+        "data_device": "cpu",
+        "eval": data.eval,
+        "images": data.images,
+        "model_path": str(settings.model_path),
+        "object_path": "object_mask" if data.object_path == "auto" else data.object_path,
+        "resolution": data.resolution,
+        "sh_degree": geometry.sh_degree,
+        "source_path": str(data.source_path.absolute()),
+        "white_background": geometry.white_background,
+    }
+    return "Namespace(" + ", ".join(f"{name}={value!r}" for name, value in values.items()) + ")"
+
+
+def _camera_entry(index: int, view: View) -> dict[str, Any]:
+    camera = view.camera
+    return {
+        "id": index,
+        "img_name": view.name,
+        "width": camera.width,
+        "height": camera.height,
+        "position": camera.position.tolist(),
+        "rotation": camera.cam_from_world[:3, :3].T.tolist(),
+        "fy": camera.fy,
+        "fx": camera.fx,
+        "fovx": 2 * math.atan(camera.width / (2 * camera.fx)),
+    }
+
+
+def _commit() -> str | None:
+    try:
+        here = Path(__file__).parent
+        command = ["git", "rev-parse", "HEAD"]
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,1 @@
+"""Settings as trees of frozen dataclasses, and the presets that the package ships."""

@@ -1,0 +1,315 @@
+"""The room: where the toys stand, how light falls on them, and the exact picture a camera takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import ndimage
+
+from unified_lift.synthetic.catalogue import CATALOGUE, Part, Toy, place, table_parts
+from unified_lift.synthetic.solids import Solid, dot
+from unified_lift.synthetic.textures import floor_color, smoothstep, wall_color
+from unified_lift.types import Camera
+
+# From this number of objects on, one of them is a table with a quarter of the others on top.
+MIN_OBJECTS_FOR_TABLE = 8
+TABLE_HEIGHT = 0.62
+# Two by two colour rays a pixel, and the ray through its centre for id and depth.
+SUBPIXELS = np.array([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]])
+LAMP_RADIUS = 0.7
+CORNER_SHADE = 0.28
+SKY = np.array([0.58, 0.60, 0.65])
+BOUNCE = np.array([0.53, 0.47, 0.41])
+SUNLIGHT = np.array([0.66, 0.61, 0.53])
+
+
+@dataclass(frozen=True)
+class LightMap:
+    """Light on a horizontal square: the share of the lamp and of the sky that each texel sees, [T, T, 2]."""
+
+    values: np.ndarray
+    centre: np.ndarray
+    half: float
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Return (lamp share, sky share) at world points, bilinear; fully lit outside the square, [n, 2]."""
+        texels = (points[:, :2] - self.centre[:2] + self.half) / (2 * self.half) * len(self.values) - 0.5
+        channels = [
+            ndimage.map_coordinates(self.values[..., channel], texels.T[::-1], order=1, mode="constant", cval=1)
+            for channel in range(2)
+        ]
+        return np.stack(channels, axis=1)
+
+
+@dataclass(frozen=True)
+class SyntheticRoom:
+    """An analytic scene. Id 0 is the room itself (floor, rug, walls); toys carry ids from 1.
+
+    Attributes:
+        toys: The objects.
+        half: Half of the room's width, world units.
+        height: Height of the room.
+        rug_radius: Radius of the rug, which is also the radius of the area with objects.
+    """
+
+    toys: tuple[Toy, ...]
+    half: float
+    height: float
+    rug_radius: float
+
+    @cached_property
+    def solids(self) -> tuple[Solid, ...]:
+        """Return all solids, toy by toy."""
+        return tuple(solid for toy in self.toys for solid in toy.solids)
+
+    @cached_property
+    def owner(self) -> np.ndarray:
+        """Return the object id of every solid, and 0 as last entry for the room, int32 [solids + 1]."""
+        return np.array([toy.object_id for toy in self.toys for _ in toy.solids] + [0], dtype=np.int32)
+
+    @cached_property
+    def lamp(self) -> np.ndarray:
+        """Return the centre of the lamp, a disc near the ceiling, [3]."""
+        return np.array([-0.35 * self.half, -0.45 * self.half, 0.95 * self.height])
+
+    def cast(self, origins: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the index of the solid each ray meets (len(solids) for the room) and the distance to it, [n], [n].
+
+        Args:
+            origins: Ray starts inside the room, [3] or [n, 3].
+            directions: Unit vectors, [n, 3].
+        """
+        inverse = 1 / np.where(np.abs(directions) < 1e-12, 1e-12, directions)
+        walls = np.where(directions > 0, [self.half, self.half, self.height], [-self.half, -self.half, 0.0])
+        nearest = np.minimum.reduce(((walls - origins) * inverse).T.copy())
+        which = np.full(len(directions), len(self.solids))
+        for index, solid in enumerate(self.solids):
+            t = solid.intersect(origins, directions)
+            closer = t < nearest
+            nearest[closer], which[closer] = t[closer], index
+        return which, nearest
+
+    def render(self, camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what a camera inside the room sees.
+
+        Returns:
+            Colour uint8 [H, W, 3] (2 x 2 rays a pixel), ids int32 [H, W] and depth along the camera's z axis
+            float32 [H, W] (both of the ray through the pixel centre).
+        """
+        height, width = camera.height, camera.width
+        rows, cols = np.mgrid[:height, :width].reshape(2, -1)
+        corners = np.column_stack([cols, rows]).astype(float)
+        rotation = camera.cam_from_world[:3, :3]
+
+        rays = _rays(camera, corners + 0.5)
+        which, t = self.cast(camera.position, rays @ rotation)
+        ids = self.owner[which].reshape(height, width)
+        depth = (t * rays[:, 2]).astype(np.float32).reshape(height, width)
+
+        fine = _rays(camera, (corners[:, None] + SUBPIXELS).reshape(-1, 2)) @ rotation
+        color = self.shade(*self._hit(camera.position, fine)).reshape(height, width, len(SUBPIXELS), 3).mean(axis=2)
+        return np.floor(np.clip(color * 255 + 0.5, 0, 255)).astype(np.uint8), ids, depth
+
+    def _hit(self, origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        which, t = self.cast(origin, directions)
+        return origin + t[:, None] * directions, which
+
+    def shade(self, points: np.ndarray, which: np.ndarray) -> np.ndarray:
+        """Return the colour of surface points in [0, 1], the same from every direction, [n, 3].
+
+        Args:
+            points: Points on surfaces, [n, 3].
+            which: The solid each lies on, as `cast` returns it, [n].
+        """
+        color = np.empty_like(points)
+        # One sort groups the points by solid; a mask for every solid would read all points that often.
+        order = np.argsort(which, kind="stable")
+        starts = np.searchsorted(which[order], np.arange(len(self.solids) + 2))
+        for index in np.flatnonzero(np.diff(starts)):
+            chosen = order[starts[index] : starts[index + 1]]
+            surface = points[chosen]
+            if index == len(self.solids):
+                color[chosen] = self._shade_room(surface)
+            else:
+                solid = self.solids[index]
+                albedo = solid.texture(solid.local(surface))
+                color[chosen] = albedo * self._light_on_toy(surface, solid.normal(surface), self.owner[index])
+        return np.clip(color, 0, 1)
+
+    def _light(self, points: np.ndarray, normals: np.ndarray, lamp: np.ndarray, sky: np.ndarray) -> np.ndarray:
+        """Return the light that arrives, given the shares of lamp and sky that are not hidden, [n, 3]."""
+        to_lamp = self.lamp - points
+        facing = dot(normals, to_lamp) / np.sqrt(dot(to_lamp, to_lamp))
+        up = 0.5 + 0.5 * normals[:, 2]
+        ambient = BOUNCE + (SKY - BOUNCE) * up[:, None]
+        # A wrapped cosine: the large lamp also reaches a little behind the edge of a shape.
+        direct = np.maximum((facing + 0.15) / 1.15, 0) * lamp
+        return ambient * sky[:, None] + SUNLIGHT * direct[:, None]
+
+    def _light_on_toy(self, points: np.ndarray, normals: np.ndarray, object_id: int) -> np.ndarray:
+        toy = self.toys[object_id - 1]
+        clearance = points[:, 2] - toy.position[2]
+        sky = 0.62 + 0.38 * smoothstep(clearance, 0.0, 0.35)
+        lamp = np.ones(len(points))
+        if toy.kind == "table":
+            top = (normals[:, 2] > 0.9) & (clearance > TABLE_HEIGHT - 0.01)
+            shares = self._table_light(points[top])
+            lamp[top], sky[top] = shares.T
+            lamp[(clearance < TABLE_HEIGHT - 0.09) | (normals[:, 2] < -0.9)] = 0.0
+        return self._light(points, normals, lamp, sky)
+
+    def _shade_room(self, points: np.ndarray) -> np.ndarray:
+        x, y, z = points.T
+        gaps = np.stack([self.half - x, self.half + x, self.half - y, self.half + y, z, self.height - z])  # [6, n]
+        face = gaps.argmin(axis=0)
+        normals = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, 1], [0, 0, -1.0]])[face]
+        color = np.full_like(points, 0.92)
+        walls, floor = face < 4, face == 4
+        color[walls] = wall_color(points[walls], face[walls], half=self.half, height=self.height)
+        color[floor] = floor_color(points[floor], rug_radius=self.rug_radius)
+        # Corners of a room are darker: every face but the point's own, at distance 0, takes its share of the sky.
+        sky = np.prod(1 - CORNER_SHADE * np.exp(-gaps / (0.12 * self.half)), axis=0) / (1 - CORNER_SHADE)
+        lamp = np.ones(len(points))
+        shares = self._floor_light(points[floor])
+        lamp[floor], sky[floor] = shares[:, 0], sky[floor] * shares[:, 1]
+        return color * self._light(points, normals, lamp, sky)
+
+    @cached_property
+    def _floor_light(self) -> LightMap:
+        return self._light_map(np.zeros(3), 1.25 * self.rug_radius + 0.3, texels=112)
+
+    @cached_property
+    def _table_light(self) -> LightMap:
+        table = next(toy for toy in self.toys if toy.kind == "table")
+        return self._light_map(table.position + [0, 0, TABLE_HEIGHT], table.radius, texels=48)
+
+    def _light_map(self, centre: np.ndarray, half: float, *, texels: int) -> LightMap:
+        """Return the light on the horizontal square around centre; 12 rays to the lamp and 12 to the sky a texel."""
+        axis = (np.arange(texels) + 0.5) / texels * 2 * half - half
+        grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+        points = np.column_stack([grid + centre[:2], np.full(len(grid), centre[2] + 2e-3)])
+        # A sunflower pattern: the evenest cheap spread of a few directions over a disc.
+        order = np.arange(12) + 0.5
+        rho, angle = np.sqrt(order / 12), order * np.pi * (3 - np.sqrt(5))
+        disc = np.column_stack([rho * np.cos(angle), rho * np.sin(angle)])
+        lamp = np.mean([self._free(points, self.lamp + [*(LAMP_RADIUS * spot), 0]) for spot in disc], axis=0)
+        # Lifted from the disc to the hemisphere, directions weigh as the cosine of a diffuse surface does.
+        sky = np.mean([self._free(points, points + [*(9 * d), 9 * np.sqrt(1 - d @ d)]) for d in disc], axis=0)
+        values = np.stack([lamp, sky], axis=-1).reshape(texels, texels, 2).astype(np.float32)
+        return LightMap(ndimage.gaussian_filter(values, (0.9, 0.9, 0), mode="nearest"), centre, half)
+
+    def _free(self, points: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Return 1 where nothing stands between a point and its target, else 0, [n]."""
+        ray = targets - points
+        length = np.sqrt(dot(ray, ray))
+        which, t = self.cast(points, ray / length[:, None])
+        return ((which == len(self.solids)) | (t > length)).astype(float)
+
+    def surface_ids(self, points: np.ndarray) -> np.ndarray:
+        """Return the object id of the surface nearest to each world point, 0 for floor and walls, int32 [M].
+
+        Args:
+            points: World points inside the room, [M, 3].
+        """
+        to_room = np.minimum(self.half - np.abs(points[:, :2]).max(1), self.height - points[:, 2])
+        best = np.abs(np.minimum(to_room, points[:, 2]))
+        ids = np.zeros(len(points), dtype=np.int32)
+        for solid, owner in zip(self.solids, self.owner[:-1], strict=True):
+            distance = np.abs(solid.distance(points))
+            closer = distance < best
+            best[closer], ids[closer] = distance[closer], owner
+        return ids
+
+
+def _rays(camera: Camera, pixels: np.ndarray) -> np.ndarray:
+    """Return unit ray directions through corner-origin pixels, camera frame, [n, 3]."""
+    x, y = (pixels[:, 0] - camera.cx) / camera.fx, (pixels[:, 1] - camera.cy) / camera.fy
+    rays = np.column_stack([x, y, np.ones(len(x))])
+    return rays / np.sqrt(dot(rays, rays))[:, None]
+
+
+def build_room(num_objects: int, rng: np.random.Generator) -> SyntheticRoom:
+    """Return a furnished room. The last two toys are twins standing side by side (with four objects or more)."""
+    with_table = num_objects >= MIN_OBJECTS_FOR_TABLE
+    num_toys = num_objects - with_table
+    kinds, tints = _choose(num_toys)
+    scales = rng.uniform(0.27, 0.4, num_toys)
+    if num_toys > 3:
+        scales[-1] = scales[-2] = 0.27
+    num_on_table = round(0.3 * num_toys) if with_table else 0
+    scales[:num_on_table] = np.minimum(scales[:num_on_table], 0.3)
+    table_radius = 0.45 + 0.16 * num_on_table if with_table else 0.0
+    spots, rug_radius = _arrange(scales, num_on_table, table_radius, rng)
+    toys = []
+    if with_table:
+        parts = table_parts(table_radius, TABLE_HEIGHT)
+        toys.append(_toy(1, "table", "table", parts, 1.0, np.zeros(3), 0.0, table_radius))
+    for index, (kind, tint) in enumerate(zip(kinds, tints, strict=True)):
+        parts = CATALOGUE[kind][0](tint)
+        name = f"{kind} (hue {tint % 1:.2f})"
+        yaw = rng.uniform(0, 2 * np.pi)
+        toys.append(_toy(len(toys) + 1, kind, name, parts, scales[index], spots[index], yaw, scales[index]))
+    half = 2.35 * rug_radius
+    return SyntheticRoom(toys=tuple(toys), half=half, height=1.75 * rug_radius, rug_radius=rug_radius)
+
+
+def _choose(num_toys: int) -> tuple[list[str], list[float]]:
+    """Return kinds and hues: round the catalogue with a new hue each time; the last repeats the one before it."""
+    names = list(CATALOGUE)
+    kinds = [names[index % len(names)] for index in range(num_toys)]
+    tints = [CATALOGUE[kind][1] + 0.37 * (index // len(names)) for index, kind in enumerate(kinds)]
+    if num_toys > 3:
+        kinds[-1], tints[-1] = kinds[-2], tints[-2]
+    return kinds, tints
+
+
+def _toy(
+    object_id: int, kind: str, name: str, parts: list[Part], scale: float, spot: np.ndarray, yaw: float, radius: float
+) -> Toy:
+    solids = place(parts, scale=scale, position=spot, yaw=yaw)
+    return Toy(object_id=object_id, kind=kind, name=name, position=spot, radius=radius, solids=solids)
+
+
+def _arrange(
+    scales: np.ndarray, num_on_table: int, table_radius: float, rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Return where each toy stands [n, 3] and the rug's radius; footprints (1.15 x scale) never overlap."""
+    spots = np.zeros((len(scales), 3))
+    twins = len(scales) > 3
+    for index in range(num_on_table):
+        angle = 2 * np.pi * index / num_on_table + 0.4
+        reach = table_radius - 0.34 if num_on_table > 1 else 0.0
+        spots[index] = reach * np.cos(angle), reach * np.sin(angle), TABLE_HEIGHT
+    footprints = 1.15 * scales
+    outer = table_radius + 0.9
+    index = num_on_table
+    while index < len(scales):
+        pair = twins and index == len(scales) - 2
+        radius = footprints[index] * (2.1 if pair else 1)
+        spot = _free_spot(spots[num_on_table:index], footprints[num_on_table:index], radius, table_radius, outer, rng)
+        if spot is None:
+            outer *= 1.06
+            continue
+        if pair:
+            side = np.array([-spot[1], spot[0], 0]) / max(np.hypot(*spot[:2]), 1e-6) * footprints[index]
+            spots[index], spots[index + 1] = spot - side, spot + side
+            break
+        spots[index] = spot
+        index += 1
+    return spots, outer + 0.35
+
+
+def _free_spot(
+    taken: np.ndarray, radii: np.ndarray, radius: float, inner: float, outer: float, rng: np.random.Generator
+) -> np.ndarray | None:
+    """Return a point on the floor with room for a disc of `radius`, None after 60 failed throws."""
+    for _ in range(60):
+        angle, reach = rng.uniform(0, 2 * np.pi), np.sqrt(rng.uniform(0, 1)) * outer
+        spot = np.array([reach * np.cos(angle), reach * np.sin(angle), 0.0])
+        if inner > 0 and reach < inner + radius:
+            continue
+        if not len(taken) or (np.linalg.norm(taken - spot, axis=1) > radii + radius).all():
+            return spot
+    return None

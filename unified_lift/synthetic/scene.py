@@ -1,0 +1,312 @@
+"""The synthetic scene: a procedural toy room, photographed exactly, with masks as unsure as a real 2D model's.
+
+It is written in the `transforms` layout, so that everything downstream runs on files as it would on a user's scene.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from plyfile import PlyData, PlyElement
+from scipy import ndimage
+
+from unified_lift.ops.cameras import flip_opengl_opencv, invert_rigid, look_at, unproject
+from unified_lift.synthetic.room import SyntheticRoom, build_room
+from unified_lift.types import Camera, PointCloud
+
+__all__ = [
+    "SyntheticRoom",
+    "SyntheticSettings",
+    "build_cameras",
+    "surface_points",
+    "noisy_segments",
+    "synthetic_room",
+    "write_miniature",
+    "write_synthetic",
+]
+
+TEST_SHARE = 0.2
+# A 2D model proposes nothing smaller than this, and a cut leaves no smaller piece.
+MIN_SEGMENT_AREA = 12
+# Relative error of initial points along the ray, as a good structure from motion leaves it.
+DEPTH_NOISE = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticSettings:
+    """What the synthetic room holds and how wrong its masks are."""
+
+    num_objects: int = 12
+    """Objects in the room. [ours]"""
+    num_views: int = 60
+    """Photos; the last fifth is held out. [ours]"""
+    width: int = 160
+    """Image width in pixels."""
+    height: int = 120
+    """Image height in pixels."""
+    num_points: int = 10_000
+    """Initial points, sampled on what the training views see."""
+    seed: int = 0
+    """Seed of the room, the cameras and the noise."""
+    drop: float = 0.08
+    """Probability that an object has no mask in a view."""
+    merge: float = 0.04
+    """Probability that two touching objects share one mask in a view."""
+    split: float = 0.06
+    """Probability that a mask is cut in two by a line."""
+    jitter: float = 0.5
+    """Standard deviation of the displacement of mask borders, pixels."""
+    false_positives: float = 0.2
+    """Expected number of masks on nothing, per view."""
+    shuffle: bool = True
+    """Draw new ids for every view, as a model without tracking does."""
+
+    def __post_init__(self) -> None:
+        if self.num_objects < 1 or self.num_views < 2 or min(self.width, self.height) < 8 or self.num_points < 4:
+            raise ValueError(f"a synthetic scene needs 1 object, 2 views of 8 x 8 and 4 points at least, got {self}")
+        for name in ("drop", "merge", "split"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, received {getattr(self, name)}")
+        if self.jitter < 0 or self.false_positives < 0:
+            raise ValueError(f"jitter and false_positives must not be negative, got {self}")
+
+    @property
+    def num_train(self) -> int:
+        """Return the number of training views: all but the last fifth, at least one of each."""
+        return self.num_views - max(1, round(TEST_SHARE * self.num_views))
+
+
+def synthetic_room(settings: SyntheticSettings) -> SyntheticRoom:
+    """Return the room that these settings describe."""
+    return build_room(settings.num_objects, np.random.default_rng([settings.seed, 0]))
+
+
+def build_cameras(room: SyntheticRoom, settings: SyntheticSettings) -> tuple[Camera, ...]:
+    """Return cameras all around the toys at eye height of a child to an adult, in random order."""
+    rng = np.random.default_rng([settings.seed, 1])
+    scale = settings.width / 160
+    focal = 150.0 * scale
+    cameras = []
+    # Evenly spread azimuths (a random one each would leave gaps), then shuffled so that the held-out tail is fair.
+    azimuths = (rng.permutation(settings.num_views) + rng.uniform(-0.3, 0.3, settings.num_views)) / settings.num_views
+    for azimuth in azimuths * 2 * np.pi:
+        distance = room.rug_radius * rng.uniform(1.62, 2.05)
+        elevation = np.deg2rad(rng.uniform(17, 44))
+        target = np.array([*rng.normal(0, 0.08 * room.rug_radius, 2), 0.14 * room.rug_radius])
+        flat = np.cos(elevation) * np.array([np.cos(azimuth), np.sin(azimuth)])
+        position = target + distance * np.array([*flat, np.sin(elevation)])
+        cameras.append(
+            Camera(
+                cam_from_world=look_at(position, target, np.array([0.0, 0, 1])),
+                fx=focal,
+                fy=focal,
+                cx=settings.width / 2 + 2.5 * scale,
+                cy=settings.height / 2 - 1.5 * scale,
+                width=settings.width,
+                height=settings.height,
+            )
+        )
+    return tuple(cameras)
+
+
+def noisy_segments(ids: np.ndarray, settings: SyntheticSettings, rng: np.random.Generator) -> np.ndarray:
+    """Return what a 2D model would make of one view: segments with wobbly borders, some lost, merged, cut or made up.
+
+    Args:
+        ids: Exact object ids, 0 = room, int32 [H, W].
+        settings: Rates of the errors.
+        rng: Source of randomness; views must not share a state.
+    Returns:
+        Segment ids, 0 = claimed by nothing, int32 [H, W]. Without `shuffle` an intact mask keeps its object's id.
+    """
+    segments = _wobble(ids, settings.jitter, rng).astype(np.int32)
+    _merge_touching(segments, settings.merge, rng)
+    for segment in np.unique(segments[segments > 0]):
+        mask = segments == segment
+        if mask.sum() < MIN_SEGMENT_AREA or rng.random() < settings.drop:
+            segments[mask] = 0
+        elif rng.random() < settings.split:
+            _cut(segments, mask, rng)
+    for _ in range(rng.poisson(settings.false_positives)):
+        segments[(segments == 0) & _blob(ids.shape, rng)] = segments.max() + 1
+    if settings.shuffle:
+        segments = _shuffled(segments, rng)
+    return segments
+
+
+def _wobble(ids: np.ndarray, jitter: float, rng: np.random.Generator) -> np.ndarray:
+    """Return ids read at positions moved by a smooth random field of `jitter` pixels standard deviation."""
+    if jitter == 0:
+        return ids.copy()
+    field = np.stack([ndimage.gaussian_filter(rng.standard_normal(ids.shape), 3.0, mode="wrap") for _ in range(2)])
+    field *= jitter / field.std(axis=(1, 2), keepdims=True)
+    rows, cols = np.rint(np.indices(ids.shape) + field).astype(int)
+    return ids[rows.clip(0, ids.shape[0] - 1), cols.clip(0, ids.shape[1] - 1)]
+
+
+def _merge_touching(segments: np.ndarray, probability: float, rng: np.random.Generator) -> None:
+    """Give some touching pairs one id, in place. A segment takes part in one merge at most."""
+    edges = [(segments[:, :-1], segments[:, 1:]), (segments[:-1], segments[1:])]
+    pairs = np.concatenate([np.stack([a.ravel(), b.ravel()], axis=1) for a, b in edges])
+    pairs = np.unique(np.sort(pairs[(pairs[:, 0] != pairs[:, 1]) & (pairs > 0).all(axis=1)], axis=1), axis=0)
+    used: set[int] = set()
+    for first, second in pairs.tolist():
+        if rng.random() < probability and not used & {first, second}:
+            segments[segments == second] = first
+            used |= {first, second}
+
+
+def _cut(segments: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> None:
+    """Give one side of a line through the mask's centre a new id, in place, unless a side would be tiny."""
+    rows, cols = np.nonzero(mask)
+    angle = rng.uniform(0, np.pi)
+    side = np.cos(angle) * (cols - cols.mean()) + np.sin(angle) * (rows - rows.mean()) > 0
+    if MIN_SEGMENT_AREA <= side.sum() <= len(side) - MIN_SEGMENT_AREA:
+        segments[rows[side], cols[side]] = segments.max() + 1
+
+
+def _blob(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Return a random ellipse of 3 to 8 % of the image height, bool [H, W]."""
+    rows, cols = np.indices(shape)
+    radii = rng.uniform(0.03, 0.08, 2) * shape[0]
+    centre = rng.uniform(0, 1, 2) * shape
+    return ((rows - centre[0]) / radii[0]) ** 2 + ((cols - centre[1]) / radii[1]) ** 2 <= 1
+
+
+def _shuffled(segments: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the segments numbered 1 .. S in random order; 0 stays."""
+    values, dense = np.unique(segments, return_inverse=True)
+    fresh = np.zeros(len(values), dtype=np.int32)
+    fresh[values > 0] = rng.permutation((values > 0).sum()) + 1
+    return fresh[dense].reshape(segments.shape)
+
+
+def surface_points(
+    cameras: list[Camera], images: list[np.ndarray], depths: list[np.ndarray], *, count: int, rng: np.random.Generator
+) -> PointCloud:
+    """Return points on what the views see, in their colours, with a small error in depth.
+
+    Args:
+        cameras: Cameras of the views.
+        images: Colour, uint8 [H, W, 3] each.
+        depths: Depth along camera z, [H, W] each.
+        count: Number of points.
+        rng: Source of randomness.
+    """
+    picks = np.sort(rng.integers(len(cameras), size=count))
+    positions, colors = [], []
+    for index, number in zip(*np.unique(picks, return_counts=True), strict=True):
+        camera = cameras[index]
+        rows, cols = rng.integers(camera.height, size=number), rng.integers(camera.width, size=number)
+        depth = depths[index][rows, cols] * (1 + DEPTH_NOISE * rng.standard_normal(number))
+        positions.append(unproject(np.column_stack([cols, rows]) + 0.5, depth, camera))
+        colors.append(images[index][rows, cols])
+    return PointCloud(positions=np.concatenate(positions).astype(np.float32), colors=np.concatenate(colors))
+
+
+def write_synthetic(root: Path, settings: SyntheticSettings) -> None:
+    """Write the scene in the `transforms` layout, with annotations and `scene.json` (all parameters, object list).
+
+    Raises:
+        ValueError: The folder exists and is not empty.
+    """
+    if root.exists() and any(root.iterdir()):
+        raise ValueError(f"{root} is not empty: name a new folder for the synthetic scene")
+    for folder in ("images", "object_mask", "annotations/gt_instance"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    room = synthetic_room(settings)
+    cameras = build_cameras(room, settings)
+    images, depths = [], []
+    for index, camera in enumerate(cameras):
+        image, ids, depth = room.render(camera)
+        segments = noisy_segments(ids, settings, np.random.default_rng([settings.seed, 2, index]))
+        _write_png(root / "images" / f"{index:04d}.png", image[..., ::-1])
+        _write_png(root / "object_mask" / f"{index:04d}.png", segments.astype(np.uint16))
+        _write_png(root / "annotations" / "gt_instance" / f"{index:04d}.png", ids.astype(np.uint16))
+        images.append(image)
+        depths.append(depth)
+    train = settings.num_train
+    rng = np.random.default_rng([settings.seed, 3])
+    points = surface_points(list(cameras[:train]), images[:train], depths[:train], count=settings.num_points, rng=rng)
+    _write_points(root / "points3D.ply", points)
+    (root / "transforms.json").write_text(json.dumps(_transforms(cameras, settings), indent=1))
+    (root / "scene.json").write_text(json.dumps(_description(room, settings), indent=1))
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    if not cv2.imwrite(str(path), pixels):
+        raise OSError(f"could not write {path}")
+
+
+def _write_points(path: Path, points: PointCloud) -> None:
+    names = ["x", "y", "z", "red", "green", "blue"]
+    vertices = np.empty(len(points.positions), dtype=[(n, "f4") for n in names[:3]] + [(n, "u1") for n in names[3:]])
+    for column, name in enumerate(names[:3]):
+        vertices[name] = points.positions[:, column]
+    for column, name in enumerate(names[3:]):
+        vertices[name] = points.colors[:, column]
+    PlyData([PlyElement.describe(vertices, "vertex")]).write(str(path))
+
+
+def _transforms(cameras: tuple[Camera, ...], settings: SyntheticSettings) -> dict[str, object]:
+    """Return the content of transforms.json: OpenGL camera-to-world poses and the split."""
+    frames = []
+    for index, camera in enumerate(cameras):
+        world_from_camera = flip_opengl_opencv(invert_rigid(camera.cam_from_world))
+        frames.append(
+            {
+                "file_path": f"images/{index:04d}.png",
+                "object_mask_path": f"object_mask/{index:04d}.png",
+                "transform_matrix": world_from_camera.tolist(),
+            }
+        )
+    names = [frame["file_path"] for frame in frames]
+    first = cameras[0]
+    return {
+        "camera_model": "OPENCV",
+        "w": first.width,
+        "h": first.height,
+        "fl_x": first.fx,
+        "fl_y": first.fy,
+        "cx": first.cx,
+        "cy": first.cy,
+        "ply_file_path": "points3D.ply",
+        "zero_id": "segment",
+        "train_filenames": names[: settings.num_train],
+        "val_filenames": names[settings.num_train :],
+        "test_filenames": names[settings.num_train :],
+        "frames": frames,
+    }
+
+
+def _description(room: SyntheticRoom, settings: SyntheticSettings) -> dict[str, object]:
+    objects = []
+    for toy in room.toys:
+        low, high = toy.bounds
+        objects.append(
+            {
+                "id": toy.object_id,
+                "kind": toy.kind,
+                "name": toy.name,
+                "centre": np.round((low + high) / 2, 4).tolist(),
+                "size": np.round(high - low, 4).tolist(),
+            }
+        )
+    return {
+        "settings": asdict(settings),
+        "zero_id": "segment",
+        "room": {"half_width": room.half, "height": room.height, "rug_radius": room.rug_radius},
+        "objects": objects,
+    }
+
+
+MINIATURE = SyntheticSettings(num_objects=3, num_views=6, width=32, height=24, num_points=300)
+
+
+def write_miniature(root: Path, *, seed: int = 0) -> None:
+    """Write a tiny instance for tests: 6 views of 32 x 24 with 3 objects."""
+    write_synthetic(root, replace(MINIATURE, seed=seed))

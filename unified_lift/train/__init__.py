@@ -1,0 +1,1 @@
+"""Training: one loop, three stages (geometry, lift, refine), their batches and optimizers."""

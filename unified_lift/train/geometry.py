@@ -1,0 +1,153 @@
+"""Geometry stage: plain 3D-GS on colour. With a method it is the joint schedule: everything in one loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from diff_gaussian_rasterization import TrainingStep
+from torch import Tensor
+
+from unified_lift.density.default import DensityControl, DensitySettings
+from unified_lift.methods.base import Method, Observation
+from unified_lift.model.gaussians import Gaussians
+from unified_lift.model.render import camera_tensors, render
+from unified_lift.modelfolder.settings import GeometrySettings
+from unified_lift.train.stage import Stage
+from unified_lift.train.terms import weighted_sum
+from unified_lift.train.views import SegmentMap, SegmentMaps, ViewSource
+from unified_lift.types import Scene, View
+
+
+class GeometryStage(Stage):
+    """One view per step: photometric loss, density control, Adam; plus the method's losses if there is a method."""
+
+    name = "geometry"
+
+    def __init__(
+        self,
+        scene: Scene,
+        gaussians: Gaussians,
+        settings: GeometrySettings,
+        density: DensitySettings,
+        *,
+        seed: int,
+        method: Method | None = None,
+    ) -> None:
+        """Prepare the stage. `method` makes it the joint schedule of the paper and the released code."""
+        fields = ("image", "valid") if method is None else ("image", "segments", "valid")
+        views = ViewSource(scene.train, kept_on=scene.kept_on, device=gaussians.device, fields=fields)
+        super().__init__(num_steps=settings.iterations, views=views, seed=seed)
+        self.scene, self.gaussians, self.settings, self.method = scene, gaussians, settings, method
+        if method is not None:
+            keep = scene.kept_on == gaussians.device.type
+            self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=keep)
+        self.radius = scene.radius
+        self.density = DensityControl(density, radius=self.radius, count=len(gaussians), num_steps=settings.iterations)
+        self.background = torch.ones(3, device=gaussians.device) if settings.white_background else None
+        self.step = TrainingStep(implementation="auto" if settings.rasterizer == "ours" else settings.rasterizer)
+        if method is not None and gaussians.feature_dim == 0:
+            gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
+
+    def train_step(self, step: int) -> dict[str, Tensor]:
+        """Do 0-based `step` and return the unweighted, detached terms."""
+        self.mark("view")
+        index, view = self.next_view()
+        if self.method is not None:
+            self.method.before_step(self.progress(step), self.observe)
+        self.mark("forward")
+        viewmats, intrinsics = camera_tensors(view.camera, self.gaussians.device)
+        photometric, features = self.step.forward(
+            self.gaussians.table,
+            viewmats[0],
+            intrinsics[0],
+            view.image,
+            features=self.gaussians.features if self.method is not None else None,
+            sh_degree=min(step // self.settings.sh_interval, self.gaussians.sh_degree),
+            background=self.background,
+            valid=view.valid,
+            lambda_dssim=self.settings.lambda_dssim,
+        )
+        terms, feature_gradient = {"photometric": photometric}, None
+        if self.method is not None and view.segments is not None:
+            self.mark("losses")
+            features.requires_grad_(True)  # a leaf: what the method asks stops at the features [released]
+            seen = seen_pixels(features, self.maps.of(index, view))
+            lifting = self.method.losses(*seen, self.progress(step), view=index)
+            weighted_sum(lifting, self.method.weights).backward()
+            terms, feature_gradient = terms | lifting, features.grad
+        self.mark("update")
+        self._update(step, feature_gradient)
+        self.mark("density")
+        self.density.act(self.gaussians, self.adam, step, self.generator)
+        return {name: term.detach() for name, term in terms.items()}
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Return the learning rate of each Gaussian parameter at a 0-based step."""
+        s = self.settings
+        rates = {
+            "means": self.radius * log_linear(s.position_lr_init, s.position_lr_final, step / self._rate_steps()),
+            "quats": s.rotation_lr,
+            "log_scales": s.scaling_lr,
+            "logit_opacities": s.opacity_lr,
+            "sh0": s.sh_lr,
+            "shN": s.sh_lr / 20,
+        }
+        if self.method is not None:
+            rates["features"] = self.method.rates(self.progress(step))["features"]
+        return rates
+
+    @torch.no_grad()
+    def observe(self) -> Iterator[Observation]:
+        """Walk over all labelled training views: rendered features, slots and number of segments."""
+        for index, view in enumerate(self.views.all()):
+            if view.segments is not None:
+                yield seen_pixels(render(self.gaussians, view.camera).features, self.maps.of(index, view))
+
+    def state_dict(self) -> dict:
+        """Return everything but Gaussians and method."""
+        return super().state_dict() | {"density": self.density.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take what `state_dict` returned."""
+        super().load_state_dict(state)
+        self.density.load_state_dict(state["density"])
+
+    def _update(self, step: int, feature_gradient: Tensor | None) -> None:
+        rates = self.rates(step)
+        if feature_gradient is None:
+            rates.pop("features", None)
+        statistics = self.density.statistics(self.gaussians.device) if self.density.is_watching(step) else {}
+        self.step.update(
+            self.adam.states(self.gaussians.table, rates),
+            feature_gradient,
+            beta1=self.adam.betas[0],
+            beta2=self.adam.betas[1],
+            eps=self.adam.eps,
+            **statistics,
+        )
+        if self.method is not None:
+            self.update_method(self.method, self.progress(step))
+
+    def _rate_steps(self) -> int:
+        return self.settings.position_lr_max_steps or self.settings.iterations
+
+
+def seen_pixels(features: Tensor, pixels: SegmentMap) -> Observation:
+    """Return what the method sees of a labelled view with features [H, W, D]: the pixels that its lens saw."""
+    features = features.flatten(0, 1)
+    if pixels.rows is not None:
+        features = features.index_select(0, pixels.rows)
+    return features, pixels.slot, pixels.num_segments
+
+
+def log_linear(first: float, last: float, progress: float) -> float:
+    """Return the value `progress` of the way from `first` to `last` on a log scale, constant after the end [3DGS]."""
+    t = min(max(progress, 0.0), 1.0)
+    return math.exp(math.log(first) * (1 - t) + math.log(last) * t)
+
+
+def target_image(view: View) -> Tensor:
+    """Return the photo in [0, 1], float32 [H, W, 3]."""
+    return view.image.float() / 255

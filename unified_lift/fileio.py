@@ -1,12 +1,48 @@
-"""JSON files of scenes, with errors a user can act on."""
+"""Files: written whole or not at all, and JSON with errors that a user can act on. The only place that does either."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from unified_lift.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """Give a scratch path beside `path` to write to, and put it in place of `path` once the block ends without error.
+
+    Args:
+        path: The file to write; folders above it are made.
+        sync: Wait until the disk has it, so that it survives a power cut.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        if sync:
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
+    """Write strict JSON (no NaN) whole or not at all."""
+    write_text(path, json.dumps(content, indent=indent, allow_nan=False))
 
 
 def read_json(path: Path) -> dict:

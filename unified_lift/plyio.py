@@ -8,6 +8,7 @@ import numpy as np
 from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError
 
 from unified_lift.errors import UserError
+from unified_lift.fileio import replacing
 
 
 def read_vertices(path: Path) -> np.ndarray:
@@ -32,7 +33,5 @@ def read_vertices(path: Path) -> np.ndarray:
 
 def write_vertices(path: Path, rows: np.ndarray) -> None:
     """Write a structured array as the vertices of a little-endian binary PLY, without comments, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(str(partial))
-    partial.replace(path)
+    with replacing(path) as partial:
+        PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(str(partial))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import unified_lift
 from unified_lift.errors import UserError
+from unified_lift.fileio import write_text
 from unified_lift.methods.base import Method
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.ply import read_gaussians, write_gaussians, write_points
@@ -32,14 +33,6 @@ from unified_lift.types import Scene, View
 
 EDITS_FILE = "edits.yaml"
 """In the model folder of an edited scene: all edits since it was trained."""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def holds_run(model_path: Path) -> bool:

@@ -4,9 +4,9 @@ import os
 import numpy as np
 import pytest
 import torch
-from tests.train.test_training import assert_same_state, final_state, settings_for
 
 from tests.scenes import circle_camera, exact_ids
+from tests.train.test_training import assert_same_state, final_state, settings_for
 from unified_lift.data import DATASETS, load_scene
 from unified_lift.data import cache as placement
 from unified_lift.data.cache import (

@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 from diff_gaussian_rasterization import TrainingStep
-from tests.train.test_training import SHORT, assert_same_state, final_state, settings_for
 
+from tests.train.test_training import SHORT, assert_same_state, final_state, settings_for
 from unified_lift.errors import UserError
 from unified_lift.modelfolder import checkpoint
 from unified_lift.modelfolder.checkpoint import (

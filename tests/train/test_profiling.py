@@ -2,8 +2,8 @@ import time
 
 import pytest
 import torch
-from tests.train.test_training import SHORT, settings_for
 
+from tests.train.test_training import SHORT, settings_for
 from unified_lift.train.profiling import BETWEEN_STEPS, StepProfiler, Window, device_times, profile_table, windows
 from unified_lift.train.run import Trainer
 from unified_lift.train.stage import Stage

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from diff_gaussian_rasterization import blend
-from tests.train.test_training import SHORT, settings_for
 from torch.nn.functional import normalize
 
+from tests.train.test_training import SHORT, settings_for
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.model.initialize import gaussians_from_points
 from unified_lift.model.render import blending_weights

@@ -17,7 +17,7 @@ LAYERS = [
     {"modelfolder"},
     {"train", "evaluation"},
     {"bench", "editing", "capture", "doctor"},
-    {"viewer"},
+    {"viewer", "api"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

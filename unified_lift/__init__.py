@@ -1,18 +1,27 @@
-"""Unified-Lift: lift per-view 2D instance masks to a 3D Gaussian scene in which every object is known."""
+"""Unified-Lift: lift per-view 2D instance masks to a 3D Gaussian scene in which every object is known.
 
-import os
-from importlib.metadata import version
+The names below are the public face. Each is imported when it is first used: `import unified_lift` alone is instant.
+"""
 
-# Waiting OpenMP threads spin by default; on a shared machine a training step then takes ten times the CPU time.
-# It must be set before torch is imported and gives way to the user's own setting.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from __future__ import annotations
 
-# Densification changes the size of every array time and again. Memory that can grow and shrink in place keeps a
-# training's reserved memory near what it uses: one scene reserved ten times as much without. torch reads it when CUDA
-# memory is first asked for.
-_NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # torch warns about the first from 2.9 on
-if not any(name in os.environ for name in _NAMES):
-    _is_new = tuple(int(part) for part in version("torch").split(".")[:2]) >= (2, 9)
-    os.environ[_NAMES[_is_new]] = "expandable_segments:True"
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unified_lift.api import load_model, load_scene, render, segment
+    from unified_lift.errors import UserError
 
 __version__ = "0.1.0"
+__all__ = ["UserError", "__version__", "load_model", "load_scene", "render", "segment"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from unified_lift import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 
+import unified_lift
 from unified_lift.errors import UserError
 
 COMMANDS = {
@@ -25,12 +28,17 @@ COMMANDS = {
     "bench": ("unified_lift.cli.bench", "bench_main", "train and score a table of the paper: scenes, methods, seeds"),
 }
 
+_OWN_PACKAGES = {"diff_gaussian_rasterization": "diff-gaussian-rasterization", "simple_knn": "simple-knn"}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a sub-command and return the exit code: 0 done, 1 diverged, 2 the user can repair it, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
+        return 0
+    if argv[0] == "--version":
+        print(f"unified-lift {unified_lift.__version__}")
         return 0
     if argv[0] not in COMMANDS:
         print(f"error: no command {argv[0]!r}\n{_usage()}", file=sys.stderr)
@@ -40,12 +48,23 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(command: str, argv: list[str] | None = None) -> int:
     """Run one sub-command with `argv` (default: the process's own arguments)."""
+    _prepare_environment()
     module, function, _ = COMMANDS[command]
-    door: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
     try:
-        return door(sys.argv[1:] if argv is None else argv)
+        start: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
+        return start(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        package = _OWN_PACKAGES.get((error.name or "").partition(".")[0])
+        if package is None:
+            raise
+        print(
+            f"error: the package {package} is missing; install it from this repository: pip install "
+            f"--no-build-isolation ./submodules/{package} (the wheel from `make dist` works too)",
+            file=sys.stderr,
+        )
         return 2
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         return 0
@@ -53,17 +72,34 @@ def run(command: str, argv: list[str] | None = None) -> int:
         print(f"error: {error}; check that the disk is writable and not full", file=sys.stderr)
         return 2
     except FloatingPointError as error:
-        cure = "earlier checkpoints are intact; train with lower rates into another -m folder"
-        print(f"error: {error}; {cure}", file=sys.stderr)
+        fix = "earlier checkpoints are intact; train with lower rates into another -m folder"
+        print(f"error: {error}; {fix}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
+def _prepare_environment() -> None:
+    """Set what torch reads when it is imported, unless the user has set it. Only the program does this, no import."""
+    # Waiting OpenMP threads spin by default; on a shared machine a training step then takes ten times the CPU time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Densification changes the size of every array time and again. Memory that can grow and shrink in place keeps a
+    # training's reserved memory near what it uses: one scene reserved ten times as much without.
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # torch warns about the first from 2.9 on
+    try:
+        is_new = tuple(int(part) for part in version("torch").split(".")[:2]) >= (2, 9)
+    except PackageNotFoundError:  # a torch that was not installed by pip
+        is_new = True
+    if not any(name in os.environ for name in names):
+        os.environ[names[is_new]] = "expandable_segments:True"
+
+
 def _usage() -> str:
     lines = [f"  {name:<12} {text}" for name, (_, _, text) in COMMANDS.items()]
-    return "usage: unified-lift COMMAND [...]; each has --help\n" + "\n".join(lines)
+    return "usage: unified-lift COMMAND [...]; each has --help; unified-lift --version tells the version\n" + "\n".join(
+        lines
+    )
 
 
 if __name__ == "__main__":

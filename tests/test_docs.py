@@ -1,0 +1,109 @@
+"""The documentation holds: links lead somewhere, commands exist with these flags, those of the README run."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_surface import flags_of
+from unified_lift.cli.main import COMMANDS
+from unified_lift.synthetic.scene import SyntheticSettings, write_synthetic
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("submodules/*/README.md")])
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+DOORS = {"train.py": "train", "render.py": "render", "eval.py": "eval"}
+
+
+def slug(heading):
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower().replace("`", "")).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name}: {target} leads nowhere"
+        if anchor:
+            headings = {slug(line.lstrip("#")) for line in file.read_text().splitlines() if line.startswith("#")}
+            assert anchor in headings, f"{page.name}: {target}: no such heading"
+
+
+def commands_of(page):
+    """The words of every command in the fenced blocks of a page, comments left out, lines joined."""
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE):
+        if language not in ("", "bash", "sh"):
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in line.split(" #")[0].split("&&"):
+                try:
+                    words = shlex.split(part)
+                except ValueError:
+                    continue
+                while words and (re.fullmatch(r"[A-Z_]+=\S*", words[0]) or re.fullmatch(r"python3?", words[0])):
+                    words = words[1:]
+                if words:
+                    yield words
+
+
+def called(words):
+    """The command of unified-lift that the words call and its arguments, or None."""
+    if words[0] in DOORS:
+        return DOORS[words[0]], words[1:]
+    if words[0] == "unified-lift" and len(words) > 1 and not words[1].startswith("-"):
+        return words[1], words[2:]
+    if words[:2] == ["-m", "unified_lift"] and len(words) > 2:
+        return words[2], words[3:]
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_commands_exist_with_these_flags(page):
+    for words in commands_of(page):
+        call = called(words)
+        if call is not None:
+            command, arguments = call
+            if not re.fullmatch(r"[a-z-]+", command):
+                continue  # `train|render|eval`
+            assert command in COMMANDS, f"{page.name}: no command {command}"
+            known = flags_of(command) | flags_of("train") if "--" in arguments else flags_of(command)
+            for word in arguments:
+                flag = word.split("=")[0]
+                if re.fullmatch(r"--[a-zA-Z][\w-]*", flag):
+                    spelling = flag.replace("_", "-")
+                    assert spelling in known, f"{page.name}: {command} has no {flag}"
+        elif words[0].startswith("scripts/"):
+            script = ROOT / words[0]
+            assert script.is_file(), f"{page.name}: {words[0]} is not there"
+            own = words[1 : words.index("--")] if "--" in words else words[1:]
+            for word in own:
+                flag = word.split("=")[0]
+                if re.fullmatch(r"--[a-zA-Z][\w-]*", flag):
+                    assert flag in script.read_text(), f"{page.name}: {words[0]} has no {flag}"
+
+
+def test_the_three_commands_of_the_readme_run(tmp_path):
+    """Verbatim, but for the two names to fill in and a length for tests."""
+    wanted = {}
+    for words in commands_of(ROOT / "README.md"):
+        if words[0] in DOORS:
+            wanted.setdefault(words[0], words)
+    assert set(wanted) == set(DOORS)
+    scene, model = tmp_path / "scene", tmp_path / "model"
+    write_synthetic(scene, SyntheticSettings(num_views=6, width=48, height=36, num_points=300))
+    short = ["--iterations", "40", "--lift_iterations", "30", "--sh_degree", "0", "--logger", "none", "--quiet"]
+    for door, extra in (("train.py", short), ("render.py", ["--video_seconds", "0.1"]), ("eval.py", [])):
+        words = [{"SCENE": str(scene), "output/MODEL": str(model)}.get(word, word) for word in wanted[door]]
+        done = subprocess.run(
+            [sys.executable, str(ROOT / door), *words[1:], *extra], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (model / "results.json").is_file()
+    assert (model / "report.html").is_file()

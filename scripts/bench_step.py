@@ -27,12 +27,12 @@ import torch
 from bench_scenes import CASES, Case, random_scene
 from diff_gaussian_rasterization import pixel_weights, rasterize
 
-from unified_lift.cli.render import open_model
 from unified_lift.data.cache import ViewStore
 from unified_lift.density.default import DensitySettings
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import render
+from unified_lift.modelfolder.inference import open_model
 from unified_lift.modelfolder.settings import GeometrySettings, LiftSettings
 from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.lift import LiftStage

@@ -24,14 +24,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 from tqdm import trange
 
-from unified_lift.cli.render import open_model
 from unified_lift.cli.scoring import chosen_protocol, score_model, truth_for
 from unified_lift.data import load_annotations
 from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import blending_weights
-from unified_lift.modelfolder.inference import render_view
+from unified_lift.modelfolder.inference import open_model, render_view
 from unified_lift.ops.resample import nearest
 from unified_lift.types import Camera
 

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unified_lift.cli.render import views_of
 from unified_lift.data import load_annotations
 from unified_lift.editing import operations
 from unified_lift.editing.scene import ObjectScene, load_object_scene
 from unified_lift.model.render import render
+from unified_lift.modelfolder.inference import views_of
 from unified_lift.modelfolder.labels import segment_by_labels
 from unified_lift.modelfolder.outputs import read_run_settings
 from unified_lift.types import Camera

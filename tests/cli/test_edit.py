@@ -13,13 +13,13 @@ import yaml
 from tests.saved_model import save_model
 from unified_lift.cli.edit import edit_main
 from unified_lift.cli.main import main
-from unified_lift.cli.render import render_main, views_of
+from unified_lift.cli.render import render_main
 from unified_lift.editing import files, script
 from unified_lift.editing.scene import load_object_scene
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import read_picture
 from unified_lift.modelfolder import outputs
-from unified_lift.modelfolder.inference import load_model, render_view
+from unified_lift.modelfolder.inference import load_model, render_view, views_of
 from unified_lift.modelfolder.labels import segment_by_labels
 
 

@@ -8,9 +8,9 @@ import torch
 from diff_gaussian_rasterization import blend
 
 from tests.saved_model import floor_gaussians, save_model
-from unified_lift.cli.render import open_model
 from unified_lift.data import load_annotations
 from unified_lift.model.render import blending_weights
+from unified_lift.modelfolder.inference import open_model
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from unified_lift.cli.flags import canonical
-from unified_lift.cli.render import OBJECT_PICTURES, open_model, picture_path, pictures_dir, render_split
+from unified_lift.cli.render import OBJECT_PICTURES, picture_path, pictures_dir, render_split
 from unified_lift.cli.scoring import (
     ReferenceImage,
     chosen_protocol,
@@ -33,7 +33,7 @@ from unified_lift.evaluation.pictures import object_colors, overlay, read_pictur
 from unified_lift.evaluation.protocols import PROTOCOLS, ProtocolResult, Subject
 from unified_lift.evaluation.report import chosen_views, format_value, write_plots, write_report
 from unified_lift.metrics.image import psnr, ssim
-from unified_lift.modelfolder.inference import SavedModel
+from unified_lift.modelfolder.inference import SavedModel, open_model
 from unified_lift.modelfolder.outputs import iteration_dir, write_text
 from unified_lift.modelfolder.settings import TrainSettings, changed
 from unified_lift.settings.yaml import differences

@@ -12,7 +12,6 @@ import torch
 import tyro
 
 from unified_lift.cli.flags import canonical
-from unified_lift.cli.render import views_of
 from unified_lift.cli.scoring import write_prompt_mask
 from unified_lift.device import chosen_device
 from unified_lift.editing import selection
@@ -25,6 +24,7 @@ from unified_lift.evaluation.grounding import grounding_of
 from unified_lift.evaluation.pictures import borders, write_picture
 from unified_lift.metrics.image import quantize_uint8
 from unified_lift.model.render import render
+from unified_lift.modelfolder.inference import views_of
 from unified_lift.modelfolder.labels import describe_objects
 from unified_lift.modelfolder.outputs import read_run_settings
 from unified_lift.types import View

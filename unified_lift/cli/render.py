@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 import tyro
 from tqdm import tqdm
 
 from unified_lift.cli.flags import canonical
-from unified_lift.data import load_scene
 from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import PictureWriter, depth_picture, object_colors, overlay, uncertainty_picture
 from unified_lift.evaluation.video import FPS, video_path, write_video
 from unified_lift.metrics.image import quantize_uint8
-from unified_lift.modelfolder.inference import RenderedView, SavedModel, load_model, render_view
-from unified_lift.types import DataSettings, Scene, View
+from unified_lift.modelfolder.inference import RenderedView, SavedModel, open_model, render_view
+from unified_lift.types import Scene, View
 
 OBJECT_PICTURES = ("objects_pred", "objects_color", "overlay", "uncertainty")
 """Folders only a lifted scene has, beside renders, gt and depth."""
@@ -79,38 +77,6 @@ def render_main(argv: list[str]) -> int:
         write_video(path, _video_frames(model, scene, seconds=command.video_seconds, quiet=command.quiet))
         print(f"{path}: {command.video_seconds:g} s")
     return 0
-
-
-def open_model(
-    model_path: Path, *, iteration: int, source_path: Path | None, device: torch.device
-) -> tuple[SavedModel, Scene]:
-    """Return a trained scene and the views it was trained on, split as then; their initial points are placeholders.
-
-    Args:
-        model_path: Model folder.
-        iteration: Saved iteration; -1 = the last.
-        source_path: Where the scene is now; None = where it was.
-        device: Where the model is to be rendered.
-    Raises:
-        UserError: There is no such model, or its scene folder is gone.
-    """
-    model = load_model(model_path, iteration=iteration, device=device)
-    if source_path is not None:
-        moved = replace(model.settings.data, source_path=source_path)
-        model = model._replace(settings=replace(model.settings, data=moved))
-    return model, views_of(model.settings.data)
-
-
-def views_of(data: DataSettings) -> Scene:
-    """Return the views a model was trained on, split as then; the initial points are placeholders.
-
-    Raises:
-        UserError: The scene folder is gone.
-    """
-    if not data.source_path.is_dir():
-        raise UserError(f"{data.source_path}: the scene this model was trained on is not there; give its place with -s")
-    # Initial points are for training; triangulating them again would take a minute in scenes that bring none.
-    return load_scene(replace(data, random_init=True, num_random_points=4))
 
 
 def pictures_dir(model_path: Path, split: str, iteration: int) -> Path:

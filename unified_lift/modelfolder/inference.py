@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from unified_lift.data import load_scene
+from unified_lift.errors import UserError
 from unified_lift.methods.base import Method
 from unified_lift.metrics.prompts import likely_ids
 from unified_lift.model.gaussians import Gaussians
@@ -16,7 +19,7 @@ from unified_lift.model.render import render
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.labels import segment_by_labels
 from unified_lift.modelfolder.settings import TrainSettings
-from unified_lift.types import Camera
+from unified_lift.types import Camera, DataSettings, Scene
 
 _CPU = torch.device("cpu")
 _PIXELS_AT_ONCE = 2**16  # whose probabilities of all objects are in memory together
@@ -91,6 +94,38 @@ def load_model(model_path: Path, *, iteration: int = -1, device: torch.device = 
     is_edited = (model_path / outputs.EDITS_FILE).exists()
     labels = outputs.read_labels(model_path, number)[0].to(device) if is_edited else None
     return SavedModel(settings, number, gaussians, method, method.num_objects, labels)
+
+
+def open_model(
+    model_path: Path, *, iteration: int, source_path: Path | None, device: torch.device
+) -> tuple[SavedModel, Scene]:
+    """Return a trained scene and the views it was trained on, split as then; their initial points are placeholders.
+
+    Args:
+        model_path: Model folder.
+        iteration: Saved iteration; -1 = the last.
+        source_path: Where the scene is now; None = where it was.
+        device: Where the model is to be rendered.
+    Raises:
+        UserError: There is no such model, or its scene folder is gone.
+    """
+    model = load_model(model_path, iteration=iteration, device=device)
+    if source_path is not None:
+        moved = replace(model.settings.data, source_path=source_path)
+        model = model._replace(settings=replace(model.settings, data=moved))
+    return model, views_of(model.settings.data)
+
+
+def views_of(data: DataSettings) -> Scene:
+    """Return the views a model was trained on, split as then; the initial points are placeholders.
+
+    Raises:
+        UserError: The scene folder is gone.
+    """
+    if not data.source_path.is_dir():
+        raise UserError(f"{data.source_path}: the scene this model was trained on is not there; give its place with -s")
+    # Initial points are for training; triangulating them again would take a minute in scenes that bring none.
+    return load_scene(replace(data, random_init=True, num_random_points=4))
 
 
 @torch.no_grad()

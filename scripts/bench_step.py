@@ -27,7 +27,7 @@ import torch
 from bench_scenes import CASES, Case, random_scene
 from diff_gaussian_rasterization import pixel_weights, rasterize
 
-from unified_lift.data.cache import ViewStore
+from unified_lift.data.cache import DataCache
 from unified_lift.density.default import DensitySettings
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.model.gaussians import Gaussians
@@ -300,7 +300,7 @@ def trained(path: Path, device: torch.device) -> tuple[Scene, Gaussians]:
     model, scene = open_model(path, iteration=-1, source_path=None, device=device)
     table = {name: value.detach() for name, value in model.gaussians}
     table["features"] = table["features"][:, :0]
-    return ViewStore(device.type, device=device, folder=path).placed(scene), Gaussians(table)
+    return DataCache(device.type, device=device, folder=path).placed(scene), Gaussians(table)
 
 
 def main() -> int:

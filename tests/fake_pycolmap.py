@@ -7,9 +7,10 @@ from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
-from unified_lift.data.colmap_io import ColmapCamera, ColmapImage, points_2d, points_of, read_images, write_model
+from tests.data.fixtures.colmap_model import points_2d, points_of, write_model
+from tests.data.fixtures.floor import floor_cloud, orbit
+from unified_lift.data.colmap_io import ColmapCamera, ColmapImage, read_images
 from unified_lift.data.images import image_size
-from unified_lift.data.miniature import floor_cloud, orbit
 from unified_lift.ops.cameras import project, quaternion_from_rigid
 
 NUM_POINTS = 20

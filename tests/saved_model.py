@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unified_lift.data import DATASETS, load_scene
-from unified_lift.data.miniature import floor_colors, floor_ids
+from tests.data.fixtures import write_dataset
+from tests.data.fixtures.floor import floor_colors, floor_ids
+from unified_lift.data import load_scene
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.model.ply import write_gaussians
 from unified_lift.modelfolder import outputs
@@ -46,7 +47,7 @@ def save_model(
     scene_dir, model = root / "scene", root / "model"
     if not scene_dir.exists():
         scene_dir.mkdir(parents=True)
-        DATASETS[reader].write_miniature(scene_dir)
+        write_dataset(reader, scene_dir)
     settings = TrainSettings(model_path=model)
     settings = replace(
         settings,

@@ -16,7 +16,8 @@ from unified_lift.data.masks import read_mask
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "adding.md"
 METHOD, PRESET = "unified_lift/methods/toy.py", "unified_lift/settings/presets/toy.yaml"
-READER, PROTOCOL = "unified_lift/data/toy.py", "unified_lift/evaluation/protocols/toy.py"
+READER, FIXTURE = "unified_lift/data/toy.py", "tests/data/fixtures/toy.py"
+PROTOCOL = "unified_lift/evaluation/protocols/toy.py"
 NOT_PYTHON = ("*.pyc", "__pycache__")
 
 
@@ -51,8 +52,8 @@ def run(copy, *argv, code=0):
 
 @pytest.fixture(scope="module")
 def trained(copy):
-    """A miniature of the toy dataset and a model of it by the toy method; the flags and what the program said."""
-    run(copy, "-c", "from pathlib import Path; from unified_lift.data.toy import *; write_miniature(Path('scene'))")
+    """A fixture of the toy dataset and a model of it by the toy method; the flags and what the program said."""
+    run(copy, "-c", "from pathlib import Path; from tests.data.fixtures import *; write_dataset('toy', Path('scene'))")
     points = ["--random_init", "--num_random_points", "300"]
     short = ["--iterations", "200", "--sh_degree", "0", "--lift_pixels", "400", "--logger", "none", "--quiet"]
     flags = ["-s", "scene", "--eval", "--method", "toy", *points, *short, "--checkpoint_iterations", "350"]
@@ -60,7 +61,7 @@ def trained(copy):
 
 
 def test_the_page_has_a_block_for_each_file():
-    assert set(blocks()) == {METHOD, PRESET, READER, PROTOCOL}
+    assert set(blocks()) == {METHOD, PRESET, READER, FIXTURE, PROTOCOL}
 
 
 def test_the_toy_method_learns_the_toy_dataset(copy, trained):

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from unified_lift import data
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.modelfolder import inference
 from unified_lift.modelfolder.inference import SavedModel
-from unified_lift.types import Camera, DataSettings, Scene
+from unified_lift.types import Camera, Scene
 
 __all__ = ["UserError", "load_model", "load_scene", "render", "segment"]
 

@@ -18,12 +18,13 @@ from simple_knn import distCUDA2
 import unified_lift
 from unified_lift.data import load_scene
 from unified_lift.data.cache import available_memory, choose_placement, free_bytes
+from unified_lift.data.settings import DataSettings
 from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.model.render import render
 from unified_lift.modelfolder.settings import TrainSettings
-from unified_lift.types import Camera, DataSettings
+from unified_lift.types import Camera
 
 State = Literal["ok", "note", "broken"]
 GIB = 2**30

@@ -1,10 +1,10 @@
 import pytest
 
+from tests.data.fixtures import write_dataset
 from unified_lift.bench.grid import Plan, expand, method_key
 from unified_lift.bench.paper import PUBLISHED
 from unified_lift.bench.tables import ROWS, TABLES, SceneEntry, chosen_rows, chosen_scenes
 from unified_lift.cli.train import parse
-from unified_lift.data import DATASETS
 from unified_lift.errors import UserError
 from unified_lift.methods import METHODS
 from unified_lift.settings.presets import PRESET_DIR
@@ -13,7 +13,7 @@ from unified_lift.settings.presets import PRESET_DIR
 def make_scenes(root, *names):
     for name in names:
         (root / name).mkdir(parents=True)
-        DATASETS["messy_rooms"].write_miniature(root / name)
+        write_dataset("messy_rooms", root / name)
 
 
 def test_the_means_of_table_3_are_those_of_its_scenes():

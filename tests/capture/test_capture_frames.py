@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.fixtures.floor import floor_photos, orbit
 from unified_lift.capture.frames import (
     is_video,
     list_photos,
@@ -17,7 +18,6 @@ from unified_lift.capture.frames import (
     write_sharp_frames,
 )
 from unified_lift.data.images import read_image, write_image
-from unified_lift.data.miniature import miniature_views, orbit
 from unified_lift.errors import UserError
 
 LEFT_RED = np.zeros((60, 100, 3), np.uint8)
@@ -163,7 +163,7 @@ def test_the_sharpest_of_each_window_is_chosen():
 
 
 def test_sharp_frames_of_a_video_are_written_under_their_numbers(tmp_path):
-    sharp = [view.image[..., ::-1] for view in miniature_views(orbit(12, width=64, height=48))]
+    sharp = [view.image[..., ::-1] for view in floor_photos(orbit(12, width=64, height=48))]
     frames = [frame if n in (1, 6, 10) else cv2.GaussianBlur(frame, (0, 0), 3) for n, frame in enumerate(sharp)]
     write_video(tmp_path / "v.mp4", frames)
     seen = []

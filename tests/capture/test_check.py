@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.fixtures import write_dataset
+from tests.data.fixtures.colmap_model import write_model
 from unified_lift.capture.check import check_lines, check_scene, visible_share
 from unified_lift.data import DATASETS, load_scene
-from unified_lift.data.colmap_io import read_cameras, read_images, read_points, write_model
+from unified_lift.data.colmap_io import read_cameras, read_images, read_points
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import unproject
-from unified_lift.types import DataSettings, PointCloud
+from unified_lift.types import PointCloud
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def miniature(tmp_path):
     """Return a function: dataset name -> folder of its miniature."""
 
     def write(name):
-        DATASETS[name].write_miniature(tmp_path / name)
+        write_dataset(name, tmp_path / name)
         return tmp_path / name
 
     return write

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.fixtures import write_dataset
 from unified_lift.capture.mask_providers.hf import PROVIDER, HfProposer, HfSettings
 from unified_lift.capture.masks import LEVELS
 from unified_lift.cli.main import main
-from unified_lift.data import DATASETS
 from unified_lift.errors import UserError
 
 CPU = torch.device("cpu")
@@ -162,7 +162,7 @@ def test_a_small_random_sam_of_transformers_makes_masks_of_a_scene(tmp_path):
         mask_size={"longest_edge": 16},
         mask_pad_size={"height": 16, "width": 16},
     ).save_pretrained(weights)
-    DATASETS["transforms"].write_miniature(scene)
+    write_dataset("transforms", scene)
     argv = [
         "--out", "hf", "--granularity", "all", "--points-per-side", "4", "--pred-iou-thresh", "0",
         "--stability-score-thresh", "0", "--min-score", "0", "--min-area", "1",

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.fixtures import write_dataset
 from unified_lift.capture.mask_providers.sam import SamProposer, SamSettings
 from unified_lift.capture.masks import LEVELS
 from unified_lift.cli.main import main
-from unified_lift.data import DATASETS
 from unified_lift.data.masks import read_mask
 
 sam = pytest.importorskip("segment_anything")
@@ -113,7 +113,7 @@ def test_a_photo_in_which_nothing_is_found_has_no_proposal(network, photo):
 @pytest.fixture
 def scene(tmp_path, monkeypatch):
     monkeypatch.setitem(sam.sam_model_registry, "small", small_sam)
-    DATASETS["colmap"].write_miniature(tmp_path / "scene")
+    write_dataset("colmap", tmp_path / "scene")
     torch.save(small_sam().state_dict(), tmp_path / "small.pth")
     return tmp_path / "scene"
 

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.fixtures.floor import floor_photos, orbit
 from tests.fake_pycolmap import ERROR_PX, NUM_POINTS, FakeColmap
 from unified_lift.capture import sfm
 from unified_lift.capture.sfm import SfmSettings, num_pairs, reconstruct
 from unified_lift.capture.sfm_report import advice, level_axes, report_lines
 from unified_lift.data import load_scene
 from unified_lift.data.images import write_image
-from unified_lift.data.miniature import miniature_views, orbit
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import look_at
 from unified_lift.synthetic.scene import SyntheticSettings, synthetic_room
-from unified_lift.types import Camera, DataSettings
+from unified_lift.types import Camera
 
 ALL = ["extract_features", "match_exhaustive", "incremental_mapping", "undistort_images"]
 
@@ -40,7 +41,7 @@ def colmap(monkeypatch):
 @pytest.fixture
 def photos(tmp_path):
     """Return a folder of six photos of 64x48."""
-    for n, view in enumerate(miniature_views(orbit(6, width=64, height=48))):
+    for n, view in enumerate(floor_photos(orbit(6, width=64, height=48))):
         write_image(tmp_path / "photos" / f"{n}.png", view.image)
     return tmp_path / "photos"
 

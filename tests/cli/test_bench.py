@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from tests.cli.test_train import SHORT
+from tests.data.fixtures import write_dataset
 from unified_lift.bench.tables import ROWS
 from unified_lift.cli.main import main
-from unified_lift.data import DATASETS
 
 ROOT = Path(__file__).parents[2]
 EXTRA = [*SHORT[2:-3], "--num_random_points=50", "--max_gaussians=60"]  # the benchmark sets the first and the last
@@ -25,7 +25,7 @@ FILES = {"commands.txt", "report.html", "results.csv", "summary.json", "table.md
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     (root / "tiny").mkdir()
-    DATASETS["messy_rooms"].write_miniature(root / "tiny")
+    write_dataset("messy_rooms", root / "tiny")
     return root
 
 

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
+from tests.data.fixtures import write_dataset
 from unified_lift.cli.main import main
-from unified_lift.data import DATASETS
 
 
 @pytest.fixture
 def scene(tmp_path):
-    DATASETS["colmap"].write_miniature(tmp_path / "scene")
+    write_dataset("colmap", tmp_path / "scene")
     return tmp_path / "scene"
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.cli.test_train import SHORT
+from tests.data.fixtures import write_dataset
 from unified_lift.cli.main import main
 from unified_lift.data import DATASETS
 from unified_lift.evaluation.protocols import PROTOCOLS
@@ -17,7 +18,7 @@ from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_miniature_goes_through_the_whole_program(name, tmp_path, capsys):
     scene, model = tmp_path / "scene", tmp_path / "model"
-    DATASETS[name].write_miniature(scene)
+    write_dataset(name, scene)
     before = {path: path.read_bytes() for path in scene.rglob("*") if path.is_file()}
     points = ["--random_init", "--num_random_points", "200"]
     train = ["train", "-s", str(scene), "-m", str(model), "--eval", *points, *SHORT]
@@ -36,7 +37,7 @@ def test_miniature_goes_through_the_whole_program(name, tmp_path, capsys):
 
 def test_saved_model_reads_back_as_it_was_trained(tmp_path):
     scene, model = tmp_path / "scene", tmp_path / "model"
-    DATASETS["transforms"].write_miniature(scene)
+    write_dataset("transforms", scene)
     assert main(["train", "-s", str(scene), "-m", str(model), *SHORT]) == 0
     gaussians, codebook = outputs.read_model(model, -1)
     state = load_checkpoint(list(checkpoints(model).values())[-1])

@@ -5,11 +5,12 @@ import re
 import pytest
 import torch
 
+from tests.data.fixtures import write_dataset
 from unified_lift import doctor
 from unified_lift.cli.main import main
-from unified_lift.data import DATASETS, load_scene
+from unified_lift.data import load_scene
 from unified_lift.data.cache import scene_bytes
-from unified_lift.types import DataSettings
+from unified_lift.data.settings import DataSettings
 
 HEALTHY = {
     "implementation": "cpu",
@@ -34,7 +35,7 @@ def examined(capsys, *argv):
 @pytest.fixture
 def scene_dir(tmp_path):
     (tmp_path / "scene").mkdir()
-    DATASETS["transforms"].write_miniature(tmp_path / "scene")
+    write_dataset("transforms", tmp_path / "scene")
     return tmp_path / "scene"
 
 

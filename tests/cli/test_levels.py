@@ -7,8 +7,8 @@ import cv2
 import pytest
 
 from tests.cli.test_train import SHORT
+from tests.data.fixtures import write_dataset
 from unified_lift.cli.main import main
-from unified_lift.data import DATASETS
 from unified_lift.editing.scene import load_object_scene
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.outputs import level_dir, saved_levels
@@ -18,7 +18,7 @@ from unified_lift.modelfolder.outputs import level_dir, saved_levels
 def scene(tmp_path_factory):
     """A miniature with masks of whole objects and others in which each is cut in two."""
     root = tmp_path_factory.mktemp("levels") / "scene"
-    DATASETS["colmap"].write_miniature(root)
+    write_dataset("colmap", root)
     shutil.copytree(root / "object_mask", root / "object_mask_part")
     for path in (root / "object_mask_part").rglob("*.png"):
         ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.fixtures import write_dataset
 from unified_lift.capture.contact_sheet import contact_sheet, evenly_spaced, tile
 from unified_lift.capture.mask_providers import PROVIDERS
 from unified_lift.capture.mask_providers.regions import RegionSettings
@@ -20,16 +21,16 @@ from unified_lift.cli.main import main
 from unified_lift.data import DATASETS, load_frames, load_scene
 from unified_lift.data.images import read_image, write_image
 from unified_lift.data.masks import read_mask, write_mask
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import object_colors
-from unified_lift.types import DataSettings
 
 
 @pytest.fixture
 def scene(tmp_path):
     """The COLMAP miniature (9 photos of 32x24 in two sub-folders, one name with a dot, one with a space)."""
     root = tmp_path / "scene"
-    DATASETS["colmap"].write_miniature(root)
+    write_dataset("colmap", root)
     return root
 
 
@@ -93,7 +94,7 @@ def test_every_photo_gets_a_mask_that_the_reader_finds(scene, capsys):
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_scenes_of_every_layout_get_masks(name, tmp_path, capsys):
     root = tmp_path / name
-    DATASETS[name].write_miniature(root)
+    write_dataset(name, root)
     assert masks(root, "--out", "mine") == 0
     assert set(record(root / "mine")["views"]) == {frame.name for frame in frames_of(root)}
     assert "--object_path mine" in capsys.readouterr().out

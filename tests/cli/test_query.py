@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.fixtures.floor import floor_ids
 from tests.saved_model import save_model
 from unified_lift.cli import query
 from unified_lift.cli.main import main
 from unified_lift.cli.query import query_main
-from unified_lift.data.miniature import floor_ids
 from unified_lift.editing.scene import load_object_scene
 from unified_lift.modelfolder.inference import views_of
 from unified_lift.modelfolder.outputs import read_run_settings

@@ -5,10 +5,10 @@ import sys
 import cv2
 import pytest
 
+from tests.data.fixtures.floor import floor_photos, orbit
 from tests.fake_pycolmap import FakeColmap
 from unified_lift.cli.main import main
 from unified_lift.data.images import write_image
-from unified_lift.data.miniature import miniature_views, orbit
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def colmap(monkeypatch):
 
 @pytest.fixture
 def photos(tmp_path):
-    for n, view in enumerate(miniature_views(orbit(5, width=64, height=48))):
+    for n, view in enumerate(floor_photos(orbit(5, width=64, height=48))):
         write_image(tmp_path / "photos" / f"{n}.png", view.image)
     return tmp_path / "photos"
 
@@ -37,7 +37,7 @@ def test_photos_become_a_scene_that_check_data_finds_fine(photos, colmap, capsys
 
 def test_a_video_gives_as_many_frames_as_asked_for(tmp_path, colmap, capsys):
     writer = cv2.VideoWriter(str(tmp_path / "v.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
-    for view in miniature_views(orbit(9, width=64, height=48)):
+    for view in floor_photos(orbit(9, width=64, height=48)):
         writer.write(view.image[..., ::-1])
     writer.release()
     argv = ["sfm", str(tmp_path / "v.mp4"), "-s", str(tmp_path / "scene"), "--frames", "4", "--matcher", "sequential"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.data.fixtures import write_dataset
 from unified_lift.cli.main import main
 from unified_lift.cli.train import parse
-from unified_lift.data import DATASETS
 from unified_lift.errors import UserError
 from unified_lift.methods import METHODS
 from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint
@@ -30,7 +30,7 @@ SHORT = [
 @pytest.fixture
 def miniature(tmp_path):
     root = tmp_path / "scene"
-    DATASETS["transforms"].write_miniature(root)
+    write_dataset("transforms", root)
     return root
 
 

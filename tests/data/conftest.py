@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.fixtures import write_dataset
 from unified_lift.data import DATASETS, load_scene
-from unified_lift.types import DataSettings, Scene
+from unified_lift.data.settings import DataSettings
+from unified_lift.types import Scene
 
 
 @pytest.fixture(scope="session")
 def _written(tmp_path_factory):
     roots = {name: tmp_path_factory.mktemp("miniatures") / name for name in DATASETS}
     for name, root in roots.items():
-        DATASETS[name].write_miniature(root)
+        write_dataset(name, root)
     return roots
 
 

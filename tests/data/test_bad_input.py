@@ -6,12 +6,13 @@ import re
 import numpy as np
 import pytest
 
+from tests.data.fixtures.colmap_model import write_model
 from unified_lift.data import load_annotations
-from unified_lift.data.colmap_io import read_cameras, read_images, read_points, write_model
+from unified_lift.data.colmap_io import read_cameras, read_images, read_points
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
-from unified_lift.types import DataSettings
 
 IMAGES = {"colmap": "images/cam2/0001.png", "transforms": "images/0001.png", "messy_rooms": "color/1.png"}
 MASKS = {"colmap": "object_mask/cam2/0001.png", "transforms": "object_mask/0001.png"}

@@ -5,22 +5,24 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.fixtures import write_dataset
 from tests.scenes import circle_camera, exact_ids
 from tests.train.test_training import assert_same_state, final_state, settings_for
 from unified_lift.data import DATASETS, load_scene
 from unified_lift.data import cache as placement
 from unified_lift.data.cache import (
+    DataCache,
     Placement,
-    ViewStore,
     available_memory,
     choose_placement,
     free_bytes,
     scene_bytes,
 )
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.train.run import Trainer
 from unified_lift.train.views import ViewSource
-from unified_lift.types import DataSettings, View
+from unified_lift.types import View
 
 CPU = torch.device("cpu")
 GIB = 2**30
@@ -128,7 +130,7 @@ def mixed(scene):
 
 
 def store(wanted, folder):
-    return ViewStore(wanted, device=CPU, folder=folder)
+    return DataCache(wanted, device=CPU, folder=folder)
 
 
 def test_scene_on_disk_is_equal_and_leaves_nothing_in_the_folder(mixed, tmp_path):
@@ -166,7 +168,7 @@ def test_training_from_memory_and_from_disk_is_bit_identical(mixed, tmp_path, sc
 @pytest.mark.parametrize("name", sorted(DATASETS))
 @pytest.mark.parametrize("wanted", ["cpu", "disk"])
 def test_reader_hands_every_array_to_the_store_and_loads_the_same_scene(name, wanted, tmp_path):
-    DATASETS[name].write_miniature(tmp_path / "scene")
+    write_dataset(name, tmp_path / "scene")
     settings = DataSettings(source_path=tmp_path / "scene", num_random_points=50, eval=True)
     keeper = store(wanted, tmp_path / "model")
     plain, kept = load_scene(settings), load_scene(settings, store=keeper)
@@ -184,7 +186,7 @@ def test_reader_hands_every_array_to_the_store_and_loads_the_same_scene(name, wa
 
 
 def test_scene_that_will_not_fit_is_refused_before_a_photo_is_decoded(tmp_path, monkeypatch):
-    DATASETS["transforms"].write_miniature(tmp_path / "scene")
+    write_dataset("transforms", tmp_path / "scene")
     monkeypatch.setattr(placement, "free_bytes", lambda device, folder: {"cpu": 10_000, "disk": 10_000})
     monkeypatch.setattr("unified_lift.data.base.read_image", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(UserError, match="--data_device disk: photos and masks need"):
@@ -226,7 +228,7 @@ def test_blocks_of_memory_hold_tensors_side_by_side(monkeypatch):
 @pytest.mark.parametrize("wanted", ["cuda", "cpu", "disk"])
 def test_views_arrive_on_the_gpu_from_wherever_they_are_kept(mixed, tmp_path, wanted):
     device = torch.device("cuda")
-    placed = ViewStore(wanted, device=device, folder=tmp_path).placed(mixed)
+    placed = DataCache(wanted, device=device, folder=tmp_path).placed(mixed)
     assert placed.train[0].image.is_cuda == (wanted == "cuda")
     assert placed.train[0].image.is_pinned() == (wanted == "cpu")
     source = ViewSource(placed.train, kept_on=placed.kept_on, device=device)

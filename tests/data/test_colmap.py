@@ -3,15 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from unified_lift.data.colmap_io import (
-    MODELS,
-    ColmapCamera,
-    points_of,
-    read_cameras,
-    read_images,
-    read_points,
-    write_model,
-)
+from tests.data.fixtures.colmap_model import points_of, write_model
+from unified_lift.data.colmap_io import MODELS, ColmapCamera, read_cameras, read_images, read_points
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
 from unified_lift.data.ply import write_point_cloud

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unified_lift.data import DATASETS, downloads
+from tests.data.fixtures import write_dataset
+from tests.data.fixtures.replica import write_rgb
+from unified_lift.data import downloads
 from unified_lift.data.downloads import check_lerf_mask, check_messy_rooms, check_replica
 from unified_lift.data.findings import Finding, report_lines
 from unified_lift.data.lerf_mask import PROMPTS
-from unified_lift.data.replica import write_rgb_miniature
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 MINIATURE_FRAMES = {"nice_slam": 250, "semantic_nerf": 40, "vmap": 250}
@@ -19,7 +20,7 @@ MINIATURE_FRAMES = {"nice_slam": 250, "semantic_nerf": 40, "vmap": 250}
 def write_lerf_mask(root):
     """Write the three scenes; the first view with a folder has all prompts, the other one."""
     for scene, prompts in PROMPTS.items():
-        DATASETS["lerf_mask"].write_miniature(root / scene)
+        write_dataset("lerf_mask", root / scene)
         for index, chosen in ((0, prompts), (2, prompts[:1])):
             folder = root / scene / "test_mask" / str(index)
             mask = (folder / "red coin with a very long name.png").read_bytes()
@@ -33,16 +34,16 @@ def write_replica(root):
     """Write eight rooms: seven of nice-slam, of which one is spelled with an underscore, and one of Semantic-NeRF."""
     for name in ("room0", "room1", "room_2", "office0", "office1", "office2", "office3"):
         if name == "room0":
-            DATASETS["replica"].write_miniature(root / name)
+            write_dataset("replica", root / name)
         else:
             shutil.copytree(root / "room0", root / name)
-    write_rgb_miniature(root / "office_4" / "Sequence_1", masks=root / "office_4" / "object_mask")
+    write_rgb(root / "office_4" / "Sequence_1", masks=root / "office_4" / "object_mask")
 
 
 def write_messy_rooms(root):
     for name in downloads.MESSY_ROOMS_IDS:
         if name == "old_room_25":
-            DATASETS["messy_rooms"].write_miniature(root / name)
+            write_dataset("messy_rooms", root / name)
         else:
             shutil.copytree(root / "old_room_25", root / name)
 

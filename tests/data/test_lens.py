@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.data.fixtures.floor import floor_colors, floor_ids, floor_photos, floor_points, orbit
 from unified_lift.data.colmap import lens_of
 from unified_lift.data.colmap_io import ColmapCamera
 from unified_lift.data.lens import Lens, distort, undistort_ids, undistort_image
-from unified_lift.data.miniature import floor_colors, floor_ids, floor_points, miniature_views, orbit
 from unified_lift.errors import UserError
 from unified_lift.types import Camera
 
@@ -50,7 +50,7 @@ def test_undistorted_photo_is_what_a_pinhole_sees(model, coefficients):
     pose = orbit(5, width=96, height=72)[1].cam_from_world
     camera = Camera(cam_from_world=pose, fx=80.0, fy=78.0, cx=50.0, cy=35.0, width=96, height=72)
     image, ids = photo_through(lens, camera)
-    expected = miniature_views([camera])[0]
+    expected = floor_photos([camera])[0]
     got_image, got_ids = undistort_image(image, lens), undistort_ids(ids, lens)
     seen = got_image.any(axis=-1)
     assert 0.5 < seen.mean()

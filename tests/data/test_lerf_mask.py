@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.fixtures.floor import LANDMARK, floor_photos
 from unified_lift.data import DATASETS, load_annotations, load_prompt_masks
 from unified_lift.data.lerf_mask import PROMPTS, prompt_files
-from unified_lift.data.miniature import LANDMARK, miniature_views
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import project
-from unified_lift.types import DataSettings
 
 LONG = "red coin with a very long name"
 
@@ -96,7 +96,7 @@ class TestPromptMasks:
         assert {128, 129} <= set(np.unique(grey))
         view = read(root, eval=True).test[0]
         found = masks_of(root, "test_0")["test_0"]
-        ids = miniature_views([view.camera])[0].ids
+        ids = floor_photos([view.camera])[0].ids
         assert found[LONG].dtype == bool
         np.testing.assert_array_equal(found[LONG], ids == 300)
         np.testing.assert_array_equal(found["blue coin"], ids == 301)

@@ -5,7 +5,7 @@ import pytest
 
 from unified_lift.data import load_annotations
 from unified_lift.data.messy_rooms import read_frames
-from unified_lift.types import DataSettings
+from unified_lift.data.settings import DataSettings
 
 
 def test_stems_sort_as_numbers_and_the_last_fifth_is_held_out(miniature, read):

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.fixtures.floor import floor_colors, floor_photos, orbit
 from unified_lift.data import triangulation
-from unified_lift.data.miniature import floor_colors, miniature_views, orbit
 from unified_lift.data.ply import read_point_cloud, write_point_cloud
 from unified_lift.data.points import initial_points, look_at_distance, random_in_frusta
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import look_at, project
-from unified_lift.types import Camera, DataSettings, PointCloud, View
+from unified_lift.types import Camera, PointCloud, View
 
 CLOUD = PointCloud(
     positions=np.array([[0.5, -1, 2], [3, 4, 5], [1e-3, 7, -8]], np.float32),
@@ -127,7 +128,7 @@ def test_cameras_whose_axes_do_not_meet_ahead(cameras, expected):
 @pytest.fixture(scope="module")
 def floor_views():
     views = []
-    for n, view in enumerate(miniature_views(orbit(24, width=160, height=120, cx=83.0, cy=57.0))):
+    for n, view in enumerate(floor_photos(orbit(24, width=160, height=120, cx=83.0, cy=57.0))):
         views.append(View(name=str(n), camera=view.camera, image=torch.from_numpy(view.image)))
     return views
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.fixtures.floor import LANDMARK, LANDMARK_ID, floor_photos
 from unified_lift.data import DATASETS, detect_reader, load_annotations, load_scene
-from unified_lift.data.miniature import LANDMARK, LANDMARK_ID, miniature_views
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import project
-from unified_lift.types import DataSettings
 
 # LERF-Mask annotates prompts instead, has 8-bit tracked masks (black for test views), and never trains test views.
 TRUTH_MAPS = [name for name, reader in DATASETS.items() if reader.load_prompt_masks is None]
@@ -125,7 +125,7 @@ class TestEveryReaderOfTruthMaps:
         scene = read(root)
         truth = load_annotations(DataSettings(source_path=root), [view.name for view in scene.train])
         for view in scene.train:
-            np.testing.assert_array_equal(miniature_views([view.camera])[0].ids, truth[view.name])
+            np.testing.assert_array_equal(floor_photos([view.camera])[0].ids, truth[view.name])
 
     def test_ids_above_255_survive_and_are_local_to_views(self, name, miniature, read):
         scene = read(miniature(name))

@@ -6,12 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.data.fixtures.floor import LANDMARK, LANDMARK_ID, floor_photos
+from tests.data.fixtures.replica import write_rgb
 from unified_lift.data import DATASETS, load_annotations
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
-from unified_lift.data.miniature import LANDMARK, LANDMARK_ID, miniature_views
 from unified_lift.data.ply import write_point_cloud
-from unified_lift.data.replica import depth_points, write_rgb_miniature
+from unified_lift.data.replica import depth_points
 from unified_lift.data.replica_layout import (
     find_recording,
     read_depth,
@@ -19,10 +20,11 @@ from unified_lift.data.replica_layout import (
     read_lens,
     read_trajectory,
 )
+from unified_lift.data.settings import DataSettings
 from unified_lift.data.splits import dn_splatter, semantic_nerf
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import project
-from unified_lift.types import Camera, DataSettings, PointCloud
+from unified_lift.types import Camera, PointCloud
 
 DN_SPLATTER = {
     "kept": 80,
@@ -46,7 +48,7 @@ def rgb_scene(tmp_path):
 
     def write(sequence: str = "Sequence_1", **options: int):
         root = tmp_path / "room_0"
-        write_rgb_miniature(root / sequence, masks=root / "object_mask", **options)
+        write_rgb(root / sequence, masks=root / "object_mask", **options)
         return root
 
     return write
@@ -103,7 +105,7 @@ class TestPixelsAndCameras:
             column, row = project(LANDMARK[None], view.camera)[0][0].astype(int)
             assert truth[view.name][row, column] == LANDMARK_ID
             assert view.image[row, column, 0] > view.image[row, column, 1] + 40
-            np.testing.assert_array_equal(miniature_views([view.camera])[0].ids, truth[view.name])
+            np.testing.assert_array_equal(floor_photos([view.camera])[0].ids, truth[view.name])
 
     def test_poses_are_camera_to_world_with_opencv_axes(self, miniature):
         # Frame 25: turned by 90 degrees about y (x forward), standing at (1, 2, 3); (4, 2, 3) lies 3 ahead.

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from unified_lift.data.images import write_image
+from unified_lift.data.settings import DataSettings
 from unified_lift.data.splits import every_nth, last_fifth, split_names, thin
 from unified_lift.errors import UserError
-from unified_lift.types import DataSettings
 
 
 def test_llffhold_oracle():

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
+from tests.data.fixtures.floor import floor_photos, orbit, world_from_cam_opengl
 from unified_lift.data.images import write_image
-from unified_lift.data.miniature import miniature_views, orbit, world_from_cam_opengl
 
 
 def edit(root, change, name="transforms.json"):
@@ -19,7 +19,7 @@ def write_blender(root, *, with_test=True):
     for split, chosen in (("train", range(4)), ("val", [5]), ("test", [4, 5])):
         frames = []
         for n in chosen:
-            view = miniature_views([cameras[n]])[0]
+            view = floor_photos([cameras[n]])[0]
             alpha = np.full((24, 32, 1), 255, np.uint8)
             alpha[:4] = 0
             write_image(root / split / f"r_{n}.png", np.concatenate([view.image, alpha], axis=2))

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import normalize
 
 from tests.scenes import exact_ids, tiny_scene
-from unified_lift.data.cache import ViewStore
+from unified_lift.data.cache import DataCache
 from unified_lift.errors import UserError
 from unified_lift.kernels.assignment import hungarian
 from unified_lift.methods import classifier
@@ -99,7 +99,7 @@ def lift_stage(scene, method, *, steps=60, device="cpu"):
     device = torch.device(device)
     gaussians = gaussians_from_points(scene.points, sh_degree=0).to(device)
     method.to(device)
-    placed = ViewStore("auto", device=device, folder=Path()).placed(scene)
+    placed = DataCache("auto", device=device, folder=Path()).placed(scene)
     return LiftStage(placed, gaussians, method, LiftSettings(lift_iterations=steps, lift_pixels=200), seed=0)
 
 

@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 
+from tests.data.fixtures import write_dataset
 from unified_lift.cli.main import main
-from unified_lift.data import DATASETS
 from unified_lift.methods import METHODS
 from unified_lift.methods.base import Method
 from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint
@@ -24,7 +24,7 @@ QUIET = ["--quiet", "--logger=none", "--test_iterations=60", "--device=cpu"]
 def trained(tmp_path_factory):
     """A miniature scene and the geometry that every method shares."""
     root = tmp_path_factory.mktemp("methods")
-    DATASETS["messy_rooms"].write_miniature(root / "scene")
+    write_dataset("messy_rooms", root / "scene")
     points = ["--random_init", "--num_random_points=200"]
     argv = ["train", "-s", str(root / "scene"), "-m", str(root / "geometry"), "--eval", "--lift_iterations=0"]
     assert main([*argv, *GEOMETRY, *points, *QUIET]) == 0

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from unified_lift.data import load_scene
+from unified_lift.data.settings import DataSettings
 from unified_lift.methods import METHODS
 from unified_lift.synthetic.scene import SyntheticSettings, build_cameras, synthetic_room, write_synthetic
-from unified_lift.types import DataSettings
 
 TINY = SyntheticSettings(num_objects=3, num_views=10, width=32, height=24, num_points=300)  # 8 training views
 

@@ -5,14 +5,14 @@ import json
 import pytest
 
 from tests.cli.test_train import SHORT
-from unified_lift.data import DATASETS
+from tests.data.fixtures import write_dataset
 
 RANDOM_POINTS = ("--random_init", "--num_random_points=200")
 
 
 @pytest.fixture
 def scene(tmp_path):
-    DATASETS["messy_rooms"].write_miniature(tmp_path / "tiny")
+    write_dataset("messy_rooms", tmp_path / "tiny")
     return tmp_path / "tiny"
 
 

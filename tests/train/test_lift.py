@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unified_lift.data.cache import ViewStore
+from unified_lift.data.cache import DataCache
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.model.initialize import gaussians_from_points
 from unified_lift.model.render import render
@@ -86,7 +86,7 @@ def lift_stage(scene, device="cpu", *, pixels=200, pool=0, cache_mb=100, steps=3
     lift = LiftSettings(
         lift_iterations=steps, lift_pixels=pixels, lift_pool=pool, lift_cache_mb=cache_mb, lift_min_samples=min_samples
     )
-    placed = ViewStore("auto", device=torch.device(device), folder=Path()).placed(scene)
+    placed = DataCache("auto", device=torch.device(device), folder=Path()).placed(scene)
     return LiftStage(placed, gaussians, method, lift, seed=0)
 
 

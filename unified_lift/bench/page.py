@@ -15,9 +15,9 @@ from unified_lift.bench.grid import method_key, read_json
 from unified_lift.bench.sheets import Sheet, ran_on
 from unified_lift.bench.tables import MaskSet
 from unified_lift.data import load_annotations
+from unified_lift.data.settings import DataSettings
 from unified_lift.evaluation.pictures import object_colors, read_picture, replace_file, truth_colors
 from unified_lift.evaluation.report import chosen_views, data_uri, inline_picture
-from unified_lift.types import DataSettings
 
 VIEWS_SHOWN = 2
 _DPI = 130

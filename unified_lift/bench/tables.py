@@ -8,9 +8,9 @@ from pathlib import Path
 
 from unified_lift.bench.paper import MESSY_SCENES
 from unified_lift.data import DATASETS, detect_reader
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.methods import METHODS
-from unified_lift.types import DataSettings
 
 
 @dataclass(frozen=True, kw_only=True)

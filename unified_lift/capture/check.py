@@ -19,9 +19,10 @@ from unified_lift.data.base import OBJECT_PATH, Frame, mask_folder
 from unified_lift.data.findings import Finding, is_complete, listed, missing, note, photo_size, probe, wrong_shapes
 from unified_lift.data.images import IMAGE_SUFFIXES, Progress, open_image
 from unified_lift.data.masks import MASK_SUFFIXES, read_mask
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import fov_from_focal, project
-from unified_lift.types import DataSettings, Scene
+from unified_lift.types import Scene
 
 TRUTH_FOLDERS = (
     "annotations/gt_instance",

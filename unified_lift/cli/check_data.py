@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from unified_lift.capture.check import check_lines, check_scene
 from unified_lift.cli.flags import canonical
-from unified_lift.types import DataSettings
+from unified_lift.data.settings import DataSettings
 
 
 @dataclass(frozen=True, kw_only=True)

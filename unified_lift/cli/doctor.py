@@ -8,8 +8,8 @@ from pathlib import Path
 import tyro
 
 from unified_lift.cli.flags import canonical
+from unified_lift.data.settings import DataSettings
 from unified_lift.doctor import examine, scene_budget
-from unified_lift.types import DataSettings
 
 _MARKS = {"ok": "ok     ", "note": "note   ", "broken": "BROKEN "}
 

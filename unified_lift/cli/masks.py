@@ -22,10 +22,10 @@ from unified_lift.data import load_frames
 from unified_lift.data.base import OBJECT_PATH, Frame
 from unified_lift.data.images import read_image
 from unified_lift.data.masks import read_mask
+from unified_lift.data.settings import DataSettings
 from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import write_picture
-from unified_lift.types import DataSettings
 
 _SHEET_VIEWS = 12
 ProviderName = Literal[tuple(PROVIDERS)]  # type: ignore[valid-type]

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from unified_lift.cli.render import picture_path
 from unified_lift.data import detect_reader, load_annotations, load_prompt_masks
 from unified_lift.data.masks import same_aspect
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import Grounding, TextMasks
 from unified_lift.evaluation.pictures import read_picture, replace_file
@@ -21,7 +22,7 @@ from unified_lift.evaluation.protocols import PROTOCOLS, Protocol, ProtocolResul
 from unified_lift.metrics.masks import overlap_table
 from unified_lift.modelfolder.inference import SavedModel, render_likely_ids, segment_view
 from unified_lift.ops.resample import nearest
-from unified_lift.types import DataSettings, Scene
+from unified_lift.types import Scene
 
 ReferenceImage = Literal["dataset", "render"]
 AS_TRAINED = "as trained"

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from unified_lift.cli.flags import canonical
 from unified_lift.data import load_scene
-from unified_lift.data.cache import ViewStore
+from unified_lift.data.cache import DataCache
 from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.outputs import holds_run, iteration_dir, level_dir, read_run_settings
@@ -194,7 +194,7 @@ def _check(settings: TrainSettings) -> None:
 def _prepared(settings: TrainSettings) -> Trainer:
     """Return the trainer of the loaded scene; nobody else holds on to photos that it has copied elsewhere."""
     began = time.perf_counter()
-    store = ViewStore(settings.run.data_device, device=chosen_device(settings.run.device), folder=settings.model_path)
+    store = DataCache(settings.run.data_device, device=chosen_device(settings.run.device), folder=settings.model_path)
     scene = _load(settings, store)
     _print_scene(settings, scene)
     trainer = Trainer(settings, scene, store=store)
@@ -203,7 +203,7 @@ def _prepared(settings: TrainSettings) -> Trainer:
     return trainer
 
 
-def _load(settings: TrainSettings, store: ViewStore) -> Scene:
+def _load(settings: TrainSettings, store: DataCache) -> Scene:
     with tqdm(desc="load", unit=" views", disable=settings.run.quiet, dynamic_ncols=True, leave=False, delay=1) as bar:
 
         def show(done: int, total: int) -> None:

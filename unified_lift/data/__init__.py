@@ -12,9 +12,10 @@ import numpy as np
 
 from unified_lift.data.base import Frame, Reader, Store, check_frames
 from unified_lift.data.images import Progress
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.registry import members
-from unified_lift.types import DataSettings, Scene
+from unified_lift.types import Scene
 
 _READERS: list[Reader] = sorted(members(sys.modules[__name__], "READER"), key=lambda reader: reader.precedence)
 DATASETS: dict[str, Reader] = {reader.name: reader for reader in _READERS}

@@ -28,10 +28,11 @@ from unified_lift.data.images import (
 from unified_lift.data.lens import Lens, undistort_ids, undistort_image
 from unified_lift.data.masks import find_mask, read_mask, same_aspect
 from unified_lift.data.points import initial_points
+from unified_lift.data.settings import DataSettings
 from unified_lift.data.splits import split_names
 from unified_lift.errors import UserError
 from unified_lift.ops.resample import nearest
-from unified_lift.types import Camera, DataSettings, PointCloud, Scene, View, ZeroId
+from unified_lift.types import Camera, PointCloud, Scene, View, ZeroId
 
 OBJECT_PATH = "object_mask"
 _MAX_SHEAR = 1e-2  # how far R^T R may be from the identity before a pose is called broken
@@ -47,7 +48,6 @@ class Reader(NamedTuple):
         detect: Whether a folder has this layout.
         load: Read the scene: (root, settings, progress=None, store=None).
         load_annotations: Truth ids of the named views at native size: (root, names, settings).
-        write_miniature: Write a tiny scene of this layout into a folder.
         protocol: The benchmark that scores it, unless the user chooses another.
         load_prompt_masks: Truth masks of text prompts, where that is what the data set annotates, at native size:
             (root, names, settings) -> view -> prompt -> bool [H, W]; views without any are absent.
@@ -61,7 +61,6 @@ class Reader(NamedTuple):
     detect: Callable[[Path], bool]
     load: Callable[..., Scene]
     load_annotations: Callable[[Path, Sequence[str], DataSettings], dict[str, np.ndarray]]
-    write_miniature: Callable[[Path], None]
     protocol: str = "generic"
     load_prompt_masks: Callable[[Path, Sequence[str], DataSettings], dict[str, dict[str, np.ndarray]]] | None = None
     precedence: int = 50

@@ -80,7 +80,7 @@ def choose_placement(wanted: Wanted, num_bytes: int, free: dict[DataDevice, int]
     return Placement(wanted, num_bytes, free[wanted])
 
 
-class ViewStore:
+class DataCache:
     """Keeps the pixels of a scene: arrays as the reader decodes them, so that they need not all fit in memory first."""
 
     def __init__(self, wanted: Wanted, *, device: torch.device, folder: Path) -> None:

@@ -30,22 +30,19 @@ from unified_lift.data.base import (
 from unified_lift.data.colmap_io import (
     ColmapCamera,
     ColmapImage,
-    points_2d,
-    points_of,
     read_cameras,
     read_images,
     read_points,
     table_path,
-    write_model,
 )
-from unified_lift.data.images import Progress, write_image
+from unified_lift.data.images import Progress
 from unified_lift.data.lens import Lens
-from unified_lift.data.masks import find_mask, write_mask
-from unified_lift.data.miniature import LANDMARK, floor_cloud, miniature_views, orbit
+from unified_lift.data.masks import find_mask
 from unified_lift.data.ply import finite_points, read_point_cloud
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
-from unified_lift.ops.cameras import project, quaternion_from_rigid, rigid_from_quaternion
-from unified_lift.types import Camera, DataSettings, PointCloud, Scene
+from unified_lift.ops.cameras import rigid_from_quaternion
+from unified_lift.types import PointCloud, Scene
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
 ANNOTATIONS = Path("annotations", "gt_instance")
@@ -219,53 +216,12 @@ def _read_points(folder: Path) -> PointCloud | None:
     return finite_points(points.positions, points.colors)
 
 
-def write_miniature(root: Path) -> None:
-    """Write 9 views of 32x24 with everything that trips readers, as binary; the same model as text in `sparse_text/0`.
-
-    Names with a sub-folder, a space and a dot; ids not contiguous and not in name order; two cameras (PINHOLE with an
-    off-centre principal point, SIMPLE_PINHOLE); an unmatched 2D point; images without any 2D point.
-    """
-    names = ["cam1/0001.png", "cam1/a.b.png", "cam1/with space.png", *[f"cam2/{n:04d}.png" for n in range(6)]]
-    pinhole, centred = orbit(9, width=32, height=24, cx=17.5, cy=11.0), orbit(9, width=32, height=24)
-    used = [pinhole[n] if names[n].startswith("cam1") else centred[n] for n in range(9)]
-    focal = used[0].fx
-    cameras = {
-        7: ColmapCamera(model="PINHOLE", width=32, height=24, params=(focal, focal, 17.5, 11.0)),
-        3: ColmapCamera(model="SIMPLE_PINHOLE", width=32, height=24, params=(focal, 16.0, 12.0)),
-    }
-    images = {}
-    for n in (4, 0, 8, 1, 7, 2, 6, 3, 5):
-        images[40 - 3 * n] = observed_image(
-            used[n], names[n], camera_id=7 if names[n].startswith("cam1") else 3, empty=n % 2
-        )
-    points = points_of(*floor_cloud(300))
-    write_model(root / "sparse/0", cameras, images, points)
-    write_model(root / "sparse_text/0", cameras, images, points, text=True)
-    for name, view in zip(names, miniature_views(used), strict=True):
-        write_image(root / "images" / name, view.image)
-        write_mask(root / "object_mask" / name, view.segments)
-        write_mask(root / ANNOTATIONS / name, view.ids)
-
-
-def observed_image(camera: Camera, name: str, *, camera_id: int, empty: int = 0) -> ColmapImage:
-    """Return the record of an image; unless `empty`, it observes the landmark (point 5) and has an unmatched point."""
-    u, v = project(LANDMARK[None], camera)[0][0].tolist()
-    return ColmapImage(
-        qvec=tuple(quaternion_from_rigid(camera.cam_from_world).tolist()),
-        tvec=tuple(camera.cam_from_world[:3, 3].tolist()),
-        camera_id=camera_id,
-        name=name,
-        points2d=points_2d([] if empty else [(u, v, 5), (1.0, 2.0, -1)]),
-    )
-
-
 READER = Reader(
     name="colmap",
     looks_for=", ".join(f"{folder}/cameras.bin" for folder in MODEL_FOLDERS) + " (or .txt)",
     detect=detect,
     load=load,
     load_annotations=load_annotations,
-    write_miniature=write_miniature,
     precedence=60,
     frames=frames_of,
 )

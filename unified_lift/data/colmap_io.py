@@ -1,7 +1,7 @@
 """COLMAP model files, binary and text: cameras, images, points3D.
 
 Rigs and frames, which newer versions write beside them, add nothing that a loader needs and are not read. All numbers
-are little-endian without padding. Each table can be written again, which the miniature and the tests use.
+are little-endian without padding.
 """
 
 from __future__ import annotations
@@ -253,80 +253,3 @@ def _numbers(words: Sequence[str], at_least: int, path: Path, line: str) -> list
 
 def _malformed(path: Path, line: str) -> UserError:
     return UserError(f"{path}: cannot read the line {line[:60]!r}; copy or export the model again")
-
-
-def write_model(
-    folder: Path,
-    cameras: dict[int, ColmapCamera],
-    images: dict[int, ColmapImage],
-    points: ColmapPoints,
-    *,
-    text: bool = False,
-) -> None:
-    """Write the three tables, binary or text, in the order of the dictionaries."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write = _write_text if text else _write_binary
-    write(folder, cameras, images, points)
-
-
-def _write_binary(folder: Path, cameras: dict, images: dict, points: ColmapPoints) -> None:
-    parts = [_COUNT.pack(len(cameras))]
-    for key, camera in cameras.items():
-        parts.append(_CAMERA.pack(key, _MODEL_IDS[camera.model][0], camera.width, camera.height))
-        parts.append(struct.pack(f"<{len(camera.params)}d", *camera.params))
-    (folder / "cameras.bin").write_bytes(b"".join(parts))
-    parts = [_COUNT.pack(len(images))]
-    for key, image in images.items():
-        parts.append(_IMAGE.pack(key, *image.qvec, *image.tvec, image.camera_id) + image.name.encode() + b"\0")
-        parts.append(_COUNT.pack(len(image.points2d)) + image.points2d.tobytes())
-    (folder / "images.bin").write_bytes(b"".join(parts))
-    parts = [_COUNT.pack(len(points.ids))]
-    for n, track in enumerate(points.tracks):
-        xyz, rgb = points.positions[n].tolist(), points.colors[n].tolist()
-        parts.append(
-            _POINT_3D.pack(int(points.ids[n]), *xyz, *rgb, float(points.errors[n]), len(track)) + track.tobytes()
-        )
-    (folder / "points3D.bin").write_bytes(b"".join(parts))
-
-
-def _write_text(folder: Path, cameras: dict, images: dict, points: ColmapPoints) -> None:
-    def row(*values: object) -> str:
-        return " ".join(str(value) for value in values) + "\n"
-
-    lines = ["# CAMERA_ID MODEL WIDTH HEIGHT PARAMS[]\n"]
-    lines += [row(key, camera.model, camera.width, camera.height, *camera.params) for key, camera in cameras.items()]
-    (folder / "cameras.txt").write_text("".join(lines))
-    lines = ["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then POINTS2D[] as X Y POINT3D_ID\n"]
-    for key, image in images.items():
-        lines.append(row(key, *image.qvec, *image.tvec, image.camera_id, image.name))
-        lines.append(
-            row(*(value for point in image.points2d for value in (*point["xy"].tolist(), int(point["point3d"]))))
-        )
-    (folder / "images.txt").write_text("".join(lines))
-    lines = ["# POINT3D_ID X Y Z R G B ERROR TRACK[]\n"]
-    for n, track in enumerate(points.tracks):
-        pairs = [int(value) for element in track for value in element]
-        lines.append(
-            row(points.ids[n], *points.positions[n].tolist(), *points.colors[n].tolist(), points.errors[n], *pairs)
-        )
-    (folder / "points3D.txt").write_text("".join(lines))
-
-
-def points_of(positions: np.ndarray, colors: np.ndarray) -> ColmapPoints:
-    """Return points without tracks, with ids that are not contiguous."""
-    count = len(positions)
-    return ColmapPoints(
-        ids=3 * np.arange(count, dtype=np.int64) + 5,
-        positions=np.asarray(positions, dtype=np.float64),
-        colors=np.asarray(colors, dtype=np.uint8),
-        errors=np.ones(count),
-        tracks=(np.empty(0, dtype=_TRACK),) * count,
-    )
-
-
-def points_2d(rows: Sequence[tuple[float, float, int]]) -> np.ndarray:
-    """Return 2D points (x, y, id of the 3D point or -1) as an image stores them."""
-    points = np.empty(len(rows), dtype=_POINT_2D)
-    for n, (x, y, point) in enumerate(rows):
-        points[n] = ((x, y), point)
-    return points

@@ -35,9 +35,9 @@ from unified_lift.data.replica_layout import (
     read_frames,
     read_trajectory,
 )
+from unified_lift.data.settings import DataSettings
 from unified_lift.data.splits import last_fifth
 from unified_lift.errors import UserError
-from unified_lift.types import DataSettings
 
 LERF_MASK_SCENES = tuple(lerf_mask.PROMPTS)
 LERF_MASK_TEST_VIEWS = (2, 4)  # fewest and most

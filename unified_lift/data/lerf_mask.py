@@ -15,17 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from unified_lift.data import colmap
 from unified_lift.data.base import OBJECT_PATH, Frame, Reader, Store, as_pinhole
-from unified_lift.data.colmap_io import ColmapCamera, points_of, write_model
-from unified_lift.data.images import IMAGE_SUFFIXES, Progress, read_image, write_image
+from unified_lift.data.images import IMAGE_SUFFIXES, Progress, read_image
 from unified_lift.data.masks import same_aspect
-from unified_lift.data.miniature import LANDMARK_ID, floor_cloud, miniature_views, orbit
+from unified_lift.data.settings import DataSettings
 from unified_lift.data.splits import split_names
 from unified_lift.errors import UserError
-from unified_lift.types import DataSettings, Scene
+from unified_lift.types import Scene
 
 PROMPT_MASKS = "test_mask"
 TRAIN_LIST = "images_train"
@@ -152,51 +150,12 @@ def _read_prompt_mask(path: Path, frame: Frame) -> np.ndarray:
     return as_pinhole(mask.astype(np.int32), frame.lens) > 0
 
 
-def write_miniature(root: Path) -> None:
-    """Write 8 captures and 3 test views of 32x24: 8-bit tracked masks, two prompts in view 0, one in view 2.
-
-    A prompt has spaces. Mask values of 129 are foreground and of 128 are not.
-    """
-    names = [f"frame_{n:05d}" for n in range(1, 9)] + [f"test_{n}" for n in range(3)]
-    cameras = orbit(len(names), width=32, height=24)
-    focal = cameras[0].fx
-    lens = ColmapCamera(model="PINHOLE", width=32, height=24, params=(focal, focal, 16.0, 12.0))
-    images = {n + 1: colmap.observed_image(camera, f"{names[n]}.jpg", camera_id=1) for n, camera in enumerate(cameras)}
-    write_model(root / "sparse/0", {1: lens}, images, points_of(*floor_cloud(300)))
-    for name, view in zip(names, miniature_views(cameras), strict=True):
-        write_image(root / "images" / f"{name}.jpg", view.image)
-        is_test = name.startswith("test_")
-        tracked = np.where(view.ids > 255, view.ids - 250, view.ids)  # one 8-bit id per object in all views
-        _write_grey(root / "object_mask" / f"{name}.png", np.zeros_like(tracked) if is_test else tracked)
-        if not is_test:
-            write_image(root / TRAIN_LIST / f"{name}.jpg", view.image)
-        if name in ("test_0", "test_2"):
-            folder = root / PROMPT_MASKS / name[-1]
-            _write_grey(folder / "red coin with a very long name.png", _prompt_mask(view.ids == LANDMARK_ID))
-            if name == "test_0":
-                _write_grey(folder / "blue coin.png", _prompt_mask(view.ids == 301))
-
-
-def _prompt_mask(inside: np.ndarray) -> np.ndarray:
-    """Return the grey mask of a region with the two values next to the threshold in it."""
-    grey = np.where(inside, 255, 0)
-    grey[tuple(np.argwhere(inside)[0])] = 129
-    grey[tuple(np.argwhere(~inside)[-1])] = 128
-    return grey
-
-
-def _write_grey(path: Path, values: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values.astype(np.uint8)).save(path)
-
-
 READER = Reader(
     name="lerf_mask",
     looks_for=f"images/, {TRAIN_LIST}/, {PROMPT_MASKS}/ and a COLMAP model",
     detect=detect,
     load=load,
     load_annotations=load_annotations,
-    write_miniature=write_miniature,
     protocol="lerf_mask",
     load_prompt_masks=load_prompt_masks,
     precedence=20,

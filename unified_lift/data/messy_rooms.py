@@ -8,22 +8,21 @@ Id 0 of the Detic masks is the background, a segment of its own; in any other ma
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from unified_lift.data.base import Frame, Reader, Store, make_scene, mask_folder, rigid_pose, sound_ones
-from unified_lift.data.images import IMAGE_SUFFIXES, Progress, image_size, write_image
+from unified_lift.data.images import IMAGE_SUFFIXES, Progress, image_size
 from unified_lift.data.lens import Lens
 from unified_lift.data.masks import find_mask, read_mask
-from unified_lift.data.miniature import MINIATURE_FOCAL, kubric_camera, miniature_views, orbit
+from unified_lift.data.settings import DataSettings
 from unified_lift.data.splits import last_fifth
 from unified_lift.errors import UserError
 from unified_lift.fileio import number, read_json
 from unified_lift.ops.cameras import cam_from_world_opengl, rigid_from_quaternion
-from unified_lift.types import DataSettings, Scene
+from unified_lift.types import Scene
 
 INPUT_MASKS = "detic_instance"
 
@@ -106,33 +105,6 @@ def load_annotations(root: Path, names: Sequence[str], settings: DataSettings) -
     return found
 
 
-def write_miniature(root: Path) -> None:
-    """Write 12 views of 32x24 with unpadded stems, RGBA colour and ids above 255."""
-    for folder in ("color", "instance", "semantic", INPUT_MASKS, "detic_semantic", "detic_probabilities"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    cameras = orbit(12, width=32, height=24)
-    for n, view in enumerate(miniature_views(cameras)):
-        opaque = np.full((*view.ids.shape, 1), 255, dtype=np.uint8)
-        write_image(root / "color" / f"{n}.png", np.concatenate([view.image, opaque], axis=2))
-        np.save(root / "instance" / f"{n}.npy", view.ids)
-        np.save(root / "semantic" / f"{n}.npy", (view.ids > 0).astype(np.int32))
-        np.save(root / INPUT_MASKS / f"{n}.npy", view.segments)
-        np.save(root / "detic_semantic" / f"{n}.npy", (view.segments > 0).astype(np.int32))
-        np.save(root / "detic_probabilities" / f"{n}.npy", np.ones(view.ids.shape, dtype=np.float32))
-    poses = [kubric_camera(camera) for camera in cameras]
-    (root / "metadata.json").write_text(
-        json.dumps(
-            {
-                "camera": {
-                    "positions": [position for position, _ in poses],
-                    "quaternions": [quaternion for _, quaternion in poses],
-                    "K": [[MINIATURE_FOCAL, 0, -0.5], [0, -MINIATURE_FOCAL * 32 / 24, -0.5], [0, 0, -1]],
-                }
-            }
-        )
-    )
-
-
 def _numeric(path: Path) -> tuple[int, str]:
     """Sort key: numeric stems as numbers, before all others."""
     return (int(path.stem), "") if path.stem.isdecimal() else (1 << 62, path.stem)
@@ -165,7 +137,6 @@ READER = Reader(
     detect=detect,
     load=load,
     load_annotations=load_annotations,
-    write_miniature=write_miniature,
     protocol="messy_rooms",
     precedence=10,
     frames=frames_of,

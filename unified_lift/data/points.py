@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from unified_lift.data.settings import DataSettings
 from unified_lift.data.triangulation import triangulate
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import look_at_point, project, unproject
-from unified_lift.types import Camera, DataSettings, PointCloud, View
+from unified_lift.types import Camera, PointCloud, View
 
 MIN_POINTS = 4  # three neighbours are needed for a start scale
 _FAR_OF_LOOK_AT = 1.5  # frusta end at this multiple of the median distance to the look-at point

@@ -10,18 +10,15 @@ the training frames.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from unified_lift.data.base import OBJECT_PATH, Frame, Reader, Store, fit_lens, make_camera, make_scene, mask_folder
-from unified_lift.data.images import Progress, parallel_map, read_image, resize_image, write_image
-from unified_lift.data.masks import read_mask, write_mask
-from unified_lift.data.miniature import MiniatureView, floor_points, miniature_views, orbit
+from unified_lift.data.images import Progress, parallel_map, read_image, resize_image
+from unified_lift.data.masks import read_mask
 from unified_lift.data.ply import finite_points, read_point_cloud
 from unified_lift.data.replica_layout import (
     Recording,
@@ -31,10 +28,11 @@ from unified_lift.data.replica_layout import (
     read_depth,
     read_frames,
 )
+from unified_lift.data.settings import DataSettings
 from unified_lift.data.splits import split_names
 from unified_lift.errors import UserError
-from unified_lift.ops.cameras import invert_rigid, project, unproject
-from unified_lift.types import Camera, DataSettings, PointCloud, Scene
+from unified_lift.ops.cameras import unproject
+from unified_lift.types import PointCloud, Scene
 
 NUM_DEPTH_POINTS = 100_000  # [DN-Splatter: 51 pixels of each of 2000 frames]
 
@@ -150,67 +148,12 @@ def _recording(root: Path) -> Recording:
     return recording
 
 
-def write_miniature(root: Path) -> None:
-    """Write a nice-slam tree of 32x24: 250 poses, of which the ten frames of the benchmark have photo, depth and ids.
-
-    Ids exceed 255 and include 0; the principal point counts from the first pixel's centre.
-    """
-    cameras = orbit(250, width=32, height=24)
-    focal, scale = cameras[0].fx, 6553.5
-    camera = {"w": 32, "h": 24, "fx": focal, "fy": focal, "cx": 15.5, "cy": 11.5, "scale": scale}
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "cam_params.json").write_text(json.dumps({"camera": camera}))
-    write_trajectory(root / "traj.txt", cameras)
-    used = range(0, 250, 25)
-    for n, view in zip(used, miniature_views([cameras[n] for n in used]), strict=True):
-        write_image(root / "results" / f"frame{n:06d}.jpg", view.image)
-        _write_depth(root / "results" / f"depth{n:06d}.png", view, scale)
-        write_mask(root / "annotations/gt_instance" / f"frame{n:06d}.png", view.ids)
-        write_mask(root / "object_mask" / f"frame{n:06d}.png", view.segments)
-
-
-def write_rgb_miniature(root: Path, *, masks: Path, count: int = 40, step: int = 1) -> None:
-    """Write a recording as Semantic-NeRF and vMAP render it, 32x24 and 90 degrees wide, numbers not padded.
-
-    Args:
-        root: The recording, such as `room_0/Sequence_1` or `room_0/imap/00`.
-        masks: Where the input masks go.
-        count: Poses in the trajectory.
-        step: Only every `step`-th frame gets its files.
-    """
-    cameras = orbit(count, width=32, height=24, focal=16.0)
-    root.mkdir(parents=True, exist_ok=True)
-    write_trajectory(root / "traj_w_c.txt", cameras)
-    used = range(0, count, step)
-    for n, view in zip(used, miniature_views([cameras[n] for n in used]), strict=True):
-        write_image(root / "rgb" / f"rgb_{n}.png", view.image)
-        _write_depth(root / "depth" / f"depth_{n}.png", view, 1000.0)
-        write_mask(root / "semantic_instance" / f"semantic_instance_{n}.png", view.ids)
-        write_mask(masks / f"rgb_{n}.png", view.segments)
-
-
-def write_trajectory(path: Path, cameras: Sequence[Camera]) -> None:
-    """Write the cameras' camera-to-world matrices, 16 numbers a line."""
-    poses = [invert_rigid(camera.cam_from_world).ravel().tolist() for camera in cameras]
-    path.write_text("".join(" ".join(map(repr, pose)) + "\n" for pose in poses))
-
-
-def _write_depth(path: Path, view: MiniatureView, scale: float) -> None:
-    height, width = view.ids.shape
-    rows, cols = np.mgrid[0:height, 0:width]
-    pixels = np.stack([cols, rows], axis=-1).reshape(-1, 2) + 0.5
-    depth = project(floor_points(pixels, view.camera), view.camera)[1].reshape(height, width)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.round(depth * scale).astype(np.uint16)).save(path)
-
-
 READER = Reader(
     name="replica",
     looks_for="traj.txt and results/, or traj_w_c.txt and rgb/ (also in Sequence_1/ or imap/00/)",
     detect=detect,
     load=load,
     load_annotations=load_annotations,
-    write_miniature=write_miniature,
     protocol="replica",
     precedence=30,
     frames=frames_of,

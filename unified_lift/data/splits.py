@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from unified_lift.data.images import IMAGE_SUFFIXES
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
-from unified_lift.types import DataSettings
 
 ALL_VIEWS = 100  # n_views values with a meaning of their own [Gaussian Grouping]
 HALF_OF_VIEWS = 50

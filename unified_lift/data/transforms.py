@@ -10,7 +10,6 @@ black. A top-level `zero_id` (`segment` or `ignore`) says what mask id 0 means.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
@@ -31,15 +30,15 @@ from unified_lift.data.base import (
     sound_ones,
     without_pose_note,
 )
-from unified_lift.data.images import IMAGE_SUFFIXES, Progress, image_size, write_image
+from unified_lift.data.images import IMAGE_SUFFIXES, Progress, image_size
 from unified_lift.data.lens import Lens
-from unified_lift.data.masks import find_mask, write_mask
-from unified_lift.data.miniature import floor_cloud, miniature_views, orbit, world_from_cam_opengl
-from unified_lift.data.ply import read_point_cloud, write_point_cloud
+from unified_lift.data.masks import find_mask
+from unified_lift.data.ply import read_point_cloud
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.fileio import number, read_json
 from unified_lift.ops.cameras import cam_from_world_opengl, focal_from_fov
-from unified_lift.types import DataSettings, PointCloud, Scene, ZeroId
+from unified_lift.types import PointCloud, Scene, ZeroId
 
 ANNOTATIONS = Path("annotations", "gt_instance")
 _SPLIT_FILES = ("transforms_train.json", "transforms_test.json")
@@ -269,45 +268,12 @@ def _read_points(root: Path, files: Sequence[Path]) -> PointCloud | None:
     return read_point_cloud(found[0]) if found else None
 
 
-def write_miniature(root: Path) -> None:
-    """Write 10 views of 32x24: frames out of order, two without suffix, one with intrinsics of its own, split lists."""
-    cameras = orbit(10, width=32, height=24, cx=17.0, cy=11.5)
-    head = {
-        "camera_model": "OPENCV",
-        "w": 32,
-        "h": 24,
-        "fl_x": cameras[0].fx,
-        "fl_y": cameras[0].fy,
-        "cx": 17.0,
-        "cy": 11.5,
-    }
-    frames = []
-    for n, view in enumerate(miniature_views(cameras)):
-        stem = f"{n:04d}"
-        write_image(root / "images" / f"{stem}.png", view.image)
-        write_mask(root / "object_mask" / f"{stem}.png", view.segments)
-        write_mask(root / ANNOTATIONS / f"{stem}.png", view.ids)
-        path = f"images/{stem}" + ("" if n in (3, 4) else ".png")
-        own = {"fl_x": view.camera.fx, "cx": 17.0} if n == 5 else {}
-        pose = world_from_cam_opengl(view.camera).tolist()
-        frames.append(
-            {"file_path": path, "object_mask_path": f"object_mask/{stem}.png", "transform_matrix": pose, **own}
-        )
-    paths = [frame["file_path"] for frame in frames]
-    positions, colors = floor_cloud(400)
-    write_point_cloud(root / "points3D.ply", PointCloud(positions=positions.astype(np.float32), colors=colors))
-    content = {**head, "ply_file_path": "points3D.ply", "frames": frames[::-1]}
-    content |= {"train_filenames": paths[:8], "val_filenames": paths[8:], "test_filenames": paths[8:]}
-    (root / "transforms.json").write_text(json.dumps(content))
-
-
 READER = Reader(
     name="transforms",
     looks_for="transforms.json or transforms_train.json",
     detect=detect,
     load=load,
     load_annotations=load_annotations,
-    write_miniature=write_miniature,
     precedence=70,
     frames=frames_of,
 )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unified_lift.data import load_scene
+from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.methods.base import Method
 from unified_lift.metrics.prompts import likely_ids
@@ -19,7 +20,7 @@ from unified_lift.model.render import render
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.labels import segment_by_labels
 from unified_lift.modelfolder.settings import TrainSettings
-from unified_lift.types import Camera, DataSettings, Scene
+from unified_lift.types import Camera, Scene
 
 _CPU = torch.device("cpu")
 _PIXELS_AT_ONCE = 2**16  # whose probabilities of all objects are in memory together

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from unified_lift.data.settings import DataSettings
 from unified_lift.density.default import DensitySettings
 from unified_lift.errors import UserError
 from unified_lift.methods import method_entry
@@ -14,7 +15,7 @@ from unified_lift.methods.base import Method, MethodSettings
 from unified_lift.methods.unified_lift import UnifiedLiftSettings
 from unified_lift.settings.presets import preset_chain
 from unified_lift.settings.yaml import merged
-from unified_lift.types import DataSettings, ZeroId
+from unified_lift.types import ZeroId
 
 M = TypeVar("M", bound=MethodSettings)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unified_lift.data.cache import ViewStore
+from unified_lift.data.cache import DataCache
 from unified_lift.device import chosen_device, require_rasterizer
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
@@ -49,7 +49,7 @@ _FREE_TO_CHANGE = ("model_path", "run.", "data.source_path", "geometry.iteration
 class Trainer:
     """Trains one scene into one model folder."""
 
-    def __init__(self, settings: TrainSettings, scene: Scene, *, store: ViewStore | None = None) -> None:
+    def __init__(self, settings: TrainSettings, scene: Scene, *, store: DataCache | None = None) -> None:
         """Create Gaussians and method and see that photos and masks are where they are to be kept.
 
         Args:
@@ -59,7 +59,7 @@ class Trainer:
         """
         self.settings, self.device = settings, chosen_device(settings.run.device)
         require_rasterizer(settings.geometry.rasterizer, self.device)
-        store = store or ViewStore(settings.run.data_device, device=self.device, folder=settings.model_path)
+        store = store or DataCache(settings.run.data_device, device=self.device, folder=settings.model_path)
         self.scene, self.placement = store.placed(scene), store.placement
         self.gaussians = start_gaussians(settings, scene).to(self.device)
         self.method = settings.build_method(zero_id=scene.zero_id)

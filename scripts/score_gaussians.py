@@ -27,7 +27,7 @@ from unified_lift.ops.overlaps import overlap_table
 from unified_lift.synthetic.scene import SyntheticRoom, SyntheticSettings, synthetic_room
 from unified_lift.synthetic.solids import Solid, dot
 
-# World units. Of the Gaussians on the demo's objects 99 % lie nearer than this; the smallest toy has a radius of 0.27.
+# World units. Of the Gaussians on the demo's objects 99 % lie nearer than this; the smallest has a radius of 0.27.
 MAX_DISTANCE = 0.1
 # Halvings of a bracket that is some tens wide (of logarithms): down to the precision of a double.
 BISECTIONS = 60
@@ -177,7 +177,7 @@ def summary(rows: list[ObjectScore]) -> dict[str, Any]:
 
 def report(room: SyntheticRoom, rows: list[ObjectScore], found: dict[str, Any]) -> str:
     """Return the figures as text."""
-    names = {0: "room"} | {toy.object_id: toy.name for toy in room.toys}
+    names = {0: "room"} | {one.object_id: one.name for one in room.objects}
     lines = ["true  label     IoU  Gaussians   right  name"]
     for row in rows:
         share = row.right / row.gaussians

@@ -303,7 +303,7 @@ def test_real_colmap_finds_the_cameras_of_a_rendered_room(tmp_path):
 
 
 def room_photos(folder):
-    """Write ten photos of 320x240 of the toy room along an arc of 70 degrees; return their cameras."""
+    """Write ten photos of 320x240 of the synthetic room along an arc of 70 degrees; return their cameras."""
     room = synthetic_room(SyntheticSettings(num_objects=8))
     cameras = []
     for n, angle in enumerate(np.linspace(0, np.deg2rad(70), 10)):

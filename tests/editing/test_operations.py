@@ -242,15 +242,15 @@ def test_a_black_object_is_painted_without_blowing_up():
 # ---- against the room ----
 
 
-def with_toy(room, toy, matrix, pivot):
-    """Return the room with a turned copy of one of its toys."""
+def with_copy(room, original, matrix, pivot):
+    """Return the room with a turned copy of one of its objects."""
     solids = tuple(
         replace(solid, rotation=matrix @ solid.rotation, centre=matrix @ (solid.centre - pivot) + pivot)
-        for solid in toy.solids
+        for solid in original.solids
     )
-    position = matrix @ (toy.position - pivot) + pivot
-    copy = replace(toy, object_id=len(room.toys) + 1, solids=solids, position=position)
-    return SyntheticRoom(toys=(*room.toys, copy), half=room.half, height=room.height, rug_radius=room.rug_radius)
+    position = matrix @ (original.position - pivot) + pivot
+    copy = replace(original, object_id=len(room.objects) + 1, solids=solids, position=position)
+    return SyntheticRoom(objects=(*room.objects, copy), half=room.half, height=room.height, rug_radius=room.rug_radius)
 
 
 def splatted(room, cameras):
@@ -277,18 +277,18 @@ def splatted(room, cameras):
 
 
 def test_a_turned_copy_looks_as_if_it_had_been_in_the_room():
-    # About the lamp's vertical axis a toy is lit the same wherever it stands, so the room built with the copy is what
+    # About the lamp's vertical axis an object is lit the same everywhere, so the room built with the copy is what
     # the copy must look like, up to shadows it throws on others. Both rooms are made of Gaussians in the same way.
     settings = SyntheticSettings(num_objects=3, num_views=16, width=80, height=60)
     room = synthetic_room(settings)
     cameras = build_cameras(room, settings)
     pivot, turn = np.array([*room.lamp[:2], 0]), Rotation((0, 0, 1), 45.0)
-    toy = room.toys[0]
-    copied = operations.duplicate(splatted(room, cameras), [toy.object_id], rotation=turn, about=tuple(pivot))
-    built = splatted(with_toy(room, toy, rotation_from_quaternion(turn.wxyz).numpy(), pivot), cameras)
+    original = room.objects[0]
+    copied = operations.duplicate(splatted(room, cameras), [original.object_id], rotation=turn, about=tuple(pivot))
+    built = splatted(with_copy(room, original, rotation_from_quaternion(turn.wxyz).numpy(), pivot), cameras)
     for camera in cameras[:4]:
         own, found = (
-            segment_by_labels(scene.gaussians, scene.object_ids, camera).object_ids == len(room.toys) + 1
+            segment_by_labels(scene.gaussians, scene.object_ids, camera).object_ids == len(room.objects) + 1
             for scene in (built, copied)
         )
         assert float(own.float().mean()) > 0.01

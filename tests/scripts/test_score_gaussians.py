@@ -12,7 +12,6 @@ from unified_lift.cli.main import main
 from unified_lift.modelfolder.outputs import iteration_dir, read_labels, read_model, write_labels
 from unified_lift.synthetic.scene import SyntheticSettings, build_cameras, synthetic_room, write_synthetic
 from unified_lift.synthetic.solids import Solid
-from unified_lift.synthetic.textures import Texture
 
 TINY = SyntheticSettings(num_objects=4, num_views=24, width=96, height=72, num_points=4000)
 
@@ -30,7 +29,7 @@ def room():
 
 
 def inside(room, count, rng):
-    """Return random points of the part of the room where the toys are."""
+    """Return random points of the part of the room where the objects are."""
     low, high = [-room.rug_radius, -room.rug_radius, 0], [room.rug_radius, room.rug_radius, 1.5]
     return rng.uniform(low, high, (count, 3))
 
@@ -65,8 +64,8 @@ def test_distance_to_an_ellipsoid_is_that_to_its_nearest_sample(script):
 def test_distance_to_a_turned_ellipsoid_far_from_round_is_exact(script):
     # Its longest axis, 3, lies along world x: 3 from the centre is on it, and the centre is 1 away from the surface.
     turned = np.array([[0, 0, 1.0], [0, 1, 0], [-1, 0, 0]])
-    texture = Texture(pattern="plain", colors=((1, 1, 1), (1, 1, 1)))
-    solid = Solid(shape="ellipsoid", size=(1, 2, 3), centre=np.array([5.0, 0, 0]), rotation=turned, texture=texture)
+    white = ((1, 1, 1), (1, 1, 1))
+    solid = Solid(shape="ellipsoid", size=(1, 2, 3), centre=np.array([5.0, 0, 0]), rotation=turned, colors=white)
     points = np.array([[5, 0, 0], [8, 0, 0], [10, 0, 0], [6.0, 0, 0]])
     assert script.surface_distance(solid, points) == pytest.approx([1, 0, 2, math.sqrt(0.875)], abs=1e-6)
 
@@ -96,11 +95,11 @@ def test_solids_that_are_left_out_as_too_far_are_not_nearest(script, room):
     points = inside(room, 500, np.random.default_rng(3))
     everything = np.array([script.surface_distance(solid, points) for solid in room.solids])
     ids, distances = script.nearest_surfaces(room, points)
-    on_toys = ids > 0
-    assert 50 < on_toys.sum() < 450
-    assert distances[on_toys] == pytest.approx(everything.min(axis=0)[on_toys])
-    assert np.array_equal(ids[on_toys], room.owner[everything.argmin(axis=0)][on_toys])
-    assert (everything.min(axis=0)[~on_toys] >= distances[~on_toys]).all()
+    on_objects = ids > 0
+    assert 50 < on_objects.sum() < 450
+    assert distances[on_objects] == pytest.approx(everything.min(axis=0)[on_objects])
+    assert np.array_equal(ids[on_objects], room.owner[everything.argmin(axis=0)][on_objects])
+    assert (everything.min(axis=0)[~on_objects] >= distances[~on_objects]).all()
 
 
 def test_floor_wall_and_what_is_behind_them_belong_to_the_room(script, room):

@@ -9,20 +9,19 @@ import pytest
 from plyfile import PlyData
 
 from unified_lift.ops.cameras import cam_from_world_opengl, project, unproject
-from unified_lift.synthetic.catalogue import CATALOGUE
+from unified_lift.synthetic.objects import BUILDERS
 from unified_lift.synthetic.scene import (
     SyntheticSettings,
     build_cameras,
     noisy_segments,
     synthetic_room,
-    write_miniature,
     write_synthetic,
 )
 from unified_lift.synthetic.solids import Solid
-from unified_lift.synthetic.textures import Texture
 
 CLEAN = SyntheticSettings(drop=0, merge=0, split=0, jitter=0, false_positives=0, shuffle=False)
-PLAIN = Texture(pattern="plain", colors=((1, 1, 1), (0.5, 0.5, 0.5)))
+MINIATURE = SyntheticSettings(num_objects=3, num_views=6, width=32, height=24, num_points=300)
+WHITE = ((1, 1, 1), (1, 1, 1))
 SIZES = {
     "ellipsoid": (0.8, 0.5, 0.3),
     "box": (0.4, 0.7, 0.2),
@@ -45,14 +44,14 @@ def view(room):
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("synthetic") / "scene"
-    write_miniature(root)
+    write_synthetic(root, MINIATURE)
     return root
 
 
 def turned(shape: str) -> Solid:
     rotation, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((3, 3)))
     rotation *= np.sign(np.linalg.det(rotation))
-    return Solid(shape=shape, size=SIZES[shape], centre=np.array([0.3, -0.2, 0.5]), rotation=rotation, texture=PLAIN)
+    return Solid(shape=shape, size=SIZES[shape], centre=np.array([0.3, -0.2, 0.5]), rotation=rotation, colors=WHITE)
 
 
 def rays(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,56 +107,56 @@ def test_depth_leads_back_to_the_surface_of_the_id(room, view):
     pixels = np.column_stack([cols, rows]) + 0.5
     points = unproject(pixels, depth.reshape(-1), camera)
     assert np.abs(project(points, camera)[0] - pixels).max() < 1e-3
-    found = room.surface_ids(points)
-    assert found.dtype == np.int32
+    walls = np.column_stack([room.half - np.abs(points[:, :2]), points[:, 2], room.height - points[:, 2]])
+    distances = [*(np.abs(solid.distance(points)) for solid in room.solids), np.abs(walls).min(axis=1)]
     # Where two surfaces touch, float32 depth leaves the nearer one open.
-    assert (found == ids.reshape(-1)).mean() > 0.995
+    assert (room.owner[np.argmin(distances, axis=0)] == ids.reshape(-1)).mean() > 0.995
 
 
 def test_every_object_is_seen_and_ids_start_at_one(room):
     cameras = build_cameras(room, SyntheticSettings())[:12]
     seen = set(np.unique([room.render(camera)[1] for camera in cameras]).tolist())
     assert seen == set(range(13))
-    assert [toy.object_id for toy in room.toys] == list(range(1, 13))
+    assert [one.object_id for one in room.objects] == list(range(1, 13))
 
 
 def test_objects_do_not_interpenetrate(room):
     rng = np.random.default_rng(0)
-    for toy in room.toys:
-        low, high = toy.bounds
+    for one in room.objects:
+        low, high = one.bounds
         points = rng.uniform(low, high, (4000, 3))
-        inside = np.min([solid.distance(points) for solid in toy.solids], axis=0) < -1e-3
+        inside = np.min([solid.distance(points) for solid in one.solids], axis=0) < -1e-3
         assert inside.any()
-        for other in room.toys:
-            if other is not toy:
+        for other in room.objects:
+            if other is not one:
                 clearance = np.min([solid.distance(points[inside]) for solid in other.solids], axis=0)
-                assert clearance.min() > -1e-3, f"{toy.name} and {other.name}"
+                assert clearance.min() > -1e-3, f"{one.name} and {other.name}"
 
 
 def test_the_last_two_objects_are_twins_side_by_side(room):
-    first, second = room.toys[-2:]
+    first, second = room.objects[-2:]
     assert first.name == second.name
     assert np.linalg.norm(first.position - second.position) < 3 * first.radius
-    assert len({toy.kind for toy in room.toys}) == len(room.toys) - 1
+    assert len({one.kind for one in room.objects}) == len(room.objects) - 1
 
 
 @pytest.mark.parametrize("num_objects", [1, 2, 7, 40])
 def test_rooms_of_any_size_have_distinct_places(num_objects):
     room = synthetic_room(replace(CLEAN, num_objects=num_objects))
-    positions = np.array([toy.position for toy in room.toys])
+    positions = np.array([one.position for one in room.objects])
     assert len(positions) == num_objects
     assert np.abs(positions[:, :2]).max() < room.rug_radius
     apart = np.linalg.norm(positions[:, None] - positions[None], axis=-1) + 9 * np.eye(num_objects)
     assert apart.min() > 0.5
 
 
-def test_every_kind_of_toy_stands_on_the_floor():
-    room = synthetic_room(replace(CLEAN, num_objects=len(CATALOGUE) + 2))
-    assert {toy.kind for toy in room.toys} == {"table", *CATALOGUE}
-    for toy in room.toys:
-        rng = np.random.default_rng(toy.object_id)
-        points = toy.position + rng.uniform([-1, -1, -0.3], [1, 1, -1e-3], (2000, 3)) * 2 * toy.radius
-        assert min(solid.distance(points).min() for solid in toy.solids) > -1e-2, toy.name
+def test_every_kind_of_object_stands_on_the_floor():
+    room = synthetic_room(replace(CLEAN, num_objects=len(BUILDERS) + 2))
+    assert {one.kind for one in room.objects} == {"table", *BUILDERS}
+    for one in room.objects:
+        rng = np.random.default_rng(one.object_id)
+        points = one.position + rng.uniform([-1, -1, -0.3], [1, 1, -1e-3], (2000, 3)) * 2 * one.radius
+        assert min(solid.distance(points).min() for solid in one.solids) > -1e-2, one.name
 
 
 def test_cameras_stay_inside_the_room_with_an_off_centre_principal_point(room):
@@ -250,10 +249,9 @@ def test_the_layout_is_complete(miniature):
 
 
 def test_written_poses_and_points_agree_with_the_analytic_room(miniature):
-    settings = SyntheticSettings(num_objects=3, num_views=6, width=32, height=24, num_points=300)
-    room = synthetic_room(settings)
+    room = synthetic_room(MINIATURE)
     frames = json.loads((miniature / "transforms.json").read_text())["frames"]
-    for camera, frame in zip(build_cameras(room, settings), frames, strict=True):
+    for camera, frame in zip(build_cameras(room, MINIATURE), frames, strict=True):
         read = cam_from_world_opengl(np.array(frame["transform_matrix"]))
         assert np.allclose(read, camera.cam_from_world)
     vertices = PlyData.read(str(miniature / "points3D.ply"))["vertex"]
@@ -265,10 +263,10 @@ def test_written_poses_and_points_agree_with_the_analytic_room(miniature):
 
 
 def test_the_same_seed_writes_the_same_files(miniature, tmp_path):
-    write_miniature(tmp_path / "again")
+    write_synthetic(tmp_path / "again", MINIATURE)
     for path in sorted(p for p in miniature.rglob("*") if p.is_file()):
         assert (tmp_path / "again" / path.relative_to(miniature)).read_bytes() == path.read_bytes(), path.name
-    write_miniature(tmp_path / "other", seed=1)
+    write_synthetic(tmp_path / "other", replace(MINIATURE, seed=1))
     other = (tmp_path / "other" / "images" / "0000.png").read_bytes()
     assert other != (miniature / "images" / "0000.png").read_bytes()
 

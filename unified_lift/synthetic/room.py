@@ -1,4 +1,4 @@
-"""The room: where the toys stand, how light falls on them, and the exact picture a camera takes."""
+"""The room: where the objects stand, how light falls on them, and the exact picture a camera takes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
-from unified_lift.synthetic.catalogue import CATALOGUE, Part, Toy, place, table_parts
+from unified_lift.synthetic.objects import BUILDERS, SyntheticObject, table_parts
 from unified_lift.synthetic.solids import Solid, dot
 from unified_lift.synthetic.textures import floor_color, smoothstep, wall_color
 from unified_lift.types import Camera
@@ -45,29 +45,29 @@ class LightMap:
 
 @dataclass(frozen=True)
 class SyntheticRoom:
-    """An analytic scene. Id 0 is the room itself (floor, rug, walls); toys carry ids from 1.
+    """An analytic scene. Id 0 is the room itself (floor, rug, walls); objects carry ids from 1.
 
     Attributes:
-        toys: The objects.
+        objects: Its furniture and the things on it.
         half: Half of the room's width, world units.
         height: Height of the room.
         rug_radius: Radius of the rug, which is also the radius of the area with objects.
     """
 
-    toys: tuple[Toy, ...]
+    objects: tuple[SyntheticObject, ...]
     half: float
     height: float
     rug_radius: float
 
     @cached_property
     def solids(self) -> tuple[Solid, ...]:
-        """Return all solids, toy by toy."""
-        return tuple(solid for toy in self.toys for solid in toy.solids)
+        """Return all solids, object by object."""
+        return tuple(solid for one in self.objects for solid in one.solids)
 
     @cached_property
     def owner(self) -> np.ndarray:
         """Return the object id of every solid, and 0 as last entry for the room, int32 [solids + 1]."""
-        return np.array([toy.object_id for toy in self.toys for _ in toy.solids] + [0], dtype=np.int32)
+        return np.array([one.object_id for one in self.objects for _ in one.solids] + [0], dtype=np.int32)
 
     @cached_property
     def lamp(self) -> np.ndarray:
@@ -109,12 +109,10 @@ class SyntheticRoom:
         depth = (t * rays[:, 2]).astype(np.float32).reshape(height, width)
 
         fine = _rays(camera, (corners[:, None] + SUBPIXELS).reshape(-1, 2)) @ rotation
-        color = self.shade(*self._hit(camera.position, fine)).reshape(height, width, len(SUBPIXELS), 3).mean(axis=2)
+        which, t = self.cast(camera.position, fine)
+        color = self.shade(camera.position + t[:, None] * fine, which)
+        color = color.reshape(height, width, len(SUBPIXELS), 3).mean(axis=2)
         return np.floor(np.clip(color * 255 + 0.5, 0, 255)).astype(np.uint8), ids, depth
-
-    def _hit(self, origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        which, t = self.cast(origin, directions)
-        return origin + t[:, None] * directions, which
 
     def shade(self, points: np.ndarray, which: np.ndarray) -> np.ndarray:
         """Return the colour of surface points in [0, 1], the same from every direction, [n, 3].
@@ -134,8 +132,8 @@ class SyntheticRoom:
                 color[chosen] = self._shade_room(surface)
             else:
                 solid = self.solids[index]
-                albedo = solid.texture(solid.local(surface))
-                color[chosen] = albedo * self._light_on_toy(surface, solid.normal(surface), self.owner[index])
+                light = self._light_on_object(surface, solid.normal(surface), self.owner[index])
+                color[chosen] = solid.color(surface) * light
         return np.clip(color, 0, 1)
 
     def _light(self, points: np.ndarray, normals: np.ndarray, lamp: np.ndarray, sky: np.ndarray) -> np.ndarray:
@@ -148,12 +146,12 @@ class SyntheticRoom:
         direct = np.maximum((facing + 0.15) / 1.15, 0) * lamp
         return ambient * sky[:, None] + SUNLIGHT * direct[:, None]
 
-    def _light_on_toy(self, points: np.ndarray, normals: np.ndarray, object_id: int) -> np.ndarray:
-        toy = self.toys[object_id - 1]
-        clearance = points[:, 2] - toy.position[2]
+    def _light_on_object(self, points: np.ndarray, normals: np.ndarray, object_id: int) -> np.ndarray:
+        under = self.objects[object_id - 1]
+        clearance = points[:, 2] - under.position[2]
         sky = 0.62 + 0.38 * smoothstep(clearance, 0.0, 0.35)
         lamp = np.ones(len(points))
-        if toy.kind == "table":
+        if under.kind == "table":
             top = (normals[:, 2] > 0.9) & (clearance > TABLE_HEIGHT - 0.01)
             shares = self._table_light(points[top])
             lamp[top], sky[top] = shares.T
@@ -182,7 +180,7 @@ class SyntheticRoom:
 
     @cached_property
     def _table_light(self) -> LightMap:
-        table = next(toy for toy in self.toys if toy.kind == "table")
+        table = next(one for one in self.objects if one.kind == "table")
         return self._light_map(table.position + [0, 0, TABLE_HEIGHT], table.radius, texels=48)
 
     def _light_map(self, centre: np.ndarray, half: float, *, texels: int) -> LightMap:
@@ -207,21 +205,6 @@ class SyntheticRoom:
         which, t = self.cast(points, ray / length[:, None])
         return ((which == len(self.solids)) | (t > length)).astype(float)
 
-    def surface_ids(self, points: np.ndarray) -> np.ndarray:
-        """Return the object id of the surface nearest to each world point, 0 for floor and walls, int32 [M].
-
-        Args:
-            points: World points inside the room, [M, 3].
-        """
-        to_room = np.minimum(self.half - np.abs(points[:, :2]).max(1), self.height - points[:, 2])
-        best = np.abs(np.minimum(to_room, points[:, 2]))
-        ids = np.zeros(len(points), dtype=np.int32)
-        for solid, owner in zip(self.solids, self.owner[:-1], strict=True):
-            distance = np.abs(solid.distance(points))
-            closer = distance < best
-            best[closer], ids[closer] = distance[closer], owner
-        return ids
-
 
 def _rays(camera: Camera, pixels: np.ndarray) -> np.ndarray:
     """Return unit ray directions through corner-origin pixels, camera frame, [n, 3]."""
@@ -231,51 +214,52 @@ def _rays(camera: Camera, pixels: np.ndarray) -> np.ndarray:
 
 
 def build_room(num_objects: int, rng: np.random.Generator) -> SyntheticRoom:
-    """Return a furnished room. The last two toys are twins standing side by side (with four objects or more)."""
+    """Return a furnished room. The last two objects are twins side by side (with four objects or more)."""
     with_table = num_objects >= MIN_OBJECTS_FOR_TABLE
-    num_toys = num_objects - with_table
-    kinds, tints = _choose(num_toys)
-    scales = rng.uniform(0.27, 0.4, num_toys)
-    if num_toys > 3:
+    count = num_objects - with_table
+    kinds, tints = _choose(count)
+    scales = rng.uniform(0.27, 0.4, count)
+    if count > 3:
         scales[-1] = scales[-2] = 0.27
-    num_on_table = round(0.3 * num_toys) if with_table else 0
+    num_on_table = round(0.3 * count) if with_table else 0
     scales[:num_on_table] = np.minimum(scales[:num_on_table], 0.3)
     table_radius = 0.45 + 0.16 * num_on_table if with_table else 0.0
     spots, rug_radius = _arrange(scales, num_on_table, table_radius, rng)
-    toys = []
-    if with_table:
-        parts = table_parts(table_radius, TABLE_HEIGHT)
-        toys.append(_toy(1, "table", "table", parts, 1.0, np.zeros(3), 0.0, table_radius))
-    for index, (kind, tint) in enumerate(zip(kinds, tints, strict=True)):
-        parts = CATALOGUE[kind][0](tint)
-        name = f"{kind} (hue {tint % 1:.2f})"
-        yaw = rng.uniform(0, 2 * np.pi)
-        toys.append(_toy(len(toys) + 1, kind, name, parts, scales[index], spots[index], yaw, scales[index]))
-    half = 2.35 * rug_radius
-    return SyntheticRoom(toys=tuple(toys), half=half, height=1.75 * rug_radius, rug_radius=rug_radius)
+    furniture = [(kind, f"{kind} (hue {tint % 1:.2f})", BUILDERS[kind][0](tint)) for kind, tint in zip(kinds, tints)]
+    yaws = list(rng.uniform(0, 2 * np.pi, count))
+    radii = list(scales)
+    if with_table:  # its parts have their size already
+        furniture.insert(0, ("table", "table", table_parts(table_radius, TABLE_HEIGHT)))
+        scales, spots = np.insert(scales, 0, 1.0), np.insert(spots, 0, 0.0, axis=0)
+        yaws, radii = [0.0, *yaws], [table_radius, *radii]
+    objects = tuple(
+        SyntheticObject(
+            object_id=index + 1,
+            kind=kind,
+            name=name,
+            position=spots[index],
+            radius=radii[index],
+            solids=tuple(part.placed(scale=scales[index], position=spots[index], yaw=yaws[index]) for part in parts),
+        )
+        for index, (kind, name, parts) in enumerate(furniture)
+    )
+    return SyntheticRoom(objects=objects, half=2.35 * rug_radius, height=1.75 * rug_radius, rug_radius=rug_radius)
 
 
-def _choose(num_toys: int) -> tuple[list[str], list[float]]:
-    """Return kinds and hues: round the catalogue with a new hue each time; the last repeats the one before it."""
-    names = list(CATALOGUE)
-    kinds = [names[index % len(names)] for index in range(num_toys)]
-    tints = [CATALOGUE[kind][1] + 0.37 * (index // len(names)) for index, kind in enumerate(kinds)]
-    if num_toys > 3:
+def _choose(count: int) -> tuple[list[str], list[float]]:
+    """Return kinds and hues: one kind after the other, a new hue each round; the last repeats the one before it."""
+    names = list(BUILDERS)
+    kinds = [names[index % len(names)] for index in range(count)]
+    tints = [BUILDERS[kind][1] + 0.37 * (index // len(names)) for index, kind in enumerate(kinds)]
+    if count > 3:
         kinds[-1], tints[-1] = kinds[-2], tints[-2]
     return kinds, tints
-
-
-def _toy(
-    object_id: int, kind: str, name: str, parts: list[Part], scale: float, spot: np.ndarray, yaw: float, radius: float
-) -> Toy:
-    solids = place(parts, scale=scale, position=spot, yaw=yaw)
-    return Toy(object_id=object_id, kind=kind, name=name, position=spot, radius=radius, solids=solids)
 
 
 def _arrange(
     scales: np.ndarray, num_on_table: int, table_radius: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """Return where each toy stands [n, 3] and the rug's radius; footprints (1.15 x scale) never overlap."""
+    """Return where each object stands [n, 3] and the rug's radius; footprints (1.15 x scale) never overlap."""
     spots = np.zeros((len(scales), 3))
     twins = len(scales) > 3
     for index in range(num_on_table):

@@ -1,33 +1,22 @@
-"""The synthetic scene: a procedural toy room, photographed exactly, with masks as unsure as a real 2D model's.
+"""The synthetic scene: a procedural room, photographed exactly, with masks as unsure as a real 2D model's.
 
 It is written in the `transforms` layout, so that everything downstream runs on files as it would on a user's scene.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from plyfile import PlyData, PlyElement
 from scipy import ndimage
 
+from unified_lift.data.ply import write_point_cloud
+from unified_lift.fileio import write_json
 from unified_lift.ops.cameras import flip_opengl_opencv, invert_rigid, look_at, unproject
 from unified_lift.synthetic.room import SyntheticRoom, build_room
 from unified_lift.types import Camera, PointCloud
-
-__all__ = [
-    "SyntheticRoom",
-    "SyntheticSettings",
-    "build_cameras",
-    "surface_points",
-    "noisy_segments",
-    "synthetic_room",
-    "write_miniature",
-    "write_synthetic",
-]
 
 TEST_SHARE = 0.2
 # A 2D model proposes nothing smaller than this, and a cut leaves no smaller piece.
@@ -86,7 +75,7 @@ def synthetic_room(settings: SyntheticSettings) -> SyntheticRoom:
 
 
 def build_cameras(room: SyntheticRoom, settings: SyntheticSettings) -> tuple[Camera, ...]:
-    """Return cameras all around the toys at eye height of a child to an adult, in random order."""
+    """Return cameras all around the objects at eye height of a child to an adult, in random order."""
     rng = np.random.default_rng([settings.seed, 1])
     scale = settings.width / 160
     focal = 150.0 * scale
@@ -232,9 +221,9 @@ def write_synthetic(root: Path, settings: SyntheticSettings) -> None:
     train = settings.num_train
     rng = np.random.default_rng([settings.seed, 3])
     points = surface_points(list(cameras[:train]), images[:train], depths[:train], count=settings.num_points, rng=rng)
-    _write_points(root / "points3D.ply", points)
-    (root / "transforms.json").write_text(json.dumps(_transforms(cameras, settings), indent=1))
-    (root / "scene.json").write_text(json.dumps(_description(room, settings), indent=1))
+    write_point_cloud(root / "points3D.ply", points)
+    write_json(root / "transforms.json", _transforms(cameras, settings))
+    write_json(root / "scene.json", _description(room, settings))
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
@@ -242,28 +231,16 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
         raise OSError(f"could not write {path}")
 
 
-def _write_points(path: Path, points: PointCloud) -> None:
-    names = ["x", "y", "z", "red", "green", "blue"]
-    vertices = np.empty(len(points.positions), dtype=[(n, "f4") for n in names[:3]] + [(n, "u1") for n in names[3:]])
-    for column, name in enumerate(names[:3]):
-        vertices[name] = points.positions[:, column]
-    for column, name in enumerate(names[3:]):
-        vertices[name] = points.colors[:, column]
-    PlyData([PlyElement.describe(vertices, "vertex")]).write(str(path))
-
-
 def _transforms(cameras: tuple[Camera, ...], settings: SyntheticSettings) -> dict[str, object]:
     """Return the content of transforms.json: OpenGL camera-to-world poses and the split."""
-    frames = []
-    for index, camera in enumerate(cameras):
-        world_from_camera = flip_opengl_opencv(invert_rigid(camera.cam_from_world))
-        frames.append(
-            {
-                "file_path": f"images/{index:04d}.png",
-                "object_mask_path": f"object_mask/{index:04d}.png",
-                "transform_matrix": world_from_camera.tolist(),
-            }
-        )
+    frames = [
+        {
+            "file_path": f"images/{index:04d}.png",
+            "object_mask_path": f"object_mask/{index:04d}.png",
+            "transform_matrix": flip_opengl_opencv(invert_rigid(camera.cam_from_world)).tolist(),
+        }
+        for index, camera in enumerate(cameras)
+    ]
     names = [frame["file_path"] for frame in frames]
     first = cameras[0]
     return {
@@ -285,28 +262,13 @@ def _transforms(cameras: tuple[Camera, ...], settings: SyntheticSettings) -> dic
 
 def _description(room: SyntheticRoom, settings: SyntheticSettings) -> dict[str, object]:
     objects = []
-    for toy in room.toys:
-        low, high = toy.bounds
-        objects.append(
-            {
-                "id": toy.object_id,
-                "kind": toy.kind,
-                "name": toy.name,
-                "centre": np.round((low + high) / 2, 4).tolist(),
-                "size": np.round(high - low, 4).tolist(),
-            }
-        )
+    for one in room.objects:
+        low, high = one.bounds
+        centre, size = np.round((low + high) / 2, 4).tolist(), np.round(high - low, 4).tolist()
+        objects.append({"id": one.object_id, "kind": one.kind, "name": one.name, "centre": centre, "size": size})
     return {
         "settings": asdict(settings),
         "zero_id": "segment",
         "room": {"half_width": room.half, "height": room.height, "rug_radius": room.rug_radius},
         "objects": objects,
     }
-
-
-MINIATURE = SyntheticSettings(num_objects=3, num_views=6, width=32, height=24, num_points=300)
-
-
-def write_miniature(root: Path, *, seed: int = 0) -> None:
-    """Write a tiny instance for tests: 6 views of 32 x 24 with 3 objects."""
-    write_synthetic(root, replace(MINIATURE, seed=seed))

@@ -6,14 +6,16 @@ distance in world units everywhere (directions have unit length).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from unified_lift.synthetic.textures import Texture
+from unified_lift.synthetic.textures import PATTERNS, Rgb, mix
 
 Shape = Literal["ellipsoid", "box", "frustum", "torus"]
+Size = Sequence[float]
 
 # A hit closer than this is the surface the ray starts on.
 MIN_T = 1e-4
@@ -23,9 +25,9 @@ TORUS_ARRIVED = 1e-5
 TORUS_STEPS = 200
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Solid:
-    """A textured solid in world coordinates.
+    """A textured solid.
 
     Attributes:
         shape: Which surface.
@@ -33,14 +35,18 @@ class Solid:
             height along local z; torus: ring radius in the local xy plane, tube radius.
         centre: Centre, world units, [3].
         rotation: world_from_local rotation, [3, 3].
-        texture: Colour as a function of the local point.
+        colors: The two colours of its pattern, in [0, 1].
+        pattern: A name in `PATTERNS`.
+        frequency: Repeats of the pattern per world unit (around the axis for wedges).
     """
 
     shape: Shape
     size: tuple[float, ...]
     centre: np.ndarray
     rotation: np.ndarray
-    texture: Texture
+    colors: tuple[Rgb, Rgb]
+    pattern: str = "plain"
+    frequency: float = 1.0
 
     @property
     def bounding_radius(self) -> float:
@@ -53,9 +59,25 @@ class Solid:
             return self.size[0] + self.size[1]
         return float(np.hypot(max(self.size[:2]), self.size[2]))
 
+    def placed(self, *, scale: float, position: np.ndarray, yaw: float) -> Solid:
+        """Return the solid scaled, turned about z, then moved so that the origin lies at `position` [3]."""
+        turn = turn_about_z(yaw)
+        return replace(
+            self,
+            size=tuple(scale * value for value in self.size),
+            centre=position + turn @ (scale * self.centre),
+            rotation=turn @ self.rotation,
+            # Wedges count repeats around the axis, which do not depend on size.
+            frequency=self.frequency if self.pattern == "wedges" else self.frequency / scale,
+        )
+
     def local(self, points: np.ndarray) -> np.ndarray:
         """Return world points in the solid's frame, [n, 3]."""
         return (points - self.centre) @ self.rotation
+
+    def color(self, points: np.ndarray) -> np.ndarray:
+        """Return the unlit colour at world points on the surface, [n, 3]."""
+        return mix(*self.colors, PATTERNS[self.pattern](self.local(points), self.frequency))
 
     def intersect(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
         """Return the distance along each ray to its first hit, infinite where it misses, [n].
@@ -73,16 +95,16 @@ class Solid:
         if near.size:
             start = origins if origins.ndim == 1 else origins[near]
             start = np.broadcast_to(self.local(start), (near.size, 3))
-            hit[near] = _INTERSECT[self.shape](self.size, start, directions[near] @ self.rotation)
+            hit[near] = _SHAPES[self.shape][0](self.size, start, directions[near] @ self.rotation)
         return hit
 
     def normal(self, points: np.ndarray) -> np.ndarray:
         """Return outward unit normals at world points on the surface, [n, 3]."""
-        return _NORMAL[self.shape](self.size, self.local(points)) @ self.rotation.T
+        return _SHAPES[self.shape][1](self.size, self.local(points)) @ self.rotation.T
 
     def distance(self, points: np.ndarray) -> np.ndarray:
         """Return the signed distance to the surface, negative inside, [n] (first order for an ellipsoid)."""
-        return _DISTANCE[self.shape](self.size, self.local(points))
+        return _SHAPES[self.shape][2](self.size, self.local(points))
 
 
 def dot(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -90,12 +112,23 @@ def dot(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return first[:, 0] * second[:, 0] + first[:, 1] * second[:, 1] + first[:, 2] * second[:, 2]
 
 
-def _nearest_root(candidates: list[np.ndarray], valid: list[np.ndarray]) -> np.ndarray:
-    """Return the smallest candidate in front of the ray, infinite without one."""
-    best = np.full(candidates[0].shape, np.inf)
-    for t, ok in zip(candidates, valid, strict=True):
-        np.minimum(best, np.where(ok & (t > MIN_T), t, np.inf), out=best)
-    return best
+def turn_about_z(angle: float) -> np.ndarray:
+    """Return the rotation by an angle about z, [3, 3]."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
+
+
+def _nearest(*candidates: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Return the smallest t in front of the ray of all (t, whether it is on the surface), infinite without one."""
+    return np.minimum.reduce([np.where(ok & (t > MIN_T), t, np.inf) for t, ok in candidates])
+
+
+def _quadratic(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return both roots of a t^2 + 2 b t + c, and where they are real."""
+    root = b * b - a * c
+    real = root >= 0
+    root = np.sqrt(np.maximum(root, 0))
+    return (-b - root) / a, (-b + root) / a, real
 
 
 def _nonzero(values: np.ndarray) -> np.ndarray:
@@ -103,48 +136,39 @@ def _nonzero(values: np.ndarray) -> np.ndarray:
     return np.where(np.abs(values) < 1e-12, 1e-12, values)
 
 
-def _intersect_ellipsoid(size: tuple[float, ...], start: np.ndarray, ray: np.ndarray) -> np.ndarray:
+def _intersect_ellipsoid(size: Size, start: np.ndarray, ray: np.ndarray) -> np.ndarray:
     radii = np.asarray(size)
     o, d = start / radii, ray / radii
-    a, b, c = dot(d, d), dot(o, d), dot(o, o) - 1
-    root = b * b - a * c
-    hits = root >= 0
-    root = np.sqrt(np.maximum(root, 0))
-    return _nearest_root([(-b - root) / a, (-b + root) / a], [hits, hits])
+    near, far, real = _quadratic(dot(d, d), dot(o, d), dot(o, o) - 1)
+    return _nearest((near, real), (far, real))
 
 
-def _intersect_box(size: tuple[float, ...], start: np.ndarray, ray: np.ndarray) -> np.ndarray:
+def _intersect_box(size: Size, start: np.ndarray, ray: np.ndarray) -> np.ndarray:
     half = np.asarray(size)
     inverse = 1 / _nonzero(ray)
     low, high = (-half - start) * inverse, (half - start) * inverse
     enter = np.maximum.reduce(np.minimum(low, high).T.copy())
     leave = np.minimum.reduce(np.maximum(low, high).T.copy())
-    hits = enter <= leave
-    return _nearest_root([enter, leave], [hits, hits])
+    return _nearest((enter, enter <= leave), (leave, enter <= leave))
 
 
-def _intersect_frustum(size: tuple[float, ...], start: np.ndarray, ray: np.ndarray) -> np.ndarray:
+def _intersect_frustum(size: Size, start: np.ndarray, ray: np.ndarray) -> np.ndarray:
     bottom, top, half = size
     slope, middle = (top - bottom) / (2 * half), (top + bottom) / 2
     radius = middle + slope * start[:, 2]
     # Side: x^2 + y^2 = (middle + slope z)^2, a quadratic in t.
     a = _nonzero(ray[:, 0] ** 2 + ray[:, 1] ** 2 - (slope * ray[:, 2]) ** 2)
     b = start[:, 0] * ray[:, 0] + start[:, 1] * ray[:, 1] - slope * ray[:, 2] * radius
-    c = start[:, 0] ** 2 + start[:, 1] ** 2 - radius**2
-    root = b * b - a * c
-    hits = root >= 0
-    root = np.sqrt(np.maximum(root, 0))
-    candidates = [(-b - root) / a, (-b + root) / a]
-    valid = [hits & (np.abs(start[:, 2] + t * ray[:, 2]) <= half) for t in candidates]
+    *roots, real = _quadratic(a, b, start[:, 0] ** 2 + start[:, 1] ** 2 - radius**2)
+    candidates = [(t, real & (np.abs(start[:, 2] + t * ray[:, 2]) <= half)) for t in roots]
     for height, cap in ((-half, bottom), (half, top)):
         t = (height - start[:, 2]) / _nonzero(ray[:, 2])
         x, y = start[:, 0] + t * ray[:, 0], start[:, 1] + t * ray[:, 1]
-        candidates.append(t)
-        valid.append(x * x + y * y <= cap * cap)
-    return _nearest_root(candidates, valid)
+        candidates.append((t, x * x + y * y <= cap * cap))
+    return _nearest(*candidates)
 
 
-def _intersect_torus(size: tuple[float, ...], start: np.ndarray, ray: np.ndarray) -> np.ndarray:
+def _intersect_torus(size: Size, start: np.ndarray, ray: np.ndarray) -> np.ndarray:
     # Sphere tracing with the exact distance: simpler than the roots of a quartic and as precise as the tolerance.
     t = np.full(len(ray), MIN_T)
     farthest = np.linalg.norm(start, axis=1) + sum(size)
@@ -160,19 +184,19 @@ def _intersect_torus(size: tuple[float, ...], start: np.ndarray, ray: np.ndarray
     return np.where(arrived, t, np.inf)
 
 
-def _normal_ellipsoid(size: tuple[float, ...], points: np.ndarray) -> np.ndarray:
+def _normal_ellipsoid(size: Size, points: np.ndarray) -> np.ndarray:
     return _unit(points / np.square(size))
 
 
-def _normal_box(size: tuple[float, ...], points: np.ndarray) -> np.ndarray:
+def _normal_box(size: Size, points: np.ndarray) -> np.ndarray:
     axis = (np.abs(points) - np.asarray(size)).argmax(1)
-    rows = np.arange(len(points))
+    each = np.arange(len(points))
     normals = np.zeros_like(points)
-    normals[rows, axis] = np.sign(points[rows, axis])
+    normals[each, axis] = np.sign(points[each, axis])
     return normals
 
 
-def _normal_frustum(size: tuple[float, ...], points: np.ndarray) -> np.ndarray:
+def _normal_frustum(size: Size, points: np.ndarray) -> np.ndarray:
     bottom, top, half = size
     slope = (top - bottom) / (2 * half)
     rho = np.hypot(points[:, 0], points[:, 1])
@@ -183,24 +207,24 @@ def _normal_frustum(size: tuple[float, ...], points: np.ndarray) -> np.ndarray:
     return np.where((half - np.abs(points[:, 2]) < to_side)[:, None], cap, side)
 
 
-def _normal_torus(size: tuple[float, ...], points: np.ndarray) -> np.ndarray:
+def _normal_torus(size: Size, points: np.ndarray) -> np.ndarray:
     ring = points * [1, 1, 0]
     return _unit(points - size[0] * _unit(ring))
 
 
-def _distance_ellipsoid(size: tuple[float, ...], points: np.ndarray) -> np.ndarray:
+def _distance_ellipsoid(size: Size, points: np.ndarray) -> np.ndarray:
     # Level of the quadric over the length of its gradient: exact on the surface and to first order around it.
     level = np.linalg.norm(points / size, axis=1)
     gradient = np.linalg.norm(points / np.square(size), axis=1)
     return level * (level - 1) / np.maximum(gradient, 1e-9)
 
 
-def _distance_box(size: tuple[float, ...], points: np.ndarray) -> np.ndarray:
+def _distance_box(size: Size, points: np.ndarray) -> np.ndarray:
     beyond = np.abs(points) - np.asarray(size)
     return np.linalg.norm(np.maximum(beyond, 0), axis=1) + np.minimum(beyond.max(1), 0)
 
 
-def _distance_frustum(size: tuple[float, ...], points: np.ndarray) -> np.ndarray:
+def _distance_frustum(size: Size, points: np.ndarray) -> np.ndarray:
     # The half plane (rho, z): distance to the slanted side segment and to the two caps.
     bottom, top, half = size
     rho, z = np.hypot(points[:, 0], points[:, 1]), points[:, 2]
@@ -212,7 +236,7 @@ def _distance_frustum(size: tuple[float, ...], points: np.ndarray) -> np.ndarray
     return np.where(inside, -1, 1) * np.minimum(to_side, to_cap)
 
 
-def _distance_torus(size: tuple[float, ...], points: np.ndarray) -> np.ndarray:
+def _distance_torus(size: Size, points: np.ndarray) -> np.ndarray:
     return np.hypot(np.hypot(points[:, 0], points[:, 1]) - size[0], points[:, 2]) - size[1]
 
 
@@ -220,16 +244,9 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.sqrt(dot(vectors, vectors)), 1e-12)[:, None]
 
 
-_INTERSECT = {
-    "ellipsoid": _intersect_ellipsoid,
-    "box": _intersect_box,
-    "frustum": _intersect_frustum,
-    "torus": _intersect_torus,
-}
-_NORMAL = {"ellipsoid": _normal_ellipsoid, "box": _normal_box, "frustum": _normal_frustum, "torus": _normal_torus}
-_DISTANCE = {
-    "ellipsoid": _distance_ellipsoid,
-    "box": _distance_box,
-    "frustum": _distance_frustum,
-    "torus": _distance_torus,
+_SHAPES = {
+    "ellipsoid": (_intersect_ellipsoid, _normal_ellipsoid, _distance_ellipsoid),
+    "box": (_intersect_box, _normal_box, _distance_box),
+    "frustum": (_intersect_frustum, _normal_frustum, _distance_frustum),
+    "torus": (_intersect_torus, _normal_torus, _distance_torus),
 }

@@ -3,30 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 Rgb = tuple[float, float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Texture:
-    """A pattern of two colours over local coordinates.
-
-    Attributes:
-        pattern: A name in `PATTERNS`.
-        colors: The two colours, in [0, 1].
-        frequency: Repeats per world unit (around the axis for patterns that follow the angle).
-    """
-
-    pattern: str
-    colors: tuple[Rgb, Rgb]
-    frequency: float = 1.0
-
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Return colours at local points, [n, 3]."""
-        return mix(*self.colors, PATTERNS[self.pattern](points, self.frequency))
 
 
 def mix(first: Rgb | np.ndarray, second: Rgb | np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -34,7 +14,7 @@ def mix(first: Rgb | np.ndarray, second: Rgb | np.ndarray, share: np.ndarray) ->
     return np.asarray(first) + (np.asarray(second) - np.asarray(first)) * share[:, None]
 
 
-def smoothstep(values: np.ndarray, low: float, high: float) -> np.ndarray:
+def smoothstep(values: np.ndarray, low: float | np.ndarray, high: float | np.ndarray) -> np.ndarray:
     """Return the cubic ramp from 0 at low to 1 at high."""
     x = np.clip((values - low) / (high - low), 0, 1)
     return x * x * (3 - 2 * x)

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from unified_lift.data import load_annotations
 from unified_lift.editing import operations
-from unified_lift.editing.scene import ObjectScene, load_object_scene
 from unified_lift.model.render import render
-from unified_lift.modelfolder.inference import views_of
+from unified_lift.modelfolder.inference import TrainedScene, load_model, views_of
 from unified_lift.modelfolder.labels import segment_by_labels
 from unified_lift.modelfolder.outputs import read_run_settings
 from unified_lift.types import Camera
@@ -53,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{args.model_path}: its held-out views have no annotations; train with --eval on a scene with them"
         )
     seen = [(view.camera, truth[view.name]) for view in views if view.name in truth]
-    rows = scores_of(load_object_scene(args.model_path), seen)
+    rows = scores_of(load_model(args.model_path), seen)
     print("annotated  object  cut out (IoU)  survives  taken away (PSNR, dB)")
     for row in rows:
         print(f"{row.true_id:9d}  {row.object_id:6d}  {row.iou:13.3f}  {row.survives:8.3f}  {row.psnr:21.1f}")
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def scores_of(scene: ObjectScene, views: list[tuple[Camera, np.ndarray]]) -> list[ObjectScores]:
+def scores_of(scene: TrainedScene, views: list[tuple[Camera, np.ndarray]]) -> list[ObjectScores]:
     """Return the scores of every annotated object; `views`: camera and true ids [H, W], 0 = no object."""
     votes = [segment_by_labels(scene.gaussians, scene.object_ids, camera).object_ids.numpy() for camera, _ in views]
     pictures = [alpha_and_image(scene, camera)[1] for camera, _ in views]
@@ -90,7 +89,7 @@ def scores_of(scene: ObjectScene, views: list[tuple[Camera, np.ndarray]]) -> lis
 
 
 @torch.no_grad()
-def alpha_and_image(scene: ObjectScene, camera: Camera) -> tuple[Tensor, Tensor]:
+def alpha_and_image(scene: TrainedScene, camera: Camera) -> tuple[Tensor, Tensor]:
     """Return alpha [H, W] and colour in [0, 1], [H, W, 3]."""
     out = render(scene.gaussians, camera, with_features=False)
     return out.alpha, out.image.clamp(0, 1)

@@ -62,7 +62,8 @@ def save_model(
         method = settings.build_method(zero_id=scene.zero_id)
         method.load_object_state(torch.eye(4, 16))
         labels = label_gaussians(gaussians, method, [view.camera for view in scene.train])
-        outputs.write_objects(model, iteration, gaussians, method, labels)
+        num_views = dict(enumerate(labels.num_views.tolist()))
+        outputs.write_objects(model, iteration, gaussians, method, labels, num_views=num_views)
     return model
 
 

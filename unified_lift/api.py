@@ -11,7 +11,7 @@ from unified_lift import data
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.modelfolder import inference
-from unified_lift.modelfolder.inference import SavedModel
+from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.types import Camera, Scene
 
 __all__ = ["UserError", "load_model", "load_scene", "render", "segment"]
@@ -31,7 +31,7 @@ def load_scene(path: str | Path, *, images: str = "images", resolution: int = -1
     return data.load_scene(DataSettings(source_path=Path(path), images=images, resolution=resolution))
 
 
-def load_model(path: str | Path, *, iteration: int = -1, device: str | torch.device = "cpu") -> SavedModel:
+def load_model(path: str | Path, *, iteration: int = -1, device: str | torch.device = "cpu") -> TrainedScene:
     """Return the trained scene in a model folder, ready to be rendered on a device.
 
     Args:
@@ -44,12 +44,12 @@ def load_model(path: str | Path, *, iteration: int = -1, device: str | torch.dev
     return inference.load_model(Path(path), iteration=iteration, device=torch.device(device))
 
 
-def render(model: SavedModel, camera: Camera) -> Tensor:
+def render(model: TrainedScene, camera: Camera) -> Tensor:
     """Return the picture a camera takes of a trained scene, float32 in [0, 1], [H, W, 3], on the CPU."""
     return inference.render_view(model, camera).image.clamp(0, 1)
 
 
-def segment(model: SavedModel, camera: Camera) -> Tensor:
+def segment(model: TrainedScene, camera: Camera) -> Tensor:
     """Return the object id of every pixel, int64 [H, W], on the CPU.
 
     Ids are those of the model: the same object has the same id in every view, in `object_ids` of the saved point cloud

@@ -15,7 +15,6 @@ from unified_lift.cli.edit import edit_main
 from unified_lift.cli.main import main
 from unified_lift.cli.render import render_main
 from unified_lift.editing import files, script
-from unified_lift.editing.scene import load_object_scene
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import read_picture
 from unified_lift.modelfolder import outputs
@@ -31,7 +30,7 @@ def model(tmp_path_factory):
 
 def edited(model, out, *flags):
     assert edit_main(["-m", str(model), "--out", str(out), *map(str, flags)]) == 0
-    return load_object_scene(out)
+    return load_model(out)
 
 
 def same(left, right):
@@ -97,13 +96,13 @@ def test_rendered_ids_of_an_edited_model_are_those_of_its_gaussians(model, tmp_p
     path = next((copied / "test" / "ours_40" / "objects_pred").rglob("*.png"))
     assert set(np.unique(read_picture(path))) == {0, 1, 2, 4}  # 0: where nothing is
     loaded = load_model(copied)
-    assert loaded.object_ids is not None
-    assert load_model(model).object_ids is None
+    assert loaded.is_edited
+    assert not load_model(model).is_edited
     assert torch.equal(loaded.object_ids, scene.object_ids)
 
 
 def test_removing_an_object_leaves_the_rest_of_the_picture(model, tmp_path):
-    before = load_object_scene(model)
+    before = load_model(model)
     edited(model, tmp_path / "out", "--remove", 2)
     view = views_of(outputs.read_run_settings(model).data).train[0]
     silhouette = segment_by_labels(before.gaussians, before.object_ids, view.camera).object_ids == 2
@@ -182,7 +181,7 @@ def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, capsys, flags, m
 
 
 def test_labels_without_a_model_are_exported_instead(model, tmp_path):
-    bare = replace(load_object_scene(model), method=None)
+    bare = replace(load_model(model), method=None)
     with pytest.raises(UserError, match="unified-lift export"):
         files.save_model(bare, tmp_path / "out", edits=[script.Remove(objects=(1,))])
     assert list(tmp_path.iterdir()) == []

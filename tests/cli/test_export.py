@@ -1,6 +1,7 @@
 """unified-lift export on a small model."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from plyfile import PlyData
 from tests.saved_model import save_model
 from unified_lift.cli.main import main
 from unified_lift.editing.formats import ply
-from unified_lift.editing.scene import load_object_scene
+from unified_lift.modelfolder.inference import load_model
+from unified_lift.modelfolder.labels import GaussianLabels
 from unified_lift.modelfolder.outputs import iteration_dir
 
 
@@ -36,7 +38,7 @@ def test_every_object_becomes_a_file_in_every_format(model, tmp_path):
         main(["export", "-m", str(model), "--objects", "all", "background", "--format", formats, "--out", str(out)])
         == 0
     )
-    scene = load_object_scene(model)
+    scene = load_model(model)
     stems = {0: "background"} | {object_id: f"object_{object_id}" for object_id in (1, 2, 3)}
     for object_id, stem in stems.items():
         own = scene.object_ids == object_id
@@ -68,7 +70,7 @@ def test_objects_and_formats_can_be_given_with_spaces_and_uncertain_gaussians_le
         "0.9",
     ]
     assert main(argv) == 0
-    scene = load_object_scene(model)
+    scene = load_model(model)
     for object_id in (1, 3):
         certain = (scene.object_ids == object_id) & (scene.confidence >= 0.9)
         assert 0 < int(certain.sum()) < int((scene.object_ids == object_id).sum())
@@ -97,9 +99,9 @@ def test_bad_input_is_one_line_that_says_what_to_do(model, tmp_path, capsys, arg
 
 def test_an_object_without_a_certain_gaussian_is_named_and_none_is_an_error(model, tmp_path, capsys, monkeypatch):
     argv = ["export", "-m", str(model), "--out", str(tmp_path / "out"), "--quiet", "--min_conf"]
-    scene = load_object_scene(model)
-    object.__setattr__(scene, "confidence", (scene.object_ids == 2).float() * 0.5)
-    monkeypatch.setattr("unified_lift.cli.export.load_object_scene", lambda *_, **__: scene)
+    scene = load_model(model)
+    scene = replace(scene, labels=GaussianLabels(scene.object_ids, (scene.object_ids == 2).float() * 0.5))
+    monkeypatch.setattr("unified_lift.cli.export.load_model", lambda *_, **__: scene)
     assert main([*argv, "0.5", "--objects", "all"]) == 0
     assert "no Gaussian of object_1, object_3 is as certain as --min_conf 0.5: not written" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["object_2.ply"]

@@ -11,7 +11,6 @@ from tests.saved_model import save_model
 from unified_lift.cli import import_edit
 from unified_lift.cli.main import main
 from unified_lift.data import load_scene
-from unified_lift.editing.scene import load_object_scene
 from unified_lift.modelfolder.inference import load_model, render_view
 from unified_lift.modelfolder.outputs import iteration_dir, read_run_settings
 
@@ -29,7 +28,7 @@ def edit(model, path, change):
 
 
 def test_an_edited_ply_becomes_a_model_with_the_labels_it_had(model, tmp_path, capsys):
-    scene = load_object_scene(model)
+    scene = load_model(model)
     kept = (scene.object_ids != 3).numpy()
     path = edit(model, tmp_path / "edited.ply", lambda rows: rows[kept][::-1])
     assert main(["import-edit", "-m", str(model), "--ply", str(path), "--out", str(tmp_path / "new")]) == 0
@@ -37,7 +36,7 @@ def test_an_edited_ply_becomes_a_model_with_the_labels_it_had(model, tmp_path, c
     assert f"{kept.sum()} where they were" in text
     assert f"{(~kept).sum()} old ones are gone" in text
     assert "objects that are gone: object 3" in text
-    new = load_object_scene(tmp_path / "new")
+    new = load_model(tmp_path / "new")
     expected = np.flatnonzero(kept)[::-1].copy()
     assert torch.equal(new.object_ids, scene.object_ids[expected])
     assert torch.equal(new.gaussians.features, scene.gaussians.features[expected])
@@ -48,7 +47,7 @@ def test_an_edited_ply_becomes_a_model_with_the_labels_it_had(model, tmp_path, c
 
 
 def test_the_new_model_renders_without_the_deleted_object(model, tmp_path):
-    scene = load_object_scene(model)
+    scene = load_model(model)
     path = edit(model, tmp_path / "edited.ply", lambda rows: rows[(scene.object_ids != 1).numpy()])
     assert main(["import-edit", "-m", str(model), "--ply", str(path), "--out", str(tmp_path / "new")]) == 0
     camera = load_scene(read_run_settings(tmp_path / "new").data).train[0].camera
@@ -80,7 +79,7 @@ def test_moved_gaussians_are_told_from_unknown_ones(model, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "  5 moved or copied" in text
     assert "  3 not known: they got the object of the nearest, with confidence 0" in text
-    assert load_object_scene(tmp_path / "second").confidence[5:8].tolist() == [0, 0, 0]
+    assert load_model(tmp_path / "second").confidence[5:8].tolist() == [0, 0, 0]
 
 
 def test_bad_input_is_one_line_and_nothing_is_written(model, tmp_path, capsys):

@@ -9,8 +9,8 @@ import pytest
 from tests.cli.test_train import SHORT
 from tests.data.fixtures import write_dataset
 from unified_lift.cli.main import main
-from unified_lift.editing.scene import load_object_scene
 from unified_lift.errors import UserError
+from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.outputs import level_dir, saved_levels
 
 
@@ -35,14 +35,14 @@ def test_levels_share_the_geometry_and_are_models_of_their_own(scene, tmp_path, 
     model = tmp_path / "model"
     assert train(scene, model, "--levels", "part=object_mask_part") == 0
     assert saved_levels(model) == ["part"]
-    whole, part = load_object_scene(model), load_object_scene(model, level="part")
+    whole, part = load_model(model), load_model(model, level="part")
     assert whole.gaussians.means.equal(part.gaussians.means)
     assert not whole.gaussians.features.equal(part.gaussians.features)
     plys = [folder / "point_cloud.ply" for folder in (model / "point_cloud" / "iteration_12",
             level_dir(model, "part") / "point_cloud" / "iteration_0")]  # fmt: skip
     assert filecmp.cmp(*plys, shallow=False)
     with pytest.raises(UserError, match="no level parts; there are part"):
-        load_object_scene(model, level="parts")
+        load_model(model, level="parts")
     capsys.readouterr()
     assert main(["render", "-m", str(level_dir(model, "part")), "--quiet", "--no-video"]) == 0
     # A new run into the folder does not leave levels of the old geometry behind.
@@ -53,13 +53,13 @@ def test_levels_share_the_geometry_and_are_models_of_their_own(scene, tmp_path, 
 def test_a_level_goes_on_where_it_was_stopped(scene, tmp_path):
     model, flags = tmp_path / "model", ["--levels", "part=object_mask_part"]
     assert train(scene, model, *flags, "--checkpoint_iterations", "5") == 0
-    whole = load_object_scene(model, level="part")
+    whole = load_model(model, level="part")
     broken_off = level_dir(model, "part")
     shutil.rmtree(broken_off / "point_cloud")
     for name in ("manifest.json", "chkpnt10.pth"):
         (broken_off / name).unlink()
     assert main(["train", "-m", str(model), "--resume", *flags]) == 0
-    resumed = load_object_scene(model, level="part")
+    resumed = load_model(model, level="part")
     assert whole.gaussians.features.equal(resumed.gaussians.features)
     assert whole.object_ids.equal(resumed.object_ids)
 

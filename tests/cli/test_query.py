@@ -14,8 +14,7 @@ from tests.saved_model import save_model
 from unified_lift.cli import query
 from unified_lift.cli.main import main
 from unified_lift.cli.query import query_main
-from unified_lift.editing.scene import load_object_scene
-from unified_lift.modelfolder.inference import views_of
+from unified_lift.modelfolder.inference import load_model, views_of
 from unified_lift.modelfolder.outputs import read_run_settings
 from unified_lift.ops.cameras import project
 
@@ -33,7 +32,7 @@ def view(model):
 
 def pixel_of(model, view, object_id):
     """Return a pixel in the middle of an object, as U,V."""
-    scene = load_object_scene(model)
+    scene = load_model(model)
     middle = scene.gaussians.means.detach()[scene.object_ids == object_id].mean(dim=0, keepdim=True).numpy()
     ((u, v),), _ = project(middle, view.camera)
     assert floor_ids(middle.astype(float)) > 0
@@ -56,7 +55,7 @@ def test_the_list_names_every_object(model, capsys):
     assert main(["query", "-m", str(model), "--list"]) == 0
     text = capsys.readouterr().out
     assert rows(text) == [0, 1, 2, 3]
-    counts = load_object_scene(model).objects
+    counts = load_model(model).objects
     line = next(line for line in text.splitlines() if line.split()[0] == "2")
     assert line.split()[1:4] == ["object", "2", str(counts[2])]
 
@@ -78,7 +77,7 @@ def test_a_point_names_its_object_and_shows_it(model, view, tmp_path, capsys):
 
 
 def test_a_point_on_nothing_is_exit_code_1(model, view, capsys, monkeypatch):
-    monkeypatch.setattr(query.selection, "object_at", lambda *_: None)
+    monkeypatch.setattr(query, "object_at", lambda *_: None)
     assert main(["query", "-m", str(model), "--point", "1,1", "--view", view.name]) == 1
     assert "no object there" in capsys.readouterr().out
 
@@ -92,7 +91,7 @@ def test_likeness_lists_the_others(model, capsys):
 
 
 def test_a_mask_found_by_words_names_the_object_under_it(model, view, tmp_path, capsys):
-    scene = load_object_scene(model)
+    scene = load_model(model)
     mask = query.selection.object_masks(scene, view.camera)[2]
     cv2.imwrite(str(tmp_path / "gold coin.png"), mask.astype(np.uint8) * 255)
     ask = ["query", "-m", str(model), "--text", "gold coin", "--grounding", str(tmp_path), "--view", view.name]
@@ -186,5 +185,5 @@ def test_ctrl_c_is_exit_code_130(model, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(query, "load_object_scene", interrupted)
+    monkeypatch.setattr(query, "load_model", interrupted)
     assert main(["query", "-m", str(model), "--list"]) == 130

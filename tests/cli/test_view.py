@@ -122,7 +122,7 @@ def test_further_levels_are_opened_beside_the_models_own_parts_first(model, tmp_
     viewer = open_viewer(ViewCommand(model_path=own, port=free_port(), device="cpu"))
     try:
         assert viewer.session.num_levels == 2
-        assert viewer.session.original.source == own
+        assert viewer.session.original.path == own
     finally:
         viewer.stop()
 

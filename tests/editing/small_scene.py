@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 from unified_lift.editing.formats.base import Part
-from unified_lift.editing.scene import ObjectScene
 from unified_lift.model.gaussians import Gaussians
+from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.modelfolder.labels import GaussianLabels
 
 
 def gaussians_of(**columns) -> Gaussians:
@@ -44,18 +45,20 @@ def random_gaussians(count: int, *, degree: int = 3, seed: int = 0) -> Gaussians
     )
 
 
-def scene_of(gaussians: Gaussians, ids=None, *, confidence=None, names=None, source=Path("desk")) -> ObjectScene:
+def scene_of(gaussians: Gaussians, ids=None, *, confidence=None, names=None, path=Path("desk")) -> TrainedScene:
     """Return them as a scene; every second one is object 4 unless said otherwise."""
     count = len(gaussians)
-    return ObjectScene(
+    return TrainedScene(
         gaussians=gaussians,
-        object_ids=torch.tensor([0, 4]).repeat(count)[:count] if ids is None else torch.tensor(ids),
-        confidence=torch.linspace(0, 1, count) if confidence is None else torch.tensor(confidence),
+        labels=GaussianLabels(
+            torch.tensor([0, 4]).repeat(count)[:count] if ids is None else torch.tensor(ids),
+            torch.linspace(0, 1, count) if confidence is None else torch.tensor(confidence),
+        ),
         names=names or {},
-        source=source,
+        path=path,
     )
 
 
-def part_of(scene: ObjectScene, stem: str = "scene") -> Part:
+def part_of(scene: TrainedScene, stem: str = "scene") -> Part:
     """Return the whole scene as a part."""
     return Part(stem=stem, scene=scene, is_whole=stem == "scene")

@@ -58,9 +58,7 @@ def test_a_name_cannot_end_the_script(page):
 def test_a_whole_scene_is_first_seen_from_its_first_camera(tmp_path):
     (tmp_path / "cameras.json").write_text(json.dumps([CAMERA, CAMERA | {"position": [0, -1, -6]}]))
     positions = np.array([[0.0, -1, 0], [0, -1, 1], [0, -1, -1]])  # 4 and 6 away from the middle: 5 is half-way
-    view = first_view(
-        Part(stem="scene", scene=scene_of(random_gaussians(3), source=tmp_path), is_whole=True), positions
-    )
+    view = first_view(Part(stem="scene", scene=scene_of(random_gaussians(3), path=tmp_path), is_whole=True), positions)
     np.testing.assert_allclose(view.eye, [0, -1, -4])
     np.testing.assert_allclose(view.target, [0, -1, 1])
     np.testing.assert_allclose(view.up, [0, -1, 0])
@@ -72,13 +70,13 @@ def test_an_object_is_first_seen_from_the_nearest_camera_and_fills_the_view(tmp_
         json.dumps([CAMERA | {"position": [0, 0, -9]}, CAMERA | {"position": [5, 0, 0]}])
     )
     positions = np.array([[0.0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
-    view = first_view(Part(stem="x", scene=scene_of(random_gaussians(5), source=tmp_path), is_whole=False), positions)
+    view = first_view(Part(stem="x", scene=scene_of(random_gaussians(5), path=tmp_path), is_whole=False), positions)
     np.testing.assert_allclose(view.target, [0, 0, 0])
     np.testing.assert_allclose(view.eye, [1.3, 0, 0])  # 1.3 radii / tan 45 degrees
 
 
 def test_without_cameras_it_is_seen_along_z_and_broken_cameras_are_an_error(tmp_path):
-    part = part_of(scene_of(random_gaussians(3), source=tmp_path))
+    part = part_of(scene_of(random_gaussians(3), path=tmp_path))
     view = first_view(part, np.zeros((3, 3)))
     assert view.eye[2] < 0
     np.testing.assert_allclose(view.up, [0, -1, 0])
@@ -101,7 +99,7 @@ def test_a_browser_draws_the_near_ellipse_over_the_far_one(tmp_path):
         sh0=[red, green],
     )
     (tmp_path / "cameras.json").write_text(json.dumps([CAMERA | {"position": [0, 0, -4]}]))
-    write_html(tmp_path, part_of(scene_of(gaussians, source=tmp_path)))
+    write_html(tmp_path, part_of(scene_of(gaussians, path=tmp_path)))
     command = [
         chromium, "--headless=new", "--no-sandbox", "--hide-scrollbars", "--enable-unsafe-swiftshader",
         f"--user-data-dir={tmp_path / 'profile'}", "--window-size=400,400", "--virtual-time-budget=2000",

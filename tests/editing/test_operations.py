@@ -10,11 +10,11 @@ import torch
 from tests.editing.small_scene import gaussians_of, random_gaussians, scene_of
 from unified_lift.editing import operations
 from unified_lift.editing.operations import Rotation
-from unified_lift.editing.scene import ObjectScene
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.model.render import render
-from unified_lift.modelfolder.labels import segment_by_labels
+from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.modelfolder.labels import GaussianLabels, segment_by_labels
 from unified_lift.ops.cameras import look_at, unproject
 from unified_lift.ops.quaternions import rotation_from_quaternion
 from unified_lift.synthetic.scene import SyntheticRoom, SyntheticSettings, build_cameras, synthetic_room
@@ -31,6 +31,10 @@ def three_objects(**changes):
         confidence=[1.0, 1.0, 1.0, 0.5, 0.5],
         **changes,
     )
+
+
+def with_confidence(scene, values):
+    return replace(scene, labels=GaussianLabels(scene.object_ids, torch.tensor(values)))
 
 
 def camera_at(position, *, up=(0, 0, 1)):
@@ -125,9 +129,9 @@ def test_the_pivot_can_be_a_point_and_strays_do_not_shift_the_middle():
     scene = three_objects()
     moved = operations.move(scene, [2], rotation=Rotation(degrees=180), about=(0.0, 0.0, 0.0))
     assert torch.allclose(moved.gaussians.means[1:3], torch.tensor([[-1.0, 0, 0], [-3, 0, 0]]), atol=1e-6)
-    stray = replace(scene, confidence=torch.tensor([1, 1, 0.0, 0.5, 0.5]))
+    stray = with_confidence(scene, [1, 1, 0.0, 0.5, 0.5])
     assert operations.centroid(stray, [2]) == (1, 0, 0)
-    assert operations.centroid(replace(scene, confidence=torch.zeros(5)), [2]) == (2, 0, 0)
+    assert operations.centroid(with_confidence(scene, [0.0] * 5), [2]) == (2, 0, 0)
     with pytest.raises(ValueError, match="about must be"):
         operations.move(scene, [2], rotation=Rotation(degrees=1), about="middle")
 
@@ -269,10 +273,9 @@ def splatted(room, cameras):
         log_scales=torch.full((count, 3), math.log(0.02)),
         logit_opacities=torch.full((count,), 3.0),
     )
-    return ObjectScene(
+    return TrainedScene(
         gaussians=Gaussians(gaussians.table),
-        object_ids=torch.from_numpy(np.concatenate(ids)).long(),
-        confidence=torch.ones(count),
+        labels=GaussianLabels(torch.from_numpy(np.concatenate(ids)).long(), torch.ones(count)),
     )
 
 

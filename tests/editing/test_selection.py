@@ -13,6 +13,7 @@ from unified_lift.editing.operations import duplicate, remove
 from unified_lift.editing.text import ClipEncoder
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0
+from unified_lift.modelfolder.inference import object_at
 from unified_lift.modelfolder.labels import segment_by_labels
 from unified_lift.ops.cameras import look_at
 from unified_lift.types import Camera
@@ -52,23 +53,23 @@ def balls():
 
 def test_a_pixel_shows_the_object_in_front(balls):
     # Pixels of the centres: 20 -+ 40 / 4 = 10 and 30.
-    assert selection.object_at(balls, camera(), 10.0, 15.0) == 3
-    assert selection.object_at(balls, camera(), 30.0, 15.0) == 5
+    assert object_at(balls, camera(), 10.0, 15.0) == 3
+    assert object_at(balls, camera(), 30.0, 15.0) == 5
     behind = camera((0.0, 0.0, 6.0))  # looks back: x is mirrored
-    assert selection.object_at(balls, behind, 20 - 40 / 4, 15.0) == 8
-    assert selection.object_at(balls, camera(), 0.5, 0.5) is None
+    assert object_at(balls, behind, 20 - 40 / 4, 15.0) == 8
+    assert object_at(balls, camera(), 0.5, 0.5) is None
 
 
 def test_copies_are_told_apart_though_their_features_are_those_of_the_original(balls):
     both = duplicate(remove(balls, [5, 8]), [3], translation=(2.0, 0.0, 0.0))
-    assert selection.object_at(both, camera(), 10.0, 15.0) == 3
-    assert selection.object_at(both, camera(), 30.0, 15.0) == 4
+    assert object_at(both, camera(), 10.0, 15.0) == 3
+    assert object_at(both, camera(), 30.0, 15.0) == 4
 
 
 @pytest.mark.parametrize("point", [(-1, 5), (40, 5), (5, 30), (float("nan"), 5)])
 def test_a_point_outside_the_image_is_an_error(balls, point):
     with pytest.raises(UserError, match="outside the image of 40 x 30"):
-        selection.object_at(balls, camera(), *point)
+        object_at(balls, camera(), *point)
 
 
 def test_masks_are_disjoint_and_empty_pixels_belong_to_none(balls):

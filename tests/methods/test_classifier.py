@@ -1,4 +1,5 @@
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,9 +132,9 @@ def assert_saved_model_shows_what_was_trained(tmp_path, scene, method, **method_
     trainer = Trainer(settings, scene)
     manifest = trainer.run()
     model = load_model(tmp_path)
-    assert model.num_codes == manifest["num_codes"] == trainer.method.num_objects
+    assert model.method.num_objects == manifest["num_codes"] == trainer.method.num_objects
     shown = render_view(model, scene.train[0].camera)
-    live = render_view(model._replace(gaussians=trainer.gaussians, method=trainer.method), scene.train[0].camera)
+    live = render_view(replace(model, gaussians=trainer.gaussians, method=trainer.method), scene.train[0].camera)
     assert float((shown.object_ids == live.object_ids).float().mean()) > 0.99  # features are saved in 16 bits
     torch.testing.assert_close(shown.confidence, live.confidence, atol=0.02, rtol=0)
     assert len(shown.object_ids.unique()) > 1

@@ -215,7 +215,7 @@ def test_lift_separates_the_balls_and_the_model_folder_reads_back(scene, tmp_pat
     outputs.write_run_header(settings, scene)
     outputs.write_geometry(tmp_path, 0, gaussians)
     labels = label_gaussians(gaussians, method, stage.cameras)
-    outputs.write_objects(tmp_path, 0, gaussians, method, labels)
+    outputs.write_objects(tmp_path, 0, gaussians, method, labels, num_views={})
     loaded = load_model(tmp_path).method
     assert (loaded.candidates, loaded.chosen_candidate) == (method.candidates, method.chosen_candidate)
     features = next(iter(stage.observe()))[0]

@@ -4,16 +4,17 @@ import numpy as np
 import torch
 
 from tests.saved_model import floor_gaussians
-from unified_lift.editing.scene import ObjectScene
+from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.modelfolder.labels import GaussianLabels
 from unified_lift.ops.cameras import look_at
 from unified_lift.types import Camera
 
 
-def floor_scene(**changes) -> ObjectScene:
+def floor_scene(**changes) -> TrainedScene:
     """Return the miniature world as objects 0 (the floor) to 3."""
     gaussians = floor_gaussians()
     ids = gaussians.features.detach().argmax(dim=1)
-    return ObjectScene(gaussians=gaussians, object_ids=ids, confidence=torch.ones(len(ids)), **changes)
+    return TrainedScene(gaussians=gaussians, labels=GaussianLabels(ids, torch.ones(len(ids))), **changes)
 
 
 def camera_above(point, *, height=2.0, width=96, rows=64) -> Camera:

@@ -6,8 +6,8 @@ import pytest
 
 from tests.saved_model import save_model
 from tests.viewer.chromium import Browser, find_chromium, wait_for
-from unified_lift.editing.scene import load_object_scene
 from unified_lift.editing.script import Duplicate, parse
+from unified_lift.modelfolder.inference import load_model
 from unified_lift.ops.cameras import look_at, project, quaternion_from_rigid
 from unified_lift.viewer.cameras import saved_cameras, start_view, window_camera
 
@@ -66,7 +66,7 @@ def place_of_object(browser, model_path, object_id):
         width=round(width),
         height=round(height),
     )
-    scene = load_object_scene(model_path)
+    scene = load_model(model_path)
     centroid = scene.gaussians.means.detach()[scene.mask([object_id])].mean(dim=0).numpy()
     u, v = project(centroid[None], camera)[0][0]
     return x + u, y + v
@@ -108,8 +108,8 @@ def test_an_object_is_clicked_hidden_copied_saved_and_there_after_a_reload(model
     browser.press("Save")
     browser.press("Save edits")
     wait_for(lambda: "1 edit, saved" in browser.text(), what="the edits to be saved")
-    saved = load_object_scene(tmp_path / "edited")
-    original = load_object_scene(model)
+    saved = load_model(tmp_path / "edited")
+    original = load_model(model)
     assert saved.objects == original.objects | {4: original.objects[2]}
     assert saved.name_of(4) == "copy of object 2"
     (edit,) = parse((tmp_path / "edited" / "edits.yaml").read_text())

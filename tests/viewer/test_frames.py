@@ -13,6 +13,7 @@ from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import object_colors
 from unified_lift.metrics.image import quantize_uint8
 from unified_lift.model.render import render
+from unified_lift.modelfolder.labels import GaussianLabels
 from unified_lift.ops.cameras import look_at, project
 from unified_lift.types import Camera
 from unified_lift.viewer.cameras import saved_cameras, start_view, window_camera
@@ -64,7 +65,7 @@ def test_ids_show_the_palette_colour_of_the_object_over_its_shading(coins, above
 
 
 def test_uncertainty_is_dark_where_votes_agree_and_bright_where_they_do_not(coins, above, painter):
-    doubtful = replace(coins, confidence=torch.where(coins.object_ids == 1, 0.0, 1.0))
+    doubtful = replace(coins, labels=GaussianLabels(coins.object_ids, torch.where(coins.object_ids == 1, 0.0, 1.0)))
     sure, unsure = (middle(painter.paint(scene, above, mode="uncertainty")) for scene in (coins, doubtful))
     assert unsure.sum() > sure.sum() + 150
 

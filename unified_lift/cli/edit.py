@@ -12,8 +12,8 @@ import tyro
 from unified_lift.cli.flags import canonical
 from unified_lift.editing import script
 from unified_lift.editing.files import save_model
-from unified_lift.editing.scene import ObjectScene, load_object_scene
 from unified_lift.errors import UserError
+from unified_lift.modelfolder.inference import TrainedScene, load_model
 
 _TRANSFORM = ("translate", "rotate_axis", "rotate_degrees", "scale")
 
@@ -79,16 +79,17 @@ def edit_main(argv: list[str]) -> int:
     edits = _edits(command)
     if not edits:
         raise UserError("nothing to do; give --script, --remove, --duplicate or another edit, see --help")
-    scene = load_object_scene(command.model_path, level=command.level, iteration=command.iteration)
+    scene = load_model(command.model_path, level=command.level, iteration=command.iteration)
+    scene.require_labels()
     edited = script.apply(scene, edits)
-    save_model(edited, command.out, edits=edits, iteration=command.iteration, overwrite=command.overwrite)
+    save_model(edited, command.out, edits=edits, overwrite=command.overwrite)
     print(f"{command.out}: {_counts(scene)} became {_counts(edited)}; look at it: render.py -m {command.out}")
     for object_id in sorted(set(edited.objects) - set(scene.objects)):
         print(f"  {object_id}: {edited.name_of(object_id)}")
     return 0
 
 
-def _counts(scene: ObjectScene) -> str:
+def _counts(scene: TrainedScene) -> str:
     return f"{len(scene.objects)} objects ({len(scene)} Gaussians)"
 
 

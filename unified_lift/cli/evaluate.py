@@ -33,7 +33,7 @@ from unified_lift.evaluation.pictures import object_colors, overlay, read_pictur
 from unified_lift.evaluation.protocols import PROTOCOLS, ProtocolResult, Subject
 from unified_lift.evaluation.report import chosen_views, format_value, write_plots, write_report
 from unified_lift.metrics.image import psnr, ssim
-from unified_lift.modelfolder.inference import SavedModel, open_model
+from unified_lift.modelfolder.inference import TrainedScene, open_model
 from unified_lift.modelfolder.outputs import iteration_dir, write_text
 from unified_lift.modelfolder.settings import TrainSettings, changed
 from unified_lift.settings.yaml import differences
@@ -82,7 +82,7 @@ def eval_main(argv: list[str]) -> int:
     model, scene = open_model(
         command.model_path, iteration=command.iteration, source_path=command.source_path, device=device
     )
-    if model.object_ids is not None:
+    if model.is_edited:
         raise UserError(
             f"{command.model_path}: this scene was edited, so photos and annotations do not show it; score the model "
             "it was made from"
@@ -126,7 +126,7 @@ def eval_main(argv: list[str]) -> int:
     return 0
 
 
-def render_stale(model: SavedModel, model_path: Path, views: Sequence[View], folder: Path, *, quiet: bool) -> None:
+def render_stale(model: TrainedScene, model_path: Path, views: Sequence[View], folder: Path, *, quiet: bool) -> None:
     """Render the views whose pictures are missing or older than the model."""
     saved = max(path.stat().st_mtime for path in iteration_dir(model_path, model.iteration).iterdir())
     kinds = (*_COLOR_PICTURES, *(OBJECT_PICTURES if model.is_lifted else ()))
@@ -178,7 +178,7 @@ def summary(per_view: PerView, objects: ProtocolResult | None) -> dict[str, floa
     return (objects.scene if objects is not None else {}) | means
 
 
-def model_facts(model: SavedModel, model_path: Path) -> dict[str, float]:
+def model_facts(model: TrainedScene, model_path: Path) -> dict[str, float]:
     """Return what is counted in 3D: Gaussians, and objects that own some."""
     facts = {"num_gaussians": len(model.gaussians)}
     listed = iteration_dir(model_path, model.iteration) / "objects.json"
@@ -201,7 +201,7 @@ def write_results(
 
 
 def write_pages(
-    model_path: Path, model: SavedModel, scene: Scene, truth: Subject | None, objects: ProtocolResult | None
+    model_path: Path, model: TrainedScene, scene: Scene, truth: Subject | None, objects: ProtocolResult | None
 ) -> None:
     """Write report.html and plots/*.png from the JSON files, logs and pictures of the model folder."""
     shown = f"ours_{model.iteration}"
@@ -281,7 +281,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _print_scores(
-    model_path: Path, model: SavedModel, scene: Scene, scores: Mapping[str, float], objects: ProtocolResult | None
+    model_path: Path, model: TrainedScene, scene: Scene, scores: Mapping[str, float], objects: ProtocolResult | None
 ) -> None:
     protocol = f", protocol {objects.report['protocol']}" if objects is not None else ""
     print(f"{scene.name}, iteration {model.iteration}, {len(scene.test)} held-out views{protocol}")

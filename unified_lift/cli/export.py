@@ -12,8 +12,8 @@ from tqdm import tqdm
 from unified_lift.cli.flags import canonical
 from unified_lift.editing.formats import chosen_formats
 from unified_lift.editing.formats.base import Part, check_wanted, make_parts, write_part_files
-from unified_lift.editing.scene import load_object_scene
 from unified_lift.errors import UserError
+from unified_lift.modelfolder.inference import load_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,10 @@ def export_main(argv: list[str]) -> int:
     if not 0 <= command.min_conf <= 1:
         raise UserError(f"--min_conf must lie between 0 and 1, received {command.min_conf:g}")
     formats = chosen_formats(command.format)
-    scene = load_object_scene(command.model_path, level=command.level, iteration=command.iteration)
+    scene = load_model(command.model_path, level=command.level, iteration=command.iteration)
+    scene.require_labels()
     chosen = check_wanted(scene, command.objects)
-    out = command.out or scene.source / "export"
+    out = command.out or scene.path / "export"
     empty: list[str] = []
 
     def filled() -> Iterator[Part]:

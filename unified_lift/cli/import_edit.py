@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,11 @@ import tyro
 from unified_lift.cli.flags import canonical
 from unified_lift.editing.files import save_model
 from unified_lift.editing.reattach import MAX_DISTANCE, Reattached, reattach
-from unified_lift.editing.scene import load_object_scene
 from unified_lift.errors import UserError
+from unified_lift.fileio import write_json
 from unified_lift.model.ply import read_gaussians
-from unified_lift.modelfolder.outputs import provenance, read_run_settings, write_text
+from unified_lift.modelfolder.inference import load_model
+from unified_lift.modelfolder.outputs import provenance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,11 @@ def import_edit_main(argv: list[str]) -> int:
     command = tyro.cli(ImportEditCommand, args=canonical(argv), prog="unified-lift import-edit")
     if command.max_distance < 0:
         raise UserError(f"--max_distance must not be negative, received {command.max_distance:g}")
-    scene = load_object_scene(command.model_path, level=command.level, iteration=command.iteration)
+    scene = load_model(command.model_path, level=command.level, iteration=command.iteration)
     found = reattach(read_gaussians(command.ply), scene, max_distance=command.max_distance)
-    save_model(found.scene, command.out, edits=(), iteration=command.iteration, overwrite=command.overwrite)
-    made = provenance(read_run_settings(scene.source), {"imported": str(command.ply), **_counts(found)})
-    write_text(command.out / "manifest.json", json.dumps(made, indent=1))
+    save_model(found.scene, command.out, edits=(), overwrite=command.overwrite)
+    made = provenance(scene.settings, {"imported": str(command.ply), **_counts(found)})
+    write_json(command.out / "manifest.json", made)
     print(f"{command.ply}: {len(found.scene)} Gaussians, {len(scene)} before")
     print(f"  {found.num_same} where they were")
     print(f"  {found.num_moved} moved or copied: another place, the same colour and opacity")

@@ -15,8 +15,6 @@ from unified_lift.cli.flags import canonical
 from unified_lift.cli.scoring import write_prompt_mask
 from unified_lift.device import chosen_device
 from unified_lift.editing import selection
-from unified_lift.editing.files import labels_of
-from unified_lift.editing.scene import ObjectScene, load_object_scene
 from unified_lift.editing.selection import Found
 from unified_lift.editing.text import ClipEncoder
 from unified_lift.errors import UserError
@@ -24,9 +22,7 @@ from unified_lift.evaluation.grounding import grounding_of
 from unified_lift.evaluation.pictures import borders, write_picture
 from unified_lift.metrics.image import quantize_uint8
 from unified_lift.model.render import render
-from unified_lift.modelfolder.inference import views_of
-from unified_lift.modelfolder.labels import describe_objects
-from unified_lift.modelfolder.outputs import read_run_settings
+from unified_lift.modelfolder.inference import TrainedScene, load_model, object_at, views_of
 from unified_lift.types import View
 
 _DIM = 0.25  # brightness of what was not asked for
@@ -75,7 +71,8 @@ def query_main(argv: list[str]) -> int:
     command = tyro.cli(QueryCommand, args=canonical(argv), prog="unified-lift query")
     _check(command)
     device = chosen_device(command.device)
-    scene = load_object_scene(command.model_path, level=command.level, iteration=command.iteration, device=device)
+    scene = load_model(command.model_path, level=command.level, iteration=command.iteration, device=device)
+    scene.require_labels()
     views = _views(command, scene) if command.point or command.text or command.out else []
     found = _found(command, scene, views, device)
     if not found:
@@ -103,13 +100,13 @@ def _check(command: QueryCommand) -> None:
         raise UserError(f"--top must be at least 1, received {command.top}")
 
 
-def _views(command: QueryCommand, scene: ObjectScene) -> list[View]:
+def _views(command: QueryCommand, scene: TrainedScene) -> list[View]:
     """Return the view that was named, or else those among which an object's best view is sought.
 
     Raises:
         UserError: No such view.
     """
-    data = read_run_settings(scene.source).data
+    data = scene.settings.data
     loaded = views_of(data if command.source_path is None else replace(data, source_path=command.source_path))
     every = (*loaded.train, *loaded.test)
     if command.view is None:
@@ -122,14 +119,14 @@ def _views(command: QueryCommand, scene: ObjectScene) -> list[View]:
     return named
 
 
-def _found(command: QueryCommand, scene: ObjectScene, views: Sequence[View], device: torch.device) -> list[Found]:
+def _found(command: QueryCommand, scene: TrainedScene, views: Sequence[View], device: torch.device) -> list[Found]:
     cameras = [view.camera for view in views]
     if command.list:
         return [Found(object_id, 1.0) for object_id in scene.objects]
     if command.like is not None:
         return selection.objects_like(scene, command.like, top=command.top)
     if command.point is not None:
-        object_id = selection.object_at(scene, cameras[0], *_pixel(command.point))
+        object_id = object_at(scene, cameras[0], *_pixel(command.point))
         return [] if object_id is None else [Found(object_id, 1.0)]
     if command.model is not None:
         encoder = ClipEncoder(command.model, device=device)
@@ -150,25 +147,22 @@ def _pixel(text: str) -> tuple[float, float]:
     return u, v
 
 
-def _print_table(scene: ObjectScene, found: Sequence[Found], command: QueryCommand) -> None:
+def _print_table(scene: TrainedScene, found: Sequence[Found], command: QueryCommand) -> None:
     """Print what is known of the objects; boxes are those of Gaussians that a camera saw, if there are any."""
-    facts = describe_objects(scene.gaussians, labels_of(scene, iteration=command.iteration), scene.names)
-    seen = scene.rows(scene.confidence > 0)
-    boxes = describe_objects(seen.gaussians, labels_of(seen, iteration=command.iteration)) if len(seen) else {}
+    facts = scene.described()
     score = "cosine" if command.like is not None else "fit" if command.text is not None else ""
-    width = max(len(facts[str(one.object_id)]["name"]) for one in found)
+    width = max(len(facts[one.object_id]["name"]) for one in found)
     head = f"{'id':>5}  {'name':<{width}}  {'Gaussians':>9}  {'confidence':>10}" + (f"  {score:>6}" if score else "")
     print(f"{head}  box (min .. max)")
     for one in found:
-        entry = facts[str(one.object_id)]
-        box = boxes.get(str(one.object_id), entry)["bbox"]
-        low, high = (" ".join(f"{value:.3g}" for value in corner) for corner in box)
+        entry = facts[one.object_id]
+        low, high = (" ".join(f"{value:.3g}" for value in corner) for corner in entry["bbox"])
         fit = f"  {one.score:>6.3f}" if score else ""
         line = f"{one.object_id:>5}  {entry['name']:<{width}}  {entry['count']:>9}  {entry['score']:>10.3f}{fit}"
         print(f"{line}  {low} .. {high}")
 
 
-def _write_pictures(scene: ObjectScene, found: Sequence[Found], views: Sequence[View], out: Path) -> None:
+def _write_pictures(scene: TrainedScene, found: Sequence[Found], views: Sequence[View], out: Path) -> None:
     """Write the picture and the mask of every object that a view shows, and say which no view shows."""
     best = selection.best_views(scene, [view.camera for view in views])
     for one in found:
@@ -182,10 +176,9 @@ def _write_pictures(scene: ObjectScene, found: Sequence[Found], views: Sequence[
 
 
 @torch.no_grad()
-def _highlighted(scene: ObjectScene, view: View, mask: np.ndarray) -> np.ndarray:
+def _highlighted(scene: TrainedScene, view: View, mask: np.ndarray) -> np.ndarray:
     """Return the rendered view with everything but the mask dimmed, and a white border."""
-    background = torch.full((3,), float(scene.white_background), device=scene.gaussians.device)
-    out = render(scene.gaussians, view.camera, background=background, with_features=False)
+    out = render(scene.gaussians, view.camera, background=scene.background, with_features=False)
     image = quantize_uint8(out.image.cpu()).numpy()
     picture = np.where(mask[..., None], image, np.rint(_DIM * image).astype(np.uint8))
     picture[borders(mask)] = 255

@@ -17,7 +17,7 @@ from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import PictureWriter, depth_picture, object_colors, overlay, uncertainty_picture
 from unified_lift.evaluation.video import FPS, video_path, write_video
 from unified_lift.metrics.image import quantize_uint8
-from unified_lift.modelfolder.inference import RenderedView, SavedModel, open_model, render_view
+from unified_lift.modelfolder.inference import RenderedView, TrainedScene, open_model, render_view
 from unified_lift.types import Scene, View
 
 OBJECT_PICTURES = ("objects_pred", "objects_color", "overlay", "uncertainty")
@@ -89,7 +89,7 @@ def picture_path(folder: Path, kind: str, name: str) -> Path:
     return folder / kind / f"{name}.png"
 
 
-def render_split(model: SavedModel, views: Sequence[View], folder: Path, *, quiet: bool) -> None:
+def render_split(model: TrainedScene, views: Sequence[View], folder: Path, *, quiet: bool) -> None:
     """Write all pictures of the views below `folder`."""
     with PictureWriter() as writer:
         for view in tqdm(views, desc=f"render {folder.parent.name}", disable=quiet, dynamic_ncols=True):
@@ -109,7 +109,7 @@ def pictures_of(rendered: RenderedView) -> dict[str, np.ndarray]:
     return pictures | dict(zip(OBJECT_PICTURES, objects, strict=True))
 
 
-def _video_frames(model: SavedModel, scene: Scene, *, seconds: float, quiet: bool) -> Iterator[np.ndarray]:
+def _video_frames(model: TrainedScene, scene: Scene, *, seconds: float, quiet: bool) -> Iterator[np.ndarray]:
     """Yield colour beside object colours, [H, 2W, 3]; colour alone where nothing was lifted."""
     count = max(1, round(seconds * FPS))
     path = video_path([view.camera for view in scene.train], count=count)

@@ -20,7 +20,7 @@ from unified_lift.evaluation.grounding import Grounding, TextMasks
 from unified_lift.evaluation.pictures import read_picture, replace_file
 from unified_lift.evaluation.protocols import PROTOCOLS, Protocol, ProtocolResult, Subject
 from unified_lift.metrics.masks import overlap_table
-from unified_lift.modelfolder.inference import SavedModel, render_likely_ids, segment_view
+from unified_lift.modelfolder.inference import TrainedScene, render_likely_ids, segment_view
 from unified_lift.ops.resample import nearest
 from unified_lift.types import Scene
 
@@ -61,7 +61,7 @@ def has_truth(subject: Subject) -> bool:
 
 
 def score_model(
-    protocol: Protocol, truth: Subject, model: SavedModel, scene: Scene, object_ids: Mapping[str, np.ndarray]
+    protocol: Protocol, truth: Subject, model: TrainedScene, scene: Scene, object_ids: Mapping[str, np.ndarray]
 ) -> ProtocolResult:
     """Return the scores of a model whose rendered ids are given.
 
@@ -138,7 +138,7 @@ def write_prompt_mask(path: Path, mask: np.ndarray) -> None:
     replace_file(path, lambda partial: partial.write_bytes(buffer.tobytes()))
 
 
-def require_candidates(model: SavedModel) -> None:
+def require_candidates(model: TrainedScene) -> None:
     """Raise a UserError unless the model kept several clusterings."""
     if model.method is None or not model.method.candidates:
         raise UserError(
@@ -148,7 +148,7 @@ def require_candidates(model: SavedModel) -> None:
 
 
 def score_candidates(
-    protocol: Protocol, truth: Subject, model: SavedModel, scene: Scene, *, quiet: bool
+    protocol: Protocol, truth: Subject, model: TrainedScene, scene: Scene, *, quiet: bool
 ) -> dict[str, Any]:
     """Return the scores of every clustering that the method kept, the best of them, and the one it chose itself.
 
@@ -164,7 +164,7 @@ def score_candidates(
     chosen = next((name for name in methods if _same_partition(ids[name], ids[AS_TRAINED])), AS_TRAINED)
     compared = methods if chosen in methods else {AS_TRAINED: method, **methods}
     scores = {
-        name: score_model(protocol, truth, model._replace(method=segmenter), scene, ids[name]).scene
+        name: score_model(protocol, truth, replace(model, method=segmenter), scene, ids[name]).scene
         for name, segmenter in compared.items()
     }
     headline = next((key for key in map(protocol.headline_of, scores.values()) if key is not None), None)

@@ -13,9 +13,9 @@ from unified_lift.cli.flags import canonical
 from unified_lift.device import chosen_device
 from unified_lift.editing import script
 from unified_lift.editing.files import save_model
-from unified_lift.editing.scene import ObjectScene, load_object_scene
 from unified_lift.editing.script import Operation
 from unified_lift.errors import UserError
+from unified_lift.modelfolder.inference import TrainedScene, load_model
 from unified_lift.modelfolder.outputs import holds_run, saved_levels, write_text
 from unified_lift.viewer.cameras import saved_cameras
 from unified_lift.viewer.server import Viewer
@@ -57,9 +57,9 @@ def view_main(argv: list[str]) -> int:
     finally:
         viewer.stop()
         for scene, edits in viewer.session.unsaved():
-            path = _beside(scene.source, "_unsaved_edits.yaml")
+            path = _beside(scene.path, "_unsaved_edits.yaml")
             write_text(path, script.dump(edits))
-            print(f"{path}: your unsaved edits; go on with: unified-lift view -m {scene.source} --edits {path}")
+            print(f"{path}: your unsaved edits; go on with: unified-lift view -m {scene.path} --edits {path}")
     return 0
 
 
@@ -72,10 +72,9 @@ def open_viewer(command: ViewCommand) -> Viewer:
     if not 1 <= command.port <= 65_535:
         raise UserError(f"--port must lie in 1..65535, received {command.port}")
     device = chosen_device(command.device)
-    own = load_object_scene(command.model_path, iteration=command.iteration, device=device)
-    further = [
-        load_object_scene(command.model_path, level=name, device=device) for name in saved_levels(command.model_path)
-    ]
+    own = load_model(command.model_path, iteration=command.iteration, device=device)
+    own.require_labels()
+    further = [load_model(command.model_path, level=name, device=device) for name in saved_levels(command.model_path)]
     cameras = saved_cameras(command.model_path)
     levels = sorted([own, *further], key=lambda scene: -len(scene.objects))  # parts first, wholes last
     edits: list[Operation] = []
@@ -100,16 +99,15 @@ def _beside(model_path: Path, ending: str) -> Path:
     return model_path.with_name(model_path.resolve().name + ending)
 
 
-def _saver(command: ViewCommand) -> Callable[[Path, ObjectScene, Sequence[Operation]], Path]:
+def _saver(command: ViewCommand) -> Callable[[Path, TrainedScene, Sequence[Operation]], Path]:
     """Return what writes an edited scene as a model folder; only a folder it has written itself is written again."""
     written: set[Path] = set()
 
-    def save(folder: Path, scene: ObjectScene, edits: Sequence[Operation]) -> Path:
+    def save(folder: Path, scene: TrainedScene, edits: Sequence[Operation]) -> Path:
         place = folder.resolve()
         if holds_run(folder) and place not in written:
             raise UserError(f"{folder}: holds a model already; name a new folder")
-        iteration = command.iteration if scene.source == command.model_path else -1  # further levels have their own
-        save_model(scene, folder, edits=edits, iteration=iteration, overwrite=place in written)
+        save_model(scene, folder, edits=edits, overwrite=place in written)
         written.add(place)
         return folder
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from unified_lift.editing import script
-from unified_lift.editing.scene import ObjectScene
 from unified_lift.editing.script import Operation
 from unified_lift.errors import UserError
+from unified_lift.fileio import write_text
 from unified_lift.modelfolder import outputs
-from unified_lift.modelfolder.labels import GaussianLabels
+from unified_lift.modelfolder.inference import TrainedScene
 
 _HEADER = ("config.yaml", "cfg_args", "cameras.json", "input.ply")
 _OF_THE_UNEDITED = ("results.json", "per_view.json", "evaluation.json", "oracle.json", "report.html", "manifest.json")
@@ -31,62 +27,47 @@ def edits_of(model_path: Path) -> list[Operation]:
     return script.parse(path.read_text(), origin=str(path)) if path.exists() else []
 
 
-def save_model(
-    scene: ObjectScene, out: Path, *, edits: Iterable[Operation], iteration: int = -1, overwrite: bool = False
-) -> None:
+def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], overwrite: bool = False) -> None:
     """Write an edited scene as a model folder: whole, or nothing of it.
 
     Settings, cameras and iteration number are those of the model it was loaded from; `edits.yaml` holds the edits made
     there and those made since.
 
     Args:
-        scene: The scene after the edits, loaded from the model folder `scene.source`.
+        scene: The scene after the edits, loaded from the model folder `scene.path`.
         out: Model folder.
         edits: What was done since it was loaded.
-        iteration: Which saved iteration it was loaded from; -1 = the last.
         overwrite: Replace a model that is there, as train.py --overwrite does; it may be the one it was loaded from.
     Raises:
         UserError: There is a model and no `overwrite`, or something else; or the scene cannot read ids off features.
     """
-    base = scene.source
+    base = scene.path
     _require_free(out, overwrite=overwrite)
     if scene.method is None:
         raise UserError(f"{base}: labels without a trained model; export it instead: unified-lift export")
-    number = outputs.saved_iterations(base)[-1] if iteration == -1 else iteration
     every_edit = [*edits_of(base), *edits]
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        outputs.write_geometry(partial, number, scene.gaussians)
-        labels = labels_of(scene, iteration=number)
-        outputs.write_objects(partial, number, scene.gaussians, scene.method, labels, names=scene.names)
+        outputs.write_geometry(partial, scene.iteration, scene.gaussians)
+        outputs.write_objects(
+            partial,
+            scene.iteration,
+            scene.gaussians,
+            scene.method,
+            scene.require_labels(),
+            names=scene.names,
+            num_views=scene.num_views,
+        )
         for name in _HEADER:
             if (base / name).exists():
                 shutil.copyfile(base / name, partial / name)
-        title = f"# All edits since training, in order; iteration {number}. Done again by: unified-lift edit --script\n"
-        outputs.write_text(partial / outputs.EDITS_FILE, title + script.dump(every_edit))
+        title = f"# All edits since training, in order; iteration {scene.iteration}."
+        title += " Done again by: unified-lift edit --script\n"
+        write_text(partial / outputs.EDITS_FILE, title + script.dump(every_edit))
         _put_in_place(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def labels_of(scene: ObjectScene, *, iteration: int = -1) -> GaussianLabels:
-    """Return the labels as they are saved; an object's views are those the model it came from knows, a copy has none.
-
-    Args:
-        scene: The scene.
-        iteration: Saved iteration of its model; -1 = the last.
-    """
-    base = scene.source
-    number = outputs.saved_iterations(base)[-1] if iteration == -1 else iteration
-    path = outputs.iteration_dir(base, number) / "objects.json"
-    listed = json.loads(path.read_text()) if path.exists() else {}
-    count = 1 + max([int(scene.object_ids.max()), *map(int, listed)])
-    num_views: Tensor = torch.zeros(count, dtype=torch.int64)
-    for object_id, entry in listed.items():
-        num_views[int(object_id)] = entry.get("views", 0)
-    no_areas = torch.zeros_like(num_views)  # they only rank the objects of a scene that has just been trained
-    return GaussianLabels(scene.object_ids.cpu(), scene.confidence.cpu(), no_areas, num_views)
 
 
 def _require_free(out: Path, *, overwrite: bool) -> None:

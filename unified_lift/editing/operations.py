@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from unified_lift.editing.scene import ObjectScene
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0, Gaussians
+from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.modelfolder.labels import GaussianLabels
 from unified_lift.ops.harmonics import rotate_harmonics
 from unified_lift.ops.quaternions import multiply, rotation_from_quaternion
 
@@ -60,7 +61,7 @@ class Rotation:
         return Rotation(axis, math.degrees(2 * math.atan2(sine, abs(w))))
 
 
-def remove(scene: ObjectScene, ids: Sequence[int]) -> ObjectScene:
+def remove(scene: TrainedScene, ids: Sequence[int]) -> TrainedScene:
     """Return the scene without the objects.
 
     Raises:
@@ -68,11 +69,11 @@ def remove(scene: ObjectScene, ids: Sequence[int]) -> ObjectScene:
     """
     gone = scene.mask(list(ids))
     if bool(gone.all()):
-        raise UserError(f"{scene.source}: without {_listed(ids)} nothing is left; keep one object at least")
+        raise UserError(f"{scene.path}: without {_listed(ids)} nothing is left; keep one object at least")
     return _without_stale_names(scene.rows(~gone))
 
 
-def isolate(scene: ObjectScene, ids: Sequence[int]) -> ObjectScene:
+def isolate(scene: TrainedScene, ids: Sequence[int]) -> TrainedScene:
     """Return the scene with nothing but the objects.
 
     Raises:
@@ -81,7 +82,7 @@ def isolate(scene: ObjectScene, ids: Sequence[int]) -> ObjectScene:
     return _without_stale_names(scene.rows(scene.mask(list(ids))))
 
 
-def recolour(scene: ObjectScene, ids: Sequence[int], *, color: Vector, strength: float = 1.0) -> ObjectScene:
+def recolour(scene: TrainedScene, ids: Sequence[int], *, color: Vector, strength: float = 1.0) -> TrainedScene:
     """Return the scene with the objects painted: their mean colour becomes `color`, brighter and darker places stay.
 
     With y the luma of a colour c, c becomes color * (y + 0.1) / (mean y + 0.1); the same linear map acts on the higher
@@ -111,14 +112,14 @@ def recolour(scene: ObjectScene, ids: Sequence[int], *, color: Vector, strength:
 
 
 def move(
-    scene: ObjectScene,
+    scene: TrainedScene,
     ids: Sequence[int],
     *,
     rotation: Rotation | None = None,
     translation: Vector = (0.0, 0.0, 0.0),
     scale: float = 1.0,
     about: str | Vector = CENTROID,
-) -> ObjectScene:
+) -> TrainedScene:
     """Return the scene with the objects moved together: x becomes R scale (x - pivot) + pivot + translation.
 
     Their view-dependent colour turns with them.
@@ -143,7 +144,7 @@ def move(
 
 
 def duplicate(
-    scene: ObjectScene,
+    scene: TrainedScene,
     ids: Sequence[int],
     *,
     rotation: Rotation | None = None,
@@ -151,7 +152,7 @@ def duplicate(
     scale: float = 1.0,
     about: str | Vector = CENTROID,
     new_ids: Sequence[int] | None = None,
-) -> ObjectScene:
+) -> TrainedScene:
     """Return the scene with moved copies of the objects behind all that is there; they are called "copy of ...".
 
     Args:
@@ -176,23 +177,24 @@ def duplicate(
     renamed = scene.object_ids[rows].clone()
     for old, new in zip(ids, fresh, strict=True):
         renamed[scene.object_ids[rows] == old] = new
-    return replace(
-        scene,
+    labels = GaussianLabels(
+        torch.cat([scene.object_ids, renamed]), torch.cat([scene.confidence, scene.confidence[rows]])
+    )
+    return scene.changed(
         gaussians=Gaussians({name: torch.cat([value.detach(), copies[name]]) for name, value in scene.gaussians}),
-        object_ids=torch.cat([scene.object_ids, renamed]),
-        confidence=torch.cat([scene.confidence, scene.confidence[rows]]),
+        labels=labels,
         names=dict(scene.names) | {new: f"copy of {scene.name_of(old)}" for old, new in zip(ids, fresh, strict=True)},
     )
 
 
-def next_ids(scene: ObjectScene, count: int) -> list[int]:
+def next_ids(scene: TrainedScene, count: int) -> list[int]:
     """Return the ids that the next copies take: above all there are, and above those of training, removed or not."""
     trained = scene.method.num_objects if scene.method is not None else 0
     first = max(int(scene.object_ids.max()) + 1, trained)
     return list(range(first, first + count))
 
 
-def rename(scene: ObjectScene, object_id: int, name: str) -> ObjectScene:
+def rename(scene: TrainedScene, object_id: int, name: str) -> TrainedScene:
     """Return the scene with an object called `name`.
 
     Raises:
@@ -201,10 +203,10 @@ def rename(scene: ObjectScene, object_id: int, name: str) -> ObjectScene:
     scene.mask([object_id])
     if not name.strip():
         raise UserError(f"rename: the new name of object {object_id} is empty")
-    return replace(scene, names=dict(scene.names) | {object_id: name.strip()})
+    return scene.changed(names=dict(scene.names) | {object_id: name.strip()})
 
 
-def merge(scene: ObjectScene, ids: Sequence[int]) -> ObjectScene:
+def merge(scene: TrainedScene, ids: Sequence[int]) -> TrainedScene:
     """Return the scene with all of the objects made one: that of the first id, whose name stays.
 
     Raises:
@@ -213,11 +215,11 @@ def merge(scene: ObjectScene, ids: Sequence[int]) -> ObjectScene:
     rows = scene.mask(list(ids))
     object_ids = scene.object_ids.clone()
     object_ids[rows] = ids[0]
-    return _without_stale_names(replace(scene, object_ids=object_ids))
+    return _without_stale_names(scene.changed(labels=GaussianLabels(object_ids, scene.confidence)))
 
 
 def _transformed(
-    scene: ObjectScene, rows: Tensor, rotation: Rotation, translation: Vector, scale: float, about: str | Vector
+    scene: TrainedScene, rows: Tensor, rotation: Rotation, translation: Vector, scale: float, about: str | Vector
 ) -> dict[str, Tensor]:
     """Return the parameters of `rows` that a similarity changes, moved; in float64, so that little is rounded."""
     gaussians = scene.gaussians
@@ -242,7 +244,7 @@ def _transformed(
     return moved
 
 
-def centroid(scene: ObjectScene, ids: Sequence[int]) -> Vector:
+def centroid(scene: TrainedScene, ids: Sequence[int]) -> Vector:
     """Return the middle of objects: the mean of their centres, each by its confidence, so that strays hardly count.
 
     Raises:
@@ -258,15 +260,15 @@ def _centroid(means: Tensor, confidence: Tensor) -> Tensor:
     return (weights[:, None] * means).sum(dim=0) / weights.sum()
 
 
-def _with(scene: ObjectScene, **table: Tensor) -> ObjectScene:
+def _with(scene: TrainedScene, **table: Tensor) -> TrainedScene:
     """Return the scene with some parameters replaced."""
-    return replace(scene, gaussians=Gaussians({name: value.detach() for name, value in scene.gaussians} | table))
+    return scene.changed(gaussians=Gaussians({name: value.detach() for name, value in scene.gaussians} | table))
 
 
-def _without_stale_names(scene: ObjectScene) -> ObjectScene:
+def _without_stale_names(scene: TrainedScene) -> TrainedScene:
     """Return the scene without names of objects that are gone: their ids may be given again."""
     known = scene.objects
-    return replace(scene, names={object_id: name for object_id, name in scene.names.items() if object_id in known})
+    return scene.changed(names={object_id: name for object_id, name in scene.names.items() if object_id in known})
 
 
 def _listed(ids: Sequence[int]) -> str:

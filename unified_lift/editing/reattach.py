@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from unified_lift.editing.scene import ObjectScene
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
+from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.modelfolder.labels import GaussianLabels
 
 MAX_DISTANCE = 3.0
 _MAX_UNKNOWN = 0.5  # of the edited Gaussians; beyond, it is another scene
@@ -30,7 +31,7 @@ class Reattached:
         num_removed: Old Gaussians that no edited one goes back to.
     """
 
-    scene: ObjectScene
+    scene: TrainedScene
     num_same: int
     num_moved: int
     num_near: int
@@ -38,7 +39,7 @@ class Reattached:
     num_removed: int
 
 
-def reattach(edited: Gaussians, scene: ObjectScene, *, max_distance: float = MAX_DISTANCE) -> Reattached:
+def reattach(edited: Gaussians, scene: TrainedScene, *, max_distance: float = MAX_DISTANCE) -> Reattached:
     """Return the edited Gaussians with the labels and features of those they were.
 
     Each goes back to the old Gaussian at its place; else to the one that shares colour and opacity with it to the last
@@ -63,7 +64,7 @@ def reattach(edited: Gaussians, scene: ObjectScene, *, max_distance: float = MAX
     unknown = ~(same | moved | near)
     if unknown.mean() > _MAX_UNKNOWN:
         raise UserError(
-            f"--ply: {int(unknown.sum())} of {len(unknown)} Gaussians are not near any of {scene.source}; is it that "
+            f"--ply: {int(unknown.sum())} of {len(unknown)} Gaussians are not near any of {scene.path}; is it that "
             f"model edited? If all were moved and recoloured, give more than --max_distance {max_distance:g}"
         )
     rows = torch.from_numpy(source).to(scene.object_ids.device)
@@ -71,11 +72,9 @@ def reattach(edited: Gaussians, scene: ObjectScene, *, max_distance: float = MAX
     confidence[torch.from_numpy(unknown)] = 0.0
     ids = scene.object_ids[rows]
     left = set(ids.tolist())
-    labelled = replace(
-        scene,
+    labelled = scene.changed(
         gaussians=Gaussians(edited.state_dict() | {"features": scene.gaussians.features.detach()[rows]}),
-        object_ids=ids,
-        confidence=confidence,
+        labels=GaussianLabels(ids, confidence),
         names={object_id: name for object_id, name in scene.names.items() if object_id in left},
     )
     return Reattached(

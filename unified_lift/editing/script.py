@@ -25,8 +25,8 @@ import yaml
 
 from unified_lift.editing import operations, selection
 from unified_lift.editing.operations import CENTROID, Rotation, Vector
-from unified_lift.editing.scene import ObjectScene
 from unified_lift.errors import UserError
+from unified_lift.modelfolder.inference import TrainedScene
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Remove:
     key: ClassVar[str] = "remove"
     objects: tuple[int, ...]
 
-    def apply(self, scene: ObjectScene) -> ObjectScene:
+    def apply(self, scene: TrainedScene) -> TrainedScene:
         """Return the scene after it."""
         return operations.remove(scene, self.objects)
 
@@ -48,7 +48,7 @@ class Isolate:
     key: ClassVar[str] = "isolate"
     objects: tuple[int, ...]
 
-    def apply(self, scene: ObjectScene) -> ObjectScene:
+    def apply(self, scene: TrainedScene) -> TrainedScene:
         """Return the scene after it."""
         return operations.isolate(scene, self.objects)
 
@@ -60,7 +60,7 @@ class Merge:
     key: ClassVar[str] = "merge"
     objects: tuple[int, ...]
 
-    def apply(self, scene: ObjectScene) -> ObjectScene:
+    def apply(self, scene: TrainedScene) -> TrainedScene:
         """Return the scene after it."""
         return operations.merge(scene, self.objects)
 
@@ -74,7 +74,7 @@ class Clean:
     min_confidence: float = 0.0
     outliers: float = 0.0
 
-    def apply(self, scene: ObjectScene) -> ObjectScene:
+    def apply(self, scene: TrainedScene) -> TrainedScene:
         """Return the scene after it."""
         return selection.clean(scene, self.objects, min_confidence=self.min_confidence, outliers=self.outliers)
 
@@ -88,7 +88,7 @@ class Recolour:
     color: str
     strength: float = 1.0
 
-    def apply(self, scene: ObjectScene) -> ObjectScene:
+    def apply(self, scene: TrainedScene) -> TrainedScene:
         """Return the scene after it."""
         return operations.recolour(scene, self.objects, color=rgb_of(self.color), strength=self.strength)
 
@@ -104,7 +104,7 @@ class Move:
     scale: float = 1.0
     about: str | Vector = CENTROID
 
-    def apply(self, scene: ObjectScene) -> ObjectScene:
+    def apply(self, scene: TrainedScene) -> TrainedScene:
         """Return the scene after it."""
         return operations.move(
             scene,
@@ -128,7 +128,7 @@ class Duplicate:
     about: str | Vector = CENTROID
     new_ids: tuple[int, ...] | None = None
 
-    def apply(self, scene: ObjectScene) -> ObjectScene:
+    def apply(self, scene: TrainedScene) -> TrainedScene:
         """Return the scene after it."""
         return operations.duplicate(
             scene,
@@ -148,7 +148,7 @@ class Rename:
     key: ClassVar[str] = "rename"
     names: tuple[tuple[int, str], ...]
 
-    def apply(self, scene: ObjectScene) -> ObjectScene:
+    def apply(self, scene: TrainedScene) -> TrainedScene:
         """Return the scene after it."""
         for object_id, name in self.names:
             scene = operations.rename(scene, object_id, name)
@@ -224,7 +224,7 @@ def read_operation(entry: Any, where: str) -> Operation:
     return kind(**read)
 
 
-def apply(scene: ObjectScene, edits: Iterable[Operation]) -> ObjectScene:
+def apply(scene: TrainedScene, edits: Iterable[Operation]) -> TrainedScene:
     """Return the scene after all operations, in their order.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -13,11 +12,11 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from unified_lift.editing.scene import ObjectScene
 from unified_lift.errors import UserError
 from unified_lift.metrics.image import quantize_uint8
 from unified_lift.model.render import render
-from unified_lift.modelfolder.labels import segment_by_labels
+from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.modelfolder.labels import GaussianLabels, segment_by_labels
 from unified_lift.types import Camera
 
 _SPACING_NEIGHBOUR = 4  # the distance to the 4th neighbour is how far apart Gaussians of a surface lie
@@ -57,7 +56,9 @@ class TextEncoder(Protocol):
         """Return unit vectors [images, E] and [texts, E] of uint8 RGB pictures of any size and of texts."""
 
 
-def clean(scene: ObjectScene, ids: Sequence[int], *, min_confidence: float = 0.0, outliers: float = 0.0) -> ObjectScene:
+def clean(
+    scene: TrainedScene, ids: Sequence[int], *, min_confidence: float = 0.0, outliers: float = 0.0
+) -> TrainedScene:
     """Return the scene in which Gaussians that hardly belong to the objects have been given to what is next to them.
 
     Args:
@@ -86,32 +87,17 @@ def clean(scene: ObjectScene, ids: Sequence[int], *, min_confidence: float = 0.0
     object_ids, confidence = scene.object_ids.clone(), scene.confidence.clone()
     object_ids[doubtful] = scene.object_ids[others[torch.from_numpy(nearest).to(others.device)]]
     confidence[doubtful] = 0
-    return replace(scene, object_ids=object_ids, confidence=confidence)
+    return scene.changed(labels=GaussianLabels(object_ids, confidence))
 
 
-def object_at(scene: ObjectScene, camera: Camera, u: float, v: float) -> int | None:
-    """Return the object at a pixel, u to the right and v down in corner-origin pixels; None where nothing is.
-
-    It is the one whose Gaussians the pixel shows most, hence the one that an edit would move.
-
-    Raises:
-        UserError: The pixel lies outside the image.
-    """
-    if not (0 <= u < camera.width and 0 <= v < camera.height):
-        raise UserError(f"point {u:g},{v:g} lies outside the image of {camera.width} x {camera.height} pixels")
-    pixel = torch.tensor([[int(u), int(v)]])
-    found = segment_by_labels(scene.gaussians, scene.object_ids, camera, pixels=pixel)
-    return int(found.object_ids[0]) if float(found.confidence[0]) > 0 else None
-
-
-def object_masks(scene: ObjectScene, camera: Camera) -> dict[int, np.ndarray]:
+def object_masks(scene: TrainedScene, camera: Camera) -> dict[int, np.ndarray]:
     """Return object id -> its visible pixels, bool [H, W], of every object seen from a camera."""
     found = segment_by_labels(scene.gaussians, scene.object_ids, camera)
     ids = torch.where(found.confidence > 0, found.object_ids, -1).cpu().numpy()
     return {int(object_id): ids == object_id for object_id in np.unique(ids) if object_id >= 0}
 
 
-def best_views(scene: ObjectScene, cameras: Iterable[Camera]) -> dict[int, BestView]:
+def best_views(scene: TrainedScene, cameras: Iterable[Camera]) -> dict[int, BestView]:
     """Return object id -> the camera that sees most pixels of it, and these pixels; unseen objects are absent."""
     best: dict[int, BestView] = {}
     for index, camera in enumerate(cameras):
@@ -121,7 +107,7 @@ def best_views(scene: ObjectScene, cameras: Iterable[Camera]) -> dict[int, BestV
     return best
 
 
-def objects_like(scene: ObjectScene, object_id: int, *, top: int = 5) -> list[Found]:
+def objects_like(scene: TrainedScene, object_id: int, *, top: int = 5) -> list[Found]:
     """Return the other objects by falling cosine between their mean features and those of `object_id`.
 
     Raises:
@@ -129,7 +115,7 @@ def objects_like(scene: ObjectScene, object_id: int, *, top: int = 5) -> list[Fo
     """
     scene.mask([object_id])
     if not scene.gaussians.feature_dim:
-        raise UserError(f"{scene.source}: has no features, so nothing is like anything; give a lifted model")
+        raise UserError(f"{scene.path}: has no features, so nothing is like anything; give a lifted model")
     values, slots = torch.unique(scene.object_ids, return_inverse=True)
     features = scene.gaussians.features.detach() * scene.confidence[:, None].clamp(min=1e-3)  # unseen ones hardly count
     sums = torch.zeros(len(values), features.shape[1], device=features.device).index_add_(0, slots, features)
@@ -139,7 +125,7 @@ def objects_like(scene: ObjectScene, object_id: int, *, top: int = 5) -> list[Fo
     return sorted(found, key=lambda one: -one.score)[:top]
 
 
-def objects_in_mask(scene: ObjectScene, camera: Camera, mask: np.ndarray) -> list[Found]:
+def objects_in_mask(scene: TrainedScene, camera: Camera, mask: np.ndarray) -> list[Found]:
     """Return the objects that a mask bool [H, W] of a view touches, by falling IoU with their visible pixels."""
     found = []
     for object_id, own in object_masks(scene, camera).items():
@@ -150,7 +136,7 @@ def objects_in_mask(scene: ObjectScene, camera: Camera, mask: np.ndarray) -> lis
 
 
 def objects_by_text(
-    scene: ObjectScene, text: str, cameras: Sequence[Camera], encoder: TextEncoder, *, top: int = 5
+    scene: TrainedScene, text: str, cameras: Sequence[Camera], encoder: TextEncoder, *, top: int = 5
 ) -> list[Found]:
     """Return the objects that words describe, by falling relevancy; those below 0.5 are left out.
 
@@ -179,14 +165,13 @@ def objects_by_text(
 
 @torch.no_grad()
 def crops(
-    scene: ObjectScene, cameras: Sequence[Camera], views: dict[int, BestView]
+    scene: TrainedScene, cameras: Sequence[Camera], views: dict[int, BestView]
 ) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
     """Yield object id, and its cut-out of the rendering with and without what is around it, uint8 RGB."""
-    background = torch.full((3,), float(scene.white_background), device=scene.gaussians.device)
     rendered: dict[int, np.ndarray] = {}
     for object_id, view in views.items():
         if view.camera not in rendered:
-            out = render(scene.gaussians, cameras[view.camera], background=background, with_features=False)
+            out = render(scene.gaussians, cameras[view.camera], background=scene.background, with_features=False)
             rendered[view.camera] = quantize_uint8(out.image.cpu()).numpy()
         image, box = rendered[view.camera], _box(view.mask)
         alone = np.where(view.mask[..., None], image, np.uint8(255 * _GREY))

@@ -1,11 +1,12 @@
-"""Looking at a trained scene: load a model folder and render views of it."""
+"""Looking at a trained scene: load a model folder, render views of it, read the objects of pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,12 +14,13 @@ from torch import Tensor
 from unified_lift.data import load_scene
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
+from unified_lift.fileio import read_json
 from unified_lift.methods.base import Method
 from unified_lift.metrics.prompts import likely_ids
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import render
 from unified_lift.modelfolder import outputs
-from unified_lift.modelfolder.labels import segment_by_labels
+from unified_lift.modelfolder.labels import GaussianLabels, describe_objects, segment_by_labels
 from unified_lift.modelfolder.settings import TrainSettings
 from unified_lift.types import Camera, Scene
 
@@ -26,41 +28,121 @@ _CPU = torch.device("cpu")
 _PIXELS_AT_ONCE = 2**16  # whose probabilities of all objects are in memory together
 
 
-class SavedModel(NamedTuple):
-    """A trained scene as read from its folder.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedScene:
+    """A trained scene. Edits return a new one; tensors are never changed in place.
 
     Attributes:
+        gaussians: The scene, features included if it was lifted.
+        labels: Object of each Gaussian; None where the scene was not lifted, so that it knows no objects. Id 0 is the
+            largest object of a trained scene, usually the background.
+        method: Reads ids off rendered features; None where the scene was not lifted.
+        names: Object id -> name given by the user; others are called `object <id>`.
+        num_views: Object id -> training views that show it; absent for copies.
         settings: What it was trained with.
+        path: Its model folder.
         iteration: Which saved iteration this is.
-        gaussians: The scene.
-        method: Reads ids off features; None where the scene was not lifted.
-        num_codes: Rows of the codebook; 0 where the scene was not lifted.
-        object_ids: Object of each Gaussian, int64 [N], where the scene was edited after the lift: the features of a
-            copy are those of its original, so that only labels tell them apart. Else None.
+        is_edited: Whether objects were changed after training. Then only labels tell them apart, since the features of
+            a copy are those of its original.
     """
 
-    settings: TrainSettings
-    iteration: int
     gaussians: Gaussians
-    method: Method | None
-    num_codes: int
-    object_ids: Tensor | None = None
+    labels: GaussianLabels | None = None
+    method: Method | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
+    num_views: Mapping[int, int] = field(default_factory=dict)
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    path: Path = Path()
+    iteration: int = 0
+    is_edited: bool = False
+
+    def __post_init__(self) -> None:
+        shapes = [] if self.labels is None else [tuple(self.object_ids.shape), tuple(self.confidence.shape)]
+        if any(shape != (len(self),) for shape in shapes):
+            raise ValueError(f"labels must be [{len(self)}], received {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.gaussians)
 
     @property
     def is_lifted(self) -> bool:
-        """Return whether the model knows objects."""
+        """Return whether the features of the scene tell objects apart."""
         return self.method is not None
+
+    def require_labels(self) -> GaussianLabels:
+        """Return the labels.
+
+        Raises:
+            UserError: The scene was not lifted, so it knows no objects.
+        """
+        if self.labels is None:
+            raise UserError(
+                f"{self.path}: this model knows no objects; lift it: train.py with masks and --lift_iterations"
+            )
+        return self.labels
+
+    @property
+    def object_ids(self) -> Tensor:
+        """Return the object of each Gaussian, int64 [N]; a UserError where the scene was not lifted."""
+        return self.require_labels().object_ids
+
+    @property
+    def confidence(self) -> Tensor:
+        """Return how sure each label is, in [0, 1], [N]; a UserError where the scene was not lifted."""
+        return self.require_labels().confidence
+
+    @property
+    def background(self) -> Tensor:
+        """Return the colour behind all Gaussians, white or black, [3]."""
+        return torch.full((3,), float(self.settings.geometry.white_background), device=self.gaussians.device)
+
+    @cached_property
+    def objects(self) -> dict[int, int]:
+        """Return object id -> number of its Gaussians, rising ids."""
+        ids, counts = torch.unique(self.object_ids, return_counts=True)
+        return dict(zip(ids.tolist(), counts.tolist(), strict=True))
+
+    def name_of(self, object_id: int) -> str:
+        """Return what the object is called."""
+        return self.names.get(object_id, f"object {object_id}")
+
+    def described(self) -> dict[int, dict[str, Any]]:
+        """Return id -> {name, count, color, bbox, centroid, views, score} of every object, see `describe_objects`."""
+        return describe_objects(self.gaussians, self.require_labels(), names=self.names, num_views=self.num_views)
+
+    def mask(self, object_ids: list[int]) -> Tensor:
+        """Return which Gaussians belong to one of the objects, bool [N].
+
+        Raises:
+            UserError: An id that no Gaussian has.
+        """
+        known = self.objects
+        for object_id in object_ids:
+            if object_id not in known:
+                listed = ", ".join(map(str, list(known)[:20])) + (" ..." if len(known) > 20 else "")
+                raise UserError(f"{self.path}: no object {object_id}; there are {listed}")
+        return torch.isin(self.object_ids, torch.tensor(object_ids, device=self.object_ids.device))
+
+    def rows(self, chosen: Tensor) -> TrainedScene:
+        """Return the scene with only the Gaussians of `chosen`, bool [N] or indices."""
+        table = {name: value.detach()[chosen] for name, value in self.gaussians}
+        labels = GaussianLabels(self.object_ids[chosen], self.confidence[chosen])
+        return replace(self, gaussians=Gaussians(table), labels=labels)
+
+    def changed(self, **changes: Any) -> TrainedScene:
+        """Return the scene as an edit leaves it."""
+        return replace(self, is_edited=True, **changes)
 
 
 class RenderedView(NamedTuple):
-    """What a model shows from one camera.
+    """What a scene shows from one camera.
 
     Attributes:
         image: Colour, not clamped, [H, W, 3].
-        object_ids: Codebook row of every pixel, int64 [H, W]; None where the scene was not lifted. In an edited scene
-            the object with most of the blending weight.
-        confidence: Association of that row, in [0, 1], [H, W]; None where the scene was not lifted. In an edited scene
-            that object's share of the blending weight.
+        object_ids: Object of every pixel, int64 [H, W]; None where the scene was not lifted. In an edited scene the
+            object with most of the blending weight.
+        confidence: Association of that object, in [0, 1], [H, W]; None where the scene was not lifted. In an edited
+            scene that object's share of the blending weight.
         alpha: Accumulated opacity in [0, 1], [H, W].
         depth: Mean camera depth in world units, 0 where nothing is, [H, W].
     """
@@ -72,34 +154,57 @@ class RenderedView(NamedTuple):
     depth: Tensor
 
 
-def load_model(model_path: Path, *, iteration: int = -1, device: torch.device = _CPU) -> SavedModel:
+def load_model(model_path: Path, *, level: str = "", iteration: int = -1, device: torch.device = _CPU) -> TrainedScene:
     """Return the trained scene in a model folder.
 
     Args:
         model_path: Model folder.
+        level: Name of a further granularity of objects (train.py --levels); "" = the model's own.
         iteration: Saved iteration; -1 = the last.
         device: Where it is to be rendered.
     Raises:
-        UserError: The folder holds no run, nothing is saved, or not that iteration.
+        UserError: The folder holds no run, no such level or iteration, or files that are damaged.
     """
+    if level:
+        known = outputs.saved_levels(model_path)
+        if level not in known:
+            raise UserError(
+                f"{model_path}: no level {level}; there are {', '.join(known) or 'none (train.py --levels)'}"
+            )
+        model_path = outputs.level_dir(model_path, level)
     settings = outputs.read_run_settings(model_path)
     gaussians, state = outputs.read_model(model_path, iteration)
     number = outputs.saved_iterations(model_path)[-1] if iteration == -1 else iteration
     gaussians = gaussians.to(device)
     gaussians.freeze_geometry()
+    model = TrainedScene(gaussians=gaussians, settings=settings, path=model_path, iteration=number)
     if state is None:
-        return SavedModel(settings, number, gaussians, None, 0)
+        return model
     method = settings.build_method(zero_id="ignore")  # zero_id matters to training only
     method.load_object_state(state)
     method.to(device)
+    labels = GaussianLabels(*(value.to(device) for value in outputs.read_labels(model_path, number)))
+    names, num_views = _listed_objects(outputs.iteration_dir(model_path, number) / "objects.json")
     is_edited = (model_path / outputs.EDITS_FILE).exists()
-    labels = outputs.read_labels(model_path, number)[0].to(device) if is_edited else None
-    return SavedModel(settings, number, gaussians, method, method.num_objects, labels)
+    return replace(model, method=method, labels=labels, names=names, num_views=num_views, is_edited=is_edited)
+
+
+def _listed_objects(path: Path) -> tuple[dict[int, str], dict[int, int]]:
+    """Return the names that differ from the default ones, and in how many views each object is seen."""
+    if not path.exists():
+        return {}, {}
+    listed = read_json(path)
+    try:
+        names = {int(key): str(entry["name"]) for key, entry in listed.items()}
+        num_views = {int(key): int(entry.get("views", 0)) for key, entry in listed.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a list of objects ({error}); train or --resume again") from None
+    return {object_id: name for object_id, name in names.items() if name != f"object {object_id}"}, num_views
 
 
 def open_model(
     model_path: Path, *, iteration: int, source_path: Path | None, device: torch.device
-) -> tuple[SavedModel, Scene]:
+) -> tuple[TrainedScene, Scene]:
     """Return a trained scene and the views it was trained on, split as then; their initial points are placeholders.
 
     Args:
@@ -113,7 +218,7 @@ def open_model(
     model = load_model(model_path, iteration=iteration, device=device)
     if source_path is not None:
         moved = replace(model.settings.data, source_path=source_path)
-        model = model._replace(settings=replace(model.settings, data=moved))
+        model = replace(model, settings=replace(model.settings, data=moved))
     return model, views_of(model.settings.data)
 
 
@@ -130,41 +235,32 @@ def views_of(data: DataSettings) -> Scene:
 
 
 @torch.no_grad()
-def render_view(model: SavedModel, camera: Camera) -> RenderedView:
-    """Return what the model shows from a camera, as tensors on the CPU.
+def render_view(model: TrainedScene, camera: Camera) -> RenderedView:
+    """Return what a scene shows from a camera, as tensors on the CPU.
 
-    Source: Eq. 2 on the rendered feature of each pixel; where the scene was edited, votes of its Gaussians.
+    Source: Eq. 2 on the rendered feature of each pixel; where the scene was edited, label voting of its Gaussians.
     """
-    device = model.gaussians.device
-    background = torch.ones(3, device=device) if model.settings.geometry.white_background else None
-    by_features = model.is_lifted and model.object_ids is None
-    out = render(model.gaussians, camera, background=background, with_features=by_features)
+    by_features = model.method is not None and not model.is_edited
+    out = render(model.gaussians, camera, background=model.background, with_features=by_features)
     depth = torch.where(out.alpha > 0, out.depth / out.alpha.clamp(min=1e-6), 0.0)
-    if model.method is None:
-        ids, confidence = None, None
-    elif model.object_ids is not None:
+    ids, confidence = None, None
+    if model.is_edited:
         ids, confidence = segment_by_labels(model.gaussians, model.object_ids, camera)
-    else:
+    elif model.method is not None:
         ids, confidence = model.method.segment(out.features)
     maps = (out.image, ids, confidence, out.alpha, depth)
     return RenderedView(*(None if value is None else value.cpu() for value in maps))
 
 
-def render_views(model: SavedModel, cameras: Iterable[Camera]) -> Iterator[RenderedView]:
-    """Yield what the model shows from each camera, one at a time so that memory stays small."""
-    for camera in cameras:
-        yield render_view(model, camera)
-
-
 @torch.no_grad()
-def segment_view(model: SavedModel, camera: Camera, methods: Mapping[str, Method]) -> dict[str, Tensor]:
-    """Return the object ids that each of several methods reads off one rendering of the model, int64 [H, W]."""
+def segment_view(model: TrainedScene, camera: Camera, methods: Mapping[str, Method]) -> dict[str, Tensor]:
+    """Return the object ids that each of several methods reads off one rendering of a scene, int64 [H, W]."""
     features = render(model.gaussians, camera, with_features=True).features
     return {name: method.segment(features).object_ids.cpu() for name, method in methods.items()}
 
 
 @torch.no_grad()
-def render_likely_ids(model: SavedModel, camera: Camera, *, threshold: float) -> Tensor:
+def render_likely_ids(model: TrainedScene, camera: Camera, *, threshold: float) -> Tensor:
     """Return the object ids whose association is above the threshold at each pixel, int32 [H, W, K], -1 = none.
 
     Raises:
@@ -176,3 +272,18 @@ def render_likely_ids(model: SavedModel, camera: Camera, *, threshold: float) ->
     parts = features.reshape(-1, features.shape[-1]).split(_PIXELS_AT_ONCE)
     likely = torch.cat([likely_ids(model.method.association(part), threshold=threshold).cpu() for part in parts])
     return likely.view(*features.shape[:-1], -1)
+
+
+def object_at(model: TrainedScene, camera: Camera, u: float, v: float) -> int | None:
+    """Return the object at a pixel, u to the right and v down in corner-origin pixels; None where nothing is.
+
+    It is the one whose Gaussians the pixel shows most, hence the one that an edit would move.
+
+    Raises:
+        UserError: The pixel lies outside the image.
+    """
+    if not (0 <= u < camera.width and 0 <= v < camera.height):
+        raise UserError(f"point {u:g},{v:g} lies outside the image of {camera.width} x {camera.height} pixels")
+    pixel = torch.tensor([[int(u), int(v)]])
+    found = segment_by_labels(model.gaussians, model.object_ids, camera, pixels=pixel)
+    return int(found.object_ids[0]) if float(found.confidence[0]) > 0 else None

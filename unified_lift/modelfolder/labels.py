@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,19 +20,29 @@ _MIN_VOTE_WEIGHT = 1e-3  # a thinner share of a pixel says nothing about a Gauss
 _MAX_VOTES = 2**28  # 1 GiB
 
 
-class GaussianLabels(NamedTuple):
-    """Labels of the Gaussians.
+@dataclass(frozen=True, eq=False)
+class GaussianLabels:
+    """Which object each Gaussian belongs to.
 
     Attributes:
-        object_ids: Code of each Gaussian, int64 [N].
+        object_ids: Object of each Gaussian, int64 [N].
         confidence: Share of its blending weight that agrees, in [0, 1]; 0 where no camera sees it, [N].
-        areas: Pixels of each code over the cameras, int64 [L].
-        num_views: Cameras in which each code wins a pixel, int64 [L].
-        features: What Gaussians get in place of their features, [N, D]; None where they keep them.
     """
 
     object_ids: Tensor
     confidence: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Labelling(GaussianLabels):
+    """What label voting over views finds.
+
+    Attributes:
+        areas: Pixels of each object over the cameras, int64 [L].
+        num_views: Cameras in which each object wins a pixel, int64 [L].
+        features: What Gaussians get in place of their features, [N, D]; None where they keep them.
+    """
+
     areas: Tensor
     num_views: Tensor
     features: Tensor | None = None
@@ -40,7 +51,7 @@ class GaussianLabels(NamedTuple):
 @torch.no_grad()
 def label_gaussians(
     gaussians: Gaussians, method: Method, cameras: Sequence[Camera], *, max_votes: int = _MAX_VOTES
-) -> GaussianLabels:
+) -> Labelling:
     """Return labels of all Gaussians by votes of the pixels they blend into.
 
     Every pixel gives its code to the Gaussians in front of it, in proportion to their blending weights: only blends of
@@ -86,7 +97,7 @@ def label_gaussians(
     object_ids[unseen] = method.segment(gaussians.features[unseen]).object_ids
     if mixed is not None:
         mixed = torch.where(mixed[:, -1:] > 0, mixed[:, :-1] / mixed[:, -1:], codes[object_ids])
-    return GaussianLabels(object_ids, torch.where(unseen, 0.0, best / total), areas, num_views, mixed)
+    return Labelling(object_ids, torch.where(unseen, 0.0, best / total), areas, num_views, mixed)
 
 
 def _add_votes(votes: Tensor, weights: PixelWeights, columns: Tensor) -> None:
@@ -96,13 +107,13 @@ def _add_votes(votes: Tensor, weights: PixelWeights, columns: Tensor) -> None:
     votes.view(-1).index_add_(0, index.add_(weights.gaussian_ids, alpha=votes.shape[1]), weights.weights)
 
 
-def by_falling_area(method: Method, labels: GaussianLabels) -> GaussianLabels:
+def by_falling_area(method: Method, labels: Labelling) -> Labelling:
     """Renumber the objects of `method` and `labels` by falling area, so that id 0 is usually the background."""
     order = torch.argsort(labels.areas, descending=True, stable=True)
     method.reorder(order)
     new_id = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return labels._replace(
-        object_ids=new_id[labels.object_ids], areas=labels.areas[order], num_views=labels.num_views[order]
+    return replace(
+        labels, object_ids=new_id[labels.object_ids], areas=labels.areas[order], num_views=labels.num_views[order]
     )
 
 
@@ -147,29 +158,34 @@ def segment_by_labels(
 
 
 def describe_objects(
-    gaussians: Gaussians, labels: GaussianLabels, names: Mapping[int, str] | None = None
-) -> dict[str, dict]:
+    gaussians: Gaussians,
+    labels: GaussianLabels,
+    *,
+    names: Mapping[int, str] | None = None,
+    num_views: Mapping[int, int] | None = None,
+) -> dict[int, dict[str, Any]]:
     """Return id -> {name, count, color, bbox, centroid, views, score} of every object with a Gaussian.
 
     An object without an entry in `names` is called `object <id>`. Colour is the mean SH degree 0 colour, 0..255; bbox
-    is [min, max] of the centres that some camera saw; score is the mean confidence.
+    is [min, max] of the centres that some camera saw; score is the mean confidence. `views` is left out without
+    `num_views`.
     """
     means = gaussians.means.detach().cpu().numpy()
     colors = (gaussians.sh0.detach()[:, 0] * SH_C0 + 0.5).clamp(0, 1).cpu().numpy() * 255
-    ids, confidence = labels.object_ids.numpy(), labels.confidence.numpy()
+    ids, confidence = labels.object_ids.cpu().numpy(), labels.confidence.cpu().numpy()
     order = np.argsort(ids, kind="stable")
     objects = {}
     for rows in np.split(order, np.flatnonzero(np.diff(ids[order])) + 1):
-        code = int(ids[rows[0]])
-        seen = rows[confidence[rows] > 0]  # strays that nobody saw lie anywhere
+        object_id = int(ids[rows[0]])
+        seen = rows[confidence[rows] > 0]  # Gaussians that no camera saw may lie anywhere
         place = means[seen if len(seen) else rows]
-        objects[str(code)] = {
-            "name": (names or {}).get(code, f"object {code}"),
+        objects[object_id] = {
+            "name": (names or {}).get(object_id, f"object {object_id}"),
             "count": len(rows),
             "color": [int(c) for c in colors[rows].mean(axis=0).round()],
             "bbox": [place.min(axis=0).tolist(), place.max(axis=0).tolist()],
             "centroid": place.mean(axis=0).tolist(),
-            "views": int(labels.num_views[code]),
+            **({} if num_views is None else {"views": num_views.get(object_id, 0)}),
             "score": round(float(confidence[rows].mean()), 4),
         }
     return objects

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import unified_lift
 from unified_lift.errors import UserError
-from unified_lift.fileio import write_text
+from unified_lift.fileio import replacing, write_json, write_text
 from unified_lift.methods.base import Method
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.ply import read_gaussians, write_gaussians, write_points
@@ -103,7 +103,9 @@ def write_objects(
     gaussians: Gaussians,
     method: Method,
     labels: GaussianLabels,
+    *,
     names: Mapping[int, str] | None = None,
+    num_views: Mapping[int, int],
 ) -> None:
     """Write what reads ids off features, per-Gaussian labels, object list, and the PLY that other programs read.
 
@@ -111,25 +113,22 @@ def write_objects(
     which Gaussian Grouping's scripts read.
     """
     folder = iteration_dir(model_path, iteration)
-    labels = GaussianLabels(*(None if value is None else value.cpu() for value in labels))
-    torch.save(snapshot(method.object_state()), folder / "classifier.pth.partial")
-    (folder / "classifier.pth.partial").replace(folder / "classifier.pth")
+    with replacing(folder / "classifier.pth") as partial:
+        torch.save(snapshot(method.object_state()), partial)
     write_labels(folder / "segmentation.npz", labels.object_ids, labels.confidence, gaussians.features)
-    write_text(folder / "objects.json", json.dumps(describe_objects(gaussians, labels, names), indent=1))
-    write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=labels.object_ids.numpy())
+    write_json(folder / "objects.json", describe_objects(gaussians, labels, names=names, num_views=num_views))
+    write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=labels.object_ids.cpu().numpy())
 
 
 def write_labels(path: Path, object_ids: torch.Tensor, confidence: torch.Tensor, features: torch.Tensor) -> None:
     """Write segmentation.npz whole or not at all: object_id int32, confidence float16 [N], feature float16 [N, D]."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with replacing(path) as partial, open(partial, "wb") as file:
         np.savez(  # uncompressed: features hardly shrink, and half a million Gaussians would take a second longer
             file,
             object_id=object_ids.cpu().numpy().astype(np.int32),
             confidence=confidence.cpu().numpy().astype(np.float16),
             feature=features.detach().cpu().numpy().astype(np.float16),
         )
-    partial.replace(path)
 
 
 def read_model(model_path: Path, iteration: int) -> tuple[Gaussians, Any]:

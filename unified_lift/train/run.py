@@ -272,7 +272,8 @@ class Trainer:
             labels = by_falling_area(self.method, label_gaussians(self.gaussians, self.method, cameras))
             if labels.features is not None:
                 self.gaussians.set("features", self._sharpened(labels.features))
-            outputs.write_objects(model, iteration, self.gaussians, self.method, labels)
+            num_views = dict(enumerate(labels.num_views.tolist()))
+            outputs.write_objects(model, iteration, self.gaussians, self.method, labels, num_views=num_views)
         if self.profile:
             outputs.write_text(model / "profile.json", json.dumps(self.profile, indent=1))
         self._note_memory("finish")

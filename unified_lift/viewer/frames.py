@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unified_lift.editing.scene import ObjectScene
 from unified_lift.evaluation.pictures import object_colors, uncertainty_picture
 from unified_lift.metrics.image import quantize_uint8
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import render
+from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.types import Camera
 
 Mode = Literal["rgb", "ids", "features", "uncertainty"]
@@ -42,7 +42,7 @@ class FeatureColors:
     Being linear, it may be applied to Gaussians instead of pixels, so that only three numbers need be blended.
     """
 
-    def __init__(self, scene: ObjectScene) -> None:
+    def __init__(self, scene: TrainedScene) -> None:
         """Choose the directions by the mean features of the objects, so that a large one counts no more than others."""
         features = scene.gaussians.features.detach().float()
         known, index = torch.unique(scene.object_ids, return_inverse=True)
@@ -67,10 +67,10 @@ class Painter:
     def __init__(self, feature_colors: FeatureColors) -> None:
         """Take the colours of mode `features`, the same whatever is edited."""
         self._feature_colors = feature_colors
-        self._kept: tuple[ObjectScene, Mode, int | None, Gaussians] | None = None
+        self._kept: tuple[TrainedScene, Mode, int | None, Gaussians] | None = None
 
     @torch.no_grad()
-    def paint(self, scene: ObjectScene, camera: Camera, *, mode: Mode, selected: int | None = None) -> np.ndarray:
+    def paint(self, scene: TrainedScene, camera: Camera, *, mode: Mode, selected: int | None = None) -> np.ndarray:
         """Return a frame, uint8 [H, W, 3].
 
         Args:
@@ -80,8 +80,7 @@ class Painter:
                 dark = every vote was for the object, bright = few.
             selected: Object that is outlined where it is in front.
         """
-        device = scene.object_ids.device
-        background = torch.full((3,), float(scene.white_background), device=device)
+        background = scene.background
         gaussians = self._dressed(scene, mode, selected)
         out = render(gaussians, camera, background=background, with_features=gaussians.feature_dim > 0)
         extra, empty = out.features, 1 - out.alpha[..., None]
@@ -97,7 +96,7 @@ class Painter:
             return frame
         return outlined(frame, (extra[..., -1] > 0.5).cpu().numpy())
 
-    def _dressed(self, scene: ObjectScene, mode: Mode, selected: int | None) -> Gaussians:
+    def _dressed(self, scene: TrainedScene, mode: Mode, selected: int | None) -> Gaussians:
         """Return the Gaussians with the columns that the mode and the outline need in place of their features."""
         kept = self._kept
         if kept is not None and kept[0] is scene and kept[1:3] == (mode, selected):

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unified_lift.editing.scene import ObjectScene
 from unified_lift.editing.script import Operation
-from unified_lift.editing.selection import object_at
 from unified_lift.errors import UserError
 from unified_lift.evaluation.video import FPS, write_video
+from unified_lift.modelfolder.inference import TrainedScene, object_at
 from unified_lift.types import Camera
 from unified_lift.viewer.cameras import start_view, window_camera
 from unified_lift.viewer.frames import MODES, FeatureColors, Frame, FrameLoop, Painter
@@ -65,7 +64,7 @@ class Viewer:
         host: str,
         port: int,
         save_to: Path,
-        write: Callable[[Path, ObjectScene, Sequence[Operation]], Path],
+        write: Callable[[Path, TrainedScene, Sequence[Operation]], Path],
         share: bool = False,
     ) -> None:
         """Start serving.
@@ -325,7 +324,7 @@ class Viewer:
             self._filming.release()
 
     def _film_frames(
-        self, painter: Painter, scene: ObjectScene, cameras: Sequence[Camera], mode: Any
+        self, painter: Painter, scene: TrainedScene, cameras: Sequence[Camera], mode: Any
     ) -> Iterator[np.ndarray]:
         for index, camera in enumerate(cameras):
             if self._stopping:

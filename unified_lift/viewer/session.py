@@ -13,9 +13,9 @@ import torch
 
 from unified_lift.editing import script
 from unified_lift.editing.operations import CENTROID, Rotation, Vector, next_ids
-from unified_lift.editing.scene import ObjectScene
 from unified_lift.editing.script import Duplicate, Move, Operation, Recolour, Remove, Rename
 from unified_lift.errors import UserError
+from unified_lift.modelfolder.inference import TrainedScene
 
 _DIGITS = 6  # of numbers in the script: more than a hand can place, few enough to read
 _EXTENT = (0.05, 0.95)  # quantiles between which an object counts as wide: strays are left out
@@ -35,8 +35,8 @@ class ObjectEntry(NamedTuple):
 class _Level:
     """One labelling of the scene and what was done to it."""
 
-    original: ObjectScene
-    edited: ObjectScene
+    original: TrainedScene
+    edited: TrainedScene
     done: list[Operation] = field(default_factory=list)
     undone: list[Operation] = field(default_factory=list)
     saved: list[Operation] = field(default_factory=list)
@@ -45,10 +45,10 @@ class _Level:
 
 
 class _Shown(NamedTuple):
-    edited: ObjectScene
+    edited: TrainedScene
     preview: Operation | None
     hidden: frozenset[int]
-    scene: ObjectScene
+    scene: TrainedScene
 
 
 class Session:
@@ -58,7 +58,7 @@ class Session:
     the scene as it was opened, so that undoing is leaving out the last one and a saved script replays exactly.
     """
 
-    def __init__(self, levels: Sequence[ObjectScene], *, level: int = 0, edits: Sequence[Operation] = ()) -> None:
+    def __init__(self, levels: Sequence[TrainedScene], *, level: int = 0, edits: Sequence[Operation] = ()) -> None:
         """Open a scene.
 
         Args:
@@ -82,22 +82,22 @@ class Session:
     # ---- what there is ----
 
     @property
-    def scene(self) -> ObjectScene:
+    def scene(self) -> TrainedScene:
         """Return the scene after all edits, hidden objects included: what is saved."""
         return self._level.edited
 
     @property
-    def original(self) -> ObjectScene:
+    def original(self) -> TrainedScene:
         """Return the scene as it was opened."""
         return self._level.original
 
     @property
-    def originals(self) -> tuple[ObjectScene, ...]:
+    def originals(self) -> tuple[TrainedScene, ...]:
         """Return the scene as it was opened, at every level."""
         return tuple(level.original for level in self._levels)
 
     @property
-    def shown(self) -> ObjectScene:
+    def shown(self) -> TrainedScene:
         """Return what is on the screen: edits and the one being tried, without hidden objects."""
         with self._lock:
             level = self._level
@@ -140,7 +140,7 @@ class Session:
         """Return whether there are edits that are not saved."""
         return bool(self.unsaved())
 
-    def unsaved(self) -> list[tuple[ObjectScene, tuple[Operation, ...]]]:
+    def unsaved(self) -> list[tuple[TrainedScene, tuple[Operation, ...]]]:
         """Return the scene, as it was opened, and the edits of every level whose edits are not saved."""
         return [(level.original, tuple(level.done)) for level in self._levels if level.done != level.saved]
 
@@ -280,7 +280,7 @@ class Session:
                 level.done.append(level.undone.pop())
                 self._replay()
 
-    def save(self, write: Callable[[ObjectScene, Sequence[Operation]], Path]) -> Path:
+    def save(self, write: Callable[[TrainedScene, Sequence[Operation]], Path]) -> Path:
         """Let `write` store the edited scene and its edits; return where it did. From then on nothing is unsaved.
 
         Raises:
@@ -303,7 +303,7 @@ class Session:
     def _means(self, object_id: int) -> torch.Tensor:
         return self.scene.gaussians.means.detach()[self.scene.mask([object_id])].double().cpu()
 
-    def _tried(self, preview: Operation | None) -> ObjectScene:
+    def _tried(self, preview: Operation | None) -> TrainedScene:
         edited = self._level.edited
         try:
             return edited if preview is None else preview.apply(edited)

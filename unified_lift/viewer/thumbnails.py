@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import torch
 
-from unified_lift.editing.scene import ObjectScene
 from unified_lift.metrics.image import quantize_uint8
 from unified_lift.model.render import render
+from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.ops.cameras import look_at, project
 from unified_lift.types import Camera
 
@@ -32,7 +32,7 @@ class Thumbnails:
         self._cameras = list(cameras)
         self._kept: dict[int, tuple[tuple[int, float], bytes]] = {}
 
-    def jpegs(self, scene: ObjectScene, object_ids: Sequence[int]) -> dict[int, bytes]:
+    def jpegs(self, scene: TrainedScene, object_ids: Sequence[int]) -> dict[int, bytes]:
         """Return JPEG files of objects of the scene."""
         looks = _looks(scene)
         for object_id in object_ids:
@@ -46,7 +46,7 @@ class Thumbnails:
 
 
 @torch.no_grad()
-def thumbnail(part: ObjectScene, cameras: Sequence[Camera]) -> np.ndarray:
+def thumbnail(part: TrainedScene, cameras: Sequence[Camera]) -> np.ndarray:
     """Return a picture of a scene of one object, uint8 [66, 88, 3].
 
     The camera is the one in whose picture the object is largest among those that have its centre in view (else the
@@ -83,7 +83,7 @@ def _turns(camera: Camera, point: np.ndarray, up: np.ndarray) -> bool:
     return bool(length > 1e-9 and np.linalg.norm(np.cross(forward / length, up)) > 1e-2)
 
 
-def _looks(scene: ObjectScene) -> dict[int, tuple[int, float]]:
+def _looks(scene: TrainedScene) -> dict[int, tuple[int, float]]:
     """Return object -> (count, sum of its base colours and opacities): equal where a picture of it would be."""
     known, index = torch.unique(scene.object_ids, return_inverse=True)
     gaussians = scene.gaussians

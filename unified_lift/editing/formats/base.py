@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unified_lift.editing.scene import ObjectScene
 from unified_lift.errors import UserError
+from unified_lift.modelfolder.inference import TrainedScene
 
 BACKGROUND_ID = 0  # objects are numbered by falling area
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -26,7 +26,7 @@ class Part:
     """
 
     stem: str
-    scene: ObjectScene
+    scene: TrainedScene
     is_whole: bool
 
 
@@ -45,7 +45,7 @@ class Format:
     write: Callable[[Path, Part], None]
 
 
-def check_wanted(scene: ObjectScene, wanted: Sequence[str]) -> list[tuple[str, int | None]]:
+def check_wanted(scene: TrainedScene, wanted: Sequence[str]) -> list[tuple[str, int | None]]:
     """Return (stem, object id) of each part asked for, once each; the id is None for the whole scene.
 
     Args:
@@ -60,7 +60,7 @@ def check_wanted(scene: ObjectScene, wanted: Sequence[str]) -> list[tuple[str, i
             chosen["scene"] = None
         elif word == "background":
             if BACKGROUND_ID not in scene.objects:
-                raise UserError(f"--objects background: {scene.source} has no object {BACKGROUND_ID}; it was removed")
+                raise UserError(f"--objects background: {scene.path} has no object {BACKGROUND_ID}; it was removed")
             chosen["background"] = BACKGROUND_ID
         elif word == "all":
             chosen |= {f"object_{object_id}": object_id for object_id in scene.objects if object_id != BACKGROUND_ID}
@@ -70,12 +70,12 @@ def check_wanted(scene: ObjectScene, wanted: Sequence[str]) -> list[tuple[str, i
         else:
             raise UserError(f"--objects {word}: expected object ids, all, background or scene")
     if not chosen:
-        raise UserError(f"--objects {' '.join(wanted)}: {scene.source} has no object but the background")
+        raise UserError(f"--objects {' '.join(wanted)}: {scene.path} has no object but the background")
     return list(chosen.items())
 
 
 def make_parts(
-    scene: ObjectScene, chosen: Iterable[tuple[str, int | None]], *, min_confidence: float = 0.0
+    scene: TrainedScene, chosen: Iterable[tuple[str, int | None]], *, min_confidence: float = 0.0
 ) -> Iterator[Part | str]:
     """Yield the parts, one at a time so that only one is in memory; the stem alone where nothing is left of one.
 

@@ -40,7 +40,7 @@ def first_view(part: Part, positions: np.ndarray) -> Viewpoint:
     middle = np.median(positions, axis=0)
     distances = np.linalg.norm(positions - middle, axis=1)
     radius = max(float(np.quantile(distances, _BULK)), 1e-6)
-    path = part.scene.source / "cameras.json"
+    path = part.scene.path / "cameras.json"
     try:
         cameras = json.loads(path.read_text()) if path.is_file() else []
         places = np.array([camera["position"] for camera in cameras], np.float64).reshape(-1, 3)
@@ -69,12 +69,12 @@ def write_html(folder: Path, part: Part) -> None:
     if len(ids) > 2**16:
         raise UserError(f"--format html: {len(ids)} objects; a page can list {2**16}, export fewer with --objects")
     described = {
-        "title": f"{scene.source.name} {part.stem}".strip(),
+        "title": f"{scene.path.name} {part.stem}".strip(),
         "objects": [
             {"id": code, "name": scene.name_of(code), "color": color}
             for code, color in zip(ids.tolist(), object_colors(ids.clip(min=0)).tolist())
         ],
-        "background": [1, 1, 1] if scene.white_background else [0, 0, 0],
+        "background": [1, 1, 1] if scene.settings.geometry.white_background else [0, 0, 0],
         "eye": view.eye.tolist(),
         "target": view.target.tolist(),
         "up": view.up.tolist(),

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from diff_gaussian_rasterization import TrainingStep
+from diff_gaussian_rasterization import photometric_loss
 
 from tests.train.test_training import SHORT, assert_same_state, final_state, settings_for
 from unified_lift.errors import UserError
@@ -188,19 +188,17 @@ def test_half_written_checkpoint_of_a_killed_run_is_removed(tmp_path, scene):
 
 def poison(monkeypatch, *, call, gradient_only=False):
     """Make the photometric loss, or only its gradient, NaN at the given call, counted from 0."""
-    forward, calls = TrainingStep.forward, []
+    calls = []
 
-    def poisoned(self, *arguments, **options):
-        loss, features = forward(self, *arguments, **options)
+    def poisoned(image, *arguments, **options):
         calls.append(1)
         if len(calls) != call + 1:
-            return loss, features
-        if not gradient_only:
-            return loss * float("nan"), features
-        self._current.out.image.register_hook(lambda gradient: gradient * float("nan"))
-        return loss, features
+            return photometric_loss(image, *arguments, **options)
+        if gradient_only:
+            image.register_hook(lambda gradient: gradient * float("nan"))
+        return photometric_loss(image, *arguments, **options) * (1 if gradient_only else float("nan"))
 
-    monkeypatch.setattr(TrainingStep, "forward", poisoned)
+    monkeypatch.setattr(geometry, "photometric_loss", poisoned)
 
 
 @pytest.mark.parametrize(("log_interval", "checkpoint_interval"), [(5, 0), (50, 0), (50, 4), (50, 9)])

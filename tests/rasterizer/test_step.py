@@ -34,31 +34,35 @@ def start(seed, *, num=300, degree=3, bands=16, dim=0, width=37, height=29, devi
         for i, (name, value) in enumerate((parameters | features).items())
     }
     target = torch.randint(0, 256, (height, width, 3), generator=g, dtype=torch.uint8)
-    scene = {"viewmat": x.viewmats[0], "K": x.Ks[0], "target": target}
+    scene = {"viewmat": x.viewmats[0], "K": x.Ks[0]}
     moved = {name: value.clone().to(device) for name, value in (parameters | features).items()}
     adam = {n: dgr.AdamState(m.clone().to(device), v.clone().to(device), *rest) for n, (m, v, *rest) in adam.items()}
-    return moved, adam, {name: value.to(device) for name, value in scene.items()}
+    scene = {name: value.to(device) for name, value in scene.items()} | {"width": width, "height": height}
+    return moved, adam, scene, target.to(device)
 
 
 def run(
     implementation, seed, *, degree=3, dim=0, device="cpu", background=None, valid=None, lambda_dssim=0.2, **options
 ):
     """Do one step; return loss, feature map, changes of the parameters, moments and statistics on the CPU."""
-    parameters, adam, scene = start(seed, degree=degree, dim=dim, device=device, **options)
+    parameters, adam, scene, photo = start(seed, degree=degree, dim=dim, device=device, **options)
     before = {name: value.clone() for name, value in parameters.items()}
     count = len(parameters["means"])
     statistics = {"grad_sum": torch.ones(count, device=device), "num_seen": torch.full((count,), 2.0, device=device)}
     step = dgr.TrainingStep(implementation=implementation)
-    optional = {"features": parameters.get("features"), "background": background, "valid": valid}
+    optional = {"features": parameters.get("features"), "background": background}
     optional = {name: value.to(device) for name, value in optional.items() if value is not None}
-    loss, maps = step.forward(parameters, **scene, **optional, sh_degree=degree, lambda_dssim=lambda_dssim)
-    gradient = None
+    out = step.forward(parameters, **scene, **optional, sh_degree=degree)
+    valid = None if valid is None else valid.to(device)
+    options = {"valid": valid, "lambda_dssim": lambda_dssim, "implementation": implementation}
+    loss = total = dgr.photometric_loss(out.image, photo, **options)
     if dim:
         g = torch.Generator().manual_seed(seed)
-        gradient = (torch.randn(maps.shape, generator=g) / maps.numel()).to(device)
-    step.update(adam, gradient, **BETAS, **statistics)
+        total = loss + (out.features * torch.randn(out.features.shape, generator=g).to(device)).mean()
+    total.backward()
+    step.update(adam, loss=total.detach(), **BETAS, **statistics)
     changes = {name: value - before[name] for name, value in parameters.items()}
-    values = {"loss": loss, "maps": maps, **changes, **statistics}
+    values = {"loss": loss, "maps": out.features, **changes, **statistics}
     for name, state in adam.items():
         values |= {f"{name}.m": state.exp_avg, f"{name}.v": state.exp_avg_sq}
     return {name: value.detach().cpu() for name, value in values.items()}
@@ -107,12 +111,14 @@ def test_cpu_kernels_agree_with_the_definition():
 
 def test_gaussians_that_no_pixel_sees_still_follow_their_momentum(cuda_device):
     # m = 0.9 m, v = 0.999 v, p -= lr m / (1 - 0.9^7) / sqrt(v / (1 - 0.999^7))
-    parameters, adam, scene = start(60, device=cuda_device)
+    parameters, adam, scene, photo = start(60, device=cuda_device)
     parameters["means"][:, 2] = -5  # behind the camera
     before = {n: (parameters[n].clone(), adam[n].exp_avg.clone(), adam[n].exp_avg_sq.clone()) for n in PARAMETERS}
     step = dgr.TrainingStep(implementation="cuda")
-    step.forward(parameters, **scene, sh_degree=3)
-    step.update(adam, **BETAS)
+    out = step.forward(parameters, **scene, sh_degree=3)
+    loss = dgr.photometric_loss(out.image, photo, lambda_dssim=0.2, implementation="cuda")
+    loss.backward()
+    step.update(adam, loss=loss.detach(), **BETAS)
     for name, (value, m, v) in before.items():
         m, v = 0.9 * m, 0.999 * v
         expected = value - adam[name].lr * m / (1 - 0.9**7) / (v / (1 - 0.999**7)).sqrt()
@@ -122,44 +128,90 @@ def test_gaussians_that_no_pixel_sees_still_follow_their_momentum(cuda_device):
 
 @pytest.mark.parametrize("implementation", ["reference", "cpu", "cuda"])
 def test_nothing_moves_when_the_loss_is_not_finite(cuda_device, implementation):
-    device = cuda_device if implementation == "cuda" else "cpu"
-    parameters, adam, scene = start(70, device=device)
-    parameters["sh0"][:] = 3e38  # finite, but the sum over Gaussians is not
-    before = {n: parameters[n].clone() for n in PARAMETERS}
+    parameters, adam, scene, _ = start(70, dim=3, device=cuda_device if implementation == "cuda" else "cpu")
+    before = {name: value.clone() for name, value in parameters.items()}
     step = dgr.TrainingStep(implementation=implementation)
-    loss, _ = step.forward(parameters, **scene, sh_degree=3)
-    step.update(adam, **BETAS)
-    assert not bool(torch.isfinite(loss))
-    assert all(torch.equal(parameters[n], before[n]) for n in PARAMETERS)
+    out = step.forward(parameters, **scene, features=parameters["features"], sh_degree=3)
+    loss = out.image.mean() * float("inf") + out.features.sum()
+    loss.backward()
+    step.update(adam, loss=loss.detach(), **BETAS)
+    assert all(torch.equal(value, before[name]) for name, value in parameters.items())
+
+
+# each loss names what it is on: a map of the view, or a parameter
+LOSSES = {
+    "colour": lambda out, table: (out.image - 0.25).square().mean(),
+    "depth": lambda out, table: (out.depth - 1).abs().mean(),
+    "alpha": lambda out, table: out.alpha.square().mean(),
+    "colour, depth and alpha": lambda out, table: (out.image.mean(-1) * out.depth).mean() + 0.3 * out.alpha.mean(),
+    "features": lambda out, table: out.features.square().mean() + 0.01 * table["features"].abs().mean(),
+    "scale": lambda out, table: table["log_scales"].exp().mean(),
+    "opacity and depth": lambda out, table: table["logit_opacities"].sigmoid().mean() + out.depth.mean(),
+}
+
+
+@pytest.mark.parametrize("loss_of", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("implementation", ["reference", "cpu", "cuda"])
+def test_any_loss_in_torch_gives_the_update_of_plain_autograd(cuda_device, implementation, loss_of):
+    device = cuda_device if implementation == "cuda" else "cpu"
+    table, _, scene, _ = start(91, dim=3, device=device)
+    leaves = {name: value.clone().requires_grad_() for name, value in table.items()}
+    plain = dgr.rasterize(
+        leaves["means"], leaves["quats"], leaves["log_scales"].exp(), leaves["logit_opacities"].sigmoid(),
+        torch.cat([leaves["sh0"], leaves["shN"]], 1), leaves["features"], scene["viewmat"][None], scene["K"][None],
+        37, 29, sh_degree=3, implementation=implementation,
+    )  # fmt: skip
+    loss_of(dgr.RasterOutput(*(m[0] for m in plain[:4]), plain.meta), leaves).backward()
+    zero = {n: dgr.AdamState(torch.zeros_like(v), torch.zeros_like(v), 0.01, 1) for n, v in table.items()}
+    for value in table.values():
+        value.requires_grad_()
+    step = dgr.TrainingStep(implementation=implementation)
+    out = step.forward(table, **scene, features=table["features"], sh_degree=3)
+    torch.testing.assert_close(out.depth, plain.depth[0])
+    total = loss_of(out, table)
+    total.backward()
+    step.update(zero, loss=total.detach(), **BETAS)
+    moved = [name for name, leaf in leaves.items() if leaf.grad is not None and bool((leaf.grad != 0).any())]
+    assert moved
+    for name, leaf in leaves.items():
+        gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        got = zero[name].exp_avg / (1 - BETAS["beta1"])  # after a first step
+        size = float(gradient.norm())
+        assert float((got - gradient).norm()) <= GRADIENT_RELATIVE * size, name
+        assert table[name].grad is None
+        assert bool((table[name] != leaf).any()) == (name in moved)
 
 
 def test_working_memory_serves_steps_of_every_size(cuda_device):
     step = dgr.TrainingStep(implementation="cuda")
     for num, width, height in ((300, 37, 29), (40, 16, 16), (900, 64, 33), (300, 37, 29)):
-        parameters, adam, scene = start(80, num=num, width=width, height=height, device=cuda_device)
+        parameters, adam, scene, photo = start(80, num=num, width=width, height=height, device=cuda_device)
         before = parameters["shN"].clone()
-        loss, _ = step.forward(parameters, **scene, sh_degree=3)
-        step.update(adam, **BETAS)
+        out = step.forward(parameters, **scene, sh_degree=3)
+        loss = dgr.photometric_loss(out.image, photo, lambda_dssim=0.2, implementation="cuda")
+        loss.backward()
+        step.update(adam, loss=loss.detach(), **BETAS)
         expected = run("reference", 80, num=num, width=width, height=height)
-        torch.testing.assert_close(loss.cpu(), expected["loss"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(loss.detach().cpu(), expected["loss"], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close((parameters["shN"] - before).cpu(), expected["shN"], rtol=2e-3, atol=2e-5)
 
 
 def test_definition_is_what_autograd_and_torch_adam_do():
-    parameters, _, scene = start(90, dim=0)
+    parameters, _, scene, photo = start(90, dim=0)
     leaves = {n: parameters[n].clone().requires_grad_() for n in PARAMETERS}
     zero = {n: dgr.AdamState(torch.zeros_like(v), torch.zeros_like(v), 0.01, 1) for n, v in parameters.items()}
     step = dgr.TrainingStep(implementation="reference")
     statistics = {"grad_sum": torch.zeros(300), "num_seen": torch.zeros(300)}
-    step.forward(parameters, **scene, sh_degree=3, lambda_dssim=0)
-    step.update(zero, **BETAS, **statistics)
+    loss = (step.forward(parameters, **scene, sh_degree=3).image - photo / 255).abs().mean()
+    loss.backward()
+    step.update(zero, loss=loss.detach(), **BETAS, **statistics)
     means2d = torch.zeros(1, 300, 2, requires_grad=True)
     out = dgr.rasterize(
         leaves["means"], leaves["quats"], leaves["log_scales"].exp(), leaves["logit_opacities"].sigmoid(),
         torch.cat([leaves["sh0"], leaves["shN"]], 1), None, scene["viewmat"][None], scene["K"][None], 37, 29,
         sh_degree=3, means2d=means2d, implementation="reference",
     )  # fmt: skip
-    (out.image[0] - scene["target"] / 255).abs().mean().backward()
+    (out.image[0] - photo / 255).abs().mean().backward()
     optimizer = torch.optim.Adam(list(leaves.values()), lr=0.01, eps=1e-15)
     optimizer.step()
     for name, leaf in leaves.items():
@@ -172,12 +224,9 @@ def test_definition_is_what_autograd_and_torch_adam_do():
     torch.testing.assert_close(statistics["grad_sum"], (x * x + y * y).sqrt())
 
 
-def test_wrong_photos_masks_and_strides_are_named():
-    parameters, _, scene = start(100)
-    step = dgr.TrainingStep()
-    with pytest.raises(ValueError, match=r"target must be uint8 \[H, W, 3\], got torch.float32"):
-        step.forward(parameters, **(scene | {"target": scene["target"].float()}), sh_degree=3)
+def test_wrong_masks_and_strides_are_named():
+    parameters, _, scene, photo = start(100)
     with pytest.raises(ValueError, match=r"valid must be bool \[29, 37\]"):
-        step.forward(parameters, **scene, sh_degree=3, valid=torch.ones(2, 2, dtype=torch.bool))
+        dgr.photometric_loss(photo / 255, photo, lambda_dssim=0.2, valid=torch.ones(2, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="means must be contiguous"):
-        step.forward(parameters | {"means": torch.zeros(3, 300).T}, **scene, sh_degree=3)
+        dgr.TrainingStep().forward(parameters | {"means": torch.zeros(3, 300).T}, **scene, sh_degree=3)

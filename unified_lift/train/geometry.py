@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from diff_gaussian_rasterization import TrainingStep
+from diff_gaussian_rasterization import TrainingStep, photometric_loss
 from torch import Tensor
 
 from unified_lift.density.default import DensityControl, DensitySettings
@@ -58,27 +58,27 @@ class GeometryStage(Stage):
             self.method.before_step(self.progress(step), self.observe)
         self.mark("forward")
         viewmats, intrinsics = camera_tensors(view.camera, self.gaussians.device)
-        photometric, features = self.step.forward(
+        out = self.step.forward(
             self.gaussians.table,
             viewmats[0],
             intrinsics[0],
-            view.image,
+            view.camera.width,
+            view.camera.height,
             features=self.gaussians.features if self.method is not None else None,
             sh_degree=min(step // self.settings.sh_interval, self.gaussians.sh_degree),
             background=self.background,
-            valid=view.valid,
-            lambda_dssim=self.settings.lambda_dssim,
         )
-        terms, feature_gradient = {"photometric": photometric}, None
+        self.mark("losses")
+        lambda_dssim = self.settings.lambda_dssim
+        terms = {"photometric": photometric_loss(out.image, view.image, lambda_dssim=lambda_dssim, valid=view.valid)}
         if self.method is not None and view.segments is not None:
-            self.mark("losses")
-            features.requires_grad_(True)  # a leaf: what the method asks stops at the features [released]
-            seen = seen_pixels(features, self.maps.of(index, view))
-            lifting = self.method.losses(*seen, self.progress(step), view=index)
-            weighted_sum(lifting, self.method.weights).backward()
-            terms, feature_gradient = terms | lifting, features.grad
+            seen = seen_pixels(out.features, self.maps.of(index, view))  # the gradient stops at the features [released]
+            terms |= self.method.losses(*seen, self.progress(step), view=index)
+        total = weighted_sum(terms, {} if self.method is None else self.method.weights)
+        self.mark("backward")
+        total.backward()
         self.mark("update")
-        self._update(step, feature_gradient)
+        self._update(step, total.detach(), moves_features=out.features.grad is not None)
         self.mark("density")
         self.density.act(self.gaussians, self.adam, step, self.generator)
         return {name: term.detach() for name, term in terms.items()}
@@ -114,14 +114,14 @@ class GeometryStage(Stage):
         super().load_state_dict(state)
         self.density.load_state_dict(state["density"])
 
-    def _update(self, step: int, feature_gradient: Tensor | None) -> None:
+    def _update(self, step: int, loss: Tensor, *, moves_features: bool) -> None:
         rates = self.rates(step)
-        if feature_gradient is None:
+        if not moves_features:
             rates.pop("features", None)
         statistics = self.density.statistics(self.gaussians.device) if self.density.is_watching(step) else {}
         self.step.update(
             self.adam.states(self.gaussians.table, rates),
-            feature_gradient,
+            loss=loss,
             beta1=self.adam.betas[0],
             beta2=self.adam.betas[1],
             eps=self.adam.eps,

@@ -1,7 +1,7 @@
-"""A whole training step of 3D Gaussian Splatting: render a photo, compare, differentiate, take the Adam step.
+"""A training step of 3D Gaussian Splatting around the caller's losses: render a view, then differentiate and take Adam.
 
-What it computes is `rasterize`, `photometric_loss` and `fused_adam_steps` in a row. On a GPU it is done without
-autograd, and the gradients of the Gaussians are never stored.
+What it computes is `rasterize` and `fused_adam_steps`, with any loss in torch between them. On a GPU the gradients of
+the Gaussians are never stored.
 """
 
 from __future__ import annotations
@@ -13,17 +13,22 @@ from torch import Tensor
 
 from . import _backend
 from .api import rasterize
-from .training import fused_adam_steps, photometric_loss
-from .types import AdamState
+from .training import fused_adam_steps
+from .types import AdamState, RasterMeta, RasterOutput
 
 PARAMETERS = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
 
 
 class TrainingStep:
-    """One step after another on the same Gaussians; `forward`, then `update`. Keeps its working memory.
+    """One step after another on the same Gaussians; `forward`, a loss and its `backward()`, then `update`.
+
+        out = step.forward(parameters, viewmat, K, width, height, sh_degree=3)
+        total = photometric_loss(out.image, photo, lambda_dssim=0.2) + 0.1 * out.depth.mean()
+        total.backward()
+        step.update(adam, loss=total.detach(), beta1=0.9, beta2=0.999, eps=1e-15)
 
     Parameters are given as they are optimised: means [N, 3], quats [N, 4] of any length, log_scales [N, 3],
-    logit_opacities [N], sh0 [N, 1, 3], shN [N, K - 1, 3]; all contiguous.
+    logit_opacities [N], sh0 [N, 1, 3], shN [N, K - 1, 3]; all contiguous. Working memory is kept between steps.
     """
 
     def __init__(self, *, implementation: str = "auto") -> None:
@@ -37,78 +42,67 @@ class TrainingStep:
         parameters: Mapping[str, Tensor],
         viewmat: Tensor,
         K: Tensor,
-        target: Tensor,
+        width: int,
+        height: int,
         *,
         features: Tensor | None = None,
         sh_degree: int,
         background: Tensor | None = None,
-        valid: Tensor | None = None,
-        lambda_dssim: float = 0.2,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the photometric loss of one photo, and the rendered features.
+    ) -> RasterOutput:
+        """Return one rendered view, whose maps are leaves that collect the gradients of any loss on them.
 
         Args:
             parameters: As above.
             viewmat: cam_from_world, [4, 4].
             K: Intrinsics in corner-origin pixels, [3, 3].
-            target: Photo, uint8 [H, W, 3].
-            features: Features to render beside the colour, [N, D]; they do not move the geometry.
+            width, height: Image size in pixels.
+            features: Features to render beside the colour, [N, D].
             sh_degree: Active degree, at most what shN holds.
             background: Colour behind everything, [3]; None is black.
-            valid: Pixels that count, bool [H, W]; None is all.
-            lambda_dssim: Share of 1 - SSIM in the loss; the rest is L1.
         Returns:
-            The loss, a scalar, and the feature map [H, W, D], both without history.
+            image [H, W, 3], features [H, W, D], alpha [H, W], depth [H, W] and meta with radii [N].
         Raises:
-            ValueError: Shapes or dtypes do not fit.
+            ValueError: A parameter is not contiguous, or shapes do not fit.
         """
-        _require(parameters, target, valid)
-        means = parameters["means"]
-        if means.device not in self._steps:
-            module = _backend.select(self.implementation, means)
-            own = getattr(module, "TrainingStep", None)
-            self._steps[means.device] = _Composed(self.implementation) if own is None else own(means.device)
-        self._current = self._steps[means.device]
+        for name in PARAMETERS:
+            if not parameters[name].is_contiguous():
+                raise ValueError(f"{name} must be contiguous, because it is updated in place")
+        device = parameters["means"].device
+        if device not in self._steps:
+            own = getattr(_backend.select(self.implementation, parameters["means"]), "TrainingStep", None)
+            self._steps[device] = _Composed(self.implementation) if own is None else own(device)
+        self._current = self._steps[device]
         return self._current.forward(
-            parameters, features, viewmat, K, target,
-            sh_degree=sh_degree, background=background, valid=valid, lambda_dssim=lambda_dssim,
-        )  # fmt: skip
+            parameters, features, viewmat, K, width, height, sh_degree=sh_degree, background=background
+        )
 
     def update(
         self,
         adam: Mapping[str, AdamState],
-        feature_gradient: Tensor | None = None,
         *,
+        loss: Tensor,
         beta1: float,
         beta2: float,
         eps: float,
         grad_sum: Tensor | None = None,
         num_seen: Tensor | None = None,
     ) -> None:
-        """Take the Adam step that the last `forward` asks for, in place. Nothing moves if the loss is not finite.
+        """Take the Adam step, in place, for the gradients that the maps of the last `forward` and the parameters hold.
+
+        Gradients of the parameters themselves (`.grad`, of regularisers) are added to what the maps ask for, and are
+        None afterwards.
 
         Source: Kingma and Ba 2015, Algorithm 1.
         Args:
-            adam: Moments, rate and step of each parameter, and of `features` if they have a gradient.
-            feature_gradient: d (other losses) / d (feature map), [H, W, D]; it reaches the features only.
+            adam: Moments, rate and step of each parameter, and of `features`, which move only if they have a gradient.
+            loss: Scalar; nothing moves if it is not finite.
             beta1, beta2, eps: Of Adam.
             grad_sum: [N], to which the length of the derivative by the position on the screen, in units of half the
                 screen, is added for every Gaussian that is seen: what density control watches. None = not wanted.
             num_seen: [N], to which 1 is added for every Gaussian that is seen; given together with grad_sum.
+        Gradient: that of the feature map reaches the features only; the others reach the geometry and the colour.
         """
-        self._current.update(
-            adam, feature_gradient, beta1=beta1, beta2=beta2, eps=eps, grad_sum=grad_sum, num_seen=num_seen
-        )
-
-
-def _require(parameters: Mapping[str, Tensor], target: Tensor, valid: Tensor | None) -> None:
-    if target.dtype != torch.uint8 or target.ndim != 3 or target.shape[2] != 3:
-        raise ValueError(f"target must be uint8 [H, W, 3], got {target.dtype} {list(target.shape)}")
-    if valid is not None and (valid.dtype != torch.bool or valid.shape != target.shape[:2]):
-        raise ValueError(f"valid must be bool {list(target.shape[:2])}, got {valid.dtype} {list(valid.shape)}")
-    for name in PARAMETERS:
-        if not parameters[name].is_contiguous():
-            raise ValueError(f"{name} must be contiguous, because it is updated in place")
+        self._current.update(adam, loss=loss, beta1=beta1, beta2=beta2, eps=eps, grad_sum=grad_sum, num_seen=num_seen)
 
 
 class _Composed:
@@ -119,46 +113,58 @@ class _Composed:
         self.neighbours = "auto" if implementation == "gsplat" else implementation  # that one renders and nothing else
 
     def forward(
-        self, parameters: Mapping[str, Tensor], features: Tensor | None, viewmat: Tensor, K: Tensor, target: Tensor,
-        *, sh_degree: int, background: Tensor | None, valid: Tensor | None, lambda_dssim: float,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        self.leaves = leaves = {name: parameters[name].detach().requires_grad_() for name in PARAMETERS}
+        self, parameters: Mapping[str, Tensor], features: Tensor | None, viewmat: Tensor, K: Tensor,
+        width: int, height: int, *, sh_degree: int, background: Tensor | None,
+    ) -> RasterOutput:  # fmt: skip
+        self.parameters = {name: parameters[name] for name in PARAMETERS}
         if features is not None:
-            leaves["features"] = features.detach().requires_grad_()
+            self.parameters["features"] = features
+        self.leaves = leaves = {name: value.detach().requires_grad_() for name, value in self.parameters.items()}
         self.means2d = torch.zeros_like(leaves["means"][None, :, :2]).requires_grad_()
         with torch.enable_grad():
-            self.out = rasterize(
+            self.rendered = rasterize(
                 leaves["means"], leaves["quats"], leaves["log_scales"].exp(), leaves["logit_opacities"].sigmoid(),
                 torch.cat([leaves["sh0"], leaves["shN"]], dim=1), leaves.get("features"), viewmat[None], K[None],
-                target.shape[1], target.shape[0], sh_degree=sh_degree,
-                backgrounds=None if background is None else background[None], means2d=self.means2d,
-                implementation=self.implementation,
+                width, height, sh_degree=sh_degree, backgrounds=None if background is None else background[None],
+                means2d=self.means2d, implementation=self.implementation,
             )  # fmt: skip
-            self.loss = photometric_loss(
-                self.out.image[0], target, lambda_dssim=lambda_dssim, valid=valid, implementation=self.neighbours
-            )
-        return self.loss.detach(), self.out.features[0].detach()
+        maps = (m[0].detach().requires_grad_() for m in self.rendered[:4])
+        meta = self.rendered.meta
+        self.out = RasterOutput(*maps, RasterMeta(meta.radii[0], None, meta.num_pairs))
+        return self.out
 
     def update(
-        self, adam: Mapping[str, AdamState], feature_gradient: Tensor | None,
-        *, beta1: float, beta2: float, eps: float, grad_sum: Tensor | None, num_seen: Tensor | None,
+        self, adam: Mapping[str, AdamState],
+        *, loss: Tensor, beta1: float, beta2: float, eps: float, grad_sum: Tensor | None, num_seen: Tensor | None,
     ) -> None:  # fmt: skip
-        if not bool(torch.isfinite(self.loss)):
-            return
-        ends, gradients = [self.loss], [None]
-        if feature_gradient is not None:
-            ends, gradients = [self.loss, self.out.features], [None, feature_gradient[None]]
-        torch.autograd.backward(ends, gradients)
-        if grad_sum is not None:
-            height, width = self.out.alpha.shape[1:]
-            seen = (self.out.meta.radii[0] > 0).to(grad_sum.dtype)
+        if bool(torch.isfinite(loss)):
+            pairs = [(m, leaf.grad[None]) for m, leaf in zip(self.rendered[:4], self.out[:4]) if leaf.grad is not None]
+            if pairs:
+                torch.autograd.backward(*zip(*pairs))
+            if grad_sum is not None:
+                self._watch(grad_sum, num_seen)
+            gradients = {name: self._gradient(name) for name in adam}
+            names = [name for name, gradient in gradients.items() if gradient is not None and gradient.numel()]
+            fused_adam_steps(
+                [(self.leaves[n].detach(), gradients[n], adam[n].exp_avg, adam[n].exp_avg_sq) for n in names],
+                lrs=[adam[n].lr for n in names], beta1=beta1, beta2=beta2, eps=eps,
+                steps=[adam[n].step for n in names], implementation=self.neighbours,
+            )  # fmt: skip
+        for value in self.parameters.values():
+            value.grad = None
+        del self.parameters, self.leaves, self.means2d, self.rendered, self.out
+
+    def _watch(self, grad_sum: Tensor, num_seen: Tensor) -> None:
+        height, width = self.out.alpha.shape
+        seen = (self.out.meta.radii > 0).to(grad_sum.dtype)
+        num_seen += seen
+        if self.means2d.grad is not None:
             half_size = self.means2d.new_tensor([width / 2, height / 2])
             grad_sum += (self.means2d.grad[0] * half_size).norm(dim=1) * seen
-            num_seen += seen
-        names = [name for name in adam if self.leaves[name].grad is not None and self.leaves[name].numel()]
-        fused_adam_steps(
-            [(self.leaves[n].detach(), self.leaves[n].grad, adam[n].exp_avg, adam[n].exp_avg_sq) for n in names],
-            lrs=[adam[n].lr for n in names], beta1=beta1, beta2=beta2, eps=eps, steps=[adam[n].step for n in names],
-            implementation=self.neighbours,
-        )  # fmt: skip
-        self.leaves, self.out, self.loss, self.means2d = {}, None, None, None
+
+    def _gradient(self, name: str) -> Tensor | None:
+        """Return the sum of what the maps and the parameter itself hold; zeros, or None for features, without any."""
+        by_maps, own = self.leaves[name].grad, self.parameters[name].grad
+        if by_maps is None and own is None:
+            return None if name == "features" else torch.zeros_like(self.leaves[name])
+        return own if by_maps is None else by_maps if own is None else by_maps + own

@@ -28,10 +28,12 @@ def photometric_loss(
         valid: Pixels that count, bool [H, W]; the others are black in both images, as SSIM's padding is. None = all.
         implementation: "auto", "reference", "cpu" or "cuda".
     Raises:
-        ValueError: The images differ in shape or are not [H, W, 3].
+        ValueError: The images differ in shape or are not [H, W, 3], or `valid` is not bool [H, W].
     Gradient: to image only.
     """
     _require_images(image, target)
+    if valid is not None and (valid.dtype != torch.bool or valid.shape != image.shape[:2]):
+        raise ValueError(f"valid must be bool {list(image.shape[:2])}, got {valid.dtype} {list(valid.shape)}")
     module = _backend.select(implementation, image)
     if hasattr(module, "photometric_loss"):
         return module.photometric_loss(image, target.detach(), lambda_dssim=lambda_dssim, valid=valid)

@@ -36,12 +36,12 @@ class RasterMeta(NamedTuple):
 
     Attributes:
         radii: ceil(3 sigma) in pixels of each Gaussian in each view, 0 = culled, int32 [C, N].
-        means2d: Projected centres in corner-origin pixels, 0 for culled ones, [C, N, 2].
+        means2d: Projected centres in corner-origin pixels, 0 for culled ones, [C, N, 2]; None from a `TrainingStep`.
         num_pairs: (tile, Gaussian) pairs that were processed; the tile size is the implementation's own.
     """
 
     radii: Tensor
-    means2d: Tensor
+    means2d: Tensor | None
     num_pairs: int
 
 

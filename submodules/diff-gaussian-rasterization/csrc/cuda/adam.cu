@@ -21,9 +21,11 @@ constexpr int64_t kAdamBlock = 4 * kThreads;
 struct AdamParts {
   AdamPart part[kAdamParts];
   int count;
+  const float* loss;  // nothing changes if it is not finite; null = always
 };
 
 __global__ void __launch_bounds__(kThreads) adam_kernel(AdamParts parts) {
+  if (parts.loss != nullptr && !is_finite(*parts.loss)) return;
   int mine = 0;
   while (mine + 1 < parts.count && int64_t(blockIdx.x) >= parts.part[mine + 1].first_block) ++mine;
   const AdamPart& p = parts.part[mine];
@@ -46,11 +48,13 @@ __global__ void __launch_bounds__(kThreads) adam_kernel(AdamParts parts) {
 
 using namespace dgr;
 
-// One Adam step of several tensors, in as few launches as possible. `tensors` is host memory.
-DGR_API int dgr_cuda_adam(const DgrCudaAdam* tensors, int32_t count, double beta1, double beta2, double eps, int32_t device,
-                          void* stream) {
+// One Adam step of several tensors, in as few launches as possible; none if `loss` is given and not finite. `tensors` is
+// host memory.
+DGR_API int dgr_cuda_adam(const DgrCudaAdam* tensors, int32_t count, double beta1, double beta2, double eps,
+                          const float* loss, int32_t device, void* stream) {
   if (cudaError_t status = cudaSetDevice(device)) return int(status);
   AdamParts parts = {};
+  parts.loss = loss;
   int64_t blocks = 0;
   for (int i = 0; i < count; ++i) {
     const DgrCudaAdam& t = tensors[i];

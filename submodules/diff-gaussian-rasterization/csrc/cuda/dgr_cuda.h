@@ -71,7 +71,7 @@ struct DgrCudaPhotometric {
 // A parameter of the Adam step, its gradient and its moments: contiguous float32.
 struct DgrCudaAdam {
   float* param;
-  const float* grad;  // null in DgrCudaUpdate, whose gradients are never stored
+  const float* grad;  // in DgrCudaUpdate: what is added to the gradient that the moments hold, or null
   float *m, *v;
   int64_t count;
   double lr;

@@ -15,6 +15,7 @@ constexpr int kFactorStride = 19;
 
 struct Parameter {
   float *value, *m, *v;
+  const float* grad;  // is added to what the moments ask for; null = nothing
   AdamStep step;
 };
 
@@ -40,10 +41,13 @@ DGR_DEVICE void update_range(const Parameter& p, int64_t first, int count, const
       float4* to_v = reinterpret_cast<float4*>(p.v + at);
       float4 m = *to_m, v = *to_v;
       float4 value = old == nullptr ? *to_p : make_float4(old[i], old[i + 1], old[i + 2], old[i + 3]);
-      adam(p.step, make_float4(gradient(i), gradient(i + 1), gradient(i + 2), gradient(i + 3)), m, v, value);
+      float4 g = make_float4(gradient(i), gradient(i + 1), gradient(i + 2), gradient(i + 3));
+      if (p.grad != nullptr) g.x += p.grad[at], g.y += p.grad[at + 1], g.z += p.grad[at + 2], g.w += p.grad[at + 3];
+      adam(p.step, g, m, v, value);
       *to_m = m, *to_v = v, *to_p = value;
     } else {
-      adam(p.step, gradient(i), p.m[at], p.v[at], p.value[at]);
+      const float g = gradient(i) + (p.grad == nullptr ? 0.0f : p.grad[at]);
+      adam(p.step, g, p.m[at], p.v[at], p.value[at]);
     }
   });
 }
@@ -137,7 +141,7 @@ __global__ void __launch_bounds__(kThreads) update_kernel(DgrCudaScene s, DgrCud
 }
 
 Parameter parameter_of(const DgrCudaAdam& t, const DgrCudaUpdate& u) {
-  return {t.param, t.m, t.v, adam_step_of(t, u.beta1, u.beta2, u.eps)};
+  return {t.param, t.m, t.v, t.grad, adam_step_of(t, u.beta1, u.beta2, u.eps)};
 }
 
 }  // namespace

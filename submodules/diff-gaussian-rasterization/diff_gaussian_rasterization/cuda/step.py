@@ -1,4 +1,4 @@
-"""One training step without autograd: about fifteen launches, one wait for the number of pairs, no stored gradient."""
+"""The training step as kernels: about fifteen launches, one wait for the number of pairs, no stored gradient."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from ctypes import POINTER, Structure, byref, c_double, c_void_p
 import torch
 from torch import Tensor
 
-from ..types import NEAR, AdamState
+from ..types import NEAR, AdamState, RasterMeta, RasterOutput
 from .adam import Adam, adam_steps
 from .binding import Frame, Memory, Scene, address, bind, check, place
-from .photometric import Photometric, num_parts, run, run_backward
 from .rasterize import MOMENTS, Gradients, Images, blend_backward, build_frame, render
 
 _NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
@@ -38,72 +37,69 @@ class TrainingStep:
         self.scene, self.frame = Scene(), Frame()
         self.parameters: dict[str, Tensor] = {}
         self.features: Tensor | None = None
-        self.loss: Tensor | None = None
+        self.out: RasterOutput | None = None
         self.kept: tuple[Tensor | None, ...] = ()
 
     def forward(
-        self, parameters: Mapping[str, Tensor], features: Tensor | None, viewmat: Tensor, K: Tensor, target: Tensor,
-        *, sh_degree: int, background: Tensor | None, valid: Tensor | None, lambda_dssim: float,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Render, compare with the photo and leave the derivative by the image; return (loss, feature map)."""
-        height, width = target.shape[:2]
+        self, parameters: Mapping[str, Tensor], features: Tensor | None, viewmat: Tensor, K: Tensor,
+        width: int, height: int, *, sh_degree: int, background: Tensor | None,
+    ) -> RasterOutput:  # fmt: skip
+        """Render; the maps are leaves."""
         means, take = parameters["means"], self.memory.take
         num, pixels, dim = means.shape[0], height * width, 0 if features is None else features.shape[1]
-        maps = means.new_empty(height, width, dim)
+        image, maps = means.new_empty(height, width, 3), means.new_empty(height, width, dim)
+        alpha, depth = means.new_empty(height, width), means.new_empty(height, width)
+        radii = means.new_empty(num, dtype=torch.int32)
         self.parameters, self.features = {name: parameters[name] for name in _NAMES}, features
         device, stream = place(means)
-        valid = None if valid is None else valid.contiguous()
-        kept = (viewmat.contiguous(), K.contiguous(), target.contiguous(), valid, background)  # until update is queued
+        kept = (viewmat.contiguous(), K.contiguous(), background)  # until update is queued
         self.scene = Scene(
-            num, *(address(t) for t in self.parameters.values()), address(features),
-            *(address(t) for t in kept[:2]), address(background), None, NEAR, 1 + parameters["shN"].shape[1], sh_degree,
-            dim, width, height, False, device, True, stream,
+            num, *(address(t) for t in self.parameters.values()), address(features), *(address(t) for t in kept), None,
+            NEAR, 1 + parameters["shN"].shape[1], sh_degree, dim, width, height, False, device, True, stream,
         )  # fmt: skip
         self.frame = Frame(
-            radii=take("radii", num * 4), last=take("last", pixels * 4), moments=take("moments", num * MOMENTS * 4)
+            radii=address(radii), last=take("last", pixels * 4), moments=take("moments", num * MOMENTS * 4)
         )
-        build_frame(self.scene, self.frame, self.memory, for_backward=True)
-        image = take("image", pixels * 12)
-        render(self.scene, self.frame, Images(image, address(maps), None, None))
-        self.loss = means.new_empty(())
-        problem = Photometric(
-            image, address(kept[2]), address(valid), take("maps", pixels * 36),
-            take("parts", 4 * num_parts(width, height)), address(self.loss), width, height, True, lambda_dssim,
-        )  # fmt: skip
-        run(problem, means)
-        run_backward(problem, None, take("image_gradient", pixels * 12), means)
+        num_pairs = build_frame(self.scene, self.frame, self.memory, for_backward=True)
+        render(self.scene, self.frame, Images(*(address(t) for t in (image, maps, alpha, depth))))
         self.kept = kept
-        return self.loss, maps
+        leaves = (t.requires_grad_() for t in (image, maps, alpha, depth))
+        self.out = RasterOutput(*leaves, RasterMeta(radii, None, num_pairs))
+        return self.out
 
     def update(
-        self, adam: Mapping[str, AdamState], feature_gradient: Tensor | None,
-        *, beta1: float, beta2: float, eps: float, grad_sum: Tensor | None, num_seen: Tensor | None,
+        self, adam: Mapping[str, AdamState],
+        *, loss: Tensor, beta1: float, beta2: float, eps: float, grad_sum: Tensor | None, num_seen: Tensor | None,
     ) -> None:  # fmt: skip
         """Blend backwards and take the Adam step."""
-        take = self.memory.take
-        rows = None
-        if feature_gradient is not None:
-            feature_gradient = feature_gradient.contiguous()
-            rows = torch.zeros_like(self.features)
-        gradients = Gradients(
-            image=take("image_gradient", 0), features=address(feature_gradient), out_image=take("image", 0),
-            moments=self.frame.moments, feature_rows=address(rows),
-        )  # fmt: skip
-        blend_backward(self.scene, self.frame, gradients)
+        if loss.dtype != torch.float32 or loss.device != self.memory.device:
+            raise ValueError(f"loss must be float32 on {self.memory.device}, got {loss.dtype} on {loss.device}")
+        maps = self.out[:4]
+        by_maps = [None if t.grad is None else t.grad.contiguous() for t in maps]
+        own = [None if value.grad is None else value.grad.contiguous() for value in self.parameters.values()]
+        rows = None if self.features is None else self.features.grad
+        if by_maps[1] is not None:
+            rows = torch.zeros_like(self.features) if rows is None else rows.contiguous()
+        if any(t is not None for t in by_maps):
+            addresses = (address(t) for t in (*by_maps, *maps))
+            gradients = Gradients(*addresses, self.frame.moments, address(rows))
+            blend_backward(self.scene, self.frame, gradients)
+        structs = (
+            Adam(*map(address, (value, grad, *adam[name][:2])), value.numel(), *adam[name][2:])
+            for (name, value), grad in zip(self.parameters.items(), own)
+        )
         problem = _Update(
-            *(
-                Adam(address(value), None, *(address(t) for t in adam[name][:2]), value.numel(), *adam[name][2:])
-                for name, value in self.parameters.items()
-            ),
-            beta1, beta2, eps, address(grad_sum), address(num_seen), address(self.loss),
+            *structs, beta1, beta2, eps, address(grad_sum), address(num_seen), address(loss),
         )  # fmt: skip
         check(_lib.dgr_cuda_update(byref(self.scene), byref(self.frame), byref(problem)))
         changed = [t for name, value in self.parameters.items() for t in (value, *adam[name][:2])]
         torch.autograd.graph.increment_version(changed)
-        if rows is not None:
+        if rows is not None and "features" in adam:
             state = adam["features"]
             adam_steps(
                 [(self.features, rows, state.exp_avg, state.exp_avg_sq)],
-                lrs=[state.lr], beta1=beta1, beta2=beta2, eps=eps, steps=[state.step],
+                lrs=[state.lr], beta1=beta1, beta2=beta2, eps=eps, steps=[state.step], loss=loss,
             )  # fmt: skip
-        self.kept = ()
+        for value in (*self.parameters.values(), *(() if rows is None else (self.features,))):
+            value.grad = None
+        self.out, self.kept = None, ()

@@ -1,6 +1,5 @@
 """render.py and eval.py, run as a user runs them."""
 
-import copy
 import json
 import os
 import shutil
@@ -282,11 +281,14 @@ def test_grounding_that_does_not_fit_is_refused(prompted, capsys):
 class Swept(UnifiedLift):
     """Keeps three codebooks; its own is the second one, in another order."""
 
-    candidates = ("coarse", "fine", "bad")
+    names = ("coarse", "fine", "bad")
 
-    def with_candidate(self, name):
-        other, codes = copy.copy(self), torch.eye(4, 16)
-        other.codebook = {"coarse": codes[:2], "fine": codes.flip(0), "bad": codes[:1]}[name]
+    def candidates(self):
+        return {name: self.segmenting_as(name) for name in self.names}
+
+    def segmenting_as(self, name):
+        other, codes = UnifiedLift(self.settings, zero_id="ignore", seed=0), torch.eye(4, 16)
+        other.load_object_state({"coarse": codes[:2], "fine": codes.flip(0), "bad": codes[:1]}[name])
         return other
 
 
@@ -307,7 +309,7 @@ def test_the_best_of_several_clusterings_is_told_apart_from_the_one_that_was_cho
 
 def test_a_choice_that_is_no_candidate_is_scored_beside_them(tmp_path, monkeypatch):
     model = save_model(tmp_path)
-    monkeypatch.setattr(Swept, "candidates", ("coarse", "bad"))
+    monkeypatch.setattr(Swept, "names", ("coarse", "bad"))
     monkeypatch.setitem(METHODS, "unified_lift", METHODS["unified_lift"]._replace(build=Swept))
     eval_main(["-m", str(model), "--quiet", "--oracle_codebooks"])
     sweep = json.loads((model / "oracle.json").read_text())

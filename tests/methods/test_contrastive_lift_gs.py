@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from tests.methods.calls import losses
 from unified_lift.errors import UserError
 from unified_lift.methods.contrastive_lift_gs import ContrastiveLift, ContrastiveLiftSettings
 from unified_lift.methods.slow_fast import slow_fast_losses
@@ -44,7 +45,7 @@ def test_slow_half_follows_the_fast_one_by_hand():
 def test_losses_read_half_of_the_pixels_fast_and_the_others_slow():
     features, slot = view()
     method = method_with()
-    terms = method.losses(features, slot, 3, 0.0, view=0)
+    terms = losses(method, features, slot, 3, 0.0, view=0)
     rows = method_with()._drawn(slot)  # the same draw: it depends on seed and number alone
     assert sorted(rows.tolist()) == list(range(60))
     fast, slow = rows[0::2], rows[1::2]
@@ -83,7 +84,7 @@ def test_pixels_without_label_change_nothing():
     features, slot = view()
     lost = torch.cat([features, torch.full((25, 4), 9.0)]), torch.cat([slot, torch.full((25,), -1).int()])
     method = method_with(view_pixels=85)
-    terms = method.losses(*lost, 3, 0.0, view=0)
+    terms = losses(method, *lost, 3, 0.0, view=0)
     rows = method_with(view_pixels=85)._drawn(lost[1])[:60]
     fast, slow = rows[0::2], rows[1::2]
     expected = slow_fast_losses(features[fast, :2], slot[fast], features[slow, 2:], slot[slow], 3)
@@ -95,14 +96,14 @@ def test_the_host_need_not_know_any_number():
     method = method_with()
     with FakeTensorMode():
         features, slot = torch.randn(50, 4, requires_grad=True), torch.zeros(50, dtype=torch.int32)
-        sum(method.losses(features, slot, 3, 0.0, view=0).values()).backward()
+        sum(losses(method, features, slot, 3, 0.0, view=0).values()).backward()
         assert features.grad.shape == (50, 4)
         with pytest.raises(DataDependentOutputException):
             float(features.detach().sum())
 
 
 def test_no_graph_may_replay_a_step_that_draws():
-    assert method_with().phase(0.5, 1000) is None
+    assert method_with().graph_key(0.5, 1000) is None
 
 
 def blobs(scale=1.0):
@@ -160,15 +161,15 @@ def test_unit_space_is_a_setting_too():
 
 def test_state_holds_box_clusters_and_draws(tmp_path):
     method = method_with(cluster_sizes=(30, 50))
-    method.losses(*view(), 3, 0.0, view=0)
+    losses(method, *view(), 3, 0.0, view=0)
     method.finish(blobs)
     torch.save(method.state_dict(), tmp_path / "state.pth")
     other = method_with()
     other.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
     assert other.num_draws == 1
     features = next(blobs())[0]
-    for name in method.candidates:
-        ours, read = method.with_candidate(name).segment(features), other.with_candidate(name).segment(features)
+    for name in method.candidates():
+        ours, read = method.candidates()[name].segment(features), other.candidates()[name].segment(features)
         assert torch.equal(ours.object_ids, read.object_ids)
         assert torch.equal(ours.confidence, read.confidence)
 
@@ -217,10 +218,10 @@ def test_lift_separates_the_balls_and_the_model_folder_reads_back(scene, tmp_pat
     labels = label_gaussians(gaussians, method, stage.cameras)
     outputs.write_objects(tmp_path, 0, gaussians, method, labels, num_views={})
     loaded = load_model(tmp_path).method
-    assert (loaded.candidates, loaded.chosen_candidate) == (method.candidates, method.chosen_candidate)
-    features = next(iter(stage.observe()))[0]
-    for name in method.candidates:
-        ours, read = method.with_candidate(name).segment(features), loaded.with_candidate(name).segment(features)
+    assert (list(loaded.candidates()), loaded.chosen) == (list(method.candidates()), method.chosen)
+    features = next(iter(stage.labelled_pixels()))[0]
+    for name in method.candidates():
+        ours, read = method.candidates()[name].segment(features), loaded.candidates()[name].segment(features)
         assert torch.equal(ours.object_ids, read.object_ids)
 
 
@@ -238,4 +239,4 @@ def test_interrupted_and_resumed_lift_ends_as_one_in_a_piece(scene, tmp_path):
         second.train_step(step)
     assert torch.equal(whole.gaussians.features, second.gaussians.features)
     assert torch.equal(whole.method.centroids, second.method.centroids)
-    assert whole.method.summary() == second.method.summary()
+    assert whole.method.summary == second.method.summary

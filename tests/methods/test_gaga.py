@@ -59,7 +59,7 @@ def test_one_group_per_ball_whatever_the_masks_are_called(scene):
             assert group_of.setdefault(balls_of(scene, index)[value], group) == group
     assert sorted(group_of) == [1, 2, 3]
     assert sorted(group_of.values()) == [0, 1, 2]
-    assert method.summary() == {"num_groups": 3, "num_masks": 18, "num_masks_without_gaussians": 0}
+    assert method.summary == {"num_groups": 3, "num_masks": 18, "num_masks_without_gaussians": 0}
 
 
 def with_points(scene, positions):
@@ -74,14 +74,14 @@ def test_background_is_a_mask_as_any_other_where_zero_is_a_segment(scene):
     assert found.num_classes == 3  # a background without Gaussians has no group
     assert all(groups.tolist()[0] == -1 for groups in found.of_view)
     # and neither has one sliver of a ball behind another
-    assert method.summary() == {"num_groups": 3, "num_masks": 24, "num_masks_without_gaussians": 7}
+    assert method.summary == {"num_groups": 3, "num_masks": 24, "num_masks_without_gaussians": 7}
     sky = np.random.default_rng(0).normal(size=(2000, 3))
     sky *= 6 / np.linalg.norm(sky, axis=1, keepdims=True)
     both = with_points(scene, np.concatenate([inside, sky]))
     found = method.segment_classes(data_of(both, ignore_zero=False))
     assert found.num_classes == 4
     assert all(groups.tolist()[0] == 0 for groups in found.of_view)  # the same group in every view
-    assert method.summary() == {"num_groups": 4, "num_masks": 24, "num_masks_without_gaussians": 1}
+    assert method.summary == {"num_groups": 4, "num_masks": 24, "num_masks_without_gaussians": 1}
 
 
 def test_order_of_mask_ids_in_a_view_changes_the_numbering_only(scene):
@@ -170,7 +170,7 @@ def test_three_balls_with_shuffled_masks_are_told_apart(scene):
     assert last < 0.3 * first
     right = total = 0
     winners = {}
-    for index, (features, slot, _) in enumerate(stage.observe()):
+    for index, (features, slot, _) in enumerate(stage.labelled_pixels()):
         ids = method.segment(features).object_ids
         _, names = dense_slots(scene.train[index].segments, ignore_zero=True)
         for number, value in enumerate(names.tolist()):

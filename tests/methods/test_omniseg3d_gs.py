@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from tests.methods.calls import losses
 from unified_lift.errors import UserError
 from unified_lift.methods.base import LiftData
 from unified_lift.methods.omniseg3d_gs import OmniSeg3D, OmniSeg3DSettings
@@ -59,7 +60,7 @@ def view(seed=0):
 
 def test_loss_is_the_released_flat_branch_of_segments_above_twenty_pixels():
     features, slot = view()
-    term = method_with().losses(features, slot, 5, 0.0, view=0)["contrastive"]
+    term = losses(method_with(), features, slot, 5)["contrastive"]
     large = (slot >= 0) & (slot < 4)  # segment 4 has exactly 20
     x = features.detach()[large] / (features.detach()[large].norm(dim=1, keepdim=True) + 1e-6)
     own = slot[large].long()
@@ -76,7 +77,7 @@ def test_loss_is_the_released_flat_branch_of_segments_above_twenty_pixels():
 def test_norm_term_counts_every_gaussian_and_weights_are_those_of_the_original():
     method = method_with()
     features = torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 0.0]], requires_grad=True)
-    term = method.gaussian_terms(features, torch.zeros(3, 3), 7)["norm"]
+    term = losses(method, *view(), 5, gaussian_features=features)["norm"]
     assert float(term.detach()) == pytest.approx((16 + 0 + 1) / 3)
     term.backward()
     assert bool(torch.isfinite(features.grad).all())
@@ -87,7 +88,7 @@ def test_norm_term_counts_every_gaussian_and_weights_are_those_of_the_original()
 def test_features_start_on_the_unit_sphere_and_a_graph_may_replay_every_step():
     method = method_with()
     torch.testing.assert_close(method.initial_features(50).norm(dim=1), torch.ones(50))
-    assert method.phase(0.0, 100) == method.phase(0.9, 100) is not None
+    assert method.graph_key(0.0, 100) == method.graph_key(0.9, 100) is not None
 
 
 def test_zero_is_a_segment_or_unlabelled_as_the_dataset_says():
@@ -107,8 +108,8 @@ def test_nothing_is_known_before_the_end():
     ids, confidence = method.segment(torch.randn(3, 4, 16))
     assert ids.shape == confidence.shape == (3, 4)
     assert method.num_objects == int(ids.abs().max()) == int(confidence.max()) == 0
-    assert method.candidates == ()
-    assert method.chosen_candidate is None
+    assert method.candidates() == {}
+    assert method.chosen is None
 
 
 @pytest.mark.parametrize(
@@ -118,14 +119,14 @@ def test_nothing_is_known_before_the_end():
 )
 def test_the_size_is_chosen_that_agrees_with_the_masks(parts_of_segment, chosen, clusters):
     method = finished(parts_of_segment)
-    assert method.candidates == ("min_cluster_size=20", "min_cluster_size=250")
-    assert method.chosen_candidate == f"min_cluster_size={chosen}"
+    assert tuple(method.candidates()) == ("min_cluster_size=20", "min_cluster_size=250")
+    assert method.chosen == f"min_cluster_size={chosen}"
     assert method.num_objects == clusters
     ids = method.segment(PAIRS).object_ids
     assert [len(set(ids[list(own)].tolist())) for own in parts_of_segment] == [1] * len(parts_of_segment)
     assert len(set(ids.tolist())) == clusters
-    summary = method.summary()
-    assert summary["chosen"] == method.chosen_candidate
+    summary = method.summary
+    assert summary["chosen"] == method.chosen
     assert [(row["min_cluster_size"], row["clusters"]) for row in summary["cluster_sweep"]] == [(20, 4), (250, 2)]
     by_size = {row["min_cluster_size"]: row["pseudo_label_pq"] for row in summary["cluster_sweep"]}
     assert by_size.pop(chosen) == pytest.approx(1.0)
@@ -134,38 +135,37 @@ def test_the_size_is_chosen_that_agrees_with_the_masks(parts_of_segment, chosen,
 
 def test_agreement_by_hand():
     # Four equal parts in two segments. Of four clusters each covers exactly half of one: IoU 0.5, which is no match.
-    rows = finished().summary()["cluster_sweep"]
+    rows = finished().summary["cluster_sweep"]
     assert [row["pseudo_label_pq"] for row in rows] == [0.0, 1.0]
 
 
 def test_of_equal_agreement_the_smallest_size_is_taken():
     method = finished(cluster_sizes=(300, 250, 280, 250))
-    rows = method.summary()["cluster_sweep"]
+    rows = method.summary["cluster_sweep"]
     assert [row["min_cluster_size"] for row in rows] == [250, 280, 300]
     assert {row["pseudo_label_pq"] for row in rows} == {1.0}
-    assert method.chosen_candidate == "min_cluster_size=250"
+    assert method.chosen == "min_cluster_size=250"
 
 
 def test_each_candidate_segments_in_its_own_way_and_the_chosen_one_as_the_method_does():
     method = finished()
-    parts = method.with_candidate("min_cluster_size=20")
+    parts = method.candidates()["min_cluster_size=20"]
     assert (parts.num_objects, method.num_objects) == (4, 2)
     assert len(set(parts.segment(PAIRS).object_ids.tolist())) == 4
-    assert parts.chosen_candidate == "min_cluster_size=20"
     method.reorder(torch.tensor([1, 0]))
-    same = method.with_candidate("min_cluster_size=250")
+    same = method.candidates()["min_cluster_size=250"]
     assert torch.equal(same.segment(PAIRS).object_ids, method.segment(PAIRS).object_ids)
     with pytest.raises(KeyError):
-        method.with_candidate("min_cluster_size=7")
+        method.candidates()["min_cluster_size=7"]
 
 
 def test_reorder_renumbers_the_chosen_clusters_only():
     method, order = finished(((0,), (1,), (2,), (3,))), torch.tensor([2, 0, 3, 1])
     ids = method.segment(PAIRS).object_ids
-    others = method.with_candidate("min_cluster_size=250").segment(PAIRS).object_ids
+    others = method.candidates()["min_cluster_size=250"].segment(PAIRS).object_ids
     method.reorder(order)
     assert torch.equal(order[method.segment(PAIRS).object_ids], ids)
-    assert torch.equal(method.with_candidate("min_cluster_size=250").segment(PAIRS).object_ids, others)
+    assert torch.equal(method.candidates()["min_cluster_size=250"].segment(PAIRS).object_ids, others)
 
 
 def test_ids_do_not_depend_on_the_length_of_features_and_confidence_is_a_probability():
@@ -181,12 +181,11 @@ def test_ids_do_not_depend_on_the_length_of_features_and_confidence_is_a_probabi
     torch.testing.assert_close(confidence, torch.softmax(cosines / 0.1, dim=1).max(dim=1).values)
 
 
-def test_many_pixels_give_the_ids_that_few_give(monkeypatch):
+def test_many_pixels_give_the_ids_that_few_give():
     method = finished()
     features = torch.randn(101, 3, generator=torch.Generator().manual_seed(0))
     whole = method.segment(features)
-    monkeypatch.setattr("unified_lift.methods.clustered._MAX_DISTANCES", 20)
-    parts = method.segment(features)
+    parts = method.segment(features, max_association=20)
     assert torch.equal(whole.object_ids, parts.object_ids)
     torch.testing.assert_close(whole.confidence, parts.confidence)
 
@@ -202,7 +201,7 @@ def test_pixels_without_label_found_no_cluster_and_do_not_count():
     method = method_with(feature_dim=3, cluster_sizes=(20, 250))
     method.finish(with_unlabelled)
     assert method.num_objects == 2
-    assert method.summary()["cluster_sweep"][1]["pseudo_label_pq"] == pytest.approx(1.0)
+    assert method.summary["cluster_sweep"][1]["pseudo_label_pq"] == pytest.approx(1.0)
 
 
 def test_sample_and_score_keep_to_their_sizes_and_repeat(monkeypatch):
@@ -286,12 +285,12 @@ def test_lift_separates_the_balls_and_the_model_folder_keeps_every_candidate(sce
     labels = by_falling_area(method, label_gaussians(gaussians, method, stage.cameras))
     outputs.write_objects(tmp_path, 0, gaussians, method, labels, num_views={})
     loaded = load_model(tmp_path).method
-    assert loaded.chosen_candidate == method.chosen_candidate
-    assert loaded.candidates == method.candidates
+    assert loaded.chosen == method.chosen
+    assert list(loaded.candidates()) == list(method.candidates())
     assert loaded.num_objects == method.num_objects
-    features = next(iter(stage.observe()))[0]
-    for name in method.candidates:
-        ours, read = method.with_candidate(name).segment(features), loaded.with_candidate(name).segment(features)
+    features = next(iter(stage.labelled_pixels()))[0]
+    for name in method.candidates():
+        ours, read = method.candidates()[name].segment(features), loaded.candidates()[name].segment(features)
         assert torch.equal(ours.object_ids, read.object_ids)
         torch.testing.assert_close(ours.confidence, read.confidence)
     assert torch.equal(loaded.segment(features).object_ids, method.segment(features).object_ids)
@@ -313,7 +312,7 @@ def test_interrupted_and_resumed_lift_ends_as_one_in_a_piece(scene, tmp_path):
         second.train_step(step)
     assert torch.equal(whole.gaussians.features, second.gaussians.features)
     assert torch.equal(whole.method.centroids, second.method.centroids)
-    assert whole.method.summary() == second.method.summary()
+    assert whole.method.summary == second.method.summary
 
 
 def test_state_after_the_end_holds_clusters_and_sweep(tmp_path):
@@ -321,11 +320,11 @@ def test_state_after_the_end_holds_clusters_and_sweep(tmp_path):
     torch.save(method.state_dict(), tmp_path / "state.pth")
     other = method_with(feature_dim=3)
     other.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
-    assert other.summary() == method.summary()
-    assert other.candidates == method.candidates
-    for name in method.candidates:
-        expected = method.with_candidate(name).segment(PAIRS).object_ids
-        assert torch.equal(other.with_candidate(name).segment(PAIRS).object_ids, expected)
+    assert other.summary == method.summary
+    assert list(other.candidates()) == list(method.candidates())
+    for name in method.candidates():
+        expected = method.candidates()[name].segment(PAIRS).object_ids
+        assert torch.equal(other.candidates()[name].segment(PAIRS).object_ids, expected)
 
 
 def test_trainer_writes_the_sweep_into_the_manifest(scene, tmp_path):

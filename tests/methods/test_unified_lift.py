@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from unified_lift.methods import unified_lift
+from tests.methods import calls
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.modelfolder.settings import TrainSettings, with_preset
 from unified_lift.ops.segments import dense_slots
@@ -11,7 +11,7 @@ from unified_lift.ops.segments import dense_slots
 def method_with(codebook=None, *, zero_id="segment", **changes):
     method = UnifiedLift(UnifiedLiftSettings(**changes), zero_id=zero_id, seed=0)
     if codebook is not None:
-        method.codebook = codebook.clone().requires_grad_(True)
+        method.load_object_state(codebook)
     return method
 
 
@@ -27,7 +27,7 @@ def view(num_segments=4, per_segment=50, dim=16, noise=0.2, seed=0):
 def losses(method, features, segments, progress):
     """Terms for ids, as a stage would ask for them."""
     slot, ids = dense_slots(segments, ignore_zero=method.ignore_zero)
-    return method.losses(features, slot, len(ids), progress, view=0)
+    return calls.losses(method, features, slot, len(ids), progress)
 
 
 def observations(views):
@@ -47,7 +47,7 @@ def test_relabelling_the_ids_of_a_view_changes_nothing(settings):
     results = []
     for ids in (segments, renamed):
         method = UnifiedLift(settings, zero_id="segment", seed=0)
-        method.codebook = torch.cat([directions, -directions]).requires_grad_(True)
+        method.load_object_state(torch.cat([directions, -directions]))
         terms = losses(method, features, ids, 0.9)
         results.append({name: float(value.detach()) for name, value in terms.items()})
     assert results[0] == pytest.approx(results[1], rel=1e-5)
@@ -59,9 +59,9 @@ def test_permuting_codebook_rows_permutes_the_ids_only(settings):
     features, segments, directions = view()
     order = torch.tensor([3, 1, 0, 2])
     plain = UnifiedLift(settings, zero_id="segment", seed=0)
-    plain.codebook = directions.clone().requires_grad_(True)
+    plain.load_object_state(directions)
     permuted = UnifiedLift(settings, zero_id="segment", seed=0)
-    permuted.codebook = directions[order].clone().requires_grad_(True)
+    permuted.load_object_state(directions[order])
     a, b = losses(plain, features, segments, 0.9), losses(permuted, features, segments, 0.9)
     for name in a:
         torch.testing.assert_close(a[name], b[name])
@@ -73,7 +73,7 @@ def test_codebook_terms_never_reach_the_features_and_contrastive_never_the_codeb
     features, segments, directions = view()
     features.requires_grad_(True)
     method = UnifiedLift(settings, zero_id="segment", seed=0)
-    method.codebook = directions.flip(0).roll(1, dims=1).clone().requires_grad_(True)
+    method.load_object_state(directions.flip(0).roll(1, dims=1))
     terms = losses(method, features, segments, 0.9)
     (terms["class"] + terms["concentration"]).backward(retain_graph=True)
     assert features.grad is None
@@ -175,14 +175,13 @@ def test_codebook_starts_from_the_data_once_its_time_has_come():
         assert len(ids[views[0][1] == segment].unique()) == 1
 
 
-def test_objects_are_the_same_however_few_pixels_are_asked_at_once(monkeypatch):
+def test_objects_are_the_same_however_few_pixels_are_asked_at_once():
     learnt, features = method_with(), torch.randn(9, 13, 16, generator=torch.Generator().manual_seed(0))
-    learnt.codebook = torch.randn(7, 16, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+    learnt.load_object_state(torch.randn(7, 16, generator=torch.Generator().manual_seed(1)))
     whole = learnt.segment(features)
     assert whole.object_ids.shape == whole.confidence.shape == (9, 13)
     assert len(whole.object_ids.unique()) == 7
-    monkeypatch.setattr(unified_lift, "_MAX_ASSOCIATIONS", 7 * 10)  # 10 of the 117 pixels at a time
-    parts = learnt.segment(features)
+    parts = learnt.segment(features, max_association=7 * 10)  # 10 of the 117 pixels at a time
     assert torch.equal(whole.object_ids, parts.object_ids)
     torch.testing.assert_close(whole.confidence, parts.confidence)
     assert learnt.segment(features[0, 0]).object_ids == whole.object_ids[0, 0]

@@ -7,6 +7,7 @@ from diff_gaussian_rasterization import _library, lifting
 from unified_lift.kernels.association import associate, codebook_terms
 from unified_lift.kernels.contrastive import contrastive_loss
 from unified_lift.kernels.uncertainty import uncertainty
+from unified_lift.methods.base import StepInfo, ViewPixels
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.modelfolder.settings import TrainSettings, with_preset
 
@@ -300,9 +301,9 @@ def test_the_method_with_kernels_is_the_same_method(settings, kernels):
     for on in (False, True):
         kernels(on)
         method = UnifiedLift(settings, zero_id="segment", seed=0)
-        method.codebook = codebook.clone().requires_grad_()
+        method.load_object_state(codebook)
         leaf = features.clone().requires_grad_()
-        terms = method.losses(leaf, slot, 12, 0.9, view=0)
+        terms = method.losses(ViewPixels(leaf, slot, 12), StepInfo(0.9, 0, 0, leaf))
         sum(method.weights[name] * term for name, term in terms.items()).backward()
         results.append((terms, leaf.grad, method.codebook.grad, method.statistics))
     (terms, by_features, by_codes, statistics), actual = results
@@ -375,9 +376,9 @@ def test_a_large_view_agrees_with_the_definition(settings, segments, codes):
     results = []
     for device in ("cpu", "cuda"):
         method = UnifiedLift(settings, zero_id="segment", seed=0)
-        method.codebook = codebook.to(device, copy=True).requires_grad_()
+        method.to(device).load_object_state(codebook)
         leaf = features.to(device, copy=True).requires_grad_()
-        terms = method.losses(leaf, slot.to(device), segments, 0.9, view=0)
+        terms = method.losses(ViewPixels(leaf, slot.to(device), segments), StepInfo(0.9, 0, 0, leaf))
         sum(method.weights[name] * term for name, term in terms.items()).backward()
         results.append((terms, leaf.grad, method.codebook.grad))
     for name, term in results[0][0].items():

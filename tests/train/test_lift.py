@@ -191,7 +191,7 @@ def test_every_segment_has_its_share_of_the_pool(scene):
 
 def test_observed_features_are_those_of_the_image_in_the_order_of_their_slots(scene):
     stage = lift_stage(scene)
-    for view, (features, slot, count) in zip(scene.train, stage.observe(), strict=True):
+    for view, (features, slot, count) in zip(scene.train, stage.labelled_pixels(), strict=True):
         assert count == 4
         expected, order = view.segments.flatten().unique(return_inverse=True)[1].sort(stable=True)
         assert torch.equal(slot.long(), expected)
@@ -211,7 +211,7 @@ def replays(stage):
 def test_a_lift_step_does_not_make_the_host_wait(scene, replayed, monkeypatch):
     stage = lift_stage(scene, "cuda")
     if not replayed:
-        monkeypatch.setattr(stage.method, "phase", lambda *_: None)
+        monkeypatch.setattr(stage.method, "graph_key", lambda *_: None)
     for step in range(20):  # keeps the weights of all views, starts the codebook, captures the step
         stage.train_step(step)
     assert stage.pool.keeps_weights

@@ -30,7 +30,7 @@ def learnt(scene):
     gaussians.freeze_geometry()
     gaussians.set("features", torch.randn(len(gaussians), 16, generator=generator))
     method = UnifiedLift(UnifiedLiftSettings(), zero_id="segment", seed=0)
-    method.codebook = torch.randn(4, 16, generator=generator).requires_grad_(True)
+    method.load_object_state(torch.randn(4, 16, generator=generator))
     return gaussians, method
 
 

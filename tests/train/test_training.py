@@ -207,7 +207,7 @@ def test_views_without_mask_are_trained_on_colour_only(tmp_path, scene):
     partly = dataclasses.replace(scene, train=tuple(views))
     stage = LiftStage(partly, gaussians_from_points(scene.points, sh_degree=0), method(), LiftSettings(), seed=0)
     assert len(stage.views) == 3
-    assert len(list(stage.observe())) == 3
+    assert len(list(stage.labelled_pixels())) == 3
 
 
 def method():
@@ -274,7 +274,7 @@ def test_labels_are_the_votes_of_the_pixels_whatever_memory_they_may_take(scene,
     gaussians, learnt = gaussians_from_points(scene.points, sh_degree=0), method()
     gaussians.set("features", torch.randn(len(gaussians), 16, generator=generator))
     gaussians.means.data[5] = torch.tensor([0.0, 50.0, 0.0])  # seen by nobody
-    learnt.codebook = torch.randn(7, 16, generator=generator).requires_grad_(True)
+    learnt.load_object_state(torch.randn(7, 16, generator=generator))
     cameras = [view.camera for view in scene.train]
     found = label_gaussians(gaussians, learnt, cameras, max_votes=max_votes)
 

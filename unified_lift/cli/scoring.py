@@ -140,7 +140,7 @@ def write_prompt_mask(path: Path, mask: np.ndarray) -> None:
 
 def require_candidates(model: TrainedScene) -> None:
     """Raise a UserError unless the model kept several clusterings."""
-    if model.method is None or not model.method.candidates:
+    if model.method is None or not model.method.candidates():
         raise UserError(
             "--oracle_codebooks: this model keeps no candidates to choose from; train one whose method makes several, "
             "such as --method omniseg3d_gs"
@@ -156,7 +156,7 @@ def score_candidates(
         UserError: The annotations show no object.
     """
     method = model.method
-    methods = {name: method.with_candidate(name) for name in method.candidates}
+    methods = method.candidates()
     ids: dict[str, dict[str, np.ndarray]] = {name: {} for name in (AS_TRAINED, *methods)}
     for view in tqdm(scene.test, desc="candidates", disable=quiet, dynamic_ncols=True):
         for name, seen in segment_view(model, view.camera, {AS_TRAINED: method, **methods}).items():

@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unified_lift.errors import UserError
 from unified_lift.model.initialize import random_features
+from unified_lift.ops.rng import StepRng
 from unified_lift.types import Camera, ZeroId
 
-Observation = tuple[Tensor, Tensor, int]
-"""Rendered features [P, D] and slots int32 [P] of pixels of one training view, and its number of segments.
 
-A slot is the dense index of a pixel's segment, -1 = no label; some segments of the view may have no pixel here."""
+class ViewPixels(NamedTuple):
+    """Pixels of one training view, as a method sees them.
+
+    Attributes:
+        features: Rendered features, [P, D].
+        slot: Local segment index: the dense index of each pixel's segment in its view, int32 [P], -1 = no label.
+        num_segments: S, number of segments of the view; some may have no pixel here.
+    """
+
+    features: Tensor
+    slot: Tensor
+    num_segments: int
+
+
+class StepInfo(NamedTuple):
+    """What `losses` may know beside the pixels.
+
+    Attributes:
+        progress: Share of the schedule done, in [0, 1).
+        step: 0-based; -1 while a GPU records a step (see `graph_key`).
+        view: Number of the view among those that `prepare` was shown; -1 while a GPU records a step.
+        gaussian_features: Features of all Gaussians, [N, D], for terms on the Gaussians themselves.
+    """
+
+    progress: float
+    step: int
+    view: int
+    gaussian_features: Tensor
+
+
+TrainingViews = Callable[[], Iterator[ViewPixels]]
+"""Walks over all labelled training views with their features as rendered now."""
 
 
 class Segmentation(NamedTuple):
@@ -33,7 +63,7 @@ class LabelledView(NamedTuple):
     Attributes:
         name: Of the view; views come in the order of the dataset.
         camera: Its camera.
-        slots: Dense segment index of each pixel, -1 = no label, int32 [H, W].
+        slots: Local segment index of each pixel, -1 = no label, int32 [H, W].
         segment_ids: The id that each slot has in the mask file, int64 [S], rising.
     """
 
@@ -48,183 +78,11 @@ class LiftData(NamedTuple):
 
     Attributes:
         means: Centres of the Gaussians, world units, [N, 3].
-        views: Walks over the views; the number of a view in this walk is what `losses` calls `view`.
+        views: Walks over the views; the number of a view in this walk is `StepInfo.view`.
     """
 
     means: Tensor
     views: Callable[[], Iterator[LabelledView]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodSettings:
-    """What every method has."""
-
-    feature_dim: int = 16
-    """D, width of the instance features [paper 4.1]."""
-    zero_id: Literal["auto", "segment", "ignore"] = "auto"
-    """What segment id 0 is: `auto` = what the dataset says. [ours] the released code always makes it a segment."""
-
-    def check(self) -> None:
-        """Raise a UserError naming the flag whose value makes no sense."""
-        if self.feature_dim < 1:
-            raise UserError(f"--feature_dim must be at least 1, received {self.feature_dim}")
-
-
-class Method(ABC):
-    """A lifting method. It sees rendered features and ids of one view at a time, never data, renderer or trainer.
-
-    Only `losses`, `rates`, `segment` and `num_objects` must be written; the rest does nothing unless a method needs it.
-    """
-
-    weights: dict[str, float]
-    """Factor of each term; a term without one counts once."""
-    allows_joint = False
-    """Whether it can be trained in one loop with the geometry, while Gaussians come and go."""
-
-    def __init__(self, settings: Any, *, zero_id: ZeroId, seed: int) -> None:
-        """Create the method for a dataset in which id 0 means `zero_id`."""
-        self.settings = settings
-        self.feature_dim: int = settings.feature_dim
-        self.ignore_zero = (zero_id if settings.zero_id == "auto" else settings.zero_id) == "ignore"
-        """Whether segment id 0 means "unlabelled" (slot -1) rather than a segment of its own."""
-        self.generator = torch.Generator().manual_seed(seed)
-        """For draws on the CPU, so that a seed means the same everywhere."""
-        self.device = torch.device("cpu")
-        self.weights = {}
-
-    # ---- what must be written ----
-
-    @abstractmethod
-    def losses(
-        self, features: Tensor, slot: Tensor, num_segments: int, progress: float, *, view: int
-    ) -> dict[str, Tensor]:
-        """Return unweighted terms for one view. On a GPU the host must not wait.
-
-        Args:
-            features: Rendered features, [P, D].
-            slot: Segment of each pixel, int32 [P], -1 = none.
-            num_segments: S; some may have no pixel here.
-            progress: Share of the schedule done, in [0, 1).
-            view: Number of the view among those that `prepare` was shown; -1 while a GPU records a step (see `phase`).
-        """
-
-    @abstractmethod
-    def rates(self, progress: float) -> dict[str, float]:
-        """Return the learning rate of each own parameter and of `features` at `progress` in [0, 1]."""
-
-    @abstractmethod
-    def segment(self, features: Tensor) -> Segmentation:
-        """Return object ids of features [..., D]; zeros where nothing is known yet."""
-
-    @property
-    @abstractmethod
-    def num_objects(self) -> int:
-        """Return how many ids `segment` chooses from; 0 = nothing is known yet."""
-
-    # ---- what a method may also do ----
-
-    @property
-    def statistics(self) -> dict[str, float]:
-        """Return numbers about the last step for the log; reading them may wait for the device."""
-        return {}
-
-    def initial_features(self, count: int) -> Tensor:
-        """Return start features [count, D]; random unit vectors unless a method says otherwise."""
-        return random_features(count, self.feature_dim, unit=True, generator=self.generator)
-
-    def parameters(self) -> dict[str, Tensor]:
-        """Return the method's own leaf tensors (the features belong to the Gaussians)."""
-        return {}
-
-    def prepare(self, data: LiftData) -> None:
-        """Look at geometry and masks before the first step, also of a resumed run.
-
-        What is made here must follow from the data alone; parameters that a checkpoint has brought stay.
-        """
-
-    def before_step(self, progress: float, observe: Callable[[], Iterable[Observation]]) -> None:
-        """Do what happens once, such as starting a codebook from the data; `observe` walks over all training views."""
-
-    def gaussian_terms(self, features: Tensor, means: Tensor, step: int) -> dict[str, Tensor]:
-        """Return unweighted terms on the Gaussians themselves: features [N, D], means [N, 3], 0-based step."""
-        return {}
-
-    def after_step(self, features: Tensor) -> None:
-        """Change the features [N, D] of all Gaussians in place after their step, under no_grad."""
-
-    def finish(self, observe: Callable[[], Iterable[Observation]]) -> None:
-        """Do what comes after the last step, such as clustering what was learnt."""
-
-    def summary(self) -> dict[str, Any]:
-        """Return what is worth keeping about the finished method beside its scores, ready for JSON."""
-        return {}
-
-    def phase(self, progress: float, num_pixels: int) -> Hashable | None:
-        """Return what tells apart the programs that `losses` runs on that many pixels: equal phases, equal programs.
-
-        A GPU then replays a program instead of running Python again. None: it must not, as where numbers are drawn,
-        the view matters, or `gaussian_terms` depends on the step.
-        """
-        return None
-
-    def final_features(self) -> FinalFeatures | None:
-        """Return how features are made anew once all is trained; None: Gaussians keep what they learnt."""
-        return None
-
-    def association(self, features: Tensor) -> Tensor:
-        """Return the probability of every object for features [..., D], [..., L]; only evaluation asks.
-
-        A method that is never in doubt gives all of it to the id that `segment` returns.
-        """
-        ids = self.segment(features).object_ids[..., None]
-        return features.new_zeros(*features.shape[:-1], self.num_objects).scatter_(-1, ids, 1.0)
-
-    @property
-    def candidates(self) -> tuple[str, ...]:
-        """Return the names of the segmentations among which `finish` chose; usually there is only one and none here."""
-        return ()
-
-    @property
-    def chosen_candidate(self) -> str | None:
-        """Return which of them `segment` uses."""
-        return None
-
-    def with_candidate(self, name: str) -> Method:
-        """Return a method that segments as the candidate `name` does; only evaluation asks."""
-        raise KeyError(name)
-
-    # ---- state ----
-
-    def to(self, device: torch.device) -> None:
-        """Move the own parameters to `device`."""
-        self.device = device
-        for name, value in self.parameters().items():
-            setattr(self, name, value.detach().to(device).requires_grad_(True))
-
-    @abstractmethod
-    def reorder(self, order: Tensor) -> None:
-        """Renumber the objects: id i becomes what id `order[i]` was."""
-
-    def object_state(self) -> Tensor | dict[str, Tensor]:
-        """Return what `segment` needs, as it is saved beside the Gaussians."""
-        return {name: value.detach() for name, value in self.parameters().items()}
-
-    def load_object_state(self, state: Tensor | Mapping[str, Tensor]) -> None:
-        """Take what `object_state` returned."""
-        for name, value in state.items():
-            setattr(self, name, value.to(self.device, copy=True).requires_grad_(True))
-
-    def state_dict(self) -> dict:
-        """Return everything needed to go on."""
-        own = {name: value.detach().clone() for name, value in self.parameters().items()}
-        return own | {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Take what `state_dict` returned."""
-        for name, value in state.items():
-            if isinstance(value, Tensor) and name != "generator":
-                setattr(self, name, value.to(self.device, copy=True).requires_grad_(True))
-        self.generator.set_state(state["generator"])
 
 
 class FinalFeatures(NamedTuple):
@@ -234,12 +92,186 @@ class FinalFeatures(NamedTuple):
         codes: Unit feature of each object, [L, D]. Each Gaussian gets their mean, weighted by the share of its blending
             weight in the pixels of each object to a power.
         power: The power.
-        sharpen_steps: Steps that train these means to explain the training pixels; -1 = as many as the views ask for.
+        refine_steps: Steps that train these means to explain the training pixels; -1 = as many as the views ask for.
     """
 
     codes: Tensor
     power: float
-    sharpen_steps: int
+    refine_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """What every method has. A field `weight_<term>` is the factor of that term of the loss."""
+
+    feature_dim: int = 16
+    """D, width of the instance features [paper 4.1]."""
+    zero_id: Literal["auto", "segment", "ignore"] = "auto"
+    """What segment id 0 is: `auto` = what the dataset says. [ours] the released code always makes it a segment."""
+
+    def check(self) -> None:
+        """Raise a UserError naming the flag whose value makes no sense."""
+        self.require_at_least(1, "feature_dim")
+
+    def require_at_least(self, least: float, *names: str) -> None:
+        """Raise a UserError naming the first of these settings that is smaller."""
+        for name in names:
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} must be at least {least}, received {getattr(self, name)}")
+
+
+class Callbacks:
+    """Moments of a training at which a method may act. None of them does anything unless a method needs it."""
+
+    def prepare(self, data: LiftData) -> None:
+        """Look at geometry and masks before the first step, also of a resumed run.
+
+        What is made here must follow from the data alone; parameters that a checkpoint has brought stay.
+        """
+
+    def before_step(self, progress: float, views: TrainingViews) -> None:
+        """Do what happens once, such as starting a codebook from the data."""
+
+    def after_step(self, features: Tensor) -> None:
+        """Change the features [N, D] of all Gaussians in place after their step, under no_grad."""
+
+    def finish(self, views: TrainingViews) -> None:
+        """Do what comes after the last step, such as clustering what was learnt."""
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Return numbers about the last step for the log; reading them may wait for the device."""
+        return {}
+
+
+class Method(Callbacks, nn.Module, ABC):
+    """A lifting method. It sees rendered features and ids of one view at a time, never data, renderer or trainer.
+
+    Its own tensors are parameters and buffers of the module; only `losses`, `rates`, `association` and `object_tables`
+    must be written.
+    """
+
+    object_tables: ClassVar[tuple[str, ...]]
+    """Names of the parameters and buffers that have one row for each object."""
+    allows_joint: ClassVar[bool] = False
+    """Whether it can be trained in one loop with the geometry, while Gaussians come and go."""
+
+    def __init__(self, settings: Any, *, zero_id: ZeroId, seed: int) -> None:
+        """Create the method for a dataset in which id 0 means `zero_id`."""
+        super().__init__()
+        self.settings = settings
+        self.feature_dim: int = settings.feature_dim
+        self.ignore_zero = (zero_id if settings.zero_id == "auto" else settings.zero_id) == "ignore"
+        """Whether segment id 0 means "unlabelled" (slot -1) rather than a segment of its own."""
+        self.weights: dict[str, float] = {
+            field.name.removeprefix("weight_"): getattr(settings, field.name)
+            for field in fields(settings)
+            if field.name.startswith("weight_")
+        }
+        """Factor of each term; a term without one counts once."""
+        self.summary: dict[str, Any] = {}
+        """What is worth keeping about the finished method beside its scores, ready for JSON."""
+        self.generator = torch.Generator().manual_seed(seed)
+        """For draws on the CPU, so that a seed means the same everywhere."""
+        self.step_rng, self.num_draws = StepRng(seed), 0
+
+    # ---- training ----
+
+    @abstractmethod
+    def losses(self, pixels: ViewPixels, info: StepInfo) -> dict[str, Tensor]:
+        """Return unweighted terms for pixels of one view. On a GPU the host must not wait."""
+
+    @abstractmethod
+    def rates(self, progress: float) -> dict[str, float]:
+        """Return the learning rate of each own parameter and of `features` at `progress` in [0, 1]."""
+
+    def initial_features(self, count: int) -> Tensor:
+        """Return start features [count, D]; random unit vectors unless a method says otherwise."""
+        return random_features(count, self.feature_dim, unit=True, generator=self.generator)
+
+    def graph_key(self, progress: float, num_pixels: int) -> Hashable | None:
+        """Return what tells apart the programs that `losses` runs on that many pixels: equal keys, equal programs.
+
+        A GPU then replays a CUDA graph instead of running Python again. None: it must not, as where numbers are drawn,
+        or where step or view matter.
+        """
+        return None
+
+    # ---- objects ----
+
+    @abstractmethod
+    def association(self, features: Tensor) -> Tensor:
+        """Return the probability of every object for features [P, D], [P, L].
+
+        A method that is never in doubt gives all of it to one object.
+        """
+
+    @property
+    def num_objects(self) -> int:
+        """Return the number of objects L; 0 = nothing is known yet."""
+        return len(getattr(self, self.object_tables[0]))
+
+    def segment(self, features: Tensor, *, max_association: int = 2**24) -> Segmentation:
+        """Return the most probable object for features [..., D], and its probability; zeros where nothing is known.
+
+        Args:
+            features: Rendered features.
+            max_association: Most probabilities in memory at once.
+        """
+        shape = features.shape[:-1]
+        if not self.num_objects:
+            zeros = torch.zeros(shape, device=features.device)
+            return Segmentation(zeros.long(), zeros)
+        parts = features.reshape(-1, features.shape[-1]).split(max(1, max_association // self.num_objects))
+        confidence, ids = zip(*(self.association(part).max(dim=1) for part in parts), strict=True)
+        return Segmentation(torch.cat(ids).view(shape), torch.cat(confidence).view(shape))
+
+    def reorder(self, order: Tensor) -> None:
+        """Renumber the objects: id i becomes what id `order[i]` was."""
+        for name in self.object_tables:
+            self._set_tensor(name, getattr(self, name)[order])
+
+    def candidates(self) -> dict[str, Method]:
+        """Return by name the segmentations among which `finish` chose; usually there is only one and none here."""
+        return {}
+
+    def final_features(self) -> FinalFeatures | None:
+        """Return how features are made anew once all is trained; None: Gaussians keep what they learnt."""
+        return None
+
+    # ---- state ----
+
+    def object_state(self) -> Tensor | dict[str, Tensor]:
+        """Return what `segment` needs, as it is saved beside the Gaussians."""
+        return {name: getattr(self, name).detach() for name in self.object_tables}
+
+    def load_object_state(self, state: Any) -> None:
+        """Take what `object_state` returned."""
+        for name in self.object_tables:
+            self._set_tensor(name, state[name])
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return everything needed to go on."""
+        own = {name: value.detach().clone() for name, value in self.named_parameters()}
+        return own | {"generator": self.generator.get_state(), "num_draws": self.num_draws}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take what `state_dict` returned; unlike in other modules, tensors may have another length."""
+        for name in dict(self.named_parameters()):
+            self._set_tensor(name, state_dict[name])
+        self.generator.set_state(state_dict["generator"])
+        self.num_draws = state_dict.get("num_draws", 0)
+
+    def _set_tensor(self, name: str, value: Tensor) -> None:
+        """Copy `value`, of any length, to a parameter or buffer."""
+        own = getattr(self, name)
+        value = value.detach().to(own.device, copy=True)
+        setattr(self, name, nn.Parameter(value) if isinstance(own, nn.Parameter) else value)
+
+    def _next_draw(self, device: torch.device) -> torch.Generator:
+        """Return a generator of `device` for the next of the draws, which a checkpoint counts."""
+        self.num_draws += 1
+        return self.step_rng.at(self.num_draws - 1, device)
 
 
 class MethodEntry(NamedTuple):

@@ -12,19 +12,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from unified_lift.errors import UserError
 from unified_lift.kernels.assignment import pseudo_labels
 from unified_lift.kernels.identity import identity_loss, knn_loss
-from unified_lift.methods.base import LiftData, Method, MethodSettings, Segmentation
+from unified_lift.methods.base import LiftData, Method, MethodSettings, StepInfo, ViewPixels
 from unified_lift.model.initialize import random_features
-from unified_lift.ops.draws import StepGenerator
 from unified_lift.ops.neighbors import nearest_points
 from unified_lift.types import ZeroId
-
-_MAX_LOGITS = 2**24  # of pixels for classes at once: 64 MiB for each of a few tensors
 
 
 class SegmentClasses(NamedTuple):
@@ -66,9 +63,7 @@ class KnownClassesSettings(ClassifierSettings):
     def check(self) -> None:
         """Raise a UserError naming the flag whose value makes no sense."""
         super().check()
-        for name in ("knn_interval", "knn_neighbours", "knn_anchors"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, received {getattr(self, name)}")
+        self.require_at_least(1, "knn_interval", "knn_neighbours", "knn_anchors")
 
 
 class IdentityClassifier(Method):
@@ -78,25 +73,15 @@ class IdentityClassifier(Method):
     """
 
     settings: ClassifierSettings
+    object_tables = ("weight", "bias")
 
     def __init__(self, settings: ClassifierSettings, *, zero_id: ZeroId, seed: int) -> None:
-        """Create the method for a dataset in which id 0 means `zero_id`, without head."""
         super().__init__(settings, zero_id=zero_id, seed=seed)
-        self.weight = torch.zeros(0, settings.feature_dim).requires_grad_(True)
-        self.bias = torch.zeros(0).requires_grad_(True)
-
-    @property
-    def num_objects(self) -> int:
-        """Return the number of classes L."""
-        return len(self.weight)
+        self.weight, self.bias = nn.Parameter(torch.zeros(0, settings.feature_dim)), nn.Parameter(torch.zeros(0))
 
     def initial_features(self, count: int) -> Tensor:
         """Return start features [count, D], uniform in +-1.772 [Gaussian Grouping]."""
         return random_features(count, self.feature_dim, unit=False, generator=self.generator)
-
-    def parameters(self) -> dict[str, Tensor]:
-        """Return weight [L, D] and bias [L] of the head."""
-        return {"weight": self.weight, "bias": self.bias}
 
     def rates(self, progress: float) -> dict[str, float]:
         """Return the rates of features and head, which are constant."""
@@ -110,12 +95,9 @@ class IdentityClassifier(Method):
             UserError: The one that a checkpoint has brought has another number of classes.
         """
         if self.num_objects == 0:
-            bound = self.feature_dim**-0.5
-            weight, bias = (
-                (torch.rand(*shape, generator=self.generator) * 2 - 1) * bound
-                for shape in ((num_classes, self.feature_dim), (num_classes,))
-            )
-            self.weight, self.bias = (x.to(self.device).requires_grad_(True) for x in (weight, bias))
+            for name, shape in (("weight", (num_classes, self.feature_dim)), ("bias", (num_classes,))):
+                drawn = torch.rand(*shape, generator=self.generator)
+                self._set_tensor(name, (drawn * 2 - 1) * self.feature_dim**-0.5)
         if self.num_objects != num_classes:
             raise UserError(
                 f"--resume: the checkpoint knows {self.num_objects} classes, the masks have {num_classes}; "
@@ -123,25 +105,12 @@ class IdentityClassifier(Method):
             )
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return the score of every class for features [..., D], [..., L]."""
+        """Return the score of every class for features [P, D], [P, L]."""
         return linear(features, self.weight, self.bias)
 
-    def segment(self, features: Tensor) -> Segmentation:
-        """Return the class with the largest score for features [..., D]; confidence: its softmax."""
-        if not self.num_objects:
-            zeros = torch.zeros(features.shape[:-1], device=features.device)
-            return Segmentation(zeros.long(), zeros)
-        parts = features.reshape(-1, features.shape[-1]).split(max(1, _MAX_LOGITS // self.num_objects))
-        confidence, ids = zip(*(torch.softmax(self.logits(part), dim=1).max(dim=1) for part in parts))
-        return Segmentation(torch.cat(ids).view(features.shape[:-1]), torch.cat(confidence).view(features.shape[:-1]))
-
     def association(self, features: Tensor) -> Tensor:
-        """Return the probability of every class for features [..., D], [..., L]."""
-        return torch.softmax(self.logits(features), dim=-1)
-
-    def reorder(self, order: Tensor) -> None:
-        """Permute the classes: row i becomes what row `order[i]` was."""
-        self.weight, self.bias = (x.detach()[order].clone().requires_grad_(True) for x in (self.weight, self.bias))
+        """Return the probability of every class for features [P, D], [P, L]."""
+        return torch.softmax(self.logits(features), dim=1)
 
     def object_state(self) -> dict[str, Tensor]:
         """Return the head as Gaussian Grouping saves it, as a 1x1 convolution: weight [L, D, 1, 1] and bias [L]."""
@@ -160,16 +129,10 @@ class KnownClasses(IdentityClassifier):
     """
 
     settings: KnownClassesSettings
-
-    def __init__(self, settings: KnownClassesSettings, *, zero_id: ZeroId, seed: int) -> None:
-        """Create the method for a dataset in which id 0 means `zero_id`, without head."""
-        super().__init__(settings, zero_id=zero_id, seed=seed)
-        self.weights = {"knn": settings.weight_knn}
-        self.draws = StepGenerator(seed)
-        self.classes: list[Tensor] = []
-        """Class of each segment of each view, -1 = none, int64 [S] each; made by `prepare`, also of a resumed run."""
-        self.neighbours = torch.zeros(0, 0, dtype=torch.int64)
-        """Nearest Gaussians of each, [N, K]; made by `prepare` if they are asked for."""
+    classes: list[Tensor]
+    """Class of each segment of each view, -1 = none, int64 [S] each; made by `prepare`."""
+    neighbours: Tensor
+    """Nearest Gaussians of each, [N, K]; made by `prepare` if they are asked for."""
 
     @abstractmethod
     def segment_classes(self, data: LiftData) -> SegmentClasses:
@@ -184,28 +147,22 @@ class KnownClasses(IdentityClassifier):
         of_view, num_classes = self.segment_classes(data)
         if not any(bool((classes >= 0).any()) for classes in of_view):
             raise UserError("--object_path: no pixel of any mask has a label; check the masks, or --zero_id segment")
-        self.classes = [classes.to(self.device) for classes in of_view]
+        self.classes = [classes.to(data.means.device) for classes in of_view]
         if self.settings.weight_knn:
-            self.neighbours = nearest_points(data.means, self.settings.knn_neighbours).to(self.device)
+            self.neighbours = nearest_points(data.means, self.settings.knn_neighbours).to(data.means.device)
         self.start_head(num_classes)
 
-    def losses(
-        self, features: Tensor, slot: Tensor, num_segments: int, progress: float, *, view: int
-    ) -> dict[str, Tensor]:
-        """Return the identity term of the pixels whose segment has a class."""
-        return {"identity": identity_loss(self.logits(features), pseudo_labels(self.classes[view], slot))}
-
-    def gaussian_terms(self, features: Tensor, means: Tensor, step: int) -> dict[str, Tensor]:
-        """Return the term of neighbouring Gaussians at every `knn_interval`-th step."""
-        s = self.settings
-        if not s.weight_knn or (step + 1) % s.knn_interval:
-            return {}
-        draws = self.draws.at(step, features.device)
-        term = knn_loss(features, self.neighbours, self.weight, self.bias, num_anchors=s.knn_anchors, generator=draws)
-        return {"knn": term}
-
-    def reorder(self, order: Tensor) -> None:
-        """Permute the classes, also those of the segments."""
-        super().reorder(order)
-        row = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        self.classes = [torch.where(classes >= 0, row[classes.clamp(min=0)], -1) for classes in self.classes]
+    def losses(self, pixels: ViewPixels, info: StepInfo) -> dict[str, Tensor]:
+        """Return the identity term of the pixels whose segment has a class, and every few steps that of neighbours."""
+        labels, s = pseudo_labels(self.classes[info.view], pixels.slot), self.settings
+        terms = {"identity": identity_loss(self.logits(pixels.features), labels)}
+        if s.weight_knn and (info.step + 1) % s.knn_interval == 0:
+            terms["knn"] = knn_loss(
+                info.gaussian_features,
+                self.neighbours,
+                self.weight,
+                self.bias,
+                num_anchors=s.knn_anchors,
+                generator=self.step_rng.at(info.step, pixels.features.device),
+            )
+        return terms

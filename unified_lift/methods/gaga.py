@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -16,7 +15,6 @@ from unified_lift.errors import UserError
 from unified_lift.methods.base import LiftData, MethodEntry
 from unified_lift.methods.classifier import KnownClasses, KnownClassesSettings, SegmentClasses
 from unified_lift.ops.memory_bank import front_sets, memory_bank
-from unified_lift.types import ZeroId
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +31,7 @@ class GagaSettings(KnownClassesSettings):
     def check(self) -> None:
         """Raise a UserError naming the flag whose value makes no sense."""
         super().check()
-        if self.bank_grid < 1:
-            raise UserError(f"--bank_grid must be at least 1, received {self.bank_grid}")
+        self.require_at_least(1, "bank_grid")
         # A score of 0.5 is a front set that lies wholly in one group; above it nothing would ever join.
         for name, value, most in (("bank_share", self.bank_share, 1), ("bank_min_score", self.bank_min_score, 0.5)):
             if not 0 < value <= most:
@@ -56,13 +53,8 @@ class Gaga(KnownClasses):
 
     settings: GagaSettings
 
-    def __init__(self, settings: GagaSettings, *, zero_id: ZeroId, seed: int) -> None:
-        """Create the method for a dataset in which id 0 means `zero_id`."""
-        super().__init__(settings, zero_id=zero_id, seed=seed)
-        self._summary: dict[str, Any] = {}
-
     def segment_classes(self, data: LiftData) -> SegmentClasses:
-        """Return the group of every mask."""
+        """Return the group of every mask, and note how many groups there are of how many masks."""
         s = self.settings
         means = data.means.double().cpu().numpy()
         names, fronts = [], []
@@ -76,16 +68,12 @@ class Gaga(KnownClasses):
         of_view = [torch.empty(0)] * len(names)
         for index, of_masks in zip(order, groups.of_masks, strict=True):
             of_view[index] = torch.from_numpy(of_masks)
-        self._summary = {
+        self.summary = {
             "num_groups": groups.num_groups,
             "num_masks": sum(front.num_masks for front in fronts),
             "num_masks_without_gaussians": sum(int((group < 0).sum()) for group in groups.of_masks),
         }
         return SegmentClasses(of_view, groups.num_groups)
-
-    def summary(self) -> dict[str, Any]:
-        """Return how many groups the memory bank made of how many masks."""
-        return self._summary
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -16,7 +16,6 @@ from typing import Literal
 
 import torch
 
-from unified_lift.errors import UserError
 from unified_lift.methods.base import LiftData, MethodEntry
 from unified_lift.methods.classifier import KnownClasses, KnownClassesSettings, SegmentClasses
 
@@ -33,8 +32,7 @@ class GaussianGroupingSettings(KnownClassesSettings):
     def check(self) -> None:
         """Raise a UserError naming the flag whose value makes no sense."""
         super().check()
-        if self.num_codes < 1:
-            raise UserError(f"--num_codes must be at least 1, received {self.num_codes}")
+        self.require_at_least(1, "num_codes")
 
 
 class GaussianGrouping(KnownClasses):

@@ -10,17 +10,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from unified_lift.kernels.contrastive import contrastive_loss
-from unified_lift.methods.base import MethodEntry
+from unified_lift.methods.base import MethodEntry, StepInfo, ViewPixels
 from unified_lift.methods.clustered import ClusteredMethod, ClusteredSettings
-from unified_lift.types import ZeroId
 
 
 @dataclass(frozen=True, kw_only=True)
 class OmniSeg3DSettings(ClusteredSettings):
     """Defaults are those of the released OmniSeg3D-GS."""
 
-    feature_lr: float = 0.01
-    """Rate of the features, constant [OmniSeg3D-GS]."""
     min_pixels: int = 20
     """Segments with no more drawn pixels than this stay out of the loss [OmniSeg3D-GS, of 32,768 pixels]."""
     weight_contrastive: float = 1e-3
@@ -39,38 +36,21 @@ class OmniSeg3D(ClusteredMethod):
 
     settings: OmniSeg3DSettings
 
-    def __init__(self, settings: OmniSeg3DSettings, *, zero_id: ZeroId, seed: int) -> None:
-        """Create the method for a dataset in which id 0 means `zero_id`."""
-        super().__init__(settings, zero_id=zero_id, seed=seed)
-        self.weights = {"contrastive": settings.weight_contrastive, "norm": settings.weight_norm}
-
-    def losses(
-        self, features: Tensor, slot: Tensor, num_segments: int, progress: float, *, view: int
-    ) -> dict[str, Tensor]:
-        """Return the contrastive term of one view; which view it is does not matter."""
-        term = contrastive_loss(
-            features,
-            slot,
-            num_segments,
+    def losses(self, pixels: ViewPixels, info: StepInfo) -> dict[str, Tensor]:
+        """Return the contrastive term of one view, and how far the features of all Gaussians are from length 1."""
+        contrastive = contrastive_loss(
+            *pixels,
             temperature=None,
             min_pixels=self.settings.min_pixels,
             detach_norm=True,
             unit_centres=False,
             mean_over_pixels=False,
         )
-        return {"contrastive": term}
+        return {"contrastive": contrastive, "norm": (info.gaussian_features.norm(dim=1) - 1).square().mean()}
 
-    def gaussian_terms(self, features: Tensor, means: Tensor, step: int) -> dict[str, Tensor]:
-        """Return how far the features of the Gaussians are from length 1."""
-        return {"norm": (features.norm(dim=1) - 1).square().mean()}
-
-    def phase(self, progress: float, num_pixels: int) -> int:
+    def graph_key(self, progress: float, num_pixels: int) -> int:
         """Return the same at every step: nothing is drawn and nothing changes."""
         return 0
-
-    def rates(self, progress: float) -> dict[str, float]:
-        """Return the rate of the features."""
-        return {"features": self.settings.feature_lr}
 
 
 METHOD = MethodEntry("omniseg3d_gs", OmniSeg3DSettings, OmniSeg3D)

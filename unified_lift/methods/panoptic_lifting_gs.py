@@ -19,10 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unified_lift.errors import UserError
 from unified_lift.kernels.assignment import association_scores, hungarian, pseudo_labels
 from unified_lift.kernels.identity import identity_loss
-from unified_lift.methods.base import LiftData, MethodEntry
+from unified_lift.methods.base import LiftData, MethodEntry, StepInfo, ViewPixels
 from unified_lift.methods.classifier import ClassifierSettings, IdentityClassifier
 
 
@@ -42,8 +41,7 @@ class PanopticLiftingSettings(ClassifierSettings):
     def check(self) -> None:
         """Raise a UserError naming the flag whose value makes no sense."""
         super().check()
-        if self.num_codes < 1:
-            raise UserError(f"--num_codes must be at least 1, received {self.num_codes}")
+        self.require_at_least(1, "num_codes")
 
 
 class PanopticLifting(IdentityClassifier):
@@ -55,18 +53,16 @@ class PanopticLifting(IdentityClassifier):
         """Draw the head unless a checkpoint has brought one."""
         self.start_head(self.settings.num_codes)
 
-    def losses(
-        self, features: Tensor, slot: Tensor, num_segments: int, progress: float, *, view: int
-    ) -> dict[str, Tensor]:
+    def losses(self, pixels: ViewPixels, info: StepInfo) -> dict[str, Tensor]:
         """Return the cross-entropy with the matched classes; it rests where every pixel already agrees.
 
         Gradient: to features and head; none through the matching.
         """
-        logits = self.logits(features)
-        labels = self._matched(logits.detach(), slot, num_segments)
+        logits = self.logits(pixels.features)
+        labels = self._matched(logits.detach(), pixels.slot, pixels.num_segments)
         return {"identity": identity_loss(logits, labels, rest_when_right=True)}
 
-    def phase(self, progress: float, num_pixels: int) -> Hashable:
+    def graph_key(self, progress: float, num_pixels: int) -> Hashable:
         """Return the same for all steps: one program serves them all."""
         return "matched"
 

@@ -6,12 +6,12 @@ Paper: Messy Rooms mean PQ_scene 69.0, LERF-Mask mIoU 80.9, Replica mIoU 41.6.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from unified_lift.errors import UserError
@@ -24,17 +24,16 @@ from unified_lift.methods.base import (
     Method,
     MethodEntry,
     MethodSettings,
-    Observation,
-    Segmentation,
+    StepInfo,
+    TrainingViews,
+    ViewPixels,
 )
 from unified_lift.methods.codebook import Overlaps, codebook_from_prototypes, joined_codes, random_codebook, support
 from unified_lift.model.initialize import random_features
-from unified_lift.ops.draws import StepGenerator
 from unified_lift.ops.segments import segment_counts, segment_mean
 from unified_lift.types import ZeroId
 
 _EPS = 1e-6
-_MAX_ASSOCIATIONS = 2**24  # of pixels with codes at once: 64 MiB for each of a few tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +126,8 @@ class UnifiedLiftSettings(MethodSettings):
     def check(self) -> None:
         """Raise a UserError naming the flag whose value makes no sense."""
         super().check()
-        if self.num_codes < 0:
-            raise UserError(f"--num_codes must be at least 0, received {self.num_codes}")
-        if self.vote_power < 0:
-            raise UserError(f"--vote_power must be at least 0, received {self.vote_power}")
-        if self.sharpen_steps < -1:
-            raise UserError(f"--sharpen_steps must be at least -1, received {self.sharpen_steps}")
+        self.require_at_least(0, "num_codes", "vote_power")
+        self.require_at_least(-1, "sharpen_steps")
 
 
 class UnifiedLift(Method):
@@ -140,18 +135,12 @@ class UnifiedLift(Method):
 
     settings: UnifiedLiftSettings
     allows_joint = True
+    object_tables = ("codebook",)
+    codebook: Tensor
 
     def __init__(self, settings: UnifiedLiftSettings, *, zero_id: ZeroId, seed: int) -> None:
-        """Create the method for a dataset in which id 0 means `zero_id`."""
         super().__init__(settings, zero_id=zero_id, seed=seed)
-        self.draws, self.num_draws = StepGenerator(seed), 0
-        self.weights = {
-            "contrastive": settings.weight_contrastive,
-            "norm": settings.weight_norm,
-            "class": settings.weight_class,
-            "concentration": settings.weight_concentration if settings.concentration else 0.0,
-        }
-        self.codebook = torch.zeros(0, settings.feature_dim).requires_grad_(True)
+        self.codebook = nn.Parameter(torch.zeros(0, settings.feature_dim))
         # Of the last step, read only when logged: pixels that Eq. 7 keeps (None: it did not run); codes and slots.
         self._reliable: Tensor | None = None
         self._matching: tuple[Tensor, Tensor] | None = None
@@ -170,22 +159,18 @@ class UnifiedLift(Method):
         """Return start features, [count, D]."""
         return random_features(count, self.feature_dim, unit=self.settings.features_unit, generator=self.generator)
 
-    def parameters(self) -> dict[str, Tensor]:
-        """Return the codebook."""
-        return {"codebook": self.codebook}
-
     def rates(self, progress: float) -> dict[str, float]:
         """Return the rates of features and codebook at `progress` in [0, 1]."""
         decay = math.exp(math.log(self.settings.feature_lr_decay) * progress)
         return {"features": self.settings.feature_lr * decay, "codebook": self.settings.codebook_lr}
 
-    def before_step(self, progress: float, observe: Callable[[], Iterable[Observation]]) -> None:
-        """Start the codebook once its time has come; `observe` is called only if the data are asked."""
+    def before_step(self, progress: float, views: TrainingViews) -> None:
+        """Start the codebook once its time has come; `views` is called only if the data are asked."""
         if len(self.codebook) or progress < self.settings.codebook_start:
             return
         if self.settings.codebook_init == "data":
-            codes = self._codes_from_data(observe())
-            codes = self._settled(codes, observe()) if len(codes) else codes
+            codes = self._codes_from_data(views())
+            codes = self._settled(codes, views()) if len(codes) else codes
             if len(codes) == 0:
                 raise UserError(
                     "no segment is consistent enough to found a code: more --lift_iterations, --codebook_init random, "
@@ -194,22 +179,16 @@ class UnifiedLift(Method):
                 )
         else:
             codes = random_codebook(self.settings.num_codes or 256, self.feature_dim, generator=self.generator)
-        self.codebook = codes.detach().to(self.codebook.device, copy=True).requires_grad_(True)
+        self._set_tensor("codebook", codes)
 
-    @property
-    def num_objects(self) -> int:
-        """Return the number of codes."""
-        return len(self.codebook)
-
-    def losses(
-        self, features: Tensor, slot: Tensor, num_segments: int, progress: float, *, view: int
-    ) -> dict[str, Tensor]:
-        """Return the terms of Eq. 8 for one view; which view it is does not matter.
+    def losses(self, pixels: ViewPixels, info: StepInfo) -> dict[str, Tensor]:
+        """Return the terms of Eq. 8 for one view.
 
         Gradient: Eq. 1 reaches the features only; Eq. 4 and 6 reach the codebook only (features detached).
         """
+        features, slot, num_segments = pixels
         s = self.settings
-        trusted = self._trusted(features.detach(), slot, num_segments, progress)
+        trusted = self._trusted(features.detach(), slot, num_segments, info.progress)
         contrasted = trusted if s.filter_contrastive else slot
         terms = {"contrastive": self._contrastive(features, contrasted, num_segments)}
         if s.weight_norm:
@@ -218,25 +197,16 @@ class UnifiedLift(Method):
             terms |= self._codebook_terms(features.detach(), slot, num_segments, trusted)
         return terms
 
-    def phase(self, progress: float, num_pixels: int) -> tuple[int, bool] | None:
+    def graph_key(self, progress: float, num_pixels: int) -> tuple[int, bool] | None:
         """Return the number of codes and whether labels are filtered; None where Eq. 1 draws pixels."""
         if num_pixels > self.settings.contrastive_samples:
             return None
         return len(self.codebook), progress >= self.settings.filter_start
 
-    def segment(self, features: Tensor) -> Segmentation:
-        """Return the code with the largest association for features [..., D] (Eq. 2)."""
-        if not len(self.codebook):
-            zeros = torch.zeros(features.shape[:-1], device=features.device)
-            return Segmentation(zeros.long(), zeros)
-        parts = features.reshape(-1, features.shape[-1]).split(max(1, _MAX_ASSOCIATIONS // len(self.codebook)))
-        confidence, ids = zip(*(torch.softmax(self._logits(part), dim=1).max(dim=1) for part in parts))
-        return Segmentation(torch.cat(ids).view(features.shape[:-1]), torch.cat(confidence).view(features.shape[:-1]))
-
     def association(self, features: Tensor) -> Tensor:
-        """Return the association of features [..., D] with every code (Eq. 2), [..., L]."""
-        flat = features.reshape(-1, features.shape[-1])
-        return torch.softmax(self._logits(flat), dim=1).view(*features.shape[:-1], self.num_objects)
+        """Return the association of features [P, D] with every code (Eq. 2), [P, L]."""
+        temperature = self.settings.association_temperature or None
+        return torch.softmax(association_logits(features, self.codebook, temperature=temperature), dim=1)
 
     def final_features(self) -> FinalFeatures | None:
         """Return what turns votes into features, unless Gaussians keep what they learnt."""
@@ -244,37 +214,18 @@ class UnifiedLift(Method):
         codes = normalize(self.codebook.detach(), dim=1, eps=_EPS)
         return FinalFeatures(codes, s.vote_power, s.sharpen_steps) if s.vote_power else None
 
-    def reorder(self, order: Tensor) -> None:
-        """Permute the codebook: row i becomes what row `order[i]` was."""
-        with torch.no_grad():
-            self.codebook = self.codebook.detach()[order].clone().requires_grad_(True)
-
     def object_state(self) -> Tensor:
         """Return the codebook [L, D], as the released code saves it."""
         return self.codebook.detach()
 
     def load_object_state(self, state: Tensor) -> None:
         """Take a codebook."""
-        self.codebook = state.to(self.device, copy=True).requires_grad_(True)
-
-    def state_dict(self) -> dict:
-        """Return codebook, generator and the number of draws of pixels."""
-        return super().state_dict() | {"num_draws": self.num_draws}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Take what `state_dict` returned."""
-        super().load_state_dict(state)
-        self.num_draws = state["num_draws"]
-
-    def _logits(self, features: Tensor) -> Tensor:
-        temperature = self.settings.association_temperature or None
-        return association_logits(features, self.codebook, temperature=temperature)
+        self._set_tensor("codebook", state)
 
     def _contrastive(self, features: Tensor, slot: Tensor, num_segments: int) -> Tensor:
         s = self.settings
         if len(slot) > s.contrastive_samples:
-            generator = self.draws.at(self.num_draws, slot.device)
-            self.num_draws += 1
+            generator = self._next_draw(slot.device)
             chosen = torch.randint(len(slot), (s.contrastive_samples,), generator=generator, device=slot.device)
             features, slot = features.index_select(0, chosen), slot.index_select(0, chosen)
         return contrastive_loss(
@@ -319,7 +270,7 @@ class UnifiedLift(Method):
         counts = segment_counts(slot, num_segments).float()
         return hungarian(scores, floors=floor * (counts if self.settings.area_aware else torch.ones_like(counts)))
 
-    def _settled(self, codes: Tensor, observations: Iterable[Observation]) -> Tensor:
+    def _settled(self, codes: Tensor, observations: Iterable[ViewPixels]) -> Tensor:
         """Return one code for each object: modes of one object joined, without those that their own pixels deny."""
         s = self.settings
 
@@ -343,7 +294,7 @@ class UnifiedLift(Method):
         mean.index_add_(0, objects.to(codes.device), codes * sizes[:, None])
         return normalize(mean[(share >= s.codebook_min_support).to(codes.device)], dim=1)
 
-    def _codes_from_data(self, observations: Iterable[Observation]) -> Tensor:
+    def _codes_from_data(self, observations: Iterable[ViewPixels]) -> Tensor:
         prototypes, weights = [], []
         for features, slot, num_segments in observations:
             mean = segment_mean(normalize(features, dim=1, eps=_EPS), slot, num_segments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,23 +60,7 @@ def hdbscan_centroids(points: Tensor, *, min_cluster_size: int) -> Tensor:
     return (total / share).float().to(points.device)
 
 
-class Box(NamedTuple):
-    """An affine map to a unit box.
-
-    Attributes:
-        low: What becomes 0, [D].
-        width: What becomes 1 above it, positive, [D].
-    """
-
-    low: Tensor
-    width: Tensor
-
-    def __call__(self, points: Tensor) -> Tensor:
-        """Return the points [..., D] in the unit box; those beyond it land outside."""
-        return (points - self.low) / self.width
-
-
-def box_without_outliers(points: Tensor) -> tuple[Tensor, Box]:
+def box_without_outliers(points: Tensor) -> tuple[Tensor, Tensor]:
     """Return which points lie near the mean in every dimension, and the box around these.
 
     Source: the clustering protocol of Contrastive Lift.
@@ -84,7 +68,7 @@ def box_without_outliers(points: Tensor) -> tuple[Tensor, Box]:
         points: At least one, [M, D].
     Returns:
         kept: Within three standard deviations of the mean in every dimension; all points if none is, bool [M].
-        box: Takes the least of the kept points to 0 and the largest to 1, dimension by dimension.
+        box: Least of the kept points and how far above it the largest lies, dimension by dimension, [2, D].
     """
     check_shapes({"points": (points, "M D")})
     deviation = (points - points.mean(dim=0)).abs()
@@ -92,7 +76,7 @@ def box_without_outliers(points: Tensor) -> tuple[Tensor, Box]:
     if not kept.any():  # in many dimensions each point may be far out in one of them
         kept = torch.ones_like(kept)
     low, high = points[kept].amin(dim=0), points[kept].amax(dim=0)
-    return kept, Box(low, (high - low).clamp(min=_MIN_WIDTH))
+    return kept, torch.stack([low, (high - low).clamp(min=_MIN_WIDTH)])
 
 
 def centroid_logits(points: Tensor, centroids: Tensor, *, temperature: float) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import blending_weights
-from unified_lift.ops.draws import StepGenerator
+from unified_lift.ops.rng import StepRng
 from unified_lift.train.views import SegmentMaps, ViewSource
 from unified_lift.types import Camera
 
@@ -53,7 +53,7 @@ class PixelPool:
         cameras: Sequence[Camera],
         gaussians: Gaussians,
         maps: SegmentMaps,
-        draws: StepGenerator,
+        draws: StepRng,
         *,
         pixels: int,
         size: int,

@@ -10,7 +10,7 @@ from diff_gaussian_rasterization import TrainingStep, photometric_loss
 from torch import Tensor
 
 from unified_lift.density.default import DensityControl, DensitySettings
-from unified_lift.methods.base import Method, Observation
+from unified_lift.methods.base import Method, StepInfo, ViewPixels
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import camera_tensors, render
 from unified_lift.modelfolder.settings import GeometrySettings
@@ -55,7 +55,7 @@ class GeometryStage(Stage):
         self.mark("view")
         index, view = self.next_view()
         if self.method is not None:
-            self.method.before_step(self.progress(step), self.observe)
+            self.method.before_step(self.progress(step), self.labelled_pixels)
         self.mark("forward")
         viewmats, intrinsics = camera_tensors(view.camera, self.gaussians.device)
         out = self.step.forward(
@@ -73,7 +73,7 @@ class GeometryStage(Stage):
         terms = {"photometric": photometric_loss(out.image, view.image, lambda_dssim=lambda_dssim, valid=view.valid)}
         if self.method is not None and view.segments is not None:
             seen = seen_pixels(out.features, self.maps.of(index, view))  # the gradient stops at the features [released]
-            terms |= self.method.losses(*seen, self.progress(step), view=index)
+            terms |= self.method.losses(seen, StepInfo(self.progress(step), step, index, self.gaussians.features))
         total = weighted_sum(terms, {} if self.method is None else self.method.weights)
         self.mark("backward")
         total.backward()
@@ -99,7 +99,7 @@ class GeometryStage(Stage):
         return rates
 
     @torch.no_grad()
-    def observe(self) -> Iterator[Observation]:
+    def labelled_pixels(self) -> Iterator[ViewPixels]:
         """Walk over all labelled training views: rendered features, slots and number of segments."""
         for index, view in enumerate(self.views.all()):
             if view.segments is not None:
@@ -134,12 +134,12 @@ class GeometryStage(Stage):
         return self.settings.position_lr_max_steps or self.settings.iterations
 
 
-def seen_pixels(features: Tensor, pixels: SegmentMap) -> Observation:
+def seen_pixels(features: Tensor, pixels: SegmentMap) -> ViewPixels:
     """Return what the method sees of a labelled view with features [H, W, D]: the pixels that its lens saw."""
     features = features.flatten(0, 1)
     if pixels.rows is not None:
         features = features.index_select(0, pixels.rows)
-    return features, pixels.slot, pixels.num_segments
+    return ViewPixels(features, pixels.slot, pixels.num_segments)
 
 
 def log_linear(first: float, last: float, progress: float) -> float:

@@ -13,11 +13,11 @@ from diff_gaussian_rasterization import Sample, blend, lifting
 from torch import Tensor
 
 from unified_lift.errors import UserError
-from unified_lift.methods.base import LabelledView, LiftData, Method, Observation
+from unified_lift.methods.base import LabelledView, LiftData, Method, StepInfo, ViewPixels
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import render
 from unified_lift.modelfolder.settings import LiftSettings
-from unified_lift.ops.draws import StepGenerator
+from unified_lift.ops.rng import StepRng
 from unified_lift.ops.segments import dense_slots
 from unified_lift.train.batches import PixelPool, Pooled, stratified
 from unified_lift.train.graphs import GradientGraph
@@ -59,7 +59,7 @@ class LiftStage(Stage):
         super().__init__(num_steps=steps_of(settings, self.cameras), views=views, seed=seed)
         self.gaussians, self.method, self.settings = gaussians, method, settings
         self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=False, by_slot=True)
-        self.draws = StepGenerator(seed)
+        self.draws = StepRng(seed)
         gaussians.freeze_geometry()
         if gaussians.feature_dim != method.feature_dim:
             gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
@@ -82,17 +82,17 @@ class LiftStage(Stage):
     def train_step(self, step: int) -> dict[str, Tensor]:
         """Do 0-based `step` and return the unweighted, detached terms."""
         progress = self.progress(step)
-        self.method.before_step(progress, self.observe)
+        self.method.before_step(progress, self.labelled_pixels)
         self.mark("view")
         index, visit = self.order.next_index(), step // len(self.cameras)
         pooled = self.pool.of(index, visit)
         is_replayable = self._is_replayable(visit)
-        phase = self.method.phase(progress, self.settings.lift_pixels) if is_replayable else None
-        if phase is not None:
+        key = self.method.graph_key(progress, self.settings.lift_pixels) if is_replayable else None
+        if key is not None:
             self.mark("forward")
             lifting.draw(pooled.weights, pooled.slot, self.sample, stream=self.draws.number(step))
             self.mark("replay")
-            terms = self.graph.run(phase, progress)
+            terms = self.graph.run(key, progress)
         else:
             terms = self._computed(index, pooled, step, progress)
         self.mark("update")
@@ -101,7 +101,7 @@ class LiftStage(Stage):
         with torch.no_grad():
             self.method.after_step(self.gaussians.features)
         if step + 1 == self.num_steps:
-            self.method.finish(self.observe)
+            self.method.finish(self.labelled_pixels)
         return terms
 
     def labelled_views(self) -> Iterator[LabelledView]:
@@ -114,12 +114,12 @@ class LiftStage(Stage):
             yield LabelledView(name, camera, slots, ids - 1)
 
     @torch.no_grad()
-    def observe(self) -> Iterator[Observation]:
+    def labelled_pixels(self) -> Iterator[ViewPixels]:
         """Walk over all labelled training views: rendered features, slots and number of segments."""
         for index, view in enumerate(self.views.all()):
             slot, num_segments, rows = self.maps.of(index, view)
             features = render(self.gaussians, self.cameras[index]).features.flatten(0, 1)
-            yield features.index_select(0, rows), slot, num_segments
+            yield ViewPixels(features.index_select(0, rows), slot, num_segments)
 
     def _computed(self, index: int, pooled: Pooled, step: int, progress: float) -> dict[str, Tensor]:
         """Return the terms of a view of any size, with whatever weights there are, and leave the gradients."""
@@ -135,15 +135,13 @@ class LiftStage(Stage):
             rows = pooled.rows if chosen is None else pooled.rows.index_select(0, chosen)
             features = blend(self.pool.weights_at(index, rows), self.gaussians.features)
         self.gaussians.zero_grad()
-        return self._differentiated(features, slot, pooled.num_segments, progress, view=index, step=step)
+        pixels = ViewPixels(features, slot, pooled.num_segments)
+        return self._differentiated(pixels, progress, view=index, step=step)
 
-    def _differentiated(
-        self, features: Tensor, slot: Tensor, num_segments: int, progress: float, *, view: int, step: int
-    ) -> dict[str, Tensor]:
+    def _differentiated(self, pixels: ViewPixels, progress: float, *, view: int, step: int) -> dict[str, Tensor]:
         """Return the detached terms and leave the gradients of their weighted sum."""
         self.mark("losses")
-        terms = self.method.losses(features, slot, num_segments, progress, view=view)
-        terms |= self.method.gaussian_terms(self.gaussians.features, self.gaussians.means.detach(), step)
+        terms = self.method.losses(pixels, StepInfo(progress, step, view, self.gaussians.features))
         total = weighted_sum(terms, self.method.weights)
         self.mark("backward")
         total.backward()
@@ -160,7 +158,7 @@ class LiftStage(Stage):
 
     def _replayed(self, progress: float) -> dict[str, Tensor]:
         features, (_, num_segments) = lifting.blend_sample(self.sample, self.gaussians.features), self.pool.extremes(0)
-        return self._differentiated(features, self.sample.slot, num_segments, progress, view=-1, step=-1)
+        return self._differentiated(ViewPixels(features, self.sample.slot, num_segments), progress, view=-1, step=-1)
 
     def _leaves(self) -> dict[str, Tensor]:
-        return {"features": self.gaussians.features} | self.method.parameters()
+        return {"features": self.gaussians.features} | dict(self.method.named_parameters())

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from unified_lift.methods.base import Method
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import blending_weights, render
-from unified_lift.ops.draws import StepGenerator
+from unified_lift.ops.rng import StepRng
 from unified_lift.ops.targets import pixel_targets
 from unified_lift.train.optim import NamedAdam
 from unified_lift.train.stage import Interrupted
@@ -84,7 +84,7 @@ def sharpened(
     views = [view for view in scene.train if view.segments is not None]
     source = ViewSource(views, kept_on=scene.kept_on, device=gaussians.device, fields=("segments", "valid"))
     maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=False)
-    order, draws, adam = ViewOrder(len(views), seed=seed), StepGenerator(seed), NamedAdam(eps=_EPS)
+    order, draws, adam = ViewOrder(len(views), seed=seed), StepRng(seed), NamedAdam(eps=_EPS)
     values, temperature = start.detach().clone().requires_grad_(True), temperature_for(len(codes))
     try:
         for step in tqdm(range(num_steps), desc="sharpen", disable=quiet, dynamic_ncols=True):
@@ -111,7 +111,7 @@ def sharpened(
     return values.detach()
 
 
-def _drawn(count: int, wanted: int, draws: StepGenerator, step: int, device: torch.device) -> Tensor:
+def _drawn(count: int, wanted: int, draws: StepRng, step: int, device: torch.device) -> Tensor:
     """Return `wanted` different numbers below `count`, or all of them, int64."""
     if count <= wanted:
         return torch.arange(count, device=device)

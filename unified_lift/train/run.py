@@ -292,7 +292,7 @@ class Trainer:
             self.method,
             final.codes,
             start,
-            num_steps=steps_of(final.sharpen_steps, self.scene),
+            num_steps=steps_of(final.refine_steps, self.scene),
             seed=self.settings.seed * 1000 + 3,
             should_stop=lambda: self.stop_requested,
             quiet=run.quiet,
@@ -310,7 +310,7 @@ class Trainer:
             "iteration": self.settings.geometry.iterations,
             "num_gaussians": len(self.gaussians),
             "num_codes": self._num_codes(),
-            "method": {"name": self.settings.method_name} | self.method.summary(),
+            "method": {"name": self.settings.method_name} | self.method.summary,
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             **({"peak_gpu_bytes": self.peak_gpu_bytes} if self.peak_gpu_bytes else {}),
         }

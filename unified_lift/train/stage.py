@@ -57,7 +57,7 @@ class Stage(ABC):
 
     def update_method(self, method: Method, progress: float) -> None:
         """Step the method's own parameters and forget their gradients."""
-        own, rates = method.parameters(), method.rates(progress)
+        own, rates = dict(method.named_parameters()), method.rates(progress)
         self.method_adam.step(own, {name: rates[name] for name in own})
         for value in own.values():
             value.grad = None

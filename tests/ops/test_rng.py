@@ -1,6 +1,6 @@
 import torch
 
-from unified_lift.ops.draws import StepGenerator
+from unified_lift.ops.rng import StepRng
 
 CPU = torch.device("cpu")
 
@@ -10,13 +10,13 @@ def draw(streams, step):
 
 
 def test_a_step_draws_the_same_whatever_was_drawn_before():
-    streams = StepGenerator(3)
+    streams = StepRng(3)
     first = [draw(streams, step) for step in range(5)]
     assert [draw(streams, step) for step in reversed(range(5))] == first[::-1]
-    assert draw(StepGenerator(3), 4) == first[4]
+    assert draw(StepRng(3), 4) == first[4]
 
 
 def test_steps_and_seeds_differ():
-    draws = [tuple(draw(StepGenerator(seed), step)) for seed in range(20) for step in range(20)]
+    draws = [tuple(draw(StepRng(seed), step)) for seed in range(20) for step in range(20)]
     assert len(set(draws)) == 400
     assert 0.47 < torch.tensor(draws).mean() < 0.53

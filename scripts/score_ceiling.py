@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 from tqdm import trange
 
-from unified_lift.cli.scoring import chosen_protocol, score_model, truth_for
 from unified_lift.data import load_annotations
 from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
+from unified_lift.evaluation.evaluate import load_ground_truth, protocol_of, score_objects
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import blending_weights
 from unified_lift.modelfolder.inference import open_model, render_view
@@ -78,9 +78,9 @@ def ceilings(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     device = chosen_device(args.device)
     model, scene = open_model(args.model_path, iteration=args.iteration, source_path=args.source_path, device=device)
     data = model.settings.data
-    protocol, annotations = chosen_protocol("auto", data), load_annotations(data, [view.name for view in scene.train])
-    truth = truth_for(protocol, data, [view.name for view in scene.test])
-    if not annotations or not truth.annotations:
+    protocol, annotations = protocol_of(data), load_annotations(data, [view.name for view in scene.train])
+    ground_truth = load_ground_truth(protocol, data, [view.name for view in scene.test])
+    if not annotations or not ground_truth.annotations:
         raise UserError(
             f"{args.model_path}: its training views or its held-out views have no annotations; train with --eval on a "
             "scene that has them for all"
@@ -88,7 +88,7 @@ def ceilings(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
     def scores(ids_of: Callable[[Camera], Tensor]) -> dict[str, float]:
         ids = {view.name: ids_of(view.camera).cpu().numpy().astype(np.int32) for view in scene.test}
-        return score_model(protocol, truth, model, scene, ids).scene
+        return score_objects(model, scene, protocol, ground_truth, ids).scene
 
     rows = {"model": scores(lambda camera: render_view(model, camera).object_ids)} if model.is_lifted else {}
     known = [view for view in scene.train if view.name in annotations]

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "adding.md"
 METHOD, PRESET = "unified_lift/methods/toy.py", "unified_lift/settings/presets/toy.yaml"
 READER, FIXTURE = "unified_lift/data/toy.py", "tests/data/fixtures/toy.py"
-PROTOCOL = "unified_lift/evaluation/protocols/toy.py"
+PROTOCOL, METRIC = "unified_lift/evaluation/protocols/toy.py", "unified_lift/metrics/mae.py"
 NOT_PYTHON = ("*.pyc", "__pycache__")
 
 
@@ -62,18 +62,23 @@ def trained(copy):
 
 
 def test_the_page_has_a_block_for_each_file():
-    assert set(blocks()) == {METHOD, PRESET, READER, FIXTURE, PROTOCOL}
+    assert set(blocks()) == {METHOD, PRESET, READER, FIXTURE, PROTOCOL, METRIC}
 
 
 def test_the_toy_method_learns_the_toy_dataset(copy, trained):
     _, said = trained
     assert "scene: toy, 8 training views (8 with masks), 2 held out" in said
     assert "12 object codes" in said
-    assert "purity" in run(copy, "eval.py", "-m", "model", "--quiet")
+    printed = run(copy, "eval.py", "-m", "model", "--quiet")
+    assert re.search(r"purity +\d+\.\d %", printed)
+    assert re.search(r"MAE +0\.\d{4}", printed)
     (scores,) = json.loads((copy / "model" / "results.json").read_text()).values()
     truth = [read_mask(copy / "scene" / "truth" / f"{name}.png") for name in ("00", "08")]
     floor = np.mean([view == 0 for view in truth])  # what one id for everything would reach
     assert floor + 0.3 * (1 - floor) < scores["purity"] <= 1
+    for file in ("results.json", "per_view.json", "report.html"):
+        assert "MAE" in (copy / "model" / file).read_text(), file
+    assert 0 < scores["MAE"] < 0.2
     assert json.loads((copy / "model" / "evaluation.json").read_text())["ours_200"]["protocol"] == "toy"
     config = (copy / "model" / "config.yaml").read_text()
     assert "method_name: toy" in config

@@ -171,7 +171,7 @@ def test_results_of_other_iterations_are_kept(tmp_path):
     assert list(results) == ["ours_7", "ours_40"]
     assert "11.00 dB" in (model / "report.html").read_text()
     (model / "results.json").write_text("{half")
-    with pytest.raises(UserError, match="results.json: not readable JSON"):
+    with pytest.raises(UserError, match="results.json: not readable as JSON"):
         eval_main(["-m", str(model), "--quiet"])
 
 
@@ -186,7 +186,7 @@ def test_messy_rooms_scenes_are_scored_by_their_own_protocol_unless_told_otherwi
 def test_a_reader_that_names_an_unknown_protocol_is_told(tmp_path, monkeypatch, capsys):
     model = save_model(tmp_path)
     monkeypatch.setattr(
-        "unified_lift.cli.scoring.detect_reader", lambda data: DATASETS["transforms"]._replace(protocol="coco")
+        "unified_lift.evaluation.evaluate.detect_reader", lambda data: DATASETS["transforms"]._replace(protocol="coco")
     )
     assert main(["eval", "-m", str(model), "--quiet"]) == 2
     assert "reader transforms names coco, but there are generic" in capsys.readouterr().err

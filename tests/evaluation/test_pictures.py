@@ -14,8 +14,8 @@ from unified_lift.evaluation.pictures import (
     depth_picture,
     object_colors,
     overlay,
+    partner_colors,
     read_picture,
-    truth_colors,
     uncertainty_picture,
     write_picture,
 )
@@ -66,7 +66,7 @@ def test_overlay_mixes_half_and_half_and_draws_borders_white():
 
 def test_true_objects_take_the_color_of_their_partner():
     ids = np.array([[0, 300], [7, 8]])
-    colors = truth_colors(ids, {300: 2, 7: None}, background=5)
+    colors = partner_colors(ids, {300: 2, 7: None, 0: 5})
     expected = [[object_colors(np.array(5)), object_colors(np.array(2))], [UNMATCHED_COLOR, UNMATCHED_COLOR]]
     assert colors.tolist() == np.array(expected).tolist()
 

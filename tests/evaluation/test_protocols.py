@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unified_lift.data import DATASETS
-from unified_lift.evaluation.protocols import PROTOCOLS, ProtocolResult, Subject
+from unified_lift.evaluation.protocols import PROTOCOLS, GroundTruth, PredictionBundle, ProtocolResult
 from unified_lift.metrics.matched import matched_scores
 from unified_lift.ops.resample import nearest
 
@@ -31,7 +31,8 @@ def views(ids: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def evaluate(protocol: str, predictions: dict, annotations: dict, names: list[str]) -> ProtocolResult:
-    return PROTOCOLS[protocol].score(Subject(names=names, object_ids=predictions, annotations=annotations))
+    bundle = PredictionBundle(names=names, object_ids=predictions)
+    return PROTOCOLS[protocol].score(bundle, GroundTruth(annotations=annotations))
 
 
 def test_generic_scores_by_hand():
@@ -138,7 +139,7 @@ def test_scenes_without_objects_have_no_matched_scores():
     assert any("do not apply" in warning for warning in result.report["warnings"])
 
 
-@pytest.mark.parametrize("name", [name for name, entry in PROTOCOLS.items() if entry.truth == "annotations"])
+@pytest.mark.parametrize("name", [name for name, entry in PROTOCOLS.items() if entry.ground_truth == "annotations"])
 def test_bad_inputs_are_refused(name):
     with pytest.raises(ValueError, match="view a: prediction"):
         evaluate(name, {"a": PRED[0].T}, {"a": TRUE[0]}, ["a"])
@@ -153,9 +154,12 @@ def test_every_dataset_names_a_protocol_that_exists():
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_ids_beyond_16_bits_are_ids_like_others(name):
     masks = {n: {"cup": t == 1} for n, t in views(TRUE).items()}
-    raised = Subject(names=NAMES, object_ids=views(PRED + 70_000), annotations=views(TRUE * 70_000), prompt_masks=masks)
-    plain = Subject(names=NAMES, object_ids=views(PRED), annotations=views(TRUE), prompt_masks=masks)
-    assert PROTOCOLS[name].score(raised).scene == PROTOCOLS[name].score(plain).scene
+
+    def scores(pred, true):
+        truth = GroundTruth(annotations=views(true), prompt_masks=masks)
+        return PROTOCOLS[name].score(PredictionBundle(names=NAMES, object_ids=views(pred)), truth).scene
+
+    assert scores(PRED + 70_000, TRUE * 70_000) == scores(PRED, TRUE)
 
 
 def test_replica_scores_by_hand():

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from unified_lift.evaluation.grounding import TextMasks
-from unified_lift.evaluation.protocols import PROTOCOLS, Subject
+from unified_lift.evaluation.protocols import PROTOCOLS, GroundTruth, PredictionBundle, ProtocolResult
 
-score = PROTOCOLS["lerf_mask"].score
 # Three views of 4 x 6: id 5 is the left half, 6 the right one; in view c id 5 has one column more.
 LEFT = np.tile(np.arange(6) < 3, (4, 1))
 IDS = {"a": np.where(LEFT, 5, 6), "b": np.where(LEFT, 5, 6), "c": np.where(np.roll(LEFT, 1, axis=1) | LEFT, 5, 6)}
@@ -16,18 +15,19 @@ NAMES = ["c", "a", "b"]  # not sorted: the reference view is a
 CUP, HAT = LEFT, ~LEFT
 
 
-def subject(**changes) -> Subject:
-    truth = {"b": {"cup": CUP, "hat": HAT}, "c": {"cup": CUP}}
-    return Subject(**({"names": NAMES, "object_ids": IDS, "prompt_masks": truth} | changes))
+def score(prompt_masks: dict | None = None, **changes) -> ProtocolResult:
+    truth = {"b": {"cup": CUP, "hat": HAT}, "c": {"cup": CUP}} if prompt_masks is None else prompt_masks
+    bundle = PredictionBundle(**({"names": NAMES, "object_ids": IDS} | changes))
+    return PROTOCOLS["lerf_mask"].score(bundle, GroundTruth(prompt_masks=truth))
 
 
-def grounded(masks: dict[str, np.ndarray], seen: list | None = None, **changes) -> Subject:
-    def ground(name, prompts):
+def grounded(masks: dict[str, np.ndarray], seen: list | None = None, **changes) -> ProtocolResult:
+    def find_prompts(name, prompts):
         if seen is not None:
             seen.append((name, list(prompts)))
         return TextMasks(masks, {"provider": "by hand"})
 
-    return subject(ground=ground, **changes)
+    return score(find_prompts=find_prompts, **changes)
 
 
 def entry(result, prompt: str) -> dict:
@@ -36,7 +36,7 @@ def entry(result, prompt: str) -> dict:
 
 def test_scores_by_hand():
     seen = []
-    result = score(grounded({"cup": CUP, "hat": HAT}, seen))
+    result = grounded({"cup": CUP, "hat": HAT}, seen)
     assert seen == [("a", ["cup", "hat"])]
     # cup: 1 in b, 12 of 16 pixels in c; hat: 1 in b.
     assert result.scene["mIoU"] == pytest.approx((7 / 8 + 1) / 2)
@@ -57,7 +57,7 @@ def test_scores_by_hand():
 
 
 def test_oracle_rows_leave_out_the_view_they_were_shown():
-    result = score(subject())
+    result = score()
     assert result.scene["mIoU_oracle"] == pytest.approx(12 / 16)  # only cup in c: hat is in no second view
     assert entry(result, "cup")["oracle_view"] == "b"
     assert entry(result, "cup")["ids_oracle"] == [5]
@@ -67,8 +67,8 @@ def test_oracle_rows_leave_out_the_view_they_were_shown():
     assert any("one view only" in warning and "hat" in warning for warning in result.report["warnings"])
 
 
-def test_without_grounding_its_rows_are_absent_and_the_cure_is_told():
-    result = score(subject())
+def test_without_grounding_its_rows_are_absent_and_the_fix_is_told():
+    result = score()
     assert sorted(result.scene) == ["mBIoU_oracle", "mIoU_best_id", "mIoU_oracle", "num_prompt_masks", "num_prompts"]
     assert result.report["grounding"] is None
     assert any("--grounding FOLDER" in warning and "view a" in warning for warning in result.report["warnings"])
@@ -78,7 +78,7 @@ def test_without_grounding_its_rows_are_absent_and_the_cure_is_told():
 def test_best_ids_bound_both_rows_from_above():
     # Words take the hat for the cup, and view b, which the oracle sees, shows the cup as a mixture of ids.
     mixed = IDS | {"b": np.where(np.arange(24).reshape(4, 6) % 2, 5, 6)}
-    result = score(grounded({"cup": HAT, "hat": HAT}, object_ids=mixed))
+    result = grounded({"cup": HAT, "hat": HAT}, object_ids=mixed)
     assert entry(result, "cup")["ids"] == [6]
     # Everything at once: half of both views; id 5 alone: 4 of 20 pixels in b and 12 of 16 in c.
     assert (entry(result, "cup")["ids_best_id"], entry(result, "cup")["IoU_best_id"]) == ([5, 6], 1 / 2)
@@ -87,7 +87,7 @@ def test_best_ids_bound_both_rows_from_above():
 
 
 def test_a_prompt_that_was_not_found_scores_zero_everywhere():
-    result = score(grounded({"hat": HAT}))
+    result = grounded({"hat": HAT})
     assert entry(result, "cup")["ids"] == []
     assert entry(result, "cup")["IoU"] == 0
     assert result.scene["mIoU"] == pytest.approx(1 / 2)
@@ -101,7 +101,7 @@ def test_masks_take_every_likely_id_not_the_most_likely():
         asked.append((name, threshold))
         return np.stack([IDS[name], np.where(IDS[name] == 6, 5, -1)], axis=-1)  # 5 is likely everywhere
 
-    result = score(grounded({"cup": CUP, "hat": HAT}, likely_ids=likely))
+    result = grounded({"cup": CUP, "hat": HAT}, likely_ids=likely)
     assert entry(result, "cup")["ids"] == [5]  # chosen by the arg-max
     assert entry(result, "cup")["IoU"] == pytest.approx(12 / 24)
     assert entry(result, "hat")["IoU"] == 1
@@ -109,7 +109,7 @@ def test_masks_take_every_likely_id_not_the_most_likely():
 
 
 def test_masks_of_all_views_are_returned_whether_annotated_or_not():
-    masks = score(grounded({"cup": CUP, "hat": HAT})).masks
+    masks = grounded({"cup": CUP, "hat": HAT}).masks
     assert sorted(masks) == ["a", "b", "c"]
     assert (masks["a"]["cup"] == CUP).all()
     assert (masks["c"]["hat"] == (IDS["c"] == 6)).all()
@@ -117,7 +117,7 @@ def test_masks_of_all_views_are_returned_whether_annotated_or_not():
 
 def test_a_view_without_prediction_scores_zero_and_is_counted():
     ids = {name: IDS[name] for name in "ab"}
-    result = score(grounded({"cup": CUP, "hat": HAT}, object_ids=ids))
+    result = grounded({"cup": CUP, "hat": HAT}, object_ids=ids)
     assert entry(result, "cup")["IoU"] == pytest.approx((1 + 0) / 2)
     assert result.report["missing_predictions"] == ["c"]
     assert result.report["num_missing_predictions"] == 1
@@ -126,13 +126,13 @@ def test_a_view_without_prediction_scores_zero_and_is_counted():
 
 def test_a_reference_view_without_prediction_chooses_nothing():
     ids = {name: IDS[name] for name in "bc"}
-    assert score(grounded({"cup": CUP, "hat": HAT}, object_ids=ids)).scene["mIoU"] == 0
+    assert grounded({"cup": CUP, "hat": HAT}, object_ids=ids).scene["mIoU"] == 0
 
 
 def test_empty_truth_scores_zero_where_something_is_predicted_and_not_at_all_otherwise():
     empty = np.zeros((4, 6), bool)
     truth = {"b": {"cup": CUP, "hat": empty}, "c": {"cup": empty}}
-    result = score(grounded({"cup": CUP}, prompt_masks=truth))
+    result = grounded({"cup": CUP}, prompt_masks=truth)
     assert entry(result, "cup")["IoU"] == pytest.approx((1 + 0) / 2)
     assert "IoU" not in entry(result, "hat")
     assert result.scene["mIoU"] == pytest.approx(1 / 2)
@@ -143,9 +143,9 @@ def test_empty_truth_scores_zero_where_something_is_predicted_and_not_at_all_oth
 def test_masks_of_another_size_are_resampled_and_counted():
     grown = {"cup": np.kron(CUP, np.ones((3, 3), bool)), "hat": np.kron(HAT, np.ones((3, 3), bool))}
     truth = {"b": grown, "c": {"cup": grown["cup"]}}
-    small = score(grounded({"cup": CUP, "hat": HAT}))
+    small = grounded({"cup": CUP, "hat": HAT})
     text = {"cup": np.kron(CUP, np.ones((2, 2), bool)), "hat": HAT}
-    large = score(grounded(text, prompt_masks=truth))
+    large = grounded(text, prompt_masks=truth)
     assert large.scene["mIoU"] == pytest.approx(small.scene["mIoU"])
     assert large.report["predictions_resampled_to_annotations"] == 3
     assert small.report["predictions_resampled_to_annotations"] == 0
@@ -154,13 +154,13 @@ def test_masks_of_another_size_are_resampled_and_counted():
 
 
 def test_views_without_prompt_masks_are_listed():
-    assert score(subject()).report["missing_annotations"] == ["a"]
+    assert score().report["missing_annotations"] == ["a"]
     with pytest.raises(ValueError, match="none of the 3 views has a prompt mask"):
-        score(subject(prompt_masks={"b": {}}))
+        score(prompt_masks={"b": {}})
 
 
 def test_every_mask_has_its_scores_in_the_report():
-    masks = score(grounded({"cup": CUP, "hat": HAT})).report["masks"]
+    masks = grounded({"cup": CUP, "hat": HAT}).report["masks"]
     assert [(entry["view"], entry["prompt"]) for entry in masks] == [("b", "cup"), ("b", "hat"), ("c", "cup")]
     assert masks[2]["IoU"] == masks[2]["IoU_oracle"] == pytest.approx(3 / 4)
     assert "IoU_oracle" not in masks[0]

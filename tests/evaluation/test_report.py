@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from unified_lift.evaluation.plots import loss_figure, metric_figure
-from unified_lift.evaluation.report import MAX_WIDTH, chosen_views, format_value, write_plots, write_report
+from unified_lift.evaluation.plots import loss_figure, metric_figure, write_plots
+from unified_lift.evaluation.report import MAX_WIDTH, chosen_views, format_value, write_report
 
 LOG = [
     *({"stage": "geometry", "step": s, "photometric": 1 / s, "total": 1, "num_gaussians": s} for s in (50, 100, 150)),

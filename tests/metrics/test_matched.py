@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unified_lift.metrics.masks import overlap_table
 from unified_lift.metrics.matched import MatchedScores, iou_from_counts, match_matrix, matched_scores
+from unified_lift.ops.overlaps import overlap_table
 
 ORACLES = json.loads((Path(__file__).parent / "oracles.json").read_text())["matched"]
 VIEWS = ORACLES["views"]

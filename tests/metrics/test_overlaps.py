@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from unified_lift.metrics.masks import overlap_table
-from unified_lift.ops.overlaps import compress
+from unified_lift.ops.overlaps import compress, overlap_table
 
 
 @pytest.mark.parametrize("values", [[0, 1, 2, 900], [-5, 3, 70_000], [-(2**31), 0, 2**31 - 1], [7]])

@@ -6,7 +6,6 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from unified_lift.bench.collect import RESULTS_KEY, Results
@@ -16,8 +15,8 @@ from unified_lift.bench.sheets import Sheet, ran_on
 from unified_lift.bench.tables import MaskSet
 from unified_lift.data import load_annotations
 from unified_lift.data.settings import DataSettings
-from unified_lift.evaluation.pictures import object_colors, read_picture, replace_file, truth_colors
-from unified_lift.evaluation.report import chosen_views, data_uri, inline_picture
+from unified_lift.evaluation.pictures import object_colors, partner_colors, read_picture
+from unified_lift.evaluation.report import chosen_views, data_uri, inline_picture, write_html
 
 VIEWS_SHOWN = 2
 _DPI = 130
@@ -25,12 +24,11 @@ _DPI = 130
 
 def write_page(path: Path, results: Results, sheets: Sequence[Sheet]) -> None:
     """Write the page; it loads nothing from anywhere."""
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    )
     plan = results.plan
     states = [place.state.status for place in results.measured]
-    page = template.render(
+    write_html(
+        path,
+        Path(__file__).with_name("page.html"),
         title=plan.table.title,
         subtitle=(
             f"{len(plan.scenes)} scenes, {len(plan.rows)} methods, {len(plan.seeds)} seeds; "
@@ -42,8 +40,6 @@ def write_page(path: Path, results: Results, sheets: Sequence[Sheet]) -> None:
         ran_on=ran_on(results),
         extra=" ".join(plan.extra),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda partial: partial.write_text(page, encoding="utf-8"))
 
 
 def matched_colors(ids: np.ndarray, details: Mapping[str, object]) -> np.ndarray:
@@ -58,11 +54,10 @@ def matched_colors(ids: np.ndarray, details: Mapping[str, object]) -> np.ndarray
     if "objects" not in details:
         return object_colors(ids)
     entries = details["objects"]
-    # Ids move up by one, so that a predicted 0, which need not be the background, has a partner as well.
-    partners = {entry["pred_id"] + 1: entry["true_id"] for entry in entries if entry["pred_id"] is not None}
+    partners = {entry["pred_id"]: entry["true_id"] for entry in entries if entry["pred_id"] is not None}
     if "background_id" in details:
-        partners[details["background_id"] + 1] = 0
-    return truth_colors(ids + 1, partners, background=0)
+        partners[details["background_id"]] = 0
+    return partner_colors(ids, partners)
 
 
 def _shown(sheet: Sheet) -> dict[str, object]:

@@ -12,7 +12,6 @@ import torch
 import tyro
 
 from unified_lift.cli.flags import canonical
-from unified_lift.cli.scoring import write_prompt_mask
 from unified_lift.device import chosen_device
 from unified_lift.editing import selection
 from unified_lift.editing.selection import Found
@@ -171,7 +170,7 @@ def _write_pictures(scene: TrainedScene, found: Sequence[Found], views: Sequence
             continue
         index, mask = best[one.object_id]
         write_picture(out / f"{one.object_id}.png", _highlighted(scene, views[index], mask))
-        write_prompt_mask(out / f"{one.object_id}_mask.png", mask)
+        write_picture(out / f"{one.object_id}_mask.png", mask)
         print(f"{out / str(one.object_id)}.png: object {one.object_id} in view {views[index].name}")
 
 

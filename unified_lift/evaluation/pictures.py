@@ -6,7 +6,7 @@ Colours are uint8 RGB, [H, W, 3]; ids are integers [H, W].
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from unified_lift.errors import UserError
+from unified_lift.fileio import replacing
 
 MAX_ID = 65_535
 """Largest id a 16-bit PNG holds."""
@@ -47,21 +48,17 @@ def object_colors(ids: np.ndarray) -> np.ndarray:
     return _palette()[np.where(ids == 0, 0, 1 + (ids - 1) % (PALETTE_SIZE - 1))]
 
 
-def truth_colors(ids: np.ndarray, partners: Mapping[int, int | None], *, background: int) -> np.ndarray:
-    """Return annotated ids in the colours of the predicted objects they are matched with, uint8 [H, W, 3].
+def partner_colors(ids: np.ndarray, partners: Mapping[int, int | None]) -> np.ndarray:
+    """Return ids in the colours of the ids they are matched with, uint8 [H, W, 3].
 
     Args:
-        ids: True ids, 0 = background, [H, W].
-        partners: Predicted id of every true id; None, or no entry, leaves an object without colour: light grey.
-        background: Predicted id of the background.
+        ids: Annotated (or predicted) ids, [H, W].
+        partners: Predicted (or annotated) id of each; without one, or with None, an id is light grey.
     """
     values, index = np.unique(ids, return_inverse=True)
-    table = np.full((len(values), 3), UNMATCHED_COLOR, dtype=np.uint8)
-    for row, value in enumerate(values.tolist()):
-        partner = background if value == 0 else partners.get(value)
-        if partner is not None:
-            table[row] = object_colors(np.array(partner))
-    return table[index.reshape(ids.shape)]
+    found = [partners.get(value) for value in values.tolist()]
+    table = np.array([UNMATCHED_COLOR if partner is None else object_colors(np.array(partner)) for partner in found])
+    return table.astype(np.uint8).reshape(-1, 3)[index.reshape(ids.shape)]
 
 
 def borders(ids: np.ndarray) -> np.ndarray:
@@ -134,12 +131,17 @@ class PictureWriter:
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write RGB uint8 [H, W, 3], or ids [H, W] as 16-bit grey, as PNG, whole or not at all; folders are made.
+    """Write a PNG file, whole or not at all: RGB, ids as 16-bit grey, or a mask as 8-bit grey; folders are made.
 
+    Args:
+        path: The file.
+        picture: Colour uint8 [H, W, 3], ids [H, W], or a mask bool [H, W], 255 inside.
     Raises:
-        ValueError: An id does not fit in 16 bits, or the shape or type is neither.
+        ValueError: An id does not fit in 16 bits, or the shape or type is none of these.
     """
-    if picture.ndim == 2:
+    if picture.dtype == bool and picture.ndim == 2:
+        pixels = picture.astype(np.uint8) * 255
+    elif picture.ndim == 2:
         if picture.size and not 0 <= int(picture.min()) <= int(picture.max()) <= MAX_ID:
             raise ValueError(f"{path}: ids must lie in 0..{MAX_ID}, received {picture.min()}..{picture.max()}")
         pixels = picture.astype(np.uint16)
@@ -147,8 +149,8 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
         pixels = picture[..., ::-1]
     else:
         raise ValueError(f"{path}: expected uint8 [H, W, 3] or ids [H, W], received {picture.dtype} {picture.shape}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda partial: partial.write_bytes(_encoded(pixels)))
+    with replacing(path) as partial:
+        partial.write_bytes(cv2.imencode(".png", pixels, _PNG_FAST)[1].tobytes())
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -161,19 +163,6 @@ def read_picture(path: Path) -> np.ndarray:
     if pixels is None:
         raise UserError(f"{path}: missing or damaged picture; write it again with render.py")
     return pixels.astype(np.int32) if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1])
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a `.partial` file beside `path`, then put it in place: an interruption leaves no half file."""
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    partial.replace(path)
-
-
-def _encoded(pixels: np.ndarray) -> bytes:
-    done, buffer = cv2.imencode(".png", pixels, _PNG_FAST)
-    assert done
-    return buffer.tobytes()
 
 
 def _mapped(values: np.ndarray, colormap: int) -> np.ndarray:

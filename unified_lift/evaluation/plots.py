@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from unified_lift.evaluation.protocols import metric_of
+from unified_lift.fileio import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_NOT_SCORES = ("num_objects", "object_share")
 _NOT_TERMS = ("stage", "step", "total", "seconds_per_step", "num_gaussians")
 _STATISTICS = ("num_gaussians", "objects_used", "filtered_ratio")
 _TITLES = {
@@ -36,6 +39,7 @@ _BARS_INCHES = 1.5
 _SMOOTH_POINTS = 15  # a curve is smoothed over a 15th of its points
 _LOG_RANGE = 20  # a loss that spans a larger factor is drawn on a logarithmic axis
 _MAX_LABELLED_BARS = 40
+_DPI = 130
 _STYLE = {
     "font.size": 8,
     "axes.titlesize": 9,
@@ -63,6 +67,27 @@ def styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
             return draw(data)
 
     return styled
+
+
+def write_plots(
+    folder: Path, *, per_view: Mapping[str, Mapping[str, float]], log_lines: Sequence[Mapping[str, Any]]
+) -> dict[str, Path]:
+    """Write losses.png and metrics.png, and return caption -> file; a plot without data is left out.
+
+    Args:
+        folder: Made if missing.
+        per_view: Metric -> view -> value.
+        log_lines: Lines of metrics.jsonl.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {"Training": ("losses.png", loss_figure(log_lines)), "Scores": ("metrics.png", metric_figure(per_view))}
+    written = {}
+    for caption, (name, figure) in figures.items():
+        if figure is not None:
+            written[caption] = folder / name
+            with replacing(written[caption]) as partial:
+                figure.savefig(partial, format="png", dpi=_DPI)
+    return written
 
 
 @styled
@@ -101,20 +126,20 @@ def metric_figure(per_view: Mapping[str, Mapping[str, float]]) -> Figure | None:
     Args:
         per_view: Metric -> view -> value.
     """
-    scores = {metric: values for metric, values in per_view.items() if values and metric not in _NOT_SCORES}
-    if not scores:
+    metrics = [metric_of(name) for name, values in per_view.items() if values]
+    metrics = [metric for metric in metrics if metric.higher_is_better is not None]
+    if not metrics:
         return None
-    names = list(dict.fromkeys(name for values in scores.values() for name in values))
-    figure, axes = subplots(len(scores), 1, width=_COLUMNS * _PANEL_INCHES[0], height=_BARS_INCHES)
-    for axis, (metric, values) in zip(axes, scores.items()):
-        heights = np.array(list(values.values()))
-        color = _IMAGE_BARS if metric in ("PSNR", "SSIM") else _OBJECT_BARS
-        axis.bar([names.index(name) for name in values], heights, color=color, width=0.75)
+    names = list(dict.fromkeys(name for metric in metrics for name in per_view[metric.name]))
+    figure, axes = subplots(len(metrics), 1, width=_COLUMNS * _PANEL_INCHES[0], height=_BARS_INCHES)
+    for axis, metric in zip(axes, metrics):
+        heights = np.array(list(per_view[metric.name].values()))
+        color = _OBJECT_BARS if metric.function is None else _IMAGE_BARS
+        axis.bar([names.index(name) for name in per_view[metric.name]], heights, color=color, width=0.75)
         axis.axhline(heights.mean(), color="#444444", linewidth=1, linestyle=(0, (4, 3)))
-        unit = " [dB]" if metric == "PSNR" else ""
-        axis.set_title(f"{metric}{unit}, mean {heights.mean():.4g}", loc="left")
-        if metric != "PSNR":
-            axis.set_ylim(0, 1)
+        axis.set_title(f"{metric.title}, mean {heights.mean():.4g}", loc="left")
+        if metric.limit is not None:
+            axis.set_ylim(0, metric.limit)
         axis.set_xticks(np.arange(len(names)), [])
         axis.set_xlim(-0.6, len(names) - 0.4)
     if len(names) <= _MAX_LABELLED_BARS:
@@ -143,7 +168,7 @@ def time_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure |
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_title(f"held-out {name}" + (" [dB]" if name == "PSNR" else ""), loc="left")
+        axis.set_title(f"held-out {metric_of(name).title}", loc="left")
         axis.set_xlabel("training time, s")
     axes[0].legend(frameon=False)
     return figure

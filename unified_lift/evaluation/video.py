@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
+from unified_lift.evaluation.pictures import overlay
+from unified_lift.metrics.image import quantize_uint8
+from unified_lift.modelfolder.inference import TrainedScene, render_view
 from unified_lift.ops.cameras import look_at, look_at_point
-from unified_lift.types import Camera
+from unified_lift.types import Camera, Scene
 
 FPS = 24
 MIN_HEIGHT, MAX_HEIGHT = 240, 720
@@ -20,6 +24,7 @@ _MAX_GAP = math.radians(75)  # a wider angle without cameras is not crossed: the
 _CONCENTRATION = 12.0  # von Mises kernel of about 17 degrees
 _MEAN_UP_WEIGHT = 1e-2
 _SMOOTH_VIEWS = 1.5  # standard deviation, in views, of the smoothing along a walk
+_OBJECT_SHARE = 0.75  # of the object colour in the right half of the video: shading stays visible
 _ENCODER = ["-crf", "18", "-preset", "veryfast", "-movflags", "+faststart"]
 
 
@@ -43,6 +48,18 @@ def video_path(cameras: Sequence[Camera], *, count: int) -> list[Camera]:
     poses = _orbit(cameras, target, count) if turning else _walk(cameras, count)
     lens = _video_lens(cameras)
     return [Camera(cam_from_world=pose, **lens) for pose in poses]
+
+
+def orbit_frames(model: TrainedScene, scene: Scene, *, seconds: float, quiet: bool) -> Iterator[np.ndarray]:
+    """Yield frames of a video around a scene: colour beside object colours, [H, 2W, 3]; colour alone without a lift."""
+    path = video_path([view.camera for view in scene.train], count=max(1, round(seconds * FPS)))
+    for camera in tqdm(path, desc="video", disable=quiet, dynamic_ncols=True):
+        rendered = render_view(model, camera)
+        image = quantize_uint8(rendered.image).numpy()
+        if rendered.object_ids is None:
+            yield image
+        else:
+            yield np.hstack([image, overlay(image, rendered.object_ids.numpy(), share=_OBJECT_SHARE)])
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: int = FPS) -> None:

@@ -1,13 +1,9 @@
-"""Scores of one binary mask against another: IoU and boundary IoU. `overlap_table` counts whole label maps."""
+"""Scores of one binary mask against another: IoU and boundary IoU."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
-
-from unified_lift.ops.overlaps import overlap_table
-
-__all__ = ["boundary", "boundary_iou", "boundary_width", "iou", "overlap_table"]
 
 # Cheng et al. 2021: the band is as wide as 2 % of the image diagonal.
 BOUNDARY_RATIO = 0.02

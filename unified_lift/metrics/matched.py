@@ -9,12 +9,26 @@ from typing import Literal, get_args
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from unified_lift.metrics.base import Metric
 from unified_lift.ops.overlaps import compress, overlap_table
 
 Profile = Literal["scene", "scene_masked", "viewmean"]
 
 # A matched pair counts as found when its IoU is above this, strictly.
 MIN_HIT_IOU = 0.5
+# Ids below this many pixels in the scene are left out of one more F1, which stray pixels cannot move.
+MIN_SEGMENT_PIXELS = 100
+METRICS = (
+    Metric(name="mIoU", label="mean IoU of matched objects, or of prompts", limit=1, is_headline=True),
+    Metric(name="F1", label="objects found with IoU > 0.5", limit=1, is_headline=True),
+    Metric(name="mIoU_masked", label="mIoU where something is annotated", limit=1),
+    Metric(name="F1_masked", label="F1 where something is annotated", limit=1),
+    Metric(name="mIoU_viewmean", label="mIoU, averaged view by view [Gaga]", limit=1),
+    Metric(name="F1_viewmean", label="F1, averaged view by view [Gaga]", limit=1),
+    Metric(name="mIoU_from_100_px", label="mIoU of objects from 100 pixels on", limit=1),
+    Metric(name="F1_from_100_px", label="F1 of objects from 100 pixels on", limit=1),
+    Metric(name="object_share", label="share of annotated pixels", higher_is_better=None, limit=1),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

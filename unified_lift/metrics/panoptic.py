@@ -7,14 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unified_lift.metrics.base import Metric
 from unified_lift.ops.overlaps import compress, overlap_table
 
 # Two segments match when their IoU is above this, strictly; at most one partner can reach it.
 MIN_MATCH_IOU = 0.5
 # An unmatched segment is forgiven when more than this share of it lies on void of the other side.
 MAX_VOID_SHARE = 0.5
-# A class that occurs with a smaller share of the pixels, in prediction or truth, is not scored (exactly 0.5 % is).
+# A class that occurs with a smaller share of the pixels, predicted or true, is not scored (exactly 0.5 % is).
 MIN_CLASS_SHARE = 0.005
+METRICS = (
+    Metric(name="PQ_scene", label="panoptic quality over the scene", limit=1, is_headline=True),
+    Metric(name="SQ_scene", label="its segmentation part", limit=1),
+    Metric(name="RQ_scene", label="its recognition part", limit=1),
+    Metric(name="PQ_things", label="panoptic quality of objects", limit=1),
+    Metric(name="PQ_stuff", label="panoptic quality of the background", limit=1),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +45,7 @@ class PanopticScores:
     Attributes:
         pq, sq, rq: Plain means over `per_class`.
         per_class: Scores by class, things first.
-        dropped: Classes that occur but fill less than the least share in prediction or truth.
+        dropped: Classes that occur but fill less than the least share in prediction or annotation.
     """
 
     pq: float
@@ -82,7 +90,7 @@ def pq_scene(
         planes = [plane[kept] for plane in planes]
     used, dropped = _scored_classes(planes[0], planes[2], [*things, *stuff], min_share)
     if not used:
-        raise ValueError("no class fills its least share of the pixels in both prediction and truth")
+        raise ValueError("no class fills its least share of the pixels in both prediction and annotation")
     pred, pred_class = _segments(planes[0], planes[1], used, stuff)
     true, true_class = _segments(planes[2], planes[3], used, stuff)
     per_class = _score(pred, pred_class, true, true_class, used)

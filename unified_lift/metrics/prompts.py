@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unified_lift.metrics.masks import overlap_table
+from unified_lift.metrics.base import Metric
+from unified_lift.ops.overlaps import overlap_table
 
 # An id belongs to a prompt when more than this share of its own pixels lies in the prompt's mask, strictly.
 MIN_SHARE = 0.7
@@ -19,6 +20,12 @@ MIN_PROBABILITY = 0.2
 MASK_LEVEL = 128
 NO_ID = -1
 """Fills the places of `likely_ids` that no id takes."""
+METRICS = (
+    Metric(name="mBIoU", label="mean boundary IoU of prompts", limit=1, is_headline=True),
+    Metric(name="mIoU_oracle", label="mean IoU of prompts shown in one view", limit=1, is_headline=True),
+    Metric(name="mBIoU_oracle", label="their mean boundary IoU", limit=1),
+    Metric(name="mIoU_best_id", label="mean IoU of the best ids: upper bound", limit=1, is_headline=True),
+)
 
 
 def shares_inside(ids: np.ndarray, mask: np.ndarray) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""Benchmarks: which truth is compared with what, at which size, under which rules.
+"""Benchmarks: which ground truth is compared with what, at which size, under which rules.
 
 Adding a protocol is one file with a `PROTOCOL`.
 """
@@ -7,10 +7,20 @@ from __future__ import annotations
 
 import sys
 
-from unified_lift.evaluation.protocols.base import Protocol, ProtocolResult, Subject
+from unified_lift.evaluation.protocols.base import GroundTruth, PredictionBundle, Protocol, ProtocolResult
+from unified_lift.metrics import METRICS, Metric
 from unified_lift.registry import members
 
-__all__ = ["PROTOCOLS", "Protocol", "ProtocolResult", "Subject"]
+__all__ = ["PROTOCOLS", "GroundTruth", "PredictionBundle", "Protocol", "ProtocolResult", "metric_of"]
 
 PROTOCOLS: dict[str, Protocol] = {entry.name: entry for entry in members(sys.modules[__name__], "PROTOCOL")}
 """All protocols by name; a reader names its own, eval.py takes another with --protocol."""
+_OF_PROTOCOLS = {metric.name: metric for protocol in PROTOCOLS.values() for metric in protocol.metrics}
+
+
+def metric_of(name: str) -> Metric:
+    """Return what is declared of a score; undeclared ones are counts if called num_..., else fractions."""
+    undeclared = (
+        Metric(name=name, unit="count", higher_is_better=None) if name.startswith("num_") else Metric(name=name)
+    )
+    return _OF_PROTOCOLS.get(name) or METRICS.get(name) or undeclared

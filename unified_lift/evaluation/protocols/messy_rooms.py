@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from unified_lift.evaluation.protocols.base import Protocol, ProtocolResult, Subject, aligned
+from unified_lift.evaluation.protocols.base import GroundTruth, PredictionBundle, Protocol, ProtocolResult, aligned
 from unified_lift.evaluation.protocols.generic import panoptic_result
 from unified_lift.ops.resample import nearest
 
@@ -12,18 +12,14 @@ from unified_lift.ops.resample import nearest
 SIZE = 512
 
 
-def score(subject: Subject) -> ProtocolResult:
+def score(predictions: PredictionBundle, ground_truth: GroundTruth) -> ProtocolResult:
     """Return the scores as Contrastive Lift takes them; rules and errors as in `generic`.
 
     The background is found before resampling, at the rendered size.
     """
-    views = aligned(subject)
-    square = replace(
-        views,
-        preds=tuple(nearest(view, SIZE, SIZE) for view in views.preds),
-        trues=tuple(nearest(view, SIZE, SIZE) for view in views.trues),
-    )
-    return panoptic_result("messy_rooms", square, resampling="nearest, centre rule")
+    views = aligned(predictions, ground_truth)
+    preds, trues = ([nearest(view, SIZE, SIZE) for view in maps] for maps in (views.preds, views.trues))
+    return panoptic_result("messy_rooms", replace(views, preds=preds, trues=trues), resampling="nearest, centre rule")
 
 
-PROTOCOL = Protocol(name="messy_rooms", truth="annotations", headline=("PQ_scene",), score=score)
+PROTOCOL = Protocol(name="messy_rooms", ground_truth="annotations", headline=("PQ_scene",), score=score)

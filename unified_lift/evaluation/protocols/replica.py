@@ -1,26 +1,27 @@
 """Replica: mIoU and F1 under the best one-to-one matching over the scene (Tables 2 and 4 of the paper).
 
 No scorer was published. `scene` is our reading and the headline; the nearest public relative, Gaga's scorer
-(`viewmean`), and two more readings stand beside it.
+(`viewmean`), and two more readings are given beside it.
 """
 
 from __future__ import annotations
 
 from unified_lift.evaluation.protocols.base import (
+    NO_TRUE_OBJECT,
+    GroundTruth,
+    PredictionBundle,
     Protocol,
     ProtocolResult,
-    Subject,
     aligned,
-    matching_profiles,
-    object_list,
+    matching_report,
     scores_of_views,
     view_facts,
     view_warnings,
 )
-from unified_lift.metrics.matched import MIN_HIT_IOU, matched_scores
+from unified_lift.metrics.matched import MIN_HIT_IOU
 
 
-def score(subject: Subject) -> ProtocolResult:
+def score(predictions: PredictionBundle, ground_truth: GroundTruth) -> ProtocolResult:
     """Return mIoU and F1 of a scene at the annotations' own size, and the same under the other profiles.
 
     Every annotated id counts, however small, and so does every predicted id that wins a pixel in an annotated view;
@@ -30,36 +31,30 @@ def score(subject: Subject) -> ProtocolResult:
     Raises:
         ValueError: No annotated view, or a prediction of another size than its annotation.
     """
-    views = aligned(subject)
-    report: dict[str, object] = {
+    views = aligned(predictions, ground_truth)
+    matching, warnings = matching_report(views), view_warnings(views)
+    scene: dict[str, float] = {}
+    if views.matched is None:
+        warnings.append(NO_TRUE_OBJECT)
+        scene["num_objects_true"] = 0
+    else:
+        scene = {"mIoU": views.matched.miou, "F1": views.matched.f1}
+        for name, scores in matching["matching"].items():
+            if name != "scene":
+                suffix = name.removeprefix("scene_")
+                scene |= {f"mIoU_{suffix}": scores["miou"], f"F1_{suffix}": scores["f1"]}
+        scene["num_objects_true"], scene["num_objects_pred"] = views.matched.num_true, views.matched.num_pred
+        scene["num_objects_found"] = views.matched.tp
+    report = {
         "protocol": "replica",
         **view_facts(views),
         "resampling": "none",
         "profile": "scene",
         "thresholds": {"hit_iou": MIN_HIT_IOU},
+        "warnings": warnings,
+        **matching,
     }
-    warnings = view_warnings(without_annotation=views.without_annotation, without_prediction=views.without_prediction)
-    if not any(true.any() for true in views.trues):
-        warnings.append("no true object occurs in the scored views, so mIoU and F1 do not apply")
-        return ProtocolResult(
-            scene={"num_objects_true": 0},
-            per_view=scores_of_views(views, None),
-            report=report | {"warnings": warnings},
-        )
-    matched = matched_scores(views.preds, views.trues, profile="scene")
-    profiles = matching_profiles(views, matched)
-    scene: dict[str, float] = {"mIoU": matched.miou, "F1": matched.f1}
-    for name, scores in profiles.items():
-        if name != "scene":
-            suffix = name.removeprefix("scene_")
-            scene |= {f"mIoU_{suffix}": scores["miou"], f"F1_{suffix}": scores["f1"]}
-    scene |= {
-        "num_objects_true": matched.num_true,
-        "num_objects_pred": matched.num_pred,
-        "num_objects_found": matched.tp,
-    }
-    report |= {"warnings": warnings, "matching": profiles, "objects": object_list(views, matched)}
-    return ProtocolResult(scene=scene, per_view=scores_of_views(views, matched), report=report)
+    return ProtocolResult(scene=scene, per_view=scores_of_views(views), report=report)
 
 
-PROTOCOL = Protocol(name="replica", truth="annotations", headline=("mIoU",), score=score)
+PROTOCOL = Protocol(name="replica", ground_truth="annotations", headline=("mIoU",), score=score)

@@ -1,0 +1,84 @@
+"""The pictures of a model's views in its folder: `<model>/{train,test}/ours_<N>/<kind>/<view>.png`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from unified_lift.errors import UserError
+from unified_lift.evaluation.evaluate import Rendering
+from unified_lift.evaluation.pictures import (
+    PictureWriter,
+    depth_picture,
+    object_colors,
+    overlay,
+    read_picture,
+    uncertainty_picture,
+)
+from unified_lift.metrics.image import quantize_uint8
+from unified_lift.modelfolder.inference import RenderedView, TrainedScene, render_view
+from unified_lift.modelfolder.outputs import iteration_dir
+from unified_lift.types import View
+
+OBJECT_PICTURES = ("objects_pred", "objects_color", "overlay", "uncertainty")
+"""Kinds only a lifted scene has, beside renders, gt and depth."""
+
+
+def pictures_dir(model_path: Path, split: str, iteration: int) -> Path:
+    """Return `<model>/{train,test}/ours_<N>`."""
+    return model_path / split / f"ours_{iteration}"
+
+
+def picture_path(folder: Path, kind: str, name: str) -> Path:
+    """Return `<folder>/<kind>/<view name>.png`; sub-folders of the name stay, so no two views collide."""
+    return folder / kind / f"{name}.png"
+
+
+def write_renderings(model: TrainedScene, views: Sequence[View], folder: Path, *, quiet: bool) -> None:
+    """Write all pictures of the views below `folder`."""
+    with PictureWriter() as writer:
+        for view in tqdm(views, desc=f"render {folder.parent.name}", disable=quiet, dynamic_ncols=True):
+            for kind, picture in pictures_of(render_view(model, view.camera)).items():
+                writer.write(picture_path(folder, kind, view.name), picture)
+            writer.write(picture_path(folder, "gt", view.name), view.image.numpy())
+
+
+def pictures_of(rendered: RenderedView) -> dict[str, np.ndarray]:
+    """Return kind -> picture of a rendered view; object pictures only where it was lifted."""
+    image = quantize_uint8(rendered.image).numpy()
+    pictures = {"renders": image, "depth": depth_picture(rendered.depth.numpy(), rendered.alpha.numpy())}
+    if rendered.object_ids is None or rendered.confidence is None:
+        return pictures
+    ids = rendered.object_ids.numpy()
+    objects = (ids, object_colors(ids), overlay(image, ids), uncertainty_picture(rendered.confidence.numpy()))
+    return pictures | dict(zip(OBJECT_PICTURES, objects, strict=True))
+
+
+def stored_renderings(model: TrainedScene, views: Sequence[View], *, quiet: bool = True) -> Iterator[Rendering]:
+    """Yield the stored rendering of each held-out view, after rendering those that are missing or older than the model.
+
+    Raises:
+        UserError: A picture is damaged, or of another size than the photo.
+    """
+    folder = pictures_dir(model.path, "test", model.iteration)
+    saved = max(path.stat().st_mtime for path in iteration_dir(model.path, model.iteration).iterdir())
+    kinds = ("renders", "gt", *(OBJECT_PICTURES if model.is_lifted else ()))
+
+    def is_stale(view: View) -> bool:
+        paths = [picture_path(folder, kind, view.name) for kind in kinds]
+        return any(not path.exists() or path.stat().st_mtime < saved for path in paths)
+
+    stale = [view for view in views if is_stale(view)]
+    if stale:
+        write_renderings(model, stale, folder, quiet=quiet)
+    for view in views:
+        path = picture_path(folder, "renders", view.name)
+        image = read_picture(path)
+        if image.shape != tuple(view.image.shape):
+            raise UserError(f"{path}: size differs from the photo's; delete {folder} and run eval.py again")
+        yield Rendering(
+            image, read_picture(picture_path(folder, "objects_pred", view.name)) if model.is_lifted else None
+        )

@@ -1,0 +1,104 @@
+"""What scoring writes into a model folder: results.json, per_view.json, evaluation.json, masks, plots, report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unified_lift.evaluation.evaluate import Result
+from unified_lift.evaluation.pictures import object_colors, overlay, partner_colors, read_picture, write_picture
+from unified_lift.evaluation.plots import write_plots
+from unified_lift.evaluation.renderings import picture_path, pictures_dir
+from unified_lift.evaluation.report import chosen_views, write_report
+from unified_lift.fileio import read_json, write_json
+from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.modelfolder.settings import TrainSettings, changed
+from unified_lift.settings.yaml import differences
+from unified_lift.types import Scene
+
+
+def write_result(model: TrainedScene, scene: Scene, result: Result, *, log_lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write all files, keeping what they say about other iterations.
+
+    Args:
+        model: What was scored; its folder holds the renderings of the held-out views.
+        scene: Its views.
+        result: What `evaluate` returned.
+        log_lines: Of metrics.jsonl, for the plots.
+    Raises:
+        UserError: A file of an earlier scoring is damaged.
+    """
+    model_path, shown = model.path, f"ours_{model.iteration}"
+    folder = pictures_dir(model_path, "test", model.iteration)
+    if result.objects is not None:
+        _write_prompt_masks(folder.with_name(f"{folder.name}_text"), scene, result)
+    results = _merged(model_path / "results.json", shown, result.scores)
+    _merged(model_path / "per_view.json", shown, result.per_view)
+    if result.objects is not None:
+        _merged(model_path / "evaluation.json", shown, result.report)
+    plots = write_plots(model_path / "plots", per_view=result.per_view, log_lines=log_lines)
+    manifest = model_path / "manifest.json"
+    defaults = changed(TrainSettings(), {"method_name": model.settings.method_name}, origin="method_name")
+    names = [view.name for view in scene.test]
+    write_report(
+        model_path / "report.html",
+        title=f"{scene.name}, iteration {model.iteration}",
+        shown=shown,
+        results=results,
+        per_view=result.per_view,
+        plots=plots,
+        pictures={name: _pictures_of(folder, name, result) for name in chosen_views(names)},
+        num_views=len(names),
+        manifest=read_json(manifest) if manifest.exists() else {},
+        settings=differences(defaults, model.settings),
+        details=result.report,
+    )
+
+
+def _write_prompt_masks(folder: Path, scene: Scene, result: Result) -> None:
+    """Write what words found, and `test_mask/<index>/<prompt>.png` as Gaussian Grouping's scorer reads them."""
+    found = result.objects.text.masks if result.objects.text is not None else {}
+    for prompt, mask in found.items():  # so that other models can be given the same masks
+        write_picture(folder / "reference_mask" / f"{prompt}.png", mask)
+    for index, name in enumerate(sorted(view.name for view in scene.test)):
+        for prompt, mask in result.objects.masks.get(name, {}).items():
+            write_picture(folder / "test_mask" / str(index) / f"{prompt}.png", mask)
+
+
+def _merged(path: Path, key: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Set one entry of a JSON file and return all of them."""
+    merged = (read_json(path) if path.exists() else {}) | {key: content}
+    write_json(path, merged)
+    return merged
+
+
+def _pictures_of(folder: Path, name: str, result: Result) -> dict[str, np.ndarray]:
+    """Return caption -> picture of one view, in the order of the report; what does not apply is absent."""
+    truth, report = result.ground_truth, result.report
+    render = read_picture(picture_path(folder, "renders", name))
+    pictures = {"photo": read_picture(picture_path(folder, "gt", name)), "render": render}
+    if name in truth.annotations:
+        partners = {entry["true_id"]: entry["pred_id"] for entry in report.get("objects", ())}
+        partners[0] = report.get("background_id", 0)
+        pictures["true objects"] = partner_colors(truth.annotations[name], partners)
+    if name in truth.prompt_masks:
+        prompts = [entry["prompt"] for entry in report["prompts"]]
+        pictures["true prompts"] = _prompt_colors(truth.prompt_masks[name], prompts)
+        if name in result.objects.masks:
+            pictures["predicted prompts"] = _prompt_colors(result.objects.masks[name], prompts)
+    if picture_path(folder, "objects_pred", name).exists():
+        ids = read_picture(picture_path(folder, "objects_pred", name))
+        pictures |= {"predicted objects": object_colors(ids), "overlay": overlay(render, ids)}
+        pictures["uncertainty"] = read_picture(picture_path(folder, "uncertainty", name))
+    return pictures
+
+
+def _prompt_colors(masks: Mapping[str, np.ndarray], prompts: Sequence[str]) -> np.ndarray:
+    """Return the masks in one colour for each prompt, uint8 [H, W, 3]; where several overlap the last is seen."""
+    ids = np.zeros(next(iter(masks.values())).shape, dtype=np.int32)
+    for prompt, mask in masks.items():
+        ids[mask] = 1 + prompts.index(prompt)
+    return object_colors(ids)

@@ -1,0 +1,84 @@
+"""What a metric is: its name, unit and direction, and how one held-out view is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unified_lift.types import View
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewBundle:
+    """What a model shows in one held-out view, and what is known of that view.
+
+    Attributes:
+        view: The photo, its camera, and the pixels the lens saw.
+        image: The rendering as a stored 8-bit picture holds it, in [0, 1], [H, W, 3].
+        object_ids: Predicted ids, int32 [H, W]; None where the model knows no objects.
+        annotation: Annotated ids at their own size, 0 = no object; None where there are none.
+        depth: Renders the mean camera depth in world units, 0 where nothing is, [H, W].
+    """
+
+    view: View
+    image: Tensor
+    object_ids: np.ndarray | None
+    annotation: np.ndarray | None
+    depth: Callable[[], Tensor]
+
+    @property
+    def photo(self) -> Tensor:
+        """Return the photo in [0, 1], [H, W, 3]."""
+        return self.view.image / 255
+
+    @property
+    def valid(self) -> Tensor:
+        """Return the pixels the lens saw, bool [H, W]."""
+        return torch.ones(self.image.shape[:2], dtype=torch.bool) if self.view.valid is None else self.view.valid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number in results.json.
+
+    Attributes:
+        name: Its key there, in per_view.json, and what tables call it.
+        label: What it is, in a few words.
+        unit: `%`: a fraction in [0, 1], printed in percent; `count`; `dB` or another unit, printed behind it; "": none.
+        higher_is_better: None = a fact about the scene and no score.
+        limit: Largest value; None = there is none. Plots end there.
+        is_headline: Whether it is among the large numbers at the top of the report.
+        function: Returns the value of a view, None (or no finite number) where it does not apply; the scene's is the
+            mean over views. None = a protocol computes it.
+    """
+
+    name: str
+    label: str = ""
+    unit: str = "%"
+    higher_is_better: bool | None = True
+    limit: float | None = None
+    is_headline: bool = False
+    function: Callable[[ViewBundle], float | None] | None = None
+
+    @property
+    def title(self) -> str:
+        """Return the name, with the unit where numbers are plotted in one."""
+        return self.name if self.unit in ("", "%", "count") else f"{self.name} [{self.unit}]"
+
+    def text(self, value: float) -> str:
+        """Return a value as people read it: counts whole, fractions in percent."""
+        if self.unit == "count":
+            return f"{int(value):,}"
+        if self.unit == "%":
+            return f"{100 * value:.1f} %"
+        return f"{value:.2f} {self.unit}" if self.unit else f"{value:.4f}"
+
+
+def require_same_shape(image: Tensor, target: Tensor) -> None:
+    """Raise a ValueError unless both are [H, W, 3] of one size."""
+    if image.shape != target.shape or image.ndim != 3:
+        raise ValueError(f"images must be [H, W, 3] twice, received {list(image.shape)} and {list(target.shape)}")

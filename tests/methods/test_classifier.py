@@ -139,7 +139,7 @@ def assert_saved_model_shows_what_was_trained(tmp_path, scene, method, **method_
     torch.testing.assert_close(shown.confidence, live.confidence, atol=0.02, rtol=0)
     assert len(shown.object_ids.unique()) > 1
     state = torch.load(tmp_path / "point_cloud" / "iteration_6" / "classifier.pth", weights_only=True)
-    head = torch.nn.Conv2d(16, model.num_codes, kernel_size=1)
+    head = torch.nn.Conv2d(16, model.method.num_objects, kernel_size=1)
     head.load_state_dict(state)  # as Gaussian Grouping's scripts read it
     features = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     expected = head(features.T[None, :, :, None])[0, :, :, 0].argmax(dim=0)

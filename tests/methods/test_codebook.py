@@ -1,9 +1,16 @@
 import math
 
+import pytest
 import torch
 from torch.nn.functional import normalize
 
-from unified_lift.methods.codebook import Overlaps, codebook_from_prototypes, joined_codes, random_codebook, support
+from unified_lift.methods.unified_lift.codebook import (
+    Overlaps,
+    codebook_from_prototypes,
+    merged_codes,
+    purity,
+    random_codebook,
+)
 
 
 def bundle(direction, count, noise, seed):
@@ -35,7 +42,7 @@ def test_comparing_few_prototypes_at_a_time_changes_nothing(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     prototypes = normalize(torch.randn(60, 3, generator=generator), dim=1)
     expected = codebook_from_prototypes(prototypes, torch.ones(60), min_cosine=0.8, min_members=3)
-    monkeypatch.setattr("unified_lift.methods.codebook._CHUNK", 4)
+    monkeypatch.setattr("unified_lift.methods.unified_lift.codebook._CHUNK", 4)
     actual = codebook_from_prototypes(prototypes, torch.ones(60), min_cosine=0.8, min_members=3)
     assert len(expected) > 3
     torch.testing.assert_close(actual, expected)
@@ -58,16 +65,16 @@ def overlaps_of(*views):
     return Overlaps.of_views(torch.tensor(view) for view in views)
 
 
-def joined(codes, *views, min_together=0.4, min_evidence=1.1, min_pixels=1, **more):
+def merged(codes, *views, min_cooccurrence=0.4, min_score=1.1, min_pixels=1, **more):
     codes = normalize(torch.tensor(codes), dim=1)
-    settings = dict(min_together=min_together, min_evidence=min_evidence, min_pixels=min_pixels) | more
-    return joined_codes(codes, overlaps_of(*views), **settings).tolist()
+    settings = dict(min_cooccurrence=min_cooccurrence, min_score=min_score, min_pixels=min_pixels) | more
+    return merged_codes(codes, overlaps_of(*views), **settings).tolist()
 
 
 def test_overlaps_are_the_entries_that_are_not_zero():
     found = overlaps_of([[0, 7], [2, 0]], [[0, 0]], [[0, 1]])
-    assert found.view.tolist() == [0, 0, 2]
-    assert found.segment.tolist() == [0, 1, 0]
+    assert found.segment.tolist() == [0, 1, 4]  # two segments a view
+    assert found.shape == (3, 2)
     assert found.code.tolist() == [1, 0, 1]
     assert found.pixels.tolist() == [7, 2, 1]
 
@@ -77,9 +84,9 @@ ALIKE = [[1.0, 0.0], [1.0, 0.5]]
 
 
 def test_codes_that_share_their_segment_in_enough_views_are_one_object():
-    assert joined(ALIKE, WHOLE, WHOLE, APART) == [0, 0]  # 2 of 3
-    assert joined(ALIKE, WHOLE, APART, APART) == [0, 1]
-    assert joined(ALIKE, WHOLE, WHOLE, APART, min_together=0.7) == [0, 1]
+    assert merged(ALIKE, WHOLE, WHOLE, APART) == [0, 0]  # 2 of 3
+    assert merged(ALIKE, WHOLE, APART, APART) == [0, 1]
+    assert merged(ALIKE, WHOLE, WHOLE, APART, min_cooccurrence=0.7) == [0, 1]
 
 
 def test_the_more_alike_codes_are_the_fewer_views_must_show_them_together():
@@ -87,50 +94,58 @@ def test_the_more_alike_codes_are_the_fewer_views_must_show_them_together():
         return [[1.0, 0.0], [math.cos(math.radians(degrees)), math.sin(math.radians(degrees))]]
 
     half, most = (WHOLE, APART) * 4, (WHOLE,) * 7 + (APART,)
-    assert joined(at(50), *half) == [0, 0]  # 0.5 + 0.64 = 1.14
-    assert joined(at(55), *half) == [0, 1]  # 0.5 + 0.57 = 1.07
-    assert joined(at(75), *most) == [0, 0]  # 0.875 + 0.26 = 1.13
-    assert joined(at(80), *most) == [0, 1]  # 0.875 + 0.17 = 1.05
+    assert merged(at(50), *half) == [0, 0]  # 0.5 + 0.64 = 1.14
+    assert merged(at(55), *half) == [0, 1]  # 0.5 + 0.57 = 1.07
+    assert merged(at(75), *most) == [0, 0]  # 0.875 + 0.26 = 1.13
+    assert merged(at(80), *most) == [0, 1]  # 0.875 + 0.17 = 1.05
 
 
 def test_twins_side_by_side_stay_two_however_alike():
-    assert joined([[1.0, 0.0], [1.0, 0.0]], APART, APART, APART, WHOLE) == [0, 1]
+    assert merged([[1.0, 0.0], [1.0, 0.0]], APART, APART, APART, WHOLE) == [0, 1]
 
 
 def test_codes_that_are_not_alike_stay_two_and_so_do_those_seldom_seen_together():
-    assert joined([[1.0, 0.0], [0.0, 1.0]], WHOLE, WHOLE, WHOLE) == [0, 1]
-    assert joined([[1.0, 0.0], [0.0, 1.0]], WHOLE, WHOLE, WHOLE, min_evidence=1.0) == [0, 0]
-    assert joined(ALIKE, WHOLE, WHOLE) == [0, 1]
-    assert joined(ALIKE, WHOLE, WHOLE, min_views=2) == [0, 0]
+    assert merged([[1.0, 0.0], [0.0, 1.0]], WHOLE, WHOLE, WHOLE) == [0, 1]
+    assert merged([[1.0, 0.0], [0.0, 1.0]], WHOLE, WHOLE, WHOLE, min_score=1.0) == [0, 0]
+    assert merged(ALIKE, WHOLE, WHOLE) == [0, 1]
+    assert merged(ALIKE, WHOLE, WHOLE, min_views=2) == [0, 0]
 
 
 def test_a_code_spread_over_segments_or_too_small_has_no_home():
     scattered = [[50, 10], [0, 11], [0, 12]]  # no segment holds half of the second code
-    assert joined(ALIKE, *[scattered] * 5) == [0, 1]
-    assert joined(ALIKE, *[[[50, 4]]] * 5) == [0, 0]
-    assert joined(ALIKE, *[[[50, 4]]] * 5, min_pixels=4) == [0, 1]
+    assert merged(ALIKE, *[scattered] * 5) == [0, 1]
+    assert merged(ALIKE, *[[[50, 4]]] * 5) == [0, 0]
+    assert merged(ALIKE, *[[[50, 4]]] * 5, min_pixels=4) == [0, 1]
 
 
 def test_an_object_in_three_parts_becomes_one_step_by_step():
     # Codes 0 and 1 are together always; 2 is with them wherever all are seen, but is seen with each alone only twice.
     codes = [[1.0, 0.0], [1.0, 0.3], [1.0, -0.3]]
     views = [[[9, 9, 0]], [[9, 9, 0]], [[9, 9, 0]], [[9, 0, 9]], [[9, 0, 9]], [[0, 9, 9]], [[0, 9, 9]]]
-    assert joined(codes, *views) == [0, 0, 0]
-    assert joined(codes, *views[:5]) == [0, 0, 2 - 1]
+    assert merged(codes, *views) == [0, 0, 0]
+    assert merged(codes, *views[:5]) == [0, 0, 2 - 1]
+
+
+def test_of_equal_ratios_the_pair_seen_in_more_views_is_merged_first():
+    # Code 1 lies between 0 and 2, which are not alike; in every view all that is seen lies in one segment. Code 0 is
+    # seen in three views, 1 and 2 in ten. Once 1 is one with 2, it is too far from 0.
+    codes = [[math.cos(math.radians(degrees)), math.sin(math.radians(degrees))] for degrees in (0, 40, 80)]
+    views = [[[9, 9, 9]]] * 3 + [[[0, 9, 9]]] * 7
+    assert merged(codes, *views, min_score=1.7) == [0, 1, 1]  # 1 + cos 40 = 1.77, 1 + cos 60 = 1.5
 
 
 def test_objects_are_numbered_in_the_order_of_their_largest_codes():
     codes = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]]
     views = [[[3, 0, 90], [0, 8, 0]]] * 3  # codes 0 and 2 are one, and code 2 is its larger part
-    assert joined(codes, *views) == [1, 0, 1]
+    assert merged(codes, *views) == [1, 0, 1]
 
 
 def test_no_code_or_one_stays_as_it_is():
-    empty = Overlaps(*(torch.zeros(0, dtype=torch.int64) for _ in range(3)), torch.zeros(0))
-    settings = dict(min_together=0.6, min_evidence=1.1, min_pixels=1)
-    assert joined_codes(torch.zeros(0, 3), empty, **settings).shape == (0,)
-    assert joined([[0.0, 1.0]], [[4]]) == [0]
-    assert [len(part) for part in support(empty, torch.zeros(0, dtype=torch.int64))] == [0, 0]
+    empty = overlaps_of([[]])
+    settings = dict(min_cooccurrence=0.6, min_score=1.1, min_pixels=1)
+    assert merged_codes(torch.zeros(0, 3), empty, **settings).shape == (0,)
+    assert merged([[0.0, 1.0]], [[4]]) == [0]
+    assert len(purity(empty, torch.zeros(0, dtype=torch.int64))) == 0
 
 
 def test_joining_agrees_with_a_slow_reference():
@@ -138,12 +153,12 @@ def test_joining_agrees_with_a_slow_reference():
     for _ in range(20):
         codes = normalize(torch.randn(7, 3, generator=generator), dim=1)
         views = [torch.randint(0, 9, (4, 7), generator=generator).float() for _ in range(6)]
-        settings = dict(min_together=0.3, min_evidence=0.6, min_pixels=3, min_views=2)
-        got = joined_codes(codes, Overlaps.of_views(views), **settings)
-        assert got.tolist() == slow_joined(codes, views, **settings)
+        settings = dict(min_cooccurrence=0.3, min_score=0.6, min_pixels=3, min_views=2)
+        got = merged_codes(codes, Overlaps.of_views(views), **settings)
+        assert got.tolist() == slow_merged(codes, views, **settings)
 
 
-def slow_joined(codes, views, *, min_together, min_evidence, min_pixels, min_views):
+def slow_merged(codes, views, *, min_cooccurrence, min_score, min_pixels, min_views):
     groups = {index: [index] for index in range(len(codes))}
     codes = {index: code for index, code in enumerate(codes)}
 
@@ -155,7 +170,7 @@ def slow_joined(codes, views, *, min_together, min_evidence, min_pixels, min_vie
         homes = [(home(view, groups[a]), home(view, groups[b])) for view in views]
         both = [pair for pair in homes if None not in pair]
         share = sum(x == y for x, y in both) / max(len(both), 1)
-        if len(both) < min_views or share < min_together or share + codes[a] @ codes[b] < min_evidence:
+        if len(both) < min_views or share < min_cooccurrence or share + codes[a] @ codes[b] < min_score:
             return -1.0
         return share * (1 - 1 / (1 + len(both)))
 
@@ -175,19 +190,15 @@ def slow_joined(codes, views, *, min_together, min_evidence, min_pixels, min_vie
     return [next(order.index(key) for key in order if code in groups[key]) for code in range(len(views[0][0]))]
 
 
-def test_support_is_the_share_of_pixels_in_segments_of_ones_own():
+def test_purity_is_the_share_of_pixels_in_segments_of_ones_own():
     overlaps = overlaps_of([[90, 10, 0], [0, 5, 20]], [[100, 0, 0], [0, 30, 0]])
-    share, pixels = support(overlaps, torch.tensor([0, 1, 2]))
-    assert pixels.tolist() == [190, 45, 20]
-    torch.testing.assert_close(share, torch.tensor([1.0, 30 / 45, 1.0]))
-    share, pixels = support(overlaps, torch.tensor([0, 1, 1]))  # the last two are one object
-    assert pixels.tolist() == [190, 65]
-    torch.testing.assert_close(share, torch.tensor([1.0, 55 / 65]))
+    torch.testing.assert_close(purity(overlaps, torch.tensor([0, 1, 2])), torch.tensor([1.0, 30 / 45, 1.0]))
+    # the last two are one object
+    torch.testing.assert_close(purity(overlaps, torch.tensor([0, 1, 1])), torch.tensor([1.0, 55 / 65]))
 
 
-def test_pixels_hidden_in_the_background_count_less_against_an_object():
+@pytest.mark.parametrize(("weight", "against"), [(0.25, 8 + 2.5), (0.0, 8)])
+def test_pixels_hidden_in_the_background_count_less_against_an_object(weight, against):
     overlaps = overlaps_of([[90, 10, 0], [0, 8, 20]], [[100, 0, 0], [0, 30, 0]])
-    share, _ = support(overlaps, torch.arange(3), background_weight=0.25)
-    torch.testing.assert_close(share, torch.tensor([1.0, 30 / (30 + 8 + 2.5), 1.0]))
-    share, _ = support(overlaps, torch.arange(3), background_weight=0.0)
-    torch.testing.assert_close(share, torch.tensor([1.0, 30 / 38, 1.0]))
+    share = purity(overlaps, torch.arange(3), background_weight=weight)
+    torch.testing.assert_close(share, torch.tensor([1.0, 30 / (30 + against), 1.0]))

@@ -4,14 +4,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from tests.methods.calls import losses
 from unified_lift.errors import UserError
-from unified_lift.methods.contrastive_lift_gs import ContrastiveLift, ContrastiveLiftSettings
-from unified_lift.methods.slow_fast import slow_fast_losses
+from unified_lift.methods.clustered import hdbscan_centroids
+from unified_lift.methods.contrastive_lift_gs import ContrastiveLift, ContrastiveLiftSettings, slow_fast_losses
 from unified_lift.model.initialize import gaussians_from_points
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.labels import label_gaussians
 from unified_lift.modelfolder.settings import TrainSettings, with_preset
-from unified_lift.ops.clustering import hdbscan_centroids
 from unified_lift.settings.yaml import merged
 from unified_lift.train.lift import LiftStage
 

@@ -48,15 +48,15 @@ def test_a_method_goes_through_the_whole_program(name, trained, tmp_path, capsys
     assert 0 <= scores["PQ_scene"] <= 1
     saved = load_model(model)
     assert isinstance(saved.method, Method)
-    assert saved.num_codes == saved.method.num_objects > 0
+    assert saved.method.num_objects > 0
     manifest = json.loads((model / "manifest.json").read_text())
     assert manifest["method"]["name"] == name
     features = torch.randn(50, saved.method.feature_dim, generator=torch.Generator().manual_seed(0))
     ids, confidence = saved.method.segment(features)
     assert int(ids.min()) >= 0
-    assert int(ids.max()) < saved.num_codes
+    assert int(ids.max()) < saved.method.num_objects
     assert bool(((confidence >= 0) & (confidence <= 1)).all())
-    order = torch.arange(saved.num_codes).flip(0)
+    order = torch.arange(saved.method.num_objects).flip(0)
     saved.method.reorder(order)
     assert torch.equal(order[saved.method.segment(features).object_ids], ids)
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from unified_lift.methods.slow_fast import slow_fast_losses
+from unified_lift.methods.contrastive_lift_gs import slow_fast_losses
 
 
 def slow_twin(fast, fast_slot, slow, slow_slot):

@@ -187,6 +187,14 @@ def test_objects_are_the_same_however_few_pixels_are_asked_at_once():
     assert learnt.segment(features[0, 0]).object_ids == whole.object_ids[0, 0]
 
 
+def test_a_segment_counts_by_the_root_of_its_pixels_in_the_mean_of_its_mode():
+    small, large = normalize(torch.tensor([[1.0, 0.0], [1.0, 0.2]]), dim=1)
+    views = [(one.expand(count, 2), torch.ones(count, dtype=torch.int64)) for one, count in ((small, 16), (large, 400))]
+    method = method_with(codebook_start=0.0, feature_dim=2)
+    method.before_step(0.0, lambda: observations(views))
+    torch.testing.assert_close(method.codebook.detach(), normalize(4 * small + 20 * large, dim=0)[None])
+
+
 def test_random_codebook_has_the_size_asked_for():
     method = method_with(codebook_init="random", codebook_start=0.0, num_codes=37)
     method.before_step(0.0, lambda: pytest.fail("the data must not be asked"))

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from unified_lift.errors import UserError
-from unified_lift.ops.clustering import box_without_outliers, centroid_logits, hdbscan_centroids, require_hdbscan
+from unified_lift.methods.clustered import box_without_outliers, centroid_logits, hdbscan_centroids, require_hdbscan
 
 
 def blobs(centres, per_blob, noise, seed=0):

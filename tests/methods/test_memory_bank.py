@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from unified_lift.methods.gaga import FrontSets, front_sets, memory_bank
 from unified_lift.ops.cameras import look_at, project
-from unified_lift.ops.memory_bank import FrontSets, front_sets, memory_bank
 from unified_lift.types import Camera
 
 # 64x32 pixels, looks along +z; a point (x, y, 1) falls on pixel (32 + 10 x, 16 + 10 y).
@@ -122,36 +122,36 @@ def test_six_gaussians_in_two_views_by_hand():
     # First view: a group per mask, {0, 1} and {2, 3, 4}. Second view: {1, 5} shares 1 of 2 with group 0: 1 / (2 + 1)
     # reaches 0.1, so it joins and group 0 gains 5; {2, 3} and {4} both join group 1. Third view: 5 now belongs to 0.
     views = [fronts([0, 1], [2, 3, 4]), fronts([1, 5], [2, 3], [4]), fronts([5])]
-    groups = memory_bank(views, 6)
-    assert [group.tolist() for group in groups.of_masks] == [[0, 1], [0, 1, 1], [0]]
-    assert groups.num_groups == 2
+    groups, num_groups = memory_bank(views, 6)
+    assert [group.tolist() for group in groups] == [[0, 1], [0, 1, 1], [0]]
+    assert num_groups == 2
 
 
 @pytest.mark.parametrize(("others", "group"), [(8, 0), (9, 1)])
 def test_score_is_shared_over_size_plus_shared(others, group):
     # A has 1 + others Gaussians and shares one: 1 / (9 + 1) = 0.1 joins, 1 / (10 + 1) does not.
     views = [fronts([0]), fronts([0, *range(1, 1 + others)])]
-    assert memory_bank(views, 20).of_masks[1].tolist() == [group]
+    assert memory_bank(views, 20)[0][1].tolist() == [group]
 
 
 def test_joined_groups_gain_only_what_nobody_owns():
     # Second view: {0, 1, 2, 3} shares two with either group and joins the first of them; 2 and 3 stay with group 1.
     views = [fronts([0, 1], [2, 3]), fronts([0, 1, 2, 3, 4]), fronts([2, 3]), fronts([4])]
-    assert [group.tolist() for group in memory_bank(views, 5).of_masks] == [[0, 1], [0], [1], [0]]
+    assert [group.tolist() for group in memory_bank(views, 5)[0]] == [[0, 1], [0], [1], [0]]
 
 
 def test_new_groups_take_their_whole_front_set_whoever_owns_it():
     # {0, 10..19} shares one of eleven with group 0: a new group, to which 0 belongs as well. {0, 10} then shares two
     # with it and one with group 0.
     views = [fronts([0, 1]), fronts([0, *range(10, 20)]), fronts([0, 10]), fronts([0])]
-    groups = memory_bank(views, 20)
-    assert [group.tolist() for group in groups.of_masks] == [[0], [1], [1], [0]]
+    groups, num_groups = memory_bank(views, 20)
+    assert [group.tolist() for group in groups] == [[0], [1], [1], [0]]
 
 
 def test_masks_without_gaussians_open_nothing():
-    groups = memory_bank([fronts([], [0]), fronts([]), fronts(), fronts([], [1], [])], 2)
-    assert [group.tolist() for group in groups.of_masks] == [[-1, 0], [-1], [], [-1, 1, -1]]
-    assert groups.num_groups == 2
+    groups, num_groups = memory_bank([fronts([], [0]), fronts([]), fronts(), fronts([], [1], [])], 2)
+    assert [group.tolist() for group in groups] == [[-1, 0], [-1], [], [-1, 1, -1]]
+    assert num_groups == 2
     assert memory_bank([], 3) == ([], 0)
 
 
@@ -165,10 +165,10 @@ def test_bank_equals_sets_mask_by_mask(seed, min_score):
         if seed % 2:  # masks of neighbours, another stretch of them in every view
             label = np.roll(np.sort(label), rng.integers(400))
         views.append([set(np.flatnonzero(label == mask).tolist()) for mask in range(9)])
-    groups = memory_bank([fronts(*map(sorted, view)) for view in views], 400, min_score=min_score)
+    groups, num_groups = memory_bank([fronts(*map(sorted, view)) for view in views], 400, min_score=min_score)
     expected, count = slow_memory_bank(views, min_score)
-    assert [group.tolist() for group in groups.of_masks] == expected
-    assert groups.num_groups == count
+    assert [group.tolist() for group in groups] == expected
+    assert num_groups == count
     assert 8 < count < sum(map(len, views))
 
 
@@ -181,17 +181,19 @@ def test_order_of_the_masks_in_a_view_changes_only_the_numbers_of_its_new_groups
     for _ in range(8):
         seen = rng.random(len(objects)) < 0.6
         views.append([np.flatnonzero(seen & (objects == number)).tolist() for number in range(6)])
-    plain = memory_bank([fronts(*view) for view in views], len(objects))
+    plain, num_plain = memory_bank([fronts(*view) for view in views], len(objects))
     orders = [rng.permutation(6) for _ in views]
-    turned = memory_bank([fronts(*(view[i] for i in order)) for view, order in zip(views, orders)], len(objects))
-    assert turned.num_groups == plain.num_groups == 6
-    back = np.concatenate([group[np.argsort(order)] for group, order in zip(turned.of_masks, orders)])
-    pairs = {pair for pair in zip(np.concatenate(plain.of_masks).tolist(), back.tolist()) if pair != (-1, -1)}
+    turned, num_turned = memory_bank(
+        [fronts(*(view[i] for i in order)) for view, order in zip(views, orders)], len(objects)
+    )
+    assert num_turned == num_plain == 6
+    back = np.concatenate([group[np.argsort(order)] for group, order in zip(turned, orders)])
+    pairs = {pair for pair in zip(np.concatenate(plain).tolist(), back.tolist()) if pair != (-1, -1)}
     assert len(pairs) == 6  # one new number for each old one
     assert not all(a == b for a, b in pairs)
 
 
 def test_bank_depends_on_the_order_of_the_views():
     views = [fronts([0, 1]), fronts([2, 3]), fronts([1, 2])]
-    assert memory_bank(views, 4).num_groups == 2
-    assert memory_bank([views[2], views[0], views[1]], 4).num_groups == 1
+    assert memory_bank(views, 4)[1] == 2
+    assert memory_bank([views[2], views[0], views[1]], 4)[1] == 1

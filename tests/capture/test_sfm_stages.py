@@ -12,8 +12,7 @@ from PIL import Image
 
 from tests.data.fixtures.floor import floor_photos, orbit
 from tests.fake_pycolmap import ERROR_PX, NUM_POINTS, FakeColmap
-from unified_lift.capture import sfm
-from unified_lift.capture.sfm import SfmSettings, num_pairs, reconstruct
+from unified_lift.capture.sfm import SfmSettings, num_pairs, reconstruct, watched
 from unified_lift.capture.sfm_report import advice, level_axes, report_lines
 from unified_lift.data import load_scene
 from unified_lift.data.images import write_image
@@ -47,7 +46,7 @@ def photos(tmp_path):
 
 
 def run(photos, **settings):
-    return reconstruct(SfmSettings(photos=photos, scene=photos.parent / "scene", **settings))
+    return reconstruct(SfmSettings(photos=photos, source_path=photos.parent / "scene", quiet=True, **settings))
 
 
 def test_the_scene_is_one_that_training_reads(photos, colmap):
@@ -99,11 +98,9 @@ def test_the_picture_shows_points_and_cameras(photos, colmap):
 def test_a_second_call_repeats_nothing(photos, colmap):
     colmap()
     first = run(photos)
-    fake, seen = colmap(), []
-    settings = SfmSettings(photos=photos, scene=photos.parent / "scene")
-    assert reconstruct(settings, progress=lambda *at: seen.append(at)) == first
+    fake = colmap()
+    assert run(photos) == first
     assert fake.calls == []
-    assert seen == [(name, 0, 0) for name in ("photos", "features", "matches", "mapping", "undistortion")]
 
 
 def test_another_matcher_repeats_from_matching_on(photos, colmap):
@@ -233,10 +230,10 @@ def test_images_of_another_origin_are_never_replaced(name, photos, colmap):
 def test_a_scene_inside_the_photos_folder_is_refused(inside, photos, colmap):
     colmap()
     with pytest.raises(UserError, match="lies inside the photos' folder"):
-        reconstruct(SfmSettings(photos=photos, scene=photos / inside))
+        reconstruct(SfmSettings(photos=photos, source_path=photos / inside, quiet=True))
 
 
-def test_a_damaged_ledger_is_named(photos, colmap):
+def test_a_damaged_stage_cache_is_named(photos, colmap):
     colmap()
     run(photos)
     (photos.parent / "scene/sfm/stages.json").write_text("{half")
@@ -253,7 +250,7 @@ def test_without_pycolmap_the_extra_is_named(photos, monkeypatch):
 @pytest.mark.parametrize(("flags", "pattern"), [({"max_size": 32}, "--max_size 32"), ({"frames": 2}, "--frames 2")])
 def test_settings_out_of_range_are_named(flags, pattern, photos):
     with pytest.raises(UserError, match=pattern):
-        SfmSettings(photos=photos, scene=photos.parent / "scene", **flags)
+        run(photos, **flags)
 
 
 def test_number_of_pairs():
@@ -290,7 +287,7 @@ def test_the_picture_stands_upright_whatever_the_world_axes():
 def test_real_colmap_finds_the_cameras_of_a_rendered_room(tmp_path):
     pytest.importorskip("pycolmap")
     cameras = room_photos(tmp_path / "photos")
-    report = reconstruct(SfmSettings(photos=tmp_path / "photos", scene=tmp_path / "scene"))
+    report = reconstruct(SfmSettings(photos=tmp_path / "photos", source_path=tmp_path / "scene", quiet=True))
     assert report["registered"] == len(cameras)
     assert report["mean_reprojection_error_px"] < 1.0
     scene = load_scene(DataSettings(source_path=tmp_path / "scene"))
@@ -339,7 +336,7 @@ def test_progress_is_counted_by_another_process(tmp_path, monkeypatch):
         if done == 3:
             counted.set()
 
-    with sfm._watching(database, "keypoints", 5, tick):
+    with watched(database, "keypoints", 5, tick):
         assert counted.wait(20)
     assert seen[0] == (0, 5)
     assert (3, 5) in seen

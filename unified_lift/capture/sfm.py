@@ -20,25 +20,32 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from tqdm import tqdm
+
 from unified_lift.capture.frames import is_video, list_photos, photo_name, write_photos, write_sharp_frames
 from unified_lift.capture.sfm_report import sparse_report, write_sparse_picture
 from unified_lift.data.colmap_io import read_images
-from unified_lift.data.images import image_size
+from unified_lift.data.images import Progress, image_size
 from unified_lift.errors import UserError
+from unified_lift.fileio import read_json, replacing, write_json
+from unified_lift.progress import progress_bar
 
-Matcher = Literal["exhaustive", "sequential"]
-Cameras = Literal["shared", "each"]
-Tick = Callable[[int, int], None]
-StageProgress = Callable[[str, int, int], None]
-"""Called with (stage, done, total); a stage that is already there is reported once, as (stage, 0, 0)."""
+Facts = dict[str, Any]
 
-STAGES = ("photos", "features", "matches", "mapping", "undistortion")
+STAGES = {
+    "photos": "prepare photos",
+    "features": "find features",
+    "matches": "match photos",
+    "mapping": "place cameras",
+    "undistortion": "undistort",
+}
 MIN_REGISTERED = 3  # two views give points, but no scene that could be trained
 REPORT, PICTURE, WORK = "sfm_report.json", "sfm_sparse.png", "sfm"
 _MIN_SIZE = 64
@@ -59,7 +66,7 @@ while True:
 """
 _BLOCK_SIZE = 10  # photos; Ctrl-C is heard only between blocks of this size squared [COLMAP: 50]
 _OVERLAP = 10  # neighbours each frame is matched with, and as many at distances 1, 2, 4, ... [COLMAP]
-_CURES = (
+_ADVICE = (
     "take more photos that overlap by two thirds, walk around instead of turning on the spot, avoid blur, mirrors and "
     "bare walls; try --max_size 1600, or --cameras each if lenses or zoom changed"
 )
@@ -71,75 +78,49 @@ class SfmSettings:
 
     photos: Path
     """Folder of photos, searched with its sub-folders, or a video file."""
-    scene: Path
-    """Folder to write."""
+    source_path: Path
+    """Scene folder to write (-s)."""
     max_size: int = 1000
     """Longer side in pixels of the photos that are matched and written. [ours]"""
     frames: int = 100
     """Frames taken from a video: the sharpest in each of as many equal stretches. [ours]"""
-    matcher: Matcher = "exhaustive"
-    """`exhaustive` compares all pairs of photos; `sequential` only near ones in the order of their names (video)."""
-    cameras: Cameras = "shared"
+    matcher: Literal["exhaustive", "sequential"] = "exhaustive"
+    """`exhaustive` compares all pairs; `sequential` only photos with near names: quicker for long videos."""
+    cameras: Literal["shared", "each"] = "shared"
     """`shared`: photos of one size have one lens; `each`: every photo its own (zoom, several devices)."""
-
-    def __post_init__(self) -> None:
-        if self.max_size < _MIN_SIZE:
-            raise UserError(f"--max_size {self.max_size}: at least {_MIN_SIZE} px are needed to find features")
-        if self.frames < MIN_REGISTERED:
-            raise UserError(f"--frames {self.frames}: at least {MIN_REGISTERED} frames are needed")
+    quiet: bool = False
+    """No progress bars."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Stage:
-    """One step of the way.
-
-    Attributes:
-        settings: Everything its result depends on, beyond the stage before it.
-        outputs: Files that must exist for it to count as done.
-        run: Does the work; returns facts for the report.
-        leftovers: Paths to delete before it starts anew.
-        continues: Whether an interrupted run can be taken up instead.
-    """
-
-    name: str
-    settings: dict[str, Any]
-    outputs: Sequence[Path]
-    run: Callable[[Tick], dict[str, Any]]
-    leftovers: Sequence[Path] = ()
-    continues: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ledger:
-    """`stages.json`: per stage its key, whether it is done, its seconds and facts."""
-
-    path: Path
-    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def save(self) -> None:
-        _write_json(self.path, self.entries)
-
-
-def reconstruct(settings: SfmSettings, *, progress: StageProgress | None = None) -> dict[str, Any]:
+def reconstruct(settings: SfmSettings) -> dict[str, Any]:
     """Run the stages that are not done yet, write the scene and its report, and return the report.
 
     Raises:
-        UserError: COLMAP is not installed, the photos cannot be read, too few of them fit together, or the scene folder
-            holds images or a model of another origin.
+        UserError: A setting makes no sense, COLMAP is not installed, the photos cannot be read, too few of them fit
+            together, or the scene folder holds images or a model of another origin.
     """
+    _check(settings)
     colmap = load_pycolmap()
-    _check_places(settings)
-    work = settings.scene / WORK
+    scene, work = settings.source_path, settings.source_path / WORK
+    photos, features, matches, model = work / "photos", work / "features.db", work / "matches.db", work / "model"
+    new_photos, new_model, undistorted = (work / f"{name}.partial" for name in ("photos", "mapping", "undistorted"))
     work.mkdir(parents=True, exist_ok=True)
-    ledger = _read_ledger(work / "stages.json")
-    _check_ownership(settings.scene, ledger)
-    key = ""
-    for stage in _stages(settings, colmap):
-        key = hashlib.sha256(json.dumps([key, stage.settings]).encode()).hexdigest()[:16]
-        _run_or_skip(stage, key, ledger, progress)
-    report = sparse_report(settings.scene, work / "photos", ledger.entries)
-    write_sparse_picture(settings.scene / PICTURE, settings.scene)
-    _write_json(settings.scene / REPORT, report)
+    cache = _StageCache(work / "stages.json", quiet=settings.quiet)
+    _check_ownership(scene, cache)
+    prepare = partial(_prepare, settings, new_photos, photos)
+    extract = partial(_extract, colmap, features, photos, settings.cameras)
+    match = partial(_match, colmap, features, matches, settings.matcher)
+    place = partial(_map, colmap, matches, photos, new_model, model)
+    undistort = partial(_undistort, colmap, model, photos, undistorted, scene)
+    tables = [scene / "sparse/0" / f"{name}.bin" for name in ("cameras", "images", "points3D")]
+    cache.run("photos", prepare, _photo_settings(settings), [photos], [new_photos])
+    cache.run("features", extract, {"cameras": settings.cameras}, [features], _database_files(features))
+    cache.run("matches", match, {"matcher": settings.matcher}, [matches], _database_files(matches))
+    cache.run("mapping", place, {}, [model], [new_model])
+    cache.run("undistortion", undistort, {}, [scene / "images", *tables], [undistorted])
+    report = sparse_report(scene, photos, cache.entries)
+    write_sparse_picture(scene / PICTURE, scene)
+    write_json(scene / REPORT, report)
     return report
 
 
@@ -158,174 +139,141 @@ def load_pycolmap() -> ModuleType:
     return pycolmap
 
 
-def _check_places(settings: SfmSettings) -> None:
-    source, scene = settings.photos.resolve(), settings.scene.resolve()
+def _check(settings: SfmSettings) -> None:
+    if settings.max_size < _MIN_SIZE:
+        raise UserError(f"--max_size {settings.max_size}: at least {_MIN_SIZE} px are needed to find features")
+    if settings.frames < MIN_REGISTERED:
+        raise UserError(f"--frames {settings.frames}: at least {MIN_REGISTERED} frames are needed")
+    source, scene = settings.photos.resolve(), settings.source_path.resolve()
     if source.is_dir() and (scene == source or source in scene.parents):
-        raise UserError(f"-s {settings.scene}: lies inside the photos' folder; choose a scene folder beside it")
-    if settings.scene.exists() and not settings.scene.is_dir():
-        raise UserError(f"-s {settings.scene}: is a file; give a folder")
+        raise UserError(f"-s {settings.source_path}: lies inside the photos' folder; choose a scene folder beside it")
+    if scene.exists() and not scene.is_dir():
+        raise UserError(f"-s {settings.source_path}: is a file; give a folder")
 
 
-def _check_ownership(scene: Path, ledger: _Ledger) -> None:
-    """Refuse to replace images or a model that an earlier run did not write."""
-    if "undistortion" in ledger.entries:
-        return
-    for path in (scene / "images", scene / "sparse"):
-        if path.exists():
-            raise UserError(f"{path}: exists and was not made by sfm; choose another -s, or move it away")
+class _StageCache:
+    """The stages that were run, in `stages.json`: the key of each, whether it is done, its seconds and facts."""
 
+    def __init__(self, path: Path, *, quiet: bool) -> None:
+        self.path, self._quiet, self._key = path, quiet, ""
+        self.entries: dict[str, Facts] = {}
+        if path.is_file():
+            with suppress(UserError):
+                self.entries = read_json(path)
+            if not self.entries or not all(isinstance(entry, dict) for entry in self.entries.values()):
+                raise UserError(f"{path}: not readable; delete the folder {path.parent}, all stages then run again")
 
-def _read_ledger(path: Path) -> _Ledger:
-    if not path.is_file():
-        return _Ledger(path=path)
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        sound = isinstance(entries, dict) and all(isinstance(entry, dict) for entry in entries.values())
-    except (OSError, ValueError):
-        sound = False
-    if not sound:
-        raise UserError(f"{path}: not readable; delete the folder {path.parent}, all stages then run again")
-    return _Ledger(path=path, entries=entries)
+    def run(
+        self,
+        name: str,
+        work: Callable[[Progress], Facts],
+        settings: dict[str, Any],
+        outputs: Sequence[Path],
+        leftovers: Sequence[Path],
+    ) -> None:
+        """Run a stage unless its result is there, and note when it begins and ends.
 
-
-def _run_or_skip(stage: _Stage, key: str, ledger: _Ledger, progress: StageProgress | None) -> None:
-    """Run a stage unless its result is there, and note in the ledger when it begins and ends."""
-
-    def tick(done: int, total: int) -> None:
-        if progress is not None:
-            progress(stage.name, done, total)
-
-    entry = ledger.entries.get(stage.name, {})
-    same = entry.get("key") == key
-    if same and entry["done"] and all(path.exists() for path in stage.outputs):
-        tick(0, 0)
-        return
-    goes_on = same and stage.continues and not entry["done"]
-    if not goes_on:
-        for path in stage.leftovers:
+        Args:
+            name: Which of `STAGES`.
+            work: Does it, given what to call with (done, total); returns facts for the report.
+            settings: Everything its result depends on, beyond the stage before it.
+            outputs: Files that must exist for it to count as done.
+            leftovers: Paths to delete before it starts anew.
+        """
+        self._key = hashlib.sha256(json.dumps([self._key, settings]).encode()).hexdigest()[:16]
+        label = f"{list(STAGES).index(name) + 1}/{len(STAGES)} {STAGES[name]:<14}"
+        before = self.entries.get(name, {})
+        is_same = before.get("key") == self._key
+        if is_same and before["done"] and all(path.exists() for path in outputs):
+            if not self._quiet:
+                tqdm.write(f"{label}: there already")
+            return
+        goes_on = is_same and name == "matches" and not before["done"]  # pairs in the database are not matched again
+        for path in () if goes_on else leftovers:
             _remove(path)
-    seconds = entry["seconds"] if goes_on else 0.0
-    entry = {"key": key, "done": False, "seconds": seconds, "facts": {}}
-    ledger.entries[stage.name] = entry
-    ledger.save()
-    start = time.perf_counter()
-    try:
-        entry["facts"] = stage.run(tick)
-        entry["done"] = True
-    except UserError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        cure = f"delete {ledger.path.parent} and run again; if that does not help, report it with this message"
-        raise UserError(f"{ledger.path.parent}: COLMAP failed in {stage.name} ({error}); {cure}") from error
-    finally:  # also when interrupted: matching that goes on later has taken both times together
-        entry["seconds"] = round(seconds + time.perf_counter() - start, 1)
-        ledger.save()
+        seconds = before["seconds"] if goes_on else 0.0
+        entry: Facts = {"key": self._key, "done": False, "seconds": seconds, "facts": {}}
+        self.entries[name] = entry
+        write_json(self.path, self.entries)
+        start = time.perf_counter()
+        try:
+            with progress_bar(label, quiet=self._quiet) as progress:
+                entry["facts"] = work(progress)
+            entry["done"] = True
+        except UserError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{self.path.parent}: COLMAP failed in {name} ({error}); delete {self.path.parent} and run again; if "
+                "that does not help, report it with this message"
+            ) from error
+        finally:  # also when interrupted: matching that goes on later has taken both times together
+            entry["seconds"] = round(seconds + time.perf_counter() - start, 1)
+            write_json(self.path, self.entries)
 
 
-def _stages(settings: SfmSettings, colmap: ModuleType) -> Iterator[_Stage]:
-    """Yield the stages in order; each sees what those before it have written."""
-    scene, work = settings.scene, settings.scene / WORK
-    photos, features, matches, model = work / "photos", work / "features.db", work / "matches.db", work / "model"
-    partial = work / "photos.partial"
-    yield _Stage(
-        name="photos",
-        settings=_photo_settings(settings),
-        outputs=[photos],
-        run=lambda tick: _prepare(settings, partial, photos, tick),
-        leftovers=[partial],
-    )
-    yield _Stage(
-        name="features",
-        settings={"cameras": settings.cameras},
-        outputs=[features],
-        run=lambda tick: _extract(colmap, features, photos, settings.cameras, tick),
-        leftovers=_database_files(features),
-    )
-    yield _Stage(
-        name="matches",
-        settings={"matcher": settings.matcher},
-        outputs=[matches],
-        run=lambda tick: _match(colmap, features, matches, settings.matcher, tick),
-        leftovers=_database_files(matches),
-        continues=True,  # pairs that are in the database are not matched again
-    )
-    yield _Stage(
-        name="mapping",
-        settings={},
-        outputs=[model],
-        run=lambda tick: _map(colmap, matches, photos, work / "mapping.partial", model, tick),
-        leftovers=[work / "mapping.partial"],
-    )
-    yield _Stage(
-        name="undistortion",
-        settings={},
-        outputs=[scene / "images", *(scene / "sparse/0" / f"{name}.bin" for name in ("cameras", "images", "points3D"))],
-        run=lambda tick: _undistort(colmap, model, photos, work / "undistorted.partial", scene, tick),
-        leftovers=[work / "undistorted.partial"],
-    )
+def _check_ownership(scene: Path, cache: _StageCache) -> None:
+    """Refuse to replace images or a model that an earlier run did not write."""
+    for path in (scene / "images", scene / "sparse"):
+        if "undistortion" not in cache.entries and path.exists():
+            raise UserError(f"{path}: exists and was not made by sfm; choose another -s, or move it away")
 
 
 def _photo_settings(settings: SfmSettings) -> dict[str, Any]:
     """Return what the prepared photos depend on: size, choice, and which files there are."""
-    common = {"max_size": settings.max_size}
-    if is_video(settings.photos):
-        return {**common, "frames": settings.frames, "files": [_stamp(settings.photos, settings.photos.parent)]}
-    photos = list_photos(settings.photos)
-    return {**common, "files": [_stamp(path, settings.photos) for path in photos]}
+    source, video = settings.photos, is_video(settings.photos)
+    files = {path: path.stat() for path in ([source] if video else list_photos(source))}
+    folder = source.parent if video else source
+    stamps = [[path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns] for path, stat in files.items()]
+    return {"max_size": settings.max_size, **({"frames": settings.frames} if video else {}), "files": stamps}
 
 
-def _stamp(path: Path, folder: Path) -> list[Any]:
-    status = path.stat()
-    return [path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns]
-
-
-def _prepare(settings: SfmSettings, partial: Path, photos: Path, tick: Tick) -> dict[str, Any]:
-    facts: dict[str, Any] = {"source": settings.photos.name}
-    if is_video(settings.photos):
+def _prepare(settings: SfmSettings, scratch: Path, photos: Path, progress: Progress) -> Facts:
+    source, max_size = settings.photos, settings.max_size
+    facts: Facts = {"source": source.name}
+    if is_video(source):
         facts["video_frames"] = write_sharp_frames(
-            settings.photos, partial, count=settings.frames, max_size=settings.max_size, progress=tick
+            source, scratch, count=settings.frames, max_size=max_size, progress=progress
         )
     else:
-        files = list_photos(settings.photos)
-        write_photos(files, settings.photos, partial, max_size=settings.max_size, progress=tick)
-    count = len(_prepared(partial))
+        write_photos(list_photos(source), source, scratch, max_size=max_size, progress=progress)
+    count = len(_prepared(scratch))
     if count < MIN_REGISTERED:
-        raise UserError(f"{settings.photos}: gives {count} photos, at least {MIN_REGISTERED} are needed; {_CURES}")
-    _replace(partial, photos)
-    return {**facts, "count": count, "max_size": settings.max_size}
+        raise UserError(f"{source}: gives {count} photos, at least {MIN_REGISTERED} are needed; {_ADVICE}")
+    _replace(scratch, photos)
+    return {**facts, "count": count, "max_size": max_size}
 
 
-def _extract(colmap: ModuleType, database: Path, photos: Path, cameras: Cameras, tick: Tick) -> dict[str, Any]:
+def _extract(colmap: ModuleType, database: Path, photos: Path, cameras: str, progress: Progress) -> Facts:
     """Find features; photos of one size are one call, because a shared camera has one size."""
     names = _prepared(photos)
     groups: dict[tuple[int, int], list[str]] = defaultdict(list)
     for name in names:
         groups[image_size(photos / name)].append(name)
     mode = colmap.CameraMode.SINGLE if cameras == "shared" else colmap.CameraMode.PER_IMAGE
-    with _watching(database, "keypoints", len(names), tick):
+    with watched(database, "keypoints", len(names), progress):
         for group in groups.values():
             colmap.extract_features(str(database), str(photos), group, mode)
     return {"cameras": cameras, "sizes": [f"{width}x{height}" for width, height in groups]}
 
 
-def _match(colmap: ModuleType, features: Path, database: Path, matcher: Matcher, tick: Tick) -> dict[str, Any]:
+def _match(colmap: ModuleType, features: Path, database: Path, matcher: str, progress: Progress) -> Facts:
     if not database.exists():
-        partial = database.with_name(database.name + ".partial")
-        _remove(partial)
-        _copy_database(features, partial)
-        partial.replace(database)
-    pairs = num_pairs(_rows(features, "images"), matcher)
-    with _watching(database, "two_view_geometries", pairs, tick):
+        with replacing(database) as partial:
+            # Through SQLite: part of a database may still be in its write-ahead log.
+            with closing(sqlite3.connect(features)) as old, closing(sqlite3.connect(partial)) as new:
+                old.backup(new)
+    with watched(database, "two_view_geometries", num_pairs(_count(features, "images"), matcher), progress):
         if matcher == "exhaustive":
             options = colmap.ExhaustivePairingOptions()
             options.block_size = _BLOCK_SIZE
             colmap.match_exhaustive(str(database), pairing_options=options)
         else:
             colmap.match_sequential(str(database))
-    return {"matcher": matcher, "pairs": _rows(database, "two_view_geometries")}
+    return {"matcher": matcher, "pairs": _count(database, "two_view_geometries")}
 
 
-def num_pairs(count: int, matcher: Matcher) -> int:
+def num_pairs(count: int, matcher: str) -> int:
     """Return how many pairs of `count` photos are matched."""
     if matcher == "exhaustive":
         return count * (count - 1) // 2
@@ -333,50 +281,49 @@ def num_pairs(count: int, matcher: Matcher) -> int:
     return sum(max(0, count - distance) for distance in distances)
 
 
-def _map(colmap: ModuleType, database: Path, photos: Path, partial: Path, model: Path, tick: Tick) -> dict[str, Any]:
+def _map(colmap: ModuleType, database: Path, photos: Path, scratch: Path, model: Path, progress: Progress) -> Facts:
     """Estimate poses and points; the largest of the models found stays."""
-    partial.mkdir()
+    scratch.mkdir()
     total, calls = len(_prepared(photos)), 0
 
     def registered_one() -> None:
         nonlocal calls
         calls += 1
-        tick(min(calls + 1, total), total)  # the first call stands for the first pair
+        progress(min(calls + 1, total), total)  # the first call is for the first pair
 
     colmap.incremental_mapping(
         str(database),
         str(photos),
-        str(partial),
+        str(scratch),
         initial_image_pair_callback=registered_one,
         next_image_callback=registered_one,
     )
-    sizes = {folder: len(read_images(folder / "images.bin")) for folder in partial.iterdir() if folder.is_dir()}
-    best = max(sizes, key=lambda folder: sizes[folder], default=None)
-    if best is None or sizes[best] < MIN_REGISTERED:
-        found = sizes[best] if best is not None else 0
-        raise UserError(f"{photos}: only {found} of {total} photos fit together; {_CURES}")
-    tick(sizes[best], total)
-    _replace(best, model)
-    _remove(partial)
+    sizes = {folder: len(read_images(folder / "images.bin")) for folder in scratch.iterdir() if folder.is_dir()}
+    found = max(sizes.values(), default=0)
+    if found < MIN_REGISTERED:
+        raise UserError(f"{photos}: only {found} of {total} photos fit together; {_ADVICE}")
+    progress(found, total)
+    _replace(max(sizes, key=lambda folder: sizes[folder]), model)
+    _remove(scratch)
     return {"models": sorted(sizes.values(), reverse=True)}
 
 
-def _undistort(colmap: ModuleType, model: Path, photos: Path, partial: Path, scene: Path, tick: Tick) -> dict[str, Any]:
+def _undistort(colmap: ModuleType, model: Path, photos: Path, scratch: Path, scene: Path, progress: Progress) -> Facts:
     """Write pinhole photos and their model, and put both in place."""
-    tick(0, 1)
-    colmap.undistort_images(str(partial), str(model), str(photos))
-    _replace(partial / "images", scene / "images")
-    (partial / "model").mkdir()
-    _replace(partial / "sparse", partial / "model" / "0")  # COLMAP writes the tables without the folder 0
-    _replace(partial / "model", scene / "sparse")
-    _remove(partial)
-    tick(1, 1)
+    progress(0, 1)
+    colmap.undistort_images(str(scratch), str(model), str(photos))
+    _replace(scratch / "images", scene / "images")
+    (scratch / "model").mkdir()
+    _replace(scratch / "sparse", scratch / "model" / "0")  # COLMAP writes the tables without the folder 0
+    _replace(scratch / "model", scene / "sparse")
+    _remove(scratch)
+    progress(1, 1)
     return {}
 
 
 @contextmanager
-def _watching(database: Path, table: str, total: int, tick: Tick) -> Iterator[None]:
-    """Report the rows of a table while COLMAP fills it: it says nothing itself.
+def watched(database: Path, table: str, total: int, progress: Progress) -> Iterator[None]:
+    """Report how many rows a table has while COLMAP fills it: it says nothing itself.
 
     Another process looks. COLMAP brings its own copy of SQLite, and a file that two copies in one process have open is
     unlocked by whichever closes it first: the other then writes to memory that is gone.
@@ -388,13 +335,14 @@ def _watching(database: Path, table: str, total: int, tick: Tick) -> Iterator[No
         text=True,
         start_new_session=True,  # Ctrl-C is for us; we end it
     )
+    assert counter.stdout is not None
+    lines = counter.stdout
 
     def look() -> None:
-        assert counter.stdout is not None
-        for line in counter.stdout:
-            tick(min(int(line), total), total)
+        for line in lines:
+            progress(min(int(line), total), total)
 
-    tick(0, total)
+    progress(0, total)
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
     try:
@@ -403,23 +351,17 @@ def _watching(database: Path, table: str, total: int, tick: Tick) -> Iterator[No
         counter.kill()
         watcher.join()
         counter.wait()
-        counter.stdout.close()
-    tick(total, total)
+        lines.close()
+    progress(total, total)
 
 
-def _rows(database: Path, table: str) -> int:
+def _count(database: Path, table: str) -> int:
     """Return the rows of a table, 0 as long as it is not there; for a database that COLMAP does not have open."""
     try:
         with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             return connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
     except sqlite3.Error:  # being created
         return 0
-
-
-def _copy_database(source: Path, target: Path) -> None:
-    """Copy through SQLite: part of a database may still stand in its write-ahead log."""
-    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
-        old.backup(new)
 
 
 def _database_files(database: Path) -> list[Path]:
@@ -441,9 +383,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _write_json(path: Path, content: object) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    partial.replace(path)

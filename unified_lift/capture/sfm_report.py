@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from unified_lift.data.base import Frame, make_camera, name_of
 from unified_lift.data.colmap import read_frames
 from unified_lift.data.colmap_io import ColmapImage, ColmapPoints, read_cameras, read_images, read_points
+from unified_lift.fileio import replacing
 from unified_lift.ops.cameras import fov_from_focal, invert_rigid, project
 
 _GOOD_SHARE, _GOOD_ERROR, _GOOD_TRACK = 0.9, 2.0, 3.0
@@ -18,12 +19,6 @@ _PANEL_INCHES, _DPI = 5.0, 110
 _MAX_DRAWN = 20_000
 _MARGIN = 0.08
 _CAMERAS_SHOWN = 2
-
-
-class _Sparse(NamedTuple):
-    frames: list[Frame]
-    images: dict[str, ColmapImage]
-    points: ColmapPoints
 
 
 def sparse_report(scene: Path, photos: Path, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -34,18 +29,19 @@ def sparse_report(scene: Path, photos: Path, stages: Mapping[str, Mapping[str, A
         photos: All photos that were tried.
         stages: Per stage `seconds` and `facts`.
     """
-    sparse = _read(scene)
-    errors = {frame.name: _errors(frame, sparse) for frame in sparse.frames}
+    frames, points = _read(scene)
+    observed = {name_of(image.name): image for image in read_images(scene / "sparse/0/images.bin").values()}
+    errors = {frame.name: _errors(frame, observed[frame.name], points) for frame in frames}
     every = np.concatenate(list(errors.values()))
     tried = sorted(name_of(path.relative_to(photos).as_posix()) for path in photos.rglob("*.jpg"))
     lost = [name for name in tried if name not in errors]
-    track = len(every) / max(1, len(sparse.points.ids))
+    track = len(every) / max(1, len(points.ids))
     worst = sorted(errors, key=lambda name: -_mean(errors[name]))[:5]
     numbers = {
         "photos": len(tried),
         "registered": len(errors),
         "not_registered": lost,
-        "points": len(sparse.points.ids),
+        "points": len(points.ids),
         "observations": len(every),
         "mean_track_length": round(track, 2),
         "mean_reprojection_error_px": round(_mean(every), 3),
@@ -81,30 +77,30 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     )
     if len(report["cameras"]) > _CAMERAS_SHOWN:
         cameras += f"; and {len(report['cameras']) - _CAMERAS_SHOWN} more"
-    rows = {
+    seconds = ", ".join(f"{name} {seconds:.0f}" for name, seconds in report["seconds"].items())
+    table = {
         "registered": f"{report['registered']} of {report['photos']} photos",
         "reprojection": f"{report['mean_reprojection_error_px']:.2f} px mean error",
         "points": f"{report['points']}, each seen in {report['mean_track_length']:.1f} photos on average",
         "camera": cameras,
-        "time": f"{sum(report['seconds'].values()):.0f} s ("
-        + ", ".join(f"{name} {seconds:.0f}" for name, seconds in report["seconds"].items())
-        + ")",
+        "time": f"{sum(report['seconds'].values()):.0f} s ({seconds})",
     }
     if report["not_registered"]:
-        rows["no pose"] = ", ".join(report["not_registered"])
-    return [f"{name:<13} {text}" for name, text in rows.items()] + [f"note: {line}" for line in report["advice"]]
+        table["no pose"] = ", ".join(report["not_registered"])
+    return [f"{name:<13} {text}" for name, text in table.items()] + [f"note: {line}" for line in report["advice"]]
 
 
 def write_sparse_picture(path: Path, scene: Path) -> None:
     """Draw the points and the cameras of a scene, seen from above and from the side."""
     from matplotlib.figure import Figure  # half a second to import
 
-    sparse = _read(scene)
-    poses = np.stack([invert_rigid(frame.cam_from_world) for frame in sparse.frames])
+    frames, points = _read(scene)
+    poses = np.stack([invert_rigid(frame.cam_from_world) for frame in frames])
     centres, ahead = poses[:, :3, 3], poses[:, :3, 2]
     axes = level_axes(poses)
-    shown = _thin(_inliers(sparse.points.positions, centres))
-    flat, colors = sparse.points.positions[shown] @ axes.T, sparse.points.colors[shown] / 255.0
+    shown = _inliers(points.positions, centres)
+    shown = shown[:: max(1, len(shown) // _MAX_DRAWN)]
+    flat, colors = points.positions[shown] @ axes.T, points.colors[shown] / 255.0
     cameras, looks = centres @ axes.T, ahead @ axes.T
     length = 0.08 * float(np.ptp(np.concatenate([flat, cameras]), axis=0).max())
     figure = Figure(figsize=(2 * _PANEL_INCHES, _PANEL_INCHES), layout="constrained")
@@ -115,15 +111,13 @@ def write_sparse_picture(path: Path, scene: Path) -> None:
         for start, end in zip(cameras, ends, strict=True):
             drawing.plot([start[0], end[0]], [start[vertical], end[vertical]], color="#b4533c", linewidth=0.8)
         drawing.scatter(cameras[:, 0], cameras[:, vertical], s=9, c="#b4533c", linewidths=0)
+        drawing.set(xticks=[], yticks=[])
         drawing.set_title(title, fontsize=9)
         drawing.set_aspect("equal", adjustable="datalim")
         drawing.margins(_MARGIN)
-        drawing.set_xticks([])
-        drawing.set_yticks([])
-    figure.suptitle(f"{len(poses)} cameras (red), {len(sparse.points.ids)} points", fontsize=10)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=_DPI)
-    partial.replace(path)
+    figure.suptitle(f"{len(poses)} cameras (red), {len(points.ids)} points", fontsize=10)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=_DPI)
 
 
 def level_axes(world_from_cam: np.ndarray) -> np.ndarray:
@@ -141,21 +135,17 @@ def level_axes(world_from_cam: np.ndarray) -> np.ndarray:
     return np.stack([right, np.cross(up, right), up])
 
 
-def _read(scene: Path) -> _Sparse:
-    model = scene / "sparse/0"
-    images = {name_of(image.name): image for image in read_images(model / "images.bin").values()}
-    frames = read_frames(scene, scene, images="images")
-    return _Sparse(frames=frames, images=images, points=read_points(model / "points3D.bin"))
+def _read(scene: Path) -> tuple[list[Frame], ColmapPoints]:
+    return read_frames(scene, scene, images="images"), read_points(scene / "sparse/0/points3D.bin")
 
 
-def _errors(frame: Frame, sparse: _Sparse) -> np.ndarray:
+def _errors(frame: Frame, image: ColmapImage, points: ColmapPoints) -> np.ndarray:
     """Return the distance in pixels between each observed point of a photo and its projection, [K]."""
-    observed = sparse.images[frame.name].points2d
-    observed = observed[observed["point3d"] >= 0]
-    order = np.argsort(sparse.points.ids)
-    rows = order[np.searchsorted(sparse.points.ids, observed["point3d"], sorter=order)]
+    observed = image.points2d[image.points2d["point3d"] >= 0]
+    order = np.argsort(points.ids)
+    seen = order[np.searchsorted(points.ids, observed["point3d"], sorter=order)]
     camera = make_camera(frame.cam_from_world, frame.lens, source=frame.source, name=frame.name)
-    pixels = project(sparse.points.positions[rows], camera)[0]
+    pixels = project(points.positions[seen], camera)[0]
     return np.linalg.norm(pixels - observed["xy"], axis=1)
 
 
@@ -176,16 +166,11 @@ def _cameras(scene: Path) -> list[dict[str, Any]]:
 
 
 def _inliers(positions: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Return the rows of points that are not far outliers, which would shrink everything else to a dot."""
+    """Return the indices of points that are not far outliers, which would shrink everything else to a dot."""
     middle = np.median(np.concatenate([positions, centres]), axis=0)
     distance = np.linalg.norm(positions - middle, axis=1)
     reach = max(np.quantile(distance, 0.95), np.linalg.norm(centres - middle, axis=1).max())
     return np.flatnonzero(distance <= reach)
-
-
-def _thin(rows: np.ndarray) -> np.ndarray:
-    step = max(1, len(rows) // _MAX_DRAWN)
-    return rows[::step]
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unified_lift.capture.masks import PoolSettings, Proposal, keep_best, paint
+from unified_lift.capture.masks import FilterSettings, Proposal, keep_best, paint
 from unified_lift.errors import UserError
 
 SIZE = (6, 8)
@@ -51,7 +51,7 @@ def strip(start, stop, score=0.9, *, stability=1.0):
 
 
 def kept(*proposals, **settings):
-    found = keep_best(proposals, PoolSettings(**settings))
+    found = keep_best(proposals, FilterSettings(**settings))
     return [index for index, proposal in enumerate(proposals) if any(proposal is one for one in found)]
 
 
@@ -136,14 +136,14 @@ def test_a_mask_inside_one_that_it_covers_by_less_than_half_goes_whatever_its_sc
 
 def test_empty_masks_go():
     assert kept(strip(5, 5), strip(0, 50)) == [1]
-    assert keep_best([], PoolSettings()) == []
+    assert keep_best([], FilterSettings()) == []
 
 
 def test_overlaps_are_counted_over_all_of_a_large_photo():
     size = (600, 400)  # more pixels than are counted at once
     a, b = box((0, 600, 0, 400), 0.95, size=size), box((0, 599, 0, 400), 0.9, size=size)
     c = box((590, 600, 0, 400), 0.99, size=size)
-    assert keep_best([a, b, c], PoolSettings()) == [a]
+    assert keep_best([a, b, c], FilterSettings()) == [a]
 
 
 @pytest.mark.parametrize(
@@ -151,4 +151,4 @@ def test_overlaps_are_counted_over_all_of_a_large_photo():
 )
 def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(UserError, match=f"--{next(iter(wrong))}"):
-        PoolSettings(**wrong).check()
+        FilterSettings(**wrong).check()

@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
+from tqdm import tqdm
 
 import unified_lift
-from unified_lift.capture.mask_providers import PROVIDERS
-from unified_lift.capture.masks import Level, PoolSettings, Proposer, ProviderSettings, keep_best, paint
+from unified_lift.capture.mask_generators import GENERATORS
+from unified_lift.capture.masks import (
+    FilterSettings,
+    GeneratorSettings,
+    Granularity,
+    MaskGenerator,
+    keep_best,
+    paint,
+)
 from unified_lift.data.base import Frame
 from unified_lift.data.images import read_image
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import write_picture
-from unified_lift.fileio import read_json
-from unified_lift.modelfolder.outputs import write_text
+from unified_lift.fileio import read_json, write_json
+from unified_lift.progress import progress_bar
 
 RECORD = "masks.json"
 _SAVE_EVERY = 20  # views between two writes of the record; what a killed process did since is done again
 _PHOTOS_PER_PROCESS = 4  # fewer are not worth the second that starting a process takes
+Facts = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,32 +45,31 @@ class MaskJob:
     """What makes the masks of a scene.
 
     Attributes:
-        provider: Name in `PROVIDERS`.
-        settings: Of the provider.
-        pool: How proposals become ids.
-        folders: Where the masks of each wanted granularity go.
+        provider: Name in `GENERATORS`.
+        settings: Of the generator.
+        filter: How proposals become ids.
         device: Where networks run.
     """
 
     provider: str
-    settings: ProviderSettings
-    pool: PoolSettings
-    folders: Mapping[Level, Path]
+    settings: GeneratorSettings
+    filter: FilterSettings
     device: torch.device
 
-    def described(self, level: Level) -> dict[str, Any]:
-        """Return all that the masks of a level depend on, ready for JSON."""
-        return {
-            "provider": self.provider,
-            "granularity": level,
-            **{key: _plain(value) for part in (self.settings, self.pool) for key, value in _fields(part)},
-        }
+    def described(self, granularity: Granularity) -> Facts:
+        """Return all that the masks of a granularity depend on, ready for JSON."""
+        settings = asdict(self.settings) | asdict(self.filter)
+        for name, value in settings.items():
+            if isinstance(value, Path):  # of a weights file its name and size, so that it may be moved
+                size = f" ({value.stat().st_size} bytes)" if value.is_file() else ""
+                settings[name] = f"{value.name}{size}"
+        return {"provider": self.provider, "granularity": granularity, **settings}
 
 
 class MaskFolder:
     """A folder of masks and its record: the settings, and for every finished view what was found in which photo."""
 
-    def __init__(self, path: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
+    def __init__(self, path: Path, settings: Facts, *, overwrite: bool) -> None:
         """Open the folder; it is made on the first write.
 
         Raises:
@@ -72,25 +77,21 @@ class MaskFolder:
         """
         self.path = path
         self.settings = settings
-        self.views: dict[str, dict[str, Any]] = {}
-        self.versions: dict[str, Any] = {}
-        record = path / RECORD
-        if record.is_file():
-            found = read_json(record)
-            views = found.get("views")
-            changed = _changes(found.get("settings"), settings)
+        self.views: dict[str, Facts] = {}
+        self.versions: Facts = {}
+        ways_out = "--overwrite replaces {}, --out NAME puts the new ones elsewhere"
+        if (path / RECORD).is_file():
+            found = read_json(path / RECORD)
+            views, changed = found.get("views"), _changes(found.get("settings"), settings)
             if not changed and isinstance(views, dict):
-                self.views = views if not overwrite else {}
+                self.views = {} if overwrite else views
             elif views != {} and not overwrite:  # where no mask was finished, nothing is lost
                 what = ", ".join(changed) or "an unreadable record"
-                raise UserError(
-                    f"{path}: holds masks made with other settings ({what}); --overwrite replaces them, --out NAME "
-                    "puts the new ones elsewhere"
-                )
+                raise UserError(f"{path}: holds masks made with other settings ({what}); {ways_out.format('them')}")
         elif path.is_dir() and any(path.iterdir()) and not overwrite:
             raise UserError(
-                f"{path}: holds files but no {RECORD}, so this command did not make them; --overwrite replaces the "
-                "masks of this scene's photos, --out NAME puts the new ones elsewhere"
+                f"{path}: holds files but no {RECORD}, so this command did not make them; "
+                + ways_out.format("the masks of this scene's photos")
             )
 
     def is_done(self, frame: Frame, digest: str) -> bool:
@@ -118,88 +119,83 @@ class MaskFolder:
             },
             "views": views,
         }
-        write_text(self.path / RECORD, json.dumps(content, indent=1) + "\n")
+        write_json(self.path / RECORD, content)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far it is: photos done, of those left to do when it began."""
-
-    done: int
-    total: int
+Folders = Mapping[Granularity, MaskFolder]
 
 
-def open_folders(job: MaskJob, frames: Sequence[Frame], *, overwrite: bool) -> dict[Level, MaskFolder]:
-    """Return the folders of all levels, checked before anything is written.
+def open_folders(
+    job: MaskJob, paths: Mapping[Granularity, Path], frames: Sequence[Frame], *, overwrite: bool
+) -> dict[Granularity, MaskFolder]:
+    """Return the folders of all granularities, checked before anything is written.
 
     Raises:
         UserError: A folder holds other masks, or masks would be written among the photos.
     """
-    for path in job.folders.values():
+    for path in paths.values():
         inside = [frame for frame in frames if path.resolve() in frame.image_path.resolve().parents]
         if inside:
             raise UserError(f"--out {path}: holds {inside[0].image_path}; give the masks a folder without photos")
-    return {level: MaskFolder(path, job.described(level), overwrite=overwrite) for level, path in job.folders.items()}
+    return {one: MaskFolder(path, job.described(one), overwrite=overwrite) for one, path in paths.items()}
 
 
-def make_masks(
-    job: MaskJob, frames: Sequence[Frame], folders: Mapping[Level, MaskFolder], *, processes: int
-) -> Iterator[Progress]:
-    """Make what is missing, and yield after every photo; first with none done, when it is known what is missing.
-
-    However it ends, finished masks and their record stay.
+def make_masks(job: MaskJob, frames: Sequence[Frame], folders: Folders, *, processes: int, quiet: bool) -> None:
+    """Make what is missing. However it ends, finished masks and their record stay.
 
     Args:
         job: What makes them.
         frames: The photos.
         folders: From `open_folders`.
-        processes: At most so many work at a time, where the provider runs on cores.
+        processes: At most so many work at a time, where the generator runs on cores.
+        quiet: Show no progress bar.
     Raises:
-        UserError: A photo is damaged, or the provider cannot be loaded.
+        UserError: A photo is damaged, or the generator cannot be loaded.
     """
-    digests = {frame.name: _digest(frame.image_path) for frame in frames}
-    todo = [
-        frame for frame in frames if not all(folder.is_done(frame, digests[frame.name]) for folder in folders.values())
-    ]
-    yield Progress(done=0, total=len(todo))
+    digests = {frame.name: hashlib.sha256(frame.image_path.read_bytes()).hexdigest()[:16] for frame in frames}
+    todo = [one for one in frames if not all(folder.is_done(one, digests[one.name]) for folder in folders.values())]
+    if len(todo) < len(frames):
+        tqdm.write(f"{len(frames) - len(todo)} of {len(frames)} photos have their masks already")
     if not todo:
         return
-    count = min(processes, max(1, len(todo) // _PHOTOS_PER_PROCESS)) if PROVIDERS[job.provider].on_cores else 1
-    proposer = PROVIDERS[job.provider].load(job.settings, job.device)
+    entry = GENERATORS[job.provider]
+    count = min(processes, max(1, len(todo) // _PHOTOS_PER_PROCESS)) if entry.on_cores else 1
+    generator = entry.load(job.settings, job.device)
     for folder in folders.values():
-        folder.versions = proposer.facts
-    _save(folders)  # from here on the folder says what is being made in it
-    places = {frame.name: {level: folder.mask_path(frame) for level, folder in folders.items()} for frame in todo}
+        folder.versions = generator.facts
+        folder.save()  # from here on the folder says what is being made in it
+    paths = [{one: folder.mask_path(frame) for one, folder in folders.items()} for frame in todo]
+    results: Iterator[dict[Granularity, Facts]]
+    if count == 1:
+        results = (_mask_photo(job, generator, *each) for each in zip(todo, paths, strict=True))
+    else:
+        results = _in_processes(job, todo, paths, processes=count)
     try:
-        for done, (frame, found) in enumerate(_work(job, proposer, todo, places, processes=count), start=1):
-            for level, facts in found.items():
-                folders[level].views[frame.name] = {"photo": digests[frame.name], **facts}
-            if done % _SAVE_EVERY == 0:
-                _save(folders)
-            yield Progress(done=done, total=len(todo))
+        with progress_bar(f"masks ({job.provider})", quiet=quiet) as progress:
+            for done, (frame, found) in enumerate(zip(todo, results), start=1):
+                for one, facts in found.items():
+                    folders[one].views[frame.name] = {"photo": digests[frame.name], **facts}
+                    if done % _SAVE_EVERY == 0:
+                        folders[one].save()
+                progress(done, len(todo))
     finally:
-        _save(folders)
+        for folder in folders.values():
+            folder.save()
 
 
-def _work(
-    job: MaskJob,
-    proposer: Proposer,
-    todo: Sequence[Frame],
-    places: Mapping[str, Mapping[Level, Path]],
-    *,
-    processes: int,
-) -> Iterator[tuple[Frame, dict[Level, dict[str, Any]]]]:
-    """Yield each photo when its masks are written, with the facts of each level."""
-    if processes <= 1:
-        for frame in todo:
-            yield frame, _mask_photo(job, proposer, frame, places[frame.name])
-        return
+def _in_processes(
+    job: MaskJob, todo: Sequence[Frame], paths: Sequence[Mapping[Granularity, Path]], *, processes: int
+) -> Iterator[dict[Granularity, Facts]]:
+    """Yield the facts of each photo in order, so that all before a broken photo are recorded."""
     pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
     try:
-        with _deaf_to_interrupts():  # so that the processes are born deaf: Ctrl-C is for the parent to handle
-            jobs = [(frame, pool.submit(_in_process, job, frame, places[frame.name])) for frame in todo]
-        for frame, running in jobs:  # in order, so that all before a broken photo are recorded
-            yield frame, running.result()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # processes inherit this: the parent handles Ctrl-C
+        try:
+            running = [pool.submit(_mask_photo, job, None, *each) for each in zip(todo, paths, strict=True)]
+        finally:
+            signal.signal(signal.SIGINT, before)
+        for one in running:
+            yield one.result()
     except BrokenProcessPool:
         raise UserError(
             f"--jobs {processes}: a process died, most likely for lack of memory; use --jobs 1 to go on"
@@ -208,25 +204,21 @@ def _work(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _in_process(job: MaskJob, frame: Frame, places: Mapping[Level, Path]) -> dict[Level, dict[str, Any]]:
-    return _mask_photo(job, _load_once(job.provider, job.settings), frame, places)
-
-
 def _mask_photo(
-    job: MaskJob, proposer: Proposer, frame: Frame, places: Mapping[Level, Path]
-) -> dict[Level, dict[str, Any]]:
-    """Write the masks of a photo at all levels; return their facts."""
+    job: MaskJob, generator: MaskGenerator | None, frame: Frame, paths: Mapping[Granularity, Path]
+) -> dict[Granularity, Facts]:
+    """Write the masks of a photo at all granularities; return their facts. Without a generator it loads its own."""
     image = read_image(frame.image_path, alpha=frame.alpha)
-    proposals = proposer.propose(image, list(places))
+    proposals = (generator or _load_once(job.provider, job.settings)).propose(image, list(paths))
     facts = {}
-    for level, path in places.items():
-        pool = [proposal for proposal in proposals if proposal.granularity == level]
-        kept = keep_best(pool, job.pool)
-        ids = paint(kept, image.shape[:2], rule=job.pool.rule, min_area=job.pool.min_area)
+    for granularity, path in paths.items():
+        candidates = [proposal for proposal in proposals if proposal.granularity == granularity]
+        kept = keep_best(candidates, job.filter)
+        ids = paint(kept, image.shape[:2], rule=job.filter.rule, min_area=job.filter.min_area)
         write_picture(path, ids)
-        facts[level] = {
+        facts[granularity] = {
             "size": [image.shape[1], image.shape[0]],
-            "proposals": len(pool),
+            "proposals": len(candidates),
             "kept": len(kept),
             "ids": int(ids.max()),
             "covered": round(float((ids > 0).mean()), 4),
@@ -235,45 +227,12 @@ def _mask_photo(
 
 
 @lru_cache(maxsize=1)
-def _load_once(provider: str, settings: ProviderSettings) -> Proposer:
-    return PROVIDERS[provider].load(settings, torch.device("cpu"))
-
-
-def _save(folders: Mapping[Level, MaskFolder]) -> None:
-    for folder in folders.values():
-        folder.save()
+def _load_once(provider: str, settings: GeneratorSettings) -> MaskGenerator:
+    return GENERATORS[provider].load(settings, torch.device("cpu"))
 
 
 def _one_thread() -> None:
     cv2.setNumThreads(1)  # the photos are spread over the cores already
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Ignore SIGINT for a moment; processes started in it ignore it for good."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def _fields(part: Any) -> list[tuple[str, Any]]:
-    return [(field.name, getattr(part, field.name)) for field in fields(part)]
-
-
-def _plain(value: Any) -> Any:
-    """Return a setting ready for JSON; of a weights file its name and size, so that it may be moved."""
-    if not isinstance(value, Path):
-        return value
-    return f"{value.name} ({value.stat().st_size} bytes)" if value.is_file() else value.name
 
 
 def _changes(found: Any, wanted: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""From the proposals of a 2D model to one map of segment ids: what a provider is, the filter, and who wins a pixel.
+"""From the proposals of a mask generator to one map of segment ids: the interface, the filter, and who wins a pixel.
 
 H W: size of the photo, K: number of proposals.
 """
@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 
 from unified_lift.errors import UserError
 
-Level = Literal["whole", "part", "subpart"]
-LEVELS: tuple[Level, ...] = ("whole", "part", "subpart")
-"""Granularities from coarse to fine; of SAM's three masks per point these are the indices 2, 1 and 0."""
+Granularity = Literal["whole", "part", "subpart"]
+GRANULARITIES: tuple[Granularity, ...] = ("whole", "part", "subpart")
+"""From coarse to fine."""
+SAM_INDEX: dict[Granularity, int] = {"whole": 2, "part": 1, "subpart": 0}
+"""Which of the three masks that SAM gives per point is which."""
 Rule = Literal["score_on_top", "large_eats_small", "small_on_top"]
 
 _VISIBLE_SHARE = 0.10  # score_on_top: a proposal must show more than this share of itself [Gaga]
@@ -26,23 +28,58 @@ _PIXELS_AT_ONCE = 1 << 16  # bounds the memory of the overlap counts
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Proposal:
-    """A mask that a 2D model proposes.
+    """A mask that a generator proposes.
 
     Attributes:
         mask: bool [H, W].
         score: The model's own guess of the mask's IoU with a true object, in [0, 1].
         stability: How little the mask changes with the cut of its logits, in [0, 1].
-        granularity: Its level among nested masks.
+        granularity: Its place among nested masks.
     """
 
     mask: np.ndarray
     score: float
     stability: float = 1.0
-    granularity: Level = "whole"
+    granularity: Granularity = "whole"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolSettings:
+class GeneratorSettings:
+    """What a generator can be told. Each has a subclass of its own; fields must be ready for JSON or paths."""
+
+    def check(self) -> None:
+        """Raise a UserError where a value makes no sense."""
+
+
+class MaskGenerator(Protocol):
+    """A generator with its weights loaded."""
+
+    facts: dict[str, Any]
+    """What it is made of, ready for JSON: versions of packages and the weights' identity; stored beside the masks."""
+
+    def propose(self, image: np.ndarray, granularities: Collection[Granularity]) -> list[Proposal]:
+        """Return the proposals of these granularities for a photo, uint8 RGB [H, W, 3]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorEntry:
+    """What a file of `mask_generators` offers.
+
+    Attributes:
+        name: What `--provider` calls it.
+        settings: The class of its settings.
+        load: Makes the generator: (settings, device).
+        on_cores: It runs on CPU cores and holds no weights, so every core gets a process with one of its own.
+    """
+
+    name: str
+    settings: type[GeneratorSettings]
+    load: Callable[[Any, torch.device], MaskGenerator]
+    on_cores: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterSettings:
     """How the proposals of one granularity become a map of ids."""
 
     rule: Rule = "score_on_top"
@@ -61,53 +98,25 @@ class PoolSettings:
 
     def check(self) -> None:
         """Raise a UserError where a number makes no sense."""
-        for name in ("max_mask_iou", "min_score", "contained_share", "covered_share"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise UserError(f"--{name} must lie between 0 and 1, received {value}")
-        if self.min_area < 0:
-            raise UserError(f"--min_area must not be negative, received {self.min_area}")
+        check_shares(self, "max_mask_iou", "min_score", "contained_share", "covered_share")
+        check_least(self, min_area=0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProviderSettings:
-    """What a provider can be told. Every provider has a subclass of its own; fields must be ready for JSON or paths."""
-
-    def check(self) -> None:
-        """Raise a UserError where a value makes no sense."""
-
-
-class Proposer(Protocol):
-    """A provider with its weights loaded."""
-
-    facts: dict[str, Any]
-    """What it is made of, ready for JSON: versions of packages and the weights' identity; stored beside the masks."""
-
-    def propose(self, image: np.ndarray, levels: Collection[Level]) -> list[Proposal]:
-        """Return the proposals of these granularities for a photo, uint8 RGB [H, W, 3]."""
+def check_shares(settings: object, *names: str) -> None:
+    """Raise a UserError unless the named settings lie in [0, 1]."""
+    for name in names:
+        if not 0 <= getattr(settings, name) <= 1:
+            raise UserError(f"--{name} must lie between 0 and 1, received {getattr(settings, name)}")
 
 
-P = TypeVar("P", bound=ProviderSettings)
+def check_least(settings: object, **bounds: int) -> None:
+    """Raise a UserError unless the named settings reach their bounds."""
+    for name, least in bounds.items():
+        if getattr(settings, name) < least:
+            raise UserError(f"--{name} must be at least {least}, received {getattr(settings, name)}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Provider(Generic[P]):
-    """A way to find masks in photos.
-
-    Attributes:
-        name: What `--provider` calls it.
-        settings: Its settings.
-        load: Makes the proposer: (settings, device).
-        on_cores: It runs on CPU cores and holds no weights, so every core gets a process with one of its own.
-    """
-
-    name: str
-    settings: type[P]
-    load: Callable[[P, torch.device], Proposer]
-    on_cores: bool = False
-
-
-def keep_best(proposals: Sequence[Proposal], settings: PoolSettings) -> list[Proposal]:
+def keep_best(proposals: Sequence[Proposal], settings: FilterSettings) -> list[Proposal]:
     """Return the proposals that survive mask NMS, in their order.
 
     Source: LangSplat's rule. Every proposal is judged against all others, also those that go themselves: with a chain

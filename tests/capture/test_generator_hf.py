@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.data.fixtures import write_dataset
-from unified_lift.capture.mask_providers.hf import PROVIDER, HfProposer, HfSettings
-from unified_lift.capture.masks import LEVELS
+from unified_lift.capture.mask_generators.hf import GENERATOR, HfGenerator, HfSettings
+from unified_lift.capture.masks import GRANULARITIES
 from unified_lift.cli.main import main
 from unified_lift.errors import UserError
 
@@ -55,7 +55,7 @@ class Pipeline:
 
 
 def proposed(model, levels, **settings):
-    return HfProposer(Pipeline(model), HfSettings(**settings), facts={}).propose(PHOTO, levels)
+    return HfGenerator(Pipeline(model), HfSettings(**settings), facts={}).propose(PHOTO, levels)
 
 
 @pytest.mark.parametrize(("level", "rows", "score"), [("subpart", 1, 0.99), ("part", 2, 0.89), ("whole", 3, 0.79)])
@@ -66,10 +66,10 @@ def test_a_level_is_one_of_the_three_masks_of_each_point(level, rows, score):
 
 
 def test_each_level_is_filtered_by_the_pipeline_with_our_settings():
-    proposer = HfProposer(Pipeline(Model()), HfSettings(points_per_side=9, crops_n_layers=1), facts={})
-    found = proposer.propose(PHOTO, LEVELS)
+    generator = HfGenerator(Pipeline(Model()), HfSettings(points_per_side=9, crops_n_layers=1), facts={})
+    found = generator.propose(PHOTO, GRANULARITIES)
     assert [p.granularity for p in found] == ["part", "part", "subpart", "subpart"]  # 0.79 is below 0.88
-    assert proposer._pipeline.asked == 3 * [
+    assert generator._pipeline.asked == 3 * [
         {
             "points_per_crop": 9,
             "points_per_batch": 64,
@@ -109,26 +109,26 @@ def library(monkeypatch):
 
 def test_loading_tells_versions_and_model(library, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    proposer = PROVIDER.load(HfSettings(weights=tmp_path), CPU)
-    assert proposer.facts == {
+    generator = GENERATOR.load(HfSettings(weights=tmp_path), CPU)
+    assert generator.facts == {
         "transformers": "1.2", "torch": torch.__version__, "weights": tmp_path.name, "model_type": "sam"
     }  # fmt: skip
-    assert len(proposer.propose(PHOTO, ("subpart",))) == 2
+    assert len(generator.propose(PHOTO, ("subpart",))) == 2
 
 
 def test_wrong_folders_are_named(library, tmp_path):
     with pytest.raises(UserError, match="--weights missing"):
-        PROVIDER.load(HfSettings(), CPU)
+        GENERATOR.load(HfSettings(), CPU)
     with pytest.raises(UserError, match="nowhere: no such folder"):
-        PROVIDER.load(HfSettings(weights=tmp_path / "nowhere"), CPU)
+        GENERATOR.load(HfSettings(weights=tmp_path / "nowhere"), CPU)
     with pytest.raises(UserError, match="not a mask-generation model"):
-        PROVIDER.load(HfSettings(weights=tmp_path), CPU)
+        GENERATOR.load(HfSettings(weights=tmp_path), CPU)
 
 
 def test_a_missing_library_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match="transformers is not installed"):
-        PROVIDER.load(HfSettings(weights=tmp_path), CPU)
+        GENERATOR.load(HfSettings(weights=tmp_path), CPU)
 
 
 @pytest.mark.parametrize("wrong", [{"pred_iou_thresh": 2.0}, {"points_per_side": 0}])
@@ -168,7 +168,7 @@ def test_a_small_random_sam_of_transformers_makes_masks_of_a_scene(tmp_path):
         "--stability-score-thresh", "0", "--min-score", "0", "--min-area", "1",
     ]  # fmt: skip
     assert main(["masks", "-s", str(scene), "--provider", "hf", "--weights", str(weights), "--quiet", *argv]) == 0
-    for level in LEVELS:
+    for level in GRANULARITIES:
         record = json.loads((scene / f"hf_{level}" / "masks.json").read_text())
         assert record["versions"]["model_type"] == "sam"
         assert record["counts"]["views"] == 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unified_lift.capture.masks import Level, Proposal, Provider, ProviderSettings
+from unified_lift.capture.masks import (
+    SAM_INDEX,
+    GeneratorEntry,
+    GeneratorSettings,
+    Granularity,
+    Proposal,
+    check_least,
+    check_shares,
+)
 from unified_lift.errors import UserError
-
-_INDEX: dict[Level, int] = {"subpart": 0, "part": 1, "whole": 2}  # of the three masks per point
-_NUM_LEVELS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class HfSettings(ProviderSettings):
+class HfSettings(GeneratorSettings):
     """Settings of `hf`; the defaults are those of the official SAM generator."""
 
     weights: Path | None = None
@@ -38,76 +43,61 @@ class HfSettings(ProviderSettings):
 
     def check(self) -> None:
         """Raise a UserError where a value makes no sense."""
-        for name in ("pred_iou_thresh", "stability_score_thresh"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} must lie between 0 and 1, received {getattr(self, name)}")
-        for name, least in (("points_per_side", 1), ("points_per_batch", 1), ("crops_n_layers", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} must be at least {least}, received {getattr(self, name)}")
+        check_shares(self, "pred_iou_thresh", "stability_score_thresh")
+        check_least(self, points_per_side=1, points_per_batch=1, crops_n_layers=0)
 
 
-class HfProposer:
+class HfGenerator:
     """The `mask-generation` pipeline of transformers.
 
     The pipeline forgets which of a point's three masks is which; a hook on the model hands it one of the three at a
-    time. Of a model that gives another number of masks per point the levels are unknown: it can make whole objects
-    only, from all of its masks, of which the filter drops those that lie inside larger ones.
+    time. Of a model that gives another number of masks per point the granularities are unknown: it can make whole
+    objects only, from all of its masks, of which the filter drops those that lie inside larger ones.
     """
 
     def __init__(self, pipeline: Any, settings: HfSettings, *, facts: dict[str, Any]) -> None:
-        """Take the pipeline.
-
-        Args:
-            pipeline: `transformers.pipeline("mask-generation", ...)`.
-            settings: How it is asked.
-            facts: Stored beside the masks.
-        """
+        """Take a pipeline of the task `mask-generation`, how it is asked, and what is stored beside the masks."""
         self.facts = facts
         self._pipeline = pipeline
         self._settings = settings
-        self._level: Level = "whole"
+        self._granularity: Granularity = "whole"
         pipeline.model.register_forward_hook(self._choose)
 
-    def propose(self, image: np.ndarray, levels: Collection[Level]) -> list[Proposal]:
-        """Return the proposals of these granularities; each level is one pass of the network.
+    def propose(self, image: np.ndarray, granularities: Collection[Granularity]) -> list[Proposal]:
+        """Return the proposals of these granularities; each is one pass of the network.
 
         The pipeline applies the stability threshold but does not tell the stability, which therefore counts as 1.
 
         Raises:
-            UserError: Parts are wanted of a model that does not tell levels.
+            UserError: Parts are wanted of a model that does not tell granularities.
         """
-        proposals, settings = [], self._settings
-        for level in levels:
-            self._level = level
-            found = self._pipeline(
-                Image.fromarray(image),
-                points_per_crop=settings.points_per_side,
-                points_per_batch=settings.points_per_batch,
-                pred_iou_thresh=settings.pred_iou_thresh,
-                stability_score_thresh=settings.stability_score_thresh,
-                crops_n_layers=settings.crops_n_layers,
-            )
+        proposals, asked = [], asdict(self._settings)
+        asked["points_per_crop"] = asked.pop("points_per_side")
+        del asked["weights"]
+        for granularity in granularities:
+            self._granularity = granularity
+            found = self._pipeline(Image.fromarray(image), **asked)
             proposals += [
-                Proposal(mask=np.asarray(mask, dtype=bool), score=float(score), granularity=level)
+                Proposal(mask=np.asarray(mask, dtype=bool), score=float(score), granularity=granularity)
                 for mask, score in zip(found["masks"], found["scores"], strict=True)
             ]
         return proposals
 
     def _choose(self, model: Any, inputs: Any, outputs: Any) -> Any:
-        """Leave one level in the outputs: `pred_masks` [1, points, 3, h, w] and `iou_scores` [1, points, 3]."""
-        if outputs["pred_masks"].shape[2] == _NUM_LEVELS:
-            chosen = slice(_INDEX[self._level], _INDEX[self._level] + 1)
-            outputs["pred_masks"] = outputs["pred_masks"][:, :, chosen]
-            outputs["iou_scores"] = outputs["iou_scores"][:, :, chosen]
-        elif self._level != "whole":
+        """Leave one granularity in the outputs: `pred_masks` [1, points, 3, h, w] and `iou_scores` [1, points, 3]."""
+        if outputs["pred_masks"].shape[2] == len(SAM_INDEX):
+            index = SAM_INDEX[self._granularity]
+            for name in ("pred_masks", "iou_scores"):
+                outputs[name] = outputs[name][:, :, index : index + 1]
+        elif self._granularity != "whole":
             raise UserError(
-                f"--granularity {self._level}: {self._settings.weights} does not give three masks per point, so its "
-                "levels are unknown; use --granularity whole"
+                f"--granularity {self._granularity}: {self._settings.weights} does not give three masks per point, so "
+                "its levels are unknown; use --granularity whole"
             )
         return outputs
 
 
-def _load(settings: HfSettings, device: torch.device) -> HfProposer:
+def _load(settings: HfSettings, device: torch.device) -> HfGenerator:
     if settings.weights is None or not settings.weights.is_dir():
         given = "missing" if settings.weights is None else f"{settings.weights}: no such folder"
         raise UserError(f"--weights {given}; give the folder of a mask-generation model as transformers saves it")
@@ -132,7 +122,7 @@ def _load(settings: HfSettings, device: torch.device) -> HfProposer:
         "weights": settings.weights.name,
         "model_type": config.model_type,
     }
-    return HfProposer(pipeline, settings, facts=facts)
+    return HfGenerator(pipeline, settings, facts=facts)
 
 
-PROVIDER = Provider(name="hf", settings=HfSettings, load=_load)
+GENERATOR = GeneratorEntry(name="hf", settings=HfSettings, load=_load)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from unified_lift.capture.mask_providers import PROVIDERS
-from unified_lift.capture.mask_providers.regions import PROVIDER, RegionSettings, regions
-from unified_lift.capture.masks import LEVELS
+from unified_lift.capture.mask_generators import GENERATORS
+from unified_lift.capture.mask_generators.regions import GENERATOR, RegionSettings, regions
+from unified_lift.capture.masks import GRANULARITIES
 from unified_lift.errors import UserError
 
 WALL, FLOOR, BALL, CUP = (200, 190, 170), (90, 60, 40), (200, 30, 40), (40, 80, 200)
@@ -28,9 +28,9 @@ def iou_of_best(ids, mask):
     return max((mask & (ids == one)).sum() / (mask | (ids == one)).sum() for one in np.unique(ids))
 
 
-def test_it_is_found_among_the_providers():
-    assert PROVIDERS["regions"] is PROVIDER
-    assert set(PROVIDERS) >= {"sam", "hf", "regions"}
+def test_it_is_found_among_the_generators():
+    assert GENERATORS["regions"] is GENERATOR
+    assert set(GENERATORS) >= {"sam", "hf", "regions"}
 
 
 def test_things_of_one_colour_come_out_whole(picture):
@@ -44,14 +44,14 @@ def test_things_of_one_colour_come_out_whole(picture):
 def test_the_same_photo_gives_the_same_regions(picture):
     image, _ = picture
     first, second = (regions(image, RegionSettings()) for _ in range(2))
-    for level in LEVELS:
+    for level in GRANULARITIES:
         np.testing.assert_array_equal(first[level], second[level])
 
 
 def test_finer_levels_are_nested_in_coarser_ones():
     image = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     maps = regions(image, RegionSettings())
-    counts = [int(maps[level].max()) + 1 for level in LEVELS]
+    counts = [int(maps[level].max()) + 1 for level in GRANULARITIES]
     assert counts[0] < counts[1] < counts[2]
     for coarse, fine in (("whole", "part"), ("part", "subpart")):
         pairs = np.unique(np.stack([maps[fine].ravel(), maps[coarse].ravel()]), axis=1)
@@ -71,13 +71,13 @@ def test_specks_are_merged_however_strong_their_border(picture):
     assert finest[22, 22] != finest[10, 10]
     maps = regions(image, RegionSettings(min_share=0.01))
     assert maps["subpart"][22, 22] == maps["subpart"][10, 10]
-    assert all(np.bincount(maps[level].ravel()).min() >= 0.01 * image[..., 0].size for level in LEVELS)
+    assert all(np.bincount(maps[level].ravel()).min() >= 0.01 * image[..., 0].size for level in GRANULARITIES)
 
 
 def test_every_pixel_belongs_to_one_proposal_of_each_level(picture):
     image, _ = picture
-    proposals = PROVIDER.load(RegionSettings(), None).propose(image, LEVELS)
-    for level in LEVELS:
+    proposals = GENERATOR.load(RegionSettings(), None).propose(image, GRANULARITIES)
+    for level in GRANULARITIES:
         count = sum(proposal.mask.astype(int) for proposal in proposals if proposal.granularity == level)
         assert (count == 1).all()
 
@@ -93,7 +93,7 @@ def test_photos_larger_than_a_megapixel_come_back_at_their_own_size():
 @pytest.mark.parametrize("shape", [(1, 1), (2, 50), (3, 3), (5, 400), (24, 32)])
 def test_tiny_photos_and_plain_photos_are_one_region(shape):
     maps = regions(np.full((*shape, 3), 128, dtype=np.uint8), RegionSettings())
-    assert all(maps[level].shape == shape and not maps[level].any() for level in LEVELS)
+    assert all(maps[level].shape == shape and not maps[level].any() for level in GRANULARITIES)
 
 
 @pytest.mark.parametrize("wrong", [{"scale": 0.0}, {"scale": float("inf")}, {"min_share": 0.5}])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -19,15 +19,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unified_lift.capture.masks import Level, Proposal, Provider, ProviderSettings
+from unified_lift.capture.masks import (
+    SAM_INDEX,
+    GeneratorEntry,
+    GeneratorSettings,
+    Granularity,
+    Proposal,
+    check_least,
+    check_shares,
+)
 from unified_lift.errors import UserError
 
-_INDEX: dict[Level, int] = {"subpart": 0, "part": 1, "whole": 2}  # of SAM's three masks per point
 _MODELS = ("vit_h", "vit_l", "vit_b")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamSettings(ProviderSettings):
+class SamSettings(GeneratorSettings):
     """Settings of `sam`; the defaults are those of the official generator."""
 
     weights: Path | None = None
@@ -51,75 +58,49 @@ class SamSettings(ProviderSettings):
 
     def check(self) -> None:
         """Raise a UserError where a value makes no sense."""
-        for name in ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} must lie between 0 and 1, received {getattr(self, name)}")
-        for name, least in (
-            ("points_per_side", 1),
-            ("points_per_batch", 1),
-            ("crop_n_layers", 0),
-            ("min_mask_region_area", 0),
-        ):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} must be at least {least}, received {getattr(self, name)}")
+        check_shares(self, "pred_iou_thresh", "stability_score_thresh", "box_nms_thresh")
+        check_least(self, points_per_side=1, points_per_batch=1, crop_n_layers=0, min_mask_region_area=0)
 
 
-class SamProposer:
+class SamGenerator:
     """The automatic mask generator of `segment-anything`, one granularity at a time."""
 
     def __init__(self, network: Any, settings: SamSettings, *, facts: dict[str, Any]) -> None:
-        """Take the network.
-
-        Args:
-            network: A `segment_anything.modeling.Sam`, on its device.
-            settings: How it is asked.
-            facts: Stored beside the masks.
-        """
+        """Take a `segment_anything.modeling.Sam`, how it is asked, and what is stored beside the masks."""
         library = _segment_anything()
         self.facts = facts
-        self._generator = library.SamAutomaticMaskGenerator(
-            network,
-            points_per_side=settings.points_per_side,
-            points_per_batch=settings.points_per_batch,
-            pred_iou_thresh=settings.pred_iou_thresh,
-            stability_score_thresh=settings.stability_score_thresh,
-            box_nms_thresh=settings.box_nms_thresh,
-            crop_n_layers=settings.crop_n_layers,
-            min_mask_region_area=settings.min_mask_region_area,
-        )
-        self._predictor = _level_predictor(library.SamPredictor)(network)
+        asked = {key: value for key, value in asdict(settings).items() if key not in ("weights", "model")}
+        self._generator = library.SamAutomaticMaskGenerator(network, **asked)
+        self._predictor = _predictor_class(library.SamPredictor)(network)
         self._generator.predictor = self._predictor
 
-    def propose(self, image: np.ndarray, levels: Collection[Level]) -> list[Proposal]:
+    def propose(self, image: np.ndarray, granularities: Collection[Granularity]) -> list[Proposal]:
         """Return the proposals of these granularities; the photo is encoded once for all of them."""
         self._predictor.forget()
         proposals = []
-        for level in levels:
-            self._predictor.index = _INDEX[level]
-            proposals += [
-                Proposal(
-                    mask=record["segmentation"],
-                    score=record["predicted_iou"],
-                    stability=record["stability_score"],
-                    granularity=level,
-                )
-                for record in self._generator.generate(image)
-            ]
+        for granularity in granularities:
+            self._predictor.index = SAM_INDEX[granularity]
+            for record in self._generator.generate(image):
+                mask, score, stability = (record[k] for k in ("segmentation", "predicted_iou", "stability_score"))
+                proposals.append(Proposal(mask=mask, score=score, stability=stability, granularity=granularity))
         self._predictor.forget()
         return proposals
 
 
-def _level_predictor(base: type) -> type:
+def _predictor_class(base: Any) -> Any:
     """Return the package's predictor, made to answer with one of the three masks and to remember what it encoded."""
 
-    class LevelPredictor(base):  # a closure, because the package is imported only where it is used
+    class OneMaskPredictor(base):  # a closure, because the package is imported only where it is used
+        original_size: Any
+        input_size: Any
+        features: Any
+
         def __init__(self, network: Any) -> None:
             super().__init__(network)
             self.index = 2
             self._encoded: dict[bytes, tuple] = {}
 
         def forget(self) -> None:
-            """Drop what was encoded."""
             self._encoded.clear()
             self.reset_image()
 
@@ -157,7 +138,7 @@ def _level_predictor(base: type) -> type:
                 masks = self.model.postprocess_masks(logits, self.input_size, self.original_size)
             return (masks if return_logits else masks > self.model.mask_threshold), quality, logits
 
-    return LevelPredictor
+    return OneMaskPredictor
 
 
 def _segment_anything() -> ModuleType:
@@ -170,14 +151,14 @@ def _segment_anything() -> ModuleType:
         ) from None
 
 
-def _load(settings: SamSettings, device: torch.device) -> SamProposer:
+def _load(settings: SamSettings, device: torch.device) -> SamGenerator:
     library = _segment_anything()
     if settings.model not in library.sam_model_registry:
         raise UserError(f"--model {settings.model}: no such SAM; there are {', '.join(_MODELS)}")
     if settings.weights is None:
         raise UserError("--weights: missing; give the checkpoint file of SAM, such as sam_vit_h_4b8939.pth")
     if not settings.weights.is_file():
-        raise UserError(f"--weights {settings.weights}: no such file; download the checkpoint and give its place")
+        raise UserError(f"--weights {settings.weights}: no such file; download the checkpoint and give its path")
     network = library.sam_model_registry[settings.model](checkpoint=None)
     try:
         state = torch.load(settings.weights, map_location="cpu", weights_only=True)
@@ -194,7 +175,7 @@ def _load(settings: SamSettings, device: torch.device) -> SamProposer:
         "weights": settings.weights.name,
         "weights_bytes": settings.weights.stat().st_size,
     }
-    return SamProposer(network.to(device).eval(), settings, facts=facts)
+    return SamGenerator(network.to(device).eval(), settings, facts=facts)
 
 
-PROVIDER = Provider(name="sam", settings=SamSettings, load=_load)
+GENERATOR = GeneratorEntry(name="sam", settings=SamSettings, load=_load)

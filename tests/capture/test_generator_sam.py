@@ -1,4 +1,4 @@
-"""The SAM provider on the real package with a small random network; runs where the extra [masks] is installed."""
+"""The SAM generator on the real package with a small random network; runs where the extra [masks] is installed."""
 
 import json
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.data.fixtures import write_dataset
-from unified_lift.capture.mask_providers.sam import SamProposer, SamSettings
-from unified_lift.capture.masks import LEVELS
+from unified_lift.capture.mask_generators.sam import SamGenerator, SamSettings
+from unified_lift.capture.masks import GRANULARITIES
 from unified_lift.cli.main import main
 from unified_lift.data.masks import read_mask
 
@@ -53,8 +53,8 @@ def photo():
     return np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 
-def proposed(network, photo, levels=LEVELS, settings=ALL):
-    return SamProposer(network, settings, facts={}).propose(photo, levels)
+def proposed(network, photo, levels=GRANULARITIES, settings=ALL):
+    return SamGenerator(network, settings, facts={}).propose(photo, levels)
 
 
 def key(mask, score, stability):
@@ -88,7 +88,7 @@ def test_a_level_is_one_index_of_sams_answers(network, photo, level, index):
 def test_a_level_does_not_depend_on_which_others_are_asked_for(network, photo):
     settings = SamSettings(points_per_side=6, pred_iou_thresh=0.5, stability_score_thresh=0.5, box_nms_thresh=0.5)
     alone = [key(p.mask, p.score, p.stability) for p in proposed(network, photo, ("whole",), settings)]
-    together = [p for p in proposed(network, photo, LEVELS, settings) if p.granularity == "whole"]
+    together = [p for p in proposed(network, photo, GRANULARITIES, settings) if p.granularity == "whole"]
     assert 0 < len(alone) < 36  # box NMS did something
     assert [key(p.mask, p.score, p.stability) for p in together] == alone
 
@@ -98,10 +98,10 @@ def test_every_crop_is_encoded_once_for_all_levels_and_again_for_the_next_photo(
     calls = []
     handle = network.image_encoder.register_forward_hook(lambda *_: calls.append(1))
     settings = SamSettings(points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0, crop_n_layers=layers)
-    proposer = SamProposer(network, settings, facts={})
-    proposer.propose(photo, LEVELS)
+    generator = SamGenerator(network, settings, facts={})
+    generator.propose(photo, GRANULARITIES)
     assert len(calls) == crops
-    proposer.propose(photo, ("part",))
+    generator.propose(photo, ("part",))
     handle.remove()
     assert len(calls) == 2 * crops
 
@@ -129,7 +129,7 @@ def test_from_a_checkpoint_to_three_folders_of_masks(scene, tmp_path):
         "--min-area", 1,
     ]  # fmt: skip
     assert masks(scene, *argv) == 0
-    for level in LEVELS:
+    for level in GRANULARITIES:
         record = json.loads((scene / f"sam_{level}" / "masks.json").read_text())
         assert record["settings"]["granularity"] == level
         assert record["settings"]["weights"].startswith("small.pth (")

@@ -11,15 +11,14 @@ It knows nothing of objects: things of several colours fall apart, things of one
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 
-from unified_lift.capture.masks import LEVELS, Level, Proposal, Provider, ProviderSettings
+from unified_lift.capture.masks import GRANULARITIES, GeneratorEntry, GeneratorSettings, Granularity, Proposal
 from unified_lift.errors import UserError
 
 _MAX_PIXELS = 1_000_000  # larger photos are segmented at this size: a second on a core
@@ -32,7 +31,7 @@ _PARTS = {"whole": 1.0, "part": 0.5, "subpart": 0.25}  # of the scale
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionSettings(ProviderSettings):
+class RegionSettings(GeneratorSettings):
     """Settings of `regions`."""
 
     scale: float = 2.5
@@ -49,25 +48,25 @@ class RegionSettings(ProviderSettings):
             raise UserError(f"--min_share must lie between 0 and 0.5, received {self.min_share}")
 
 
-class RegionProposer:
+class RegionGenerator:
     """Cuts a photo into regions: every pixel belongs to exactly one. Nothing is drawn at random."""
 
-    def __init__(self, settings: RegionSettings) -> None:
-        """Take the settings."""
+    def __init__(self, settings: RegionSettings, device: torch.device) -> None:
+        """Take the settings; it runs on CPU cores, whatever the device."""
         self.settings = settings
         self.facts = {"opencv": cv2.__version__, "numpy": np.__version__}
 
-    def propose(self, image: np.ndarray, levels: Collection[Level]) -> list[Proposal]:
+    def propose(self, image: np.ndarray, granularities: Collection[Granularity]) -> list[Proposal]:
         """Return the regions as proposals with score 1: the method has no opinion on its regions."""
         maps = regions(image, self.settings)
         return [
-            Proposal(mask=maps[level] == region, score=1.0, granularity=level)
-            for level in levels
-            for region in range(int(maps[level].max()) + 1)
+            Proposal(mask=maps[granularity] == region, score=1.0, granularity=granularity)
+            for granularity in granularities
+            for region in range(int(maps[granularity].max()) + 1)
         ]
 
 
-def regions(image: np.ndarray, settings: RegionSettings) -> dict[Level, np.ndarray]:
+def regions(image: np.ndarray, settings: RegionSettings) -> dict[Granularity, np.ndarray]:
     """Return the region of every pixel at every granularity, numbered from 0, int32 [H, W] each."""
     height, width = image.shape[:2]
     shrink = min(1.0, (_MAX_PIXELS / (height * width)) ** 0.5)
@@ -78,12 +77,12 @@ def regions(image: np.ndarray, settings: RegionSettings) -> dict[Level, np.ndarr
     lab = cv2.cvtColor(smooth.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     gradient = _gradient(lab)
     patches = _patches(cv2.cvtColor(smooth, cv2.COLOR_RGB2LAB), gradient)
-    graph = _Graph(_patch_facts(patches, lab), _border_facts(patches, gradient), min_share=settings.min_share)
-    stages = graph.merge([settings.scale * _PARTS[level] for level in reversed(LEVELS)])  # the finest comes first
+    graph = _Graph(patches, lab, gradient, min_share=settings.min_share)
     maps = {}
-    for level, owner in zip(reversed(LEVELS), stages, strict=True):
+    for granularity in reversed(GRANULARITIES):  # the finest comes first
+        owner = graph.merge(settings.scale * _PARTS[granularity])
         numbered = np.unique(owner, return_inverse=True)[1].astype(np.int32)
-        maps[level] = cv2.resize(numbered[patches], (width, height), interpolation=cv2.INTER_NEAREST)
+        maps[granularity] = cv2.resize(numbered[patches], (width, height), interpolation=cv2.INTER_NEAREST)
     return maps
 
 
@@ -112,7 +111,7 @@ def _patches(lab: np.ndarray, gradient: np.ndarray) -> np.ndarray:
             row, column = divmod(int(cell.argmin()), cell.shape[1])
             number += 1
             seeds[top + row, left + column] = number
-    framed = np.pad(seeds, 1)  # watershed gives the outermost pixels to nobody, so it gets some to spare
+    framed = np.pad(seeds, 1)  # watershed leaves the outermost pixels out, so it gets some to spare
     cv2.watershed(cv2.copyMakeBorder(lab, 1, 1, 1, 1, cv2.BORDER_REPLICATE), framed)
     seeds = framed[1:-1, 1:-1]
     while (seeds < 1).any():  # border lines go to a neighbour; float32 holds every number of a patch exactly
@@ -121,68 +120,51 @@ def _patches(lab: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     return np.unique(seeds, return_inverse=True)[1].reshape(height, width).astype(np.int32)
 
 
-class _PatchFacts(NamedTuple):
-    """Pixels [M] and mean colour [M, 3] of M patches."""
-
-    count: np.ndarray
-    color: np.ndarray
-
-
-class _BorderFacts(NamedTuple):
-    """Of B pairs of neighbouring patches: the pair [B, 2], pixels along the border [B], sum of gradients there [B]."""
-
-    pair: np.ndarray
-    length: np.ndarray
-    gradient: np.ndarray
-
-
-def _patch_facts(patches: np.ndarray, lab: np.ndarray) -> _PatchFacts:
-    owner = patches.ravel()
-    count = np.bincount(owner)
-    sums = [np.bincount(owner, lab[..., channel].ravel()) for channel in range(3)]
-    return _PatchFacts(count, np.stack(sums, axis=1) / count[:, None])
-
-
-def _border_facts(patches: np.ndarray, gradient: np.ndarray) -> _BorderFacts:
+def _borders(patches: np.ndarray, gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return pairs of neighbouring patches [B, 2], the pixels along their border [B] and the sum of gradients there."""
     count = int(patches.max()) + 1
     keys, values = [], []
-    for one, other in (((slice(None), slice(-1)), (slice(None), slice(1, None))), ((slice(-1),), (slice(1, None),))):
-        a, b = patches[one].astype(np.int64), patches[other].astype(np.int64)
-        differ = a != b
-        keys.append((np.minimum(a, b) * count + np.maximum(a, b))[differ])
-        values.append(np.maximum(gradient[one], gradient[other])[differ])
+    for axis in (1, 0):
+        a, b = np.delete(patches, -1, axis).astype(np.int64), np.delete(patches, 0, axis).astype(np.int64)
+        steepest = np.maximum(np.delete(gradient, -1, axis), np.delete(gradient, 0, axis))
+        keys.append((np.minimum(a, b) * count + np.maximum(a, b))[a != b])
+        values.append(steepest[a != b])
     key, inverse = np.unique(np.concatenate(keys), return_inverse=True)
     length = np.bincount(inverse, minlength=len(key))
     total = np.bincount(inverse, np.concatenate(values), minlength=len(key))
-    return _BorderFacts(np.stack([key // count, key % count], axis=1), length, total)
+    return np.stack([key // count, key % count], axis=1), length, total
 
 
 class _Graph:
     """Regions and their borders; merging takes the weakest border of all, again and again."""
 
-    def __init__(self, patches: _PatchFacts, borders: _BorderFacts, *, min_share: float) -> None:
-        self._count: list[float] = patches.count.tolist()
-        self._color: list[list[float]] = patches.color.tolist()
-        self._owner = list(range(len(self._count)))
-        self._version = [0] * len(self._count)  # tells borders on the heap from those that have changed since
-        self._total = float(sum(self._count))
+    def __init__(self, patches: np.ndarray, lab: np.ndarray, gradient: np.ndarray, *, min_share: float) -> None:
+        owner = patches.ravel()
+        count = np.bincount(owner)
+        sums = [np.bincount(owner, lab[..., channel].ravel()) for channel in range(3)]
+        self._count: list[float] = count.tolist()
+        self._color: list[list[float]] = (np.stack(sums, axis=1) / count[:, None]).tolist()
+        self._owner = np.arange(len(count))
+        self._version = [0] * len(count)  # tells borders on the heap from those that have changed since
+        self._total = float(count.sum())
         self._min_count = min_share * self._total
-        self._borders: list[dict[int, list[float]]] = [{} for _ in self._count]  # neighbour -> [length, gradient sum]
-        for (a, b), length, gradient in zip(borders.pair.tolist(), borders.length.tolist(), borders.gradient.tolist()):
-            self._borders[a][b] = self._borders[b][a] = [length, gradient]
+        self._borders: list[dict[int, list[float]]] = [{} for _ in count]  # neighbour -> [length, gradient sum]
+        for (a, b), length, total in zip(*(values.tolist() for values in _borders(patches, gradient)), strict=True):
+            self._borders[a][b] = self._borders[b][a] = [length, total]
+        self._heap = [self._entry(a, b) for a, beside in enumerate(self._borders) for b in beside if a < b]
+        heapq.heapify(self._heap)
 
-    def merge(self, limits: list[float]) -> Iterator[np.ndarray]:
-        """Yield the region of every patch when no border below the limit is left, for each of the growing limits."""
-        heap = [self._entry(a, b) for a, beside in enumerate(self._borders) for b in beside if a < b]
-        heapq.heapify(heap)
-        for limit in limits:
-            while heap and heap[0][0] <= limit:
-                _, a, b, version_a, version_b = heapq.heappop(heap)
-                if (self._version[a], self._version[b]) == (version_a, version_b):
-                    self._join(a, b)
-                    for beside in self._borders[a]:
-                        heapq.heappush(heap, self._entry(min(a, beside), max(a, beside)))
-            yield np.array([self._find(patch) for patch in range(len(self._owner))])
+    def merge(self, limit: float) -> np.ndarray:
+        """Merge until no border below the limit is left; return the region of every patch."""
+        while self._heap and self._heap[0][0] <= limit:
+            _, a, b, version_a, version_b = heapq.heappop(self._heap)
+            if (self._version[a], self._version[b]) == (version_a, version_b):
+                self._join(a, b)
+                for beside in self._borders[a]:
+                    heapq.heappush(self._heap, self._entry(min(a, beside), max(a, beside)))
+        while (self._owner != self._owner[self._owner]).any():
+            self._owner = self._owner[self._owner]
+        return self._owner
 
     def _entry(self, a: int, b: int) -> tuple[float, int, int, int, int]:
         """Return a border for the heap: how hard it is to merge, its sides, and the state of both."""
@@ -217,18 +199,5 @@ class _Graph:
         del self._borders[a][b]
         self._borders[b] = {}
 
-    def _find(self, patch: int) -> int:
-        """Return the region of a patch, and remember it for the patches on the way."""
-        region = patch
-        while self._owner[region] != region:
-            region = self._owner[region]
-        while self._owner[patch] != region:
-            self._owner[patch], patch = region, self._owner[patch]
-        return region
 
-
-def _load(settings: RegionSettings, device: torch.device) -> RegionProposer:
-    return RegionProposer(settings)  # on CPU cores, whatever the device
-
-
-PROVIDER = Provider(name="regions", settings=RegionSettings, load=_load, on_cores=True)
+GENERATOR = GeneratorEntry(name="regions", settings=RegionSettings, load=RegionGenerator, on_cores=True)

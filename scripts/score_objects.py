@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unified_lift.data import load_annotations
-from unified_lift.editing import operations
+from unified_lift.editing.operations import Isolate, Remove
 from unified_lift.model.render import render
 from unified_lift.modelfolder.inference import TrainedScene, load_model, views_of
 from unified_lift.modelfolder.labels import segment_by_labels
@@ -72,7 +72,7 @@ def scores_of(scene: TrainedScene, views: list[tuple[Camera, np.ndarray]]) -> li
     for true_id in sorted({int(i) for _, ids in views for i in np.unique(ids)} - {0}):
         inside = np.concatenate([ids[true == true_id] for ids, (_, true) in zip(votes, views, strict=True)])
         own = int(np.bincount(inside).argmax())
-        alone, without = operations.isolate(scene, [own]), operations.remove(scene, [own])
+        alone, without = Isolate(objects=(own,)).apply(scene), Remove(objects=(own,)).apply(scene)
         shared = either = whole = 0
         errors = []
         for picture, (camera, true) in zip(pictures, views, strict=True):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,55 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replacing_folder(path: Path, *, outdated: Iterable[str] = ()) -> Iterator[Path]:
+    """Give an empty scratch folder beside `path`, and move its files into `path` once the block ends without error.
+
+    Files of the same names are replaced, others stay. No old file is deleted before all new ones are in place.
+
+    Args:
+        path: The folder to write; folders above it are made.
+        outdated: Glob patterns of what else in `path` goes when the new files come.
+    """
+    place = path.resolve()  # `.` has no name of its own
+    scratch = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")
+    new, old = scratch / "new", scratch / "old"
+    try:
+        new.mkdir(parents=True)
+        yield new
+        if place.exists():
+            _swap(new, place, old, outdated)
+        else:
+            new.rename(place)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        if any(left.is_file() for left in old.rglob("*")):
+            raise  # they could not be put back, so that they stay here
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _swap(new: Path, place: Path, old: Path, outdated: Iterable[str]) -> None:
+    """Move the files of `new` into `place`, and what they replace into `old`; or leave all where it was."""
+    names = [file.relative_to(new) for file in new.rglob("*") if file.is_file()]
+    replaced = [found for pattern in outdated for found in place.glob(pattern)] + [place / name for name in names]
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for source, target in (
+            *((source, old / source.relative_to(place)) for source in replaced),
+            *((new / name, place / name) for name in names),
+        ):
+            if source.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source.rename(target)
+                moved.append((source, target))
+    except BaseException:
+        for source, target in reversed(moved):
+            target.rename(source)
         raise
 
 

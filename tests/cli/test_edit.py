@@ -14,7 +14,8 @@ from tests.saved_model import save_model
 from unified_lift.cli.edit import edit_main
 from unified_lift.cli.main import main
 from unified_lift.cli.render import render_main
-from unified_lift.editing import files, script
+from unified_lift.editing import files
+from unified_lift.editing.operations import Remove
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import read_picture
 from unified_lift.modelfolder import outputs
@@ -183,5 +184,5 @@ def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, capsys, flags, m
 def test_labels_without_a_model_are_exported_instead(model, tmp_path):
     bare = replace(load_model(model), method=None)
     with pytest.raises(UserError, match="unified-lift export"):
-        files.save_model(bare, tmp_path / "out", edits=[script.Remove(objects=(1,))])
+        files.save_model(bare, tmp_path / "out", edits=[Remove(objects=(1,))])
     assert list(tmp_path.iterdir()) == []

@@ -11,9 +11,10 @@ import torch
 
 from tests.data.fixtures.floor import floor_ids
 from tests.saved_model import save_model
-from unified_lift.cli import query
+from unified_lift.cli import query as command
 from unified_lift.cli.main import main
 from unified_lift.cli.query import query_main
+from unified_lift.editing.query import object_masks
 from unified_lift.modelfolder.inference import load_model, views_of
 from unified_lift.modelfolder.outputs import read_run_settings
 from unified_lift.ops.cameras import project
@@ -77,7 +78,7 @@ def test_a_point_names_its_object_and_shows_it(model, view, tmp_path, capsys):
 
 
 def test_a_point_on_nothing_is_exit_code_1(model, view, capsys, monkeypatch):
-    monkeypatch.setattr(query, "object_at", lambda *_: None)
+    monkeypatch.setattr(command, "object_at", lambda *_: None)
     assert main(["query", "-m", str(model), "--point", "1,1", "--view", view.name]) == 1
     assert "no object there" in capsys.readouterr().out
 
@@ -92,7 +93,7 @@ def test_likeness_lists_the_others(model, capsys):
 
 def test_a_mask_found_by_words_names_the_object_under_it(model, view, tmp_path, capsys):
     scene = load_model(model)
-    mask = query.selection.object_masks(scene, view.camera)[2]
+    mask = object_masks(scene, view.camera)[2]
     cv2.imwrite(str(tmp_path / "gold coin.png"), mask.astype(np.uint8) * 255)
     ask = ["query", "-m", str(model), "--text", "gold coin", "--grounding", str(tmp_path), "--view", view.name]
     assert main(ask) == 0
@@ -106,15 +107,15 @@ def test_a_mask_found_by_words_names_the_object_under_it(model, view, tmp_path, 
 
 
 def test_words_ask_the_model_in_the_folder(model, tmp_path, capsys, monkeypatch):
-    class Encoder:
-        def __init__(self, folder, *, device):
-            assert folder == tmp_path / "clip"
-
-        def embed(self, images, texts):
+    def encoder(folder, *, device):
+        def encode(images, texts):
             assert texts[0] == "mug"
             return torch.eye(4)[[0, 0] + [1] * (len(images) - 2)], torch.eye(4)[[0] + [1] * (len(texts) - 1)]
 
-    monkeypatch.setattr(query, "ClipEncoder", Encoder)
+        assert folder == tmp_path / "clip"
+        return encode
+
+    monkeypatch.setattr(command, "clip_encoder", encoder)
     ask = [
         "query",
         "-m",
@@ -185,5 +186,5 @@ def test_ctrl_c_is_exit_code_130(model, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(query, "load_model", interrupted)
+    monkeypatch.setattr(command, "load_model", interrupted)
     assert main(["query", "-m", str(model), "--list"]) == 130

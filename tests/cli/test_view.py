@@ -14,7 +14,8 @@ import pytest
 from tests.saved_model import save_model
 from unified_lift.cli.flags import canonical
 from unified_lift.cli.main import main
-from unified_lift.editing.script import Remove, parse
+from unified_lift.editing.operations import Remove
+from unified_lift.editing.script import parse
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from plyfile import PlyData
 
-from tests.editing.small_scene import part_of, random_gaussians, scene_of
-from unified_lift.editing.formats import FORMATS
-from unified_lift.editing.formats.base import write_part_files
+from tests.editing.small_scene import random_gaussians, scene_of
+from unified_lift.editing.formats import export
 
 SH_C0 = 0.28209479
 
@@ -44,7 +43,7 @@ def test_positions_sizes_colours_and_rotations_come_back(
     tmp_path, tool, name, position, log_scale, color, opacity, angle, sh
 ):
     scene = scene_of(random_gaussians(500))
-    write_part_files([part_of(scene)], [FORMATS["ply"], FORMATS[name]], tmp_path / "out")
+    export(scene, tmp_path / "out", formats=["ply", name])
     back = tmp_path / "back.ply"
     subprocess.run(
         [tool, "-q", "-w", tmp_path / f"out/scene.{name}", back], check=True, capture_output=True, timeout=120
@@ -70,7 +69,7 @@ def test_positions_sizes_colours_and_rotations_come_back(
 
 def test_an_object_can_be_cut_out_of_the_ply_with_labels_by_its_id(tmp_path, tool):
     scene = scene_of(random_gaussians(30), [0, 4, 7] * 10)
-    write_part_files([part_of(scene)], [FORMATS["labels"]], tmp_path / "out")
+    export(scene, tmp_path / "out", formats=["labels"])
     source, back = tmp_path / "out/scene_labels/point_cloud_objects.ply", tmp_path / "back.ply"
     subprocess.run(
         [tool, "-q", "-w", source, "-V", "object_id,eq,7", back], check=True, capture_output=True, timeout=120

@@ -8,8 +8,18 @@ import pytest
 import torch
 
 from tests.editing.small_scene import gaussians_of, random_gaussians, scene_of
-from unified_lift.editing import operations
-from unified_lift.editing.operations import Rotation
+from unified_lift.editing.operations import (
+    Clean,
+    Duplicate,
+    Isolate,
+    Merge,
+    Move,
+    Recolour,
+    Remove,
+    Rename,
+    Rotation,
+    centroid,
+)
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.model.render import render
@@ -21,6 +31,10 @@ from unified_lift.synthetic.scene import SyntheticRoom, SyntheticSettings, build
 from unified_lift.types import Camera
 
 CUBE_TURN = Rotation((1.0, 1.0, 1.0), 120.0)  # carries x to y, y to z, z to x
+
+
+def done(operation, scene, ids, **settings):
+    return operation(objects=tuple(ids), **settings).apply(scene)
 
 
 def three_objects(**changes):
@@ -56,7 +70,7 @@ def same_tables(left, right):
 
 def test_remove_takes_rows_and_names_away_and_leaves_the_scene_given():
     scene = three_objects(names={2: "mug", 5: "cup"})
-    rest = operations.remove(scene, [2])
+    rest = done(Remove, scene, [2])
     assert rest.objects == {0: 1, 5: 2}
     assert rest.gaussians.means.tolist() == [[9, 9, 9], [0, 1, 0], [0, 3, 0]]
     assert dict(rest.names) == {5: "cup"}
@@ -66,37 +80,85 @@ def test_remove_takes_rows_and_names_away_and_leaves_the_scene_given():
 
 def test_isolate_is_what_remove_leaves_out():
     scene = three_objects(names={2: "mug", 5: "cup"})
-    alone = operations.isolate(scene, [2])
+    alone = done(Isolate, scene, [2])
     assert alone.objects == {2: 2}
-    assert same_tables(alone, operations.remove(scene, [0, 5]))
+    assert same_tables(alone, done(Remove, scene, [0, 5]))
     assert dict(alone.names) == {2: "mug"}
 
 
 def test_nothing_left_and_unknown_objects_are_errors():
     scene = three_objects()
     with pytest.raises(UserError, match="without objects 0, 2, 5 nothing is left"):
-        operations.remove(scene, [0, 2, 5])
-    for operation in (operations.remove, operations.isolate, operations.move, operations.duplicate, operations.merge):
+        done(Remove, scene, [0, 2, 5])
+    for operation in (Remove, Isolate, Move, Duplicate, Merge, Clean):
         with pytest.raises(UserError, match="no object 3; there are 0, 2, 5"):
-            operation(scene, [2, 3])
+            done(operation, scene, [2, 3])
     with pytest.raises(UserError, match="no object 3"):
-        operations.recolour(scene, [3], color=(1, 0, 0))
+        done(Recolour, scene, [3], color="#ff0000")
     with pytest.raises(UserError, match="no object 3"):
-        operations.rename(scene, 3, "mug")
+        Rename(names=((3, "mug"),)).apply(scene)
 
 
 def test_merged_objects_are_the_first_one():
     scene = three_objects(names={2: "mug", 5: "handle"})
-    merged = operations.merge(scene, [5, 2])
+    merged = done(Merge, scene, [5, 2])
     assert merged.objects == {0: 1, 5: 4}
     assert dict(merged.names) == {5: "handle"}
 
 
 def test_names_are_trimmed_and_never_empty():
-    scene = operations.rename(three_objects(), 2, " blue mug ")
+    scene = Rename(names=((2, " blue mug "),)).apply(three_objects())
     assert scene.name_of(2) == "blue mug"
     with pytest.raises(UserError, match="new name of object 2 is empty"):
-        operations.rename(scene, 2, "  ")
+        Rename(names=((2, "  "),)).apply(scene)
+
+
+# ---- clean ----
+
+
+def grid_with_strays():
+    """Return a 5 x 5 plate of object 1, one stray of it far off beside a plate of object 0, and one unsure row."""
+    plate = [[x, y, 0] for x in range(5) for y in range(5)]
+    other = [[x + 100.0, y, 0] for x in range(5) for y in range(5)]
+    means = plate + [[102.2, 2.2, 0]] + other
+    confidence = [1.0] * 24 + [0.3] + [0.9] + [1.0] * 25
+    return scene_of(gaussians_of(means=means), [1] * 26 + [0] * 25, confidence=confidence)
+
+
+def test_strays_go_to_what_is_next_to_them():
+    scene = grid_with_strays()
+    cleaned = done(Clean, scene, [1], outliers=5)
+    assert cleaned.objects == {0: 26, 1: 25}
+    assert int(cleaned.object_ids[25]) == 0
+    assert float(cleaned.confidence[25]) == 0
+    assert len(cleaned) == len(scene)
+    assert scene.objects == {0: 25, 1: 26}
+
+
+def test_unsure_gaussians_go_too():
+    cleaned = done(Clean, grid_with_strays(), [1], min_confidence=0.5)
+    assert torch.nonzero(cleaned.object_ids == 0)[0].tolist() == [24]
+    assert int(cleaned.object_ids[25]) == 1  # sure of itself, if far away
+
+
+def test_two_halves_of_an_object_both_stay():
+    means = [[x, 0, 0] for x in range(20)] + [[x + 200, 0, 0] for x in range(20)]
+    scene = scene_of(gaussians_of(means=means), [1] * 40, confidence=[1.0] * 40)
+    assert done(Clean, scene, [1], outliers=3).objects == {1: 40}
+
+
+def test_where_nothing_else_is_strays_are_taken_away():
+    scene = grid_with_strays().rows(torch.arange(26))
+    assert len(done(Clean, scene, [1], outliers=5)) == 25
+
+
+def test_off_means_off_and_nothing_left_is_an_error():
+    scene = grid_with_strays()
+    assert torch.equal(done(Clean, scene, [1]).object_ids, scene.object_ids)
+    with pytest.raises(UserError, match="nothing would be left of object 1"):
+        done(Clean, scene_of(scene.gaussians, [1] * 51, confidence=[0.5] * 51), [1], min_confidence=0.6)
+    alone = scene_of(gaussians_of(means=[[0, 0, 0], [5, 0, 0]]), [1, 1], confidence=[1.0, 1.0])
+    assert done(Clean, alone, [1], outliers=1).objects == {1: 2}  # too few to tell
 
 
 # ---- places ----
@@ -115,7 +177,7 @@ def test_move_by_hand():
     # Object 2 has its middle at (2, 0, 0): (1, 0, 0) is 1 before it, and after a quarter turn about z, twice as large,
     # 2 below it in y.
     scene = three_objects()
-    moved = operations.move(scene, [2], rotation=Rotation((0, 0, 2), 90), translation=(0.0, 0.0, 5.0), scale=2.0)
+    moved = done(Move, scene, [2], rotate=Rotation((0, 0, 2), 90), translate=(0.0, 0.0, 5.0), scale=2.0)
     expected = torch.tensor([[9.0, 9, 9], [2, -2, 5], [2, 2, 5], [0, 1, 0], [0, 3, 0]])
     assert torch.allclose(moved.gaussians.means, expected, atol=1e-6)
     assert torch.allclose(moved.gaussians.log_scales[1:3], torch.full((2, 3), math.log(2)))
@@ -127,18 +189,18 @@ def test_move_by_hand():
 
 def test_the_pivot_can_be_a_point_and_strays_do_not_shift_the_middle():
     scene = three_objects()
-    moved = operations.move(scene, [2], rotation=Rotation(degrees=180), about=(0.0, 0.0, 0.0))
+    moved = done(Move, scene, [2], rotate=Rotation(degrees=180), about=(0.0, 0.0, 0.0))
     assert torch.allclose(moved.gaussians.means[1:3], torch.tensor([[-1.0, 0, 0], [-3, 0, 0]]), atol=1e-6)
     stray = with_confidence(scene, [1, 1, 0.0, 0.5, 0.5])
-    assert operations.centroid(stray, [2]) == (1, 0, 0)
-    assert operations.centroid(with_confidence(scene, [0.0] * 5), [2]) == (2, 0, 0)
+    assert centroid(stray, [2]) == (1, 0, 0)
+    assert centroid(with_confidence(scene, [0.0] * 5), [2]) == (2, 0, 0)
     with pytest.raises(ValueError, match="about must be"):
-        operations.move(scene, [2], rotation=Rotation(degrees=1), about="middle")
+        done(Move, scene, [2], rotate=Rotation(degrees=1), about="middle")
 
 
 def test_a_shift_alone_rounds_nothing_else():
     scene = scene_of(random_gaussians(30))
-    moved = operations.move(scene, [4], translation=(1.0, 2.0, 3.0))
+    moved = done(Move, scene, [4], translate=(1.0, 2.0, 3.0))
     for name in ("quats", "shN", "log_scales", "sh0", "features"):
         assert torch.equal(getattr(moved.gaussians, name), getattr(scene.gaussians, name))
     rows = scene.object_ids == 4
@@ -155,7 +217,7 @@ def test_a_world_moved_together_with_its_camera_looks_the_same(degree):
     camera, turn = camera_at((6, 1, 2)), Rotation((0.3, -1.0, 0.5), 77.0)
     matrix = rotation_from_quaternion(turn.wxyz).numpy()
     pivot, shift, scale = np.array([0.5, -1, 2]), np.array([3.0, -2, 1]), 1.7
-    moved = operations.move(scene, [0, 4], rotation=turn, translation=tuple(shift), scale=scale, about=tuple(pivot))
+    moved = done(Move, scene, [0, 4], rotate=turn, translate=tuple(shift), scale=scale, about=tuple(pivot))
     pose = np.eye(4)
     pose[:3, :3] = camera.cam_from_world[:3, :3] @ matrix.T
     position = scale * matrix @ (camera.position - pivot) + pivot + shift
@@ -164,9 +226,9 @@ def test_a_world_moved_together_with_its_camera_looks_the_same(degree):
     assert float(before.alpha.mean()) > 0.2
     assert torch.allclose(before.image, after.image, atol=2e-4)
     assert torch.allclose(before.depth * scale, after.depth, atol=2e-3)
-    stale = operations.move(scene, [0, 4], rotation=turn)
+    stale = done(Move, scene, [0, 4], rotate=turn)
     stale.gaussians.set("shN", scene.gaussians.shN)
-    about = operations.move(scene, [0, 4], rotation=turn)
+    about = done(Move, scene, [0, 4], rotate=turn)
     assert (pictures(stale, camera).image - pictures(about, camera).image).abs().max() > 0.05  # colours did turn
 
 
@@ -175,7 +237,7 @@ def test_a_world_moved_together_with_its_camera_looks_the_same(degree):
 
 def test_copies_come_last_above_the_largest_id_and_are_called_so():
     scene = three_objects(names={2: "mug"})
-    both = operations.duplicate(scene, [5, 2], translation=(0.0, 0.0, 1.0))
+    both = done(Duplicate, scene, [5, 2], translate=(0.0, 0.0, 1.0))
     assert both.object_ids.tolist() == [0, 2, 2, 5, 5, 7, 7, 6, 6]
     assert (both.name_of(6), both.name_of(7)) == ("copy of object 5", "copy of mug")
     assert both.gaussians.means[5:].tolist() == [[1, 0, 1], [3, 0, 1], [0, 1, 1], [0, 3, 1]]
@@ -186,9 +248,9 @@ def test_copies_come_last_above_the_largest_id_and_are_called_so():
 
 def test_a_copy_is_the_moved_object():
     scene = scene_of(random_gaussians(40))
-    place = {"rotation": CUBE_TURN, "translation": (0.1, 0.2, 0.3), "scale": 0.5}
-    copy = operations.isolate(operations.duplicate(scene, [4], **place, new_ids=[9]), [9])
-    assert same_tables(copy, operations.isolate(operations.move(scene, [4], **place), [4]))
+    place = {"rotate": CUBE_TURN, "translate": (0.1, 0.2, 0.3), "scale": 0.5}
+    copy = done(Isolate, done(Duplicate, scene, [4], **place, new_ids=(9,)), [9])
+    assert same_tables(copy, done(Isolate, done(Move, scene, [4], **place), [4]))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +258,7 @@ def test_a_copy_is_the_moved_object():
 )
 def test_ids_of_copies_must_be_free(new_ids, problem):
     with pytest.raises(UserError, match=problem):
-        operations.duplicate(three_objects(), [2], new_ids=new_ids)
+        done(Duplicate, three_objects(), [2], new_ids=tuple(new_ids))
 
 
 # ---- colours ----
@@ -208,8 +270,8 @@ def mean_colors(scene, object_id):
 
 def test_painted_objects_have_the_colour_on_average_and_keep_their_shading():
     scene = scene_of(random_gaussians(400))
-    painted = operations.recolour(scene, [4], color=(0.8, 0.1, 0.2))
-    assert mean_colors(painted, 4).tolist() == pytest.approx([0.8, 0.1, 0.2], abs=1e-5)
+    painted = done(Recolour, scene, [4], color="#cc1933")
+    assert mean_colors(painted, 4).tolist() == pytest.approx([0.8, 25 / 255, 0.2], abs=1e-5)
     luma = torch.tensor([0.2126, 0.7152, 0.0722])
     rows = scene.object_ids == 4
     before = (scene.gaussians.sh0.detach()[rows, 0] * SH_C0 + 0.5) @ luma
@@ -221,24 +283,24 @@ def test_painted_objects_have_the_colour_on_average_and_keep_their_shading():
 
 def test_strength_mixes_old_and_new():
     scene = scene_of(random_gaussians(60))
-    none = operations.recolour(scene, [4], color=(0, 0, 1), strength=0)
+    none = done(Recolour, scene, [4], color="#0000ff", strength=0)
     assert torch.allclose(none.gaussians.sh, scene.gaussians.sh, atol=1e-6)
-    half = operations.recolour(scene, [4], color=(0, 0, 1), strength=0.5)
-    whole = operations.recolour(scene, [4], color=(0, 0, 1))
+    half = done(Recolour, scene, [4], color="#0000ff", strength=0.5)
+    whole = done(Recolour, scene, [4], color="#0000ff")
     assert torch.allclose(half.gaussians.sh, (scene.gaussians.sh + whole.gaussians.sh) / 2, atol=1e-6)
 
 
 def test_the_higher_coefficients_take_the_hue_too():
     # Grey 0.5 has luma 0.5, so luma is multiplied by color / 0.6: a white sheen of 0.06 becomes 0.1 of the colour.
     gaussians = gaussians_of(means=[[0, 0, 0]], sh0=[[[0, 0, 0]]], shN=[[[0.06] * 3, [0] * 3, [0] * 3]])
-    painted = operations.recolour(scene_of(gaussians, [4]), [4], color=(1, 0.5, 0))
-    assert painted.gaussians.shN[0, 0].tolist() == pytest.approx([0.1, 0.05, 0])
-    assert (painted.gaussians.sh0[0, 0] * SH_C0 + 0.5).tolist() == pytest.approx([1, 0.5, 0], abs=1e-6)
+    painted = done(Recolour, scene_of(gaussians, [4]), [4], color="#ff6600")
+    assert painted.gaussians.shN[0, 0].tolist() == pytest.approx([0.1, 0.04, 0])
+    assert (painted.gaussians.sh0[0, 0] * SH_C0 + 0.5).tolist() == pytest.approx([1, 0.4, 0], abs=1e-6)
 
 
 def test_a_black_object_is_painted_without_blowing_up():
     gaussians = gaussians_of(means=torch.zeros(50, 3), sh0=-0.5 / SH_C0 + 0.02 * torch.rand(50, 1, 3))
-    painted = operations.recolour(scene_of(gaussians, [4] * 50), [4], color=(1, 1, 1))
+    painted = done(Recolour, scene_of(gaussians, [4] * 50), [4], color="#ffffff")
     colors = painted.gaussians.sh0.detach() * SH_C0 + 0.5
     assert float((colors - 1).abs().max()) < 0.1
 
@@ -287,7 +349,7 @@ def test_a_turned_copy_looks_as_if_it_had_been_in_the_room():
     cameras = build_cameras(room, settings)
     pivot, turn = np.array([*room.lamp[:2], 0]), Rotation((0, 0, 1), 45.0)
     original = room.objects[0]
-    copied = operations.duplicate(splatted(room, cameras), [original.object_id], rotation=turn, about=tuple(pivot))
+    copied = done(Duplicate, splatted(room, cameras), [original.object_id], rotate=turn, about=tuple(pivot))
     built = splatted(with_copy(room, original, rotation_from_quaternion(turn.wxyz).numpy(), pivot), cameras)
     for camera in cameras[:4]:
         own, found = (

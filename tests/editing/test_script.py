@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.editing.small_scene import random_gaussians, scene_of
-from unified_lift.editing import operations, script
-from unified_lift.editing.operations import Rotation
+from unified_lift.editing import script
+from unified_lift.editing.operations import Duplicate, Move, Recolour, Remove, Rotation
 from unified_lift.errors import UserError
 
 EVERYTHING = """
@@ -37,7 +37,7 @@ def test_every_operation_is_read():
     assert [operation.key for operation in found] == list(
         ("clean", "merge", "remove", "isolate", "recolour", "move", "duplicate", "rename")
     )
-    assert found[4] == script.Recolour(objects=(5,), color="#ff0000", strength=0.5)
+    assert found[4] == Recolour(objects=(5,), color="#ff0000", strength=0.5)
     assert found[5].rotate == Rotation((1.0, 0.5, 0.0), -33.3)
     assert found[6].translate == (0.1, 0.0, 1e-7)
     assert found[7].names == ((7, "mug"), (20, "Tasse grün"))
@@ -47,9 +47,9 @@ def test_every_operation_is_read():
 def test_what_is_written_is_read_back_as_the_same():
     found = script.parse(EVERYTHING)
     assert script.parse(script.dump(found)) == found
-    exact = [script.Move(objects=(1,), translate=(0.1 + 0.2, 1 / 3, -1e-300), rotate=Rotation((0, 0, 1), 2 / 3))]
+    exact = [Move(objects=(1,), translate=(0.1 + 0.2, 1 / 3, -1e-300), rotate=Rotation((0, 0, 1), 2 / 3))]
     assert script.parse(script.dump(exact)) == exact
-    assert script.dump([script.Remove(objects=(3, 4))]) == "- remove: [3, 4]\n"
+    assert script.dump([Remove(objects=(3, 4))]) == "- remove: [3, 4]\n"
 
 
 def test_a_replay_gives_the_same_bits():
@@ -63,9 +63,9 @@ def test_a_replay_gives_the_same_bits():
     assert set(again.objects) == {0, 5, 7, 20, 21}
 
 
-def test_operations_mean_what_the_functions_do():
+def test_a_script_does_what_its_operations_do():
     (duplicate,) = script.parse("- duplicate: {objects: [7], rotate: {axis: [0, 1, 0], degrees: 10}, scale: 2}")
-    expected = operations.duplicate(scene(), [7], rotation=Rotation((0, 1, 0), 10), scale=2.0)
+    expected = Duplicate(objects=(7,), rotate=Rotation((0, 1, 0), 10), scale=2.0).apply(scene())
     found = duplicate.apply(scene())
     assert all(torch.equal(*pair) for pair in zip(tables(found), tables(expected), strict=True))
     assert max(found.objects) == 10

@@ -6,7 +6,8 @@ import pytest
 
 from tests.saved_model import save_model
 from tests.viewer.chromium import Browser, find_chromium, wait_for
-from unified_lift.editing.script import Duplicate, parse
+from unified_lift.editing.operations import Duplicate
+from unified_lift.editing.script import parse
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.ops.cameras import look_at, project, quaternion_from_rigid
 from unified_lift.viewer.cameras import saved_cameras, start_view, window_camera

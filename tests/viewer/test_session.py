@@ -7,7 +7,7 @@ import torch
 
 from tests.viewer.objects_on_a_floor import floor_scene
 from unified_lift.editing import script
-from unified_lift.editing.script import Duplicate, Move, Recolour, Remove, Rename
+from unified_lift.editing.operations import Duplicate, Move, Recolour, Remove, Rename
 from unified_lift.errors import UserError
 from unified_lift.viewer.session import Session
 

@@ -76,7 +76,8 @@ class EditCommand:
 def edit_main(argv: list[str]) -> int:
     """Parse, load, edit, write. Return the exit code."""
     command = tyro.cli(EditCommand, args=canonical(argv), prog="unified-lift edit")
-    edits = _edits(command)
+    edits = [] if command.script is None else script.read_script(command.script, flag="--script")
+    edits += [script.read_operation(entry, "flags") for entry in _flag_entries(command)]
     if not edits:
         raise UserError("nothing to do; give --script, --remove, --duplicate or another edit, see --help")
     scene = load_model(command.model_path, level=command.level, iteration=command.iteration)
@@ -91,18 +92,6 @@ def edit_main(argv: list[str]) -> int:
 
 def _counts(scene: TrainedScene) -> str:
     return f"{len(scene.objects)} objects ({len(scene)} Gaussians)"
-
-
-def _edits(command: EditCommand) -> list[script.Operation]:
-    """Return the edits of the script and then those of the flags, which are read by the same parser."""
-    edits: list[script.Operation] = []
-    if command.script is not None:
-        try:
-            text = command.script.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--script {command.script}: not readable ({error})") from None
-        edits += script.parse(text, origin=str(command.script))
-    return edits + [script.read_operation(entry, "flags") for entry in _flag_entries(command)]
 
 
 def _flag_entries(command: EditCommand) -> Iterator[dict[str, Any]]:

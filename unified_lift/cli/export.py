@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from tqdm import tqdm
 
 from unified_lift.cli.flags import canonical
-from unified_lift.editing.formats import chosen_formats
-from unified_lift.editing.formats.base import Part, check_wanted, make_parts, write_part_files
+from unified_lift.editing.formats import export
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.inference import load_model
 
@@ -46,27 +43,18 @@ def export_main(argv: list[str]) -> int:
     command = tyro.cli(ExportCommand, args=canonical(argv), prog="unified-lift export")
     if not 0 <= command.min_conf <= 1:
         raise UserError(f"--min_conf must lie between 0 and 1, received {command.min_conf:g}")
-    formats = chosen_formats(command.format)
     scene = load_model(command.model_path, level=command.level, iteration=command.iteration)
-    scene.require_labels()
-    chosen = check_wanted(scene, command.objects)
-    out = command.out or scene.path / "export"
-    empty: list[str] = []
-
-    def filled() -> Iterator[Part]:
-        for part in make_parts(scene, chosen, min_confidence=command.min_conf):
-            if isinstance(part, str):
-                empty.append(part)
-            else:
-                yield part
-
-    total = len(chosen) * len(formats)
-    with tqdm(total=total, desc="export", unit=" files", disable=command.quiet, dynamic_ncols=True) as bar:
-        made = write_part_files(filled(), formats, out, on_file=lambda _: bar.update())
+    made = export(
+        scene,
+        command.out or scene.path / "export",
+        objects=command.objects,
+        formats=command.format,
+        min_confidence=command.min_conf,
+        quiet=command.quiet,
+    )
+    empty = [stem for stem, files in made.items() if not files]
     if empty:
         print(f"note: no Gaussian of {', '.join(empty)} is as certain as --min_conf {command.min_conf:g}: not written")
-    if not made:
-        raise UserError(f"--min_conf {command.min_conf:g} leaves nothing to write; give less")
-    for path in made:
+    for path in sorted(path for files in made.values() for path in files):
         print(f"{path}: {path.stat().st_size / 2**20:.2f} MiB")
     return 0

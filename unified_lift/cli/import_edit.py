@@ -9,7 +9,7 @@ import tyro
 
 from unified_lift.cli.flags import canonical
 from unified_lift.editing.files import save_model
-from unified_lift.editing.reattach import MAX_DISTANCE, Reattached, reattach
+from unified_lift.editing.reattach import MAX_DISTANCE, reattach
 from unified_lift.errors import UserError
 from unified_lift.fileio import write_json
 from unified_lift.model.ply import read_gaussians
@@ -48,7 +48,8 @@ def import_edit_main(argv: list[str]) -> int:
     scene = load_model(command.model_path, level=command.level, iteration=command.iteration)
     found = reattach(read_gaussians(command.ply), scene, max_distance=command.max_distance)
     save_model(found.scene, command.out, edits=(), overwrite=command.overwrite)
-    made = provenance(scene.settings, {"imported": str(command.ply), **_counts(found)})
+    counts = {name: value for name, value in found._asdict().items() if name != "scene"}
+    made = provenance(scene.settings, {"imported": str(command.ply), **counts})
     write_json(command.out / "manifest.json", made)
     print(f"{command.ply}: {len(found.scene)} Gaussians, {len(scene)} before")
     print(f"  {found.num_same} where they were")
@@ -62,8 +63,3 @@ def import_edit_main(argv: list[str]) -> int:
         print(f"  objects that are gone: {', '.join(gone)}")
     print(f"{command.out}: {len(found.scene.objects)} objects; look at it: render.py -m {command.out}")
     return 0
-
-
-def _counts(found: Reattached) -> dict[str, int]:
-    names = ("num_same", "num_moved", "num_near", "num_unknown", "num_removed")
-    return {name: getattr(found, name) for name in names}

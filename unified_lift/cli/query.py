@@ -7,25 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
 import tyro
 
 from unified_lift.cli.flags import canonical
 from unified_lift.device import chosen_device
-from unified_lift.editing import selection
-from unified_lift.editing.selection import Found
-from unified_lift.editing.text import ClipEncoder
+from unified_lift.editing import query
+from unified_lift.editing.query import Found
+from unified_lift.editing.text import clip_encoder
 from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import grounding_of
-from unified_lift.evaluation.pictures import borders, write_picture
-from unified_lift.metrics.image import quantize_uint8
-from unified_lift.model.render import render
 from unified_lift.modelfolder.inference import TrainedScene, load_model, object_at, views_of
 from unified_lift.types import View
-
-_DIM = 0.25  # brightness of what was not asked for
-_MAX_VIEWS = 24  # among which the best view of an object is sought, evenly spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +64,22 @@ def query_main(argv: list[str]) -> int:
     device = chosen_device(command.device)
     scene = load_model(command.model_path, level=command.level, iteration=command.iteration, device=device)
     scene.require_labels()
-    views = _views(command, scene) if command.point or command.text or command.out else []
-    found = _found(command, scene, views, device)
+    views: Sequence[View] = ()
+    if command.point or command.text or command.out:
+        data = scene.settings.data
+        moved = data if command.source_path is None else replace(data, source_path=command.source_path)
+        views = query.views_to_ask(views_of(moved), command.view)
+    found = _found(command, scene, views)
     if not found:
         print("no object there" if command.point else "no object found")
         return 1
-    _print_table(scene, found, command)
+    _print_table(scene, found, score="cosine" if command.like is not None else "fit" if command.text else "")
     if command.out is not None:
-        _write_pictures(scene, found, views, command.out)
+        for one, index in query.write_best_views(scene, found, views, command.out).items():
+            if index is None:
+                print(f"note: object {one} is hidden in the view" + ("s" if len(views) > 1 else ""))
+            else:
+                print(f"{command.out / str(one)}.png: object {one} in view {views[index].name}")
     return 0
 
 
@@ -99,43 +99,22 @@ def _check(command: QueryCommand) -> None:
         raise UserError(f"--top must be at least 1, received {command.top}")
 
 
-def _views(command: QueryCommand, scene: TrainedScene) -> list[View]:
-    """Return the view that was named, or else those among which an object's best view is sought.
-
-    Raises:
-        UserError: No such view.
-    """
-    data = scene.settings.data
-    loaded = views_of(data if command.source_path is None else replace(data, source_path=command.source_path))
-    every = (*loaded.train, *loaded.test)
-    if command.view is None:
-        step = max(1, -(-len(loaded.train) // _MAX_VIEWS))
-        return list(loaded.train[::step])
-    named = [view for view in every if view.name == command.view]
-    if not named:
-        names = ", ".join(view.name for view in every[:8]) + (" ..." if len(every) > 8 else "")
-        raise UserError(f"--view {command.view}: no such view; there are {names}")
-    return named
-
-
-def _found(command: QueryCommand, scene: TrainedScene, views: Sequence[View], device: torch.device) -> list[Found]:
-    cameras = [view.camera for view in views]
-    if command.list:
-        return [Found(object_id, 1.0) for object_id in scene.objects]
+def _found(command: QueryCommand, scene: TrainedScene, views: Sequence[View]) -> list[Found]:
+    device = scene.gaussians.device
     if command.like is not None:
-        return selection.objects_like(scene, command.like, top=command.top)
+        return query.objects_like(scene, command.like, top=command.top)
     if command.point is not None:
-        object_id = object_at(scene, cameras[0], *_pixel(command.point))
+        object_id = object_at(scene, views[0].camera, *_pixel(command.point))
         return [] if object_id is None else [Found(object_id, 1.0)]
-    if command.model is not None:
-        encoder = ClipEncoder(command.model, device=device)
-        return selection.objects_by_text(scene, command.text, cameras, encoder, top=command.top)
-    masks = grounding_of(command.grounding, device=device).find(views[0].image.numpy(), [command.text]).masks
-    mask = masks.get(command.text)
-    if mask is not None and mask.shape != (cameras[0].height, cameras[0].width):
-        size, expected = (f"{shape[1]} x {shape[0]}" for shape in (mask.shape, views[0].image.shape))
-        raise UserError(f"--grounding: the mask is {size}, view {command.view} is {expected} pixels")
-    return [] if mask is None else selection.objects_in_mask(scene, cameras[0], mask)[: command.top]
+    if command.text is not None and command.model is not None:
+        cameras = [view.camera for view in views]
+        return query.objects_by_text(
+            scene, command.text, cameras, clip_encoder(command.model, device=device), top=command.top
+        )
+    if command.text is not None and command.grounding is not None:
+        grounding = grounding_of(command.grounding, device=device)
+        return query.objects_by_grounding(scene, command.text, views[0], grounding)[: command.top]
+    return [Found(object_id, 1.0) for object_id in scene.objects]
 
 
 def _pixel(text: str) -> tuple[float, float]:
@@ -146,10 +125,9 @@ def _pixel(text: str) -> tuple[float, float]:
     return u, v
 
 
-def _print_table(scene: TrainedScene, found: Sequence[Found], command: QueryCommand) -> None:
+def _print_table(scene: TrainedScene, found: Sequence[Found], *, score: str) -> None:
     """Print what is known of the objects; boxes are those of Gaussians that a camera saw, if there are any."""
     facts = scene.described()
-    score = "cosine" if command.like is not None else "fit" if command.text is not None else ""
     width = max(len(facts[one.object_id]["name"]) for one in found)
     head = f"{'id':>5}  {'name':<{width}}  {'Gaussians':>9}  {'confidence':>10}" + (f"  {score:>6}" if score else "")
     print(f"{head}  box (min .. max)")
@@ -159,26 +137,3 @@ def _print_table(scene: TrainedScene, found: Sequence[Found], command: QueryComm
         fit = f"  {one.score:>6.3f}" if score else ""
         line = f"{one.object_id:>5}  {entry['name']:<{width}}  {entry['count']:>9}  {entry['score']:>10.3f}{fit}"
         print(f"{line}  {low} .. {high}")
-
-
-def _write_pictures(scene: TrainedScene, found: Sequence[Found], views: Sequence[View], out: Path) -> None:
-    """Write the picture and the mask of every object that a view shows, and say which no view shows."""
-    best = selection.best_views(scene, [view.camera for view in views])
-    for one in found:
-        if one.object_id not in best:
-            print(f"note: object {one.object_id} is hidden in the view" + ("s" if len(views) > 1 else ""))
-            continue
-        index, mask = best[one.object_id]
-        write_picture(out / f"{one.object_id}.png", _highlighted(scene, views[index], mask))
-        write_picture(out / f"{one.object_id}_mask.png", mask)
-        print(f"{out / str(one.object_id)}.png: object {one.object_id} in view {views[index].name}")
-
-
-@torch.no_grad()
-def _highlighted(scene: TrainedScene, view: View, mask: np.ndarray) -> np.ndarray:
-    """Return the rendered view with everything but the mask dimmed, and a white border."""
-    out = render(scene.gaussians, view.camera, background=scene.background, with_features=False)
-    image = quantize_uint8(out.image.cpu()).numpy()
-    picture = np.where(mask[..., None], image, np.rint(_DIM * image).astype(np.uint8))
-    picture[borders(mask)] = 255
-    return picture

@@ -13,7 +13,7 @@ from unified_lift.cli.flags import canonical
 from unified_lift.device import chosen_device
 from unified_lift.editing import script
 from unified_lift.editing.files import save_model
-from unified_lift.editing.script import Operation
+from unified_lift.editing.operations import Operation
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.inference import TrainedScene, load_model
 from unified_lift.modelfolder.outputs import holds_run, saved_levels, write_text
@@ -77,12 +77,7 @@ def open_viewer(command: ViewCommand) -> Viewer:
     further = [load_model(command.model_path, level=name, device=device) for name in saved_levels(command.model_path)]
     cameras = saved_cameras(command.model_path)
     levels = sorted([own, *further], key=lambda scene: -len(scene.objects))  # parts first, wholes last
-    edits: list[Operation] = []
-    if command.edits is not None:
-        try:
-            edits = script.parse(command.edits.read_text(), origin=str(command.edits))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--edits {command.edits}: not readable ({error})") from None
+    edits = [] if command.edits is None else script.read_script(command.edits, flag="--edits")
     return Viewer(
         Session(levels, level=next(index for index, scene in enumerate(levels) if scene is own), edits=edits),
         cameras,

@@ -1,12 +1,18 @@
-"""What can be done with the objects of a scene. Each function returns a new scene; the one given stays as it is."""
+"""What can be done with the objects of a scene, a class each. `apply` returns a new scene; the one given stays."""
 
 from __future__ import annotations
 
 import math
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from unified_lift.errors import UserError
@@ -19,10 +25,12 @@ from unified_lift.ops.quaternions import multiply, rotation_from_quaternion
 Vector = tuple[float, float, float]
 
 CENTROID = "centroid"
-"""The middle of what moves, see `centroid`: objects turn and grow where they stand."""
+"""The middle of what moves, see `centroid`: objects turn and grow where they are."""
 
 _LUMA = (0.2126, 0.7152, 0.0722)  # Rec. 709
 _DARK = 0.1  # shading of an object much darker than this is not blown up when it is painted bright
+_SPACING_NEIGHBOUR = 4  # the distance to the 4th neighbour is how far apart Gaussians of a surface lie
+_MIN_PART_SHARE = 0.05  # of an object's Gaussians: a smaller piece that touches no other piece of it is an outlier
 
 
 @dataclass(frozen=True)
@@ -61,198 +69,263 @@ class Rotation:
         return Rotation(axis, math.degrees(2 * math.atan2(sine, abs(w))))
 
 
-def remove(scene: TrainedScene, ids: Sequence[int]) -> TrainedScene:
-    """Return the scene without the objects.
+@dataclass(frozen=True, kw_only=True)
+class Operation(ABC):
+    """An edit of objects, with its settings as fields. Adding one is a subclass, and an entry of `OPERATIONS`."""
 
-    Raises:
-        UserError: No such object, or nothing would be left.
+    @property
+    def key(self) -> str:
+        """Return what a script calls it."""
+        return type(self).__name__.lower()
+
+    def apply(self, scene: TrainedScene) -> TrainedScene:
+        """Return the scene after it.
+
+        Raises:
+            UserError: No such object, or nothing would be left.
+        """
+        edited = self._edited(scene)
+        names = {object_id: name for object_id, name in edited.names.items() if object_id in edited.objects}
+        return replace(edited, names=names, is_edited=True)  # ids of objects that are gone may be given again
+
+    @abstractmethod
+    def _edited(self, scene: TrainedScene) -> TrainedScene: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remove(Operation):
+    """Take objects away."""
+
+    objects: tuple[int, ...]
+
+    def _edited(self, scene: TrainedScene) -> TrainedScene:
+        removed = scene.mask(self.objects)
+        if bool(removed.all()):
+            listed = ("object " if len(self.objects) == 1 else "objects ") + ", ".join(map(str, self.objects))
+            raise UserError(f"{scene.path}: without {listed} nothing is left; keep one object at least")
+        return scene.rows(~removed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Isolate(Operation):
+    """Take everything else away."""
+
+    objects: tuple[int, ...]
+
+    def _edited(self, scene: TrainedScene) -> TrainedScene:
+        return scene.rows(scene.mask(self.objects))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(Operation):
+    """Make objects one: that of the first id, whose name stays."""
+
+    objects: tuple[int, ...]
+
+    def _edited(self, scene: TrainedScene) -> TrainedScene:
+        object_ids = torch.where(scene.mask(self.objects), self.objects[0], scene.object_ids)
+        return replace(scene, labels=GaussianLabels(object_ids, scene.confidence))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean(Operation):
+    """Give Gaussians that hardly belong to objects to the nearest other objects, with confidence 0.
+
+    Attributes:
+        objects: Objects to be cleaned.
+        min_confidence: Gaussians below it are given away; those that no camera saw have 0.
+        outliers: Parts are given away which hold under 5 % of the object's Gaussians and are farther from its other
+            parts than about this many times the usual distance between its Gaussians; 5 is a good value, 0 = off.
     """
-    gone = scene.mask(list(ids))
-    if bool(gone.all()):
-        raise UserError(f"{scene.path}: without {_listed(ids)} nothing is left; keep one object at least")
-    return _without_stale_names(scene.rows(~gone))
+
+    objects: tuple[int, ...]
+    min_confidence: float = 0.0
+    outliers: float = 0.0
+
+    def _edited(self, scene: TrainedScene) -> TrainedScene:
+        chosen = scene.mask(self.objects)
+        doubtful = chosen & (scene.confidence < self.min_confidence)
+        means = scene.gaussians.means.detach().cpu().double().numpy()
+        for object_id in self.objects if self.outliers > 0 else ():
+            index = torch.nonzero(scene.mask([object_id]) & ~doubtful)[:, 0]
+            outlying = torch.from_numpy(_outlying(means[index.cpu().numpy()], self.outliers)).to(index.device)
+            doubtful[index[outlying]] = True
+        for object_id in self.objects:
+            if bool(doubtful[scene.mask([object_id])].all()):
+                raise UserError(f"nothing would be left of object {object_id}; lower min_confidence or raise outliers")
+        others = torch.nonzero(~chosen)[:, 0]
+        if not len(others) or not bool(doubtful.any()):
+            return scene.rows(~doubtful)
+        nearest = cKDTree(means[others.cpu().numpy()]).query(means[doubtful.cpu().numpy()])[1]
+        labels = GaussianLabels(scene.object_ids.clone(), scene.confidence.clone())
+        labels.object_ids[doubtful] = scene.object_ids[others[torch.from_numpy(nearest).to(others.device)]]
+        labels.confidence[doubtful] = 0
+        return replace(scene, labels=labels)
 
 
-def isolate(scene: TrainedScene, ids: Sequence[int]) -> TrainedScene:
-    """Return the scene with nothing but the objects.
-
-    Raises:
-        UserError: No such object.
-    """
-    return _without_stale_names(scene.rows(scene.mask(list(ids))))
-
-
-def recolour(scene: TrainedScene, ids: Sequence[int], *, color: Vector, strength: float = 1.0) -> TrainedScene:
-    """Return the scene with the objects painted: their mean colour becomes `color`, brighter and darker places stay.
+@dataclass(frozen=True, kw_only=True)
+class Recolour(Operation):
+    """Paint objects one by one: their mean colour becomes `color`, brighter and darker places stay.
 
     With y the luma of a colour c, c becomes color * (y + 0.1) / (mean y + 0.1); the same linear map acts on the higher
     coefficients, so that highlights and the like take the new colour too.
 
-    Args:
-        scene: The scene.
-        ids: Objects, painted one by one.
-        color: RGB in [0, 1].
+    Attributes:
+        objects: Objects to paint.
+        color: #rrggbb.
         strength: 0 = as it was, 1 = none of the old hue.
-    Raises:
-        UserError: No such object.
     """
-    scene.mask(list(ids))
-    sh0, shN = scene.gaussians.sh0.detach().clone(), scene.gaussians.shN.detach().clone()  # noqa: N806
-    luma = torch.tensor(_LUMA, dtype=torch.float64, device=sh0.device)
-    paint = torch.tensor(color, dtype=torch.float64, device=sh0.device)
-    for object_id in ids:
-        rows = scene.mask([object_id])
-        colors = sh0[rows].double() * SH_C0 + 0.5  # [n, 1, 3]
-        share = 1 / ((colors @ luma).mean().clamp(min=0) + _DARK)
-        painted = (1 - strength) * colors + strength * share * ((colors @ luma)[..., None] + _DARK) * paint
-        higher = shN[rows].double()
-        sh0[rows] = ((painted - 0.5) / SH_C0).float()
-        shN[rows] = ((1 - strength) * higher + strength * share * (higher @ luma)[..., None] * paint).float()
-    return _with(scene, sh0=sh0, shN=shN)
+
+    objects: tuple[int, ...]
+    color: str
+    strength: float = 1.0
+
+    def _edited(self, scene: TrainedScene) -> TrainedScene:
+        scene.mask(self.objects)
+        sh0, shN = scene.gaussians.sh0.detach().clone(), scene.gaussians.shN.detach().clone()  # noqa: N806
+        luma = torch.tensor(_LUMA, dtype=torch.float64, device=sh0.device)
+        paint = torch.tensor(rgb_of(self.color), dtype=torch.float64, device=sh0.device)
+        kept = 1 - self.strength
+        for object_id in self.objects:
+            own = scene.mask([object_id])
+            colors, higher = sh0[own].double() * SH_C0 + 0.5, shN[own].double()  # [n, 1, 3], [n, K - 1, 3]
+            share = 1 / ((colors @ luma).mean().clamp(min=0) + _DARK)
+            painted = kept * colors + self.strength * share * ((colors @ luma)[..., None] + _DARK) * paint
+            sh0[own] = ((painted - 0.5) / SH_C0).float()
+            shN[own] = (kept * higher + self.strength * share * (higher @ luma)[..., None] * paint).float()
+        return replace(scene, gaussians=_with(scene.gaussians, {"sh0": sh0, "shN": shN}))
 
 
-def move(
-    scene: TrainedScene,
-    ids: Sequence[int],
-    *,
-    rotation: Rotation | None = None,
-    translation: Vector = (0.0, 0.0, 0.0),
-    scale: float = 1.0,
-    about: str | Vector = CENTROID,
-) -> TrainedScene:
-    """Return the scene with the objects moved together: x becomes R scale (x - pivot) + pivot + translation.
+@dataclass(frozen=True, kw_only=True)
+class Move(Operation):
+    """Move objects together: x becomes R scale (x - pivot) + pivot + translate; view-dependent colour turns with them.
 
-    Their view-dependent colour turns with them.
-
-    Args:
-        scene: The scene.
-        ids: Objects that move as one body.
-        rotation: R; None = none.
-        translation: World units.
+    Attributes:
+        objects: Objects that move as one body.
+        rotate: R.
+        translate: World units.
         scale: Growth, > 0.
         about: The pivot, or "centroid".
-    Raises:
-        UserError: No such object.
     """
-    rows = scene.mask(list(ids))
-    moved = _transformed(scene, rows, rotation or Rotation(), translation, scale, about)
-    table = {}
-    for name, value in moved.items():
-        table[name] = getattr(scene.gaussians, name).detach().clone()
-        table[name][rows] = value
-    return _with(scene, **table)
+
+    objects: tuple[int, ...]
+    rotate: Rotation = Rotation()
+    translate: Vector = (0.0, 0.0, 0.0)
+    scale: float = 1.0
+    about: str | Vector = CENTROID
+
+    def _edited(self, scene: TrainedScene) -> TrainedScene:
+        chosen, table = scene.mask(self.objects), {}
+        for name, value in self._moved(scene, chosen).items():
+            table[name] = getattr(scene.gaussians, name).detach().clone()
+            table[name][chosen] = value
+        return replace(scene, gaussians=_with(scene.gaussians, table))
+
+    def _moved(self, scene: TrainedScene, chosen: Tensor) -> dict[str, Tensor]:
+        """Return the parameters of `chosen` that the move changes; in float64, so that little is rounded."""
+        gaussians = scene.gaussians
+        means = gaussians.means.detach()[chosen].double()
+        offset = torch.tensor(self.translate, dtype=torch.float64, device=means.device)
+        if not isinstance(self.about, str):
+            pivot = torch.tensor(self.about, dtype=torch.float64, device=means.device)
+        elif self.about == CENTROID:
+            pivot = _centroid(means, scene.confidence[chosen])
+        else:
+            raise ValueError(f"about must be {CENTROID!r} or a point, received {self.about!r}")
+        if self.rotate.is_identity and self.scale == 1:
+            return {"means": (means + offset).float()}
+        wxyz = self.rotate.wxyz.to(means.device)
+        matrix = rotation_from_quaternion(wxyz)
+        moved = {"means": (self.scale * (means - pivot) @ matrix.T + pivot + offset).float()}
+        if self.scale != 1:
+            moved["log_scales"] = (gaussians.log_scales.detach()[chosen].double() + math.log(self.scale)).float()
+        if not self.rotate.is_identity:
+            moved["quats"] = multiply(wxyz, gaussians.quats.detach()[chosen].double()).float()
+            moved["shN"] = rotate_harmonics(gaussians.shN.detach()[chosen], matrix)
+        return moved
 
 
-def duplicate(
-    scene: TrainedScene,
-    ids: Sequence[int],
-    *,
-    rotation: Rotation | None = None,
-    translation: Vector = (0.0, 0.0, 0.0),
-    scale: float = 1.0,
-    about: str | Vector = CENTROID,
-    new_ids: Sequence[int] | None = None,
-) -> TrainedScene:
-    """Return the scene with moved copies of the objects behind all that is there; they are called "copy of ...".
+@dataclass(frozen=True, kw_only=True)
+class Duplicate(Move):
+    """Add moved copies of objects behind all Gaussians; they are called "copy of ...".
 
-    Args:
-        scene: The scene.
-        ids: Objects; their copies move as one body.
-        rotation: As for `move`; so are translation, scale and about.
-        translation: World units.
-        scale: Growth.
-        about: The pivot.
-        new_ids: Ids of the copies, as many; None = those of `next_ids`.
-    Raises:
-        UserError: No such object, or a new id is taken.
+    Attributes:
+        new_ids: Ids of the copies, as many as objects; None = those of `next_ids`.
     """
-    rows = scene.mask(list(ids))
-    fresh = next_ids(scene, len(ids)) if new_ids is None else list(new_ids)
-    taken = sorted(set(fresh) & set(scene.objects))
-    if taken or len(set(fresh)) != len(ids) or min(fresh) < 0:
-        problem = f"id {taken[0]} is taken" if taken else f"{len(ids)} objects need as many new ids, none negative"
-        raise UserError(f"new_ids {fresh}: {problem}; leave them out to take free ones")
-    moved = _transformed(scene, rows, rotation or Rotation(), translation, scale, about)
-    copies = {name: value.detach()[rows] for name, value in scene.gaussians} | moved
-    renamed = scene.object_ids[rows].clone()
-    for old, new in zip(ids, fresh, strict=True):
-        renamed[scene.object_ids[rows] == old] = new
-    labels = GaussianLabels(
-        torch.cat([scene.object_ids, renamed]), torch.cat([scene.confidence, scene.confidence[rows]])
-    )
-    return scene.changed(
-        gaussians=Gaussians({name: torch.cat([value.detach(), copies[name]]) for name, value in scene.gaussians}),
-        labels=labels,
-        names=dict(scene.names) | {new: f"copy of {scene.name_of(old)}" for old, new in zip(ids, fresh, strict=True)},
-    )
+
+    new_ids: tuple[int, ...] | None = None
+
+    def _edited(self, scene: TrainedScene) -> TrainedScene:
+        chosen = scene.mask(self.objects)
+        fresh = next_ids(scene, len(self.objects)) if self.new_ids is None else list(self.new_ids)
+        taken = sorted(set(fresh) & set(scene.objects))
+        if taken or len(set(fresh)) != len(self.objects) or min(fresh) < 0:
+            count = len(self.objects)
+            problem = f"id {taken[0]} is taken" if taken else f"{count} objects need as many new ids, none negative"
+            raise UserError(f"new_ids {fresh}: {problem}; leave them out to take free ones")
+        copies = {name: value.detach()[chosen] for name, value in scene.gaussians} | self._moved(scene, chosen)
+        ids, names = scene.object_ids[chosen].clone(), dict(scene.names)
+        for old, new in zip(self.objects, fresh, strict=True):
+            ids[scene.object_ids[chosen] == old] = new
+            names[new] = f"copy of {scene.name_of(old)}"
+        return replace(
+            scene,
+            gaussians=Gaussians({name: torch.cat([value.detach(), copies[name]]) for name, value in scene.gaussians}),
+            labels=GaussianLabels(
+                torch.cat([scene.object_ids, ids]), torch.cat([scene.confidence, scene.confidence[chosen]])
+            ),
+            names=names,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rename(Operation):
+    """Call objects by names: pairs of object id and name."""
+
+    names: tuple[tuple[int, str], ...]
+
+    def _edited(self, scene: TrainedScene) -> TrainedScene:
+        for object_id, name in self.names:
+            scene.mask([object_id])
+            if not name.strip():
+                raise UserError(f"rename: the new name of object {object_id} is empty")
+        return replace(scene, names=dict(scene.names) | {object_id: name.strip() for object_id, name in self.names})
+
+
+OPERATIONS: dict[str, type[Operation]] = {
+    kind.__name__.lower(): kind for kind in (Remove, Isolate, Merge, Clean, Recolour, Move, Duplicate, Rename)
+}
 
 
 def next_ids(scene: TrainedScene, count: int) -> list[int]:
-    """Return the ids that the next copies take: above all there are, and above those of training, removed or not."""
+    """Return the ids that the next copies take: above all present ones, and above those of training, removed or not."""
     trained = scene.method.num_objects if scene.method is not None else 0
     first = max(int(scene.object_ids.max()) + 1, trained)
     return list(range(first, first + count))
 
 
-def rename(scene: TrainedScene, object_id: int, name: str) -> TrainedScene:
-    """Return the scene with an object called `name`.
-
-    Raises:
-        UserError: No such object, or no name.
-    """
-    scene.mask([object_id])
-    if not name.strip():
-        raise UserError(f"rename: the new name of object {object_id} is empty")
-    return scene.changed(names=dict(scene.names) | {object_id: name.strip()})
-
-
-def merge(scene: TrainedScene, ids: Sequence[int]) -> TrainedScene:
-    """Return the scene with all of the objects made one: that of the first id, whose name stays.
-
-    Raises:
-        UserError: No such object.
-    """
-    rows = scene.mask(list(ids))
-    object_ids = scene.object_ids.clone()
-    object_ids[rows] = ids[0]
-    return _without_stale_names(scene.changed(labels=GaussianLabels(object_ids, scene.confidence)))
-
-
-def _transformed(
-    scene: TrainedScene, rows: Tensor, rotation: Rotation, translation: Vector, scale: float, about: str | Vector
-) -> dict[str, Tensor]:
-    """Return the parameters of `rows` that a similarity changes, moved; in float64, so that little is rounded."""
-    gaussians = scene.gaussians
-    means = gaussians.means.detach()[rows].double()
-    wxyz = rotation.wxyz.to(means.device)
-    offset = torch.tensor(translation, dtype=torch.float64, device=means.device)
-    if isinstance(about, str):
-        if about != CENTROID:
-            raise ValueError(f"about must be {CENTROID!r} or a point, received {about!r}")
-        pivot = _centroid(means, scene.confidence[rows])
-    else:
-        pivot = torch.tensor(about, dtype=torch.float64, device=means.device)
-    if rotation.is_identity and scale == 1:
-        return {"means": (means + offset).float()}
-    matrix = rotation_from_quaternion(wxyz)
-    moved = {"means": (scale * (means - pivot) @ matrix.T + pivot + offset).float()}
-    if scale != 1:
-        moved["log_scales"] = (gaussians.log_scales.detach()[rows].double() + math.log(scale)).float()
-    if not rotation.is_identity:
-        moved["quats"] = multiply(wxyz, gaussians.quats.detach()[rows].double()).float()
-        moved["shN"] = rotate_harmonics(gaussians.shN.detach()[rows], matrix)
-    return moved
-
-
 def centroid(scene: TrainedScene, ids: Sequence[int]) -> Vector:
-    """Return the middle of objects: the mean of their centres, each by its confidence, so that strays hardly count.
+    """Return the mean of the centres of objects, each by its confidence, so that outliers hardly count.
 
     Raises:
         UserError: No such object.
     """
-    rows = scene.mask(list(ids))
-    x, y, z = _centroid(scene.gaussians.means.detach()[rows].double(), scene.confidence[rows]).tolist()
+    chosen = scene.mask(ids)
+    x, y, z = _centroid(scene.gaussians.means.detach()[chosen].double(), scene.confidence[chosen]).tolist()
     return x, y, z
+
+
+def rgb_of(color: str) -> Vector:
+    """Return RGB in [0, 1] of #rrggbb or #rgb.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if not re.fullmatch(r"#([0-9a-fA-F]{3}|[0-9a-fA-F]{6})", color):
+        raise ValueError("#rrggbb")
+    digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
+    red, green, blue = (int(digits[start : start + 2], 16) / 255 for start in (0, 2, 4))
+    return red, green, blue
 
 
 def _centroid(means: Tensor, confidence: Tensor) -> Tensor:
@@ -260,16 +333,20 @@ def _centroid(means: Tensor, confidence: Tensor) -> Tensor:
     return (weights[:, None] * means).sum(dim=0) / weights.sum()
 
 
-def _with(scene: TrainedScene, **table: Tensor) -> TrainedScene:
-    """Return the scene with some parameters replaced."""
-    return scene.changed(gaussians=Gaussians({name: value.detach() for name, value in scene.gaussians} | table))
+def _with(gaussians: Gaussians, table: dict[str, Tensor]) -> Gaussians:
+    """Return Gaussians with some parameters replaced."""
+    return Gaussians({name: value.detach() for name, value in gaussians} | table)
 
 
-def _without_stale_names(scene: TrainedScene) -> TrainedScene:
-    """Return the scene without names of objects that are gone: their ids may be given again."""
-    known = scene.objects
-    return scene.changed(names={object_id: name for object_id, name in scene.names.items() if object_id in known})
-
-
-def _listed(ids: Sequence[int]) -> str:
-    return ("object " if len(ids) == 1 else "objects ") + ", ".join(map(str, ids))
+def _outlying(points: np.ndarray, factor: float) -> np.ndarray:
+    """Return which points [n, 3] lie in small parts about `factor` spacings away from everything else, bool [n]."""
+    if len(points) <= _SPACING_NEIGHBOUR:
+        return np.zeros(len(points), dtype=bool)
+    spacing = float(np.median(cKDTree(points).query(points, k=_SPACING_NEIGHBOUR + 1)[0][:, -1]))
+    # Cells that touch are linked instead of points: a large object has too many pairs of near points.
+    size = max(factor * spacing / 2, 1e-9 * float(np.ptp(points)), 1e-12)
+    cells, cell = np.unique(np.floor(points / size).astype(np.int64), axis=0, return_inverse=True)
+    pairs = cKDTree(cells).query_pairs(1, p=np.inf, output_type="ndarray")
+    links = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(cells),) * 2)
+    part = connected_components(links, directed=False)[1][cell.ravel()]
+    return (np.bincount(part) < _MIN_PART_SHARE * len(points))[part]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +19,7 @@ _MAX_UNKNOWN = 0.5  # of the edited Gaussians; beyond, it is another scene
 _NUM_CANDIDATES = 4  # Gaussians at the very same place that are told apart by their looks
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reattached:
+class Reattached(NamedTuple):
     """An edited scene with its labels, and how they were found.
 
     Attributes:
@@ -72,10 +72,12 @@ def reattach(edited: Gaussians, scene: TrainedScene, *, max_distance: float = MA
     confidence[torch.from_numpy(unknown)] = 0.0
     ids = scene.object_ids[rows]
     left = set(ids.tolist())
-    labelled = scene.changed(
+    labelled = replace(
+        scene,
         gaussians=Gaussians(edited.state_dict() | {"features": scene.gaussians.features.detach()[rows]}),
         labels=GaussianLabels(ids, confidence),
         names={object_id: name for object_id, name in scene.names.items() if object_id in left},
+        is_edited=True,
     )
     return Reattached(
         scene=labelled,

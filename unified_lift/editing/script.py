@@ -17,148 +17,28 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import yaml
 
-from unified_lift.editing import operations, selection
-from unified_lift.editing.operations import CENTROID, Rotation, Vector
+from unified_lift.editing.operations import CENTROID, OPERATIONS, Operation, Rename, Rotation, Vector, rgb_of
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.inference import TrainedScene
 
 
-@dataclass(frozen=True, kw_only=True)
-class Remove:
-    """Take objects away."""
+def read_script(path: Path, *, flag: str) -> list[Operation]:
+    """Return the operations of a file; `flag` is what the user named it with.
 
-    key: ClassVar[str] = "remove"
-    objects: tuple[int, ...]
-
-    def apply(self, scene: TrainedScene) -> TrainedScene:
-        """Return the scene after it."""
-        return operations.remove(scene, self.objects)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Isolate:
-    """Take everything else away."""
-
-    key: ClassVar[str] = "isolate"
-    objects: tuple[int, ...]
-
-    def apply(self, scene: TrainedScene) -> TrainedScene:
-        """Return the scene after it."""
-        return operations.isolate(scene, self.objects)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Merge:
-    """Make objects one: the first of them."""
-
-    key: ClassVar[str] = "merge"
-    objects: tuple[int, ...]
-
-    def apply(self, scene: TrainedScene) -> TrainedScene:
-        """Return the scene after it."""
-        return operations.merge(scene, self.objects)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clean:
-    """Give Gaussians that hardly belong to objects to what is next to them."""
-
-    key: ClassVar[str] = "clean"
-    objects: tuple[int, ...]
-    min_confidence: float = 0.0
-    outliers: float = 0.0
-
-    def apply(self, scene: TrainedScene) -> TrainedScene:
-        """Return the scene after it."""
-        return selection.clean(scene, self.objects, min_confidence=self.min_confidence, outliers=self.outliers)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recolour:
-    """Paint objects; `color` is #rrggbb."""
-
-    key: ClassVar[str] = "recolour"
-    objects: tuple[int, ...]
-    color: str
-    strength: float = 1.0
-
-    def apply(self, scene: TrainedScene) -> TrainedScene:
-        """Return the scene after it."""
-        return operations.recolour(scene, self.objects, color=rgb_of(self.color), strength=self.strength)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Move:
-    """Turn, grow and shift objects as one body."""
-
-    key: ClassVar[str] = "move"
-    objects: tuple[int, ...]
-    rotate: Rotation = Rotation()
-    translate: Vector = (0.0, 0.0, 0.0)
-    scale: float = 1.0
-    about: str | Vector = CENTROID
-
-    def apply(self, scene: TrainedScene) -> TrainedScene:
-        """Return the scene after it."""
-        return operations.move(
-            scene,
-            self.objects,
-            rotation=self.rotate,
-            translation=self.translate,
-            scale=self.scale,
-            about=self.about,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Duplicate:
-    """Add moved copies of objects."""
-
-    key: ClassVar[str] = "duplicate"
-    objects: tuple[int, ...]
-    rotate: Rotation = Rotation()
-    translate: Vector = (0.0, 0.0, 0.0)
-    scale: float = 1.0
-    about: str | Vector = CENTROID
-    new_ids: tuple[int, ...] | None = None
-
-    def apply(self, scene: TrainedScene) -> TrainedScene:
-        """Return the scene after it."""
-        return operations.duplicate(
-            scene,
-            self.objects,
-            rotation=self.rotate,
-            translation=self.translate,
-            scale=self.scale,
-            about=self.about,
-            new_ids=self.new_ids,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rename:
-    """Call objects by names."""
-
-    key: ClassVar[str] = "rename"
-    names: tuple[tuple[int, str], ...]
-
-    def apply(self, scene: TrainedScene) -> TrainedScene:
-        """Return the scene after it."""
-        for object_id, name in self.names:
-            scene = operations.rename(scene, object_id, name)
-        return scene
-
-
-Operation: TypeAlias = Remove | Isolate | Merge | Clean | Recolour | Move | Duplicate | Rename
-OPERATIONS: Mapping[str, type[Operation]] = {
-    kind.key: kind for kind in (Remove, Isolate, Merge, Clean, Recolour, Move, Duplicate, Rename)
-}
+    Raises:
+        UserError: The file cannot be read, or as `parse`.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag} {path}: not readable ({error})") from None
+    return parse(text, origin=str(path))
 
 
 def parse(text: str, *, origin: str = "edits") -> list[Operation]:
@@ -175,8 +55,8 @@ def parse(text: str, *, origin: str = "edits") -> list[Operation]:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{origin}, line {mark.line + 1}" if mark is not None else origin
+        place = getattr(error, "problem_mark", None)
+        where = f"{origin}, line {place.line + 1}" if place is not None else origin
         raise UserError(f"{where}: not YAML ({getattr(error, 'problem', None) or error})") from None
     if content is None:
         return []
@@ -186,9 +66,8 @@ def parse(text: str, *, origin: str = "edits") -> list[Operation]:
         )
     found = []
     for index, (node, entry) in enumerate(zip(tree.value, content, strict=True)):
-        where = f"{origin}, line {node.start_mark.line + 1}, entry {index + 1}"
         _refuse_repeated_keys(node, origin)
-        found.append(read_operation(entry, where))
+        found.append(read_operation(entry, f"{origin}, line {node.start_mark.line + 1}, entry {index + 1}"))
     return found
 
 
@@ -209,19 +88,23 @@ def read_operation(entry: Any, where: str) -> Operation:
     kind = OPERATIONS[key]
     if kind is Rename:
         return Rename(names=_names(value, where))
-    settings = value if isinstance(value, dict) else {"objects": value}
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    read = {}
-    for name, given in settings.items():
-        if name not in known:
+    given = value if isinstance(value, dict) else {"objects": value}
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    settings = {}
+    for name, raw in given.items():
+        if name not in fields:
             raise UserError(
-                f"{where}: {key} has no setting {name!r}{_nearest(name, known)}; there are {', '.join(known)}"
+                f"{where}: {key} has no setting {name!r}{_nearest(name, fields)}; there are {', '.join(fields)}"
             )
-        read[name] = _value(name, given, f"{where}: {key}: {name}")
-    for name, field in known.items():
-        if field.default is dataclasses.MISSING and name not in read:
+        read, expected = _READERS[name]
+        try:
+            settings[name] = read(raw)
+        except (ValueError, TypeError, OverflowError):
+            raise UserError(f"{where}: {key}: {name} must be {expected}, received {raw!r}") from None
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and name not in settings:
             raise UserError(f"{where}: {key} needs {name!r}" + (', as "#ff0000"' if name == "color" else ""))
-    return kind(**read)
+    return kind(**settings)
 
 
 def apply(scene: TrainedScene, edits: Iterable[Operation]) -> TrainedScene:
@@ -240,26 +123,22 @@ def apply(scene: TrainedScene, edits: Iterable[Operation]) -> TrainedScene:
 
 def dump(edits: Iterable[Operation]) -> str:
     """Return a script that `parse` reads back as the same operations."""
-    return yaml.safe_dump(
-        [{operation.key: _plain(operation)} for operation in edits],
-        sort_keys=False,
-        default_flow_style=None,
-        allow_unicode=True,
-        width=120,
-    )
+    entries = [{operation.key: _plain(operation)} for operation in edits]
+    return yaml.safe_dump(entries, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
 
 
-def rgb_of(color: str) -> Vector:
-    """Return RGB in [0, 1] of #rrggbb or #rgb.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    if not re.fullmatch(r"#([0-9a-fA-F]{3}|[0-9a-fA-F]{6})", color):
-        raise ValueError("#rrggbb")
-    digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
-    red, green, blue = (int(digits[start : start + 2], 16) / 255 for start in (0, 2, 4))
-    return red, green, blue
+def _plain(operation: Operation) -> Any:
+    """Return what follows the key: settings that are not the default, or bare ids."""
+    if isinstance(operation, Rename):
+        return dict(operation.names)
+    settings: dict[str, Any] = {}
+    for field in dataclasses.fields(operation):
+        value = getattr(operation, field.name)
+        if isinstance(value, Rotation) and value != field.default:
+            settings[field.name] = {"axis": list(value.axis), "degrees": value.degrees}
+        elif value != field.default:
+            settings[field.name] = list(value) if isinstance(value, tuple) else value
+    return settings["objects"] if set(settings) == {"objects"} else settings
 
 
 def _nearest(name: Any, known: Iterable[str]) -> str:
@@ -267,20 +146,21 @@ def _nearest(name: Any, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-# ---- values: each reader raises a ValueError, TypeError or OverflowError that _value turns into a message ----
+def _refuse_repeated_keys(node: yaml.Node, origin: str) -> None:
+    """Raise a UserError where a mapping has a key twice, of which YAML would keep the last without a word."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise UserError(f"{origin}, line {key.start_mark.line + 1}: {key.value!r} is there twice; keep one")
+            seen.add(key.value)
+            _refuse_repeated_keys(value, origin)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_repeated_keys(value, origin)
 
 
-class _Reader(NamedTuple):
-    read: Callable[[Any], Any]
-    expected: str
-
-
-def _value(name: str, given: Any, where: str) -> Any:
-    reader = _READERS[name]
-    try:
-        return reader.read(given)
-    except (ValueError, TypeError, OverflowError):
-        raise UserError(f"{where} must be {reader.expected}, received {given!r}") from None
+# ---- values: readers raise a ValueError, TypeError or OverflowError, which read_operation turns into a message ----
 
 
 def _ids(given: Any) -> tuple[int, ...]:
@@ -298,25 +178,14 @@ def _number(given: Any) -> float:
     return float(given)
 
 
-def _share(given: Any) -> float:
-    number = _number(given)
-    if not 0 <= number <= 1:
-        raise ValueError
-    return number
+def _number_where(allowed: Callable[[float], bool]) -> Callable[[Any], float]:
+    def read(given: Any) -> float:
+        number = _number(given)
+        if not allowed(number):
+            raise ValueError
+        return number
 
-
-def _not_negative(given: Any) -> float:
-    number = _number(given)
-    if number < 0:
-        raise ValueError
-    return number
-
-
-def _positive(given: Any) -> float:
-    number = _number(given)
-    if number <= 0:
-        raise ValueError
-    return number
+    return read
 
 
 def _vector(given: Any) -> Vector:
@@ -338,21 +207,21 @@ def _rotation(given: Any) -> Rotation:
 
 
 def _hex_color(given: Any) -> str:
-    rgb = rgb_of(given)
-    return "#" + "".join(f"{round(255 * value):02x}" for value in rgb)
+    return "#" + "".join(f"{round(255 * value):02x}" for value in rgb_of(given))
 
 
-_READERS = {
-    "objects": _Reader(_ids, "an object id or a list of different ones, as [3, 4]"),
-    "new_ids": _Reader(_ids, "a list of different ids, as [12]"),
-    "color": _Reader(_hex_color, 'a colour in quotes, as "#ff0000"'),
-    "strength": _Reader(_share, "a number in [0, 1]"),
-    "min_confidence": _Reader(_share, "a number in [0, 1]"),
-    "outliers": _Reader(_not_negative, "a number that is not negative; 0 = off"),
-    "rotate": _Reader(_rotation, "{axis: [x, y, z], degrees: d}, the axis not zero"),
-    "translate": _Reader(_vector, "three numbers, as [0.1, 0, 0]"),
-    "scale": _Reader(_positive, "a positive number"),
-    "about": _Reader(_pivot, f"{CENTROID} or a point, as [0, 0, 0]"),
+_share = _number_where(lambda number: 0 <= number <= 1)
+_READERS: dict[str, tuple[Callable[[Any], Any], str]] = {  # setting -> how it is read, and what is expected
+    "objects": (_ids, "an object id or a list of different ones, as [3, 4]"),
+    "new_ids": (_ids, "a list of different ids, as [12]"),
+    "color": (_hex_color, 'a colour in quotes, as "#ff0000"'),
+    "strength": (_share, "a number in [0, 1]"),
+    "min_confidence": (_share, "a number in [0, 1]"),
+    "outliers": (_number_where(lambda number: number >= 0), "a number that is not negative; 0 = off"),
+    "rotate": (_rotation, "{axis: [x, y, z], degrees: d}, the axis not zero"),
+    "translate": (_vector, "three numbers, as [0.1, 0, 0]"),
+    "scale": (_number_where(lambda number: number > 0), "a positive number"),
+    "about": (_pivot, f"{CENTROID} or a point, as [0, 0, 0]"),
 }
 
 
@@ -365,35 +234,3 @@ def _names(value: Any, where: str) -> tuple[tuple[int, str], ...]:
                 f"{where}: rename: expected an id and a name, as {{7: mug}}, received {object_id!r}: {name!r}"
             )
     return tuple((object_id, name.strip()) for object_id, name in value.items())
-
-
-def _refuse_repeated_keys(node: yaml.Node, origin: str) -> None:
-    """Raise a UserError where a mapping has a key twice, of which YAML would keep the last without a word."""
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise UserError(f"{origin}, line {key.start_mark.line + 1}: {key.value!r} is there twice; keep one")
-            seen.add(key.value)
-            _refuse_repeated_keys(value, origin)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_repeated_keys(value, origin)
-
-
-def _plain(operation: Operation) -> Any:
-    """Return the value that stands behind the key: settings that are not the default, or bare ids."""
-    if isinstance(operation, Rename):
-        return dict(operation.names)
-    settings = {}
-    for field in dataclasses.fields(operation):
-        value = getattr(operation, field.name)
-        if value != field.default:
-            settings[field.name] = _plain_value(value)
-    return settings["objects"] if set(settings) == {"objects"} else settings
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, Rotation):
-        return {"axis": list(value.axis), "degrees": value.degrees}
-    return list(value) if isinstance(value, tuple) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -110,7 +110,7 @@ class TrainedScene:
         """Return id -> {name, count, color, bbox, centroid, views, score} of every object, see `describe_objects`."""
         return describe_objects(self.gaussians, self.require_labels(), names=self.names, num_views=self.num_views)
 
-    def mask(self, object_ids: list[int]) -> Tensor:
+    def mask(self, object_ids: Sequence[int]) -> Tensor:
         """Return which Gaussians belong to one of the objects, bool [N].
 
         Raises:
@@ -121,17 +121,13 @@ class TrainedScene:
             if object_id not in known:
                 listed = ", ".join(map(str, list(known)[:20])) + (" ..." if len(known) > 20 else "")
                 raise UserError(f"{self.path}: no object {object_id}; there are {listed}")
-        return torch.isin(self.object_ids, torch.tensor(object_ids, device=self.object_ids.device))
+        return torch.isin(self.object_ids, torch.tensor(list(object_ids), device=self.object_ids.device))
 
     def rows(self, chosen: Tensor) -> TrainedScene:
         """Return the scene with only the Gaussians of `chosen`, bool [N] or indices."""
         table = {name: value.detach()[chosen] for name, value in self.gaussians}
         labels = GaussianLabels(self.object_ids[chosen], self.confidence[chosen])
         return replace(self, gaussians=Gaussians(table), labels=labels)
-
-    def changed(self, **changes: Any) -> TrainedScene:
-        """Return the scene as an edit leaves it."""
-        return replace(self, is_edited=True, **changes)
 
 
 class RenderedView(NamedTuple):
@@ -248,8 +244,9 @@ def render_view(model: TrainedScene, camera: Camera) -> RenderedView:
         ids, confidence = segment_by_labels(model.gaussians, model.object_ids, camera)
     elif model.method is not None:
         ids, confidence = model.method.segment(out.features)
-    maps = (out.image, ids, confidence, out.alpha, depth)
-    return RenderedView(*(None if value is None else value.cpu() for value in maps))
+    if ids is not None and confidence is not None:
+        ids, confidence = ids.cpu(), confidence.cpu()
+    return RenderedView(out.image.cpu(), ids, confidence, out.alpha.cpu(), depth.cpu())
 
 
 @torch.no_grad()

@@ -52,28 +52,28 @@ class Labelling(GaussianLabels):
 def label_gaussians(
     gaussians: Gaussians, method: Method, cameras: Sequence[Camera], *, max_votes: int = _MAX_VOTES
 ) -> Labelling:
-    """Return labels of all Gaussians by votes of the pixels they blend into.
+    """Return labels of all Gaussians by label voting of the pixels they blend into.
 
-    Every pixel gives its code to the Gaussians in front of it, in proportion to their blending weights: only blends of
-    features were trained, never single features. A Gaussian no camera sees takes the code of its own feature.
-    Where the method has a feature for each object, a mean of these by the votes is returned too. It asks every pixel
-    that shows a Gaussian in any view, and evens out what the features took over from single masks.
+    Every pixel gives its object to the Gaussians in front of it, in proportion to their blending weights: only blends
+    of features were trained, never single features. A Gaussian no camera sees takes the object of its own feature.
+    Where the method has a feature for each object, a mean of these by the votes is returned too. It takes every pixel
+    into account that shows a Gaussian in any view, and evens out what the features took over from single masks.
 
     Source: ours; the paper applies Eq. 2 to the single feature.
     Args:
         gaussians: The lifted scene.
-        method: Tells the code of a feature.
-        cameras: Who votes.
-        max_votes: Most float32 votes in memory; where N x L are more, the cameras are asked again for each block of
-            codes.
+        method: Tells the object of a feature.
+        cameras: Views whose pixels vote.
+        max_votes: Most float32 votes in memory; where N x L are more, views are rendered again for each block of
+            objects.
     """
     num_codes, count = method.num_objects, len(gaussians)
     areas = torch.zeros(num_codes, dtype=torch.int64, device=gaussians.device)
     num_views, object_ids = torch.zeros_like(areas), torch.zeros(count, dtype=torch.int64, device=gaussians.device)
     best, total = (torch.full((count,), start, device=gaussians.device) for start in (-1.0, 0.0))
-    final = method.final_features()
-    codes, power = (None, 0.0) if final is None else (final.codes, final.power)
-    mixed = None if codes is None else torch.zeros(count, codes.shape[1] + 1, device=gaussians.device)
+    final, mixed = method.final_features(), None
+    if final is not None:
+        mixed = torch.zeros(count, final.codes.shape[1] + 1, device=gaussians.device)
     block = max(1, min(num_codes, max_votes // max(count, 1)))
     for first in range(0, num_codes, block):
         columns = min(block, num_codes - first)
@@ -89,14 +89,14 @@ def label_gaussians(
         highest, code = votes[:, :-1].max(dim=1)
         object_ids = torch.where(highest > best, code + first, object_ids)
         best, total = torch.maximum(best, highest), total + votes[:, :-1].sum(dim=1)
-        if mixed is not None:
-            shares = votes[:, :-1].pow_(power)
-            mixed[:, :-1] += shares @ codes[first : first + columns]
+        if final is not None and mixed is not None:
+            shares = votes[:, :-1].pow_(final.power)
+            mixed[:, :-1] += shares @ final.codes[first : first + columns]
             mixed[:, -1] += shares.sum(dim=1)
     unseen, total = total == 0, total.clamp(min=1e-12)
     object_ids[unseen] = method.segment(gaussians.features[unseen]).object_ids
-    if mixed is not None:
-        mixed = torch.where(mixed[:, -1:] > 0, mixed[:, :-1] / mixed[:, -1:], codes[object_ids])
+    if final is not None and mixed is not None:
+        mixed = torch.where(mixed[:, -1:] > 0, mixed[:, :-1] / mixed[:, -1:], final.codes[object_ids])
     return Labelling(object_ids, torch.where(unseen, 0.0, best / total), areas, num_views, mixed)
 
 

@@ -33,6 +33,8 @@ from unified_lift.types import Scene, View
 
 EDITS_FILE = "edits.yaml"
 """In the model folder of an edited scene: all edits since it was trained."""
+FILES_OF_RUN = ("chkpnt*.pth", "metrics.jsonl", "profile.json", EDITS_FILE, "tb", "point_cloud", "levels")
+"""Patterns of checkpoints, logs and saved iterations in a model folder."""
 
 
 def holds_run(model_path: Path) -> bool:
@@ -42,11 +44,11 @@ def holds_run(model_path: Path) -> bool:
 
 def forget_earlier_run(model_path: Path) -> None:
     """Remove checkpoints, logs and saved iterations of an earlier run, which would mix with those of a new one."""
-    names = ("chkpnt*.pth", "metrics.jsonl", "profile.json", EDITS_FILE)
-    for path in [path for name in names for path in model_path.glob(name)]:
-        path.unlink()
-    for folder in (model_path / "tb", model_path / "point_cloud", model_path / "levels"):
-        shutil.rmtree(folder, ignore_errors=True)
+    for path in [path for pattern in FILES_OF_RUN for path in model_path.glob(pattern)]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def write_run_header(settings: TrainSettings, scene: Scene) -> None:

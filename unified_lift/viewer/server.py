@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unified_lift.editing.script import Operation
+from unified_lift.editing.operations import Operation
 from unified_lift.errors import UserError
 from unified_lift.evaluation.video import FPS, write_video
 from unified_lift.modelfolder.inference import TrainedScene, object_at

@@ -12,8 +12,18 @@ from typing import NamedTuple
 import torch
 
 from unified_lift.editing import script
-from unified_lift.editing.operations import CENTROID, Rotation, Vector, next_ids
-from unified_lift.editing.script import Duplicate, Move, Operation, Recolour, Remove, Rename
+from unified_lift.editing.operations import (
+    CENTROID,
+    Duplicate,
+    Move,
+    Operation,
+    Recolour,
+    Remove,
+    Rename,
+    Rotation,
+    Vector,
+    next_ids,
+)
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.inference import TrainedScene
 

@@ -1,19 +1,108 @@
-"""File formats of exported objects and scenes. Adding one is a file with a `FORMAT`."""
+"""Export of objects and scenes; a file format is a file of this package with a `FORMAT`."""
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from unified_lift.editing.formats.base import Format
+from tqdm import tqdm
+
+from unified_lift.editing.formats.base import Format, Part
 from unified_lift.errors import UserError
+from unified_lift.fileio import replacing_folder
+from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.registry import members
 
+BACKGROUND_ID = 0  # objects are numbered by falling area
 FORMATS: dict[str, Format] = {entry.name: entry for entry in members(sys.modules[__name__], "FORMAT")}
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def export(
+    scene: TrainedScene,
+    out: Path,
+    *,
+    objects: Sequence[int | str] = ("scene",),
+    formats: Sequence[str] = ("ply",),
+    min_confidence: float = 0.0,
+    quiet: bool = True,
+) -> dict[str, list[Path]]:
+    """Write objects of a scene into a folder: all files or, if anything goes wrong, none of them.
+
+    Files of the same names are replaced, others stay.
+
+    Args:
+        scene: The scene.
+        out: The folder.
+        objects: Object ids, `all` (every object but the background, one each), `background` or `scene`.
+        formats: Names in `FORMATS`; a name may hold several, separated by commas.
+        min_confidence: Gaussians whose label is less certain are left out.
+        quiet: No progress bar.
+    Returns:
+        Stem (`scene`, `background` or `object_<id>`) -> its files; none where no Gaussian is certain enough.
+    Raises:
+        UserError: No such object or format, nothing to write, the folder is a file, or the disk is full.
+    """
+    chosen, writers = chosen_objects(scene, objects), chosen_formats(formats)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a folder with --out")
+    certain, num_files = scene.confidence >= min_confidence, len(chosen) * len(writers)
+    made: dict[str, list[Path]] = {}
+    try:
+        with (
+            replacing_folder(out) as folder,
+            tqdm(desc="export", unit=" files", total=num_files, disable=quiet, dynamic_ncols=True) as bar,
+        ):
+            written: set[Path] = set()
+            for stem, object_id in chosen.items():
+                kept = certain if object_id is None else certain & scene.mask([object_id])
+                if bool(kept.any()):
+                    part = Part(stem=stem, scene=scene.rows(kept), is_whole=object_id is None)
+                    for writer in writers:
+                        writer.write(folder, part)
+                        bar.update()
+                files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+                made[stem] = [out / name for name in sorted(files - written)]
+                written = files
+            if not written:
+                raise UserError(f"--min_conf {min_confidence:g} leaves nothing to write; give less")
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise UserError(f"{out}: the disk is full, nothing was written; free some space or change --out") from None
+        raise
+    return made
+
+
+def chosen_objects(scene: TrainedScene, wanted: Sequence[int | str]) -> dict[str, int | None]:
+    """Return stem -> object id of each part asked for; the id is None for the whole scene. See `export`.
+
+    Raises:
+        UserError: A word that is none of these, an object that is not there, or nothing asked for.
+    """
+    chosen: dict[str, int | None] = {}
+    for word in map(str, wanted):
+        if word == "scene":
+            chosen["scene"] = None
+        elif word == "background":
+            if BACKGROUND_ID not in scene.objects:
+                raise UserError(f"--objects background: {scene.path} has no object {BACKGROUND_ID}; it was removed")
+            chosen["background"] = BACKGROUND_ID
+        elif word == "all":
+            chosen |= {f"object_{object_id}": object_id for object_id in scene.objects if object_id != BACKGROUND_ID}
+        elif word.isdecimal():
+            scene.mask([int(word)])  # raises where it is not there
+            chosen[f"object_{int(word)}"] = int(word)
+        else:
+            raise UserError(f"--objects {word}: expected object ids, all, background or scene")
+    if not chosen:
+        raise UserError(f"--objects {' '.join(map(str, wanted))}: {scene.path} has no object but the background")
+    return chosen
 
 
 def chosen_formats(names: Sequence[str]) -> list[Format]:
-    """Return the formats of these names; a name may hold several, separated by commas.
+    """Return the formats of these names, once each; a name may hold several, separated by commas.
 
     Raises:
         UserError: There is no such format.

@@ -7,8 +7,8 @@ import pytest
 from plyfile import PlyData
 
 from tests.editing.small_scene import part_of, random_gaussians, scene_of
-from unified_lift.editing.formats import FORMATS, chosen_formats
-from unified_lift.editing.formats.base import Format, check_wanted, make_parts, write_part_files
+from unified_lift.editing.formats import FORMATS, chosen_formats, chosen_objects, export
+from unified_lift.editing.formats.base import Format
 from unified_lift.errors import UserError
 
 VANILLA = [
@@ -66,18 +66,17 @@ def test_labels_are_row_by_row_those_of_the_ply(tmp_path):
     assert rows["object_id"].tolist() == [0, 4, 4, 9, 0, 9]
 
 
-def test_parts_are_the_objects_asked_for_once_each():
+def test_parts_are_the_objects_asked_for_once_each(tmp_path):
     scene = scene_of(random_gaussians(6), [0, 4, 4, 9, 0, 9])
-    assert check_wanted(scene, ["all"]) == [("object_4", 4), ("object_9", 9)]
-    assert check_wanted(scene, ["9", "scene", "background", "09"]) == [
-        ("object_9", 9),
-        ("scene", None),
-        ("background", 0),
-    ]
-    parts = list(make_parts(scene, check_wanted(scene, ["9", "background", "scene"])))
-    assert [len(part.scene) for part in parts] == [2, 2, 6]
-    assert [part.is_whole for part in parts] == [False, False, True]
-    assert set(parts[0].scene.objects) == {9}
+    assert chosen_objects(scene, ["all"]) == {"object_4": 4, "object_9": 9}
+    assert chosen_objects(scene, [9, "scene", "background", "09"]) == {"object_9": 9, "scene": None, "background": 0}
+    export(scene, tmp_path, objects=[9, "scene", "background"], formats=["points"])
+    ids = {path.name: read(path)["object_id"].tolist() for path in tmp_path.iterdir()}
+    assert ids == {
+        "object_9_points.ply": [9, 9],
+        "scene_points.ply": [0, 4, 4, 9, 0, 9],
+        "background_points.ply": [0, 0],
+    }
 
 
 @pytest.mark.parametrize(
@@ -90,20 +89,21 @@ def test_parts_are_the_objects_asked_for_once_each():
 )
 def test_an_object_that_is_not_there_is_an_error_that_lists_those_that_are(words, message):
     with pytest.raises(UserError, match=message):
-        check_wanted(scene_of(random_gaussians(4)), words)
+        chosen_objects(scene_of(random_gaussians(4)), words)
 
 
 def test_a_scene_without_background_or_without_objects_says_so():
     with pytest.raises(UserError, match="has no object 0; it was removed"):
-        check_wanted(scene_of(random_gaussians(2), [3, 4]), ["background"])
+        chosen_objects(scene_of(random_gaussians(2), [3, 4]), ["background"])
     with pytest.raises(UserError, match="no object but the background"):
-        check_wanted(scene_of(random_gaussians(2), [0, 0]), ["all"])
+        chosen_objects(scene_of(random_gaussians(2), [0, 0]), ["all"])
 
 
-def test_uncertain_gaussians_are_left_out_and_an_object_of_none_is_named():
+def test_uncertain_gaussians_are_left_out_and_an_object_of_none_has_no_file(tmp_path):
     scene = scene_of(random_gaussians(4), [0, 4, 4, 9], confidence=[1.0, 0.2, 0.5, 0.1])
-    first, second, third = make_parts(scene, check_wanted(scene, ["scene", "4", "9"]), min_confidence=0.5)
-    assert (len(first.scene), len(second.scene), third) == (2, 1, "object_9")
+    made = export(scene, tmp_path, objects=["scene", 4, 9], min_confidence=0.5)
+    assert made == {"scene": [tmp_path / "scene.ply"], "object_4": [tmp_path / "object_4.ply"], "object_9": []}
+    assert [len(read(tmp_path / name)) for name in ("scene.ply", "object_4.ply")] == [2, 1]
 
 
 def test_formats_are_found_by_name_with_commas_or_spaces_and_once():
@@ -115,54 +115,59 @@ def test_formats_are_found_by_name_with_commas_or_spaces_and_once():
         chosen_formats([","])
 
 
-def failing(error):
-    def write(folder, part):
-        (folder / "half.bin").write_bytes(b"half")
-        raise error
+@pytest.fixture
+def failing(monkeypatch):
+    def add(error):
+        def write(folder, part):
+            (folder / "half.bin").write_bytes(b"half")
+            raise error
 
-    return Format(name="bad", about="", write=write)
+        monkeypatch.setitem(FORMATS, "bad", Format(name="bad", about="", write=write))
+
+    return add
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("x"), PermissionError(13, "no")])
-def test_whatever_interrupts_an_export_leaves_what_was_there_before_and_nothing_else(tmp_path, error):
-    parts, out = [part_of(scene_of(random_gaussians(3)))], tmp_path / "out"
+def test_whatever_interrupts_an_export_leaves_what_was_there_before_and_nothing_else(tmp_path, failing, error):
+    scene, out = scene_of(random_gaussians(3)), tmp_path / "out"
+    failing(error)
     with pytest.raises(type(error)):
-        write_part_files(parts, [FORMATS["ply"], failing(error)], out)
+        export(scene, out, formats=["ply", "bad"])
     assert list(tmp_path.iterdir()) == []
-    write_part_files(parts, [FORMATS["ply"]], out)
+    export(scene, out)
     before = (out / "scene.ply").read_bytes()
     with pytest.raises(type(error)):
-        write_part_files([part_of(scene_of(random_gaussians(3, seed=1)))], [FORMATS["ply"], failing(error)], out)
+        export(scene_of(random_gaussians(3, seed=1)), out, formats=["ply", "bad"])
     assert (out / "scene.ply").read_bytes() == before
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "scene.ply"]
 
 
-def test_a_full_disk_is_an_error_that_says_nothing_was_written(tmp_path):
+def test_a_full_disk_is_an_error_that_says_nothing_was_written(tmp_path, failing):
+    failing(OSError(28, "full"))
     with pytest.raises(UserError, match="the disk is full, nothing was written"):
-        write_part_files([part_of(scene_of(random_gaussians(3)))], [failing(OSError(28, "full"))], tmp_path / "out")
+        export(scene_of(random_gaussians(3)), tmp_path / "out", formats=["bad"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_files_replace_those_of_the_same_name_and_others_stay(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    part, seen = part_of(scene_of(random_gaussians(3))), []
+    scene = scene_of(random_gaussians(3))
     for _ in range(2):
-        made = write_part_files([part], [FORMATS["labels"], FORMATS["ply"]], tmp_path, on_file=seen.append)
-    assert [str(path.relative_to(tmp_path)) for path in made] == [
+        made = export(scene, tmp_path, formats=["labels", "ply"])
+    assert [str(path.relative_to(tmp_path)) for path in made["scene"]] == [
         "scene.ply",
         "scene_labels/objects.json",
         "scene_labels/point_cloud_objects.ply",
         "scene_labels/segmentation.npz",
     ]
-    assert seen == ["scene labels", "scene ply"] * 2
     assert (tmp_path / "mine.txt").read_text() == "mine"
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file; give a folder"):
-        write_part_files([part], [FORMATS["ply"]], tmp_path / "file")
+        export(scene, tmp_path / "file")
 
 
 def test_an_export_into_the_present_folder_works(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    write_part_files([part_of(scene_of(random_gaussians(3)))], [FORMATS["ply"]], type(tmp_path)("."))
+    export(scene_of(random_gaussians(3)), type(tmp_path)("."))
     assert (tmp_path / "here/scene.ply").exists()

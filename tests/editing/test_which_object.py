@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.editing.small_scene import gaussians_of, scene_of
-from unified_lift.editing import selection
-from unified_lift.editing.operations import duplicate, remove
-from unified_lift.editing.text import ClipEncoder
+from unified_lift.editing import query
+from unified_lift.editing.operations import Duplicate, Remove
+from unified_lift.editing.text import clip_encoder
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0
 from unified_lift.modelfolder.inference import object_at
@@ -61,7 +61,7 @@ def test_a_pixel_shows_the_object_in_front(balls):
 
 
 def test_copies_are_told_apart_though_their_features_are_those_of_the_original(balls):
-    both = duplicate(remove(balls, [5, 8]), [3], translation=(2.0, 0.0, 0.0))
+    both = Duplicate(objects=(3,), translate=(2.0, 0.0, 0.0)).apply(Remove(objects=(5, 8)).apply(balls))
     assert object_at(both, camera(), 10.0, 15.0) == 3
     assert object_at(both, camera(), 30.0, 15.0) == 4
 
@@ -73,7 +73,7 @@ def test_a_point_outside_the_image_is_an_error(balls, point):
 
 
 def test_masks_are_disjoint_and_empty_pixels_belong_to_none(balls):
-    masks = selection.object_masks(balls, camera())
+    masks = query.object_masks(balls, camera())
     assert set(masks) == {3, 5, 8}
     assert (sum(mask.astype(int) for mask in masks.values()) <= 1).all()
     assert not any(mask[0, 0] for mask in masks.values())
@@ -90,7 +90,7 @@ def test_asking_pixels_in_blocks_changes_nothing(balls):
 
 
 def test_the_best_view_is_the_one_with_most_pixels(balls):
-    views = selection.best_views(balls, [camera(), camera((0.0, 0.0, 6.0))])
+    views = query.best_views(balls, [camera(), camera((0.0, 0.0, 6.0))])
     assert {object_id: view.camera for object_id, view in views.items()} == {3: 0, 5: 0, 8: 1}
 
 
@@ -98,26 +98,26 @@ def test_the_best_view_is_the_one_with_most_pixels(balls):
 
 
 def test_like_goes_by_the_cosine_of_mean_features(balls):
-    found = selection.objects_like(balls, 3)
+    found = query.objects_like(balls, 3)
     assert [one.object_id for one in found] == [8, 5]
     assert found[0].score == pytest.approx(0.9 / np.hypot(0.9, 0.1))
     assert found[1].score == pytest.approx(0)
-    assert len(selection.objects_like(balls, 3, top=1)) == 1
+    assert len(query.objects_like(balls, 3, top=1)) == 1
     with pytest.raises(UserError, match="no object 4"):
-        selection.objects_like(balls, 4)
+        query.objects_like(balls, 4)
 
 
 def test_unseen_gaussians_do_not_decide_what_an_object_is_like():
     gaussians = gaussians_of(means=torch.zeros(6, 3), features=[[1, 0], [0, 1], [0, 1], [0, 1], [1, 0], [0, 1]])
     scene = scene_of(gaussians, [1, 1, 1, 1, 2, 3], confidence=[1.0, 0, 0, 0, 1, 1])
-    assert selection.objects_like(scene, 1)[0].object_id == 2
+    assert query.objects_like(scene, 1)[0].object_id == 2
 
 
 def test_a_mask_finds_the_object_it_covers(balls):
-    mask = selection.object_masks(balls, camera())[5]
-    found = selection.objects_in_mask(balls, camera(), mask)
-    assert found == [selection.Found(5, 1.0)]
-    assert selection.objects_in_mask(balls, camera(), np.zeros((30, 40), bool)) == []
+    mask = query.object_masks(balls, camera())[5]
+    found = query.objects_in_mask(balls, camera(), mask)
+    assert found == [query.Found(5, 1.0)]
+    assert query.objects_in_mask(balls, camera(), np.zeros((30, 40), bool)) == []
 
 
 class ByColor:
@@ -125,7 +125,7 @@ class ByColor:
 
     WORDS = {"red": RED, "green": GREEN, "object": (1, 1, 1), "nothing here": (-1, -1, -1)}
 
-    def embed(self, images, texts):
+    def __call__(self, images, texts):
         self.sizes = [image.shape for image in images]
         assert all(image.dtype == np.uint8 for image in images)
         colors = []
@@ -142,18 +142,18 @@ class ByColor:
 
 def test_words_find_what_fits_them_better_than_the_word_object(balls):
     encoder = ByColor()
-    found = selection.objects_by_text(balls, "red", [camera()], encoder)
+    found = query.objects_by_text(balls, "red", [camera()], encoder)
     assert [one.object_id for one in found] == [3]
-    assert found[0].score > selection.MIN_RELEVANCY
+    assert found[0].score > query.MIN_RELEVANCY
     assert len(encoder.sizes) == 6  # each of three objects with and without its surroundings
     assert all(size[0] < 30 and size[1] < 40 for size in encoder.sizes)
-    assert selection.objects_by_text(balls, "nothing here", [camera()], encoder) == []
+    assert query.objects_by_text(balls, "nothing here", [camera()], encoder) == []
 
 
 def test_nothing_in_view_is_nothing_found(balls):
     away = camera()
     away.cam_from_world[:3, 3] += [0, 0, -50]
-    assert selection.objects_by_text(balls, "red", [away], ByColor()) == []
+    assert query.objects_by_text(balls, "red", [away], ByColor()) == []
 
 
 # ---- CLIP behind a stand-in for transformers ----
@@ -203,9 +203,9 @@ def clip(tmp_path, monkeypatch):
 
 
 def test_clip_encodes_pictures_in_batches_and_returns_unit_vectors(clip):
-    encoder = ClipEncoder(clip, device=torch.device("cpu"))
+    encode = clip_encoder(clip, device=torch.device("cpu"))
     images = [np.full((3, 5, 3), index % 4, np.uint8) for index in range(40)]
-    encoded, words = encoder.embed(images, ["ab", "c"])
+    encoded, words = encode(images, ["ab", "c"])
     assert FakeProcessor.batches == [32, 8]
     assert torch.equal(encoded, torch.eye(4)[[index % 4 for index in range(40)]])
     assert torch.equal(words, torch.eye(4)[[2, 1]])
@@ -213,58 +213,10 @@ def test_clip_encodes_pictures_in_batches_and_returns_unit_vectors(clip):
 
 def test_clip_that_is_not_there_is_told(clip, monkeypatch):
     with pytest.raises(UserError, match="nowhere: no such folder"):
-        ClipEncoder(clip / "nowhere", device=torch.device("cpu"))
+        clip_encoder(clip / "nowhere", device=torch.device("cpu"))
     (clip / "config.json").unlink()
     with pytest.raises(UserError, match="cannot be loaded"):
-        ClipEncoder(clip, device=torch.device("cpu"))
+        clip_encoder(clip, device=torch.device("cpu"))
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r"unified-lift\[grounding\]"):
-        ClipEncoder(clip, device=torch.device("cpu"))
-
-
-# ---- hygiene ----
-
-
-def grid_with_strays():
-    """Return a 5 x 5 plate of object 1, one stray of it far off beside a plate of object 0, and one unsure row."""
-    plate = [[x, y, 0] for x in range(5) for y in range(5)]
-    other = [[x + 100.0, y, 0] for x in range(5) for y in range(5)]
-    means = plate + [[102.2, 2.2, 0]] + other
-    confidence = [1.0] * 24 + [0.3] + [0.9] + [1.0] * 25
-    return scene_of(gaussians_of(means=means), [1] * 26 + [0] * 25, confidence=confidence)
-
-
-def test_strays_go_to_what_is_next_to_them():
-    scene = grid_with_strays()
-    cleaned = selection.clean(scene, [1], outliers=5)
-    assert cleaned.objects == {0: 26, 1: 25}
-    assert int(cleaned.object_ids[25]) == 0
-    assert float(cleaned.confidence[25]) == 0
-    assert len(cleaned) == len(scene)
-    assert scene.objects == {0: 25, 1: 26}
-
-
-def test_unsure_gaussians_go_too():
-    cleaned = selection.clean(grid_with_strays(), [1], min_confidence=0.5)
-    assert torch.nonzero(cleaned.object_ids == 0)[0].tolist() == [24]
-    assert int(cleaned.object_ids[25]) == 1  # sure of itself, if far away
-
-
-def test_two_halves_of_an_object_both_stay():
-    means = [[x, 0, 0] for x in range(20)] + [[x + 200, 0, 0] for x in range(20)]
-    scene = scene_of(gaussians_of(means=means), [1] * 40, confidence=[1.0] * 40)
-    assert selection.clean(scene, [1], outliers=3).objects == {1: 40}
-
-
-def test_where_nothing_else_is_strays_are_taken_away():
-    scene = grid_with_strays().rows(torch.arange(26))
-    assert len(selection.clean(scene, [1], outliers=5)) == 25
-
-
-def test_off_means_off_and_nothing_left_is_an_error():
-    scene = grid_with_strays()
-    assert selection.clean(scene, [1]) is scene
-    with pytest.raises(UserError, match="nothing would be left of object 1"):
-        selection.clean(scene_of(scene.gaussians, [1] * 51, confidence=[0.5] * 51), [1], min_confidence=0.6)
-    alone = scene_of(gaussians_of(means=[[0, 0, 0], [5, 0, 0]]), [1, 1], confidence=[1.0, 1.0])
-    assert selection.clean(alone, [1], outliers=1).objects == {1: 2}  # too few to tell
+        clip_encoder(clip, device=torch.device("cpu"))

@@ -1,0 +1,199 @@
+"""Which object is meant: by a mask, by likeness or by words; and the view that shows an object best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unified_lift.errors import UserError
+from unified_lift.evaluation.grounding import Grounding
+from unified_lift.evaluation.pictures import borders, write_picture
+from unified_lift.metrics.image import quantize_uint8
+from unified_lift.model.render import render
+from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.modelfolder.labels import segment_by_labels
+from unified_lift.types import Camera, Scene, View
+
+TextEncoder = Callable[[Sequence[np.ndarray], Sequence[str]], tuple[Tensor, Tensor]]
+"""Returns unit vectors [images, E] and [texts, E] of uint8 RGB pictures of any size and of texts, as CLIP does."""
+CANONICAL_TEXTS = ("object", "things", "stuff", "texture")
+"""What words must beat to count as found [LERF]."""
+MIN_RELEVANCY = 0.5
+"""Words fit an object better than the canonical ones do from here on."""
+_RELEVANCY_SCALE = 10.0  # [LERF]
+_CROP_MARGIN = 0.15  # of the larger side of the object's box
+_GREY = np.uint8(127)
+_MAX_VIEWS = 24  # among which the best view of an object is sought, evenly spread
+_DIM = 0.25  # brightness of what was not asked for
+
+
+class Found(NamedTuple):
+    """An object and how well it fits what was asked, 1 = perfectly."""
+
+    object_id: int
+    score: float
+
+
+class BestView(NamedTuple):
+    """Where an object is seen best.
+
+    Attributes:
+        camera: Index among the cameras that were asked.
+        mask: Its pixels there, bool [H, W].
+    """
+
+    camera: int
+    mask: np.ndarray
+
+
+def object_masks(scene: TrainedScene, camera: Camera) -> dict[int, np.ndarray]:
+    """Return object id -> its visible pixels, bool [H, W], of every object seen from a camera."""
+    found = segment_by_labels(scene.gaussians, scene.object_ids, camera)
+    ids = torch.where(found.confidence > 0, found.object_ids, -1).cpu().numpy()
+    return {int(object_id): ids == object_id for object_id in np.unique(ids) if object_id >= 0}
+
+
+def best_views(scene: TrainedScene, cameras: Iterable[Camera]) -> dict[int, BestView]:
+    """Return object id -> the camera that sees most pixels of it, and these pixels; unseen objects are absent."""
+    best: dict[int, BestView] = {}
+    for index, camera in enumerate(cameras):
+        for object_id, mask in object_masks(scene, camera).items():
+            if object_id not in best or mask.mean() > best[object_id].mask.mean():
+                best[object_id] = BestView(index, mask)
+    return best
+
+
+def objects_like(scene: TrainedScene, object_id: int, *, top: int = 5) -> list[Found]:
+    """Return the other objects by falling cosine between their mean features and those of `object_id`.
+
+    Raises:
+        UserError: No such object, or the scene has no features.
+    """
+    scene.mask([object_id])
+    if not scene.gaussians.feature_dim:
+        raise UserError(f"{scene.path}: has no features, so nothing is like anything; give a lifted model")
+    values, index = torch.unique(scene.object_ids, return_inverse=True)
+    features = scene.gaussians.features.detach() * scene.confidence[:, None].clamp(min=1e-3)  # unseen ones hardly count
+    sums = torch.zeros(len(values), features.shape[1], device=features.device).index_add_(0, index, features)
+    directions = torch.nn.functional.normalize(sums, dim=1)
+    cosines = directions @ directions[int(torch.nonzero(values == object_id)[0, 0])]
+    found = map(Found, values.tolist(), cosines.tolist())
+    return _by_score(one for one in found if one.object_id != object_id)[:top]
+
+
+def objects_in_mask(scene: TrainedScene, camera: Camera, mask: np.ndarray) -> list[Found]:
+    """Return the objects that a mask bool [H, W] of a view touches, by falling IoU with their visible pixels."""
+    touched = {key: own for key, own in object_masks(scene, camera).items() if (own & mask).any()}
+    return _by_score(Found(key, float((own & mask).sum() / (own | mask).sum())) for key, own in touched.items())
+
+
+def objects_by_grounding(scene: TrainedScene, text: str, view: View, grounding: Grounding) -> list[Found]:
+    """Return the objects under the mask that a text detector finds in the photo of a view, as `objects_in_mask`.
+
+    Raises:
+        UserError: The mask is not as large as the view.
+    """
+    mask = grounding.find(view.image.numpy(), [text]).masks.get(text)
+    if mask is None:
+        return []
+    if mask.shape != (view.camera.height, view.camera.width):
+        size, expected = (f"{shape[1]} x {shape[0]}" for shape in (mask.shape, view.image.shape))
+        raise UserError(f"--grounding: the mask is {size}, view {view.name} is {expected} pixels")
+    return objects_in_mask(scene, view.camera, mask)
+
+
+def objects_by_text(
+    scene: TrainedScene, text: str, cameras: Sequence[Camera], encode: TextEncoder, *, top: int = 5
+) -> list[Found]:
+    """Return the objects that words describe, by falling relevancy; those below 0.5 are left out.
+
+    Every object is shown to the encoder in the view that shows most of it: cut out with its surroundings, and alone on
+    grey. Its score is the relevancy of LERF (Eq. 2 there) of the mean of both: the smallest of softmax(10 x cosine)
+    against each of "object", "things", "stuff", "texture".
+
+    Args:
+        scene: The scene.
+        text: What is sought, such as "mug".
+        cameras: Among which the best view is chosen.
+        encode: Usually CLIP.
+        top: Most objects returned.
+    """
+    views = best_views(scene, cameras)
+    if not views:
+        return []
+    rendered = {index: picture(scene, cameras[index]) for index in {view.camera for view in views.values()}}
+    crops = []
+    for index, mask in views.values():
+        box, image = _box(mask), rendered[index]
+        crops += [image[box], np.where(mask[..., None], image, _GREY)[box]]
+    images, texts = encode(crops, (text, *CANONICAL_TEXTS))
+    pooled = torch.nn.functional.normalize(images.view(len(views), 2, -1).mean(dim=1), dim=1)
+    cosines = pooled @ texts.T  # [objects, 1 + canonical]
+    relevancy = torch.sigmoid(_RELEVANCY_SCALE * (cosines[:, :1] - cosines[:, 1:])).min(dim=1).values
+    return _by_score(one for one in map(Found, views, relevancy.tolist()) if one.score > MIN_RELEVANCY)[:top]
+
+
+@torch.no_grad()
+def picture(scene: TrainedScene, camera: Camera) -> np.ndarray:
+    """Return the rendering of a scene, uint8 RGB [H, W, 3]."""
+    out = render(scene.gaussians, camera, background=scene.background, with_features=False)
+    return quantize_uint8(out.image.cpu()).numpy()
+
+
+def views_to_ask(scene: Scene, name: str | None) -> list[View]:
+    """Return the view of that name; without a name, training views evenly spread, among which the best ones are sought.
+
+    Raises:
+        UserError: No such view.
+    """
+    if name is None:
+        step = max(1, math.ceil(len(scene.train) / _MAX_VIEWS))
+        return list(scene.train[::step])
+    every = (*scene.train, *scene.test)
+    named = [view for view in every if view.name == name]
+    if not named:
+        names = ", ".join(view.name for view in every[:8]) + (" ..." if len(every) > 8 else "")
+        raise UserError(f"--view {name}: no such view; there are {names}")
+    return named
+
+
+def write_best_views(
+    scene: TrainedScene, found: Sequence[Found], views: Sequence[View], out: Path
+) -> dict[int, int | None]:
+    """Write `<id>.png`, the rest dimmed, and `<id>_mask.png` of each object in the view that shows most of it.
+
+    Returns:
+        Object id -> index of its view; None where no view shows it.
+    """
+    best = best_views(scene, [view.camera for view in views])
+    shown: dict[int, int | None] = {}
+    for one in found:
+        if one.object_id not in best:
+            shown[one.object_id] = None
+            continue
+        index, mask = best[one.object_id]
+        shown[one.object_id] = index
+        image = picture(scene, views[index].camera)
+        highlighted = np.where(mask[..., None], image, np.rint(_DIM * image).astype(np.uint8))
+        highlighted[borders(mask)] = 255
+        write_picture(out / f"{one.object_id}.png", highlighted)
+        write_picture(out / f"{one.object_id}_mask.png", mask)
+    return shown
+
+
+def _by_score(found: Iterable[Found]) -> list[Found]:
+    return sorted(found, key=lambda one: -one.score)
+
+
+def _box(mask: np.ndarray) -> tuple[slice, slice]:
+    """Return rows and columns of the box around a mask, widened by a margin."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    margin = max(1, round(_CROP_MARGIN * max(np.ptp(rows), np.ptp(columns))))
+    top, left = (max(0, line[0] - margin) for line in (rows, columns))
+    return slice(top, rows[-1] + margin + 1), slice(left, columns[-1] + margin + 1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -24,83 +25,66 @@ from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.model.render import render
 from unified_lift.modelfolder.settings import TrainSettings
-from unified_lift.types import Camera
+from unified_lift.types import Camera, DataDevice
 
-State = Literal["ok", "note", "broken"]
 GIB = 2**30
 _LITTLE_DISK = 2 * GIB  # a model of a million Gaussians with its checkpoint takes about that
 _COPIES = 4  # of every trained number: itself, its gradient, two moments of Adam
 _REST = 0.5  # of the memory that remains, for what a step computes
 
-
-class Package(NamedTuple):
-    """An optional package: the module, what it is for, and the line that installs it."""
-
-    module: str
-    purpose: str
-    install: str
-
-
-OPTIONAL = (
-    Package("pycolmap", "sfm: poses of own photos", 'pip install "unified-lift[sfm]"'),
-    Package("segment_anything", "masks: the SAM provider", 'pip install "unified-lift[masks]"'),
-    Package("transformers", "masks and text queries by other models", 'pip install "unified-lift[grounding]"'),
-    Package("viser", "view: the browser viewer", 'pip install "unified-lift[viewer]"'),
-    Package("gsplat", "--rasterizer gsplat", 'pip install "unified-lift[gsplat]"'),
-    Package("sklearn", "baselines that cluster with HDBSCAN", 'pip install "unified-lift[baselines]"'),
-    Package("submitit", "bench --launcher submitit", "pip install submitit"),
-)
-NEEDED = (
-    "scipy",
-    "plyfile",
-    "cv2",
-    "PIL",
-    "tqdm",
-    "tensorboard",
-    "tyro",
-    "yaml",
-    "matplotlib",
-    "jinja2",
-    "imageio_ffmpeg",
-)
+OPTIONAL = {
+    "pycolmap": ("sfm: poses of own photos", 'pip install "unified-lift[sfm]"'),
+    "segment_anything": ("masks: the SAM mask generator", 'pip install "unified-lift[masks]"'),
+    "transformers": ("masks and text queries by other models", 'pip install "unified-lift[grounding]"'),
+    "viser": ("view: the browser viewer", 'pip install "unified-lift[viewer]"'),
+    "gsplat": ("--rasterizer gsplat", 'pip install "unified-lift[gsplat]"'),
+    "sklearn": ("baselines that cluster with HDBSCAN", 'pip install "unified-lift[baselines]"'),
+    "submitit": ("bench --launcher submitit", "pip install submitit"),
+}
+"""Module of an optional package -> what it is for, and the line that installs it."""
+NEEDED = tuple("scipy plyfile cv2 PIL tqdm tensorboard tyro yaml matplotlib jinja2 imageio_ffmpeg".split())
 """Modules of the packages that an installation always brings."""
 
 
-class Finding(NamedTuple):
+class Diagnosis(NamedTuple):
     """One line of the examination.
 
     Attributes:
         topic: What was looked at.
         state: `ok`, `note` (something optional or fast is missing) or `broken` (training cannot run).
-        text: What was found, with the cure where there is something to cure.
+        text: What was found, and how to fix it where it can be fixed.
     """
 
     topic: str
-    state: State
+    state: Literal["ok", "note", "broken"]
     text: str
 
 
-def examine(folder: Path) -> list[Finding]:
-    """Return what there is on this machine; none of it is `broken` if training can run.
+def examine(folder: Path) -> list[Diagnosis]:
+    """Return what this machine has; none of it is `broken` if training can run.
 
     Args:
         folder: Where models are to be written.
     """
     program = f"{unified_lift.__version__}, Python {platform.python_version()}, {platform.platform()}"
+    missing = [module for module in NEEDED if importlib.util.find_spec(module) is None]
+    packages = f"missing: {', '.join(missing)}; pip install --upgrade unified-lift"
     return [
-        Finding("unified-lift", "ok", program),
+        Diagnosis("unified-lift", "ok", program),
         _torch(),
         *_rasterizers(),
         _attempted("render", _try_render),
         _attempted("simple_knn", _try_neighbours),
-        _needed(),
-        *(_optional(package) for package in OPTIONAL),
+        Diagnosis("packages", "broken", packages)
+        if missing
+        else Diagnosis("packages", "ok", "all that are needed are installed"),
+        *(_optional(module, *about) for module, about in OPTIONAL.items()),
         _disk(folder),
-        Finding("memory", "ok", f"{available_memory() / GIB:.1f} GiB of main memory can be taken"),
+        Diagnosis("memory", "ok", f"{available_memory() / GIB:.1f} GiB of main memory can be taken"),
     ]
 
 
-def scene_budget(data: DataSettings, folder: Path) -> list[Finding]:
+def scene_budget(data: DataSettings, folder: Path) -> list[Diagnosis]:
     """Return what a scene needs of memory; no pixel is decoded.
 
     Args:
@@ -110,88 +94,80 @@ def scene_budget(data: DataSettings, folder: Path) -> list[Finding]:
     device = chosen_device("auto")
     free = free_bytes(device, folder)
     try:
-        num_bytes = _pixel_bytes(data)
+        num_bytes = pixel_bytes(data)
         placement = choose_placement("auto", num_bytes, free)
     except UserError as error:
-        return [Finding("scene", "broken", str(error))]
-    settings = TrainSettings()
-    harmonics = 3 * (settings.geometry.sh_degree + 1) ** 2
-    numbers = 3 + 4 + 3 + 1 + harmonics + settings.method.feature_dim
-    each = 4 * numbers * _COPIES
-    where = "cuda" if device.type == "cuda" else "cpu"
+        return [Diagnosis("scene", "broken", str(error))]
+    settings: TrainSettings[Any] = TrainSettings()
+    sh_degree, feature_dim = settings.geometry.sh_degree, settings.method.feature_dim
+    each = 4 * _COPIES * (3 + 4 + 3 + 1 + 3 * (sh_degree + 1) ** 2 + feature_dim)
+    where: DataDevice = "cuda" if device.type == "cuda" else "cpu"
     taken = num_bytes if placement.kept_on == where else 0
     fit = int(_REST * max(free[where] - taken, 0) / each)
-    return [
-        Finding("scene", "ok", str(placement)),
-        Finding(
-            "Gaussians",
-            "ok",
-            f"{each * 10**6 / GIB:.2f} GiB a million with gradients and moments (SH degree "
-            f"{settings.geometry.sh_degree}, {settings.method.feature_dim} features); "
-            f"about {_millions(fit)} fit into half of what remains, "
-            "the other half is for rendering; limit them with --max_gaussians",
-        ),
-    ]
+    count = f"{fit / 10**6:.1f} million" if fit >= 10**6 else f"{fit:,}"
+    text = (
+        f"{each * 10**6 / GIB:.2f} GiB a million with gradients and moments (SH degree {sh_degree}, {feature_dim} "
+        f"features); about {count} fit into half of what remains, the other half is for rendering; limit them with "
+        "--max_gaussians"
+    )
+    return [Diagnosis("scene", "ok", str(placement)), Diagnosis("Gaussians", "ok", text)]
 
 
 class _Told(Exception):  # noqa: N818 (not an error: ends the loading of a scene before pixels are decoded)
     pass
 
 
-class _Asking:
-    """A store that only listens how many bytes it is going to be given."""
+class _SizeOnly:
+    """In place of a data cache: hears how many bytes it is going to be given, and stops the loading."""
 
     num_bytes = 0
 
     def expect(self, num_bytes: int) -> None:
-        """Hear the number and stop the loading."""
         self.num_bytes = num_bytes
         raise _Told
 
-    def keep(self, array: np.ndarray) -> torch.Tensor:
-        """Never called: nothing is decoded before `expect`."""
-        raise AssertionError
+    def keep(self, array: Any) -> NoReturn:
+        raise AssertionError("nothing is decoded before `expect`")
 
 
-def _pixel_bytes(data: DataSettings) -> int:
-    store = _Asking()
-    try:
+def pixel_bytes(data: DataSettings) -> int:
+    """Return how many bytes the photos and masks of a scene take in memory."""
+    store = _SizeOnly()
+    with contextlib.suppress(_Told):
         load_scene(data, store=store)
-    except _Told:
-        pass
     return store.num_bytes
 
 
-def _torch() -> Finding:
+def _torch() -> Diagnosis:
     version = f"torch {torch.__version__}"
     if torch.cuda.is_available():
         cards = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
         listed = ", ".join(f"{card.name} ({card.total_memory / GIB:.0f} GiB)" for card in cards)
-        return Finding("device", "ok", f"{version}, CUDA {torch.version.cuda}: {listed}")
+        return Diagnosis("device", "ok", f"{version}, CUDA {torch.version.cuda}: {listed}")
     if torch.version.cuda is None:
         why = "this torch was built without CUDA; with an NVIDIA card install a CUDA build of torch"
     else:
         why = f"torch is built for CUDA {torch.version.cuda} but sees no card; check nvidia-smi and the driver"
-    return Finding("device", "note", f"{version} on the CPU, {torch.get_num_threads()} threads: {why}")
+    return Diagnosis("device", "note", f"{version} on the CPU, {torch.get_num_threads()} threads: {why}")
 
 
-def _rasterizers() -> list[Finding]:
+def _rasterizers() -> list[Diagnosis]:
     """Return what renders on the CPU, what on a GPU, and whether gsplat could."""
     info = backend_info()
     slow = info["implementation"] == "reference"
     cpu = f"{info['implementation']} ({info['isa']}): {info['reason']}"
-    found = [Finding("rasterizer cpu", "note" if slow else "ok", cpu + ("; this is very slow" if slow else ""))]
+    found = [Diagnosis("rasterizer cpu", "note" if slow else "ok", cpu + ("; this is very slow" if slow else ""))]
     for name in ("cuda", "gsplat"):
         built = info[name] == name
-        found.append(Finding(f"rasterizer {name}", "ok" if built else "note", "built" if built else str(info[name])))
+        found.append(Diagnosis(f"rasterizer {name}", "ok" if built else "note", "built" if built else str(info[name])))
     return found
 
 
-def _attempted(topic: str, attempt: Callable[[], str]) -> Finding:
+def _attempted(topic: str, attempt: Callable[[], str]) -> Diagnosis:
     try:
-        return Finding(topic, "ok", attempt())
+        return Diagnosis(topic, "ok", attempt())
     except Exception as error:  # noqa: BLE001 (whatever goes wrong there is what the user wants to be told)
-        return Finding(topic, "broken", f"{type(error).__name__}: {error}; reinstall the package")
+        return Diagnosis(topic, "broken", f"{type(error).__name__}: {error}; reinstall the package")
 
 
 def _try_render() -> str:
@@ -228,29 +204,16 @@ def _try_neighbours() -> str:
     return "distances to neighbours are right"
 
 
-def _needed() -> Finding:
-    missing = [module for module in NEEDED if importlib.util.find_spec(module) is None]
-    if missing:
-        return Finding("packages", "broken", f"missing: {', '.join(missing)}; pip install --upgrade unified-lift")
-    return Finding("packages", "ok", "all that are needed are installed")
-
-
-def _optional(package: Package) -> Finding:
-    if importlib.util.find_spec(package.module) is None:
-        return Finding(package.module, "note", f"not installed ({package.purpose}); {package.install}")
-    names = importlib.metadata.packages_distributions().get(package.module, [])
+def _optional(module: str, purpose: str, install: str) -> Diagnosis:
+    if importlib.util.find_spec(module) is None:
+        return Diagnosis(module, "note", f"not installed ({purpose}); {install}")
+    names = importlib.metadata.packages_distributions().get(module, [])
     version = importlib.metadata.version(names[0]) if names else "of unknown version"
-    return Finding(package.module, "ok", f"{version} ({package.purpose})")
+    return Diagnosis(module, "ok", f"{version} ({purpose})")
 
 
-def _disk(folder: Path) -> Finding:
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(there).free
-    text = f"{free / GIB:.1f} GiB free in {folder}"
-    if free < _LITTLE_DISK:
-        return Finding("disk", "note", f"{text}; a large model with its checkpoint needs {_LITTLE_DISK / GIB:.0f} GiB")
-    return Finding("disk", "ok", text)
-
-
-def _millions(count: int) -> str:
-    return f"{count / 10**6:.1f} million" if count >= 10**6 else f"{count:,}"
+def _disk(folder: Path) -> Diagnosis:
+    parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(parent).free
+    little = f"; a large model with its checkpoint needs {_LITTLE_DISK / GIB:.0f} GiB" if free < _LITTLE_DISK else ""
+    return Diagnosis("disk", "note" if little else "ok", f"{free / GIB:.1f} GiB free in {folder}{little}")

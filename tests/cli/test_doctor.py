@@ -45,7 +45,7 @@ def test_a_machine_that_trains_is_told_what_it_has(capsys):
     assert torch.__version__ in found["device"][1]
     assert found["render"][0] == found["simple_knn"][0] == found["packages"][0] == "ok"
     assert {"rasterizer cpu", "rasterizer cuda", "rasterizer gsplat", "disk", "memory"} <= set(found)
-    assert {package.module for package in doctor.OPTIONAL} <= set(found)
+    assert set(doctor.OPTIONAL) <= set(found)
 
 
 def test_what_is_built_is_ok_and_what_is_not_comes_with_the_reason(capsys, monkeypatch):
@@ -93,10 +93,10 @@ def test_wrong_neighbours_and_missing_packages_are_broken(capsys, monkeypatch):
 
 
 def test_optional_packages_are_there_with_version_or_missing_with_the_line_that_installs_them(capsys, monkeypatch):
-    entries = (
-        doctor.Package("yaml", "reading", "pip install pyyaml"),
-        doctor.Package("no_such_module", "dreaming", 'pip install "unified-lift[dream]"'),
-    )
+    entries = {
+        "yaml": ("reading", "pip install pyyaml"),
+        "no_such_module": ("dreaming", 'pip install "unified-lift[dream]"'),
+    }
     monkeypatch.setattr(doctor, "OPTIONAL", entries)
     code, found, _ = examined(capsys)
     assert code == 0
@@ -107,7 +107,7 @@ def test_optional_packages_are_there_with_version_or_missing_with_the_line_that_
 def test_a_scene_is_told_what_its_pixels_need_without_decoding_one(capsys, scene_dir, monkeypatch):
     scene = load_scene(DataSettings(source_path=scene_dir))
     gigabytes = scene_bytes(scene) / 2**30
-    assert doctor._pixel_bytes(DataSettings(source_path=scene_dir)) == scene_bytes(scene)
+    assert doctor.pixel_bytes(DataSettings(source_path=scene_dir)) == scene_bytes(scene)
     monkeypatch.setattr("unified_lift.data.base.load_view", None)  # calling it would fail
     code, found, _ = examined(capsys, "-s", str(scene_dir))
     assert code == 0
@@ -117,7 +117,7 @@ def test_a_scene_is_told_what_its_pixels_need_without_decoding_one(capsys, scene
 
 
 def test_how_many_gaussians_fit_is_half_of_what_the_photos_leave(capsys, scene_dir, monkeypatch):
-    needed = doctor._pixel_bytes(DataSettings(source_path=scene_dir))
+    needed = doctor.pixel_bytes(DataSettings(source_path=scene_dir))
     monkeypatch.setattr(doctor, "free_bytes", lambda *_: {"cpu": 2 * 1200 * 5000 + needed, "disk": 2**40})
     _, found, _ = examined(capsys, "-s", str(scene_dir))
     assert "about 5,000 fit" in found["Gaussians"][1]

@@ -9,8 +9,7 @@ import numpy as np
 
 from unified_lift.evaluation.pictures import overlay
 
-TILE = 320
-"""Longest side of a photo on the sheet, in pixels."""
+TILE = 320  # longest side of a photo on the sheet, in pixels
 _GAP = 6  # pixels between tiles
 _INK = 0.75  # share of the ids' colour, as in the video of render.py: shading stays visible
 _PAPER = 24  # grey value between tiles
@@ -34,8 +33,7 @@ def tile(image: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 def contact_sheet(tiles: Sequence[np.ndarray], *, columns: int = 3) -> np.ndarray:
     """Return the tiles, uint8 [h, w, 3] of any sizes, row by row in columns of equal width."""
-    height = max(tile.shape[0] for tile in tiles)
-    width = max(tile.shape[1] for tile in tiles)
+    height, width = (max(tile.shape[axis] for tile in tiles) for axis in (0, 1))
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     sheet = np.full((rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3), _PAPER, dtype=np.uint8)

@@ -1,7 +1,7 @@
 """Photos as they come from a phone or camera, or the sharp frames of a video, as pictures a reconstruction can use.
 
-Pictures stand upright (EXIF rotation is applied), are RGB JPEG files no longer than a chosen size, and carry nothing of
-their EXIF data but what tells the focal length: places and times stay at home.
+They are upright (EXIF rotation is applied) RGB JPEG files no longer than a chosen size, and keep nothing of their EXIF
+data but what tells the focal length: no places, no times.
 """
 
 from __future__ import annotations
@@ -37,14 +37,12 @@ def is_video(source: Path) -> bool:
     Raises:
         UserError: It is neither.
     """
-    if source.is_dir():
-        return False
     if not source.exists():
         raise UserError(f"{source}: no such folder or file; give a folder of photos or a video")
-    if source.suffix.lower() in VIDEO_SUFFIXES:
-        return True
-    kinds = ", ".join(VIDEO_SUFFIXES)
-    raise UserError(f"{source}: neither a folder of photos nor a video ({kinds}); give one of them")
+    if source.is_file() and source.suffix.lower() not in VIDEO_SUFFIXES:
+        kinds = ", ".join(VIDEO_SUFFIXES)
+        raise UserError(f"{source}: neither a folder of photos nor a video ({kinds}); give one of them")
+    return source.is_file()
 
 
 def list_photos(folder: Path) -> list[Path]:
@@ -53,14 +51,14 @@ def list_photos(folder: Path) -> list[Path]:
     Raises:
         UserError: There is none, some are HEIC files that cannot be read here, or two have one name but for the suffix.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path.relative_to(folder))]
-    photos = [path for path in files if path.suffix.lower() in _PHOTO_SUFFIXES]
-    heic = [path for path in files if path.suffix.lower() in HEIC_SUFFIXES]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    photos = [path for path in files if path.suffix.lower() in (*_PHOTO_SUFFIXES, *HEIC_SUFFIXES)]
+    heic = [path for path in photos if path.suffix.lower() in HEIC_SUFFIXES]
     if heic and not _reads_heic():
         raise UserError(
             f"{heic[0]}: {len(heic)} HEIC photos cannot be read here; pip install pillow-heif, or export them as JPEG"
         )
-    photos = sorted([*photos, *heic])
     if not photos:
         kinds = ", ".join(sorted(_PHOTO_SUFFIXES | set(HEIC_SUFFIXES)))
         raise UserError(f"{folder}: holds no photos ({kinds}); give the folder they are in")
@@ -107,9 +105,7 @@ def _write_photo(path: Path, *, source: Path, folder: Path, max_size: int) -> No
 def _focal_only(exif: Exif) -> Exif:
     """Return the tags from which a reconstruction guesses the focal length, and no others."""
     kept = Image.Exif()
-    for tag in (_MAKE, _MODEL):
-        if tag in exif:
-            kept[tag] = exif[tag]
+    kept.update({tag: exif[tag] for tag in (_MAKE, _MODEL) if tag in exif})
     details = exif.get_ifd(_EXIF_IFD)
     focal = {tag: details[tag] for tag in (_FOCAL, _FOCAL_35MM) if tag in details}
     if focal:
@@ -117,11 +113,15 @@ def _focal_only(exif: Exif) -> Exif:
     return kept
 
 
+def _shrunk(image: np.ndarray, longest: int) -> np.ndarray:
+    """Return a picture [H, W] or [H, W, 3] whose longer side is at most `longest` pixels."""
+    scale = longest / max(image.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return image if scale >= 1 else cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
 def _save(image: Image.Image, path: Path, *, max_size: int, exif: Exif | None = None) -> None:
-    scale = max_size / max(image.size)
-    if scale < 1:
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        image = Image.fromarray(cv2.resize(np.asarray(image), (width, height), interpolation=cv2.INTER_AREA))
+    image = Image.fromarray(_shrunk(np.asarray(image), max_size))
     image.save(path, quality=_QUALITY, subsampling=0, exif=exif if exif is not None else Image.Exif())
 
 
@@ -141,11 +141,11 @@ def write_sharp_frames(
         UserError: The video cannot be decoded.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    guess, scores = _stated_length(video), []
+    guess, scores = int(cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT)), []
+    progress = progress or (lambda done, total: None)
     for frame in _decoded(video):
         scores.append(sharpness(frame))
-        if progress is not None:
-            progress(len(scores), 2 * max(guess, len(scores)))
+        progress(len(scores), 2 * max(guess, len(scores)))
     if not scores:
         raise UserError(f"{video}: no frame of this video can be decoded; convert it to H.264 .mp4 or give photos")
     chosen = set(sharpest(scores, count=count))
@@ -153,18 +153,13 @@ def write_sharp_frames(
         if number in chosen:
             picture = Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
             _save(picture, folder / f"frame_{number:06d}.jpg", max_size=max_size)
-        if progress is not None:
-            progress(len(scores) + number + 1, 2 * len(scores))
+        progress(len(scores) + number + 1, 2 * len(scores))
     return len(scores)
 
 
 def sharpness(image: np.ndarray) -> float:
     """Return the variance of the Laplacian of a BGR frame [H, W, 3] at 640 px: large where edges are crisp."""
-    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    scale = _SHARPNESS_SIDE / max(grey.shape)
-    if scale < 1:
-        size = tuple(max(1, round(side * scale)) for side in grey.shape[::-1])
-        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    grey = _shrunk(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), _SHARPNESS_SIDE)
     return float(cv2.Laplacian(grey, cv2.CV_64F).var())
 
 
@@ -176,28 +171,14 @@ def sharpest(scores: Sequence[float], *, count: int) -> list[int]:
     return [low + int(np.argmax(scores[low:high])) for low, high in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def _stated_length(video: Path) -> int:
-    capture = cv2.VideoCapture(str(video))
-    length = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    capture.release()
-    return max(length, 0)
-
-
 def _decoded(video: Path) -> Iterator[np.ndarray]:
     """Yield the frames as BGR, turned as the file says."""
     capture = cv2.VideoCapture(str(video))
-    try:
-        while True:
-            good, frame = capture.read()
-            if not good:
-                return
-            yield frame
-    finally:
-        capture.release()
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    while True:
+        good, frame = capture.read()
+        if not good:
+            return
+        yield frame
 
 
 def _reads_heic() -> bool:

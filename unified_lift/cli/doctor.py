@@ -38,9 +38,9 @@ def doctor_main(argv: list[str]) -> int:
     if command.source_path is not None:
         data = DataSettings(source_path=command.source_path, images=command.images, resolution=command.resolution)
         found += scene_budget(data, command.model_path)
-    width = max(len(finding.topic) for finding in found)
-    for finding in found:
-        print(f"{_MARKS[finding.state]}{finding.topic:<{width}}  {finding.text}")
-    broken = [finding.topic for finding in found if finding.state == "broken"]
+    width = max(len(one.topic) for one in found)
+    for one in found:
+        print(f"{_MARKS[one.state]}{one.topic:<{width}}  {one.text}")
+    broken = [one.topic for one in found if one.state == "broken"]
     print(f"training cannot run: {', '.join(broken)}" if broken else "training can run")
     return 1 if broken else 0

@@ -50,7 +50,7 @@ class Metric:
         label: What it is, in a few words.
         unit: `%`: a fraction in [0, 1], printed in percent; `count`; `dB` or another unit, printed behind it; "": none.
         higher_is_better: None = a fact about the scene and no score.
-        limit: Largest value; None = there is none. Plots end there.
+        limit: Largest value, where plots end; None = there is none.
         is_headline: Whether it is among the large numbers at the top of the report.
         function: Returns the value of a view, None (or no finite number) where it does not apply; the scene's is the
             mean over views. None = a protocol computes it.
@@ -60,7 +60,7 @@ class Metric:
     label: str = ""
     unit: str = "%"
     higher_is_better: bool | None = True
-    limit: float | None = None
+    limit: float | None = 1
     is_headline: bool = False
     function: Callable[[ViewBundle], float | None] | None = None
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from unified_lift.metrics.base import Metric
-from unified_lift.ops.overlaps import compress, overlap_table
+from unified_lift.ops.overlaps import overlap_table
 
 Profile = Literal["scene", "scene_masked", "viewmean"]
 
@@ -19,15 +19,15 @@ MIN_HIT_IOU = 0.5
 # Ids below this many pixels in the scene are left out of one more F1, which stray pixels cannot move.
 MIN_SEGMENT_PIXELS = 100
 METRICS = (
-    Metric(name="mIoU", label="mean IoU of matched objects, or of prompts", limit=1, is_headline=True),
-    Metric(name="F1", label="objects found with IoU > 0.5", limit=1, is_headline=True),
-    Metric(name="mIoU_masked", label="mIoU where something is annotated", limit=1),
-    Metric(name="F1_masked", label="F1 where something is annotated", limit=1),
-    Metric(name="mIoU_viewmean", label="mIoU, averaged view by view [Gaga]", limit=1),
-    Metric(name="F1_viewmean", label="F1, averaged view by view [Gaga]", limit=1),
-    Metric(name="mIoU_from_100_px", label="mIoU of objects from 100 pixels on", limit=1),
-    Metric(name="F1_from_100_px", label="F1 of objects from 100 pixels on", limit=1),
-    Metric(name="object_share", label="share of annotated pixels", higher_is_better=None, limit=1),
+    Metric(name="mIoU", label="mean IoU of matched objects, or of prompts", is_headline=True),
+    Metric(name="F1", label="objects found with IoU > 0.5", is_headline=True),
+    Metric(name="mIoU_masked", label="mIoU where something is annotated"),
+    Metric(name="F1_masked", label="F1 where something is annotated"),
+    Metric(name="mIoU_viewmean", label="mIoU, averaged view by view [Gaga]"),
+    Metric(name="F1_viewmean", label="F1, averaged view by view [Gaga]"),
+    Metric(name="mIoU_from_100_px", label="mIoU of objects from 100 pixels on"),
+    Metric(name="F1_from_100_px", label="F1 of objects from 100 pixels on"),
+    Metric(name="object_share", label="share of annotated pixels", higher_is_better=None),
 )
 
 
@@ -55,7 +55,7 @@ class MatchedScores:
 
 
 def match_matrix(
-    matrix: np.ndarray, *, true_ids: Sequence[int] | None = None, pred_ids: Sequence[int] | None = None
+    matrix: np.ndarray, *, true_ids: np.ndarray | None = None, pred_ids: np.ndarray | None = None
 ) -> MatchedScores:
     """Return the scores of the one-to-one matching with the largest sum of IoU.
 
@@ -68,12 +68,10 @@ def match_matrix(
     num_true, num_pred = matrix.shape
     if not num_true:
         raise ValueError("there is no true object to match")
-    true_ids = range(num_true) if true_ids is None else true_ids
-    pred_ids = range(num_pred) if pred_ids is None else pred_ids
     rows, columns = linear_sum_assignment(matrix, maximize=True)
     values = matrix[rows, columns]
-    matched = values > 0
-    tp = int((values > MIN_HIT_IOU).sum())
+    matched, tp = values > 0, int((values > MIN_HIT_IOU).sum())
+    trues, preds = rows if true_ids is None else true_ids[rows], columns if pred_ids is None else pred_ids[columns]
     return MatchedScores(
         miou=float(values.sum() / num_true),
         f1=2 * tp / (num_pred + num_true),
@@ -82,7 +80,7 @@ def match_matrix(
         tp=tp,
         num_pred=num_pred,
         num_true=num_true,
-        pairs=tuple((int(true_ids[r]), int(pred_ids[c])) for r, c in zip(rows[matched], columns[matched])),
+        pairs=tuple(zip(trues[matched].tolist(), preds[matched].tolist(), strict=True)),
         pair_iou=tuple(values[matched].tolist()),
     )
 
@@ -105,8 +103,7 @@ def matched_scores(
         viewmean: IoU per view, averaged over the views that show the true object; 0 is an id like others. Blind to
             an id that is used again for another object in a view without the first.
     Args:
-        preds: Predicted ids of each view, integers [H, W].
-        trues: True ids of each view, integers [H, W].
+        preds, trues: Predicted and true ids of each view, integers [H, W].
         profile: See above.
     Raises:
         ValueError: No views, unequal shapes, an unknown profile or no true object.
@@ -115,25 +112,17 @@ def matched_scores(
         raise ValueError(f"profile must be one of {get_args(Profile)}, received {profile!r}")
     if not len(preds) or [p.shape for p in preds] != [t.shape for t in trues]:
         raise ValueError("predictions and annotations must be the same views at the same sizes, one at least")
-    if profile == "viewmean":
-        return _view_mean(preds, trues)
-    pred = np.concatenate([view.reshape(-1) for view in preds])
-    true = np.concatenate([view.reshape(-1) for view in trues])
+    pred, true = (np.concatenate([view.reshape(-1) for view in views]) for views in (preds, trues))
     if profile == "scene_masked":
         pred, true = pred[true != 0], true[true != 0]
     pred_ids, true_ids, counts = overlap_table(pred, true)
-    kept = true_ids != 0
-    return match_matrix(iou_from_counts(counts).T[kept], true_ids=true_ids[kept], pred_ids=pred_ids)
-
-
-def _view_mean(preds: Sequence[np.ndarray], trues: Sequence[np.ndarray]) -> MatchedScores:
-    pred_ids = np.unique(np.concatenate([compress(view)[0] for view in preds]))
-    true_ids = np.unique(np.concatenate([compress(view)[0] for view in trues]))
-    total = np.zeros((len(true_ids), len(pred_ids)))
-    num_views = np.zeros(len(true_ids))
+    if profile != "viewmean":
+        kept = true_ids != 0
+        return match_matrix(iou_from_counts(counts).T[kept], true_ids=true_ids[kept], pred_ids=pred_ids)
+    total, num_views = np.zeros((len(true_ids), len(pred_ids))), np.zeros((len(true_ids), 1))
     for pred, true in zip(preds, trues, strict=True):
-        columns, rows, counts = overlap_table(pred, true)
-        rows, columns = np.searchsorted(true_ids, rows), np.searchsorted(pred_ids, columns)
+        in_pred, in_true, counts = overlap_table(pred, true)
+        rows, columns = np.searchsorted(true_ids, in_true), np.searchsorted(pred_ids, in_pred)
         total[np.ix_(rows, columns)] += iou_from_counts(counts).T
         num_views[rows] += 1
-    return match_matrix(total / num_views[:, None], true_ids=true_ids, pred_ids=pred_ids)
+    return match_matrix(total / num_views, true_ids=true_ids, pred_ids=pred_ids)

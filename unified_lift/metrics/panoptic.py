@@ -17,11 +17,11 @@ MAX_VOID_SHARE = 0.5
 # A class that occurs with a smaller share of the pixels, predicted or true, is not scored (exactly 0.5 % is).
 MIN_CLASS_SHARE = 0.005
 METRICS = (
-    Metric(name="PQ_scene", label="panoptic quality over the scene", limit=1, is_headline=True),
-    Metric(name="SQ_scene", label="its segmentation part", limit=1),
-    Metric(name="RQ_scene", label="its recognition part", limit=1),
-    Metric(name="PQ_things", label="panoptic quality of objects", limit=1),
-    Metric(name="PQ_stuff", label="panoptic quality of the background", limit=1),
+    Metric(name="PQ_scene", label="panoptic quality over the scene", is_headline=True),
+    Metric(name="SQ_scene", label="its segmentation part"),
+    Metric(name="RQ_scene", label="its recognition part"),
+    Metric(name="PQ_things", label="panoptic quality of objects"),
+    Metric(name="PQ_stuff", label="panoptic quality of the background"),
 )
 
 
@@ -45,7 +45,7 @@ class PanopticScores:
     Attributes:
         pq, sq, rq: Plain means over `per_class`.
         per_class: Scores by class, things first.
-        dropped: Classes that occur but fill less than the least share in prediction or annotation.
+        dropped: Classes that occur but fill less than the least share, predicted or true.
     """
 
     pq: float
@@ -88,30 +88,21 @@ def pq_scene(
     if ignored_true_class is not None:
         kept = planes[2] != ignored_true_class
         planes = [plane[kept] for plane in planes]
-    used, dropped = _scored_classes(planes[0], planes[2], [*things, *stuff], min_share)
-    if not used:
-        raise ValueError("no class fills its least share of the pixels in both prediction and annotation")
-    pred, pred_class = _segments(planes[0], planes[1], used, stuff)
-    true, true_class = _segments(planes[2], planes[3], used, stuff)
-    per_class = _score(pred, pred_class, true, true_class, used)
-    means = np.mean([(c.pq, c.sq, c.rq) for c in per_class.values()], axis=0).tolist()
-    return PanopticScores(pq=means[0], sq=means[1], rq=means[2], per_class=per_class, dropped=dropped)
-
-
-def _scored_classes(
-    pred_sem: np.ndarray, true_sem: np.ndarray, classes: list[int], min_share: float
-) -> tuple[list[int], tuple[int, ...]]:
-    """Return the classes to score, and those that occur but are too small."""
-    used, dropped = [], []
-    for label in classes:
-        shares = np.count_nonzero(pred_sem == label), np.count_nonzero(true_sem == label)
-        if max(shares) == 0:
-            continue
+    used: list[int] = []
+    dropped: list[int] = []
+    for label in (*things, *stuff):
+        counts = [np.count_nonzero(plane == label) for plane in planes[::2]]
         # Only a side that has the class at all can drop it: predicting none of a class must not remove it. Compared as
         # a fraction, because 0.005 * n is not exact and exactly 0.5 % has to stay.
-        small = any(0 < share / len(pred_sem) < min_share for share in shares)
-        (dropped if small else used).append(label)
-    return used, tuple(dropped)
+        if any(counts):
+            is_small = any(0 < count / len(planes[0]) < min_share for count in counts)
+            (dropped if is_small else used).append(label)
+    if not used:
+        raise ValueError("no class fills its least share of the pixels in both prediction and annotation")
+    pred, true = (_segments(sem, ids, used, stuff) for sem, ids in (planes[:2], planes[2:]))
+    per_class = _score(*pred, *true, used)
+    pq, sq, rq = np.mean([(c.pq, c.sq, c.rq) for c in per_class.values()], axis=0).tolist()
+    return PanopticScores(pq=pq, sq=sq, rq=rq, per_class=per_class, dropped=tuple(dropped))
 
 
 def _segments(sem: np.ndarray, ids: np.ndarray, used: list[int], stuff: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -121,8 +112,7 @@ def _segments(sem: np.ndarray, ids: np.ndarray, used: list[int], stuff: Sequence
     for index, label in enumerate(used):
         chosen = sem == label
         number[chosen] = 1 + index * len(values) + (0 if label in stuff else dense[chosen])
-    class_of = np.repeat(np.arange(len(used)), len(values))
-    return number, np.concatenate([[-1], class_of])
+    return number, np.concatenate([[-1], np.repeat(np.arange(len(used)), len(values))])
 
 
 def _score(
@@ -159,8 +149,7 @@ def largest_area_background(preds: Sequence[np.ndarray]) -> int:
     Raises:
         ValueError: No pixels.
     """
-    flat = np.concatenate([np.asarray(view).reshape(-1) for view in preds]) if len(preds) else np.zeros(0, dtype=int)
-    if not flat.size:
+    values, dense = compress(np.concatenate([np.zeros(0, int), *(np.asarray(view).reshape(-1) for view in preds)]))
+    if not values.size:
         raise ValueError("there are no predicted pixels to find the background in")
-    values, dense = compress(flat)
     return int(values[np.bincount(dense).argmax()])

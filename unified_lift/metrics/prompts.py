@@ -21,25 +21,22 @@ MASK_LEVEL = 128
 NO_ID = -1
 """Fills the places of `likely_ids` that no id takes."""
 METRICS = (
-    Metric(name="mBIoU", label="mean boundary IoU of prompts", limit=1, is_headline=True),
-    Metric(name="mIoU_oracle", label="mean IoU of prompts shown in one view", limit=1, is_headline=True),
-    Metric(name="mBIoU_oracle", label="their mean boundary IoU", limit=1),
-    Metric(name="mIoU_best_id", label="mean IoU of the best ids: upper bound", limit=1, is_headline=True),
+    Metric(name="mBIoU", label="mean boundary IoU of prompts", is_headline=True),
+    Metric(name="mIoU_oracle", label="mean IoU of prompts shown in one view", is_headline=True),
+    Metric(name="mBIoU_oracle", label="their mean boundary IoU"),
+    Metric(name="mIoU_best_id", label="mean IoU of the best ids: upper bound", is_headline=True),
 )
 
 
 def shares_inside(ids: np.ndarray, mask: np.ndarray) -> dict[int, float]:
-    """Return the share of every id's pixels that lies in the mask.
+    """Return the share of the pixels of every id [H, W] that lies in the mask, bool [H, W]; rising ids.
 
-    Args:
-        ids: Object ids of the reference view, [H, W].
-        mask: bool [H, W].
     Raises:
         ValueError: The shapes differ.
     """
     present, inside, counts = overlap_table(ids, mask.astype(np.uint8))
-    areas, columns = counts.sum(axis=1), counts[:, inside == 1]
-    return {int(label): float(row.sum() / area) for label, row, area in zip(present, columns, areas, strict=True)}
+    shares = counts[:, inside == 1].sum(axis=1) / counts.sum(axis=1)
+    return dict(zip(present.tolist(), shares.tolist(), strict=True))
 
 
 def select_ids(ids: np.ndarray, mask: np.ndarray, *, min_share: float = MIN_SHARE) -> tuple[int, ...]:
@@ -48,7 +45,7 @@ def select_ids(ids: np.ndarray, mask: np.ndarray, *, min_share: float = MIN_SHAR
     Source: Gaussian Grouping. The share is of the predicted segment, not of the mask or the union: several ids may be
     chosen, and a large one that is half covered never is.
     """
-    return tuple(label for label, share in sorted(shares_inside(ids, mask).items()) if share > min_share)
+    return tuple(label for label, share in shares_inside(ids, mask).items() if share > min_share)
 
 
 def likely_ids(probabilities: Tensor, *, threshold: float = MIN_PROBABILITY) -> Tensor:
@@ -71,7 +68,7 @@ def mask_of(likely: np.ndarray, chosen: Iterable[int]) -> np.ndarray:
         likely: As `likely_ids` returns it, [H, W, K].
         chosen: Ids of the prompt; none gives an empty mask.
     """
-    return np.isin(likely, np.fromiter(chosen, dtype=np.int64)).any(axis=-1)
+    return np.asarray(np.isin(likely, list(chosen)).any(axis=-1))
 
 
 def mean_over_prompts(
@@ -86,10 +83,9 @@ def mean_over_prompts(
         Score of every prompt that has one, and the scene's (None where there is no score at all).
     """
     values: dict[str, list[float]] = {}
-    for of_view in scores.values():
-        for prompt, value in of_view.items():
-            if value is not None:
-                values.setdefault(prompt, []).append(value)
+    for prompt, value in (pair for of_view in scores.values() for pair in of_view.items()):
+        if value is not None:
+            values.setdefault(prompt, []).append(value)
     per_prompt = {prompt: float(np.mean(found)) for prompt, found in values.items()}
     return per_prompt, float(np.mean(list(per_prompt.values()))) if per_prompt else None
 
@@ -97,55 +93,43 @@ def mean_over_prompts(
 def best_ids(
     likely: Sequence[np.ndarray], trues: Sequence[np.ndarray], *, starts: Iterable[Iterable[int]] = ()
 ) -> tuple[tuple[int, ...], float]:
-    """Return the ids whose mask has the largest mean IoU with the truth over the views, and that IoU.
+    """Return the ids whose mask has the largest mean IoU with the ground truth over the views, and that IoU.
 
     An upper bound for any way of choosing ids. The search adds or removes one id at a time while that helps, from no
     ids and from each of `starts`, so it is at least as good as all of these.
 
     Args:
-        likely: Likely ids of each view in which the truth is not empty, [H, W, K].
+        likely: Likely ids of each view in which the true mask is not empty, [H, W, K].
         trues: True mask of each, bool [H, W].
         starts: Sets of ids that were chosen otherwise.
     """
-    views = [_Combinations(ids, true) for ids, true in zip(likely, trues, strict=True)]
-    candidates = sorted(set().union(*(view.touching for view in views)))
-    found = [_climb(views, candidates, frozenset(start)) for start in [(), *starts]]
-    score, chosen = max(found, key=lambda entry: entry[0])
-    return tuple(sorted(chosen)), score
+    views = [_combinations(ids, true) for ids, true in zip(likely, trues, strict=True)]
+    candidates = {label for ids, inside, _ in views for label in ids[inside > 0].reshape(-1).tolist()} - {NO_ID}
+
+    def score(chosen: frozenset[int]) -> float:
+        values = []
+        for ids, inside, outside in views:
+            covered = np.isin(ids, list(chosen)).any(axis=1)
+            values.append(float(inside[covered].sum() / (inside.sum() + outside[covered].sum())))
+        return float(np.mean(values))
+
+    def climb(chosen: frozenset[int]) -> tuple[float, frozenset[int]]:
+        best = score(chosen)
+        while options := [chosen ^ {label} for label in chosen.union(sorted(candidates))]:
+            scores = [score(option) for option in options]
+            if max(scores) <= best:
+                break
+            best, chosen = max(scores), options[scores.index(max(scores))]
+        return best, chosen
+
+    value, chosen = max((climb(frozenset(start)) for start in [(), *starts]), key=lambda found: found[0])
+    return tuple(sorted(chosen)), value
 
 
-class _Combinations:
-    """One view as a table: which ids are likely together, and on how many pixels inside and outside the truth."""
-
-    def __init__(self, likely: np.ndarray, true: np.ndarray) -> None:
-        # Order does not matter, so rows that hold the same ids become one.
-        rows = np.sort(likely.reshape(-1, likely.shape[-1]), axis=1)
-        self.ids, index = np.unique(rows, axis=0, return_inverse=True)
-        index, inside = index.reshape(-1), true.reshape(-1)
-        self.inside = np.bincount(index[inside], minlength=len(self.ids))
-        self.outside = np.bincount(index[~inside], minlength=len(self.ids))
-        self.area = int(self.inside.sum())
-        self.touching = set(self.ids[self.inside > 0].reshape(-1).tolist()) - {NO_ID}
-
-    def iou(self, chosen: frozenset[int]) -> float:
-        """Return the IoU of the mask of the chosen ids with the truth."""
-        covered = np.isin(self.ids, list(chosen)).any(axis=1)
-        return float(self.inside[covered].sum() / (self.area + self.outside[covered].sum()))
-
-
-def _climb(
-    views: Sequence[_Combinations], candidates: Sequence[int], chosen: frozenset[int]
-) -> tuple[float, frozenset[int]]:
-    """Return the best set that single changes reach, and its mean IoU before it."""
-
-    def score(ids: frozenset[int]) -> float:
-        return float(np.mean([view.iou(ids) for view in views]))
-
-    best = score(chosen)
-    while True:
-        options = [chosen ^ {label} for label in chosen.union(candidates)]
-        scores = [score(option) for option in options]
-        if not scores or max(scores) <= best:
-            return best, chosen
-        best = max(scores)
-        chosen = options[scores.index(best)]
+def _combinations(likely: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return which ids are likely together [C, K], and on how many pixels inside and outside the true mask [C]."""
+    # Order does not matter, so pixels with the same ids become one.
+    ids, index = np.unique(np.sort(likely.reshape(-1, likely.shape[-1]), axis=1), axis=0, return_inverse=True)
+    index, inside = index.reshape(-1), true.reshape(-1)
+    counts = [np.bincount(index[part], minlength=len(ids)) for part in (inside, ~inside)]
+    return ids, counts[0], counts[1]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -123,21 +123,85 @@ class AlignedViews:
     without_annotation: Sequence[str]
     without_prediction: Sequence[str]
 
-    @functools.cached_property
+    @cached_property
     def pixels(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the predicted and the true id of every pixel of all views, [P] each."""
         pred, true = (np.concatenate([view.reshape(-1) for view in views]) for views in (self.preds, self.trues))
         return pred, true
 
-    @functools.cached_property
+    @cached_property
     def table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return predicted ids, true ids and the pixels each pair shares over all views."""
         return overlap_table(*self.pixels)
 
-    @functools.cached_property
+    @cached_property
     def matched(self) -> MatchedScores | None:
         """Return the matching over the scene, None where no true object occurs."""
         return matched_scores(self.preds, self.trues, profile="scene") if (self.table[1] != 0).any() else None
+
+    def facts(self) -> dict[str, Any]:
+        """Return which views were scored at which size, for a report."""
+        return {
+            "views": list(self.names),
+            "missing_annotations": list(self.without_annotation),
+            "missing_predictions": list(self.without_prediction),
+            "num_missing_predictions": len(self.without_prediction),
+            "resolution": sizes(self.trues),
+        }
+
+    def warnings(self) -> list[str]:
+        """Return sentences on what the views lack."""
+        found = []
+        if self.without_prediction:
+            found.append(f"{len(self.without_prediction)} views have no prediction and count as all background")
+        if self.without_annotation:
+            found.append(f"{len(self.without_annotation)} views have no annotation and were left out")
+        return found
+
+    def matching_report(self) -> dict[str, Any]:
+        """Return the scores of every matching profile, and every true object with its area, partner and IoU.
+
+        The profile `scene_from_100_px` is `scene` without ids of a few stray pixels. Empty without a true object.
+        """
+        if self.matched is None:
+            return {}
+        profiles = {"scene": self.matched}
+        for name in ("scene_masked", "viewmean"):
+            profiles[name] = matched_scores(self.preds, self.trues, profile=name)
+        _, true_ids, counts = self.table
+        areas = counts.sum(axis=0)
+        columns = (areas >= MIN_SEGMENT_PIXELS) & (true_ids != 0)
+        if columns.any():
+            # Areas stay those of the whole scene: small ids lose their row, not their pixels.
+            kept = iou_from_counts(counts)[counts.sum(axis=1) >= MIN_SEGMENT_PIXELS][:, columns]
+            profiles[f"scene_from_{MIN_SEGMENT_PIXELS}_px"] = match_matrix(kept.T)
+        pairs = zip(self.matched.pairs, self.matched.pair_iou, strict=True)
+        partner: dict[int, tuple[int | None, float]] = {true_id: (pred_id, iou) for (true_id, pred_id), iou in pairs}
+        objects = []
+        for true_id, area in zip(true_ids.tolist(), areas.tolist(), strict=True):
+            if true_id != 0:
+                pred_id, iou = partner.get(true_id, (None, 0.0))
+                objects.append({"true_id": true_id, "pred_id": pred_id, "iou": iou, "area": area})
+        keys = ("miou", "f1", "precision", "recall", "tp", "num_pred", "num_true")
+        matching = {name: {key: getattr(scores, key) for key in keys} for name, scores in profiles.items()}
+        return {"matching": matching, "objects": objects}
+
+    def scores_by_view(self) -> dict[str, dict[str, float]]:
+        """Return mIoU over the true objects that a view shows, their number and their share of the pixels.
+
+        Partners are those of the scene; an object without one, or whose partner is not in the view, counts 0.
+        """
+        partner = dict(self.matched.pairs) if self.matched is not None else {}
+        result: dict[str, dict[str, float]] = {}
+        for name, pred, true in zip(self.names, self.preds, self.trues, strict=True):
+            pred_ids, true_ids, counts = overlap_table(pred, true)
+            iou = dict(zip(pred_ids.tolist(), iou_from_counts(counts), strict=True))
+            nothing = np.zeros(len(true_ids))
+            values = [iou.get(partner.get(i), nothing)[column] for column, i in enumerate(true_ids.tolist()) if i != 0]
+            result[name] = {"num_objects": len(values), "object_share": float(np.mean(true != 0))}
+            if values:
+                result[name]["mIoU"] = float(np.mean(values))
+        return result
 
 
 def aligned(predictions: PredictionBundle, ground_truth: GroundTruth) -> AlignedViews:
@@ -151,93 +215,26 @@ def aligned(predictions: PredictionBundle, ground_truth: GroundTruth) -> Aligned
     scored = [name for name in names if name in annotations]
     if not scored:
         raise ValueError(f"none of the {len(names)} views has an annotation, so there is nothing to score")
+    # The rule speaks of all held-out views, annotated or not.
+    background = largest_area_background(list(preds.values())) if preds else 0
+    without = [name for name in scored if name not in preds]
+    preds |= {name: np.full(annotations[name].shape, background, dtype=np.int32) for name in without}
     for name in scored:
-        if name in preds and preds[name].shape != annotations[name].shape:
+        if preds[name].shape != annotations[name].shape:
             raise ValueError(
                 f"view {name}: prediction {preds[name].shape} and annotation {annotations[name].shape} differ in "
                 "size; render at the size of the annotations"
             )
-    # The rule speaks of all held-out views, annotated or not.
-    background = largest_area_background(list(preds.values())) if preds else 0
     return AlignedViews(
         names=scored,
-        preds=[
-            preds[name] if name in preds else np.full(annotations[name].shape, background, dtype=np.int32)
-            for name in scored
-        ],
+        preds=[preds[name] for name in scored],
         trues=[np.asarray(annotations[name]) for name in scored],
         background=background,
         without_annotation=[name for name in names if name not in annotations],
-        without_prediction=[name for name in scored if name not in preds],
+        without_prediction=without,
     )
-
-
-def view_facts(views: AlignedViews) -> dict[str, Any]:
-    """Return which views were scored at which size, for a report."""
-    return {
-        "views": list(views.names),
-        "missing_annotations": list(views.without_annotation),
-        "missing_predictions": list(views.without_prediction),
-        "num_missing_predictions": len(views.without_prediction),
-        "resolution": sizes(views.trues),
-    }
 
 
 def sizes(maps: Sequence[np.ndarray]) -> list[str]:
     """Return the sizes that occur, as `640x480`."""
     return sorted({f"{view.shape[1]}x{view.shape[0]}" for view in maps})
-
-
-def view_warnings(views: AlignedViews) -> list[str]:
-    """Return sentences on what the views lack."""
-    found = []
-    if views.without_prediction:
-        found.append(f"{len(views.without_prediction)} views have no prediction and count as all background")
-    if views.without_annotation:
-        found.append(f"{len(views.without_annotation)} views have no annotation and were left out")
-    return found
-
-
-def matching_report(views: AlignedViews) -> dict[str, Any]:
-    """Return the scores of every matching profile, and every true object with its area, partner and IoU.
-
-    The profile `scene_from_100_px` is `scene` without ids of a few stray pixels. Empty where no true object occurs.
-    """
-    if views.matched is None:
-        return {}
-    profiles = {"scene": views.matched}
-    for name in ("scene_masked", "viewmean"):
-        profiles[name] = matched_scores(views.preds, views.trues, profile=name)
-    _, true_ids, counts = views.table
-    rows = counts.sum(axis=1) >= MIN_SEGMENT_PIXELS
-    columns = (counts.sum(axis=0) >= MIN_SEGMENT_PIXELS) & (true_ids != 0)
-    if columns.any():
-        # Areas stay those of the whole scene: small ids lose their row, not their pixels.
-        profiles[f"scene_from_{MIN_SEGMENT_PIXELS}_px"] = match_matrix(iou_from_counts(counts)[rows][:, columns].T)
-    keys = ("miou", "f1", "precision", "recall", "tp", "num_pred", "num_true")
-    partner = {pair[0]: (pair[1], iou) for pair, iou in zip(views.matched.pairs, views.matched.pair_iou, strict=True)}
-    objects = []
-    for true_id, area in zip(true_ids.tolist(), counts.sum(axis=0).tolist(), strict=True):
-        if true_id != 0:
-            pred_id, iou = partner.get(true_id, (None, 0.0))
-            objects.append({"true_id": true_id, "pred_id": pred_id, "iou": iou, "area": area})
-    matching = {name: {key: getattr(scores, key) for key in keys} for name, scores in profiles.items()}
-    return {"matching": matching, "objects": objects}
-
-
-def scores_of_views(views: AlignedViews) -> dict[str, dict[str, float]]:
-    """Return mIoU over the true objects that a view shows, their number and their share of the pixels.
-
-    Partners are those of the scene; an object without one, or whose partner is not in the view, counts 0.
-    """
-    partner = dict(views.matched.pairs) if views.matched is not None else {}
-    result = {}
-    for name, pred, true in zip(views.names, views.preds, views.trues, strict=True):
-        pred_ids, true_ids, counts = overlap_table(pred, true)
-        iou = dict(zip(pred_ids.tolist(), iou_from_counts(counts), strict=True))
-        nothing = np.zeros(len(true_ids))
-        values = [iou.get(partner.get(i), nothing)[column] for column, i in enumerate(true_ids.tolist()) if i != 0]
-        result[name] = {"num_objects": len(values), "object_share": float(np.mean(true != 0))}
-        if values:
-            result[name]["mIoU"] = float(np.mean(values))
-    return result

@@ -12,10 +12,6 @@ from unified_lift.evaluation.protocols.base import (
     Protocol,
     ProtocolResult,
     aligned,
-    matching_report,
-    scores_of_views,
-    view_facts,
-    view_warnings,
 )
 from unified_lift.metrics.matched import MIN_HIT_IOU
 from unified_lift.metrics.panoptic import MIN_CLASS_SHARE, MIN_MATCH_IOU, pq_scene
@@ -53,7 +49,7 @@ def panoptic_result(protocol: str, views: AlignedViews, *, resampling: str) -> P
         )
     if BACKGROUND in panoptic.dropped:
         warnings.append("the background fills too few pixels: PQ_scene is that of the objects alone")
-    warnings += view_warnings(views)
+    warnings += views.warnings()
     if views.matched is not None:
         scene |= {"mIoU": views.matched.miou, "F1": views.matched.f1}
     else:
@@ -63,7 +59,7 @@ def panoptic_result(protocol: str, views: AlignedViews, *, resampling: str) -> P
     scene["num_objects_pred"] = int((pred_ids != views.background).sum())
     report = {
         "protocol": protocol,
-        **view_facts(views),
+        **views.facts(),
         "resampling": resampling,
         "background_rule": "largest area over all views of the split",
         "background_id": views.background,
@@ -71,9 +67,9 @@ def panoptic_result(protocol: str, views: AlignedViews, *, resampling: str) -> P
         "classes": {_CLASS_NAMES[label]: asdict(scores) for label, scores in panoptic.per_class.items()},
         "dropped_classes": [_CLASS_NAMES[label] for label in panoptic.dropped],
         "warnings": warnings,
-        **matching_report(views),
+        **views.matching_report(),
     }
-    return ProtocolResult(scene=scene, per_view=scores_of_views(views), report=report)
+    return ProtocolResult(scene=scene, per_view=views.scores_by_view(), report=report)
 
 
 PROTOCOL = Protocol(name="generic", ground_truth="annotations", headline=("PQ_scene",), score=score)

@@ -13,10 +13,6 @@ from unified_lift.evaluation.protocols.base import (
     Protocol,
     ProtocolResult,
     aligned,
-    matching_report,
-    scores_of_views,
-    view_facts,
-    view_warnings,
 )
 from unified_lift.metrics.matched import MIN_HIT_IOU
 
@@ -32,7 +28,7 @@ def score(predictions: PredictionBundle, ground_truth: GroundTruth) -> ProtocolR
         ValueError: No annotated view, or a prediction of another size than its annotation.
     """
     views = aligned(predictions, ground_truth)
-    matching, warnings = matching_report(views), view_warnings(views)
+    matching, warnings = views.matching_report(), views.warnings()
     scene: dict[str, float] = {}
     if views.matched is None:
         warnings.append(NO_TRUE_OBJECT)
@@ -47,14 +43,14 @@ def score(predictions: PredictionBundle, ground_truth: GroundTruth) -> ProtocolR
         scene["num_objects_found"] = views.matched.tp
     report = {
         "protocol": "replica",
-        **view_facts(views),
+        **views.facts(),
         "resampling": "none",
         "profile": "scene",
         "thresholds": {"hit_iou": MIN_HIT_IOU},
         "warnings": warnings,
         **matching,
     }
-    return ProtocolResult(scene=scene, per_view=scores_of_views(views), report=report)
+    return ProtocolResult(scene=scene, per_view=views.scores_by_view(), report=report)
 
 
 PROTOCOL = Protocol(name="replica", ground_truth="annotations", headline=("mIoU",), score=score)

@@ -59,8 +59,8 @@ def run(
     if dim:
         g = torch.Generator().manual_seed(seed)
         total = loss + (out.features * torch.randn(out.features.shape, generator=g).to(device)).mean()
-    total.backward()
-    step.update(adam, loss=total.detach(), **BETAS, **statistics)
+    step.backward(total)
+    step.update(adam, loss=total, **BETAS, **statistics)
     changes = {name: value - before[name] for name, value in parameters.items()}
     values = {"loss": loss, "maps": out.features, **changes, **statistics}
     for name, state in adam.items():
@@ -117,8 +117,8 @@ def test_gaussians_that_no_pixel_sees_still_follow_their_momentum(cuda_device):
     step = dgr.TrainingStep(implementation="cuda")
     out = step.forward(parameters, **scene, sh_degree=3)
     loss = dgr.photometric_loss(out.image, photo, lambda_dssim=0.2, implementation="cuda")
-    loss.backward()
-    step.update(adam, loss=loss.detach(), **BETAS)
+    step.backward(loss)
+    step.update(adam, loss=loss, **BETAS)
     for name, (value, m, v) in before.items():
         m, v = 0.9 * m, 0.999 * v
         expected = value - adam[name].lr * m / (1 - 0.9**7) / (v / (1 - 0.999**7)).sqrt()
@@ -133,8 +133,8 @@ def test_nothing_moves_when_the_loss_is_not_finite(cuda_device, implementation):
     step = dgr.TrainingStep(implementation=implementation)
     out = step.forward(parameters, **scene, features=parameters["features"], sh_degree=3)
     loss = out.image.mean() * float("inf") + out.features.sum()
-    loss.backward()
-    step.update(adam, loss=loss.detach(), **BETAS)
+    step.backward(loss)
+    step.update(adam, loss=loss, **BETAS)
     assert all(torch.equal(value, before[name]) for name, value in parameters.items())
 
 
@@ -170,7 +170,7 @@ def test_any_loss_in_torch_gives_the_update_of_plain_autograd(cuda_device, imple
     torch.testing.assert_close(out.depth, plain.depth[0])
     total = loss_of(out, table)
     total.backward()
-    step.update(zero, loss=total.detach(), **BETAS)
+    step.update(zero, loss=total, **BETAS)
     moved = [name for name, leaf in leaves.items() if leaf.grad is not None and bool((leaf.grad != 0).any())]
     assert moved
     for name, leaf in leaves.items():
@@ -189,8 +189,8 @@ def test_working_memory_serves_steps_of_every_size(cuda_device):
         before = parameters["shN"].clone()
         out = step.forward(parameters, **scene, sh_degree=3)
         loss = dgr.photometric_loss(out.image, photo, lambda_dssim=0.2, implementation="cuda")
-        loss.backward()
-        step.update(adam, loss=loss.detach(), **BETAS)
+        step.backward(loss)
+        step.update(adam, loss=loss, **BETAS)
         expected = run("reference", 80, num=num, width=width, height=height)
         torch.testing.assert_close(loss.detach().cpu(), expected["loss"], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close((parameters["shN"] - before).cpu(), expected["shN"], rtol=2e-3, atol=2e-5)
@@ -203,8 +203,8 @@ def test_definition_is_what_autograd_and_torch_adam_do():
     step = dgr.TrainingStep(implementation="reference")
     statistics = {"grad_sum": torch.zeros(300), "num_seen": torch.zeros(300)}
     loss = (step.forward(parameters, **scene, sh_degree=3).image - photo / 255).abs().mean()
-    loss.backward()
-    step.update(zero, loss=loss.detach(), **BETAS, **statistics)
+    step.backward(loss)
+    step.update(zero, loss=loss, **BETAS, **statistics)
     means2d = torch.zeros(1, 300, 2, requires_grad=True)
     out = dgr.rasterize(
         leaves["means"], leaves["quats"], leaves["log_scales"].exp(), leaves["logit_opacities"].sigmoid(),

@@ -76,9 +76,9 @@ class GeometryStage(Stage):
             terms |= self.method.losses(seen, StepInfo(self.progress(step), step, index, self.gaussians.features))
         total = weighted_sum(terms, {} if self.method is None else self.method.weights)
         self.mark("backward")
-        total.backward()
+        self.step.backward(total)
         self.mark("update")
-        self._update(step, total.detach(), moves_features=out.features.grad is not None)
+        self._update(step, total, moves_features=out.features.grad is not None)
         self.mark("density")
         self.density.act(self.gaussians, self.adam, step, self.generator)
         return {name: term.detach() for name, term in terms.items()}

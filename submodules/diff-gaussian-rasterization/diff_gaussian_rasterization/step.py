@@ -20,12 +20,12 @@ PARAMETERS = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
 
 
 class TrainingStep:
-    """One step after another on the same Gaussians; `forward`, a loss and its `backward()`, then `update`.
+    """One step after another on the same Gaussians: `forward`, a loss, `backward`, `update`.
 
         out = step.forward(parameters, viewmat, K, width, height, sh_degree=3)
         total = photometric_loss(out.image, photo, lambda_dssim=0.2) + 0.1 * out.depth.mean()
-        total.backward()
-        step.update(adam, loss=total.detach(), beta1=0.9, beta2=0.999, eps=1e-15)
+        step.backward(total)
+        step.update(adam, loss=total, beta1=0.9, beta2=0.999, eps=1e-15)
 
     Parameters are given as they are optimised: means [N, 3], quats [N, 4] of any length, log_scales [N, 3],
     logit_opacities [N], sh0 [N, 1, 3], shN [N, K - 1, 3]; all contiguous. Working memory is kept between steps.
@@ -76,6 +76,14 @@ class TrainingStep:
             parameters, features, viewmat, K, width, height, sh_degree=sh_degree, background=background
         )
 
+    def backward(self, total: Tensor) -> None:
+        """Do `total.backward()`, which works as well.
+
+        On a GPU autograd's own threads take longer to wake up than a whole step. So it runs on the calling thread, and
+        not at all where `total` is `photometric_loss` alone.
+        """
+        self._current.backward(total)
+
     def update(
         self,
         adam: Mapping[str, AdamState],
@@ -95,7 +103,7 @@ class TrainingStep:
         Source: Kingma and Ba 2015, Algorithm 1.
         Args:
             adam: Moments, rate and step of each parameter, and of `features`, which move only if they have a gradient.
-            loss: Scalar; nothing moves if it is not finite.
+            loss: Scalar, with or without history; nothing moves if it is not finite.
             beta1, beta2, eps: Of Adam.
             grad_sum: [N], to which the length of the derivative by the position on the screen, in units of half the
                 screen, is added for every Gaussian that is seen: what density control watches. None = not wanted.
@@ -132,6 +140,9 @@ class _Composed:
         meta = self.rendered.meta
         self.out = RasterOutput(*maps, RasterMeta(meta.radii[0], None, meta.num_pairs))
         return self.out
+
+    def backward(self, total: Tensor) -> None:
+        total.backward()
 
     def update(
         self, adam: Mapping[str, AdamState],

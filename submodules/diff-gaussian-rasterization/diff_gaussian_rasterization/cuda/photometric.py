@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
 
 import torch
@@ -32,6 +33,7 @@ _lib = bind(
 )
 
 
+@functools.lru_cache(maxsize=256)
 def num_parts(width: int, height: int) -> int:
     """Return how many floats the kernel needs for the sums of its blocks."""
     size = c_int64()
@@ -39,37 +41,45 @@ def num_parts(width: int, height: int) -> int:
     return size.value
 
 
-def run(problem: Photometric, like: Tensor) -> None:
-    """Fill loss, parts and maps."""
-    check(_lib.dgr_cuda_photometric(byref(problem), *place(like)))
-
-
-def run_backward(problem: Photometric, incoming: Tensor | None, gradient: int, like: Tensor) -> None:
-    """Write `incoming` (None: 1) times the derivative by the image to the address `gradient`."""
-    check(_lib.dgr_cuda_photometric_backward(byref(problem), address(incoming), gradient, *place(like)))
-
-
 class _Loss(Function):
     @staticmethod
     def forward(ctx, image: Tensor, target: Tensor, valid: Tensor | None, lambda_dssim: float) -> Tensor:
-        image, target = image.detach().contiguous(), target.contiguous()
+        image, target = image.contiguous(), target.contiguous()
         valid = None if valid is None else valid.contiguous()
         height, width = image.shape[:2]
         maps = image.new_empty(3, *image.shape) if ctx.needs_input_grad[0] else None
         parts, loss = image.new_empty(num_parts(width, height)), image.new_empty(())
         ctx.memory = (image, target, valid, maps)
         ctx.problem = Photometric(
-            *(address(t) for t in (*ctx.memory, parts, loss)), width, height, target.dtype == torch.uint8, lambda_dssim
+            *map(address, (*ctx.memory, parts, loss)), width, height, target.dtype == torch.uint8, lambda_dssim
         )
-        run(ctx.problem, image)
+        check(_lib.dgr_cuda_photometric(byref(ctx.problem), *place(image)))
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = torch.empty_like(ctx.memory[0])
-        run_backward(ctx.problem, incoming.contiguous(), address(gradient), gradient)
-        return gradient, None, None, None
+        return _gradient(ctx, incoming.contiguous()), None, None, None
+
+
+def _gradient(ctx: object, incoming: Tensor | None) -> Tensor:
+    """Return `incoming` (None: 1) times the derivative by the image."""
+    gradient = torch.empty_like(ctx.memory[0])
+    arguments = (byref(ctx.problem), address(incoming), address(gradient))
+    check(_lib.dgr_cuda_photometric_backward(*arguments, *place(gradient)))
+    return gradient
+
+
+def differentiate(total: Tensor) -> bool:
+    """Do what `total.backward()` does if `total` is nothing but the colour loss of a leaf, else return False."""
+    node = total.grad_fn
+    if not isinstance(getattr(node, "problem", None), Photometric):
+        return False
+    leaf = getattr(node.next_functions[0][0], "variable", None)
+    if leaf is None or leaf.grad is not None or leaf._backward_hooks:
+        return False
+    leaf.grad = _gradient(node, None)
+    return True
 
 
 def photometric_loss(image: Tensor, target: Tensor, *, lambda_dssim: float, valid: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..types import NEAR, AdamState, RasterMeta, RasterOutput
 from .adam import Adam, adam_steps
 from .binding import Frame, Memory, Scene, address, bind, check, place
+from .photometric import differentiate
 from .rasterize import MOMENTS, Gradients, Images, blend_backward, build_frame, render
 
 _NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
@@ -67,6 +68,12 @@ class TrainingStep:
         self.out = RasterOutput(*leaves, RasterMeta(radii, None, num_pairs))
         return self.out
 
+    def backward(self, total: Tensor) -> None:
+        """Differentiate on the calling thread, without autograd where the colour loss is all there is."""
+        if not differentiate(total):
+            with torch.autograd.set_multithreading_enabled(False):
+                total.backward()
+
     def update(
         self, adam: Mapping[str, AdamState],
         *, loss: Tensor, beta1: float, beta2: float, eps: float, grad_sum: Tensor | None, num_seen: Tensor | None,
@@ -74,32 +81,32 @@ class TrainingStep:
         """Blend backwards and take the Adam step."""
         if loss.dtype != torch.float32 or loss.device != self.memory.device:
             raise ValueError(f"loss must be float32 on {self.memory.device}, got {loss.dtype} on {loss.device}")
-        maps = self.out[:4]
-        by_maps = [None if t.grad is None else t.grad.contiguous() for t in maps]
-        own = [None if value.grad is None else value.grad.contiguous() for value in self.parameters.values()]
-        rows = None if self.features is None else self.features.grad
-        if by_maps[1] is not None:
-            rows = torch.zeros_like(self.features) if rows is None else rows.contiguous()
-        if any(t is not None for t in by_maps):
-            addresses = (address(t) for t in (*by_maps, *maps))
-            gradients = Gradients(*addresses, self.frame.moments, address(rows))
+        maps, parameters, features = self.out[:4], self.parameters, self.features
+        by_maps = [t.grad for t in maps]
+        own = [value.grad for value in parameters.values()]
+        rows = None if features is None else features.grad
+        if by_maps[1] is not None and rows is None:
+            rows = torch.zeros_like(features)
+        dense = [None if t is None else t.contiguous() for t in (*by_maps, rows, *own)]
+        addresses = [None if t is None else t.data_ptr() for t in dense]
+        if any(addresses[:4]):
+            gradients = Gradients(*addresses[:4], *map(Tensor.data_ptr, maps), self.frame.moments, addresses[4])
             blend_backward(self.scene, self.frame, gradients)
-        structs = (
-            Adam(*map(address, (value, grad, *adam[name][:2])), value.numel(), *adam[name][2:])
-            for (name, value), grad in zip(self.parameters.items(), own)
-        )
-        problem = _Update(
-            *structs, beta1, beta2, eps, address(grad_sum), address(num_seen), address(loss),
-        )  # fmt: skip
+        structs = []
+        for (name, value), grad in zip(parameters.items(), addresses[5:]):
+            m, v, lr, count = adam[name]
+            structs.append(Adam(value.data_ptr(), grad, m.data_ptr(), v.data_ptr(), value.numel(), lr, count))
+        problem = _Update(*structs, beta1, beta2, eps, address(grad_sum), address(num_seen), loss.data_ptr())
         check(_lib.dgr_cuda_update(byref(self.scene), byref(self.frame), byref(problem)))
-        changed = [t for name, value in self.parameters.items() for t in (value, *adam[name][:2])]
+        changed = [t for name, value in parameters.items() for t in (value, *adam[name][:2])]
         torch.autograd.graph.increment_version(changed)
         if rows is not None and "features" in adam:
             state = adam["features"]
             adam_steps(
-                [(self.features, rows, state.exp_avg, state.exp_avg_sq)],
+                [(features, dense[4], state.exp_avg, state.exp_avg_sq)],
                 lrs=[state.lr], beta1=beta1, beta2=beta2, eps=eps, steps=[state.step], loss=loss,
             )  # fmt: skip
-        for value in (*self.parameters.values(), *(() if rows is None else (self.features,))):
-            value.grad = None
+        for value, grad in zip((features, *parameters.values()), (rows, *own)):
+            if grad is not None:
+                value.grad = None
         self.out, self.kept = None, ()

@@ -9,7 +9,6 @@ from unified_lift.evaluation.pictures import (
     BACKGROUND_COLOR,
     PALETTE_SIZE,
     UNMATCHED_COLOR,
-    PictureWriter,
     borders,
     depth_picture,
     object_colors,
@@ -99,6 +98,13 @@ def test_colors_survive_the_file(tmp_path):
     assert (read_picture(tmp_path / "a.png") == picture).all()
 
 
+def test_masks_are_black_and_white(tmp_path):
+    write_picture(tmp_path / "a.png", np.array([[True, False]]))
+    pixels = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED)
+    assert (pixels.dtype, pixels.tolist()) == (np.uint8, [[255, 0]])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
 def test_an_id_beyond_16_bits_is_refused(tmp_path):
     with pytest.raises(ValueError, match="0..65535, received 0..65536"):
         write_picture(tmp_path / "a.png", np.array([[0, 65_536]]))
@@ -112,30 +118,3 @@ def test_missing_and_damaged_pictures_are_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"half a")
     with pytest.raises(UserError, match="a.png: missing or damaged"):
         read_picture(tmp_path / "a.png")
-
-
-def test_the_writer_leaves_whole_files_only(tmp_path):
-    with PictureWriter(threads=2) as writer:
-        for index in range(20):
-            writer.write(tmp_path / f"{index}.png", np.full((3, 3), index))
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{index}.png" for index in range(20))
-    assert read_picture(tmp_path / "19.png").max() == 19
-
-
-def test_the_writer_passes_errors_on(tmp_path):
-    writer = PictureWriter()
-    writer.write(tmp_path / "a.png", np.array([[70_000]]))
-    with pytest.raises(ValueError, match="0..65535"):
-        writer.__exit__(None)
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_interruption_is_not_hidden_by_the_writer(tmp_path):
-    def interrupted():
-        with PictureWriter() as writer:
-            writer.write(tmp_path / "a.png", np.zeros((2, 2), np.int32))
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert not list(tmp_path.glob("*.partial"))

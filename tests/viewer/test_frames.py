@@ -11,6 +11,7 @@ import torch
 from tests.viewer.objects_on_a_floor import camera_above, floor_scene
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import object_colors
+from unified_lift.evaluation.video import path_through
 from unified_lift.metrics.image import quantize_uint8
 from unified_lift.model.render import render
 from unified_lift.modelfolder.labels import GaussianLabels
@@ -19,7 +20,6 @@ from unified_lift.types import Camera
 from unified_lift.viewer.cameras import saved_cameras, start_view, window_camera
 from unified_lift.viewer.frames import FeatureColors, FrameLoop, Pacer, Painter, outlined
 from unified_lift.viewer.thumbnails import SIZE, Thumbnails, thumbnail
-from unified_lift.viewer.video import path_through
 
 
 @pytest.fixture(scope="module")

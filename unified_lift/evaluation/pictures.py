@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -23,22 +22,29 @@ BACKGROUND_COLOR = (58, 63, 74)
 UNMATCHED_COLOR = (214, 214, 214)
 """Colour of a true object that no predicted object is matched with."""
 PALETTE_SIZE = 1_024
-"""Ids this far apart share a colour; nobody tells more colours apart."""
+"""Ids this far apart share a colour; more colours cannot be told apart."""
 
 _LIGHTNESS = np.linspace(0.50, 0.86, 9)  # OKLab: neither near black nor near white, so that borders show
 _CHROMA = np.linspace(0.07, 0.175, 6)
 _NUM_HUES = 120
 _FIRST_COLOR = (0.66, 0.17, 0.55)  # lightness, chroma, hue in radians: where the greedy search begins
 _LIGHTNESS_WEIGHT = 0.75  # hue tells objects apart better than lightness does
-_OVERLAY_SHARE = 0.5
+_CONE_FROM_LAB = np.array(
+    [[1, 1, 1], [0.3963377774, -0.1055613458, -0.0894841775], [0.2158037573, -0.0638541728, -1.2914855480]]
+)
+_LINEAR_FROM_CONE = np.array(
+    [
+        [4.0767416621, -1.2684380046, -0.0041960863],
+        [-3.3077115913, 2.6097574011, -0.7034186147],
+        [0.2309699292, -0.3413193965, 1.7076147010],
+    ]
+)
 _PNG_FAST = (cv2.IMWRITE_PNG_COMPRESSION, 3)
 
 
 def object_colors(ids: np.ndarray) -> np.ndarray:
     """Return the colour of every id, uint8 [..., 3]; an id has the same colour in every picture of every scene.
 
-    Args:
-        ids: Not negative, any shape.
     Raises:
         ValueError: An id is negative.
     """
@@ -63,13 +69,10 @@ def partner_colors(ids: np.ndarray, partners: Mapping[int, int | None]) -> np.nd
 
 def borders(ids: np.ndarray) -> np.ndarray:
     """Return where a pixel's id differs from that of its right or lower neighbour, bool [H, W]."""
-    edge = np.zeros(ids.shape, dtype=bool)
-    edge[:, :-1] |= ids[:, :-1] != ids[:, 1:]
-    edge[:-1] |= ids[:-1] != ids[1:]
-    return edge
+    return (np.diff(ids, axis=1, append=ids[:, -1:]) != 0) | (np.diff(ids, axis=0, append=ids[-1:]) != 0)
 
 
-def overlay(image: np.ndarray, ids: np.ndarray, *, share: float = _OVERLAY_SHARE) -> np.ndarray:
+def overlay(image: np.ndarray, ids: np.ndarray, *, share: float = 0.5) -> np.ndarray:
     """Return the picture tinted with the object colours, borders drawn in white; id 0 is dimmed instead of tinted.
 
     Args:
@@ -107,27 +110,6 @@ def depth_picture(depth: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     picture = _mapped(np.clip((inverse - low) / max(high - low, 1e-12), 0, 1), cv2.COLORMAP_TURBO)
     picture[~seen] = 0
     return picture
-
-
-class PictureWriter:
-    """Writes PNG files in threads. Use as a context manager: leaving it waits and passes on the first error."""
-
-    def __init__(self, *, threads: int = 4) -> None:
-        """Start the threads."""
-        self._pool = ThreadPoolExecutor(threads)
-        self._jobs: list[Future] = []
-
-    def write(self, path: Path, picture: np.ndarray) -> None:
-        """Write RGB uint8 [H, W, 3] or ids [H, W] (16-bit grey); the file appears whole or not at all."""
-        self._jobs.append(self._pool.submit(write_picture, path, picture))
-
-    def __enter__(self) -> PictureWriter:
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
-        for job in self._jobs if kind is None else ():
-            job.result()
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
@@ -172,38 +154,22 @@ def _mapped(values: np.ndarray, colormap: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _palette() -> np.ndarray:
-    """Return PALETTE_SIZE colours, each the candidate farthest from all before it, so any first few differ most."""
-    lab, rgb = _candidates()
-    space = lab * [_LIGHTNESS_WEIGHT, 1, 1]
-    lightness, chroma, hue = _FIRST_COLOR
-    first = [lightness * _LIGHTNESS_WEIGHT, chroma * np.cos(hue), chroma * np.sin(hue)]
-    chosen = [int(np.square(space - first).sum(axis=1).argmin())]
-    distance = np.square(space - space[chosen[0]]).sum(axis=1)
-    for _ in range(PALETTE_SIZE - 2):
-        chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.square(space - space[chosen[-1]]).sum(axis=1))
-    return np.concatenate([np.array([BACKGROUND_COLOR], np.uint8), rgb[chosen]])
+    """Return PALETTE_SIZE colours, each the candidate farthest from all before it, so any first few differ most.
 
-
-def _candidates() -> tuple[np.ndarray, np.ndarray]:
-    """Return colours of middle lightness that a screen can show: OKLab [M, 3] and uint8 RGB [M, 3].
-
-    Source: OKLab, B. Ottosson 2020 (public domain matrices).
+    Source: OKLab, B. Ottosson 2020 (public domain matrices). Candidates are of middle lightness.
     """
     hues = np.arange(_NUM_HUES) * (2 * np.pi / _NUM_HUES)
     lightness, chroma, hue = (grid.ravel() for grid in np.meshgrid(_LIGHTNESS, _CHROMA, hues, indexing="ij"))
     lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
-    cone = lab @ np.array(
-        [[1, 1, 1], [0.3963377774, -0.1055613458, -0.0894841775], [0.2158037573, -0.0638541728, -1.2914855480]]
-    )
-    linear = cone**3 @ np.array(
-        [
-            [4.0767416621, -1.2684380046, -0.0041960863],
-            [-3.3077115913, 2.6097574011, -0.7034186147],
-            [0.2309699292, -0.3413193965, 1.7076147010],
-        ]
-    )
-    shown = ((linear >= 0) & (linear <= 1)).all(axis=1)
-    linear = linear[shown]
+    linear = (lab @ _CONE_FROM_LAB) ** 3 @ _LINEAR_FROM_CONE
+    shown = ((linear >= 0) & (linear <= 1)).all(axis=1)  # by a screen
+    linear, space = linear[shown], lab[shown] * [_LIGHTNESS_WEIGHT, 1, 1]
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return lab[shown], np.rint(255 * srgb).astype(np.uint8)
+    first_lightness, first_chroma, first_hue = _FIRST_COLOR
+    first = first_lightness * _LIGHTNESS_WEIGHT, first_chroma * np.cos(first_hue), first_chroma * np.sin(first_hue)
+    chosen = [int(np.square(space - first).sum(axis=1).argmin())]
+    distance = np.full(len(space), np.inf)
+    for _ in range(PALETTE_SIZE - 2):
+        distance = np.minimum(distance, np.square(space - space[chosen[-1]]).sum(axis=1))
+        chosen.append(int(distance.argmax()))
+    return np.concatenate([[BACKGROUND_COLOR], np.rint(255 * srgb)[chosen]]).astype(np.uint8)

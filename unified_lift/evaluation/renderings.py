@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,12 @@ from tqdm import tqdm
 from unified_lift.errors import UserError
 from unified_lift.evaluation.evaluate import Rendering
 from unified_lift.evaluation.pictures import (
-    PictureWriter,
     depth_picture,
     object_colors,
     overlay,
     read_picture,
     uncertainty_picture,
+    write_picture,
 )
 from unified_lift.metrics.image import quantize_uint8
 from unified_lift.modelfolder.inference import RenderedView, TrainedScene, render_view
@@ -39,11 +40,14 @@ def picture_path(folder: Path, kind: str, name: str) -> Path:
 
 def write_renderings(model: TrainedScene, views: Sequence[View], folder: Path, *, quiet: bool) -> None:
     """Write all pictures of the views below `folder`."""
-    with PictureWriter() as writer:
+    with ThreadPoolExecutor(4) as pool:
+        jobs = []
         for view in tqdm(views, desc=f"render {folder.parent.name}", disable=quiet, dynamic_ncols=True):
-            for kind, picture in pictures_of(render_view(model, view.camera)).items():
-                writer.write(picture_path(folder, kind, view.name), picture)
-            writer.write(picture_path(folder, "gt", view.name), view.image.numpy())
+            pictures = pictures_of(render_view(model, view.camera)) | {"gt": view.image.numpy()}
+            for kind, picture in pictures.items():
+                jobs.append(pool.submit(write_picture, picture_path(folder, kind, view.name), picture))
+    for job in jobs:
+        job.result()  # passes errors on
 
 
 def pictures_of(rendered: RenderedView) -> dict[str, np.ndarray]:

@@ -1,18 +1,24 @@
-"""A video of the scene: a smooth camera path that stays where training cameras were, and the H.264 file."""
+"""Videos of a scene: camera paths, and the H.264 file."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.interpolate import CubicSpline, PchipInterpolator
+from scipy.spatial.transform import Rotation, RotationSpline
 from tqdm import tqdm
 
+from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import overlay
+from unified_lift.fileio import replacing
 from unified_lift.metrics.image import quantize_uint8
 from unified_lift.modelfolder.inference import TrainedScene, render_view
-from unified_lift.ops.cameras import look_at, look_at_point
+from unified_lift.ops.cameras import invert_rigid, look_at, look_at_point
 from unified_lift.types import Camera, Scene
 
 FPS = 24
@@ -43,67 +49,48 @@ def video_path(cameras: Sequence[Camera], *, count: int) -> list[Camera]:
     if not cameras or count < 1:
         raise ValueError(f"a video needs a camera and a frame, received {len(cameras)} and {count}")
     target = look_at_point(list(cameras))
-    in_front = [_depth(target, camera) > 0 for camera in cameras]
-    turning = len(cameras) > 2 and np.mean(in_front) >= _MIN_SHARE_IN_FRONT
-    poses = _orbit(cameras, target, count) if turning else _walk(cameras, count)
-    lens = _video_lens(cameras)
-    return [Camera(cam_from_world=pose, **lens) for pose in poses]
+    in_front = [camera.cam_from_world[2] @ [*target, 1] > 0 for camera in cameras]
+    is_orbit = len(cameras) > 2 and np.mean(in_front) >= _MIN_SHARE_IN_FRONT
+    height = min(max(cameras[0].height, MIN_HEIGHT), MAX_HEIGHT)
+    width = _even_width(cameras[0], height)
+    height -= height % 2
+    fx = float(np.median([camera.fx / camera.width for camera in cameras])) * width
+    fy = float(np.median([camera.fy / camera.height for camera in cameras])) * height
+    poses = _orbit(cameras, target, count) if is_orbit else _walk(cameras, count)
+    return [_centred(pose, fx, fy, width, height) for pose in poses]
 
 
-def orbit_frames(model: TrainedScene, scene: Scene, *, seconds: float, quiet: bool) -> Iterator[np.ndarray]:
-    """Yield frames of a video around a scene: colour beside object colours, [H, 2W, 3]; colour alone without a lift."""
-    path = video_path([view.camera for view in scene.train], count=max(1, round(seconds * FPS)))
-    for camera in tqdm(path, desc="video", disable=quiet, dynamic_ncols=True):
-        rendered = render_view(model, camera)
-        image = quantize_uint8(rendered.image).numpy()
-        if rendered.object_ids is None:
-            yield image
-        else:
-            yield np.hstack([image, overlay(image, rendered.object_ids.numpy(), share=_OBJECT_SHARE)])
-
-
-def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: int = FPS) -> None:
-    """Write RGB frames as H.264 in MP4, whole or not at all.
+def path_through(keys: Sequence[Camera], *, count: int, height: int = MAX_HEIGHT) -> list[Camera]:
+    """Return `count` cameras that pass through the chosen ones at even times, without a jerk.
 
     Args:
-        path: Ends in .mp4; its folder exists.
-        frames: uint8 [H, W, 3], all of one even size; at least one.
-        fps: Frames per second.
+        keys: Two at least; the frames are as wide as the window of the first one is.
+        count: Frames, two at least.
+        height: Of the frames, even.
     Raises:
-        ValueError: There is no frame, or a size is odd.
+        UserError: There are fewer than two views.
     """
-    import imageio_ffmpeg  # carries an encoder of 30 MB; scoring must not need it
-
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")  # the encoder goes by the suffix
-    writer = None
-    try:
-        for frame in frames:
-            height, width = frame.shape[:2]
-            if height % 2 or width % 2:
-                raise ValueError(f"{path}: frame sizes must be even, received {width}x{height}")
-            if writer is None:
-                writer = imageio_ffmpeg.write_frames(
-                    str(partial), (width, height), fps=fps, quality=None, macro_block_size=2, output_params=_ENCODER
-                )
-                writer.send(None)
-            writer.send(np.ascontiguousarray(frame))
-    except BaseException:
-        _close(writer)
-        partial.unlink(missing_ok=True)
-        raise
-    if writer is None:
-        raise ValueError(f"{path}: there is no frame to write")
-    _close(writer)
-    partial.replace(path)
+    if len(keys) < 2:
+        raise UserError(f"a camera path needs two views at least, there are {len(keys)}; add the view you see")
+    poses = np.stack([invert_rigid(camera.cam_from_world) for camera in keys])
+    at, times = np.linspace(0, 1, len(keys)), np.linspace(0, 1, count)
+    path = np.tile(np.eye(4), (count, 1, 1))
+    path[:, :3, 3] = CubicSpline(at, poses[:, :3, 3])(times)
+    path[:, :3, :3] = RotationSpline(at, Rotation.from_matrix(poses[:, :3, :3]))(times).as_matrix()
+    focals = np.exp(PchipInterpolator(at, np.log([camera.fy / camera.height for camera in keys]))(times)) * height
+    width = _even_width(keys[0], height)
+    return [
+        _centred(invert_rigid(pose), focal, focal, width, height)
+        for pose, focal in zip(path, focals.tolist(), strict=True)
+    ]
 
 
-def _close(writer) -> None:  # noqa: ANN001 (a generator of imageio_ffmpeg)
-    if writer is not None:
-        writer.close()
+def _centred(pose: np.ndarray, fx: float, fy: float, width: int, height: int) -> Camera:
+    return Camera(cam_from_world=pose, fx=fx, fy=fy, cx=width / 2, cy=height / 2, width=width, height=height)
 
 
-def _depth(point: np.ndarray, camera: Camera) -> float:
-    return float(camera.cam_from_world[2, :3] @ point + camera.cam_from_world[2, 3])
+def _even_width(camera: Camera, height: int) -> int:
+    return 2 * max(1, round(camera.width * height / camera.height / 2))
 
 
 def up_direction(cameras: Sequence[Camera]) -> np.ndarray:
@@ -143,17 +130,15 @@ def _angles(angles: np.ndarray, count: int) -> np.ndarray:
     phase = np.arange(count) / count
     if gaps[widest] <= _MAX_GAP:
         return start + 2 * math.pi * phase
-    arc = 2 * math.pi - gaps[widest]
-    return start + arc * (0.5 - 0.5 * np.cos(2 * math.pi * phase))
+    return start + (2 * math.pi - gaps[widest]) * (0.5 - 0.5 * np.cos(2 * math.pi * phase))
 
 
 def _walk(cameras: Sequence[Camera], count: int) -> list[np.ndarray]:
     positions = np.stack([camera.position for camera in cameras])
     axes = np.stack([camera.cam_from_world[:3, :3] for camera in cameras])  # rows: right, down, forward
-    index = np.arange(len(cameras))
     poses = []
     for at in np.linspace(0, len(cameras) - 1, count):
-        weight = np.exp(-0.5 * ((index - at) / _SMOOTH_VIEWS) ** 2)
+        weight = np.exp(-0.5 * ((np.arange(len(cameras)) - at) / _SMOOTH_VIEWS) ** 2)
         weight /= weight.sum()
         position, (_, down, forward) = weight @ positions, np.einsum("c,cij->ij", weight, axes)
         if np.linalg.norm(np.cross(forward, down)) < 1e-3:  # neighbours face opposite ways: take the nearest as it is
@@ -162,12 +147,43 @@ def _walk(cameras: Sequence[Camera], count: int) -> list[np.ndarray]:
     return poses
 
 
-def _video_lens(cameras: Sequence[Camera]) -> dict[str, float]:
-    """Return intrinsics: median focal length, centred principal point, even size of the first photo's shape."""
-    first = cameras[0]
-    height = min(max(first.height, MIN_HEIGHT), MAX_HEIGHT)
-    width = 2 * max(1, round(first.width * height / first.height / 2))
-    height -= height % 2
-    fx = float(np.median([camera.fx / camera.width for camera in cameras])) * width
-    fy = float(np.median([camera.fy / camera.height for camera in cameras])) * height
-    return {"fx": fx, "fy": fy, "cx": width / 2, "cy": height / 2, "width": width, "height": height}
+def orbit_frames(model: TrainedScene, scene: Scene, *, seconds: float, quiet: bool) -> Iterator[np.ndarray]:
+    """Yield frames of a video around a scene: colour beside object colours, [H, 2W, 3]; colour alone without a lift."""
+    path = video_path([view.camera for view in scene.train], count=max(1, round(seconds * FPS)))
+    for camera in tqdm(path, desc="video", disable=quiet, dynamic_ncols=True):
+        rendered = render_view(model, camera)
+        image = quantize_uint8(rendered.image).numpy()
+        if rendered.object_ids is None:
+            yield image
+        else:
+            yield np.hstack([image, overlay(image, rendered.object_ids.numpy(), share=_OBJECT_SHARE)])
+
+
+def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: int = FPS) -> None:
+    """Write RGB frames as H.264 in MP4, whole or not at all.
+
+    Args:
+        path: Ends in .mp4; its folder exists.
+        frames: uint8 [H, W, 3], all of one even size; at least one.
+        fps: Frames per second.
+    Raises:
+        ValueError: There is no frame, or a size is odd.
+    """
+    import imageio_ffmpeg  # carries an encoder of 30 MB; scoring must not need it
+
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"{path}: there is no frame to write")
+    height, width = first.shape[:2]
+    if height % 2 or width % 2:
+        raise ValueError(f"{path}: frame sizes must be even, received {width}x{height}")
+    options = ["-f", "mp4", *_ENCODER]  # the encoder would go by the suffix, which a partial file has not
+    with replacing(path) as partial:
+        writer = imageio_ffmpeg.write_frames(
+            str(partial), (width, height), fps=fps, quality=None, macro_block_size=2, output_params=options
+        )
+        with contextlib.closing(writer):
+            writer.send(None)
+            for frame in itertools.chain([first], frames):
+                writer.send(np.ascontiguousarray(frame))

@@ -18,14 +18,13 @@ import numpy as np
 
 from unified_lift.editing.operations import Operation
 from unified_lift.errors import UserError
-from unified_lift.evaluation.video import FPS, write_video
+from unified_lift.evaluation.video import FPS, path_through, write_video
 from unified_lift.modelfolder.inference import TrainedScene, object_at
 from unified_lift.types import Camera
 from unified_lift.viewer.cameras import start_view, window_camera
 from unified_lift.viewer.frames import MODES, FeatureColors, Frame, FrameLoop, Painter
 from unified_lift.viewer.session import Session
 from unified_lift.viewer.thumbnails import Thumbnails
-from unified_lift.viewer.video import path_through
 
 if TYPE_CHECKING:
     import viser

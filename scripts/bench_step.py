@@ -300,7 +300,7 @@ def trained(path: Path, device: torch.device) -> tuple[Scene, Gaussians]:
     model, scene = open_model(path, iteration=-1, source_path=None, device=device)
     table = {name: value.detach() for name, value in model.gaussians}
     table["features"] = table["features"][:, :0]
-    return DataCache(device.type, device=device, folder=path).placed(scene), Gaussians(table)
+    return DataCache(device.type, device=device, folder=path).cached(scene), Gaussians(table)
 
 
 def main() -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +16,8 @@ from diff_gaussian_rasterization import backend_info
 from simple_knn import distCUDA2
 
 import unified_lift
-from unified_lift.data import load_scene
-from unified_lift.data.cache import available_memory, choose_placement, free_bytes
+from unified_lift.data import expected_bytes
+from unified_lift.data.cache import available_memory, choose_cache, free_bytes
 from unified_lift.data.settings import DataSettings
 from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
@@ -94,15 +93,15 @@ def scene_budget(data: DataSettings, folder: Path) -> list[Diagnosis]:
     device = chosen_device("auto")
     free = free_bytes(device, folder)
     try:
-        num_bytes = pixel_bytes(data)
-        placement = choose_placement("auto", num_bytes, free)
+        num_bytes = expected_bytes(data)
+        choice = choose_cache("auto", num_bytes, free)
     except UserError as error:
         return [Diagnosis("scene", "broken", str(error))]
     settings: TrainSettings[Any] = TrainSettings()
     sh_degree, feature_dim = settings.geometry.sh_degree, settings.method.feature_dim
     each = 4 * _COPIES * (3 + 4 + 3 + 1 + 3 * (sh_degree + 1) ** 2 + feature_dim)
     where: DataDevice = "cuda" if device.type == "cuda" else "cpu"
-    taken = num_bytes if placement.kept_on == where else 0
+    taken = num_bytes if choice.kept_on == where else 0
     fit = int(_REST * max(free[where] - taken, 0) / each)
     count = f"{fit / 10**6:.1f} million" if fit >= 10**6 else f"{fit:,}"
     text = (
@@ -110,32 +109,7 @@ def scene_budget(data: DataSettings, folder: Path) -> list[Diagnosis]:
         f"features); about {count} fit into half of what remains, the other half is for rendering; limit them with "
         "--max_gaussians"
     )
-    return [Diagnosis("scene", "ok", str(placement)), Diagnosis("Gaussians", "ok", text)]
-
-
-class _Told(Exception):  # noqa: N818 (not an error: ends the loading of a scene before pixels are decoded)
-    pass
-
-
-class _SizeOnly:
-    """In place of a data cache: hears how many bytes it is going to be given, and stops the loading."""
-
-    num_bytes = 0
-
-    def expect(self, num_bytes: int) -> None:
-        self.num_bytes = num_bytes
-        raise _Told
-
-    def keep(self, array: Any) -> NoReturn:
-        raise AssertionError("nothing is decoded before `expect`")
-
-
-def pixel_bytes(data: DataSettings) -> int:
-    """Return how many bytes the photos and masks of a scene take in memory."""
-    store = _SizeOnly()
-    with contextlib.suppress(_Told):
-        load_scene(data, store=store)
-    return store.num_bytes
+    return [Diagnosis("scene", "ok", str(choice)), Diagnosis("Gaussians", "ok", text)]
 
 
 def _torch() -> Diagnosis:

@@ -1,4 +1,4 @@
-"""Vertices of PLY files, through plyfile: the only place that reads or writes the format."""
+"""PLY files, through plyfile: the only place that reads or writes the format."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError
 
 from unified_lift.errors import UserError
 from unified_lift.fileio import replacing
+from unified_lift.types import PointCloud
+
+_COLORS = ("red", "green", "blue")
+_GREY = 127
 
 
 def read_vertices(path: Path) -> np.ndarray:
@@ -31,7 +35,46 @@ def read_vertices(path: Path) -> np.ndarray:
     return np.array(vertex.data)  # a copy, so that the file can be replaced
 
 
-def write_vertices(path: Path, rows: np.ndarray) -> None:
+def write_vertices(path: Path, vertices: np.ndarray) -> None:
     """Write a structured array as the vertices of a little-endian binary PLY, without comments, whole or not at all."""
     with replacing(path) as partial:
-        PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(str(partial))
+        PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(str(partial))
+
+
+def read_point_cloud(path: Path) -> PointCloud:
+    """Return positions and colours of a PLY file; points that are not finite are dropped, missing colours are grey.
+
+    Colours are 8-bit, or floats in [0, 1] or [0, 255]. Other elements and properties are ignored.
+
+    Raises:
+        UserError: The file is missing, cut short or no point cloud.
+    """
+    vertices = read_vertices(path)
+    names = set(vertices.dtype.names or ())
+    if not {"x", "y", "z"} <= names:
+        raise UserError(f"{path}: has no x, y, z; write a point cloud with these properties or use --random_init")
+    positions = np.stack([vertices[axis] for axis in "xyz"], axis=1).astype(np.float32)
+    colors = np.full((len(vertices), 3), _GREY, dtype=np.uint8)
+    if set(_COLORS) <= names:
+        values = np.stack([vertices[color] for color in _COLORS], axis=1)
+        if values.dtype.kind == "f":
+            values = np.nan_to_num(values)
+            values = values * 255.0 if values.max(initial=0.0) <= 1.0 else values
+        colors = np.clip(np.round(values), 0, 255).astype(np.uint8)
+    return finite_points(positions, colors)
+
+
+def finite_points(positions: np.ndarray, colors: np.ndarray) -> PointCloud:
+    """Return the cloud without points that are NaN or infinite."""
+    keep = np.isfinite(positions).all(axis=1)
+    return PointCloud(positions=positions[keep].astype(np.float32), colors=np.ascontiguousarray(colors[keep]))
+
+
+def write_point_cloud(path: Path, cloud: PointCloud) -> None:
+    """Write a binary PLY with x y z and red green blue."""
+    columns = [*cloud.positions.T, *cloud.colors.T]
+    fields = [*((axis, "<f4") for axis in "xyz"), *((color, "u1") for color in _COLORS)]
+    vertices = np.empty(len(cloud.positions), fields)
+    for (name, _), column in zip(fields, columns, strict=True):
+        vertices[name] = column
+    write_vertices(path, vertices)

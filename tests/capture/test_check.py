@@ -22,8 +22,8 @@ from unified_lift.types import PointCloud
 
 
 @pytest.fixture
-def miniature(tmp_path):
-    """Return a function: dataset name -> folder of its miniature."""
+def dataset(tmp_path):
+    """Return a function: dataset name -> folder of its dataset."""
 
     def write(name):
         write_dataset(name, tmp_path / name)
@@ -37,11 +37,11 @@ def checked(root, **settings):
 
 
 def problems(check):
-    return [finding.what for finding in check.findings if finding.status == "missing"]
+    return [issue.text for issue in check.issues.errors]
 
 
 def notes(check):
-    return [finding.what for finding in check.findings if finding.status == "note"]
+    return [issue.text for issue in check.issues if issue.severity == "note"]
 
 
 def edit_json(path, change):
@@ -51,10 +51,10 @@ def edit_json(path, change):
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_every_miniature_is_fine_and_its_numbers_are_those_of_the_loaded_scene(name, miniature):
-    root = miniature(name)
+def test_every_fixture_is_fine_and_its_numbers_are_those_of_the_loaded_scene(name, dataset):
+    root = dataset(name)
     check = checked(root)
-    assert check.is_fine, check.findings
+    assert check.is_fine, check.issues
     scene = load_scene(DataSettings(source_path=root, eval=True, num_random_points=50))
     facts = check.facts
     assert facts["layout"] == name
@@ -68,8 +68,8 @@ def test_every_miniature_is_fine_and_its_numbers_are_those_of_the_loaded_scene(n
     json.dumps(check.as_json())
 
 
-def test_numbers_of_masks_by_hand(miniature):
-    root = miniature("transforms")
+def test_numbers_of_masks_by_hand(dataset):
+    root = dataset("transforms")
     for n in range(10):
         ids = np.zeros((24, 32), np.uint16)
         if n != 9:
@@ -84,9 +84,9 @@ def test_numbers_of_masks_by_hand(miniature):
     assert masks["views_without"] == []
 
 
-def test_points_of_the_scene_are_counted_and_made_ones_are_not(miniature):
-    assert checked(miniature("colmap")).facts["points"]["of_the_scene"] == 300
-    check = checked(miniature("messy_rooms"))
+def test_points_of_the_scene_are_counted_and_made_ones_are_not(dataset):
+    assert checked(dataset("colmap")).facts["points"]["of_the_scene"] == 300
+    check = checked(dataset("messy_rooms"))
     assert check.facts["points"] == {"of_the_scene": 0}
     assert any("training makes them from the photos" in line for line in check_lines(check))
 
@@ -99,8 +99,8 @@ def test_the_share_of_visible_points_by_hand(scene):
     assert visible_share(replace(scene, train=scene.train[:1], points=points)) == pytest.approx(1 / 3)
 
 
-def test_every_damage_of_a_colmap_scene_is_listed(miniature):
-    root = miniature("colmap")
+def test_every_damage_of_a_colmap_scene_is_listed(dataset):
+    root = dataset("colmap")
     model = root / "sparse/0"
     images = read_images(model / "images.bin")
     by_name = {image.name: key for key, image in images.items()}
@@ -128,12 +128,12 @@ def test_every_damage_of_a_colmap_scene_is_listed(miniature):
         assert words in found
     assert len(problems(check)) == 7
     assert notes(check) == ["1 of 7 views have no mask: cam1/0001"]
-    assert all(finding.cure for finding in check.findings)
+    assert all(issue.fix for issue in check.issues)
     assert check_lines(check)[-1].startswith("7 problems; split and points are looked at once these are repaired")
 
 
-def test_every_broken_frame_of_a_transforms_file_is_listed(miniature):
-    root = miniature("transforms")
+def test_every_broken_frame_of_a_transforms_file_is_listed(dataset):
+    root = dataset("transforms")
 
     def damage(data):
         frames = {frame["file_path"].removesuffix(".png"): frame for frame in data["frames"]}
@@ -156,8 +156,8 @@ def test_every_broken_frame_of_a_transforms_file_is_listed(miniature):
         assert any(words in line for line in found), words
 
 
-def test_every_bad_pose_of_messy_rooms_and_replica_is_listed(miniature):
-    root = miniature("messy_rooms")
+def test_every_bad_pose_of_messy_rooms_and_replica_is_listed(dataset):
+    root = dataset("messy_rooms")
 
     def damage(data):
         data["camera"]["positions"][2][0] = float("nan")
@@ -165,7 +165,7 @@ def test_every_bad_pose_of_messy_rooms_and_replica_is_listed(miniature):
 
     edit_json(root / "metadata.json", damage)
     assert [line.split("the pose of ")[1][:2] for line in problems(checked(root))] == ["2 ", "4 "]
-    root = miniature("replica")
+    root = dataset("replica")
     lines = (root / "traj.txt").read_text().splitlines()
     for n in (25, 200):
         lines[n] = " ".join(["nan", *lines[n].split()[1:]])
@@ -176,8 +176,8 @@ def test_every_bad_pose_of_messy_rooms_and_replica_is_listed(miniature):
     assert "frame000200" in found[1]
 
 
-def test_a_cut_model_file_is_one_problem_and_the_truth_is_still_counted(miniature):
-    root = miniature("colmap")
+def test_a_cut_model_file_is_one_problem_and_the_truth_is_still_counted(dataset):
+    root = dataset("colmap")
     path = root / "sparse/0/images.bin"
     path.write_bytes(path.read_bytes()[:100])
     check = checked(root)
@@ -187,21 +187,21 @@ def test_a_cut_model_file_is_one_problem_and_the_truth_is_still_counted(miniatur
     assert "1 problem;" in check_lines(check)[-1]
 
 
-def test_what_only_loading_shows_is_a_problem_too(miniature):
-    root = miniature("transforms")
+def test_what_only_loading_shows_is_a_problem_too(dataset):
+    root = dataset("transforms")
     (root / "points3D.ply").write_bytes(b"ply\n")
     assert ["points3D.ply" in line for line in problems(checked(root))] == [True]
 
 
-def test_truth_is_never_opened(miniature):
-    root = miniature("colmap")
+def test_truth_is_never_opened(dataset):
+    root = dataset("colmap")
     for path in (root / "annotations").rglob("*.png"):
         path.write_bytes(b"secret")
     assert checked(root).is_fine
 
 
-def test_a_scene_without_masks_is_fine_for_colour_and_says_how_to_make_them(miniature):
-    root = miniature("colmap")
+def test_a_scene_without_masks_is_fine_for_colour_and_says_how_to_make_them(dataset):
+    root = dataset("colmap")
     shutil.rmtree(root / "object_mask")
     check = checked(root)
     assert check.is_fine
@@ -210,15 +210,15 @@ def test_a_scene_without_masks_is_fine_for_colour_and_says_how_to_make_them(mini
     assert any("unified-lift masks" in line for line in check_lines(check))
 
 
-def test_masks_under_other_names_are_a_problem(miniature):
-    root = miniature("colmap")
+def test_masks_under_other_names_are_a_problem(dataset):
+    root = dataset("colmap")
     for path in list((root / "object_mask").rglob("*.png")):
         path.rename(path.with_name(f"mask_{path.name}"))
     assert "none of its 9 files is the mask of a photo" in problems(checked(root))[0]
 
 
-def test_black_masks_are_a_note_for_some_views_and_a_problem_for_all(miniature):
-    root = miniature("transforms")
+def test_black_masks_are_a_note_for_some_views_and_a_problem_for_all(dataset):
+    root = dataset("transforms")
     write_mask(root / "object_mask/0003.png", np.zeros((24, 32)))
     assert notes(checked(root)) == ["0003.png: all black, trains colour only"]
     for n in range(10):
@@ -226,8 +226,8 @@ def test_black_masks_are_a_note_for_some_views_and_a_problem_for_all(miniature):
     assert problems(checked(root)) == ["all masks are black: nothing is labelled"]
 
 
-def test_odd_masks_are_noted(miniature):
-    root = miniature("transforms")
+def test_odd_masks_are_noted(dataset):
+    root = dataset("transforms")
     Image.fromarray(np.full((24, 32), 255, np.uint8)).save(root / "object_mask/0000.png")
     write_mask(root / "object_mask/0001.png", np.arange(24 * 32).reshape(24, 32))
     Image.fromarray(np.zeros((24, 32), np.uint8)).save(root / "object_mask/0001.jpg")
@@ -241,8 +241,8 @@ def test_odd_masks_are_noted(miniature):
     ]
 
 
-def test_few_views_are_noted(miniature):
-    root = miniature("transforms")
+def test_few_views_are_noted(dataset):
+    root = dataset("transforms")
 
     def few(data):
         data["frames"] = data["frames"][:5]
@@ -253,14 +253,14 @@ def test_few_views_are_noted(miniature):
     assert "only 5 views" in notes(checked(root))
 
 
-def test_photos_without_a_pose_are_noted(miniature):
-    root = miniature("colmap")
+def test_photos_without_a_pose_are_noted(dataset):
+    root = dataset("colmap")
     write_image(root / "images/stray.png", np.zeros((24, 32, 3), np.uint8))
     assert any("stray.png" in line and "no pose" in line for line in notes(checked(root)))
 
 
-def test_cameras_at_one_point_are_a_problem(miniature):
-    root = miniature("transforms")
+def test_cameras_at_one_point_are_a_problem(dataset):
+    root = dataset("transforms")
 
     def still(data):
         for frame in data["frames"]:
@@ -271,14 +271,14 @@ def test_cameras_at_one_point_are_a_problem(miniature):
     assert "all cameras stand at one point: no depth can be seen" in problems(checked(root))
 
 
-def test_a_lost_camera_is_noted(miniature):
-    root = miniature("transforms")
+def test_a_lost_camera_is_noted(dataset):
+    root = dataset("transforms")
     edit_json(root / "transforms.json", lambda data: data["frames"][0]["transform_matrix"][0].__setitem__(3, 1e4))
     assert any("0009 is far from all others" in line for line in notes(checked(root)))
 
 
-def test_cameras_that_look_away_from_the_points_are_a_problem(miniature):
-    root = miniature("transforms")
+def test_cameras_that_look_away_from_the_points_are_a_problem(dataset):
+    root = dataset("transforms")
 
     def opencv_axes(data):  # the usual mistake: y and z of the camera the other way round
         for frame in data["frames"]:
@@ -292,8 +292,8 @@ def test_cameras_that_look_away_from_the_points_are_a_problem(miniature):
     assert check.facts["points"]["visible_share"] == 0
 
 
-def test_a_split_that_cannot_be_is_noted_and_training_without_it_is_fine(miniature):
-    check = checked(miniature("colmap"), llffhold=1)
+def test_a_split_that_cannot_be_is_noted_and_training_without_it_is_fine(dataset):
+    check = checked(dataset("colmap"), llffhold=1)
     assert check.is_fine
     assert check.facts["split"] == {"train": 9, "test_with_eval": 0}
     assert any("with --eval: " in line and "all 9 views are held out" in line for line in notes(check))
@@ -307,6 +307,6 @@ def test_a_folder_of_photos_is_no_scene_and_sfm_is_named(tmp_path):
         checked(tmp_path / "gone")
 
 
-def test_a_wrong_mask_folder_flag_is_the_users_to_correct(miniature):
+def test_a_wrong_mask_folder_flag_is_the_users_to_correct(dataset):
     with pytest.raises(UserError, match="correct --object_path"):
-        checked(miniature("colmap"), object_path="masks")
+        checked(dataset("colmap"), object_path="masks")

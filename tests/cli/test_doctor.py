@@ -8,7 +8,7 @@ import torch
 from tests.data.fixtures import write_dataset
 from unified_lift import doctor
 from unified_lift.cli.main import main
-from unified_lift.data import load_scene
+from unified_lift.data import expected_bytes, load_scene
 from unified_lift.data.cache import scene_bytes
 from unified_lift.data.settings import DataSettings
 
@@ -107,8 +107,8 @@ def test_optional_packages_are_there_with_version_or_missing_with_the_line_that_
 def test_a_scene_is_told_what_its_pixels_need_without_decoding_one(capsys, scene_dir, monkeypatch):
     scene = load_scene(DataSettings(source_path=scene_dir))
     gigabytes = scene_bytes(scene) / 2**30
-    assert doctor.pixel_bytes(DataSettings(source_path=scene_dir)) == scene_bytes(scene)
-    monkeypatch.setattr("unified_lift.data.base.load_view", None)  # calling it would fail
+    assert expected_bytes(DataSettings(source_path=scene_dir)) == scene_bytes(scene)
+    monkeypatch.setattr("unified_lift.data.scene._load_view", None)  # calling it would fail
     code, found, _ = examined(capsys, "-s", str(scene_dir))
     assert code == 0
     assert found["scene"][1].startswith(f"photos and masks: {gigabytes:.2f} GiB in main memory")
@@ -117,7 +117,7 @@ def test_a_scene_is_told_what_its_pixels_need_without_decoding_one(capsys, scene
 
 
 def test_how_many_gaussians_fit_is_half_of_what_the_photos_leave(capsys, scene_dir, monkeypatch):
-    needed = doctor.pixel_bytes(DataSettings(source_path=scene_dir))
+    needed = expected_bytes(DataSettings(source_path=scene_dir))
     monkeypatch.setattr(doctor, "free_bytes", lambda *_: {"cpu": 2 * 1200 * 5000 + needed, "disk": 2**40})
     _, found, _ = examined(capsys, "-s", str(scene_dir))
     assert "about 5,000 fit" in found["Gaussians"][1]

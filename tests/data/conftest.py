@@ -1,4 +1,4 @@
-"""A fresh copy of each reader's miniature."""
+"""A fresh copy of each reader's dataset."""
 
 import shutil
 from pathlib import Path
@@ -13,14 +13,14 @@ from unified_lift.types import Scene
 
 @pytest.fixture(scope="session")
 def _written(tmp_path_factory):
-    roots = {name: tmp_path_factory.mktemp("miniatures") / name for name in DATASETS}
+    roots = {name: tmp_path_factory.mktemp("datasets") / name for name in DATASETS}
     for name, root in roots.items():
         write_dataset(name, root)
     return roots
 
 
 @pytest.fixture
-def miniature(_written, tmp_path):
+def dataset(_written, tmp_path):
     """Return a function: dataset name -> path of a copy that the test may damage."""
 
     def copy(name: str) -> Path:

@@ -32,8 +32,8 @@ def refused(read, root, pattern, **settings):
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_pose_without_image(name, miniature, read):
-    root = miniature(name)
+def test_pose_without_image(name, dataset, read):
+    root = dataset(name)
     (root / IMAGES[name]).unlink()
     refused(
         read, root, "metadata.json.*restore" if name == "messy_rooms" else f"{re.escape(IMAGES[name])[:-5]}.*restore"
@@ -41,23 +41,23 @@ def test_pose_without_image(name, miniature, read):
 
 
 @pytest.mark.parametrize("name", ["colmap", "transforms"])
-def test_image_without_pose_is_left_out_and_named(name, miniature, read):
-    root = miniature(name)
+def test_image_without_pose_is_left_out_and_named(name, dataset, read):
+    root = dataset(name)
     write_image(root / "images" / "stray.png", np.zeros((24, 32, 3), np.uint8))
     notes = read(root).notes
     assert any("stray.png" in note and POSES[name] in note and "register" in note for note in notes)
 
 
-def test_messy_rooms_with_one_image_too_many(miniature, read):
-    root = miniature("messy_rooms")
+def test_messy_rooms_with_one_image_too_many(dataset, read):
+    root = dataset("messy_rooms")
     write_image(root / "color" / "12.png", np.zeros((24, 32, 3), np.uint8))
     refused(read, root, "12 positions.*13 images.*restore")
 
 
 @pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
-def test_corrupt_photo_is_named(name, damage, miniature, read):
-    root = miniature(name)
+def test_corrupt_photo_is_named(name, damage, dataset, read):
+    root = dataset(name)
     path = root / IMAGES[name]
     data = path.read_bytes()
     middle = len(data) // 2
@@ -72,39 +72,39 @@ def test_corrupt_photo_is_named(name, damage, miniature, read):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_corrupt_mask_is_named(name, miniature, read):
-    root = miniature(name)
+def test_corrupt_mask_is_named(name, dataset, read):
+    root = dataset(name)
     path = root / MASKS[name]
     path.write_bytes(path.read_bytes()[:60])
     refused(read, root, f"{re.escape(MASKS[name])}.*not a readable image")
 
 
-def test_corrupt_npy_mask_is_named(miniature, read):
-    root = miniature("messy_rooms")
+def test_corrupt_npy_mask_is_named(dataset, read):
+    root = dataset("messy_rooms")
     path = root / "detic_instance" / "3.npy"
     path.write_bytes(path.read_bytes()[:200])
     refused(read, root, r"detic_instance/3\.npy.*not a readable array.*again")
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_mask_of_another_shape_is_refused(name, miniature, read):
-    root = miniature(name)
+def test_mask_of_another_shape_is_refused(name, dataset, read):
+    root = dataset(name)
     write_mask(root / MASKS[name], np.ones((32, 32)))
     refused(read, root, f"{re.escape(MASKS[name])}: the mask is 32x32 but its image is 32x24.*remove it")
 
 
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("factor", [0.5, 2, 4])
-def test_mask_of_another_size_but_the_same_shape_is_resampled(name, factor, miniature, read):
-    root = miniature(name)
+def test_mask_of_another_size_but_the_same_shape_is_resampled(name, factor, dataset, read):
+    root = dataset(name)
     write_mask(root / MASKS[name], np.full((int(24 * factor), int(32 * factor)), 777))
     view = next(view for view in read(root).train if view.name.endswith("0001") and "cam1" not in view.name)
     assert view.segments.shape == (24, 32)
     assert (view.segments == 777).all()
 
 
-def test_nan_pose_in_transforms(miniature, read):
-    root = miniature("transforms")
+def test_nan_pose_in_transforms(dataset, read):
+    root = dataset("transforms")
 
     def poison(data):
         data["frames"][2]["transform_matrix"][0][3] = float("nan")
@@ -113,8 +113,8 @@ def test_nan_pose_in_transforms(miniature, read):
     refused(read, root, r"transforms\.json: the pose of images/0007.* NaN.*remove")
 
 
-def test_nan_pose_in_messy_rooms(miniature, read):
-    root = miniature("messy_rooms")
+def test_nan_pose_in_messy_rooms(dataset, read):
+    root = dataset("messy_rooms")
 
     def poison(data):
         data["camera"]["quaternions"][4][1] = float("nan")
@@ -124,15 +124,15 @@ def test_nan_pose_in_messy_rooms(miniature, read):
 
 
 @pytest.mark.parametrize("text", [False, True])
-def test_nan_pose_in_colmap(text, miniature, read):
-    root = miniature("colmap")
+def test_nan_pose_in_colmap(text, dataset, read):
+    root = dataset("colmap")
     edit_model(root, text=text, poison="pose")
     refused(read, root, r"images\.(bin|txt): the pose of cam1/a\.b\.png is NaN.*remove")
 
 
 @pytest.mark.parametrize("change", ["mirror", "shear", "shape", "words"])
-def test_pose_that_is_not_rigid(change, miniature, read):
-    root = miniature("transforms")
+def test_pose_that_is_not_rigid(change, dataset, read):
+    root = dataset("transforms")
 
     def poison(data):
         matrix = np.array(data["frames"][2]["transform_matrix"])
@@ -183,20 +183,20 @@ def edit_model(root, *, text=False, poison):
         ("model", "camera model FOV is not supported; run colmap image_undistorter"),
     ],
 )
-def test_broken_colmap_models(poison, pattern, miniature, read):
-    root = miniature("colmap")
+def test_broken_colmap_models(poison, pattern, dataset, read):
+    root = dataset("colmap")
     edit_model(root, poison=poison)
     refused(read, root, pattern)
 
 
-def test_random_init_is_the_cure_for_an_empty_cloud(miniature, read):
-    root = miniature("colmap")
+def test_random_init_is_the_cure_for_an_empty_cloud(dataset, read):
+    root = dataset("colmap")
     edit_model(root, poison="points")
     assert len(read(root, random_init=True).points.positions) == 50
 
 
-def test_empty_ply_cloud(miniature, read):
-    root = miniature("transforms")
+def test_empty_ply_cloud(dataset, read):
+    root = dataset("transforms")
     path = root / "points3D.ply"
     path.write_bytes(path.read_bytes().split(b"end_header")[0].replace(b"vertex 400", b"vertex 0") + b"end_header\n")
     refused(read, root, "0 usable points.*--random_init")
@@ -204,8 +204,8 @@ def test_empty_ply_cloud(miniature, read):
 
 @pytest.mark.parametrize("table", ["cameras", "images", "points3D"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
-def test_cut_binary_tables_are_named(table, share, miniature, read):
-    root = miniature("colmap")
+def test_cut_binary_tables_are_named(table, share, dataset, read):
+    root = dataset("colmap")
     path = root / "sparse" / "0" / f"{table}.bin"
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     refused(read, root, rf"{table}\.bin: cut short.*again")
@@ -214,8 +214,8 @@ def test_cut_binary_tables_are_named(table, share, miniature, read):
 @pytest.mark.parametrize(
     ("table", "line"), [("cameras", "7 PINHOLE 32"), ("images", "4 1 0 0"), ("points3D", "9 1 2 x")]
 )
-def test_malformed_text_lines_are_quoted(table, line, miniature, read):
-    root = miniature("colmap")
+def test_malformed_text_lines_are_quoted(table, line, dataset, read):
+    root = dataset("colmap")
     (root / "sparse").rename(root / "binary")
     (root / "sparse_text").rename(root / "sparse")
     path = root / "sparse" / "0" / f"{table}.txt"
@@ -223,24 +223,24 @@ def test_malformed_text_lines_are_quoted(table, line, miniature, read):
     refused(read, root, rf"{table}\.txt: cannot read the line '{line}'")
 
 
-def test_half_a_colmap_model_names_the_missing_table(miniature, read):
-    root = miniature("colmap")
+def test_half_a_colmap_model_names_the_missing_table(dataset, read):
+    root = dataset("colmap")
     (root / "sparse" / "0" / "images.bin").unlink()
     refused(read, root, r"images\.bin: neither.*images\.txt")
 
 
-def test_missing_image_folder_of_a_colmap_scene(miniature, read):
-    refused(read, miniature("colmap"), "images_4: no such image folder; correct -i", images="images_4")
+def test_missing_image_folder_of_a_colmap_scene(dataset, read):
+    refused(read, dataset("colmap"), "images_4: no such image folder; correct -i", images="images_4")
 
 
-def test_image_of_another_shape_than_its_camera(miniature, read):
-    root = miniature("colmap")
+def test_image_of_another_shape_than_its_camera(dataset, read):
+    root = dataset("colmap")
     write_image(root / IMAGES["colmap"], np.zeros((32, 32, 3), np.uint8))
     refused(read, root, r"cam2/0001\.png: the image is 32x32 but images\.bin says 32x24")
 
 
-def test_two_views_may_not_share_a_mask(miniature, read):
-    root = miniature("colmap")
+def test_two_views_may_not_share_a_mask(dataset, read):
+    root = dataset("colmap")
     write_image(root / "images" / "cam2" / "a.b.png", np.zeros((24, 32, 3), np.uint8))
     mask = root / "object_mask"
     (mask / "cam1" / "0001.png").rename(mask / "0001.png")
@@ -249,8 +249,8 @@ def test_two_views_may_not_share_a_mask(miniature, read):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]"])
-def test_transforms_that_are_no_json_object(text, miniature, read):
-    root = miniature("transforms")
+def test_transforms_that_are_no_json_object(text, dataset, read):
+    root = dataset("transforms")
     (root / "transforms.json").write_text(text)
     refused(read, root, r"transforms\.json: ")
 
@@ -270,20 +270,20 @@ def test_transforms_that_are_no_json_object(text, miniature, read):
         ({"test_filenames": ["images/0000.png"]}, "0000 is listed for training and for testing"),
     ],
 )
-def test_broken_transforms_fields(change, pattern, miniature, read):
-    root = miniature("transforms")
+def test_broken_transforms_fields(change, pattern, dataset, read):
+    root = dataset("transforms")
     edit_json(root / "transforms.json", lambda data: data.update(change))
     refused(read, root, pattern, eval=True)
 
 
-def test_named_mask_that_is_missing(miniature, read):
-    root = miniature("transforms")
+def test_named_mask_that_is_missing(dataset, read):
+    root = dataset("transforms")
     (root / MASKS["transforms"]).unlink()
     refused(read, root, r"object_mask/0001\.png: object_mask_path of images/0001\.png is missing")
 
 
-def test_the_same_frame_twice(miniature, read):
-    root = miniature("transforms")
+def test_the_same_frame_twice(dataset, read):
+    root = dataset("transforms")
 
     def repeat(data):
         data["frames"].append({**data["frames"][0], "object_mask_path": "object_mask/0009.png"})
@@ -293,20 +293,20 @@ def test_the_same_frame_twice(miniature, read):
 
 
 @pytest.mark.parametrize("content", [{}, {"camera": {"positions": []}}, {"camera": 3}])
-def test_metadata_that_is_not_kubric(content, miniature, read):
-    root = miniature("messy_rooms")
+def test_metadata_that_is_not_kubric(content, dataset, read):
+    root = dataset("messy_rooms")
     (root / "metadata.json").write_text(json.dumps(content))
     refused(read, root, r"metadata\.json: holds no camera positions")
 
 
-def test_metadata_with_a_broken_matrix(miniature, read):
-    root = miniature("messy_rooms")
+def test_metadata_with_a_broken_matrix(dataset, read):
+    root = dataset("messy_rooms")
     edit_json(root / "metadata.json", lambda data: data["camera"].update(K=[[1, 2], [3, 4]]))
     refused(read, root, "K is not a 3x3 matrix")
 
 
-def test_annotations_of_unequal_shape(miniature):
-    root = miniature("messy_rooms")
+def test_annotations_of_unequal_shape(dataset):
+    root = dataset("messy_rooms")
     np.save(root / "semantic" / "2.npy", np.zeros((5, 5), np.int32))
     with pytest.raises(UserError, match=r"semantic/2\.npy: shape \(5, 5\) differs"):
         load_annotations(DataSettings(source_path=root), ["2"])
@@ -325,5 +325,5 @@ def test_annotations_of_unequal_shape(miniature):
         ({"random_init": True, "num_random_points": 2}, "--num_random_points 2"),
     ],
 )
-def test_flags_out_of_range_are_named(settings, pattern, miniature, read):
-    refused(read, miniature("colmap"), pattern, **settings)
+def test_flags_out_of_range_are_named(settings, pattern, dataset, read):
+    refused(read, dataset("colmap"), pattern, **settings)

@@ -8,13 +8,12 @@ import torch
 from tests.data.fixtures import write_dataset
 from tests.scenes import circle_camera, exact_ids
 from tests.train.test_training import assert_same_state, final_state, settings_for
-from unified_lift.data import DATASETS, load_scene
-from unified_lift.data import cache as placement
+from unified_lift.data import DATASETS, cache, load_scene
 from unified_lift.data.cache import (
+    CacheChoice,
     DataCache,
-    Placement,
     available_memory,
-    choose_placement,
+    choose_cache,
     free_bytes,
     scene_bytes,
 )
@@ -42,33 +41,33 @@ CPU_RUN = {"cpu": 10 * GIB, "disk": 100 * GIB}
     ],
 )
 def test_auto_takes_the_first_place_that_is_filled_only_in_part(free, gib, expected):
-    chosen = choose_placement("auto", int(gib * GIB), free)
-    assert chosen == Placement(expected, int(gib * GIB), free[expected])
+    chosen = choose_cache("auto", int(gib * GIB), free)
+    assert chosen == CacheChoice(expected, int(gib * GIB), free[expected])
 
 
 @pytest.mark.parametrize(("wanted", "most"), [("cuda", 0.8 * 8), ("cpu", 0.9 * 10), ("disk", 0.9 * 100)])
 def test_a_place_that_was_asked_for_may_be_filled_further_and_is_refused_beyond(wanted, most):
-    assert choose_placement(wanted, int(most * GIB), GPU_RUN).kept_on == wanted
+    assert choose_cache(wanted, int(most * GIB), GPU_RUN).kept_on == wanted
     with pytest.raises(UserError, match=f"--data_device {wanted}: photos and masks need .* GiB, of .* GiB free"):
-        choose_placement(wanted, int(most * GIB) + GIB // 100, GPU_RUN)
+        choose_cache(wanted, int(most * GIB) + GIB // 100, GPU_RUN)
 
 
 def test_refusals_name_flag_numbers_and_cure():
     with pytest.raises(UserError) as caught:
-        choose_placement("cuda", 7 * GIB, GPU_RUN)
+        choose_cache("cuda", 7 * GIB, GPU_RUN)
     assert str(caught.value) == (
         "--data_device cuda: photos and masks need 7.00 GiB, of 8.00 GiB free on the GPU they may take 80%; "
         "use auto or disk, or free some"
     )
     with pytest.raises(UserError, match="this run computes on the CPU; use auto, cpu or disk"):
-        choose_placement("cuda", 1, CPU_RUN)
+        choose_cache("cuda", 1, CPU_RUN)
     with pytest.raises(UserError, match="--data_device disk: .* use a smaller --resolution"):
-        choose_placement("auto", 200 * GIB, GPU_RUN)
+        choose_cache("auto", 200 * GIB, GPU_RUN)
 
 
-def test_placement_says_where_and_how_much():
-    assert str(Placement("cuda", GIB // 8, 78 * GIB)) == "photos and masks: 0.12 GiB on the GPU (78.0 GiB free)"
-    assert "in main memory" in str(Placement("cpu", 1, 1))
+def test_the_choice_says_where_and_how_much():
+    assert str(CacheChoice("cuda", GIB // 8, 78 * GIB)) == "photos and masks: 0.12 GiB on the GPU (78.0 GiB free)"
+    assert "in main memory" in str(CacheChoice("cpu", 1, 1))
 
 
 def fake_root(tmp_path, available_kib, **files):
@@ -134,7 +133,7 @@ def store(wanted, folder):
 
 
 def test_scene_on_disk_is_equal_and_leaves_nothing_in_the_folder(mixed, tmp_path):
-    placed = store("disk", tmp_path / "model").placed(mixed)
+    placed = store("disk", tmp_path / "model").cached(mixed)
     assert placed.kept_on == "disk"
     assert list((tmp_path / "model").iterdir()) == []  # the files have lost their names: any end of the run frees them
     for before, after in zip((*mixed.train, *mixed.test), (*placed.train, *placed.test), strict=True):
@@ -149,8 +148,8 @@ def test_pixels_are_counted_once_where_views_share_them(mixed, tmp_path):
     # 8 views of 24x20 (one without mask, two with the same 480 valid flags) and one of 31x22
     assert scene_bytes(mixed) == 8 * 480 * 3 + 7 * 480 * 4 + 480 + 31 * 22 * 7
     keeper = store("cpu", tmp_path)
-    keeper.placed(mixed)
-    assert keeper.placement.num_bytes == scene_bytes(mixed)
+    keeper.cached(mixed)
+    assert keeper.choice.num_bytes == scene_bytes(mixed)
 
 
 @pytest.mark.parametrize("schedule", ["staged", "joint"])
@@ -171,9 +170,9 @@ def test_reader_hands_every_array_to_the_store_and_loads_the_same_scene(name, wa
     write_dataset(name, tmp_path / "scene")
     settings = DataSettings(source_path=tmp_path / "scene", num_random_points=50, eval=True)
     keeper = store(wanted, tmp_path / "model")
-    plain, kept = load_scene(settings), load_scene(settings, store=keeper)
-    expected, placed = keeper.placement.num_bytes, keeper.placed(kept)
-    assert scene_bytes(plain) == scene_bytes(placed) == keeper.placement.num_bytes
+    plain, kept = load_scene(settings), load_scene(settings, cache=keeper)
+    expected, placed = keeper.choice.num_bytes, keeper.cached(kept)
+    assert scene_bytes(plain) == scene_bytes(placed) == keeper.choice.num_bytes
     assert scene_bytes(plain) == pytest.approx(expected, rel=0.2)  # what was reckoned from headers alone
     assert plain.notes == kept.notes
     np.testing.assert_array_equal(plain.points.positions, kept.points.positions)
@@ -187,10 +186,10 @@ def test_reader_hands_every_array_to_the_store_and_loads_the_same_scene(name, wa
 
 def test_scene_that_will_not_fit_is_refused_before_a_photo_is_decoded(tmp_path, monkeypatch):
     write_dataset("transforms", tmp_path / "scene")
-    monkeypatch.setattr(placement, "free_bytes", lambda device, folder: {"cpu": 10_000, "disk": 10_000})
-    monkeypatch.setattr("unified_lift.data.base.read_image", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(cache, "free_bytes", lambda device, folder: {"cpu": 10_000, "disk": 10_000})
+    monkeypatch.setattr("unified_lift.data.scene.read_image", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(UserError, match="--data_device disk: photos and masks need"):
-        load_scene(DataSettings(source_path=tmp_path / "scene"), store=store("auto", tmp_path / "model"))
+        load_scene(DataSettings(source_path=tmp_path / "scene"), cache=store("auto", tmp_path / "model"))
     assert not (tmp_path / "model").exists()
 
 
@@ -198,21 +197,21 @@ def test_full_disk_is_named(mixed, tmp_path, monkeypatch):
     def full(**_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(placement.tempfile, "NamedTemporaryFile", full)
+    monkeypatch.setattr(cache.tempfile, "NamedTemporaryFile", full)
     with pytest.raises(UserError, match=f"{tmp_path}/model: .*No space left on device.*--data_device cpu"):
-        store("disk", tmp_path / "model").placed(mixed)
+        store("disk", tmp_path / "model").cached(mixed)
 
 
 def test_files_of_a_run_that_was_killed_while_it_loaded_are_removed(mixed, tmp_path):
     (tmp_path / "views_abc.bin").write_bytes(b"x")
     (tmp_path / "mine.bin").write_bytes(b"x")
-    store("disk", tmp_path).placed(mixed)
+    store("disk", tmp_path).cached(mixed)
     assert os.listdir(tmp_path) == ["mine.bin"]
 
 
 def test_blocks_of_memory_hold_tensors_side_by_side(monkeypatch):
-    monkeypatch.setattr(placement, "_CHUNK", 1024)
-    keep = placement._Chunks(pinned=False)
+    monkeypatch.setattr(cache, "_CHUNK", 1024)
+    keep = cache._Chunks(pinned=False)
     sizes = [(5, 7, 3), (10, 10), (300,), (20, 30), (1,)]
     tensors = [torch.arange(int(np.prod(s)), dtype=torch.int32).view(s) for s in sizes]
     tensors += [tensor % 251 for tensor in tensors]
@@ -228,7 +227,7 @@ def test_blocks_of_memory_hold_tensors_side_by_side(monkeypatch):
 @pytest.mark.parametrize("wanted", ["cuda", "cpu", "disk"])
 def test_views_arrive_on_the_gpu_from_wherever_they_are_kept(mixed, tmp_path, wanted):
     device = torch.device("cuda")
-    placed = DataCache(wanted, device=device, folder=tmp_path).placed(mixed)
+    placed = DataCache(wanted, device=device, folder=tmp_path).cached(mixed)
     assert placed.train[0].image.is_cuda == (wanted == "cuda")
     assert placed.train[0].image.is_pinned() == (wanted == "cpu")
     source = ViewSource(placed.train, kept_on=placed.kept_on, device=device)

@@ -3,12 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.data.fixtures.colmap_model import points_of, write_model
+from tests.data.fixtures.colmap_model import points_of, read_model, write_model
 from unified_lift.data.colmap_io import MODELS, ColmapCamera, read_cameras, read_images, read_points
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
-from unified_lift.data.ply import write_point_cloud
 from unified_lift.errors import UserError
+from unified_lift.plyio import write_point_cloud
 from unified_lift.types import PointCloud
 
 CAMERAS_HEX = (
@@ -47,23 +47,11 @@ def check_fixture(folder, suffix):
     assert points.ids.tolist() == [7]
     assert points.positions.tolist() == [[1.0, 2.0, 3.0]]
     assert points.colors.tolist() == [[255, 128, 0]]
-    assert points.errors.tolist() == [0.25]
-    assert points.tracks[0].tolist() == [(3, 0), (4, 5)]
 
 
-def test_byte_exact_fixture_parses(fixture_model):
+def test_a_model_written_by_colmap_parses_as_bytes_and_as_text(fixture_model, tmp_path):
     check_fixture(fixture_model, ".bin")
-
-
-def test_writing_gives_the_same_bytes_and_the_same_text(fixture_model, tmp_path):
-    tables = [
-        read(fixture_model / f"{name}.bin")
-        for read, name in ((read_cameras, "cameras"), (read_images, "images"), (read_points, "points3D"))
-    ]
-    write_model(tmp_path / "again", *tables)
-    for table, content in (("cameras", CAMERAS_HEX), ("images", IMAGES_HEX), ("points3D", POINTS_HEX)):
-        assert (tmp_path / "again" / f"{table}.bin").read_bytes().hex() == content
-    write_model(tmp_path / "text", *tables, text=True)
+    write_model(tmp_path / "text", *read_model(fixture_model), text=True)
     check_fixture(tmp_path / "text", ".txt")
 
 
@@ -98,8 +86,8 @@ def scenes_agree(first, second):
 
 
 @pytest.mark.parametrize("place", ["sparse", "colmap/sparse/0"])
-def test_the_model_is_found_where_tools_put_it(place, miniature, read):
-    root = miniature("colmap")
+def test_the_model_is_found_where_tools_put_it(place, dataset, read):
+    root = dataset("colmap")
     expected = read(root)
     (root / "sparse" / "0").rename(root / "model")
     (root / "sparse").rmdir()
@@ -108,49 +96,49 @@ def test_the_model_is_found_where_tools_put_it(place, miniature, read):
     scenes_agree(read(root), expected)
 
 
-def test_text_and_binary_give_the_same_scene(miniature, read):
-    root = miniature("colmap")
+def test_text_and_binary_give_the_same_scene(dataset, read):
+    root = dataset("colmap")
     expected = read(root)
     (root / "sparse").rename(root / "binary")
     (root / "sparse_text").rename(root / "sparse")
     scenes_agree(read(root), expected)
 
 
-def test_rigs_and_frames_are_ignored(miniature, read):
-    root = miniature("colmap")
+def test_rigs_and_frames_are_ignored(dataset, read):
+    root = dataset("colmap")
     expected = read(root)
     for name in ("rigs.bin", "frames.bin"):
         (root / "sparse" / "0" / name).write_bytes(b"anything")
     scenes_agree(read(root), expected)
 
 
-def test_names_keep_folders_spaces_and_inner_dots(miniature, read):
-    names = [view.name for view in read(miniature("colmap")).train]
+def test_names_keep_folders_spaces_and_inner_dots(dataset, read):
+    names = [view.name for view in read(dataset("colmap")).train]
     assert names == ["cam1/0001", "cam1/a.b", "cam1/with space", *[f"cam2/{n:04d}" for n in range(6)]]
 
 
-def test_both_cameras_keep_their_principal_points(miniature, read):
-    for view in read(miniature("colmap")).train:
+def test_both_cameras_keep_their_principal_points(dataset, read):
+    for view in read(dataset("colmap")).train:
         expected = (17.5, 11.0) if view.name.startswith("cam1") else (16.0, 12.0)
         assert (view.camera.cx, view.camera.cy) == expected
 
 
-def test_test_list_decides_the_split_with_eval(miniature, read):
-    root = miniature("colmap")
+def test_test_list_decides_the_split_with_eval(dataset, read):
+    root = dataset("colmap")
     (root / "test.txt").write_text("cam1/with space.png\ncam1/a.b\n\n")
     assert [view.name for view in read(root, eval=True).test] == ["cam1/a.b", "cam1/with space"]
     assert read(root).test == ()
 
 
-def test_test_list_with_an_unknown_name(miniature, read):
-    root = miniature("colmap")
+def test_test_list_with_an_unknown_name(dataset, read):
+    root = dataset("colmap")
     (root / "test.txt").write_text("nobody.png\n")
     with pytest.raises(UserError, match=r"test\.txt: nobody\.png is not a registered image"):
         read(root, eval=True)
 
 
-def test_lerf_style_train_split_and_black_masks(miniature, read):
-    root = miniature("colmap")
+def test_lerf_style_train_split_and_black_masks(dataset, read):
+    root = dataset("colmap")
     for n in range(4):
         write_image(root / "images_train" / "cam2" / f"{n:04d}.png", np.zeros((24, 32, 3), np.uint8))
     write_mask(root / "object_mask" / "cam2" / "0005.png", np.zeros((24, 32)))
@@ -161,8 +149,8 @@ def test_lerf_style_train_split_and_black_masks(miniature, read):
     assert len(read(root, train_split=True).test) == 0
 
 
-def test_prescaled_images_scale_the_intrinsics(miniature, read):
-    root = miniature("colmap")
+def test_prescaled_images_scale_the_intrinsics(dataset, read):
+    root = dataset("colmap")
     expected = read(root)
     for view in expected.train:
         write_image(root / "images_2" / f"{view.name}.png", view.image.numpy()[::2, ::2])
@@ -173,8 +161,8 @@ def test_prescaled_images_scale_the_intrinsics(miniature, read):
     assert any("intrinsics of 32x24 scaled to 16x12" in note for note in scene.notes)
 
 
-def test_distorted_models_are_undistorted_and_noted(miniature, read):
-    root = miniature("colmap")
+def test_distorted_models_are_undistorted_and_noted(dataset, read):
+    root = dataset("colmap")
     folder = root / "sparse" / "0"
     cameras, images = read_cameras(folder / "cameras.bin"), read_images(folder / "images.bin")
     focal, *centre = cameras[3].params
@@ -191,8 +179,8 @@ def test_distorted_models_are_undistorted_and_noted(miniature, read):
     assert plain.image[0, 0].any()
 
 
-def test_points_come_from_a_ply_beside_the_model(miniature, read):
-    root = miniature("colmap")
+def test_points_come_from_a_ply_beside_the_model(dataset, read):
+    root = dataset("colmap")
     folder = root / "sparse" / "0"
     (folder / "points3D.bin").unlink()
     cloud = PointCloud(positions=np.arange(15, dtype=np.float32).reshape(5, 3), colors=np.full((5, 3), 9, np.uint8))
@@ -200,8 +188,8 @@ def test_points_come_from_a_ply_beside_the_model(miniature, read):
     np.testing.assert_array_equal(read(root).points.positions, cloud.positions)
 
 
-def test_points_that_are_not_finite_are_dropped(miniature, read):
-    root = miniature("colmap")
+def test_points_that_are_not_finite_are_dropped(dataset, read):
+    root = dataset("colmap")
     folder = root / "sparse" / "0"
     points = read_points(folder / "points3D.bin")
     positions = points.positions.copy()
@@ -211,13 +199,13 @@ def test_points_that_are_not_finite_are_dropped(miniature, read):
     assert len(read(root).points.positions) == 298
 
 
-def test_scenes_without_points_fall_back_on_their_photos(miniature, read):
-    root = miniature("colmap")
+def test_scenes_without_points_fall_back_on_their_photos(dataset, read):
+    root = dataset("colmap")
     (root / "sparse" / "0" / "points3D.bin").unlink()
     scene = read(root)
     assert len(scene.points.positions) >= 50
     assert any("in the camera frusta" in note for note in scene.notes)
 
 
-def test_zero_is_unlabelled(miniature, read):
-    assert read(miniature("colmap")).zero_id == "ignore"
+def test_zero_is_unlabelled(dataset, read):
+    assert read(dataset("colmap")).zero_id == "ignore"

@@ -10,11 +10,11 @@ from tests.data.fixtures import write_dataset
 from tests.data.fixtures.replica import write_rgb
 from unified_lift.data import downloads
 from unified_lift.data.downloads import check_lerf_mask, check_messy_rooms, check_replica
-from unified_lift.data.findings import Finding, report_lines
+from unified_lift.data.issues import Issue, issue_lines
 from unified_lift.data.lerf_mask import PROMPTS
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-MINIATURE_FRAMES = {"nice_slam": 250, "semantic_nerf": 40, "vmap": 250}
+FIXTURE_FRAMES = {"nice_slam": 250, "semantic_nerf": 40, "vmap": 250}
 
 
 def write_lerf_mask(root):
@@ -80,46 +80,44 @@ def two(written, tmp_path):
 
 def lost_of(name, root):
     """Return what is missing in the scenes that are there."""
-    return [what for what in of(check(name, root), "missing") if "no such scene" not in what]
+    return [what for what in of(check(name, root), "error") if "no such scene" not in what]
 
 
 def check(name, root):
     if name == "replica":
-        return check_replica(root, num_frames=MINIATURE_FRAMES)
+        return check_replica(root, num_frames=FIXTURE_FRAMES)
     return {"lerf_mask": check_lerf_mask, "messy_rooms": check_messy_rooms}[name](root)
 
 
-def of(findings, status):
-    return [finding.what for finding in findings if finding.status == status]
+def of(issues, severity):
+    return [issue.text for issue in issues if issue.severity == severity]
 
 
 @pytest.mark.parametrize("name", WRITERS)
 class TestEveryDataset:
     def test_complete_download_lacks_nothing(self, name, download):
-        findings = check(name, download(name))
-        assert of(findings, "missing") == []
-        assert len(of(findings, "found")) >= 8
-        assert report_lines(findings)[-1] == "complete"
+        issues = check(name, download(name))
+        assert of(issues, "error") == []
+        assert len(of(issues, "ok")) >= 8
 
     def test_missing_scene_is_named_with_where_to_get_it(self, name, download):
         root = download(name)
         scene = sorted(path.name for path in root.iterdir())[0]
         shutil.rmtree(root / scene)
-        findings = check(name, root)
-        (lost,) = [finding for finding in findings if finding.status == "missing"]
-        assert scene in lost.what
-        assert "no such scene" in lost.what
-        assert "fetch" in lost.cure
-        assert report_lines(findings)[-1] == "1 things are missing"
+        issues = check(name, root)
+        (lost,) = [issue for issue in issues if issue.severity == "error"]
+        assert scene in lost.text
+        assert "no such scene" in lost.text
+        assert "fetch" in lost.fix
 
     def test_every_missing_thing_has_a_cure(self, name, tmp_path):
-        findings = check(name, tmp_path)
-        assert len(findings) == (3 if name == "lerf_mask" else 8)
-        assert all(finding.cure for finding in findings)
+        issues = check(name, tmp_path)
+        assert len(issues) == (3 if name == "lerf_mask" else 8)
+        assert all(issue.fix for issue in issues)
 
     def test_the_script_prints_it_and_tells_by_its_exit_code(self, name, download, monkeypatch, capsys):
         monkeypatch.syspath_prepend(str(SCRIPTS))
-        monkeypatch.setitem(check_replica.__kwdefaults__, "num_frames", MINIATURE_FRAMES)
+        monkeypatch.setitem(check_replica.__kwdefaults__, "num_frames", FIXTURE_FRAMES)
         script, root = importlib.import_module(f"prepare_{name}"), download(name)
         assert script.main([str(root)]) == 0
         assert capsys.readouterr().out.endswith("complete\n")
@@ -153,9 +151,12 @@ def rename(path, name):
 @pytest.mark.parametrize(
     ("break_it", "expected"),
     [
-        (remove("ramen/images/frame_00003.jpg"), "ramen/images: frame_00003.jpg not there"),
+        (
+            remove("ramen/images/frame_00003.jpg"),
+            "ramen/images: frame_00003.jpg: images.bin has a pose for this photo but",
+        ),
         (damage("ramen/images/frame_00003.jpg"), "frame_00003.jpg: not a readable image"),
-        (remove("ramen/object_mask/frame_00003.png"), "ramen/object_mask: no mask of frame_00003"),
+        (remove("ramen/object_mask/frame_00003.png"), "ramen/object_mask: 1 of 8 views have no mask: frame_00003"),
         (damage("ramen/object_mask/frame_00003.png"), "frame_00003.png: not a readable image"),
         (
             replace_mask("ramen/object_mask/frame_00003.png", np.ones((32, 24), np.uint8)),
@@ -198,10 +199,11 @@ def test_lerf_mask_tells_of_masks_that_are_not_the_released_ones(download):
     root = download("lerf_mask")
     replace_mask("ramen/object_mask/frame_00001.png", np.full((24, 32), 300, np.uint16))(root)
     replace_mask("ramen/object_mask/frame_00002.png", np.zeros((24, 32), np.uint8))(root)
-    findings = check_lerf_mask(root)
-    assert of(findings, "missing") == []
-    assert of(findings, "note") == [
-        "ramen/object_mask: frame_00002.png is all black",
+    issues = check_lerf_mask(root)
+    assert of(issues, "error") == []
+    assert of(issues, "note") == [
+        "ramen/object_mask: frame_00002.png: all black, trains colour only",
+        "ramen/object_mask: frame_00001.png: one segment fills the picture",
         "ramen/object_mask: frame_00001.png is not 8-bit",
     ]
 
@@ -212,7 +214,7 @@ TRUTH = "annotations/gt_instance/frame000125.png"
 @pytest.mark.parametrize(
     ("break_it", "expected"),
     [
-        (remove("room1/results/frame000050.jpg"), "room1/results: frame000050.jpg not there"),
+        (remove("room1/results/frame000050.jpg"), "room1/results: frame000050.jpg: traj.txt has a pose for this photo"),
         (damage("room1/results/frame000050.jpg"), "frame000050.jpg: not a readable image"),
         (
             lambda root: Image.new("RGB", (64, 48)).save(root / "room1/results/frame000050.jpg"),
@@ -227,12 +229,12 @@ TRUTH = "annotations/gt_instance/frame000125.png"
         (damage("room1/traj.txt"), "does not hold the 16 numbers"),
         (damage("room1/results/depth000050.png"), "depth000050.png: not a readable image"),
         (lambda root: shutil.rmtree(root / "room1/annotations"), "room1: no instance maps of the test views"),
-        (remove(f"room1/{TRUTH}"), "room1/annotations/gt_instance: no map of frame000125"),
+        (remove(f"room1/{TRUTH}"), "room1/annotations/gt_instance: 1 of 2 views have no mask: frame000125"),
         (damage(f"room1/{TRUTH}"), "frame000125.png: not a readable image"),
-        (remove("room1/object_mask/frame000025.png"), "room1/object_mask: no mask of frame000025"),
+        (remove("room1/object_mask/frame000025.png"), "room1/object_mask: 1 of 8 views have no mask: frame000025"),
         (
             lambda root: shutil.rmtree(root / "room1/object_mask"),
-            "no mask of frame000025, frame000050, frame000075, frame000100, frame000150 and 3 more",
+            "8 of 8 views have no mask: frame000025, frame000050, frame000075, frame000100, frame000150 and 3 more",
         ),
         (
             lambda root: (root / "room1/point_cloud.ply").write_text("no cloud"),
@@ -251,14 +253,14 @@ def test_broken_replica(break_it, expected, two):
 def test_replica_masks_of_held_out_views_are_not_needed(download):
     root = download("replica")
     remove("room1/object_mask/frame000000.png")(root)
-    assert of(check("replica", root), "missing") == []
+    assert of(check("replica", root), "error") == []
 
 
 def test_replica_says_how_to_make_what_no_download_has(download):
     root = download("replica")
     shutil.rmtree(root / "room1/annotations")
     shutil.rmtree(root / "room1/object_mask")
-    truth, masks = [finding.cure for finding in check("replica", root) if finding.status == "missing"]
+    truth, masks = [issue.fix for issue in check("replica", root) if issue.severity == "error"]
     assert "mesh_semantic.ply" in truth
     assert "traj.txt" in truth
     assert "SAM" in masks
@@ -268,25 +270,25 @@ def test_replica_says_how_to_make_what_no_download_has(download):
 def test_replica_depth_is_welcome_not_required(download):
     root = download("replica")
     remove("room1/results/depth000050.png")(root)
-    findings = check("replica", root)
-    assert of(findings, "missing") == []
-    assert "room1/results: 7 of 8 training views have depth" in of(findings, "note")
+    issues = check("replica", root)
+    assert of(issues, "error") == []
+    assert "room1/results: 7 of 8 training views have depth" in of(issues, "note")
 
 
 def test_8_bit_instance_maps_of_a_release_are_damaged_and_own_ones_doubtful(download):
     root, small = download("replica"), np.ones((24, 32), np.uint8)
     replace_mask("office_4/Sequence_1/semantic_instance/semantic_instance_2.png", small)(root)
     replace_mask(f"room1/{TRUTH}", small)(root)
-    findings = check("replica", root)
-    (lost,) = of(findings, "missing")
+    issues = check("replica", root)
+    (lost,) = of(issues, "error")
     assert lost.startswith("office_4/Sequence_1/semantic_instance: semantic_instance_2.png has 8 bits")
     assert any(
-        what.startswith("room1/annotations/gt_instance: frame000125.png has 8 bits") for what in of(findings, "note")
+        what.startswith("room1/annotations/gt_instance: frame000125.png has 8 bits") for what in of(issues, "note")
     )
 
 
 def test_replica_trajectories_have_the_released_lengths(download):
-    lost = of(check_replica(download("replica")), "missing")
+    lost = of(check_replica(download("replica")), "error")
     assert len(lost) == 8
     assert "room0/traj.txt: 250 poses (nice_slam rendering), 2000 are expected" in lost
     assert "office_4/Sequence_1/traj_w_c.txt: 40 poses (semantic_nerf rendering), 900 are expected" in lost
@@ -338,21 +340,14 @@ def test_messy_rooms_split_and_visible_ids_are_told(download):
     for n, ids in ((9, 25), (10, 12), (11, 3)):  # the test views; a 26-entry count needs ids 0..25
         np.save(root / f"old_room_25/instance/{n}.npy", np.arange(24 * 32, dtype=np.int32).reshape(24, 32) % (ids + 1))
         np.save(root / f"old_room_25/semantic/{n}.npy", np.ones((24, 32), np.int32))
-    findings = check_messy_rooms(root)
-    assert "old_room_25/metadata.json: 12 poses, 9 training and 3 test views" in of(findings, "found")
-    assert "old_room_25: 26 truth ids in the test views, background included" in of(findings, "found")
-    assert any(what.startswith("old_room_50: 4 truth ids") for what in of(findings, "note"))
-    assert any("others report 454" in finding.cure for finding in findings)
+    issues = check_messy_rooms(root)
+    assert "old_room_25/metadata.json: 12 poses, 9 training and 3 test views" in of(issues, "ok")
+    assert "old_room_25: 26 exact ids in the test views, background included" in of(issues, "ok")
+    assert any(what.startswith("old_room_50: 4 exact ids") for what in of(issues, "note"))
+    assert any("others report 454" in issue.fix for issue in issues)
 
 
-def test_report_puts_the_cure_below_what_is_missing():
-    findings = [
-        Finding(status="found", what="a/b: 3 photos"),
-        Finding(status="missing", what="a/c: gone", cure="fetch"),
-    ]
-    assert report_lines(findings) == [
-        "found    a/b: 3 photos",
-        "missing  a/c: gone",
-        "           -> fetch",
-        "1 things are missing",
-    ]
+def test_the_fix_is_printed_below_what_is_missing():
+    issues = [Issue(severity="ok", text="a/b: 3 photos"), Issue(severity="error", text="a/c: gone", fix="fetch")]
+    lines = ["found    a/b: 3 photos", "missing  a/c: gone", "           -> fetch"]
+    assert issue_lines(issues, {"ok": "found", "error": "missing"}) == lines

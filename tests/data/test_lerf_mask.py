@@ -27,8 +27,8 @@ def test_the_benchmark_scores_it_unless_told_otherwise():
 
 
 @pytest.mark.parametrize("missing", ["images_train", "test_mask", "sparse"])
-def test_without_one_of_its_folders_it_is_another_scene(missing, miniature):
-    root = miniature("lerf_mask")
+def test_without_one_of_its_folders_it_is_another_scene(missing, dataset):
+    root = dataset("lerf_mask")
     shutil.rmtree(root / missing)
     assert not DATASETS["lerf_mask"].detect(root)
 
@@ -38,24 +38,24 @@ class TestSplit:
     TESTS = ["test_0", "test_1", "test_2"]
 
     @pytest.mark.parametrize("train_split", [False, True])
-    def test_views_not_listed_for_training_are_held_out(self, train_split, miniature, read):
-        scene = read(miniature("lerf_mask"), eval=True, train_split=train_split)
+    def test_views_not_listed_for_training_are_held_out(self, train_split, dataset, read):
+        scene = read(dataset("lerf_mask"), eval=True, train_split=train_split)
         assert names(scene.train) == self.CAPTURES
         assert names(scene.test) == self.TESTS
 
-    def test_test_views_never_train(self, miniature, read):
-        scene = read(miniature("lerf_mask"))
+    def test_test_views_never_train(self, dataset, read):
+        scene = read(dataset("lerf_mask"))
         assert names(scene.train) == self.CAPTURES
         assert scene.test == ()
 
-    def test_the_list_decides_not_the_name(self, miniature, read):
-        root = miniature("lerf_mask")
+    def test_the_list_decides_not_the_name(self, dataset, read):
+        root = dataset("lerf_mask")
         (root / "images_train" / "frame_00003.jpg").unlink()
         scene = read(root, eval=True)
         assert names(scene.test) == ["frame_00003", *self.TESTS]
 
-    def test_an_empty_list_is_an_error(self, miniature, read):
-        root = miniature("lerf_mask")
+    def test_an_empty_list_is_an_error(self, dataset, read):
+        root = dataset("lerf_mask")
         for path in (root / "images_train").iterdir():
             path.unlink()
         with pytest.raises(UserError, match=r"images_train: .*LERF-Mask scene needs it"):
@@ -63,14 +63,14 @@ class TestSplit:
 
 
 class TestInputMasks:
-    def test_zero_is_unlabelled_and_black_masks_of_test_views_are_no_labels(self, miniature, read):
-        scene = read(miniature("lerf_mask"), eval=True)
+    def test_zero_is_unlabelled_and_black_masks_of_test_views_are_no_labels(self, dataset, read):
+        scene = read(dataset("lerf_mask"), eval=True)
         assert scene.zero_id == "ignore"
         assert all(view.segments is None for view in scene.test)
         assert all((view.segments == 0).any() for view in scene.train)
 
-    def test_ids_are_tracked_and_8_bit(self, miniature, read):
-        root = miniature("lerf_mask")
+    def test_ids_are_tracked_and_8_bit(self, dataset, read):
+        root = dataset("lerf_mask")
         seen = [set(view.segments.unique().tolist()) for view in read(root).train]
         assert all(ids <= {0, 7, 50, 51} for ids in seen)
         assert all(50 in ids for ids in seen)
@@ -79,19 +79,19 @@ class TestInputMasks:
 
 
 class TestPromptMasks:
-    def test_views_and_prompts_are_those_with_files(self, miniature):
-        found = masks_of(miniature("lerf_mask"), "test_0", "test_1", "test_2", "frame_00001", "nobody")
+    def test_views_and_prompts_are_those_with_files(self, dataset):
+        found = masks_of(dataset("lerf_mask"), "test_0", "test_1", "test_2", "frame_00001", "nobody")
         assert {view: set(prompts) for view, prompts in found.items()} == {
             "test_0": {LONG, "blue coin"},
             "test_2": {LONG},
         }
 
-    def test_only_asked_views_are_returned(self, miniature):
-        assert set(masks_of(miniature("lerf_mask"), "test_2")) == {"test_2"}
+    def test_only_asked_views_are_returned(self, dataset):
+        assert set(masks_of(dataset("lerf_mask"), "test_2")) == {"test_2"}
 
-    def test_foreground_lies_strictly_above_128(self, miniature, read):
+    def test_foreground_lies_strictly_above_128(self, dataset, read):
         # The mask's first coin pixel has grey value 129 and its last background pixel 128: both as the world has it.
-        root = miniature("lerf_mask")
+        root = dataset("lerf_mask")
         grey = np.asarray(Image.open(root / "test_mask" / "0" / f"{LONG}.png"))
         assert {128, 129} <= set(np.unique(grey))
         view = read(root, eval=True).test[0]
@@ -101,8 +101,8 @@ class TestPromptMasks:
         np.testing.assert_array_equal(found[LONG], ids == 300)
         np.testing.assert_array_equal(found["blue coin"], ids == 301)
 
-    def test_known_point_lies_in_its_prompt(self, miniature, read):
-        root = miniature("lerf_mask")
+    def test_known_point_lies_in_its_prompt(self, dataset, read):
+        root = dataset("lerf_mask")
         found = masks_of(root, "test_0", "test_2")
         for view in read(root, eval=True).test:
             if view.name in found:
@@ -110,65 +110,65 @@ class TestPromptMasks:
                 assert found[view.name][LONG][row, column]
                 assert not found[view.name].get("blue coin", np.zeros((24, 32), bool))[row, column]
 
-    def test_masks_keep_their_size_whatever_the_resolution(self, miniature):
-        assert masks_of(miniature("lerf_mask"), "test_0", resolution=2)["test_0"][LONG].shape == (24, 32)
+    def test_masks_keep_their_size_whatever_the_resolution(self, dataset):
+        assert masks_of(dataset("lerf_mask"), "test_0", resolution=2)["test_0"][LONG].shape == (24, 32)
 
-    def test_the_prompt_ends_at_the_first_dot(self, miniature):
-        root = miniature("lerf_mask")
+    def test_the_prompt_ends_at_the_first_dot(self, dataset):
+        root = dataset("lerf_mask")
         folder = root / "test_mask" / "2"
         (folder / f"{LONG}.png").rename(folder / "tea in a glass.v2.png")
         assert set(masks_of(root, "test_2")["test_2"]) == {"tea in a glass"}
 
-    def test_two_files_of_one_prompt_are_refused(self, miniature):
-        folder = miniature("lerf_mask") / "test_mask" / "0"
+    def test_two_files_of_one_prompt_are_refused(self, dataset):
+        folder = dataset("lerf_mask") / "test_mask" / "0"
         shutil.copy(folder / "blue coin.png", folder / "blue coin.old.png")
         with pytest.raises(UserError, match=r"blue coin\.png: blue coin\.old\.png is a mask of the same prompt"):
             prompt_files(folder)
 
-    def test_files_that_are_no_pictures_or_hidden_are_no_prompts(self, miniature):
-        root = miniature("lerf_mask")
+    def test_files_that_are_no_pictures_or_hidden_are_no_prompts(self, dataset):
+        root = dataset("lerf_mask")
         (root / "test_mask" / "2" / "notes.txt").write_text("nothing")
         (root / "test_mask" / "2" / "._blue coin.png").write_bytes(b"resource fork")
         (root / "test_mask" / ".cache").mkdir()
         assert set(masks_of(root, "test_2")["test_2"]) == {LONG}
 
-    def test_folder_without_its_test_view_names_both(self, miniature):
-        root = miniature("lerf_mask")
+    def test_folder_without_its_test_view_names_both(self, dataset):
+        root = dataset("lerf_mask")
         (root / "test_mask" / "2").rename(root / "test_mask" / "3")
         with pytest.raises(UserError, match=r"test_mask/3: there is no test view 3 .*test_0, test_1, test_2"):
             masks_of(root, "test_0")
 
-    def test_folder_that_is_no_number_is_named(self, miniature):
-        root = miniature("lerf_mask")
+    def test_folder_that_is_no_number_is_named(self, dataset):
+        root = dataset("lerf_mask")
         (root / "test_mask" / "2").rename(root / "test_mask" / "two")
         with pytest.raises(UserError, match="test_mask/two: .*rename it"):
             masks_of(root, "test_0")
 
-    def test_mask_of_another_shape_than_its_photo_is_refused(self, miniature):
-        root = miniature("lerf_mask")
+    def test_mask_of_another_shape_than_its_photo_is_refused(self, dataset):
+        root = dataset("lerf_mask")
         Image.new("L", (24, 32)).save(root / "test_mask" / "0" / "blue coin.png")
         with pytest.raises(UserError, match=r"blue coin\.png: the mask is 24x32 but the photo of test_0 is 32x24"):
             masks_of(root, "test_0")
 
-    def test_unreadable_mask_is_named(self, miniature):
-        root = miniature("lerf_mask")
+    def test_unreadable_mask_is_named(self, dataset):
+        root = dataset("lerf_mask")
         (root / "test_mask" / "0" / "blue coin.png").write_bytes(b"not a picture")
         with pytest.raises(UserError, match=r"blue coin\.png: not a readable image"):
             masks_of(root, "test_0")
 
-    def test_colour_masks_count_by_their_brightest_channel(self, miniature):
-        root = miniature("lerf_mask")
+    def test_colour_masks_count_by_their_brightest_channel(self, dataset):
+        root = dataset("lerf_mask")
         picture = np.zeros((24, 32, 3), np.uint8)
         picture[3, 4] = (0, 200, 0)
         Image.fromarray(picture).save(root / "test_mask" / "2" / f"{LONG}.png")
         assert np.argwhere(masks_of(root, "test_2")["test_2"][LONG]).tolist() == [[3, 4]]
 
-    def test_other_readers_have_none(self, miniature):
-        assert masks_of(miniature("colmap"), "cam1/0001") == {}
+    def test_other_readers_have_none(self, dataset):
+        assert masks_of(dataset("colmap"), "cam1/0001") == {}
 
 
-def test_there_is_no_truth_map_of_all_objects(miniature):
-    assert load_annotations(DataSettings(source_path=miniature("lerf_mask")), ["test_0", "frame_00001"]) == {}
+def test_there_is_no_truth_map_of_all_objects(dataset):
+    assert load_annotations(DataSettings(source_path=dataset("lerf_mask")), ["test_0", "frame_00001"]) == {}
 
 
 def test_prompt_lists():

@@ -149,9 +149,9 @@ def test_full_relative_path_wins_over_the_stem(tmp_path):
     for name in ("cam1/0001.png", "0001.npy", "a.b.png", "a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert find_mask(tmp_path, "cam1/0001") == tmp_path / "cam1" / "0001.png"
-    assert find_mask(tmp_path, "cam2/0001") == tmp_path / "0001.npy"
-    assert find_mask(tmp_path, "a.b") == tmp_path / "a.b.png"
+    assert find_mask(tmp_path, "cam1/0001").path == tmp_path / "cam1" / "0001.png"
+    assert find_mask(tmp_path, "cam2/0001").path == tmp_path / "0001.npy"
+    assert find_mask(tmp_path, "a.b").path == tmp_path / "a.b.png"
     assert find_mask(tmp_path, "b") is None
 
 

@@ -8,11 +8,11 @@ import torch
 
 from tests.data.fixtures.floor import floor_colors, floor_photos, orbit
 from unified_lift.data import triangulation
-from unified_lift.data.ply import read_point_cloud, write_point_cloud
 from unified_lift.data.points import initial_points, look_at_distance, random_in_frusta
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import look_at, project
+from unified_lift.plyio import read_point_cloud, write_point_cloud
 from unified_lift.types import Camera, PointCloud, View
 
 CLOUD = PointCloud(

@@ -13,16 +13,16 @@ from unified_lift.errors import UserError
 from unified_lift.ops.cameras import project
 
 # LERF-Mask annotates prompts instead, has 8-bit tracked masks (black for test views), and never trains test views.
-TRUTH_MAPS = [name for name, reader in DATASETS.items() if reader.load_prompt_masks is None]
+TRUTH_MAPS = [name for name in DATASETS if name != "lerf_mask"]
 
 
 @pytest.mark.parametrize("name", DATASETS)
 class TestEveryReader:
-    def test_recognises_its_own_miniature(self, name, miniature):
-        assert detect_reader(DataSettings(source_path=miniature(name))).name == name
+    def test_recognises_its_own_miniature(self, name, dataset):
+        assert detect_reader(DataSettings(source_path=dataset(name))).name == name
 
-    def test_views_have_matching_sizes_types_and_unique_names(self, name, miniature, read):
-        scene = read(miniature(name), eval=True)
+    def test_views_have_matching_sizes_types_and_unique_names(self, name, dataset, read):
+        scene = read(dataset(name), eval=True)
         assert scene.dataset == name
         assert len(scene.train) >= 5
         assert len(scene.test) >= 2
@@ -35,15 +35,15 @@ class TestEveryReader:
             assert view.segments.shape == view.image.shape[:2]
             assert view.segments.dtype == torch.int32
 
-    def test_points_are_finite_and_coloured(self, name, miniature, read):
-        points = read(miniature(name)).points
+    def test_points_are_finite_and_coloured(self, name, dataset, read):
+        points = read(dataset(name)).points
         assert points.positions.dtype == np.float32
         assert points.colors.dtype == np.uint8
         assert points.positions.shape == points.colors.shape
         assert np.isfinite(points.positions).all()
 
-    def test_resolution_scales_image_camera_and_mask_together(self, name, miniature, read):
-        root = miniature(name)
+    def test_resolution_scales_image_camera_and_mask_together(self, name, dataset, read):
+        root = dataset(name)
         full, half = read(root), read(root, resolution=2)
         for a, b in zip(full.train, half.train, strict=True):
             assert b.image.shape == (12, 16, 3)
@@ -52,16 +52,16 @@ class TestEveryReader:
             assert b.camera.cy == pytest.approx(a.camera.cy / 2)
         assert any("32x24 to 16x12" in note for note in half.notes)
 
-    def test_random_init_replaces_the_points_and_depends_on_the_seed(self, name, miniature, read):
-        root = miniature(name)
+    def test_random_init_replaces_the_points_and_depends_on_the_seed(self, name, dataset, read):
+        root = dataset(name)
         first, again = (read(root, random_init=True, num_random_points=64).points for _ in range(2))
         other = read(root, random_init=True, num_random_points=64, points_seed=1).points
         assert first.positions.shape == (64, 3)
         np.testing.assert_array_equal(first.positions, again.positions)
         assert not np.array_equal(first.positions, other.positions)
 
-    def test_a_missing_mask_leaves_the_view_unlabelled_and_is_noted(self, name, miniature, read):
-        root = miniature(name)
+    def test_a_missing_mask_leaves_the_view_unlabelled_and_is_noted(self, name, dataset, read):
+        root = dataset(name)
         folder = root / ("detic_instance" if name == "messy_rooms" else "object_mask")
         victim = sorted(path for path in folder.rglob("*") if path.is_file())[1]
         victim.unlink()
@@ -73,8 +73,8 @@ class TestEveryReader:
         assert len(unlabelled) == 1
         assert any(unlabelled[0] in note and "no mask" in note for note in scene.notes)
 
-    def test_no_mask_folder_means_no_labels(self, name, miniature, read):
-        root = miniature(name)
+    def test_no_mask_folder_means_no_labels(self, name, dataset, read):
+        root = dataset(name)
         folder = root / ("detic_instance" if name == "messy_rooms" else "object_mask")
         folder.rename(root / "elsewhere")
         if name == "transforms":
@@ -85,18 +85,18 @@ class TestEveryReader:
         assert any(folder.name in note for note in scene.notes)
         assert read(root, object_path="elsewhere").train[0].segments is not None
 
-    def test_progress_counts_to_the_number_of_views(self, name, miniature):
+    def test_progress_counts_to_the_number_of_views(self, name, dataset):
         seen = []
-        settings = DataSettings(source_path=miniature(name), num_random_points=50)
+        settings = DataSettings(source_path=dataset(name), num_random_points=50)
         scene = load_scene(settings, progress=lambda done, total: seen.append((done, total)))
         count = len(scene.train)
         assert seen == [(n, count) for n in range(1, count + 1)]
 
-    def test_annotations_of_unknown_names_are_absent(self, name, miniature):
-        assert load_annotations(DataSettings(source_path=miniature(name)), ["nobody"]) == {}
+    def test_annotations_of_unknown_names_are_absent(self, name, dataset):
+        assert load_annotations(DataSettings(source_path=dataset(name)), ["nobody"]) == {}
 
-    def test_loading_twice_gives_the_same_scene(self, name, miniature, read):
-        root = miniature(name)
+    def test_loading_twice_gives_the_same_scene(self, name, dataset, read):
+        root = dataset(name)
         first, second = read(root, eval=True), read(root, eval=True)
         for a, b in zip(first.train, second.train, strict=True):
             assert a.name == b.name
@@ -106,8 +106,8 @@ class TestEveryReader:
 
 @pytest.mark.parametrize("name", TRUTH_MAPS)
 class TestEveryReaderOfTruthMaps:
-    def test_a_known_point_is_seen_at_its_pixel_with_its_id(self, name, miniature, read):
-        root = miniature(name)
+    def test_a_known_point_is_seen_at_its_pixel_with_its_id(self, name, dataset, read):
+        root = dataset(name)
         scene = read(root, eval=True)
         views = (*scene.train, *scene.test)
         truth = load_annotations(DataSettings(source_path=root), [view.name for view in views])
@@ -119,29 +119,29 @@ class TestEveryReaderOfTruthMaps:
             red, green, _ = view.image[row, column].tolist()
             assert red > green + 40  # the coin at the landmark is the red one
 
-    def test_pixels_and_truth_agree_to_a_pixel(self, name, miniature, read):
+    def test_pixels_and_truth_agree_to_a_pixel(self, name, dataset, read):
         # A half-pixel slip or a flipped axis would move the coins' borders.
-        root = miniature(name)
+        root = dataset(name)
         scene = read(root)
         truth = load_annotations(DataSettings(source_path=root), [view.name for view in scene.train])
         for view in scene.train:
             np.testing.assert_array_equal(floor_photos([view.camera])[0].ids, truth[view.name])
 
-    def test_ids_above_255_survive_and_are_local_to_views(self, name, miniature, read):
-        scene = read(miniature(name))
+    def test_ids_above_255_survive_and_are_local_to_views(self, name, dataset, read):
+        scene = read(dataset(name))
         maxima = [int(view.segments.max()) for view in scene.train]
         assert min(maxima) > 255
         assert len(set(maxima)) > 1
 
-    def test_without_eval_every_view_trains(self, name, miniature, read):
-        root = miniature(name)
+    def test_without_eval_every_view_trains(self, name, dataset, read):
+        root = dataset(name)
         held, everything = read(root, eval=True), read(root)
         assert everything.test == ()
         assert len(everything.train) == len(held.train) + len(held.test)
 
 
-def test_annotations_are_not_part_of_a_scene(miniature, read):
-    fields = {field.name for field in dataclasses.fields(read(miniature("colmap")))}
+def test_annotations_are_not_part_of_a_scene(dataset, read):
+    fields = {field.name for field in dataclasses.fields(read(dataset("colmap")))}
     assert fields == {"name", "dataset", "train", "test", "points", "zero_id", "kept_on", "notes"}
 
 

@@ -11,12 +11,10 @@ from tests.data.fixtures.replica import write_rgb
 from unified_lift.data import DATASETS, load_annotations
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
-from unified_lift.data.ply import write_point_cloud
-from unified_lift.data.replica import depth_points
+from unified_lift.data.replica import benchmark_frames, depth_points, describe
 from unified_lift.data.replica_layout import (
     find_recording,
     read_depth,
-    read_frames,
     read_lens,
     read_trajectory,
 )
@@ -24,6 +22,7 @@ from unified_lift.data.settings import DataSettings
 from unified_lift.data.splits import dn_splatter, semantic_nerf
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import project
+from unified_lift.plyio import write_point_cloud
 from unified_lift.types import Camera, PointCloud
 
 DN_SPLATTER = {
@@ -75,8 +74,8 @@ class TestSplitOracles:
 
 
 class TestPixelsAndCameras:
-    def test_nice_slam_oracle(self, miniature):
-        root = miniature("replica")
+    def test_nice_slam_oracle(self, dataset):
+        root = dataset("replica")
         (root / "cam_params.json").write_text(json.dumps({"camera": NICE_SLAM_CAMERA}))
         lens = read_lens(find_recording(root), 0)
         assert (lens.fx, lens.fy, lens.cx, lens.cy, lens.width, lens.height) == (600, 600, 600, 340, 1200, 680)
@@ -107,13 +106,13 @@ class TestPixelsAndCameras:
             assert view.image[row, column, 0] > view.image[row, column, 1] + 40
             np.testing.assert_array_equal(floor_photos([view.camera])[0].ids, truth[view.name])
 
-    def test_poses_are_camera_to_world_with_opencv_axes(self, miniature):
+    def test_poses_are_camera_to_world_with_opencv_axes(self, dataset):
         # Frame 25: turned by 90 degrees about y (x forward), standing at (1, 2, 3); (4, 2, 3) lies 3 ahead.
-        root = miniature("replica")
+        root = dataset("replica")
         lines = (root / "traj.txt").read_text().splitlines()
         lines[25] = "0 0 1 1  0 1 0 2  -1 0 0 3  0 0 0 1"
         (root / "traj.txt").write_text("\n".join(lines) + "\n\n")
-        frame = read_frames(find_recording(root), root / "object_mask")[0][25]
+        frame = describe(root, DataSettings(source_path=root)).frames[1]
         np.testing.assert_allclose(frame.cam_from_world @ [4, 2, 3, 1], [0, 0, 3, 1], atol=1e-12)
         np.testing.assert_allclose(frame.cam_from_world @ [1, 3, 3, 1], [0, 1, 0, 1], atol=1e-12)  # y stays down
 
@@ -136,8 +135,8 @@ class TestLayouts:
         root = rgb_scene(sequence, count=8)
         assert find_recording(root / sequence if inside else root).layout.name == layout
 
-    def test_nice_slam_split_and_order(self, miniature, read):
-        scene = read(miniature("replica"), eval=True)
+    def test_nice_slam_split_and_order(self, dataset, read):
+        scene = read(dataset("replica"), eval=True)
         assert names(scene.test) == ["frame000000", "frame000125"]
         assert names(scene.train) == [f"frame{n:06d}" for n in (25, 50, 75, 100, 150, 175, 200, 225)]
 
@@ -159,46 +158,46 @@ class TestLayouts:
         assert names(scene.test) == ["rgb_0", "rgb_125"]
         assert len(scene.train) == 8
 
-    def test_only_frames_of_the_benchmark_are_read(self, miniature, read):
-        root = miniature("replica")
+    def test_only_frames_of_the_benchmark_are_read(self, dataset, read):
+        root = dataset("replica")
         (root / "results" / "frame000001.jpg").write_bytes(b"not a picture")
         assert len(read(root).train) == 10
 
-    def test_png_photos_are_found_too(self, miniature, read):
-        root = miniature("replica")
+    def test_png_photos_are_found_too(self, dataset, read):
+        root = dataset("replica")
         with Image.open(root / "results" / "frame000025.jpg") as photo:
             photo.save(root / "results" / "frame000025.png")
         (root / "results" / "frame000025.jpg").unlink()
         assert "frame000025" in names(read(root).train)
 
-    def test_camera_file_may_lie_one_folder_up(self, miniature, read):
-        root = miniature("replica")
+    def test_camera_file_may_lie_one_folder_up(self, dataset, read):
+        root = dataset("replica")
         before = read(root).train[0].camera
         (root / "cam_params.json").rename(root.parent / "cam_params.json")
         assert read(root).train[0].camera.cx == before.cx == 16.0
 
-    def test_processed_folder_with_transforms_is_still_replica(self, miniature, read):
-        root = miniature("replica")
+    def test_processed_folder_with_transforms_is_still_replica(self, dataset, read):
+        root = dataset("replica")
         (root / "transforms.json").write_text("{}")  # DN-Splatter writes one with the training frames only
         assert read(root).dataset == "replica"
 
-    def test_zero_in_input_masks_is_unlabelled(self, miniature, read):
-        assert read(miniature("replica")).zero_id == "ignore"
+    def test_zero_in_input_masks_is_unlabelled(self, dataset, read):
+        assert read(dataset("replica")).zero_id == "ignore"
 
-    def test_another_mask_folder_can_be_chosen(self, miniature, read):
-        root = miniature("replica")
+    def test_another_mask_folder_can_be_chosen(self, dataset, read):
+        root = dataset("replica")
         (root / "object_mask").rename(root / "sam_large")
         assert read(root, object_path="sam_large").train[0].segments.max() > 255
 
 
 class TestTruth:
-    def test_ids_exceed_8_bits_and_zero_is_kept(self, miniature):
-        truth = truth_of(miniature("replica"), "frame000025", "frame000001")
+    def test_ids_exceed_8_bits_and_zero_is_kept(self, dataset):
+        truth = truth_of(dataset("replica"), "frame000025", "frame000001")
         assert set(truth) == {"frame000025"}
         assert {0, LANDMARK_ID} <= set(np.unique(truth["frame000025"]).tolist())
 
-    def test_view_without_a_map_is_absent(self, miniature):
-        root = miniature("replica")
+    def test_view_without_a_map_is_absent(self, dataset):
+        root = dataset("replica")
         (root / "annotations/gt_instance/frame000050.png").unlink()
         assert set(truth_of(root, "frame000025", "frame000050")) == {"frame000025"}
 
@@ -207,8 +206,8 @@ class TestTruth:
         for n in range(0, 250, 25):
             write_mask(root / "semantic_instance" / f"semantic_instance_{n}.png", np.full((24, 32), 500 + n))
 
-    def test_maps_of_vmap_serve_photos_of_the_same_walk(self, miniature):
-        root = miniature("replica")
+    def test_maps_of_vmap_serve_photos_of_the_same_walk(self, dataset):
+        root = dataset("replica")
         self.vmap_beside_nice_slam(root)
         poses = read_trajectory(root / "traj.txt") + 0.9e-4
         np.savetxt(root / "traj_w_c.txt", poses.reshape(-1, 16))
@@ -216,28 +215,28 @@ class TestTruth:
         assert {name: int(ids.max()) for name, ids in truth.items()} == {"frame000025": 525, "frame000100": 600}
 
     @pytest.mark.parametrize("change", [lambda poses: poses + 1.1e-4, lambda poses: poses[:-1], lambda p: p * np.nan])
-    def test_maps_of_another_walk_are_refused(self, change, miniature):
-        root = miniature("replica")
+    def test_maps_of_another_walk_are_refused(self, change, dataset):
+        root = dataset("replica")
         self.vmap_beside_nice_slam(root)
         np.savetxt(root / "traj_w_c.txt", change(read_trajectory(root / "traj.txt")).reshape(-1, 16))
         with pytest.raises(UserError, match=r"traj_w_c\.txt: is another walk than traj\.txt"):
             truth_of(root, "frame000025")
 
-    def test_maps_without_a_trajectory_are_refused(self, miniature):
-        root = miniature("replica")
+    def test_maps_without_a_trajectory_are_refused(self, dataset):
+        root = dataset("replica")
         self.vmap_beside_nice_slam(root)
         with pytest.raises(UserError, match=r"traj_w_c\.txt: .*copy it"):
             truth_of(root, "frame000025")
 
-    def test_no_maps_no_truth(self, miniature):
-        root = miniature("replica")
+    def test_no_maps_no_truth(self, dataset):
+        root = dataset("replica")
         shutil.rmtree(root / "annotations")
         assert truth_of(root, "frame000025") == {}
 
 
 class TestInitialPoints:
-    def test_depth_of_training_frames_lands_on_the_floor(self, miniature, read):
-        root = miniature("replica")
+    def test_depth_of_training_frames_lands_on_the_floor(self, dataset, read):
+        root = dataset("replica")
         for n in (0, 125):  # the held-out frames
             (root / "results" / f"depth{n:06d}.png").write_bytes(b"must not be read")
         scene = read(root, eval=True)
@@ -255,17 +254,18 @@ class TestInitialPoints:
     def test_depth_of_semantic_nerf_is_in_millimetres(self, rgb_scene, read):
         assert np.abs(read(rgb_scene()).points.positions[:, 2]).max() < 2e-3
 
-    def test_count_and_seed(self, miniature):
-        recording = find_recording(root := miniature("replica"))
-        frames = read_frames(recording, root / "object_mask")[0]
+    def test_count_and_seed(self, dataset):
+        recording = find_recording(root := dataset("replica"))
+        numbers = benchmark_frames(recording, 250)[0]
+        frames = {numbers[frame.name]: frame for frame in describe(root, DataSettings(source_path=root)).frames}
         first, again = (depth_points(frames, recording, seed=0, count=95) for _ in range(2))
         other = depth_points(frames, recording, seed=1, count=95)
         assert first.positions.shape == (100, 3)  # ten of each frame
         np.testing.assert_array_equal(first.positions, again.positions)
         assert not np.array_equal(first.positions, other.positions)
 
-    def test_pixels_of_unknown_depth_give_no_point(self, miniature, read):
-        root = miniature("replica")
+    def test_pixels_of_unknown_depth_give_no_point(self, dataset, read):
+        root = dataset("replica")
         path = root / "results" / "depth000025.png"
         depth = np.array(Image.open(path))
         depth[:12] = 0
@@ -274,8 +274,8 @@ class TestInitialPoints:
         assert len(points) == 8 * 24 * 32 - 12 * 32
         assert np.abs(points[:, 2]).max() < 1e-3
 
-    def test_depth_at_half_the_size_of_the_photo(self, miniature, read):
-        root = miniature("replica")
+    def test_depth_at_half_the_size_of_the_photo(self, dataset, read):
+        root = dataset("replica")
         for path in (root / "results").glob("depth*.png"):
             halved = np.array(Image.open(path))[::2, ::2]  # taken at (0.25, 0.25) of the larger pixels
             Image.fromarray(halved.astype(np.uint16)).save(path)
@@ -283,40 +283,40 @@ class TestInitialPoints:
         assert len(points) == 8 * 12 * 16
         assert np.abs(points[:, 2]).max() < 0.1
 
-    def test_own_cloud_is_preferred(self, miniature, read):
-        root = miniature("replica")
+    def test_own_cloud_is_preferred(self, dataset, read):
+        root = dataset("replica")
         cloud = PointCloud(positions=np.eye(5, 3, dtype=np.float32), colors=np.zeros((5, 3), np.uint8))
         write_point_cloud(root / "point_cloud.ply", cloud)
         assert len(read(root).points.positions) == 5
 
-    def test_missing_depth_maps_are_noted(self, miniature, read):
-        root = miniature("replica")
+    def test_missing_depth_maps_are_noted(self, dataset, read):
+        root = dataset("replica")
         (root / "results" / "depth000050.png").unlink()
         scene = read(root, eval=True)
         assert len(scene.points.positions) == 7 * 24 * 32
         assert any("1 of 8 training frames have no depth map" in note for note in scene.notes)
 
-    def test_without_any_depth_points_come_from_the_photos(self, miniature, read):
-        root = miniature("replica")
+    def test_without_any_depth_points_come_from_the_photos(self, dataset, read):
+        root = dataset("replica")
         for path in (root / "results").glob("depth*.png"):
             path.unlink()
         assert any("random" in note or "triangulated" in note for note in read(root).notes)
 
-    def test_8_bit_depth_is_refused(self, miniature, read):
-        root = miniature("replica")
+    def test_8_bit_depth_is_refused(self, dataset, read):
+        root = dataset("replica")
         Image.new("L", (32, 24)).save(root / "results" / "depth000050.png")
         with pytest.raises(UserError, match=r"depth000050\.png: image mode L is not a 16-bit depth map"):
             read(root)
 
-    def test_depth_scale_of_the_camera_file(self, miniature):
-        path = miniature("replica") / "results" / "depth000000.png"
-        Image.fromarray(np.full((2, 2), 13107, np.uint16)).save(path)
-        np.testing.assert_array_equal(read_depth(path, scale=6553.5), np.full((2, 2), 2.0))
+    def test_depth_scale_of_the_camera_file(self, dataset):
+        root = dataset("replica")
+        Image.fromarray(np.full((2, 2), 13107, np.uint16)).save(root / "results" / "depth000000.png")
+        np.testing.assert_array_equal(read_depth(find_recording(root), 0), np.full((2, 2), 2.0))
 
 
 class TestBadInput:
-    def test_missing_photo_of_the_benchmark_is_named(self, miniature, read):
-        root = miniature("replica")
+    def test_missing_photo_of_the_benchmark_is_named(self, dataset, read):
+        root = dataset("replica")
         (root / "results" / "frame000175.jpg").unlink()
         with pytest.raises(UserError, match=r"frame000175\.jpg: traj\.txt has a pose for this image"):
             read(root)
@@ -337,23 +337,23 @@ class TestBadInput:
             ("1 0 0 0 0 1 0 0 0 0 -1 0 0 0 0 1", r"traj\.txt: the pose of frame000025 .*mirrors"),
         ],
     )
-    def test_broken_trajectory_lines_are_named(self, line, pattern, miniature, read):
-        root = miniature("replica")
+    def test_broken_trajectory_lines_are_named(self, line, pattern, dataset, read):
+        root = dataset("replica")
         lines = (root / "traj.txt").read_text().splitlines()
         lines[25] = line
         (root / "traj.txt").write_text("\n".join(lines))
         with pytest.raises(UserError, match=pattern):
             read(root)
 
-    def test_broken_pose_of_an_unused_frame_does_not_matter(self, miniature, read):
-        root = miniature("replica")
+    def test_broken_pose_of_an_unused_frame_does_not_matter(self, dataset, read):
+        root = dataset("replica")
         lines = (root / "traj.txt").read_text().splitlines()
         lines[26] = " ".join(["nan"] * 16)
         (root / "traj.txt").write_text("\n".join(lines))
         assert len(read(root).train) == 10
 
-    def test_empty_trajectory(self, miniature, read):
-        root = miniature("replica")
+    def test_empty_trajectory(self, dataset, read):
+        root = dataset("replica")
         (root / "traj.txt").write_text("\n\n")
         with pytest.raises(UserError, match=r"traj\.txt: holds no pose"):
             read(root)
@@ -367,8 +367,8 @@ class TestBadInput:
             ("[", r"cam_params\.json: not readable as JSON"),
         ],
     )
-    def test_broken_camera_file(self, content, pattern, miniature, read):
-        root = miniature("replica")
+    def test_broken_camera_file(self, content, pattern, dataset, read):
+        root = dataset("replica")
         if content is None:
             (root / "cam_params.json").unlink()
         else:
@@ -376,14 +376,14 @@ class TestBadInput:
         with pytest.raises(UserError, match=pattern):
             read(root)
 
-    def test_focal_length_of_zero(self, miniature, read):
-        root = miniature("replica")
+    def test_focal_length_of_zero(self, dataset, read):
+        root = dataset("replica")
         (root / "cam_params.json").write_text(json.dumps({"camera": NICE_SLAM_CAMERA | {"fx": 0}}))
         with pytest.raises(UserError, match=r"cam_params\.json: sizes and focal lengths must be positive"):
             read(root)
 
-    def test_photo_of_another_shape_than_the_camera(self, miniature, read):
-        root = miniature("replica")
+    def test_photo_of_another_shape_than_the_camera(self, dataset, read):
+        root = dataset("replica")
         write_image(root / "results" / "frame000025.jpg", np.zeros((32, 24, 3), np.uint8))
         with pytest.raises(UserError, match=r"frame000025\.jpg: the image is 24x32 but traj\.txt says 32x24"):
             read(root)

@@ -31,20 +31,20 @@ def write_blender(root, *, with_test=True):
     return cameras
 
 
-def test_frames_are_sorted_and_split_lists_obeyed(miniature, read):
-    scene = read(miniature("transforms"), eval=True)
+def test_frames_are_sorted_and_split_lists_obeyed(dataset, read):
+    scene = read(dataset("transforms"), eval=True)
     assert [view.name for view in scene.train] == [f"{n:04d}" for n in range(8)]
     assert [view.name for view in scene.test] == ["0008", "0009"]
 
 
-def test_poses_and_off_centre_intrinsics_return(miniature, read):
-    for view, camera in zip(read(miniature("transforms")).train, orbit(10, width=32, height=24), strict=True):
+def test_poses_and_off_centre_intrinsics_return(dataset, read):
+    for view, camera in zip(read(dataset("transforms")).train, orbit(10, width=32, height=24), strict=True):
         np.testing.assert_allclose(view.camera.cam_from_world, camera.cam_from_world, atol=1e-12)
         assert (view.camera.fx, view.camera.cx, view.camera.cy) == (camera.fx, 17.0, 11.5)
 
 
-def test_frame_intrinsics_win_over_the_file(miniature, read):
-    root = miniature("transforms")
+def test_frame_intrinsics_win_over_the_file(dataset, read):
+    root = dataset("transforms")
 
     def change(data):
         data["fl_x"], data["fl_y"], data["cx"] = 99.0, 98.0, 3.0
@@ -56,8 +56,8 @@ def test_frame_intrinsics_win_over_the_file(miniature, read):
     assert (views["0005"].fy, views["0005"].cx) == (98.0, 17.0)
 
 
-def test_without_lists_every_eighth_is_held_out(miniature, read):
-    root = miniature("transforms")
+def test_without_lists_every_eighth_is_held_out(dataset, read):
+    root = dataset("transforms")
 
     def change(data):
         for key in ("train_filenames", "val_filenames", "test_filenames"):
@@ -68,14 +68,14 @@ def test_without_lists_every_eighth_is_held_out(miniature, read):
     assert [view.name for view in read(root, eval=True, llffhold=3).test] == ["0000", "0003", "0006", "0009"]
 
 
-def test_val_list_stands_in_for_a_missing_test_list(miniature, read):
-    root = miniature("transforms")
+def test_val_list_stands_in_for_a_missing_test_list(dataset, read):
+    root = dataset("transforms")
     edit(root, lambda data: data.pop("test_filenames"))
     assert [view.name for view in read(root, eval=True).test] == ["0008", "0009"]
 
 
-def test_frames_in_no_list_are_left_out_and_noted(miniature, read):
-    root = miniature("transforms")
+def test_frames_in_no_list_are_left_out_and_noted(dataset, read):
+    root = dataset("transforms")
     edit(root, lambda data: data.update(train_filenames=data["train_filenames"][:5]))
     scene = read(root, eval=True)
     assert (len(scene.train), len(scene.test)) == (5, 2)
@@ -83,8 +83,8 @@ def test_frames_in_no_list_are_left_out_and_noted(miniature, read):
     assert len(read(root).train) == 10
 
 
-def test_instant_ngp_fields_of_view_and_default_centre(miniature, read):
-    root = miniature("transforms")
+def test_instant_ngp_fields_of_view_and_default_centre(dataset, read):
+    root = dataset("transforms")
 
     def change(data):
         for key in ("fl_x", "fl_y", "cx", "cy", "w", "h", "camera_model"):
@@ -99,8 +99,8 @@ def test_instant_ngp_fields_of_view_and_default_centre(miniature, read):
     assert (camera.cx, camera.cy) == (16.0, 12.0)
 
 
-def test_uniform_scale_in_a_pose_is_removed_and_3x4_is_enough(miniature, read):
-    root = miniature("transforms")
+def test_uniform_scale_in_a_pose_is_removed_and_3x4_is_enough(dataset, read):
+    root = dataset("transforms")
     expected = read(root).train[0].camera.cam_from_world
 
     def change(data):
@@ -114,32 +114,32 @@ def test_uniform_scale_in_a_pose_is_removed_and_3x4_is_enough(miniature, read):
 
 
 @pytest.mark.parametrize("change", [{"k1": 0.3}, {"camera_model": "OPENCV_FISHEYE"}, {"is_fisheye": True}])
-def test_distorted_photos_are_undistorted_and_noted(change, miniature, read):
-    root = miniature("transforms")
+def test_distorted_photos_are_undistorted_and_noted(change, dataset, read):
+    root = dataset("transforms")
     edit(root, lambda data: data.update(change))
     scene = read(root)
     assert any(note.startswith("10 of 10 views undistorted") for note in scene.notes)
 
 
-def test_zero_id_is_read(miniature, read):
-    root = miniature("transforms")
+def test_zero_id_is_read(dataset, read):
+    root = dataset("transforms")
     assert read(root).zero_id == "ignore"
     edit(root, lambda data: data.update(zero_id="segment"))
     assert read(root).zero_id == "segment"
 
 
-def test_an_empty_mask_is_a_label_where_zero_is_a_segment(miniature, read):
+def test_an_empty_mask_is_a_label_where_zero_is_a_segment(dataset, read):
     from unified_lift.data.masks import write_mask
 
-    root = miniature("transforms")
+    root = dataset("transforms")
     write_mask(root / "object_mask" / "0002.png", np.zeros((24, 32)))
     assert read(root).train[2].segments is None
     edit(root, lambda data: data.update(zero_id="segment"))
     assert (read(root).train[2].segments == 0).all()
 
 
-def test_masks_are_found_by_name_where_frames_name_none(miniature, read):
-    root = miniature("transforms")
+def test_masks_are_found_by_name_where_frames_name_none(dataset, read):
+    root = dataset("transforms")
     expected = [view.segments for view in read(root).train]
 
     def change(data):
@@ -151,8 +151,8 @@ def test_masks_are_found_by_name_where_frames_name_none(miniature, read):
         assert (view.segments == segments).all()
 
 
-def test_a_named_cloud_wins_and_a_conventional_one_is_found(miniature, read):
-    root = miniature("transforms")
+def test_a_named_cloud_wins_and_a_conventional_one_is_found(dataset, read):
+    root = dataset("transforms")
     (root / "points3D.ply").rename(root / "cloud.ply")
     edit(root, lambda data: data.update(ply_file_path="cloud.ply"))
     assert len(read(root).points.positions) == 400
@@ -162,8 +162,8 @@ def test_a_named_cloud_wins_and_a_conventional_one_is_found(miniature, read):
     assert len(read(root).points.positions) == 400
 
 
-def test_photos_outside_the_scene_folder_still_get_plain_names(miniature, read):
-    root = miniature("transforms")
+def test_photos_outside_the_scene_folder_still_get_plain_names(dataset, read):
+    root = dataset("transforms")
     (root / "inner").mkdir()
     for name in ("transforms.json", "points3D.ply", "object_mask"):
         (root / name).rename(root / "inner" / name)

@@ -100,7 +100,7 @@ def lift_stage(scene, method, *, steps=60, device="cpu"):
     device = torch.device(device)
     gaussians = gaussians_from_points(scene.points, sh_degree=0).to(device)
     method.to(device)
-    placed = DataCache("auto", device=device, folder=Path()).placed(scene)
+    placed = DataCache("auto", device=device, folder=Path()).cached(scene)
     return LiftStage(placed, gaussians, method, LiftSettings(lift_iterations=steps, lift_pixels=200), seed=0)
 
 

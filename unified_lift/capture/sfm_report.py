@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from unified_lift.data.base import Frame, make_camera, name_of
-from unified_lift.data.colmap import read_frames
+from unified_lift.data.colmap import describe
 from unified_lift.data.colmap_io import ColmapImage, ColmapPoints, read_cameras, read_images, read_points
+from unified_lift.data.settings import DataSettings
 from unified_lift.fileio import replacing
 from unified_lift.ops.cameras import fov_from_focal, invert_rigid, project
 
@@ -136,7 +137,8 @@ def level_axes(world_from_cam: np.ndarray) -> np.ndarray:
 
 
 def _read(scene: Path) -> tuple[list[Frame], ColmapPoints]:
-    return read_frames(scene, scene, images="images"), read_points(scene / "sparse/0/points3D.bin")
+    frames = describe(scene, DataSettings(source_path=scene)).frames
+    return list(frames), read_points(scene / "sparse/0/points3D.bin")
 
 
 def _errors(frame: Frame, image: ColmapImage, points: ColmapPoints) -> np.ndarray:
@@ -144,7 +146,7 @@ def _errors(frame: Frame, image: ColmapImage, points: ColmapPoints) -> np.ndarra
     observed = image.points2d[image.points2d["point3d"] >= 0]
     order = np.argsort(points.ids)
     seen = order[np.searchsorted(points.ids, observed["point3d"], sorter=order)]
-    camera = make_camera(frame.cam_from_world, frame.lens, source=frame.source, name=frame.name)
+    camera = make_camera(frame)
     pixels = project(points.positions[seen], camera)[0]
     return np.linalg.norm(pixels - observed["xy"], axis=1)
 

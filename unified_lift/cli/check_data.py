@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tqdm import tqdm
 from unified_lift.capture.check import check_lines, check_scene
 from unified_lift.cli.flags import canonical
 from unified_lift.data.settings import DataSettings
+from unified_lift.fileio import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,8 @@ class CheckDataCommand:
 def check_data_main(argv: list[str]) -> int:
     """Parse, look, print. Return the exit code."""
     command = tyro.cli(CheckDataCommand, args=canonical(argv), prog="unified-lift check-data")
-    settings = DataSettings(
-        source_path=command.source_path,
-        images=command.images,
-        object_path=command.object_path,
-        train_split=command.train_split,
-        llffhold=command.llffhold,
-    )
+    names = ("source_path", "images", "object_path", "train_split", "llffhold")
+    settings = DataSettings(**{name: getattr(command, name) for name in names})
     with tqdm(desc="read photos", disable=command.quiet, dynamic_ncols=True, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -58,7 +53,5 @@ def check_data_main(argv: list[str]) -> int:
         check = check_scene(settings, progress=progress)
     print("\n".join(check_lines(check)))
     if command.json is not None:
-        partial = command.json.with_name(command.json.name + ".partial")
-        partial.write_text(json.dumps(check.as_json(), indent=1), encoding="utf-8")
-        partial.replace(command.json)
+        write_json(command.json, check.as_json())
     return 0 if check.is_fine else 1

@@ -212,7 +212,7 @@ def _load(settings: TrainSettings, store: DataCache) -> Scene:
             if done == total:
                 bar.set_description("load: initial points")
 
-        return load_scene(settings.data, progress=show, store=store)
+        return load_scene(settings.data, progress=show, cache=store)
 
 
 def _where_to_start(command: TrainCommand) -> Path | None:

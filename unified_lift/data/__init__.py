@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unified_lift.data.base import Frame, Reader, Store, check_frames
+from unified_lift.data import scene
+from unified_lift.data.base import Frame, Reader
+from unified_lift.data.cache import DataCache
 from unified_lift.data.images import Progress
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
@@ -38,44 +40,50 @@ def detect_reader(settings: DataSettings) -> Reader:
     raise UserError(f"{root}: fits no known layout; looked for {looked}")
 
 
-def load_scene(settings: DataSettings, *, progress: Progress | None = None, store: Store | None = None) -> Scene:
+def load_scene(settings: DataSettings, *, progress: Progress | None = None, cache: DataCache | None = None) -> Scene:
     """Return the scene of `settings.source_path`, whatever its layout.
 
     Args:
         progress: Called with (done, total) after each loaded view.
-        store: Keeps photos and masks; None = in memory.
+        cache: Keeps photos and masks; None = in memory.
     Raises:
-        UserError: Names the file or flag and the cure.
+        UserError: Names the file or flag and the fix.
     """
-    return detect_reader(settings).load(settings.source_path, settings, progress=progress, store=store)
+    return scene.build_scene(detect_reader(settings), settings, progress=progress, cache=cache)
 
 
 def load_frames(settings: DataSettings) -> list[Frame]:
     """Return the posed photos of `settings.source_path` as files, each with its mask file; no pixel is read.
 
     Raises:
-        UserError: Names the file and the cure.
+        UserError: Names the file and the fix.
     """
-    reader = detect_reader(settings)
-    if reader.frames is None:
-        raise UserError(f"{settings.source_path}: the reader of {reader.name} scenes cannot list their photos")
-    frames = reader.frames(settings.source_path, settings)
-    check_frames(frames, settings.source_path)
-    return frames
+    described = scene.describe(detect_reader(settings), settings)
+    scene.check_frames(described, settings.source_path)
+    return list(described.frames)
+
+
+def expected_bytes(settings: DataSettings) -> int:
+    """Return about how many bytes photos and masks of the scene take once loaded; no pixel is read.
+
+    Raises:
+        UserError: Names the file or flag and the fix.
+    """
+    train, test = scene.split_frames(scene.describe(detect_reader(settings), settings), settings)
+    return scene.expected_bytes([*train, *test], settings)
 
 
 def load_annotations(settings: DataSettings, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the truth ids of the named views, int32 [H, W] at native size; for evaluation only.
+    """Return the exact ids of the named views, int32 [H, W] at native size; for evaluation only.
 
-    Views without truth are absent; the dictionary is empty where the dataset has none.
+    Views without annotation are absent; the dictionary is empty where the dataset has none.
     """
-    return detect_reader(settings).load_annotations(settings.source_path, names, settings)
+    return scene.read_annotations(detect_reader(settings), settings, names)
 
 
 def load_prompt_masks(settings: DataSettings, names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Return view -> prompt -> truth mask, bool [H, W] at native size, of the named views; for evaluation only.
+    """Return view -> prompt -> exact mask, bool [H, W] at native size, of the named views; for evaluation only.
 
-    Views without truth are absent; the dictionary is empty where the dataset annotates no prompts.
+    Views without any are absent; the dictionary is empty where the dataset annotates no prompts.
     """
-    load = detect_reader(settings).load_prompt_masks
-    return load(settings.source_path, names, settings) if load is not None else {}
+    return scene.read_prompt_masks(detect_reader(settings), settings, names)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unified_lift.errors import UserError
-from unified_lift.types import DataDevice, Scene, View
+from unified_lift.types import DataDevice, Scene
 
 Wanted = Literal["auto", "cuda", "cpu", "disk"]
 
@@ -33,14 +33,8 @@ _CGROUPS = (  # limit, use and statistics of a container, of version 2 and of ve
 )
 
 
-class Placement(NamedTuple):
-    """Where photos and masks are kept, and the numbers behind that.
-
-    Attributes:
-        kept_on: The place.
-        num_bytes: What they need.
-        free_bytes: What was free there before.
-    """
+class CacheChoice(NamedTuple):
+    """Where photos and masks are kept, the bytes they need, and the bytes that were free there before."""
 
     kept_on: DataDevice
     num_bytes: int
@@ -51,7 +45,7 @@ class Placement(NamedTuple):
         return f"photos and masks: {size:.2f} GiB {_NAMES[self.kept_on]} ({free:.1f} GiB free)"
 
 
-def choose_placement(wanted: Wanted, num_bytes: int, free: dict[DataDevice, int]) -> Placement:
+def choose_cache(wanted: Wanted, num_bytes: int, free: dict[DataDevice, int]) -> CacheChoice:
     """Return where `num_bytes` of photos and masks are kept.
 
     `auto` takes the first of GPU, main memory and disk of which they fill only a part: of the free GPU memory a
@@ -65,10 +59,8 @@ def choose_placement(wanted: Wanted, num_bytes: int, free: dict[DataDevice, int]
         UserError: They do not fit where they were asked to be, or nowhere.
     """
     if wanted == "auto":
-        for place in ("cuda", "cpu", "disk"):
-            if place in free and num_bytes <= _SHARES[place][0] * free[place]:
-                return Placement(place, num_bytes, free[place])
-        wanted = "disk"
+        fitting = [place for place in _SHARES if place in free and num_bytes <= _SHARES[place][0] * free[place]]
+        wanted = fitting[0] if fitting else "disk"
     if wanted not in free:
         raise UserError(f"--data_device {wanted}: this run computes on the CPU; use auto, cpu or disk")
     if num_bytes > _SHARES[wanted][1] * free[wanted]:
@@ -77,66 +69,71 @@ def choose_placement(wanted: Wanted, num_bytes: int, free: dict[DataDevice, int]
             f"GiB free {_NAMES[wanted]} they may take {_SHARES[wanted][1]:.0%}; "
             f"use {'a smaller --resolution' if wanted == 'disk' else 'auto or disk'}, or free some"
         )
-    return Placement(wanted, num_bytes, free[wanted])
+    return CacheChoice(wanted, num_bytes, free[wanted])
 
 
 class DataCache:
-    """Keeps the pixels of a scene: arrays as the reader decodes them, so that they need not all fit in memory first."""
+    """Keeps the pixels of a scene: arrays as the reader decodes them, so that they need not all fit in memory first.
+
+    Attributes:
+        choice: Where they are kept, None before that is decided.
+    """
 
     def __init__(self, wanted: Wanted, *, device: torch.device, folder: Path) -> None:
-        """Store for a run that computes on `device`; files go to `folder`."""
+        """Cache for a run that computes on `device`; files go to `folder`."""
         self._wanted, self._device, self._folder = wanted, device, folder
-        self._keep: Callable[[Tensor], Tensor] | None = None  # None: as the reader made them
+        self._write: Callable[[Tensor], Tensor] | None = None  # None: as the reader made them
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # by id: a tensor and the one that takes its place
-        self.placement: Placement | None = None
+        self.choice: CacheChoice | None = None
 
-    def expect(self, num_bytes: int) -> None:
+    def expect(self, num_bytes: int) -> CacheChoice:
         """Decide, before anything is decoded, where about `num_bytes` are going to be kept.
 
         Raises:
             UserError: They do not fit.
         """
-        self.placement = choose_placement(self._wanted, num_bytes, free_bytes(self._device, self._folder))
-        if self.placement.kept_on == "disk":
-            self._keep = _Files(self._folder)
-        elif self.placement.kept_on == "cpu" and self._device.type == "cuda":
-            self._keep = _Chunks(pinned=True)
+        self.choice = choose_cache(self._wanted, num_bytes, free_bytes(self._device, self._folder))
+        if self.choice.kept_on == "disk":
+            self._write = _Files(self._folder)
+        elif self.choice.kept_on == "cpu" and self._device.type == "cuda":
+            self._write = _Chunks(pinned=True)
+        return self.choice
 
     def keep(self, array: np.ndarray) -> Tensor:
         """Return a decoded array as a tensor where it is kept while the rest is loaded; safe to call from threads."""
         tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if self._keep is None:
+        if self._write is None:
             return tensor
-        kept = self._keep(tensor)
+        kept = self._write(tensor)
         self._kept[id(kept)] = (kept, kept)
         return kept
 
-    def placed(self, scene: Scene) -> Scene:
+    def cached(self, scene: Scene) -> Scene:
         """Return the scene with all photos and masks where they are kept; those that are there already stay."""
-        if self.placement is None:
-            self.expect(scene_bytes(scene))
-        self.placement = self.placement._replace(num_bytes=scene_bytes(scene))
-        train, test = (tuple(map(self._placed_view, views)) for views in (scene.train, scene.test))
-        self._kept.clear()
-        return replace(scene, train=train, test=test, kept_on=self.placement.kept_on)
+        num_bytes = scene_bytes(scene)
+        choice = self.choice = (self.choice or self.expect(num_bytes))._replace(num_bytes=num_bytes)
 
-    def _placed_view(self, view: View) -> View:
-        return replace(
-            view,
-            image=self._placed(view.image),
-            segments=None if view.segments is None else self._placed(view.segments),
-            valid=None if view.valid is None else self._placed(view.valid),
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            """Return the tensor where it is kept; views that share one (a black frame) still do."""
+            if tensor is None:
+                return None
+            if id(tensor) not in self._kept:
+                if choice.kept_on == "cuda":
+                    place = tensor.to(self._device)
+                else:
+                    place = tensor if self._write is None else self._write(tensor)
+                self._kept[id(tensor)] = (tensor, place)
+            return self._kept[id(tensor)][1]
+
+        train, test = (
+            tuple(
+                replace(view, image=moved(view.image), segments=moved(view.segments), valid=moved(view.valid))
+                for view in views
+            )
+            for views in (scene.train, scene.test)
         )
-
-    def _placed(self, tensor: Tensor) -> Tensor:
-        """Return the tensor where it is kept; views that share one (a black frame) still do."""
-        if id(tensor) not in self._kept:
-            if self.placement.kept_on == "cuda":
-                place = tensor.to(self._device)
-            else:
-                place = tensor if self._keep is None else self._keep(tensor)
-            self._kept[id(tensor)] = (tensor, place)
-        return self._kept[id(tensor)][1]
+        self._kept.clear()
+        return replace(scene, train=train, test=test, kept_on=choice.kept_on)
 
 
 class _Chunks:
@@ -169,11 +166,7 @@ class _Files:
             stale.unlink(missing_ok=True)
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """Return the tensor as mapped from a file.
-
-        Raises:
-            UserError: The disk is full or not writable.
-        """
+        """Return the tensor as mapped from a file."""
         options = {"dir": self._folder, "prefix": _FILES[0], "suffix": _FILES[1]}
         try:
             with tempfile.NamedTemporaryFile(**options) as file:

@@ -3,28 +3,25 @@
 `images/` (or the folder of -i), the model in `sparse/0`, `sparse` or `colmap/sparse/0`, binary or text, `object_mask/`.
 Distorted camera models are undistorted on load to a pinhole with the same K; masks and annotations follow. The split:
 with `train_split` the names in `images_train/`; with `eval` the names in `test.txt` (one a line) where it exists, else
-every llffhold-th. Truth ids, where there are any: `annotations/gt_instance/<name>.png`.
+every llffhold-th. Exact ids, where there are any: `annotations/gt_instance/<name>.png`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from unified_lift.data.base import (
-    OBJECT_PATH,
     Frame,
     Reader,
-    Store,
-    make_scene,
-    mask_folder,
+    SceneDescription,
+    masks_in,
     name_of,
-    read_annotations,
     rigid_pose,
-    sound_ones,
+    sound_frames,
     without_pose_note,
 )
 from unified_lift.data.colmap_io import (
@@ -35,19 +32,17 @@ from unified_lift.data.colmap_io import (
     read_points,
     table_path,
 )
-from unified_lift.data.images import Progress
 from unified_lift.data.lens import Lens
-from unified_lift.data.masks import find_mask
-from unified_lift.data.ply import finite_points, read_point_cloud
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import rigid_from_quaternion
-from unified_lift.types import PointCloud, Scene
+from unified_lift.plyio import finite_points, read_point_cloud
+from unified_lift.types import PointCloud
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
 ANNOTATIONS = Path("annotations", "gt_instance")
 TEST_LIST = "test.txt"
-# Where a model's parameters go: number of focal lengths (then cx, cy), then the names of the coefficients that follow.
+# Camera model -> number of focal lengths (cx, cy follow), lens model, places of the coefficients that come last.
 _SUPPORTED: dict[str, tuple[int, str, tuple[int, ...]]] = {
     "SIMPLE_PINHOLE": (1, "perspective", ()),
     "PINHOLE": (2, "perspective", ()),
@@ -68,69 +63,44 @@ def detect(root: Path) -> bool:
     return _model_folder(root) is not None
 
 
-def load(root: Path, settings: DataSettings, *, progress: Progress | None = None, store: Store | None = None) -> Scene:
-    """Return the scene.
+def describe(root: Path, settings: DataSettings) -> SceneDescription:
+    """Return the registered images, sorted by name as strings [3DGS].
 
     Raises:
-        UserError: Names the file and the cure.
+        UserError: Names the file and the fix.
     """
-    folder, notes = mask_folder(root, settings)
-    frames = read_frames(root, folder, images=settings.images)
-    image_paths = [frame.image_path for frame in frames]
-    notes += without_pose_note(root / settings.images, image_paths, frames[0].source)
-    return make_scene(
-        frames,
-        root,
-        settings,
-        dataset="colmap",
-        points=partial(_read_points, _model_folder(root)),
-        zero_id="ignore",
-        held_out=_held_out(root, frames) if settings.eval else None,
-        notes=notes,
-        progress=progress,
-        store=store,
-    )
-
-
-def frames_of(root: Path, settings: DataSettings, problems: list[str] | None = None) -> list[Frame]:
-    """Return all registered images with their masks, sorted by name; `problems` as in `sound_ones`.
-
-    Raises:
-        UserError: Names the file and the cure.
-    """
-    return read_frames(root, mask_folder(root, settings)[0], images=settings.images, problems=problems)
-
-
-def read_frames(root: Path, masks: Path, *, images: str, problems: list[str] | None = None) -> list[Frame]:
-    """Return all registered images, sorted by name as strings [3DGS]; `problems` as in `sound_ones`."""
-    model, folder = _model_folder(root), root / images
+    model, folder = _model_folder(root), root / settings.images
     if not folder.is_dir():
         raise UserError(f"{folder}: no such image folder; correct -i/--images")
     source = _required(model, "images")
     cameras = read_cameras(_required(model, "cameras"))
-    registered = read_images(source)
-    if not registered:
+    images = list(read_images(source).values())
+    if not images:
         raise UserError(f"{source}: registers no image; the reconstruction failed, run COLMAP again")
-    lenses = {
-        key: lens_of(cameras[key], model) for key in {image.camera_id for image in registered.values()} & set(cameras)
-    }
+    lenses = {key: lens_of(cameras[key], model) for key in {image.camera_id for image in images} & set(cameras)}
 
     def frame_of(image: ColmapImage) -> Frame:
         if image.camera_id not in lenses:
             raise UserError(
                 f"{source}: {image.name} uses camera {image.camera_id}, which is not in cameras; export again"
             )
-        name = name_of(image.name)
         return Frame(
-            name=name,
+            name=name_of(image.name),
             image_path=folder / image.name,
-            mask_path=find_mask(masks, name),
             cam_from_world=_pose(image, source),
             lens=lenses[image.camera_id],
             source=source,
         )
 
-    return sorted(sound_ones(frame_of, registered.values(), problems), key=lambda frame: frame.name)
+    frames, broken = sound_frames(frame_of, images)
+    return SceneDescription(
+        frames=sorted(frames, key=lambda frame: frame.name),
+        broken=broken,
+        held_out=_listed_tests(root, {name_of(image.name) for image in images}) if settings.eval else None,
+        points=partial(_read_points, model),
+        notes=without_pose_note(folder, (folder / image.name for image in images), source),
+        annotations=partial(masks_in, root / ANNOTATIONS),
+    )
 
 
 def lens_of(camera: ColmapCamera, source: Path) -> Lens:
@@ -147,9 +117,7 @@ def lens_of(camera: ColmapCamera, source: Path) -> Lens:
     params = camera.params
     if not np.isfinite(params).all() or min(params[:num_focals]) <= 0 or camera.width < 1 or camera.height < 1:
         raise UserError(f"{source}: a {camera.model} camera holds NaN, a size or a focal length that is not positive")
-    coefficients = [0.0] * 8
-    for place, value in zip(places, params[num_focals + 2 :], strict=True):
-        coefficients[place] = value
+    coefficients = dict(zip(places, params[num_focals + 2 :], strict=True))
     return Lens(
         fx=params[0],
         fy=params[num_focals - 1],
@@ -158,23 +126,13 @@ def lens_of(camera: ColmapCamera, source: Path) -> Lens:
         width=camera.width,
         height=camera.height,
         model=model,
-        coefficients=tuple(coefficients),
+        coefficients=tuple(coefficients.get(place, 0.0) for place in range(8)),
     )
 
 
-def load_annotations(root: Path, names: Sequence[str], settings: DataSettings) -> dict[str, np.ndarray]:
-    """Return the ids of `annotations/gt_instance/` of the named views, int32 [H, W]; empty where there are none."""
-    if not (root / ANNOTATIONS).is_dir():
-        return {}
-    return read_annotations(read_frames(root, root / OBJECT_PATH, images=settings.images), root / ANNOTATIONS, names)
-
-
 def _model_folder(root: Path) -> Path | None:
-    for name in MODEL_FOLDERS:
-        folder = root / name
-        if table_path(folder, "cameras") or table_path(folder, "images"):
-            return folder
-    return None
+    folders = (root / name for name in MODEL_FOLDERS)
+    return next((path for path in folders if table_path(path, "cameras") or table_path(path, "images")), None)
 
 
 def _required(folder: Path, table: str) -> Path:
@@ -191,26 +149,23 @@ def _pose(image: ColmapImage, source: Path) -> np.ndarray:
     return rigid_pose(rigid_from_quaternion(image.qvec, image.tvec), source=source, name=image.name)
 
 
-def _held_out(root: Path, frames: Sequence[Frame]) -> list[str] | None:
+def _listed_tests(root: Path, names: Collection[str]) -> list[str] | None:
     """Return the views named in test.txt, with or without suffix; None where there is no such list."""
     path = root / TEST_LIST
     if not path.is_file():
         return None
-    names = {frame.name for frame in frames}
     chosen = []
     for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
-        name = line if line in names else name_of(line)
-        if name not in names:
+        chosen.append(line if line in names else name_of(line))
+        if chosen[-1] not in names:
             raise UserError(f"{path}: {line} is not a registered image; correct or remove this line")
-        chosen.append(name)
     return chosen
 
 
 def _read_points(folder: Path) -> PointCloud | None:
     """Return the finite sparse points, else those of points3D.ply beside the model, else None."""
-    path = table_path(folder, "points3D")
+    path, cloud = table_path(folder, "points3D"), folder / "points3D.ply"
     if path is None:
-        cloud = folder / "points3D.ply"
         return read_point_cloud(cloud) if cloud.is_file() else None
     points = read_points(path)
     return finite_points(points.positions, points.colors)
@@ -220,8 +175,6 @@ READER = Reader(
     name="colmap",
     looks_for=", ".join(f"{folder}/cameras.bin" for folder in MODEL_FOLDERS) + " (or .txt)",
     detect=detect,
-    load=load,
-    load_annotations=load_annotations,
+    describe=describe,
     precedence=60,
-    frames=frames_of,
 )

@@ -1,7 +1,7 @@
 """COLMAP model files, binary and text: cameras, images, points3D.
 
-Rigs and frames, which newer versions write beside them, add nothing that a loader needs and are not read. All numbers
-are little-endian without padding.
+Rigs and frames, which newer versions write beside them, and the tracks of points add nothing that a loader needs and
+are not kept. All numbers are little-endian without padding.
 """
 
 from __future__ import annotations
@@ -36,9 +36,12 @@ MODELS: dict[int, tuple[str, int]] = {
     17: ("EQUIRECTANGULAR", 2),
 }
 """Camera model id -> name and number of parameters; without every count a reader loses its place in the file."""
-_MODEL_IDS = {name: (model, count) for model, (name, count) in MODELS.items()}
-_POINT_2D = np.dtype([("xy", "<f8", 2), ("point3d", "<i8")])
-_POINT_3D = struct.Struct("<Q3d3BdQ")
+NUM_PARAMS = dict(MODELS.values())
+POINT_2D = np.dtype([("xy", "<f8", 2), ("point3d", "<i8")])
+"""A 2D point of an image: pixel, and the id of its 3D point or -1."""
+COUNT, CAMERA, IMAGE, POINT_3D = (struct.Struct(layout) for layout in ("<Q", "<IiQQ", "<I7dI", "<Q3d3BdQ"))
+"""The packed records of the binary files; variable parts follow each."""
+_TRACK_BYTES = 8  # of each observation of a 3D point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,30 +56,28 @@ class ColmapCamera:
 
 @dataclass(frozen=True, kw_only=True)
 class ColmapImage:
-    """A registered image: world-to-camera quaternion wxyz and translation, camera id, name, 2D points."""
+    """A registered image: world-to-camera quaternion wxyz and translation, camera id, name, 2D points (`POINT_2D`)."""
 
     qvec: tuple[float, ...]
     tvec: tuple[float, ...]
     camera_id: int
     name: str
-    points2d: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=_POINT_2D))
+    points2d: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=POINT_2D))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColmapPoints:
-    """The sparse points: ids [M], positions float64 [M, 3], colours uint8 [M, 3], errors in px [M], tracks."""
+    """The sparse points: ids [M], positions float64 [M, 3], colours uint8 [M, 3]."""
 
     ids: np.ndarray
     positions: np.ndarray
     colors: np.ndarray
-    errors: np.ndarray
-    tracks: tuple[np.ndarray, ...]
 
 
 def table_path(folder: Path, table: str) -> Path | None:
     """Return `<table>.bin`, else `<table>.txt`, else None; binary wins as in COLMAP."""
-    found = [path for path in (folder / f"{table}.bin", folder / f"{table}.txt") if path.is_file()]
-    return found[0] if found else None
+    paths = (folder / f"{table}.bin", folder / f"{table}.txt")
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_cameras(path: Path) -> dict[int, ColmapCamera]:
@@ -103,13 +104,11 @@ def read_points(path: Path) -> ColmapPoints:
     Raises:
         UserError: The file is cut short or malformed.
     """
-    rows = list(_points_text(path) if path.suffix == ".txt" else _points_binary(path))
+    values = list(_points_text(path) if path.suffix == ".txt" else _points_binary(path))
     return ColmapPoints(
-        ids=np.array([row[0] for row in rows], dtype=np.int64),
-        positions=np.array([row[1:4] for row in rows], dtype=np.float64).reshape(-1, 3),
-        colors=np.clip(np.array([row[4:7] for row in rows], dtype=np.int64), 0, 255).astype(np.uint8).reshape(-1, 3),
-        errors=np.array([row[7] for row in rows], dtype=np.float64),
-        tracks=tuple(row[8] for row in rows),
+        ids=np.array([row[0] for row in values], dtype=np.int64),
+        positions=np.array([row[1:4] for row in values], dtype=np.float64).reshape(-1, 3),
+        colors=np.array([row[4:7] for row in values]).clip(0, 255).astype(np.uint8).reshape(-1, 3),
     )
 
 
@@ -119,81 +118,66 @@ class _Cursor:
     def __init__(self, path: Path) -> None:
         self.path, self.data, self.at = path, path.read_bytes(), 0
 
+    def skip(self, size: int) -> int:
+        """Move on by `size` bytes and return where they begin."""
+        start, self.at = self.at, self.at + size
+        if self.at > len(self.data):
+            raise UserError(f"{self.path}: cut short after {len(self.data)} bytes; copy or export the model again")
+        return start
+
     def take(self, layout: struct.Struct) -> tuple:
-        end = self.at + layout.size
-        if end > len(self.data):
-            raise self.cut()
-        values = layout.unpack_from(self.data, self.at)
-        self.at = end
-        return values
+        return layout.unpack_from(self.data, self.skip(layout.size))
 
     def array(self, dtype: np.dtype, count: int) -> np.ndarray:
-        end = self.at + count * dtype.itemsize
-        if end > len(self.data):
-            raise self.cut()
-        values = np.frombuffer(self.data, dtype=dtype, count=count, offset=self.at)
-        self.at = end
-        return values
+        return np.frombuffer(self.data, dtype=dtype, count=count, offset=self.skip(count * dtype.itemsize))
 
     def text(self) -> str:
         end = self.data.find(b"\0", self.at)
-        if end < 0:
-            raise self.cut()
-        value = self.data[self.at : end].decode("utf-8", "surrogateescape")
-        self.at = end + 1
-        return value
-
-    def cut(self) -> UserError:
-        return UserError(f"{self.path}: cut short after {len(self.data)} bytes; copy or export the model again")
-
-
-_COUNT, _CAMERA, _IMAGE = struct.Struct("<Q"), struct.Struct("<IiQQ"), struct.Struct("<I7dI")
-_TRACK = np.dtype([("image", "<u4"), ("point2d", "<u4")])
+        start = self.skip((end if end >= 0 else len(self.data)) + 1 - self.at)
+        return self.data[start:end].decode("utf-8", "surrogateescape")
 
 
 def _cameras_binary(path: Path) -> Iterator[tuple[int, ColmapCamera]]:
     cursor = _Cursor(path)
-    for _ in range(cursor.take(_COUNT)[0]):
-        key, model, width, height = cursor.take(_CAMERA)
-        if model not in MODELS:
-            raise UserError(
-                f"{path}: unknown camera model {model}; run colmap image_undistorter to get PINHOLE cameras"
-            )
-        name, count = MODELS[model]
-        params = tuple(cursor.array(np.dtype("<f8"), count).tolist())
+    for _ in range(cursor.take(COUNT)[0]):
+        key, model, width, height = cursor.take(CAMERA)
+        name = _known(MODELS.get(model, ("", 0))[0], str(model), path)
+        params = tuple(cursor.array(np.dtype("<f8"), NUM_PARAMS[name]).tolist())
         yield key, ColmapCamera(model=name, width=width, height=height, params=params)
+
+
+def _known(name: str, shown: str, path: Path) -> str:
+    if name not in NUM_PARAMS:
+        raise UserError(f"{path}: unknown camera model {shown}; run colmap image_undistorter to get PINHOLE cameras")
+    return name
 
 
 def _images_binary(path: Path) -> Iterator[tuple[int, ColmapImage]]:
     cursor = _Cursor(path)
-    for _ in range(cursor.take(_COUNT)[0]):
-        key, *pose, camera = cursor.take(_IMAGE)
+    for _ in range(cursor.take(COUNT)[0]):
+        key, *pose, camera = cursor.take(IMAGE)
         name = cursor.text()
-        points = cursor.array(_POINT_2D, cursor.take(_COUNT)[0])
+        points = cursor.array(POINT_2D, cursor.take(COUNT)[0])
         yield key, ColmapImage(qvec=tuple(pose[:4]), tvec=tuple(pose[4:]), camera_id=camera, name=name, points2d=points)
 
 
-def _points_binary(path: Path) -> Iterator[tuple]:
+def _points_binary(path: Path) -> Iterator[Sequence[float]]:
     cursor = _Cursor(path)
-    for _ in range(cursor.take(_COUNT)[0]):
-        *values, length = cursor.take(_POINT_3D)
-        yield (*values, cursor.array(_TRACK, length))
+    for _ in range(cursor.take(COUNT)[0]):
+        *values, length = cursor.take(POINT_3D)
+        cursor.skip(length * _TRACK_BYTES)
+        yield values
 
 
 def _cameras_text(path: Path) -> Iterator[tuple[int, ColmapCamera]]:
     for line in _lines(path):
         words = line.split()
-        model = words[1] if len(words) > 1 else ""
-        if model not in _MODEL_IDS:
-            raise UserError(
-                f"{path}: unknown camera model {model!r}; run colmap image_undistorter to get PINHOLE cameras"
-            )
-        count = _MODEL_IDS[model][1]
-        params = tuple(_numbers(words[4:], count, path, line))
+        name = words[1] if len(words) > 1 else ""
+        count = NUM_PARAMS[_known(name, repr(name), path)]
+        key, width, height, *params = _numbers([words[0], *words[2:]], path, line, at_least=3 + count)
         if len(params) > count:
             raise _malformed(path, line)
-        width, height = _numbers(words[2:4], 2, path, line)
-        yield int(words[0]), ColmapCamera(model=model, width=int(width), height=int(height), params=params)
+        yield int(key), ColmapCamera(model=name, width=int(width), height=int(height), params=tuple(params))
 
 
 def _images_text(path: Path) -> Iterator[tuple[int, ColmapImage]]:
@@ -204,33 +188,25 @@ def _images_text(path: Path) -> Iterator[tuple[int, ColmapImage]]:
         words = line.split(maxsplit=9)  # the name may hold spaces
         if len(words) < 10:
             raise _malformed(path, line)
-        pose = _numbers(words[:9], 9, path, line)
-        values = _numbers(next(lines, "").split(), 0, path, line)  # the second line may be empty but is always there
+        key, *pose, camera = _numbers(words[:9], path, line)
+        values = _numbers(next(lines, "").split(), path, line)  # the second line may be empty but is always there
         if len(values) % 3:
             raise _malformed(path, line)
-        points = np.empty(len(values) // 3, dtype=_POINT_2D)
+        points = np.empty(len(values) // 3, dtype=POINT_2D)
         table = np.array(values).reshape(-1, 3)
         points["xy"], points["point3d"] = table[:, :2], table[:, 2]
-        yield (
-            int(pose[0]),
-            ColmapImage(
-                qvec=tuple(pose[1:5]),
-                tvec=tuple(pose[5:8]),
-                camera_id=int(pose[8]),
-                name=words[9].strip(),
-                points2d=points,
-            ),
+        image = ColmapImage(
+            qvec=tuple(pose[:4]), tvec=tuple(pose[4:]), camera_id=int(camera), name=words[9].strip(), points2d=points
         )
+        yield int(key), image
 
 
-def _points_text(path: Path) -> Iterator[tuple]:
+def _points_text(path: Path) -> Iterator[Sequence[float]]:
     for line in _lines(path):
-        values = _numbers(line.split(), 8, path, line)
+        values = _numbers(line.split(), path, line, at_least=8)
         if len(values) % 2:
             raise _malformed(path, line)
-        track = np.empty(len(values) // 2 - 4, dtype=_TRACK)
-        track["image"], track["point2d"] = values[8::2], values[9::2]
-        yield (int(values[0]), *values[1:4], *map(int, values[4:7]), values[7], track)
+        yield values
 
 
 def _lines(path: Path, *, keep_blank: bool = False) -> Iterator[str]:
@@ -241,7 +217,7 @@ def _lines(path: Path, *, keep_blank: bool = False) -> Iterator[str]:
                 yield line.rstrip("\r\n")
 
 
-def _numbers(words: Sequence[str], at_least: int, path: Path, line: str) -> list[float]:
+def _numbers(words: Sequence[str], path: Path, line: str, *, at_least: int = 0) -> list[float]:
     try:
         values = [float(word) for word in words]
     except ValueError:

@@ -1,50 +1,40 @@
-"""Checks of a download against what is known of a benchmark: what is there, what is missing, what to do about it."""
+"""Checks of a download against what is known of a benchmark: what is present, what is missing, what to do about it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from unified_lift.data import colmap, lerf_mask, messy_rooms
-from unified_lift.data.base import OBJECT_PATH, Frame, without_pose_note
-from unified_lift.data.findings import (
-    Finding,
+from unified_lift.data import colmap, lerf_mask, messy_rooms, replica
+from unified_lift.data.base import OBJECT_PATH, Frame, Reader, SceneDescription, listed
+from unified_lift.data.images import photos_in
+from unified_lift.data.issues import (
+    Issue,
+    Issues,
     check_masks,
     check_photos,
-    is_complete,
-    listed,
-    mask_facts,
-    missing,
-    note,
+    check_shape,
     photo_size,
-    present,
     probe,
-    wrong_shapes,
 )
-from unified_lift.data.images import IMAGE_SUFFIXES
-from unified_lift.data.masks import find_mask, read_mask
-from unified_lift.data.ply import read_point_cloud
-from unified_lift.data.replica_layout import (
-    Recording,
-    check_same_walk,
-    find_recording,
-    read_depth,
-    read_frames,
-    read_trajectory,
-)
+from unified_lift.data.masks import MaskFile, find_mask, read_mask
+from unified_lift.data.replica_layout import Recording, check_same_walk, find_recording, read_depth, read_trajectory
+from unified_lift.data.scene import describe
 from unified_lift.data.settings import DataSettings
-from unified_lift.data.splits import last_fifth
 from unified_lift.errors import UserError
+from unified_lift.plyio import read_point_cloud
 
 LERF_MASK_SCENES = tuple(lerf_mask.PROMPTS)
 LERF_MASK_TEST_VIEWS = (2, 4)  # fewest and most
 REPLICA_SCENES = ("room0", "room1", "room2", "office0", "office1", "office2", "office3", "office4")
 REPLICA_FRAMES = {"nice_slam": 2000, "semantic_nerf": 900, "vmap": 2000}
 REPLICA_SIZES = {"nice_slam": (1200, 680), "semantic_nerf": (640, 480), "vmap": (1200, 680)}
-MESSY_ROOMS_IDS = {  # truth ids seen in the test views, background included [PCF-Lift's result table]
+MESSY_ROOMS_IDS = {  # exact ids seen in the test views, background included [PCF-Lift's result table]
     "old_room_25": 26,
     "old_room_50": 51,
     "old_room_100": 101,
@@ -66,8 +56,19 @@ _MAKE_MASKS = (
 )
 
 
-def check_lerf_mask(root: Path) -> list[Finding]:
-    """Return what is there and what is missing of the three LERF-Mask scenes.
+_INSTANCE_MAPS = {
+    "nice_slam": (
+        "this rendering comes without instance maps: render Replica's habitat/mesh_semantic.ply along traj.txt "
+        "into annotations/gt_instance/frame<6 digits>.png (16-bit), or copy semantic_instance/ and traj_w_c.txt "
+        "of vMAP's imap/00 beside traj.txt, if the trajectories agree"
+    ),
+    "semantic_nerf": "fetch Replica_Instance_Segmentation of Semantic-NeRF and unpack semantic_instance.zip here",
+    "vmap": "fetch the vMAP release again",
+}
+
+
+def check_lerf_mask(root: Path) -> Issues:
+    """Return what is present and what is missing of the three LERF-Mask scenes.
 
     Raises:
         UserError: There is no such folder.
@@ -75,8 +76,8 @@ def check_lerf_mask(root: Path) -> list[Finding]:
     return _check_scenes(root, {name: (name,) for name in LERF_MASK_SCENES}, _lerf_mask_scene, _LERF_MASK_SOURCE)
 
 
-def check_replica(root: Path, *, num_frames: Mapping[str, int] = REPLICA_FRAMES) -> list[Finding]:
-    """Return what is there and what is missing of the eight Replica scenes, in whichever rendering.
+def check_replica(root: Path, *, num_frames: Mapping[str, int] = REPLICA_FRAMES) -> Issues:
+    """Return what is present and what is missing of the eight Replica scenes, in whichever rendering.
 
     Args:
         root: Holds the scenes, spelled `room0` or `room_0`.
@@ -85,15 +86,11 @@ def check_replica(root: Path, *, num_frames: Mapping[str, int] = REPLICA_FRAMES)
         UserError: There is no such folder.
     """
     spellings = {name: (name, f"{name[:-1]}_{name[-1]}") for name in REPLICA_SCENES}
-
-    def check(folder: Path) -> list[Finding]:
-        return _replica_scene(folder, num_frames)
-
-    return _check_scenes(root, spellings, check, _REPLICA_SOURCE)
+    return _check_scenes(root, spellings, partial(_replica_scene, num_frames=num_frames), _REPLICA_SOURCE)
 
 
-def check_messy_rooms(root: Path) -> list[Finding]:
-    """Return what is there and what is missing of the eight Messy Rooms scenes.
+def check_messy_rooms(root: Path) -> Issues:
+    """Return what is present and what is missing of the eight Messy Rooms scenes.
 
     Raises:
         UserError: There is no such folder.
@@ -102,246 +99,231 @@ def check_messy_rooms(root: Path) -> list[Finding]:
 
 
 def _check_scenes(
-    root: Path, spellings: Mapping[str, tuple[str, ...]], check: Callable[[Path], list[Finding]], source: str
-) -> list[Finding]:
-    """Return the findings of each scene under the first spelling that exists."""
+    root: Path, spellings: Mapping[str, tuple[str, ...]], check: Callable[[Path, Issues], None], source: str
+) -> Issues:
+    """Return the issues of each scene under the first spelling that exists."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the one that holds {', '.join(spellings)}")
-    findings = []
+    issues = Issues(source)
     for names in spellings.values():
         folder = next((root / name for name in names if (root / name).is_dir()), None)
         if folder is None:
-            findings.append(missing(f"{' or '.join(names)}: no such scene", source))
-        else:
-            findings += check(folder)
-    return findings
-
-
-def _lerf_mask_scene(folder: Path) -> list[Finding]:
-    scene, found = folder.name, []
-    folders = ("images", lerf_mask.TRAIN_LIST, lerf_mask.PROMPT_MASKS)
-    for name in folders:
-        if not (folder / name).is_dir():
-            found.append(missing(f"{scene}/{name}: no such folder", _LERF_MASK_SOURCE))
-    if not colmap.detect(folder):
-        found.append(missing(f"{scene}/sparse/0: no COLMAP model there", _LERF_MASK_SOURCE))
-    if found:
-        return found
-    settings = DataSettings(source_path=folder)
-    try:
-        frames = colmap.read_frames(folder, folder / OBJECT_PATH, images=settings.images)
-        tests = lerf_mask.test_frames(folder, settings)
-    except UserError as error:
-        return [missing(f"{scene}: {error}", _LERF_MASK_SOURCE)]
-    held_out = {frame.name for frame in tests}
-    train = [frame for frame in frames if frame.name not in held_out]
-    found += check_photos(f"{scene}/images", frames, _LERF_MASK_SOURCE)
-    for alone in without_pose_note(folder / "images", [frame.image_path for frame in frames], frames[0].source):
-        found.append(missing(alone, _LERF_MASK_SOURCE))
-    found += _lerf_mask_split(folder, frames, tests)
-    found += check_masks(f"{scene}/{OBJECT_PATH}", train, kinds=("L", "P"), cure=_MAKE_MASKS)
-    return found + _prompt_masks(folder, tests)
-
-
-def _lerf_mask_split(folder: Path, frames: Sequence[Frame], tests: Sequence[Frame]) -> list[Finding]:
-    what = f"{folder.name}/{lerf_mask.TRAIN_LIST}"
-    paths = (folder / lerf_mask.TRAIN_LIST).iterdir()
-    captures = {path.stem for path in paths if path.suffix in IMAGE_SUFFIXES}
-    strangers = sorted(captures - {frame.name for frame in frames})
-    found = []
-    if strangers:
-        found.append(missing(f"{what}: {listed(strangers)} not registered in the COLMAP model", _LERF_MASK_SOURCE))
-    names = [frame.name for frame in tests]
-    fewest, most = LERF_MASK_TEST_VIEWS
-    if not fewest <= len(tests) <= most:
-        found.append(
-            missing(
-                f"{what}: leaves {len(tests)} test views ({listed(names)}), {fewest} to {most} are expected",
-                "list all captures there and no test view; " + _LERF_MASK_SOURCE,
-            )
-        )
-    else:
-        what += f": {len(frames) - len(tests)} training views, {len(tests)} test views ({', '.join(names)})"
-        found.append(present(what))
-    return found
-
-
-def _prompt_masks(folder: Path, tests: Sequence[Frame]) -> list[Finding]:
-    """Return whether the prompts of the scene, and no others, have truth masks of the right shape."""
-    what, prompts, found = f"{folder.name}/{lerf_mask.PROMPT_MASKS}", lerf_mask.PROMPTS[folder.name], []
-    seen: Counter[str] = Counter()
-    try:
-        files = [(k, lerf_mask.prompt_files(inner)) for k, inner in lerf_mask.prompt_folders(folder)]
-    except UserError as error:
-        return [missing(f"{folder.name}: {error}", _LERF_MASK_SOURCE)]
-    for k, of_view in files:
-        if k >= len(tests):
-            found.append(
-                missing(f"{what}/{k}: there is no test view {k}, only {len(tests)} of them", _LERF_MASK_SOURCE)
-            )
+            issues.error(f"{' or '.join(names)}: no such scene")
             continue
-        sizes, broken = probe(of_view.values(), photo_size)
-        found += [missing(message, _LERF_MASK_SOURCE) for message in broken]
-        found += wrong_shapes(sizes, {path: tests[k] for path in sizes}, _LERF_MASK_SOURCE)
+        try:
+            check(folder, issues)
+        except UserError as error:
+            issues.refused(str(error), f"{folder.name}: ")
+    return issues
+
+
+def _described(reader: Reader, folder: Path, issues: Issues) -> SceneDescription:
+    """Return what the reader says; broken frames become errors."""
+    described = describe(reader, DataSettings(source_path=folder))
+    for message in described.broken:
+        issues.refused(message, f"{folder.name}: ")
+    return described
+
+
+def _photos(issues: Issues, what: str, frames: Sequence[Frame], *, usual: tuple[int, int] | None = None) -> None:
+    """Check that every posed photo exists, is readable, and of one size that fits its camera."""
+    sizes = check_photos(issues, frames, folder=what)
+    counts = Counter(sizes.values())
+    odd = [path.name for path, size in sizes.items() if size != counts.most_common(1)[0][0]]
+    if odd:
+        issues.error(f"{what}: {listed(odd)} has another size")
+    found = " and ".join(f"{width}x{height}" for width, height in sorted(counts))
+    if usual is not None and counts and set(counts) != {usual}:
+        issues.note(f"{what}: {found} where {usual[0]}x{usual[1]} is usual", "scores of other sizes do not compare")
+    issues.ok(f"{what}: {len(sizes)} of {len(frames)} photos, {found or 'no size'}")
+
+
+def _masks(issues: Issues, what: str, train: Sequence[Frame], *, as_released: bool) -> None:
+    """Check that every training view has an input mask of its photo's shape; those released are 8-bit."""
+    masks = check_masks(issues, train, make=_MAKE_MASKS, folder=what, needed=True)
+    other = [path.name for path, numbers in masks.items() if not numbers.kind.startswith("8-bit")]
+    if as_released and other:
+        fix = "they are read; as released the masks are 8-bit: record where these come from"
+        issues.note(f"{what}: {listed(other)} is not 8-bit", fix)
+    issues.ok(f"{what}: {len(masks)} of {len(train)} training views have a mask")
+
+
+def _lerf_mask_scene(folder: Path, issues: Issues) -> None:
+    scene, before = folder.name, len(issues)
+    for name in ("images", lerf_mask.TRAIN_LIST, lerf_mask.PROMPT_MASKS):
+        if not (folder / name).is_dir():
+            issues.error(f"{scene}/{name}: no such folder")
+    if not colmap.detect(folder):
+        issues.error(f"{scene}/sparse/0: no COLMAP model there")
+    if len(issues) > before:
+        return
+    described = _described(lerf_mask.READER, folder, issues)
+    frames, names = described.frames, {frame.name for frame in described.frames}
+    train_names = set(described.train_only or ())
+    train, tests = ([f for f in frames if (f.name in train_names) == trains] for trains in (True, False))
+    _photos(issues, f"{scene}/images", frames)
+    for note in described.notes:
+        if "no pose in" in note:
+            issues.error(note)
+    what = f"{scene}/{lerf_mask.TRAIN_LIST}"
+    strangers = sorted({path.stem for path in photos_in(folder / lerf_mask.TRAIN_LIST, "*")} - names)
+    if strangers:
+        issues.error(f"{what}: {listed(strangers)} not registered in the COLMAP model")
+    (fewest, most), test_names = LERF_MASK_TEST_VIEWS, [frame.name for frame in tests]
+    if fewest <= len(tests) <= most:
+        counts = f"{len(frames) - len(tests)} training views, {len(tests)} test views"
+        issues.ok(f"{what}: {counts} ({', '.join(test_names)})")
+    else:
+        issues.error(
+            f"{what}: leaves {len(tests)} test views ({listed(test_names)}), {fewest} to {most} are expected",
+            "list all captures there and no test view",
+        )
+    _masks(issues, f"{scene}/{OBJECT_PATH}", train, as_released=True)
+    _prompt_masks(folder, tests, issues)
+
+
+def _prompt_masks(folder: Path, tests: Sequence[Frame], issues: Issues) -> None:
+    """Check that the prompts of the scene, and no others, have masks of the right shape."""
+    what, prompts = f"{folder.name}/{lerf_mask.PROMPT_MASKS}", lerf_mask.PROMPTS[folder.name]
+    seen: Counter[str] = Counter()
+    files = {k: lerf_mask.prompt_files(inner) for k, inner in lerf_mask.prompt_folders(folder).items()}
+    for k, of_view in files.items():
+        if k >= len(tests):
+            issues.error(f"{what}/{k}: there is no test view {k}, only {len(tests)} of them")
+            continue
+        sizes = probe(issues, of_view.values(), photo_size)
+        for path, size in sizes.items():
+            check_shape(issues, path, size, tests[k])
         strangers = sorted(set(of_view) - set(prompts))
         if strangers:
-            cure = f"the prompts, with spaces, are: {'; '.join(prompts)}"
-            found.append(missing(f"{what}/{k}: {listed(strangers)} is no prompt of this scene", cure))
+            fix = f"the prompts, with spaces, are: {'; '.join(prompts)}"
+            issues.error(f"{what}/{k}: {listed(strangers)} is no prompt of this scene", fix)
         seen.update(prompt for prompt, path in of_view.items() if path in sizes and prompt in prompts)
     absent = [prompt for prompt in prompts if not seen[prompt]]
     if absent:
-        found.append(missing(f"{what}: no view has a readable mask of {listed(absent)}", _LERF_MASK_SOURCE))
-    summary = f"{what}: {sum(seen.values())} masks of {len(prompts) - len(absent)} of {len(prompts)} prompts in views "
-    return [*found, present(summary + ", ".join(str(k) for k, _ in files))]
+        issues.error(f"{what}: no view has a readable mask of {listed(absent)}")
+    counts = f"{sum(seen.values())} masks of {len(prompts) - len(absent)} of {len(prompts)} prompts"
+    issues.ok(f"{what}: {counts} in views {', '.join(map(str, files))}")
 
 
-def _replica_scene(folder: Path, num_frames: Mapping[str, int]) -> list[Finding]:
+def _replica_scene(folder: Path, issues: Issues, *, num_frames: Mapping[str, int]) -> None:
     recording = find_recording(folder)
     if recording is None:
-        what = f"{folder.name}: neither traj.txt and results/ nor traj_w_c.txt and rgb/ (Sequence_1/, imap/00/)"
-        return [missing(what, _REPLICA_SOURCE)]
-    layout, found, masks = recording.layout.name, [], folder / OBJECT_PATH
-    scene = (recording.folder.relative_to(folder.parent)).as_posix()
-    try:
-        count = len(read_trajectory(recording.trajectory))
-        frames, test = read_frames(recording, masks)
-    except UserError as error:
-        return [missing(f"{scene}: {error}", _REPLICA_SOURCE)]
-    what = f"{scene}/{recording.trajectory.name}: {count} poses ({layout} rendering), "
-    if count == num_frames[layout]:
-        what += f"{len(frames) - len(test)} training and {len(test)} test views"
-        found.append(present(what))
+        issues.error(f"{folder.name}: neither traj.txt and results/ nor traj_w_c.txt and rgb/ (Sequence_1/, imap/00/)")
+        return
+    layout, scene = recording.layout, recording.folder.relative_to(folder.parent).as_posix()
+    count = len(read_trajectory(recording.trajectory))
+    described = _described(replica.READER, folder, issues)
+    numbers, held_out = replica.benchmark_frames(recording, count)
+    train = {numbers[frame.name]: frame for frame in described.frames if frame.name not in held_out}
+    test = {numbers[frame.name]: frame for frame in described.frames if frame.name in held_out}
+    what = f"{scene}/{recording.trajectory.name}: {count} poses ({layout.name} rendering)"
+    expected = num_frames[layout.name]
+    if count == expected:
+        issues.ok(f"{what}, {len(train)} training and {len(test)} test views")
     else:
-        what += f"{num_frames[layout]} are expected"
-        found.append(missing(what, _REPLICA_SOURCE))
-    photos = f"{scene}/{Path(recording.layout.photo).parent}"
-    found += check_photos(photos, list(frames.values()), _REPLICA_SOURCE, usual=REPLICA_SIZES[layout])
-    train = {n: frame for n, frame in frames.items() if n not in test}
-    found += _depths(scene, folder, recording, train)
-    found += _replica_truth(scene, recording, {n: frames[n] for n in test})
-    return found + check_masks(f"{folder.name}/{masks.name}", list(train.values()), kinds=None, cure=_MAKE_MASKS)
+        issues.error(f"{what}, {expected} are expected")
+    _photos(issues, f"{scene}/{Path(layout.photo).parent}", described.frames, usual=REPLICA_SIZES[layout.name])
+    _depths(scene, folder, recording, train, issues)
+    _instance_maps(scene, recording, test, issues)
+    _masks(issues, f"{folder.name}/{OBJECT_PATH}", list(train.values()), as_released=False)
 
 
-def _depths(scene: str, folder: Path, recording: Recording, train: Mapping[int, Frame]) -> list[Finding]:
-    """Return where initial points come from: the scene can do without, but starts better with depth."""
+def _depths(scene: str, folder: Path, recording: Recording, train: Mapping[int, Frame], issues: Issues) -> None:
+    """Check where initial points come from: the scene can do without depth, but starts better with it."""
     cloud = folder / "point_cloud.ply"
     if cloud.is_file():
         try:
-            return [present(f"{folder.name}/{cloud.name}: {len(read_point_cloud(cloud).positions)} initial points")]
+            issues.ok(f"{folder.name}/{cloud.name}: {len(read_point_cloud(cloud).positions)} initial points")
         except UserError as error:
-            return [missing(str(error), "write it again, or remove it: the depth maps serve as well")]
-    paths = [path for path in map(recording.depth, train) if path.is_file()]
-    good, broken = probe(paths, lambda path: read_depth(path, scale=1.0).shape)
-    found = [missing(message, _REPLICA_SOURCE) for message in broken]
+            issues.error(str(error), "write it again, or remove it: the depth maps serve as well")
+        return
+    numbers = [n for n in train if recording.depth(n).is_file()]
+    good = probe(issues, numbers, lambda n: read_depth(recording, n).shape)
     what = f"{scene}/{Path(recording.layout.depth).parent}: {len(good)} of {len(train)} training views have depth"
     if len(good) == len(train):
-        return [present(what)]
-    cure = "initial points come from the other views" if good else "initial points are triangulated from the photos"
-    return [*found, note(what, f"{cure}; for the usual ones {_REPLICA_SOURCE}")]
+        issues.ok(what)
+    else:
+        fix = "initial points come from the other views" if good else "initial points are triangulated from the photos"
+        issues.note(what, f"{fix}; for the usual ones {issues.fix}")
 
 
-def _replica_truth(scene: str, recording: Recording, test: Mapping[int, Frame]) -> list[Finding]:
-    cure = {
-        "nice_slam": (
-            "this rendering comes without instance maps: render Replica's habitat/mesh_semantic.ply along traj.txt "
-            "into annotations/gt_instance/frame<6 digits>.png (16-bit), or copy semantic_instance/ and traj_w_c.txt "
-            "of vMAP's imap/00 beside traj.txt, if the trajectories agree"
-        ),
-        "semantic_nerf": "fetch Replica_Instance_Segmentation of Semantic-NeRF and unpack semantic_instance.zip here",
-        "vmap": "fetch the vMAP release again",
-    }[recording.layout.name]
-    pattern = recording.truth_pattern()
+def _instance_maps(scene: str, recording: Recording, test: Mapping[int, Frame], issues: Issues) -> None:
+    own, pattern = Issues(_INSTANCE_MAPS[recording.layout.name]), recording.annotation_pattern
     if pattern is None:
-        return [missing(f"{scene}: no instance maps of the test views", cure)]
-    what, found = f"{scene}/{pattern.parent.relative_to(recording.folder)}", []
+        own.error(f"{scene}: no instance maps of the test views")
+        issues += own
+        return
+    what = f"{scene}/{pattern.parent.relative_to(recording.folder)}"
     try:
         check_same_walk(recording)
     except UserError as error:
-        found.append(missing(f"{scene}: {error}", cure))
-    paths = {n: recording.truth(n) for n in test}
-    absent = [frame.name for n, frame in test.items() if paths[n] is None]
-    if absent:
-        found.append(missing(f"{what}: no map of {listed(absent)}", cure))
-    of_frame = {path: test[n] for n, path in paths.items() if path is not None}
-    maps, broken = probe(of_frame, mask_facts)
-    found += [missing(message, cure) for message in broken]
-    found += wrong_shapes({path: size for path, (size, _, _) in maps.items()}, of_frame, cure)
-    narrow = [path.name for path, (_, mode, _) in maps.items() if mode in ("L", "P")]
-    if narrow:
-        delivered = pattern.parent.name == "semantic_instance"  # as released these are 16-bit
-        say = missing if delivered else note
-        found.append(say(f"{what}: {listed(narrow)} has 8 bits, ids above 255 would have been cut", cure))
-    largest = max((largest for _, _, largest in maps.values()), default=0)
-    what += f": {len(maps)} of {len(test)} test views have truth, largest id {largest}"
-    return [*found, present(what)]
-
-
-def _messy_rooms_scene(folder: Path) -> list[Finding]:
-    scene = folder.name
-    if not messy_rooms.detect(folder):
-        what = f"{scene}: metadata.json and color/ are not both there"
-        return [missing(what, _MESSY_ROOMS_SOURCE)]
-    try:
-        frames = messy_rooms.read_frames(folder, folder / messy_rooms.INPUT_MASKS)
-    except UserError as error:
-        return [missing(f"{scene}: {error}", _MESSY_ROOMS_SOURCE)]
-    if not frames:
-        return [missing(f"{scene}/color: no photos", _MESSY_ROOMS_SOURCE)]
-    tests = [frames[i] for i in last_fifth(len(frames))]
-    found = check_photos(f"{scene}/color", frames, _MESSY_ROOMS_SOURCE)
-    what = (
-        f"{scene}/metadata.json: {len(frames)} poses, {len(frames) - len(tests)} training and {len(tests)} test views"
+        own.refused(error, f"{scene}: ")
+    maps = check_masks(
+        own,
+        [replace(frame, mask=recording.annotation(n)) for n, frame in test.items()],
+        make=own.fix,
+        folder=what,
+        needed=True,
     )
-    found.append(present(what))
+    narrow = [path.name for path, numbers in maps.items() if numbers.kind.startswith("8-bit")]
+    if narrow:
+        text = f"{what}: {listed(narrow)} has 8 bits, ids above 255 would have been cut"
+        released = pattern.parent.name == "semantic_instance"  # these have 16 bits
+        own.append(Issue(severity="error" if released else "note", text=text, fix=own.fix))
+    largest = max((numbers.largest for numbers in maps.values()), default=0)
+    own.ok(f"{what}: {len(maps)} of {len(test)} test views have exact ids, largest id {largest}")
+    issues += own
+
+
+def _messy_rooms_scene(folder: Path, issues: Issues) -> None:
+    scene, before = folder.name, len(issues.errors)
+    if not messy_rooms.detect(folder):
+        issues.error(f"{scene}: metadata.json and color/ are not both there")
+        return
+    described = _described(messy_rooms.READER, folder, issues)
+    if not described.frames:
+        issues.error(f"{scene}/color: no photos")
+        return
+    frames, tests = described.frames, list(described.held_out or ())
+    _photos(issues, f"{scene}/color", frames)
+    counts = f"{len(frames) - len(tests)} training and {len(tests)} test views"
+    issues.ok(f"{scene}/metadata.json: {len(frames)} poses, {counts}")
     for name in ("instance", "semantic", messy_rooms.INPUT_MASKS):
-        found += _id_arrays(folder / name, frames, wide=name != "semantic")
-    return found if not is_complete(found) else found + _visible_ids(folder, tests)
-
-
-def _id_arrays(folder: Path, frames: Sequence[Frame], *, wide: bool) -> list[Finding]:
-    """Return whether every frame has an array of its photo's shape; `wide` ones need more than 8 bits."""
-    what, paths = f"{folder.parent.name}/{folder.name}", [find_mask(folder, frame.name) for frame in frames]
-    absent = [frame.name for frame, path in zip(frames, paths, strict=True) if path is None]
-    found = []
-    if absent:
-        found.append(missing(f"{what}: no array of {listed(absent)}", _MESSY_ROOMS_SOURCE))
-    of_frame = {path: frame for frame, path in zip(frames, paths, strict=True) if path is not None}
-    arrays, broken = probe(of_frame, _array_header)
-    found += [missing(message, _MESSY_ROOMS_SOURCE) for message in broken]
-    found += wrong_shapes({path: size for path, (size, _) in arrays.items()}, of_frame, _MESSY_ROOMS_SOURCE)
-    narrow = [path.name for path, (_, num_bytes) in arrays.items() if num_bytes < 2]
-    if wide and narrow:
-        found.append(
-            missing(
-                f"{what}: {listed(narrow)} has 8 bits, which cannot hold the ids of 500 objects", _MESSY_ROOMS_SOURCE
-            )
-        )
-    return [*found, present(f"{what}: {len(arrays)} of {len(frames)} views")]
-
-
-def _visible_ids(folder: Path, tests: Sequence[Frame]) -> list[Finding]:
-    """Return whether the test views show as many truth ids as are reported for the scene."""
-    names = [frame.name for frame in tests]
-    try:
-        maps = messy_rooms.load_annotations(folder, names, DataSettings(source_path=folder))
-    except UserError as error:
-        return [missing(f"{folder.name}: {error}", _MESSY_ROOMS_SOURCE)]
-    seen = len(set().union(*(np.unique(ids).tolist() for ids in maps.values())))
-    expected = MESSY_ROOMS_IDS[folder.name]
-    what = f"{folder.name}: {seen} truth ids in the test views, background included"
+        _id_arrays(folder / name, frames, issues)
+    if len(issues.errors) > before or described.annotations is None:
+        return
+    seen = len(set().union(*(np.unique(ids).tolist() for ids in described.annotations(tests).values())))
+    expected = MESSY_ROOMS_IDS[scene]
+    text = f"{scene}: {seen} exact ids in the test views, background included"
     if seen == expected:
-        return [present(what)]
-    cure = f"others report {expected}: is it the same release and the same order of frames?"
-    return [note(what, cure)]
+        issues.ok(text)
+    else:
+        issues.note(text, f"others report {expected}: is it the same release and the same order of frames?")
 
 
-def _array_header(path: Path) -> tuple[tuple[int, int], int]:
+def _id_arrays(folder: Path, frames: Sequence[Frame], issues: Issues) -> None:
+    """Check that every frame has an array of its photo's shape; those of objects need more than 8 bits."""
+    what = f"{folder.parent.name}/{folder.name}"
+    found = {frame.name: find_mask(folder, frame.name) for frame in frames}
+    absent = [name for name, mask in found.items() if mask is None]
+    if absent:
+        issues.error(f"{what}: no array of {listed(absent)}")
+    of_mask = {mask: frame for frame in frames if (mask := found[frame.name])}
+    arrays = probe(issues, of_mask, _array_header)
+    for mask, (size, _) in arrays.items():
+        check_shape(issues, mask.path, size, of_mask[mask])
+    narrow = [mask.path.name for mask, (_, num_bytes) in arrays.items() if num_bytes < 2]
+    if narrow and folder.name != "semantic":
+        issues.error(f"{what}: {listed(narrow)} has 8 bits, which cannot hold the ids of 500 objects")
+    issues.ok(f"{what}: {len(arrays)} of {len(frames)} views")
+
+
+def _array_header(mask: MaskFile) -> tuple[tuple[int, int], int]:
     """Return (width, height) and bytes per id; of .npy files only the header is read, and the length compared."""
-    if path.suffix != ".npy":
-        ids = read_mask(path)
-        return (ids.shape[1], ids.shape[0]), ids.dtype.itemsize
+    path = mask.path
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False) if path.suffix == ".npy" else read_mask(mask)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: not a readable array ({error}); fetch it again") from None
     if array.ndim != 2 or array.dtype.kind not in "iu":

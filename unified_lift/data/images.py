@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -27,20 +28,27 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn what Pillow raises into an error that names the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; restore it or remove it from the scene") from None
+    except _BROKEN as error:
+        raise UserError(f"{path}: not a readable image ({error}); copy or export it again") from None
+
+
 def open_image(path: Path) -> Image.Image:
     """Return the decoded picture in its own mode. EXIF rotation is not applied: poses refer to pixels as stored.
 
     Raises:
         UserError: The file is missing or damaged.
     """
-    try:
+    with _naming(path):
         image = Image.open(path)
         image.load()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; restore it or remove it from the scene") from None
-    except _BROKEN as error:
-        raise UserError(f"{path}: not a readable image ({error}); copy or export it again") from None
-    return image
+        return image
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -49,13 +57,8 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: The file is missing or damaged.
     """
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; restore it or remove it from the scene") from None
-    except _BROKEN as error:
-        raise UserError(f"{path}: not a readable image ({error}); copy or export it again") from None
+    with _naming(path), Image.open(path) as image:
+        return image.size
 
 
 def read_image(path: Path, *, alpha: Alpha = "drop") -> np.ndarray:
@@ -81,6 +84,11 @@ def write_image(path: Path, image: np.ndarray) -> None:
     """Write uint8 RGB [H, W, 3] or RGBA [H, W, 4]; the suffix chooses the format, missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
+
+
+def photos_in(folder: Path, pattern: str = "**/*") -> list[Path]:
+    """Return the photos below a folder, sorted; none where there is no such folder."""
+    return sorted(path for path in folder.glob(pattern) if path.suffix in IMAGE_SUFFIXES) if folder.is_dir() else []
 
 
 def target_size(width: int, height: int, resolution: int) -> tuple[int, int]:

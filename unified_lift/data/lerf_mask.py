@@ -1,29 +1,27 @@
-"""LERF-Mask (Gaussian Grouping): a COLMAP scene whose test views have one truth mask per text prompt.
+"""LERF-Mask (Gaussian Grouping): a COLMAP scene whose test views have one exact mask per text prompt.
 
 `images/frame_*.jpg` are the captures and `images/test_<k>.jpg` the test views, all registered in `sparse/0/`;
 `images_train/` lists the captures; `object_mask/` holds tracked SAM ids, all black for test views;
-`test_mask/<k>/<prompt>.png` is the truth of the k-th test view (by sorted name), foreground above grey value 128. Some
-test views have no folder, and no view has every prompt. There is no truth map of all objects.
+`test_mask/<k>/<prompt>.png` is the mask of the k-th test view (by sorted name), foreground above grey value 128. Some
+test views have no folder, and no view has every prompt. There is no map of all objects.
 
 Test views never train, with or without `eval`.
+
+Differs: Gaussian Grouping and Unified-Lift train mask id 0 as one more object or segment; here it is unlabelled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from unified_lift.data import colmap
-from unified_lift.data.base import OBJECT_PATH, Frame, Reader, Store, as_pinhole
-from unified_lift.data.images import IMAGE_SUFFIXES, Progress, read_image
-from unified_lift.data.masks import same_aspect
+from unified_lift.data.base import Reader, SceneDescription
+from unified_lift.data.images import photos_in
 from unified_lift.data.settings import DataSettings
-from unified_lift.data.splits import split_names
+from unified_lift.data.splits import names_in_images_train
 from unified_lift.errors import UserError
-from unified_lift.types import Scene
 
 PROMPT_MASKS = "test_mask"
 TRAIN_LIST = "images_train"
@@ -52,7 +50,6 @@ PROMPTS = {
     ),
 }
 """The text prompts of each scene [Gaussian Grouping]."""
-_FOREGROUND = 128  # grey values above it are foreground [Gaussian Grouping]
 
 
 def detect(root: Path) -> bool:
@@ -61,65 +58,41 @@ def detect(root: Path) -> bool:
     return all((root / folder).is_dir() for folder in folders) and colmap.detect(root)
 
 
-def load(root: Path, settings: DataSettings, *, progress: Progress | None = None, store: Store | None = None) -> Scene:
-    """Return the scene: a COLMAP scene that trains on the views listed in `images_train/`.
-
-    Differs: Gaussian Grouping and Unified-Lift train mask id 0 as one more object or segment; here it is unlabelled.
-    Raises:
-        UserError: Names the file and the cure.
-    """
-    scene = colmap.load(root, replace(settings, train_split=True), progress=progress, store=store)
-    return replace(scene, dataset="lerf_mask")
-
-
-def load_annotations(root: Path, names: Sequence[str], settings: DataSettings) -> dict[str, np.ndarray]:
-    """Return no truth maps: the data set annotates prompts only."""
-    return {}
-
-
-def load_prompt_masks(root: Path, names: Sequence[str], settings: DataSettings) -> dict[str, dict[str, np.ndarray]]:
-    """Return view -> prompt -> truth mask of the named test views, bool [H, W] at native size.
+def describe(root: Path, settings: DataSettings) -> SceneDescription:
+    """Return the COLMAP scene of which only the views listed in `images_train/` train.
 
     Raises:
-        UserError: A folder belongs to no test view, a prompt occurs twice, or a mask has another shape than its photo.
+        UserError: Names the file and the fix.
     """
-    tests, wanted, found = test_frames(root, settings), set(names), {}
-    for index, folder in prompt_folders(root):
-        if index >= len(tests):
-            listed = ", ".join(frame.name for frame in tests)
-            raise UserError(
-                f"{folder}: there is no test view {index} (counted from 0: {listed}); add its photo to "
-                f"{root / settings.images} and to the COLMAP model, or remove this folder"
-            )
-        if tests[index].name in wanted:
-            found[tests[index].name] = {
-                prompt: _read_prompt_mask(path, tests[index]) for prompt, path in prompt_files(folder).items()
-            }
-    return found
+    described = colmap.describe(root, settings)
+    names = [frame.name for frame in described.frames]
+    train = names_in_images_train(names, root)
+    tests = [name for name in names if name not in set(train)]
+
+    def prompt_masks(wanted: Collection[str]) -> dict[str, dict[str, Path]]:
+        folders = prompt_folders(root)
+        for index, folder in folders.items():
+            if index >= len(tests):
+                raise UserError(
+                    f"{folder}: there is no test view {index} (counted from 0: {', '.join(tests)}); add its photo to "
+                    f"{root / settings.images} and to the COLMAP model, or remove this folder"
+                )
+        return {tests[index]: prompt_files(path) for index, path in folders.items() if tests[index] in wanted}
+
+    return replace(described, train_only=train, annotations=None, prompt_masks=prompt_masks)
 
 
-def test_frames(root: Path, settings: DataSettings) -> list[Frame]:
-    """Return the test views, those that `images_train/` does not list, sorted by name."""
-    frames = colmap.read_frames(root, root / OBJECT_PATH, images=settings.images)
-    chosen = replace(settings, train_split=True, eval=True)
-    tests = set(split_names([frame.name for frame in frames], root, chosen)[1])
-    return [frame for frame in frames if frame.name in tests]
-
-
-def prompt_folders(root: Path) -> list[tuple[int, Path]]:
-    """Return the folders of truth masks that exist, each with the index of its test view.
+def prompt_folders(root: Path) -> dict[int, Path]:
+    """Return the folders of prompt masks that exist, by the index of their test view.
 
     Raises:
         UserError: A folder's name is not a number.
     """
-    folders = []
-    for path in sorted((root / PROMPT_MASKS).iterdir()):
-        if not path.is_dir() or path.name.startswith("."):
-            continue
+    paths = [path for path in (root / PROMPT_MASKS).iterdir() if path.is_dir() and not path.name.startswith(".")]
+    for path in paths:
         if not path.name.isdecimal():
             raise UserError(f"{path}: is not named after the index of a test view; rename it to 0, 1, ... or remove it")
-        folders.append((int(path.name), path))
-    return sorted(folders)
+    return {int(path.name): path for path in sorted(paths, key=lambda path: int(path.name))}
 
 
 def prompt_files(folder: Path) -> dict[str, Path]:
@@ -129,35 +102,20 @@ def prompt_files(folder: Path) -> dict[str, Path]:
         UserError: Two files are named after one prompt.
     """
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
+    for path in photos_in(folder, "*"):
         prompt = path.name.split(".")[0]
         if prompt in found:
             raise UserError(f"{path}: {found[prompt].name} is a mask of the same prompt; remove one of them")
-        found[prompt] = path
+        if not path.name.startswith("."):
+            found[prompt] = path
     return found
-
-
-def _read_prompt_mask(path: Path, frame: Frame) -> np.ndarray:
-    """Return where the mask is foreground, bool [H, W]; of a colour picture the brightest channel counts."""
-    mask = read_image(path).max(axis=-1) > _FOREGROUND
-    if not same_aspect((mask.shape[1], mask.shape[0]), (frame.lens.width, frame.lens.height)):
-        raise UserError(
-            f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} but the photo of {frame.name} is "
-            f"{frame.lens.width}x{frame.lens.height}, another shape; fetch it again"
-        )
-    return as_pinhole(mask.astype(np.int32), frame.lens) > 0
 
 
 READER = Reader(
     name="lerf_mask",
     looks_for=f"images/, {TRAIN_LIST}/, {PROMPT_MASKS}/ and a COLMAP model",
     detect=detect,
-    load=load,
-    load_annotations=load_annotations,
+    describe=describe,
     protocol="lerf_mask",
-    load_prompt_masks=load_prompt_masks,
     precedence=20,
-    frames=colmap.frames_of,
 )

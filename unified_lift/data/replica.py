@@ -1,8 +1,9 @@
 """Replica, eight rooms in three public renderings (`replica_layout.py`); input masks are the user's own.
 
-`object_mask/<photo's stem>.png` in the scene folder holds per-view ids of a 2D model, 0 = claimed by no mask. Truth:
-the instance maps of the rendering; nice-slam's has none, there they are `annotations/gt_instance/frame<n>.png` or the
-`semantic_instance/` (with `traj_w_c.txt`) of a vMAP recording of the same walk. Truth id 0 = no object.
+`object_mask/<photo's stem>.png` in the scene folder holds per-view ids of a 2D model, 0 = claimed by no mask.
+Annotations: the instance maps of the rendering; nice-slam's has none, there they are
+`annotations/gt_instance/frame<n>.png` or the `semantic_instance/` (with `traj_w_c.txt`) of a vMAP recording of the same
+walk. Their id 0 = no object.
 
 Only the frames of the benchmark are read. Initial points: `point_cloud.ply` where there is one, else the depth maps of
 the training frames.
@@ -10,29 +11,29 @@ the training frames.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from unified_lift.data.base import OBJECT_PATH, Frame, Reader, Store, fit_lens, make_camera, make_scene, mask_folder
-from unified_lift.data.images import Progress, parallel_map, read_image, resize_image
+from unified_lift.data.base import Frame, Reader, SceneDescription, fit_lens, make_camera, rigid_pose, sound_frames
+from unified_lift.data.images import parallel_map, read_image, resize_image
 from unified_lift.data.masks import read_mask
-from unified_lift.data.ply import finite_points, read_point_cloud
 from unified_lift.data.replica_layout import (
     Recording,
     check_same_walk,
-    depth_scale,
     find_recording,
     read_depth,
-    read_frames,
+    read_lens,
+    read_trajectory,
 )
 from unified_lift.data.settings import DataSettings
 from unified_lift.data.splits import split_names
 from unified_lift.errors import UserError
-from unified_lift.ops.cameras import unproject
-from unified_lift.types import PointCloud, Scene
+from unified_lift.ops.cameras import invert_rigid, unproject
+from unified_lift.plyio import finite_points, read_point_cloud
+from unified_lift.types import PointCloud
 
 NUM_DEPTH_POINTS = 100_000  # [DN-Splatter: 51 pixels of each of 2000 frames]
 
@@ -42,72 +43,62 @@ def detect(root: Path) -> bool:
     return find_recording(root) is not None
 
 
-def load(root: Path, settings: DataSettings, *, progress: Progress | None = None, store: Store | None = None) -> Scene:
-    """Return the scene of the benchmark's frames.
+def describe(root: Path, settings: DataSettings) -> SceneDescription:
+    """Return the frames that the benchmark uses, in numeric order.
 
     Raises:
-        UserError: Names the file and the cure.
+        UserError: Names the file and the fix.
     """
-    folder, notes = mask_folder(root, settings)
-    recording = _recording(root)
-    frames, test = read_frames(recording, folder)
-    held_out = [frames[n].name for n in test]
-    listed = list(frames.values())
-    train = set(split_names([frame.name for frame in listed], root, settings, held_out=held_out)[0])
-    seen = {n: frame for n, frame in frames.items() if frame.name in train}
-    with_depth = [n for n in seen if recording.depth(n).is_file()]
-    cloud = root / "point_cloud.ply"
-    notes.append(f"{len(frames)} frames of the {recording.layout.name} rendering belong to the benchmark")
+    recording = find_recording(root)
+    if recording is None:
+        raise UserError(f"{root}: holds no Replica rendering; looked for {READER.looks_for}")
+    source = recording.trajectory
+    poses = read_trajectory(source)
+    numbers, test = benchmark_frames(recording, len(poses))
+    lens, cloud = read_lens(recording, min(numbers.values())), root / "point_cloud.ply"
+
+    def frame_of(item: tuple[str, int]) -> Frame:
+        name, n = item
+        pose = rigid_pose(poses[n], source=source, name=f"{name} (line {n + 1})")
+        photo = recording.photo(n)
+        return Frame(name=name, image_path=photo, cam_from_world=invert_rigid(pose), lens=lens, source=source)
+
+    frames, broken = sound_frames(frame_of, numbers.items())
+    train = set(split_names(list(numbers), root, settings, held_out=test)[0])
+    seen = {numbers[frame.name]: frame for frame in frames if frame.name in train}
+    with_depth = {n: frame for n, frame in seen.items() if recording.depth(n).is_file()}
+    notes = [f"{len(numbers)} frames of the {recording.layout.name} rendering belong to the benchmark"]
     if not settings.random_init and not cloud.is_file() and 0 < len(with_depth) < len(seen):
         notes.append(
             f"{len(seen) - len(with_depth)} of {len(seen)} training frames have no depth map for initial points"
         )
-    points = (
-        partial(read_point_cloud, cloud)
-        if cloud.is_file()
-        else partial(depth_points, {n: seen[n] for n in with_depth}, recording, seed=settings.points_seed)
-    )
-    return make_scene(
-        listed,
-        root,
-        settings,
-        dataset="replica",
-        points=points,
-        zero_id="ignore",
-        held_out=held_out,
+    depths = partial(depth_points, with_depth, recording, seed=settings.points_seed)
+    return SceneDescription(
+        frames=frames,
+        broken=broken,
+        held_out=test,
+        points=partial(read_point_cloud, cloud) if cloud.is_file() else depths,
         notes=notes,
-        progress=progress,
-        store=store,
+        annotations=partial(_instance_maps, recording, numbers),
     )
 
 
-def frames_of(root: Path, settings: DataSettings, problems: list[str] | None = None) -> list[Frame]:
-    """Return all frames of the benchmark with their masks; `problems` as in `sound_ones`.
-
-    Raises:
-        UserError: Names the file and the cure.
-    """
-    return list(read_frames(_recording(root), mask_folder(root, settings)[0], problems=problems)[0].values())
+def benchmark_frames(recording: Recording, count: int) -> tuple[dict[str, int], list[str]]:
+    """Return name -> number of the frames that the benchmark uses out of `count`, and the names held out."""
+    train, test = recording.layout.split(count)
+    names = {n: recording.photo(n).stem for n in sorted((*train, *test))}
+    return {name: n for n, name in names.items()}, [names[n] for n in test]
 
 
-def load_annotations(root: Path, names: Sequence[str], settings: DataSettings) -> dict[str, np.ndarray]:
-    """Return the instance ids of the named views that have a map, int32 [H, W] at native size.
-
-    Raises:
-        UserError: The maps belong to another walk, or one is damaged.
-    """
-    recording = _recording(root)
+def _instance_maps(recording: Recording, numbers: Mapping[str, int], names: Collection[str]) -> dict[str, np.ndarray]:
+    """Return the instance ids of the named views that have a map, int32 [H, W]."""
     check_same_walk(recording)
-    wanted, found = set(names), {}
-    for n, frame in read_frames(recording, root / OBJECT_PATH)[0].items():
-        path = recording.truth(n) if frame.name in wanted else None
-        if path is not None:
-            found[frame.name] = read_mask(path)
-    return found
+    maps = {name: recording.annotation(numbers[name]) for name in names}
+    return {name: read_mask(mask) for name, mask in maps.items() if mask is not None}
 
 
 def depth_points(
-    frames: dict[int, Frame], recording: Recording, *, seed: int, count: int = NUM_DEPTH_POINTS
+    frames: Mapping[int, Frame], recording: Recording, *, seed: int, count: int = NUM_DEPTH_POINTS
 ) -> PointCloud | None:
     """Return about `count` coloured points at random pixels of the frames' depth maps, None without frames.
 
@@ -120,41 +111,29 @@ def depth_points(
     """
     if not frames:
         return None
-    read = partial(_points_of_frame, recording, depth_scale(recording), seed, -(-count // len(frames)))
-    parts = parallel_map(read, list(frames.items()))
-    return finite_points(*(np.concatenate([part[which] for part in parts]) for which in (0, 1)))
+    each = -(-count // len(frames))
 
+    def points_of(item: tuple[int, Frame]) -> tuple[np.ndarray, np.ndarray]:
+        n, frame = item
+        depth, image = read_depth(recording, n), read_image(frame.image_path)
+        height, width = depth.shape
+        lens = fit_lens(frame, width=image.shape[1], height=image.shape[0])
+        camera = make_camera(frame, lens).resized(width, height)
+        chosen = np.random.default_rng([seed, n]).choice(depth.size, min(each, depth.size), replace=False)
+        chosen = chosen[depth.ravel()[chosen] > 0]
+        pixels = np.stack([chosen % width, chosen // width], axis=1) + 0.5
+        colors = resize_image(image, width, height).reshape(-1, 3)
+        return unproject(pixels, depth.ravel()[chosen], camera), colors[chosen]
 
-def _points_of_frame(
-    recording: Recording, scale: float, seed: int, count: int, item: tuple[int, Frame]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return positions and colours seen at `count` random pixels, fewer where the depth is unknown."""
-    n, frame = item
-    depth, image = read_depth(recording.depth(n), scale=scale), read_image(frame.image_path)
-    height, width = depth.shape
-    lens = fit_lens(frame, width=image.shape[1], height=image.shape[0])
-    camera = make_camera(frame.cam_from_world, lens, source=frame.source, name=frame.name).resized(width, height)
-    chosen = np.random.default_rng([seed, n]).choice(width * height, min(count, width * height), replace=False)
-    chosen = chosen[depth.ravel()[chosen] > 0]
-    pixels = np.stack([chosen % width, chosen // width], axis=1) + 0.5
-    positions = unproject(pixels, depth.ravel()[chosen], camera)
-    return positions, resize_image(image, width, height).reshape(-1, 3)[chosen]
-
-
-def _recording(root: Path) -> Recording:
-    recording = find_recording(root)
-    if recording is None:
-        raise UserError(f"{root}: holds no Replica rendering; looked for {READER.looks_for}")
-    return recording
+    positions, colors = zip(*parallel_map(points_of, list(frames.items())), strict=True)
+    return finite_points(np.concatenate(positions), np.concatenate(colors))
 
 
 READER = Reader(
     name="replica",
     looks_for="traj.txt and results/, or traj_w_c.txt and rgb/ (also in Sequence_1/ or imap/00/)",
     detect=detect,
-    load=load,
-    load_annotations=load_annotations,
+    describe=describe,
     protocol="replica",
     precedence=30,
-    frames=frames_of,
 )

@@ -18,22 +18,19 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_lift.data.base import Frame, rigid_pose, sound_ones
 from unified_lift.data.images import image_size, open_image
 from unified_lift.data.lens import Lens
-from unified_lift.data.masks import find_mask
+from unified_lift.data.masks import MaskFile, find_mask
 from unified_lift.data.splits import dn_splatter, semantic_nerf
 from unified_lift.errors import UserError
 from unified_lift.fileio import number, read_json
-from unified_lift.ops.cameras import invert_rigid
 
 SEQUENCES = (".", "Sequence_1", "imap/00")
 """Where the recording of the benchmark lies inside a scene folder, in the order looked at."""
 PHOTO_SUFFIXES = (".jpg", ".png")
 SAME_WALK = 1e-4  # how far two trajectories may differ in any number to be one walk
 _VMAP_PARENTS = ("imap", "vmap")
-_MILLIMETRES = 1000.0
-_NICE_SLAM_DEPTH = 6553.5  # depth units per metre
+_MILLIMETRES, _NICE_SLAM_DEPTH = 1000.0, 6553.5  # depth units per metre
 _FIRST_CENTRE = 0.5  # corner-origin coordinate of the first pixel's centre
 
 
@@ -42,57 +39,35 @@ class Layout:
     """How one rendering names its files; paths are relative to the recording and have the frame's number in them.
 
     Attributes:
-        name: Key in `LAYOUTS`.
+        name: Of the rendering.
         trajectory: Pose file.
         photo: With the suffix of the release; other renderings of it may have another of `PHOTO_SUFFIXES`.
         depth: 16-bit depth along the camera axis.
-        truth: Instance ids without suffix, in the order looked for.
+        annotations: Instance ids without suffix, in the order looked for.
         split: Number of frames -> training and held-out frames.
     """
 
     name: str
-    trajectory: str
-    photo: str
-    depth: str
-    truth: tuple[str, ...]
-    split: Callable[[int], tuple[list[int], list[int]]]
+    trajectory: str = "traj_w_c.txt"
+    photo: str = "rgb/rgb_{}.png"
+    depth: str = "depth/depth_{}.png"
+    annotations: tuple[str, ...] = ("semantic_instance/semantic_instance_{}",)
+    split: Callable[[int], tuple[list[int], list[int]]] = dn_splatter
 
 
-_VMAP_TRUTH = "semantic_instance/semantic_instance_{}"
-LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        Layout(
-            name="nice_slam",
-            trajectory="traj.txt",
-            photo="results/frame{:06d}.jpg",
-            depth="results/depth{:06d}.png",
-            truth=("annotations/gt_instance/frame{:06d}", _VMAP_TRUTH),
-            split=dn_splatter,
-        ),
-        *(
-            Layout(
-                name=name,
-                trajectory="traj_w_c.txt",
-                photo="rgb/rgb_{}.png",
-                depth="depth/depth_{}.png",
-                truth=(_VMAP_TRUTH,),
-                split=split,
-            )
-            for name, split in (("semantic_nerf", semantic_nerf), ("vmap", dn_splatter))
-        ),
-    )
-}
+SEMANTIC_NERF, VMAP = Layout(name="semantic_nerf", split=semantic_nerf), Layout(name="vmap")
+NICE_SLAM = Layout(
+    name="nice_slam",
+    trajectory="traj.txt",
+    photo="results/frame{:06d}.jpg",
+    depth="results/depth{:06d}.png",
+    annotations=("annotations/gt_instance/frame{:06d}", *VMAP.annotations),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """One rendered walk through a room.
-
-    Attributes:
-        folder: Where photos and trajectory are.
-        layout: How they are named.
-    """
+    """One rendered walk through a room: the folder of photos and trajectory, and how they are named."""
 
     folder: Path
     layout: Layout
@@ -112,26 +87,26 @@ class Recording:
         """Return where the depth of a frame is, if it is there."""
         return self.folder / self.layout.depth.format(frame)
 
-    def truth_pattern(self) -> Path | None:
+    @property
+    def annotation_pattern(self) -> Path | None:
         """Return the first kind of instance maps whose folder exists, None where there is none."""
-        patterns = [self.folder / pattern for pattern in self.layout.truth]
+        patterns = [self.folder / pattern for pattern in self.layout.annotations]
         return next((pattern for pattern in patterns if pattern.parent.is_dir()), None)
 
-    def truth(self, frame: int) -> Path | None:
+    def annotation(self, frame: int) -> MaskFile | None:
         """Return the instance map of a frame, None where there is none."""
-        pattern = self.truth_pattern()
+        pattern = self.annotation_pattern
         return find_mask(pattern.parent, pattern.name.format(frame)) if pattern is not None else None
 
 
 def find_recording(root: Path) -> Recording | None:
     """Return the recording in a scene folder (or in its `Sequence_1/` or `imap/00/`), None where there is none."""
     if (root / "traj.txt").is_file() and (root / "results").is_dir():
-        return Recording(folder=root, layout=LAYOUTS["nice_slam"])
-    for name in SEQUENCES:
-        folder = root / name
+        return Recording(folder=root, layout=NICE_SLAM)
+    for folder in (root / name for name in SEQUENCES):
         if (folder / "traj_w_c.txt").is_file() and (folder / "rgb").is_dir():
             is_vmap = folder.resolve().parent.name in _VMAP_PARENTS
-            return Recording(folder=folder, layout=LAYOUTS["vmap" if is_vmap else "semantic_nerf"])
+            return Recording(folder=folder, layout=VMAP if is_vmap else SEMANTIC_NERF)
     return None
 
 
@@ -142,27 +117,22 @@ def read_trajectory(path: Path) -> np.ndarray:
         UserError: The file is missing, empty, or a line does not hold 16 numbers.
     """
     try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; restore it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as text ({error}); fetch it again") from None
-    while lines and not lines[-1]:
-        lines.pop()
     if not lines:
         raise UserError(f"{path}: holds no pose; fetch it again")
-    rows = []
-    for n, words in enumerate(lines):
+    poses = []
+    for n, line in enumerate(lines):
         try:
-            row = [float(word) for word in words]
+            poses.append(np.array(line.split(), dtype=np.float64).reshape(4, 4))
         except ValueError:
-            row = []
-        if len(row) != 16:
             raise UserError(
                 f"{path}: line {n + 1} does not hold the 16 numbers of a camera-to-world matrix; fetch it again"
-            )
-        rows.append(row)
-    return np.array(rows).reshape(-1, 4, 4)
+            ) from None
+    return np.stack(poses)
 
 
 def read_lens(recording: Recording, frame: int) -> Lens:
@@ -171,25 +141,32 @@ def read_lens(recording: Recording, frame: int) -> Lens:
     Raises:
         UserError: The camera file or the photo is missing or damaged.
     """
-    if recording.layout.name == "nice_slam":
+    if recording.layout is NICE_SLAM:
         source, camera = _camera_parameters(recording)
-        width, height = (int(number(camera, key, source)) for key in ("w", "h"))
-        fx, fy, cx, cy = (number(camera, key, source) for key in ("fx", "fy", "cx", "cy"))
+        width, height, fx, fy, cx, cy = (number(camera, key, source) for key in ("w", "h", "fx", "fy", "cx", "cy"))
         if min(width, height) < 1 or min(fx, fy) <= 0:
             raise UserError(f"{source}: sizes and focal lengths must be positive; fetch it again")
     else:
         width, height = image_size(recording.photo(frame))
         fx = fy = width / 2
         cx, cy = (width - 1) / 2, (height - 1) / 2
-    return Lens(fx=fx, fy=fy, cx=cx + _FIRST_CENTRE, cy=cy + _FIRST_CENTRE, width=width, height=height)
+    return Lens(fx=fx, fy=fy, cx=cx + _FIRST_CENTRE, cy=cy + _FIRST_CENTRE, width=int(width), height=int(height))
 
 
-def depth_scale(recording: Recording) -> float:
-    """Return the depth units per metre."""
-    if recording.layout.name != "nice_slam":
-        return _MILLIMETRES
-    source, camera = _camera_parameters(recording)
-    return number(camera, "scale", source, default=_NICE_SLAM_DEPTH)
+def read_depth(recording: Recording, frame: int) -> np.ndarray:
+    """Return depth along the camera axis in metres, 0 = unknown, float64 [H, W].
+
+    Raises:
+        UserError: The file is missing, damaged or has 8 bits.
+    """
+    path, scale = recording.depth(frame), _MILLIMETRES
+    if recording.layout is NICE_SLAM:
+        source, camera = _camera_parameters(recording)
+        scale = number(camera, "scale", source, default=_NICE_SLAM_DEPTH)
+    image = open_image(path)
+    if not image.mode.startswith("I"):
+        raise UserError(f"{path}: image mode {image.mode} is not a 16-bit depth map; fetch it again")
+    return np.asarray(image, dtype=np.float64) / scale
 
 
 def _camera_parameters(recording: Recording) -> tuple[Path, dict]:
@@ -206,46 +183,15 @@ def _camera_parameters(recording: Recording) -> tuple[Path, dict]:
     return source, camera
 
 
-def read_frames(
-    recording: Recording, masks: Path, *, problems: list[str] | None = None
-) -> tuple[dict[int, Frame], list[int]]:
-    """Return number -> frame of the frames that the benchmark uses, in numeric order, and the held-out numbers.
-
-    Args:
-        problems: As in `sound_ones`.
-    Raises:
-        UserError: Trajectory, camera file or the first photo are missing or damaged.
-    """
-    source = recording.trajectory
-    poses = read_trajectory(source)
-    train, test = recording.layout.split(len(poses))
-    used = sorted((*train, *test))
-    lens, number_of = read_lens(recording, used[0]), {recording.photo(n).stem: n for n in used}
-
-    def frame_of(n: int) -> Frame:
-        photo = recording.photo(n)
-        pose = rigid_pose(poses[n], source=source, name=f"{photo.stem} (line {n + 1})")
-        return Frame(
-            name=photo.stem,
-            image_path=photo,
-            mask_path=find_mask(masks, photo.stem),
-            cam_from_world=invert_rigid(pose),
-            lens=lens,
-            source=source,
-        )
-
-    return {number_of[frame.name]: frame for frame in sound_ones(frame_of, used, problems)}, test
-
-
 def check_same_walk(recording: Recording) -> None:
     """Raise a UserError where instance maps of vMAP lie beside nice-slam photos of another walk, or one cannot tell.
 
     Only the poses can tell: both renderings have 2000 frames of one size.
     """
-    pattern = recording.truth_pattern()
-    if recording.layout.name != "nice_slam" or pattern is None or pattern.parent.name != "semantic_instance":
+    pattern = recording.annotation_pattern
+    if recording.layout is not NICE_SLAM or pattern is None or pattern.parent.name != "semantic_instance":
         return
-    other = recording.folder / "traj_w_c.txt"
+    other = recording.folder / VMAP.trajectory
     if not other.is_file():
         raise UserError(
             f"{other}: the instance maps in {pattern.parent} were rendered along this trajectory; copy it from the "
@@ -258,17 +204,3 @@ def check_same_walk(recording: Recording) -> None:
             f"instance maps in {pattern.parent} do not belong to these photos: render maps along traj.txt into "
             "annotations/gt_instance/, or use the vMAP recording as the scene"
         )
-
-
-def read_depth(path: Path, *, scale: float) -> np.ndarray:
-    """Return depth along the camera axis in metres, 0 = unknown, float64 [H, W].
-
-    Args:
-        scale: Stored units per metre.
-    Raises:
-        UserError: The file is missing, damaged or has 8 bits.
-    """
-    image = open_image(path)
-    if not image.mode.startswith("I"):
-        raise UserError(f"{path}: image mode {image.mode} is not a 16-bit depth map; fetch it again")
-    return np.asarray(image, dtype=np.float64) / scale

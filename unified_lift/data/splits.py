@@ -7,12 +7,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from unified_lift.data.images import IMAGE_SUFFIXES
+from unified_lift.data.images import photos_in
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 
-ALL_VIEWS = 100  # n_views values with a meaning of their own [Gaussian Grouping]
-HALF_OF_VIEWS = 50
+ALL_VIEWS, HALF_OF_VIEWS = 100, 50  # n_views values with a meaning of their own [Gaussian Grouping]
 
 
 def every_nth(count: int, hold: int) -> list[int]:
@@ -50,7 +49,12 @@ def thin(count: int, n_views: int) -> list[int]:
 
 
 def split_names(
-    names: Sequence[str], root: Path, settings: DataSettings, *, held_out: Collection[str] | None = None
+    names: Sequence[str],
+    root: Path,
+    settings: DataSettings,
+    *,
+    held_out: Collection[str] | None = None,
+    train_only: Collection[str] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Return the names of the training and of the test views, in the order given.
 
@@ -61,34 +65,37 @@ def split_names(
         names: All views, in the dataset's order.
         root: Scene folder.
         held_out: Names that the dataset itself holds out, None where it says nothing.
+        train_only: Names of the only views that the dataset lets train, None where it says nothing.
     Raises:
         UserError: The split is contradictory or leaves nothing to train on.
     """
-    if settings.train_split:
+    if settings.train_split or train_only is not None:
         if settings.eval and held_out is not None:
             raise UserError(f"{root}: the scene has its own list of test views; drop --train_split or remove that list")
-        listed = _names_in_images_train(names, root)
-        train = [name for name in names if name in listed]
-        test = [name for name in names if name not in listed] if settings.eval else []
+        train = list(names_in_images_train(names, root) if train_only is None else train_only)
     elif not settings.eval:
-        train, test = list(names), []
+        train = list(names)
     else:
-        chosen = held_out if held_out is not None else [names[i] for i in every_nth(len(names), settings.llffhold)]
-        test = [name for name in names if name in set(chosen)]
-        train = [name for name in names if name not in set(chosen)]
+        held = set([names[i] for i in every_nth(len(names), settings.llffhold)] if held_out is None else held_out)
+        train = [name for name in names if name not in held]
     if not train:
         raise UserError(f"{root}: all {len(names)} views are held out, none is left to train on; drop --eval")
+    kept = set(train)
+    test = [name for name in names if name not in kept] if settings.eval else []
     return [train[i] for i in thin(len(train), settings.n_views)], test
 
 
-def _names_in_images_train(names: Sequence[str], root: Path) -> set[str]:
-    """Return the views whose relative name or stem occurs in `images_train/`."""
+def names_in_images_train(names: Sequence[str], root: Path) -> list[str]:
+    """Return the views whose relative name or stem occurs in `images_train/`.
+
+    Raises:
+        UserError: There is no such folder, or no image in it.
+    """
     folder = root / "images_train"
-    files = [path for path in folder.rglob("*") if path.suffix in IMAGE_SUFFIXES] if folder.is_dir() else []
-    if not files:
+    stems = {path.relative_to(folder).with_suffix("").as_posix() for path in photos_in(folder)}
+    if not stems:
         raise UserError(
             f"{folder}: --train_split needs this folder with the training images; add it or drop the flag "
             "(a LERF-Mask scene needs it in any case)"
         )
-    stems = {path.relative_to(folder).with_suffix("").as_posix() for path in files}
-    return {name for name in names if name in stems or PurePosixPath(name).name in stems}
+    return [name for name in names if name in stems or PurePosixPath(name).name in stems]

@@ -11,34 +11,30 @@ black. A top-level `zero_id` (`segment` or `ignore`) says what mask id 0 means.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
-import numpy as np
-
 from unified_lift.data.base import (
-    OBJECT_PATH,
     Frame,
     Reader,
-    Store,
-    make_scene,
-    mask_folder,
+    SceneDescription,
+    masks_in,
+    missing_photo,
     name_of,
-    read_annotations,
     rigid_pose,
-    sound_ones,
+    sound_frames,
     without_pose_note,
 )
-from unified_lift.data.images import IMAGE_SUFFIXES, Progress, image_size
+from unified_lift.data.images import IMAGE_SUFFIXES, image_size
 from unified_lift.data.lens import Lens
-from unified_lift.data.masks import find_mask
-from unified_lift.data.ply import read_point_cloud
+from unified_lift.data.masks import MaskFile, mask_at
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.fileio import number, read_json
 from unified_lift.ops.cameras import cam_from_world_opengl, focal_from_fov
-from unified_lift.types import PointCloud, Scene, ZeroId
+from unified_lift.plyio import read_point_cloud
+from unified_lift.types import PointCloud
 
 ANNOTATIONS = Path("annotations", "gt_instance")
 _SPLIT_FILES = ("transforms_train.json", "transforms_test.json")
@@ -53,86 +49,57 @@ def detect(root: Path) -> bool:
     return (root / "transforms.json").is_file() or (root / _SPLIT_FILES[0]).is_file()
 
 
-def load(root: Path, settings: DataSettings, *, progress: Progress | None = None, store: Store | None = None) -> Scene:
-    """Return the scene.
+def describe(root: Path, settings: DataSettings) -> SceneDescription:
+    """Return all frames, sorted by name; with `eval` those that a split list names.
 
     Raises:
-        UserError: Names the file and the cure.
+        UserError: Names the file and the fix.
     """
-    folder, notes = mask_folder(root, settings)
-    files = _camera_files(root)
-    frames = read_frames(root, folder)
-    if any(frame.mask_path is not None for frame in frames):
-        notes = []  # frames may name masks elsewhere
-    image_folder = Path(os.path.commonpath([frame.image_path.parent for frame in frames])) if frames else root
-    if image_folder.resolve() != root.resolve():
-        notes += without_pose_note(image_folder, [frame.image_path for frame in frames], files[0])
-    held_out = None
-    if settings.eval:
-        frames, held_out, list_notes = _apply_lists(frames, root, files)
-        notes += list_notes
-    return make_scene(
-        frames,
-        root,
-        settings,
-        dataset="transforms",
-        points=partial(_read_points, root, files),
-        zero_id=_zero_id(files),
-        held_out=held_out,
-        notes=notes,
-        progress=progress,
-        store=store,
-    )
-
-
-def frames_of(root: Path, settings: DataSettings, problems: list[str] | None = None) -> list[Frame]:
-    """Return all frames with their masks, sorted by name; `problems` as in `sound_ones`.
-
-    Raises:
-        UserError: Names the file and the cure.
-    """
-    return read_frames(root, mask_folder(root, settings)[0], problems=problems)
-
-
-def read_frames(root: Path, masks: Path, *, problems: list[str] | None = None) -> list[Frame]:
-    """Return all frames sorted by name; `problems` as in `sound_ones`.
-
-    `masks` is searched for frames that name no mask of their own.
-    """
-    heads = [(path, read_json(path)) for path in _camera_files(root)]
-    entries = [(path, entry, head) for path, head in heads for entry in _entries(head, path)]
-    images = [_image_path(root, entry) for _, entry, _ in entries]
-    common = Path(os.path.commonpath([image.parent for image in images])) if images else root
+    heads = {path: read_json(path) for path in _camera_files(root)}
+    file, head = next(iter(heads.items()))
+    entries = [(path, entry) for path, content in heads.items() for entry in _entries(content, path)]
+    images = [_image_path(root, entry) for _, entry in entries]
+    common = Path(os.path.commonpath([image.parent for image in images]))
+    names = [name_of(Path(os.path.relpath(image, common)).as_posix()) for image in images]
     size_of = cache(image_size)
 
-    def frame_of(item: tuple[tuple[Path, dict, dict], Path]) -> Frame:
-        (source, entry, head), image = item
+    def frame_of(item: tuple[tuple[Path, dict], Path, str]) -> Frame:
+        (source, entry), image, name = item
         if not image.is_file():
-            raise UserError(
-                f"{image}: {source.name} has a pose for this image but the file is missing; "
-                "restore it or remove its entry"
-            )
-        name = name_of(Path(os.path.relpath(image, common)).as_posix())
+            raise UserError(missing_photo(image, source))
         pose = rigid_pose(entry.get("transform_matrix"), source=source, name=entry["file_path"])
         return Frame(
             name=name,
             image_path=image,
-            mask_path=_mask_path(root, masks, entry, name),
+            mask=_named_mask(root, entry),
             cam_from_world=cam_from_world_opengl(pose),
-            lens=_lens({**head, **entry}, image, source, size_of),
+            lens=_lens({**heads[source], **entry}, image, source, size_of),
             source=source,
             alpha="black",
         )
 
-    frames = sound_ones(frame_of, zip(entries, images, strict=True), problems)
-    return sorted(frames, key=lambda frame: frame.name)
-
-
-def load_annotations(root: Path, names: Sequence[str], settings: DataSettings) -> dict[str, np.ndarray]:
-    """Return the ids of `annotations/gt_instance/` of the named views, int32 [H, W]; empty where there are none."""
-    if not (root / ANNOTATIONS).is_dir():
-        return {}
-    return read_annotations(read_frames(root, root / OBJECT_PATH), root / ANNOTATIONS, names)
+    frames, broken = sound_frames(frame_of, zip(entries, images, names, strict=True))
+    frames.sort(key=lambda frame: frame.name)
+    notes = without_pose_note(common, images, file) if common.resolve() != root.resolve() else []
+    held_out: Sequence[str] | None = None
+    if settings.eval and file.name == _SPLIT_FILES[0]:
+        held_out = [frame.name for frame in frames if frame.source.name == _SPLIT_FILES[1]] or None
+    elif settings.eval:
+        held_out, unused = _listed_split(head, file, root, dict(zip(images, names, strict=True)))
+        frames = [frame for frame in frames if frame.name not in unused]
+        notes += [f"{file.name}: {len(unused)} frames are in no split list and left out"] if unused else []
+    zero_id = head.get("zero_id", "ignore")
+    if zero_id not in ("segment", "ignore"):
+        raise UserError(f"{file}: zero_id is {zero_id!r}; write segment or ignore")
+    return SceneDescription(
+        frames=frames,
+        broken=broken,
+        zero_id=zero_id,
+        held_out=held_out,
+        points=partial(_read_points, root, head),
+        notes=notes,
+        annotations=partial(masks_in, root / ANNOTATIONS),
+    )
 
 
 def _camera_files(root: Path) -> list[Path]:
@@ -155,22 +122,17 @@ def _entries(head: dict, source: Path) -> list[dict]:
 def _image_path(root: Path, entry: dict) -> Path:
     """Return the photo of a frame, whose `file_path` may lack the suffix; it need not exist."""
     path = Path(os.path.normpath(root / entry["file_path"].replace("\\", "/")))
-    if path.is_file():
-        return path
-    for suffix in IMAGE_SUFFIXES:
-        candidate = path.with_name(path.name + suffix)
-        if candidate.is_file():
-            return candidate
-    return path
+    candidates = (path, *(path.with_name(path.name + suffix) for suffix in IMAGE_SUFFIXES))
+    return next((candidate for candidate in candidates if candidate.is_file()), path)
 
 
-def _mask_path(root: Path, masks: Path, entry: dict, name: str) -> Path | None:
+def _named_mask(root: Path, entry: dict) -> MaskFile | None:
     if "object_mask_path" not in entry:
-        return find_mask(masks, name)
+        return None
     path = root / str(entry["object_mask_path"])
     if not path.is_file():
         raise UserError(f"{path}: object_mask_path of {entry['file_path']} is missing; restore it or remove the field")
-    return path
+    return mask_at(path)
 
 
 def _lens(fields: dict, image: Path, source: Path, size_of: Callable[[Path], tuple[int, int]]) -> Lens:
@@ -201,69 +163,52 @@ def _lens(fields: dict, image: Path, source: Path, size_of: Callable[[Path], tup
 
 def _focals(fields: dict, width: int, height: int, source: Path) -> tuple[float, float]:
     """Return fx and fy in pixels from fl_x, fl_y or the fields of view; one of the two serves both axes."""
-    focals: list[float | None] = []
-    for axis, size in (("x", width), ("y", height)):
+    focals = [0.0, 0.0]
+    for n, (axis, size) in enumerate((("x", width), ("y", height))):
         if f"fl_{axis}" in fields:
-            focals.append(number(fields, f"fl_{axis}", source))
+            focals[n] = number(fields, f"fl_{axis}", source)
         elif f"camera_angle_{axis}" in fields:
-            focals.append(focal_from_fov(number(fields, f"camera_angle_{axis}", source), size))
-        else:
-            focals.append(None)
+            focals[n] = focal_from_fov(number(fields, f"camera_angle_{axis}", source), size)
     fx, fy = focals[0] or focals[1], focals[1] or focals[0]
-    if not fx or not fy or fx <= 0 or fy <= 0:
+    if fx <= 0 or fy <= 0:
         raise UserError(f"{source}: no positive focal length; give fl_x or camera_angle_x at the top or in every frame")
     return fx, fy
 
 
-def _apply_lists(
-    frames: list[Frame], root: Path, files: Sequence[Path]
-) -> tuple[list[Frame], list[str] | None, list[str]]:
-    """Return the frames in use, the names held out (None where the dataset does not say) and notes."""
-    if files[0].name == _SPLIT_FILES[0]:
-        return frames, [frame.name for frame in frames if frame.source.name == _SPLIT_FILES[1]] or None, []
-    head = read_json(files[0])
-    names = {frame.name for frame in frames}
-    test_list, train_list = head.get("test_filenames") or head.get("val_filenames"), head.get("train_filenames")
-    if not test_list and not train_list:
-        return frames, None, []
-    train = _listed(frames, root, train_list, files[0]) if train_list else None
-    test = _listed(frames, root, test_list, files[0]) if test_list else names - (train or set())
-    train = names - test if train is None else train
+def _listed_split(head: dict, source: Path, root: Path, names: Mapping[Path, str]) -> tuple[list[str] | None, set[str]]:
+    """Return the names held out (None where no list says) and those in no list; lists may leave out suffixes.
+
+    Args:
+        names: Photo -> view name.
+    """
+    by_path = {str(path.with_suffix("")): name for path, name in names.items()}
+    by_path |= {str(path): name for path, name in names.items()}
+
+    def listed(*keys: str) -> set[str]:
+        paths = next((head[key] for key in keys if head.get(key)), [])
+        found = set()
+        for path in paths:
+            key = os.path.normpath(root / str(path))
+            if key not in by_path:
+                raise UserError(f"{source}: the split lists name {path}, which no frame has; correct the list")
+            found.add(by_path[key])
+        return found
+
+    train, test = listed("train_filenames"), listed("test_filenames", "val_filenames")
     if train & test:
         raise UserError(
-            f"{files[0]}: {min(train & test)} is listed for training and for testing; remove it from one list"
+            f"{source}: {min(train & test)} is listed for training and for testing; remove it from one list"
         )
-    unused = len(names - train - test)
-    notes = [f"{files[0].name}: {unused} frames are in no split list and left out"] if unused else []
-    return [frame for frame in frames if frame.name in train | test], sorted(test), notes
+    every = set(names.values())
+    if not train and not test:
+        return None, set()
+    return sorted(test or every - train), every - train - test if train and test else set()
 
 
-def _listed(frames: Sequence[Frame], root: Path, paths: Iterable[str], source: Path) -> set[str]:
-    """Return the names of the frames that a split list names, with or without suffix."""
-    by_path = {}
-    for frame in frames:
-        by_path[str(frame.image_path)] = by_path[str(frame.image_path.with_suffix(""))] = frame.name
-    found = set()
-    for path in paths:
-        key = os.path.normpath(root / str(path))
-        if key not in by_path:
-            raise UserError(f"{source}: the split lists name {path}, which no frame has; correct the list")
-        found.add(by_path[key])
-    return found
-
-
-def _zero_id(files: Sequence[Path]) -> ZeroId:
-    value = read_json(files[0]).get("zero_id", "ignore")
-    if value not in ("segment", "ignore"):
-        raise UserError(f"{files[0]}: zero_id is {value!r}; write segment or ignore")
-    return value
-
-
-def _read_points(root: Path, files: Sequence[Path]) -> PointCloud | None:
+def _read_points(root: Path, head: dict) -> PointCloud | None:
     """Return the seed cloud, None where there is none. A cloud that is named but missing is an error."""
-    named = read_json(files[0]).get("ply_file_path")
-    if named:
-        return read_point_cloud(root / str(named))
+    if head.get("ply_file_path"):
+        return read_point_cloud(root / str(head["ply_file_path"]))
     found = [root / name for name in _CLOUDS if (root / name).is_file()]
     return read_point_cloud(found[0]) if found else None
 
@@ -272,8 +217,6 @@ READER = Reader(
     name="transforms",
     looks_for="transforms.json or transforms_train.json",
     detect=detect,
-    load=load,
-    load_annotations=load_annotations,
+    describe=describe,
     precedence=70,
-    frames=frames_of,
 )

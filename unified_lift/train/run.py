@@ -60,7 +60,7 @@ class Trainer:
         self.settings, self.device = settings, chosen_device(settings.run.device)
         require_rasterizer(settings.geometry.rasterizer, self.device)
         store = store or DataCache(settings.run.data_device, device=self.device, folder=settings.model_path)
-        self.scene, self.placement = store.placed(scene), store.placement
+        self.scene, self.placement = store.cached(scene), store.choice
         self.gaussians = start_gaussians(settings, scene).to(self.device)
         self.method = settings.build_method(zero_id=scene.zero_id)
         self.method.to(self.device)

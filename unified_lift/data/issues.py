@@ -1,0 +1,194 @@
+"""What a check of files on disk found, and the checks of photos and masks that check-data and downloads share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+
+from unified_lift.data.base import Frame, listed
+from unified_lift.data.images import Progress, parallel_map, read_image
+from unified_lift.data.masks import MaskFile, read_stored_mask, same_aspect
+from unified_lift.errors import UserError
+
+File = TypeVar("File")
+Fact = TypeVar("Fact")
+_MANY_SEGMENTS = 300  # per view; what a colour picture read as ids gives, and hardly any segmenter
+_LARGEST_8_BIT = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Issue:
+    """One line of a check.
+
+    Attributes:
+        severity: `ok`: present and sound; `note`: unusual but usable; `error`: absent, damaged or useless.
+        text: What was looked at and found.
+        fix: What to do, where something is to be done.
+    """
+
+    severity: Literal["ok", "note", "error"]
+    text: str
+    fix: str = ""
+
+
+class Issues(list[Issue]):
+    """The lines of a check in the order they were found; `fix` says what to do about every error."""
+
+    def __init__(self, fix: str = "") -> None:
+        super().__init__()
+        self.fix = fix
+
+    def ok(self, text: str) -> None:
+        """Add that something is present and sound."""
+        self.append(Issue(severity="ok", text=text))
+
+    def note(self, text: str, fix: str) -> None:
+        """Add that something is unusual but usable."""
+        self.append(Issue(severity="note", text=text, fix=fix))
+
+    def error(self, text: str, fix: str = "") -> None:
+        """Add that something is absent, damaged or useless."""
+        self.append(Issue(severity="error", text=text, fix="; ".join(filter(None, (fix, self.fix)))))
+
+    def refused(self, message: object, prefix: str = "") -> None:
+        """Add an error with a reader's message, which is `<file>: what; the fix`."""
+        text, _, fix = str(message).rpartition("; ")
+        self.error(prefix + (text or fix), fix if text else "")
+
+    @property
+    def errors(self) -> list[Issue]:
+        """Return the errors alone."""
+        return [issue for issue in self if issue.severity == "error"]
+
+
+def issue_lines(issues: Iterable[Issue], labels: Mapping[str, str]) -> list[str]:
+    """Return issues as text, fixes indented below them; `labels` are the words for the severities."""
+    lines = []
+    for issue in issues:
+        lines.append(f"{labels[issue.severity]:<8} {issue.text}")
+        lines += [f"{'':<8}   -> {issue.fix}"] if issue.fix else []
+    return lines
+
+
+class StoredMask(NamedTuple):
+    """Numbers of one mask file: size as (width, height), how it is stored, and what ids it holds."""
+
+    size: tuple[int, int]
+    kind: str
+    num_segments: int
+    largest: int
+    zero_share: float
+
+
+def photo_size(path: Path) -> tuple[int, int]:
+    """Return (width, height) after decoding all of the picture: headers of cut files look sound."""
+    height, width = read_image(path).shape[:2]
+    return width, height
+
+
+def _stored(mask: MaskFile) -> StoredMask:
+    ids, kind = read_stored_mask(mask)
+    values, counts = np.unique(ids, return_counts=True)
+    zeros, segments = int(counts[values == 0].sum()), int((values > 0).sum())
+    return StoredMask((ids.shape[1], ids.shape[0]), kind, segments, int(values[-1]), zeros / ids.size)
+
+
+def probe(
+    issues: Issues, files: Iterable[File], look: Callable[[File], Fact], progress: Progress | None = None
+) -> dict[File, Fact]:
+    """Return file -> look(file) of the readable ones; the others become errors."""
+
+    def attempt(file: File) -> tuple[File, Fact | UserError]:
+        try:
+            return file, look(file)
+        except UserError as error:
+            return file, error
+
+    facts = dict(parallel_map(attempt, list(files), progress))
+    for fact in facts.values():
+        if isinstance(fact, UserError):
+            issues.refused(fact)
+    return {file: fact for file, fact in facts.items() if not isinstance(fact, UserError)}
+
+
+def check_shape(issues: Issues, path: Path, size: tuple[int, int], frame: Frame, fix: str = "") -> None:
+    """Add an error if (width, height) is not that of the frame's camera, scaled."""
+    lens = frame.lens
+    if not same_aspect(size, (lens.width, lens.height)):
+        what = f"{size[0]}x{size[1]} is another shape than the camera's {lens.width}x{lens.height}"
+        issues.error(f"{path}: {what}", fix)
+
+
+def check_photos(
+    issues: Issues, frames: Sequence[Frame], *, folder: str = "", progress: Progress | None = None
+) -> dict[Path, tuple[int, int]]:
+    """Return the (width, height) of the readable photos.
+
+    Args:
+        folder: Name of the photos' folder, below which absent ones are listed in one line; else each has its own.
+    """
+    of_path = {frame.image_path: frame for frame in frames if frame.image_path.is_file()}
+    absent = [frame.image_path for frame in frames if frame.image_path not in of_path]
+    in_one_line = [f"{folder}: {listed([path.name for path in absent])}"] if absent else []
+    for name in in_one_line if folder else absent:
+        what = f"{frames[0].source.name} has a pose for this photo but the file is missing"
+        issues.error(f"{name}: {what}", "restore it or remove its entry")
+    sizes = probe(issues, of_path, photo_size, progress)
+    for path, size in sizes.items():
+        check_shape(issues, path, size, of_path[path], "use the photos the poses were computed with")
+    twice = [name for name, count in Counter(frame.name for frame in frames).items() if count > 1]
+    if twice:
+        issues.error(f"{listed(twice)}: occurs twice (suffixes do not count)", "rename one of them")
+    return sizes
+
+
+def check_masks(
+    issues: Issues, frames: Sequence[Frame], *, make: str, folder: str = "", needed: bool = False
+) -> dict[Path, StoredMask]:
+    """Return the numbers of the readable masks.
+
+    Args:
+        make: How to make masks, for the fixes.
+        folder: Name of the masks' folder, for messages.
+        needed: A view without a mask is an error.
+    """
+    where, without = f"{folder}: " if folder else "", [frame.name for frame in frames if frame.mask is None]
+    if without:
+        text = f"{where}{len(without)} of {len(frames)} views have no mask: {listed(without)}"
+        issues.append(Issue(severity="error" if needed else "note", text=text, fix=make))
+    of_mask = {frame.mask: frame for frame in frames if frame.mask is not None}
+    masks = probe(issues, of_mask, _stored)
+    for mask, numbers in masks.items():
+        check_shape(issues, mask.path, numbers.size, of_mask[mask], "make the mask from this photo, or remove it")
+
+    def note(what: str, fix: str, odd: Callable[[StoredMask], bool]) -> None:
+        names = [mask.path.name for mask, numbers in masks.items() if odd(numbers)]
+        if names:
+            issues.note(f"{where}{listed(names)}: {what}", fix)
+
+    if masks and not any(numbers.largest for numbers in masks.values()):
+        issues.append(Issue(severity="error", text=f"{where}all masks are black: nothing is labelled", fix=make))
+    else:
+        again = "make them again if that is not meant"
+        note("all black, trains colour only", again, lambda numbers: numbers.largest == 0)
+    note(
+        "ids reach 255",
+        "8 bits end there: if there were more segments, save masks as 16-bit PNG",
+        lambda numbers: "8-bit" in numbers.kind and numbers.largest == _LARGEST_8_BIT,
+    )
+    note(
+        f"more than {_MANY_SEGMENTS} segments",
+        "are these colours or smoothed borders instead of ids? Save ids, resampled to the nearest pixel only",
+        lambda numbers: numbers.num_segments > _MANY_SEGMENTS,
+    )
+    note(
+        "one segment fills the picture",
+        "is this a mask of objects?",
+        lambda numbers: numbers.num_segments == 1 and numbers.zero_share == 0,
+    )
+    return {mask.path / mask.part: numbers for mask, numbers in masks.items()}

@@ -1,0 +1,1 @@
+"""How segment masks are stored: one file per format, found by its `FORMAT`."""

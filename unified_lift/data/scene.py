@@ -1,0 +1,250 @@
+"""From what a reader describes to a loaded scene, to annotations and to masks of prompts: the same for all readers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unified_lift.data.base import Frame, Reader, SceneDescription, fit_lens, listed, make_camera, missing_photo
+from unified_lift.data.borders import without_black_frames
+from unified_lift.data.cache import DataCache
+from unified_lift.data.images import Progress, image_size, parallel_map, read_image, resize_image, target_size
+from unified_lift.data.lens import Lens, undistort_ids, undistort_image
+from unified_lift.data.masks import MaskFile, find_mask, read_mask, same_aspect
+from unified_lift.data.points import initial_points
+from unified_lift.data.settings import DataSettings
+from unified_lift.data.splits import split_names
+from unified_lift.errors import UserError
+from unified_lift.ops.resample import nearest
+from unified_lift.types import Scene, View, ZeroId
+
+_FOREGROUND = 128  # grey values of prompt masks above it are foreground [Gaussian Grouping]
+
+
+def mask_folder(reader: Reader, settings: DataSettings) -> Path:
+    """Return the folder of input masks: the dataset's own unless the user chose another.
+
+    Raises:
+        UserError: The user named a folder that does not exist.
+    """
+    chosen = settings.object_path != "auto"
+    folder = settings.source_path / (settings.object_path if chosen else reader.mask_folder)
+    if chosen and not folder.is_dir():
+        raise UserError(f"{folder}: no such mask folder; correct --object_path or make the masks first")
+    return folder
+
+
+def describe(reader: Reader, settings: DataSettings) -> SceneDescription:
+    """Return what a reader says about the scene folder, each frame with its mask.
+
+    Raises:
+        UserError: Names the file or flag and the fix.
+    """
+    folder, described = mask_folder(reader, settings), reader.describe(settings.source_path, settings)
+    frames = [frame if frame.mask else replace(frame, mask=find_mask(folder, frame.name)) for frame in described.frames]
+    notes = described.notes
+    if not folder.is_dir() and not any(frame.mask for frame in frames):
+        notes = (f"no mask folder {folder.name}/: every view is unlabelled, only colour can be trained", *notes)
+    return replace(described, frames=frames, notes=notes)
+
+
+def check_frames(described: SceneDescription, root: Path) -> None:
+    """Raise a UserError unless every frame has a photo, a name and a mask of its own and a sound pose."""
+    if described.broken:
+        raise UserError(described.broken[0])
+    if not described.frames:
+        raise UserError(f"{root}: no posed images; the pose file lists none")
+    masks: dict[MaskFile, str] = {}
+    for frame in described.frames:
+        if not frame.image_path.is_file():
+            raise UserError(missing_photo(frame.image_path, frame.source))
+        if frame.mask is not None and masks.setdefault(frame.mask, frame.name) != frame.name:
+            raise UserError(
+                f"{frame.mask.path}: serves both {masks[frame.mask]} and {frame.name}; "
+                "put the masks into the same sub-folders as the images"
+            )
+    name, count = Counter(frame.name for frame in described.frames).most_common(1)[0]
+    if count > 1:
+        source = described.frames[0].source
+        raise UserError(f"{source}: image {name} occurs twice (suffixes do not count); rename one of them")
+
+
+def build_scene(
+    reader: Reader, settings: DataSettings, *, progress: Progress | None = None, cache: DataCache | None = None
+) -> Scene:
+    """Return the scene: described by its reader, split, loaded, undistorted, resized, with initial points.
+
+    Args:
+        progress: Called with (done, total) after each view.
+        cache: Keeps photos and masks; None = in memory.
+    Raises:
+        UserError: Names the file or flag and the fix.
+    """
+    root, described = settings.source_path, describe(reader, settings)
+    train, test = split_frames(described, settings)
+    used = [*train, *test]
+    if cache is not None:
+        cache.expect(expected_bytes(used, settings))
+    keep = _in_memory if cache is None else cache.keep
+    loaded = parallel_map(partial(_load_view, settings=settings, zero_id=described.zero_id, keep=keep), used, progress)
+    counts = Counter(note for _, notes in loaded for note in sorted(set(notes)))
+    views, border_notes = without_black_frames([view for view, _ in loaded])
+    train_views = tuple(views[: len(train)])
+    cloud, point_note = initial_points(train_views, settings, own=None if settings.random_init else described.points())
+    return Scene(
+        name=root.resolve().name,
+        dataset=reader.name,
+        train=train_views,
+        test=tuple(views[len(train) :]),
+        points=cloud,
+        zero_id=described.zero_id,
+        notes=(
+            *described.notes,
+            *(f"{count} of {len(views)} views {note}" for note, count in sorted(counts.items())),
+            *border_notes,
+            *_unlabelled_note(train_views),
+            point_note,
+        ),
+    )
+
+
+def split_frames(described: SceneDescription, settings: DataSettings) -> tuple[list[Frame], list[Frame]]:
+    """Return the training and the test frames.
+
+    Raises:
+        UserError: A frame is broken, or the split leaves nothing to train on.
+    """
+    check_frames(described, settings.source_path)
+    by_name = {frame.name: frame for frame in described.frames}
+    parts = split_names(
+        list(by_name), settings.source_path, settings, held_out=described.held_out, train_only=described.train_only
+    )
+    train, test = ([by_name[name] for name in names] for names in parts)
+    return train, test
+
+
+def expected_bytes(frames: Iterable[Frame], settings: DataSettings) -> int:
+    """Return the bytes of photos (3 per pixel), masks (4) and, of distorted photos, the pixels the lens saw (1)."""
+    total = 0
+    for frame in frames:
+        width, height = target_size(*image_size(frame.image_path), settings.resolution)
+        total += width * height * (3 + 4 * (frame.mask is not None) + frame.lens.is_distorted)
+    return total
+
+
+def _load_view(
+    frame: Frame, *, settings: DataSettings, zero_id: ZeroId, keep: Callable[[np.ndarray], Tensor]
+) -> tuple[View, list[str]]:
+    """Return the view at the size in use, its arrays as `keep` returns them, and short notes on what was done to it."""
+    notes = []
+    image = read_image(frame.image_path, alpha=frame.alpha)
+    lens, segments, valid = fit_lens(frame, width=image.shape[1], height=image.shape[0]), None, None
+    if (lens.width, lens.height) != (frame.lens.width, frame.lens.height):
+        notes.append(f"intrinsics of {frame.lens.width}x{frame.lens.height} scaled to {lens.width}x{lens.height}")
+    if frame.mask is not None:
+        segments = _read_mask_like(frame.mask, lens)
+        if zero_id == "ignore" and not segments.any():
+            segments = None  # an all-black mask is a view without a label (LERF-Mask's test views)
+    if lens.is_distorted:
+        notes.append("undistorted to a pinhole with the same intrinsics (left out where the lens saw nothing)")
+        image = undistort_image(image, lens)
+        segments = undistort_ids(segments, lens) if segments is not None else None
+        valid = undistort_ids(np.ones((lens.height, lens.width), np.int32), lens)
+    width, height = target_size(lens.width, lens.height, settings.resolution)
+    if (width, height) != (lens.width, lens.height):
+        notes.append(
+            f"resized from {lens.width}x{lens.height} to {width}x{height} (--resolution {settings.resolution})"
+        )
+    view = View(
+        name=frame.name,
+        camera=make_camera(frame, lens).resized(width, height),
+        segments=None if segments is None else keep(nearest(segments, height, width)),
+        valid=None if valid is None or valid.all() else keep(nearest(valid, height, width) > 0),
+        image=keep(resize_image(image, width, height)),
+    )
+    return view, notes
+
+
+def _in_memory(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _read_mask_like(mask: MaskFile, lens: Lens) -> np.ndarray:
+    """Return the ids of a mask at its photo's size, int32 [H, W]; nearest by the centre rule."""
+    ids = read_mask(mask)
+    height, width = ids.shape
+    if (width, height) != (lens.width, lens.height) and not same_aspect((width, height), (lens.width, lens.height)):
+        raise UserError(
+            f"{mask.path}: the mask is {width}x{height} but its image is {lens.width}x{lens.height}, another shape; "
+            "make the mask from this image or remove it"
+        )
+    return nearest(ids, lens.height, lens.width)
+
+
+def _unlabelled_note(train: Sequence[View]) -> list[str]:
+    missing = [view.name for view in train if view.segments is None]
+    if not missing or len(missing) == len(train):
+        return []
+    return [f"{len(missing)} of {len(train)} training views have no mask: {listed(missing)}"]
+
+
+def read_annotations(reader: Reader, settings: DataSettings, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the exact ids of the named views that have any, int32 [H, W] at native size, undistorted as the photo.
+
+    Raises:
+        UserError: Names the file and the fix.
+    """
+    described = _for_evaluation(reader, settings)
+    if described.annotations is None:
+        return {}
+    lenses = {frame.name: frame.lens for frame in described.frames}
+    found = described.annotations([name for name in names if name in lenses])
+    return {name: _as_pinhole(ids, lenses[name]) for name, ids in found.items()}
+
+
+def read_prompt_masks(reader: Reader, settings: DataSettings, names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Return view -> prompt -> exact mask of the named views that have any, bool [H, W] at native size, undistorted.
+
+    Raises:
+        UserError: Names the file and the fix.
+    """
+    described = _for_evaluation(reader, settings)
+    if described.prompt_masks is None:
+        return {}
+    frames = {frame.name: frame for frame in described.frames}
+    return {
+        name: {prompt: _read_prompt_mask(path, frames[name]) for prompt, path in files.items()}
+        for name, files in described.prompt_masks(names).items()
+    }
+
+
+def _for_evaluation(reader: Reader, settings: DataSettings) -> SceneDescription:
+    """Return the description with all frames, whatever the split and the mask folder."""
+    described = describe(reader, replace(settings, eval=False, object_path="auto"))
+    check_frames(described, settings.source_path)
+    return described
+
+
+def _as_pinhole(ids: np.ndarray, lens: Lens) -> np.ndarray:
+    """Return the ids [H, W] of a photo at whatever size, undistorted where its lens is distorted."""
+    lens = lens.resized(ids.shape[1], ids.shape[0])
+    return undistort_ids(ids, lens) if lens.is_distorted else ids
+
+
+def _read_prompt_mask(path: Path, frame: Frame) -> np.ndarray:
+    """Return where the mask is foreground, bool [H, W]; of a colour picture the brightest channel counts."""
+    mask = read_image(path).max(axis=-1) > _FOREGROUND
+    height, width = mask.shape
+    if not same_aspect((width, height), (frame.lens.width, frame.lens.height)):
+        raise UserError(
+            f"{path}: the mask is {width}x{height} but the photo of {frame.name} is "
+            f"{frame.lens.width}x{frame.lens.height}, another shape; fetch it again"
+        )
+    return _as_pinhole(mask.astype(np.int32), frame.lens) > 0

@@ -80,8 +80,8 @@ def test_every_photo_gets_a_mask_that_the_reader_finds(scene, capsys):
     assert found["versions"].keys() >= {"unified_lift", "opencv"}
     assert found["counts"]["ids"] == sum(view["ids"] for view in found["views"].values()) > 9
     for frame in frames:
-        assert frame.mask_path == scene / "object_mask" / f"{frame.name}.png"
-        ids, view = read_mask(frame.mask_path), found["views"][frame.name]
+        assert frame.mask.path == scene / "object_mask" / f"{frame.name}.png"
+        ids, view = read_mask(frame.mask.path), found["views"][frame.name]
         assert (list(ids.shape[::-1]), int(ids.max())) == (view["size"], view["ids"])
     loaded = load_scene(DataSettings(source_path=scene, num_random_points=4))
     assert all(view.segments is not None for view in loaded.train)

@@ -87,7 +87,7 @@ def masks_main(argv: list[str]) -> int:
     make_masks(job, frames, folders, processes=command.jobs or os.cpu_count() or 1, quiet=command.quiet)
     for granularity, folder in folders.items():
         _report(granularity, folder, frames)
-    read = {frame.mask_path for frame in load_frames(data)}
+    read = {frame.mask.path for frame in load_frames(data) if frame.mask}
     for folder in folders.values():
         if not any(folder.mask_path(frame) in read for frame in frames):
             print(f"train.py reads these with --object_path {folder.path.name}")

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from unified_lift.data.ply import write_point_cloud
 from unified_lift.fileio import write_json
 from unified_lift.ops.cameras import flip_opengl_opencv, invert_rigid, look_at, unproject
+from unified_lift.plyio import write_point_cloud
 from unified_lift.synthetic.room import SyntheticRoom, build_room
 from unified_lift.types import Camera, PointCloud
 

@@ -1,8 +1,8 @@
 """Segment Anything: a grid of points asks the network, which answers each point with three nested masks.
 
 The package's own generator mixes the three answers into one list and forgets which was which, and its box NMS then lets
-a part push out the whole. Here every granularity is a pool of its own from the start, filtered and deduplicated by
-the package's code [LangSplat]; the paper's "largest granularity" is the pool `whole`.
+a part push out the whole. Here every granularity is asked for by itself, filtered and deduplicated by the package's
+code [LangSplat]; the paper's "largest granularity" is `whole`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from unified_lift.capture.masks import (
     SAM_INDEX,
@@ -67,78 +66,43 @@ class SamGenerator:
 
     def __init__(self, network: Any, settings: SamSettings, *, facts: dict[str, Any]) -> None:
         """Take a `segment_anything.modeling.Sam`, how it is asked, and what is stored beside the masks."""
-        library = _segment_anything()
-        self.facts = facts
         asked = {key: value for key, value in asdict(settings).items() if key not in ("weights", "model")}
-        self._generator = library.SamAutomaticMaskGenerator(network, **asked)
-        self._predictor = _predictor_class(library.SamPredictor)(network)
-        self._generator.predictor = self._predictor
+        self.facts = facts
+        self._generator = _segment_anything().SamAutomaticMaskGenerator(network, **asked)
+        self._network = network
+        self._encoded: dict[bytes, dict[str, Any]] = {}
+        predictor = self._generator.predictor
+        encode = predictor.set_image
 
-    def propose(self, image: np.ndarray, granularities: Collection[Granularity]) -> list[Proposal]:
-        """Return the proposals of these granularities; the photo is encoded once for all of them."""
-        self._predictor.forget()
-        proposals = []
-        for granularity in granularities:
-            self._predictor.index = SAM_INDEX[granularity]
-            for record in self._generator.generate(image):
-                mask, score, stability = (record[k] for k in ("segmentation", "predicted_iou", "stability_score"))
-                proposals.append(Proposal(mask=mask, score=score, stability=stability, granularity=granularity))
-        self._predictor.forget()
-        return proposals
-
-
-def _predictor_class(base: Any) -> Any:
-    """Return the package's predictor, made to answer with one of the three masks and to remember what it encoded."""
-
-    class OneMaskPredictor(base):  # a closure, because the package is imported only where it is used
-        original_size: Any
-        input_size: Any
-        features: Any
-
-        def __init__(self, network: Any) -> None:
-            super().__init__(network)
-            self.index = 2
-            self._encoded: dict[bytes, tuple] = {}
-
-        def forget(self) -> None:
-            self._encoded.clear()
-            self.reset_image()
-
-        def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
-            """Encode a crop, unless that was done for another granularity of the same photo."""
+        def encode_once(image: np.ndarray, image_format: str = "RGB") -> None:
             key = str(image.shape).encode() + image.tobytes()
             if key not in self._encoded:
-                super().set_image(image, image_format)
-                self._encoded[key] = (self.original_size, self.input_size, self.features)
-            self.original_size, self.input_size, self.features = self._encoded[key]
-            self.is_image_set = True
+                encode(image, image_format)
+                names = ("original_size", "input_size", "features")
+                self._encoded[key] = {name: getattr(predictor, name) for name in names}
+            vars(predictor).update(self._encoded[key], is_image_set=True)
 
-        def predict_torch(
-            self,
-            point_coords: Tensor,
-            point_labels: Tensor,
-            boxes: Tensor | None = None,
-            mask_input: Tensor | None = None,
-            multimask_output: bool = True,
-            return_logits: bool = False,
-        ) -> tuple[Tensor, Tensor, Tensor]:
-            """Return masks [B, 1, H, W], predicted IoU [B, 1] and small logits [B, 1, h, w] of the chosen index."""
-            with torch.no_grad():
-                prompts = self.model.prompt_encoder
-                sparse, dense = prompts(points=(point_coords, point_labels), boxes=boxes, masks=mask_input)
-                logits, quality = self.model.mask_decoder(
-                    image_embeddings=self.features,
-                    image_pe=prompts.get_dense_pe(),
-                    sparse_prompt_embeddings=sparse,
-                    dense_prompt_embeddings=dense,
-                    multimask_output=multimask_output,
-                )
-                chosen = slice(self.index, self.index + 1)
-                logits, quality = logits[:, chosen], quality[:, chosen]  # before the costly step to full size
-                masks = self.model.postprocess_masks(logits, self.input_size, self.original_size)
-            return (masks if return_logits else masks > self.model.mask_threshold), quality, logits
+        predictor.set_image = encode_once
 
-    return OneMaskPredictor
+    def propose(self, image: np.ndarray, granularities: Collection[Granularity]) -> list[Proposal]:
+        """Return the proposals of these granularities; each crop of the photo is encoded once for all of them."""
+        proposals = []
+        for granularity in granularities:
+            index = SAM_INDEX[granularity]
+            chosen = slice(index, index + 1)  # of masks [B, 3, h, w] and predicted IoU [B, 3]
+            # Before the step to full size, which is the costly one.
+            hook = self._network.mask_decoder.register_forward_hook(
+                lambda module, inputs, outputs, chosen=chosen: tuple(one[:, chosen] for one in outputs)
+            )
+            try:
+                found = self._generator.generate(image)
+            finally:
+                hook.remove()
+            for record in found:
+                mask, score, stability = (record[k] for k in ("segmentation", "predicted_iou", "stability_score"))
+                proposals.append(Proposal(mask=mask, score=score, stability=stability, granularity=granularity))
+        self._encoded.clear()
+        return proposals
 
 
 def _segment_anything() -> ModuleType:
@@ -161,8 +125,7 @@ def _load(settings: SamSettings, device: torch.device) -> SamGenerator:
         raise UserError(f"--weights {settings.weights}: no such file; download the checkpoint and give its path")
     network = library.sam_model_registry[settings.model](checkpoint=None)
     try:
-        state = torch.load(settings.weights, map_location="cpu", weights_only=True)
-        network.load_state_dict(state)
+        network.load_state_dict(torch.load(settings.weights, map_location="cpu", weights_only=True))
     except Exception as error:  # noqa: BLE001 (torch raises anything from OSError to UnpicklingError on damaged files)
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         room = read_room(args.source_path or settings.data.source_path)
         gaussians, _ = read_model(args.model_path, args.iteration)
         iteration = saved_iterations(args.model_path)[-1] if args.iteration == -1 else args.iteration
-        labels = read_labels(args.model_path, iteration)[0].numpy()
+        labels = read_labels(args.model_path, iteration).object_ids.numpy()
     except UserError as error:
         parser.error(str(error))
     opaque = gaussians.opacities.detach().numpy().reshape(-1) > args.min_opacity

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from unified_lift.editing.formats.base import Part
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.modelfolder.labels import GaussianLabels
@@ -57,8 +56,3 @@ def scene_of(gaussians: Gaussians, ids=None, *, confidence=None, names=None, pat
         names=names or {},
         path=path,
     )
-
-
-def part_of(scene: TrainedScene, stem: str = "scene") -> Part:
-    """Return the whole scene as a part."""
-    return Part(stem=stem, scene=scene, is_whole=stem == "scene")

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from plyfile import PlyData
 
-from tests.editing.small_scene import part_of, random_gaussians, scene_of
+from tests.editing.small_scene import random_gaussians, scene_of
 from unified_lift.editing.formats import FORMATS, chosen_formats, chosen_objects, export
-from unified_lift.editing.formats.base import Format
 from unified_lift.errors import UserError
 
 VANILLA = [
@@ -27,7 +26,7 @@ def read(path):
 
 def test_the_ply_has_the_columns_of_3dgs_and_nothing_else_and_is_exact(tmp_path):
     scene = scene_of(random_gaussians(7))
-    FORMATS["ply"].write(tmp_path, part_of(scene))
+    FORMATS["ply"](tmp_path, "scene", scene)
     rows = read(tmp_path / "scene.ply")
     assert list(rows.dtype.names) == VANILLA
     assert b"comment" not in (tmp_path / "scene.ply").read_bytes()[:3000]
@@ -37,7 +36,7 @@ def test_the_ply_has_the_columns_of_3dgs_and_nothing_else_and_is_exact(tmp_path)
 
 def test_points_carry_the_colour_of_the_gaussian_and_its_object(tmp_path):
     scene = scene_of(random_gaussians(6), [0, 4, 4, 70_000, 0, 1])
-    FORMATS["points"].write(tmp_path, part_of(scene))
+    FORMATS["points"](tmp_path, "scene", scene)
     rows = read(tmp_path / "scene_points.ply")
     assert rows.dtype.names == ("x", "y", "z", "red", "green", "blue", "object_id")
     assert rows["object_id"].tolist() == [0, 4, 4, 70_000, 0, 1]
@@ -47,7 +46,7 @@ def test_points_carry_the_colour_of_the_gaussian_and_its_object(tmp_path):
 
 def test_labels_are_row_by_row_those_of_the_ply(tmp_path):
     scene = scene_of(random_gaussians(6), [0, 4, 4, 9, 0, 9], names={4: "mug"})
-    FORMATS["labels"].write(tmp_path, part_of(scene))
+    FORMATS["labels"](tmp_path, "scene", scene)
     folder = tmp_path / "scene_labels"
     with np.load(folder / "segmentation.npz") as labels:
         assert labels["object_id"].tolist() == [0, 4, 4, 9, 0, 9]
@@ -107,7 +106,7 @@ def test_uncertain_gaussians_are_left_out_and_an_object_of_none_has_no_file(tmp_
 
 
 def test_formats_are_found_by_name_with_commas_or_spaces_and_once():
-    assert [entry.name for entry in chosen_formats(["ply,spz", "html", "ply"])] == ["ply", "spz", "html"]
+    assert chosen_formats(["ply,spz", "html", "ply"]) == [FORMATS[name] for name in ("ply", "spz", "html")]
     assert set(FORMATS) == {"ply", "splat", "spz", "html", "labels", "points"}
     with pytest.raises(UserError, match="--format obj: no such format; there are html, labels, ply"):
         chosen_formats(["ply,obj"])
@@ -118,11 +117,11 @@ def test_formats_are_found_by_name_with_commas_or_spaces_and_once():
 @pytest.fixture
 def failing(monkeypatch):
     def add(error):
-        def write(folder, part):
+        def write(folder, stem, scene):
             (folder / "half.bin").write_bytes(b"half")
             raise error
 
-        monkeypatch.setitem(FORMATS, "bad", Format(name="bad", about="", write=write))
+        monkeypatch.setitem(FORMATS, "bad", write)
 
     return add
 

@@ -12,9 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.editing.small_scene import gaussians_of, part_of, random_gaussians, scene_of
-from unified_lift.editing.formats.base import Part
-from unified_lift.editing.formats.html import first_view, write_html
+from tests.editing.small_scene import gaussians_of, random_gaussians, scene_of
+from unified_lift.editing.formats.html import first_view, write
 from unified_lift.editing.formats.splat import splat_rows
 from unified_lift.errors import UserError
 
@@ -24,7 +23,7 @@ CAMERA = {"position": [0, -1, -4], "rotation": np.eye(3).tolist(), "height": 400
 @pytest.fixture
 def page(tmp_path):
     scene = scene_of(random_gaussians(30), names={4: "</script><b>mug"})
-    write_html(tmp_path, part_of(scene))
+    write(tmp_path, "scene", scene)
     return scene, (tmp_path / "scene.html").read_text()
 
 
@@ -58,7 +57,7 @@ def test_a_name_cannot_end_the_script(page):
 def test_a_whole_scene_is_first_seen_from_its_first_camera(tmp_path):
     (tmp_path / "cameras.json").write_text(json.dumps([CAMERA, CAMERA | {"position": [0, -1, -6]}]))
     positions = np.array([[0.0, -1, 0], [0, -1, 1], [0, -1, -1]])  # 4 and 6 away from the middle: 5 is half-way
-    view = first_view(Part(stem="scene", scene=scene_of(random_gaussians(3), path=tmp_path), is_whole=True), positions)
+    view = first_view(tmp_path / "cameras.json", positions, is_whole=True)
     np.testing.assert_allclose(view.eye, [0, -1, -4])
     np.testing.assert_allclose(view.target, [0, -1, 1])
     np.testing.assert_allclose(view.up, [0, -1, 0])
@@ -70,20 +69,20 @@ def test_an_object_is_first_seen_from_the_nearest_camera_and_fills_the_view(tmp_
         json.dumps([CAMERA | {"position": [0, 0, -9]}, CAMERA | {"position": [5, 0, 0]}])
     )
     positions = np.array([[0.0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
-    view = first_view(Part(stem="x", scene=scene_of(random_gaussians(5), path=tmp_path), is_whole=False), positions)
+    view = first_view(tmp_path / "cameras.json", positions, is_whole=False)
     np.testing.assert_allclose(view.target, [0, 0, 0])
     np.testing.assert_allclose(view.eye, [1.3, 0, 0])  # 1.3 radii / tan 45 degrees
 
 
 def test_without_cameras_it_is_seen_along_z_and_broken_cameras_are_an_error(tmp_path):
-    part = part_of(scene_of(random_gaussians(3), path=tmp_path))
-    view = first_view(part, np.zeros((3, 3)))
+    path, positions = tmp_path / "cameras.json", np.zeros((3, 3))
+    view = first_view(path, positions, is_whole=True)
     assert view.eye[2] < 0
     np.testing.assert_allclose(view.up, [0, -1, 0])
     for text in ("[1]", "{", '[{"position": [0, 0]}]'):
-        (tmp_path / "cameras.json").write_text(text)
+        path.write_text(text)
         with pytest.raises(UserError, match=r"cameras.json: not a list of cameras"):
-            first_view(part, np.zeros((3, 3)))
+            first_view(path, positions, is_whole=True)
 
 
 def test_a_browser_draws_the_near_ellipse_over_the_far_one(tmp_path):
@@ -99,7 +98,7 @@ def test_a_browser_draws_the_near_ellipse_over_the_far_one(tmp_path):
         sh0=[red, green],
     )
     (tmp_path / "cameras.json").write_text(json.dumps([CAMERA | {"position": [0, 0, -4]}]))
-    write_html(tmp_path, part_of(scene_of(gaussians, path=tmp_path)))
+    write(tmp_path, "scene", scene_of(gaussians, path=tmp_path))
     command = [
         chromium, "--headless=new", "--no-sandbox", "--hide-scrollbars", "--enable-unsafe-swiftshader",
         f"--user-data-dir={tmp_path / 'profile'}", "--window-size=400,400", "--virtual-time-budget=2000",

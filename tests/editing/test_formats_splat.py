@@ -3,13 +3,13 @@
 import math
 import struct
 
-from tests.editing.small_scene import gaussians_of, part_of, scene_of
-from unified_lift.editing.formats.splat import write_splat
+from tests.editing.small_scene import gaussians_of, scene_of
+from unified_lift.editing.formats.splat import write
 from unified_lift.model.gaussians import SH_C0
 
 
 def written(tmp_path, **columns):
-    write_splat(tmp_path, part_of(scene_of(gaussians_of(**columns))))
+    write(tmp_path, "scene", scene_of(gaussians_of(**columns)))
     return (tmp_path / "scene.splat").read_bytes()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -172,9 +173,9 @@ def test_labels_of_a_trained_room_are_right_and_wrong_ones_are_counted(script, t
     assert scores("--min_opacity", "0")["num_opaque"] == before["num_gaussians"] > before["num_opaque"]
 
     gaussians, _ = read_model(model, -1)
-    ids, confidence = read_labels(model, 300)
-    one = torch.zeros_like(ids)
-    write_labels(iteration_dir(model, 300) / "segmentation.npz", one, confidence, gaussians.features)
+    labels = read_labels(model, 300)
+    one = replace(labels, object_ids=torch.zeros_like(labels.object_ids))
+    write_labels(iteration_dir(model, 300) / "segmentation.npz", one, gaussians.features)
     after = scores()
     largest = max(row["gaussians"] for row in after["objects"])
     assert after["accuracy"] == pytest.approx(largest / sum(row["gaussians"] for row in after["objects"]))

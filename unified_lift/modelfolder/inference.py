@@ -179,7 +179,8 @@ def load_model(model_path: Path, *, level: str = "", iteration: int = -1, device
     method = settings.build_method(zero_id="ignore")  # zero_id matters to training only
     method.load_object_state(state)
     method.to(device)
-    labels = GaussianLabels(*(value.to(device) for value in outputs.read_labels(model_path, number)))
+    saved = outputs.read_labels(model_path, number)
+    labels = GaussianLabels(saved.object_ids.to(device), saved.confidence.to(device))
     names, num_views = _listed_objects(outputs.iteration_dir(model_path, number) / "objects.json")
     is_edited = (model_path / outputs.EDITS_FILE).exists()
     return replace(model, method=method, labels=labels, names=names, num_views=num_views, is_edited=is_edited)

@@ -117,18 +117,18 @@ def write_objects(
     folder = iteration_dir(model_path, iteration)
     with replacing(folder / "classifier.pth") as partial:
         torch.save(snapshot(method.object_state()), partial)
-    write_labels(folder / "segmentation.npz", labels.object_ids, labels.confidence, gaussians.features)
+    write_labels(folder / "segmentation.npz", labels, gaussians.features)
     write_json(folder / "objects.json", describe_objects(gaussians, labels, names=names, num_views=num_views))
     write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=labels.object_ids.cpu().numpy())
 
 
-def write_labels(path: Path, object_ids: torch.Tensor, confidence: torch.Tensor, features: torch.Tensor) -> None:
+def write_labels(path: Path, labels: GaussianLabels, features: Tensor) -> None:
     """Write segmentation.npz whole or not at all: object_id int32, confidence float16 [N], feature float16 [N, D]."""
     with replacing(path) as partial, open(partial, "wb") as file:
         np.savez(  # uncompressed: features hardly shrink, and half a million Gaussians would take a second longer
             file,
-            object_id=object_ids.cpu().numpy().astype(np.int32),
-            confidence=confidence.cpu().numpy().astype(np.float16),
+            object_id=labels.object_ids.cpu().numpy().astype(np.int32),
+            confidence=labels.confidence.cpu().numpy().astype(np.float16),
             feature=features.detach().cpu().numpy().astype(np.float16),
         )
 
@@ -155,8 +155,8 @@ def read_model(model_path: Path, iteration: int) -> tuple[Gaussians, Any]:
     return read_gaussians(folder / "point_cloud_objects.ply"), state
 
 
-def read_labels(model_path: Path, iteration: int) -> tuple[Tensor, Tensor]:
-    """Return the object of every saved Gaussian, int64 [N], and the share of the votes for it, in [0, 1], [N].
+def read_labels(model_path: Path, iteration: int) -> GaussianLabels:
+    """Return the object of every saved Gaussian, and how sure it is.
 
     Raises:
         UserError: The file is missing or damaged.
@@ -164,10 +164,8 @@ def read_labels(model_path: Path, iteration: int) -> tuple[Tensor, Tensor]:
     path = iteration_dir(model_path, iteration) / "segmentation.npz"
     try:
         with np.load(path) as labels:
-            return (
-                torch.from_numpy(labels["object_id"].astype(np.int64)),
-                torch.from_numpy(labels["confidence"].astype(np.float32)),
-            )
+            ids, confidence = labels["object_id"].astype(np.int64), labels["confidence"].astype(np.float32)
+            return GaussianLabels(torch.from_numpy(ids), torch.from_numpy(confidence))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not readable ({error}); train or --resume again") from None
 

@@ -1,22 +1,25 @@
-"""Export of objects and scenes; a file format is a file of this package with a `FORMAT`."""
+"""Export of objects and scenes. A file format is a file of this package with a `write`; it is called like the file."""
 
 from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from unified_lift.editing.formats.base import Format, Part
 from unified_lift.errors import UserError
 from unified_lift.fileio import replacing_folder
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.registry import members
 
 BACKGROUND_ID = 0  # objects are numbered by falling area
-FORMATS: dict[str, Format] = {entry.name: entry for entry in members(sys.modules[__name__], "FORMAT")}
+Writer = Callable[[Path, str, TrainedScene], None]
+"""Writes Gaussians, in their order, into a folder under names that begin with a stem: (folder, stem, scene)."""
+FORMATS: dict[str, Writer] = {
+    write.__module__.rpartition(".")[2]: write for write in members(sys.modules[__name__], "write")
+}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -59,9 +62,9 @@ def export(
             for stem, object_id in chosen.items():
                 kept = certain if object_id is None else certain & scene.mask([object_id])
                 if bool(kept.any()):
-                    part = Part(stem=stem, scene=scene.rows(kept), is_whole=object_id is None)
-                    for writer in writers:
-                        writer.write(folder, part)
+                    part = scene.rows(kept)
+                    for write in writers:
+                        write(folder, stem, part)
                         bar.update()
                 files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
                 made[stem] = [out / name for name in sorted(files - written)]
@@ -101,8 +104,8 @@ def chosen_objects(scene: TrainedScene, wanted: Sequence[int | str]) -> dict[str
     return chosen
 
 
-def chosen_formats(names: Sequence[str]) -> list[Format]:
-    """Return the formats of these names, once each; a name may hold several, separated by commas.
+def chosen_formats(names: Sequence[str]) -> list[Writer]:
+    """Return the writers of these names, once each; a name may hold several, separated by commas.
 
     Raises:
         UserError: There is no such format.

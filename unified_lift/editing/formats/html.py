@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unified_lift.editing.formats.base import Format, Part
 from unified_lift.editing.formats.splat import ROW, splat_rows
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import object_colors
+from unified_lift.modelfolder.inference import TrainedScene
 
 _PAGE = Path(__file__).with_name("page.html")
 _FIELD_OF_VIEW = 0.9  # radians, vertical, where no camera is known
@@ -29,18 +29,19 @@ class Viewpoint(NamedTuple):
     field_of_view: float
 
 
-def first_view(part: Part, positions: np.ndarray) -> Viewpoint:
+def first_view(path: Path, positions: np.ndarray, *, is_whole: bool) -> Viewpoint:
     """Return the first view: the first camera of the model for a whole scene, else from its side, as near as it fits.
 
-    A model without cameras.json is looked at along +z with -y up, as a camera at rest would.
-
+    Args:
+        path: cameras.json of the model; without one it is looked at along +z with -y up, as by a camera at rest.
+        positions: Centres of the Gaussians, [N, 3].
+        is_whole: Whether they are a scene, not an object cut out of it.
     Raises:
         UserError: cameras.json is not readable.
     """
     middle = np.median(positions, axis=0)
     distances = np.linalg.norm(positions - middle, axis=1)
     radius = max(float(np.quantile(distances, _BULK)), 1e-6)
-    path = part.scene.path / "cameras.json"
     try:
         cameras = json.loads(path.read_text()) if path.is_file() else []
         places = np.array([camera["position"] for camera in cameras], np.float64).reshape(-1, 3)
@@ -52,7 +53,7 @@ def first_view(part: Part, positions: np.ndarray) -> Viewpoint:
         places, turns, angles = np.array([middle - [0, 0, 3 * radius]]), np.eye(3)[None], [_FIELD_OF_VIEW]
     up = -turns[:, :, 1].mean(axis=0)
     up = up / np.linalg.norm(up) if np.linalg.norm(up) > 1e-6 else np.array([0.0, -1, 0])
-    if part.is_whole:
+    if is_whole:
         depth = np.median(np.linalg.norm(places - middle, axis=1))
         return Viewpoint(places[0], places[0] + turns[0, :, 2] * max(depth, 1e-6), up, angles[0])
     side = places[np.linalg.norm(places - middle, axis=1).argmin()] - middle
@@ -60,16 +61,15 @@ def first_view(part: Part, positions: np.ndarray) -> Viewpoint:
     return Viewpoint(middle + side * _ROOM * radius / np.tan(angles[0] / 2), middle, up, angles[0])
 
 
-def write_html(folder: Path, part: Part) -> None:
+def write(folder: Path, stem: str, scene: TrainedScene) -> None:
     """Write `<stem>.html`."""
-    scene = part.scene
     rows = splat_rows(scene.gaussians)
-    view = first_view(part, rows["position"])
+    view = first_view(scene.path / "cameras.json", rows["position"], is_whole=stem == "scene")
     ids, index = np.unique(scene.object_ids.cpu().numpy(), return_inverse=True)
     if len(ids) > 2**16:
         raise UserError(f"--format html: {len(ids)} objects; a page can list {2**16}, export fewer with --objects")
     described = {
-        "title": f"{scene.path.name} {part.stem}".strip(),
+        "title": f"{scene.path.name} {stem}".strip(),
         "objects": [
             {"id": code, "name": scene.name_of(code), "color": color}
             for code, color in zip(ids.tolist(), object_colors(ids.clip(min=0)).tolist())
@@ -87,11 +87,8 @@ def write_html(folder: Path, part: Part) -> None:
         ("/*IDS*/", _base64(index.astype("<u2"))),
     ):
         page = page.replace(place, text)
-    (folder / f"{part.stem}.html").write_text(page)
+    (folder / f"{stem}.html").write_text(page)
 
 
 def _base64(values: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
-
-
-FORMAT = Format(name="html", about="one page that shows the splats offline in any browser", write=write_html)

@@ -1,16 +1,13 @@
-"""`.ply` as 3DGS writes it, without any column of our own: opens in every viewer."""
+"""`.ply` as 3DGS writes it, without any column of our own, exact: opens in every viewer."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from unified_lift.editing.formats.base import Format, Part
 from unified_lift.model.ply import write_gaussians
+from unified_lift.modelfolder.inference import TrainedScene
 
 
-def write_ply(folder: Path, part: Part) -> None:
+def write(folder: Path, stem: str, scene: TrainedScene) -> None:
     """Write `<stem>.ply`."""
-    write_gaussians(folder / f"{part.stem}.ply", part.scene.gaussians)
-
-
-FORMAT = Format(name="ply", about="3D Gaussians as 3DGS writes them, exact", write=write_ply)
+    write_gaussians(folder / f"{stem}.ply", scene.gaussians)

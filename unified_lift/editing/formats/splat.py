@@ -1,4 +1,4 @@
-"""`.splat`: 32 bytes a Gaussian, colour without view dependence; the format of early web viewers."""
+"""`.splat`: 32 bytes a Gaussian, no view-dependent colour; the format of early web viewers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_lift.editing.formats.base import Format, Part
 from unified_lift.model.gaussians import SH_C0, Gaussians
+from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.ops.quaternions import normalise
 
 ROW = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("color", "u1", 4), ("rotation", "u1", 4)])
@@ -35,9 +35,6 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
     return np.rint(values).clip(0, 255).astype(np.uint8)
 
 
-def write_splat(folder: Path, part: Part) -> None:
+def write(folder: Path, stem: str, scene: TrainedScene) -> None:
     """Write `<stem>.splat`."""
-    splat_rows(part.scene.gaussians).tofile(folder / f"{part.stem}.splat")
-
-
-FORMAT = Format(name="splat", about="32 bytes a Gaussian, for web viewers; no view-dependent colour", write=write_splat)
+    splat_rows(scene.gaussians).tofile(folder / f"{stem}.splat")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_lift.editing.formats.base import Format, Part
 from unified_lift.editing.formats.splat import to_bytes
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
+from unified_lift.modelfolder.inference import TrainedScene
 
 MAGIC, VERSION = 0x5053474E, 3  # "NGSP"
 HEADER = struct.Struct("<IIIBBBB")  # magic, version, count, SH degree, fractional bits, flags, reserved
@@ -95,9 +95,6 @@ def _harmonics(coefficients: np.ndarray) -> bytes:
     return (np.floor((levels + step / 2) / step) * step).clip(0, 255).astype(np.uint8).tobytes()
 
 
-def write_spz(folder: Path, part: Part) -> None:
+def write(folder: Path, stem: str, scene: TrainedScene) -> None:
     """Write `<stem>.spz`."""
-    (folder / f"{part.stem}.spz").write_bytes(encode_spz(part.scene.gaussians))
-
-
-FORMAT = Format(name="spz", about="quantised and compressed, about a tenth of the .ply", write=write_spz)
+    (folder / f"{stem}.spz").write_bytes(encode_spz(scene.gaussians))

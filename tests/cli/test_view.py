@@ -14,7 +14,7 @@ import pytest
 from tests.saved_model import save_model
 from unified_lift.cli.flags import canonical
 from unified_lift.cli.main import main
-from unified_lift.editing.operations import Remove
+from unified_lift.editing.operations import Remove, centroid
 from unified_lift.editing.script import parse
 
 
@@ -122,8 +122,15 @@ def test_further_levels_are_opened_beside_the_models_own_parts_first(model, tmp_
     (level / "manifest.json").write_text("{}")
     viewer = open_viewer(ViewCommand(model_path=own, port=free_port(), device="cpu"))
     try:
-        assert viewer.session.num_levels == 2
+        assert len(viewer.sessions) == 2
         assert viewer.session.original.path == own
+        viewer.session.remove(2)
+        viewer.session.select(3)
+        own_index = viewer.level
+        viewer.use_level(1 - own_index)
+        assert (viewer.session.operations, viewer.session.selected) == ((), None)
+        viewer.use_level(own_index)
+        assert viewer.session.selected == 3
     finally:
         viewer.stop()
 
@@ -135,22 +142,21 @@ def test_handles_show_where_an_object_goes_and_move_it_when_let_go(model):
     try:
         session = viewer.session
         session.select(1)
-        viewer._handles.value = True
-        viewer._refresh()
-        handles = viewer._gizmo
-        start = np.array(session.centroid(1))
+        viewer.panels.handles.value = True
+        viewer.refresh()
+        handles = viewer.gizmo
+        start = np.array(centroid(session.scene, [1]))
         np.testing.assert_allclose(handles.position, start, atol=1e-6)
         handles.position = start + [0, 0, 0.5]
-        asyncio.run(viewer._dragged(SimpleNamespace(target=handles, phase="update", client=None)))
+        asyncio.run(viewer.drag(SimpleNamespace(target=handles, phase="update", client=None)))
         assert session.operations == ()
-        lifted = session.shown.gaussians.means[session.shown.mask([1])].mean(dim=0).detach().numpy()
-        np.testing.assert_allclose(lifted, start + [0, 0, 0.5], atol=1e-5)
-        asyncio.run(viewer._dragged(SimpleNamespace(target=handles, phase="end", client=None)))
+        np.testing.assert_allclose(centroid(session.shown, [1]), start + [0, 0, 0.5], atol=1e-5)
+        asyncio.run(viewer.drag(SimpleNamespace(target=handles, phase="end", client=None)))
         (move,) = session.operations
         assert (move.objects, move.translate, move.rotate.degrees) == ((1,), (0, 0, 0.5), 0)
-        np.testing.assert_allclose(handles.position, session.centroid(1), atol=1e-6)  # ready for the next move
+        np.testing.assert_allclose(handles.position, centroid(session.scene, [1]), atol=1e-6)  # ready for the next move
         session.select(None)
-        viewer._refresh()
-        assert viewer._gizmo is None
+        viewer.refresh()
+        assert viewer.gizmo is None
     finally:
         viewer.stop()

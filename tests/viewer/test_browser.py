@@ -134,8 +134,8 @@ def test_what_goes_wrong_is_said_in_the_window_and_changes_nothing(model, serve,
     browser.open(viewer.url)
     wait_for(lambda: "4 objects" in browser.text(), what="the panel")
     browser.press("Save")
-    browser.fill(str(viewer._folder.value), str(model))
-    wait_for(lambda: viewer._folder.value == str(model), what="the folder to arrive")
+    browser.fill(str(viewer.panels.folder.value), str(model))
+    wait_for(lambda: viewer.panels.folder.value == str(model), what="the folder to arrive")
     before = sorted(path.stat().st_mtime_ns for path in model.rglob("*"))
     browser.press("Save edits")
     wait_for(lambda: "holds a model already" in browser.text(), what="the message")
@@ -159,7 +159,7 @@ def test_a_camera_path_becomes_a_video(model, serve, browser, tmp_path):
     browser.drag((200, 350), (320, 350))
     browser.press("Add this view")
     wait_for(lambda: "2 views on the path" in browser.text(), what="the second view")
-    viewer._seconds.value = 1
+    viewer.panels.seconds.value = 1
     browser.press("Write video")
     path = tmp_path / "edited_path.mp4"
     wait_for(path.exists, what="the video", seconds=120)

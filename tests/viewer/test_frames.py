@@ -18,7 +18,8 @@ from unified_lift.modelfolder.labels import GaussianLabels
 from unified_lift.ops.cameras import look_at, project
 from unified_lift.types import Camera
 from unified_lift.viewer.cameras import saved_cameras, start_view, window_camera
-from unified_lift.viewer.frames import FeatureColors, FrameLoop, Pacer, Painter, outlined
+from unified_lift.viewer.frames import AdaptiveResolution, FrameLoop
+from unified_lift.viewer.renderer import MODES, FeatureColors, Renderer, outlined
 from unified_lift.viewer.thumbnails import SIZE, Thumbnails, thumbnail
 
 
@@ -34,8 +35,8 @@ def above(coins):
 
 
 @pytest.fixture
-def painter(coins):
-    return Painter(FeatureColors(coins))
+def renderer(coins):
+    return Renderer(FeatureColors(coins))
 
 
 def middle(frame):
@@ -45,37 +46,37 @@ def middle(frame):
 # ---- pictures ----
 
 
-def test_rgb_is_the_rendering_with_its_view_dependent_colour(coins, above, painter):
+def test_rgb_is_the_rendering_with_its_view_dependent_colour(coins, above, renderer):
     table = {name: value.detach() for name, value in coins.gaussians}
     table["shN"] = 0.2 * torch.ones_like(table["shN"])
     shiny = replace(coins, gaussians=type(coins.gaussians)(table))
     with torch.no_grad():
         expected = quantize_uint8(render(shiny.gaussians, above, with_features=False).image).numpy()
         plain = quantize_uint8(render(coins.gaussians, above, with_features=False).image).numpy()
-    np.testing.assert_array_equal(painter.paint(shiny, above, mode="rgb"), expected)
+    np.testing.assert_array_equal(renderer.frame(shiny, above, mode="rgb"), expected)
     assert (expected != plain).any()
 
 
-def test_ids_show_the_palette_colour_of_the_object_over_its_shading(coins, above, painter):
-    picture, shading = (middle(painter.paint(coins, above, mode=mode)) for mode in ("ids", "rgb"))
+def test_ids_show_the_palette_colour_of_the_object_over_its_shading(coins, above, renderer):
+    picture, shading = (middle(renderer.frame(coins, above, mode=mode)) for mode in ("ids", "rgb"))
     with torch.no_grad():
         alpha = float(render(coins.gaussians, above, with_features=False).alpha[32, 48])
     expected = 0.75 * alpha * object_colors(np.array(1)) + 0.25 * shading
     assert np.abs(picture - expected).max() <= 1
 
 
-def test_uncertainty_is_dark_where_votes_agree_and_bright_where_they_do_not(coins, above, painter):
+def test_uncertainty_is_dark_where_votes_agree_and_bright_where_they_do_not(coins, above, renderer):
     doubtful = replace(coins, labels=GaussianLabels(coins.object_ids, torch.where(coins.object_ids == 1, 0.0, 1.0)))
-    sure, unsure = (middle(painter.paint(scene, above, mode="uncertainty")) for scene in (coins, doubtful))
+    sure, unsure = (middle(renderer.frame(scene, above, mode="uncertainty")) for scene in (coins, doubtful))
     assert unsure.sum() > sure.sum() + 150
 
 
-def test_features_give_each_object_its_own_colour_whatever_is_edited(coins, above, painter):
+def test_features_give_each_object_its_own_colour_whatever_is_edited(coins, above, renderer):
     colors = FeatureColors(coins)(torch.eye(4, 16))
     assert torch.pdist(colors).min() > 0.2
     assert torch.allclose(colors.mean(dim=0), torch.full((3,), 0.5), atol=1e-5)  # grey is the mean of the objects
-    whole = painter.paint(coins, above, mode="features")
-    alone = painter.paint(coins.rows(coins.mask([1])), above, mode="features")
+    whole = renderer.frame(coins, above, mode="features")
+    alone = renderer.frame(coins.rows(coins.mask([1])), above, mode="features")
     assert np.abs(middle(whole) - middle(alone)).max() <= 16
 
 
@@ -85,15 +86,15 @@ def test_features_of_a_single_object_and_of_few_dimensions_can_be_drawn(coins, a
     table = {name: value.detach() for name, value in coins.gaussians}
     table["features"] = table["features"][:, :2]
     narrow = replace(coins, gaussians=type(coins.gaussians)(table))
-    assert Painter(FeatureColors(narrow)).paint(narrow, above, mode="features").shape == (64, 96, 3)
+    assert Renderer(FeatureColors(narrow)).frame(narrow, above, mode="features").shape == (64, 96, 3)
 
 
-def test_the_selected_object_is_outlined_and_its_inside_stays(coins, above, painter):
-    plain, marked = (painter.paint(coins, above, mode="rgb", selected=chosen) for chosen in (None, 1))
+def test_the_selected_object_is_outlined_and_its_inside_stays(coins, above, renderer):
+    plain, marked = (renderer.frame(coins, above, mode="rgb", selected=chosen) for chosen in (None, 1))
     yellow = (marked == (255, 214, 10)).all(axis=2)
     assert yellow.any()
     np.testing.assert_array_equal(middle(marked), middle(plain))
-    ids = painter.paint(coins, above, mode="ids")
+    ids = renderer.frame(coins, above, mode="ids")
     inside = np.abs(ids.astype(int) - middle(ids)).max(axis=2) < 10
     assert not (yellow & inside).any()
 
@@ -108,20 +109,20 @@ def test_an_outline_surrounds_a_mask_by_hand():
     assert tuple(frame[125, 152]) == (90, 90, 90)
 
 
-@pytest.mark.parametrize("mode", ["rgb", "ids", "features", "uncertainty"])
-def test_a_scene_of_which_everything_is_hidden_is_background(coins, above, painter, mode):
+@pytest.mark.parametrize("mode", list(MODES))
+def test_a_scene_of_which_everything_is_hidden_is_background(coins, above, renderer, mode):
     nothing = coins.rows(torch.zeros(len(coins), dtype=torch.bool))
-    frame = painter.paint(nothing, above, mode=mode, selected=1)
+    frame = renderer.frame(nothing, above, mode=mode, selected=1)
     assert frame.shape == (64, 96, 3)
     assert frame.max() <= 3  # the darkest colour of inferno
 
 
-def test_a_painter_notices_another_scene_mode_and_selection(coins, above, painter):
+def test_a_renderer_notices_another_scene_mode_and_selection(coins, above, renderer):
     seen = [
-        painter.paint(coins, above, mode="ids"),
-        painter.paint(coins, above, mode="ids", selected=1),
-        painter.paint(coins, above, mode="features", selected=1),
-        painter.paint(coins.rows(~coins.mask([1])), above, mode="features", selected=1),
+        renderer.frame(coins, above, mode="ids"),
+        renderer.frame(coins, above, mode="ids", selected=1),
+        renderer.frame(coins, above, mode="features", selected=1),
+        renderer.frame(coins.rows(~coins.mask([1])), above, mode="features", selected=1),
     ]
     assert all((a != b).any() for a, b in zip(seen, seen[1:], strict=False))
 
@@ -205,21 +206,21 @@ def test_a_path_passes_through_its_views_evenly_and_turns_with_them():
 
 
 def test_moving_frames_shrink_until_they_keep_the_pace_and_grow_back():
-    pacer = Pacer(budget=0.04)
+    resolution = AdaptiveResolution(budget=0.04)
     seconds_per_pixel = 4e-6  # a whole frame of 640 x 400 takes a second
     for _ in range(20):
-        width, height = pacer.size(640, 400, moving=True)
-        pacer.took(width * height * seconds_per_pixel)
+        width, height = resolution.size(640, 400, moving=True)
+        resolution.took(width * height * seconds_per_pixel)
     assert width * height * seconds_per_pixel == pytest.approx(0.04, rel=0.1)
     assert width / height == pytest.approx(1.6, rel=0.05)
-    assert pacer.size(640, 400, moving=False) == (640, 400)
+    assert resolution.size(640, 400, moving=False) == (640, 400)
     for _ in range(20):
-        pacer.took(1e-4)
-    assert pacer.size(640, 400, moving=True) == (640, 400)
+        resolution.took(1e-4)
+    assert resolution.size(640, 400, moving=True) == (640, 400)
     for _ in range(20):
-        pacer.took(10)
-    assert pacer.size(640, 400, moving=True) == (96, 60)  # never unrecognisable
-    assert pacer.size(8192, 4096, moving=False) == (2048, 1024)
+        resolution.took(10)
+    assert resolution.size(640, 400, moving=True) == (96, 60)  # never unrecognisable
+    assert resolution.size(8192, 4096, moving=False) == (2048, 1024)
 
 
 class Desk:

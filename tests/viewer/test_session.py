@@ -1,13 +1,14 @@
 """The viewer without a viewer."""
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.viewer.objects_on_a_floor import floor_scene
 from unified_lift.editing import script
-from unified_lift.editing.operations import Duplicate, Move, Recolour, Remove, Rename
+from unified_lift.editing.operations import Duplicate, Move, Recolour, Remove, Rename, centroid
 from unified_lift.errors import UserError
 from unified_lift.viewer.session import Session
 
@@ -19,7 +20,7 @@ def opened():
 
 @pytest.fixture
 def session(opened):
-    return Session([opened])
+    return Session(opened)
 
 
 def equal(first, second):
@@ -33,10 +34,8 @@ def equal(first, second):
 def test_a_session_opens_with_everything_shown_and_nothing_to_undo_or_save(session, opened):
     assert session.shown is opened
     assert (session.selected, session.hidden, session.operations) == (None, frozenset(), ())
-    assert (session.can_undo, session.can_redo, session.is_dirty) == (False, False, False)
-    entries = session.entries()
-    assert [entry.object_id for entry in entries] == [0, 1, 2, 3]
-    assert sum(entry.count for entry in entries) == len(opened)
+    assert not session.is_dirty
+    assert list(session.scene.objects) == [0, 1, 2, 3]
 
 
 def test_hiding_changes_what_is_shown_and_not_what_is_saved(session, opened):
@@ -44,7 +43,7 @@ def test_hiding_changes_what_is_shown_and_not_what_is_saved(session, opened):
     assert set(session.shown.objects) == {0, 1, 3}
     assert session.scene is opened
     assert not session.is_dirty
-    assert [entry.hidden for entry in session.entries()] == [False, False, True, False]
+    assert session.hidden == {2}
     session.hide(2)
     assert session.shown is opened
 
@@ -77,7 +76,7 @@ def test_a_copy_stands_beside_its_original_and_is_selected(session):
     width = float(means[:, 0].max() - means[:, 0].min())
     copy = session.duplicate(1, along=(2.0, 0.0, 0.0))
     assert copy == session.selected == 4
-    distance = torch.tensor(session.centroid(copy)) - torch.tensor(session.centroid(1))
+    distance = torch.tensor(centroid(session.scene, [copy])) - torch.tensor(centroid(session.scene, [1]))
     assert 0.8 * width < float(distance[0]) < 1.2 * width
     assert distance[1:].abs().max() < 1e-6
 
@@ -91,15 +90,14 @@ def test_undo_takes_edits_back_one_by_one_to_the_very_scene_and_redo_does_them_a
     session.undo()
     session.undo()  # nothing is left to undo
     assert equal(session.scene, opened)
-    assert session.can_redo
-    assert not session.can_undo
     session.redo()
     session.redo()
     session.redo()
     assert equal(session.scene, edited)
     session.undo()
     session.remove(3)
-    assert not session.can_redo  # a new edit forgets those taken back
+    session.redo()  # a new edit forgets those taken back
+    assert session.operations[1:] == (Remove(objects=(3,)),)
 
 
 def test_what_is_removed_is_neither_selected_nor_hidden_any_more(session):
@@ -121,7 +119,7 @@ def test_an_edit_that_cannot_be_done_leaves_everything_as_it_was(session, opened
         with pytest.raises(UserError):
             edit()
     assert session.scene is opened
-    assert not session.can_undo
+    assert session.operations == ()
 
 
 def test_a_preview_is_shown_but_is_no_edit_and_ends_with_the_next_action(session, opened):
@@ -139,14 +137,13 @@ def test_a_preview_is_shown_but_is_no_edit_and_ends_with_the_next_action(session
 def test_saved_is_what_was_written_and_an_undo_makes_it_unsaved_again(session):
     written = []
 
-    def write(scene, edits):
+    def write(scene, folder, *, edits, overwrite):
         written.append((scene, edits))
-        return "place"
 
     session.hide(0)
     session.remove(1)
     assert session.is_dirty
-    assert session.save(write) == "place"
+    session.save(Path("place"), write=write)
     assert set(written[0][0].objects) == {0, 2, 3}
     assert written[0][1] == (Remove(objects=(1,)),)
     assert not session.is_dirty
@@ -157,46 +154,31 @@ def test_saved_is_what_was_written_and_an_undo_makes_it_unsaved_again(session):
 
 
 def test_a_failed_save_leaves_the_edits_unsaved(session):
-    def write(scene, edits):
+    def write(*_, **__):
         raise UserError("no room")
 
     session.remove(1)
     with pytest.raises(UserError, match="no room"):
-        session.save(write)
-    assert session.unsaved() == [(session.original, (Remove(objects=(1,)),))]
-
-
-def test_every_level_has_its_own_edits_selection_and_hidden_objects(opened):
-    coarse = floor_scene(names={0: "all"})
-    session = Session([opened, coarse], level=1)
-    assert session.original is coarse
-    session.remove(2)
-    session.select(3)
-    session.use_level(0)
-    assert (session.shown, session.selected, session.can_undo) == (opened, None, False)
+        session.save(Path("place"), write=write)
     assert session.is_dirty
-    session.use_level(1)
-    assert session.selected == 3
-    assert set(session.shown.objects) == {0, 1, 3}
-    with pytest.raises(ValueError, match="2 levels"):
-        session.use_level(2)
+    assert session.operations == (Remove(objects=(1,)),)
 
 
 def test_edits_given_on_opening_can_be_undone_and_count_as_saved(opened):
-    session = Session([opened], edits=[Remove(objects=(1,))])
+    session = Session(opened, edits=[Remove(objects=(1,))])
     assert set(session.scene.objects) == {0, 2, 3}
     assert not session.is_dirty
     session.undo()
     assert session.scene.objects == opened.objects
     with pytest.raises(UserError, match="no object 7"):
-        Session([opened], edits=[Remove(objects=(7,))])
+        Session(opened, edits=[Remove(objects=(7,))])
 
 
 def test_labels_differ_even_where_names_do_not(session):
     session.rename(1, "cup")
     session.rename(2, "cup")
     session.rename(3, "object 0")
-    labels = [entry.label for entry in session.entries()]
+    labels = [session.label(object_id) for object_id in session.scene.objects]
     assert labels == ["object 0", "cup (1)", "cup (2)", "object 0 (3)"]
 
 

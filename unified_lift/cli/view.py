@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,11 +11,10 @@ import tyro
 from unified_lift.cli.flags import canonical
 from unified_lift.device import chosen_device
 from unified_lift.editing import script
-from unified_lift.editing.files import save_model
-from unified_lift.editing.operations import Operation
 from unified_lift.errors import UserError
-from unified_lift.modelfolder.inference import TrainedScene, load_model
-from unified_lift.modelfolder.outputs import holds_run, saved_levels, write_text
+from unified_lift.fileio import write_text
+from unified_lift.modelfolder.inference import load_model
+from unified_lift.modelfolder.outputs import saved_levels
 from unified_lift.viewer.cameras import saved_cameras
 from unified_lift.viewer.server import Viewer
 from unified_lift.viewer.session import Session
@@ -56,10 +54,12 @@ def view_main(argv: list[str]) -> int:
         viewer.wait()
     finally:
         viewer.stop()
-        for scene, edits in viewer.session.unsaved():
-            path = _beside(scene.path, "_unsaved_edits.yaml")
-            write_text(path, script.dump(edits))
-            print(f"{path}: your unsaved edits; go on with: unified-lift view -m {scene.path} --edits {path}")
+        for session in viewer.sessions:
+            if session.is_dirty:
+                model = session.original.path
+                path = _beside(model, "_unsaved_edits.yaml")
+                write_text(path, script.dump(session.operations))
+                print(f"{path}: your unsaved edits; go on with: unified-lift view -m {model} --edits {path}")
     return 0
 
 
@@ -79,34 +79,19 @@ def open_viewer(command: ViewCommand) -> Viewer:
     levels = sorted([own, *further], key=lambda scene: -len(scene.objects))  # parts first, wholes last
     edits = [] if command.edits is None else script.read_script(command.edits, flag="--edits")
     return Viewer(
-        Session(levels, level=next(index for index, scene in enumerate(levels) if scene is own), edits=edits),
+        [Session(scene, edits=edits if scene is own else ()) for scene in levels],
         cameras,
+        level=next(index for index, scene in enumerate(levels) if scene is own),
         title=command.model_path.resolve().name,
         host=command.host,
         port=command.port,
         save_to=command.out or _beside(command.model_path, "_edited"),
-        write=_saver(command),
         share=command.share,
     )
 
 
 def _beside(model_path: Path, ending: str) -> Path:
     return model_path.with_name(model_path.resolve().name + ending)
-
-
-def _saver(command: ViewCommand) -> Callable[[Path, TrainedScene, Sequence[Operation]], Path]:
-    """Return what writes an edited scene as a model folder; only a folder it has written itself is written again."""
-    written: set[Path] = set()
-
-    def save(folder: Path, scene: TrainedScene, edits: Sequence[Operation]) -> Path:
-        place = folder.resolve()
-        if holds_run(folder) and place not in written:
-            raise UserError(f"{folder}: holds a model already; name a new folder")
-        save_model(scene, folder, edits=edits, overwrite=place in written)
-        written.add(place)
-        return folder
-
-    return save
 
 
 def _greeting(command: ViewCommand, viewer: Viewer) -> str:

@@ -57,7 +57,7 @@ def video_path(cameras: Sequence[Camera], *, count: int) -> list[Camera]:
     fx = float(np.median([camera.fx / camera.width for camera in cameras])) * width
     fy = float(np.median([camera.fy / camera.height for camera in cameras])) * height
     poses = _orbit(cameras, target, count) if is_orbit else _walk(cameras, count)
-    return [_centred(pose, fx, fy, width, height) for pose in poses]
+    return [centred_camera(pose, fx, fy, width, height) for pose in poses]
 
 
 def path_through(keys: Sequence[Camera], *, count: int, height: int = MAX_HEIGHT) -> list[Camera]:
@@ -80,12 +80,13 @@ def path_through(keys: Sequence[Camera], *, count: int, height: int = MAX_HEIGHT
     focals = np.exp(PchipInterpolator(at, np.log([camera.fy / camera.height for camera in keys]))(times)) * height
     width = _even_width(keys[0], height)
     return [
-        _centred(invert_rigid(pose), focal, focal, width, height)
+        centred_camera(invert_rigid(pose), focal, focal, width, height)
         for pose, focal in zip(path, focals.tolist(), strict=True)
     ]
 
 
-def _centred(pose: np.ndarray, fx: float, fy: float, width: int, height: int) -> Camera:
+def centred_camera(pose: np.ndarray, fx: float, fy: float, width: int, height: int) -> Camera:
+    """Return a camera of a pose (cam_from_world) whose principal point is the middle of its image."""
     return Camera(cam_from_world=pose, fx=fx, fy=fy, cx=width / 2, cy=height / 2, width=width, height=height)
 
 

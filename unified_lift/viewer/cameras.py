@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from unified_lift.errors import UserError
-from unified_lift.evaluation.video import up_direction
-from unified_lift.ops.cameras import focal_from_fov, invert_rigid, look_at_point, rigid_from_quaternion
+from unified_lift.evaluation.video import centred_camera, up_direction
+from unified_lift.ops.cameras import focal_from_fov, fov_from_focal, invert_rigid, look_at_point, rigid_from_quaternion
 from unified_lift.types import Camera
 
 
@@ -33,15 +33,15 @@ def window_camera(*, wxyz: Sequence[float], position: Sequence[float], fov: floa
         width, height: Pixels of the window.
     """
     focal = focal_from_fov(fov, height)
-    return Camera(
-        cam_from_world=invert_rigid(rigid_from_quaternion(np.asarray(wxyz), np.asarray(position))),
-        fx=focal,
-        fy=focal,
-        cx=width / 2,
-        cy=height / 2,
-        width=width,
-        height=height,
-    )
+    world_from_cam = rigid_from_quaternion(np.asarray(wxyz), np.asarray(position))
+    return centred_camera(invert_rigid(world_from_cam), focal, focal, width, height)
+
+
+def camera_of(client: Any) -> Camera:
+    """Return the camera of a window of viser."""
+    seen = client.camera
+    size = {"width": seen.image_width, "height": seen.image_height}
+    return window_camera(wxyz=seen.wxyz, position=seen.position, fov=seen.fov, **size)
 
 
 def saved_cameras(model_path: Path) -> list[Camera]:
@@ -50,9 +50,13 @@ def saved_cameras(model_path: Path) -> list[Camera]:
     Raises:
         UserError: The list is missing or damaged.
     """
-    path = model_path / "cameras.json"
+    path, cameras = model_path / "cameras.json", []
     try:
-        cameras = [_camera(entry) for entry in json.loads(path.read_text())]
+        for entry in json.loads(path.read_text()):
+            world_from_cam = np.eye(4)
+            world_from_cam[:3, :3], world_from_cam[:3, 3] = entry["rotation"], entry["position"]
+            size = int(entry["width"]), int(entry["height"])
+            cameras.append(centred_camera(invert_rigid(world_from_cam), entry["fx"], entry["fy"], *size))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a list of cameras ({error}); train or --resume again") from None
     if not cameras:
@@ -60,31 +64,11 @@ def saved_cameras(model_path: Path) -> list[Camera]:
     return cameras
 
 
-def _camera(entry: dict) -> Camera:
-    world_from_cam = np.eye(4)
-    world_from_cam[:3, :3], world_from_cam[:3, 3] = entry["rotation"], entry["position"]
-    width, height = int(entry["width"]), int(entry["height"])
-    return Camera(
-        cam_from_world=invert_rigid(world_from_cam),
-        fx=entry["fx"],
-        fy=entry["fy"],
-        cx=width / 2,
-        cy=height / 2,
-        width=width,
-        height=height,
-    )
-
-
 def start_view(cameras: Sequence[Camera]) -> StartView:
     """Return the view of the first camera, turned about the point on its axis that is nearest to what all look at."""
     first = cameras[0]
     forward = first.cam_from_world[2, :3]
     nearest = float(forward @ (look_at_point(list(cameras)) - first.position))
-    spread = float(np.linalg.norm(np.ptp([camera.position for camera in cameras], axis=0)))
-    distance = nearest if nearest > 0 else spread or 1.0
-    return StartView(
-        position=first.position,
-        target=first.position + distance * forward,
-        up=up_direction(cameras),
-        fov=2 * float(np.arctan(0.5 * first.height / first.fy)),
-    )
+    extent = float(np.linalg.norm(np.ptp([camera.position for camera in cameras], axis=0)))
+    target = first.position + (nearest if nearest > 0 else extent or 1.0) * forward
+    return StartView(first.position, target, up_direction(cameras), fov_from_focal(first.fy, first.height))

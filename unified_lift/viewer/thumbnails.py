@@ -1,7 +1,9 @@
-"""Small pictures of single objects, seen from a training camera that looks at them, and kept until they change."""
+"""The list of objects with small pictures, seen from a training camera, and kept until they change."""
 
 from __future__ import annotations
 
+import base64
+import html
 from collections.abc import Sequence
 
 import cv2
@@ -13,10 +15,27 @@ from unified_lift.model.render import render
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.ops.cameras import look_at, project
 from unified_lift.types import Camera
+from unified_lift.viewer.session import Session
 
 SIZE = (88, 66)
 """Width and height in pixels."""
 
+CARDS = 48
+"""Most objects in the list: each picture travels to the browser; the drop-down has all."""
+
+_STYLE = """
+<style>
+.ul-list{display:grid;grid-template-columns:repeat(3,1fr);gap:6px;padding:2px 10px 8px;max-height:27em;overflow-y:auto}
+.ul-card{border:2px solid transparent;border-radius:6px;background:rgba(128,128,128,.12);padding:3px;font-size:11px;
+line-height:1.25;overflow:hidden}
+.ul-card img{width:100%;border-radius:4px;display:block;margin-bottom:2px}
+.ul-card b{display:block;font-weight:600;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
+.ul-card span{opacity:.65}
+.ul-card.on{border-color:#f2b705}
+.ul-card.off{opacity:.4}
+.ul-note{padding:0 10px 6px;font-size:12px;opacity:.7}
+</style>
+"""
 _FIELD = 0.8  # of the picture that the object fills
 _EXTENT = (3, 97)  # percentiles between which it counts as wide
 _BACKDROP = (0.93, 0.94, 0.96)
@@ -31,6 +50,22 @@ class Thumbnails:
         """Take the cameras the scene was trained with, at least one."""
         self._cameras = list(cameras)
         self._kept: dict[int, tuple[tuple[int, float], bytes]] = {}
+
+    def cards(self, session: Session) -> str:
+        """Return the first objects of a session and the selected one as cards."""
+        scene, cards = session.scene, []
+        first = [key for index, key in enumerate(scene.objects) if index < CARDS or key == session.selected]
+        for object_id, data in self.jpegs(scene, first).items():
+            hidden = object_id in session.hidden
+            state = " on" * (object_id == session.selected) + " off" * hidden
+            label, picture = html.escape(session.label(object_id)), base64.b64encode(data).decode()
+            cards.append(
+                f'<div class="ul-card{state}" title="{label}"><img alt="" src="data:image/jpeg;base64,{picture}"/>'
+                f"<b>{label}</b><span>{scene.objects[object_id]:,}{' · hidden' * hidden}</span></div>"
+            )
+        more = len(scene.objects) - len(first)
+        note = f'<div class="ul-note">and {more} more in the list under "Selected"</div>' if more else ""
+        return f'{_STYLE}<div class="ul-list">{"".join(cards)}</div>{note}'
 
     def jpegs(self, scene: TrainedScene, object_ids: Sequence[int]) -> dict[int, bytes]:
         """Return JPEG files of objects of the scene."""

@@ -80,10 +80,3 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, words, photos, colmap, caps
     assert error.startswith("error: ")
     assert words in error
     assert error.count("\n") == 1
-
-
-def test_help_has_an_example(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["sfm", "--help"])
-    assert ended.value.code == 0
-    assert "unified-lift sfm holiday/photos -s scenes/holiday" in " ".join(capsys.readouterr().out.split())

@@ -1,5 +1,4 @@
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,12 +21,7 @@ from unified_lift.synthetic.solids import Solid
 CLEAN = SyntheticSettings(drop=0, merge=0, split=0, jitter=0, false_positives=0, shuffle=False)
 MINIATURE = SyntheticSettings(num_objects=3, num_views=6, width=32, height=24, num_points=300)
 WHITE = ((1, 1, 1), (1, 1, 1))
-SIZES = {
-    "ellipsoid": (0.8, 0.5, 0.3),
-    "box": (0.4, 0.7, 0.2),
-    "frustum": (0.7, 0.2, 0.5),
-    "torus": (0.6, 0.2),
-}
+SIZES = {"ellipsoid": (0.8, 0.5, 0.3), "box": (0.4, 0.7, 0.2), "frustum": (0.7, 0.2, 0.5), "torus": (0.6, 0.2)}
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +48,20 @@ def turned(shape: str) -> Solid:
     return Solid(shape=shape, size=SIZES[shape], centre=np.array([0.3, -0.2, 0.5]), rotation=rotation, colors=WHITE)
 
 
-def rays(count: int) -> tuple[np.ndarray, np.ndarray]:
+def hits(solid: Solid, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return origins and directions of rays, and where they meet the solid."""
     rng = np.random.default_rng(0)
     origins = rng.standard_normal((count, 3))
     origins *= 3 / np.linalg.norm(origins, axis=1, keepdims=True)
     directions = rng.uniform(-0.5, 0.5, (count, 3)) + [0.3, -0.2, 0.5] - origins
-    return origins, directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return origins, directions, solid.intersect(origins, directions)
 
 
 @pytest.mark.parametrize("shape", SIZES)
 def test_rays_end_on_the_surface_and_never_pass_through_it(shape):
     solid = turned(shape)
-    origins, directions = rays(400)
-    t = solid.intersect(origins, directions)
+    origins, directions, t = hits(solid, 400)
     hit = np.isfinite(t)
     assert 50 < hit.sum() < 400
     assert np.abs(solid.distance(origins[hit] + t[hit, None] * directions[hit])).max() < 2e-5
@@ -79,15 +74,12 @@ def test_rays_end_on_the_surface_and_never_pass_through_it(shape):
 @pytest.mark.parametrize("shape", SIZES)
 def test_normals_are_the_gradient_of_the_distance(shape):
     solid = turned(shape)
-    origins, directions = rays(300)
-    t = solid.intersect(origins, directions)
+    origins, directions, t = hits(solid, 300)
     hit = np.isfinite(t)
     points = origins[hit] + t[hit, None] * directions[hit]
-    step = 1e-4
-    gradient = np.stack(
-        [solid.distance(points + step * e) - solid.distance(points - step * e) for e in np.eye(3)], axis=1
-    )
-    agree = (gradient / (2 * step) * solid.normal(points)).sum(axis=1)
+    steps = 1e-4 * np.eye(3)
+    gradient = np.stack([solid.distance(points + e) - solid.distance(points - e) for e in steps], axis=1) / 2e-4
+    agree = (gradient * solid.normal(points)).sum(axis=1)
     # Within a step of an edge two faces share the gradient.
     assert np.quantile(agree, 0.03) > 0.999
 
@@ -169,7 +161,6 @@ def test_cameras_stay_inside_the_room_with_an_off_centre_principal_point(room):
 
 def test_pictures_are_lit_and_colourful(view):
     image = view[1]
-    assert image.dtype == np.uint8
     assert 90 < image.mean() < 190
     assert np.ptp(image.astype(int), axis=2).mean() > 40
 
@@ -202,11 +193,9 @@ def test_merging_joins_touching_objects_only():
 
 def test_cutting_splits_a_mask_in_two_fair_parts():
     ids = np.ones((20, 20), dtype=np.int32)
-    values, counts = np.unique(
-        noisy_segments(ids, replace(CLEAN, split=1), np.random.default_rng(0)), return_counts=True
-    )
-    assert len(values) == 2
-    assert counts.min() > 150
+    counts = np.bincount(noisy_segments(ids, replace(CLEAN, split=1), np.random.default_rng(0)).ravel())
+    assert len(counts[counts > 0]) == 2
+    assert counts[counts > 0].min() > 150
 
 
 def test_jitter_moves_borders_only():
@@ -269,14 +258,6 @@ def test_the_same_seed_writes_the_same_files(miniature, tmp_path):
     write_synthetic(tmp_path / "other", replace(MINIATURE, seed=1))
     other = (tmp_path / "other" / "images" / "0000.png").read_bytes()
     assert other != (miniature / "images" / "0000.png").read_bytes()
-
-
-def test_a_view_renders_in_less_than_a_second(room):
-    camera = build_cameras(room, SyntheticSettings())[0]
-    room.render(camera)
-    start = time.process_time()
-    room.render(camera)
-    assert time.process_time() - start < 1
 
 
 def test_a_folder_with_files_is_never_overwritten(tmp_path):

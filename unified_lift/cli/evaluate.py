@@ -13,13 +13,7 @@ import tyro
 from unified_lift.cli.flags import canonical
 from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
-from unified_lift.evaluation.evaluate import (
-    ReferenceImage,
-    Result,
-    evaluate,
-    evaluate_candidates,
-    require_candidates,
-)
+from unified_lift.evaluation.evaluate import ReferenceImage, Result, candidates_of, evaluate, evaluate_candidates
 from unified_lift.evaluation.grounding import grounding_of
 from unified_lift.evaluation.protocols import PROTOCOLS
 from unified_lift.evaluation.renderings import stored_renderings
@@ -67,7 +61,7 @@ def eval_main(argv: list[str]) -> int:
         raise UserError(f"--protocol {command.protocol}: there are auto, {', '.join(PROTOCOLS)}")
     model, scene = open_model(path, iteration=command.iteration, source_path=command.source_path, device=device)
     if command.oracle_codebooks:
-        require_candidates(model)
+        candidates_of(model)  # raises early
     result = evaluate(
         model,
         scene,
@@ -86,7 +80,7 @@ def eval_main(argv: list[str]) -> int:
 
 
 def _print_scores(model: TrainedScene, scene: Scene, result: Result) -> None:
-    protocol = f", protocol {result.protocol.name}" if result.objects is not None else ""
+    protocol = f", protocol {result.protocol.name}" if result.report else ""
     print(f"{scene.name}, iteration {model.iteration}, {len(scene.test)} held-out views{protocol}")
     width = max(map(len, result.scores))
     for name, value in result.scores.items():
@@ -96,7 +90,7 @@ def _print_scores(model: TrainedScene, scene: Scene, result: Result) -> None:
         print(f"note: {max(unseen):.1%} of the pixels (black frame) are left out of the image scores")
     if not model.is_lifted:
         print("note: this model knows no objects (no lift was trained): only image scores")
-    elif result.objects is None:
+    elif not result.report:
         print("note: the held-out views have no annotations: only image scores")
     for warning in result.warnings:
         print(f"warning: {warning}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from unified_lift.data import detect_reader, load_annotations, load_prompt_masks
@@ -18,6 +19,8 @@ from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import Grounding, TextMasks
 from unified_lift.evaluation.protocols import PROTOCOLS, GroundTruth, PredictionBundle, Protocol, ProtocolResult
+from unified_lift.evaluation.protocols.base import PromptMasks
+from unified_lift.methods.base import Method
 from unified_lift.metrics import VIEW_METRICS, ViewBundle
 from unified_lift.metrics.image import quantize_uint8
 from unified_lift.modelfolder.inference import TrainedScene, render_likely_ids, render_view, segment_view
@@ -27,11 +30,8 @@ from unified_lift.types import Scene, View
 
 ReferenceImage = Literal["dataset", "render"]
 FindPrompts = Callable[[str, Sequence[str]], TextMasks]
-PerView = dict[str, dict[str, float]]
-"""Metric -> view name -> value, as 3DGS writes per_view.json."""
 AS_TRAINED = "as trained"
 """What the method's own clustering is called where it is none of the candidates."""
-ORACLE_WARNING = "`best` was chosen with the annotations and is no fair result; `chosen` was made without them"
 
 
 class Rendering(NamedTuple):
@@ -46,23 +46,20 @@ class Result:
     """The scores of a trained scene.
 
     Attributes:
-        scores: Of the scene, by name: those of the protocol, then means over views of the metrics of views.
-        per_view: Metric -> view -> value.
+        scores: Of the scene, by name: those of the protocol, means over views of the metrics of views, and counts.
+        per_view: Metric -> view -> value, as 3DGS writes per_view.json.
         protocol: By which objects are scored.
         ground_truth: What it compared with; empty where the model knows no objects or nothing is annotated.
-        objects: What it returned: its scores, report and masks of prompts; None where it had nothing to score.
+        report, masks, text: As in `ProtocolResult`; empty without ground truth.
     """
 
     scores: dict[str, float]
-    per_view: PerView
+    per_view: dict[str, dict[str, float]]
     protocol: Protocol
     ground_truth: GroundTruth
-    objects: ProtocolResult | None
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """Return how the scores of objects came about, ready for JSON; empty without them."""
-        return self.objects.report if self.objects is not None else {}
+    report: dict[str, Any] = field(default_factory=dict)
+    masks: PromptMasks = field(default_factory=dict)
+    text: TextMasks | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -92,41 +89,41 @@ def evaluate(
         UserError: No view is held out, the scene was edited after training, there is no ground truth for a protocol
             that was asked for, no prompt for `grounding`, or pictures and annotations differ in shape.
     """
-    if model.is_edited:
-        raise UserError(
-            f"{model.path}: this scene was edited, so photos and annotations do not show it; score the model it was "
-            "made from"
-        )
-    if not scene.test:
-        raise UserError(f"{model.path}: no view was held out, nothing to score on; train with train.py ... --eval")
-    asked = protocol != "auto"
-    protocol = protocol if isinstance(protocol, Protocol) else protocol_of(model.settings.data)
-    if grounding is not None and protocol.ground_truth != "prompt_masks":
-        raise UserError(f"--grounding: protocol {protocol.name} has no prompts; leave it out or choose lerf_mask")
+    renderings = renderings or partial(rendered, model)
+    chosen = protocol_of(model.settings.data) if protocol == "auto" else protocol
     views = {view.name: view for view in scene.test}
-    ground_truth = load_ground_truth(protocol, model.settings.data, list(views)) if model.is_lifted else GroundTruth()
-    if asked and model.is_lifted and not ground_truth:
+    _require_scorable(model, views, chosen, grounding)
+    ground_truth = load_ground_truth(chosen, model.settings.data, list(views)) if model.is_lifted else GroundTruth()
+    if protocol != "auto" and model.is_lifted and not ground_truth:
         raise UserError(
-            f"--protocol {protocol.name}: {scene.name} has no {protocol.ground_truth}; leave it out or add them"
+            f"--protocol {chosen.name}: {scene.name} has no {chosen.ground_truth}; leave it out or add them"
         )
-    renderings = renderings or functools.partial(rendered, model)
-    per_view: PerView = {metric.name: {} for metric in VIEW_METRICS}
+    per_view: dict[str, dict[str, float]] = {name: {} for name in VIEW_METRICS}
     object_ids = {}
     for view, rendering in zip(scene.test, renderings(scene.test), strict=True):
-        object_ids[view.name] = rendering.object_ids
+        if rendering.object_ids is not None:
+            object_ids[view.name] = rendering.object_ids
         bundle = ViewBundle(
             view=view,
             image=torch.from_numpy(rendering.image) / 255,
             object_ids=rendering.object_ids,
             annotation=ground_truth.annotations.get(view.name),
-            depth=lambda view=view: render_view(model, view.camera).depth,
+            depth=partial(_depth, model, view),
         )
-        for metric in VIEW_METRICS:
-            value = metric.function(bundle)
+        for name, metric in VIEW_METRICS.items():
+            value = metric(bundle)
             if value is not None and math.isfinite(value):  # equal images have no finite PSNR
-                per_view[metric.name][view.name] = value
+                per_view[name][view.name] = value
+    scores = {name: float(np.mean(list(values.values()))) for name, values in per_view.items() if values}
+    scores["num_gaussians"] = len(model)
+    if model.is_lifted:
+        scores["num_objects_3d"] = len(model.objects)
+    result = Result(scores=scores, per_view=per_view, protocol=chosen, ground_truth=ground_truth)
+    if not ground_truth:
+        return result
 
     def find_prompts(name: str, prompts: Sequence[str]) -> TextMasks:
+        assert grounding is not None
         view = views[name]
         image = view.image.numpy() if reference_image == "dataset" else next(iter(renderings([view]))).image
         found = grounding.find(image, prompts)
@@ -134,22 +131,30 @@ def evaluate(
             _require_same_aspect(f"--grounding: the mask of {prompt}", mask, image, name)
         return found._replace(facts={**found.facts, "reference_image": reference_image})
 
-    means = {metric: float(np.mean(list(values.values()))) for metric, values in per_view.items() if values}
-    objects = None
-    if ground_truth:
-        find = find_prompts if grounding is not None else None
-        objects = score_objects(model, scene, protocol, ground_truth, object_ids, find_prompts=find)
-        for name, scores in objects.per_view.items():
-            for metric, value in scores.items():
-                per_view.setdefault(metric, {})[name] = value
-    counts = {"num_gaussians": len(model)} | ({"num_objects_3d": len(model.objects)} if model.is_lifted else {})
-    return Result(
-        scores=(objects.scene if objects is not None else {}) | means | counts,
-        per_view=per_view,
-        protocol=protocol,
-        ground_truth=ground_truth,
-        objects=objects,
-    )
+    find = find_prompts if grounding is not None else None
+    objects = score_objects(model, scene, chosen, ground_truth, object_ids, find_prompts=find)
+    for view_name, of_view in objects.per_view.items():
+        for name, value in of_view.items():
+            per_view.setdefault(name, {})[view_name] = value
+    return replace(result, scores=objects.scene | scores, report=objects.report, masks=objects.masks, text=objects.text)
+
+
+def _require_scorable(
+    model: TrainedScene, views: Mapping[str, View], protocol: Protocol, grounding: Grounding | None
+) -> None:
+    if model.is_edited:
+        raise UserError(
+            f"{model.path}: this scene was edited, so photos and annotations do not show it; score the model it was "
+            "made from"
+        )
+    if not views:
+        raise UserError(f"{model.path}: no view was held out, nothing to score on; train with train.py ... --eval")
+    if grounding is not None and protocol.ground_truth != "prompt_masks":
+        raise UserError(f"--grounding: protocol {protocol.name} has no prompts; leave it out or choose lerf_mask")
+
+
+def _depth(model: TrainedScene, view: View) -> Tensor:
+    return render_view(model, view.camera).depth
 
 
 def protocol_of(data: DataSettings) -> Protocol:
@@ -169,8 +174,9 @@ def protocol_of(data: DataSettings) -> Protocol:
 
 def load_ground_truth(protocol: Protocol, data: DataSettings, names: Sequence[str]) -> GroundTruth:
     """Return what the protocol compares with, of the named views; empty where the dataset has none."""
-    load = load_annotations if protocol.ground_truth == "annotations" else load_prompt_masks
-    return GroundTruth(**{protocol.ground_truth: load(data, names)})
+    if protocol.ground_truth == "annotations":
+        return GroundTruth(annotations=load_annotations(data, names))
+    return GroundTruth(prompt_masks=load_prompt_masks(data, names))
 
 
 def rendered(model: TrainedScene, views: Iterable[View]) -> Iterator[Rendering]:
@@ -222,13 +228,19 @@ def score_objects(
     return replace(result, report=facts | result.report)  # what a protocol itself says about resampling counts
 
 
-def require_candidates(model: TrainedScene) -> None:
-    """Raise a UserError unless the method kept several clusterings."""
-    if model.method is None or not model.method.candidates():
+def candidates_of(model: TrainedScene) -> dict[str, Method]:
+    """Return the clusterings that the method kept.
+
+    Raises:
+        UserError: There are none.
+    """
+    found = model.method.candidates() if model.method is not None else {}
+    if not found:
         raise UserError(
             "--oracle_codebooks: this model keeps no candidates to choose from; train one whose method makes several, "
             "such as --method omniseg3d_gs"
         )
+    return dict(found)
 
 
 def evaluate_candidates(model: TrainedScene, scene: Scene, result: Result, *, quiet: bool = True) -> dict[str, Any]:
@@ -242,23 +254,24 @@ def evaluate_candidates(model: TrainedScene, scene: Scene, result: Result, *, qu
     Raises:
         UserError: There are no candidates or no annotations, or the annotations show no object.
     """
-    require_candidates(model)
-    if result.objects is None:
+    candidates = candidates_of(model)
+    if not result.ground_truth or model.method is None:
         raise UserError("--oracle_codebooks: there are no objects or no annotations to choose by; leave it out")
-    methods = model.method.candidates()
-    ids: dict[str, dict[str, np.ndarray]] = {name: {} for name in (AS_TRAINED, *methods)}
+    methods = {AS_TRAINED: model.method, **candidates}
+    ids: dict[str, dict[str, np.ndarray]] = {name: {} for name in methods}
     for view in tqdm(scene.test, desc="candidates", disable=quiet, dynamic_ncols=True):
-        for name, seen in segment_view(model, view.camera, {AS_TRAINED: model.method, **methods}).items():
+        for name, seen in segment_view(model, view.camera, methods).items():
             ids[name][view.name] = seen.numpy().astype(np.int32)
-    chosen = next((name for name in methods if _same_partition(ids[name], ids[AS_TRAINED])), AS_TRAINED)
-    compared = methods if chosen in methods else {AS_TRAINED: model.method, **methods}
-    text = result.objects.text
-    find = None if text is None else lambda name, prompts: text
+    chosen = next((name for name in candidates if _same_partition(ids[name], ids[AS_TRAINED])), AS_TRAINED)
+    if chosen in candidates:
+        del methods[AS_TRAINED]
+    text = result.text
+    find = (lambda _, prompts: text) if text is not None else None
     scores = {
         name: score_objects(
             replace(model, method=method), scene, result.protocol, result.ground_truth, ids[name], find_prompts=find
         ).scene
-        for name, method in compared.items()
+        for name, method in methods.items()
     }
     headline = next(filter(None, map(result.protocol.headline_of, scores.values())), None)
     if headline is None:
@@ -270,7 +283,7 @@ def evaluate_candidates(model: TrainedScene, scene: Scene, result: Result, *, qu
         "candidates": scores,
         "best": max(scores, key=lambda name: scores[name].get(headline, -1.0)),
         "chosen": chosen,
-        "warning": ORACLE_WARNING,
+        "warning": "`best` was chosen with the annotations and is no fair result; `chosen` was made without them",
     }
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -48,11 +47,6 @@ class FolderGrounding:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Take the folder.
-
-        Raises:
-            UserError: There is no such folder.
-        """
         if not folder.is_dir():
             raise UserError(f"--grounding {folder}: no such folder; give one that holds <prompt>.png for every prompt")
         self.folder = folder
@@ -64,76 +58,75 @@ class FolderGrounding:
             UserError: No prompt has a file, or a file is damaged.
         """
         paths = {prompt: self.folder / f"{prompt}.png" for prompt in prompts}
-        found = {prompt: read_grey_mask(path) for prompt, path in paths.items() if path.is_file()}
+        found = {
+            prompt: np.asarray(open_image(path).convert("L")) > MASK_LEVEL
+            for prompt, path in paths.items()
+            if path.is_file()
+        }
         if not found:
             names = ", ".join(path.name for path in paths.values())
             raise UserError(f"--grounding {self.folder}: no mask of any prompt; name the files {names}")
-        absent = [prompt for prompt in prompts if prompt not in found]
-        warnings = [f"{self.folder}: no mask, so nothing was found for: {', '.join(absent)}"] if absent else []
-        return TextMasks(found, {"provider": "folder", "folder": str(self.folder)}, tuple(warnings))
+        absent = ", ".join(prompt for prompt in prompts if prompt not in found)
+        warnings = (f"{self.folder}: no mask, so nothing was found for: {absent}",) if absent else ()
+        return TextMasks(found, {"provider": "folder", "folder": str(self.folder)}, warnings)
 
 
 class GroundingDinoSam:
     """GroundingDINO finds boxes for a prompt, SAM turns each into a mask, and their union is the prompt's mask.
 
     Source: Grounded-SAM as Gaussian Grouping calls it. The image processor saved with the weights resizes (short side
-    800, at most 1333) and normalises.
+    800, at most 1333) and normalises. Both folders hold a model as `transformers` saves it.
     """
 
     def __init__(self, dino: Path, sam: Path, *, device: torch.device) -> None:
-        """Load both networks.
-
-        Args:
-            dino: Folder of a GroundingDINO model as `transformers` saves it.
-            sam: Folder of a SAM model as `transformers` saves it.
-            device: Where they run.
-        Raises:
-            UserError: `transformers` is not installed, or a folder is missing or holds no such model.
-        """
         for name, folder in (("dino", dino), ("sam", sam)):
             if not folder.is_dir():
                 raise UserError(
                     f"--grounding {name}:{folder}: no such folder; download the weights and give their place"
                 )
-        library = _transformers()
         try:
-            self._dino_processor = library.AutoProcessor.from_pretrained(dino, local_files_only=True)
-            self._dino = library.AutoModelForZeroShotObjectDetection.from_pretrained(dino, local_files_only=True)
-            self._sam_processor = library.SamProcessor.from_pretrained(sam, local_files_only=True)
-            self._sam = library.SamModel.from_pretrained(sam, local_files_only=True)
+            library = importlib.import_module("transformers")
+        except ImportError:
+            raise UserError(
+                "--grounding dino:...: the package transformers is not installed; run `pip install transformers`, "
+                "or give a folder of masks instead"
+            ) from None
+
+        def loaded(kind: str, folder: Path) -> Any:  # noqa: ANN401 (transformers is not a dependency)
+            return getattr(library, kind).from_pretrained(folder, local_files_only=True)
+
+        try:
+            self._dino_processor = loaded("AutoProcessor", dino)
+            self._dino = loaded("AutoModelForZeroShotObjectDetection", dino).to(device).eval()
+            self._sam_processor = loaded("SamProcessor", sam)
+            self._sam = loaded("SamModel", sam).to(device).eval()
         except (OSError, ValueError) as error:
             raise UserError(
                 f"--grounding dino:{dino},sam:{sam}: cannot be loaded ({error}); check both folders"
             ) from None
         self._device = device
-        self._dino.to(device).eval()
-        self._sam.to(device).eval()
         self._facts = {"dino": str(dino), "sam": str(sam), "transformers": library.__version__}
 
     @torch.no_grad()
     def find(self, image: np.ndarray, prompts: Sequence[str]) -> TextMasks:
         """Return the masks at the size of the image; a prompt without a box has an empty one."""
-        masks = {}
-        for prompt in prompts:
-            boxes = self._boxes(image, prompt)
-            masks[prompt] = self._mask(image, boxes) if len(boxes) else np.zeros(image.shape[:2], dtype=bool)
-        empty = [prompt for prompt, mask in masks.items() if not mask.any()]
-        warnings = [f"GroundingDINO found no box for: {', '.join(empty)}"] if empty else []
+        masks = {prompt: self._mask(image, prompt) for prompt in prompts}
+        empty = ", ".join(prompt for prompt, mask in masks.items() if not mask.any())
+        warnings = (f"GroundingDINO found no box for: {empty}",) if empty else ()
         thresholds = {"box_threshold": BOX_THRESHOLD, "text_threshold": TEXT_THRESHOLD}
-        return TextMasks(masks, {"provider": "GroundingDINO + SAM", **self._facts, **thresholds}, tuple(warnings))
+        return TextMasks(masks, {"provider": "GroundingDINO + SAM", **self._facts, **thresholds}, warnings)
 
-    def _boxes(self, image: np.ndarray, prompt: str) -> torch.Tensor:
-        """Return the boxes of a prompt in pixels, x0 y0 x1 y1, float [B, 4]."""
+    def _mask(self, image: np.ndarray, prompt: str) -> np.ndarray:
+        """Return the union of the masks of a prompt's boxes, bool [H, W]."""
         caption = prompt.lower().strip().removesuffix(".") + "."  # the form the network was trained on
         inputs = self._dino_processor(images=image, text=caption, return_tensors="pt").to(self._device)
         # Thresholds by position: their names differ between versions of transformers.
         (found,) = self._dino_processor.post_process_grounded_object_detection(
             self._dino(**inputs), inputs["input_ids"], BOX_THRESHOLD, TEXT_THRESHOLD, [image.shape[:2]]
         )
-        return found["boxes"].cpu()
-
-    def _mask(self, image: np.ndarray, boxes: torch.Tensor) -> np.ndarray:
-        """Return the union of the masks of the boxes, bool [H, W]."""
+        boxes = found["boxes"].cpu()  # pixels, x0 y0 x1 y1, [B, 4]
+        if not len(boxes):
+            return np.zeros(image.shape[:2], dtype=bool)
         inputs = self._sam_processor(image, input_boxes=[boxes.tolist()], return_tensors="pt").to(self._device)
         sizes = [inputs.pop(name).cpu() for name in ("original_sizes", "reshaped_input_sizes")]
         outputs = self._sam(**inputs, multimask_output=False)
@@ -142,10 +135,10 @@ class GroundingDinoSam:
 
 
 def grounding_of(text: str, *, device: torch.device) -> Grounding:
-    """Return the provider that `--grounding` names: a folder of masks, or `dino:FOLDER,sam:FOLDER`.
+    """Return what `--grounding` names: a folder of masks, or `dino:FOLDER,sam:FOLDER`.
 
     Raises:
-        UserError: The text is neither, or what it names is not there.
+        UserError: The text is neither, a folder is missing or holds no such model, or `transformers` is not installed.
     """
     if not text.startswith("dino:"):
         return FolderGrounding(Path(text))
@@ -153,22 +146,3 @@ def grounding_of(text: str, *, device: torch.device) -> Grounding:
     if not comma:
         raise UserError(f"--grounding {text}: SAM's folder is missing; write dino:FOLDER,sam:FOLDER")
     return GroundingDinoSam(Path(dino), Path(sam), device=device)
-
-
-def read_grey_mask(path: Path) -> np.ndarray:
-    """Return where a mask file is brighter than 128, bool [H, W].
-
-    Raises:
-        UserError: The file is missing or damaged.
-    """
-    return np.asarray(open_image(path).convert("L")) > MASK_LEVEL
-
-
-def _transformers() -> ModuleType:
-    try:
-        return importlib.import_module("transformers")
-    except ImportError:
-        raise UserError(
-            "--grounding dino:...: the package transformers is not installed; run `pip install transformers`, "
-            "or give a folder of masks instead"
-        ) from None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_NOT_TERMS = ("stage", "step", "total", "seconds_per_step", "num_gaussians")
+_NOT_TERMS = ("stage", "step", "total", "seconds_per_step")
 _STATISTICS = ("num_gaussians", "objects_used", "filtered_ratio")
 _TITLES = {
     "photometric": "photometric loss",
@@ -31,7 +31,7 @@ _TITLES = {
 }
 _COLORS = {"geometry": "#2f6f9f", "lift": "#b4533c", "test": "#4b8b4f"}
 _OTHER_COLOR = "#5b5b8c"
-_IMAGE_BARS, _OBJECT_BARS = "#8fb3cc", "#d6a08f"
+_VIEW_BARS, _PROTOCOL_BARS = "#8fb3cc", "#d6a08f"
 _TIMED_SCORES = ("PQ_scene", "mIoU", "PSNR")
 _COLUMNS = 3
 _PANEL_INCHES = (3.3, 2.1)
@@ -40,7 +40,7 @@ _SMOOTH_POINTS = 15  # a curve is smoothed over a 15th of its points
 _LOG_RANGE = 20  # a loss that spans a larger factor is drawn on a logarithmic axis
 _MAX_LABELLED_BARS = 40
 _DPI = 130
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -72,14 +72,7 @@ def styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
 def write_plots(
     folder: Path, *, per_view: Mapping[str, Mapping[str, float]], log_lines: Sequence[Mapping[str, Any]]
 ) -> dict[str, Path]:
-    """Write losses.png and metrics.png, and return caption -> file; a plot without data is left out.
-
-    Args:
-        folder: Made if missing.
-        per_view: Metric -> view -> value.
-        log_lines: Lines of metrics.jsonl.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write losses.png and metrics.png, see below, and return caption -> file; a plot without data is left out."""
     figures = {"Training": ("losses.png", loss_figure(log_lines)), "Scores": ("metrics.png", metric_figure(per_view))}
     written = {}
     for caption, (name, figure) in figures.items():
@@ -97,15 +90,20 @@ def loss_figure(log_lines: Sequence[Mapping[str, Any]]) -> Figure | None:
     Args:
         log_lines: {stage, step, name: value, ...}; a resumed run repeats steps, and the last line of each counts.
     """
-    curves = _curves(log_lines)
-    if not curves:
+    points: dict[tuple[str, str], dict[int, float]] = {}
+    for line in log_lines:
+        for name, value in line.items():  # the Gaussians count once, in geometry
+            if name not in _NOT_TERMS and (name != "num_gaussians" or line["stage"] == "geometry"):
+                points.setdefault((line["stage"], name), {})[int(line["step"])] = float(value)
+    if not points:
         return None
-    rows = -(-len(curves) // _COLUMNS)
-    columns = min(_COLUMNS, len(curves))
+    rows, columns = -(-len(points) // _COLUMNS), min(_COLUMNS, len(points))
     figure, axes = subplots(rows, columns, width=columns * _PANEL_INCHES[0], height=_PANEL_INCHES[1])
-    for axis in axes[len(curves) :]:
+    for axis in axes[len(points) :]:
         axis.set_visible(False)
-    for axis, ((stage, name), (steps, values)) in zip(axes, curves.items()):
+    for axis, ((stage, name), curve) in zip(axes, points.items()):
+        steps = np.array(sorted(curve))
+        values = np.array([curve[step] for step in steps])
         is_loss = stage != "test" and name not in _STATISTICS
         _draw_curve(axis, steps, values, color=_COLORS.get(stage, _OTHER_COLOR), smooth=is_loss)
         axis.set_title(_TITLES.get(name, name), loc="left")
@@ -115,8 +113,19 @@ def loss_figure(log_lines: Sequence[Mapping[str, Any]]) -> Figure | None:
         elif is_loss and 0 < _LOG_RANGE * values.min() < values.max():
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter(lambda *_: "")
+            axis.yaxis.set_minor_formatter("")
     return figure
+
+
+def _draw_curve(axis: Axes, steps: np.ndarray, values: np.ndarray, *, color: str, smooth: bool) -> None:
+    window = len(values) // _SMOOTH_POINTS if smooth else 0
+    if window < 2:
+        axis.plot(steps, values, color=color, linewidth=1.6, marker="o" if len(steps) < 12 else "", markersize=3)
+        return
+    axis.plot(steps, values, color=color, linewidth=0.8, alpha=0.35)
+    kernel = np.hanning(2 * window + 3)[1:-1]
+    mass = np.convolve(np.ones(len(values)), kernel, "same")  # so that the ends are means of fewer points
+    axis.plot(steps, np.convolve(values, kernel, "same") / mass, color=color, linewidth=1.6)
 
 
 @styled
@@ -126,16 +135,16 @@ def metric_figure(per_view: Mapping[str, Mapping[str, float]]) -> Figure | None:
     Args:
         per_view: Metric -> view -> value.
     """
-    metrics = [metric_of(name) for name, values in per_view.items() if values]
-    metrics = [metric for metric in metrics if metric.higher_is_better is not None]
+    metrics = [m for m in map(metric_of, per_view) if m.higher_is_better is not None and per_view[m.name]]
     if not metrics:
         return None
     names = list(dict.fromkeys(name for metric in metrics for name in per_view[metric.name]))
     figure, axes = subplots(len(metrics), 1, width=_COLUMNS * _PANEL_INCHES[0], height=_BARS_INCHES)
     for axis, metric in zip(axes, metrics):
-        heights = np.array(list(per_view[metric.name].values()))
-        color = _OBJECT_BARS if metric.function is None else _IMAGE_BARS
-        axis.bar([names.index(name) for name in per_view[metric.name]], heights, color=color, width=0.75)
+        values = per_view[metric.name]
+        heights = np.array(list(values.values()))
+        color = _PROTOCOL_BARS if metric.function is None else _VIEW_BARS
+        axis.bar([names.index(name) for name in values], heights, color=color, width=0.75)
         axis.axhline(heights.mean(), color="#444444", linewidth=1, linestyle=(0, (4, 3)))
         axis.set_title(f"{metric.title}, mean {heights.mean():.4g}", loc="left")
         if metric.limit is not None:
@@ -172,33 +181,6 @@ def time_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure |
         axis.set_xlabel("training time, s")
     axes[0].legend(frameon=False)
     return figure
-
-
-def _curves(log_lines: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-    """Return (stage, name) -> steps, values, in order of first appearance; the Gaussians count once, in geometry."""
-    points: dict[tuple[str, str], dict[int, float]] = {}
-    for line in log_lines:
-        stage = line["stage"]
-        for name, value in line.items():
-            is_count = name == "num_gaussians" and stage == "geometry"
-            if is_count or name not in _NOT_TERMS:
-                points.setdefault((stage, name), {})[int(line["step"])] = float(value)
-    curves = {}
-    for key, values in points.items():
-        steps = sorted(values)
-        curves[key] = (np.array(steps), np.array([values[step] for step in steps]))
-    return curves
-
-
-def _draw_curve(axis: Axes, steps: np.ndarray, values: np.ndarray, *, color: str, smooth: bool) -> None:
-    window = len(values) // _SMOOTH_POINTS if smooth else 0
-    if window < 2:
-        axis.plot(steps, values, color=color, linewidth=1.6, marker="o" if len(steps) < 12 else "", markersize=3)
-        return
-    axis.plot(steps, values, color=color, linewidth=0.8, alpha=0.35)
-    kernel = np.hanning(2 * window + 3)[1:-1]
-    mass = np.convolve(np.ones(len(values)), kernel, "same")  # so that the ends are means of what is there
-    axis.plot(steps, np.convolve(values, kernel, "same") / mass, color=color, linewidth=1.6)
 
 
 def subplots(rows: int, columns: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:

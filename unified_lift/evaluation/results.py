@@ -33,11 +33,10 @@ def write_result(model: TrainedScene, scene: Scene, result: Result, *, log_lines
     """
     model_path, shown = model.path, f"ours_{model.iteration}"
     folder = pictures_dir(model_path, "test", model.iteration)
-    if result.objects is not None:
-        _write_prompt_masks(folder.with_name(f"{folder.name}_text"), scene, result)
+    _write_prompt_masks(folder.with_name(f"{folder.name}_text"), scene, result)
     results = _merged(model_path / "results.json", shown, result.scores)
     _merged(model_path / "per_view.json", shown, result.per_view)
-    if result.objects is not None:
+    if result.report:
         _merged(model_path / "evaluation.json", shown, result.report)
     plots = write_plots(model_path / "plots", per_view=result.per_view, log_lines=log_lines)
     manifest = model_path / "manifest.json"
@@ -60,11 +59,11 @@ def write_result(model: TrainedScene, scene: Scene, result: Result, *, log_lines
 
 def _write_prompt_masks(folder: Path, scene: Scene, result: Result) -> None:
     """Write what words found, and `test_mask/<index>/<prompt>.png` as Gaussian Grouping's scorer reads them."""
-    found = result.objects.text.masks if result.objects.text is not None else {}
+    found = result.text.masks if result.text is not None else {}
     for prompt, mask in found.items():  # so that other models can be given the same masks
         write_picture(folder / "reference_mask" / f"{prompt}.png", mask)
     for index, name in enumerate(sorted(view.name for view in scene.test)):
-        for prompt, mask in result.objects.masks.get(name, {}).items():
+        for prompt, mask in result.masks.get(name, {}).items():
             write_picture(folder / "test_mask" / str(index) / f"{prompt}.png", mask)
 
 
@@ -87,8 +86,8 @@ def _pictures_of(folder: Path, name: str, result: Result) -> dict[str, np.ndarra
     if name in truth.prompt_masks:
         prompts = [entry["prompt"] for entry in report["prompts"]]
         pictures["true prompts"] = _prompt_colors(truth.prompt_masks[name], prompts)
-        if name in result.objects.masks:
-            pictures["predicted prompts"] = _prompt_colors(result.objects.masks[name], prompts)
+        if name in result.masks:
+            pictures["predicted prompts"] = _prompt_colors(result.masks[name], prompts)
     if picture_path(folder, "objects_pred", name).exists():
         ids = read_picture(picture_path(folder, "objects_pred", name))
         pictures |= {"predicted objects": object_colors(ids), "overlay": overlay(render, ids)}

@@ -12,9 +12,10 @@ from unified_lift.registry import members
 
 __all__ = ["METRICS", "VIEW_METRICS", "Metric", "ViewBundle"]
 
-VIEW_METRICS: tuple[Metric, ...] = tuple(members(sys.modules[__name__], "METRIC"))
+_OF_VIEWS: tuple[Metric, ...] = tuple(members(sys.modules[__name__], "METRIC"))
+VIEW_METRICS = {metric.name: metric.function for metric in _OF_VIEWS if metric.function is not None}
 """All metrics of single views; eval.py computes every one of them."""
 METRICS: dict[str, Metric] = {
-    metric.name: metric for group in (*members(sys.modules[__name__], "METRICS"), VIEW_METRICS) for metric in group
+    metric.name: metric for group in (*members(sys.modules[__name__], "METRICS"), _OF_VIEWS) for metric in group
 }
 """All that is declared, by name."""

@@ -1,220 +1,262 @@
-"""From finished cells to numbers, tables and the page."""
+"""From finished jobs to numbers, tables, figures and the page."""
 
 import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tests.bench.cells_of import run_all, write_scores
-from unified_lift.bench.collect import collect
+from tests.bench.conftest import job_named, run_all
 from unified_lift.bench.figures import all_figures
 from unified_lift.bench.grid import expand
 from unified_lift.bench.page import matched_colors, write_page
-from unified_lift.bench.sheets import (
-    all_sheets,
-    count_sheet,
-    csv_text,
-    latex,
-    markdown,
-    mean_sheet,
-    scene_sheet,
-    summary,
-)
+from unified_lift.bench.results import all_tables, csv_text, latex, markdown, measure, of_masks, score, summary
+from unified_lift.bench.robustness import AXES, KINDS, noisy_scenes
+from unified_lift.bench.run import read_records
+from unified_lift.bench.tables import TABLES, chosen_rows
 from unified_lift.evaluation.pictures import BACKGROUND_COLOR, UNMATCHED_COLOR, object_colors, write_picture
 
 
-def table_3(plan, **changes):
+def table_3(grid, **changes):
     """Scene a scores 0.8 and 0.9 with seeds 0 and 1, scene b 0.5 and 0.6; gaga is 0.4 everywhere."""
-    p = plan("3", **changes)
-    base = {"a": 0.8, "b": 0.5}
-    write_scores(
-        p, lambda masks, scene, row, seed: {"PQ_scene": base[scene] + seed / 10 if row == "unified_lift" else 0.4}
-    )
-    return p
+    made, base = grid("3", **changes), {"a": 0.8, "b": 0.5}
+
+    def scores(job):
+        _, scene, row, seed = job.key.split("/")[:4]
+        return {"PQ_scene": base[scene] + int(seed[4:]) / 10 if row == "unified_lift" else 0.4}
+
+    run_all(made, scores=scores)
+    return made
 
 
-def results_of(plan):
-    return collect(plan, expand(plan))
+def frame_of(grid):
+    return measure(grid, read_records(expand(grid)))
 
 
-def cell_of(plan, key):
-    return next(cell for cell in expand(plan) if cell.key == key)
+def tables_of(grid):
+    return all_tables(grid, frame_of(grid))
 
 
-def fail(plan, key, message="error: out of memory"):
-    record = cell_of(plan, key).record
-    content = json.loads(record.read_text()) | {"status": "failed", "message": message}
-    record.write_text(json.dumps(content))
+def line_of(table, index=0):
+    return list(table.cells.iloc[index])
 
 
-def test_mean_and_spread_over_seeds_and_scenes(plan):
-    p = table_3(plan)
-    results, (masks,), ours = results_of(p), p.table.masks, p.rows[0]
-    of_a = results.over_seeds(masks, ours, "a", "PQ_scene")
-    assert (of_a.mean, of_a.spread, of_a.count, of_a.expected) == (pytest.approx(0.85), pytest.approx(0.05), 2, 2)
-    overall = results.over_scenes(masks, ours, "PQ_scene")  # seeds: (0.8 + 0.5) / 2 and (0.9 + 0.6) / 2
-    assert (overall.mean, overall.spread) == (pytest.approx(0.70), pytest.approx(0.05))
-    assert results.seconds(masks, ours, "geometry").mean == 40
-    assert results.seconds(masks, ours, "lift").mean == 5
+def fail(grid, key, message="error: out of memory"):
+    record = job_named(grid, key).record
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"status": "failed", "message": message}))
 
 
-def test_stages_before_the_lift_belong_to_its_time(plan):
-    p = plan("3", rows=("gaga",), scenes=("a",), seeds=(0,))
-    seconds = {"load": 9, "geometry": 0.0, "associate": 30.0, "lift": 5.0, "finish": 2}
-    write_scores(p, lambda *_: {"PQ_scene": 0.5}, seconds=seconds)
-    assert results_of(p).seconds(p.table.masks[0], p.rows[0], "lift").mean == 35
+def test_mean_and_standard_deviation_over_seeds_and_scenes(grid):
+    frame = frame_of(table_3(grid))
+    ours = frame[frame.method == "unified_lift"]
+    of_a = score(ours[ours.scene == "a"], "PQ_scene")  # 0.8 and 0.9: 0.05 to either side, sqrt(2 * 0.05^2 / 1)
+    assert of_a == (pytest.approx(0.85), pytest.approx(0.0707, abs=1e-4), 2, 2, "")
+    overall = score(ours, "PQ_scene")  # seeds: (0.8 + 0.5) / 2 and (0.9 + 0.6) / 2
+    assert overall == (pytest.approx(0.70), pytest.approx(0.0707, abs=1e-4), 4, 4, "")
+    assert (ours.geometry_s == 40).all()
+    assert (ours.lift_s == 5).all()
 
 
-def test_a_failed_cell_is_named_and_is_not_zero(plan):
-    p = table_3(plan)
-    fail(p, "detic_instance/b/unified_lift/seed1")
-    results, (masks,) = results_of(p), p.table.masks
-    of_b = results.over_seeds(masks, p.rows[0], "b", "PQ_scene")
-    assert (of_b.mean, of_b.spread, of_b.problem) == (0.5, None, "failed")
-    sheet = mean_sheet(results, masks)
-    assert sheet.rows[0][1] == "67.5 [3 of 4, rest failed]"  # (0.85 + 0.5) / 2, and one whole seed has no spread
-    assert all_sheets(results)[-1].rows == (
-        ("detic_instance", "b", "unified_lift", "1", "failed", "error: out of memory"),
-    )
+def test_stages_before_the_lift_belong_to_its_time(grid):
+    made = grid("3", rows=("gaga",), scenes=("a",), seeds=(0,))
+    run_all(made, seconds={"load": 9, "geometry": 0.0, "associate": 30.0, "lift": 5.0, "finish": 2})
+    assert frame_of(made).lift_s.tolist() == [35]
+    assert frame_of(made).all_s.tolist() == [46]
 
 
-def test_a_scene_without_any_result_leaves_no_mean(plan):
-    p = table_3(plan)
+def test_a_failed_job_is_named_and_is_not_zero(grid):
+    made = table_3(grid)
+    fail(made, "detic_instance/b/unified_lift/seed1")
+    tables = tables_of(made)
+    assert line_of(tables[0])[1] == "67.5 [3 of 4, rest failed]"  # (0.85 + 0.5) / 2; one whole seed has no deviation
+    assert line_of(tables[-1]) == ["detic_instance", "b", "unified_lift", "1", "failed", "error: out of memory"]
+
+
+def test_a_scene_without_any_result_leaves_no_mean(grid):
+    made = table_3(grid)
     for seed in (0, 1):
-        fail(p, f"geometry/b/seed{seed}")
+        fail(made, f"geometry/b/seed{seed}")
         for row in ("unified_lift", "gaga"):
-            cell_of(p, f"detic_instance/b/{row}/seed{seed}").record.unlink()
-    sheet = scene_sheet(results_of(p), p.table.masks[0], "PQ_scene")
-    assert sheet.rows[0] == ("Unified-Lift (ours)", "85.0 ± 5.0", "failed", "failed")
-    problems = all_sheets(results_of(p))[-1].rows
-    assert ("detic_instance", "b", "gaga", "0", "blocked", "geometry/b/seed0 failed: error: out of memory") in problems
+            job_named(made, f"detic_instance/b/{row}/seed{seed}").record.unlink()
+    tables = tables_of(made)
+    assert line_of(tables[1]) == ["Unified-Lift (ours)", "85.0 ± 7.1", "failed", "failed"]
+    why = "geometry/b/seed0 failed: error: out of memory"
+    assert ["detic_instance", "b", "gaga", "0", "blocked", why] in tables[-1].cells.values.tolist()
 
 
-def test_objects_are_counted_beside_those_annotated_and_gagas_groups(plan):
-    p = plan("3", rows=("unified_lift", "gaga"), seeds=(0, 1))
-    pred = {"unified_lift": 20, "gaga": 30}
-    write_scores(
-        p,
-        lambda masks, scene, row, seed: {
-            "PQ_scene": 0.5, "num_objects_pred": pred[row] + 2 * seed, "num_objects_true": 25 if scene == "a" else 60
-        },
-    )  # fmt: skip
-    for seed in (0, 1):
-        path = cell_of(p, f"detic_instance/a/gaga/seed{seed}").model / "manifest.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"method": {"num_groups": 100 + 10 * seed}}))
-    sheet = count_sheet(results_of(p), p.table.masks[0])
-    assert sheet.rows == (
-        ("annotated", "25", "60"), ("Unified-Lift (ours)", "21", "21"), ("Gaga", "31 of 105 groups", "31"),
-    )  # fmt: skip
-    assert sheet in all_sheets(results_of(p))
-    write_scores(p, lambda *_: {"PQ_scene": 0.5})
-    assert count_sheet(results_of(p), p.table.masks[0]) is None
+def test_objects_are_counted_beside_those_annotated_and_gagas_groups(grid):
+    made = grid("3")
+
+    def scores(job):
+        _, scene, row, seed = job.key.split("/")
+        count = {"unified_lift": 20, "gaga": 30}[row] + 2 * int(seed[4:])
+        manifest = {"method": {"num_groups": 100 + 10 * int(seed[4:])}} if row == "gaga" else {}
+        (job.model / "manifest.json").write_text(json.dumps(manifest))
+        return {"PQ_scene": 0.5, "num_objects_pred": count, "num_objects_true": 25 if scene == "a" else 60}
+
+    run_all(made, scores=scores)
+    (table,) = [table for table in tables_of(made) if table.title.startswith("Objects")]
+    assert table.cells.values.tolist() == [
+        ["annotated", "25", "60"], ["Unified-Lift (ours)", "21", "21"], ["Gaga", "31", "31"],
+        ["Gaga: groups", "105", "105"],
+    ]  # fmt: skip
 
 
-def test_what_was_not_run_says_so(plan):
-    p = plan("3")
-    assert mean_sheet(results_of(p), p.table.masks[0]).rows[0][1] == "not run"
-    assert {row["state"] for row in csv.DictReader(io.StringIO(csv_text(results_of(p))))} == {"not run"}
+@pytest.mark.parametrize(
+    ("content", "text"), [('{"ours_0": {"mIoU": 0.5}}', "no score"), ('{"ours', "no score"), (None, "not run")]
+)
+def test_a_score_that_is_not_there_says_why(grid, content, text):
+    made = grid("4", rows=("5_filter",), scenes=("a",), seeds=(0,))
+    if content:
+        run_all(made, scores=lambda job: {})
+        job = expand(made)[1]
+        (job.model / "results.json").write_text(content)
+        job.record.write_text(json.dumps(json.loads(job.record.read_text()) | {"figures": {}}))  # an older record
+    line = tables_of(made)[0].cells.iloc[0]
+    assert line["F1"] == text
+    assert line["F1 paper, its scenes"] == "43.9"
+    assert line["mIoU"] == ("50.0" if content and "0.5" in content else text)
+    assert ("not run" in csv_text(frame_of(made))) == (content is None)
 
 
-def test_a_score_that_the_protocol_does_not_give_says_so(plan):
-    p = plan("4", rows=("5_filter",), scenes=("a",), seeds=(0,))
-    write_scores(p, lambda *_: {"mIoU": 0.5})
-    assert mean_sheet(results_of(p), p.table.masks[0]).rows[0][1:5] == ("50.0", "41.6", "no score", "43.9")
-
-
-def test_scenes_without_masks_are_left_out_of_the_mean_and_listed(plan, tmp_path):
-    p = plan("4", rows=("5_filter",), seeds=(0,))
+def test_scenes_without_masks_are_left_out_of_the_mean_and_listed(grid, tmp_path):
+    made = grid("4", rows=("5_filter",), seeds=(0,))
     (tmp_path / "data/b/object_mask").rmdir()
-    write_scores(p, lambda *_: {"mIoU": 0.5, "F1": 0.25})
-    sheets = all_sheets(results_of(p))
-    assert sheets[0].rows[0][1] == "50.0"
-    assert "No masks object_mask: b." in sheets[0].notes
-    assert sheets[-1].rows == (
-        ("object_mask", "b", "5_filter", "0", "no masks", "no folder object_mask/ in the scene"),
-    )
+    run_all(made, scores=lambda job: {"mIoU": 0.5, "F1": 0.25})
+    tables = tables_of(made)
+    assert tables[0].cells["mIoU"].tolist()[0] == "50.0"
+    assert "No masks object_mask: b." in tables[0].notes
+    why = "no folder object_mask/ in the scene"
+    assert tables[-1].cells.values.tolist() == [["object_mask", "b", "5_filter", "0", "no masks", why]]
 
 
-def test_the_papers_numbers_stand_beside_ours(plan):
-    p = table_3(plan, rows=("unified_lift", "gaga", "omniseg3d_gs_oracle"))
-    sheet = mean_sheet(results_of(p), p.table.masks[0])
-    column = sheet.header.index("paper, its scenes")
-    shown = {row[0]: row[column] for row in sheet.rows}
+def test_the_papers_numbers_are_printed_beside_ours(grid):
+    table = tables_of(table_3(grid, rows=("unified_lift", "gaga", "omniseg3d_gs_oracle")))[0]
+    shown = table.cells.set_index("method")["PQ_scene paper, its scenes"]
     assert shown["Unified-Lift (ours)"] == "69.0"
     assert shown["Gaga"] == "-"
     assert shown["OmniSeg3D-GS + HDBSCAN (oracle)"] == "66.0"
     assert shown["Panoptic Lifting (NeRF) (cited)"] == "63.2"
-    assert any("for reference only" in note for note in sheet.notes)
+    assert any("for reference only" in note for note in table.notes)
 
 
-def test_on_the_papers_scenes_its_number_of_each_is_quoted(plan):
-    scenes = tuple(f"{room}_{count}" for room in ("old_room", "large_corridor") for count in (25, 50, 100, 500))
-    p = plan("3", rows=("unified_lift",), scenes=scenes, seeds=(0,))
-    write_scores(p, lambda *_: {"PQ_scene": 0.5})
-    assert "paper" in mean_sheet(results_of(p), p.table.masks[0]).header
-    (row,) = scene_sheet(results_of(p), p.table.masks[0], "PQ_scene").rows
-    assert row[1:] == (
-        "50.0 (79.1)", "50.0 (72.2)", "50.0 (65.9)", "50.0 (53.9)", "50.0 (77.0)", "50.0 (78.9)", "50.0 (70.7)",
-        "50.0 (54.1)", "50.0",
-    )  # fmt: skip
+def test_on_the_papers_scenes_its_number_of_each_is_quoted(grid):
+    made = grid("3", rows=("unified_lift",), scenes=TABLES["3"].scenes, seeds=(0,))
+    run_all(made, scores=lambda job: {"PQ_scene": 0.5})
+    tables = tables_of(made)
+    assert "PQ_scene paper" in tables[0].cells
+    paper = ("79.1", "72.2", "65.9", "53.9", "77.0", "78.9", "70.7", "54.1")
+    assert line_of(tables[1])[1:] == [*(f"50.0 ({value})" for value in paper), "50.0"]
 
 
-def test_the_oracle_shows_its_best_candidate_and_is_never_bold(plan):
-    p = plan("3", rows=("omniseg3d_gs", "omniseg3d_gs_oracle", "gaga"), scenes=("a",), seeds=(0,))
-    write_scores(p, lambda masks, scene, row, seed: {"PQ_scene": 0.5 if row == "gaga" else 0.4})
-    sweep = {"candidates": {"10": {"PQ_scene": 0.4}, "50": {"PQ_scene": 0.7}}, "best": "50", "chosen": "10"}
-    (cell_of(p, "detic_instance/a/omniseg3d_gs/seed0").model / "oracle.json").write_text(json.dumps(sweep))
-    sheet = mean_sheet(results_of(p), p.table.masks[0])
-    assert [row[1] for row in sheet.rows[:3]] == ["40.0", "70.0", "50.0"]
-    assert sheet.best == {(2, 1)}
-    curve = all_figures(results_of(p))["HDBSCAN: score over the smallest cluster, masks detic_instance"].axes[0].lines
+def test_the_oracle_shows_its_best_candidate_and_is_never_bold(grid):
+    made = grid("3", rows=("omniseg3d_gs", "omniseg3d_gs_oracle", "gaga"), scenes=("a",), seeds=(0,))
+    run_all(made, scores=lambda job: {"PQ_scene": 0.5 if job.row == "gaga" else 0.4})
+    oracle = job_named(made, "detic_instance/a/omniseg3d_gs/seed0/oracle")
+    candidates = {"10": {"PQ_scene": 0.4}, "50": {"PQ_scene": 0.7}}
+    oracle.artefacts[0].write_text(json.dumps({"candidates": candidates, "best": "50", "chosen": "10"}))
+    oracle.record.write_text(json.dumps(json.loads(oracle.record.read_text()) | {"figures": {}}))
+    table = tables_of(made)[0]
+    assert table.cells["PQ_scene"].tolist()[:3] == ["40.0", "70.0", "50.0"]
+    assert table.best == {(2, "PQ_scene")}
+    figures = all_figures(made, frame_of(made))
+    curve = figures["HDBSCAN: score over the smallest cluster, masks detic_instance"].axes[0].lines
     assert curve[0].get_xydata().tolist() == [[10, 40], [50, 70]]
 
 
-def test_markdown_and_latex_hold_the_same_cells(plan):
-    sheets = all_sheets(results_of(table_3(plan)))
-    lines = [line for line in markdown(sheets).splitlines() if line.startswith("| Unified-Lift (ours)")]
-    assert lines[0] == "| Unified-Lift (ours) | **70.0 ± 5.0** | 69.0 | 40.0 | 5.0 | about 1 |"
-    text = latex(sheets)
-    assert r"Unified-Lift (ours) & \textbf{70.0 $\pm$ 5.0} & 69.0 & 40.0 & 5.0 & about 1 \\" in text
-    assert r"method & PQ\_scene & paper, its scenes" in text
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == len(sheets)
+def test_markdown_and_latex_hold_the_same_cells(grid):
+    tables = tables_of(table_3(grid))
+    lines = [line for line in markdown(tables).splitlines() if line.startswith("| Unified-Lift (ours)")]
+    assert lines[0] == "| Unified-Lift (ours) | **70.0 ± 7.1** | 69.0 | 40.0 | 5.0 | about 1 |"
+    text = latex(tables)
+    assert r"Unified-Lift (ours) & \textbf{70.0 $\pm$ 7.1} & 69.0 & 40.0 & 5.0 & about 1 \\" in text
+    assert r"method & PQ\_scene & PQ\_scene paper, its scenes" in text
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == len(tables)
 
 
-def test_names_cannot_break_a_table(plan):
-    p = table_3(plan)
-    fail(p, "detic_instance/a/gaga/seed0", message="50% of | C:\\x_{1} & <b> lost")
-    assert r"50% of \| C:\x_{1} & <b> lost |" in markdown(all_sheets(results_of(p)))
-    assert r"50\% of | C:\textbackslash{}x\_\{1\} \& $<$b$>$ lost \\" in latex(all_sheets(results_of(p)))
+def test_names_cannot_break_a_table(grid):
+    made = table_3(grid)
+    fail(made, "detic_instance/a/gaga/seed0", message="50% of | C:\\x_{1} & <b> lost")
+    assert r"50% of \| C:\x_{1} & <b> lost |" in markdown(tables_of(made))
+    assert r"50\% of | C:\textbackslash x\_\{1\} \& $<$b$>$ lost \\" in latex(tables_of(made))
 
 
-def test_csv_and_summary_hold_every_place_of_the_grid(plan):
-    p = table_3(plan)
-    fail(p, "detic_instance/b/unified_lift/seed1")
-    rows = list(csv.DictReader(io.StringIO(csv_text(results_of(p)))))
-    assert len(rows) == 2 * 2 * 2
-    by_place = {(row["scene"], row["method"], row["seed"]): row for row in rows}
-    assert by_place[("a", "unified_lift", "1")]["PQ_scene"] == "0.9"
-    lost = by_place[("b", "unified_lift", "1")]
+def test_csv_and_summary_hold_every_place_of_the_grid(grid):
+    made = table_3(grid)
+    fail(made, "detic_instance/b/unified_lift/seed1")
+    frame = frame_of(made)
+    by_place = {(r["scene"], r["method"], r["seed"]): r for r in csv.DictReader(io.StringIO(csv_text(frame)))}
+    assert len(by_place) == 2 * 2 * 2
+    assert by_place["a", "unified_lift", "1"]["PQ_scene"] == "0.9"
+    lost = by_place["b", "unified_lift", "1"]
     assert (lost["state"], lost["PQ_scene"], lost["message"]) == ("failed", "", "error: out of memory")
-    content = json.loads(json.dumps(summary(results_of(p))))
+    content = json.loads(json.dumps(summary(made, frame), allow_nan=False))
     assert content["states"] == {"done": 7, "failed": 1}
     ours = content["rows"][0]["metrics"]["PQ_scene"]
-    assert (ours["mean"], ours["paper"], ours["count"]) == (pytest.approx(0.675), 0.69, 3)
+    assert (ours["mean"], ours["paper"], ours["known"]) == (pytest.approx(0.675), 0.69, 3)
     assert ours["scenes"]["a"]["mean"] == pytest.approx(0.85)
     assert content["ran_on"] == ["2.0, cpu"]
 
 
-def test_bars_have_the_spread_and_a_diamond_for_the_paper(plan):
-    figures = all_figures(results_of(table_3(plan)))
+def test_bars_have_a_diamond_for_the_paper(grid):
+    made = table_3(grid)
+    figures = all_figures(made, frame_of(made))
     axis = figures["Mean over the scenes, masks detic_instance"].axes[0]
     assert [bar.get_width() for bar in axis.patches] == pytest.approx([70, 40])
     diamonds = [line for line in axis.lines if line.get_marker() == "D"]
     assert [line.get_xdata()[0] for line in diamonds] == pytest.approx([69])
-    assert "Scene by scene, masks detic_instance" in figures
+    scenes = figures["Scene by scene, masks detic_instance"].axes[0].lines
+    assert scenes[0].get_ydata() == pytest.approx([85, 55])
+
+
+@pytest.fixture
+def robustness(grid, tmp_path, monkeypatch):
+    monkeypatch.setitem(KINDS, "drop", (0, 0.5))
+    monkeypatch.setitem(KINDS, "views", (48, 3))
+    made = grid("robustness", scenes=(), seeds=(0, 1))
+    made = replace(made, scenes=noisy_scenes(["drop", "views"], tmp_path / "out"))
+    run_all(made, scores=lambda job: {"mIoU": (0.5 if "drop_0.5" in job.key else 0.9) + int(job.key[-1]) / 100})
+    fail(made, "object_mask/views_3/gaga/seed0")
+    return made
+
+
+def test_robustness_has_a_table_for_each_kind_of_noise(robustness):
+    drop, views, problems = tables_of(robustness)
+    assert list(drop.cells) == ["method", "0", "0.5"]
+    assert line_of(drop) == ["Unified-Lift (ours)", "90.5 ± 0.7", "50.5 ± 0.7"]
+    assert list(views.cells) == ["method", "48", "3"]
+    assert line_of(views, 1) == ["Gaga", "90.5 ± 0.7", "91.0 [1 of 2, rest failed]"]
+    assert len(problems.cells) == 1
+
+
+def test_robustness_is_drawn_with_noise_growing_to_the_right(robustness):
+    (figure,) = all_figures(robustness, frame_of(robustness)).values()
+    drop, views = figure.axes
+    assert [drop.get_title("left"), views.get_title("left")] == [AXES["drop"], AXES["views"]]
+    assert [axis.xaxis_inverted() for axis in (drop, views)] == [False, True]
+    ours, gaga = (next(line for line in drop.lines if line.get_label() == n) for n in ("Unified-Lift (ours)", "Gaga"))
+    assert ours.get_xydata() == pytest.approx(np.array([[0, 90.5], [0.5, 50.5]]))
+    assert ours.get_linewidth() > gaga.get_linewidth()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["Unified-Lift (ours)", "Gaga"]
+
+
+def test_presets_have_scores_times_and_sizes_at_every_point_of_the_timeline(grid):
+    made = replace(grid("presets", scenes=("a",), seeds=(0,), iterations=None), timeline=(4, 8))
+    made = replace(made, rows=tuple(chosen_rows(TABLES["presets"], ["released", "unified_lift"])))
+    run_all(made, scores=lambda job: {"PQ_scene": int(job.key[-1]) / 10, "PSNR": 20.0 + int(job.key[-1])})
+    table = tables_of(made)[0]
+    columns = ["method", "iterations", "seeds", "PQ_scene", "PSNR", "geometry s", "lift s", "all s"]
+    assert table.cells[columns].values.tolist() == [
+        [preset, count, "1", score, psnr, "40.0", "5.0", "46.0"]
+        for preset in ("released", "unified_lift")
+        for count, score, psnr in (("4", "40.0", "24.0"), ("8", "80.0", "28.0"))
+    ]
+    (figure,) = all_figures(made, frame_of(made)).values()
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[45, 0.4], [45, 0.8]]
 
 
 def test_a_true_object_has_one_colour_under_every_method():
@@ -228,48 +270,36 @@ def test_a_true_object_has_one_colour_under_every_method():
     assert (matched_colors(ids, {}) == object_colors(ids)).all()
 
 
-@pytest.fixture
-def page(plan, tmp_path, monkeypatch):
+def page_of(grid, path):
+    frame = frame_of(grid)
+    write_page(path, grid, frame, all_tables(grid, frame), all_figures(grid, frame))
+    return path.read_text()
+
+
+def test_the_page_shows_tables_plots_failures_and_pictures_and_loads_nothing(grid, tmp_path, monkeypatch):
     truth = {"7": np.full((6, 8), 2, dtype=np.int32)}
     monkeypatch.setattr("unified_lift.bench.page.load_annotations", lambda settings, names: truth)
-    p = table_3(plan)
-    for cell in expand(p):
-        folder = cell.model / "test" / "ours_0"
-        if cell.kind == "method" and cell.scene == "a":
+    made = table_3(grid)
+    for job in expand(made):
+        if job.key.startswith("detic_instance/a"):
             for name in ("7", "10", "11"):
-                write_picture(folder / "gt" / f"{name}.png", np.full((6, 8, 3), 90, dtype=np.uint8))
-                write_picture(folder / "objects_pred" / f"{name}.png", np.full((6, 8), 1))
-    fail(p, "detic_instance/b/gaga/seed0", message="error: <b> broke")
-    results = results_of(p)
-    write_page(tmp_path / "report.html", results, all_sheets(results))
-    return (tmp_path / "report.html").read_text()
-
-
-def test_the_page_loads_nothing_from_anywhere(page):
+                photo = np.full((6, 8, 3), 90, dtype=np.uint8)
+                write_picture(job.model / f"test/ours_0/gt/{name}.png", photo)
+                write_picture(job.model / f"test/ours_0/objects_pred/{name}.png", np.full((6, 8), 1))
+    fail(made, "detic_instance/b/gaga/seed0", message="error: <b> broke")
+    page = page_of(made, tmp_path / "report.html")
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert not re.findall(r"https?://|@import|url\(|<script|<link", page)
-
-
-def test_the_page_shows_tables_plots_failures_and_pictures_side_by_side(page):
-    assert "<b>70.0 ± 5.0</b>" in page
+    assert "<b>70.0 ± 7.1</b>" in page
     assert "error: &lt;b&gt; broke" in page
     assert "2 scenes, 2 methods, 2 seeds; 7 of 8 results are there; 30 geometry iterations" in page
-    first, last = page.index("a, masks detic_instance, view 7"), page.index("a, masks detic_instance, view 11")
+    assert page.index("a, masks detic_instance, view 7") < page.index("a, masks detic_instance, view 11")
     assert "view 10" not in page
     captions = re.findall(r"<figcaption>([^<]*)</figcaption>", page)
-    assert captions == ["photo", "truth", "Unified-Lift (ours)", "Gaga", "photo", "Unified-Lift (ours)", "Gaga"]
-    assert first < last
+    own = ["Unified-Lift (ours)", "Gaga"]
+    assert captions == ["photo", "ground truth", *own, "photo", *own]
 
 
-def test_a_page_without_any_result_is_still_a_page(plan, tmp_path):
-    p = plan("rooms")
-    results = results_of(p)
-    write_page(tmp_path / "report.html", results, all_sheets(results))
-    assert "0 of 16 results are there" in (tmp_path / "report.html").read_text()
-
-
-def test_a_damaged_results_file_is_a_missing_score_not_a_crash(plan):
-    p = plan("3", rows=("gaga",), scenes=("a",), seeds=(0,))
-    run_all(p)
-    (cell_of(p, "detic_instance/a/gaga/seed0").model / "results.json").write_text('{"ours')
-    assert mean_sheet(results_of(p), p.table.masks[0]).rows[0][1] == "no score"
+def test_a_page_without_any_result_is_still_a_page(grid, tmp_path):
+    assert "0 of 16 results are there" in page_of(grid("rooms"), tmp_path / "report.html")
+    assert of_masks(frame_of(grid("rooms")), TABLES["rooms"].masks[0]).state.unique().tolist() == ["not run"]

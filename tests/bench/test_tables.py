@@ -1,10 +1,7 @@
 import pytest
 
 from tests.data.fixtures import write_dataset
-from unified_lift.bench.grid import Plan, expand, method_key
-from unified_lift.bench.paper import PUBLISHED
-from unified_lift.bench.tables import ROWS, TABLES, SceneEntry, chosen_rows, chosen_scenes
-from unified_lift.cli.train import parse
+from unified_lift.bench.tables import ROWS, TABLES, chosen_rows, chosen_scenes
 from unified_lift.errors import UserError
 from unified_lift.methods import METHODS
 from unified_lift.settings.presets import PRESET_DIR
@@ -17,16 +14,15 @@ def make_scenes(root, *names):
 
 
 def test_the_means_of_table_3_are_those_of_its_scenes():
-    for row in PUBLISHED["3"].values():
-        mean = sum(scores["PQ_scene"] for scores in row.scenes.values()) / 8
+    for row in TABLES["3"].paper.values():
+        mean = sum(row.scenes["PQ_scene"]) / len(TABLES["3"].scenes)
         assert mean == pytest.approx(row.mean["PQ_scene"], abs=0.0011)  # one digit is printed, and 58.57 became 58.6
 
 
 def test_every_number_of_the_paper_that_is_not_cited_alone_belongs_to_a_row_of_its_table():
     only_cited = {"lerf", "langsplat", "panoptic_lifting", "contrastive_lift"}
-    for table, published in PUBLISHED.items():
-        own = {ROWS[key].citation for key in TABLES[table].rows}
-        assert published.keys() - own <= only_cited
+    for table in TABLES.values():
+        assert table.paper.keys() - {ROWS[key].citation for key in table.rows} <= only_cited
 
 
 def test_every_row_trains_something_that_exists():
@@ -40,7 +36,7 @@ def test_every_row_trains_something_that_exists():
 
 
 def test_table_4_has_the_five_rows_of_the_paper_in_its_order():
-    scores = [PUBLISHED["4"][key].mean["mIoU"] for key in TABLES["4"].rows]
+    scores = [TABLES["4"].paper[key].mean["mIoU"] for key in TABLES["4"].rows]
     assert scores == [0.253, 0.295, 0.363, 0.392, 0.416]
 
 
@@ -49,20 +45,18 @@ def test_omniseg_brings_its_oracle_reading_along():
     assert [row.key for row in chosen_rows(table, ["omniseg3d_gs"])] == ["omniseg3d_gs", "omniseg3d_gs_oracle"]
     assert [row.key for row in chosen_rows(table, ["gaga", "released", "gaga"])] == ["gaga", "released"]
     assert [row.key for row in chosen_rows(table, None)] == list(table.rows)
+    assert [row.key for row in chosen_rows(TABLES["robustness"], ["omniseg3d_gs"])] == ["omniseg3d_gs"]
 
 
-def test_rows_of_the_ablation_that_are_methods_share_their_cells(tmp_path):
-    (tmp_path / "room" / "object_mask").mkdir(parents=True)
-    scene = SceneEntry(name="room", path=tmp_path / "room")
-    rows = [ROWS[key] for key in ("released", "5_filter", "panoptic_lifting_gs", "1_end_to_end")]
-    plan = Plan(table=TABLES["4"], out=tmp_path, scenes=(scene,), rows=tuple(rows), seeds=(0,), iterations=10)
-    assert [cell.row for cell in expand(plan)] == ["", "released", "panoptic_lifting_gs"]
-    keys = [method_key("room", "object_mask", row, 0) for row in rows]
-    assert keys[0] == keys[1]
-    assert keys[2] == keys[3]
-    whole, filtered = (parse(["-s", "a", "-m", "b", *row.train]).settings for row in rows[:2])
-    assert whole.method == filtered.method
-    assert whole.lift == filtered.lift
+def test_rows_of_the_presets_table_are_presets():
+    assert chosen_rows(TABLES["presets"], ["released"])[0].train == ("--preset", "released")  # elsewhere a staged one
+    with pytest.raises(UserError, match="no such preset"):
+        chosen_rows(TABLES["presets"], ["gagga"])
+
+
+def test_robustness_has_a_row_for_every_method_and_the_released_settings():
+    assert set(TABLES["robustness"].rows) == {*METHODS, "released"}
+    assert TABLES["robustness"].rows[0] == "unified_lift"
 
 
 def test_a_settings_file_is_a_row(tmp_path):

@@ -1,4 +1,4 @@
-"""unified-lift bench, run as a user runs it, on a miniature and with the real worker."""
+"""unified-lift bench, run as a user runs it, on a fixture dataset and with real processes."""
 
 import csv
 import json
@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.cli.test_train import SHORT
 from tests.data.fixtures import write_dataset
-from unified_lift.bench.tables import ROWS
+from unified_lift.bench.robustness import KINDS
 from unified_lift.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +40,7 @@ def states(out):
 
 
 def test_a_grid_runs_to_its_tables_goes_on_after_a_failure_and_is_not_run_twice(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in this process, so that the worker's sums are the same
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in this process, so that sums are the same
     out, broken = tmp_path / "out", tmp_path / "broken.yaml"
     broken.write_text("method:\n  no_such_setting: 1\n")
     argv = bench(data, out, "--methods", str(broken), "unified_lift")
@@ -57,7 +56,7 @@ def test_a_grid_runs_to_its_tables_goes_on_after_a_failure_and_is_not_run_twice(
     assert float(row["PQ_scene"]) == scores["PQ_scene"]
     assert float(row["geometry_s"]) > 0
     assert f"{100 * scores['PQ_scene']:.1f}" in (out / "table.md").read_text()
-    assert "<figcaption>truth</figcaption>" in (out / "report.html").read_text()
+    assert "<figcaption>ground truth</figcaption>" in (out / "report.html").read_text()
     logged = (model / "log.txt").read_text()
     assert "object codes" in logged
     assert "PQ_scene" in logged
@@ -150,8 +149,36 @@ def test_flags_that_would_undo_the_grid_are_refused(data, tmp_path, word, capsys
     assert f"-- {word.replace('_', '-')}" in capsys.readouterr().err.replace("--model-path", "-m")
 
 
-def test_every_preset_of_a_row_can_be_read():
-    for row in ROWS.values():
-        if "--preset" in row.train:
-            path = ROOT / "configs" / f"{row.train[1]}.yaml"
-            assert isinstance(yaml.safe_load(path.read_text()), dict)
+def test_without_pandas_there_is_one_line_before_anything_runs(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(bench(data, tmp_path / "out")) == 2
+    assert "pip install 'unified-lift[bench]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_presets_are_scored_along_a_timeline_and_not_run_twice(data, tmp_path, capsys):
+    argv = ["bench", "--table", "presets", "--data", str(data), "--out", str(tmp_path), "--methods", "released"]
+    argv += ["--seeds", "0", "--timeline", "4", "8", "--device", "cpu", "--", "--num_random_points=50", *SHORT[2:-3]]
+    assert main(argv) == 0
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [row["iterations"] for row in rows] == ["4", "8"]
+    assert rows[0]["PSNR"] != rows[1]["PSNR"]
+    early, late = (float(row["geometry_s"]) + float(row["lift_s"]) for row in rows)
+    assert late > early > 0  # one run
+    assert (tmp_path / "timeline.png").stat().st_size > 10_000
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert "start" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_room_is_made_trained_lifted_and_scored(tmp_path, monkeypatch):
+    monkeypatch.setitem(KINDS, "drop", (0.5,))
+    argv = ["bench", "--table", "robustness", "--out", str(tmp_path), "--kinds", "drop", "--methods", "gaga"]
+    argv += ["--seeds", "0", "--iterations", "20", "--lift_iterations", "10", "--device", "cpu", "--jobs", "2"]
+    assert main(argv) == 0
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [(row["kind"], float(row["amount"])) for row in rows] == [("drop", 0.5)]
+    assert all(0 <= float(row["mIoU"]) <= 1 for row in rows)
+    assert (tmp_path / "robustness.png").stat().st_size > 10_000
+    assert not list(tmp_path.glob("object_mask/*/gaga/seed0/point_cloud"))

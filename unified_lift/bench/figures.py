@@ -1,59 +1,70 @@
-"""Figures of a benchmark: scores of the rows, scene by scene, against time, and over cluster sizes."""
+"""Figures of a benchmark: scores of the rows, scene by scene, against time, cluster size, noise and training time."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from unified_lift.bench.collect import Results
-from unified_lift.bench.tables import MaskSet
-from unified_lift.evaluation.plots import styled, subplots
+import pandas as pd
+
+from unified_lift.bench.grid import Grid
+from unified_lift.bench.results import of_masks, score
+from unified_lift.bench.robustness import AXES, BASE, VIEWS
+from unified_lift.bench.tables import PRESETS, ROBUSTNESS, ROWS, MaskSet
+from unified_lift.evaluation.plots import styled, subplots, time_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _OURS, _PAPER, _OTHERS = "#b4533c", "#2f6f9f", "#8fb3cc"
-_HIGHLIGHT = "unified_lift"
-_ROW_INCHES, _PANEL_INCHES = 0.26, 3.6
+_HIGHLIGHT = ROWS["unified_lift"].name
 _MARKERS = "osDv^<>PX*hpd"
+_PANEL_INCHES, _ROW_INCHES = (3.6, 2.8), 0.26
+Curves = tuple[pd.DataFrame, pd.DataFrame]
+"""Mean and standard deviation in percent: the index is x, every column a curve, NaN = no point."""
 
 
-def all_figures(results: Results) -> dict[str, Figure]:
+def all_figures(grid: Grid, frame: pd.DataFrame) -> dict[str, Figure]:
     """Return caption -> figure; one without data is left out."""
     figures: dict[str, Figure | None] = {}
-    for masks in results.plan.table.masks:
-        figures |= {
-            f"Mean over the scenes, masks {masks.folder}": score_figure((results, masks)),
-            f"Scene by scene, masks {masks.folder}": scene_figure((results, masks)),
-            f"Quality against time, masks {masks.folder}": time_figure((results, masks)),
-            f"HDBSCAN: score over the smallest cluster, masks {masks.folder}": sweep_figure((results, masks)),
-        }
+    for masks in grid.table.masks:
+        part, metric = of_masks(frame, masks), masks.metrics[0]
+        if grid.table.key == ROBUSTNESS:
+            figures["Score against noise"] = _robustness_figure(grid, part, metric)
+        elif grid.table.key == PRESETS:
+            figures["Quality against training time"] = _timeline_figure(part) if grid.timeline else None
+        else:
+            clusters = "HDBSCAN: score over the smallest cluster"
+            figures |= {
+                f"Mean over the scenes, masks {masks.folder}": _mean_figure((grid, part, masks)),
+                f"Scene by scene, masks {masks.folder}": _scene_figure(grid, part, masks),
+                f"Quality against time, masks {masks.folder}": _lift_time_figure(grid, part, metric),
+                f"{clusters}, masks {masks.folder}": _cluster_figure(part, metric),
+            }
     return {caption: figure for caption, figure in figures.items() if figure is not None}
 
 
 @styled
-def score_figure(data: tuple[Results, MaskSet]) -> Figure | None:
-    """Return a panel for every metric: a bar for each row with the spread over seeds, a diamond for the paper."""
-    results, masks = data
-    rows = results.plan.rows
-    statistics = {m: [results.over_scenes(masks, row, m) for row in rows] for m in masks.metrics}
-    shown = [m for m in masks.metrics if any(s.mean is not None for s in statistics[m])]
-    if not shown:
+def _mean_figure(data: tuple[Grid, pd.DataFrame, MaskSet]) -> Figure | None:
+    """Return a panel for every metric: a bar for each row with its standard deviation, a diamond for the paper."""
+    grid, part, masks = data
+    names = [row.name for row in grid.rows]
+    scores = {m: [score(part[part.method == row.key], m) for row in grid.rows] for m in masks.metrics}
+    scores = {m: found for m, found in scores.items() if any(one.mean is not None for one in found)}
+    if not scores:
         return None
-    height = _ROW_INCHES * len(rows) + 0.7
-    figure, axes = subplots(1, len(shown), width=1.6 + _PANEL_INCHES * len(shown), height=height)
-    for axis, metric in zip(axes, shown):
-        for place, (row, statistic) in enumerate(zip(rows, statistics[metric])):
-            color = _OURS if row.key == _HIGHLIGHT else _OTHERS
-            if statistic.mean is not None:
-                spread = None if statistic.spread is None else 100 * statistic.spread
-                axis.barh(place, 100 * statistic.mean, xerr=spread, color=color, height=0.7, error_kw={"lw": 1})
-            published = results.published(row)
-            if published is not None and metric in published.mean:
-                axis.plot(100 * published.mean[metric], place, "D", color=_PAPER, markersize=4, zorder=3)
-        names = [row.name for row in rows] if axis is axes[0] else []
-        axis.set_yticks(range(len(rows)), names or [""] * len(rows))
+    width = 1.6 + _PANEL_INCHES[0] * len(scores)
+    figure, axes = subplots(1, len(scores), width=width, height=_ROW_INCHES * len(names) + 0.7)
+    for axis, (metric, found) in zip(axes, scores.items()):
+        for place, (row, one) in enumerate(zip(grid.rows, found)):
+            paper = grid.table.paper.get(row.citation)
+            color = _OURS if row.name == _HIGHLIGHT else _OTHERS
+            if one.mean is not None:
+                axis.barh(place, 100 * one.mean, xerr=100 * (one.std or 0), color=color, height=0.7, error_kw={"lw": 1})
+            if paper is not None and metric in paper.mean:
+                axis.plot(100 * paper.mean[metric], place, "D", color=_PAPER, markersize=4, zorder=3)
+        axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
         axis.invert_yaxis()
         axis.set_xlim(0, 100)
         axis.set_title(f"{metric} [%]", loc="left")
@@ -62,92 +73,98 @@ def score_figure(data: tuple[Results, MaskSet]) -> Figure | None:
 
 
 @styled
-def scene_figure(data: tuple[Results, MaskSet]) -> Figure | None:
-    """Return a panel for every metric with a mark for each row on each scene; None with less than two scenes."""
-    results, masks = data
-    scenes = results.scenes_of(masks)
-    if len(scenes) < 2 or not _any_score(results, masks):
+def _line_figure(panels: Mapping[str, Curves]) -> Figure | None:
+    """Return a panel for each title, bands of one standard deviation, and one legend; None where there is no point."""
+    labels = list(dict.fromkeys(label for mean, _ in panels.values() for label in mean.dropna(axis=1, how="all")))
+    if not labels:
         return None
-    shown = masks.metrics
-    width = 2.2 + max(_PANEL_INCHES, 0.55 * len(scenes) + 1) * len(shown)
-    figure, axes = subplots(1, len(shown), width=width, height=3.0)
-    for axis, metric in zip(axes, shown):
-        for index, row in enumerate(results.plan.rows):
-            found = [(at, results.over_seeds(masks, row, scene, metric)) for at, scene in enumerate(scenes)]
-            points = [(at, 100 * s.mean, 100 * (s.spread or 0)) for at, s in found if s.mean is not None]
-            if points:
-                at, means, spreads = zip(*points)
-                style = {"color": _OURS, "zorder": 3} if row.key == _HIGHLIGHT else {"color": f"C{index}"}
-                mark = _MARKERS[index % len(_MARKERS)]
-                axis.errorbar(at, means, yerr=spreads, fmt=f"{mark}-", ms=4, lw=1, label=row.name, **style)
-        axis.set_xticks(range(len(scenes)), scenes, rotation=20, ha="right")
+    columns = min(3, len(panels))
+    width = _PANEL_INCHES[0] * columns + 2
+    figure, axes = subplots(-(-len(panels) // columns), columns, width=width, height=_PANEL_INCHES[1])
+    for axis, (title, (means, stds)) in zip(axes, panels.items()):
+        for index, label in enumerate(labels):
+            mean = means[label].dropna() if label in means else pd.Series(dtype=float)
+            std = stds[label].reindex(mean.index).fillna(0) if label in stds else 0 * mean
+            style: dict[str, Any] = {"color": f"C{index}", "lw": 1.2}
+            style |= {"color": _OURS, "lw": 2.4, "zorder": 4} if label == _HIGHLIGHT else {}
+            axis.plot(mean.index, mean, marker=_MARKERS[index % len(_MARKERS)], ms=4, label=label, **style)
+            axis.fill_between(mean.index, mean - std, mean + std, color=style["color"], alpha=0.15, lw=0)
+        axis.set_title(title, loc="left")
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    figure.legend(handles=axes[0].lines, loc="outside right upper", frameon=False, fontsize=6.5)
+    return figure
+
+
+def _curves(grid: Grid, part: pd.DataFrame, metric: str, x: Mapping[str, float]) -> Curves:
+    """Return the curve of every row; `x`: scene -> its place on the axis."""
+    mean, std = (pd.DataFrame(index=list(x.values()), dtype=float) for _ in range(2))
+    for row in grid.rows:
+        own = part[part.method == row.key]
+        found = [score(own[own.scene == scene], metric) for scene in x]
+        mean[row.name] = [float("nan") if one.mean is None else 100 * one.mean for one in found]
+        std[row.name] = [100 * (one.std or 0) for one in found]
+    return mean, std
+
+
+def _scene_figure(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> Figure | None:
+    """Return a panel for every metric, scenes from left to right; None with less than two scenes."""
+    scenes = list(part.scene.unique())
+    if len(scenes) < 2:
+        return None
+    x = {scene: index for index, scene in enumerate(scenes)}
+    figure = _line_figure({f"{metric} [%]": _curves(grid, part, metric, x) for metric in masks.metrics})
+    for axis in figure.axes if figure else ():
+        axis.set_xticks(list(x.values()), scenes, rotation=20, ha="right")
         axis.set_ylim(0, 100)
-        axis.set_title(f"{metric} [%]", loc="left")
-    axes[-1].legend(frameon=False, fontsize=6.5, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-@styled
-def time_figure(data: tuple[Results, MaskSet]) -> Figure | None:
+def _lift_time_figure(grid: Grid, part: pd.DataFrame, metric: str) -> Figure | None:
     """Return the main metric of every row against its mean time for the lift, on a logarithmic axis."""
-    results, masks = data
-    metric = masks.metrics[0]
-    points = []
-    for index, row in enumerate(results.plan.rows):
-        score, time = results.over_scenes(masks, row, metric), results.seconds(masks, row, "lift")
-        if score.mean is not None and time.mean:
-            points.append((index, row, time.mean, 100 * score.mean))
-    if not points:
-        return None
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    figure, (axis,) = subplots(1, 1, width=6.5, height=3.2)
-    for index, row, seconds, percent in points:
-        color = _OURS if row.key == _HIGHLIGHT else f"C{index}"
-        axis.plot(seconds, percent, _MARKERS[index % len(_MARKERS)], color=color, ms=6, label=row.name)
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_xlabel("lift, seconds")
-    axis.set_title(f"{metric} [%]", loc="left")
-    axis.legend(frameon=False, fontsize=6.5, loc="center left", bbox_to_anchor=(1, 0.5))
+    points = {}
+    for row in grid.rows:
+        own = part[part.method == row.key]
+        found, seconds = score(own, metric).mean, own.lift_s.astype(float).mean()
+        if found is not None and seconds > 0:
+            points[row.name] = pd.Series({seconds: 100 * found})
+    figure = _line_figure({f"{metric} [%]": (pd.DataFrame(points), pd.DataFrame())})
+    for axis in figure.axes if figure else ():
+        axis.set_xscale("log")
+        axis.set_xlabel("lift, seconds")
     return figure
 
 
-@styled
-def sweep_figure(data: tuple[Results, MaskSet]) -> Figure | None:
-    """Return the main metric over the candidates of an oracle reading, a line for each scene (its first seed)."""
-    results, masks = data
-    metric = masks.metrics[0]
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for place in results.measured:
-        if place.masks == masks.folder and place.candidates and place.scene not in curves:
-            curves[place.scene] = _curve(place.candidates, metric)
-    curves = {scene: curve for scene, curve in curves.items() if len(curve) > 1}
-    if not curves:
-        return None
-    figure, (axis,) = subplots(1, 1, width=6.5, height=3.0)
-    for scene, curve in curves.items():
-        axis.plot(*zip(*curve), "o-", ms=3, lw=1, label=scene)
-    axis.set_xlabel("smallest cluster")
-    axis.set_title(f"{metric} [%], one codebook for each cluster size", loc="left")
-    axis.legend(frameon=False)
+def _cluster_figure(part: pd.DataFrame, metric: str) -> Figure | None:
+    """Return the main metric over the candidates of an oracle row, a line for each scene (its first seed)."""
+    curves = {}
+    for _, place in part[part._candidates.astype(bool)].drop_duplicates("scene").iterrows():
+        numbers = {name: re.search(r"\d+(?:\.\d+)?", name) for name in place._candidates}
+        known = {name: number for name, number in numbers.items() if number and metric in place._candidates[name]}
+        points = {float(number.group()): 100 * place._candidates[name][metric] for name, number in known.items()}
+        if len(points) > 1:
+            curves[place.scene] = pd.Series(points).sort_index()
+    figure = _line_figure({f"{metric} [%], one codebook for each cluster size": (pd.DataFrame(curves), pd.DataFrame())})
+    for axis in figure.axes if figure else ():
+        axis.set_xlabel("smallest cluster")
     return figure
 
 
-def _curve(candidates: Mapping[str, Mapping[str, float]], metric: str) -> list[tuple[float, float]]:
-    """Return (number in the candidate's name, percent), rising; candidates without a number or score are left out."""
-    points = []
-    for name, scores in candidates.items():
-        number = re.search(r"\d+(?:\.\d+)?", name)
-        if number and metric in scores:
-            points.append((float(number.group()), 100 * scores[metric]))
-    return sorted(points)
+def _robustness_figure(grid: Grid, part: pd.DataFrame, metric: str) -> Figure | None:
+    """Return a panel for each kind of noise, the harder to the right; a dotted line marks the generator's default."""
+    kinds = {str(kind): dict(zip(own.scene, own.amount)) for kind, own in part.groupby("kind", sort=False)}
+    figure = _line_figure({AXES[kind]: _curves(grid, part, metric, x) for kind, x in kinds.items()})
+    for kind, axis in zip(kinds, figure.axes if figure else ()):
+        axis.set_ylabel(f"{metric} [%]")
+        axis.set_ylim(0, 100)
+        if kind == VIEWS:
+            axis.invert_xaxis()
+        else:
+            axis.axvline(getattr(BASE, kind), color="grey", linestyle=":", linewidth=1, zorder=1)
+    return figure
 
 
-def _any_score(results: Results, masks: MaskSet) -> bool:
-    return any(
-        place.masks == masks.folder and any(metric in place.scores for metric in masks.metrics)
-        for place in results.measured
-    )
+def _timeline_figure(part: pd.DataFrame) -> Figure | None:
+    done = part[part.state == "done"]
+    done = done.assign(seconds=done.geometry_s + done.lift_s)
+    return time_figure({str(preset): own.to_dict("records") for preset, own in done.groupby("method", sort=False)})

@@ -1,299 +1,248 @@
-"""The cells of a benchmark: what is run for them, where it goes, and what of it is done."""
+"""The jobs of a benchmark: their command lines, what they depend on, and where everything goes."""
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from unified_lift.bench.tables import ROWS, MaskSet, Row, SceneEntry, Table, has_masks
-from unified_lift.modelfolder.outputs import iteration_dir, write_text
+from unified_lift.bench.robustness import room_command, scene_of_views
+from unified_lift.bench.tables import PRESETS, ROBUSTNESS, ROWS, MaskSet, Row, SceneFolder, Table
+from unified_lift.modelfolder.outputs import iteration_dir
+from unified_lift.modelfolder.settings import TrainSettings, changed, with_preset
 
-Status = Literal["done", "failed", "interrupted", "running", "blocked", "no masks", "new"]
-Kind = Literal["geometry", "method", "oracle"]
-GEOMETRY_FOLDER = "geometry"
-_RECORD, _LOG = "cell.json", "log.txt"
+GEOMETRY = "geometry"
+_CHECKPOINTS = ("chkpnt*.pth",)
+_ALL_BUT_SCORES = (*_CHECKPOINTS, "point_cloud", "test", "train", "plots", "input.ply", "*.html")
+# Lift steps of the robustness table: some methods take up to 5,000 by default, and a sweep on a CPU has to end.
+_DEFAULT_METHOD, _DEFAULT_METHOD_STEPS, _MAX_STEPS = "unified_lift", 600, 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A benchmark as the user asked for it.
-
-    Attributes:
-        table: Which table.
-        out: Folder of everything that is written.
-        scenes, rows, seeds: The axes of the grid; mask sets come with the table.
-        iterations: Geometry iterations.
-        device: Where cells compute.
-        extra: More flags of train.py; `ROW:FLAG` goes to the cells of that row (or `geometry`) only.
-        grounding: Value of eval.py's --grounding, `{scene}` standing for the scene's name; "" = none.
-    """
+class Grid:
+    """A benchmark as the user asked for it; mask sets come with the table."""
 
     table: Table
     out: Path
-    scenes: tuple[SceneEntry, ...]
+    scenes: tuple[SceneFolder, ...]
     rows: tuple[Row, ...]
     seeds: tuple[int, ...]
-    iterations: int
+    iterations: int | None
+    """Geometry iterations; None = those of each preset."""
     device: str = "auto"
     extra: tuple[str, ...] = ()
+    """More flags of train.py; `ROW:FLAG` goes to the jobs of that row (or `geometry`) only."""
     grounding: str = ""
+    """Value of eval.py's --grounding, `{scene}` standing for the scene's name; "" = none."""
+    lift_iterations: int | None = None
+    """Most lift steps of any method in the robustness table."""
+    timeline: tuple[int, ...] = ()
+    """Geometry iterations at which the presets are scored, rising; none = only at the end."""
+
+
+class Place(NamedTuple):
+    """A place of the grid, to which one result belongs."""
+
+    masks: MaskSet
+    scene: SceneFolder
+    row: Row
+    seed: int
+    iterations: int | None
+
+    @property
+    def has_masks(self) -> bool:
+        """Return whether the scene has the masks; those of a room will be made."""
+        return bool(self.scene.kind) or (self.scene.path / self.masks.folder).is_dir()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One thing to run.
-
-    Attributes:
-        key: Folder below `out`, and its name in messages.
-        kind: What it makes.
-        scene, seed: Place in the grid.
-        row, masks: Place in the grid; "" for geometry, which all rows share.
-        folder: Holds the cell's record and log.
-        steps: Command lines of `python -m unified_lift`, run one after the other.
-        basis: Command lines of what it rests on: if they change, it is no longer what it was.
-        products: Files that are there when it is done.
-        needs: Key of the cell that must be done before; "" = none.
-        model: Model folder it trains or reads.
-    """
+class Job:
+    """Command lines that are run one after the other, as arguments of `python -m unified_lift`."""
 
     key: str
-    kind: Kind
-    scene: str
-    seed: int
+    """Folder below `out`, and its name in messages."""
+    row: str
+    """A row's key, `geometry` or `room`."""
     folder: Path
+    """Holds record and log."""
     model: Path
-    steps: tuple[tuple[str, ...], ...]
-    products: tuple[Path, ...]
-    basis: tuple[tuple[str, ...], ...] = ()
-    needs: str = ""
-    row: str = ""
-    masks: str = ""
+    commands: tuple[tuple[str, ...], ...]
+    recorded: list[list[str]]
+    """Commands of its dependencies and its own, with results and scenes as placeholders: both may be moved."""
+    artefacts: tuple[Path, ...]
+    """Files that exist when it is done."""
+    depends_on: tuple[Job, ...] = ()
+    discard: tuple[str, ...] = _CHECKPOINTS
+    """Files of the model folder that are deleted when it is done."""
 
     @property
     def log(self) -> Path:
-        """Return the file that takes everything the cell prints."""
-        return self.folder / _LOG
+        """Return the file that takes everything the job prints."""
+        return self.folder / "log.txt"
 
     @property
     def record(self) -> Path:
-        """Return the file that says what was run and how it ended."""
-        return self.folder / _RECORD
+        """Return the file that says what was run, how it ended and what it measured."""
+        return self.folder / "cell.json"
+
+    @property
+    def geometry(self) -> Job:
+        """Return the job that trained its geometry: one it depends on, or itself."""
+        return next((job.geometry for job in self.depends_on if job.geometry.row == GEOMETRY), self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What cell.json says.
-
-    Attributes:
-        commands: Command lines it was run with and those it rests on, the places of results and scenes left open.
-        status: How it ended.
-        finished_steps: How many of the command lines are through.
-        seconds: Time spent, over all attempts.
-        exit_code: Of the step that ended it.
-        message: Why it failed: the last line of its log.
-    """
-
-    commands: list[list[str]] = field(default_factory=list)
-    status: Status = "new"
-    finished_steps: int = 0
-    seconds: float = 0.0
-    exit_code: int | None = None
-    message: str = ""
+def places(grid: Grid) -> Iterator[Place]:
+    """Yield every place of the grid, also those whose scene lacks the masks."""
+    for place in product(grid.table.masks, grid.scenes, grid.rows, grid.seeds, grid.timeline or (grid.iterations,)):
+        yield Place(*place)
 
 
-def expand(plan: Plan) -> list[Cell]:
-    """Return the cells in the order in which they are to run: a scene's geometry, then everything that rests on it.
+def expand(grid: Grid) -> list[Job]:
+    """Return the jobs in the order in which they are to run, each after those it depends on, scene by scene."""
+    jobs: dict[str, Job] = {}
 
-    Cells whose scene lacks the masks are absent; `without_masks` lists them.
-    """
-    cells = []
-    for scene in plan.scenes:
-        for seed in plan.seeds:
-            needed = [
-                cell
-                for masks in plan.table.masks
-                if has_masks(scene, masks)
-                for row in plan.rows
-                for cell in _row_cells(plan, scene, masks, row, seed)
-            ]
-            if needed:
-                cells += [_geometry_cell(plan, scene, seed), *{cell.key: cell for cell in needed}.values()]
-    return cells
+    def add(job: Job) -> None:
+        for other in job.depends_on:
+            add(other)
+        jobs.setdefault(job.key, job)
+
+    for place in sorted(places(grid), key=lambda p: (grid.scenes.index(p.scene), grid.seeds.index(p.seed))):
+        if place.has_masks:
+            add(job_of(grid, place))
+    return list(jobs.values())
 
 
-def without_masks(plan: Plan) -> list[tuple[str, str]]:
-    """Return the (scene, mask folder) pairs that cannot be run."""
-    pairs = [(scene, masks) for scene in plan.scenes for masks in plan.table.masks]
-    return [(scene.name, masks.folder) for scene, masks in pairs if not has_masks(scene, masks)]
+def job_of(grid: Grid, place: Place) -> Job:
+    """Return the job that scores a place."""
+    if grid.table.key == PRESETS:
+        return _preset_job(grid, place)
+    if not place.row.model:
+        return _lift_job(grid, place)
+    trained = _lift_job(grid, place._replace(row=ROWS[place.row.model]))
+    if not place.row.is_oracle:
+        return trained
+    command, key = _eval(grid, place, trained.model), f"{trained.key}/oracle"
+    return _job(grid, key, place.row.key, [command], ["oracle.json"], model=trained.model, depends_on=(trained,))
 
 
-def method_key(scene: str, masks: str, row: Row, seed: int) -> str:
-    """Return the key of the cell that scores a row."""
-    own = f"{masks}/{scene}/{row.model or row.key}/seed{seed}"
-    return f"{own}/oracle" if row.is_hindsight else own
+def lift_steps(row: Row, most: int | None) -> int:
+    """Return the lift steps of a row of the robustness table: 600 for our method, else its preset's up to 2,000."""
+    own = _settings(row).lift.lift_iterations
+    steps = _DEFAULT_METHOD_STEPS if row.key == _DEFAULT_METHOD else min(own if own > 0 else _MAX_STEPS, _MAX_STEPS)
+    return steps if most is None else min(steps, most)
 
 
-def read_record(cell: Cell) -> Record:
-    """Return what is known of a cell; nothing if its record is missing or broken off."""
-    try:
-        return Record(**json.loads(cell.record.read_text()))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
-        return Record()
+def shell_line(command: Sequence[str]) -> str:
+    """Return a command as one types it."""
+    return shlex.join(["python", "-m", "unified_lift", *command])
 
 
-def write_record(cell: Cell, record: Record) -> None:
-    """Write cell.json whole or not at all."""
-    write_text(cell.record, json.dumps(vars(record), indent=1))
+def _settings(row: Row) -> TrainSettings:
+    flag, name = row.train  # a method has a preset of its name
+    method = {"method_name": name} if flag == "--method" else {}
+    return with_preset(changed(TrainSettings(), method, origin=row.key), name)
 
 
-def is_current(cell: Cell, record: Record, plan: Plan) -> bool:
-    """Return whether the record is that of the very commands the cell would run now."""
-    return record.commands == recorded_commands(cell, plan)
-
-
-def is_done(cell: Cell, plan: Plan) -> bool:
-    """Return whether the cell ended well with the present commands and its products are there."""
-    record = read_record(cell)
-    is_whole = record.status == "done" and all(path.exists() for path in cell.products)
-    return is_whole and is_current(cell, record, plan)
-
-
-def recorded_commands(cell: Cell, plan: Plan) -> list[list[str]]:
-    """Return the command lines and those they rest on, places left open so that results and scenes may be moved."""
-    places = {str(plan.out): "<out>"} | {str(scene.path): f"<{scene.name}>" for scene in plan.scenes}
-
-    def opened(word: str) -> str:
-        for place, name in places.items():
-            if word == place or word.startswith(f"{place}/"):
-                return name + word[len(place) :]
-        return word
-
-    return [[opened(word) for word in step] for step in (*cell.basis, *cell.steps)]
-
-
-def steps_to_run(cell: Cell, plan: Plan) -> tuple[list[list[str]], int]:
-    """Return the command lines still to run, and how many are through.
-
-    A cell that was interrupted goes on, from its last checkpoint if it has one; any other begins anew.
-    """
-    record = read_record(cell)
-    is_broken_off = record.status in ("running", "interrupted") and is_current(cell, record, plan)
-    finished = record.finished_steps if is_broken_off else 0
-    steps = [list(step) for step in cell.steps[finished:]]
-    if is_broken_off and not finished and list(cell.model.glob("chkpnt*.pth")):
-        steps[0] = ["--resume" if word == "--overwrite" else word for word in steps[0]]
-    return steps, finished
-
-
-def shell_line(step: Sequence[str]) -> str:
-    """Return a step as one types it."""
-    return shlex.join(["python", "-m", "unified_lift", *step])
-
-
-def write_commands(cells: Sequence[Cell], path: Path) -> None:
-    """Write the commands of all cells, in an order in which they can be run by hand."""
-    lines = []
-    for cell in cells:
-        lines += [f"# {cell.key}", *map(shell_line, cell.steps), ""]
-    write_text(path, "\n".join(lines))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON file of a cell, empty where it is missing or broken off."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-
-
-def _geometry_cell(plan: Plan, scene: SceneEntry, seed: int) -> Cell:
-    key = f"{GEOMETRY_FOLDER}/{scene.name}/seed{seed}"
-    model = plan.out / key
-    train = _train(plan, scene, model, seed, own=GEOMETRY_FOLDER, flags=())
-    train += ["--iterations", str(plan.iterations), "--lift_iterations", "0", "--overwrite"]
-    return Cell(
+def _job(grid: Grid, key: str, row: str, commands: list[list[str]], artefacts: list[str], **fields: Any) -> Job:
+    model = fields.pop("model", grid.out / key)
+    before = [command for job in fields.get("depends_on", ()) for command in job.recorded]
+    return Job(
         key=key,
-        kind="geometry",
-        scene=scene.name,
-        seed=seed,
-        folder=model,
+        row=row,
+        folder=grid.out / key,
         model=model,
-        steps=(tuple(train),),
-        products=(iteration_dir(model, plan.iterations) / "point_cloud.ply", model / "manifest.json"),
+        commands=tuple(map(tuple, commands)),
+        recorded=before + [[_placeheld(word, grid) for word in command] for command in commands],
+        artefacts=tuple(model / name for name in artefacts),
+        **fields,
     )
 
 
-def _row_cells(plan: Plan, scene: SceneEntry, masks: MaskSet, row: Row, seed: int) -> list[Cell]:
-    """Return the cells a row needs: its training, or the training it reads and its own scoring of that."""
-    if not row.model:
-        return [_method_cell(plan, scene, masks, row, seed)]
-    trained = _method_cell(plan, scene, masks, ROWS[row.model], seed)
-    if not row.is_hindsight:
-        return [trained]
-    key = method_key(scene.name, masks.folder, row, seed)
-    oracle = Cell(
-        key=key,
-        kind="oracle",
-        scene=scene.name,
-        seed=seed,
-        row=row.key,
-        masks=masks.folder,
-        folder=plan.out / key,
-        model=trained.model,
-        steps=((*_eval(plan, scene, masks, trained.model), *row.eval),),
-        products=(trained.model / "oracle.json",),
-        basis=(*trained.basis, *trained.steps),
-        needs=trained.key,
-    )
-    return [trained, oracle]
+def _placeheld(word: str, grid: Grid) -> str:
+    for path, name in [(grid.out, "out"), *((scene.path, scene.name) for scene in grid.scenes)]:
+        if f"{word}/".startswith(f"{path}/"):
+            return f"<{name}>{word[len(str(path)) :]}"
+    return word
 
 
-def _method_cell(plan: Plan, scene: SceneEntry, masks: MaskSet, row: Row, seed: int) -> Cell:
-    geometry = _geometry_cell(plan, scene, seed)
-    key = method_key(scene.name, masks.folder, row, seed)
-    model = plan.out / key
-    train = _train(plan, scene, model, seed, own=row.key, flags=row.train)
-    train += ["--schedule", "staged", "--iterations", "0", "--init_ply", str(geometry.products[0])]
-    train += ["--object_path", masks.folder, "--random_init", "--num_random_points", "4", "--overwrite"]
-    return Cell(
-        key=key,
-        kind="method",
-        scene=scene.name,
-        seed=seed,
-        row=row.key,
-        masks=masks.folder,
-        folder=model,
-        model=model,
-        steps=(tuple(train), (*_eval(plan, scene, masks, model), *row.eval)),
-        products=(model / "results.json", model / "manifest.json"),
-        basis=geometry.steps,
-        needs=geometry.key,
-    )
+def _room_job(grid: Grid, scene: SceneFolder, seed: int) -> Job:
+    key = f"rooms/{scene.name}/seed{seed}"
+    room = grid.out / key / "room"
+    return _job(grid, key, "room", [room_command(room, scene, seed)], ["transforms.json"], model=room)
 
 
-def _train(plan: Plan, scene: SceneEntry, model: Path, seed: int, *, own: str, flags: Sequence[str]) -> list[str]:
+def _geometry_job(grid: Grid, scene: SceneFolder, seed: int) -> Job:
+    """Return the geometry of a scene and seed; rooms that differ in their masks alone share it."""
+    source, rooms, flags = scene.path, tuple[Job, ...](), tuple[str, ...]()
+    if grid.table.key == ROBUSTNESS:
+        scene = scene_of_views(scene)
+        rooms, flags = (_room_job(grid, scene, seed),), ("--preset", "demo")
+        source = rooms[0].model
+    key = f"{GEOMETRY}/{scene.name}/seed{seed}"
+    train = _train(grid, source, grid.out / key, seed, own=GEOMETRY, flags=flags)
+    train += ["--iterations", str(grid.iterations), "--lift_iterations", "0", "--overwrite"]
+    ply = str(iteration_dir(Path(), grid.iterations or 0) / "point_cloud.ply")
+    return _job(grid, key, GEOMETRY, [train], [ply, "manifest.json"], depends_on=rooms)
+
+
+def _lift_job(grid: Grid, place: Place) -> Job:
+    """Return the job that lifts a method onto the geometry that all methods share, and scores it."""
+    scene, seed, row = place.scene, place.seed, place.row
+    geometry = _geometry_job(grid, scene, seed)
+    source, flags, fields = scene.path, row.train, dict[str, Any](depends_on=(geometry,))
+    if grid.table.key == ROBUSTNESS:
+        room = _room_job(grid, scene, seed)
+        source, flags = room.model, (*flags, "--lift_iterations", str(lift_steps(row, grid.lift_iterations)))
+        fields = {"depends_on": (geometry, room), "discard": _ALL_BUT_SCORES}  # hundreds of models would fill a disk
+    key = f"{place.masks.folder}/{scene.name}/{row.key}/seed{seed}"
+    train = _train(grid, source, grid.out / key, seed, own=row.key, flags=flags)
+    train += ["--schedule", "staged", "--iterations", "0", "--init_ply", str(geometry.artefacts[0])]
+    train += ["--object_path", place.masks.folder, "--random_init", "--num_random_points", "4", "--overwrite"]
+    commands = [train, _eval(grid, place, grid.out / key)]
+    return _job(grid, key, row.key, commands, ["results.json", "manifest.json"], **fields)
+
+
+def _preset_job(grid: Grid, place: Place) -> Job:
+    """Return the job that trains a preset whole and scores it.
+
+    On a timeline a joint schedule is one run that pauses to be scored; the lift of a staged one comes last, so every
+    number of iterations is a run of its own.
+    """
+    key = f"{place.scene.name}/{place.row.key}/seed{place.seed}"
+    key += f"/timeline_{place.iterations}" if grid.timeline else ""
+    fields: dict[str, Any] = {"model": grid.out / key}
+    if grid.timeline and _settings(place.row).schedule == "joint":
+        earlier = grid.timeline[: grid.timeline.index(place.iterations)]
+        before = tuple(_preset_job(grid, place._replace(iterations=count)) for count in earlier[-1:])
+        fields = {"model": (grid.out / key).with_name("timeline"), "depends_on": before, "discard": ()}
+    train = _train(grid, place.scene.path, fields["model"], place.seed, own=place.row.key, flags=place.row.train)
+    train += ["--iterations", str(place.iterations)] if place.iterations else []
+    train += ["--resume" if fields.get("depends_on") else "--overwrite"]
+    commands = [train, _eval(grid, place, fields["model"])]
+    return _job(grid, key, place.row.key, commands, ["results.json", "manifest.json"], **fields)
+
+
+def _train(grid: Grid, source: Path, model: Path, seed: int, *, own: str, flags: Sequence[str]) -> list[str]:
     """Return the flags that all training has, those of the user among them."""
-    given = [word for each in plan.extra if (word := _for_row(each, own, plan)) is not None]
-    places = ["train", "-s", str(scene.path), "-m", str(model), "--eval", *flags]
-    return [*places, *given, "--seed", str(seed), *_device(plan), "--logger", "none", "--quiet"]
+    prefixes, given = {GEOMETRY, *ROWS, *(row.key for row in grid.rows)}, []
+    for word in grid.extra:
+        head, colon, rest = word.partition(":")
+        if not colon or head not in prefixes:
+            given.append(word)
+        elif head == own:
+            given.append(rest)
+    places = ["train", "-s", str(source), "-m", str(model), "--eval", *flags]
+    return [*places, *given, "--seed", str(seed), *_device(grid), "--logger", "none", "--quiet"]
 
 
-def _eval(plan: Plan, scene: SceneEntry, masks: MaskSet, model: Path) -> tuple[str, ...]:
-    grounding = ("--grounding", plan.grounding.replace("{scene}", scene.name)) if plan.grounding else ()
-    return ("eval", "-m", str(model), "--protocol", masks.protocol, *grounding, *_device(plan), "--quiet")
+def _eval(grid: Grid, place: Place, model: Path) -> list[str]:
+    grounding = ["--grounding", grid.grounding.replace("{scene}", place.scene.name)] if grid.grounding else []
+    words = ["eval", "-m", str(model), "--protocol", place.masks.protocol, *grounding, *_device(grid), "--quiet"]
+    return [*words, *place.row.eval]
 
 
-def _device(plan: Plan) -> list[str]:
-    return [] if plan.device == "auto" else ["--device", plan.device]
-
-
-def _for_row(word: str, own: str, plan: Plan) -> str | None:
-    """Return the word if it is meant for the cells of row `own`, without its prefix."""
-    head, colon, rest = word.partition(":")
-    if not colon or head not in {GEOMETRY_FOLDER, *ROWS, *(row.key for row in plan.rows)}:
-        return word
-    return rest if head == own else None
+def _device(grid: Grid) -> list[str]:
+    return [] if grid.device == "auto" else ["--device", grid.device]

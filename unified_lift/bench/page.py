@@ -5,47 +5,49 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from unified_lift.bench.collect import RESULTS_KEY, Results
-from unified_lift.bench.figures import all_figures
-from unified_lift.bench.grid import method_key, read_json
-from unified_lift.bench.sheets import Sheet, ran_on
-from unified_lift.bench.tables import MaskSet
+from unified_lift.bench.grid import Grid
+from unified_lift.bench.results import TextTable, of_masks, ran_on
 from unified_lift.data import load_annotations
 from unified_lift.data.settings import DataSettings
 from unified_lift.evaluation.pictures import object_colors, partner_colors, read_picture
 from unified_lift.evaluation.report import chosen_views, data_uri, inline_picture, write_html
+from unified_lift.fileio import read_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 VIEWS_SHOWN = 2
 _DPI = 130
 
 
-def write_page(path: Path, results: Results, sheets: Sequence[Sheet]) -> None:
+def write_page(
+    path: Path, grid: Grid, frame: pd.DataFrame, tables: Sequence[TextTable], figures: Mapping[str, Figure]
+) -> None:
     """Write the page; it loads nothing from anywhere."""
-    plan = results.plan
-    states = [place.state.status for place in results.measured]
+    subtitle = f"{len(grid.scenes)} scenes, {len(grid.rows)} methods, {len(grid.seeds)} seeds; "
+    subtitle += f"{(frame.state == 'done').sum()} of {len(frame)} results are there"
+    subtitle += f"; {grid.iterations:,} geometry iterations" if grid.iterations else ""
     write_html(
         path,
         Path(__file__).with_name("page.html"),
-        title=plan.table.title,
-        subtitle=(
-            f"{len(plan.scenes)} scenes, {len(plan.rows)} methods, {len(plan.seeds)} seeds; "
-            f"{states.count('done')} of {len(states)} results are there; {plan.iterations:,} geometry iterations"
-        ),
-        sheets=[_shown(sheet) for sheet in sheets],
-        plots=[(caption, _plot_uri(figure)) for caption, figure in all_figures(results).items()],
-        galleries=[gallery for masks in plan.table.masks for gallery in _galleries(results, masks)],
-        ran_on=ran_on(results),
-        extra=" ".join(plan.extra),
+        grid=grid,
+        subtitle=subtitle,
+        tables=tables,
+        plots={caption: _plot_uri(figure) for caption, figure in figures.items()},
+        galleries=_galleries(grid, frame),
+        ran_on=ran_on(frame),
     )
 
 
-def matched_colors(ids: np.ndarray, details: Mapping[str, object]) -> np.ndarray:
+def matched_colors(ids: np.ndarray, details: Mapping[str, Any]) -> np.ndarray:
     """Return predicted ids in the colours of the true objects they are matched with, uint8 [H, W, 3].
 
-    So an object has one colour in the truth and under every method; a predicted object without partner is light grey.
+    So an object has one colour in the ground truth and under every method; one without partner is light grey.
 
     Args:
         ids: Predicted ids, [H, W].
@@ -53,55 +55,48 @@ def matched_colors(ids: np.ndarray, details: Mapping[str, object]) -> np.ndarray
     """
     if "objects" not in details:
         return object_colors(ids)
-    entries = details["objects"]
-    partners = {entry["pred_id"]: entry["true_id"] for entry in entries if entry["pred_id"] is not None}
+    partners = {entry["pred_id"]: entry["true_id"] for entry in details["objects"] if entry["pred_id"] is not None}
     if "background_id" in details:
         partners[details["background_id"]] = 0
     return partner_colors(ids, partners)
 
 
-def _shown(sheet: Sheet) -> dict[str, object]:
-    rows = [[(word, (index, at) in sheet.best) for at, word in enumerate(row)] for index, row in enumerate(sheet.rows)]
-    return {"title": sheet.title, "header": sheet.header, "rows": rows, "notes": sheet.notes}
-
-
-def _galleries(results: Results, masks: MaskSet) -> list[dict[str, object]]:
-    """Return the pictures of each scene, of the first seed that has some."""
-    galleries = []
-    for scene in results.plan.scenes:
-        models = {}
-        for row in results.plan.rows:
-            places = [results.at(masks, row, scene.name, seed) for seed in results.plan.seeds]
-            done = [place.seed for place in places if place.state.status == "done"]
-            if done and not row.model:
-                models[row.name] = results.plan.out / method_key(scene.name, masks.folder, row, done[0])
-        if models:
-            views = _views(scene.path, models)
-            galleries.append({"title": f"{scene.name}, masks {masks.folder}", "views": views})
+def _galleries(grid: Grid, frame: pd.DataFrame) -> dict[str, list[tuple[str, str]]]:
+    """Return title -> captioned pictures: of each scene some views, from the first seed that has some."""
+    galleries: dict[str, list[tuple[str, str]]] = {}
+    names, shared = ({row.key: row.name for row in grid.rows}, {row.key for row in grid.rows if row.model})
+    for masks in grid.table.masks:
+        done = of_masks(frame, masks)
+        done = done[(done.state == "done") & ~done.method.isin(shared)].drop_duplicates(["scene", "method"])
+        for scene in grid.scenes:
+            models = {names[p.method]: (p._model, p._results) for _, p in done[done.scene == scene.name].iterrows()}
+            for view, pictures in _views(scene.path, models).items():
+                galleries[f"{scene.name}, masks {masks.folder}, view {view}"] = pictures
     return galleries
 
 
-def _views(scene: Path, models: Mapping[str, Path]) -> list[dict[str, object]]:
-    folders = {name: model / "test" / RESULTS_KEY for name, model in models.items()}
-    photos = next(iter(folders.values())) / "gt"
-    names = [str(path.relative_to(photos).with_suffix("")) for path in photos.rglob("*.png")]
+def _views(scene: Path, models: Mapping[str, tuple[Path, str]]) -> dict[str, list[tuple[str, str]]]:
+    folders = {name: model / "test" / results for name, (model, results) in models.items()}
+    photos = next(iter(folders.values()), Path()) / "gt"
+    names = [str(path.relative_to(photos).with_suffix("")) for path in photos.rglob("*.png")] if folders else []
     chosen = chosen_views(sorted(names, key=lambda name: (len(name), name)), count=VIEWS_SHOWN)
-    truth = load_annotations(DataSettings(source_path=scene), chosen)
-    views = []
+    truth = load_annotations(DataSettings(source_path=scene), chosen) if chosen else {}
+    views = {}
     for name in chosen:
-        pictures = [("photo", inline_picture(read_picture(photos / f"{name}.png"), photo=True))]
+        views[name] = [("photo", inline_picture(read_picture(photos / f"{name}.png"), photo=True))]
         if name in truth:
-            pictures.append(("truth", inline_picture(object_colors(truth[name]), photo=False)))
+            views[name].append(("ground truth", inline_picture(object_colors(truth[name]), photo=False)))
         for row, folder in folders.items():
             path = folder / "objects_pred" / f"{name}.png"
             if path.exists():
-                details = read_json(models[row] / "evaluation.json").get(RESULTS_KEY, {})
-                pictures.append((row, inline_picture(matched_colors(read_picture(path), details), photo=False)))
-        views.append({"name": name, "pictures": pictures})
+                model, results = models[row]
+                report = model / "evaluation.json"
+                details = read_json(report).get(results, {}) if report.exists() else {}
+                views[name].append((row, inline_picture(matched_colors(read_picture(path), details), photo=False)))
     return views
 
 
-def _plot_uri(figure: object) -> str:
+def _plot_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
     return data_uri("png", buffer.getvalue())

@@ -1,53 +1,48 @@
-"""What the tables consist of: rows, scenes, mask sets and metrics."""
+"""What the tables consist of: rows, scenes, masks, metrics and the paper's numbers, read from tables.yaml."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from unified_lift.bench.paper import MESSY_SCENES
 from unified_lift.data import DATASETS, detect_reader
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.methods import METHODS
+from unified_lift.settings.presets import preset_chain
+from unified_lift.settings.yaml import read_settings_file
+
+ROBUSTNESS, PRESETS = "robustness", "presets"
+"""Tables with a grid of their own: the scenes are made, or every preset trains its own geometry."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row of a table: a way to train and to score.
-
-    Attributes:
-        key: What `--methods` calls it.
-        name: What tables show.
-        train: Flags of train.py.
-        eval: Flags of eval.py.
-        citation: Row of the paper's table whose number stands beside ours; "" = none.
-        model: Row whose trained model this one scores with `eval`, or whose scores it shares; "" = it trains its own.
-    """
+    """A row of a table: a way to train and to score."""
 
     key: str
+    """What `--methods` calls it."""
     name: str
     train: tuple[str, ...] = ()
+    """Flags of train.py."""
     eval: tuple[str, ...] = ()
+    """Flags of eval.py."""
     citation: str = ""
+    """Row of the paper's table whose number is printed beside ours; "" = none."""
     model: str = ""
+    """Row whose trained model this one scores with `eval`, or whose scores it shares; "" = it trains its own."""
 
     @property
-    def is_hindsight(self) -> bool:
+    def is_oracle(self) -> bool:
         """Return whether its scores rest on a choice that read the annotations."""
         return bool(self.model and self.eval)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSet:
-    """Masks to train on, and the scores that fit them.
-
-    Attributes:
-        folder: Inside the scene.
-        metrics: Names in results.json, the first is the main one.
-        protocol: What scores them; `auto`: the dataset's own.
-    """
+    """Masks to train on: their folder in the scene, and the scores that fit them, the main one first."""
 
     folder: str
     metrics: tuple[str, ...]
@@ -55,164 +50,90 @@ class MaskSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table to reproduce.
+class Published:
+    """A row of a table of the paper: metric -> mean, and metric -> value of each of the table's scenes; fractions."""
 
-    Attributes:
-        key: What `--table` calls it.
-        title: Heading.
-        scenes: The paper's scenes; empty = every scene found.
-        dataset: Which `scripts/prepare_<dataset>.py` checks a download of it.
-        rows: Keys of its rows, in the order of the table.
-        masks: Mask sets, each of which gives a table.
-    """
-
-    key: str
-    title: str
-    scenes: tuple[str, ...]
-    dataset: str
-    rows: tuple[str, ...]
-    masks: tuple[MaskSet, ...]
+    name: str
+    mean: Mapping[str, float]
+    scenes: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    hours: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SceneEntry:
-    """A scene folder of a benchmark.
+class Table:
+    """A table to reproduce; no scenes = every scene found."""
 
-    Attributes:
-        name: As the table calls it.
-        path: Its folder.
-    """
+    key: str
+    title: str
+    rows: tuple[str, ...]
+    masks: tuple[MaskSet, ...]
+    scenes: tuple[str, ...] = ()
+    dataset: str = ""
+    """Which `scripts/prepare_<dataset>.py` checks a download of it."""
+    paper: Mapping[str, Published] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneFolder:
+    """A scene of a benchmark; of robustness also which kind of noise the masks have, and how much of it."""
 
     name: str
     path: Path
+    kind: str = ""
+    amount: float = 0.0
 
 
-WHOLE_IMAGE, THINGS = "object_mask", "detic_instance"
+def _tuples(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
 
 
-def _method(key: str, name: str) -> Row:
-    return Row(key=key, name=name, train=("--method", key), citation=key)
+def _table(key: str, entry: Mapping[str, Any]) -> Table:
+    masks = tuple(MaskSet(**_tuples(masks)) for masks in entry["masks"])
+    paper = {name: Published(**row) for name, row in entry.get("paper", {}).items()}
+    return Table(**_tuples(entry) | {"key": key, "masks": masks, "paper": paper})
 
 
-def _ablation(key: str, name: str, *, same_as: str = "") -> Row:
-    return Row(key=key, name=name, train=("--preset", f"ablation/{key}"), citation=key, model=same_as)
-
-
-_METHOD_ROWS = (
-    _method("gaussian_grouping", "Gaussian Grouping"),
-    _method("gaga", "Gaga"),
-    _method("contrastive_lift_gs", "Contrastive-Lift-GS"),
-    # The paper's "best found" reads the evaluation itself; both choices are shown, and only the first is a method.
-    Row(
-        key="omniseg3d_gs",
-        name="OmniSeg3D-GS + HDBSCAN (pseudo-labels)",
-        train=("--method", "omniseg3d_gs"),
-    ),
-    Row(
-        key="omniseg3d_gs_oracle",
-        name="OmniSeg3D-GS + HDBSCAN (oracle)",
-        eval=("--oracle_codebooks",),
-        citation="omniseg3d_gs",
-        model="omniseg3d_gs",
-    ),
-    _method("panoptic_lifting_gs", "Panoptic-Lifting-GS"),
-    _method("unified_lift", "Unified-Lift (ours)"),
-)
-_RELEASED = Row(key="released", name="Unified-Lift, released settings", train=("--preset", "released_staged"))
-_ABLATION_ROWS = (
-    _ablation("1_end_to_end", "end-to-end baseline", same_as="panoptic_lifting_gs"),
-    _ablation("2_codebook", "codebook baseline"),
-    _ablation("3_concentration", "+ concentration"),
-    _ablation("4_area_aware", "+ area-aware mapping"),
-    _ablation("5_filter", "+ noisy-label filter", same_as="released"),
-)
-ROWS: dict[str, Row] = {row.key: row for row in (*_METHOD_ROWS, _RELEASED, *_ABLATION_ROWS)}
+_CONTENT = read_settings_file(Path(__file__).with_name("tables.yaml"))
+ROWS = {key: Row(**{"key": key, "citation": key} | _tuples(entry)) for key, entry in _CONTENT["rows"].items()}
 """All rows; `--methods` also takes other methods and settings files."""
-_METHOD_KEYS, _ABLATION_KEYS = tuple(row.key for row in _METHOD_ROWS), tuple(row.key for row in _ABLATION_ROWS)
-_MATCHED = MaskSet(folder=WHOLE_IMAGE, metrics=("mIoU", "F1"), protocol="replica")
-_PROMPTS = MaskSet(folder=WHOLE_IMAGE, metrics=("mIoU", "mBIoU", "mIoU_oracle", "mBIoU_oracle"), protocol="lerf_mask")
-_REPLICA_SCENES = ("room0", "room1", "room2", "office0", "office1", "office2", "office3", "office4")
-
-TABLES: dict[str, Table] = {
-    table.key: table
-    for table in (
-        Table(
-            key="1",
-            title="Table 1: LERF-Mask",
-            scenes=("figurines", "ramen", "teatime"),
-            dataset="lerf_mask",
-            rows=_METHOD_KEYS,
-            masks=(_PROMPTS,),
-        ),
-        Table(
-            key="2",
-            title="Table 2: Replica",
-            scenes=_REPLICA_SCENES,
-            dataset="replica",
-            rows=_METHOD_KEYS,
-            masks=(_MATCHED,),
-        ),
-        Table(
-            key="3",
-            title="Table 3: Messy Rooms",
-            scenes=MESSY_SCENES,
-            dataset="messy_rooms",
-            rows=_METHOD_KEYS,
-            masks=(MaskSet(folder=THINGS, metrics=("PQ_scene",)),),
-        ),
-        Table(
-            key="4",
-            title="Table 4: ablation",
-            scenes=_REPLICA_SCENES,
-            dataset="replica",
-            rows=_ABLATION_KEYS,
-            masks=(_MATCHED,),
-        ),
-        # PQ_scene asks which pixels are objects at all. Whole-image segments do not say, so they get matched scores.
-        Table(
-            key="rooms",
-            title="Scenes of our own",
-            scenes=(),
-            dataset="",
-            rows=(*_METHOD_KEYS, "released", *_ABLATION_KEYS),
-            masks=(MaskSet(folder=THINGS, metrics=("PQ_scene", "PQ_things")), _MATCHED),
-        ),
-    )
-}
+TABLES = {key: _table(key, entry) for key, entry in _CONTENT["tables"].items()}
 
 
 def chosen_rows(table: Table, words: Sequence[str] | None) -> list[Row]:
     """Return the table's rows, or those that `--methods` names: rows, other methods, or YAML files of settings.
 
-    Asking for `omniseg3d_gs` brings its oracle reading along.
+    Asking for `omniseg3d_gs` brings its oracle row along; the rows of `presets` are presets.
 
     Raises:
-        UserError: No such method.
+        UserError: No such method or preset.
     """
     rows: dict[str, Row] = {}
     for word in table.rows if words is None else words:
-        row = _row(word)
+        row = _row(word, is_preset=table.key == PRESETS)
         rows[row.key] = row
-        rows |= {other.key: other for other in ROWS.values() if other.is_hindsight and other.model == row.key}
+        if table.key not in (ROBUSTNESS, PRESETS):
+            rows |= {other.key: other for other in ROWS.values() if other.is_oracle and other.model == row.key}
     return list(rows.values())
 
 
-def _row(word: str) -> Row:
-    if word in ROWS:
-        return ROWS[word]
+def _row(word: str, *, is_preset: bool) -> Row:
     if word.endswith((".yaml", ".yml")):
         path = Path(word)
         if not path.is_file():
             raise UserError(f"--methods {word}: no such settings file")
         return Row(key=path.stem, name=path.stem, train=("--preset", str(path.resolve())))
+    if is_preset:
+        list(preset_chain(word))
+        return Row(key=word, name=word, train=("--preset", word))
+    if word in ROWS:
+        return ROWS[word]
     if word in METHODS:
         return Row(key=word, name=word, train=("--method", word))
     known = ", ".join(dict.fromkeys((*ROWS, *METHODS)))
     raise UserError(f"--methods {word}: no such method; there are {known}, or give a .yaml file of settings")
 
 
-def chosen_scenes(table: Table, data: Path, names: Sequence[str] | None) -> list[SceneEntry]:
+def chosen_scenes(table: Table, data: Path, names: Sequence[str] | None) -> list[SceneFolder]:
     """Return the table's scenes below `data`, or those that `--scenes` names.
 
     Raises:
@@ -221,37 +142,27 @@ def chosen_scenes(table: Table, data: Path, names: Sequence[str] | None) -> list
     if not data.is_dir():
         raise UserError(f"{data}: no such folder; give the folder that holds the scenes with --data")
     if names is None and not table.scenes:
-        found = [SceneEntry(name=path.name, path=path) for path in sorted(data.iterdir()) if _is_scene(path)]
+        found = [path for path in sorted(data.iterdir()) if path.is_dir()]
+        found = [path for path in found if any(reader.detect(path) for reader in DATASETS.values())]
         if not found:
             readers = ", ".join(DATASETS)
             raise UserError(f"{data}: no sub-folder there is a scene of a known layout ({readers}); correct --data")
-        return found
-    wanted = table.scenes if names is None else tuple(dict.fromkeys(names))
-    missing = [name for name in wanted if _scene_folder(data, name) is None]
+        return [SceneFolder(name=path.name, path=path) for path in found]
+    folders = {name: _scene_folder(data, name) for name in (table.scenes if names is None else names)}
+    missing = [name for name, folder in folders.items() if folder is None]
     if missing:
         check = f"; scripts/prepare_{table.dataset}.py checks a download" if table.dataset else ""
         raise UserError(
             f"{data}: no scene {', '.join(missing)} there{check}, and --scenes restricts the table to what you have"
         )
-    entries = []
-    for name in wanted:
-        folder = _scene_folder(data, name)
-        assert folder is not None
-        detect_reader(DataSettings(source_path=folder))
-        entries.append(SceneEntry(name=name, path=folder))
-    return entries
-
-
-def has_masks(scene: SceneEntry, masks: MaskSet) -> bool:
-    """Return whether the scene has that folder of masks."""
-    return (scene.path / masks.folder).is_dir()
+    scenes = [SceneFolder(name=name, path=folder) for name, folder in folders.items() if folder is not None]
+    for scene in scenes:
+        detect_reader(DataSettings(source_path=scene.path))
+    return scenes
 
 
 def _scene_folder(data: Path, name: str) -> Path | None:
     """Return the folder of a scene; Replica's are spelled room0 or room_0."""
-    spellings = (name, name.rstrip("0123456789") + "_" + name[len(name.rstrip("0123456789")) :])
+    stem = name.rstrip("0123456789")
+    spellings = (name, f"{stem}_{name[len(stem) :]}")
     return next((data / spelling for spelling in spellings if (data / spelling).is_dir()), None)
-
-
-def _is_scene(path: Path) -> bool:
-    return path.is_dir() and any(reader.detect(path) for reader in DATASETS.values())

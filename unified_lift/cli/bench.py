@@ -1,25 +1,22 @@
-"""unified-lift bench: a table of the paper as a resumable grid of scene x method x seed."""
+"""unified-lift bench: a table of the paper, or one of our own, as a resumable grid of scene x method x seed."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib.util
 import signal
 from pathlib import Path
 
-from unified_lift.bench.collect import collect
-from unified_lift.bench.grid import Plan, expand, without_masks, write_commands
-from unified_lift.bench.launchers import make_launcher
-from unified_lift.bench.page import write_page
-from unified_lift.bench.schedule import locked, run_grid, states_of
-from unified_lift.bench.sheets import all_sheets, csv_text, latex, markdown, summary
-from unified_lift.bench.tables import TABLES, chosen_rows, chosen_scenes
+from unified_lift.bench.grid import Grid, expand, places, shell_line
+from unified_lift.bench.robustness import KINDS, noisy_scenes, write_room
+from unified_lift.bench.run import LocalPool, SubmititPool, locked, read_records, run_grid
+from unified_lift.bench.tables import PRESETS, ROBUSTNESS, TABLES, chosen_rows, chosen_scenes
 from unified_lift.cli.flags import canonical
 from unified_lift.errors import UserError
-from unified_lift.modelfolder.outputs import write_text
-from unified_lift.modelfolder.settings import GeometrySettings
+from unified_lift.fileio import write_json, write_text
+from unified_lift.modelfolder.settings import GeometrySettings, TrainSettings, with_preset
 
-_GRID_SETS = (  # flags of train.py that place a cell in the grid
+_GRID_SETS = (  # flags of train.py that place a job in the grid
     "--iterations", "--seed", "--init-ply", "--source-path", "--model-path", "--object-path", "--schedule", "--preset",
     "--method", "--method-name", "--resume", "--overwrite", "--eval", "--no-eval", "--device",
 )  # fmt: skip
@@ -27,39 +24,60 @@ _GRID_SETS = (  # flags of train.py that place a cell in the grid
 
 def bench_main(argv: list[str]) -> int:
     """Run what is not done yet, write the tables; return 0, or 1 if there are results missing."""
-    plan, args = parse(argv)
-    cells = expand(plan)
-    for scene, folder in without_masks(plan):
-        print(f"note: {scene} has no masks {folder}/, its cells are left out")
-    if not cells:
+    grid, args = parse(argv)
+    if args.room:
+        write_room(grid.out, args.room[0], float(args.room[1]), grid.seeds[0])
+        return 0
+    if importlib.util.find_spec("pandas") is None:
+        raise UserError(
+            "bench writes its tables with pandas, which is not installed; pip install 'unified-lift[bench]'"
+        )
+    jobs = expand(grid)
+    missing = {(place.scene.name, place.masks.folder): None for place in places(grid) if not place.has_masks}
+    for scene, folder in missing:
+        print(f"note: {scene} has no masks {folder}/, its jobs are left out")
+    if not jobs:
         raise UserError("--scenes: none of them has the masks this table trains on; make them first")
-    with locked(plan.out):
-        write_commands(cells, plan.out / "commands.txt")
+    with locked(grid.out):
+        texts = ["\n".join([f"# {job.key}", *map(shell_line, job.commands), ""]) for job in jobs]
+        write_text(grid.out / "commands.txt", "\n".join(texts))
         if not args.report:
-            launcher = make_launcher(args.launcher, out=plan.out, jobs=args.jobs, parameters=args.slurm)
             # SIGINT too: a shell starts what it runs in the background with that signal ignored.
             stops = (signal.SIGINT, signal.SIGTERM)
             previous = {number: signal.signal(number, signal.default_int_handler) for number in stops}
             try:
-                run_grid(cells, plan, launcher, lambda line: print(line, flush=True))
+                run_grid(jobs, _pool(grid, args), lambda line: print(line, flush=True))
             except KeyboardInterrupt:
                 print("interrupted; the same command goes on where this one stopped")
                 return 130
             finally:
                 for number, handler in previous.items():
                     signal.signal(number, handler)
-        results = collect(plan, cells)
-        sheets = all_sheets(results)
-        write_text(plan.out / "results.csv", csv_text(results))
-        write_text(plan.out / "table.md", markdown(sheets))
-        write_text(plan.out / "table.tex", latex(sheets))
-        write_text(plan.out / "summary.json", json.dumps(summary(results), indent=1))
-        write_page(plan.out / "report.html", results, sheets)
-    print(f"\n{markdown(sheets)}\n{plan.out / 'report.html'}: tables, plots and pictures")
-    return int(any(state.status != "done" for state in states_of(cells, plan).values()))
+        return _report(grid)
 
 
-def parse(argv: list[str]) -> tuple[Plan, argparse.Namespace]:
+def _report(grid: Grid) -> int:
+    """Write and print the tables of what is there; return 1 if there are results missing."""
+    from unified_lift.bench import results  # pandas is an extra
+    from unified_lift.bench.figures import all_figures
+    from unified_lift.bench.page import write_page
+
+    records = read_records(expand(grid))
+    frame = results.measure(grid, records)
+    tables, figures = results.all_tables(grid, frame), all_figures(grid, frame)
+    write_text(grid.out / "results.csv", results.csv_text(frame))
+    write_text(grid.out / "table.md", results.markdown(tables))
+    write_text(grid.out / "table.tex", results.latex(tables))
+    write_json(grid.out / "summary.json", results.summary(grid, frame))
+    write_page(grid.out / "report.html", grid, frame, tables, figures)
+    if grid.table.key in (ROBUSTNESS, PRESETS):
+        for figure in figures.values():
+            figure.savefig(grid.out / f"{'timeline' if grid.timeline else grid.table.key}.png", dpi=150)
+    print(f"\n{results.markdown(tables)}\n{grid.out / 'report.html'}: tables, plots and pictures")
+    return int(any(record.status != "done" for record in records.values()))
+
+
+def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
     """Return what the command line asks for.
 
     Raises:
@@ -72,60 +90,71 @@ def parse(argv: list[str]) -> tuple[Plan, argparse.Namespace]:
         flag = word if word.startswith("-") else word.partition(":")[2]
         if flag and canonical([flag])[0].partition("=")[0] in _GRID_SETS:
             raise UserError(f"-- {word}: the benchmark sets this flag itself; see bench --help for its own")
-    if args.jobs < 1:
-        raise UserError(f"--jobs must be at least 1, received {args.jobs}")
-    if args.iterations < 1:
-        raise UserError(f"--iterations must be at least 1, received {args.iterations}")
-    table = TABLES[args.table]
-    plan = Plan(
+    for name in ("jobs", "iterations", "lift_iterations"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, received {value}")
+    if wrong := [word for word in args.slurm if not word.partition("=")[1]]:
+        raise UserError(f"--slurm {wrong[0]}: write KEY=VALUE, such as timeout_min=60")
+    table, out = TABLES[args.table], args.out.resolve()
+    iterations, seeds = args.iterations, tuple(dict.fromkeys(args.seeds))
+    if table.key == ROBUSTNESS:
+        scenes = noisy_scenes(args.kinds, out)
+        iterations = iterations or with_preset(TrainSettings(), "demo").geometry.iterations
+    elif args.data is None:
+        raise UserError("--data: give the folder that holds the scene folders")
+    else:
+        scenes = tuple(chosen_scenes(table, args.data.resolve(), args.scenes))
+    if table.key not in (ROBUSTNESS, PRESETS):
+        iterations = iterations or GeometrySettings().iterations
+    grid = Grid(
         table=table,
-        out=args.out.resolve(),
-        scenes=tuple(chosen_scenes(table, args.data.resolve(), args.scenes)),
+        out=out,
+        scenes=scenes[:1] if args.timeline else scenes,
         rows=tuple(chosen_rows(table, args.methods)),
-        seeds=tuple(dict.fromkeys(args.seeds)),
-        iterations=args.iterations,
+        seeds=seeds[:1] if args.timeline else seeds,
+        iterations=iterations,
         device=args.device,
         extra=tuple(extra),
         grounding=args.grounding,
+        lift_iterations=args.lift_iterations,
+        timeline=tuple(sorted(args.timeline)),
     )
-    args.slurm = _parameters(args.slurm)
-    return plan, args
+    return grid, args
+
+
+def _pool(grid: Grid, args: argparse.Namespace) -> LocalPool | SubmititPool:
+    if args.launcher == "submitit":
+        parameters = dict(word.split("=", 1) for word in args.slurm)
+        return SubmititPool(args.jobs, folder=grid.out / "submitit", parameters=parameters)
+    return LocalPool(args.jobs, threads=1 if grid.table.key == ROBUSTNESS else None)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="unified-lift bench",
-        description="Train and score a table of the paper, scene by scene, method by method, seed by seed. "
-        "A second call goes on where the first was stopped, and does again what failed. "
+        description="Train and score a table, scene by scene, method by method, seed by seed. A second call goes on "
+        "where the first was stopped, and does again what failed. "
         "Example: unified-lift bench --table 3 --data data/messy_rooms --out output/table_3",
-        epilog="Everything after -- goes to train.py; ROW:--flag=value to the cells of one row (or geometry) only.",
+        epilog="Everything after -- goes to train.py; ROW:--flag=value to the jobs of one row (or geometry) only.",
     )
-    parser.add_argument("--table", choices=list(TABLES), required=True, help="rooms: every scene found in --data")
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds the scene folders")
-    parser.add_argument("--out", type=Path, required=True, help="folder for models, logs and tables")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
-    parser.add_argument(
-        "--methods", nargs="+", metavar="METHOD", help="rows of the table, other methods, or .yaml files"
-    )
-    parser.add_argument("--scenes", nargs="+", metavar="SCENE", help="these only; they need not be the table's own")
-    parser.add_argument("--iterations", type=int, default=GeometrySettings().iterations, help="of the geometry")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
-    parser.add_argument("--grounding", default="", help="of eval.py, for table 1; {scene} stands for the scene's name")
-    parser.add_argument("--launcher", choices=["local", "submitit"], default="local")
-    parser.add_argument(
-        "--slurm",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="such as timeout_min=60 gpus_per_node=1",
-    )
-    parser.add_argument("--report", action="store_true", help="run nothing, write the tables of what is there")
+    add = parser.add_argument
+    tables = "1 to 4: the paper's; rooms: every scene found in --data; robustness: synthetic rooms with wrong masks or "
+    tables += "fewer views; presets: presets trained whole, with times"
+    add("--table", choices=list(TABLES), default=ROBUSTNESS, help=tables)
+    add("--data", type=Path, help="folder that holds the scene folders (robustness makes its own)")
+    add("--out", type=Path, required=True, help="folder for models, logs and tables")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
+    add("--methods", nargs="+", metavar="METHOD", help="rows of the table, other methods, presets, or .yaml files")
+    add("--scenes", nargs="+", metavar="SCENE", help="these only; they need not be the table's own")
+    add("--iterations", type=int, help="of the geometry; default: 30000, robustness: 1600, presets: each its own")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--jobs", type=int, default=1, help="jobs at a time")
+    add("--grounding", default="", help="of eval.py, for table 1; {scene} stands for the scene's name")
+    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="robustness: these kinds of noise only")
+    add("--lift_iterations", type=int, help="robustness: most lift steps of any method, for short runs")
+    add("--timeline", type=int, nargs="+", default=[], metavar="ITERATIONS", help="presets: score at each of these")
+    add("--room", nargs=2, metavar=("KIND", "AMOUNT"), help="only write a room of --table robustness into --out")
+    add("--launcher", choices=["local", "submitit"], default="local")
+    add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="such as timeout_min=60 gpus_per_node=1")
+    add("--report", action="store_true", help="run nothing, write the tables of what is there")
     return parser
-
-
-def _parameters(words: list[str]) -> dict[str, str]:
-    wrong = [word for word in words if not word.partition("=")[1]]
-    if wrong:
-        raise UserError(f"--slurm {wrong[0]}: write KEY=VALUE, such as timeout_min=60")
-    return {key: value for key, _, value in (word.partition("=") for word in words)}

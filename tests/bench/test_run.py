@@ -1,0 +1,352 @@
+"""Jobs: their records are true at every moment; several at a time, failures, Ctrl-C, submitit through a stand-in."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import types
+from concurrent.futures import Future
+from dataclasses import replace
+
+import pytest
+
+from tests.bench.conftest import finish, job_named, run_all
+from unified_lift.bench.grid import expand
+from unified_lift.bench.run import (
+    LocalPool,
+    SubmititPool,
+    environments,
+    locked,
+    read_record,
+    read_records,
+    run_grid,
+    run_job,
+)
+from unified_lift.errors import UserError
+
+
+@pytest.fixture
+def job(grid):
+    return expand(grid("3", rows=("gaga",), scenes=("a",), seeds=(0,)))[1]
+
+
+def statuses(jobs):
+    return {key: record.status for key, record in read_records(jobs).items()}
+
+
+def test_a_job_that_ends_well(job):
+    seen = []
+
+    def execute(command, log):
+        seen.append((command[0], json.loads(job.record.read_text())["status"], read_record(job).finished_steps))
+        finish(job)
+        (job.model / "results.json").write_text('{"ours_0": {"PQ_scene": 0.5}}')
+        (job.model / "chkpnt5.pth").write_text("")
+        return 0
+
+    record = run_job(job, execute)
+    assert seen == [("train", "running", 0), ("eval", "running", 1)]
+    assert (record.status, record.exit_code, record.finished_steps) == ("done", 0, 2)
+    assert record.figures["scores"] == {"PQ_scene": 0.5}
+    assert read_record(job) == record
+    assert [line[:33] for line in job.log.read_text().splitlines()] == [
+        "$ python -m unified_lift train -s", "$ python -m unified_lift eval -m ",
+    ]  # fmt: skip
+    assert not list(job.model.glob("chkpnt*"))
+
+
+@pytest.mark.parametrize(
+    ("code", "printed", "message"),
+    [
+        (2, "loading\nerror: no such thing\n\n", "error: no such thing"),
+        (2, "╭─ Unrecognized ─╮\n│ --itertions    │\n╰────────────────╯\n", "--itertions"),
+        (2, "", "exit code 2 without a word"),
+        (-11, "half a li", "ended by signal 11"),
+        (0, "", "it left no results.json, manifest.json"),
+    ],
+)
+def test_a_failure_is_told_by_the_last_line_of_the_log(job, code, printed, message):
+    def execute(command, log):
+        log.write_text(log.read_text() + printed)
+        return code
+
+    record = run_job(job, execute)
+    assert (record.status, record.exit_code, record.message) == ("failed", code, message)
+
+
+def test_the_time_of_an_interrupted_attempt_counts_and_it_goes_on_from_its_checkpoint(job, monkeypatch):
+    ticks = iter([0.0, 10.0, 100.0, 105.0])
+    monkeypatch.setattr("unified_lift.bench.run.time.perf_counter", lambda: next(ticks))
+
+    def stop(command, log):
+        (job.model / "chkpnt5.pth").write_text("")
+        return 130
+
+    assert run_job(job, stop).seconds == 10
+    assert run_job(job, stop).seconds == 15
+    assert [("--resume" in line) for line in job.log.read_text().splitlines()] == [False, True]
+
+
+@pytest.mark.parametrize(("code", "extra"), [(2, ()), (130, ("--sh_degree=1",))])
+def test_a_job_that_failed_or_has_other_flags_begins_anew(grid, code, extra):
+    made = grid("3", rows=("gaga",), scenes=("a",), seeds=(0,))
+    job = expand(made)[1]
+    run_job(job, lambda command, log: code)
+    (job.model / "chkpnt7.pth").write_text("")
+    changed = expand(replace(made, extra=extra))[1]
+    seen = []
+    run_job(changed, lambda command, log: seen.append(command) or 1)
+    assert "--overwrite" in seen[0]
+
+
+def test_a_job_interrupted_while_scoring_does_not_train_again(job):
+    run_job(job, lambda command, log: 0 if command[0] == "train" else 130)
+    assert read_record(job).status == "interrupted"
+    seen = []
+    run_job(job, lambda command, log: seen.append(command[0]) or finish(job) or 0)
+    assert seen == ["eval"]
+    assert read_record(job).status == "done"
+
+
+def test_a_job_is_done_with_its_commands_and_artefacts_only(grid):
+    jobs = run_all(grid(scenes=("a",), seeds=(0,)))
+    assert set(statuses(jobs).values()) == {"done"}
+    jobs[1].artefacts[0].unlink()
+    jobs[2].record.write_text('{"commands": [')
+    jobs[3].record.write_text(jobs[3].record.read_text().replace('"done"', '"running"'))
+    assert list(statuses(jobs).values()) == ["done", "new", "new", "interrupted", "done"]
+
+
+def test_other_flags_make_a_job_run_again_and_so_does_another_geometry(grid):
+    made = grid(scenes=("a",), seeds=(0,), rows=("gaga",))
+    run_all(made)
+    for extra in ("--sh_degree=1", "geometry:--sh_degree=1"):
+        assert set(statuses(expand(replace(made, extra=(extra,)))).values()) == {"new"}
+    changed = replace(made, extra=("gaga:--feature_dim=8",))
+    assert list(statuses(expand(changed)).values()) == ["done", "new", "new"]
+
+
+def test_results_and_scenes_may_be_moved(grid, tmp_path):
+    made = grid(scenes=("a",), seeds=(0,), rows=("gaga",))
+    run_all(made)
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    (tmp_path / "data/a").rename(tmp_path / "a")
+    moved = replace(made, out=tmp_path / "elsewhere", scenes=(replace(made.scenes[0], path=tmp_path / "a"),))
+    assert set(statuses(expand(moved)).values()) == {"done"}
+    assert str(tmp_path) not in json.dumps(expand(moved)[1].recorded)
+
+
+class FakePool:
+    """Runs a job at once; `codes`: part of a key -> exit code of its commands."""
+
+    poll_s = 0.0
+
+    def __init__(self, *, capacity=1, codes=None, interrupt_at=None):
+        self.capacity, self.codes, self.interrupt_at = capacity, codes or {}, interrupt_at
+        self.started, self.running, self.most, self.calls = [], 0, 0, []
+
+    def submit(self, job):
+        self.started.append(job.key)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        pool = self
+
+        class Submitted(Future):
+            def done(self):
+                if job.key == pool.interrupt_at:
+                    raise KeyboardInterrupt
+                return True
+
+            def result(self):
+                pool.running -= 1
+                return super().result()
+
+        def execute(command, log):
+            finish(job)
+            return next((code for part, code in self.codes.items() if part in job.key), 0)
+
+        future = Submitted()
+        future.set_result(run_job(job, execute))
+        return future
+
+    def stop(self, number):
+        self.calls.append(number)
+
+    def close(self):
+        self.calls.append("close")
+
+
+def run(grid, pool):
+    lines = []
+    run_grid(expand(grid), pool, lines.append)
+    return lines
+
+
+def test_every_job_runs_once_and_as_many_at_a_time_as_there_is_room_for(grid):
+    made, pool = grid(rows=("omniseg3d_gs", "omniseg3d_gs_oracle")), FakePool()
+    run(made, pool)
+    assert pool.started == [job.key for job in expand(made)]
+    assert (pool.most, pool.calls) == (1, ["close"])
+    wide = FakePool(capacity=3)
+    run(grid(seeds=(0, 1, 2)), wide)
+    assert wide.most == 3
+
+
+def test_a_second_call_runs_only_what_is_missing(grid):
+    made, again, third = grid(), FakePool(), FakePool()
+    run(made, FakePool(codes={"b/gaga/seed1": 2}))
+    assert run(made, again)[0] == "18 of 20 jobs are done"
+    assert again.started == ["detic_instance/b/gaga/seed1", "object_mask/b/gaga/seed1"]
+    assert run(made, third) == ["20 of 20 jobs are done"]
+    assert third.started == []
+
+
+def test_a_failure_stops_only_what_depends_on_it_down_to_the_oracle(grid):
+    made = grid("3", rows=("omniseg3d_gs", "omniseg3d_gs_oracle"), seeds=(0,))
+    lines = run(made, FakePool(codes={"geometry/a/seed0": 1}))
+    key = "detic_instance/a/omniseg3d_gs/seed0"
+    assert {key: status for key, status in statuses(expand(made)).items() if status != "done"} == {
+        "geometry/a/seed0": "failed", key: "blocked", f"{key}/oracle": "blocked",
+    }  # fmt: skip
+    assert "3 of 6 done, 1 failed, 2 blocked" in lines[-1]
+    assert any(line.startswith("failed geometry/a/seed0 (exit code 1 without a word; ") for line in lines)
+
+
+def test_lines_tell_what_is_left(grid, monkeypatch):
+    ticks = iter(range(0, 1000, 10))
+    monkeypatch.setattr("unified_lift.bench.run.time.perf_counter", lambda: float(next(ticks)))
+    lines = run(grid("3", rows=("gaga",), scenes=("a",), seeds=(0, 1)), FakePool())
+    # Geometry is one command of 10 s, a method two; until one has run, the time of geometry stands for it.
+    assert [line.partition("seed")[2] for line in lines if not line.startswith("start")] == [
+        "0 in 10 s; 1 of 4 done; about 30 s left",
+        "0 in 20 s; 2 of 4 done; about 30 s left",
+        "1 in 10 s; 3 of 4 done; about 20 s left",
+        "1 in 20 s; 4 of 4 done",
+    ]
+
+
+def test_ctrl_c_asks_everything_to_save_and_waits(grid):
+    pool, lines = FakePool(interrupt_at="geometry/a/seed1"), []
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(expand(grid()), pool, lines.append)
+    assert pool.calls[:2] == [signal.SIGINT, "close"]
+    assert "running jobs save what they have" in lines[-1]
+    assert "geometry/b/seed0" not in pool.started
+
+
+def test_a_process_that_dies_fails_its_job_and_one_that_we_stop_was_interrupted(tmp_path):
+    pool, codes = LocalPool(1), []
+    log = tmp_path / "log.txt"
+    assert pool.execute(["--help"], log) == 0
+    assert "usage: unified-lift" in log.read_text()
+    assert pool.execute(["eval", "-m", str(tmp_path / "gone")], log) == 2
+    thread = threading.Thread(target=lambda: codes.append(pool.execute(["doctor"], log)))
+    thread.start()
+    time.sleep(0.3)
+    pool.stop(signal.SIGKILL)
+    thread.join(timeout=60)
+    assert [*codes, pool.execute(["--help"], log)] == [130, 130]
+    pool.close()
+
+
+def test_processes_share_cores_and_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    found = environments(3)
+    assert [own["CUDA_VISIBLE_DEVICES"] for own in found] == ["4", "6", "4"]
+    assert [own["OMP_NUM_THREADS"] for own in found] == ["2", "2", "2"]
+    assert "OMP_NUM_THREADS" not in environments(1)[0]
+    assert environments(1, threads=1)[0]["OMP_NUM_THREADS"] == "1"
+
+
+def test_two_benchmarks_do_not_share_a_folder(tmp_path):
+    with locked(tmp_path / "out"), pytest.raises(UserError, match="another bench is at work"), locked(tmp_path / "out"):
+        pass
+    with locked(tmp_path / "out"):
+        pass
+
+
+class FakeSubmitted:
+    def __init__(self, function, job, *, broken):
+        self.cancelled, self._broken, self._polls = False, broken, 0
+        self._value = None if broken else function(job)
+
+    def done(self):
+        self._polls += 1
+        return self._polls > 2 or self.cancelled
+
+    def exception(self):
+        return RuntimeError("slurm said:\nOUT_OF_MEMORY") if self._broken else None
+
+    def result(self):
+        return self._value
+
+    def cancel(self):
+        self.cancelled = True
+
+
+@pytest.fixture
+def submitit(monkeypatch):
+    """A stand-in for the package; `module.broken`: part of a key -> its job is ended by the scheduler."""
+    module = types.ModuleType("submitit")
+    module.submitted, module.broken = [], "-"
+
+    class AutoExecutor:
+        def __init__(self, folder):
+            module.folder = folder
+
+        def update_parameters(self, **parameters):
+            if "nonsense" in parameters:
+                raise NameError("Unknown arguments: nonsense")
+            module.parameters = parameters
+
+        def submit(self, function, job):
+            def run(job):
+                return function(job, lambda command, log: finish(job) or 0)
+
+            module.submitted.append((job.key, FakeSubmitted(run, job, broken=module.broken in job.key)))
+            return module.submitted[-1][1]
+
+    module.AutoExecutor = AutoExecutor
+    monkeypatch.setitem(sys.modules, "submitit", module)
+    monkeypatch.setattr(SubmititPool, "poll_s", 0.0)
+    return module
+
+
+def test_every_job_is_submitted_when_its_geometry_is_done(submitit, grid):
+    made = grid("3", rows=("gaga",), seeds=(0,))
+    parameters = {"timeout_min": "60", "slurm_partition": "gpu"}
+    run(made, SubmititPool(4, folder=made.out / "submitit", parameters=parameters))
+    assert submitit.folder == str(made.out / "submitit")
+    assert submitit.parameters == {"timeout_min": 60, "slurm_partition": "gpu"}
+    assert [key for key, _ in submitit.submitted] == [
+        "geometry/a/seed0", "geometry/b/seed0", "detic_instance/a/gaga/seed0", "detic_instance/b/gaga/seed0",
+    ]  # fmt: skip
+    assert set(statuses(expand(made)).values()) == {"done"}
+
+
+def test_a_job_that_the_scheduler_ends_has_failed_and_the_rest_goes_on(submitit, grid):
+    made = grid("3", rows=("gaga",), seeds=(0,))
+    submitit.broken = "geometry/a"
+    lines = run(made, SubmititPool(4, folder=made.out, parameters={}))
+    assert any(line.startswith("failed geometry/a/seed0 (OUT_OF_MEMORY;") for line in lines)
+    assert read_record(job_named(made, "geometry/a/seed0")).message == "OUT_OF_MEMORY"
+    assert read_record(job_named(made, "detic_instance/b/gaga/seed0")).status == "done"
+
+
+def test_stopping_cancels_what_is_submitted(submitit, grid, tmp_path):
+    pool = SubmititPool(1, folder=tmp_path, parameters={})
+    pool.submit(expand(grid())[0])
+    pool.stop(signal.SIGINT)
+    assert submitit.submitted[0][1].cancelled
+
+
+def test_without_submitit_or_with_a_wrong_parameter_there_is_one_line(submitit, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="--slurm: Unknown arguments: nonsense"):
+        SubmititPool(1, folder=tmp_path, parameters={"nonsense": "1"})
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match="pip install submitit"):
+        SubmititPool(1, folder=tmp_path, parameters={})

@@ -1,0 +1,102 @@
+"""The rooms of the robustness table: synthetic, with one kind of noise in the masks, or with fewer training views.
+
+The other kinds stay at the defaults of SyntheticSettings. Photos and cameras of a seed don't depend on its masks.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unified_lift.bench.tables import SceneFolder
+from unified_lift.errors import UserError
+from unified_lift.fileio import read_json, write_json
+from unified_lift.model.ply import write_points
+from unified_lift.synthetic.scene import (
+    SyntheticSettings,
+    build_cameras,
+    surface_points,
+    synthetic_room,
+    write_synthetic,
+)
+
+BASE = SyntheticSettings(num_objects=12, width=160, height=120)
+VIEWS = "views"
+KINDS: dict[str, tuple[float, ...]] = {
+    "drop": (0, 0.1, 0.2, 0.35, 0.5),
+    "merge": (0, 0.05, 0.1, 0.2, 0.35),
+    "split": (0, 0.1, 0.2, 0.35, 0.5),
+    "jitter": (0, 0.5, 1, 1.5, 2.5),
+    "false_positives": (0, 0.5, 1, 2, 4),
+    VIEWS: (48, 32, 24, 16, 10),
+}
+"""Kind of noise -> its amounts, from the easiest to the hardest."""
+AXES = {
+    "drop": "probability that an object has no mask",
+    "merge": "probability that touching objects share a mask",
+    "split": "probability that a mask is cut in two",
+    "jitter": "displacement of mask borders [pixels]",
+    "false_positives": "masks on nothing, per view",
+    VIEWS: "training views",
+}
+
+
+def noisy_scenes(kinds: list[str], out: Path) -> tuple[SceneFolder, ...]:
+    """Return a scene for every kind and amount of noise; their rooms are made, for each seed, by jobs."""
+    return tuple(_scene(kind, amount, out / "rooms") for kind in kinds for amount in KINDS[kind])
+
+
+def scene_of_views(scene: SceneFolder) -> SceneFolder:
+    """Return the scene whose geometry serves this one: that with the same number of training views."""
+    return scene if scene.kind == VIEWS else _scene(VIEWS, BASE.num_train, scene.path.parent)
+
+
+def room_command(folder: Path, scene: SceneFolder, seed: int) -> list[str]:
+    """Return the arguments of `python -m unified_lift` that write the room of a scene and seed."""
+    return ["bench", "--room", scene.kind, f"{scene.amount:g}", "--seeds", str(seed), "--out", str(folder)]
+
+
+def write_room(root: Path, kind: str, amount: float, seed: int) -> None:
+    """Write the room of a seed with one kind of noise, or with only so many training views.
+
+    Raises:
+        UserError: No such kind.
+    """
+    if kind not in KINDS:
+        raise UserError(f"--room {kind}: no such kind of noise; there are {', '.join(KINDS)}")
+    noise: dict[str, Any] = {} if kind == VIEWS else {kind: amount}
+    settings = replace(BASE, seed=seed, **noise)
+    partial = root.with_name(root.name + ".partial")  # so that a room is complete or absent
+    shutil.rmtree(partial, ignore_errors=True)
+    write_synthetic(partial, settings)
+    if kind == VIEWS and amount < settings.num_train:
+        keep_training_views(partial, settings, int(amount))
+    partial.rename(root)
+
+
+def keep_training_views(root: Path, settings: SyntheticSettings, count: int) -> None:
+    """Leave a room only its first `count` training views, and initial points only on what these see.
+
+    A smaller `num_views` would also hold out fewer views, and others, whose scores could not be compared.
+    """
+    path = root / "transforms.json"
+    content = read_json(path)
+    content["train_filenames"] = content["train_filenames"][:count]
+    kept = {*content["train_filenames"], *content["test_filenames"]}
+    content["frames"] = [frame for frame in content["frames"] if frame["file_path"] in kept]
+    write_json(path, content)
+    room = synthetic_room(settings)
+    cameras = list(build_cameras(room, settings)[:count])
+    images, _, depths = zip(*map(room.render, cameras), strict=True)
+    rng = np.random.default_rng([settings.seed, 3])
+    points = surface_points(cameras, list(images), list(depths), count=settings.num_points, rng=rng)
+    write_points(root / "points3D.ply", points)
+
+
+def _scene(kind: str, amount: float, rooms: Path) -> SceneFolder:
+    name = f"{kind}_{amount:g}"
+    return SceneFolder(name=name, path=rooms / name, kind=kind, amount=amount)

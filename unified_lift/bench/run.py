@@ -1,0 +1,338 @@
+"""Jobs are run: several at a time, on this machine or through submitit, each with a log and a record."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unified_lift.bench.grid import Job, shell_line
+from unified_lift.errors import UserError
+from unified_lift.evaluation.report import duration_text
+from unified_lift.fileio import write_json
+
+INTERRUPTED = 130
+"""Exit code of a command that was asked to stop and can go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What cell.json says of a job; steps are its commands, the message is the last line of its log."""
+
+    commands: list[list[str]] = field(default_factory=list)
+    status: str = "new"
+    """new, running, interrupted, done, failed, or blocked: a job that it depends on failed."""
+    finished_steps: int = 0
+    seconds: float = 0.0
+    """Over all attempts."""
+    exit_code: int | None = None
+    message: str = ""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What was measured: scores, name of these results, manifest of the training, scores of oracle candidates."""
+
+
+def read_record(job: Job) -> Record:
+    """Return what the files tell of a job; a record of other commands does not count."""
+    record = Record(**_read(job.record))
+    if record.commands != job.recorded:
+        return Record()
+    if record.status == "running":
+        return replace(record, status="interrupted", message="broken off")
+    if record.status == "done" and not all(path.exists() for path in job.artefacts):
+        return Record(message="its files are gone")
+    return replace(record, figures=record.figures or _figures(job)) if record.status == "done" else record
+
+
+def read_records(jobs: Sequence[Job]) -> dict[str, Record]:
+    """Return key -> record; the jobs in the order in which they run."""
+    records: dict[str, Record] = {}
+    for job in jobs:
+        record = read_record(job)
+        failed = [other.key for other in job.depends_on if records[other.key].status in ("failed", "blocked")]
+        if failed and record.status != "done":
+            record = Record(status="blocked", message=f"{failed[0]} failed: {records[failed[0]].message}")
+        records[job.key] = record
+    return records
+
+
+def run_process(command: list[str], log: Path) -> int:
+    """Run a command in a process of its own, its output appended to `log`; return its exit code."""
+    return _start(command, log).wait()
+
+
+def run_job(job: Job, execute: Callable[[list[str], Path], int] = run_process) -> Record:
+    """Run what is still to do of a job and return its record, which says `running` until the end.
+
+    A job that was interrupted goes on, from its last checkpoint if it has one; any other begins anew.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    before = read_record(job)
+    first = before.finished_steps if before.status == "interrupted" else 0
+    resumes = before.status == "interrupted" and not first and any(job.model.glob("chkpnt*.pth"))
+    spent = before.seconds if first or resumes else 0.0
+    if not first and not resumes:
+        job.log.write_text("")
+    began = time.perf_counter()
+    record = Record(commands=job.recorded, status="running", finished_steps=first, seconds=spent)
+    for command in job.commands[first:]:
+        write_json(job.record, vars(record))
+        words = ["--resume" if resumes and word == "--overwrite" else word for word in command]
+        with open(job.log, "a") as log:
+            log.write(f"$ {shell_line(words)}\n")
+        code = execute(words, job.log)
+        record = replace(record, exit_code=code, seconds=round(spent + time.perf_counter() - began, 2))
+        if code:
+            status = "interrupted" if code == INTERRUPTED else "failed"
+            record = replace(record, status=status, message=_reason(job, code))
+            break
+        record = replace(record, finished_steps=record.finished_steps + 1)
+    else:
+        missing = ", ".join(path.name for path in job.artefacts if not path.exists())
+        if missing:
+            record = replace(record, status="failed", message=f"it left no {missing}")
+        else:
+            record = replace(record, status="done", figures=_figures(job))
+            for path in [path for pattern in job.discard for path in job.model.glob(pattern)]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_json(job.record, vars(record))
+    return record
+
+
+class LocalPool:
+    """Runs jobs in processes of this machine, spread over its GPUs."""
+
+    poll_s = 0.1
+
+    def __init__(self, jobs: int, *, threads: int | None = None) -> None:
+        """Run `jobs` at a time, each with so many CPU threads; None = the cores shared out."""
+        self.capacity = jobs
+        self._executor = ThreadPoolExecutor(jobs)
+        self._environments: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        for environment in environments(jobs, threads=threads):
+            self._environments.put(environment)
+        self._children: list[subprocess.Popen] = []
+        self._lock, self._stopping = threading.Lock(), False
+
+    def submit(self, job: Job) -> Any:
+        """Start a job and return its future."""
+        return self._executor.submit(run_job, job, self.execute)
+
+    def execute(self, command: list[str], log: Path) -> int:
+        """Run a command on the next free GPU; what a signal of ours ended was interrupted."""
+        environment = self._environments.get()
+        with self._lock:
+            if self._stopping:
+                return INTERRUPTED
+            child = _start(command, log, environment)
+            self._children.append(child)
+        code = child.wait()
+        self._environments.put(environment)
+        return INTERRUPTED if self._stopping and code else code
+
+    def stop(self, number: int) -> None:
+        """Send a signal to everything that runs, and start nothing more."""
+        with self._lock:
+            self._stopping = True
+            for child in self._children:
+                if child.poll() is None:
+                    os.killpg(child.pid, number)
+
+    def close(self) -> None:
+        """Wait for what runs."""
+        self._executor.shutdown(cancel_futures=True)
+
+
+class SubmititPool:
+    """Submits every job to a cluster; `folder` takes submitit's own files, and all nodes must see it."""
+
+    poll_s = 2.0
+
+    def __init__(self, jobs: int, *, folder: Path, parameters: Mapping[str, str]) -> None:
+        """Make the executor.
+
+        Raises:
+            UserError: submitit is not installed, or does not know a parameter.
+        """
+        try:
+            import submitit
+        except ImportError:
+            raise UserError("--launcher submitit: the package is not installed; pip install submitit") from None
+        self.capacity = jobs
+        self._executor = submitit.AutoExecutor(folder=str(folder))
+        values = {name: int(value) if value.isdecimal() else value for name, value in parameters.items()}
+        try:
+            self._executor.update_parameters(**values)
+        except (NameError, TypeError, ValueError) as error:
+            raise UserError(f"--slurm: {str(error).splitlines()[0]}; correct the key or its value") from None
+        self._submitted: list[Any] = []
+
+    def submit(self, job: Job) -> Any:
+        """Submit a job and return its future."""
+        self._submitted.append(self._executor.submit(run_job, job))
+        return self._submitted[-1]
+
+    def stop(self, number: int) -> None:
+        """Cancel what is submitted; the scheduler ends jobs with a signal, and they go on from their checkpoints."""
+        for submitted in self._submitted:
+            if not submitted.done():
+                submitted.cancel()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def run_grid(jobs: Sequence[Job], pool: LocalPool | SubmititPool, report: Callable[[str], None]) -> None:
+    """Run every job that is not done; a failure ends only the jobs that depend on it.
+
+    Args:
+        jobs: In the order in which they are to start, each after those it depends on.
+        pool: Runs them.
+        report: Takes a line whenever a job starts or ends.
+    Raises:
+        KeyboardInterrupt: Once everything that ran has saved what it had.
+    """
+    records = {key: record for key, record in read_records(jobs).items() if record.status == "done"}
+    waiting = [job for job in jobs if job.key not in records]
+    running: dict[str, tuple[Job, Any]] = {}
+    if records:
+        report(f"{len(records)} of {len(jobs)} jobs are done")
+    try:
+        while waiting or running:
+            ended = [(job, _result(job, future)) for job, future in running.values() if future.done()]
+            for job in list(waiting):
+                states = [records[other.key].status if other.key in records else "new" for other in job.depends_on]
+                if any(state in ("failed", "blocked", "interrupted") for state in states):
+                    ended.append((job, Record(status="blocked", message="what it depends on failed")))
+                elif len(running) < pool.capacity and all(state == "done" for state in states):
+                    waiting.remove(job)
+                    running[job.key] = (job, pool.submit(job))
+                    report(f"start  {job.key}")
+            for job, record in ended:
+                records[job.key] = record
+                running.pop(job.key, None)
+                waiting = [other for other in waiting if other.key != job.key]
+                report(_ending(job, record) + _progress(jobs, records, pool.capacity))
+            if running and not ended:
+                time.sleep(pool.poll_s)
+    except KeyboardInterrupt:
+        report(f"stopping: {len(running)} running jobs save what they have (Ctrl-C again: at once)")
+        try:
+            pool.stop(signal.SIGINT)
+            pool.close()
+        except KeyboardInterrupt:
+            pool.stop(signal.SIGKILL)
+        raise
+    finally:
+        pool.close()
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep a second benchmark from writing into the same folder.
+
+    Raises:
+        UserError: One is at work there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}: another bench is at work there; wait for it or choose another --out") from None
+        yield
+
+
+def environments(jobs: int, *, threads: int | None = None) -> list[dict[str, str]]:
+    """Return the environment of each process: one GPU after the other, and the cores shared out."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    if threads is None and jobs > 1:
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+    shared = ({"OMP_NUM_THREADS": str(threads)} if threads else {}) | dict(os.environ)
+    if len(devices) < 2:
+        return [shared] * jobs
+    return [shared | {"CUDA_VISIBLE_DEVICES": devices[index % len(devices)]} for index in range(jobs)]
+
+
+def _start(command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen:
+    line = [sys.executable, "-m", "unified_lift", *command]
+    with open(log, "ab") as file:
+        # On this machine in a session of its own: Ctrl-C in the terminal reaches us alone, and we pass it on once.
+        is_ours = environment is not None
+        return subprocess.Popen(line, stdout=file, stderr=file, env=environment, start_new_session=is_ours)
+
+
+def _result(job: Job, future: Any) -> Record:
+    """Return how a job ended; one that the scheduler or a defect ended has failed, with its last words."""
+    problem = future.exception()
+    if problem is None:
+        return future.result()
+    lines = str(problem).strip().splitlines() or ["the job left no message"]
+    record = Record(commands=job.recorded, status="failed", message=lines[-1])
+    write_json(job.record, vars(record))
+    return record
+
+
+def _figures(job: Job) -> dict[str, Any]:
+    manifest, results = _read(job.model / "manifest.json"), _read(job.model / "results.json")
+    name, scores = next(reversed(results.items()), ("", {}))
+    candidates = {}
+    if job.artefacts[0].name == "oracle.json":
+        oracle = _read(job.artefacts[0])
+        candidates = oracle.get("candidates", {})
+        scores = candidates.get(oracle.get("best"), {})
+    return {"results": name, "scores": scores, "manifest": manifest, "candidates": candidates}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return a JSON file of a job, empty where it is missing or broken off."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _reason(job: Job, code: int) -> str:
+    """Return the last line of the log, or what ended the process where it could say nothing."""
+    if code < 0:
+        return f"ended by signal {-code}"
+    lines = [line.strip(" │") for line in job.log.read_text(errors="replace").splitlines()]
+    said = [line for line in lines if re.search(r"\w", line)]  # flags that don't exist are told in a frame
+    return f"exit code {code} without a word" if not said or said[-1].startswith("$ ") else said[-1]
+
+
+def _ending(job: Job, record: Record) -> str:
+    done = record.status == "done"
+    how = f"in {duration_text(record.seconds)}" if done else f"({record.message}; {job.log})"
+    return f"{record.status:<6} {job.key} {how}"
+
+
+def _progress(jobs: Sequence[Job], records: Mapping[str, Record], capacity: int) -> str:
+    """Return how many jobs have ended how, and the time left, guessed from those of the same row."""
+    states = [record.status for record in records.values()]
+    seconds: dict[str, list[float]] = {}
+    for job in jobs:
+        if job.key in records and records[job.key].status == "done":
+            seconds.setdefault(job.row, []).append(records[job.key].seconds)
+    known = [value for values in seconds.values() for value in values]
+    left = [statistics.mean(seconds.get(job.row, known or [0])) for job in jobs if job.key not in records]
+    counts = {state: states.count(state) for state in ("failed", "blocked", "interrupted") if state in states}
+    text = f"; {states.count('done')} of {len(jobs)} done" + "".join(f", {n} {state}" for state, n in counts.items())
+    return text + (f"; about {duration_text(sum(left) / min(capacity, len(left)))} left" if known and left else "")

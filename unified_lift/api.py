@@ -1,7 +1,9 @@
-"""The public functions of `unified_lift`, with the arguments a script would give them."""
+"""The public functions of `unified_lift`, with the arguments a script would give them. See docs/api.md."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,12 +11,17 @@ from torch import Tensor
 
 from unified_lift import data
 from unified_lift.data.settings import DataSettings
+from unified_lift.editing.formats import FORMATS
 from unified_lift.errors import UserError
+from unified_lift.evaluation import evaluate as scoring
+from unified_lift.evaluation.evaluate import Result
+from unified_lift.evaluation.protocols import PROTOCOLS
+from unified_lift.fileio import replacing_folder
 from unified_lift.modelfolder import inference
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.types import Camera, Scene
 
-__all__ = ["UserError", "load_model", "load_scene", "render", "segment"]
+__all__ = ["UserError", "evaluate", "export", "load_model", "load_scene", "render", "segment"]
 
 
 def load_scene(path: str | Path, *, images: str = "images", resolution: int = -1) -> Scene:
@@ -52,13 +59,51 @@ def render(model: TrainedScene, camera: Camera) -> Tensor:
 def segment(model: TrainedScene, camera: Camera) -> Tensor:
     """Return the object id of every pixel, int64 [H, W], on the CPU.
 
-    Ids are those of the model: the same object has the same id in every view, in `object_ids` of the saved point cloud
-    and in `--objects` of the commands. 0 is not special.
+    An object has the same id in every view and in everything that is saved of the model. Ids are keys of
+    `model.objects`; every pixel gets one, and 0 is the largest object of a trained scene, usually the background.
 
     Raises:
         UserError: The scene was trained without a lift, so that it knows no objects.
     """
+    model.require_labels()
     ids = inference.render_view(model, camera).object_ids
-    if ids is None:
-        raise UserError(f"iteration {model.iteration} was saved without a lift; train on with --lift_iterations")
+    assert ids is not None
     return ids
+
+
+def evaluate(model: TrainedScene, *, scene: str | Path | None = None, protocol: str = "auto") -> Result:
+    """Return the scores of a trained scene on its held-out views: `result.scores` is a dictionary.
+
+    Args:
+        model: From `load_model`.
+        scene: Scene folder, if it has moved since training.
+        protocol: How objects are scored, a name in docs/protocols.md; `auto`: as the dataset's reader says.
+    Raises:
+        UserError: No view was held out, the scene folder is gone, or the protocol's ground truth is.
+    """
+    if protocol not in ("auto", *PROTOCOLS):
+        raise UserError(f"protocol {protocol}: there are auto, {', '.join(PROTOCOLS)}")
+    if scene is not None:
+        moved = replace(model.settings.data, source_path=Path(scene))
+        model = replace(model, settings=replace(model.settings, data=moved))
+    return scoring.evaluate(model, inference.views_of(model.settings.data), PROTOCOLS.get(protocol, "auto"))
+
+
+def export(model: TrainedScene, path: str | Path, *, objects: Sequence[int] | None = None) -> None:
+    """Write a scene, or some of its objects together, to one file: .ply, .splat, .spz or .html.
+
+    Args:
+        model: From `load_model`.
+        path: The file; it is replaced.
+        objects: Ids of the objects; None = the whole scene.
+    Raises:
+        UserError: No such object, or no format of one file that is called like the suffix.
+    """
+    path = Path(path)
+    part = model if objects is None else model.rows(model.mask(objects))
+    write = FORMATS.get(path.suffix[1:])
+    with replacing_folder(path.parent) as folder:
+        if write is not None:
+            write(folder, path.stem, part)
+        if [file.name for file in folder.iterdir()] != [path.name]:
+            raise UserError(f"{path}: no format of one file has this suffix; use .ply, .splat, .spz or .html")

@@ -269,7 +269,7 @@ class Bench:
         quiet = DensitySettings(densify_until_iter=1)
         stage = GeometryStage(scene, gaussians, GeometrySettings(iterations=30_000), quiet, seed=0)
         c = count(gaussians, scene.train)
-        self.run("geometry", lambda _: stage.train_step(LATE), geometry_parts(c), vars(c))
+        self.run("geometry", lambda _: stage.step(LATE), geometry_parts(c), vars(c))
 
     def lift(self, scene: Scene, gaussians: Gaussians, codes: int, *, keep: bool) -> None:
         """Measure a lift step with an active codebook, with weights kept in memory or computed each time."""
@@ -287,12 +287,13 @@ class Bench:
         if not keep:
             parts = [p for p in geometry_parts(c) if p.name.startswith(("projection", "sort"))] + parts
         title = f"lift, {codes} codes, weights {'kept' if keep else 'computed each step'}"
-        self.run(title, lambda _: stage.train_step(1500), parts, facts)
+        self.run(title, lambda _: stage.step(1500), parts, facts)
         if keep:
-            visits = stage.pool.visits_of_a_pool
-            renewal = wall_ms(lambda i: stage.pool.of(i % len(stage.pool), (1 + i) * visits), 40, self.device)
-            self.results[-1] |= {"renewal_ms": renewal, "visits_of_a_pool": visits, "pool": stage.pool.size}
-            print(f"  a new pool of {stage.pool.size} pixels: {renewal:.3f} ms, once in {visits} visits of a view")
+            sampler, num_views = stage.sampler, len(stage.cameras)
+            visits = sampler.visits_before_renewal
+            renewal = wall_ms(lambda i: sampler.of(i % num_views, (1 + i) * visits), 40, self.device)
+            self.results[-1] |= {"renewal_ms": renewal, "visits_of_a_pool": visits, "pool": sampler.size}
+            print(f"  a new pool of {sampler.size} pixels: {renewal:.3f} ms, once in {visits} visits of a view")
 
 
 def trained(path: Path, device: torch.device) -> tuple[Scene, Gaussians]:

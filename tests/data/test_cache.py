@@ -19,8 +19,8 @@ from unified_lift.data.cache import (
 )
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
-from unified_lift.train.run import Trainer
-from unified_lift.train.views import ViewSource
+from unified_lift.train.run import run
+from unified_lift.train.views import Prefetcher
 from unified_lift.types import View
 
 CPU = torch.device("cpu")
@@ -158,7 +158,7 @@ def test_training_from_memory_and_from_disk_is_bit_identical(mixed, tmp_path, sc
     small = {"preset": "released", "method": few} if schedule == "joint" else {}
     for wanted in ("cpu", "disk"):
         settings = settings_for(tmp_path / wanted, data_device=wanted, **small)
-        manifest = Trainer(settings, mixed).run()
+        manifest = run(settings, mixed).manifest
         assert manifest["data"]["kept_on"] == wanted
     total = 24 if schedule == "joint" else 44
     assert_same_state(final_state(tmp_path / "cpu", total), final_state(tmp_path / "disk", total))
@@ -230,7 +230,7 @@ def test_views_arrive_on_the_gpu_from_wherever_they_are_kept(mixed, tmp_path, wa
     placed = DataCache(wanted, device=device, folder=tmp_path).cached(mixed)
     assert placed.train[0].image.is_cuda == (wanted == "cuda")
     assert placed.train[0].image.is_pinned() == (wanted == "cpu")
-    source = ViewSource(placed.train, kept_on=placed.kept_on, device=device)
+    source = Prefetcher(placed.train, kept_on=placed.kept_on, device=device)
     indices = torch.randint(len(placed.train), (200,), generator=torch.Generator().manual_seed(0)).tolist()
     fetched = []
     for index, then in zip(indices, [*indices[1:], None], strict=True):
@@ -249,7 +249,7 @@ def test_views_arrive_on_the_gpu_from_wherever_they_are_kept(mixed, tmp_path, wa
 @pytest.mark.gpu
 def test_training_on_a_gpu_reports_place_and_memory(mixed, tmp_path):
     for wanted in ("cuda", "cpu", "disk"):
-        manifest = Trainer(settings_for(tmp_path / wanted, data_device=wanted, device="cuda"), mixed).run()
+        manifest = run(settings_for(tmp_path / wanted, data_device=wanted, device="cuda"), mixed).manifest
         assert manifest["data"]["kept_on"] == wanted
         peaks = manifest["peak_gpu_bytes"]
         assert set(peaks) == {"geometry", "lift", "finish"}

@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from tests.methods.calls import losses
 from tests.scenes import exact_ids, tiny_scene
+from tests.train.test_training import StopAt
 from unified_lift.data.cache import DataCache
 from unified_lift.errors import UserError
 from unified_lift.kernels.assignment import hungarian
@@ -19,8 +20,9 @@ from unified_lift.modelfolder.inference import load_model, render_view
 from unified_lift.modelfolder.settings import LiftSettings, TrainSettings, changed
 from unified_lift.ops.segments import dense_slots
 from unified_lift.settings.yaml import merged
+from unified_lift.train.hooks import Interrupted
 from unified_lift.train.lift import LiftStage
-from unified_lift.train.run import Interrupted, Trainer
+from unified_lift.train.run import run
 
 
 class Modulo(KnownClasses):
@@ -108,18 +110,10 @@ def assert_resumes_bit_for_bit(tmp_path, scene, method, **method_settings):
     """A run that stops in its middle and goes on ends where the run that does not stop ends."""
     total = 46
     whole, halved = (run_settings(tmp_path / name, method, **method_settings) for name in ("whole", "halved"))
-    Trainer(whole, scene).run()
-    trainer = Trainer(halved, scene)
-    original = trainer._after_step
-
-    def stop_half_way(stage, step, total_steps, log):
-        trainer.stop_requested = total_steps == 6 + 23
-        original(stage, step, total_steps, log)
-
-    trainer._after_step = stop_half_way
+    run(whole, scene)
     with pytest.raises(Interrupted):
-        trainer.run()
-    Trainer(halved, scene).run(resume_from=checkpoint_path(halved.model_path, 6 + 23))
+        run(halved, scene, hooks=[StopAt(6 + 23)])
+    run(halved, scene, resume_from=checkpoint_path(halved.model_path, 6 + 23))
     left, right = (load_checkpoint(checkpoint_path(s.model_path, total)) for s in (whole, halved))
     for name in ("weight", "bias"):
         assert torch.equal(left["method"][name], right["method"][name]), name
@@ -129,12 +123,11 @@ def assert_resumes_bit_for_bit(tmp_path, scene, method, **method_settings):
 
 def assert_saved_model_shows_what_was_trained(tmp_path, scene, method, **method_settings):
     settings = run_settings(tmp_path, method, **method_settings)
-    trainer = Trainer(settings, scene)
-    manifest = trainer.run()
+    state = run(settings, scene)
     model = load_model(tmp_path)
-    assert model.method.num_objects == manifest["num_codes"] == trainer.method.num_objects
+    assert model.method.num_objects == state.manifest["num_codes"] == state.method.num_objects
     shown = render_view(model, scene.train[0].camera)
-    live = render_view(replace(model, gaussians=trainer.gaussians, method=trainer.method), scene.train[0].camera)
+    live = render_view(replace(model, gaussians=state.gaussians, method=state.method), scene.train[0].camera)
     assert float((shown.object_ids == live.object_ids).float().mean()) > 0.99  # features are saved in 16 bits
     torch.testing.assert_close(shown.confidence, live.confidence, atol=0.02, rtol=0)
     assert len(shown.object_ids.unique()) > 1
@@ -150,7 +143,7 @@ def share_told_apart(stage):
     """Return the share of the balls' pixels whose id stands for their ball, each ball having one id of its own."""
     table = torch.zeros(3, stage.method.num_objects)
     for index, (view, (features, _, _)) in enumerate(zip(stage.views.all(), stage.labelled_pixels())):
-        truth = torch.from_numpy(exact_ids(view.camera)).flatten()[stage.maps.of(index, view).rows].long()
+        truth = torch.from_numpy(exact_ids(view.camera)).flatten()[stage.maps.of(index, view).pixel_ids].long()
         ids = stage.method.segment(features).object_ids
         table.index_put_((truth[truth > 0] - 1, ids[truth > 0]), torch.tensor(1.0), accumulate=True)
     return float(table[torch.arange(3), hungarian(table)].sum() / table.sum())
@@ -284,7 +277,7 @@ def test_classes_known_before_the_lift_are_learnt_from_a_scene():
     scene = consistent(tiny_scene())
     method = modulo(feature_lr=0.05, head_lr=0.05)
     stage = lift_stage(scene, method)
-    terms = [stage.train_step(step) for step in range(60)]
+    terms = [stage.step(step) for step in range(60)]
     assert float(terms[-1]["identity"]) < 0.5 * float(terms[0]["identity"])
     assert [step for step, values in enumerate(terms) if "knn" in values] == list(range(4, 60, 5))
     assert share_told_apart(stage) > 0.9
@@ -296,12 +289,12 @@ def test_classes_known_before_the_lift_are_learnt_from_a_scene():
 def terms_without_waiting(stage, *, first=20, count=10):
     """Return the terms of steps after the first in which the host must not wait for the GPU."""
     for step in range(first):  # keeps the weights of all views, captures the step
-        stage.train_step(step)
+        stage.step(step)
     assert stage.pool.keeps_weights
     torch.cuda.set_sync_debug_mode("error")
     try:
         steps = range(first, first + count)
-        return [{name: term.clone() for name, term in stage.train_step(step).items()} for step in steps]
+        return [{name: term.clone() for name, term in stage.step(step).items()} for step in steps]
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

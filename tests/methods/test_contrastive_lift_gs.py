@@ -205,7 +205,7 @@ def lifted(scene, settings):
 def test_lift_separates_the_balls_and_the_model_folder_reads_back(scene, tmp_path):
     settings = lift_settings(tmp_path)
     stage = lifted(scene, settings)
-    terms = [{name: float(v) for name, v in stage.train_step(step).items()} for step in range(stage.num_steps)]
+    terms = [{name: float(v) for name, v in stage.step(step).items()} for step in range(stage.num_steps)]
     first, last = terms[:6], terms[-6:]  # every view once
     assert sum(t["contrastive"] for t in last) < sum(t["contrastive"] for t in first)
     gaussians, method = stage.gaussians, stage.method
@@ -228,14 +228,14 @@ def test_interrupted_and_resumed_lift_ends_as_one_in_a_piece(scene, tmp_path):
     settings = lift_settings(tmp_path)
     whole, first, second = (lifted(scene, settings) for _ in range(3))
     for step in range(60):
-        whole.train_step(step)
+        whole.step(step)
     for step in range(23):
-        first.train_step(step)
+        first.step(step)
     second.gaussians.set("features", first.gaussians.features.detach().clone())
     second.method.load_state_dict(first.method.state_dict())
     second.load_state_dict(first.state_dict())
     for step in range(23, 60):
-        second.train_step(step)
+        second.step(step)
     assert torch.equal(whole.gaussians.features, second.gaussians.features)
     assert torch.equal(whole.method.centroids, second.method.centroids)
     assert whole.method.summary == second.method.summary

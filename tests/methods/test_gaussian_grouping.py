@@ -59,7 +59,7 @@ def test_objects_are_told_apart_by_consistent_ids_and_not_by_ids_that_change_fro
     for scene in (consistent(tiny_scene()), tiny_scene()):
         stage = lift_stage(scene, method_with(feature_lr=0.05, head_lr=0.05), steps=120)
         for step in range(120):
-            stage.train_step(step)
+            stage.step(step)
         shares.append(share_told_apart(stage))
     assert shares[0] > 0.85
     assert shares[1] < 0.75

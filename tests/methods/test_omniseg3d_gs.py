@@ -16,7 +16,7 @@ from unified_lift.modelfolder.labels import by_falling_area, label_gaussians
 from unified_lift.modelfolder.settings import TrainSettings, with_preset
 from unified_lift.settings.yaml import merged
 from unified_lift.train.lift import LiftStage
-from unified_lift.train.run import Trainer
+from unified_lift.train.run import run
 
 PAIRS = normalize(torch.tensor([[1.0, 0.3, 0], [1.0, -0.3, 0], [0, 0.3, 1.0], [0, -0.3, 1.0]]), dim=1)
 """Directions of four parts; two neighbours each are 33 degrees apart, the pairs 60 or more."""
@@ -276,7 +276,7 @@ def lifted(scene, settings):
 def test_lift_separates_the_balls_and_the_model_folder_keeps_every_candidate(scene, tmp_path):
     settings = lift_settings(tmp_path)
     stage = lifted(scene, settings)
-    terms = [stage.train_step(step) for step in range(stage.num_steps)]
+    terms = [stage.step(step) for step in range(stage.num_steps)]
     assert float(terms[-1]["contrastive"]) < float(terms[0]["contrastive"])
     assert float(terms[-1]["norm"]) < 0.01
     gaussians, method = stage.gaussians, stage.method
@@ -300,16 +300,16 @@ def test_interrupted_and_resumed_lift_ends_as_one_in_a_piece(scene, tmp_path):
     settings = lift_settings(tmp_path)
     whole = lifted(scene, settings)
     for step in range(40):
-        whole.train_step(step)
+        whole.step(step)
     first = lifted(scene, settings)
     for step in range(23):
-        first.train_step(step)
+        first.step(step)
     second = lifted(scene, settings)
     second.gaussians.set("features", first.gaussians.features.detach().clone())
     second.method.load_state_dict(first.method.state_dict())
     second.load_state_dict(first.state_dict())
     for step in range(23, 40):
-        second.train_step(step)
+        second.step(step)
     assert torch.equal(whole.gaussians.features, second.gaussians.features)
     assert torch.equal(whole.method.centroids, second.method.centroids)
     assert whole.method.summary == second.method.summary
@@ -331,6 +331,6 @@ def test_trainer_writes_the_sweep_into_the_manifest(scene, tmp_path):
     settings = merged(
         lift_settings(tmp_path), {"geometry": {"iterations": 4}, "lift": {"lift_iterations": 6}}, origin="test"
     )
-    manifest = Trainer(settings, scene).run()
+    manifest = run(settings, scene).manifest
     assert [row["min_cluster_size"] for row in manifest["method"]["cluster_sweep"]] == [10, 60]
     assert manifest["num_codes"] > 0

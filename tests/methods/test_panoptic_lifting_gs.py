@@ -135,7 +135,7 @@ def test_ids_that_change_from_view_to_view_are_brought_together():
 def test_objects_of_a_scene_are_told_apart_though_ids_change_from_view_to_view(scene):
     method = PanopticLifting(PanopticLiftingSettings(feature_lr=0.05, head_lr=0.05), zero_id="segment", seed=0)
     stage = lift_stage(scene, method, steps=120)
-    terms = [float(stage.train_step(step)["identity"]) for step in range(120)]
+    terms = [float(stage.step(step)["identity"]) for step in range(120)]
     assert method.num_objects == 500
     assert sum(terms[-10:]) < 0.5 * sum(terms[:10])
     assert share_told_apart(stage) > 0.8
@@ -170,7 +170,7 @@ def test_steps_are_replayed_without_the_host_waiting_and_learn_what_they_learn_o
         method = PanopticLifting(PanopticLiftingSettings(feature_lr=0.05, head_lr=0.05), zero_id="segment", seed=0)
         stage = lift_stage(scene, method, steps=120, device=device)
         if device == "cpu":
-            terms[device] = [stage.train_step(step) for step in range(120)][20:]
+            terms[device] = [stage.step(step) for step in range(120)][20:]
         else:
             terms[device] = terms_without_waiting(stage, first=20, count=100)
             assert stage.graph._graph is not None

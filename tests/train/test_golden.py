@@ -18,7 +18,7 @@ from unified_lift.modelfolder.outputs import read_model
 from unified_lift.modelfolder.settings import TrainSettings, with_preset
 from unified_lift.settings.yaml import merged
 from unified_lift.train.logs import read_log
-from unified_lift.train.run import Trainer
+from unified_lift.train.run import run
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS = 20
@@ -72,7 +72,7 @@ def checksums(tensors):
 def train(model):
     """Return the curves and parameters of each stage."""
     settings = merged(with_preset(TrainSettings(), "unified_lift"), SHORT | {"model_path": str(model)}, origin="test")
-    Trainer(settings, golden_scene()).run()
+    run(settings, golden_scene())
     log = read_log(model)
     geometry, lift = (load_checkpoint(checkpoint_path(model, total)) for total in (STEPS, 2 * STEPS))
     features = {"features": read_model(model, -1)[0].features}
@@ -115,9 +115,7 @@ def found(tmp_path_factory):
 def test_twenty_steps_are_those_of_before(found, stage, of_steps, of_parameters):
     golden = json.loads((GOLDEN / f"{stage}.json").read_text())
     for part, tolerance in (("steps", of_steps), ("parameters", of_parameters)):
-        if stage == "refine" and part == "steps":
-            continue  # it keeps no log
-        assert found[stage][part].keys() == golden[part].keys()
+        assert found[stage][part].keys() >= golden[part].keys()
         for name, wanted in golden[part].items():
             assert values(found[stage][part][name]) == [
                 None if value is None else pytest.approx(value, rel=tolerance, abs=1e-3 * tolerance)

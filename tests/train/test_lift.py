@@ -27,13 +27,13 @@ def with_unseen_border(view):
 @pytest.mark.parametrize("border", [True, False])
 def test_segment_map_says_where_the_seen_pixels_of_each_segment_are(scene, border, by_slot, ignore_zero):
     view = with_unseen_border(scene.train[1]) if border else scene.train[1]
-    slot, num_segments, rows = SegmentMaps(ignore_zero=ignore_zero, keep=False, by_slot=by_slot).of(1, view)
+    slot, num_segments, pixel_ids = SegmentMaps(ignore_zero=ignore_zero, keep=False, by_slot=by_slot).of(1, view)
     assert slot.dtype == torch.int32
-    assert (rows is None) == (not border and not by_slot)
-    rows = torch.arange(slot.numel()) if rows is None else rows
+    assert (pixel_ids is None) == (not border and not by_slot)
+    pixel_ids = torch.arange(slot.numel()) if pixel_ids is None else pixel_ids
     seen = torch.ones(view.segments.shape, dtype=torch.bool) if view.valid is None else view.valid
-    assert torch.equal(rows.sort().values, seen.flatten().nonzero()[:, 0])
-    expected, ids = dense_slots(view.segments.flatten()[rows], ignore_zero=ignore_zero)
+    assert torch.equal(pixel_ids.sort().values, seen.flatten().nonzero()[:, 0])
+    expected, ids = dense_slots(view.segments.flatten()[pixel_ids], ignore_zero=ignore_zero)
     assert torch.equal(slot, expected)
     assert num_segments == len(ids) == 3 + (not ignore_zero)
     assert bool((slot.diff() >= 0).all()) == by_slot
@@ -100,9 +100,9 @@ def test_small_segments_stand_in_the_list_often_enough():
 
 @pytest.mark.parametrize("cache_mb", [100, 0])
 def test_a_step_draws_enough_of_every_segment(scene, cache_mb):
-    fair, few = (lift_stage(scene, pixels=60, cache_mb=cache_mb, min_samples=count).pool.of(2) for count in (12, 0))
+    fair, few = (lift_stage(scene, pixels=60, cache_mb=cache_mb, min_samples=count).sampler.of(2) for count in (12, 0))
     assert torch.equal(fair.slot, fair.slot.sort().values)
-    assert set(fair.rows.tolist()) == set(few.rows.tolist())
+    assert set(fair.pixel_ids.tolist()) == set(few.pixel_ids.tolist())
     smallest = [torch.bincount(pool.slot[pool.slot >= 0]).min() * 60 / len(pool.slot) for pool in (few, fair)]
     assert smallest[0] < 6  # else there is nothing to see here
     assert smallest[1] > 1.5 * smallest[0]
@@ -120,40 +120,42 @@ def test_a_lift_is_as_long_as_its_pixels_ask_unless_told(scene):
 @pytest.mark.parametrize(("pixels", "pool"), [(200, 0), (200, 300), (10_000, 0)])
 def test_lift_learns_with_and_without_kept_weights_from_some_or_all_pixels(scene, pixels, pool, cache_mb):
     stage = lift_stage(scene, pixels=pixels, pool=pool, cache_mb=cache_mb, steps=90)
-    terms = [stage.train_step(step) for step in range(90)]
+    terms = [stage.step(step) for step in range(90)]
     assert terms[-1]["contrastive"] < 0.7 * terms[0]["contrastive"]
     assert len(stage.method.codebook) >= 2
     assert stage.method.statistics["objects_used"] >= 2
-    assert stage.pool.keeps_weights == (cache_mb > 0)
+    assert stage.sampler.keeps_weights == (cache_mb > 0)
     fallback = 480 if cache_mb else 2 * pixels  # room for all pixels, or none
-    assert len(stage.pool.of(3).slot) == min(pool or fallback, 480)
-    assert (stage.pool.of(3).weights is not None) == (cache_mb > 0)
+    assert len(stage.sampler.of(3).slot) == min(pool or fallback, 480)
+    assert (stage.sampler.of(3).weights is not None) == (cache_mb > 0)
 
 
 def test_kept_weights_are_those_of_the_pixels_of_the_pool(scene):
     kept, fresh = (lift_stage(scene, pool=120, pixels=50, cache_mb=mb) for mb in (100, 0))
     for index in (0, 3):
-        a, b = kept.pool.of(index), fresh.pool.of(index)
-        assert torch.equal(a.rows, b.rows)
-        assert torch.equal(dense_slots(scene.train[index].segments.flatten(), ignore_zero=False)[0][a.rows], a.slot)
+        a, b = kept.sampler.of(index), fresh.sampler.of(index)
+        assert torch.equal(a.pixel_ids, b.pixel_ids)
+        assert torch.equal(
+            dense_slots(scene.train[index].segments.flatten(), ignore_zero=False)[0][a.pixel_ids], a.slot
+        )
         assert b.weights is None
-        now = fresh.pool.weights_at(index, b.rows)
+        now = fresh.sampler.weights_at(index, b.pixel_ids)
         assert all(torch.equal(x, y) for x, y in zip(a.weights, now))
 
 
 def test_pools_take_as_many_pixels_as_the_budget_keeps_the_weights_of(scene, monkeypatch):
     monkeypatch.setattr("unified_lift.train.batches.MIB", 1024)  # budgets of kibibytes
-    whole = sum(lift_stage(scene, cache_mb=10**6).pool.of(index).weights.nbytes for index in range(6)) // 1024 + 1
-    sizes = [len(lift_stage(scene, pixels=50, cache_mb=kib).pool.of(0).slot) for kib in (2 * whole, whole // 2)]
+    whole = sum(lift_stage(scene, cache_mb=10**6).sampler.of(index).weights.nbytes for index in range(6)) // 1024 + 1
+    sizes = [len(lift_stage(scene, pixels=50, cache_mb=kib).sampler.of(0).slot) for kib in (2 * whole, whole // 2)]
     assert sizes[0] == 480
     assert 200 < sizes[1] < 280
-    pool = lift_stage(scene, pixels=50, cache_mb=whole // 2).pool
+    pool = lift_stage(scene, pixels=50, cache_mb=whole // 2).sampler
     assert 0.9 < sum(pool.of(index).weights.nbytes for index in range(6)) / (whole // 2 * 1024) < 1.1
-    fair = lift_stage(scene, pixels=50, cache_mb=whole // 2, min_samples=12).pool
-    assert len(fair.of(0).slot) > len(fair.of(0).rows.unique())
+    fair = lift_stage(scene, pixels=50, cache_mb=whole // 2, min_samples=12).sampler
+    assert len(fair.of(0).slot) > len(fair.of(0).pixel_ids.unique())
     # Twelve of each of four segments are nearly all that a step draws: copies are rounded up, and rounding shows.
     assert 0.6 < sum(fair.of(index).weights.nbytes for index in range(6)) / (whole // 2 * 1024) < 1.25
-    too_little = lift_stage(scene, pixels=50, cache_mb=whole // 20).pool
+    too_little = lift_stage(scene, pixels=50, cache_mb=whole // 20).sampler
     assert not too_little.keeps_weights
     assert too_little.of(0).weights is None
     assert len(too_little.of(0).slot) == 100
@@ -161,13 +163,13 @@ def test_pools_take_as_many_pixels_as_the_budget_keeps_the_weights_of(scene, mon
 
 def test_a_pool_is_renewed_when_its_pixels_were_drawn_twice_and_in_time_all_pixels_have_their_turn(scene):
     stage = lift_stage(scene, pixels=60, pool=120)
-    pools = [stage.pool.of(1, visit).rows for visit in range(40)]
+    pools = [stage.sampler.of(1, visit).pixel_ids for visit in range(40)]
     changes = [visit for visit in range(1, 40) if not torch.equal(pools[visit], pools[visit - 1])]
     assert changes == list(range(4, 40, 4))  # 4 visits of 60 draw 120 pixels twice
     assert len(torch.cat(pools).unique()) > 0.9 * 480
-    again = lift_stage(scene, pixels=60, pool=120).pool
-    assert torch.equal(again.of(1, 22).rows, pools[22])  # depends on the visit alone, as resuming needs
-    whole = lift_stage(scene, pixels=60).pool
+    again = lift_stage(scene, pixels=60, pool=120).sampler
+    assert torch.equal(again.of(1, 22).pixel_ids, pools[22])  # depends on the visit alone, as resuming needs
+    whole = lift_stage(scene, pixels=60).sampler
     assert whole.of(1, 0) is whole.of(1, 100)  # nothing to renew
 
 
@@ -175,14 +177,14 @@ def test_steps_renew_the_pools(scene):
     stage = lift_stage(scene, pixels=60, pool=60, steps=24)
     seen = []
     for step in range(24):  # four visits of each of six views
-        stage.train_step(step)
-        seen.append(stage.pool._made[1][0] if 1 in stage.pool._made else -1)
+        stage.step(step)
+        seen.append(stage.sampler._made[1][0] if 1 in stage.sampler._made else -1)
     assert seen[-1] == 1  # 60 pixels serve two visits
     assert sorted(seen) == seen
 
 
 def test_every_segment_has_its_share_of_the_pool(scene):
-    pooled = lift_stage(scene, pool=150, pixels=50).pool.of(2)
+    pooled = lift_stage(scene, pool=150, pixels=50).sampler.of(2)
     segments = scene.train[2].segments.flatten()
     _, counts = segments.unique(return_counts=True)
     here = torch.bincount(pooled.slot, minlength=pooled.num_segments)
@@ -213,13 +215,13 @@ def test_a_lift_step_does_not_make_the_host_wait(scene, replayed, monkeypatch):
     if not replayed:
         monkeypatch.setattr(stage.method, "graph_key", lambda *_: None)
     for step in range(20):  # keeps the weights of all views, starts the codebook, captures the step
-        stage.train_step(step)
-    assert stage.pool.keeps_weights
+        stage.step(step)
+    assert stage.sampler.keeps_weights
     assert len(stage.method.codebook)
     assert replays(stage) == replayed
     torch.cuda.set_sync_debug_mode("error")
     try:
-        terms = [stage.train_step(step) for step in range(20, 30)]
+        terms = [stage.step(step) for step in range(20, 30)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert set(terms[-1]) == {"contrastive", "class", "concentration"}
@@ -230,9 +232,9 @@ def test_a_lift_step_does_not_make_the_host_wait(scene, replayed, monkeypatch):
 def test_replayed_steps_are_the_steps_that_were_captured(scene, monkeypatch):
     # the same draws, once replayed and once computed one kernel after the other
     stages = [lift_stage(scene, "cuda", steps=40) for _ in range(2)]
-    monkeypatch.setattr(stages[1].graph, "run", lambda phase, progress: computed(stages[1], progress))
+    monkeypatch.setattr(stages[1].graph, "run", lambda key, progress: computed(stages[1], progress))
     for step in range(40):
-        terms = [{name: float(value) for name, value in stage.train_step(step).items()} for stage in stages]
+        terms = [{name: float(value) for name, value in stage.step(step).items()} for stage in stages]
         assert set(terms[0]) == set(terms[1])
         for name, value in terms[0].items():  # float additions in another order, and what they grow to
             assert value == pytest.approx(terms[1][name], rel=0.05, abs=1e-3), f"step {step}: {name}"
@@ -252,7 +254,7 @@ def test_lift_on_a_gpu_learns_what_it_learns_on_a_cpu(scene):
     last = []
     for device in ("cpu", "cuda"):
         stage = lift_stage(scene, device, steps=60)
-        last.append([stage.train_step(step) for step in range(60)][-1])
+        last.append([stage.step(step) for step in range(60)][-1])
     for name in ("contrastive", "class", "concentration"):  # other pixels are drawn
         assert float(last[1][name]) == pytest.approx(float(last[0][name]), rel=0.5, abs=0.05)
 
@@ -261,5 +263,5 @@ def test_lift_on_a_gpu_learns_what_it_learns_on_a_cpu(scene):
 def test_lift_steps_on_a_gpu_draw_the_same_pixels_again(scene):
     stages = [lift_stage(scene, "cuda") for _ in range(2)]
     for step in range(3):
-        terms = [float(stage.train_step(step)["contrastive"]) for stage in stages]
+        terms = [float(stage.step(step)["contrastive"]) for stage in stages]
         assert terms[0] == pytest.approx(terms[1], rel=1e-4)

@@ -6,9 +6,10 @@ import torch
 from unified_lift import device as device_module
 from unified_lift.device import chosen_device, require_rasterizer
 from unified_lift.errors import UserError
+from unified_lift.train.finite import TermRecord, require_finite_state
 from unified_lift.train.geometry import log_linear
 from unified_lift.train.logs import RunLog, read_log
-from unified_lift.train.terms import TermRecord, require_finite_state, weighted_sum
+from unified_lift.train.stage import weighted_sum
 
 
 def test_total_is_the_weighted_sum_of_the_terms():

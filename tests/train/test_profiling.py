@@ -3,11 +3,14 @@ import time
 import pytest
 import torch
 
-from tests.train.test_training import SHORT, settings_for
-from unified_lift.train.profiling import BETWEEN_STEPS, StepProfiler, Window, device_times, profile_table, windows
-from unified_lift.train.run import Trainer
-from unified_lift.train.stage import Stage
-from unified_lift.train.views import ViewSource
+from tests.train.test_training import SHORT, CrashAfter, settings_for
+from unified_lift.train.hooks import Hook
+from unified_lift.train.loop import fit
+from unified_lift.train.profiling import Profile, Window, device_times, profile_table, windows
+from unified_lift.train.run import run
+from unified_lift.train.stage import Stage, no_op
+from unified_lift.train.start import start
+from unified_lift.train.views import Prefetcher
 
 
 def test_windows_lie_after_a_quarter_of_the_steps_and_at_their_end():
@@ -18,35 +21,45 @@ def test_windows_lie_after_a_quarter_of_the_steps_and_at_their_end():
 
 
 class Sleeper(Stage):
-    """Spends two milliseconds in its first phase and one in its second; counts who listens."""
+    """Spends two milliseconds in its first phase and one in its second."""
 
     name = "sleeper"
 
-    def train_step(self, step):
-        self.mark("forward")
+    def step(self, step):
+        self.on_phase("forward")
         time.sleep(0.002)
-        self.mark("backward")
+        self.on_phase("backward")
         time.sleep(0.001)
         return {}
 
 
-def test_time_is_that_of_the_phases_and_the_rest_lies_between_steps():
-    stage = Sleeper(num_steps=16, views=ViewSource([], kept_on="cpu", device=torch.device("cpu")), seed=0)
-    profiler, unheard = StepProfiler(stage, start=0, device=torch.device("cpu")), stage.mark
-    for step in range(16):
-        profiler.before_step(step, gaussians=7, codes=3)
-        assert (stage.mark != unheard) == (step in (4, 5, 12, 13))
-        stage.train_step(step)
-        stage.mark(BETWEEN_STEPS)
+class Listening(Hook):
+    """Notes the steps that somebody listens to; sleeps between steps."""
+
+    def __init__(self):
+        self.steps = []
+
+    def before_step(self, stage, step):
+        if stage.on_phase is not no_op:
+            self.steps.append(step)
+
+    def after_step(self, stage, step, terms):
         time.sleep(0.003)
-    profiler.before_step(16)
-    first, second = profiler.results
-    assert (first["steps"], second["steps"], first["gaussians"]) == ([5, 6], [13, 14], 7)
+
+
+def test_time_is_that_of_the_phases_and_the_rest_lies_between_steps(tmp_path, scene):
+    state = start(settings_for(tmp_path, run=SHORT["run"] | {"profile": True}), scene, None)
+    views = Prefetcher([], kept_on="cpu", device=torch.device("cpu"))
+    stage, listening = Sleeper(state.gaussians, None, views, num_steps=16, seed=0), Listening()
+    fit(stage, [Profile(state), listening])
+    assert listening.steps == [4, 5, 12, 13]
+    first, second = state.profile["sleeper"]
+    assert (first["steps"], second["steps"], first["gaussians"]) == ([5, 6], [13, 14], len(state.gaussians))
     for result in (first, second):
         spent = result["host_ms"]
         assert 2 <= spent["forward"] < 500
         assert 1 <= spent["backward"] < 500
-        assert 3 <= spent[BETWEEN_STEPS] < 500
+        assert 3 <= spent["between steps"] < 500
         assert sum(spent.values()) == pytest.approx(result["wall_ms"])
 
 
@@ -76,28 +89,23 @@ def test_device_time_and_launches_are_per_step_and_the_longest_kernel_comes_firs
     assert lines[3].split() == ["0.3000", "ms", "2.0", "x", "sort"]
 
 
+class Keep(Hook):
+    def before_stage(self, stage):
+        self.stage = stage
+
+
 def test_a_run_that_ends_inside_a_window_stops_listening(tmp_path, scene):
-    trainer = Trainer(settings_for(tmp_path, run=SHORT["run"] | {"profile": True}), scene)
-    stages, after_step = [], trainer._after_step
-
-    def fail(stage, step, total, log):
-        stages.append(stage)
-        after_step(stage, step, total, log)
-        if step == 7:  # 24 steps: the first window begins after the sixth and times three
-            raise MemoryError
-
-    trainer._after_step = fail
-    with pytest.raises(MemoryError):
-        trainer.run()
-    assert stages[0].mark.__name__ == "unheard"
+    kept = Keep()
+    with pytest.raises(MemoryError):  # 24 steps: the first window begins after the sixth and times three
+        run(settings_for(tmp_path, run=SHORT["run"] | {"profile": True}), scene, hooks=[kept, CrashAfter(8)])
+    assert kept.stage.on_phase is no_op
 
 
 @pytest.mark.gpu
 def test_kernels_of_the_rasterizer_are_seen(tmp_path, scene):
-    trainer = Trainer(settings_for(tmp_path, run=SHORT["run"] | {"profile": True, "device": "cuda"}), scene)
-    trainer.run()
+    state = run(settings_for(tmp_path, run=SHORT["run"] | {"profile": True, "device": "cuda"}), scene)
     for stage, kernel in (("geometry", "project_kernel"), ("lift", "adam_kernel")):
-        for window in trainer.profile[stage]:
+        for window in state.profile[stage]:
             assert 0 < window["device_ms"]
             assert window["launches"] > 5
             assert any(kernel in found["name"] for found in window["kernels"])

@@ -9,17 +9,23 @@ import torch
 from diff_gaussian_rasterization import blend
 from torch.nn.functional import normalize
 
-from tests.train.test_training import SHORT, settings_for
+from tests.train.test_training import SHORT, CrashAfter, saved_features, settings_for
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.model.initialize import gaussians_from_points
 from unified_lift.model.render import blending_weights
-from unified_lift.modelfolder.labels import label_gaussians
-from unified_lift.modelfolder.outputs import read_model
+from unified_lift.modelfolder.checkpoint import checkpoints
+from unified_lift.modelfolder.labels import Labelling, label_gaussians
+from unified_lift.modelfolder.settings import RefineSettings
 from unified_lift.ops.segments import dense_slots
 from unified_lift.ops.targets import pixel_targets
-from unified_lift.train import refine as sharpen
-from unified_lift.train.run import Trainer, latest_checkpoint
-from unified_lift.train.stage import Interrupted
+from unified_lift.settings.yaml import merged
+from unified_lift.train import refine
+from unified_lift.train.hooks import Hook
+from unified_lift.train.logs import read_log
+from unified_lift.train.loop import fit
+from unified_lift.train.refine import RefineStage
+from unified_lift.train.run import run
+from unified_lift.train.start import latest_checkpoint
 
 
 @pytest.fixture
@@ -34,8 +40,18 @@ def learnt(scene):
     return gaussians, method
 
 
-def sharpened(scene, gaussians, method, start, **options):
-    return sharpen.sharpened(scene, gaussians, method, method.final_features().codes, start, seed=5, **options)
+def refined(scene, gaussians, method, start, *, num_steps, **changes):
+    """Return features after some steps from `start`."""
+    stage = refine_stage(scene, gaussians, method, start, num_steps=num_steps, **changes)
+    fit(stage, [])
+    return stage.features.detach()
+
+
+def refine_stage(scene, gaussians, method, start, *, num_steps, **changes):
+    method.settings = replace(method.settings, sharpen_steps=num_steps)
+    none = torch.zeros(0, dtype=torch.int64)
+    labels = Labelling(none, none, none, none, start)
+    return RefineStage(scene, gaussians, method, RefineSettings(**changes), labels, seed=5)
 
 
 def dense_view(view, gaussians, method):
@@ -54,7 +70,7 @@ def test_the_first_step_goes_down_the_gradient_of_a_dense_reference(scene, learn
     values, codes = start.clone().requires_grad_(True), normalize(method.codebook.detach(), dim=1)
     logits = (weights @ values) @ codes.T * (1 + math.log(4))
     (torch.logsumexp(logits, dim=1) - logits.gather(1, target[:, None])[:, 0]).sum().backward()
-    found = sharpened(one, gaussians, method, start, num_steps=1)
+    found = refined(one, gaussians, method, start, num_steps=1)
     # Adam's first step is the rate in the direction of the sign, wherever there is a gradient.
     surely = values.grad.abs() > 1e-3
     assert surely.float().mean() > 0.1
@@ -73,9 +89,9 @@ def test_more_training_pixels_get_their_code_than_by_votes(scene, learnt):
         return sum(int(((weights @ values) @ codes.T).argmax(dim=1).ne(target).sum()) for weights, target in views)
 
     before = wrong(start)
-    after = wrong(sharpened(scene, gaussians, method, start, num_steps=250))
+    after = wrong(refined(scene, gaussians, method, start, num_steps=250))
     assert 0 < after < 0.8 * before
-    assert torch.equal(sharpened(scene, gaussians, method, start, num_steps=0), start)
+    assert torch.equal(refined(scene, gaussians, method, start, num_steps=0), start)
 
 
 def test_a_pixel_without_label_says_nothing(scene, learnt):
@@ -83,7 +99,7 @@ def test_a_pixel_without_label_says_nothing(scene, learnt):
     method.ignore_zero = True
     blank = [replace(view, segments=torch.zeros_like(view.segments)) for view in scene.train]
     start = torch.randn(len(gaussians), 16)
-    assert torch.equal(sharpened(replace(scene, train=tuple(blank)), gaussians, method, start, num_steps=8), start)
+    assert torch.equal(refined(replace(scene, train=tuple(blank)), gaussians, method, start, num_steps=8), start)
 
 
 def test_what_the_lens_did_not_see_says_nothing(scene, learnt):
@@ -93,7 +109,7 @@ def test_what_the_lens_did_not_see_says_nothing(scene, learnt):
     seen[: view.camera.height // 2] = True
     start = torch.randn(len(gaussians), 16)
     half = replace(scene, train=(replace(view, valid=seen),))
-    found = sharpened(half, gaussians, method, start, num_steps=3)
+    found = refined(half, gaussians, method, start, num_steps=3)
     weights = blend(blending_weights(gaussians, view.camera), torch.eye(len(gaussians)))[~seen.flatten()].sum(dim=0)
     only_hidden = (weights > 0) & (blend_share(gaussians, view, seen) == 0)
     assert only_hidden.any()
@@ -107,37 +123,39 @@ def blend_share(gaussians, view, where):
 
 def test_large_views_are_sampled(scene, learnt, monkeypatch):
     gaussians, method = learnt
-    monkeypatch.setattr(sharpen, "_PIXELS", 50)
     asked = []
 
     def weights_of(gaussians, camera, *, pixels):
         asked.append(pixels)
         return blending_weights(gaussians, camera, pixels=pixels)
 
-    monkeypatch.setattr(sharpen, "blending_weights", weights_of)
+    monkeypatch.setattr(refine, "blending_weights", weights_of)
     start = torch.randn(len(gaussians), 16)
-    first = sharpened(scene, gaussians, method, start, num_steps=2)
+    first = refined(scene, gaussians, method, start, num_steps=2, refine_pixels=50)
     assert [len(pixels) for pixels in asked] == [50, 50]
     assert all(len(pixels.unique(dim=0)) == 50 for pixels in asked)
-    assert torch.equal(sharpened(scene, gaussians, method, start, num_steps=2), first)
+    assert torch.equal(refined(scene, gaussians, method, start, num_steps=2, refine_pixels=50), first)
 
 
 @pytest.mark.parametrize("num_codes", [2, 25, 1000])
 def test_a_pixel_that_shows_its_code_is_as_sure_for_any_number_of_codes(num_codes):
-    logits = torch.eye(num_codes)[0] / sharpen.temperature_for(num_codes)  # orthogonal codes
+    logits = torch.eye(num_codes)[0] / refine.temperature_for(num_codes)  # orthogonal codes
     sure = float(torch.softmax(logits, dim=0)[0])
     assert sure == pytest.approx(math.e / (math.e + 1 - 1 / num_codes))
 
 
 def test_number_of_steps(scene):
-    assert sharpen.steps_of(7, scene) == 7
-    assert sharpen.steps_of(0, scene) == 0
+    def steps_of(wanted, scene=scene):
+        return refine.steps_of(wanted, RefineSettings(), scene)
+
+    assert steps_of(7) == 7
+    assert steps_of(0) == 0
     count, pixels = len(scene.train), sum(view.camera.width * view.camera.height for view in scene.train)
-    assert sharpen.steps_of(-1, scene) == math.ceil(1.5 * pixels / 16_384) < 300  # small: each pixel 1.5 times
-    assert sharpen.steps_of(-1, large(scene, 1)) == 300
-    assert sharpen.steps_of(-1, large(scene, 30)) == 2 * 30 * count > 300
+    assert steps_of(-1) == math.ceil(1.5 * pixels / 16_384) < 300  # small: each pixel 1.5 times
+    assert steps_of(-1, large(scene, 1)) == 300
+    assert steps_of(-1, large(scene, 30)) == 2 * 30 * count > 300
     unlabelled = tuple(replace(view, segments=None) for view in large(scene, 30).train)
-    assert sharpen.steps_of(-1, replace(scene, train=unlabelled + scene.train)) == sharpen.steps_of(-1, scene)
+    assert steps_of(-1, replace(scene, train=unlabelled + scene.train)) == steps_of(-1)
 
 
 def large(scene, times):
@@ -146,33 +164,44 @@ def large(scene, times):
     return replace(scene, train=tuple(views) * times)
 
 
-def test_stopped_while_sharpening_a_run_goes_on_to_the_same_end(tmp_path, scene, monkeypatch):
-    Trainer(settings_for(tmp_path / "whole"), scene).run()
-    settings = settings_for(tmp_path / "halves")
-    trainer = Trainer(settings, scene)
-    original = sharpen.pixel_targets
-
-    def stopping(*arguments):
-        trainer.stop_requested = True
-        return original(*arguments)
-
-    monkeypatch.setattr(sharpen, "pixel_targets", stopping)
-    with pytest.raises(Interrupted):
-        trainer.run()
-    assert not list((tmp_path / "halves").rglob("segmentation.npz"))
-    monkeypatch.setattr(sharpen, "pixel_targets", original)
-    Trainer(settings, scene).run(resume_from=latest_checkpoint(settings))
-    whole, halves = (read_model(tmp_path / name, -1)[0] for name in ("whole", "halves"))
-    assert torch.equal(whole.features, halves.features)
+def test_refinement_is_logged_saved_and_resumed_after_a_crash(tmp_path, scene):
+    run(settings_for(tmp_path / "whole"), scene)
+    settings = settings_for(tmp_path / "crashed", run=SHORT["run"] | {"checkpoint_interval": 2, "log_interval": 1})
+    with pytest.raises(MemoryError):
+        run(settings, scene, hooks=[CrashAfter(47)])
+    assert list(checkpoints(settings.model_path)) == [24, 44, 46]
+    assert not list((tmp_path / "crashed").rglob("segmentation.npz"))
+    run(settings, scene, resume_from=latest_checkpoint(settings))
+    log = [line for line in read_log(settings.model_path) if line["stage"] == "refine"]
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    assert all(line["refine"] == line["total"] > 0 for line in log)
+    assert torch.equal(saved_features(tmp_path / "whole"), saved_features(tmp_path / "crashed"))
 
 
-@pytest.mark.parametrize(("steps", "sharpens"), [(0, False), (SHORT["method"]["sharpen_steps"], True)])
-def test_what_is_saved_is_sharpened_only_if_there_are_steps(tmp_path, scene, steps, sharpens):
-    trainer = Trainer(settings_for(tmp_path, method={"sharpen_steps": steps}), scene)
-    kept = {}
-    original = trainer._sharpened
-    trainer._sharpened = lambda start: kept.setdefault("out", original(kept.setdefault("start", start)))
-    trainer.run()
+def test_a_longer_lift_begins_before_the_refinement(tmp_path, scene):
+    settings = settings_for(tmp_path, run=SHORT["run"] | {"checkpoint_interval": 2})
+    with pytest.raises(MemoryError):
+        run(settings, scene, hooks=[CrashAfter(47)])
+    assert latest_checkpoint(settings).name == "chkpnt46.pth"
+    assert latest_checkpoint(merged(settings, {"lift_iterations": 30}, origin="test")).name == "chkpnt44.pth"
+    assert latest_checkpoint(merged(settings, {"iterations": 30}, origin="test")).name == "chkpnt24.pth"
+
+
+def test_nan_in_the_refinement_ends_the_run(tmp_path, scene):
+    settings = settings_for(tmp_path, refine={"refine_lr": 1e38})
+    with pytest.raises(FloatingPointError, match=r"the loss is not finite at step \d: refine = "):
+        run(settings, scene)
+    assert not list(tmp_path.rglob("segmentation.npz"))
+
+
+@pytest.mark.parametrize("steps", [0, SHORT["method"]["sharpen_steps"]])
+def test_what_is_saved_is_refined_only_if_there_are_steps(tmp_path, scene, steps):
+    class Keep(Hook):
+        def after_stage(self, stage):
+            self.stage = stage
+
+    keep = Keep()
+    run(settings_for(tmp_path, method={"sharpen_steps": steps}), scene, hooks=[keep])
     saved = np.load(tmp_path / "point_cloud" / "iteration_24" / "segmentation.npz")["feature"]
-    assert np.array_equal(saved, kept["out"].numpy().astype(np.float16))
-    assert torch.equal(kept["out"], kept["start"]) != sharpens
+    assert np.array_equal(saved, keep.stage.features.detach().numpy().astype(np.float16))
+    assert torch.equal(keep.stage.features, keep.stage.labels.features) == (steps == 0)

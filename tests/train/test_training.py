@@ -1,4 +1,5 @@
 import dataclasses
+import signal
 import weakref
 
 import numpy as np
@@ -18,8 +19,10 @@ from unified_lift.modelfolder.labels import label_gaussians
 from unified_lift.modelfolder.settings import GeometrySettings, LiftSettings, TrainSettings, with_preset
 from unified_lift.settings.yaml import merged
 from unified_lift.train.geometry import GeometryStage
+from unified_lift.train.hooks import Hook, Interrupted
 from unified_lift.train.lift import LiftStage
-from unified_lift.train.run import Interrupted, Trainer, latest_checkpoint
+from unified_lift.train.run import run
+from unified_lift.train.start import latest_checkpoint
 
 SHORT = {
     "geometry": {"iterations": 24, "sh_degree": 1, "sh_interval": 8},
@@ -60,62 +63,80 @@ def assert_same_state(left, right):
             assert torch.equal(a, b), name
 
 
-def stop_after(trainer, total_steps):
-    """Ask the trainer to stop once it has done `total_steps`, as Ctrl-C would."""
-    original = trainer._after_step
+class StopAt(Hook):
+    """Presses Ctrl-C during the step that makes `total_steps`."""
 
-    def after_step(stage, step, total, log):
-        trainer.stop_requested = total == total_steps
-        original(stage, step, total, log)
+    def __init__(self, total_steps):
+        self.total_steps = total_steps
 
-    trainer._after_step = after_step
-    return trainer
+    def before_step(self, stage, step):
+        if stage.steps_before + step + 1 == self.total_steps:
+            signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("stop_at", [11, 24, 33])  # inside geometry (between densification rounds), at its end, in lift
+class CrashAfter(Hook):
+    """Dies after the step that makes `total_steps`; `before` is called after each step up to then."""
+
+    def __init__(self, total_steps, before=lambda: None):
+        self.total_steps, self.before = total_steps, before
+
+    def after_step(self, stage, step, terms):
+        self.before()
+        if stage.steps_before + step + 1 == self.total_steps:
+            raise MemoryError
+
+
+def saved_features(model_path):
+    return outputs.read_model(model_path, -1)[0].features
+
+
+@pytest.mark.parametrize("stop_at", [11, 24, 33, 44, 46])  # in geometry, lift and refine, and at their ends
 def test_interrupted_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, scene, stop_at):
-    Trainer(settings_for(tmp_path / "whole"), scene).run()
+    run(settings_for(tmp_path / "whole"), scene)
     settings = settings_for(tmp_path / "halves")
     with pytest.raises(Interrupted):
-        stop_after(Trainer(settings, scene), stop_at).run()
+        run(settings, scene, hooks=[StopAt(stop_at)])
     assert max(checkpoints(settings.model_path)) == stop_at
-    Trainer(settings, scene).run(resume_from=latest_checkpoint(settings))
+    run(settings, scene, resume_from=latest_checkpoint(settings))
     assert_same_state(final_state(tmp_path / "whole", 44), final_state(tmp_path / "halves", 44))
+    for name in ("segmentation.npz", "classifier.pth", "objects.json"):
+        whole, halves = (tmp_path / model / "point_cloud" / "iteration_24" / name for model in ("whole", "halves"))
+        assert whole.read_bytes() == halves.read_bytes(), name
 
 
 def test_joint_run_resumes_bit_for_bit(tmp_path, scene):
     small = {"num_codes": 8, "contrastive_samples": 100, "min_pixels": 2}
-    Trainer(settings_for(tmp_path / "whole", preset="released", method=small), scene).run()
+    run(settings_for(tmp_path / "whole", preset="released", method=small), scene)
     settings = settings_for(tmp_path / "halves", preset="released", method=small)
     with pytest.raises(Interrupted):
-        stop_after(Trainer(settings, scene), 13).run()
-    Trainer(settings, scene).run(resume_from=latest_checkpoint(settings))
+        run(settings, scene, hooks=[StopAt(13)])
+    run(settings, scene, resume_from=latest_checkpoint(settings))
     assert_same_state(final_state(tmp_path / "whole", 24), final_state(tmp_path / "halves", 24))
 
 
 def test_n_steps_then_n_more_equal_two_n(tmp_path, scene):
     fixed = {"position_lr_max_steps": 100}
     whole = settings_for(tmp_path / "whole", lift_iterations=0, **fixed)
-    Trainer(whole, scene).run()
+    run(whole, scene)
     half = settings_for(tmp_path / "halves", lift_iterations=0, iterations=12, **fixed)
-    Trainer(half, scene).run()
+    run(half, scene)
     longer = merged(half, {"iterations": 24}, origin="test")
-    Trainer(longer, scene).run(resume_from=latest_checkpoint(longer))
+    run(longer, scene, resume_from=latest_checkpoint(longer))
     assert_same_state(final_state(tmp_path / "whole", 24), final_state(tmp_path / "halves", 24))
 
 
 def test_same_seed_same_result_and_another_seed_another(tmp_path, scene):
     states = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        Trainer(settings_for(tmp_path / name, seed=seed), scene).run()
+        run(settings_for(tmp_path / name, seed=seed), scene)
         states.append(final_state(tmp_path / name, 44))
     assert_same_state(states[0], states[1])
     assert not torch.equal(states[0]["gaussians"]["means"][:20], states[2]["gaussians"]["means"][:20])
 
 
 def test_lift_leaves_geometry_bit_identical(tmp_path, scene):
-    Trainer(settings_for(tmp_path / "lifted"), scene).run()
-    Trainer(settings_for(tmp_path / "plain", lift_iterations=0), scene).run()
+    run(settings_for(tmp_path / "lifted"), scene)
+    run(settings_for(tmp_path / "plain", lift_iterations=0), scene)
     plain, lifted = final_state(tmp_path / "plain", 24), final_state(tmp_path / "lifted", 44)
     for name in Gaussians.GEOMETRY_NAMES:
         assert torch.equal(plain["gaussians"][name], lifted["gaussians"][name]), name
@@ -125,11 +146,11 @@ def test_lift_leaves_geometry_bit_identical(tmp_path, scene):
 
 def test_joint_features_leave_geometry_bit_identical(tmp_path, scene):
     joint = settings_for(tmp_path / "joint", preset="released", method={"num_codes": 8, "contrastive_samples": 100})
-    Trainer(joint, scene).run()
-    Trainer(
+    run(joint, scene)
+    run(
         merged(joint, {"schedule": "staged", "lift_iterations": 0, "model_path": str(tmp_path / "plain")}, origin="t"),
         scene,
-    ).run()
+    )
     a, b = final_state(tmp_path / "joint", 24), final_state(tmp_path / "plain", 24)
     for name in Gaussians.GEOMETRY_NAMES:
         assert torch.equal(a["gaussians"][name], b["gaussians"][name]), name
@@ -139,13 +160,12 @@ def test_training_learns_colour_and_objects(tmp_path, scene):
     settings = settings_for(
         tmp_path, geometry={"iterations": 150}, lift={"lift_iterations": 150}, density={"opacity_reset_interval": 0}
     )
-    trainer = Trainer(settings, scene)
-    manifest = trainer.run()
+    state = run(settings, scene)
     log = outputs_log(tmp_path)
     psnr = [line["psnr"] for line in log if "psnr" in line]
     assert psnr[-1] > 18
-    assert manifest["num_codes"] >= 3
-    found = label_gaussians(trainer.gaussians, trainer.method, [view.camera for view in scene.train])
+    assert state.manifest["num_codes"] >= 3
+    found = label_gaussians(state.gaussians, state.method, [view.camera for view in scene.train])
     assert found.confidence.mean() > 0.7
 
 
@@ -156,7 +176,7 @@ def outputs_log(model_path):
 
 
 def test_model_folder_has_the_3dgs_layout(tmp_path, scene):
-    Trainer(settings_for(tmp_path), scene).run()
+    run(settings_for(tmp_path), scene)
     folder = tmp_path / "point_cloud" / "iteration_24"
     for name in ("point_cloud.ply", "point_cloud_objects.ply", "classifier.pth", "segmentation.npz", "objects.json"):
         assert (folder / name).stat().st_size > 0, name
@@ -168,25 +188,25 @@ def test_model_folder_has_the_3dgs_layout(tmp_path, scene):
     assert outputs.read_run_settings(tmp_path) == settings_for(tmp_path)
 
 
-def test_rolling_checkpoints_keep_the_last_the_asked_for_and_the_end_of_geometry(tmp_path, scene):
-    run = SHORT["run"] | {"checkpoint_interval": 5, "checkpoint_iterations": [7]}
-    Trainer(settings_for(tmp_path, run=run), scene).run()
-    assert list(checkpoints(tmp_path)) == [7, 24, 44]
+def test_rolling_checkpoints_keep_the_last_the_asked_for_and_the_ends_of_stages(tmp_path, scene):
+    options = SHORT["run"] | {"checkpoint_interval": 5, "checkpoint_iterations": [7]}
+    run(settings_for(tmp_path, run=options), scene)
+    assert list(checkpoints(tmp_path)) == [7, 24, 44, 45]
 
 
 def test_checkpoint_of_other_settings_is_refused_by_name(tmp_path, scene):
     settings = settings_for(tmp_path, lift_iterations=0)
-    Trainer(settings, scene).run()
+    run(settings, scene)
     other = merged(settings, {"feature_lr": 0.5}, origin="test")
     with pytest.raises(UserError, match="method.feature_lr = 0.01, now 0.5"):
-        Trainer(other, scene).run(resume_from=checkpoint_path(tmp_path, 24))
+        run(other, scene, resume_from=checkpoint_path(tmp_path, 24))
 
 
 def test_foreign_splat_is_lifted_without_touching_it(tmp_path, scene):
-    Trainer(settings_for(tmp_path / "donor", lift_iterations=0), scene).run()
+    run(settings_for(tmp_path / "donor", lift_iterations=0), scene)
     ply = tmp_path / "donor" / "point_cloud" / "iteration_24" / "point_cloud.ply"
     settings = settings_for(tmp_path / "lifted", geometry={"iterations": 0}, init_ply=str(ply))
-    Trainer(settings, scene).run()
+    run(settings, scene)
     result = tmp_path / "lifted" / "point_cloud" / "iteration_0"
     assert (result / "point_cloud.ply").read_bytes() == ply.read_bytes()
     assert (result / "segmentation.npz").exists()
@@ -195,7 +215,7 @@ def test_foreign_splat_is_lifted_without_touching_it(tmp_path, scene):
 @pytest.mark.parametrize("preset", ["unified_lift", "released"])
 def test_scene_without_masks_trains_geometry_only(tmp_path, scene, preset):
     bare = dataclasses.replace(scene, train=tuple(dataclasses.replace(v, segments=None) for v in scene.train))
-    manifest = Trainer(settings_for(tmp_path, preset=preset), bare).run()
+    manifest = run(settings_for(tmp_path, preset=preset), bare).manifest
     assert set(manifest["seconds"]) == {"geometry", "finish"}
     assert sorted(p.name for p in (tmp_path / "point_cloud" / "iteration_24").iterdir()) == ["point_cloud.ply"]
     with pytest.raises(UserError, match="no training view has a mask"):
@@ -256,16 +276,15 @@ def test_checkpoint_of_another_program_is_refused(tmp_path):
 
 
 def test_objects_are_numbered_by_falling_area_without_changing_who_is_who(tmp_path, scene):
-    trainer = Trainer(settings_for(tmp_path, method={"vote_power": 0}), scene)
-    trainer.run()
+    state = run(settings_for(tmp_path, method={"vote_power": 0}), scene)
     cameras = [view.camera for view in scene.train]
-    found = label_gaussians(trainer.gaussians, trainer.method, cameras)
+    found = label_gaussians(state.gaussians, state.method, cameras)
     assert found.features is None
     assert found.areas.tolist() == sorted(found.areas.tolist(), reverse=True)
     saved = np.load(tmp_path / "point_cloud" / "iteration_24" / "segmentation.npz")
     assert np.array_equal(saved["object_id"], found.object_ids.numpy())
     stored = torch.load(tmp_path / "point_cloud" / "iteration_24" / "classifier.pth", weights_only=True)
-    assert torch.equal(stored, trainer.method.codebook)
+    assert torch.equal(stored, state.method.codebook)
 
 
 @pytest.mark.parametrize("max_votes", [1, 300, 700, 10_000])  # one code at a time, two, five, all seven
@@ -308,65 +327,50 @@ def test_labels_are_the_votes_of_the_pixels_whatever_memory_they_may_take(scene,
 
 def test_saved_features_are_those_of_the_votes_and_a_resumed_run_saves_the_same(tmp_path, scene):
     settings = settings_for(tmp_path, method={"sharpen_steps": 0})
-    Trainer(settings, scene).run()
+    run(settings, scene)
     saved = np.load(tmp_path / "point_cloud" / "iteration_24" / "segmentation.npz")
-    again = Trainer(settings, scene)
-    again.run(resume_from=checkpoint_path(tmp_path, 44))
+    run(settings, scene, resume_from=checkpoint_path(tmp_path, 44))
     resumed = np.load(tmp_path / "point_cloud" / "iteration_24" / "segmentation.npz")
     for name in ("object_id", "feature"):
         assert np.array_equal(saved[name], resumed[name]), name
-    learnt = Trainer(settings, scene)
-    learnt.gaussians = Gaussians(final_state(tmp_path, 44)["gaussians"])
-    learnt.method.load_state_dict(final_state(tmp_path, 44)["method"])
-    found = label_gaussians(learnt.gaussians, learnt.method, [view.camera for view in scene.train])
+    learnt, state = settings.build_method(zero_id="segment"), final_state(tmp_path, 44)
+    gaussians = Gaussians(state["gaussians"])
+    learnt.load_state_dict(state["method"])
+    found = label_gaussians(gaussians, learnt, [view.camera for view in scene.train])
     assert np.array_equal(saved["feature"], found.features.numpy().astype(np.float16))
-    assert not np.array_equal(saved["feature"], learnt.gaussians.features.detach().numpy().astype(np.float16))
+    assert not np.array_equal(saved["feature"], gaussians.features.detach().numpy().astype(np.float16))
 
 
-def test_what_geometry_needed_is_free_when_the_lift_begins(tmp_path, scene, monkeypatch):
-    trainer, alive = Trainer(settings_for(tmp_path), scene), []
-    geometry_of, lift_of = trainer._geometry, trainer._lift
+class Memory(Hook):
+    """Sees that the optimiser of geometry and all gradients are gone when the lift begins."""
 
-    def watched(*arguments, **options):
-        stage = geometry_of(*arguments, **options)
-        alive.append(weakref.ref(stage.adam))
-        return stage
+    def before_stage(self, stage):
+        if stage.name == "geometry":
+            self.adam = weakref.ref(stage.adam)
+        elif stage.name == "lift":
+            self.is_free = self.adam() is None and all(value.grad is None for _, value in stage.gaussians)
 
-    def lift(*arguments):
-        assert alive[0]() is None
-        assert all(value.grad is None for _, value in trainer.gaussians)
-        alive.clear()
-        return lift_of(*arguments)
 
-    monkeypatch.setattr(trainer, "_geometry", watched)
-    monkeypatch.setattr(trainer, "_lift", lift)
-    trainer.run()
-    assert not alive
+def test_what_geometry_needed_is_free_when_the_lift_begins(tmp_path, scene):
+    memory = Memory()
+    run(settings_for(tmp_path), scene, hooks=[memory])
+    assert memory.is_free
 
 
 def test_new_run_in_an_old_folder_does_not_mix_with_the_old_one(tmp_path, scene):
-    Trainer(settings_for(tmp_path, lift_iterations=0), scene).run()
-    Trainer(settings_for(tmp_path, lift_iterations=0, iterations=12), scene).run()
+    run(settings_for(tmp_path, lift_iterations=0), scene)
+    run(settings_for(tmp_path, lift_iterations=0, iterations=12), scene)
     assert list(checkpoints(tmp_path)) == [12]
     assert outputs.saved_iterations(tmp_path) == [12]
     assert max(line["step"] for line in outputs_log(tmp_path)) == 12
 
 
 def test_log_of_a_resumed_run_tells_every_step_once(tmp_path, scene):
-    run = SHORT["run"] | {"checkpoint_interval": 10, "log_interval": 4}
-    settings = settings_for(tmp_path, run=run)
-    trainer = Trainer(settings, scene)
-    original = trainer._after_step
-
-    def crash(stage, step, total, log):
-        original(stage, step, total, log)
-        if total == 18:
-            raise MemoryError  # eight steps after the last checkpoint
-
-    trainer._after_step = crash
+    options = SHORT["run"] | {"checkpoint_interval": 10, "log_interval": 4}
+    settings = settings_for(tmp_path, run=options)
     with pytest.raises(MemoryError):
-        trainer.run()
-    Trainer(settings, scene).run(resume_from=latest_checkpoint(settings))
+        run(settings, scene, hooks=[CrashAfter(18)])  # eight steps after the last checkpoint
+    run(settings, scene, resume_from=latest_checkpoint(settings))
     steps = [(line["stage"], line["step"]) for line in outputs_log(tmp_path)]
     assert len(steps) == len(set(steps))
     assert [step for stage, step in steps if stage == "geometry"] == [4, 8, 12, 16, 20, 24]
@@ -385,7 +389,7 @@ def test_what_stands_in_pixels_the_lens_did_not_see_changes_nothing(tmp_path, sc
             views.append(dataclasses.replace(view, image=image, segments=segments, valid=valid))
         small = {"num_codes": 8, "contrastive_samples": 100} if preset == "released" else {}
         settings = settings_for(tmp_path / str(fill), preset=preset, lift_pixels=pixels, method=small)
-        Trainer(settings, dataclasses.replace(scene, train=tuple(views))).run()
+        run(settings, dataclasses.replace(scene, train=tuple(views)))
         states.append(final_state(tmp_path / str(fill), 24 if preset == "released" else 44))
     assert_same_state(*states)
 
@@ -418,11 +422,11 @@ def test_geometry_steps_render_with_the_rasterizer_of_the_settings(scene):
         gaussians = gaussians_from_points(scene.points, sh_degree=0)
         settings = GeometrySettings(iterations=4, rasterizer=rasterizer)
         stage = GeometryStage(scene, gaussians, settings, DensitySettings(), seed=0)
-        assert stage.step.implementation == implementation
+        assert stage.renderer.implementation == implementation
 
 
 def test_a_rasterizer_that_is_not_there_stops_the_run_before_anything_is_written(tmp_path, scene):
     settings = settings_for(tmp_path / "model", geometry={"rasterizer": "gsplat"}, run={"device": "cpu"})
     with pytest.raises(UserError, match="--rasterizer gsplat"):
-        Trainer(settings, scene)
+        run(settings, scene)
     assert not (tmp_path / "model").exists()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
 
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.ops.quaternions import rotation_from_quaternion
+from unified_lift.settings.limits import Range
 
 _SPLIT_CHILDREN = 2
 _SPLIT_SHRINK = 1.6  # scale of a child = parent / (0.8 * children) [3DGS]
@@ -20,23 +21,23 @@ _RESET_OPACITY = 0.01  # [3DGS]
 class DensitySettings:
     """When and where Gaussians are added and removed."""
 
-    densify_from_iter: int = 500
+    densify_from_iter: Annotated[int, Range(0)] = 500
     """First iteration, exclusive [3DGS]."""
-    densify_until_iter: int = 0
+    densify_until_iter: Annotated[int, Range(0)] = 0
     """Last iteration, exclusive; 0 = half of all, as 15,000 of 30,000 is [3DGS]; the released code stops at 10,000."""
-    densification_interval: int = 100
+    densification_interval: Annotated[int, Range(1)] = 100
     """Iterations between two rounds [3DGS]."""
-    opacity_reset_interval: int = 3_000
+    opacity_reset_interval: Annotated[int, Range(0)] = 3_000
     """Iterations between two opacity resets [3DGS]; 0 = never."""
-    densify_grad_threshold: float = 2e-4
+    densify_grad_threshold: Annotated[float, Range(0)] = 2e-4
     """Mean norm of the screen-space gradient (NDC units) above which a Gaussian is too coarse [3DGS]."""
-    percent_dense: float = 0.01
+    percent_dense: Annotated[float, Range(0)] = 0.01
     """Scale, as a share of the scene radius, that separates cloning from splitting [3DGS]."""
-    min_opacity: float = 0.005
+    min_opacity: Annotated[float, Range(0, 1)] = 0.005
     """Gaussians fainter than this are removed [3DGS]."""
-    max_world_scale: float = 0.1
+    max_world_scale: Annotated[float, Range(0)] = 0.1
     """Gaussians larger than this share of the scene radius are removed after the first opacity reset [3DGS]."""
-    max_gaussians: int = 0
+    max_gaussians: Annotated[int, Range(0)] = 0
     """Upper bound on N; 0 = none. [ours]"""
 
 

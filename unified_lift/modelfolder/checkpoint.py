@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 from collections.abc import Collection, Iterator
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unified_lift.errors import UserError
+from unified_lift.fileio import replacing
 
 _FORMAT = 2
 _KEYS = {"format", "stage", "step", "total_steps", "gaussians", "stage_state", "method", "settings"}
@@ -49,7 +49,6 @@ class CheckpointWriter:
     """Writes checkpoints in a thread, one at a time. An error of the thread is raised by the next call."""
 
     def __init__(self) -> None:
-        """Start with nothing to write."""
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[None] | None = None
 
@@ -64,7 +63,7 @@ class CheckpointWriter:
         return self._running is not None
 
     def write(self, path: Path, state: dict[str, Any], *, kept: Collection[int]) -> None:
-        """Wait for the checkpoint before, then let the thread write `state`, which nobody may change any more.
+        """Wait for the checkpoint before, then let the thread write `state`, which must not change any more.
 
         Once it is written, older checkpoints go, except those after the total steps `kept`.
 
@@ -75,17 +74,13 @@ class CheckpointWriter:
         self._running = self._pool.submit(_replace_older, path, state, set(kept))
 
     def wait(self) -> None:
-        """Wait until everything is on disk.
-
-        Raises:
-            UserError: It could not be written.
-        """
+        """Wait until everything is on disk; a UserError says why it could not be written."""
         running, self._running = self._running, None
         if running is not None:
             running.result()
 
     def close(self) -> None:
-        """Wait and end the thread; for the way out of an error, which must not be hidden by another one."""
+        """Wait and end the thread. It hides no error that is on its way up."""
         self._pool.shutdown(wait=True)
 
 
@@ -103,15 +98,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         UserError: The disk is full or not writable; an older checkpoint stays as it was.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:  # through Python's file the training thread runs on: the GIL is given back
+    try:  # through Python's file the training thread runs on: the GIL is given back
+        with replacing(path, sync=True) as partial, open(partial, "wb") as file:
             torch.save({"format": _FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{path}: could not be written ({error}); free disk space, then go on with --resume") from None
 
 
@@ -137,12 +127,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def checkpoints(model_path: Path) -> dict[int, Path]:
     """Return the checkpoints of a model folder by total step, in rising order."""
-    found = {}
-    for path in model_path.glob("chkpnt*.pth"):
-        match = re.fullmatch(r"chkpnt(\d+)\.pth", path.name)
-        if match:
-            found[int(match.group(1))] = path
-    return dict(sorted(found.items()))
+    found = ((re.fullmatch(r"chkpnt(\d+)\.pth", path.name), path) for path in model_path.glob("chkpnt*.pth"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def remove_unfinished(model_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from unified_lift.data.settings import DataSettings
 from unified_lift.density.default import DensitySettings
@@ -13,6 +13,7 @@ from unified_lift.errors import UserError
 from unified_lift.methods import method_entry
 from unified_lift.methods.base import Method, MethodSettings
 from unified_lift.methods.unified_lift import UnifiedLiftSettings
+from unified_lift.settings.limits import Range, check_ranges
 from unified_lift.settings.presets import preset_chain
 from unified_lift.settings.yaml import merged
 from unified_lift.types import ZeroId
@@ -24,29 +25,29 @@ M = TypeVar("M", bound=MethodSettings)
 class GeometrySettings:
     """The 3D-GS recipe."""
 
-    iterations: int = 30_000
+    iterations: Annotated[int, Range(0)] = 30_000
     """Geometry iterations, one view each [3DGS]; 0 = none (with --init_ply)."""
-    sh_degree: int = 3
+    sh_degree: Annotated[int, Range(0, 3)] = 3
     """Highest SH degree of colour, 0 to 3 [3DGS]."""
-    sh_interval: int = 1_000
+    sh_interval: Annotated[int, Range(1)] = 1_000
     """Iterations between two SH degrees [3DGS]."""
     white_background: bool = False
     """White instead of black behind everything (-w) [3DGS]."""
-    lambda_dssim: float = 0.2
+    lambda_dssim: Annotated[float, Range(0, 1)] = 0.2
     """Share of D-SSIM in the photometric loss [3DGS]."""
-    position_lr_init: float = 1.6e-4
+    position_lr_init: Annotated[float, Range(0)] = 1.6e-4
     """First rate of positions, times the scene radius [3DGS]."""
-    position_lr_final: float = 1.6e-6
+    position_lr_final: Annotated[float, Range(0)] = 1.6e-6
     """Last rate of positions, times the scene radius [3DGS]."""
-    position_lr_max_steps: int = 0
+    position_lr_max_steps: Annotated[int, Range(0)] = 0
     """Iteration of the last rate; 0 = `iterations`. [ours] 3DGS: 30,000 however short the run."""
-    sh_lr: float = 2.5e-3
+    sh_lr: Annotated[float, Range(0)] = 2.5e-3
     """Rate of SH degree 0; higher degrees take a 20th of it [3DGS]."""
-    opacity_lr: float = 0.05
+    opacity_lr: Annotated[float, Range(0)] = 0.05
     """Rate of logit opacities [3DGS of 2023, released]; newer 3DGS: 0.025."""
-    scaling_lr: float = 5e-3
+    scaling_lr: Annotated[float, Range(0)] = 5e-3
     """Rate of log scales [3DGS]."""
-    rotation_lr: float = 1e-3
+    rotation_lr: Annotated[float, Range(0)] = 1e-3
     """Rate of quaternions [3DGS]."""
     rasterizer: Literal["ours", "gsplat"] = "ours"
     """What renders in geometry steps; gsplat: that package (needs a GPU), to check images and gradients against it."""
@@ -56,39 +57,62 @@ class GeometrySettings:
 class LiftSettings:
     """The lift stage: features and codebook on frozen geometry."""
 
-    lift_iterations: int = -1
+    lift_iterations: Annotated[int, Range(-1)] = -1
     """Steps of the lift stage; 0 = no lift, -1 = as many as draw each pixel of the labelled views three times, but at
     least 2,000. [ours] experiments.md"""
-    lift_pixels: int = 8_192
+    lift_pixels: Annotated[int, Range(1)] = 8_192
     """Pixels drawn per step. [ours] released: 32,768 for Eq. 1, the whole image for the rest."""
-    lift_pool: int = 0
+    lift_pool: Annotated[int, Range(0)] = 0
     """Pixels of each view that steps draw from until each was drawn about twice; then others take their place. Their
     weights are kept. 0 = as many as fit. [ours] experiments.md"""
-    lift_min_samples: int = 8
+    lift_min_samples: Annotated[int, Range(0)] = 8
     """Pixels of every segment that a step draws at least, or all it has; 0 = its share of the area [released].
     [ours] experiments.md"""
-    lift_min_weight: float = 1e-3
+    lift_min_weight: Annotated[float, Range(0, 1)] = 1e-3
     """Blending weights below this are left out of the lift. [ours]"""
-    lift_cache_mb: int = 1_536
+    lift_cache_mb: Annotated[int, Range(0)] = 1_536
     """MiB for the weights of the pools; where that is too little for one step's pixels of each view, every step
     computes its own. [ours] With it a room of 150 views of 384x384 trains in less than 3 GiB of GPU memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineSettings:
+    """The refine stage. More steps, more draws of each pixel and higher rates fit the errors of the masks. [ours]
+
+    Its length is the method's (`sharpen_steps`); what -1 means there is said here. experiments.md
+    """
+
+    refine_pixels: Annotated[int, Range(1)] = 16_384
+    """Pixels drawn per step. [ours]"""
+    refine_min_steps: Annotated[int, Range(0)] = 300
+    """Steps, at least. [ours]"""
+    refine_visits: Annotated[int, Range(0)] = 2
+    """Steps of each labelled view. [ours]"""
+    refine_max_draws: Annotated[float, Range(0)] = 1.5
+    """Draws of each pixel of the labelled views, at most; goes before the two above. [ours]"""
+    refine_lr: Annotated[float, Range(0)] = 0.005
+    """First rate of the features. [ours]"""
+    refine_lr_final: Annotated[float, Range(0)] = 0.001
+    """Last rate of the features. [ours]"""
+    refine_lr_final_share: Annotated[float, Range(0, 1)] = 1 / 3
+    """Share of the steps that have the last rate. [ours]"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """When a run writes what."""
 
-    save_iterations: tuple[int, ...] = ()
+    save_iterations: Annotated[tuple[int, ...], Range(0)] = ()
     """Geometry iterations after which the scene is also saved; the end always is [3DGS]."""
-    test_iterations: tuple[int, ...] = (7_000, 30_000)
+    test_iterations: Annotated[tuple[int, ...], Range(0)] = (7_000, 30_000)
     """Geometry iterations after which held-out views are scored to the log [3DGS]."""
-    checkpoint_iterations: tuple[int, ...] = ()
-    """Steps, geometry and lift counted through, after which a checkpoint is kept [3DGS]."""
-    checkpoint_minutes: float = 1.0
+    checkpoint_iterations: Annotated[tuple[int, ...], Range(0)] = ()
+    """Steps, counted through all stages, after which a checkpoint is kept [3DGS]."""
+    checkpoint_minutes: Annotated[float, Range(0)] = 1.0
     """Minutes between two rolling checkpoints, of which only the last is kept; 0 = none. [ours]"""
-    checkpoint_interval: int = 0
+    checkpoint_interval: Annotated[int, Range(0)] = 0
     """Steps between two rolling checkpoints, besides those by time; 0 = none. [ours]"""
-    log_interval: int = 50
+    log_interval: Annotated[int, Range(1)] = 50
     """Steps between two log lines. [ours]"""
     logger: Literal["tensorboard", "none"] = "tensorboard"
     """Where scalars and images go, besides metrics.jsonl."""
@@ -122,8 +146,16 @@ class TrainSettings(Generic[M]):
     geometry: GeometrySettings = field(default_factory=GeometrySettings)
     density: DensitySettings = field(default_factory=DensitySettings)
     lift: LiftSettings = field(default_factory=LiftSettings)
+    refine: RefineSettings = field(default_factory=RefineSettings)
     method: M = field(default_factory=UnifiedLiftSettings)
     run: RunSettings = field(default_factory=RunSettings)
+
+    def check(self) -> None:
+        """Raise a UserError naming the flag whose value makes no sense."""
+        if self.geometry.iterations < 1 and self.init_ply is None:
+            raise UserError(f"--iterations must be at least 1, received {self.geometry.iterations}")
+        check_ranges(self)
+        self.method.check()
 
     def build_method(self, *, zero_id: ZeroId) -> Method:
         """Return the method of this run, not trained, for data in which id 0 means `zero_id`."""

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from unified_lift.errors import UserError
+from unified_lift.settings.limits import faults
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ def merged(settings: T, changes: Mapping[str, Any], *, origin: str) -> T:
     the name is unique there.
 
     Raises:
-        UserError: Unknown key (with the nearest known one) or a value of the wrong type; `origin` is named.
+        UserError: Unknown key (with the nearest known one), value of another type or out of range; `origin` is named.
     """
     paths = _leaf_paths(settings)
     for key, value in changes.items():
@@ -107,11 +108,15 @@ def _coerced(settings: Any, path: str, value: Any, origin: str) -> Any:
     owner = settings
     for group in groups:
         owner = getattr(owner, group)
-    hint = typing.get_type_hints(type(owner))[name]
+    hint = typing.get_type_hints(type(owner), include_extras=True)[name]
+    kind = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
     try:
-        return _as_type(hint, value)
+        value = _as_type(kind, value)
     except (TypeError, ValueError):
-        raise UserError(f"{origin}: {name} must be {_type_name(hint)}, received {value!r}") from None
+        raise UserError(f"{origin}: {name} must be {_type_name(kind)}, received {value!r}") from None
+    for fault in faults(value, hint):
+        raise UserError(f"{origin}: {name} {fault}")
+    return value
 
 
 def _as_type(hint: Any, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The pixels that lift steps draw from, and their blending weights."""
+"""The pixel batch sampler of the lift: the pixels that steps draw from, with their blending weights."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from torch import Tensor
 
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import blending_weights
+from unified_lift.modelfolder.settings import LiftSettings
 from unified_lift.ops.rng import StepRng
-from unified_lift.train.views import SegmentMaps, ViewSource
+from unified_lift.train.views import Prefetcher, SegmentMaps
 from unified_lift.types import Camera
 
 MIB = 2**20
 
 
-class Pooled(NamedTuple):
-    """The pool of one view.
+class CachedPixels(NamedTuple):
+    """The pixels of one view that steps draw from.
 
     Attributes:
-        slot: Segment of each pixel, rising, -1 = no label, int32 [M]; a pixel of a small segment may stand here often.
+        slot: Local segment index of each, rising, -1 = no label, int32 [M]; a pixel of a small segment may be repeated.
         num_segments: S of the view; some may have no pixel here.
-        rows: Where each pixel stands, y * width + x, int32 [M].
+        pixel_ids: y * width + x of each, int32 [M].
         weights: Which Gaussians make up each pixel, M rows; None where not all weights fit.
         is_whole: Whether these are all pixels of the view.
     """
 
     slot: Tensor
     num_segments: int
-    rows: Tensor
+    pixel_ids: Tensor
     weights: PixelWeights | None
     is_whole: bool
 
 
-class PixelPool:
-    """For every view, a part of its pixels that stands for all, each segment with its share; renewed now and then.
+class PixelSampler:
+    """For every view, a part of its pixels that represents all, each segment with its share; renewed now and then.
 
-    Steps need the blending weights of the pixels they draw. Kept for a pool, they are computed once for some draws of
-    each pixel instead of at every step. A pool that never changed would leave the Gaussians that only other pixels see
+    Steps need the blending weights of the pixels they draw. Kept for a part, they are computed once for some draws of
+    each pixel instead of at every step. A part that never changed would leave the Gaussians that only other pixels see
     untrained (docs/experiments.md), so after `DRAWS` draws of each pixel others take their place.
     """
 
@@ -49,113 +50,100 @@ class PixelPool:
 
     def __init__(
         self,
-        views: ViewSource,
+        views: Prefetcher,
         cameras: Sequence[Camera],
         gaussians: Gaussians,
         maps: SegmentMaps,
-        draws: StepRng,
-        *,
-        pixels: int,
-        size: int,
-        min_samples: int,
-        min_weight: float,
-        budget_mb: int,
+        rng: StepRng,
+        settings: LiftSettings,
     ) -> None:
-        """Make none yet.
+        """Choose no pixels yet.
 
         Args:
             views: The views, with segments.
             cameras: Their cameras.
             gaussians: Frozen geometry.
             maps: Segments of the pixels, in the order of their slots.
-            draws: Randomness; the negative steps are the pools'.
-            pixels: Pixels that a step draws.
-            size: Most pixels of a view; 0 = as many as the budget keeps the weights of.
-            min_samples: Pixels of a segment that a step draws at least, or all it has; see `lift_min_samples`.
-            min_weight: Smaller weights are left out.
-            budget_mb: MiB for the weights of all pools, as far as a few views tell.
+            rng: Randomness; the negative steps are the sampler's.
+            settings: How many pixels a step draws, and what may be kept of how many.
         """
         self._views, self._cameras, self._gaussians = views, cameras, gaussians
-        self._maps, self._draws, self._min_weight, self._min_samples = maps, draws, min_weight, min_samples
-        self._pixels, self._wanted, self._budget = pixels, max(size, pixels) if size else 0, budget_mb * MIB
-        self._made: dict[int, tuple[int, Pooled]] = {}
+        self._maps, self._rng, self._settings, self._pixels = maps, rng, settings, settings.lift_pixels
+        self._made: dict[int, tuple[int, CachedPixels]] = {}
         self._largest = max(camera.width * camera.height for camera in cameras)
         self._extremes: tuple[int, int] | None = None
-
-    def __len__(self) -> int:
-        return len(self._cameras)
 
     @functools.cached_property
     def affordable(self) -> int:
         """Number of pixels of each view whose weights fit in the budget, judged by some pixels of a few views."""
         num_bytes = num_pixels = listed = different = 0
-        for index in {len(self) * part // 4 for part in range(4)}:
-            rows = self._choose(index, 0, self._pixels).rows
-            num_bytes, num_pixels = num_bytes + self.weights_at(index, rows).nbytes, num_pixels + len(rows)
-            rows = self._choose(index, 0, self._largest).rows  # here with what stands repeatedly
-            listed, different = listed + len(rows), different + len(rows.unique())
+        for index in {len(self._cameras) * part // 4 for part in range(4)}:
+            pixel_ids = self._choose(index, 0, self._pixels).pixel_ids
+            num_bytes, num_pixels = num_bytes + self.weights_at(index, pixel_ids).nbytes, num_pixels + len(pixel_ids)
+            pixel_ids = self._choose(index, 0, self._largest).pixel_ids  # here with those that are repeated
+            listed, different = listed + len(pixel_ids), different + len(pixel_ids.unique())
         bytes_of_a_pixel = num_bytes / max(num_pixels, 1) * listed / max(different, 1)
-        return int(self._budget / len(self) / max(bytes_of_a_pixel, 1e-9))
+        return int(self._settings.lift_cache_mb * MIB / len(self._cameras) / max(bytes_of_a_pixel, 1e-9))
 
     @property
     def size(self) -> int:
         """Most pixels of a view."""
-        fallback = self.affordable if self.affordable >= min(self._pixels, self._largest) else self._pixels * self.DRAWS
-        return self._wanted or fallback
+        if self._settings.lift_pool:
+            return max(self._settings.lift_pool, self._pixels)
+        fits = self.affordable >= min(self._pixels, self._largest)
+        return self.affordable if fits else self._pixels * self.DRAWS
 
     @property
     def keeps_weights(self) -> bool:
-        """Whether pools come with weights: they fit."""
+        """Whether pixels come with weights: they fit."""
         return self.affordable >= min(self.size, self._largest)
 
     @property
-    def visits_of_a_pool(self) -> int:
-        """Number of visits of a view after which its pool is renewed."""
+    def visits_before_renewal(self) -> int:
+        """Number of visits of a view after which other pixels take the place of its own."""
         return max(1, self.DRAWS * self.size // self._pixels)
 
-    def of(self, index: int, visit: int = 0) -> Pooled:
-        """Return the pool of view `index` at its 0-based `visit`."""
-        generation, pooled = self._made.get(index, (-1, None))
-        is_whole = pooled is not None and pooled.is_whole
-        wanted = 0 if is_whole else visit // self.visits_of_a_pool
-        if generation != wanted:
-            pooled = self._make(index, wanted)
-            self._made[index] = wanted, pooled
-        return pooled
+    def of(self, index: int, visit: int = 0) -> CachedPixels:
+        """Return the pixels of view `index` at its 0-based `visit`."""
+        generation, pixels = self._made.get(index, (-1, None))
+        wanted = 0 if pixels is not None and pixels.is_whole else visit // self.visits_before_renewal
+        if pixels is None or generation != wanted:
+            pixels = self._choose(index, wanted, self.size)
+            if self.keeps_weights:
+                pixels = pixels._replace(weights=self.weights_at(index, pixels.pixel_ids))
+            self._made[index] = wanted, pixels
+        return pixels
 
-    def weights_at(self, index: int, rows: Tensor) -> PixelWeights:
-        """Return the weights of pixels `rows` (y * width + x, [P]) of a view, computed now."""
-        camera, rows = self._cameras[index], rows.long()
-        pixels = torch.stack([rows % camera.width, rows // camera.width], dim=1)
-        return blending_weights(self._gaussians, camera, pixels=pixels, min_weight=self._min_weight)
+    def weights_at(self, index: int, pixel_ids: Tensor) -> PixelWeights:
+        """Return the weights of pixels `pixel_ids` (y * width + x, [P]) of a view, computed now."""
+        camera, pixel_ids = self._cameras[index], pixel_ids.long()
+        pixels = torch.stack([pixel_ids % camera.width, pixel_ids // camera.width], dim=1)
+        return blending_weights(self._gaussians, camera, pixels=pixels, min_weight=self._settings.lift_min_weight)
 
     def extremes(self, visit: int) -> tuple[int, int]:
-        """Return the size of the smallest pool and the most segments of a view; the first call makes all pools."""
+        """Return fewest pixels and most segments of a view; the first call chooses the pixels of all views."""
         if self._extremes is None:
-            pools = [self.of(index, visit) for index in range(len(self))]
-            self._extremes = min(len(pool.slot) for pool in pools), max(pool.num_segments for pool in pools)
+            views = [self.of(index, visit) for index in range(len(self._cameras))]
+            self._extremes = min(len(pixels.slot) for pixels in views), max(pixels.num_segments for pixels in views)
         return self._extremes
 
-    def _make(self, index: int, generation: int) -> Pooled:
-        pooled = self._choose(index, generation, self.size)
-        return pooled._replace(weights=self.weights_at(index, pooled.rows)) if self.keeps_weights else pooled
-
-    def _choose(self, index: int, generation: int, most: int) -> Pooled:
+    def _choose(self, index: int, generation: int, most: int) -> CachedPixels:
         """Return at most `most` different pixels of a view, without weights."""
-        slot, num_segments, rows = self._maps.of(index, self._views.get(index))
+        slot, num_segments, pixel_ids = self._maps.of(index, self._views.get(index))
         is_whole = len(slot) <= most
         if not is_whole:
-            generator = self._draws.at(-1 - index - generation * len(self), slot.device)
+            generator = self._rng.at(-1 - index - generation * len(self._cameras), slot.device)
             chosen = stratified(len(slot), most, generator=generator, device=slot.device)
-            slot, rows = slot.index_select(0, chosen), rows.index_select(0, chosen)
-        if self._min_samples and len(slot) > self._pixels:
-            copies = copies_for(slot, num_segments, samples=self._min_samples, share=self._pixels / len(slot))
-            slot, rows = slot.repeat_interleave(copies), rows.repeat_interleave(copies)
-        return Pooled(slot, num_segments, rows, None, is_whole)
+            slot, pixel_ids = slot.index_select(0, chosen), pixel_ids.index_select(0, chosen)
+        samples = self._settings.lift_min_samples
+        if samples and len(slot) > self._pixels:
+            copies = copies_for(slot, num_segments, samples=samples, share=self._pixels / len(slot))
+            slot, pixel_ids = slot.repeat_interleave(copies), pixel_ids.repeat_interleave(copies)
+        return CachedPixels(slot, num_segments, pixel_ids, None, is_whole)
 
 
 def copies_for(slot: Tensor, num_segments: int, *, samples: int, share: float) -> Tensor:
-    """Return how often each pixel must stand in a list for its segment to get its samples, int64 [P].
+    """Return how often each pixel must be in a list for its segment to get its samples, int64 [P].
 
     Args:
         slot: Segment of each pixel, -1 = no label, int32 [P].

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
-from diff_gaussian_rasterization import TrainingStep, photometric_loss
+from diff_gaussian_rasterization import RasterOutput, TrainingStep, photometric_loss
 from torch import Tensor
 
 from unified_lift.density.default import DensityControl, DensitySettings
@@ -14,10 +14,9 @@ from unified_lift.methods.base import Method, StepInfo, ViewPixels
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import camera_tensors, render
 from unified_lift.modelfolder.settings import GeometrySettings
-from unified_lift.train.stage import Stage
-from unified_lift.train.terms import weighted_sum
-from unified_lift.train.views import SegmentMap, SegmentMaps, ViewSource
-from unified_lift.types import Scene, View
+from unified_lift.train.stage import Stage, weighted_sum
+from unified_lift.train.views import Prefetcher, SegmentMap, SegmentMaps
+from unified_lift.types import Camera, Scene
 
 
 class GeometryStage(Stage):
@@ -37,57 +36,50 @@ class GeometryStage(Stage):
     ) -> None:
         """Prepare the stage. `method` makes it the joint schedule of the paper and the released code."""
         fields = ("image", "valid") if method is None else ("image", "segments", "valid")
-        views = ViewSource(scene.train, kept_on=scene.kept_on, device=gaussians.device, fields=fields)
-        super().__init__(num_steps=settings.iterations, views=views, seed=seed)
-        self.scene, self.gaussians, self.settings, self.method = scene, gaussians, settings, method
+        views = Prefetcher(scene.train, kept_on=scene.kept_on, device=gaussians.device, fields=fields)
+        super().__init__(gaussians, method, views, num_steps=settings.iterations, seed=seed)
+        self.scene, self.settings, self.radius = scene, settings, scene.radius
         if method is not None:
-            keep = scene.kept_on == gaussians.device.type
-            self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=keep)
-        self.radius = scene.radius
+            self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=scene.kept_on == gaussians.device.type)
+            if gaussians.feature_dim == 0:
+                gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
         self.density = DensityControl(density, radius=self.radius, count=len(gaussians), num_steps=settings.iterations)
-        self.background = torch.ones(3, device=gaussians.device) if settings.white_background else None
-        self.step = TrainingStep(implementation="auto" if settings.rasterizer == "ours" else settings.rasterizer)
-        if method is not None and gaussians.feature_dim == 0:
-            gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
+        self.background = background_of(settings, gaussians.device)
+        self.renderer = TrainingStep(implementation="auto" if settings.rasterizer == "ours" else settings.rasterizer)
 
-    def train_step(self, step: int) -> dict[str, Tensor]:
+    def step(self, step: int) -> dict[str, Tensor]:
         """Do 0-based `step` and return the unweighted, detached terms."""
-        self.mark("view")
+        self.on_phase("view")
         index, view = self.next_view()
         if self.method is not None:
             self.method.before_step(self.progress(step), self.labelled_pixels)
-        self.mark("forward")
-        viewmats, intrinsics = camera_tensors(view.camera, self.gaussians.device)
-        out = self.step.forward(
-            self.gaussians.table,
-            viewmats[0],
-            intrinsics[0],
-            view.camera.width,
-            view.camera.height,
-            features=self.gaussians.features if self.method is not None else None,
-            sh_degree=min(step // self.settings.sh_interval, self.gaussians.sh_degree),
-            background=self.background,
-        )
-        self.mark("losses")
+        self.on_phase("forward")
+        out = self._render(view.camera, step)
+        self.on_phase("losses")
         lambda_dssim = self.settings.lambda_dssim
         terms = {"photometric": photometric_loss(out.image, view.image, lambda_dssim=lambda_dssim, valid=view.valid)}
         if self.method is not None and view.segments is not None:
             seen = seen_pixels(out.features, self.maps.of(index, view))  # the gradient stops at the features [released]
             terms |= self.method.losses(seen, StepInfo(self.progress(step), step, index, self.gaussians.features))
-        total = weighted_sum(terms, {} if self.method is None else self.method.weights)
-        self.mark("backward")
-        self.step.backward(total)
-        self.mark("update")
+        total = weighted_sum(terms, self.weights)
+        self.on_phase("backward")
+        self.renderer.backward(total)
+        self.on_phase("update")
         self._update(step, total, moves_features=out.features.grad is not None)
-        self.mark("density")
+        self.on_phase("density")
         self.density.act(self.gaussians, self.adam, step, self.generator)
         return {name: term.detach() for name, term in terms.items()}
+
+    def statistics(self) -> Mapping[str, float]:
+        """Return those of the method."""
+        return {} if self.method is None else self.method.statistics
 
     def rates(self, step: int) -> dict[str, float]:
         """Return the learning rate of each Gaussian parameter at a 0-based step."""
         s = self.settings
+        done = step / (s.position_lr_max_steps or s.iterations)
         rates = {
-            "means": self.radius * log_linear(s.position_lr_init, s.position_lr_final, step / self._rate_steps()),
+            "means": self.radius * log_linear(s.position_lr_init, s.position_lr_final, done),
             "quats": s.rotation_lr,
             "log_scales": s.scaling_lr,
             "logit_opacities": s.opacity_lr,
@@ -114,12 +106,25 @@ class GeometryStage(Stage):
         super().load_state_dict(state)
         self.density.load_state_dict(state["density"])
 
+    def _render(self, camera: Camera, step: int) -> RasterOutput:
+        viewmats, intrinsics = camera_tensors(camera, self.gaussians.device)
+        return self.renderer.forward(
+            self.gaussians.table,
+            viewmats[0],
+            intrinsics[0],
+            camera.width,
+            camera.height,
+            features=None if self.method is None else self.gaussians.features,
+            sh_degree=min(step // self.settings.sh_interval, self.gaussians.sh_degree),
+            background=self.background,
+        )
+
     def _update(self, step: int, loss: Tensor, *, moves_features: bool) -> None:
         rates = self.rates(step)
         if not moves_features:
             rates.pop("features", None)
         statistics = self.density.statistics(self.gaussians.device) if self.density.is_watching(step) else {}
-        self.step.update(
+        self.renderer.update(
             self.adam.states(self.gaussians.table, rates),
             loss=loss,
             beta1=self.adam.betas[0],
@@ -130,15 +135,12 @@ class GeometryStage(Stage):
         if self.method is not None:
             self.update_method(self.method, self.progress(step))
 
-    def _rate_steps(self) -> int:
-        return self.settings.position_lr_max_steps or self.settings.iterations
-
 
 def seen_pixels(features: Tensor, pixels: SegmentMap) -> ViewPixels:
     """Return what the method sees of a labelled view with features [H, W, D]: the pixels that its lens saw."""
     features = features.flatten(0, 1)
-    if pixels.rows is not None:
-        features = features.index_select(0, pixels.rows)
+    if pixels.pixel_ids is not None:
+        features = features.index_select(0, pixels.pixel_ids)
     return ViewPixels(features, pixels.slot, pixels.num_segments)
 
 
@@ -148,6 +150,6 @@ def log_linear(first: float, last: float, progress: float) -> float:
     return math.exp(math.log(first) * (1 - t) + math.log(last) * t)
 
 
-def target_image(view: View) -> Tensor:
-    """Return the photo in [0, 1], float32 [H, W, 3]."""
-    return view.image.float() / 255
+def background_of(settings: GeometrySettings, device: torch.device) -> Tensor | None:
+    """Return the colour behind everything, [3]; None = black."""
+    return torch.ones(3, device=device) if settings.white_background else None

@@ -11,7 +11,7 @@ from torch import Tensor
 class GradientGraph:
     """Terms and gradients of a step whose tensors keep shape and place; captured again when its program changes.
 
-    The first step of a phase runs as it is, which lets kernels load and memory settle; the second is captured.
+    The first step with a key runs as it is, which lets kernels load and memory settle; the second is captured.
     """
 
     def __init__(
@@ -25,37 +25,30 @@ class GradientGraph:
             leaves: What it leaves gradients at.
         """
         self._compute, self._leaves = compute, leaves
-        self._phase: Hashable = None
-        self._is_warm = False
+        self._key: Hashable = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._terms: dict[str, Tensor] = {}
-        self._gradients: dict[str, Tensor] = {}
+        self._gradients: dict[str, Tensor | None] = {}
 
-    def run(self, phase: Hashable, progress: float) -> dict[str, Tensor]:
+    def run(self, key: Hashable, progress: float) -> dict[str, Tensor]:
         """Return the terms; afterwards the leaves have their gradients. The next run overwrites both."""
-        if phase != self._phase:
-            self._phase, self._is_warm, self._graph = phase, False, None
-        if self._graph is None and not self._is_warm:
-            self._is_warm = True
-            self._forget()
+        if key != self._key:
+            self._key, self._graph = key, None
+            self._forget_gradients()
             return self._compute(progress)
         if self._graph is None:
-            self._capture(progress)
+            self._forget_gradients()
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: other threads, which write checkpoints or read photos, may go on calling CUDA
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._terms = self._compute(progress)
+            self._graph, self._gradients = graph, {name: leaf.grad for name, leaf in self._leaves().items()}
         self._graph.replay()
         for name, leaf in self._leaves().items():
             leaf.grad = self._gradients.get(name)
         return self._terms
 
-    def _capture(self, progress: float) -> None:
-        self._forget()
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads, which write checkpoints or read photos, may go on calling CUDA
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._terms = self._compute(progress)
-        self._graph = graph
-        self._gradients = {name: leaf.grad for name, leaf in self._leaves().items() if leaf.grad is not None}
-
-    def _forget(self) -> None:
+    def _forget_gradients(self) -> None:
         """Let backward make the gradients anew, in memory that a graph can keep."""
         for leaf in self._leaves().values():
             leaf.grad = None

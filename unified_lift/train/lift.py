@@ -6,7 +6,7 @@ SSIM, and only the sampled pixels; the map (the blending weights) is computed on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from diff_gaussian_rasterization import Sample, blend, lifting
@@ -19,11 +19,10 @@ from unified_lift.model.render import render
 from unified_lift.modelfolder.settings import LiftSettings
 from unified_lift.ops.rng import StepRng
 from unified_lift.ops.segments import dense_slots
-from unified_lift.train.batches import PixelPool, Pooled, stratified
+from unified_lift.train.batches import CachedPixels, PixelSampler, stratified
 from unified_lift.train.graphs import GradientGraph
-from unified_lift.train.stage import Stage
-from unified_lift.train.terms import weighted_sum
-from unified_lift.train.views import SegmentMaps, ViewSource
+from unified_lift.train.stage import Stage, weighted_sum
+from unified_lift.train.views import Prefetcher, SegmentMaps
 from unified_lift.types import Camera, Scene
 
 _MIN_STEPS = 2_000
@@ -54,48 +53,40 @@ class LiftStage(Stage):
         labelled = [view for view in scene.train if view.segments is not None]
         if not labelled:
             raise UserError(f"{scene.name}: no training view has a mask, nothing can be lifted; check --object_path")
-        views = ViewSource(labelled, kept_on=scene.kept_on, device=gaussians.device, fields=("segments", "valid"))
+        views = Prefetcher(labelled, kept_on=scene.kept_on, device=gaussians.device, fields=("segments", "valid"))
         self.cameras, self.names = [view.camera for view in labelled], [view.name for view in labelled]
-        super().__init__(num_steps=steps_of(settings, self.cameras), views=views, seed=seed)
-        self.gaussians, self.method, self.settings = gaussians, method, settings
+        super().__init__(gaussians, method, views, num_steps=steps_of(settings, self.cameras), seed=seed)
+        self.settings = settings
         self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=False, by_slot=True)
-        self.draws = StepRng(seed)
+        self.rng = StepRng(seed)
         gaussians.freeze_geometry()
         if gaussians.feature_dim != method.feature_dim:
             gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
-        self.pool = PixelPool(
-            views,
-            self.cameras,
-            gaussians,
-            self.maps,
-            self.draws,
-            pixels=settings.lift_pixels,
-            size=settings.lift_pool,
-            min_samples=settings.lift_min_samples,
-            min_weight=settings.lift_min_weight,
-            budget_mb=settings.lift_cache_mb,
-        )
+        self.sampler = PixelSampler(views, self.cameras, gaussians, self.maps, self.rng, settings)
         method.prepare(LiftData(gaussians.means.detach(), self.labelled_views))
         self.sample: Sample | None = None
         self.graph = GradientGraph(self._replayed, self._leaves)
 
-    def train_step(self, step: int) -> dict[str, Tensor]:
+    def step(self, step: int) -> dict[str, Tensor]:
         """Do 0-based `step` and return the unweighted, detached terms."""
         progress = self.progress(step)
         self.method.before_step(progress, self.labelled_pixels)
-        self.mark("view")
+        self.on_phase("view")
         index, visit = self.order.next_index(), step // len(self.cameras)
-        pooled = self.pool.of(index, visit)
+        pixels = self.sampler.of(index, visit)
         is_replayable = self._is_replayable(visit)
         key = self.method.graph_key(progress, self.settings.lift_pixels) if is_replayable else None
         if key is not None:
-            self.mark("forward")
-            lifting.draw(pooled.weights, pooled.slot, self.sample, stream=self.draws.number(step))
-            self.mark("replay")
+            self.on_phase("forward")
+            lifting.draw(pixels.weights, pixels.slot, self.sample, stream=self.rng.number(step))
+            self.on_phase("replay")
             terms = self.graph.run(key, progress)
         else:
-            terms = self._computed(index, pooled, step, progress)
-        self.mark("update")
+            self.on_phase("forward")
+            drawn = self._drawn(index, pixels, step)
+            self.gaussians.zero_grad()
+            terms = self._losses(drawn, progress, view=index, step=step)
+        self.on_phase("update")
         self.adam.step(self.gaussians.table, {"features": self.method.rates(progress)["features"]})
         self.update_method(self.method, progress)
         with torch.no_grad():
@@ -103,6 +94,10 @@ class LiftStage(Stage):
         if step + 1 == self.num_steps:
             self.method.finish(self.labelled_pixels)
         return terms
+
+    def statistics(self) -> Mapping[str, float]:
+        """Return those of the method."""
+        return self.method.statistics
 
     def labelled_views(self) -> Iterator[LabelledView]:
         """Walk over all labelled training views as the masks show them."""
@@ -117,33 +112,29 @@ class LiftStage(Stage):
     def labelled_pixels(self) -> Iterator[ViewPixels]:
         """Walk over all labelled training views: rendered features, slots and number of segments."""
         for index, view in enumerate(self.views.all()):
-            slot, num_segments, rows = self.maps.of(index, view)
+            slot, num_segments, pixel_ids = self.maps.of(index, view)
             features = render(self.gaussians, self.cameras[index]).features.flatten(0, 1)
-            yield ViewPixels(features.index_select(0, rows), slot, num_segments)
+            yield ViewPixels(features.index_select(0, pixel_ids), slot, num_segments)
 
-    def _computed(self, index: int, pooled: Pooled, step: int, progress: float) -> dict[str, Tensor]:
-        """Return the terms of a view of any size, with whatever weights there are, and leave the gradients."""
-        self.mark("forward")
-        chosen, slot = None, pooled.slot
+    def _drawn(self, index: int, pixels: CachedPixels, step: int) -> ViewPixels:
+        """Return the blended features of the pixels that a step draws from those of a view, or of all there are."""
+        chosen, slot, pixel_ids = None, pixels.slot, pixels.pixel_ids
         if len(slot) > self.settings.lift_pixels:
-            generator = self.draws.at(step, slot.device)
+            generator = self.rng.at(step, slot.device)
             chosen = stratified(len(slot), self.settings.lift_pixels, generator=generator, device=slot.device)
-            slot = slot.index_select(0, chosen)
-        if pooled.weights is not None:
-            features = blend(pooled.weights, self.gaussians.features, rows=chosen)
+            slot, pixel_ids = slot.index_select(0, chosen), pixel_ids.index_select(0, chosen)
+        if pixels.weights is not None:
+            features = blend(pixels.weights, self.gaussians.features, rows=chosen)
         else:
-            rows = pooled.rows if chosen is None else pooled.rows.index_select(0, chosen)
-            features = blend(self.pool.weights_at(index, rows), self.gaussians.features)
-        self.gaussians.zero_grad()
-        pixels = ViewPixels(features, slot, pooled.num_segments)
-        return self._differentiated(pixels, progress, view=index, step=step)
+            features = blend(self.sampler.weights_at(index, pixel_ids), self.gaussians.features)
+        return ViewPixels(features, slot, pixels.num_segments)
 
-    def _differentiated(self, pixels: ViewPixels, progress: float, *, view: int, step: int) -> dict[str, Tensor]:
+    def _losses(self, pixels: ViewPixels, progress: float, *, view: int, step: int) -> dict[str, Tensor]:
         """Return the detached terms and leave the gradients of their weighted sum."""
-        self.mark("losses")
+        self.on_phase("losses")
         terms = self.method.losses(pixels, StepInfo(progress, step, view, self.gaussians.features))
-        total = weighted_sum(terms, self.method.weights)
-        self.mark("backward")
+        total = weighted_sum(terms, self.weights)
+        self.on_phase("backward")
         total.backward()
         return {name: term.detach() for name, term in terms.items()}
 
@@ -152,13 +143,14 @@ class LiftStage(Stage):
     def _is_replayable(self, visit: int) -> bool:
         """Return whether all steps are alike: on a GPU, all weights at hand, enough pixels in every view."""
         if self.sample is None and self.gaussians.device.type == "cuda" and lifting.runs_on(self.gaussians.features):
-            if self.pool.keeps_weights and self.pool.extremes(visit)[0] >= self.settings.lift_pixels:
+            if self.sampler.keeps_weights and self.sampler.extremes(visit)[0] >= self.settings.lift_pixels:
                 self.sample = Sample.empty(self.settings.lift_pixels, self.gaussians.device)
         return self.sample is not None
 
     def _replayed(self, progress: float) -> dict[str, Tensor]:
-        features, (_, num_segments) = lifting.blend_sample(self.sample, self.gaussians.features), self.pool.extremes(0)
-        return self._differentiated(ViewPixels(features, self.sample.slot, num_segments), progress, view=-1, step=-1)
+        features = lifting.blend_sample(self.sample, self.gaussians.features)
+        _, num_segments = self.sampler.extremes(0)
+        return self._losses(ViewPixels(features, self.sample.slot, num_segments), progress, view=-1, step=-1)
 
     def _leaves(self) -> dict[str, Tensor]:
         return {"features": self.gaussians.features} | dict(self.method.named_parameters())

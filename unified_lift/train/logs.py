@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from unified_lift.fileio import write_text
+
 _TAGS = {  # 3DGS and Unified-Lift names, which existing dashboards expect
     "photometric": "train_loss_patches/photometric_loss",
     "total": "train_loss_patches/total_loss",
@@ -59,13 +61,14 @@ class RunLog:
 
 def rewind_log(model_path: Path, *, stage: str, step: int) -> None:
     """Drop the lines written after a checkpoint taken in `stage` at `step`: the resumed run writes them again."""
-    done = {"lift": ("geometry", "test")}.get(stage, ())
+    stages = ("geometry", "lift", "refine")
+    done = ("test", *stages[: stages.index(stage)]) if stage != "geometry" else ()
     kept = [
         line
         for line in read_log(model_path)
         if line["stage"] in done or (line["stage"] in (stage, "test") and line["step"] <= step)
     ]
-    (model_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    write_text(model_path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_log(model_path: Path) -> list[dict]:

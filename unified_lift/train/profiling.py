@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from unified_lift.train.stage import Stage, unheard
+from unified_lift.train.hooks import Hook
+from unified_lift.train.stage import Stage, no_op
+from unified_lift.train.start import TrainingState
 
 _MOST_STEPS = 100  # steps of a window that are timed, and as many again that are traced
 _KERNELS_SHOWN = 25
-BETWEEN_STEPS = "between steps"
-"""The phase in which the trainer logs, saves and moves the bar."""
+_BETWEEN_STEPS = "between steps"  # where hooks log, save and move the bar
 _WAITING = "wait at the end"  # for a GPU that is behind
 
 
@@ -34,74 +36,72 @@ def windows(start: int, num_steps: int) -> list[Window]:
     return [Window(first, first + size, first + 2 * size) for first in (start + count // 4, num_steps - 2 * size)]
 
 
-class StepProfiler:
-    """Looks at windows of steps of one stage. Timed steps run without torch's profiler, which would slow them down."""
+class Profile(Hook):
+    """Looks at windows of steps of each stage. Timed steps run without torch's profiler, which would slow them down."""
 
-    def __init__(self, stage: Stage, *, start: int, device: torch.device) -> None:
-        """Prepare for the steps from `start` on; `device` is where the stage computes."""
-        self.results: list[dict[str, Any]] = []
-        self._stage, self._on_gpu = stage, device.type == "cuda"
-        self._windows = windows(start, stage.num_steps)
+    def __init__(self, state: TrainingState) -> None:
+        self._state, self._on_gpu = state, state.clock.device.type == "cuda"
+        self._windows: list[Window] = []
         self._trace: torch.profiler.profile | None = None
-        self._phase, self._since, self._began = BETWEEN_STEPS, 0.0, 0.0
-        self._seconds: dict[str, float] = {}
 
-    def before_step(self, step: int, **facts: int) -> None:
-        """Begin or end what begins or ends before this 0-based step; with the number of steps after the last one.
+    def before_stage(self, stage: Stage) -> None:
+        self._windows = windows(stage.first, stage.num_steps) if self._state.settings.run.profile else []
+        self._results: list[dict[str, Any]] = []
+        if self._windows:
+            self._state.profile[stage.name] = self._results
 
-        Args:
-            step: The step that comes next.
-            facts: Sizes the figures depend on, stored with a window that begins here.
-        """
+    def before_step(self, stage: Stage, step: int) -> None:
         if not self._windows:
             return
         window = self._windows[0]
         if step == window.first:
-            self._begin(window, facts)
+            sizes = {"gaussians": len(stage.gaussians), "codes": self._state.method.num_objects}
+            self._results.append({"steps": [window.first + 1, window.timed], **sizes})
+            self._wait()
+            self._seconds: dict[str, float] = {}
+            self._phase, self._began = _BETWEEN_STEPS, time.perf_counter()
+            self._since, stage.on_phase = self._began, self._begin_phase
         elif step == window.timed:
-            self._end_timing(window)
+            self._end_timing(stage, steps=window.timed - window.first)
         elif step == window.traced:
-            self._end_trace(window)
+            self._end_trace(steps=window.traced - window.timed)
 
-    def close(self) -> None:
-        """Stop whatever a run that ends early has left running."""
-        self._stage.mark = unheard
+    def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
+        stage.on_phase(_BETWEEN_STEPS)
+
+    def after_stage(self, stage: Stage) -> None:
+        self.before_step(stage, stage.num_steps)
+
+    def close(self, stage: Stage) -> None:
+        """Stop what a run that ends early has left running."""
+        stage.on_phase = no_op
         if self._trace is not None:
             self._trace.stop()
             self._trace = None
 
-    def _begin(self, window: Window, facts: Mapping[str, int]) -> None:
-        self.results.append({"steps": [window.first + 1, window.timed], **facts})
-        self._seconds = {}
-        self._stage.mark = self._mark
-        self._wait()
-        self._phase, self._began = BETWEEN_STEPS, time.perf_counter()
-        self._since = self._began
-
-    def _mark(self, phase: str) -> None:
+    def _begin_phase(self, phase: str) -> None:
         now = time.perf_counter()
         self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
         self._phase, self._since = phase, now
 
-    def _end_timing(self, window: Window) -> None:
-        self._mark(_WAITING)
-        self._stage.mark = unheard
+    def _end_timing(self, stage: Stage, *, steps: int) -> None:
+        self._begin_phase(_WAITING)
+        stage.on_phase = no_op
         self._wait()
-        self._mark(BETWEEN_STEPS)
-        scale = 1e3 / (window.timed - window.first)
-        self.results[-1] |= {
-            "wall_ms": scale * (self._since - self._began),
-            "host_ms": {phase: scale * seconds for phase, seconds in self._seconds.items()},
+        self._begin_phase(_BETWEEN_STEPS)
+        self._results[-1] |= {
+            "wall_ms": 1e3 / steps * (self._since - self._began),
+            "host_ms": {phase: 1e3 / steps * seconds for phase, seconds in self._seconds.items()},
         }
         if self._on_gpu:
             self._trace = torch.profiler.profile(activities=list(torch.profiler.supported_activities()))
             self._trace.start()
 
-    def _end_trace(self, window: Window) -> None:
+    def _end_trace(self, *, steps: int) -> None:
         if self._trace is not None:
             self._wait()
             self._trace.stop()
-            self.results[-1] |= device_times(self._trace, steps=window.traced - window.timed)
+            self._results[-1] |= device_times(self._trace, steps=steps)
             self._trace = None
         self._windows.pop(0)
 
@@ -118,11 +118,8 @@ def device_times(trace: torch.profiler.profile, *, steps: int) -> dict[str, Any]
         {"name": event.key, "ms": event.self_device_time_total / steps / 1e3, "launches": event.count / steps}
         for event in events
     ]
-    return {
-        "device_ms": sum(kernel["ms"] for kernel in kernels),
-        "launches": sum(kernel["launches"] for kernel in kernels),
-        "kernels": kernels,
-    }
+    totals = {total: sum(kernel[key] for kernel in kernels) for total, key in (("device_ms", "ms"), ("launches",) * 2)}
+    return totals | {"kernels": kernels}
 
 
 def profile_table(profile: Mapping[str, list[dict[str, Any]]]) -> str:

@@ -1,50 +1,63 @@
-"""What the stages share: which view comes next, random draws, optimisers, and their state."""
+"""What the three stages share: the order of views, optimisers, the weighted sum, and the state a checkpoint keeps."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from unified_lift.methods.base import Method
+from unified_lift.model.gaussians import Gaussians
 from unified_lift.train.optim import NamedAdam
-from unified_lift.train.views import ViewOrder, ViewSource
+from unified_lift.train.views import Prefetcher, ViewOrder
 from unified_lift.types import View
 
 _GAUSSIAN_EPS = 1e-15  # Adam's eps for Gaussian parameters [3DGS]
 _METHOD_EPS = 1e-8  # Adam's eps for the codebook [released]
 
 
-class Interrupted(Exception):  # noqa: N818 (not an error: the run can be resumed)
-    """The run was asked to stop and has saved a checkpoint."""
-
-
-def unheard(phase: str) -> None:
-    """Do nothing: nobody measures the phases of a step."""
+def no_op(phase: str) -> None:
+    """Do nothing with the phase of a step: no profiler listens."""
 
 
 class Stage(ABC):
-    """A loop of training steps over the shared Gaussians. Gaussians and method are kept, and saved, by the trainer.
+    """Training steps over the shared Gaussians, done by `fit`. Gaussians and method are saved beside its state.
 
-    `mark` is called with the name of each phase of a step as it begins: view, forward, losses, backward, update,
-    density. Whoever measures puts a clock there.
+    Attributes:
+        name: What logs, checkpoints and tables call it.
+        saves_end: Whether a checkpoint is kept of its end.
+        num_steps: Length.
+        first: 0-based step to begin with: where a checkpoint was taken.
+        steps_before: Steps of the stages before it.
+        weights: Factor of each loss term; a term without one counts once.
+        on_phase: Profiler hook: called with the name of each phase of a step as it begins.
     """
 
-    name: str
+    name: ClassVar[str]
+    saves_end: ClassVar[bool] = True
 
-    def __init__(self, *, num_steps: int, views: ViewSource, seed: int) -> None:
+    def __init__(
+        self, gaussians: Gaussians, method: Method | None, views: Prefetcher, *, num_steps: int, seed: int
+    ) -> None:
         """Start with a fresh view order, generator and optimisers."""
-        self.num_steps, self.views = num_steps, views
+        self.gaussians, self.method, self.views, self.num_steps = gaussians, method, views, num_steps
+        self.first = self.steps_before = 0
+        self.weights: Mapping[str, float] = {} if method is None else method.weights
         self.order = ViewOrder(len(views), seed=seed)
         self.generator = torch.Generator().manual_seed(seed + 1)
-        self.mark: Callable[[str], None] = unheard
+        self.on_phase: Callable[[str], None] = no_op
         self.adam, self.method_adam = NamedAdam(eps=_GAUSSIAN_EPS), NamedAdam(eps=_METHOD_EPS)
 
     @abstractmethod
-    def train_step(self, step: int) -> dict[str, Tensor]:
-        """Do 0-based `step` and return the unweighted, detached terms."""
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Do 0-based `step` and return the unweighted, detached loss terms."""
+
+    def statistics(self) -> Mapping[str, float]:
+        """Return more numbers about the last step for the log; reading them may wait for the device."""
+        return {}
 
     def next_view(self) -> tuple[int, View]:
         """Return the next view of the order and its index among the stage's views."""
@@ -77,3 +90,10 @@ class Stage(ABC):
         self.generator.set_state(state["generator"])
         self.adam.load_state_dict(state["adam"])
         self.method_adam.load_state_dict(state["method_adam"])
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Return the sum of weight x term: the only place where weights appear. A term without weight counts once."""
+    # On a GPU each operation is a launch, here and on the way back: none for a weight of 1.
+    scaled = [value if weights.get(name, 1.0) == 1 else weights[name] * value for name, value in terms.items()]
+    return sum(scaled[1:], start=scaled[0])

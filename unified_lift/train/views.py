@@ -15,8 +15,8 @@ from unified_lift.types import DataDevice, View
 
 ViewField = Literal["image", "segments", "valid"]
 _FIELDS: tuple[ViewField, ...] = ("image", "segments", "valid")
-_Arrival = Callable[[], dict[str, Tensor]]
-"""Called when the copies are needed; it returns them by field."""
+_Copies = tuple[dict[str, Tensor], torch.cuda.Event | None]
+"""Copies by field, and when a GPU has them."""
 
 
 class ViewOrder:
@@ -52,7 +52,7 @@ class ViewOrder:
             self.stack = torch.randperm(self.count, generator=self.generator).tolist()
 
 
-class ViewSource:
+class Prefetcher:
     """Views with photos and ids on the computing device, wherever they are kept; the next one is fetched ahead.
 
     Kept on that device, a view is handed out as it is. From pinned memory the next view is copied on a stream of its
@@ -68,13 +68,13 @@ class ViewSource:
         fields: Sequence[ViewField] = _FIELDS,
     ) -> None:
         """Serve `views`, whose pixels are kept on `kept_on`, with these fields on `device`."""
-        self._views, self._fields = views, fields
-        self._carrier: _FromPinned | _FromDisk | None = None
-        if kept_on == "disk":
-            self._carrier = _FromDisk(device)
-        elif kept_on == "cpu" and device.type == "cuda":
-            self._carrier = _FromPinned(device)
-        self._coming: tuple[int, _Arrival] | None = None
+        self._views, self._fields, self._device = views, fields, device
+        on_gpu, from_disk = device.type == "cuda", kept_on == "disk"
+        self._hands_out = not from_disk and (kept_on == "cuda" or not on_gpu)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="views") if from_disk else None
+        self._stream = torch.cuda.Stream(device) if on_gpu and not self._hands_out else None
+        self._buffers: dict[str, Tensor] = {}
+        self._coming: tuple[int, Callable[[], _Copies]] | None = None
 
     def __len__(self) -> int:
         return len(self._views)
@@ -82,14 +82,19 @@ class ViewSource:
     def get(self, index: int, *, then: int | None = None) -> View:
         """Return view `index`; `then` is the one that will be asked for next.
 
-        Fields that this source does not serve stay where the scene keeps them.
+        Fields that are not served stay where the scene keeps them.
         """
-        if self._carrier is None:
+        if self._hands_out:
             return self._views[index]
         if self._coming is None or self._coming[0] != index:
-            self._coming = (index, self._start(index))
-        moved = self._coming[1]()
-        self._coming = None if then is None else (then, self._start(then))
+            self._coming = (index, self._fetch(index))
+        moved, ready = self._coming[1]()
+        if ready is not None:  # the current stream may use them once they are there; their memory stays until it has
+            current = torch.cuda.current_stream()
+            current.wait_event(ready)
+            for tensor in moved.values():
+                tensor.record_stream(current)
+        self._coming = None if then is None else (then, self._fetch(then))
         return replace(self._views[index], **moved)
 
     def all(self) -> Iterator[View]:  # noqa: A003
@@ -99,71 +104,29 @@ class ViewSource:
 
     def close(self) -> None:
         """Drop what was fetched ahead and end the thread."""
-        if self._carrier is not None:
-            self._carrier.close()
-            self._coming = None
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+        self._coming = None
 
-    def _start(self, index: int) -> _Arrival:
+    def _fetch(self, index: int) -> Callable[[], _Copies]:
+        """Begin to copy a view; the result is called when the copies are needed."""
         tensors = {name: getattr(self._views[index], name) for name in self._fields}
-        return self._carrier.start({name: tensor for name, tensor in tensors.items() if tensor is not None})
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        if self._thread is not None:
+            return self._thread.submit(self._copy, tensors).result
+        copies = self._copy(tensors)
+        return lambda: copies
 
-
-class _FromPinned:
-    """Copies from pinned memory to a GPU beside the work of the current stream."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._stream = device, torch.cuda.Stream(device)
-
-    def start(self, tensors: dict[str, Tensor]) -> _Arrival:
-        """Queue the copies; the arrival makes the current stream wait for them, not the host."""
+    def _copy(self, tensors: dict[str, Tensor]) -> _Copies:
+        if self._stream is None:
+            return {name: tensor.clone() for name, tensor in tensors.items()}, None
         with torch.cuda.stream(self._stream):
+            if self._thread is not None:
+                tensors = {name: self._staged(name, tensor).copy_(tensor) for name, tensor in tensors.items()}
             moved = {name: tensor.to(self._device, non_blocking=True) for name, tensor in tensors.items()}
             ready = self._stream.record_event()
-
-        def arrive() -> dict[str, Tensor]:
-            _hand_over(moved, ready)
-            return moved
-
-        return arrive
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class _FromDisk:
-    """Reads memory-mapped tensors in a thread: into memory or, for a GPU, into a pinned buffer and on from there."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._pool = device, ThreadPoolExecutor(1, thread_name_prefix="views")
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._buffers: dict[str, Tensor] = {}
-
-    def start(self, tensors: dict[str, Tensor]) -> _Arrival:
-        """Let the thread begin; the arrival waits for it, which takes no time if the disk was fast enough."""
-        if self._stream is None:
-            return self._pool.submit(lambda: {name: tensor.clone() for name, tensor in tensors.items()}).result
-        future = self._pool.submit(self._copy, tensors)
-
-        def arrive() -> dict[str, Tensor]:
-            moved, ready = future.result()
-            _hand_over(moved, ready)
-            return moved
-
-        return arrive
-
-    def close(self) -> None:
-        """End the thread."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def _copy(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.cuda.Event]:
-        moved = {}
-        with torch.cuda.stream(self._stream):
-            for name, tensor in tensors.items():
-                staged = self._staged(name, tensor)
-                staged.copy_(tensor)  # here the disk is read
-                moved[name] = staged.to(self._device, non_blocking=True)
-            ready = self._stream.record_event()
-        ready.synchronize()  # in this thread only: the next view overwrites the buffers
+        if self._thread is not None:
+            ready.synchronize()  # in this thread only: the next view overwrites the buffers
         return moved, ready
 
     def _staged(self, name: str, like: Tensor) -> Tensor:
@@ -173,26 +136,18 @@ class _FromDisk:
         return self._buffers[name][: like.numel()].view(like.shape)
 
 
-def _hand_over(moved: dict[str, Tensor], ready: torch.cuda.Event) -> None:
-    """Let the current stream use tensors that another one has made, and keep their memory until it is through."""
-    current = torch.cuda.current_stream()
-    current.wait_event(ready)
-    for tensor in moved.values():
-        tensor.record_stream(current)
-
-
 class SegmentMap(NamedTuple):
     """The pixels of a labelled view that its lens saw.
 
     Attributes:
         slot: Dense segment index of each, -1 = no label, int32 [P].
         num_segments: S, all of which have a pixel here.
-        rows: Where each stands in the image, y * width + x, int32 [P]; None = all pixels, row by row.
+        pixel_ids: y * width + x of each, int32 [P]; None = all pixels, row by row.
     """
 
     slot: Tensor
     num_segments: int
-    rows: Tensor | None
+    pixel_ids: Tensor | None
 
 
 class SegmentMaps:

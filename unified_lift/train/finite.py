@@ -1,4 +1,4 @@
-"""From unweighted loss terms to the one number that is minimised, and the watch that none of them is NaN."""
+"""The watch that no loss and nothing that is saved is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -11,24 +11,13 @@ from torch import Tensor
 _CAPACITY = 1_000  # steps that are recorded without a check
 
 
-def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Return the sum of weight x term: the only place where weights appear. A term without weight counts once."""
-    total = None
-    for name, value in terms.items():  # on a GPU each operation is a launch, here and on the way back
-        weight = weights.get(name, 1.0)
-        scaled = value if weight == 1 else weight * value
-        total = scaled if total is None else total + scaled
-    return total
-
-
 class TermRecord:
     """The loss terms of recent steps, kept where they were computed: one small copy per step, no waiting for a GPU.
 
-    Whoever wants to write or to report asks for `require_finite` first; then the host waits, once for all steps.
+    `require_finite` comes before anything is written or reported; then the host waits, once for all steps.
     """
 
     def __init__(self) -> None:
-        """Start empty."""
         self._recent: list[tuple[int, tuple[str, ...], Tensor]] = []
         self._last: dict[str, float] = {}
 

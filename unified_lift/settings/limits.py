@@ -1,0 +1,52 @@
+"""Limits of settings, written beside the field: `log_interval: Annotated[int, Range(1)] = 50`."""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
+
+from unified_lift.errors import UserError
+
+
+class Range(NamedTuple):
+    """Least and greatest value of a number, or of each number of a tuple."""
+
+    least: float = -math.inf
+    most: float = math.inf
+
+
+def check_ranges(settings: Any) -> None:
+    """Check every number of a tree of settings.
+
+    Raises:
+        UserError: One is not finite or outside its range; the flag is named.
+    """
+    for name, value, hint in _leaves(settings):
+        for fault in faults(value, hint):
+            raise UserError(f"--{name} {fault}")
+
+
+def faults(value: Any, hint: Any) -> Iterator[str]:
+    """Yield what is wrong with a value by the ranges of its annotation, such as `must be at least 1, received 0`."""
+    ranges = [each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Range)]
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            yield f"must be finite, received {number}"
+        for least, most in ranges:
+            if number < least:
+                yield f"must be at least {least}, received {number}"
+            if number > most:
+                yield f"goes up to {most}, received {number}"
+
+
+def _leaves(settings: Any) -> Iterator[tuple[str, Any, Any]]:
+    hints = typing.get_type_hints(type(settings), include_extras=True)
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if is_dataclass(value):
+            yield from _leaves(value)
+        else:
+            yield field.name, value, hints[field.name]

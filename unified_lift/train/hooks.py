@@ -1,0 +1,215 @@
+"""What watches the loop: one small class each for bar, log, checkpoints, saved geometry, test scores, stop and NaN."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from unified_lift.model.render import render
+from unified_lift.modelfolder import outputs
+from unified_lift.modelfolder.checkpoint import CheckpointWriter, checkpoint_path, named_tensors, snapshot
+from unified_lift.settings.yaml import to_dict
+from unified_lift.train.finite import TermRecord, require_finite_state
+from unified_lift.train.geometry import background_of
+from unified_lift.train.logs import RunLog
+from unified_lift.train.stage import Stage
+from unified_lift.train.start import TrainingState
+from unified_lift.train.views import Prefetcher
+
+
+class Interrupted(Exception):  # noqa: N818 (not an error: the run can be resumed)
+    """The run was asked to stop and has saved a checkpoint."""
+
+
+class Hook:
+    """What may be done around the steps of a stage; steps are 0-based. None of it does anything unless a hook says."""
+
+    def before_stage(self, stage: Stage) -> None:
+        """Act before the first step."""
+
+    def before_step(self, stage: Stage, step: int) -> None:
+        """Act before a step."""
+
+    def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
+        """Act after a step, with its unweighted, detached loss terms."""
+
+    def step_failed(self) -> None:
+        """Raise a better error than that of the last step, if this hook knows one."""
+
+    def after_stage(self, stage: Stage) -> None:
+        """Act after the last step."""
+
+    def close(self, stage: Stage) -> None:
+        """Release what the hook holds, whether or not the stage came to its end."""
+
+
+class Finite(Hook):
+    """Ends a run whose loss is NaN or infinite. It looks before anything is logged or saved."""
+
+    def __init__(self) -> None:
+        self.record = TermRecord()
+
+    def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
+        self.record.add(step, terms)
+
+    def step_failed(self) -> None:
+        self.record.require_finite()  # NaN of an earlier step, if that is the cause, makes a better message
+
+    def check(self, state: dict[str, Any], step: int) -> None:
+        """Raise FloatingPointError if a recent loss or a tensor of `state`, which is to be saved, is not finite."""
+        self.record.require_finite()
+        require_finite_state(named_tensors(state), step)
+
+
+class Log(Hook):
+    """Writes terms, total and statistics every `log_interval` steps, and moves the progress bar."""
+
+    def __init__(self, state: TrainingState, log: RunLog, finite: Finite) -> None:
+        self._run, self._log, self._record = state.settings.run, log, finite.record
+
+    def before_stage(self, stage: Stage) -> None:
+        self._since = stage.first, time.perf_counter()
+        self._bar = tqdm(
+            total=stage.num_steps, initial=stage.first, desc=stage.name, disable=self._run.quiet, dynamic_ncols=True
+        )
+
+    def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
+        self._bar.update()
+        done, now = step + 1, time.perf_counter()
+        if done % self._run.log_interval and done != stage.num_steps:
+            return
+        values = self._record.require_finite()
+        total = sum(stage.weights.get(name, 1.0) * value for name, value in values.items())
+        statistics = {name: float(value) for name, value in stage.statistics().items()}
+        values = values | {"total": total} | statistics | {"num_gaussians": len(stage.gaussians)}
+        values["seconds_per_step"] = (now - self._since[1]) / (done - self._since[0])
+        self._log.scalars(stage.name, done, stage.steps_before + done, values)
+        self._bar.set_postfix({"loss": f"{total:.4f}", "N": len(stage.gaussians)}, refresh=False)
+        self._since = done, now
+
+    def close(self, stage: Stage) -> None:
+        self._bar.close()
+
+
+class SaveGeometry(Hook):
+    """Writes the geometry after the iterations of --save_iterations."""
+
+    def __init__(self, state: TrainingState, finite: Finite) -> None:
+        self._settings, self._finite = state.settings, finite
+
+    def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
+        iteration = step + 1
+        if stage.name == "geometry" and iteration in self._settings.run.save_iterations and iteration < stage.num_steps:
+            self._finite.check({"gaussians": stage.gaussians.table}, iteration)
+            outputs.write_geometry(self._settings.model_path, iteration, stage.gaussians)
+
+
+class HeldOutScores(Hook):
+    """Logs the PSNR of the held-out views after the iterations of --test_iterations and at the end of geometry."""
+
+    def __init__(self, state: TrainingState, log: RunLog) -> None:
+        self._state, self._log = state, log
+
+    @torch.no_grad()
+    def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
+        scene, settings, done = self._state.scene, self._state.settings, step + 1
+        if stage.name != "geometry" or not (done in settings.run.test_iterations or done == stage.num_steps):
+            return
+        device, scores = stage.gaussians.device, []
+        views = Prefetcher(scene.test, kept_on=scene.kept_on, device=device, fields=("image", "valid"))
+        for view in views.all():
+            background = background_of(settings.geometry, device)
+            image = render(stage.gaussians, view.camera, background=background, with_features=False).image
+            error = (image.clamp(0, 1) - view.image.float() / 255).square().mean(dim=2)
+            scores.append(-10 * torch.log10((error if view.valid is None else error[view.valid]).mean()))
+            if len(scores) == 1:
+                self._log.image(f"test/{view.name}", done, image)
+        views.close()
+        if scores:
+            self._log.scalars("test", done, done, {"psnr": float(torch.stack(scores).mean())})
+
+
+class Checkpoints(Hook):
+    """Writes checkpoints when they are due: after chosen steps, at intervals of steps and of time, at a stage's end."""
+
+    def __init__(self, state: TrainingState, finite: Finite) -> None:
+        self._state, self._finite, self.writer = state, finite, CheckpointWriter()
+        run = state.settings.run
+        self._kept = {state.settings.geometry.iterations, *run.checkpoint_iterations}
+
+    def before_stage(self, stage: Stage) -> None:
+        self._saved_at = time.perf_counter()
+
+    def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
+        if step + 1 < stage.num_steps and self._is_due(stage.steps_before + step + 1):
+            self.save(stage, step + 1)
+
+    def after_stage(self, stage: Stage) -> None:
+        if stage.saves_end and stage.first < stage.num_steps:
+            self.save(stage, stage.num_steps)
+
+    def _is_due(self, total_steps: int) -> bool:
+        run = self._state.settings.run
+        if total_steps in run.checkpoint_iterations:
+            return True
+        if run.checkpoint_interval and total_steps % run.checkpoint_interval == 0:
+            return True
+        waited_s = time.perf_counter() - self._saved_at
+        # By time only if the disk is through with the one before; asking also brings up an error of its thread.
+        return not self.writer.is_busy() and 0 < 60 * run.checkpoint_minutes <= waited_s
+
+    def save(self, stage: Stage, step: int) -> None:
+        """Begin to write a checkpoint, after which the rolling ones before it go; the end of a stage is kept."""
+        settings, total_steps = self._state.settings, stage.steps_before + step
+        state = {
+            "stage": stage.name,
+            "step": step,
+            "total_steps": total_steps,
+            "gaussians": stage.gaussians.state_dict(),
+            "stage_state": stage.state_dict(),
+            "method": self._state.method.state_dict(),
+            "settings": to_dict(settings),
+            "seconds": self._state.clock.seconds(),
+        }
+        self._finite.check(state, step)
+        path = checkpoint_path(settings.model_path, total_steps)
+        self.writer.write(path, snapshot(state), kept={total_steps, stage.steps_before, *self._kept})
+        self._saved_at = time.perf_counter()
+
+
+class Stop(Hook):
+    """Ends the run after the step in which it was asked to, by Ctrl-C or SIGTERM, with a checkpoint.
+
+    As a context it listens to these signals; the second one ends the run at once.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints, self._asked = checkpoints, False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():  # Python lets no other one listen
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, *_: object) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
+        if self._asked:
+            self._checkpoints.save(stage, step + 1)
+            self._checkpoints.writer.wait()
+            raise Interrupted

@@ -101,7 +101,7 @@ def test_an_object_without_a_certain_gaussian_is_named_and_none_is_an_error(mode
     argv = ["export", "-m", str(model), "--out", str(tmp_path / "out"), "--quiet", "--min_conf"]
     scene = load_model(model)
     scene = replace(scene, labels=GaussianLabels(scene.object_ids, (scene.object_ids == 2).float() * 0.5))
-    monkeypatch.setattr("unified_lift.cli.export.load_model", lambda *_, **__: scene)
+    monkeypatch.setattr("unified_lift.cli.model_flags.load_model", lambda *_, **__: scene)
     assert main([*argv, "0.5", "--objects", "all"]) == 0
     assert "no Gaussian of object_1, object_3 is as certain as --min_conf 0.5: not written" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["object_2.ply"]

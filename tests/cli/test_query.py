@@ -186,5 +186,5 @@ def test_ctrl_c_is_exit_code_130(model, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "load_model", interrupted)
+    monkeypatch.setattr(command.QueryCommand, "load", interrupted)
     assert main(["query", "-m", str(model), "--list"]) == 130

@@ -10,16 +10,17 @@ from typing import Any
 import tyro
 
 from unified_lift.cli.flags import canonical
+from unified_lift.cli.model_flags import ModelFlags
 from unified_lift.editing import script
 from unified_lift.editing.files import save_model
 from unified_lift.errors import UserError
-from unified_lift.modelfolder.inference import TrainedScene, load_model
+from unified_lift.modelfolder.inference import TrainedScene
 
 _TRANSFORM = ("translate", "rotate_axis", "rotate_degrees", "scale")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditCommand:
+class EditCommand(ModelFlags):
     """Edit the objects of a trained scene and write the result as a new model folder, with the edits in edits.yaml.
 
     Edits happen in the order of these flags: first those of --script.
@@ -27,8 +28,6 @@ class EditCommand:
     Example: unified-lift edit -m output/desk --remove 3 4 --recolour 5 --color "#ff0000" --out output/desk_edited
     """
 
-    model_path: Path
-    """Model folder (-m) [3DGS]."""
     out: Path
     """Model folder to be written."""
     script: Path | None = None
@@ -65,10 +64,6 @@ class EditCommand:
     """With --move or --duplicate: growth."""
     rename: tuple[str, ...] = ()
     """New names, ID=NAME each, such as 7=mug."""
-    level: str = ""
-    """Name of a further level of objects (train.py --levels); the default is the model's own."""
-    iteration: int = -1
-    """Saved iteration; -1 = the last [3DGS]."""
     overwrite: bool = False
     """Replace the model in --out, which may be the one that is edited."""
 
@@ -80,8 +75,7 @@ def edit_main(argv: list[str]) -> int:
     edits += [script.read_operation(entry, "flags") for entry in _flag_entries(command)]
     if not edits:
         raise UserError("nothing to do; give --script, --remove, --duplicate or another edit, see --help")
-    scene = load_model(command.model_path, level=command.level, iteration=command.iteration)
-    scene.require_labels()
+    scene = command.load()
     edited = script.apply(scene, edits)
     save_model(edited, command.out, edits=edits, overwrite=command.overwrite)
     print(f"{command.out}: {_counts(scene)} became {_counts(edited)}; look at it: render.py -m {command.out}")
@@ -96,12 +90,11 @@ def _counts(scene: TrainedScene) -> str:
 
 def _flag_entries(command: EditCommand) -> Iterator[dict[str, Any]]:
     """Yield what the flags ask for as entries of a script."""
-    transform = {name: getattr(command, name) for name in _TRANSFORM}
-    if bool(command.move) + bool(command.duplicate) > 1:
+    if command.move and command.duplicate:
         raise UserError("--move and --duplicate share --translate and the like: give one of them, or write a --script")
-    if any(value != getattr(EditCommand, name) for name, value in transform.items()):
-        if not command.move and not command.duplicate:
-            raise UserError("--translate, --rotate_degrees and --scale need --move or --duplicate and the objects")
+    moved = any(getattr(command, name) != getattr(EditCommand, name) for name in _TRANSFORM)
+    if moved and not command.move and not command.duplicate:
+        raise UserError("--translate, --rotate_degrees and --scale need --move or --duplicate and the objects")
     if bool(command.recolour) != (command.color is not None):
         raise UserError('--recolour and --color belong together, as in --recolour 5 --color "#ff0000"')
     placed = {

@@ -8,24 +8,18 @@ from pathlib import Path
 import tyro
 
 from unified_lift.cli.flags import canonical
+from unified_lift.cli.model_flags import ModelFlags
 from unified_lift.editing.formats import export
 from unified_lift.errors import UserError
-from unified_lift.modelfolder.inference import load_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportCommand:
+class ExportCommand(ModelFlags):
     """Write the scene, its objects or its background for other programs.
 
     Example: unified-lift export -m output/desk --objects 7 12 --format ply,html
     """
 
-    model_path: Path
-    """Model folder (-m)."""
-    level: str = ""
-    """Name of a further level of objects (train.py --levels); the default is the model's own."""
-    iteration: int = -1
-    """Saved iteration; -1 = the last."""
     objects: tuple[str, ...] = ("scene",)
     """Object ids, `all` (every object, a file each), `background`, `scene`; several may be given."""
     format: tuple[str, ...] = ("ply",)
@@ -43,7 +37,7 @@ def export_main(argv: list[str]) -> int:
     command = tyro.cli(ExportCommand, args=canonical(argv), prog="unified-lift export")
     if not 0 <= command.min_conf <= 1:
         raise UserError(f"--min_conf must lie between 0 and 1, received {command.min_conf:g}")
-    scene = load_model(command.model_path, level=command.level, iteration=command.iteration)
+    scene = command.load()
     made = export(
         scene,
         command.out or scene.path / "export",

@@ -8,34 +8,28 @@ from pathlib import Path
 import tyro
 
 from unified_lift.cli.flags import canonical
+from unified_lift.cli.model_flags import ModelFlags
 from unified_lift.editing.files import save_model
 from unified_lift.editing.reattach import MAX_DISTANCE, reattach
 from unified_lift.errors import UserError
 from unified_lift.fileio import write_json
 from unified_lift.model.ply import read_gaussians
-from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.outputs import provenance
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportEditCommand:
+class ImportEditCommand(ModelFlags):
     """Give the Gaussians of an edited .ply the objects, features and confidence they had, and write a model folder.
 
     Example: unified-lift import-edit -m output/desk --ply edited.ply --out output/desk_edited
     """
 
-    model_path: Path
-    """Model folder that was exported (-m)."""
     ply: Path
     """The edited 3D Gaussian .ply."""
     out: Path
     """Model folder to write."""
     max_distance: float = MAX_DISTANCE
     """How far a changed Gaussian may be from the one it was, in standard deviations of that one."""
-    level: str = ""
-    """Name of a further level of objects (train.py --levels); the default is the model's own."""
-    iteration: int = -1
-    """Saved iteration that was exported; -1 = the last."""
     overwrite: bool = False
     """Replace the model in --out."""
 
@@ -45,7 +39,7 @@ def import_edit_main(argv: list[str]) -> int:
     command = tyro.cli(ImportEditCommand, args=canonical(argv), prog="unified-lift import-edit")
     if command.max_distance < 0:
         raise UserError(f"--max_distance must not be negative, received {command.max_distance:g}")
-    scene = load_model(command.model_path, level=command.level, iteration=command.iteration)
+    scene = command.load()
     found = reattach(read_gaussians(command.ply), scene, max_distance=command.max_distance)
     save_model(found.scene, command.out, edits=(), overwrite=command.overwrite)
     counts = {name: value for name, value in found._asdict().items() if name != "scene"}

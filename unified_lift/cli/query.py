@@ -10,25 +10,24 @@ from typing import Literal
 import tyro
 
 from unified_lift.cli.flags import canonical
+from unified_lift.cli.model_flags import ModelFlags
 from unified_lift.device import chosen_device
 from unified_lift.editing import query
 from unified_lift.editing.query import Found
 from unified_lift.editing.text import clip_encoder
 from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import grounding_of
-from unified_lift.modelfolder.inference import TrainedScene, load_model, object_at, views_of
+from unified_lift.modelfolder.inference import TrainedScene, object_at, views_of
 from unified_lift.types import View
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryCommand:
+class QueryCommand(ModelFlags):
     """Tell which objects of a trained scene are meant, and what is known of them. Exit code 1: none was found.
 
     Example: unified-lift query -m output/desk --point 80,60 --view 0051
     """
 
-    model_path: Path
-    """Model folder (-m) [3DGS]."""
     list: bool = False  # noqa: A003
     """All objects."""
     point: str | None = None
@@ -47,10 +46,6 @@ class QueryCommand:
     """Most objects that --like and --text name."""
     out: Path | None = None
     """Folder for <id>.png (the object in --view, or where it is seen best, the rest dimmed) and <id>_mask.png."""
-    level: str = ""
-    """Name of a further level of objects (train.py --levels); the default is the model's own."""
-    iteration: int = -1
-    """Saved iteration; -1 = the last [3DGS]."""
     source_path: Path | None = None
     """Scene folder (-s), if it has moved since training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -62,8 +57,7 @@ def query_main(argv: list[str]) -> int:
     command = tyro.cli(QueryCommand, args=canonical(argv), prog="unified-lift query")
     _check(command)
     device = chosen_device(command.device)
-    scene = load_model(command.model_path, level=command.level, iteration=command.iteration, device=device)
-    scene.require_labels()
+    scene = command.load(device)
     views: Sequence[View] = ()
     if command.point or command.text or command.out:
         data = scene.settings.data

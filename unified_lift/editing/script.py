@@ -86,12 +86,11 @@ def read_operation(entry: Any, where: str) -> Operation:
     if key not in OPERATIONS:
         raise UserError(f"{where}: no operation {key!r}{_nearest(key, OPERATIONS)}; there are {', '.join(OPERATIONS)}")
     kind = OPERATIONS[key]
-    if kind is Rename:
-        return Rename(names=_names(value, where))
-    given = value if isinstance(value, dict) else {"objects": value}
     fields = {field.name: field for field in dataclasses.fields(kind)}
+    if kind is Rename:
+        value = {"names": value}
     settings = {}
-    for name, raw in given.items():
+    for name, raw in (value if isinstance(value, dict) else {"objects": value}).items():
         if name not in fields:
             raise UserError(
                 f"{where}: {key} has no setting {name!r}{_nearest(name, fields)}; there are {', '.join(fields)}"
@@ -99,7 +98,7 @@ def read_operation(entry: Any, where: str) -> Operation:
         read, expected = _READERS[name]
         try:
             settings[name] = read(raw)
-        except (ValueError, TypeError, OverflowError):
+        except (ValueError, TypeError, OverflowError, AttributeError):
             raise UserError(f"{where}: {key}: {name} must be {expected}, received {raw!r}") from None
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in settings:
@@ -160,7 +159,7 @@ def _refuse_repeated_keys(node: yaml.Node, origin: str) -> None:
             _refuse_repeated_keys(value, origin)
 
 
-# ---- values: readers raise a ValueError, TypeError or OverflowError, which read_operation turns into a message ----
+# ---- values: what readers raise, read_operation turns into a message ----
 
 
 def _ids(given: Any) -> tuple[int, ...]:
@@ -210,6 +209,12 @@ def _hex_color(given: Any) -> str:
     return "#" + "".join(f"{round(255 * value):02x}" for value in rgb_of(given))
 
 
+def _names(given: Any) -> tuple[tuple[int, str], ...]:
+    if not given or any(type(key) is not int or not name.strip() for key, name in given.items()):
+        raise ValueError
+    return tuple((key, name.strip()) for key, name in given.items())
+
+
 _share = _number_where(lambda number: 0 <= number <= 1)
 _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {  # setting -> how it is read, and what is expected
     "objects": (_ids, "an object id or a list of different ones, as [3, 4]"),
@@ -221,16 +226,6 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {  # setting -> how it i
     "rotate": (_rotation, "{axis: [x, y, z], degrees: d}, the axis not zero"),
     "translate": (_vector, "three numbers, as [0.1, 0, 0]"),
     "scale": (_number_where(lambda number: number > 0), "a positive number"),
+    "names": (_names, "ids and names, as {7: mug}"),
     "about": (_pivot, f"{CENTROID} or a point, as [0, 0, 0]"),
 }
-
-
-def _names(value: Any, where: str) -> tuple[tuple[int, str], ...]:
-    if not isinstance(value, dict) or not value:
-        raise UserError(f"{where}: rename needs ids and names, as {{7: mug}}")
-    for object_id, name in value.items():
-        if type(object_id) is not int or not isinstance(name, str) or not name.strip():
-            raise UserError(
-                f"{where}: rename: expected an id and a name, as {{7: mug}}, received {object_id!r}: {name!r}"
-            )
-    return tuple((object_id, name.strip()) for object_id, name in value.items())

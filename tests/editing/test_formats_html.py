@@ -58,10 +58,10 @@ def test_a_whole_scene_is_first_seen_from_its_first_camera(tmp_path):
     (tmp_path / "cameras.json").write_text(json.dumps([CAMERA, CAMERA | {"position": [0, -1, -6]}]))
     positions = np.array([[0.0, -1, 0], [0, -1, 1], [0, -1, -1]])  # 4 and 6 away from the middle: 5 is half-way
     view = first_view(tmp_path / "cameras.json", positions, is_whole=True)
-    np.testing.assert_allclose(view.eye, [0, -1, -4])
-    np.testing.assert_allclose(view.target, [0, -1, 1])
-    np.testing.assert_allclose(view.up, [0, -1, 0])
-    assert view.field_of_view == pytest.approx(math.pi / 2)
+    np.testing.assert_allclose(view["eye"], [0, -1, -4])
+    np.testing.assert_allclose(view["target"], [0, -1, 1])
+    np.testing.assert_allclose(view["up"], [0, -1, 0])
+    assert view["fieldOfView"] == pytest.approx(math.pi / 2)
 
 
 def test_an_object_is_first_seen_from_the_nearest_camera_and_fills_the_view(tmp_path):
@@ -70,15 +70,15 @@ def test_an_object_is_first_seen_from_the_nearest_camera_and_fills_the_view(tmp_
     )
     positions = np.array([[0.0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
     view = first_view(tmp_path / "cameras.json", positions, is_whole=False)
-    np.testing.assert_allclose(view.target, [0, 0, 0])
-    np.testing.assert_allclose(view.eye, [1.3, 0, 0])  # 1.3 radii / tan 45 degrees
+    np.testing.assert_allclose(view["target"], [0, 0, 0])
+    np.testing.assert_allclose(view["eye"], [1.3, 0, 0])  # 1.3 radii / tan 45 degrees
 
 
 def test_without_cameras_it_is_seen_along_z_and_broken_cameras_are_an_error(tmp_path):
     path, positions = tmp_path / "cameras.json", np.zeros((3, 3))
     view = first_view(path, positions, is_whole=True)
-    assert view.eye[2] < 0
-    np.testing.assert_allclose(view.up, [0, -1, 0])
+    assert view["eye"][2] < 0
+    np.testing.assert_allclose(view["up"], [0, -1, 0])
     for text in ("[1]", "{", '[{"position": [0, 0]}]'):
         path.write_text(text)
         with pytest.raises(UserError, match=r"cameras.json: not a list of cameras"):

@@ -40,20 +40,19 @@ def import_edit_main(argv: list[str]) -> int:
     if command.max_distance < 0:
         raise UserError(f"--max_distance must not be negative, received {command.max_distance:g}")
     scene = command.load()
-    found = reattach(read_gaussians(command.ply), scene, max_distance=command.max_distance)
-    save_model(found.scene, command.out, edits=(), overwrite=command.overwrite)
-    counts = {name: value for name, value in found._asdict().items() if name != "scene"}
-    made = provenance(scene.settings, {"imported": str(command.ply), **counts})
-    write_json(command.out / "manifest.json", made)
-    print(f"{command.ply}: {len(found.scene)} Gaussians, {len(scene)} before")
-    print(f"  {found.num_same} where they were")
-    print(f"  {found.num_moved} moved or copied: another place, the same colour and opacity")
-    print(f"  {found.num_near} changed, within {command.max_distance:g} standard deviations of an old one")
-    if found.num_unknown:
-        print(f"  {found.num_unknown} not known: they got the object of the nearest, with confidence 0")
-    print(f"  {found.num_removed} old ones are gone")
-    gone = [scene.name_of(object_id) for object_id in scene.objects if object_id not in found.scene.objects]
+    edited, counts = reattach(read_gaussians(command.ply), scene, max_distance=command.max_distance)
+    save_model(edited, command.out, edits=(), overwrite=command.overwrite)
+    facts = {"imported": str(command.ply), **counts}
+    write_json(command.out / "manifest.json", provenance(scene.settings, facts))
+    print(f"{command.ply}: {len(edited)} Gaussians, {len(scene)} before")
+    print(f"  {counts['num_same']} where they were")
+    print(f"  {counts['num_moved']} moved or copied: another place, the same colour and opacity")
+    print(f"  {counts['num_near']} changed, within {command.max_distance:g} standard deviations of an old one")
+    if counts["num_unknown"]:
+        print(f"  {counts['num_unknown']} not known: they got the object of the nearest, with confidence 0")
+    print(f"  {counts['num_removed']} old ones are gone")
+    gone = [scene.name_of(object_id) for object_id in scene.objects if object_id not in edited.objects]
     if gone:
         print(f"  objects that are gone: {', '.join(gone)}")
-    print(f"{command.out}: {len(found.scene.objects)} objects; look at it: render.py -m {command.out}")
+    print(f"{command.out}: {len(edited.objects)} objects; look at it: render.py -m {command.out}")
     return 0

@@ -25,7 +25,7 @@ from unified_lift.ops.quaternions import multiply, rotation_from_quaternion
 Vector = tuple[float, float, float]
 
 CENTROID = "centroid"
-"""The middle of what moves, see `centroid`: objects turn and grow where they are."""
+"""The mean of the centres that move, each by its confidence, so that outliers hardly count: objects turn in place."""
 
 _LUMA = (0.2126, 0.7152, 0.0722)  # Rec. 709
 _DARK = 0.1  # shading of an object much darker than this is not blown up when it is painted bright
@@ -35,20 +35,10 @@ _MIN_PART_SHARE = 0.05  # of an object's Gaussians: a smaller piece that touches
 
 @dataclass(frozen=True)
 class Rotation:
-    """A right-handed rotation about an axis of the world.
-
-    Attributes:
-        axis: Direction, any length but zero.
-        degrees: Angle.
-    """
+    """A right-handed rotation by `degrees` about an axis of the world, of any length but zero."""
 
     axis: Vector = (0.0, 0.0, 1.0)
     degrees: float = 0.0
-
-    @property
-    def is_identity(self) -> bool:
-        """Return whether it turns nothing."""
-        return self.degrees == 0
 
     @property
     def wxyz(self) -> Tensor:
@@ -61,12 +51,10 @@ class Rotation:
     def of_quaternion(wxyz: Sequence[float]) -> Rotation:
         """Return the rotation of a quaternion of any length but zero; its angle lies in [0, 180] degrees."""
         w, x, y, z = (float(value) for value in wxyz)
-        sine = math.sqrt(x * x + y * y + z * z)
+        sine = math.copysign(math.sqrt(x * x + y * y + z * z), w)
         if sine == 0:
             return Rotation()
-        sign = -1.0 if w < 0 else 1.0
-        axis = (sign * x / sine, sign * y / sine, sign * z / sine)
-        return Rotation(axis, math.degrees(2 * math.atan2(sine, abs(w))))
+        return Rotation((x / sine, y / sine, z / sine), math.degrees(2 * math.atan2(abs(sine), abs(w))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +119,9 @@ class Merge(Operation):
 class Clean(Operation):
     """Give Gaussians that hardly belong to objects to the nearest other objects, with confidence 0.
 
-    Attributes:
-        objects: Objects to be cleaned.
-        min_confidence: Gaussians below it are given away; those that no camera saw have 0.
-        outliers: Parts are given away which hold under 5 % of the object's Gaussians and are farther from its other
-            parts than about this many times the usual distance between its Gaussians; 5 is a good value, 0 = off.
+    Those are Gaussians below `min_confidence` (0 where no camera saw them), and parts which hold under 5 % of an
+    object's Gaussians and are farther from its other parts than about `outliers` times the usual distance between its
+    Gaussians; 5 is a good value, 0 = off.
     """
 
     objects: tuple[int, ...]
@@ -170,10 +156,7 @@ class Recolour(Operation):
     With y the luma of a colour c, c becomes color * (y + 0.1) / (mean y + 0.1); the same linear map acts on the higher
     coefficients, so that highlights and the like take the new colour too.
 
-    Attributes:
-        objects: Objects to paint.
-        color: #rrggbb.
-        strength: 0 = as it was, 1 = none of the old hue.
+    `color` is #rrggbb; `strength` 0 leaves an object as it was, 1 leaves none of the old hue.
     """
 
     objects: tuple[int, ...]
@@ -200,12 +183,7 @@ class Recolour(Operation):
 class Move(Operation):
     """Move objects together: x becomes R scale (x - pivot) + pivot + translate; view-dependent colour turns with them.
 
-    Attributes:
-        objects: Objects that move as one body.
-        rotate: R.
-        translate: World units.
-        scale: Growth, > 0.
-        about: The pivot, or "centroid".
+    R is `rotate`; `translate` is in world units; `about` is the pivot, a point or "centroid".
     """
 
     objects: tuple[int, ...]
@@ -226,20 +204,22 @@ class Move(Operation):
         gaussians = scene.gaussians
         means = gaussians.means.detach()[chosen].double()
         offset = torch.tensor(self.translate, dtype=torch.float64, device=means.device)
-        if not isinstance(self.about, str):
-            pivot = torch.tensor(self.about, dtype=torch.float64, device=means.device)
-        elif self.about == CENTROID:
-            pivot = _centroid(means, scene.confidence[chosen])
-        else:
+        if self.about == CENTROID:
+            weights = scene.confidence[chosen].double()
+            weights = weights if bool((weights > 0).any()) else torch.ones_like(weights)
+            pivot = (weights[:, None] * means).sum(dim=0) / weights.sum()
+        elif isinstance(self.about, str):
             raise ValueError(f"about must be {CENTROID!r} or a point, received {self.about!r}")
-        if self.rotate.is_identity and self.scale == 1:
+        else:
+            pivot = torch.tensor(self.about, dtype=torch.float64, device=means.device)
+        if self.rotate.degrees == 0 and self.scale == 1:
             return {"means": (means + offset).float()}
         wxyz = self.rotate.wxyz.to(means.device)
         matrix = rotation_from_quaternion(wxyz)
         moved = {"means": (self.scale * (means - pivot) @ matrix.T + pivot + offset).float()}
         if self.scale != 1:
             moved["log_scales"] = (gaussians.log_scales.detach()[chosen].double() + math.log(self.scale)).float()
-        if not self.rotate.is_identity:
+        if self.rotate.degrees != 0:
             moved["quats"] = multiply(wxyz, gaussians.quats.detach()[chosen].double()).float()
             moved["shN"] = rotate_harmonics(gaussians.shN.detach()[chosen], matrix)
         return moved
@@ -247,20 +227,16 @@ class Move(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicate(Move):
-    """Add moved copies of objects behind all Gaussians; they are called "copy of ...".
-
-    Attributes:
-        new_ids: Ids of the copies, as many as objects; None = those of `next_ids`.
-    """
+    """Add moved copies of objects behind all Gaussians, "copy of ..."; `new_ids` are theirs, None = `next_ids`."""
 
     new_ids: tuple[int, ...] | None = None
 
     def _edited(self, scene: TrainedScene) -> TrainedScene:
         chosen = scene.mask(self.objects)
-        fresh = next_ids(scene, len(self.objects)) if self.new_ids is None else list(self.new_ids)
+        count = len(self.objects)
+        fresh = next_ids(scene, count) if self.new_ids is None else list(self.new_ids)
         taken = sorted(set(fresh) & set(scene.objects))
-        if taken or len(set(fresh)) != len(self.objects) or min(fresh) < 0:
-            count = len(self.objects)
+        if taken or len(set(fresh)) != count or min(fresh) < 0:
             problem = f"id {taken[0]} is taken" if taken else f"{count} objects need as many new ids, none negative"
             raise UserError(f"new_ids {fresh}: {problem}; leave them out to take free ones")
         copies = {name: value.detach()[chosen] for name, value in scene.gaussians} | self._moved(scene, chosen)
@@ -268,14 +244,10 @@ class Duplicate(Move):
         for old, new in zip(self.objects, fresh, strict=True):
             ids[scene.object_ids[chosen] == old] = new
             names[new] = f"copy of {scene.name_of(old)}"
-        return replace(
-            scene,
-            gaussians=Gaussians({name: torch.cat([value.detach(), copies[name]]) for name, value in scene.gaussians}),
-            labels=GaussianLabels(
-                torch.cat([scene.object_ids, ids]), torch.cat([scene.confidence, scene.confidence[chosen]])
-            ),
-            names=names,
-        )
+        table = {name: torch.cat([value.detach(), copies[name]]) for name, value in scene.gaussians}
+        confidence = torch.cat([scene.confidence, scene.confidence[chosen]])
+        labels = GaussianLabels(torch.cat([scene.object_ids, ids]), confidence)
+        return replace(scene, gaussians=Gaussians(table), labels=labels, names=names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,17 +276,6 @@ def next_ids(scene: TrainedScene, count: int) -> list[int]:
     return list(range(first, first + count))
 
 
-def centroid(scene: TrainedScene, ids: Sequence[int]) -> Vector:
-    """Return the mean of the centres of objects, each by its confidence, so that outliers hardly count.
-
-    Raises:
-        UserError: No such object.
-    """
-    chosen = scene.mask(ids)
-    x, y, z = _centroid(scene.gaussians.means.detach()[chosen].double(), scene.confidence[chosen]).tolist()
-    return x, y, z
-
-
 def rgb_of(color: str) -> Vector:
     """Return RGB in [0, 1] of #rrggbb or #rgb.
 
@@ -326,11 +287,6 @@ def rgb_of(color: str) -> Vector:
     digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
     red, green, blue = (int(digits[start : start + 2], 16) / 255 for start in (0, 2, 4))
     return red, green, blue
-
-
-def _centroid(means: Tensor, confidence: Tensor) -> Tensor:
-    weights = confidence.double() if bool((confidence > 0).any()) else torch.ones_like(confidence).double()
-    return (weights[:, None] * means).sum(dim=0) / weights.sum()
 
 
 def _with(gaussians: Gaussians, table: dict[str, Tensor]) -> Gaussians:

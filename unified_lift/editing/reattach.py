@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,36 +18,22 @@ _MAX_UNKNOWN = 0.5  # of the edited Gaussians; beyond, it is another scene
 _NUM_CANDIDATES = 4  # Gaussians at the very same place that are told apart by their looks
 
 
-class Reattached(NamedTuple):
-    """An edited scene with its labels, and how they were found.
-
-    Attributes:
-        scene: The edited Gaussians in their order, with object, confidence and features.
-        num_same: Gaussians at the very place of an old one.
-        num_moved: Elsewhere, but with the colour and opacity of one old Gaussian: moved, turned or copied.
-        num_near: Changed in looks or place, within the distance limit of an old one.
-        num_unknown: None of these. They carry the label of the nearest with confidence 0.
-        num_removed: Old Gaussians that no edited one goes back to.
-    """
-
-    scene: TrainedScene
-    num_same: int
-    num_moved: int
-    num_near: int
-    num_unknown: int
-    num_removed: int
-
-
-def reattach(edited: Gaussians, scene: TrainedScene, *, max_distance: float = MAX_DISTANCE) -> Reattached:
+def reattach(
+    edited: Gaussians, scene: TrainedScene, *, max_distance: float = MAX_DISTANCE
+) -> tuple[TrainedScene, dict[str, int]]:
     """Return the edited Gaussians with the labels and features of those they were.
 
-    Each goes back to the old Gaussian at its place; else to the one that shares colour and opacity with it to the last
-    bit, which moving, turning and copying leave alone; else to the nearest.
+    Each goes back to the old Gaussian at its place (`same`); else to the one that shares colour and opacity with it to
+    the last bit, which moving, turning and copying leave alone (`moved`); else to the nearest, within the limit
+    (`near`) or with confidence 0 (`unknown`).
 
     Args:
-        edited: As read from the edited file; its features are not looked at.
+        edited: As read from the edited file; its features are ignored.
         scene: What was edited.
         max_distance: How far the nearest may be, in standard deviations along its longest axis.
+    Returns:
+        The edited scene, and how many of its Gaussians are `num_same`, `num_moved`, `num_near` and `num_unknown`;
+        `num_removed` counts the old ones to which none goes back.
     Raises:
         UserError: More than half of the Gaussians go back to none of the scene.
     """
@@ -67,26 +52,20 @@ def reattach(edited: Gaussians, scene: TrainedScene, *, max_distance: float = MA
             f"--ply: {int(unknown.sum())} of {len(unknown)} Gaussians are not near any of {scene.path}; is it that "
             f"model edited? If all were moved and recoloured, give more than --max_distance {max_distance:g}"
         )
-    rows = torch.from_numpy(source).to(scene.object_ids.device)
-    confidence = scene.confidence[rows].clone()
-    confidence[torch.from_numpy(unknown)] = 0.0
-    ids = scene.object_ids[rows]
-    left = set(ids.tolist())
+    index = torch.from_numpy(source).to(scene.object_ids.device)
+    labels = GaussianLabels(scene.object_ids[index], scene.confidence[index])
+    labels.confidence[torch.from_numpy(unknown)] = 0.0
+    left = set(labels.object_ids.tolist())
     labelled = replace(
         scene,
-        gaussians=Gaussians(edited.state_dict() | {"features": scene.gaussians.features.detach()[rows]}),
-        labels=GaussianLabels(ids, confidence),
+        gaussians=Gaussians(edited.state_dict() | {"features": scene.gaussians.features.detach()[index]}),
+        labels=labels,
         names={object_id: name for object_id, name in scene.names.items() if object_id in left},
         is_edited=True,
     )
-    return Reattached(
-        scene=labelled,
-        num_same=int(same.sum()),
-        num_moved=int(moved.sum()),
-        num_near=int(near.sum()),
-        num_unknown=int(unknown.sum()),
-        num_removed=len(old) - len(np.unique(source[~unknown])),
-    )
+    kinds = {"num_same": same, "num_moved": moved, "num_near": near, "num_unknown": unknown}
+    counts = {name: int(kind.sum()) for name, kind in kinds.items()}
+    return labelled, counts | {"num_removed": len(old) - len(np.unique(source[~unknown]))}
 
 
 def _places(gaussians: Gaussians) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diff_gaussian_rasterization import PixelWeights, blend
+from diff_gaussian_rasterization import blend
 from torch import Tensor
 
 from unified_lift.methods.base import Method, Segmentation
@@ -39,7 +39,7 @@ class Labelling(GaussianLabels):
 
     Attributes:
         areas: Pixels of each object over the cameras, int64 [L].
-        num_views: Cameras in which each object wins a pixel, int64 [L].
+        num_views: Cameras that show a pixel of each object, int64 [L].
         features: What Gaussians get in place of their features, [N, D]; None where they keep them.
     """
 
@@ -52,7 +52,7 @@ class Labelling(GaussianLabels):
 def label_gaussians(
     gaussians: Gaussians, method: Method, cameras: Sequence[Camera], *, max_votes: int = _MAX_VOTES
 ) -> Labelling:
-    """Return labels of all Gaussians by label voting of the pixels they blend into.
+    """Return labels of all lifted Gaussians by label voting of the pixels of all cameras.
 
     Every pixel gives its object to the Gaussians in front of it, in proportion to their blending weights: only blends
     of features were trained, never single features. A Gaussian no camera sees takes the object of its own feature.
@@ -61,27 +61,31 @@ def label_gaussians(
 
     Source: ours; the paper applies Eq. 2 to the single feature.
     Args:
-        gaussians: The lifted scene.
+        gaussians: The scene.
         method: Tells the object of a feature.
-        cameras: Views whose pixels vote.
+        cameras: The views.
         max_votes: Most float32 votes in memory; where N x L are more, views are rendered again for each block of
             objects.
     """
-    num_codes, count = method.num_objects, len(gaussians)
-    areas = torch.zeros(num_codes, dtype=torch.int64, device=gaussians.device)
-    num_views, object_ids = torch.zeros_like(areas), torch.zeros(count, dtype=torch.int64, device=gaussians.device)
-    best, total = (torch.full((count,), start, device=gaussians.device) for start in (-1.0, 0.0))
+    num_objects, count, device = method.num_objects, len(gaussians), gaussians.device
+    areas, num_views = torch.zeros(2, num_objects, dtype=torch.int64, device=device)
+    object_ids = torch.zeros(count, dtype=torch.int64, device=device)
+    best, total = torch.full((count,), -1.0, device=device), torch.zeros(count, device=device)
     final, mixed = method.final_features(), None
     if final is not None:
-        mixed = torch.zeros(count, final.codes.shape[1] + 1, device=gaussians.device)
-    block = max(1, min(num_codes, max_votes // max(count, 1)))
-    for first in range(0, num_codes, block):
-        columns = min(block, num_codes - first)
-        votes = torch.zeros(count, columns + 1, device=gaussians.device)  # the last column: votes for other blocks
+        mixed = torch.zeros(count, final.codes.shape[1] + 1, device=device)
+    block = max(1, min(num_objects, max_votes // max(count, 1)))
+    for first in range(0, num_objects, block):
+        columns = min(block, num_objects - first)
+        votes = torch.zeros(count, columns + 1, device=device)  # the last column: votes for other blocks
         for camera in cameras:
             weights = blending_weights(gaussians, camera, min_weight=_MIN_VOTE_WEIGHT)
             ids = method.segment(blend(weights, gaussians.features)).object_ids  # [P]
-            _add_votes(votes, weights, torch.where((ids >= first) & (ids < first + columns), ids - first, columns))
+            # Told the number of entries, a GPU need not be waited for; 32 bits reach for 2^31 votes.
+            column = torch.where((ids >= first) & (ids < first + columns), ids - first, columns).int()
+            index = column.repeat_interleave(weights.offsets.diff(), output_size=len(weights.weights))
+            index.add_(weights.gaussian_ids, alpha=columns + 1)
+            votes.view(-1).index_add_(0, index, weights.weights)
             if first == 0:
                 counts = torch.zeros_like(areas).index_add_(0, ids, (weights.offsets.diff() > 0).long())
                 areas += counts
@@ -100,21 +104,12 @@ def label_gaussians(
     return Labelling(object_ids, torch.where(unseen, 0.0, best / total), areas, num_views, mixed)
 
 
-def _add_votes(votes: Tensor, weights: PixelWeights, columns: Tensor) -> None:
-    """Add the blending weights of each pixel's Gaussians to the column of `votes` that the pixel chose, [P]."""
-    # Told the number of entries, a GPU need not be waited for; 32 bits reach for 2^31 votes.
-    index = columns.int().repeat_interleave(weights.offsets.diff(), output_size=len(weights.weights))
-    votes.view(-1).index_add_(0, index.add_(weights.gaussian_ids, alpha=votes.shape[1]), weights.weights)
-
-
 def by_falling_area(method: Method, labels: Labelling) -> Labelling:
     """Renumber the objects of `method` and `labels` by falling area, so that id 0 is usually the background."""
     order = torch.argsort(labels.areas, descending=True, stable=True)
     method.reorder(order)
-    new_id = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return replace(
-        labels, object_ids=new_id[labels.object_ids], areas=labels.areas[order], num_views=labels.num_views[order]
-    )
+    ids = torch.argsort(order)[labels.object_ids]
+    return replace(labels, object_ids=ids, areas=labels.areas[order], num_views=labels.num_views[order])
 
 
 @torch.no_grad()
@@ -126,9 +121,9 @@ def segment_by_labels(
     pixels: Tensor | None = None,
     max_votes: int = _MAX_VOTES,
 ) -> Segmentation:
-    """Return the object of every pixel by votes of the Gaussians it shows, in proportion to their blending weights.
+    """Return the object of every pixel by label voting of the Gaussians it shows, weighted by their blending weights.
 
-    Where the features say nothing of an object any more: those of a copy are those of its original.
+    Unlike features it tells a copy from its original, since both have the same features.
 
     Args:
         gaussians: The scene.
@@ -137,12 +132,11 @@ def segment_by_labels(
         pixels: (x, y) int64 [P, 2]; None = all.
         max_votes: Most float32 votes in memory; pixels are asked in blocks.
     Returns:
-        Ids and shares of the votes for them, [H, W] or [P]; 0 and 0 where nothing is.
+        Ids and shares of the votes for them, [H, W] or [P]; 0 and 0 where no Gaussian is.
     """
-    every = pixels is None
+    shape = (camera.height, camera.width) if pixels is None else (len(pixels),)
     if pixels is None:
-        rows, columns = torch.meshgrid(torch.arange(camera.height), torch.arange(camera.width), indexing="ij")
-        pixels = torch.stack([columns, rows], dim=-1).flatten(0, 1)
+        pixels = torch.cartesian_prod(torch.arange(camera.height), torch.arange(camera.width)).flip(1)
     values, slots = torch.unique(object_ids, return_inverse=True)
     found = []
     for block in pixels.to(gaussians.device).split(max(1, max_votes // max(len(values), 1))):
@@ -151,9 +145,7 @@ def segment_by_labels(
         pixel = torch.arange(len(block), device=votes.device).repeat_interleave(weights.offsets.diff())
         votes.view(-1).index_add_(0, pixel * len(values) + slots[weights.gaussian_ids.long()], weights.weights)
         best, slot = votes.max(dim=1)
-        ids = torch.where(best > 0, values[slot], 0)
-        found.append(Segmentation(ids, best / votes.sum(dim=1).clamp(min=1e-12)))
-    shape = (camera.height, camera.width) if every else (len(pixels),)
+        found.append(Segmentation(torch.where(best > 0, values[slot], 0), best / votes.sum(dim=1).clamp(min=1e-12)))
     return Segmentation(*(torch.cat(parts).view(shape) for parts in zip(*found, strict=True)))
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from unified_lift.editing.formats.splat import ROW, splat_rows
+from unified_lift.editing.formats.splat import splat_rows
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import object_colors
 from unified_lift.modelfolder.inference import TrainedScene
@@ -20,22 +20,15 @@ _BULK = 0.9  # share of the Gaussians that the first view shows
 _ROOM = 1.3  # what it shows besides, in radii of the bulk
 
 
-class Viewpoint(NamedTuple):
-    """Where the page looks from, in world units: eye and target [3], the direction that is up [3], radians."""
-
-    eye: np.ndarray
-    target: np.ndarray
-    up: np.ndarray
-    field_of_view: float
-
-
-def first_view(path: Path, positions: np.ndarray, *, is_whole: bool) -> Viewpoint:
+def first_view(path: Path, positions: np.ndarray, *, is_whole: bool) -> dict[str, Any]:
     """Return the first view: the first camera of the model for a whole scene, else from its side, as near as it fits.
 
     Args:
         path: cameras.json of the model; without one it is looked at along +z with -y up, as by a camera at rest.
         positions: Centres of the Gaussians, [N, 3].
         is_whole: Whether they are a scene, not an object cut out of it.
+    Returns:
+        Points eye and target and the direction up, in world units, and the vertical fieldOfView in radians.
     Raises:
         UserError: cameras.json is not readable.
     """
@@ -55,16 +48,17 @@ def first_view(path: Path, positions: np.ndarray, *, is_whole: bool) -> Viewpoin
     up = up / np.linalg.norm(up) if np.linalg.norm(up) > 1e-6 else np.array([0.0, -1, 0])
     if is_whole:
         depth = np.median(np.linalg.norm(places - middle, axis=1))
-        return Viewpoint(places[0], places[0] + turns[0, :, 2] * max(depth, 1e-6), up, angles[0])
-    side = places[np.linalg.norm(places - middle, axis=1).argmin()] - middle
-    side = side / np.linalg.norm(side) if np.linalg.norm(side) > 1e-6 else np.array([0.0, 0, -1])
-    return Viewpoint(middle + side * _ROOM * radius / np.tan(angles[0] / 2), middle, up, angles[0])
+        eye, target = places[0], places[0] + turns[0, :, 2] * max(depth, 1e-6)
+    else:
+        side = places[np.linalg.norm(places - middle, axis=1).argmin()] - middle
+        side = side / np.linalg.norm(side) if np.linalg.norm(side) > 1e-6 else np.array([0.0, 0, -1])
+        eye, target = middle + side * _ROOM * radius / np.tan(angles[0] / 2), middle
+    return {"eye": eye.tolist(), "target": target.tolist(), "up": up.tolist(), "fieldOfView": float(angles[0])}
 
 
 def write(folder: Path, stem: str, scene: TrainedScene) -> None:
     """Write `<stem>.html`."""
     rows = splat_rows(scene.gaussians)
-    view = first_view(scene.path / "cameras.json", rows["position"], is_whole=stem == "scene")
     ids, index = np.unique(scene.object_ids.cpu().numpy(), return_inverse=True)
     if len(ids) > 2**16:
         raise UserError(f"--format html: {len(ids)} objects; a page can list {2**16}, export fewer with --objects")
@@ -75,20 +69,10 @@ def write(folder: Path, stem: str, scene: TrainedScene) -> None:
             for code, color in zip(ids.tolist(), object_colors(ids.clip(min=0)).tolist())
         ],
         "background": [1, 1, 1] if scene.settings.geometry.white_background else [0, 0, 0],
-        "eye": view.eye.tolist(),
-        "target": view.target.tolist(),
-        "up": view.up.tolist(),
-        "fieldOfView": float(view.field_of_view),
+        **first_view(scene.path / "cameras.json", rows["position"], is_whole=stem == "scene"),
     }
-    page = _PAGE.read_text()
-    for place, text in (
-        ("/*SCENE*/", json.dumps(described).replace("<", "\\u003c")),  # a name must not end the script
-        ("/*SPLATS*/", _base64(rows.view(np.uint8).reshape(-1, ROW.itemsize))),
-        ("/*IDS*/", _base64(index.astype("<u2"))),
-    ):
-        page = page.replace(place, text)
+    script = json.dumps(described).replace("<", "\\u003c")  # a name must not end it
+    page = _PAGE.read_text().replace("/*SCENE*/", script)
+    for place, values in (("/*SPLATS*/", rows), ("/*IDS*/", index.astype("<u2"))):
+        page = page.replace(place, base64.b64encode(values.tobytes()).decode())
     (folder / f"{stem}.html").write_text(page)
-
-
-def _base64(values: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()

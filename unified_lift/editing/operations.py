@@ -25,7 +25,7 @@ from unified_lift.ops.quaternions import multiply, rotation_from_quaternion
 Vector = tuple[float, float, float]
 
 CENTROID = "centroid"
-"""The mean of the centres that move, each by its confidence, so that outliers hardly count: objects turn in place."""
+"""See `centroid`: objects turn and grow in place."""
 
 _LUMA = (0.2126, 0.7152, 0.0722)  # Rec. 709
 _DARK = 0.1  # shading of an object much darker than this is not blown up when it is painted bright
@@ -204,14 +204,10 @@ class Move(Operation):
         gaussians = scene.gaussians
         means = gaussians.means.detach()[chosen].double()
         offset = torch.tensor(self.translate, dtype=torch.float64, device=means.device)
-        if self.about == CENTROID:
-            weights = scene.confidence[chosen].double()
-            weights = weights if bool((weights > 0).any()) else torch.ones_like(weights)
-            pivot = (weights[:, None] * means).sum(dim=0) / weights.sum()
-        elif isinstance(self.about, str):
-            raise ValueError(f"about must be {CENTROID!r} or a point, received {self.about!r}")
-        else:
-            pivot = torch.tensor(self.about, dtype=torch.float64, device=means.device)
+        about = centroid(scene, self.objects) if self.about == CENTROID else self.about
+        if isinstance(about, str):
+            raise ValueError(f"about must be {CENTROID!r} or a point, received {about!r}")
+        pivot = torch.tensor(about, dtype=torch.float64, device=means.device)
         if self.rotate.degrees == 0 and self.scale == 1:
             return {"means": (means + offset).float()}
         wxyz = self.rotate.wxyz.to(means.device)
@@ -274,6 +270,19 @@ def next_ids(scene: TrainedScene, count: int) -> list[int]:
     trained = scene.method.num_objects if scene.method is not None else 0
     first = max(int(scene.object_ids.max()) + 1, trained)
     return list(range(first, first + count))
+
+
+def centroid(scene: TrainedScene, ids: Sequence[int]) -> Vector:
+    """Return the mean of the centres of objects, each by its confidence, so that outliers hardly count.
+
+    Raises:
+        UserError: No such object.
+    """
+    chosen = scene.mask(ids)
+    weights = scene.confidence[chosen].double()
+    weights = weights if bool((weights > 0).any()) else torch.ones_like(weights)
+    x, y, z = ((weights[:, None] * scene.gaussians.means.detach()[chosen].double()).sum(dim=0) / weights.sum()).tolist()
+    return x, y, z
 
 
 def rgb_of(color: str) -> Vector:

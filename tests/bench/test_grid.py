@@ -45,11 +45,11 @@ def test_the_oracle_row_scores_the_model_of_the_honest_one(grid):
 def test_commands_parse_and_start_from_the_shared_geometry(grid, tmp_path):
     made = grid("3", rows=("unified_lift", "released"), scenes=("a",), seeds=(4,), iterations=70, device="cpu")
     geometry, ours, released = expand(made)
-    g = parse(list(geometry.commands[0][1:])).settings
+    g = parse(geometry.commands[0][1:]).settings
     assert (g.geometry.iterations, g.lift.lift_iterations, g.seed, g.run.device, g.data.eval) == (70, 0, 4, "cpu", True)
     assert geometry.artefacts[0] == tmp_path / "out/geometry/a/seed4/point_cloud/iteration_70/point_cloud.ply"
     for job, preset in ((ours, "unified_lift"), (released, "released_staged")):
-        m = parse(list(job.commands[0][1:])).settings
+        m = parse(job.commands[0][1:]).settings
         assert (m.geometry.iterations, m.init_ply, m.schedule) == (0, geometry.artefacts[0], "staged")
         assert (m.seed, m.preset, m.data.object_path) == (4, preset, "detic_instance")
         assert m.lift.lift_iterations != 0
@@ -94,8 +94,8 @@ def test_rows_of_the_ablation_that_are_methods_share_their_jobs(grid):
 
 @pytest.fixture
 def robustness(grid, tmp_path, monkeypatch):
-    monkeypatch.setitem(KINDS, "drop", (0, 0.5))
-    monkeypatch.setitem(KINDS, "views", (48, 3))
+    monkeypatch.setitem(KINDS, "drop", ("drop", (0, 0.5)))
+    monkeypatch.setitem(KINDS, "views", ("views", (48, 3)))
     made = grid("robustness", rows=("gaga", "released"), scenes=())
     return replace(made, scenes=noisy_scenes(["drop", "views"], tmp_path / "out"))
 
@@ -110,9 +110,9 @@ def test_rooms_share_the_geometry_of_their_seed_and_number_of_views(robustness):
             assert f"geometry/{views}/seed{seed}/point_cloud" in value_of(job.commands[0], "--init_ply")
             assert value_of(job.commands[0], "-s").endswith(f"rooms/{job.key.split('/')[1]}/seed{seed}/room")
             assert value_of(job.commands[0], "--lift_iterations") == "2000"
-            assert parse(list(job.commands[0][1:])).settings.data.object_path == "object_mask"
+            assert parse(job.commands[0][1:]).settings.data.object_path == "object_mask"
     geometry = next(job for job in jobs if job.row == "geometry")
-    assert parse(list(geometry.commands[0][1:])).settings.preset == "demo"
+    assert parse(geometry.commands[0][1:]).settings.preset == "demo"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_presets_are_trained_whole_each_by_its_own_flags(grid):
     made = replace(made, rows=tuple(chosen_rows(TABLES["presets"], ["released", "unified_lift"])))
     released, ours = expand(made)
     assert (released.key, ours.key) == ("a/released/seed0", "a/unified_lift/seed0")
-    settings = [parse(list(job.commands[0][1:])).settings for job in (released, ours)]
+    settings = [parse(job.commands[0][1:]).settings for job in (released, ours)]
     assert [s.geometry.iterations for s in settings] == [5, 30_000]
     assert [s.schedule for s in settings] == ["joint", "staged"]
 

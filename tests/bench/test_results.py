@@ -14,7 +14,7 @@ from unified_lift.bench.figures import all_figures
 from unified_lift.bench.grid import expand
 from unified_lift.bench.page import matched_colors, write_page
 from unified_lift.bench.results import all_tables, csv_text, latex, markdown, measure, of_masks, score, summary
-from unified_lift.bench.robustness import AXES, KINDS, noisy_scenes
+from unified_lift.bench.robustness import KINDS, noisy_scenes
 from unified_lift.bench.run import read_records
 from unified_lift.bench.tables import TABLES, chosen_rows
 from unified_lift.evaluation.pictures import BACKGROUND_COLOR, UNMATCHED_COLOR, object_colors, write_picture
@@ -214,8 +214,8 @@ def test_bars_have_a_diamond_for_the_paper(grid):
 
 @pytest.fixture
 def robustness(grid, tmp_path, monkeypatch):
-    monkeypatch.setitem(KINDS, "drop", (0, 0.5))
-    monkeypatch.setitem(KINDS, "views", (48, 3))
+    monkeypatch.setitem(KINDS, "drop", ("drop", (0, 0.5)))
+    monkeypatch.setitem(KINDS, "views", ("views", (48, 3)))
     made = grid("robustness", scenes=(), seeds=(0, 1))
     made = replace(made, scenes=noisy_scenes(["drop", "views"], tmp_path / "out"))
     run_all(made, scores=lambda job: {"mIoU": (0.5 if "drop_0.5" in job.key else 0.9) + int(job.key[-1]) / 100})
@@ -235,7 +235,7 @@ def test_robustness_has_a_table_for_each_kind_of_noise(robustness):
 def test_robustness_is_drawn_with_noise_growing_to_the_right(robustness):
     (figure,) = all_figures(robustness, frame_of(robustness)).values()
     drop, views = figure.axes
-    assert [drop.get_title("left"), views.get_title("left")] == [AXES["drop"], AXES["views"]]
+    assert [drop.get_title("left"), views.get_title("left")] == ["drop", "views"]
     assert [axis.xaxis_inverted() for axis in (drop, views)] == [False, True]
     ours, gaga = (next(line for line in drop.lines if line.get_label() == n) for n in ("Unified-Lift (ours)", "Gaga"))
     assert ours.get_xydata() == pytest.approx(np.array([[0, 90.5], [0.5, 50.5]]))

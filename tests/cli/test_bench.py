@@ -173,7 +173,7 @@ def test_presets_are_scored_along_a_timeline_and_not_run_twice(data, tmp_path, c
 
 @pytest.mark.slow
 def test_a_room_is_made_trained_lifted_and_scored(tmp_path, monkeypatch):
-    monkeypatch.setitem(KINDS, "drop", (0.5,))
+    monkeypatch.setitem(KINDS, "drop", ("drop", (0.5,)))
     argv = ["bench", "--table", "robustness", "--out", str(tmp_path), "--kinds", "drop", "--methods", "gaga"]
     argv += ["--seeds", "0", "--iterations", "20", "--lift_iterations", "10", "--device", "cpu", "--jobs", "2"]
     assert main(argv) == 0

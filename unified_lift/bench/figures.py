@@ -10,7 +10,7 @@ import pandas as pd
 
 from unified_lift.bench.grid import Grid
 from unified_lift.bench.results import of_masks, score
-from unified_lift.bench.robustness import AXES, BASE, VIEWS
+from unified_lift.bench.robustness import BASE, KINDS, VIEWS
 from unified_lift.bench.tables import PRESETS, ROBUSTNESS, ROWS, MaskSet
 from unified_lift.evaluation.plots import styled, subplots, time_figure
 
@@ -131,6 +131,9 @@ def _lift_time_figure(grid: Grid, part: pd.DataFrame, metric: str) -> Figure | N
     figure = _line_figure({f"{metric} [%]": (pd.DataFrame(points), pd.DataFrame())})
     for axis in figure.axes if figure else ():
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("{x:.2g}")
+        axis.tick_params(axis="x", which="both", labelrotation=20)
         axis.set_xlabel("lift, seconds")
     return figure
 
@@ -153,7 +156,7 @@ def _cluster_figure(part: pd.DataFrame, metric: str) -> Figure | None:
 def _robustness_figure(grid: Grid, part: pd.DataFrame, metric: str) -> Figure | None:
     """Return a panel for each kind of noise, the harder to the right; a dotted line marks the generator's default."""
     kinds = {str(kind): dict(zip(own.scene, own.amount)) for kind, own in part.groupby("kind", sort=False)}
-    figure = _line_figure({AXES[kind]: _curves(grid, part, metric, x) for kind, x in kinds.items()})
+    figure = _line_figure({KINDS[kind][0]: _curves(grid, part, metric, x) for kind, x in kinds.items()})
     for kind, axis in zip(kinds, figure.axes if figure else ()):
         axis.set_ylabel(f"{metric} [%]")
         axis.set_ylim(0, 100)

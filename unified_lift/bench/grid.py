@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,11 @@ class Grid:
     timeline: tuple[int, ...] = ()
     """Geometry iterations at which the presets are scored, rising; none = only at the end."""
 
+    @property
+    def device_flags(self) -> tuple[str, ...]:
+        """Return the flags of all commands that compute."""
+        return () if self.device == "auto" else ("--device", self.device)
+
 
 class Place(NamedTuple):
     """A place of the grid, to which one result belongs."""
@@ -69,10 +75,10 @@ class Job:
     folder: Path
     """Holds record and log."""
     model: Path
-    commands: tuple[tuple[str, ...], ...]
+    commands: list[list[str]]
     recorded: list[list[str]]
     """Commands of its dependencies and its own, with results and scenes as placeholders: both may be moved."""
-    artefacts: tuple[Path, ...]
+    artefacts: list[Path]
     """Files that exist when it is done."""
     depends_on: tuple[Job, ...] = ()
     discard: tuple[str, ...] = _CHECKPOINTS
@@ -96,8 +102,8 @@ class Job:
 
 def places(grid: Grid) -> Iterator[Place]:
     """Yield every place of the grid, also those whose scene lacks the masks."""
-    for place in product(grid.table.masks, grid.scenes, grid.rows, grid.seeds, grid.timeline or (grid.iterations,)):
-        yield Place(*place)
+    axes = (grid.table.masks, grid.scenes, grid.rows, grid.seeds, grid.timeline or (grid.iterations,))
+    yield from itertools.starmap(Place, itertools.product(*axes))
 
 
 def expand(grid: Grid) -> list[Job]:
@@ -148,24 +154,19 @@ def _settings(row: Row) -> TrainSettings:
 
 def _job(grid: Grid, key: str, row: str, commands: list[list[str]], artefacts: list[str], **fields: Any) -> Job:
     model = fields.pop("model", grid.out / key)
-    before = [command for job in fields.get("depends_on", ()) for command in job.recorded]
+    own = json.dumps(commands).replace(str(grid.out), "<out>")
+    for scene in grid.scenes:
+        own = own.replace(f'"{scene.path}"', f'"<{scene.name}>"')
     return Job(
         key=key,
         row=row,
         folder=grid.out / key,
         model=model,
-        commands=tuple(map(tuple, commands)),
-        recorded=before + [[_placeheld(word, grid) for word in command] for command in commands],
-        artefacts=tuple(model / name for name in artefacts),
+        commands=commands,
+        recorded=[*(command for job in fields.get("depends_on", ()) for command in job.recorded), *json.loads(own)],
+        artefacts=[model / name for name in artefacts],
         **fields,
     )
-
-
-def _placeheld(word: str, grid: Grid) -> str:
-    for path, name in [(grid.out, "out"), *((scene.path, scene.name) for scene in grid.scenes)]:
-        if f"{word}/".startswith(f"{path}/"):
-            return f"<{name}>{word[len(str(path)) :]}"
-    return word
 
 
 def _room_job(grid: Grid, scene: SceneFolder, seed: int) -> Job:
@@ -235,14 +236,10 @@ def _train(grid: Grid, source: Path, model: Path, seed: int, *, own: str, flags:
         elif head == own:
             given.append(rest)
     places = ["train", "-s", str(source), "-m", str(model), "--eval", *flags]
-    return [*places, *given, "--seed", str(seed), *_device(grid), "--logger", "none", "--quiet"]
+    return [*places, *given, "--seed", str(seed), *grid.device_flags, "--logger", "none", "--quiet"]
 
 
 def _eval(grid: Grid, place: Place, model: Path) -> list[str]:
     grounding = ["--grounding", grid.grounding.replace("{scene}", place.scene.name)] if grid.grounding else []
-    words = ["eval", "-m", str(model), "--protocol", place.masks.protocol, *grounding, *_device(grid), "--quiet"]
+    words = ["eval", "-m", str(model), "--protocol", place.masks.protocol, *grounding, *grid.device_flags, "--quiet"]
     return [*words, *place.row.eval]
-
-
-def _device(grid: Grid) -> list[str]:
-    return [] if grid.device == "auto" else ["--device", grid.device]

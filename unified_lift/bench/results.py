@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from unified_lift.bench.grid import Grid, job_of, lift_steps, places
-from unified_lift.bench.robustness import AXES
+from unified_lift.bench.robustness import KINDS
 from unified_lift.bench.run import Record
 from unified_lift.bench.tables import PRESETS, ROBUSTNESS, MaskSet
 from unified_lift.evaluation.protocols import metric_of
@@ -218,7 +218,7 @@ def _robustness_tables(grid: Grid, part: pd.DataFrame, metric: str) -> list[Text
     tables = []
     for kind, own in part.groupby("kind", sort=False):
         columns = {f"{amount:g}": at.scene.unique() for amount, at in own.groupby("amount", sort=False)}
-        title = f"{metric}, {kind}: {AXES[str(kind)]}. {_scores_note(grid)} Lift steps: {steps}"
+        title = f"{metric}, {kind}: {KINDS[str(kind)][0]}. {_scores_note(grid)} Lift steps: {steps}"
         tables.append(scene_table(grid, own, metric, columns, title))
     return tables
 

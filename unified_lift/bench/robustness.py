@@ -26,28 +26,20 @@ from unified_lift.synthetic.scene import (
 
 BASE = SyntheticSettings(num_objects=12, width=160, height=120)
 VIEWS = "views"
-KINDS: dict[str, tuple[float, ...]] = {
-    "drop": (0, 0.1, 0.2, 0.35, 0.5),
-    "merge": (0, 0.05, 0.1, 0.2, 0.35),
-    "split": (0, 0.1, 0.2, 0.35, 0.5),
-    "jitter": (0, 0.5, 1, 1.5, 2.5),
-    "false_positives": (0, 0.5, 1, 2, 4),
-    VIEWS: (48, 32, 24, 16, 10),
+KINDS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "drop": ("probability that an object has no mask", (0, 0.1, 0.2, 0.35, 0.5)),
+    "merge": ("probability that touching objects share a mask", (0, 0.05, 0.1, 0.2, 0.35)),
+    "split": ("probability that a mask is cut in two", (0, 0.1, 0.2, 0.35, 0.5)),
+    "jitter": ("displacement of mask borders [pixels]", (0, 0.5, 1, 1.5, 2.5)),
+    "false_positives": ("masks on nothing, per view", (0, 0.5, 1, 2, 4)),
+    VIEWS: ("training views", (48, 32, 24, 16, 10)),
 }
-"""Kind of noise -> its amounts, from the easiest to the hardest."""
-AXES = {
-    "drop": "probability that an object has no mask",
-    "merge": "probability that touching objects share a mask",
-    "split": "probability that a mask is cut in two",
-    "jitter": "displacement of mask borders [pixels]",
-    "false_positives": "masks on nothing, per view",
-    VIEWS: "training views",
-}
+"""Kind of noise -> what its amounts are, and these, from the easiest to the hardest."""
 
 
 def noisy_scenes(kinds: list[str], out: Path) -> tuple[SceneFolder, ...]:
     """Return a scene for every kind and amount of noise; their rooms are made, for each seed, by jobs."""
-    return tuple(_scene(kind, amount, out / "rooms") for kind in kinds for amount in KINDS[kind])
+    return tuple(_scene(kind, amount, out / "rooms") for kind in kinds for amount in KINDS[kind][1])
 
 
 def scene_of_views(scene: SceneFolder) -> SceneFolder:

@@ -37,22 +37,24 @@ def test_amounts_are_settings_and_start_at_the_easiest():
 
 
 def test_noise_changes_masks_and_nothing_else(tmp_path):
-    write_room(tmp_path / "clean", "drop", 0, 1)
-    write_room(tmp_path / "noisy", "drop", 0.5, 1)
+    write_room(tmp_path / "clean", "drop", "0", seed=1)
+    write_room(tmp_path / "noisy", "drop", "0.5", seed=1)
     for folder in ("images", "annotations/gt_instance"):
         assert files(tmp_path / "clean" / folder) == files(tmp_path / "noisy" / folder)
     for name in ("transforms.json", "points3D.ply"):
         assert (tmp_path / "clean" / name).read_bytes() == (tmp_path / "noisy" / name).read_bytes()
     assert files(tmp_path / "clean/object_mask") != files(tmp_path / "noisy/object_mask")
     assert {path.name for path in tmp_path.iterdir()} == {"clean", "noisy"}
+    with pytest.raises(UserError, match="--room drop 2: drop is a probability"):
+        write_room(tmp_path / "x", "drop", "2", seed=1)
     with pytest.raises(UserError, match="--room drp: no such kind of noise; there are drop"):
-        write_room(tmp_path / "x", "drp", 0, 1)
+        write_room(tmp_path / "x", "drp", "0", seed=1)
 
 
 def test_fewer_views_are_the_first_ones_with_the_same_held_out(tmp_path):
     scenes = {}
     for count in (8, 3):
-        write_room(tmp_path / str(count), "views", count, 1)
+        write_room(tmp_path / str(count), "views", str(count), seed=1)
         scenes[count] = loaded(tmp_path / str(count))
     names = {count: [view.name for view in scene.train] for count, scene in scenes.items()}
     assert names[8] == sorted(names[8])

@@ -138,44 +138,31 @@ def test_results_and_scenes_may_be_moved(grid, tmp_path):
     assert str(tmp_path) not in json.dumps(expand(moved)[1].recorded)
 
 
-class FakePool:
-    """Runs a job at once; `codes`: part of a key -> exit code of its commands."""
+class FakePool(LocalPool):
+    """Leaves the files of a job instead of running its commands; `codes`: part of a key -> their exit code."""
 
-    poll_s = 0.0
+    poll_s = 0.001
 
-    def __init__(self, *, capacity=1, codes=None, interrupt_at=None):
-        self.capacity, self.codes, self.interrupt_at = capacity, codes or {}, interrupt_at
-        self.started, self.running, self.most, self.calls = [], 0, 0, []
+    def __init__(self, grid, *, jobs=1, codes=None):
+        super().__init__(jobs)
+        self.by_log, self.codes = {job.log: job for job in expand(grid)}, codes or {}
+        self.started, self.running, self.most, self.signals = [], [], 0, []
 
     def submit(self, job):
         self.started.append(job.key)
-        self.running += 1
-        self.most = max(self.most, self.running)
-        pool = self
+        return super().submit(job)
 
-        class Submitted(Future):
-            def done(self):
-                if job.key == pool.interrupt_at:
-                    raise KeyboardInterrupt
-                return True
-
-            def result(self):
-                pool.running -= 1
-                return super().result()
-
-        def execute(command, log):
-            finish(job)
-            return next((code for part, code in self.codes.items() if part in job.key), 0)
-
-        future = Submitted()
-        future.set_result(run_job(job, execute))
-        return future
+    def execute(self, command, log):
+        job = self.by_log[log]
+        self.running.append(job.key)
+        self.most = max(self.most, len(self.running))
+        time.sleep(0.005)
+        finish(job)
+        self.running.remove(job.key)
+        return next((code for part, code in self.codes.items() if part in job.key), 0)
 
     def stop(self, number):
-        self.calls.append(number)
-
-    def close(self):
-        self.calls.append("close")
+        self.signals.append(number)
 
 
 def run(grid, pool):
@@ -185,18 +172,21 @@ def run(grid, pool):
 
 
 def test_every_job_runs_once_and_as_many_at_a_time_as_there_is_room_for(grid):
-    made, pool = grid(rows=("omniseg3d_gs", "omniseg3d_gs_oracle")), FakePool()
+    made = grid(rows=("omniseg3d_gs", "omniseg3d_gs_oracle"))
+    pool = FakePool(made)
     run(made, pool)
     assert pool.started == [job.key for job in expand(made)]
-    assert (pool.most, pool.calls) == (1, ["close"])
-    wide = FakePool(capacity=3)
-    run(grid(seeds=(0, 1, 2)), wide)
-    assert wide.most == 3
+    assert pool.most == 1
+    more = grid(seeds=(0, 1, 2))
+    wide = FakePool(more, jobs=3)
+    run(more, wide)
+    assert 1 < wide.most <= 3
 
 
 def test_a_second_call_runs_only_what_is_missing(grid):
-    made, again, third = grid(), FakePool(), FakePool()
-    run(made, FakePool(codes={"b/gaga/seed1": 2}))
+    made = grid()
+    run(made, FakePool(made, codes={"b/gaga/seed1": 2}))
+    again, third = FakePool(made), FakePool(made)
     assert run(made, again)[0] == "18 of 20 jobs are done"
     assert again.started == ["detic_instance/b/gaga/seed1", "object_mask/b/gaga/seed1"]
     assert run(made, third) == ["20 of 20 jobs are done"]
@@ -205,7 +195,7 @@ def test_a_second_call_runs_only_what_is_missing(grid):
 
 def test_a_failure_stops_only_what_depends_on_it_down_to_the_oracle(grid):
     made = grid("3", rows=("omniseg3d_gs", "omniseg3d_gs_oracle"), seeds=(0,))
-    lines = run(made, FakePool(codes={"geometry/a/seed0": 1}))
+    lines = run(made, FakePool(made, codes={"geometry/a/seed0": 1}))
     key = "detic_instance/a/omniseg3d_gs/seed0"
     assert {key: status for key, status in statuses(expand(made)).items() if status != "done"} == {
         "geometry/a/seed0": "failed", key: "blocked", f"{key}/oracle": "blocked",
@@ -217,9 +207,9 @@ def test_a_failure_stops_only_what_depends_on_it_down_to_the_oracle(grid):
 def test_lines_tell_what_is_left(grid, monkeypatch):
     ticks = iter(range(0, 1000, 10))
     monkeypatch.setattr("unified_lift.bench.run.time.perf_counter", lambda: float(next(ticks)))
-    lines = run(grid("3", rows=("gaga",), scenes=("a",), seeds=(0, 1)), FakePool())
-    # Geometry is one command of 10 s, a method two; until one has run, the time of geometry stands for it.
-    assert [line.partition("seed")[2] for line in lines if not line.startswith("start")] == [
+    made = grid("3", rows=("gaga",), scenes=("a",), seeds=(0, 1))
+    # Geometry is one command of 10 s, a method two; until one has run, the time of geometry is taken for it.
+    assert [line.partition("seed")[2] for line in run(made, FakePool(made)) if not line.startswith("start")] == [
         "0 in 10 s; 1 of 4 done; about 30 s left",
         "0 in 20 s; 2 of 4 done; about 30 s left",
         "1 in 10 s; 3 of 4 done; about 20 s left",
@@ -228,10 +218,18 @@ def test_lines_tell_what_is_left(grid, monkeypatch):
 
 
 def test_ctrl_c_asks_everything_to_save_and_waits(grid):
-    pool, lines = FakePool(interrupt_at="geometry/a/seed1"), []
+    made, lines = grid(), []
+    pool = FakePool(made)
+
+    def interrupt(line):
+        lines.append(line)
+        if line == "start  geometry/a/seed1":
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        run_grid(expand(grid()), pool, lines.append)
-    assert pool.calls[:2] == [signal.SIGINT, "close"]
+        run_grid(expand(made), pool, interrupt)
+    assert pool.signals == [signal.SIGINT]
+    assert pool.running == []
     assert "running jobs save what they have" in lines[-1]
     assert "geometry/b/seed0" not in pool.started
 
@@ -269,30 +267,11 @@ def test_two_benchmarks_do_not_share_a_folder(tmp_path):
         pass
 
 
-class FakeSubmitted:
-    def __init__(self, function, job, *, broken):
-        self.cancelled, self._broken, self._polls = False, broken, 0
-        self._value = None if broken else function(job)
-
-    def done(self):
-        self._polls += 1
-        return self._polls > 2 or self.cancelled
-
-    def exception(self):
-        return RuntimeError("slurm said:\nOUT_OF_MEMORY") if self._broken else None
-
-    def result(self):
-        return self._value
-
-    def cancel(self):
-        self.cancelled = True
-
-
 @pytest.fixture
 def submitit(monkeypatch):
     """A stand-in for the package; `module.broken`: part of a key -> its job is ended by the scheduler."""
     module = types.ModuleType("submitit")
-    module.submitted, module.broken = [], "-"
+    module.submitted, module.broken = {}, "-"
 
     class AutoExecutor:
         def __init__(self, folder):
@@ -304,11 +283,12 @@ def submitit(monkeypatch):
             module.parameters = parameters
 
         def submit(self, function, job):
-            def run(job):
-                return function(job, lambda command, log: finish(job) or 0)
-
-            module.submitted.append((job.key, FakeSubmitted(run, job, broken=module.broken in job.key)))
-            return module.submitted[-1][1]
+            module.submitted[job.key] = future = Future()
+            if module.broken in job.key:
+                future.set_exception(RuntimeError("slurm said:\nOUT_OF_MEMORY"))
+            elif module.broken != "nothing ends":
+                future.set_result(function(job, lambda command, log: finish(job) or 0))
+            return future
 
     module.AutoExecutor = AutoExecutor
     monkeypatch.setitem(sys.modules, "submitit", module)
@@ -322,7 +302,7 @@ def test_every_job_is_submitted_when_its_geometry_is_done(submitit, grid):
     run(made, SubmititPool(4, folder=made.out / "submitit", parameters=parameters))
     assert submitit.folder == str(made.out / "submitit")
     assert submitit.parameters == {"timeout_min": 60, "slurm_partition": "gpu"}
-    assert [key for key, _ in submitit.submitted] == [
+    assert list(submitit.submitted) == [
         "geometry/a/seed0", "geometry/b/seed0", "detic_instance/a/gaga/seed0", "detic_instance/b/gaga/seed0",
     ]  # fmt: skip
     assert set(statuses(expand(made)).values()) == {"done"}
@@ -338,10 +318,11 @@ def test_a_job_that_the_scheduler_ends_has_failed_and_the_rest_goes_on(submitit,
 
 
 def test_stopping_cancels_what_is_submitted(submitit, grid, tmp_path):
+    submitit.broken = "nothing ends"
     pool = SubmititPool(1, folder=tmp_path, parameters={})
     pool.submit(expand(grid())[0])
     pool.stop(signal.SIGINT)
-    assert submitit.submitted[0][1].cancelled
+    assert submitit.submitted["geometry/a/seed0"].cancelled()
 
 
 def test_without_submitit_or_with_a_wrong_parameter_there_is_one_line(submitit, monkeypatch, tmp_path):

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from unified_lift.bench.grid import Grid
-from unified_lift.bench.results import TextTable, of_masks, ran_on
+from unified_lift.bench.results import TextTable, ran_on
 from unified_lift.data import load_annotations
 from unified_lift.data.settings import DataSettings
 from unified_lift.evaluation.pictures import object_colors, partner_colors, read_picture
-from unified_lift.evaluation.report import chosen_views, data_uri, inline_picture, write_html
+from unified_lift.evaluation.report import chosen_views, data_uri, write_html
 from unified_lift.fileio import read_json
 
 if TYPE_CHECKING:
@@ -61,39 +61,41 @@ def matched_colors(ids: np.ndarray, details: Mapping[str, Any]) -> np.ndarray:
     return partner_colors(ids, partners)
 
 
-def _galleries(grid: Grid, frame: pd.DataFrame) -> dict[str, list[tuple[str, str]]]:
-    """Return title -> captioned pictures: of each scene some views, from the first seed that has some."""
-    galleries: dict[str, list[tuple[str, str]]] = {}
-    names, shared = ({row.key: row.name for row in grid.rows}, {row.key for row in grid.rows if row.model})
-    for masks in grid.table.masks:
-        done = of_masks(frame, masks)
-        done = done[(done.state == "done") & ~done.method.isin(shared)].drop_duplicates(["scene", "method"])
-        for scene in grid.scenes:
-            models = {names[p.method]: (p._model, p._results) for _, p in done[done.scene == scene.name].iterrows()}
-            for view, pictures in _views(scene.path, models).items():
-                galleries[f"{scene.name}, masks {masks.folder}, view {view}"] = pictures
+def _galleries(grid: Grid, frame: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
+    """Return title -> caption -> picture: some views of each scene, from the first seed that has some."""
+    galleries = {}
+    names = {row.key: row.name for row in grid.rows if not row.model}
+    done = frame[(frame.state == "done") & frame.method.isin(names)].drop_duplicates(["masks", "scene", "method"])
+    for (masks, scene), own in done.groupby(["masks", "scene"], sort=False):
+        models = {names[line.method]: (line._model, line._results) for _, line in own.iterrows()}
+        folder = next(one.path for one in grid.scenes if one.name == scene)
+        for view, pictures in _views(folder, models).items():
+            galleries[f"{scene}, masks {masks}, view {view}"] = pictures
     return galleries
 
 
-def _views(scene: Path, models: Mapping[str, tuple[Path, str]]) -> dict[str, list[tuple[str, str]]]:
-    folders = {name: model / "test" / results for name, (model, results) in models.items()}
-    photos = next(iter(folders.values()), Path()) / "gt"
-    names = [str(path.relative_to(photos).with_suffix("")) for path in photos.rglob("*.png")] if folders else []
-    chosen = chosen_views(sorted(names, key=lambda name: (len(name), name)), count=VIEWS_SHOWN)
+def _views(scene: Path, models: Mapping[str, tuple[Path, str]]) -> dict[str, dict[str, np.ndarray]]:
+    """Return view -> caption -> picture; `models`: name -> folder and name of the results."""
+    first, results = next(iter(models.values()))
+    photos = first / "test" / results / "gt"
+    names = sorted((str(path.relative_to(photos).with_suffix("")) for path in photos.rglob("*.png")), key=_by_length)
+    chosen = chosen_views(names, count=VIEWS_SHOWN)
     truth = load_annotations(DataSettings(source_path=scene), chosen) if chosen else {}
     views = {}
     for name in chosen:
-        views[name] = [("photo", inline_picture(read_picture(photos / f"{name}.png"), photo=True))]
+        views[name] = {"photo": read_picture(photos / f"{name}.png")}
         if name in truth:
-            views[name].append(("ground truth", inline_picture(object_colors(truth[name]), photo=False)))
-        for row, folder in folders.items():
-            path = folder / "objects_pred" / f"{name}.png"
+            views[name]["ground truth"] = object_colors(truth[name])
+        for row, (model, results) in models.items():
+            path, report = model / "test" / results / "objects_pred" / f"{name}.png", model / "evaluation.json"
             if path.exists():
-                model, results = models[row]
-                report = model / "evaluation.json"
                 details = read_json(report).get(results, {}) if report.exists() else {}
-                views[name].append((row, inline_picture(matched_colors(read_picture(path), details), photo=False)))
+                views[name][row] = matched_colors(read_picture(path), details)
     return views
+
+
+def _by_length(name: str) -> tuple[int, str]:
+    return len(name), name
 
 
 def _plot_uri(figure: Figure) -> str:

@@ -327,8 +327,6 @@ def _best(grid: Grid, columns: Mapping[str, tuple[pd.DataFrame, str]]) -> frozen
         rows = {index: row.key for index, row in enumerate(grid.rows) if not row.is_oracle}
         means = {index: score(part[part.method == key], metric).mean for index, key in rows.items()}
         known = {index: mean for index, mean in means.items() if mean is not None}
-        target = (
-            max(known.values(), default=0) if metric_of(metric).higher_is_better else min(known.values(), default=0)
-        )
-        best |= {(index, name) for index, mean in known.items() if len(known) > 1 and mean == target}
+        pick = max if metric_of(metric).higher_is_better else min
+        best |= {(index, name) for index, mean in known.items() if len(known) > 1 and mean == pick(known.values())}
     return frozenset(best)

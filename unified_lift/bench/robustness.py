@@ -49,24 +49,28 @@ def scene_of_views(scene: SceneFolder) -> SceneFolder:
 
 def room_command(folder: Path, scene: SceneFolder, seed: int) -> list[str]:
     """Return the arguments of `python -m unified_lift` that write the room of a scene and seed."""
-    return ["bench", "--room", scene.kind, f"{scene.amount:g}", "--seeds", str(seed), "--out", str(folder)]
+    room = ["--room", scene.kind, f"{scene.amount:g}", "--seeds", str(seed)]
+    return ["bench", "--table", "robustness", "--out", str(folder), *room]
 
 
-def write_room(root: Path, kind: str, amount: float, seed: int) -> None:
+def write_room(root: Path, kind: str, amount: str, *, seed: int) -> None:
     """Write the room of a seed with one kind of noise, or with only so many training views.
 
     Raises:
-        UserError: No such kind.
+        UserError: No such kind, or an amount that it cannot have.
     """
     if kind not in KINDS:
         raise UserError(f"--room {kind}: no such kind of noise; there are {', '.join(KINDS)}")
-    noise: dict[str, Any] = {} if kind == VIEWS else {kind: amount}
-    settings = replace(BASE, seed=seed, **noise)
+    try:
+        noise: dict[str, Any] = {} if kind == VIEWS else {kind: float(amount)}
+        settings, views = replace(BASE, seed=seed, **noise), int(amount) if kind == VIEWS else BASE.num_train
+    except ValueError as error:
+        raise UserError(f"--room {kind} {amount}: {error}") from None
     partial = root.with_name(root.name + ".partial")  # so that a room is complete or absent
     shutil.rmtree(partial, ignore_errors=True)
     write_synthetic(partial, settings)
-    if kind == VIEWS and amount < settings.num_train:
-        keep_training_views(partial, settings, int(amount))
+    if views < settings.num_train:
+        keep_training_views(partial, settings, views)
     partial.rename(root)
 
 

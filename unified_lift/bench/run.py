@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import queue
@@ -228,7 +229,7 @@ def run_grid(jobs: Sequence[Job], pool: LocalPool | SubmititPool, report: Callab
                 records[job.key] = record
                 running.pop(job.key, None)
                 waiting = [other for other in waiting if other.key != job.key]
-                report(_ending(job, record) + _progress(jobs, records, pool.capacity))
+                report(_line(job, jobs, records, pool.capacity))
             if running and not ended:
                 time.sleep(pool.poll_s)
     except KeyboardInterrupt:
@@ -318,21 +319,16 @@ def _reason(job: Job, code: int) -> str:
     return f"exit code {code} without a word" if not said or said[-1].startswith("$ ") else said[-1]
 
 
-def _ending(job: Job, record: Record) -> str:
-    done = record.status == "done"
-    how = f"in {duration_text(record.seconds)}" if done else f"({record.message}; {job.log})"
-    return f"{record.status:<6} {job.key} {how}"
-
-
-def _progress(jobs: Sequence[Job], records: Mapping[str, Record], capacity: int) -> str:
-    """Return how many jobs have ended how, and the time left, guessed from those of the same row."""
-    states = [record.status for record in records.values()]
+def _line(job: Job, jobs: Sequence[Job], records: Mapping[str, Record], capacity: int) -> str:
+    """Return how a job ended, how many have, and the time left, guessed from jobs of the same row."""
+    record, states = records[job.key], [record.status for record in records.values()]
+    how = f"in {duration_text(record.seconds)}" if record.status == "done" else f"({record.message}; {job.log})"
+    text = f"{record.status:<6} {job.key} {how}; {states.count('done')} of {len(jobs)} done"
+    text += "".join(f", {states.count(s)} {s}" for s in ("failed", "blocked", "interrupted") if s in states)
     seconds: dict[str, list[float]] = {}
-    for job in jobs:
-        if job.key in records and records[job.key].status == "done":
-            seconds.setdefault(job.row, []).append(records[job.key].seconds)
-    known = [value for values in seconds.values() for value in values]
-    left = [statistics.mean(seconds.get(job.row, known or [0])) for job in jobs if job.key not in records]
-    counts = {state: states.count(state) for state in ("failed", "blocked", "interrupted") if state in states}
-    text = f"; {states.count('done')} of {len(jobs)} done" + "".join(f", {n} {state}" for state, n in counts.items())
+    for other in jobs:
+        if other.key in records and records[other.key].status == "done":
+            seconds.setdefault(other.row, []).append(records[other.key].seconds)
+    known = list(itertools.chain(*seconds.values()))
+    left = [statistics.mean(seconds.get(other.row, known or [0])) for other in jobs if other.key not in records]
     return text + (f"; about {duration_text(sum(left) / min(capacity, len(left)))} left" if known and left else "")

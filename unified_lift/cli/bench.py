@@ -26,12 +26,10 @@ def bench_main(argv: list[str]) -> int:
     """Run what is not done yet, write the tables; return 0, or 1 if there are results missing."""
     grid, args = parse(argv)
     if args.room:
-        write_room(grid.out, args.room[0], float(args.room[1]), grid.seeds[0])
+        write_room(grid.out, *args.room, seed=grid.seeds[0])
         return 0
     if importlib.util.find_spec("pandas") is None:
-        raise UserError(
-            "bench writes its tables with pandas, which is not installed; pip install 'unified-lift[bench]'"
-        )
+        raise UserError("bench needs pandas, which is not installed; pip install 'unified-lift[bench]'")
     jobs = expand(grid)
     missing = {(place.scene.name, place.masks.folder): None for place in places(grid) if not place.has_masks}
     for scene, folder in missing:
@@ -42,17 +40,13 @@ def bench_main(argv: list[str]) -> int:
         texts = ["\n".join([f"# {job.key}", *map(shell_line, job.commands), ""]) for job in jobs]
         write_text(grid.out / "commands.txt", "\n".join(texts))
         if not args.report:
-            # SIGINT too: a shell starts what it runs in the background with that signal ignored.
-            stops = (signal.SIGINT, signal.SIGTERM)
-            previous = {number: signal.signal(number, signal.default_int_handler) for number in stops}
+            for number in (signal.SIGTERM, signal.SIGINT):  # which a shell ignores for what runs in the background
+                signal.signal(number, signal.default_int_handler)
             try:
                 run_grid(jobs, _pool(grid, args), lambda line: print(line, flush=True))
             except KeyboardInterrupt:
                 print("interrupted; the same command goes on where this one stopped")
                 return 130
-            finally:
-                for number, handler in previous.items():
-                    signal.signal(number, handler)
         return _report(grid)
 
 
@@ -96,23 +90,20 @@ def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
     if wrong := [word for word in args.slurm if not word.partition("=")[1]]:
         raise UserError(f"--slurm {wrong[0]}: write KEY=VALUE, such as timeout_min=60")
     table, out = TABLES[args.table], args.out.resolve()
-    iterations, seeds = args.iterations, tuple(dict.fromkeys(args.seeds))
+    seeds = tuple(dict.fromkeys(args.seeds))
     if table.key == ROBUSTNESS:
-        scenes = noisy_scenes(args.kinds, out)
-        iterations = iterations or with_preset(TrainSettings(), "demo").geometry.iterations
+        scenes, base = noisy_scenes(args.kinds, out), with_preset(TrainSettings(), "demo").geometry
     elif args.data is None:
         raise UserError("--data: give the folder that holds the scene folders")
     else:
-        scenes = tuple(chosen_scenes(table, args.data.resolve(), args.scenes))
-    if table.key not in (ROBUSTNESS, PRESETS):
-        iterations = iterations or GeometrySettings().iterations
+        scenes, base = tuple(chosen_scenes(table, args.data.resolve(), args.scenes)), GeometrySettings()
     grid = Grid(
         table=table,
         out=out,
         scenes=scenes[:1] if args.timeline else scenes,
         rows=tuple(chosen_rows(table, args.methods)),
         seeds=seeds[:1] if args.timeline else seeds,
-        iterations=iterations,
+        iterations=args.iterations or (None if table.key == PRESETS else base.iterations),
         device=args.device,
         extra=tuple(extra),
         grounding=args.grounding,
@@ -140,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     tables = "1 to 4: the paper's; rooms: every scene found in --data; robustness: synthetic rooms with wrong masks or "
     tables += "fewer views; presets: presets trained whole, with times"
-    add("--table", choices=list(TABLES), default=ROBUSTNESS, help=tables)
+    add("--table", choices=list(TABLES), required=True, help=tables)
     add("--data", type=Path, help="folder that holds the scene folders (robustness makes its own)")
     add("--out", type=Path, required=True, help="folder for models, logs and tables")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
@@ -153,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="robustness: these kinds of noise only")
     add("--lift_iterations", type=int, help="robustness: most lift steps of any method, for short runs")
     add("--timeline", type=int, nargs="+", default=[], metavar="ITERATIONS", help="presets: score at each of these")
-    add("--room", nargs=2, metavar=("KIND", "AMOUNT"), help="only write a room of --table robustness into --out")
+    add("--room", nargs=2, metavar=("KIND", "AMOUNT"), help="robustness: only write one of its rooms, as --out")
     add("--launcher", choices=["local", "submitit"], default="local")
     add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="such as timeout_min=60 gpus_per_node=1")
     add("--report", action="store_true", help="run nothing, write the tables of what is there")

@@ -13,7 +13,7 @@ from unified_lift.data.cache import DataCache
 from unified_lift.errors import UserError
 from unified_lift.kernels.assignment import hungarian
 from unified_lift.methods.base import LabelledView, LiftData
-from unified_lift.methods.classifier import KnownClasses, KnownClassesSettings, SegmentClasses
+from unified_lift.methods.classifier import KnownClasses, KnownClassesSettings
 from unified_lift.model.initialize import gaussians_from_points
 from unified_lift.modelfolder.checkpoint import checkpoint_path, load_checkpoint
 from unified_lift.modelfolder.inference import load_model, render_view
@@ -30,7 +30,7 @@ class Modulo(KnownClasses):
 
     def segment_classes(self, data):
         ids = [view.segment_ids for view in data.views()]
-        return SegmentClasses([torch.where(x % 11 == 0, -1, x % 8) for x in ids], 8)
+        return [torch.where(x % 11 == 0, -1, x % 8) for x in ids], 8
 
 
 def modulo(**changes):

@@ -49,10 +49,10 @@ def balls_of(scene, index):
 
 def test_one_group_per_ball_whatever_the_masks_are_called(scene):
     method = gaga()
-    found = method.segment_classes(data_of(scene, ignore_zero=True))
-    assert found.num_classes == 3
+    found, num_found = method.segment_classes(data_of(scene, ignore_zero=True))
+    assert num_found == 3
     group_of = {}
-    for index, (view, groups) in enumerate(zip(scene.train, found.of_view, strict=True)):
+    for index, (view, groups) in enumerate(zip(scene.train, found, strict=True)):
         _, ids = dense_slots(view.segments, ignore_zero=True)
         assert groups.dtype == torch.int64
         for value, group in zip(ids.tolist(), groups.tolist(), strict=True):
@@ -70,37 +70,35 @@ def test_background_is_a_mask_as_any_other_where_zero_is_a_segment(scene):
     inside = CENTRES.repeat(40, axis=0)
     inside = inside + 0.7 * (scene.points.positions - inside)  # no Gaussian on an outline, half in the background
     method = gaga(zero_id="segment")
-    found = method.segment_classes(data_of(with_points(scene, inside), ignore_zero=False))
-    assert found.num_classes == 3  # a background without Gaussians has no group
-    assert all(groups.tolist()[0] == -1 for groups in found.of_view)
+    found, num_found = method.segment_classes(data_of(with_points(scene, inside), ignore_zero=False))
+    assert num_found == 3  # a background without Gaussians has no group
+    assert all(groups.tolist()[0] == -1 for groups in found)
     # and neither has one sliver of a ball behind another
     assert method.summary == {"num_groups": 3, "num_masks": 24, "num_masks_without_gaussians": 7}
     sky = np.random.default_rng(0).normal(size=(2000, 3))
     sky *= 6 / np.linalg.norm(sky, axis=1, keepdims=True)
     both = with_points(scene, np.concatenate([inside, sky]))
-    found = method.segment_classes(data_of(both, ignore_zero=False))
-    assert found.num_classes == 4
-    assert all(groups.tolist()[0] == 0 for groups in found.of_view)  # the same group in every view
+    found, num_found = method.segment_classes(data_of(both, ignore_zero=False))
+    assert num_found == 4
+    assert all(groups.tolist()[0] == 0 for groups in found)  # the same group in every view
     assert method.summary == {"num_groups": 4, "num_masks": 24, "num_masks_without_gaussians": 1}
 
 
 def test_order_of_mask_ids_in_a_view_changes_the_numbering_only(scene):
-    plain = gaga().segment_classes(data_of(scene, ignore_zero=True))
+    plain, _ = gaga().segment_classes(data_of(scene, ignore_zero=True))
     turned = renamed(scene, [lambda value: value and 1000 - value] * len(scene.train))
-    found = gaga().segment_classes(data_of(turned, ignore_zero=True))
-    pairs = set(
-        zip(torch.cat(plain.of_view).tolist(), torch.cat([groups.flip(0) for groups in found.of_view]).tolist())
-    )
+    found, _ = gaga().segment_classes(data_of(turned, ignore_zero=True))
+    pairs = set(zip(torch.cat(plain).tolist(), torch.cat([groups.flip(0) for groups in found]).tolist()))
     assert len(pairs) == 3
     assert pairs != {(0, 0), (1, 1), (2, 2)}
 
 
 def test_views_are_taken_in_the_order_of_their_names_however_they_come(scene):
     order = [4, 0, 5, 2, 1, 3]
-    plain = gaga().segment_classes(data_of(scene, ignore_zero=True))
-    shuffled = gaga().segment_classes(data_of(scene, ignore_zero=True, order=order))
+    plain, _ = gaga().segment_classes(data_of(scene, ignore_zero=True))
+    shuffled, _ = gaga().segment_classes(data_of(scene, ignore_zero=True, order=order))
     for place, index in enumerate(order):
-        assert torch.equal(shuffled.of_view[place], plain.of_view[index])
+        assert torch.equal(shuffled[place], plain[index])
 
 
 def test_numbers_in_names_count_as_numbers():
@@ -153,8 +151,8 @@ def test_settings_without_sense_are_named(changes, message):
 @pytest.mark.parametrize("changes", [{"bank_min_score": 0.45}, {"bank_grid": 1, "bank_share": 0.01}])
 def test_settings_of_the_bank_reach_it(scene, changes):
     # A stricter overlap; a front of one Gaussian per mask, which hardly ever overlaps.
-    found = gaga(**changes).segment_classes(data_of(scene, ignore_zero=True))
-    assert found.num_classes > 3
+    _, num_found = gaga(**changes).segment_classes(data_of(scene, ignore_zero=True))
+    assert num_found > 3
 
 
 def test_masks_that_see_no_gaussian_are_an_error(scene):

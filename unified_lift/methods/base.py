@@ -31,12 +31,12 @@ class ViewPixels(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What `losses` may know beside the pixels.
+    """What `losses` may know beside the pixels; step and view are -1 while a GPU records a step (see `graph_key`).
 
     Attributes:
         progress: Share of the schedule done, in [0, 1).
-        step: 0-based; -1 while a GPU records a step (see `graph_key`).
-        view: Number of the view among those that `prepare` was shown; -1 while a GPU records a step.
+        step: 0-based.
+        view: Number of the view among those that `prepare` was shown.
         gaussian_features: Features of all Gaussians, [N, D], for terms on the Gaussians themselves.
     """
 
@@ -58,11 +58,10 @@ class Segmentation(NamedTuple):
 
 
 class LabelledView(NamedTuple):
-    """A training view with a mask, as a method may look at it before the lift.
+    """A training view with a mask, before the lift.
 
     Attributes:
-        name: Of the view; views come in the order of the dataset.
-        camera: Its camera.
+        name, camera: Of the view; views come in the order of the dataset.
         slots: Local segment index of each pixel, -1 = no label, int32 [H, W].
         segment_ids: The id that each slot has in the mask file, int64 [S], rising.
     """
@@ -90,8 +89,7 @@ class FinalFeatures(NamedTuple):
 
     Attributes:
         codes: Unit feature of each object, [L, D]. Each Gaussian gets their mean, weighted by the share of its blending
-            weight in the pixels of each object to a power.
-        power: The power.
+            weight in the pixels of each object to the power `power`.
         refine_steps: Steps that train these means to explain the training pixels; -1 = as many as the views ask for.
     """
 
@@ -124,10 +122,7 @@ class Callbacks:
     """Moments of a training at which a method may act. None of them does anything unless a method needs it."""
 
     def prepare(self, data: LiftData) -> None:
-        """Look at geometry and masks before the first step, also of a resumed run.
-
-        What is made here must follow from the data alone; parameters that a checkpoint has brought stay.
-        """
+        """Look at geometry and masks before the first step, also of a resumed run: parameters of a checkpoint stay."""
 
     def before_step(self, progress: float, views: TrainingViews) -> None:
         """Do what happens once, such as starting a codebook from the data."""
@@ -190,10 +185,9 @@ class Method(Callbacks, nn.Module, ABC):
         return random_features(count, self.feature_dim, unit=True, generator=self.generator)
 
     def graph_key(self, progress: float, num_pixels: int) -> Hashable | None:
-        """Return what tells apart the programs that `losses` runs on that many pixels: equal keys, equal programs.
+        """Return a key: a GPU may replay the CUDA graph of `losses` on that many pixels while it stays the same.
 
-        A GPU then replays a CUDA graph instead of running Python again. None: it must not, as where numbers are drawn,
-        or where step or view matter.
+        None: it must not, as where numbers are drawn, or where step or view matter.
         """
         return None
 
@@ -201,10 +195,7 @@ class Method(Callbacks, nn.Module, ABC):
 
     @abstractmethod
     def association(self, features: Tensor) -> Tensor:
-        """Return the probability of every object for features [P, D], [P, L].
-
-        A method that is never in doubt gives all of it to one object.
-        """
+        """Return the probability of every object for features [P, D], [P, L]; 0 and 1 from one that is never unsure."""
 
     @property
     def num_objects(self) -> int:
@@ -214,9 +205,7 @@ class Method(Callbacks, nn.Module, ABC):
     def segment(self, features: Tensor, *, max_association: int = 2**24) -> Segmentation:
         """Return the most probable object for features [..., D], and its probability; zeros where nothing is known.
 
-        Args:
-            features: Rendered features.
-            max_association: Most probabilities in memory at once.
+        At most `max_association` probabilities are in memory at once.
         """
         shape = features.shape[:-1]
         if not self.num_objects:
@@ -279,7 +268,7 @@ class MethodEntry(NamedTuple):
 
     Attributes:
         name: What --method calls it; `unified_lift/settings/presets/<name>.yaml` holds its preset.
-        settings: Its settings, a frozen dataclass.
+        settings: A frozen dataclass.
         build: Makes it: (settings, zero_id=..., seed=...).
     """
 

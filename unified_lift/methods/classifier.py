@@ -1,15 +1,10 @@
-"""What methods share that read ids off features with a linear classifier: its head, and training by known classes.
-
-`IdentityClassifier` is the head alone. `KnownClasses` is for methods that know before the lift to which object each
-segment of each view belongs: they say so in `segment_classes`, the rest is done here.
-"""
+"""What methods share that read ids off features with a linear classifier: its head, and training by known classes."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +17,6 @@ from unified_lift.methods.base import LiftData, Method, MethodSettings, StepInfo
 from unified_lift.model.initialize import random_features
 from unified_lift.ops.neighbors import nearest_points
 from unified_lift.types import ZeroId
-
-
-class SegmentClasses(NamedTuple):
-    """The object of every segment of every training view, as a method knows it before the lift.
-
-    Attributes:
-        of_view: For each view of `LiftData.views`, in its order: class of each segment in [0, num_classes), -1 = its
-            pixels train nothing, int64 [S].
-        num_classes: L.
-    """
-
-    of_view: list[Tensor]
-    num_classes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +49,7 @@ class KnownClassesSettings(ClassifierSettings):
 
 
 class IdentityClassifier(Method):
-    """A linear head on rendered features: a score for every class; the id of a pixel is the class that scores highest.
-
-    The head is there once `start_head` was called, by `prepare` at the earliest: until then nothing is known.
-    """
+    """A linear head on rendered features, which `prepare` starts at the earliest: until then nothing is known."""
 
     settings: ClassifierSettings
     object_tables = ("weight", "bias")
@@ -124,8 +103,7 @@ class IdentityClassifier(Method):
 class KnownClasses(IdentityClassifier):
     """A classifier trained by classes that are known before the lift, as Gaussian Grouping trains its own.
 
-    Terms: "identity", cross-entropy of the labelled pixels / ln L; every few steps "knn", which makes neighbouring
-    Gaussians agree. Only `segment_classes` is to be written.
+    Only `segment_classes` is to be written: to which object each segment of each view belongs.
     """
 
     settings: KnownClassesSettings
@@ -135,8 +113,11 @@ class KnownClasses(IdentityClassifier):
     """Nearest Gaussians of each, [N, K]; made by `prepare` if they are asked for."""
 
     @abstractmethod
-    def segment_classes(self, data: LiftData) -> SegmentClasses:
-        """Return the class of every segment; it must follow from `data` and the settings alone."""
+    def segment_classes(self, data: LiftData) -> tuple[list[Tensor], int]:
+        """Return the class of every segment and the number of classes L, which follow from data and settings alone.
+
+        For each view of `data.views`, in its order, int64 [S] in [0, L); -1 = its pixels train nothing.
+        """
 
     def prepare(self, data: LiftData) -> None:
         """Ask for the classes and, unless a checkpoint has brought one, draw the head.

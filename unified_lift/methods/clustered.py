@@ -60,9 +60,8 @@ class ClusteredMethod(Method):
     """Features whose clusters are the objects: HDBSCAN after the last step, every pixel to the nearest centroid.
 
     HDBSCAN's answer hangs on min_cluster_size. So several are tried, and the one is taken whose ids agree best with the
-    2D masks of the training views: the mean over views of the panoptic quality against the masks, view by view, as
-    mask ids mean nothing from view to view. No annotation is read. All are kept as `candidates`, so that an evaluation
-    can tell what an oracle would have scored, which chooses with the annotations.
+    2D masks of the training views, by the mean panoptic quality over views; no annotation is read. All are kept as
+    `candidates`, so that an evaluation can tell what an oracle would have scored, which chooses with the annotations.
 
     Source: the clustering protocol of Contrastive Lift, which Unified-Lift applies to OmniSeg3D-GS.
     """
@@ -86,8 +85,6 @@ class ClusteredMethod(Method):
         """Return what of features [..., D] is clustered, [..., C]; all of them unless a method says otherwise."""
         return features
 
-    # ---- before and after the training ----
-
     def rates(self, progress: float) -> dict[str, float]:
         """Return the rate of the features, which is constant."""
         return {"features": self.settings.feature_lr}
@@ -103,24 +100,21 @@ class ClusteredMethod(Method):
         Raises:
             UserError: There is nothing to cluster, or no cluster for any size.
         """
-        s, per_view = self.settings, [self._labelled(view, pixels) for view, pixels in enumerate(views())]
-        per_view = [(features, slot) for features, slot in per_view if len(slot)]
-        if not per_view:
+        s, labelled = self.settings, [self._labelled(view, pixels) for view, pixels in enumerate(views())]
+        features, slots = torch.cat([seen for seen, _ in labelled]), [slot for _, slot in labelled if len(slot)]
+        if not slots:
             raise UserError("no training view has a labelled pixel to cluster; check --object_path and --zero_id")
-        features = torch.cat([features for features, _ in per_view])
         chosen = torch.randperm(len(features), generator=self.step_rng.at(-1, _CPU))[: s.cluster_sample]
         sample = features[chosen.to(features.device)]
         if s.cluster_space == "box":
             kept, self.box = box_without_outliers(self.clustered_part(sample))
             sample = sample[kept]
-        points = self._points(sample)
-        slots = [slot.cpu().numpy() for _, slot in per_view]
-        self._found, sweep = {}, []
+        points, sweep, self._found = self._points(sample), [], {}
         for size in sorted(set(s.cluster_sizes)):
             self.centroids, score = hdbscan_centroids(points, min_cluster_size=size), 0.0
             if self.num_objects:
                 self._found[f"min_cluster_size={size}"] = self.centroids
-                score = _agreement(self.segment(features).object_ids.cpu().numpy(), slots)
+                score = _agreement(self.segment(features).object_ids, slots)
             sweep.append({"min_cluster_size": size, "clusters": self.num_objects, "pseudo_label_pq": score})
         if not self._found:
             raise UserError(
@@ -131,8 +125,6 @@ class ClusteredMethod(Method):
         self.chosen = f"min_cluster_size={best['min_cluster_size']}"  # of equals the smallest
         self.centroids = self._found[self.chosen]
         self.summary = {"cluster_sweep": sweep, "chosen": self.chosen}
-
-    # ---- ids ----
 
     def association(self, features: Tensor) -> Tensor:
         """Return the softmax over the clusters of minus the squared distance for features [P, D], [P, L]."""
@@ -165,8 +157,6 @@ class ClusteredMethod(Method):
         part = self.clustered_part(features)
         return normalize(part, dim=1, eps=_EPS) if self.box is None else (part - self.box[0]) / self.box[1]
 
-    # ---- state ----
-
     def object_state(self) -> dict[str, Tensor]:
         """Return the centroids that `segment` uses, those of every size, and the box if there is one.
 
@@ -196,22 +186,18 @@ class ClusteredMethod(Method):
             self.summary = {"cluster_sweep": state_dict["sweep"], "chosen": self.chosen}
 
 
-def _agreement(ids: np.ndarray, slots: list[np.ndarray]) -> float:
+def _agreement(ids: Tensor, slots: list[Tensor]) -> float:
     """Return the mean over views of the panoptic quality of ids [sum of P] against the segments of each view, [P]."""
-    scores, first = [], 0
-    for slot in slots:
-        one_class, own = np.zeros_like(slot), ids[first : first + len(slot)]
-        scores.append(pq_scene(one_class, own, one_class, slot, things=[0], stuff=[]).pq)
-        first += len(slot)
+    scores = []
+    for own, slot in zip(ids.split([len(slot) for slot in slots]), slots, strict=True):
+        segments = slot.cpu().numpy()
+        one_class = np.zeros_like(segments)
+        scores.append(pq_scene(one_class, own.cpu().numpy(), one_class, segments, things=[0], stuff=[]).pq)
     return float(np.mean(scores))
 
 
 def require_hdbscan() -> Any:
-    """Return scikit-learn's class HDBSCAN.
-
-    Raises:
-        UserError: scikit-learn is not installed, or older than 1.3.
-    """
+    """Return scikit-learn's class HDBSCAN; a UserError where it is missing or older than 1.3."""
     try:
         from sklearn.cluster import HDBSCAN
     except ImportError:
@@ -232,23 +218,20 @@ def hdbscan_centroids(points: Tensor, *, min_cluster_size: int) -> Tensor:
         min_cluster_size: Fewer points than this are no cluster; at least 2.
     Returns:
         Float32 [L, D] on the device of the points; L is 0 where nothing is dense enough.
-    Raises:
-        UserError: As `require_hdbscan`.
     """
-    check_shapes({"points": (points, "M D")})
     hdbscan = require_hdbscan()
     if len(points) < 2:  # which scikit-learn refuses
         return points.new_zeros(0, points.shape[1], dtype=torch.float32)
-    rows = points.detach().double().cpu()
+    values = points.detach().double().cpu()
     # copy=True: older versions may write into the array they are given, newer ones warn where nothing is said
     found = hdbscan(min_cluster_size=min_cluster_size, min_samples=1, allow_single_cluster=True, copy=True)
-    found.fit(rows.numpy())
+    found.fit(values.numpy())
     labels, weights = torch.from_numpy(found.labels_).long(), torch.from_numpy(found.probabilities_)
     member = labels >= 0  # -1: noise; -2, -3: not finite
-    labels, rows, weights = labels[member], rows[member], weights[member, None]
+    labels, values, weights = labels[member], values[member], weights[member, None]
     count = int(labels.max()) + 1 if len(labels) else 0
-    total = rows.new_zeros(count, rows.shape[1]).index_add_(0, labels, weights * rows)
-    share = rows.new_zeros(count, 1).index_add_(0, labels, weights)
+    total = values.new_zeros(count, values.shape[1]).index_add_(0, labels, weights * values)
+    share = values.new_zeros(count, 1).index_add_(0, labels, weights)
     return (total / share).float().to(points.device)
 
 
@@ -262,7 +245,6 @@ def box_without_outliers(points: Tensor) -> tuple[Tensor, Tensor]:
         kept: Within three standard deviations of the mean in every dimension; all points if none is, bool [M].
         box: Least of the kept points and how far above it the largest lies, dimension by dimension, [2, D].
     """
-    check_shapes({"points": (points, "M D")})
     deviation = (points - points.mean(dim=0)).abs()
     kept = (deviation <= _MAX_SIGMA * points.std(dim=0, correction=0)).all(dim=1)
     if not kept.any():  # in many dimensions each point may be far out in one of them
@@ -272,16 +254,9 @@ def box_without_outliers(points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def centroid_logits(points: Tensor, centroids: Tensor, *, temperature: float) -> Tensor:
-    """Return -|x - c|^2 / (2 temperature) up to a number of each point: the largest is that of the nearest centroid.
+    """Return -|x - c|^2 / (2 temperature) up to a number of each point x [P, D] for centroids c [L, D], [P, L].
 
-    Between unit vectors that is the cosine / temperature. The softmax tells how near the nearest is among all.
-
-    Args:
-        points: x, [P, D].
-        centroids: c, [L, D].
-        temperature: Positive.
-    Returns:
-        [P, L].
+    The largest is that of the nearest centroid. Between unit vectors it is the cosine / temperature.
     """
     check_shapes({"points": (points, "P D"), "centroids": (centroids, "L D")})
     return (points @ centroids.T - centroids.square().sum(dim=1) / 2) / temperature

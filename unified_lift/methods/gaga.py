@@ -17,7 +17,7 @@ from diff_gaussian_rasterization.types import NEAR
 
 from unified_lift.errors import UserError
 from unified_lift.methods.base import LiftData, MethodEntry
-from unified_lift.methods.classifier import KnownClasses, KnownClassesSettings, SegmentClasses
+from unified_lift.methods.classifier import KnownClasses, KnownClassesSettings
 from unified_lift.ops.cameras import project
 from unified_lift.types import Camera
 
@@ -58,7 +58,7 @@ class Gaga(KnownClasses):
 
     settings: GagaSettings
 
-    def segment_classes(self, data: LiftData) -> SegmentClasses:
+    def segment_classes(self, data: LiftData) -> tuple[list[torch.Tensor], int]:
         """Return the group of every mask, and note how many groups there are of how many masks."""
         s, means = self.settings, data.means.double().cpu().numpy()
         names, fronts = [], []
@@ -74,7 +74,7 @@ class Gaga(KnownClasses):
             "num_masks_without_gaussians": sum(int((group < 0).sum()) for group in groups),
         }
         of_view = dict(zip(order, map(torch.from_numpy, groups), strict=True))
-        return SegmentClasses([of_view[index] for index in range(len(names))], num_groups)
+        return [of_view[index] for index in range(len(names))], num_groups
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from unified_lift.methods.base import LiftData, MethodEntry
-from unified_lift.methods.classifier import KnownClasses, KnownClassesSettings, SegmentClasses
+from unified_lift.methods.classifier import KnownClasses, KnownClassesSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class GaussianGrouping(KnownClasses):
 
     settings: GaussianGroupingSettings
 
-    def segment_classes(self, data: LiftData) -> SegmentClasses:
+    def segment_classes(self, data: LiftData) -> tuple[list[torch.Tensor], int]:
         """Return the rank of each id among those of all views.
 
         Differs: the released code takes the id itself. Which row of a random head an id gets makes no difference, and
@@ -48,8 +48,7 @@ class GaussianGrouping(KnownClasses):
         """
         of_view = [view.segment_ids for view in data.views()]
         known = torch.cat(of_view).unique() if of_view else torch.zeros(0, dtype=torch.int64)
-        ranks = [torch.searchsorted(known, ids) for ids in of_view]
-        return SegmentClasses(ranks, max(self.settings.num_codes, len(known)))
+        return [torch.searchsorted(known, ids) for ids in of_view], max(self.settings.num_codes, len(known))
 
 
 METHOD = MethodEntry("gaussian_grouping", GaussianGroupingSettings, GaussianGrouping)

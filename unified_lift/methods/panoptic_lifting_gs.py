@@ -58,20 +58,18 @@ class PanopticLifting(IdentityClassifier):
 
         Gradient: to features and head; none through the matching.
         """
-        logits = self.logits(pixels.features)
-        labels = self._matched(logits.detach(), pixels.slot, pixels.num_segments)
+        features, slot, num_segments = pixels
+        logits = self.logits(features)
+        labels = torch.full_like(slot, -1, dtype=torch.int64)
+        if num_segments:
+            likely = torch.softmax(logits.detach(), dim=1)
+            scores = association_scores(likely, slot, num_segments, area_aware=False)
+            labels = pseudo_labels(hungarian(scores), slot)
         return {"identity": identity_loss(logits, labels, rest_when_right=True)}
 
     def graph_key(self, progress: float, num_pixels: int) -> Hashable:
         """Return the same for all steps: one program serves them all."""
         return "matched"
-
-    def _matched(self, logits: Tensor, slot: Tensor, num_segments: int) -> Tensor:
-        """Return the matched class of every pixel, int64 [P]."""
-        if not num_segments:
-            return torch.full_like(slot, -1, dtype=torch.int64)
-        scores = association_scores(torch.softmax(logits, dim=1), slot, num_segments, area_aware=False)
-        return pseudo_labels(hungarian(scores), slot)
 
 
 METHOD = MethodEntry("panoptic_lifting_gs", PanopticLiftingSettings, PanopticLifting)

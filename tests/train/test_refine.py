@@ -17,13 +17,12 @@ from unified_lift.modelfolder.checkpoint import checkpoints
 from unified_lift.modelfolder.labels import Labelling, label_gaussians
 from unified_lift.modelfolder.settings import RefineSettings
 from unified_lift.ops.segments import dense_slots
-from unified_lift.ops.targets import pixel_targets
 from unified_lift.settings.yaml import merged
 from unified_lift.train import refine
 from unified_lift.train.hooks import Hook
 from unified_lift.train.logs import read_log
 from unified_lift.train.loop import fit
-from unified_lift.train.refine import RefineStage
+from unified_lift.train.refine import RefineStage, pixel_targets
 from unified_lift.train.run import run
 from unified_lift.train.start import latest_checkpoint
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from unified_lift.errors import UserError
 from unified_lift.model.initialize import random_features
 from unified_lift.ops.rng import StepRng
+from unified_lift.settings.limits import Range, check_ranges
 from unified_lift.types import Camera, ZeroId
 
 
@@ -102,20 +102,14 @@ class FinalFeatures(NamedTuple):
 class MethodSettings:
     """What every method has. A field `weight_<term>` is the factor of that term of the loss."""
 
-    feature_dim: int = 16
+    feature_dim: Annotated[int, Range(1)] = 16
     """D, width of the instance features [paper 4.1]."""
     zero_id: Literal["auto", "segment", "ignore"] = "auto"
     """What segment id 0 is: `auto` = what the dataset says. [ours] the released code always makes it a segment."""
 
     def check(self) -> None:
-        """Raise a UserError naming the flag whose value makes no sense."""
-        self.require_at_least(1, "feature_dim")
-
-    def require_at_least(self, least: float, *names: str) -> None:
-        """Raise a UserError naming the first of these settings that is smaller."""
-        for name in names:
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} must be at least {least}, received {getattr(self, name)}")
+        """Raise a UserError naming the flag whose value makes no sense; limits are the `Range` of a field."""
+        check_ranges(self)
 
 
 class Callbacks:

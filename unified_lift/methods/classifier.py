@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from unified_lift.kernels.identity import identity_loss, knn_loss
 from unified_lift.methods.base import LiftData, Method, MethodSettings, StepInfo, ViewPixels
 from unified_lift.model.initialize import random_features
 from unified_lift.ops.neighbors import nearest_points
+from unified_lift.settings.limits import Range
 from unified_lift.types import ZeroId
 
 
@@ -35,17 +37,12 @@ class KnownClassesSettings(ClassifierSettings):
 
     weight_knn: float = 2.0
     """Weight of the term that makes neighbouring Gaussians agree; 0 = without [Gaussian Grouping]."""
-    knn_interval: int = 5
+    knn_interval: Annotated[int, Range(1)] = 5
     """Steps from one such term to the next [Gaussian Grouping]."""
-    knn_neighbours: int = 5
+    knn_neighbours: Annotated[int, Range(1)] = 5
     """Nearest Gaussians that an anchor is compared with, itself the first [Gaussian Grouping]."""
-    knn_anchors: int = 1_000
+    knn_anchors: Annotated[int, Range(1)] = 1_000
     """Gaussians compared with their neighbours at a time [Gaussian Grouping]."""
-
-    def check(self) -> None:
-        """Raise a UserError naming the flag whose value makes no sense."""
-        super().check()
-        self.require_at_least(1, "knn_interval", "knn_neighbours", "knn_anchors")
 
 
 class IdentityClassifier(Method):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from unified_lift.errors import UserError
 from unified_lift.methods.base import LiftData, Method, MethodSettings, TrainingViews, ViewPixels
 from unified_lift.metrics.panoptic import pq_scene
+from unified_lift.settings.limits import Range
 from unified_lift.shapes import check_shapes
 from unified_lift.types import ZeroId
 
@@ -30,16 +31,16 @@ class ClusteredSettings(MethodSettings):
 
     feature_lr: float = 0.01
     """Rate of the features, constant [OmniSeg3D-GS]; for contrastive_lift_gs, whose original trains networks: [ours]"""
-    cluster_sizes: tuple[int, ...] = (5, 10, 15, 20, 30, 40, 60, 80, 120, 190)
+    cluster_sizes: Annotated[tuple[int, ...], Range(2)] = (5, 10, 15, 20, 30, 40, 60, 80, 120, 190)
     """Values of HDBSCAN's min_cluster_size that are tried, in points of the sample. [ours] Contrastive Lift: 10 to 190
     by 10 of 50,000 points, which is 4 to 76 of 20,000; an object of a room of 400 has some tens of them."""
-    cluster_sample: int = 20_000
+    cluster_sample: Annotated[int, Range(2)] = 20_000
     """Pixels that are clustered, of all training views. [ours] Contrastive Lift: 50,000; 20,000 take some three seconds
     for each size, an eighth of that."""
     cluster_space: Literal["unit", "box"] = "unit"
     """What is clustered: `unit` = features scaled to length 1 [ours]; `box` = without those beyond three sigma in any
     dimension, every dimension scaled to [0, 1] [Contrastive Lift]."""
-    score_pixels: int = 4_096
+    score_pixels: Annotated[int, Range(1)] = 4_096
     """Labelled pixels of each training view on which the sizes are compared; the sample is drawn from them. [ours]"""
     confidence_temperature: float = 0.1
     """Confidence = softmax of -distance^2 / (2 x this) over the centroids; for unit features cosine / this. It ranks
@@ -48,10 +49,8 @@ class ClusteredSettings(MethodSettings):
     def check(self) -> None:
         """Raise a UserError naming the flag whose value makes no sense."""
         super().check()
-        if not self.cluster_sizes or min(self.cluster_sizes) < 2:
-            raise UserError(f"--cluster_sizes must be one or more numbers from 2 on, received {self.cluster_sizes}")
-        self.require_at_least(2, "cluster_sample")
-        self.require_at_least(1, "score_pixels")
+        if not self.cluster_sizes:
+            raise UserError("--cluster_sizes must be one or more numbers, received none")
         if self.confidence_temperature <= 0:
             raise UserError(f"--confidence_temperature must be positive, received {self.confidence_temperature}")
 

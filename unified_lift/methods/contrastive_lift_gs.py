@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from unified_lift.errors import UserError
 from unified_lift.methods.base import MethodEntry, StepInfo, ViewPixels
 from unified_lift.methods.clustered import ClusteredMethod, ClusteredSettings
 from unified_lift.ops.segments import segment_counts, segment_mean
+from unified_lift.settings.limits import Range
 from unified_lift.shapes import check_shapes
 
 
@@ -26,9 +27,9 @@ class ContrastiveLiftSettings(ClusteredSettings):
     confidence_temperature: float = 0.02
     """As of every clustered method, smaller because distances in the box are. [ours]"""
 
-    slow_momentum: float = 0.9
+    slow_momentum: Annotated[float, Range(0, 1)] = 0.9
     """Share that the slow features keep at each step [Contrastive Lift]."""
-    view_pixels: int = 1_024
+    view_pixels: Annotated[int, Range(2)] = 1_024
     """Most labelled pixels of a step; half of them are read fast, half slow [Contrastive Lift]."""
     weight_concentration: float = 1.0
     """Weight of the concentration loss [Contrastive Lift]."""
@@ -40,9 +41,6 @@ class ContrastiveLiftSettings(ClusteredSettings):
         super().check()
         if self.feature_dim % 2:
             raise UserError(f"--feature_dim must be even, half fast and half slow, received {self.feature_dim}")
-        if not 0 <= self.slow_momentum <= 1:
-            raise UserError(f"--slow_momentum must be in [0, 1], received {self.slow_momentum}")
-        self.require_at_least(2, "view_pixels")
 
 
 class ContrastiveLift(ClusteredMethod):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from unified_lift.errors import UserError
 from unified_lift.methods.base import LiftData, MethodEntry
 from unified_lift.methods.classifier import KnownClasses, KnownClassesSettings
 from unified_lift.ops.cameras import project
+from unified_lift.settings.limits import Range
 from unified_lift.types import Camera
 
 
@@ -26,7 +27,7 @@ from unified_lift.types import Camera
 class GagaSettings(KnownClassesSettings):
     """The memory bank, and what every method with known classes has."""
 
-    bank_grid: int = 32
+    bank_grid: Annotated[int, Range(1)] = 32
     """Cells per image side, in each of which the nearest Gaussians of a mask are taken [Gaga]."""
     bank_share: float = 0.2
     """Share of a mask's Gaussians in a cell that counts as its front [Gaga]."""
@@ -36,7 +37,6 @@ class GagaSettings(KnownClassesSettings):
     def check(self) -> None:
         """Raise a UserError naming the flag whose value makes no sense."""
         super().check()
-        self.require_at_least(1, "bank_grid")
         # A score of 0.5 is a front set that lies wholly in one group; above it nothing would ever join.
         for name, value, most in (("bank_share", self.bank_share, 1), ("bank_min_score", self.bank_min_score, 0.5)):
             if not 0 < value <= most:

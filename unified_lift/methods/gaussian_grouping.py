@@ -12,12 +12,13 @@ and moved by them; a step draws pixels of its view instead of taking all of them
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from unified_lift.methods.base import LiftData, MethodEntry
 from unified_lift.methods.classifier import KnownClasses, KnownClassesSettings
+from unified_lift.settings.limits import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +27,8 @@ class GaussianGroupingSettings(KnownClassesSettings):
 
     zero_id: Literal["auto", "segment", "ignore"] = "segment"
     """What segment id 0 is: a class like any other [released]; `auto` = what the dataset says."""
-    num_codes: int = 256
+    num_codes: Annotated[int, Range(1)] = 256
     """Fewest classes of the head [released]. [ours] more where the masks have more ids; released: ids end at 255."""
-
-    def check(self) -> None:
-        """Raise a UserError naming the flag whose value makes no sense."""
-        super().check()
-        self.require_at_least(1, "num_codes")
 
 
 class GaussianGrouping(KnownClasses):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from unified_lift.kernels.assignment import association_scores, hungarian, pseud
 from unified_lift.kernels.identity import identity_loss
 from unified_lift.methods.base import LiftData, MethodEntry, StepInfo, ViewPixels
 from unified_lift.methods.classifier import ClassifierSettings, IdentityClassifier
+from unified_lift.settings.limits import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +36,9 @@ class PanopticLiftingSettings(ClassifierSettings):
     is background (masks of Messy Rooms) it is one more segment; where it means "unlabelled" it is ignored.
     """
 
-    num_codes: int = 500
+    num_codes: Annotated[int, Range(1)] = 500
     """L, classes of the head [Contrastive Lift's setting of Panoptic Lifting for Messy Rooms, which has up to 500
     objects]. Segments of a view beyond that many train nothing."""
-
-    def check(self) -> None:
-        """Raise a UserError naming the flag whose value makes no sense."""
-        super().check()
-        self.require_at_least(1, "num_codes")
 
 
 class PanopticLifting(IdentityClassifier):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from unified_lift.methods.base import MethodSettings
+from unified_lift.settings.limits import Range
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnifiedLiftSettings(MethodSettings):
     """Every component of the method. Defaults are the preset `unified_lift`; `released` and `paper` are YAML files."""
 
-    num_codes: int = 0
+    num_codes: Annotated[int, Range(0)] = 0
     """L, rows of the codebook; 0 = as many as the data ask for. [ours] paper and released code: 256."""
 
     features_unit: bool = True
@@ -76,11 +77,11 @@ class UnifiedLiftSettings(MethodSettings):
     weight_concentration: float = 0.1
     """Weight of Eq. 6 [paper]; released: 1."""
 
-    vote_power: float = 2.0
+    vote_power: Annotated[float, Range(0)] = 2.0
     """Once trained, replace the feature that a Gaussian learnt by the mean of all codes, weighted by the share of its
     blending weight in the pixels of each code to this power; 0 = keep what it learnt. [ours] paper, released: 0."""
 
-    sharpen_steps: int = -1
+    sharpen_steps: Annotated[int, Range(-1)] = -1
     """Steps that train these means to explain the codes of the training pixels; -1 = every view twice, at least
     300, but no more than draw each pixel 1.5 times. [ours] 0 = none [paper, released]."""
 
@@ -94,9 +95,3 @@ class UnifiedLiftSettings(MethodSettings):
     """Share of the schedule before which nothing is filtered. [ours] released: 0."""
     filter_contrastive: bool = False
     """Let the filter drop pixels from Eq. 1 as well. [ours] off: see experiments.md."""
-
-    def check(self) -> None:
-        """Raise a UserError naming the flag whose value makes no sense."""
-        super().check()
-        self.require_at_least(0, "num_codes", "vote_power")
-        self.require_at_least(-1, "sharpen_steps")

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unified_lift.ops.targets import pixel_targets
+from unified_lift.train.refine import pixel_targets
 
 
 def targets(own, slot, num_segments, num_codes):

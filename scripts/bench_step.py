@@ -28,7 +28,7 @@ from bench_scenes import CASES, Case, random_scene
 from diff_gaussian_rasterization import pixel_weights, rasterize
 
 from unified_lift.data.cache import DataCache
-from unified_lift.density.default import DensitySettings
+from unified_lift.density.default import DefaultStrategy, DefaultStrategySettings
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import render
@@ -266,7 +266,7 @@ class Bench:
 
     def geometry(self, scene: Scene, gaussians: Gaussians) -> None:
         """Measure a late geometry step."""
-        quiet = DensitySettings(densify_until_iter=1)
+        quiet = DefaultStrategy(DefaultStrategySettings(densify_until_iter=1))
         stage = GeometryStage(scene, gaussians, GeometrySettings(iterations=30_000), quiet, seed=0)
         c = count(gaussians, scene.train)
         self.run("geometry", lambda _: stage.step(LATE), geometry_parts(c), vars(c))

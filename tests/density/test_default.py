@@ -1,11 +1,23 @@
+from dataclasses import dataclass
+from typing import Annotated
+
 import pytest
 import torch
 
 from tests.model.test_ply import random_gaussians
-from unified_lift.density.default import DensityControl, DensitySettings, reset_opacities
+from tests.train.test_training import StopAt, final_state, settings_for
+from unified_lift.cli.train import parse
+from unified_lift.density import STRATEGIES
+from unified_lift.density.base import DensityStep, Strategy, StrategyEntry, StrategySettings, keep_rows
+from unified_lift.density.default import DefaultStrategy, DefaultStrategySettings, reset_opacities
+from unified_lift.errors import UserError
+from unified_lift.settings.limits import Range
+from unified_lift.train.hooks import Interrupted
 from unified_lift.train.optim import NamedAdam
+from unified_lift.train.run import run
+from unified_lift.train.start import latest_checkpoint
 
-SETTINGS = DensitySettings(
+SETTINGS = DefaultStrategySettings(
     densify_from_iter=0, densify_until_iter=1000, densification_interval=10, opacity_reset_interval=30
 )
 
@@ -29,30 +41,34 @@ def adam(gaussians):
     return optimizer
 
 
-def control_with(gradients, gaussians, settings=SETTINGS):
-    control = DensityControl(settings, radius=1.0, count=len(gaussians), num_steps=1000)
-    statistics = control.statistics(torch.device("cpu"))
-    statistics["grad_sum"] += torch.tensor(gradients)  # as one training step adds
-    statistics["num_seen"] += 1
-    return control
+class Control:
+    """The default strategy with a state, as the geometry stage holds it, and one step's gradients in it."""
 
+    def __init__(self, gradients, gaussians, settings=SETTINGS):
+        self.strategy = DefaultStrategy(settings)
+        self.state = self.strategy.initial_state(len(gaussians), torch.device("cpu"))
+        self.state["grad_sum"] += torch.tensor(gradients)
+        self.state["num_seen"] += 1
 
-def generator():
-    return torch.Generator().manual_seed(0)
+    def act(self, gaussians, adam, step):
+        generator = torch.Generator().manual_seed(0)
+        radii = torch.ones(len(gaussians), dtype=torch.int32)
+        self.strategy.update(gaussians, adam, self.state, DensityStep(step, 1000, 1.0, radii, generator))
+        assert {len(value) for value in self.state.values()} == {len(gaussians)}
 
 
 def test_gradient_is_averaged_over_the_views_that_see_a_gaussian(gaussians, adam):
     # 3 views with a sum of 5e-4 stay below the threshold of 2e-4, 2 views do not
-    control = control_with([5e-4, 5e-4, 0, 0], gaussians)
-    control.statistics(torch.device("cpu"))["num_seen"][:2] = torch.tensor([3.0, 2.0])
-    control.act(gaussians, adam, 9, generator())
+    control = Control([5e-4, 5e-4, 0, 0], gaussians)
+    control.state["num_seen"][:2] = torch.tensor([3.0, 2.0])
+    control.act(gaussians, adam, 9)
     assert len(gaussians) == 5
     assert torch.equal(gaussians.means[4], gaussians.means[1])
 
 
 def test_small_coarse_gaussian_is_cloned_in_place(gaussians, adam):
-    control = control_with([1.0, 0, 0, 0], gaussians)
-    control.act(gaussians, adam, 9, generator())
+    control = Control([1.0, 0, 0, 0], gaussians)
+    control.act(gaussians, adam, 9)
     assert len(gaussians) == 5
     for _, value in gaussians:
         assert torch.equal(value[0], value[4])
@@ -62,8 +78,8 @@ def test_small_coarse_gaussian_is_cloned_in_place(gaussians, adam):
 
 def test_large_coarse_gaussian_is_split_into_two_smaller_ones_and_removed(gaussians, adam):
     parent = {name: value.detach()[2].clone() for name, value in gaussians}
-    control = control_with([0, 0, 1.0, 0], gaussians)
-    control.act(gaussians, adam, 9, generator())
+    control = Control([0, 0, 1.0, 0], gaussians)
+    control.act(gaussians, adam, 9)
     assert len(gaussians) == 5  # 4 - 1 + 2
     torch.testing.assert_close(gaussians.scales[3:].detach(), torch.full((2, 3), 0.05 / 1.6))
     assert bool((gaussians.features[3:] == parent["features"]).all())
@@ -75,17 +91,17 @@ def test_large_coarse_gaussian_is_split_into_two_smaller_ones_and_removed(gaussi
 def test_faint_gaussians_are_removed(gaussians, adam):
     gaussians.set("logit_opacities", torch.tensor([0.5, 0.004, 0.5, 0.5]).logit())
     kept = gaussians.means.detach()[[0, 2, 3]]
-    control_with([0.0, 0, 0, 0], gaussians).act(gaussians, adam, 9, generator())
+    Control([0.0, 0, 0, 0], gaussians).act(gaussians, adam, 9)
     assert torch.equal(gaussians.means.detach(), kept)
     assert len(adam.moments["means"][0]) == 3
 
 
 def test_huge_gaussians_are_removed_only_after_the_first_reset(gaussians, adam):
     gaussians.set("log_scales", torch.tensor([0.001, 0.001, 0.05, 0.2]).log()[:, None].expand(4, 3))
-    control = control_with([0.0] * 4, gaussians)
-    control.act(gaussians, adam, 19, generator())
+    control = Control([0.0] * 4, gaussians)
+    control.act(gaussians, adam, 19)
     assert len(gaussians) == 4
-    control.act(gaussians, adam, 39, generator())
+    control.act(gaussians, adam, 39)
     assert len(gaussians) == 3
 
 
@@ -98,24 +114,63 @@ def test_opacity_reset_lowers_to_one_percent_and_forgets_moments(gaussians, adam
 
 
 def test_nothing_happens_before_after_and_between_rounds(gaussians, adam):
-    settings = DensitySettings(densify_from_iter=20, densify_until_iter=41, densification_interval=10)
-    control = control_with([1.0] * 4, gaussians, settings)
+    settings = DefaultStrategySettings(densify_from_iter=20, densify_until_iter=41, densification_interval=10)
+    control = Control([1.0] * 4, gaussians, settings)
     for step in (9, 19, 24, 40, 49):  # 0-based; 29 and 39 would act
-        control.act(gaussians, adam, step, generator())
+        control.act(gaussians, adam, step)
         assert len(gaussians) == 4
-    control.act(gaussians, adam, 29, generator())
+    control.act(gaussians, adam, 29)
     assert len(gaussians) > 4
 
 
 def test_number_of_gaussians_is_bounded(gaussians, adam):
-    settings = DensitySettings(densify_from_iter=0, densification_interval=10, max_gaussians=5)
-    control_with([1.0, 2.0, 0, 0], gaussians, settings).act(gaussians, adam, 9, generator())
+    settings = DefaultStrategySettings(densify_from_iter=0, densification_interval=10, max_gaussians=5)
+    Control([1.0, 2.0, 0, 0], gaussians, settings).act(gaussians, adam, 9)
     assert len(gaussians) == 5
     assert torch.equal(gaussians.means[4], gaussians.means[1])  # the coarsest one was chosen
 
 
 def test_densification_ends_half_way_unless_told():
     for until, last in ((0, 498), (800, 798)):
-        control = DensityControl(DensitySettings(densify_until_iter=until), radius=1.0, count=1, num_steps=1000)
-        assert control.is_watching(last)
-        assert not control.is_watching(last + 1)
+        strategy = DefaultStrategy(DefaultStrategySettings(densify_until_iter=until))
+        state = strategy.initial_state(1, torch.device("cpu"))
+        assert strategy.statistics(state, last, 1000)
+        assert not strategy.statistics(state, last + 1, 1000)
+
+
+class Shrink(Strategy):
+    """Removes the first Gaussian after each step and remembers how often it did."""
+
+    def initial_state(self, count, device):
+        return {"rounds": torch.zeros(count)}
+
+    def update(self, gaussians, optimizer, state, info):
+        state["rounds"] += 1
+        keep = torch.arange(len(gaussians)) >= self.settings.num_removed
+        keep_rows(gaussians, optimizer, state, keep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShrinkSettings(StrategySettings):
+    num_removed: Annotated[int, Range(1)] = 1
+
+
+def test_another_strategy_is_found_by_name_brings_its_settings_and_is_resumed(tmp_path, scene, monkeypatch):
+    monkeypatch.setitem(STRATEGIES, "shrink", StrategyEntry("shrink", ShrinkSettings, Shrink))
+    argv = ["-s", "scene", "-m", str(tmp_path), "--strategy", "shrink", "--num_removed"]
+    settings = parse(
+        [*argv, "2", "--iterations", "6", "--lift_iterations", "0", "--logger", "none", "--quiet"]
+    ).settings
+    count = len(scene.points.positions)
+    with pytest.raises(Interrupted):
+        run(settings, scene, hooks=[StopAt(4)])
+    state = run(settings, scene, resume_from=latest_checkpoint(settings))
+    assert len(state.gaussians) == count - 12
+    saved = final_state(tmp_path, 6)["stage_state"]["density"]
+    assert saved["rounds"].tolist() == [6.0] * (count - 12)
+    with pytest.raises(UserError, match="--num_removed must be at least 1, received 0"):
+        parse([*argv, "0"])
+    with pytest.raises(UserError, match="--strategy shrik: no such density strategy; there are default, shrink"):
+        parse([*argv[:5], "shrik"])
+    with pytest.raises(UserError, match="was trained with --strategy shrink, now default"):
+        run(settings_for(tmp_path), scene, resume_from=latest_checkpoint(settings))

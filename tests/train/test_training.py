@@ -7,7 +7,7 @@ import pytest
 import torch
 from diff_gaussian_rasterization import blend
 
-from unified_lift.density.default import DensitySettings
+from unified_lift.density.default import DefaultStrategy, DefaultStrategySettings
 from unified_lift.errors import UserError
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.model.gaussians import Gaussians
@@ -43,6 +43,8 @@ SHORT = {
     },
     "run": {"logger": "none", "quiet": True, "checkpoint_interval": 0, "log_interval": 5},
 }
+
+DEFAULT = DefaultStrategy(DefaultStrategySettings())
 
 
 def settings_for(path, *, preset="unified_lift", **changes):
@@ -399,7 +401,7 @@ def test_rates_are_those_of_3dgs(scene):
         scene,
         gaussians_from_points(scene.points, sh_degree=1),
         GeometrySettings(iterations=100, position_lr_max_steps=50),
-        DensitySettings(),
+        DEFAULT,
         seed=0,
     )
     first, last = stage.rates(0), stage.rates(99)
@@ -421,7 +423,7 @@ def test_geometry_steps_render_with_the_rasterizer_of_the_settings(scene):
     for rasterizer, implementation in (("ours", "auto"), ("gsplat", "gsplat")):
         gaussians = gaussians_from_points(scene.points, sh_degree=0)
         settings = GeometrySettings(iterations=4, rasterizer=rasterizer)
-        stage = GeometryStage(scene, gaussians, settings, DensitySettings(), seed=0)
+        stage = GeometryStage(scene, gaussians, settings, DEFAULT, seed=0)
         assert stage.renderer.implementation == implementation
 
 

@@ -13,7 +13,7 @@ import tyro
 from unified_lift.cli.flags import canonical
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.outputs import holds_run, iteration_dir, level_dir, read_run_settings
-from unified_lift.modelfolder.settings import M, TrainSettings, changed, with_preset
+from unified_lift.modelfolder.settings import D, M, TrainSettings, changed, with_preset
 from unified_lift.settings.yaml import read_settings_file
 from unified_lift.train.hooks import Interrupted
 from unified_lift.train.profiling import profile_table
@@ -22,7 +22,7 @@ from unified_lift.train.start import latest_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand(Generic[M]):
+class TrainCommand(Generic[M, D]):
     """Train a scene: posed photos with per-view segment ids in, labelled 3D Gaussians out.
 
     Example: train.py -s data/desk -m output/desk --eval
@@ -41,7 +41,7 @@ class TrainCommand(Generic[M]):
     model of its own in <model>/levels/<NAME>."""
     config: Path | None = None
     """YAML (or Unified-Lift JSON) of differences, applied on top of the preset."""
-    settings: TrainSettings[M] = field(default_factory=TrainSettings)
+    settings: TrainSettings[M, D] = field(default_factory=TrainSettings)
 
 
 def train_main(argv: list[str]) -> int:
@@ -70,6 +70,7 @@ def parse(argv: list[str]) -> TrainCommand:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset")
     early.add_argument("--method-name")
+    early.add_argument("--strategy")
     early.add_argument("--config", type=Path)
     early.add_argument("--model-path", type=Path)
     early.add_argument("--resume", action="store_true")
@@ -80,19 +81,20 @@ def parse(argv: list[str]) -> TrainCommand:
         chosen = {} if known.method_name is None else {"method_name": known.method_name}
         base = changed(TrainSettings(), chosen, origin="command line")
         base = with_preset(base, known.preset or known.method_name or base.preset)
+    if known.strategy:
+        base = changed(base, {"strategy": known.strategy}, origin="command line")
     if known.config:
         base = changed(base, _translated(read_settings_file(known.config)), origin=str(known.config))
     command = tyro.cli(
-        tyro.conf.OmitArgPrefixes[TrainCommand[type(base.method)]],
+        tyro.conf.OmitArgPrefixes[TrainCommand[type(base.method), type(base.density)]],
         args=argv,
         default=TrainCommand(settings=base),
         prog="train.py",
     )
-    if command.settings.method_name != base.method_name:
-        raise UserError(
-            f"--method {command.settings.method_name}: contradicts method_name {base.method_name} of the settings; "
-            "give one of them"
-        )
+    for flag, name in (("--method", "method_name"), ("--strategy", "strategy")):
+        now, before = getattr(command.settings, name), getattr(base, name)
+        if now != before:
+            raise UserError(f"{flag} {now}: contradicts {name} {before} of the settings; give one of them")
     for path, what in ((command.settings.data.source_path, "scene"), (command.settings.model_path, "model folder")):
         if path == Path():
             raise UserError(f"no {what} given: train.py -s SCENE_FOLDER -m MODEL_FOLDER")

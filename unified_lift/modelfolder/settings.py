@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from unified_lift.data.settings import DataSettings
-from unified_lift.density.default import DensitySettings
+from unified_lift.density import strategy_entry
+from unified_lift.density.base import StrategySettings
+from unified_lift.density.default import DefaultStrategySettings
 from unified_lift.errors import UserError
 from unified_lift.methods import method_entry
 from unified_lift.methods.base import Method, MethodSettings
@@ -19,6 +21,7 @@ from unified_lift.settings.yaml import merged
 from unified_lift.types import ZeroId
 
 M = TypeVar("M", bound=MethodSettings)
+D = TypeVar("D", bound=StrategySettings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class GeometrySettings:
     """White instead of black behind everything (-w) [3DGS]."""
     lambda_dssim: Annotated[float, Range(0, 1)] = 0.2
     """Share of D-SSIM in the photometric loss [3DGS]."""
+    loss_weights: tuple[str, ...] = ()
+    """Further losses on the rendered view or the Gaussians, NAME=WEIGHT each: files of unified_lift/train/losses."""
     position_lr_init: Annotated[float, Range(0)] = 1.6e-4
     """First rate of positions, times the scene radius [3DGS]."""
     position_lr_final: Annotated[float, Range(0)] = 1.6e-6
@@ -127,8 +132,8 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(Generic[M]):
-    """Everything a run needs to be repeated. M: the settings of its method."""
+class TrainSettings(Generic[M, D]):
+    """Everything a run needs to be repeated. M, D: the settings of its method and of its density strategy."""
 
     model_path: Path = Path()
     """Output folder (-m) [3DGS]."""
@@ -136,6 +141,8 @@ class TrainSettings(Generic[M]):
     """`unified_lift` (ours), `released` (the public code), `paper` (the text), a method's name, or a YAML file."""
     method_name: str = "unified_lift"
     """How objects are lifted (--method), a file of unified_lift/methods; its preset applies unless one is chosen."""
+    strategy: str = "default"
+    """When and where Gaussians are added and removed: a file of unified_lift/density."""
     schedule: Literal["staged", "joint"] = "staged"
     """Geometry first, then lift [ours]; or everything in one loop [paper, released]."""
     seed: int = 0
@@ -144,7 +151,7 @@ class TrainSettings(Generic[M]):
     """Start from this trained 3D Gaussian .ply of any trainer instead of points."""
     data: DataSettings = field(default_factory=DataSettings)
     geometry: GeometrySettings = field(default_factory=GeometrySettings)
-    density: DensitySettings = field(default_factory=DensitySettings)
+    density: D = field(default_factory=DefaultStrategySettings)
     lift: LiftSettings = field(default_factory=LiftSettings)
     refine: RefineSettings = field(default_factory=RefineSettings)
     method: M = field(default_factory=UnifiedLiftSettings)
@@ -163,17 +170,18 @@ class TrainSettings(Generic[M]):
 
 
 def changed(settings: TrainSettings, changes: Mapping[str, Any], *, origin: str) -> TrainSettings:
-    """Return `settings` with differences applied; another `method_name` among them brings that method's settings.
+    """Return `settings` with differences applied; another `method_name` or `strategy` brings settings of its own.
 
     Raises:
-        UserError: As `merged`; no such method; `origin` is named.
+        UserError: As `merged`; no such method or strategy; `origin` is named.
     """
-    name = changes.get("method_name", settings.method_name)
-    if name != settings.method_name:
-        try:
-            settings = replace(settings, method_name=name, method=method_entry(name).settings())
-        except UserError as error:
-            raise UserError(f"{origin}: {error}") from None
+    try:
+        for key, group, entry_of in (("method_name", "method", method_entry), ("strategy", "density", strategy_entry)):
+            name = changes.get(key, getattr(settings, key))
+            if name != getattr(settings, key):
+                settings = replace(settings, **{key: name, group: entry_of(name).settings()})
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
     return merged(settings, changes, origin=origin)
 
 

@@ -9,11 +9,12 @@ import torch
 from diff_gaussian_rasterization import RasterOutput, TrainingStep, photometric_loss
 from torch import Tensor
 
-from unified_lift.density.default import DensityControl, DensitySettings
+from unified_lift.density.base import DensityStep, Strategy
 from unified_lift.methods.base import Method, StepInfo, ViewPixels
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import camera_tensors, render
 from unified_lift.modelfolder.settings import GeometrySettings
+from unified_lift.train.losses import chosen_losses
 from unified_lift.train.stage import Stage, weighted_sum
 from unified_lift.train.views import Prefetcher, SegmentMap, SegmentMaps
 from unified_lift.types import Camera, Scene
@@ -29,7 +30,7 @@ class GeometryStage(Stage):
         scene: Scene,
         gaussians: Gaussians,
         settings: GeometrySettings,
-        density: DensitySettings,
+        strategy: Strategy,
         *,
         seed: int,
         method: Method | None = None,
@@ -43,7 +44,9 @@ class GeometryStage(Stage):
             self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=scene.kept_on == gaussians.device.type)
             if gaussians.feature_dim == 0:
                 gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
-        self.density = DensityControl(density, radius=self.radius, count=len(gaussians), num_steps=settings.iterations)
+        self.losses = chosen_losses(settings.loss_weights)
+        self.weights = {**self.weights, **{loss.name: weight for loss, weight in self.losses.items()}}
+        self.strategy, self.density = strategy, strategy.initial_state(len(gaussians), gaussians.device)
         self.background = background_of(settings, gaussians.device)
         self.renderer = TrainingStep(implementation="auto" if settings.rasterizer == "ours" else settings.rasterizer)
 
@@ -58,6 +61,7 @@ class GeometryStage(Stage):
         self.on_phase("losses")
         lambda_dssim = self.settings.lambda_dssim
         terms = {"photometric": photometric_loss(out.image, view.image, lambda_dssim=lambda_dssim, valid=view.valid)}
+        terms |= {loss.name: loss.function(out, self.gaussians, view) for loss in self.losses}
         if self.method is not None and view.segments is not None:
             seen = seen_pixels(out.features, self.maps.of(index, view))  # the gradient stops at the features [released]
             terms |= self.method.losses(seen, StepInfo(self.progress(step), step, index, self.gaussians.features))
@@ -67,7 +71,8 @@ class GeometryStage(Stage):
         self.on_phase("update")
         self._update(step, total, moves_features=out.features.grad is not None)
         self.on_phase("density")
-        self.density.act(self.gaussians, self.adam, step, self.generator)
+        info = DensityStep(step, self.num_steps, self.radius, out.meta.radii, self.generator)
+        self.strategy.update(self.gaussians, self.adam, self.density, info)
         return {name: term.detach() for name, term in terms.items()}
 
     def statistics(self) -> Mapping[str, float]:
@@ -99,12 +104,13 @@ class GeometryStage(Stage):
 
     def state_dict(self) -> dict:
         """Return everything but Gaussians and method."""
-        return super().state_dict() | {"density": self.density.state_dict()}
+        return super().state_dict() | {"density": dict(self.density)}
 
     def load_state_dict(self, state: dict) -> None:
         """Take what `state_dict` returned."""
         super().load_state_dict(state)
-        self.density.load_state_dict(state["density"])
+        device = self.gaussians.device
+        self.density = {name: value.to(device, copy=True) for name, value in state["density"].items()}
 
     def _render(self, camera: Camera, step: int) -> RasterOutput:
         viewmats, intrinsics = camera_tensors(camera, self.gaussians.device)
@@ -123,14 +129,13 @@ class GeometryStage(Stage):
         rates = self.rates(step)
         if not moves_features:
             rates.pop("features", None)
-        statistics = self.density.statistics(self.gaussians.device) if self.density.is_watching(step) else {}
         self.renderer.update(
             self.adam.states(self.gaussians.table, rates),
             loss=loss,
             beta1=self.adam.betas[0],
             beta2=self.adam.betas[1],
             eps=self.adam.eps,
-            **statistics,
+            **self.strategy.statistics(self.density, step, self.num_steps),
         )
         if self.method is not None:
             self.update_method(self.method, self.progress(step))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from unified_lift.density import strategy_entry
 from unified_lift.fileio import write_json
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.checkpoint import remove_unfinished
@@ -93,8 +94,8 @@ def _open_folder(state: TrainingState) -> None:
 
 def _geometry(state: TrainingState, *, joint: bool) -> GeometryStage:
     s, method = state.settings, state.method if joint else None
-    seed = s.seed * 1000 + 1
-    return _placed(GeometryStage(state.scene, state.gaussians, s.geometry, s.density, seed=seed, method=method), state)
+    strategy, seed = strategy_entry(s.strategy).build(s.density), s.seed * 1000 + 1
+    return _placed(GeometryStage(state.scene, state.gaussians, s.geometry, strategy, seed=seed, method=method), state)
 
 
 def _lift(state: TrainingState) -> LiftStage:

@@ -20,6 +20,7 @@ from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint
 from unified_lift.modelfolder.settings import TrainSettings, changed
 from unified_lift.settings.yaml import differences
 from unified_lift.train.clock import RunClock
+from unified_lift.train.losses import chosen_losses
 from unified_lift.types import Scene
 
 # What may differ between a run and its resumption: how long it is and what it prints, not what it computes.
@@ -66,6 +67,7 @@ def start(settings: TrainSettings, scene: Scene | None, resume_from: Path | None
     """
     device = chosen_device(settings.run.device)
     require_rasterizer(settings.geometry.rasterizer, device)
+    chosen_losses(settings.geometry.loss_weights)
     clock = RunClock(device)
     cache = DataCache(settings.run.data_device, device=device, folder=settings.model_path)
     if scene is None:
@@ -119,9 +121,12 @@ def latest_checkpoint(settings: TrainSettings) -> Path | None:
 
 def _require_same_run(settings: TrainSettings, saved: dict[str, Any], path: Path) -> None:
     old = changed(TrainSettings(), saved["settings"], origin=str(path))
-    if old.method_name != settings.method_name:
-        before, now = f"--method {old.method_name}", settings.method_name
-        raise UserError(f"{path}: was trained with {before}, now {now}; keep it or start a new -m folder")
+    for flag, before, now in (
+        ("--method", old.method_name, settings.method_name),
+        ("--strategy", old.strategy, settings.strategy),
+    ):
+        if before != now:
+            raise UserError(f"{path}: was trained with {flag} {before}, now {now}; keep it or start a new -m folder")
     for name, (before, now) in differences(old, settings).items():
         if not name.startswith(_FREE_TO_CHANGE):
             raise UserError(f"{path}: was trained with {name} = {before}, now {now}; keep it or start a new -m folder")

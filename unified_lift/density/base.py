@@ -1,0 +1,99 @@
+"""What a density strategy is: when and where Gaussians are added and removed while the geometry trains."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from unified_lift.model.gaussians import Gaussians
+
+State = dict[str, Tensor]
+"""What a strategy remembers between steps. The geometry stage owns it and saves it with its checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategySettings:
+    """The settings of a strategy; flags of their own names."""
+
+
+class DensityStep(NamedTuple):
+    """The step that has just been taken.
+
+    Attributes:
+        step: 0-based.
+        num_steps: Length of the stage.
+        radius: Scene extent, world units.
+        radii: Screen radius of each Gaussian in the view, 0 = not seen, pixels, int32 [N].
+        generator: For random draws, on the CPU.
+    """
+
+    step: int
+    num_steps: int
+    radius: float
+    radii: Tensor
+    generator: torch.Generator
+
+
+class RowOptimizer(Protocol):
+    """What a strategy asks of an optimiser."""
+
+    def keep_rows(self, keep: Tensor) -> None: ...  # noqa: D102
+    def append_rows(self, count: int) -> None: ...  # noqa: D102
+    def zero_moments(self, name: str) -> None: ...  # noqa: D102
+
+
+class Strategy(ABC):
+    """A density strategy. It holds settings and nothing that changes; `update` must be written."""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    def initial_state(self, count: int, device: torch.device) -> State:
+        """Return the state for `count` Gaussians before the first step."""
+        return {}
+
+    def statistics(self, state: State, step: int, num_steps: int) -> State:
+        """Return the tensors [N] of `state` that 0-based `step` is to add to; a step that adds nothing is faster.
+
+        grad_sum: length of d loss / d position on the screen, in units of half its size (NDC), where a Gaussian is
+        seen. num_seen: 1 where it is seen. Both or none.
+        """
+        return {}
+
+    @abstractmethod
+    def update(self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep) -> None:
+        """Add, remove or change Gaussians, in place, after the Adam step; keep the rows of `state` in line."""
+
+
+class StrategyEntry(NamedTuple):
+    """How a strategy is found: `STRATEGY = StrategyEntry(...)` in its file.
+
+    Attributes:
+        name: What --strategy calls it.
+        settings: Its settings, a frozen dataclass.
+        build: Makes it of its settings.
+    """
+
+    name: str
+    settings: type[StrategySettings]
+    build: Callable[[Any], Strategy]
+
+
+def keep_rows(gaussians: Gaussians, optimizer: RowOptimizer, state: State, keep: Tensor) -> None:
+    """Remove the Gaussians where `keep` [N] is False, with their moments and their rows of `state`."""
+    optimizer.keep_rows(keep)
+    for name, value in list(gaussians):
+        gaussians.set(name, value.detach()[keep])
+    state |= {name: value[keep] for name, value in state.items()}
+
+
+def append_rows(gaussians: Gaussians, optimizer: RowOptimizer, *new: dict[str, Tensor]) -> None:
+    """Add Gaussians, given as tables of all parameters, with zero moments."""
+    optimizer.append_rows(sum(len(table["means"]) for table in new))
+    for name, value in list(gaussians):
+        gaussians.set(name, torch.cat([value.detach(), *(table[name] for table in new)]))

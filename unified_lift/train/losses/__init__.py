@@ -1,0 +1,31 @@
+"""Further losses of the geometry stage, one file each; a file with a `LOSS` is a loss, and a weight turns it on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from unified_lift.errors import UserError
+from unified_lift.registry import members
+from unified_lift.train.losses.base import GeometryLoss
+
+LOSSES: dict[str, GeometryLoss] = {loss.name: loss for loss in members(sys.modules[__name__], "LOSS")}
+"""All losses by name."""
+
+
+def chosen_losses(words: Sequence[str]) -> dict[GeometryLoss, float]:
+    """Return the losses of `--loss_weights`, NAME=WEIGHT each, with their weights.
+
+    Raises:
+        UserError: A word is not of this form, or there is no such loss.
+    """
+    chosen = {}
+    for word in words:
+        name, _, weight = word.partition("=")
+        if name not in LOSSES:
+            raise UserError(f"--loss_weights {word}: no such loss; there are {', '.join(sorted(LOSSES)) or 'none'}")
+        try:
+            chosen[LOSSES[name]] = float(weight)
+        except ValueError:
+            raise UserError(f"--loss_weights {word}: write NAME=WEIGHT, such as {name}=0.1") from None
+    return chosen

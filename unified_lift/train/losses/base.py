@@ -1,0 +1,25 @@
+"""What a further loss of the geometry stage is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from diff_gaussian_rasterization import RasterOutput
+from torch import Tensor
+
+from unified_lift.model.gaussians import Gaussians
+from unified_lift.types import View
+
+
+class GeometryLoss(NamedTuple):
+    """How a loss is found: `LOSS = GeometryLoss(...)` in a file of this folder; `--loss_weights NAME=0.1` adds it.
+
+    Attributes:
+        name: What logs and --loss_weights call it.
+        function: Returns an unweighted scalar for a rendered view, the Gaussians and the view with its photo. The maps
+            of the view (image, alpha, depth) and the parameters of the Gaussians take gradients.
+    """
+
+    name: str
+    function: Callable[[RasterOutput, Gaussians, View], Tensor]

@@ -18,6 +18,7 @@ PAGE = ROOT / "docs" / "adding.md"
 METHOD, PRESET = "unified_lift/methods/toy.py", "unified_lift/settings/presets/toy.yaml"
 READER, FIXTURE = "unified_lift/data/toy.py", "tests/data/fixtures/toy.py"
 PROTOCOL, METRIC = "unified_lift/evaluation/protocols/toy.py", "unified_lift/metrics/mae.py"
+LOSS, STRATEGY = "unified_lift/train/losses/depth_smooth.py", "unified_lift/density/toy.py"
 NOT_PYTHON = ("*.pyc", "__pycache__")
 
 
@@ -62,7 +63,7 @@ def trained(copy):
 
 
 def test_the_page_has_a_block_for_each_file():
-    assert set(blocks()) == {METHOD, PRESET, READER, FIXTURE, PROTOCOL, METRIC}
+    assert set(blocks()) == {METHOD, PRESET, READER, FIXTURE, PROTOCOL, METRIC, LOSS, STRATEGY}
 
 
 def test_the_toy_method_learns_the_toy_dataset(copy, trained):
@@ -91,6 +92,27 @@ def test_a_resumed_toy_run_ends_where_the_uninterrupted_one_did(copy, trained):
     for file in ("classifier.pth", "segmentation.npz", "point_cloud_objects.ply"):
         ours, theirs = (copy / model / "point_cloud" / "iteration_200" / file for model in ("model", "again"))
         assert ours.read_bytes() == theirs.read_bytes(), file
+
+
+def test_a_depth_loss_and_a_density_strategy_take_part(copy, trained):
+    flags, _ = trained
+    more = [
+        "--strategy",
+        "toy",
+        "--prune_interval",
+        "20",
+        "--loss_weights",
+        "depth_smooth=0.01",
+        "--lift_iterations",
+        "5",
+    ]
+    said = run(copy, "train.py", *flags, "-m", "pruned", "--iterations", "60", *more, "--log_interval", "10")
+    assert 220 <= int(re.search(r"pruned: (\d+) Gaussians", said)[1]) < 260  # of 300, three times five percent less
+    lines = [json.loads(line) for line in (copy / "pruned" / "metrics.jsonl").read_text().splitlines()]
+    geometry = [line for line in lines if line["stage"] == "geometry"]
+    assert len(geometry) == 6
+    for line in geometry:
+        assert 0 < line["depth_smooth"] == pytest.approx((line["total"] - line["photometric"]) / 0.01, rel=1e-3)
 
 
 def test_help_and_errors_know_the_toys(copy, trained):

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from unified_lift.bench.grid import Grid, expand
+from unified_lift.bench.robustness import KINDS, noisy_scene
 from unified_lift.bench.run import run_job
-from unified_lift.bench.tables import ROWS, TABLES, SceneFolder
+from unified_lift.bench.tables import ROWS, TABLES, SceneFolder, chosen_rows
 
 
 @pytest.fixture
@@ -31,6 +32,22 @@ def grid(tmp_path):
         return replace(made, **changes)
 
     return make
+
+
+@pytest.fixture
+def robustness(grid, monkeypatch):
+    """Return a function that makes a grid of robustness, half of the masks lost or three views left at the worst."""
+    monkeypatch.setitem(KINDS, "drop", ("drop", (0, 0.5)))
+    monkeypatch.setitem(KINDS, "views", ("views", (48, 3)))
+    scenes = tuple(noisy_scene(kind, amount) for kind in ("drop", "views") for amount in KINDS[kind][1])
+    return lambda *rows: replace(grid("robustness", rows=rows, scenes=()), scenes=scenes)
+
+
+@pytest.fixture
+def timeline(grid):
+    """Return a grid that scores a joint and a staged preset after 4 and 8 iterations."""
+    rows = tuple(chosen_rows(TABLES["presets"], ["released", "unified_lift"]))
+    return replace(grid("presets", rows=(), scenes=("a",), seeds=(0,), timeline=(4, 8)), rows=rows)
 
 
 def finish(job):

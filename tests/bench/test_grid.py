@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 
 from unified_lift.bench.grid import expand, lift_steps, places
-from unified_lift.bench.robustness import KINDS, noisy_scenes
-from unified_lift.bench.tables import ROWS, TABLES, chosen_rows
+from unified_lift.bench.tables import ROWS
 from unified_lift.cli.train import parse
 
 
@@ -92,16 +91,8 @@ def test_rows_of_the_ablation_that_are_methods_share_their_jobs(grid):
     assert whole.lift == filtered.lift
 
 
-@pytest.fixture
-def robustness(grid, tmp_path, monkeypatch):
-    monkeypatch.setitem(KINDS, "drop", ("drop", (0, 0.5)))
-    monkeypatch.setitem(KINDS, "views", ("views", (48, 3)))
-    made = grid("robustness", rows=("gaga", "released"), scenes=())
-    return replace(made, scenes=noisy_scenes(["drop", "views"], tmp_path / "out"))
-
-
 def test_rooms_share_the_geometry_of_their_seed_and_number_of_views(robustness):
-    jobs = expand(robustness)
+    jobs = expand(robustness("gaga", "released"))
     assert kinds_of(jobs) == {"room": 2 * 4, "geometry": 2 * 2, "method": 2 * 4 * 2}
     for job in jobs:
         if job.row in ROWS:
@@ -129,23 +120,19 @@ def test_lift_steps_of_the_robustness_table_are_limited(method, most, steps):
     assert lift_steps(ROWS[method], most) == steps
 
 
-def test_presets_are_trained_whole_each_by_its_own_flags(grid):
-    made = grid("presets", rows=(), scenes=("a",), seeds=(0,), iterations=None, extra=("released:--iterations=5",))
-    made = replace(made, rows=tuple(chosen_rows(TABLES["presets"], ["released", "unified_lift"])))
-    released, ours = expand(made)
+def test_presets_are_trained_whole_each_by_its_own_flags(timeline):
+    released, ours = expand(replace(timeline, timeline=(), iterations=None, extra=("released:--iterations=5",)))
     assert (released.key, ours.key) == ("a/released/seed0", "a/unified_lift/seed0")
     settings = [parse(job.commands[0][1:]).settings for job in (released, ours)]
     assert [s.geometry.iterations for s in settings] == [5, 30_000]
     assert [s.schedule for s in settings] == ["joint", "staged"]
 
 
-def test_on_a_timeline_a_joint_preset_is_one_run_and_a_staged_one_trains_anew(grid):
-    made = grid("presets", rows=(), scenes=("a",), seeds=(0,), timeline=(4, 8))
-    made = replace(made, rows=tuple(chosen_rows(TABLES["presets"], ["released", "unified_lift"])))
-    early, late, first, second = expand(made)
+def test_on_a_timeline_a_joint_preset_is_one_run_and_a_staged_one_trains_anew(timeline):
+    jobs = early, late, first, second = expand(timeline)
     assert early.model == late.model
     assert late.depends_on == (early,)
-    assert ["--resume" in job.commands[0] for job in (early, late, first, second)] == [False, True, False, False]
-    assert [value_of(job.commands[0], "--iterations") for job in (early, late, first, second)] == ["4", "8", "4", "8"]
     assert first.model != second.model
-    assert early.discard == ()
+    assert ["--resume" in job.commands[0] for job in jobs] == [False, True, False, False]
+    assert [value_of(job.commands[0], "--iterations") for job in jobs] == ["4", "8", "4", "8"]
+    assert [bool(job.discard) for job in jobs] == [False, False, True, True]  # it goes on from its checkpoint

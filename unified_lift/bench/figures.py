@@ -35,13 +35,13 @@ def all_figures(grid: Grid, frame: pd.DataFrame) -> dict[str, Figure]:
         elif grid.table.key == PRESETS:
             figures["Quality against training time"] = _timeline_figure(part) if grid.timeline else None
         else:
-            clusters = "HDBSCAN: score over the smallest cluster"
-            figures |= {
-                f"Mean over the scenes, masks {masks.folder}": _mean_figure((grid, part, masks)),
-                f"Scene by scene, masks {masks.folder}": _scene_figure(grid, part, masks),
-                f"Quality against time, masks {masks.folder}": _lift_time_figure(grid, part, metric),
-                f"{clusters}, masks {masks.folder}": _cluster_figure(part, metric),
+            drawn = {
+                "Mean over the scenes": _mean_figure((grid, part, masks)),
+                "Scene by scene": _scene_figure(grid, part, masks),
+                "Quality against time": _lift_time_figure(grid, part, metric),
+                "HDBSCAN: score over the smallest cluster": _cluster_figure(part, metric),
             }
+            figures |= {f"{caption}, masks {masks.folder}": figure for caption, figure in drawn.items()}
     return {caption: figure for caption, figure in figures.items() if figure is not None}
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unified_lift.bench.robustness import room_command, scene_of_views
+from unified_lift.bench.robustness import BASE, VIEWS, noisy_scene
 from unified_lift.bench.tables import PRESETS, ROBUSTNESS, ROWS, MaskSet, Row, SceneFolder, Table
 from unified_lift.modelfolder.outputs import iteration_dir
 from unified_lift.modelfolder.settings import TrainSettings, changed, with_preset
@@ -154,8 +154,8 @@ def _settings(row: Row) -> TrainSettings:
 
 def _job(grid: Grid, key: str, row: str, commands: list[list[str]], artefacts: list[str], **fields: Any) -> Job:
     model = fields.pop("model", grid.out / key)
-    own = json.dumps(commands).replace(str(grid.out), "<out>")
-    for scene in grid.scenes:
+    own = json.dumps(commands, ensure_ascii=False).replace(str(grid.out), "<out>")
+    for scene in grid.scenes if grid.table.key != ROBUSTNESS else ():
         own = own.replace(f'"{scene.path}"', f'"<{scene.name}>"')
     return Job(
         key=key,
@@ -172,14 +172,15 @@ def _job(grid: Grid, key: str, row: str, commands: list[list[str]], artefacts: l
 def _room_job(grid: Grid, scene: SceneFolder, seed: int) -> Job:
     key = f"rooms/{scene.name}/seed{seed}"
     room = grid.out / key / "room"
-    return _job(grid, key, "room", [room_command(room, scene, seed)], ["transforms.json"], model=room)
+    command = ["bench", "--table", ROBUSTNESS, "--room", scene.kind, f"{scene.amount:g}", "--seeds", str(seed)]
+    return _job(grid, key, "room", [[*command, "--out", str(room)]], ["transforms.json"], model=room)
 
 
 def _geometry_job(grid: Grid, scene: SceneFolder, seed: int) -> Job:
     """Return the geometry of a scene and seed; rooms that differ in their masks alone share it."""
     source, rooms, flags = scene.path, tuple[Job, ...](), tuple[str, ...]()
     if grid.table.key == ROBUSTNESS:
-        scene = scene_of_views(scene)
+        scene = scene if scene.kind == VIEWS else noisy_scene(VIEWS, BASE.num_train)
         rooms, flags = (_room_job(grid, scene, seed),), ("--preset", "demo")
         source = rooms[0].model
     key = f"{GEOMETRY}/{scene.name}/seed{seed}"

@@ -170,10 +170,8 @@ def mean_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
         cells["paper hours"] = [cited.hours if cited else "" for _, _, cited in lines]
     scenes = part.scene.unique()
     of = scenes[0] if len(scenes) == 1 else f"{len(scenes)} scenes"
-    notes = [
-        f"{_scores_note(grid)} Bold: the best of ours, oracles aside. Times are means over scenes and seeds; all "
-        "methods share the geometry."
-    ]
+    notes = [f"{_scores_note(grid)} Bold: the best of ours, oracles aside."]
+    notes[0] += " Times are means over scenes and seeds; all methods share the geometry."
     if paper and not on_papers:
         notes.append("The paper's numbers are means over its own scenes, shown for reference only.")
     if any(row.is_oracle for row in grid.rows):

@@ -37,20 +37,9 @@ KINDS: dict[str, tuple[str, tuple[float, ...]]] = {
 """Kind of noise -> what its amounts are, and these, from the easiest to the hardest."""
 
 
-def noisy_scenes(kinds: list[str], out: Path) -> tuple[SceneFolder, ...]:
-    """Return a scene for every kind and amount of noise; their rooms are made, for each seed, by jobs."""
-    return tuple(_scene(kind, amount, out / "rooms") for kind in kinds for amount in KINDS[kind][1])
-
-
-def scene_of_views(scene: SceneFolder) -> SceneFolder:
-    """Return the scene whose geometry serves this one: that with the same number of training views."""
-    return scene if scene.kind == VIEWS else _scene(VIEWS, BASE.num_train, scene.path.parent)
-
-
-def room_command(folder: Path, scene: SceneFolder, seed: int) -> list[str]:
-    """Return the arguments of `python -m unified_lift` that write the room of a scene and seed."""
-    room = ["--room", scene.kind, f"{scene.amount:g}", "--seeds", str(seed)]
-    return ["bench", "--table", "robustness", "--out", str(folder), *room]
+def noisy_scene(kind: str, amount: float) -> SceneFolder:
+    """Return the scene with one kind of noise; jobs make its rooms, one for each seed."""
+    return SceneFolder(name=f"{kind}_{amount:g}", path=Path(), kind=kind, amount=amount)
 
 
 def write_room(root: Path, kind: str, amount: str, *, seed: int) -> None:
@@ -91,8 +80,3 @@ def keep_training_views(root: Path, settings: SyntheticSettings, count: int) -> 
     rng = np.random.default_rng([settings.seed, 3])
     points = surface_points(cameras, list(images), list(depths), count=settings.num_points, rng=rng)
     write_points(root / "points3D.ply", points)
-
-
-def _scene(kind: str, amount: float, rooms: Path) -> SceneFolder:
-    name = f"{kind}_{amount:g}"
-    return SceneFolder(name=name, path=rooms / name, kind=kind, amount=amount)

@@ -141,28 +141,24 @@ def chosen_scenes(table: Table, data: Path, names: Sequence[str] | None) -> list
     """
     if not data.is_dir():
         raise UserError(f"{data}: no such folder; give the folder that holds the scenes with --data")
-    if names is None and not table.scenes:
-        found = [path for path in sorted(data.iterdir()) if path.is_dir()]
-        found = [path for path in found if any(reader.detect(path) for reader in DATASETS.values())]
-        if not found:
-            readers = ", ".join(DATASETS)
-            raise UserError(f"{data}: no sub-folder there is a scene of a known layout ({readers}); correct --data")
-        return [SceneFolder(name=path.name, path=path) for path in found]
-    folders = {name: _scene_folder(data, name) for name in (table.scenes if names is None else names)}
-    missing = [name for name, folder in folders.items() if folder is None]
+    if names is None:
+        folders = [path for path in sorted(data.iterdir()) if path.is_dir()]
+        found = [path.name for path in folders if any(reader.detect(path) for reader in DATASETS.values())]
+        names = table.scenes or found
+    if not names:
+        readers = ", ".join(DATASETS)
+        raise UserError(f"{data}: no sub-folder there is a scene of a known layout ({readers}); correct --data")
+    scenes, missing = [], []
+    for name in dict.fromkeys(names):
+        stem = name.rstrip("0123456789")  # Replica's are spelled room0 or room_0
+        paths = [data / spelling for spelling in (name, f"{stem}_{name[len(stem) :]}") if (data / spelling).is_dir()]
+        scenes += [SceneFolder(name=name, path=path) for path in paths[:1]]
+        missing += [] if paths else [name]
     if missing:
         check = f"; scripts/prepare_{table.dataset}.py checks a download" if table.dataset else ""
         raise UserError(
             f"{data}: no scene {', '.join(missing)} there{check}, and --scenes restricts the table to what you have"
         )
-    scenes = [SceneFolder(name=name, path=folder) for name, folder in folders.items() if folder is not None]
     for scene in scenes:
         detect_reader(DataSettings(source_path=scene.path))
     return scenes
-
-
-def _scene_folder(data: Path, name: str) -> Path | None:
-    """Return the folder of a scene; Replica's are spelled room0 or room_0."""
-    stem = name.rstrip("0123456789")
-    spellings = (name, f"{stem}_{name[len(stem) :]}")
-    return next((data / spelling for spelling in spellings if (data / spelling).is_dir()), None)

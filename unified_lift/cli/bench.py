@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 from unified_lift.bench.grid import Grid, expand, places, shell_line
-from unified_lift.bench.robustness import KINDS, noisy_scenes, write_room
+from unified_lift.bench.robustness import KINDS, noisy_scene, write_room
 from unified_lift.bench.run import LocalPool, SubmititPool, locked, read_records, run_grid
 from unified_lift.bench.tables import PRESETS, ROBUSTNESS, TABLES, chosen_rows, chosen_scenes
 from unified_lift.cli.flags import canonical
@@ -92,15 +92,16 @@ def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
     table, out = TABLES[args.table], args.out.resolve()
     seeds = tuple(dict.fromkeys(args.seeds))
     if table.key == ROBUSTNESS:
-        scenes, base = noisy_scenes(args.kinds, out), with_preset(TrainSettings(), "demo").geometry
+        scenes = [noisy_scene(kind, amount) for kind in args.kinds for amount in KINDS[kind][1]]
+        base = with_preset(TrainSettings(), "demo").geometry
     elif args.data is None:
         raise UserError("--data: give the folder that holds the scene folders")
     else:
-        scenes, base = tuple(chosen_scenes(table, args.data.resolve(), args.scenes)), GeometrySettings()
+        scenes, base = chosen_scenes(table, args.data.resolve(), args.scenes), GeometrySettings()
     grid = Grid(
         table=table,
         out=out,
-        scenes=scenes[:1] if args.timeline else scenes,
+        scenes=tuple(scenes[:1] if args.timeline else scenes),
         rows=tuple(chosen_rows(table, args.methods)),
         seeds=seeds[:1] if args.timeline else seeds,
         iterations=args.iterations or (None if table.key == PRESETS else base.iterations),

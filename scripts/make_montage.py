@@ -26,21 +26,16 @@ def main() -> int:
     if not folders:
         print(f"error: {args.model_path}: no test/ours_* there; run render.py -m first", file=sys.stderr)
         return 2
-    names = sorted((folders[-1] / "renders").rglob("*.png"))
-    chosen = [names[index] for index in np.linspace(0, len(names) - 1, args.views).astype(int)]
+    names = [path.relative_to(folders[-1] / "renders") for path in sorted((folders[-1] / "renders").rglob("*.png"))]
     rows = []
-    for path in chosen:
-        relative = path.relative_to(folders[-1] / "renders")
-        pictures = [cv2.imread(str(folders[-1] / kind / relative)) for kind in KINDS]
-        rows.append(np.hstack([enlarged(picture, args.scale) for picture in pictures if picture is not None]))
+    for index in np.linspace(0, len(names) - 1, args.views).astype(int):
+        pictures = [cv2.imread(str(folders[-1] / kind / names[index])) for kind in KINDS]
+        row = np.hstack([picture for picture in pictures if picture is not None])
+        rows.append(cv2.resize(row, None, fx=args.scale, fy=args.scale, interpolation=cv2.INTER_NEAREST))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(args.out), np.vstack(rows))
     print(f"{args.out}: {len(rows)} views")
     return 0
-
-
-def enlarged(picture: np.ndarray, scale: float) -> np.ndarray:
-    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
 
 
 if __name__ == "__main__":

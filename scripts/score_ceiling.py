@@ -12,7 +12,6 @@ above the votes, this tells whether masks or geometry are the limit. Nothing of 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from unified_lift.data import load_annotations
 from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
 from unified_lift.evaluation.evaluate import load_ground_truth, protocol_of, score_objects
+from unified_lift.fileio import write_json
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import blending_weights
 from unified_lift.modelfolder.inference import open_model, render_view
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     for row, scores in rows.items():
         print(f"{row:8}" + "".join(f"{scores[name]:18.4g}" for name in names))
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+        write_json(args.json, rows)
     return 0
 
 
@@ -88,16 +88,14 @@ def ceilings(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
     def scores(ids_of: Callable[[Camera], Tensor]) -> dict[str, float]:
         ids = {view.name: ids_of(view.camera).cpu().numpy().astype(np.int32) for view in scene.test}
-        return score_objects(model, scene, protocol, ground_truth, ids).scene
+        return score_objects(model, scene, protocol, ground_truth, ids).scores
 
     rows = {"model": scores(lambda camera: render_view(model, camera).object_ids)} if model.is_lifted else {}
-    known = [view for view in scene.train if view.name in annotations]
-    resized = [nearest(annotations[view.name], view.camera.height, view.camera.width) for view in known]
-    channels = torch.from_numpy(np.unique(np.concatenate([ids.reshape(-1) for ids in resized])))
-    seen = [
-        (view.camera, torch.searchsorted(channels, torch.from_numpy(ids).reshape(-1)).to(device))
-        for view, ids in zip(known, resized, strict=True)
-    ]
+    known = [(view.camera, annotations[view.name]) for view in scene.train if view.name in annotations]
+    resized = [torch.from_numpy(nearest(ids, camera.height, camera.width)).reshape(-1) for camera, ids in known]
+    channels, index = torch.cat(resized).unique(return_inverse=True)
+    parts = index.to(device).split([len(ids) for ids in resized])
+    seen = [(camera, part) for (camera, _), part in zip(known, parts, strict=True)]
     shares = shares_of_votes(model.gaussians, seen, len(channels))
     fitted = fitted_channels(model.gaussians, seen, shares * LOGIT_OF_ONE, steps=args.steps, quiet=args.quiet)
     for name, values in (("votes", shares), ("fitted", fitted)):

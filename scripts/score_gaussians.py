@@ -6,13 +6,12 @@
 The room is built again from the settings in the scene's scene.json. A Gaussian's true id is that of the surface nearest
 to its mean (0: floor, walls, ceiling), its label the saved object. Labels and true ids are matched one to one so that
 as many Gaussians as possible agree. Gaussians farther than --max_distance from every surface lie on nothing, so there
-is no truth for them: they are counted as floaters and left out of all other figures.
+is no true id for them: they are counted as floaters and left out of all other figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +20,9 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from unified_lift.errors import UserError
+from unified_lift.fileio import read_json, write_json
 from unified_lift.metrics.matched import iou_from_counts
-from unified_lift.modelfolder.outputs import read_labels, read_model, read_run_settings, saved_iterations
+from unified_lift.modelfolder.inference import load_model
 from unified_lift.ops.overlaps import overlap_table
 from unified_lift.synthetic.scene import SyntheticRoom, SyntheticSettings, synthetic_room
 from unified_lift.synthetic.solids import Solid, dot
@@ -53,44 +53,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args(argv)
     try:
-        settings = read_run_settings(args.model_path)
-        room = read_room(args.source_path or settings.data.source_path)
-        gaussians, _ = read_model(args.model_path, args.iteration)
-        iteration = saved_iterations(args.model_path)[-1] if args.iteration == -1 else args.iteration
-        labels = read_labels(args.model_path, iteration).object_ids.numpy()
+        model = load_model(args.model_path, iteration=args.iteration)
+        room = read_room(args.source_path or model.settings.data.source_path)
+        labels = model.object_ids.numpy()
     except UserError as error:
         parser.error(str(error))
-    opaque = gaussians.opacities.detach().numpy().reshape(-1) > args.min_opacity
-    true_ids, distances = nearest_surfaces(room, gaussians.means.detach().numpy()[opaque].astype(float))
+    opaque = model.gaussians.opacities.detach().numpy().reshape(-1) > args.min_opacity
+    true_ids, distances = nearest_surfaces(room, model.gaussians.means.detach().numpy()[opaque].astype(float))
     on_surface = distances <= args.max_distance
     if not on_surface.any():
         parser.error(f"{args.model_path}: no opaque Gaussian lies on a surface of the room; give its own scene with -s")
     rows = object_scores(labels[opaque][on_surface], true_ids[on_surface])
-    found = summary(rows) | {
-        "floaters": float((~on_surface).mean()),
-        "median_distance": float(np.median(distances)),
-        "num_opaque": int(opaque.sum()),
-        "num_gaussians": len(opaque),
-    }
-    print(report(room, rows, found))
+    found = summary(rows)
+    found |= {"floaters": float((~on_surface).mean()), "median_distance": float(np.median(distances))}
+    found |= {"num_opaque": int(opaque.sum()), "num_gaussians": len(opaque)}
+    print_report(room, rows, found)
     if args.json:
-        args.json.write_text(json.dumps(found | {"objects": [row._asdict() for row in rows]}, indent=1))
+        write_json(args.json, found | {"objects": [row._asdict() for row in rows]})
     return 0
 
 
 def read_room(scene: Path) -> SyntheticRoom:
-    """Return the room of a synthetic scene's folder.
-
-    Raises:
-        UserError: The folder is not one that `write_synthetic` wrote.
-    """
+    """Return the room of a folder that `write_synthetic` wrote; a UserError if it is another."""
     path = scene / "scene.json"
     try:
-        return synthetic_room(SyntheticSettings(**json.loads(path.read_text())["settings"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: no settings of a synthetic room there ({error}); name the folder of one with -s"
-        ) from None
+        return synthetic_room(SyntheticSettings(**read_json(path)["settings"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no settings of a synthetic room ({error}); name the folder of one with -s") from None
 
 
 def nearest_surfaces(room: SyntheticRoom, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +100,7 @@ def nearest_surfaces(room: SyntheticRoom, points: np.ndarray) -> tuple[np.ndarra
 
 def surface_distance(solid: Solid, points: np.ndarray) -> np.ndarray:
     """Return the distance to a solid's surface, inside as well as outside, [N]."""
-    if solid.shape == "ellipsoid":  # `Solid.distance` is exact for all shapes but this
+    if solid.shape == "ellipsoid":  # `Solid.distance` is exact for all other shapes
         return ellipsoid_distance(np.asarray(solid.size), solid.local(points))
     return np.abs(solid.distance(points))
 
@@ -149,51 +138,41 @@ def object_scores(labels: np.ndarray, true_ids: np.ndarray) -> list[ObjectScore]
         labels: Saved object of each Gaussian, [N].
         true_ids: Id of the surface it lies on, 0 = room, [N].
     """
-    found, truth, counts = overlap_table(labels, true_ids)
-    partner = dict(zip(*linear_sum_assignment(counts.T, maximize=True), strict=True))
-    ious = iou_from_counts(counts)
-    rows = []
-    for column, true_id in enumerate(truth):
-        row = partner.get(column)
-        is_matched = row is not None and counts[row, column] > 0
-        label, iou, right = (found[row], ious[row, column], counts[row, column]) if is_matched else (-1, 0.0, 0)
-        rows.append(ObjectScore(int(true_id), int(label), float(iou), int(counts[:, column].sum()), int(right)))
-    return rows
+    label_ids, present, counts = overlap_table(labels, true_ids)
+    partner = dict(zip(*linear_sum_assignment(counts.T, maximize=True), strict=True))  # column -> row
+    scores = []
+    for column, true_id in enumerate(present.tolist()):
+        row, number = partner.get(column), int(counts[:, column].sum())
+        label, iou, right = -1, 0.0, 0
+        if row is not None and counts[row, column] > 0:
+            label, iou, right = label_ids[row], iou_from_counts(counts)[row, column], counts[row, column]
+        scores.append(ObjectScore(true_id, int(label), float(iou), number, int(right)))
+    return scores
 
 
 def summary(rows: list[ObjectScore]) -> dict[str, Any]:
     """Return accuracy over all Gaussians and over those on objects, and the objects' mean IoU (NaN without objects)."""
     objects = [row for row in rows if row.true_id != 0]
-
-    def accuracy(of: list[ObjectScore]) -> float:
-        return sum(row.right for row in of) / sum(row.gaussians for row in of) if of else float("nan")
-
+    right, total = (sum(getattr(row, name) for row in objects) for name in ("right", "gaussians"))
     return {
-        "accuracy": accuracy(rows),
-        "object_accuracy": accuracy(objects),
+        "accuracy": sum(row.right for row in rows) / sum(row.gaussians for row in rows),
+        "object_accuracy": right / total if objects else float("nan"),
         "mean_object_iou": float(np.mean([row.iou for row in objects])) if objects else float("nan"),
     }
 
 
-def report(room: SyntheticRoom, rows: list[ObjectScore], found: dict[str, Any]) -> str:
-    """Return the figures as text."""
-    names = {0: "room"} | {one.object_id: one.name for one in room.objects}
-    lines = ["true  label     IoU  Gaussians   right  name"]
+def print_report(room: SyntheticRoom, rows: list[ObjectScore], found: dict[str, Any]) -> None:
+    names = {0: "room"} | {thing.object_id: thing.name for thing in room.objects}
+    print("true  label     IoU  Gaussians   right  name")
     for row in rows:
-        share = row.right / row.gaussians
-        lines.append(
-            f"{row.true_id:4d}  {row.label:5d}  {row.iou:6.3f}  {row.gaussians:9d}  {share:6.1%}  {names[row.true_id]}"
-        )
-    bare = sorted(set(names) - {row.true_id for row in rows})
-    if bare:
-        lines.append(f"without any Gaussian, and in no figure: {', '.join(names[i] for i in bare)}")
-    lines += [
-        f"accuracy: {found['accuracy']:.2%} of all, {found['object_accuracy']:.2%} of those on objects",
-        f"mean IoU of the objects: {found['mean_object_iou']:.4f}",
-        f"floaters: {found['floaters']:.2%} of the {found['num_opaque']} opaque Gaussians",
-        f"median distance from the surface: {found['median_distance']:.4f}",
-    ]
-    return "\n".join(lines)
+        head = f"{row.true_id:4d}  {row.label:5d}  {row.iou:6.3f}  {row.gaussians:9d}"
+        print(f"{head}  {row.right / row.gaussians:6.1%}  {names[row.true_id]}")
+    if bare := sorted(set(names) - {row.true_id for row in rows}):
+        print(f"without any Gaussian, and in no figure: {', '.join(names[i] for i in bare)}")
+    print(f"accuracy: {found['accuracy']:.2%} of all, {found['object_accuracy']:.2%} of those on objects")
+    print(f"mean IoU of the objects: {found['mean_object_iou']:.4f}")
+    print(f"floaters: {found['floaters']:.2%} of the {found['num_opaque']} opaque Gaussians")
+    print(f"median distance from the surface: {found['median_distance']:.4f}")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,13 @@
 
 Each annotated object is matched with the one whose Gaussians have most of the votes in its masks. "cut out": IoU of
 alpha > 0.5 of the object alone with its mask, pixels that show another annotated object left out, since nothing is
-known of what stands behind it. "survives": share of its mask that the object alone still covers. "taken away": PSNR
+known of what is behind it. "survives": share of its mask that the object alone still covers. "taken away": PSNR
 between the pictures with and without it, outside what it covers.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +21,10 @@ from torch import Tensor
 
 from unified_lift.data import load_annotations
 from unified_lift.editing.operations import Isolate, Remove
+from unified_lift.fileio import write_json
 from unified_lift.model.render import render
 from unified_lift.modelfolder.inference import TrainedScene, load_model, views_of
 from unified_lift.modelfolder.labels import segment_by_labels
-from unified_lift.modelfolder.outputs import read_run_settings
 from unified_lift.types import Camera
 
 
@@ -44,53 +43,46 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-m", "--model_path", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
-    data = read_run_settings(args.model_path).data
-    views = views_of(data).test
-    truth = load_annotations(data, [view.name for view in views])
-    if not truth:
-        parser.error(
-            f"{args.model_path}: its held-out views have no annotations; train with --eval on a scene with them"
-        )
-    seen = [(view.camera, truth[view.name]) for view in views if view.name in truth]
-    rows = scores_of(load_model(args.model_path), seen)
+    model = load_model(args.model_path)
+    views = views_of(model.settings.data).test
+    true_ids = load_annotations(model.settings.data, [view.name for view in views])
+    if not true_ids:
+        parser.error(f"{args.model_path}: no held-out view has annotations; train with --eval on a scene with them")
+    rows = scores_of(model, [(view.camera, true_ids[view.name]) for view in views if view.name in true_ids])
     print("annotated  object  cut out (IoU)  survives  taken away (PSNR, dB)")
     for row in rows:
         print(f"{row.true_id:9d}  {row.object_id:6d}  {row.iou:13.3f}  {row.survives:8.3f}  {row.psnr:21.1f}")
-    for name, key in (("IoU", "iou"), ("survives", "survives"), ("PSNR", "psnr")):
-        values = [getattr(row, key) for row in rows]
+    for name, values in zip(("IoU", "survives", "PSNR"), np.array(rows).T[2:], strict=True):
         print(f"{name}: worst {min(values):.3f}, median {np.median(values):.3f}, best {max(values):.3f}")
     if args.json:
-        args.json.write_text(json.dumps([row._asdict() for row in rows], indent=1))
+        write_json(args.json, [row._asdict() for row in rows])
     return 0
 
 
 def scores_of(scene: TrainedScene, views: list[tuple[Camera, np.ndarray]]) -> list[ObjectScores]:
     """Return the scores of every annotated object; `views`: camera and true ids [H, W], 0 = no object."""
-    votes = [segment_by_labels(scene.gaussians, scene.object_ids, camera).object_ids.numpy() for camera, _ in views]
+    labels = [segment_by_labels(scene.gaussians, scene.object_ids, camera).object_ids.numpy() for camera, _ in views]
     pictures = [alpha_and_image(scene, camera)[1] for camera, _ in views]
     found = []
     for true_id in sorted({int(i) for _, ids in views for i in np.unique(ids)} - {0}):
-        inside = np.concatenate([ids[true == true_id] for ids, (_, true) in zip(votes, views, strict=True)])
+        inside = np.concatenate([ids[true == true_id] for ids, (_, true) in zip(labels, views, strict=True)])
         own = int(np.bincount(inside).argmax())
         alone, without = Isolate(objects=(own,)).apply(scene), Remove(objects=(own,)).apply(scene)
-        shared = either = whole = 0
-        errors = []
+        counts, errors = np.zeros(3, int), []  # pixels shared, in either, in the mask
         for picture, (camera, true) in zip(pictures, views, strict=True):
             shown, mask = alpha_and_image(alone, camera)[0].numpy() > 0.5, true == true_id
             hidden = ~mask & (true != 0)
-            shared += int((shown & mask).sum())
-            whole += int(mask.sum())
-            either += int(((shown | mask) & ~hidden).sum())
+            counts += [part.sum() for part in (shown & mask, (shown | mask) & ~hidden, mask)]
             outside = torch.from_numpy(~shown & ~mask)
             errors.append((picture - alpha_and_image(without, camera)[1])[outside].square().mean())
+        iou, survives = counts[0] / np.maximum(counts[1:], 1)
         psnr = float(-10 * torch.stack(errors).mean().log10())
-        found.append(ObjectScores(true_id, own, shared / max(either, 1), shared / max(whole, 1), psnr))
+        found.append(ObjectScores(true_id, own, float(iou), float(survives), psnr))
     return found
 
 
 @torch.no_grad()
 def alpha_and_image(scene: TrainedScene, camera: Camera) -> tuple[Tensor, Tensor]:
-    """Return alpha [H, W] and colour in [0, 1], [H, W, 3]."""
     out = render(scene.gaussians, camera, with_features=False)
     return out.alpha, out.image.clamp(0, 1)
 

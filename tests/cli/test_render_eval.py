@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -185,9 +186,7 @@ def test_messy_rooms_scenes_are_scored_by_their_own_protocol_unless_told_otherwi
 
 def test_a_reader_that_names_an_unknown_protocol_is_told(tmp_path, monkeypatch, capsys):
     model = save_model(tmp_path)
-    monkeypatch.setattr(
-        "unified_lift.evaluation.evaluate.detect_reader", lambda data: DATASETS["transforms"]._replace(protocol="coco")
-    )
+    monkeypatch.setitem(DATASETS, "transforms", replace(DATASETS["transforms"], protocol="coco"))
     assert main(["eval", "-m", str(model), "--quiet"]) == 2
     assert "reader transforms names coco, but there are generic" in capsys.readouterr().err
 

@@ -38,23 +38,23 @@ def evaluate(protocol: str, predictions: dict, annotations: dict, names: list[st
 def test_generic_scores_by_hand():
     result = evaluate("generic", views(PRED), views(TRUE), NAMES)
     # Panoptic values are those of the oracle; matching: 1-4 at 7/8, 2-6 at 7/8, and 3 takes 8 at 2/34.
-    assert result.scene["PQ_scene"] == pytest.approx(0.791176, abs=1e-6)
-    assert result.scene["SQ_scene"] == pytest.approx(0.878676, abs=1e-6)
-    assert result.scene["RQ_scene"] == pytest.approx(0.9)
-    assert result.scene["PQ_things"] == pytest.approx(0.7)
-    assert result.scene["PQ_stuff"] == pytest.approx(30 / 34)
-    assert result.scene["mIoU"] == pytest.approx((7 / 8 + 7 / 8 + 2 / 34) / 3)
-    assert result.scene["F1"] == pytest.approx(2 * 2 / (3 + 3))
-    assert (result.scene["num_objects_true"], result.scene["num_objects_pred"]) == (3, 2)
+    assert result.scores["PQ_scene"] == pytest.approx(0.791176, abs=1e-6)
+    assert result.scores["SQ_scene"] == pytest.approx(0.878676, abs=1e-6)
+    assert result.scores["RQ_scene"] == pytest.approx(0.9)
+    assert result.scores["PQ_things"] == pytest.approx(0.7)
+    assert result.scores["PQ_stuff"] == pytest.approx(30 / 34)
+    assert result.scores["mIoU"] == pytest.approx((7 / 8 + 7 / 8 + 2 / 34) / 3)
+    assert result.scores["F1"] == pytest.approx(2 * 2 / (3 + 3))
+    assert (result.scores["num_objects_true"], result.scores["num_objects_pred"]) == (3, 2)
 
 
 def test_per_view_scores_keep_the_partners_of_the_scene():
     result = evaluate("generic", views(PRED), views(TRUE), NAMES)
     # View a: 4 of 4 pixels and 3 of 4; view b: 3 of 4, 4 of 4, and object 3 with partner 8 at 2 of 17.
-    assert result.per_view["a"]["mIoU"] == pytest.approx((1 + 3 / 4) / 2)
-    assert result.per_view["b"]["mIoU"] == pytest.approx((3 / 4 + 1 + 2 / 17) / 3)
-    assert result.per_view["b"]["num_objects"] == 3
-    assert result.per_view["a"]["object_share"] == pytest.approx(8 / 24)
+    assert result.per_view["mIoU"]["a"] == pytest.approx((1 + 3 / 4) / 2)
+    assert result.per_view["mIoU"]["b"] == pytest.approx((3 / 4 + 1 + 2 / 17) / 3)
+    assert result.per_view["num_objects"]["b"] == 3
+    assert result.per_view["object_share"]["a"] == pytest.approx(8 / 24)
 
 
 def test_report_tells_how_the_scores_came_about():
@@ -72,20 +72,20 @@ def test_report_tells_how_the_scores_came_about():
 def test_a_missing_prediction_counts_as_background_and_is_listed():
     result = evaluate("generic", {"a": PRED[0]}, views(TRUE), NAMES)
     filled = evaluate("generic", views(np.stack([PRED[0], np.full_like(PRED[0], 8)])), views(TRUE), NAMES)
-    assert result.scene == filled.scene
+    assert result.scores == filled.scores
     assert result.report["missing_predictions"] == ["b"]
     assert any("no prediction" in warning for warning in result.report["warnings"])
 
 
 def test_no_prediction_at_all_scores_no_object():
     result = evaluate("generic", {}, views(TRUE), NAMES)
-    assert result.scene["PQ_things"] == 0
+    assert result.scores["PQ_things"] == 0
     assert result.report["num_missing_predictions"] == 2
 
 
 def test_a_view_without_annotation_is_left_out_and_listed():
     result = evaluate("generic", views(PRED), {"b": TRUE[1]}, NAMES)
-    assert list(result.per_view) == ["b"]
+    assert list(result.per_view["num_objects"]) == ["b"]
     assert result.report["missing_annotations"] == ["a"]
 
 
@@ -97,7 +97,7 @@ def test_the_background_rule_also_sees_views_without_annotation():
 def test_messy_rooms_compares_a_square_of_512():
     result = evaluate("messy_rooms", views(PRED), views(TRUE), NAMES)
     square = [np.stack([nearest(view, 512, 512) for view in ids]) for ids in (PRED, TRUE)]
-    assert result.scene == evaluate("generic", views(square[0]), views(square[1]), NAMES).scene
+    assert result.scores == evaluate("generic", views(square[0]), views(square[1]), NAMES).scores
     assert result.report["resolution"] == ["512x512"]
     assert result.report["resampling"] == "nearest, centre rule"
 
@@ -107,15 +107,15 @@ def test_background_is_found_before_resampling():
     pred = {"a": np.full((4, 10), 1, np.int32), "b": np.full((6, 10), 2, np.int32)}
     true = {"a": np.ones((4, 10), np.int32), "b": np.zeros((6, 10), np.int32)}
     assert evaluate("messy_rooms", pred, true, NAMES).report["background_id"] == 2
-    assert evaluate("messy_rooms", pred, true, NAMES).scene["PQ_scene"] == 1.0
+    assert evaluate("messy_rooms", pred, true, NAMES).scores["PQ_scene"] == 1.0
 
 
 def test_a_dropped_object_class_is_warned_about():
     true = np.zeros((100, 100), dtype=np.int32)
     true[:4, :10] = 5
     result = evaluate("generic", {"a": np.where(true, 3, 7)}, {"a": true}, ["a"])
-    assert result.scene["PQ_scene"] == 1.0
-    assert "PQ_things" not in result.scene
+    assert result.scores["PQ_scene"] == 1.0
+    assert "PQ_things" not in result.scores
     assert any("drops their class" in warning for warning in result.report["warnings"])
 
 
@@ -133,9 +133,9 @@ def test_stray_pixels_leave_the_second_f1_alone():
 def test_scenes_without_objects_have_no_matched_scores():
     empty = {"a": np.zeros((4, 4), np.int32)}
     result = evaluate("generic", empty, empty, ["a"])
-    assert result.scene["PQ_scene"] == 1.0
-    assert "mIoU" not in result.scene
-    assert "mIoU" not in result.per_view["a"]
+    assert result.scores["PQ_scene"] == 1.0
+    assert "mIoU" not in result.scores
+    assert "mIoU" not in result.per_view
     assert any("do not apply" in warning for warning in result.report["warnings"])
 
 
@@ -157,7 +157,7 @@ def test_ids_beyond_16_bits_are_ids_like_others(name):
 
     def scores(pred, true):
         truth = GroundTruth(annotations=views(true), prompt_masks=masks)
-        return PROTOCOLS[name].score(PredictionBundle(names=NAMES, object_ids=views(pred)), truth).scene
+        return PROTOCOLS[name].score(PredictionBundle(names=NAMES, object_ids=views(pred)), truth).scores
 
     assert scores(PRED + 70_000, TRUE * 70_000) == scores(PRED, TRUE)
 
@@ -165,22 +165,22 @@ def test_ids_beyond_16_bits_are_ids_like_others(name):
 def test_replica_scores_by_hand():
     result = evaluate("replica", views(PRED), views(TRUE), NAMES)
     # Objects 1 and 2 at 7/8 each, 3 with 8 at 2/34; ids 4, 6 and 8 all count as predicted: there is no background.
-    assert result.scene["mIoU"] == pytest.approx((7 / 8 + 7 / 8 + 2 / 34) / 3)
-    assert result.scene["F1"] == pytest.approx(2 * 2 / (3 + 3))
-    counts = [result.scene[f"num_objects_{kind}"] for kind in ("true", "pred", "found")]
+    assert result.scores["mIoU"] == pytest.approx((7 / 8 + 7 / 8 + 2 / 34) / 3)
+    assert result.scores["F1"] == pytest.approx(2 * 2 / (3 + 3))
+    counts = [result.scores[f"num_objects_{kind}"] for kind in ("true", "pred", "found")]
     assert counts == [3, 3, 2]
     # Without the pixels of true 0, id 8 keeps the 2 of object 3 and one of each other object: 2/4.
-    assert result.scene["mIoU_masked"] == pytest.approx((7 / 8 + 7 / 8 + 2 / 4) / 3)
-    assert not any(name.startswith("PQ") for name in result.scene)
+    assert result.scores["mIoU_masked"] == pytest.approx((7 / 8 + 7 / 8 + 2 / 4) / 3)
+    assert not any(name.startswith("PQ") for name in result.scores)
 
 
 def test_replica_shows_the_profiles_side_by_side():
     result = evaluate("replica", views(PRED), views(TRUE), NAMES)
     profile = matched_scores(PRED, TRUE, profile="viewmean")
-    assert (result.scene["mIoU_viewmean"], result.scene["F1_viewmean"]) == (profile.miou, profile.f1)
+    assert (result.scores["mIoU_viewmean"], result.scores["F1_viewmean"]) == (profile.miou, profile.f1)
     assert list(result.report["matching"]) == ["scene", "scene_masked", "viewmean"]  # nothing has 100 pixels
     grown = [{n: np.kron(ids, np.ones((10, 10), np.int32)) for n, ids in views(side).items()} for side in (PRED, TRUE)]
-    assert evaluate("replica", *grown, NAMES).scene["F1_from_100_px"] == pytest.approx(2 * 2 / 6)
+    assert evaluate("replica", *grown, NAMES).scores["F1_from_100_px"] == pytest.approx(2 * 2 / 6)
     assert result.per_view == evaluate("generic", views(PRED), views(TRUE), NAMES).per_view
     json.dumps(result.report)
 
@@ -188,15 +188,15 @@ def test_replica_shows_the_profiles_side_by_side():
 def test_replica_counts_a_view_without_prediction_and_adds_no_id():
     result = evaluate("replica", {"a": PRED[0]}, views(TRUE), NAMES)
     assert result.report["missing_predictions"] == ["b"]
-    assert result.scene["num_objects_pred"] == 3
+    assert result.scores["num_objects_pred"] == 3
     # 1 and 2 lose what view b shows of them: 4 of 8 and 3 of 8 pixels; 3 stays with 8, which covers all of view b.
-    assert result.scene["mIoU"] == pytest.approx((4 / 8 + 3 / 8 + 2 / 41) / 3)
+    assert result.scores["mIoU"] == pytest.approx((4 / 8 + 3 / 8 + 2 / 41) / 3)
 
 
 def test_replica_without_true_objects_has_no_score():
     empty = {"a": np.zeros((4, 4), np.int32)}
     result = evaluate("replica", empty, empty, ["a"])
-    assert result.scene == {"num_objects_true": 0}
+    assert result.scores == {"num_objects_true": 0}
     assert any("do not apply" in warning for warning in result.report["warnings"])
 
 

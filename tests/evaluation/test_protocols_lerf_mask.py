@@ -39,7 +39,7 @@ def test_scores_by_hand():
     result = grounded({"cup": CUP, "hat": HAT}, seen)
     assert seen == [("a", ["cup", "hat"])]
     # cup: 1 in b, 12 of 16 pixels in c; hat: 1 in b.
-    assert result.scene["mIoU"] == pytest.approx((7 / 8 + 1) / 2)
+    assert result.scores["mIoU"] == pytest.approx((7 / 8 + 1) / 2)
     # Band of width 1: cup in c has 4 x 4 pixels, 12 on its rim; truth 4 x 3 has 10, of which 3 + 2 x 2 + ... agree.
     rim = np.zeros((4, 6), bool)
     rim[:, :4] = True
@@ -47,9 +47,9 @@ def test_scores_by_hand():
     true_rim = LEFT.copy()
     true_rim[1:3, 1] = False
     expected = (rim & true_rim).sum() / (rim | true_rim).sum()
-    assert result.scene["mBIoU"] == pytest.approx(((1 + expected) / 2 + 1) / 2)
-    assert (result.scene["num_prompts"], result.scene["num_prompt_masks"]) == (2, 3)
-    assert result.per_view["c"]["mIoU"] == pytest.approx(3 / 4)
+    assert result.scores["mBIoU"] == pytest.approx(((1 + expected) / 2 + 1) / 2)
+    assert (result.scores["num_prompts"], result.scores["num_prompt_masks"]) == (2, 3)
+    assert result.per_view["mIoU"]["c"] == pytest.approx(3 / 4)
     assert result.report["reference_view"] == "a"
     assert result.report["grounding"] == {"provider": "by hand"}
     assert entry(result, "cup")["ids"] == [5]
@@ -58,18 +58,17 @@ def test_scores_by_hand():
 
 def test_oracle_rows_leave_out_the_view_they_were_shown():
     result = score()
-    assert result.scene["mIoU_oracle"] == pytest.approx(12 / 16)  # only cup in c: hat is in no second view
+    assert result.scores["mIoU_oracle"] == pytest.approx(12 / 16)  # only cup in c: hat is in no second view
     assert entry(result, "cup")["oracle_view"] == "b"
     assert entry(result, "cup")["ids_oracle"] == [5]
     assert "IoU_oracle" not in entry(result, "hat")
-    assert "a" not in result.per_view
-    assert "b" not in result.per_view
+    assert [list(values) for values in result.per_view.values()] == [["c"], ["c"]]
     assert any("one view only" in warning and "hat" in warning for warning in result.report["warnings"])
 
 
 def test_without_grounding_its_rows_are_absent_and_the_fix_is_told():
     result = score()
-    assert sorted(result.scene) == ["mBIoU_oracle", "mIoU_best_id", "mIoU_oracle", "num_prompt_masks", "num_prompts"]
+    assert sorted(result.scores) == ["mBIoU_oracle", "mIoU_best_id", "mIoU_oracle", "num_prompt_masks", "num_prompts"]
     assert result.report["grounding"] is None
     assert any("--grounding FOLDER" in warning and "view a" in warning for warning in result.report["warnings"])
     assert result.masks == {}
@@ -83,14 +82,14 @@ def test_best_ids_bound_both_rows_from_above():
     # Everything at once: half of both views; id 5 alone: 4 of 20 pixels in b and 12 of 16 in c.
     assert (entry(result, "cup")["ids_best_id"], entry(result, "cup")["IoU_best_id"]) == ([5, 6], 1 / 2)
     assert entry(result, "cup")["IoU"] < 1 / 2
-    assert result.scene["mIoU_best_id"] > result.scene["mIoU"]
+    assert result.scores["mIoU_best_id"] > result.scores["mIoU"]
 
 
 def test_a_prompt_that_was_not_found_scores_zero_everywhere():
     result = grounded({"hat": HAT})
     assert entry(result, "cup")["ids"] == []
     assert entry(result, "cup")["IoU"] == 0
-    assert result.scene["mIoU"] == pytest.approx(1 / 2)
+    assert result.scores["mIoU"] == pytest.approx(1 / 2)
     assert any("lies in the mask" in warning and "cup" in warning for warning in result.report["warnings"])
 
 
@@ -126,7 +125,7 @@ def test_a_view_without_prediction_scores_zero_and_is_counted():
 
 def test_a_reference_view_without_prediction_chooses_nothing():
     ids = {name: IDS[name] for name in "bc"}
-    assert grounded({"cup": CUP, "hat": HAT}, object_ids=ids).scene["mIoU"] == 0
+    assert grounded({"cup": CUP, "hat": HAT}, object_ids=ids).scores["mIoU"] == 0
 
 
 def test_empty_truth_scores_zero_where_something_is_predicted_and_not_at_all_otherwise():
@@ -135,7 +134,7 @@ def test_empty_truth_scores_zero_where_something_is_predicted_and_not_at_all_oth
     result = grounded({"cup": CUP}, prompt_masks=truth)
     assert entry(result, "cup")["IoU"] == pytest.approx((1 + 0) / 2)
     assert "IoU" not in entry(result, "hat")
-    assert result.scene["mIoU"] == pytest.approx(1 / 2)
+    assert result.scores["mIoU"] == pytest.approx(1 / 2)
     assert result.report["num_not_scored"]["mIoU"] == 1
     assert any("do not count in mIoU" in warning for warning in result.report["warnings"])
 
@@ -146,7 +145,7 @@ def test_masks_of_another_size_are_resampled_and_counted():
     small = grounded({"cup": CUP, "hat": HAT})
     text = {"cup": np.kron(CUP, np.ones((2, 2), bool)), "hat": HAT}
     large = grounded(text, prompt_masks=truth)
-    assert large.scene["mIoU"] == pytest.approx(small.scene["mIoU"])
+    assert large.scores["mIoU"] == pytest.approx(small.scores["mIoU"])
     assert large.report["predictions_resampled_to_annotations"] == 3
     assert small.report["predictions_resampled_to_annotations"] == 0
     assert large.report["resolution"] == ["18x12"]

@@ -92,7 +92,7 @@ def _print_scores(model: TrainedScene, scene: Scene, result: Result) -> None:
         print("note: this model knows no objects (no lift was trained): only image scores")
     elif not result.report:
         print("note: the held-out views have no annotations: only image scores")
-    for warning in result.warnings:
+    for warning in result.report.get("warnings", ()):
         print(f"warning: {warning}")
     print(f"{model.path / 'report.html'}: pictures and plots")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +19,6 @@ from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import Grounding, TextMasks
 from unified_lift.evaluation.protocols import PROTOCOLS, GroundTruth, PredictionBundle, Protocol, ProtocolResult
-from unified_lift.evaluation.protocols.base import PromptMasks
 from unified_lift.methods.base import Method
 from unified_lift.metrics import VIEW_METRICS, ViewBundle
 from unified_lift.metrics.image import quantize_uint8
@@ -42,29 +41,18 @@ class Rendering(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """The scores of a trained scene.
+class Result(ProtocolResult):
+    """The scores of a trained scene: those of a protocol, means over views of the metrics of views, and counts.
+
+    Without ground truth, or where the model knows no objects, the protocol's part is empty.
 
     Attributes:
-        scores: Of the scene, by name: those of the protocol, means over views of the metrics of views, and counts.
-        per_view: Metric -> view -> value, as 3DGS writes per_view.json.
         protocol: By which objects are scored.
-        ground_truth: What it compared with; empty where the model knows no objects or nothing is annotated.
-        report, masks, text: As in `ProtocolResult`; empty without ground truth.
+        ground_truth: What it compared with.
     """
 
-    scores: dict[str, float]
-    per_view: dict[str, dict[str, float]]
     protocol: Protocol
     ground_truth: GroundTruth
-    report: dict[str, Any] = field(default_factory=dict)
-    masks: PromptMasks = field(default_factory=dict)
-    text: TextMasks | None = None
-
-    @property
-    def warnings(self) -> list[str]:
-        """Return what the reader of the scores must know."""
-        return self.report.get("warnings", [])
 
 
 def evaluate(
@@ -118,9 +106,6 @@ def evaluate(
     scores["num_gaussians"] = len(model)
     if model.is_lifted:
         scores["num_objects_3d"] = len(model.objects)
-    result = Result(scores=scores, per_view=per_view, protocol=chosen, ground_truth=ground_truth)
-    if not ground_truth:
-        return result
 
     def find_prompts(name: str, prompts: Sequence[str]) -> TextMasks:
         assert grounding is not None
@@ -131,12 +116,19 @@ def evaluate(
             _require_same_aspect(f"--grounding: the mask of {prompt}", mask, image, name)
         return found._replace(facts={**found.facts, "reference_image": reference_image})
 
-    find = find_prompts if grounding is not None else None
-    objects = score_objects(model, scene, chosen, ground_truth, object_ids, find_prompts=find)
-    for view_name, of_view in objects.per_view.items():
-        for name, value in of_view.items():
-            per_view.setdefault(name, {})[view_name] = value
-    return replace(result, scores=objects.scene | scores, report=objects.report, masks=objects.masks, text=objects.text)
+    objects = ProtocolResult()
+    if ground_truth:
+        find = find_prompts if grounding is not None else None
+        objects = score_objects(model, scene, chosen, ground_truth, object_ids, find_prompts=find)
+    return Result(
+        scores=objects.scores | scores,
+        per_view=per_view | objects.per_view,
+        report=objects.report,
+        masks=objects.masks,
+        text=objects.text,
+        protocol=chosen,
+        ground_truth=ground_truth,
+    )
 
 
 def _require_scorable(
@@ -270,7 +262,7 @@ def evaluate_candidates(model: TrainedScene, scene: Scene, result: Result, *, qu
     scores = {
         name: score_objects(
             replace(model, method=method), scene, result.protocol, result.ground_truth, ids[name], find_prompts=find
-        ).scene
+        ).scores
         for name, method in methods.items()
     }
     headline = next(filter(None, map(result.protocol.headline_of, scores.values())), None)

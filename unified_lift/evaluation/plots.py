@@ -40,20 +40,6 @@ _SMOOTH_POINTS = 15  # a curve is smoothed over a 15th of its points
 _LOG_RANGE = 20  # a loss that spans a larger factor is drawn on a logarithmic axis
 _MAX_LABELLED_BARS = 40
 _DPI = 130
-_STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#999999",
-    "axes.labelcolor": "#555555",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "xtick.color": "#666666",
-    "ytick.color": "#666666",
-}
 
 
 def styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
@@ -63,7 +49,7 @@ def styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
     def styled(data: Any) -> Figure | None:
         import matplotlib as mpl  # half a second to import, and training and rendering do without
 
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context(fname=Path(__file__).with_name("plots.mplstyle")):
             return draw(data)
 
     return styled

@@ -10,15 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from unified_lift.errors import UserError
+from unified_lift.evaluation import pictures
 from unified_lift.evaluation.evaluate import Rendering
-from unified_lift.evaluation.pictures import (
-    depth_picture,
-    object_colors,
-    overlay,
-    read_picture,
-    uncertainty_picture,
-    write_picture,
-)
 from unified_lift.metrics.image import quantize_uint8
 from unified_lift.modelfolder.inference import RenderedView, TrainedScene, render_view
 from unified_lift.modelfolder.outputs import iteration_dir
@@ -43,9 +36,9 @@ def write_renderings(model: TrainedScene, views: Sequence[View], folder: Path, *
     with ThreadPoolExecutor(4) as pool:
         jobs = []
         for view in tqdm(views, desc=f"render {folder.parent.name}", disable=quiet, dynamic_ncols=True):
-            pictures = pictures_of(render_view(model, view.camera)) | {"gt": view.image.numpy()}
-            for kind, picture in pictures.items():
-                jobs.append(pool.submit(write_picture, picture_path(folder, kind, view.name), picture))
+            shown = pictures_of(render_view(model, view.camera)) | {"gt": view.image.numpy()}
+            for kind, picture in shown.items():
+                jobs.append(pool.submit(pictures.write_picture, picture_path(folder, kind, view.name), picture))
     for job in jobs:
         job.result()  # passes errors on
 
@@ -53,12 +46,12 @@ def write_renderings(model: TrainedScene, views: Sequence[View], folder: Path, *
 def pictures_of(rendered: RenderedView) -> dict[str, np.ndarray]:
     """Return kind -> picture of a rendered view; object pictures only where it was lifted."""
     image = quantize_uint8(rendered.image).numpy()
-    pictures = {"renders": image, "depth": depth_picture(rendered.depth.numpy(), rendered.alpha.numpy())}
+    depth = pictures.depth_picture(rendered.depth.numpy(), rendered.alpha.numpy())
     if rendered.object_ids is None or rendered.confidence is None:
-        return pictures
-    ids = rendered.object_ids.numpy()
-    objects = (ids, object_colors(ids), overlay(image, ids), uncertainty_picture(rendered.confidence.numpy()))
-    return pictures | dict(zip(OBJECT_PICTURES, objects, strict=True))
+        return {"renders": image, "depth": depth}
+    ids, unsure = rendered.object_ids.numpy(), pictures.uncertainty_picture(rendered.confidence.numpy())
+    objects = (ids, pictures.object_colors(ids), pictures.overlay(image, ids), unsure)
+    return {"renders": image, "depth": depth, **dict(zip(OBJECT_PICTURES, objects, strict=True))}
 
 
 def stored_renderings(model: TrainedScene, views: Sequence[View], *, quiet: bool = True) -> Iterator[Rendering]:
@@ -80,9 +73,9 @@ def stored_renderings(model: TrainedScene, views: Sequence[View], *, quiet: bool
         write_renderings(model, stale, folder, quiet=quiet)
     for view in views:
         path = picture_path(folder, "renders", view.name)
-        image = read_picture(path)
+        image = pictures.read_picture(path)
         if image.shape != tuple(view.image.shape):
             raise UserError(f"{path}: size differs from the photo's; delete {folder} and run eval.py again")
         yield Rendering(
-            image, read_picture(picture_path(folder, "objects_pred", view.name)) if model.is_lifted else None
+            image, pictures.read_picture(picture_path(folder, "objects_pred", view.name)) if model.is_lifted else None
         )

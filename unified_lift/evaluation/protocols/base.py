@@ -68,17 +68,17 @@ class ProtocolResult:
     """Scores of one model on one scene; fractions in [0, 1]. A score that does not apply is absent.
 
     Attributes:
-        scene: Name -> score or count, such as PQ_scene, mIoU, F1, num_objects_true.
-        per_view: View -> its own scores; the protocol decides how they relate to those of the scene.
+        scores: Name -> score or count of the scene, such as PQ_scene, mIoU, F1, num_objects_true.
+        per_view: Name -> view -> score; the protocol decides how they relate to those of the scene.
         report: How the scores came about, ready for JSON: views, missing files, thresholds, sizes, counts, the score
             of every object or prompt, warnings.
         masks: View -> prompt -> predicted mask, bool [H, W], where prompts are what is predicted.
         text: What words alone found in the reference view, where they were used.
     """
 
-    scene: dict[str, float]
-    per_view: dict[str, dict[str, float]]
-    report: dict[str, Any]
+    scores: dict[str, float] = field(default_factory=dict)
+    per_view: dict[str, dict[str, float]] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
     masks: PromptMasks = field(default_factory=dict)
     text: TextMasks | None = None
 
@@ -186,22 +186,22 @@ class AlignedViews:
         matching = {name: {key: getattr(scores, key) for key in keys} for name, scores in profiles.items()}
         return {"matching": matching, "objects": objects}
 
-    def scores_by_view(self) -> dict[str, dict[str, float]]:
+    def per_view(self) -> dict[str, dict[str, float]]:
         """Return mIoU over the true objects that a view shows, their number and their share of the pixels.
 
         Partners are those of the scene; an object without one, or whose partner is not in the view, counts 0.
         """
         partner = dict(self.matched.pairs) if self.matched is not None else {}
-        result: dict[str, dict[str, float]] = {}
+        scores: dict[str, dict[str, float]] = {"num_objects": {}, "object_share": {}}
         for name, pred, true in zip(self.names, self.preds, self.trues, strict=True):
             pred_ids, true_ids, counts = overlap_table(pred, true)
             iou = dict(zip(pred_ids.tolist(), iou_from_counts(counts), strict=True))
             nothing = np.zeros(len(true_ids))
             values = [iou.get(partner.get(i), nothing)[column] for column, i in enumerate(true_ids.tolist()) if i != 0]
-            result[name] = {"num_objects": len(values), "object_share": float(np.mean(true != 0))}
+            scores["num_objects"][name], scores["object_share"][name] = len(values), float(np.mean(true != 0))
             if values:
-                result[name]["mIoU"] = float(np.mean(values))
-        return result
+                scores.setdefault("mIoU", {})[name] = float(np.mean(values))
+        return scores
 
 
 def aligned(predictions: PredictionBundle, ground_truth: GroundTruth) -> AlignedViews:

@@ -69,7 +69,7 @@ def panoptic_result(protocol: str, views: AlignedViews, *, resampling: str) -> P
         "warnings": warnings,
         **views.matching_report(),
     }
-    return ProtocolResult(scene=scene, per_view=views.scores_by_view(), report=report)
+    return ProtocolResult(scores=scene, per_view=views.per_view(), report=report)
 
 
 PROTOCOL = Protocol(name="generic", ground_truth="annotations", headline=("PQ_scene",), score=score)

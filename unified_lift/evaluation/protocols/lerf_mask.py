@@ -16,17 +16,7 @@ import numpy as np
 
 from unified_lift.evaluation.grounding import TextMasks
 from unified_lift.evaluation.protocols.base import GroundTruth, PredictionBundle, Protocol, ProtocolResult, sizes
-from unified_lift.metrics.masks import BOUNDARY_RATIO, boundary_iou, iou
-from unified_lift.metrics.prompts import (
-    MASK_LEVEL,
-    MIN_PROBABILITY,
-    MIN_SHARE,
-    NO_ID,
-    best_ids,
-    mask_of,
-    mean_over_prompts,
-    select_ids,
-)
+from unified_lift.metrics import masks, prompts
 from unified_lift.ops.resample import nearest, nearest_indices
 
 Chosen = Mapping[str, tuple[int, ...]]
@@ -47,7 +37,7 @@ class _Scoring:
             raise ValueError(f"none of the {len(self.names)} views has a prompt mask, so there is nothing to score")
         self.views = list(dict.fromkeys(view for view, _ in self.true))
         self.prompts = sorted({prompt for _, prompt in self.true})
-        self.likely = functools.cache(functools.partial(predictions.likely, threshold=MIN_PROBABILITY))
+        self.likely = functools.cache(functools.partial(predictions.likely, threshold=prompts.MIN_PROBABILITY))
         self.shown: dict[str, dict[str, np.ndarray]] = {prompt: {} for prompt in self.prompts}  # masks, none empty
         for (view, prompt), mask in self.true.items():
             if mask.any():
@@ -61,12 +51,12 @@ class _Scoring:
         first = self.oracle_views = {prompt: next(iter(shown), None) for prompt, shown in self.shown.items()}
         self.choose("_oracle", {p: self.select(v, self.shown[p].get(v or "")) for p, v in first.items()}, first)
         self.best = {prompt: self.best_of(prompt, shown) for prompt, shown in self.shown.items() if shown}
-        self.means = {column: mean_over_prompts(values) for column, values in self.columns.items()}
+        self.means = {column: prompts.mean_over_prompts(values) for column, values in self.columns.items()}
 
     def likely_at(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Return the likely ids of a view at a size, [H, W, K]; none where the view has no prediction."""
         if name not in self.ids:
-            return np.full((*shape, 1), NO_ID)
+            return np.full((*shape, 1), prompts.NO_ID)
         ids = self.likely(name)
         rows, columns = (nearest_indices(size, wanted) for size, wanted in zip(ids.shape[:2], shape, strict=True))
         return ids[rows][:, columns]
@@ -76,7 +66,7 @@ class _Scoring:
         if name is None or mask is None or name not in self.ids:
             return ()
         ids = np.asarray(self.ids[name])
-        return select_ids(ids, nearest(mask, *ids.shape), min_share=MIN_SHARE)
+        return prompts.select_ids(ids, nearest(mask, *ids.shape), min_share=prompts.MIN_SHARE)
 
     def choose(self, row: str, chosen: Chosen, left_out: Mapping[str, str | None]) -> None:
         """Score chosen ids in all annotated views but the one left out for a prompt."""
@@ -84,15 +74,15 @@ class _Scoring:
         self.columns |= {f"IoU{row}": {}, f"BIoU{row}": {}}
         for (name, prompt), true in self.true.items():
             if left_out.get(prompt) != name:
-                pred = mask_of(self.likely_at(name, true.shape), chosen[prompt])
-                self.columns[f"IoU{row}"].setdefault(name, {})[prompt] = iou(pred, true)
-                self.columns[f"BIoU{row}"].setdefault(name, {})[prompt] = boundary_iou(pred, true)
+                pred = prompts.mask_of(self.likely_at(name, true.shape), chosen[prompt])
+                self.columns[f"IoU{row}"].setdefault(name, {})[prompt] = masks.iou(pred, true)
+                self.columns[f"BIoU{row}"].setdefault(name, {})[prompt] = masks.boundary_iou(pred, true)
 
     def best_of(self, prompt: str, shown: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], float]:
         """Return the best ids of a prompt, and their mean IoU."""
         likely = [self.likely_at(name, true.shape) for name, true in shown.items()]
         starts = [chosen[prompt] for chosen in reversed(self.chosen.values())]
-        return best_ids(likely, list(shown.values()), starts=starts)
+        return prompts.best_ids(likely, list(shown.values()), starts=starts)
 
     def scene_scores(self) -> dict[str, float]:
         scores = {f"m{column}": mean for column, (_, mean) in self.means.items() if mean is not None}
@@ -106,7 +96,7 @@ class _Scoring:
         for column, views in self.columns.items():
             for name, values in views.items():
                 if known := [value for value in values.values() if value is not None]:
-                    result.setdefault(name, {})[f"m{column}"] = float(np.mean(known))
+                    result.setdefault(f"m{column}", {})[name] = float(np.mean(known))
         return result
 
     def prompt_entry(self, prompt: str) -> dict[str, Any]:
@@ -139,10 +129,10 @@ class _Scoring:
             "resolution": sizes(list(self.true.values())),
             "resampling": "masks of prompts to the size of the ground truth, nearest, centre rule",
             "thresholds": {
-                "ioa_threshold": MIN_SHARE,
-                "prob_threshold": MIN_PROBABILITY,
-                "mask_level": MASK_LEVEL,
-                "boundary_ratio": BOUNDARY_RATIO,
+                "ioa_threshold": prompts.MIN_SHARE,
+                "prob_threshold": prompts.MIN_PROBABILITY,
+                "mask_level": prompts.MASK_LEVEL,
+                "boundary_ratio": masks.BOUNDARY_RATIO,
             },
             "reference_view": self.names[0],
             "grounding": self.text.facts if self.text is not None else None,
@@ -187,17 +177,17 @@ def score(predictions: PredictionBundle, ground_truth: GroundTruth) -> ProtocolR
         both empty there is nothing to score, which is counted (public: the mean becomes NaN).
     """
     scoring = _Scoring(predictions, ground_truth)
-    masks = {}
+    found: dict[str, dict[str, np.ndarray]] = {}
     if scoring.text is not None:
         for name in scoring.names:
             if name in scoring.ids:
                 likely = scoring.likely(name)
-                masks[name] = {prompt: mask_of(likely, ids) for prompt, ids in scoring.chosen[""].items()}
+                found[name] = {prompt: prompts.mask_of(likely, ids) for prompt, ids in scoring.chosen[""].items()}
     return ProtocolResult(
-        scene=scoring.scene_scores(),
+        scores=scoring.scene_scores(),
         per_view=scoring.view_scores(),
         report=scoring.report(),
-        masks=masks,
+        masks=found,
         text=scoring.text,
     )
 

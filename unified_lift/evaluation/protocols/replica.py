@@ -50,7 +50,7 @@ def score(predictions: PredictionBundle, ground_truth: GroundTruth) -> ProtocolR
         "warnings": warnings,
         **matching,
     }
-    return ProtocolResult(scene=scene, per_view=views.scores_by_view(), report=report)
+    return ProtocolResult(scores=scene, per_view=views.per_view(), report=report)
 
 
 PROTOCOL = Protocol(name="replica", ground_truth="annotations", headline=("mIoU",), score=score)

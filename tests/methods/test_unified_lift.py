@@ -199,6 +199,7 @@ def test_random_codebook_has_the_size_asked_for():
     method = method_with(codebook_init="random", codebook_start=0.0, num_codes=37)
     method.before_step(0.0, lambda: pytest.fail("the data must not be asked"))
     assert method.codebook.shape == (37, 16)
+    assert 0.2 < method.codebook.abs().max() <= 0.25  # the released range
 
 
 def test_scattered_data_give_a_clear_error_instead_of_an_empty_codebook():

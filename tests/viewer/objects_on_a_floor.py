@@ -1,5 +1,7 @@
 """Scenes for the viewer: four objects on a floor, and a camera above it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 
@@ -22,3 +24,9 @@ def camera_above(point, *, height=2.0, width=96, rows=64) -> Camera:
     x, y = (float(value) for value in torch.as_tensor(point[:2]).detach())
     pose = look_at(np.array([x, y, height]), np.array([x, y, 0.0]), np.array([0.0, 1.0, 0.0]))
     return Camera(cam_from_world=pose, fx=80.0, fy=80.0, cx=width / 2, cy=rows / 2, width=width, height=rows)
+
+
+def window_of(wxyz, position, fov, width, height):
+    """Return what viser tells of a browser window."""
+    camera = SimpleNamespace(wxyz=wxyz, position=position, fov=fov, image_width=width, image_height=height)
+    return SimpleNamespace(camera=camera)

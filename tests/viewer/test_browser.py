@@ -6,11 +6,12 @@ import pytest
 
 from tests.saved_model import save_model
 from tests.viewer.chromium import Browser, find_chromium, wait_for
+from tests.viewer.objects_on_a_floor import window_of
 from unified_lift.editing.operations import Duplicate
 from unified_lift.editing.script import parse
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.ops.cameras import look_at, project, quaternion_from_rigid
-from unified_lift.viewer.cameras import saved_cameras, start_view, window_camera
+from unified_lift.viewer.cameras import camera_of, saved_cameras, start_view
 
 pytestmark = [
     pytest.mark.browser,
@@ -60,13 +61,8 @@ def place_of_object(browser, model_path, object_id):
     x, y, width, height = wait_for(lambda: browser.evaluate(canvas), what="the canvas")
     start = start_view(saved_cameras(model_path))
     pose = np.linalg.inv(look_at(start.position, start.target, start.up))
-    camera = window_camera(
-        wxyz=quaternion_from_rigid(pose),
-        position=start.position,
-        fov=start.fov,
-        width=round(width),
-        height=round(height),
-    )
+    window = window_of(quaternion_from_rigid(pose), start.position, start.fov, round(width), round(height))
+    camera = camera_of(window)
     scene = load_model(model_path)
     centroid = scene.gaussians.means.detach()[scene.mask([object_id])].mean(dim=0).numpy()
     u, v = project(centroid[None], camera)[0][0]

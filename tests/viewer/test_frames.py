@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.viewer.objects_on_a_floor import camera_above, floor_scene
+from tests.viewer.objects_on_a_floor import camera_above, floor_scene, window_of
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import object_colors
 from unified_lift.evaluation.video import path_through
@@ -17,7 +17,7 @@ from unified_lift.model.render import render
 from unified_lift.modelfolder.labels import GaussianLabels
 from unified_lift.ops.cameras import look_at, project
 from unified_lift.types import Camera
-from unified_lift.viewer.cameras import saved_cameras, start_view, window_camera
+from unified_lift.viewer.cameras import camera_of, saved_cameras, start_view
 from unified_lift.viewer.frames import AdaptiveResolution, FrameLoop
 from unified_lift.viewer.renderer import MODES, FeatureColors, Renderer, outlined
 from unified_lift.viewer.thumbnails import SIZE, Thumbnails, thumbnail
@@ -154,7 +154,7 @@ def test_the_thumbnail_of_a_coin_reaches_the_borders(coins):
 
 
 def test_a_window_camera_sees_what_the_browser_says():
-    camera = window_camera(wxyz=(1, 0, 0, 0), position=(1, 2, 3), fov=np.pi / 2, width=400, height=200)
+    camera = camera_of(window_of((1, 0, 0, 0), (1, 2, 3), np.pi / 2, 400, 200))
     assert camera.fx == camera.fy == pytest.approx(100)  # 90 degrees from top to bottom
     pixels, depth = project(np.array([[1.0, 2, 5], [1, 4, 5]]), camera)
     np.testing.assert_allclose(pixels, [[200, 100], [200, 200]], atol=1e-9)  # y points down

@@ -73,11 +73,9 @@ class LabelledView(NamedTuple):
 
 
 class LiftData(NamedTuple):
-    """What a method may look at before the lift: the frozen geometry and all labelled training views.
+    """What a method may look at before the lift: centres of the Gaussians, [N, 3], and a walk over all labelled views.
 
-    Attributes:
-        means: Centres of the Gaussians, world units, [N, 3].
-        views: Walks over the views; the number of a view in this walk is `StepInfo.view`.
+    The number of a view in this walk is `StepInfo.view`.
     """
 
     means: Tensor

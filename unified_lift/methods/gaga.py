@@ -46,9 +46,8 @@ class GagaSettings(KnownClassesSettings):
 class Gaga(KnownClasses):
     """Masks that see the same Gaussians are one class; a classifier learns it on frozen geometry.
 
-    Views are taken in the order of their names, numbers in them as numbers. Where id 0 is a segment (Messy Rooms'
-    masks: the background), it is a mask as any other. Its front set is large and gathers what overlaps it: objects that
-    the detector missed in some views may join it there. Views that share little of it split it into several groups.
+    Views are taken in the order of their names, numbers in them as numbers. Where id 0 is a segment (the background),
+    it is a mask as any other: objects that the detector missed in some views may join its large front set there.
 
     Source: Gaga (Lyu et al.), memory bank and lift.
     Differs: Classes are the groups; theirs are one more, class 0 of pixels without mask, which here train nothing.
@@ -83,12 +82,9 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
 
 class FrontSets(NamedTuple):
-    """Which Gaussians lie in front, in each mask of one view; no Gaussian is in two of them.
+    """Gaussians in front of all others in each mask of one view: index and mask of each, int64 [F]; number of masks.
 
-    Attributes:
-        gaussians: Numbers of the Gaussians, int64 [F].
-        slot: The mask of each, int64 [F], rising.
-        num_masks: S; a mask may have no Gaussian.
+    No Gaussian is in two masks; a mask may have none. Masks rise.
     """
 
     gaussians: np.ndarray
@@ -99,18 +95,13 @@ class FrontSets(NamedTuple):
 def front_sets(
     means: np.ndarray, camera: Camera, slot: np.ndarray, num_masks: int, *, grid: int = 32, share: float = 0.2
 ) -> FrontSets:
-    """Return the Gaussians that each mask of a view sees in front of all others.
+    """Return the Gaussians that each of `num_masks` masks of a view sees in front of all others.
 
-    Centres are projected; of those that fall into a mask and into one cell of a `grid` x `grid` division of the image,
-    the nearest `share` is taken, at least one. Centres that are not drawn (nearer than the near plane) or fall outside
-    the image are left out. A centre falls into one pixel, so front sets of different masks are disjoint.
+    Centres `means` [N, 3] in world units are projected; of those that fall into a mask (`slot` [H, W], -1 = none) and
+    into one cell of a `grid` x `grid` division of the image, the nearest `share` is taken, at least one. Centres that
+    are nearer than the near plane or fall outside the image are left out.
 
     Source: Gaga, memory bank.
-    Args:
-        means: Centres of all Gaussians, world units, [N, 3].
-        camera: Of the view.
-        slot: Mask of each pixel, -1 = none, [H, W].
-        num_masks: S.
     """
     pixels, depth = project(means, camera)
     with np.errstate(invalid="ignore"):

@@ -24,24 +24,12 @@ class StartView(NamedTuple):
     fov: float
 
 
-def window_camera(*, wxyz: Sequence[float], position: Sequence[float], fov: float, width: int, height: int) -> Camera:
-    """Return the camera of a browser window.
-
-    Args:
-        wxyz, position: world_from_cam, OpenCV axes.
-        fov: Vertical field of view in radians.
-        width, height: Pixels of the window.
-    """
-    focal = focal_from_fov(fov, height)
-    world_from_cam = rigid_from_quaternion(np.asarray(wxyz), np.asarray(position))
-    return centred_camera(invert_rigid(world_from_cam), focal, focal, width, height)
-
-
 def camera_of(client: Any) -> Camera:
-    """Return the camera of a window of viser."""
+    """Return the camera of a window of viser, whose `fov` is vertical and whose pose has OpenCV axes."""
     seen = client.camera
-    size = {"width": seen.image_width, "height": seen.image_height}
-    return window_camera(wxyz=seen.wxyz, position=seen.position, fov=seen.fov, **size)
+    focal = focal_from_fov(seen.fov, seen.image_height)
+    pose = invert_rigid(rigid_from_quaternion(np.asarray(seen.wxyz), np.asarray(seen.position)))
+    return centred_camera(pose, focal, focal, seen.image_width, seen.image_height)
 
 
 def saved_cameras(model_path: Path) -> list[Camera]:

@@ -62,16 +62,9 @@ class Panels:
     paint: Any
 
     def __init__(self, viewer: Viewer, gui: Any, icon: Any, *, save_to: Path) -> None:
-        """Build the panels.
-
-        Args:
-            viewer: Whom they belong to.
-            gui, icon: Of viser.
-            save_to: Folder suggested for edited scenes; videos go beside what it would hold.
-        """
+        """Build the panels with `gui` and `icon` of viser; edited scenes and videos go beside `save_to` by default."""
         self._viewer, self._gui = viewer, gui
-        self.path: list[Camera] = []
-        """Views that a video passes through."""
+        self.path: list[Camera] = []  # views that a video passes through
         self._filming = threading.Lock()
         self._written: set[Path] = set()  # folders of edited scenes: these alone may be replaced
         self._status = gui.add_markdown("")

@@ -51,14 +51,16 @@ class Viewer:
             cameras: Those of its photos; the first one is how a window opens.
             level: The session to begin with.
             title: Name of the scene.
-            host: Address to listen on.
-            port: Wanted port; the next free one if it is taken.
+            host, port: Address to listen on; the next free port if it is taken.
             save_to: Folder suggested for edited scenes; videos go beside what it would hold.
             share: Also ask viser's relay for a public address.
         Raises:
             UserError: viser is not installed, or the address cannot be used.
         """
-        viser = _viser()
+        try:
+            import viser
+        except ImportError:
+            raise UserError('view: viser is not installed; pip install "unified-lift[viewer]"') from None
         self.sessions, self.level, self.title = sessions, level, title
         self.thumbnails = Thumbnails(cameras)
         self.is_stopping = False
@@ -73,8 +75,7 @@ class Viewer:
         self._server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=share)
         self._server.gui.main_panel.dock_right()
         self._set_up_scene(cameras)
-        self.gizmo: Any = None
-        """Handles of the selected object, while they are shown."""
+        self.gizmo: Any = None  # handles of the selected object, while they are shown
         self._pivot = np.zeros(3)
         self.panels = Panels(self, self._server.gui, viser.Icon, save_to=save_to)
         self.refresh()
@@ -123,11 +124,11 @@ class Viewer:
         return Renderer(self._feature_colors[self.level])
 
     def _set_up_scene(self, cameras: Sequence[Camera]) -> None:
-        start = start_view(cameras)
-        self._reach = float(np.linalg.norm(start.target - start.position))
-        self._server.scene.set_up_direction(tuple(start.up))
+        position, target, up, fov = start_view(cameras)
+        self._reach = float(np.linalg.norm(target - position))
+        self._server.scene.set_up_direction(tuple(up))
         first = self._server.initial_camera
-        first.position, first.look_at, first.up, first.fov = start.position, start.target, start.up, start.fov
+        first.position, first.look_at, first.up, first.fov = position, target, up, fov
         first.near, first.far = 1e-3 * self._reach, 1e3 * self._reach
 
     def _welcome(self, client: Any) -> None:
@@ -149,12 +150,10 @@ class Viewer:
         return self._renderers[level].frame(session.shown, camera, mode=self.panels.mode, selected=session.selected)
 
     def _clicked(self, event: Any) -> None:
-        camera = camera_of(event.client)
-        u, v = event.screen_pos
+        camera, (u, v) = camera_of(event.client), event.screen_pos
         with self.change(event):
             shown = self.session.shown
-            found = object_at(shown, camera, u * camera.width, v * camera.height) if len(shown) else None
-            self.session.select(found)
+            self.session.select(object_at(shown, camera, u * camera.width, v * camera.height) if len(shown) else None)
 
     # ---- changes ----
 
@@ -225,11 +224,3 @@ def _require_own_address(host: str) -> None:
         socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
         raise UserError(f"--host {host}: {error.strerror or error}; use 127.0.0.1, or 0.0.0.0 for all") from None
-
-
-def _viser() -> Any:
-    try:
-        import viser
-    except ImportError:
-        raise UserError('view: viser is not installed; pip install "unified-lift[viewer]"') from None
-    return viser

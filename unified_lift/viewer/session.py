@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -33,8 +34,8 @@ _EXTENT = (0.05, 0.95)  # quantiles between which an object counts as wide: outl
 class Session:
     """An open scene. Safe to use from several threads; all windows share it.
 
-    Hiding and isolating change only what is shown. Everything else is an edit: an operation of the script, applied to
-    the scene as it was opened, so that undoing is leaving out the last one and a saved script replays exactly.
+    Hiding changes only what is shown. Everything else is an edit: an operation of the script, applied to the scene as
+    it was opened, so that undoing is leaving out the last one and a saved script replays exactly.
 
     Attributes:
         original: The scene as it was opened.
@@ -73,7 +74,9 @@ class Session:
         with self._lock:
             made_from = (self.scene, self._preview, self.hidden)
             if self._shown[0] != made_from:
-                scene = self._tried()
+                scene = self.scene
+                with contextlib.suppress(UserError):  # another window may have removed the object since
+                    scene = scene if self._preview is None else self._preview.apply(scene)
                 if self.hidden:
                     scene = scene.rows(~scene.mask(sorted(self.hidden)))
                 self._shown = (made_from, scene)
@@ -146,12 +149,7 @@ class Session:
         return Move(objects=(object_id,), rotate=rotate, translate=_rounded(translation))
 
     def duplicate(self, object_id: int, *, along: Sequence[float]) -> int:
-        """Put a copy of an object beside it, select it, and return its id.
-
-        Args:
-            object_id: What to copy.
-            along: Direction of the copy from the original, any length but zero: where the user sees "right", say.
-        """
+        """Put a copy of an object beside it in the direction `along`, of any length; select it and return its id."""
         with self._lock:
             self._require(object_id)
             direction = torch.as_tensor(along, dtype=torch.float64)
@@ -190,12 +188,6 @@ class Session:
         self._saved = operations
 
     # ---- inside ----
-
-    def _tried(self) -> TrainedScene:
-        try:
-            return self.scene if self._preview is None else self._preview.apply(self.scene)
-        except UserError:  # another window has removed the object since
-            return self.scene
 
     def _require(self, object_id: int) -> None:
         if object_id not in self.scene.objects:

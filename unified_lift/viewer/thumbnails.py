@@ -44,7 +44,7 @@ _QUALITY = 80
 
 
 class Thumbnails:
-    """Draws them when asked; moving or naming an object does not draw it again, painting does."""
+    """Draws them when asked; moving or naming an object does not draw it again, painting it does."""
 
     def __init__(self, cameras: Sequence[Camera]) -> None:
         """Take the cameras the scene was trained with, at least one."""
@@ -91,8 +91,9 @@ def thumbnail(part: TrainedScene, cameras: Sequence[Camera]) -> np.ndarray:
     middle = np.median(means, axis=0)
     camera = min(cameras, key=lambda camera: _unsuited(camera, middle))
     width, height = SIZE
-    up = -camera.cam_from_world[1, :3]
-    pose = look_at(camera.position, middle, up) if _turns(camera, middle, up) else camera.cam_from_world
+    pose, up, forward = camera.cam_from_world, -camera.cam_from_world[1, :3], middle - camera.position
+    if np.linalg.norm(np.cross(forward, up)) > 1e-2 * np.linalg.norm(forward) > 1e-11:  # its own up can stay up
+        pose = look_at(camera.position, middle, up)
     at_unit_focal = Camera(cam_from_world=pose, fx=1.0, fy=1.0, cx=0.0, cy=0.0, width=width, height=height)
     slopes, depth = project(means, at_unit_focal)
     slopes = slopes[depth > 1e-3 * depth.max(initial=1e-6)]
@@ -109,13 +110,6 @@ def _unsuited(camera: Camera, point: np.ndarray) -> tuple[bool, float]:
     (pixel,), (depth,) = project(point[None], camera)
     inside = depth > 0 and bool(((pixel >= 0) & (pixel < [camera.width, camera.height])).all())
     return not inside, float(np.linalg.norm(camera.position - point)) / camera.fx * camera.width
-
-
-def _turns(camera: Camera, point: np.ndarray, up: np.ndarray) -> bool:
-    """Return whether the camera can look at the point with its own up staying up."""
-    forward = point - camera.position
-    length = np.linalg.norm(forward)
-    return bool(length > 1e-9 and np.linalg.norm(np.cross(forward / length, up)) > 1e-2)
 
 
 def _looks(scene: TrainedScene) -> dict[int, tuple[int, float]]:

@@ -19,23 +19,13 @@ _EPS = 1e-6
 _CHUNK = 1_024  # prototypes compared with all others at a time: M may be tens of thousands, and M x M numbers too many
 
 
-def random_codebook(num_codes: int, feature_dim: int, *, generator: torch.Generator) -> Tensor:
-    """Return rows uniform in [-1/sqrt(D), 1/sqrt(D)], [L, D]: the start of a bias-free 1x1 convolution [released]."""
-    bound = feature_dim**-0.5
-    return (torch.rand(num_codes, feature_dim, generator=generator) * 2 - 1) * bound
-
-
 def codebook_from_views(views: TrainingViews, settings: UnifiedLiftSettings, *, background_weight: float) -> Tensor:
     """Return one unit code for each object of the training views, [L, D]; L may be 0.
 
     Modes of the mean features of consistent segments; modes of one object are merged, and those that grew from cut or
-    merged masks are dropped.
+    merged masks are dropped. `background_weight` is that of `purity`.
 
     Source: ours (docs/experiments.md).
-    Args:
-        views: Rendered features of all labelled training views; walked over twice.
-        settings: Those that begin with `codebook_`, and `num_codes`.
-        background_weight: As of `purity`.
     """
     s = settings
     codes = codebook_from_prototypes(
@@ -155,12 +145,10 @@ def merged_codes(
 ) -> Tensor:
     """Return the object of each code, where several codes may have grown from one object.
 
-    The dominant segment of a code in a view is the one that holds most of its pixels. Two codes of one object share it
-    wherever the object's mask is whole; two objects share one only where a mask is merged or both are missed. Where
-    masks are often cut, the share of such views (the co-occurrence ratio) alone does not tell. But the halves of an
-    object are alike even then, since Eq. 1 drew them together as often as apart, and objects merged as often are not:
-    their pixels were drawn to themselves in every view. So the merge score is ratio + cosine. Greedy: the two with the
-    highest ratio, over all views in which both have a dominant segment, become one; until there are none.
+    The dominant segment of a code in a view is the one that holds most of its pixels. The co-occurrence ratio of two
+    codes is the share of the views in which it is the same, of those in which both have one. Masks that are often cut
+    lower it, but the halves of an object stay alike, as objects merged as often do not: so the merge score is ratio +
+    cosine. Greedy: the two with the highest ratio become one; until there are none.
 
     Source: ours; the ratio is the view consensus of MaskClustering (CVPR 2024), there between masks.
     Args:
@@ -173,7 +161,6 @@ def merged_codes(
     Returns:
         Object of each code, int64 [L], numbered in the order of their largest codes.
     """
-    check_shapes({"codes": (codes, "L D"), "code": (overlaps.code, "E"), "pixels": (overlaps.pixels, "E")})
     count, codes = len(codes), codes.detach().cpu().clone()
     owner, sizes = torch.arange(count), overlaps.sizes(count)
     if not len(overlaps.code):

@@ -14,7 +14,7 @@ from unified_lift.kernels.association import associate, association_logits, code
 from unified_lift.kernels.contrastive import contrastive_loss
 from unified_lift.kernels.uncertainty import uncertainty
 from unified_lift.methods.base import FinalFeatures, Method, StepInfo, TrainingViews, ViewPixels
-from unified_lift.methods.unified_lift.codebook import codebook_from_views, random_codebook
+from unified_lift.methods.unified_lift.codebook import codebook_from_views
 from unified_lift.methods.unified_lift.settings import UnifiedLiftSettings
 from unified_lift.model.initialize import random_features
 from unified_lift.ops.segments import segment_counts
@@ -55,7 +55,8 @@ class UnifiedLift(Method):
         if len(self.codebook) or progress < s.codebook_start:
             return
         if s.codebook_init == "random":
-            codes = random_codebook(s.num_codes or 256, self.feature_dim, generator=self.generator)
+            drawn = torch.rand(s.num_codes or 256, self.feature_dim, generator=self.generator)
+            codes = (drawn * 2 - 1) * self.feature_dim**-0.5  # as a bias-free 1x1 convolution begins [released]
         else:
             weight = 1.0 if self.ignore_zero else s.codebook_background_weight
             codes = codebook_from_views(views, s, background_weight=weight)

@@ -17,12 +17,25 @@ from unified_lift.cli.main import main
 from unified_lift.cli.render import render_main
 from unified_lift.data import DATASETS
 from unified_lift.errors import UserError
+from unified_lift.evaluation.evaluate import evaluate
 from unified_lift.evaluation.grounding import FolderGrounding
 from unified_lift.evaluation.pictures import object_colors, read_picture
 from unified_lift.methods import METHODS
 from unified_lift.methods.unified_lift import UnifiedLift
+from unified_lift.modelfolder.inference import open_model
 
 KINDS = ("renders", "gt", "depth", "objects_pred", "objects_color", "overlay", "uncertainty")
+
+
+def read(model, name="results.json"):
+    """Return what a file says about the saved iteration."""
+    return json.loads((model / name).read_text())["ours_40"]
+
+
+def scores_of(model, *flags):
+    """Run eval.py and return the scores."""
+    assert eval_main(["-m", str(model), "--quiet", *map(str, flags)]) == 0
+    return read(model)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +113,7 @@ def test_an_unlifted_model_gives_colour_only_and_says_so(tmp_path, capsys):
     assert cv2.VideoCapture(str(model / "orbit_40.mp4")).read()[1].shape == (240, 320, 3)
     assert main(["eval", "-m", str(model), "--quiet"]) == 0
     assert capsys.readouterr().out.count("knows no objects") == 2
-    scores = json.loads((model / "results.json").read_text())["ours_40"]
+    scores = read(model)
     assert sorted(scores) == ["PSNR", "SSIM", "num_gaussians"]
     assert not (model / "evaluation.json").exists()
 
@@ -109,10 +122,13 @@ def test_eval_renders_what_is_missing_and_writes_every_file(scored):
     files = ("results.json", "per_view.json", "evaluation.json", "report.html", "plots/losses.png", "plots/metrics.png")
     assert [name for name in files if not (scored / name).is_file()] == []
     assert len(list((scored / "test" / "ours_40" / "objects_pred").rglob("*.png"))) == 2
+    report = read(scored, "evaluation.json")
+    assert (report["protocol"], report["predictions_resampled_to_annotations"]) == ("generic", 0)
+    assert {entry["true_id"] for entry in report["objects"]} == set(COIN_IDS[1:])
 
 
 def test_scores_are_fractions_and_high_for_a_model_that_is_right(scored):
-    scores = json.loads((scored / "results.json").read_text())["ours_40"]
+    scores = read(scored)
     fractions = ("PQ_scene", "SQ_scene", "RQ_scene", "PQ_things", "PQ_stuff", "mIoU", "F1", "SSIM")
     assert all(0 <= scores[name] <= 1 for name in fractions)
     assert scores["PQ_scene"] > 0.75
@@ -122,19 +138,12 @@ def test_scores_are_fractions_and_high_for_a_model_that_is_right(scored):
 
 
 def test_scores_of_views_average_to_those_of_the_scene(scored):
-    scores = json.loads((scored / "results.json").read_text())["ours_40"]
-    per_view = json.loads((scored / "per_view.json").read_text())["ours_40"]
+    scores = read(scored)
+    per_view = read(scored, "per_view.json")
     assert {len(values) for values in per_view.values()} == {2}
     for metric in ("PSNR", "SSIM"):
         assert np.mean(list(per_view[metric].values())) == pytest.approx(scores[metric])
     assert all(0 <= value <= 1 for value in per_view["mIoU"].values())
-
-
-def test_the_report_of_the_protocol_tells_its_choices(scored):
-    report = json.loads((scored / "evaluation.json").read_text())["ours_40"]
-    assert report["protocol"] == "generic"
-    assert report["predictions_resampled_to_annotations"] == 0
-    assert {entry["true_id"] for entry in report["objects"]} == set(COIN_IDS[1:])
 
 
 def test_the_page_shows_both_views_with_six_pictures_each(scored):
@@ -144,24 +153,26 @@ def test_the_page_shows_both_views_with_six_pictures_each(scored):
     assert "http" not in page.replace("data:image", "")
 
 
-def test_a_deleted_prediction_is_rendered_again(tmp_path):
+def test_pictures_that_are_missing_or_older_than_the_model_are_rendered_again(tmp_path):
     model = save_model(tmp_path)
-    eval_main(["-m", str(model), "--quiet"])
-    before = json.loads((model / "results.json").read_text())
+    before = scores_of(model)
     next((model / "test" / "ours_40" / "objects_pred").rglob("*.png")).unlink()
-    eval_main(["-m", str(model), "--quiet"])
-    assert json.loads((model / "results.json").read_text()) == before
-
-
-def test_pictures_older_than_the_model_are_rendered_again(tmp_path):
-    model = save_model(tmp_path)
-    eval_main(["-m", str(model), "--quiet"])
-    before = json.loads((model / "results.json").read_text())["ours_40"]["PSNR"]
+    assert scores_of(model) == before
     for path in model.glob("test/**/*.png"):
         os.utime(path, (1e9, 1e9))
     shift_gaussians(model, 40, 0.3)
-    eval_main(["-m", str(model), "--quiet"])
-    assert json.loads((model / "results.json").read_text())["ours_40"]["PSNR"] < before - 1
+    assert scores_of(model)["PSNR"] < before["PSNR"] - 1
+
+
+def test_scoring_writes_nothing_by_itself_and_agrees_with_the_stored_pictures(tmp_path, scored):
+    path = save_model(tmp_path)
+    model, scene = open_model(path, iteration=-1, source_path=None, device=torch.device("cpu"))
+    before = sorted(path.rglob("*"))
+    result = evaluate(model, scene)
+    assert sorted(path.rglob("*")) == before
+    assert result.scores == read(scored)
+    assert result.per_view == read(scored, "per_view.json")
+    assert result.report == read(scored, "evaluation.json")
 
 
 def test_results_of_other_iterations_are_kept(tmp_path):
@@ -178,10 +189,9 @@ def test_results_of_other_iterations_are_kept(tmp_path):
 
 def test_messy_rooms_scenes_are_scored_by_their_own_protocol_unless_told_otherwise(tmp_path):
     model = save_model(tmp_path, reader="messy_rooms")
-    eval_main(["-m", str(model), "--quiet"])
-    assert json.loads((model / "evaluation.json").read_text())["ours_40"]["protocol"] == "messy_rooms"
-    eval_main(["-m", str(model), "--quiet", "--protocol", "generic"])
-    assert json.loads((model / "evaluation.json").read_text())["ours_40"]["protocol"] == "generic"
+    for protocol, flags in (("messy_rooms", ()), ("generic", ("--protocol", "generic"))):
+        scores_of(model, *flags)
+        assert read(model, "evaluation.json")["protocol"] == protocol
 
 
 def test_a_reader_that_names_an_unknown_protocol_is_told(tmp_path, monkeypatch, capsys):
@@ -193,14 +203,10 @@ def test_a_reader_that_names_an_unknown_protocol_is_told(tmp_path, monkeypatch, 
 
 def test_replica_scenes_have_matched_scores_in_every_profile_and_no_panoptic_ones(tmp_path):
     model = save_model(tmp_path, reader="replica")
-    eval_main(["-m", str(model), "--quiet"])
-    scores = json.loads((model / "results.json").read_text())["ours_40"]
-    expected = {"mIoU", "F1", "mIoU_masked", "F1_masked", "mIoU_viewmean", "F1_viewmean"}
-    assert expected < set(scores)
+    scores = scores_of(model)
+    assert {"mIoU", "F1", "mIoU_masked", "F1_masked", "mIoU_viewmean", "F1_viewmean"} < set(scores)
     assert "PQ_scene" not in scores
-    page = (model / "report.html").read_text()
-    assert "averaged view by view" in page
-    assert "Scores by view" in page
+    assert "averaged view by view" in (model / "report.html").read_text()
 
 
 @pytest.fixture
@@ -214,7 +220,7 @@ def prompted(tmp_path):
 def test_prompts_without_grounding_have_oracle_scores_only(prompted, capsys):
     model, _ = prompted
     assert main(["eval", "-m", str(model), "--quiet"]) == 0
-    scores = json.loads((model / "results.json").read_text())["ours_40"]
+    scores = read(model)
     assert scores["mIoU_oracle"] > 0.7
     assert "mIoU" not in scores
     assert "give --grounding FOLDER" in capsys.readouterr().out
@@ -223,8 +229,7 @@ def test_prompts_without_grounding_have_oracle_scores_only(prompted, capsys):
 
 def test_prompts_found_by_words_are_scored_and_their_masks_written(prompted):
     model, masks = prompted
-    eval_main(["-m", str(model), "--quiet", "--grounding", str(masks)])
-    scores = json.loads((model / "results.json").read_text())["ours_40"]
+    scores = scores_of(model, "--grounding", masks)
     assert 0.7 < scores["mIoU"] <= scores["mIoU_best_id"] <= 1
     assert 0 < scores["mBIoU"] <= 1
     written = model / "test" / "ours_40_text" / "test_mask"
@@ -234,16 +239,14 @@ def test_prompts_found_by_words_are_scored_and_their_masks_written(prompted):
         assert (pixels.dtype, pixels.shape) == (np.uint8, (24, 32))
         assert set(np.unique(pixels)) <= {0, 255}
         assert pixels.any()
-    report = json.loads((model / "evaluation.json").read_text())["ours_40"]
-    grounding = {"provider": "folder", "folder": str(masks), "reference_image": "dataset"}
-    assert report["grounding"] == grounding
+    report = read(model, "evaluation.json")
+    assert report["grounding"] == {"provider": "folder", "folder": str(masks), "reference_image": "dataset"}
     assert report["mask_source"]
     page = (model / "report.html").read_text()
     for caption in ("true prompts", "predicted prompts", "red coin with a very long name"):
         assert caption in page
     # The masks found are kept, and give another model the same start.
-    eval_main(["-m", str(model), "--quiet", "--grounding", str(model / "test" / "ours_40_text" / "reference_mask")])
-    assert json.loads((model / "results.json").read_text())["ours_40"] == scores
+    assert scores_of(model, "--grounding", written.with_name("reference_mask")) == scores
 
 
 @pytest.mark.parametrize(("kind", "folder"), [("dataset", "gt"), ("render", "renders")])
@@ -257,11 +260,10 @@ def test_words_look_at_the_photo_or_at_the_rendering(prompted, monkeypatch, kind
             return super().find(image, prompts)
 
     monkeypatch.setattr("unified_lift.cli.evaluate.grounding_of", lambda text, device: Spy(masks))
-    eval_main(["-m", str(model), "--quiet", "--grounding", "spy", "--reference_image", kind])
+    scores_of(model, "--grounding", "spy", "--reference_image", kind)
     (image,) = seen
     assert (image == read_picture(model / "test" / "ours_40" / folder / "test_0.png")).all()
-    report = json.loads((model / "evaluation.json").read_text())["ours_40"]
-    assert report["grounding"]["reference_image"] == kind
+    assert read(model, "evaluation.json")["grounding"]["reference_image"] == kind
 
 
 def test_grounding_that_does_not_fit_is_refused(prompted, capsys):
@@ -291,12 +293,16 @@ class Swept(UnifiedLift):
         return other
 
 
-def test_the_best_of_several_clusterings_is_told_apart_from_the_one_that_was_chosen(tmp_path, monkeypatch, capsys):
-    model = save_model(tmp_path)
+@pytest.fixture
+def swept(monkeypatch):
+    """Models are loaded as ones that kept several codebooks."""
     monkeypatch.setitem(METHODS, "unified_lift", METHODS["unified_lift"]._replace(build=Swept))
-    eval_main(["-m", str(model), "--quiet", "--oracle_codebooks"])
+
+
+def test_the_best_of_several_clusterings_is_told_apart_from_the_one_that_was_chosen(tmp_path, swept, capsys):
+    model = save_model(tmp_path)
+    scores = scores_of(model, "--oracle_codebooks")
     sweep = json.loads((model / "oracle.json").read_text())
-    scores = json.loads((model / "results.json").read_text())["ours_40"]
     assert list(sweep["candidates"]) == ["coarse", "fine", "bad"]
     assert (sweep["best"], sweep["chosen"], sweep["headline"]) == ("fine", "fine", "PQ_scene")
     assert sweep["candidates"]["fine"]["PQ_scene"] == pytest.approx(scores["PQ_scene"])
@@ -306,20 +312,18 @@ def test_the_best_of_several_clusterings_is_told_apart_from_the_one_that_was_cho
     assert "chosen with the annotations" in output
 
 
-def test_a_choice_that_is_no_candidate_is_scored_beside_them(tmp_path, monkeypatch):
+def test_a_choice_that_is_no_candidate_is_scored_beside_them(tmp_path, swept, monkeypatch):
     model = save_model(tmp_path)
     monkeypatch.setattr(Swept, "names", ("coarse", "bad"))
-    monkeypatch.setitem(METHODS, "unified_lift", METHODS["unified_lift"]._replace(build=Swept))
-    eval_main(["-m", str(model), "--quiet", "--oracle_codebooks"])
+    scores_of(model, "--oracle_codebooks")
     sweep = json.loads((model / "oracle.json").read_text())
     assert sorted(sweep["candidates"]) == ["as trained", "bad", "coarse"]
     assert sweep["chosen"] == sweep["best"] == "as trained"
 
 
-def test_masks_of_prompts_are_swept_as_well(prompted, monkeypatch):
+def test_masks_of_prompts_are_swept_as_well(prompted, swept):
     model, masks = prompted
-    monkeypatch.setitem(METHODS, "unified_lift", METHODS["unified_lift"]._replace(build=Swept))
-    eval_main(["-m", str(model), "--quiet", "--oracle_codebooks", "--grounding", str(masks)])
+    scores_of(model, "--oracle_codebooks", "--grounding", masks)
     sweep = json.loads((model / "oracle.json").read_text())
     assert (sweep["headline"], sweep["best"]) == ("mIoU", "fine")
     assert sweep["candidates"]["bad"]["mIoU"] < 0.1
@@ -341,8 +345,8 @@ def test_ids_rendered_small_are_compared_at_the_size_of_the_annotations(tmp_path
     config = yaml.safe_load((model / "config.yaml").read_text())
     config["data"]["resolution"] = 2
     (model / "config.yaml").write_text(yaml.safe_dump(config))
-    eval_main(["-m", str(model), "--quiet"])
-    report = json.loads((model / "evaluation.json").read_text())["ours_40"]
+    scores_of(model)
+    report = read(model, "evaluation.json")
     assert report["predictions_resampled_to_annotations"] == 2
     assert report["resolution"] == ["32x24"]
 
@@ -352,7 +356,7 @@ def test_without_annotations_only_images_are_scored(tmp_path, capsys):
     shutil.rmtree(tmp_path / "scene" / "annotations")
     assert main(["eval", "-m", str(model), "--quiet"]) == 0
     assert "no annotations: only image scores" in capsys.readouterr().out
-    scores = json.loads((model / "results.json").read_text())["ours_40"]
+    scores = read(model)
     assert sorted(scores) == ["PSNR", "SSIM", "num_gaussians", "num_objects_3d"]
 
 

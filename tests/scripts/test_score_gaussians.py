@@ -127,17 +127,18 @@ def test_scores_by_hand(script):
     }
 
 
-def test_a_label_that_an_object_never_has_is_no_partner_of_it(script):
-    # Room with 5 (3 Gaussians) leaves only label 6 to object 1, which is better than room with 6 and object with 5: 2.
-    rows = script.object_scores(np.array([5, 5, 5, 6, 5]), np.array([0, 0, 0, 0, 1]))
-    assert [(row.label, row.right) for row in rows] == [(5, 3), (-1, 0)]
-
-
-def test_matching_serves_all_gaussians_rather_than_the_first_object(script):
-    # Label 1 fits both objects. Object 1 has 3 of it and 2 of label 2; object 2 has 4 of it and nothing else: 2 + 4.
-    labels = np.array([1, 1, 1, 2, 2, 1, 1, 1, 1])
-    rows = script.object_scores(labels, np.array([1] * 5 + [2] * 4))
-    assert [(row.label, row.right) for row in rows] == [(2, 2), (1, 4)]
+@pytest.mark.parametrize(
+    ("labels", "true_ids", "expected"),
+    [
+        # Room with 5 (3 Gaussians) leaves only label 6 to object 1, which never has it; room with 6 would give 2.
+        ([5, 5, 5, 6, 5], [0, 0, 0, 0, 1], [(5, 3), (-1, 0)]),
+        # Label 1 fits both. Object 1 has 3 of it and 2 of label 2; object 2 has 4 of it and nothing else: 2 + 4.
+        ([1, 1, 1, 2, 2, 1, 1, 1, 1], [1] * 5 + [2] * 4, [(2, 2), (1, 4)]),
+    ],
+)
+def test_matching_serves_all_gaussians_and_never_without_overlap(script, labels, true_ids, expected):
+    rows = script.object_scores(np.array(labels), np.array(true_ids))
+    assert [(row.label, row.right) for row in rows] == expected
 
 
 def test_scores_do_not_depend_on_what_labels_are_called_or_on_the_order(script):

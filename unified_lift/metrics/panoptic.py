@@ -64,7 +64,6 @@ def pq_scene(
     things: Sequence[int],
     stuff: Sequence[int],
     min_share: float = MIN_CLASS_SHARE,
-    ignored_true_class: int | None = None,
 ) -> PanopticScores:
     """Return the panoptic quality of a scene whose views form one long list of pixels.
 
@@ -78,16 +77,12 @@ def pq_scene(
         things: Classes with instances.
         stuff: Classes without.
         min_share: Least share of a class, see `MIN_CLASS_SHARE`.
-        ignored_true_class: Pixels with this true class are removed before anything is counted (indoor variant).
     Raises:
         ValueError: Unequal shapes, or no class is left to score.
     """
     planes = [np.asarray(plane).reshape(-1) for plane in (pred_sem, pred_ids, true_sem, true_ids)]
     if len({plane.shape for plane in planes}) != 1:
         raise ValueError(f"the four label maps must have one shape, received {[p.shape for p in planes]}")
-    if ignored_true_class is not None:
-        kept = planes[2] != ignored_true_class
-        planes = [plane[kept] for plane in planes]
     used: list[int] = []
     dropped: list[int] = []
     for label in (*things, *stuff):

@@ -69,11 +69,12 @@ def query_main(argv: list[str]) -> int:
         return 1
     _print_table(scene, found, score="cosine" if command.like is not None else "fit" if command.text else "")
     if command.out is not None:
-        for one, index in query.write_best_views(scene, found, views, command.out).items():
-            if index is None:
-                print(f"note: object {one} is hidden in the view" + ("s" if len(views) > 1 else ""))
+        shown = query.write_best_views(scene, found, views, command.out)
+        for object_id in (one.object_id for one in found):
+            if object_id in shown:
+                print(f"{command.out / str(object_id)}.png: object {object_id} in view {views[shown[object_id]].name}")
             else:
-                print(f"{command.out / str(one)}.png: object {one} in view {views[index].name}")
+                print(f"note: object {object_id} is hidden in the view" + ("s" if len(views) > 1 else ""))
     return 0
 
 

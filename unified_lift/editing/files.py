@@ -18,11 +18,7 @@ _OF_THE_UNEDITED = ("results.json", "per_view.json", "evaluation.json", "oracle.
 
 
 def edits_of(model_path: Path) -> list[Operation]:
-    """Return all edits since the model was trained; none where it was not edited.
-
-    Raises:
-        UserError: The list is damaged.
-    """
+    """Return all edits since the model was trained; none where it was not edited."""
     path = model_path / outputs.EDITS_FILE
     return script.parse(path.read_text(), origin=str(path)) if path.exists() else []
 
@@ -41,7 +37,7 @@ def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], ov
     Raises:
         UserError: There is a model and no `overwrite`, or something else; or the scene cannot read ids off features.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
         if not outputs.holds_run(out):
             raise UserError(f"--out {out}: is there and no model; name a new folder")
         if not overwrite:
@@ -51,15 +47,10 @@ def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], ov
     title = f"# All edits since training, in order; iteration {scene.iteration}."
     text = f"{title} Done again by: unified-lift edit --script\n{script.dump([*edits_of(scene.path), *edits])}"
     with replacing_folder(out, outdated=(*outputs.FILES_OF_RUN, *_OF_THE_UNEDITED)) as folder:
-        outputs.write_geometry(folder, scene.iteration, scene.gaussians)
+        number, gaussians, labels = scene.iteration, scene.gaussians, scene.require_labels()
+        outputs.write_geometry(folder, number, gaussians)
         outputs.write_objects(
-            folder,
-            scene.iteration,
-            scene.gaussians,
-            scene.method,
-            scene.require_labels(),
-            names=scene.names,
-            num_views=scene.num_views,
+            folder, number, gaussians, scene.method, labels, names=scene.names, num_views=scene.num_views
         )
         for name in _HEADER:
             if (scene.path / name).exists():

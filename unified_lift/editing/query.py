@@ -41,12 +41,7 @@ class Found(NamedTuple):
 
 
 class BestView(NamedTuple):
-    """Where an object is seen best.
-
-    Attributes:
-        camera: Index among the cameras that were asked.
-        mask: Its pixels there, bool [H, W].
-    """
+    """Where an object is seen best: index among the cameras that were asked, and its pixels there, bool [H, W]."""
 
     camera: int
     mask: np.ndarray
@@ -72,8 +67,7 @@ def best_views(scene: TrainedScene, cameras: Iterable[Camera]) -> dict[int, Best
 def objects_like(scene: TrainedScene, object_id: int, *, top: int = 5) -> list[Found]:
     """Return the other objects by falling cosine between their mean features and those of `object_id`.
 
-    Raises:
-        UserError: No such object, or the scene has no features.
+    A UserError: no such object, or a scene without features.
     """
     scene.mask([object_id])
     if not scene.gaussians.feature_dim:
@@ -96,8 +90,7 @@ def objects_in_mask(scene: TrainedScene, camera: Camera, mask: np.ndarray) -> li
 def objects_by_grounding(scene: TrainedScene, text: str, view: View, grounding: Grounding) -> list[Found]:
     """Return the objects under the mask that a text detector finds in the photo of a view, as `objects_in_mask`.
 
-    Raises:
-        UserError: The mask is not as large as the view.
+    A UserError: the mask is not as large as the view.
     """
     mask = grounding.find(view.image.numpy(), [text]).masks.get(text)
     if mask is None:
@@ -117,12 +110,6 @@ def objects_by_text(
     grey. Its score is the relevancy of LERF (Eq. 2 there) of the mean of both: the smallest of softmax(10 x cosine)
     against each of "object", "things", "stuff", "texture".
 
-    Args:
-        scene: The scene.
-        text: What is sought, such as "mug".
-        cameras: Among which the best view is chosen.
-        encode: Usually CLIP.
-        top: Most objects returned.
     """
     views = best_views(scene, cameras)
     if not views:
@@ -147,44 +134,32 @@ def picture(scene: TrainedScene, camera: Camera) -> np.ndarray:
 
 
 def views_to_ask(scene: Scene, name: str | None) -> list[View]:
-    """Return the view of that name; without a name, training views evenly spread, among which the best ones are sought.
-
-    Raises:
-        UserError: No such view.
-    """
+    """Return the view of that name; without a name, training views evenly spread, among which the best are sought."""
     if name is None:
         step = max(1, math.ceil(len(scene.train) / _MAX_VIEWS))
         return list(scene.train[::step])
-    every = (*scene.train, *scene.test)
-    named = [view for view in every if view.name == name]
-    if not named:
-        names = ", ".join(view.name for view in every[:8]) + (" ..." if len(every) > 8 else "")
-        raise UserError(f"--view {name}: no such view; there are {names}")
-    return named
+    named = {view.name: view for view in (*scene.train, *scene.test)}
+    if name not in named:
+        listed = ", ".join(list(named)[:8]) + (" ..." if len(named) > 8 else "")
+        raise UserError(f"--view {name}: no such view; there are {listed}")
+    return [named[name]]
 
 
-def write_best_views(
-    scene: TrainedScene, found: Sequence[Found], views: Sequence[View], out: Path
-) -> dict[int, int | None]:
+def write_best_views(scene: TrainedScene, found: Sequence[Found], views: Sequence[View], out: Path) -> dict[int, int]:
     """Write `<id>.png`, the rest dimmed, and `<id>_mask.png` of each object in the view that shows most of it.
 
     Returns:
-        Object id -> index of its view; None where no view shows it.
+        Object id -> index of its view; objects that no view shows are absent.
     """
-    best = best_views(scene, [view.camera for view in views])
-    shown: dict[int, int | None] = {}
-    for one in found:
-        if one.object_id not in best:
-            shown[one.object_id] = None
-            continue
-        index, mask = best[one.object_id]
-        shown[one.object_id] = index
+    wanted = {one.object_id for one in found}
+    best = {key: view for key, view in best_views(scene, [view.camera for view in views]).items() if key in wanted}
+    for object_id, (index, mask) in best.items():
         image = picture(scene, views[index].camera)
         highlighted = np.where(mask[..., None], image, np.rint(_DIM * image).astype(np.uint8))
         highlighted[borders(mask)] = 255
-        write_picture(out / f"{one.object_id}.png", highlighted)
-        write_picture(out / f"{one.object_id}_mask.png", mask)
-    return shown
+        write_picture(out / f"{object_id}.png", highlighted)
+        write_picture(out / f"{object_id}_mask.png", mask)
+    return {object_id: view.camera for object_id, view in best.items()}
 
 
 def _by_score(found: Iterable[Found]) -> list[Found]:

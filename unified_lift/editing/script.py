@@ -18,6 +18,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,7 @@ from unified_lift.modelfolder.inference import TrainedScene
 
 
 def read_script(path: Path, *, flag: str) -> list[Operation]:
-    """Return the operations of a file; `flag` is what the user named it with.
-
-    Raises:
-        UserError: The file cannot be read, or as `parse`.
-    """
+    """Return the operations of a file that the user named with `flag`, as `parse` does."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -42,11 +39,8 @@ def read_script(path: Path, *, flag: str) -> list[Operation]:
 
 
 def parse(text: str, *, origin: str = "edits") -> list[Operation]:
-    """Return the operations of a script.
+    """Return the operations of a script; messages call it `origin`, usually its path.
 
-    Args:
-        text: YAML: a list whose entries have one key, the operation.
-        origin: What messages call the script: its path, usually.
     Raises:
         UserError: Not YAML, an unknown operation or setting (with the nearest known one), or a value that makes no
             sense; line and entry are named.
@@ -61,9 +55,8 @@ def parse(text: str, *, origin: str = "edits") -> list[Operation]:
     if content is None:
         return []
     if not isinstance(content, list):
-        raise UserError(
-            f"{origin}: expected a list, one `- operation: ...` a line, received a {type(content).__name__}"
-        )
+        expected = "a list, one `- operation: ...` a line"
+        raise UserError(f"{origin}: expected {expected}, received a {type(content).__name__}")
     found = []
     for index, (node, entry) in enumerate(zip(tree.value, content, strict=True)):
         _refuse_repeated_keys(node, origin)
@@ -72,14 +65,7 @@ def parse(text: str, *, origin: str = "edits") -> list[Operation]:
 
 
 def read_operation(entry: Any, where: str) -> Operation:
-    """Return the operation of one entry of a script.
-
-    Args:
-        entry: As YAML gives it: {"remove": [3, 4]}.
-        where: What messages call its place.
-    Raises:
-        UserError: As `parse`.
-    """
+    """Return the operation of one entry of a script, as {"remove": [3, 4]}; messages call its place `where`."""
     if not isinstance(entry, dict) or len(entry) != 1:
         raise UserError(f"{where}: expected one operation and its objects, as in `- remove: [3, 4]`")
     ((key, value),) = entry.items()
@@ -92,9 +78,8 @@ def read_operation(entry: Any, where: str) -> Operation:
     settings = {}
     for name, raw in (value if isinstance(value, dict) else {"objects": value}).items():
         if name not in fields:
-            raise UserError(
-                f"{where}: {key} has no setting {name!r}{_nearest(name, fields)}; there are {', '.join(fields)}"
-            )
+            listed = f"{_nearest(name, fields)}; there are {', '.join(fields)}"
+            raise UserError(f"{where}: {key} has no setting {name!r}{listed}")
         read, expected = _READERS[name]
         try:
             settings[name] = read(raw)
@@ -107,11 +92,7 @@ def read_operation(entry: Any, where: str) -> Operation:
 
 
 def apply(scene: TrainedScene, edits: Iterable[Operation]) -> TrainedScene:
-    """Return the scene after all operations, in their order.
-
-    Raises:
-        UserError: One cannot be done; it is named.
-    """
+    """Return the scene after all operations, in their order; a UserError names one that cannot be done."""
     for index, operation in enumerate(edits):
         try:
             scene = operation.apply(scene)
@@ -147,16 +128,13 @@ def _nearest(name: Any, known: Iterable[str]) -> str:
 
 def _refuse_repeated_keys(node: yaml.Node, origin: str) -> None:
     """Raise a UserError where a mapping has a key twice, of which YAML would keep the last without a word."""
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise UserError(f"{origin}, line {key.start_mark.line + 1}: {key.value!r} is there twice; keep one")
-            seen.add(key.value)
-            _refuse_repeated_keys(value, origin)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_repeated_keys(value, origin)
+    seen = set()
+    for item in node.value if isinstance(node, yaml.CollectionNode) else ():
+        key, value = item if isinstance(item, tuple) else (None, item)
+        if key is not None and key.value in seen:
+            raise UserError(f"{origin}, line {key.start_mark.line + 1}: {key.value!r} is there twice; keep one")
+        seen.add(key and key.value)
+        _refuse_repeated_keys(value, origin)
 
 
 # ---- values: what readers raise, read_operation turns into a message ----
@@ -177,14 +155,11 @@ def _number(given: Any) -> float:
     return float(given)
 
 
-def _number_where(allowed: Callable[[float], bool]) -> Callable[[Any], float]:
-    def read(given: Any) -> float:
-        number = _number(given)
-        if not allowed(number):
-            raise ValueError
-        return number
-
-    return read
+def _number_where(allowed: Callable[[float], bool], given: Any) -> float:
+    number = _number(given)
+    if not allowed(number):
+        raise ValueError
+    return number
 
 
 def _vector(given: Any) -> Vector:
@@ -215,17 +190,17 @@ def _names(given: Any) -> tuple[tuple[int, str], ...]:
     return tuple((key, name.strip()) for key, name in given.items())
 
 
-_share = _number_where(lambda number: 0 <= number <= 1)
+_share = partial(_number_where, lambda number: 0 <= number <= 1)
 _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {  # setting -> how it is read, and what is expected
     "objects": (_ids, "an object id or a list of different ones, as [3, 4]"),
     "new_ids": (_ids, "a list of different ids, as [12]"),
     "color": (_hex_color, 'a colour in quotes, as "#ff0000"'),
     "strength": (_share, "a number in [0, 1]"),
     "min_confidence": (_share, "a number in [0, 1]"),
-    "outliers": (_number_where(lambda number: number >= 0), "a number that is not negative; 0 = off"),
+    "outliers": (partial(_number_where, lambda number: number >= 0), "a number that is not negative; 0 = off"),
     "rotate": (_rotation, "{axis: [x, y, z], degrees: d}, the axis not zero"),
     "translate": (_vector, "three numbers, as [0.1, 0, 0]"),
-    "scale": (_number_where(lambda number: number > 0), "a positive number"),
+    "scale": (partial(_number_where, lambda number: number > 0), "a positive number"),
     "names": (_names, "ids and names, as {7: mug}"),
     "about": (_pivot, f"{CENTROID} or a point, as [0, 0, 0]"),
 }

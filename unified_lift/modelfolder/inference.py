@@ -70,15 +70,10 @@ class TrainedScene:
         return self.method is not None
 
     def require_labels(self) -> GaussianLabels:
-        """Return the labels.
-
-        Raises:
-            UserError: The scene was not lifted, so it knows no objects.
-        """
+        """Return the labels; a UserError where the scene was not lifted, so that it knows no objects."""
         if self.labels is None:
-            raise UserError(
-                f"{self.path}: this model knows no objects; lift it: train.py with masks and --lift_iterations"
-            )
+            problem = "this model knows no objects; lift it: train.py with masks and --lift_iterations"
+            raise UserError(f"{self.path}: {problem}")
         return self.labels
 
     @property
@@ -111,15 +106,10 @@ class TrainedScene:
         return describe_objects(self.gaussians, self.require_labels(), names=self.names, num_views=self.num_views)
 
     def mask(self, object_ids: Sequence[int]) -> Tensor:
-        """Return which Gaussians belong to one of the objects, bool [N].
-
-        Raises:
-            UserError: An id that no Gaussian has.
-        """
-        known = self.objects
+        """Return which Gaussians belong to one of the objects, bool [N]; a UserError if one has no Gaussian."""
         for object_id in object_ids:
-            if object_id not in known:
-                listed = ", ".join(map(str, list(known)[:20])) + (" ..." if len(known) > 20 else "")
+            if object_id not in self.objects:
+                listed = ", ".join(map(str, list(self.objects)[:20])) + (" ..." if len(self.objects) > 20 else "")
                 raise UserError(f"{self.path}: no object {object_id}; there are {listed}")
         return torch.isin(self.object_ids, torch.tensor(list(object_ids), device=self.object_ids.device))
 
@@ -135,10 +125,8 @@ class RenderedView(NamedTuple):
 
     Attributes:
         image: Colour, not clamped, [H, W, 3].
-        object_ids: Object of every pixel, int64 [H, W]; None where the scene was not lifted. In an edited scene the
-            object with most of the blending weight.
-        confidence: Association of that object, in [0, 1], [H, W]; None where the scene was not lifted. In an edited
-            scene that object's share of the blending weight.
+        object_ids: Object of every pixel, int64 [H, W]; None where the scene was not lifted.
+        confidence: Association of that object, in an edited scene its share of the blending weight, in [0, 1], [H, W].
         alpha: Accumulated opacity in [0, 1], [H, W].
         depth: Mean camera depth in world units, 0 where nothing is, [H, W].
     """
@@ -164,9 +152,8 @@ def load_model(model_path: Path, *, level: str = "", iteration: int = -1, device
     if level:
         known = outputs.saved_levels(model_path)
         if level not in known:
-            raise UserError(
-                f"{model_path}: no level {level}; there are {', '.join(known) or 'none (train.py --levels)'}"
-            )
+            listed = ", ".join(known) or "none (train.py --levels)"
+            raise UserError(f"{model_path}: no level {level}; there are {listed}")
         model_path = outputs.level_dir(model_path, level)
     settings = outputs.read_run_settings(model_path)
     gaussians, state = outputs.read_model(model_path, iteration)
@@ -202,16 +189,7 @@ def _listed_objects(path: Path) -> tuple[dict[int, str], dict[int, int]]:
 def open_model(
     model_path: Path, *, iteration: int, source_path: Path | None, device: torch.device
 ) -> tuple[TrainedScene, Scene]:
-    """Return a trained scene and the views it was trained on, split as then; their initial points are placeholders.
-
-    Args:
-        model_path: Model folder.
-        iteration: Saved iteration; -1 = the last.
-        source_path: Where the scene is now; None = where it was.
-        device: Where the model is to be rendered.
-    Raises:
-        UserError: There is no such model, or its scene folder is gone.
-    """
+    """Return what `load_model` and `views_of` return; `source_path` says where the photos are now, if they moved."""
     model = load_model(model_path, iteration=iteration, device=device)
     if source_path is not None:
         moved = replace(model.settings.data, source_path=source_path)
@@ -220,11 +198,7 @@ def open_model(
 
 
 def views_of(data: DataSettings) -> Scene:
-    """Return the views a model was trained on, split as then; the initial points are placeholders.
-
-    Raises:
-        UserError: The scene folder is gone.
-    """
+    """Return the views a model was trained on, split as then, points replaced; a UserError if they are gone."""
     if not data.source_path.is_dir():
         raise UserError(f"{data.source_path}: the scene this model was trained on is not there; give its place with -s")
     # Initial points are for training; triangulating them again would take a minute in scenes that bring none.
@@ -259,11 +233,7 @@ def segment_view(model: TrainedScene, camera: Camera, methods: Mapping[str, Meth
 
 @torch.no_grad()
 def render_likely_ids(model: TrainedScene, camera: Camera, *, threshold: float) -> Tensor:
-    """Return the object ids whose association is above the threshold at each pixel, int32 [H, W, K], -1 = none.
-
-    Raises:
-        ValueError: The scene was not lifted.
-    """
+    """Return the object ids whose association is above the threshold at each pixel, int32 [H, W, K], -1 = none."""
     if model.method is None:
         raise ValueError("the scene was not lifted, so no object is known")
     features = render(model.gaussians, camera, with_features=True).features
@@ -275,13 +245,11 @@ def render_likely_ids(model: TrainedScene, camera: Camera, *, threshold: float) 
 def object_at(model: TrainedScene, camera: Camera, u: float, v: float) -> int | None:
     """Return the object at a pixel, u to the right and v down in corner-origin pixels; None where nothing is.
 
-    It is the one whose Gaussians the pixel shows most, hence the one that an edit would move.
-
-    Raises:
-        UserError: The pixel lies outside the image.
+    It is the one whose Gaussians the pixel shows most, hence the one that an edit would move. A pixel outside the image
+    is a UserError.
     """
     if not (0 <= u < camera.width and 0 <= v < camera.height):
         raise UserError(f"point {u:g},{v:g} lies outside the image of {camera.width} x {camera.height} pixels")
     pixel = torch.tensor([[int(u), int(v)]])
-    found = segment_by_labels(model.gaussians, model.object_ids, camera, pixels=pixel)
-    return int(found.object_ids[0]) if float(found.confidence[0]) > 0 else None
+    (object_id,), (share,) = segment_by_labels(model.gaussians, model.object_ids, camera, pixels=pixel)
+    return int(object_id) if share > 0 else None

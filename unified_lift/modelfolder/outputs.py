@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import shutil
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +57,12 @@ def write_run_header(settings: TrainSettings, scene: Scene) -> None:
     write_text(model / "config.yaml", yaml.safe_dump(to_dict(settings), sort_keys=False))
     write_text(model / "cfg_args", _cfg_args(settings))
     cameras = [_camera_entry(index, view) for index, view in enumerate((*scene.test, *scene.train))]
-    write_text(model / "cameras.json", json.dumps(cameras))
+    write_json(model / "cameras.json", cameras, indent=None)
     write_points(model / "input.ply", scene.points)
 
 
 def read_run_settings(model_path: Path) -> TrainSettings:
-    """Return the settings a model folder was trained with.
-
-    Raises:
-        UserError: The folder holds no run.
-    """
+    """Return the settings a model folder was trained with; a UserError where it holds no run."""
     path = model_path / "config.yaml"
     if not path.exists():
         raise UserError(f"{model_path}: no config.yaml there, so no trained model; train one: train.py -m {model_path}")
@@ -109,10 +105,9 @@ def write_objects(
     names: Mapping[int, str] | None = None,
     num_views: Mapping[int, int],
 ) -> None:
-    """Write what reads ids off features, per-Gaussian labels, object list, and the PLY that other programs read.
+    """Write classifier.pth (what reads ids off features), segmentation.npz, objects.json and point_cloud_objects.ply.
 
-    Those are classifier.pth (unified_lift: its codebook), segmentation.npz, objects.json and point_cloud_objects.ply,
-    which Gaussian Grouping's scripts read.
+    Gaussian Grouping's scripts read the last one.
     """
     folder = iteration_dir(model_path, iteration)
     with replacing(folder / "classifier.pth") as partial:
@@ -156,11 +151,7 @@ def read_model(model_path: Path, iteration: int) -> tuple[Gaussians, Any]:
 
 
 def read_labels(model_path: Path, iteration: int) -> GaussianLabels:
-    """Return the object of every saved Gaussian, and how sure it is.
-
-    Raises:
-        UserError: The file is missing or damaged.
-    """
+    """Return the labels in segmentation.npz; a UserError where the file is missing or damaged."""
     path = iteration_dir(model_path, iteration) / "segmentation.npz"
     try:
         with np.load(path) as labels:
@@ -218,10 +209,7 @@ def _camera_entry(index: int, view: View) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    try:
-        here = Path(__file__).parent
-        command = ["git", "rev-parse", "HEAD"]
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    with suppress(OSError, subprocess.SubprocessError):
+        command, here = ["git", "rev-parse", "HEAD"], Path(__file__).parent
+        return subprocess.check_output(command, cwd=here, stderr=subprocess.DEVNULL, text=True, timeout=5).strip()
+    return None

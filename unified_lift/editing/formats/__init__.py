@@ -79,19 +79,18 @@ def export(
 
 
 def chosen_objects(scene: TrainedScene, wanted: Sequence[int | str]) -> dict[str, int | None]:
-    """Return stem -> object id of each part asked for; the id is None for the whole scene. See `export`.
+    """Return stem -> object id of each part that `export` was asked for; the id is None for the whole scene.
 
-    Raises:
-        UserError: A word that is none of these, an object that is not there, or nothing asked for.
+    A UserError: an unknown word, an object that the scene does not have, or nothing asked for.
     """
     chosen: dict[str, int | None] = {}
     for word in map(str, wanted):
         if word == "scene":
             chosen["scene"] = None
-        elif word == "background":
-            if BACKGROUND_ID not in scene.objects:
-                raise UserError(f"--objects background: {scene.path} has no object {BACKGROUND_ID}; it was removed")
+        elif word == "background" and BACKGROUND_ID in scene.objects:
             chosen["background"] = BACKGROUND_ID
+        elif word == "background":
+            raise UserError(f"--objects background: {scene.path} has no object {BACKGROUND_ID}; it was removed")
         elif word == "all":
             chosen |= {f"object_{object_id}": object_id for object_id in scene.objects if object_id != BACKGROUND_ID}
         elif word.isdecimal():
@@ -105,11 +104,7 @@ def chosen_objects(scene: TrainedScene, wanted: Sequence[int | str]) -> dict[str
 
 
 def chosen_formats(names: Sequence[str]) -> list[Writer]:
-    """Return the writers of these names, once each; a name may hold several, separated by commas.
-
-    Raises:
-        UserError: There is no such format.
-    """
+    """Return the writers of names, once each; a name may hold several with commas; unknown ones are a UserError."""
     words = dict.fromkeys(word for name in names for word in name.split(",") if word)
     for word in words:
         if word not in FORMATS:

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 
 from preparing import run
 
-from unified_lift.data.downloads import check_lerf_mask
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(check_lerf_mask, argv, description=__doc__)
+    return run("lerf_mask", argv, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 
 from preparing import run
 
-from unified_lift.data.downloads import check_messy_rooms
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(check_messy_rooms, argv, description=__doc__)
+    return run("messy_rooms", argv, description=__doc__)
 
 
 if __name__ == "__main__":

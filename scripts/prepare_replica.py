@@ -12,11 +12,9 @@ from collections.abc import Sequence
 
 from preparing import run
 
-from unified_lift.data.downloads import check_replica
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(check_replica, argv, description=__doc__)
+    return run("replica", argv, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from PIL import Image
 from tests.data.fixtures import write_dataset
 from tests.data.fixtures.replica import write_rgb
 from unified_lift.data import downloads
-from unified_lift.data.downloads import check_lerf_mask, check_messy_rooms, check_replica
+from unified_lift.data.downloads import check_download
 from unified_lift.data.issues import Issue, issue_lines
 from unified_lift.data.lerf_mask import PROMPTS
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+RELEASED_FRAMES = downloads.REPLICA_FRAMES
 FIXTURE_FRAMES = {"nice_slam": 250, "semantic_nerf": 40, "vmap": 250}
 
 
@@ -21,7 +22,7 @@ def write_lerf_mask(root):
     """Write the three scenes; the first view with a folder has all prompts, the other one."""
     for scene, prompts in PROMPTS.items():
         write_dataset("lerf_mask", root / scene)
-        for index, chosen in ((0, prompts), (2, prompts[:1])):
+        for index, chosen in ((0, prompts.split(", ")), (2, prompts.split(", ")[:1])):
             folder = root / scene / "test_mask" / str(index)
             mask = (folder / "red coin with a very long name.png").read_bytes()
             shutil.rmtree(folder)
@@ -80,13 +81,12 @@ def two(written, tmp_path):
 
 def lost_of(name, root):
     """Return what is missing in the scenes that are there."""
-    return [what for what in of(check(name, root), "error") if "no such scene" not in what]
+    return [what for what in of(check_download(name, root), "error") if "no such scene" not in what]
 
 
-def check(name, root):
-    if name == "replica":
-        return check_replica(root, num_frames=FIXTURE_FRAMES)
-    return {"lerf_mask": check_lerf_mask, "messy_rooms": check_messy_rooms}[name](root)
+@pytest.fixture(autouse=True)
+def _short_walks(monkeypatch):
+    monkeypatch.setattr(downloads, "REPLICA_FRAMES", FIXTURE_FRAMES)
 
 
 def of(issues, severity):
@@ -96,7 +96,7 @@ def of(issues, severity):
 @pytest.mark.parametrize("name", WRITERS)
 class TestEveryDataset:
     def test_complete_download_lacks_nothing(self, name, download):
-        issues = check(name, download(name))
+        issues = check_download(name, download(name))
         assert of(issues, "error") == []
         assert len(of(issues, "ok")) >= 8
 
@@ -104,20 +104,19 @@ class TestEveryDataset:
         root = download(name)
         scene = sorted(path.name for path in root.iterdir())[0]
         shutil.rmtree(root / scene)
-        issues = check(name, root)
+        issues = check_download(name, root)
         (lost,) = [issue for issue in issues if issue.severity == "error"]
         assert scene in lost.text
         assert "no such scene" in lost.text
         assert "fetch" in lost.fix
 
     def test_every_missing_thing_has_a_cure(self, name, tmp_path):
-        issues = check(name, tmp_path)
+        issues = check_download(name, tmp_path)
         assert len(issues) == (3 if name == "lerf_mask" else 8)
         assert all(issue.fix for issue in issues)
 
     def test_the_script_prints_it_and_tells_by_its_exit_code(self, name, download, monkeypatch, capsys):
         monkeypatch.syspath_prepend(str(SCRIPTS))
-        monkeypatch.setitem(check_replica.__kwdefaults__, "num_frames", FIXTURE_FRAMES)
         script, root = importlib.import_module(f"prepare_{name}"), download(name)
         assert script.main([str(root)]) == 0
         assert capsys.readouterr().out.endswith("complete\n")
@@ -199,7 +198,7 @@ def test_lerf_mask_tells_of_masks_that_are_not_the_released_ones(download):
     root = download("lerf_mask")
     replace_mask("ramen/object_mask/frame_00001.png", np.full((24, 32), 300, np.uint16))(root)
     replace_mask("ramen/object_mask/frame_00002.png", np.zeros((24, 32), np.uint8))(root)
-    issues = check_lerf_mask(root)
+    issues = check_download("lerf_mask", root)
     assert of(issues, "error") == []
     assert of(issues, "note") == [
         "ramen/object_mask: frame_00002.png: all black, trains colour only",
@@ -253,14 +252,14 @@ def test_broken_replica(break_it, expected, two):
 def test_replica_masks_of_held_out_views_are_not_needed(download):
     root = download("replica")
     remove("room1/object_mask/frame000000.png")(root)
-    assert of(check("replica", root), "error") == []
+    assert of(check_download("replica", root), "error") == []
 
 
 def test_replica_says_how_to_make_what_no_download_has(download):
     root = download("replica")
     shutil.rmtree(root / "room1/annotations")
     shutil.rmtree(root / "room1/object_mask")
-    truth, masks = [issue.fix for issue in check("replica", root) if issue.severity == "error"]
+    truth, masks = [issue.fix for issue in check_download("replica", root) if issue.severity == "error"]
     assert "mesh_semantic.ply" in truth
     assert "traj.txt" in truth
     assert "SAM" in masks
@@ -270,7 +269,7 @@ def test_replica_says_how_to_make_what_no_download_has(download):
 def test_replica_depth_is_welcome_not_required(download):
     root = download("replica")
     remove("room1/results/depth000050.png")(root)
-    issues = check("replica", root)
+    issues = check_download("replica", root)
     assert of(issues, "error") == []
     assert "room1/results: 7 of 8 training views have depth" in of(issues, "note")
 
@@ -279,7 +278,7 @@ def test_8_bit_instance_maps_of_a_release_are_damaged_and_own_ones_doubtful(down
     root, small = download("replica"), np.ones((24, 32), np.uint8)
     replace_mask("office_4/Sequence_1/semantic_instance/semantic_instance_2.png", small)(root)
     replace_mask(f"room1/{TRUTH}", small)(root)
-    issues = check("replica", root)
+    issues = check_download("replica", root)
     (lost,) = of(issues, "error")
     assert lost.startswith("office_4/Sequence_1/semantic_instance: semantic_instance_2.png has 8 bits")
     assert any(
@@ -287,15 +286,16 @@ def test_8_bit_instance_maps_of_a_release_are_damaged_and_own_ones_doubtful(down
     )
 
 
-def test_replica_trajectories_have_the_released_lengths(download):
-    lost = of(check_replica(download("replica")), "error")
+def test_replica_trajectories_have_the_released_lengths(download, monkeypatch):
+    monkeypatch.setattr(downloads, "REPLICA_FRAMES", RELEASED_FRAMES)
+    lost = of(check_download("replica", download("replica")), "error")
     assert len(lost) == 8
     assert "room0/traj.txt: 250 poses (nice_slam rendering), 2000 are expected" in lost
     assert "office_4/Sequence_1/traj_w_c.txt: 40 poses (semantic_nerf rendering), 900 are expected" in lost
 
 
 def test_replica_pictures_of_another_size_are_noted(download):
-    assert "room0/results: 32x24 where 1200x680 is usual" in of(check("replica", download("replica")), "note")
+    assert "room0/results: 32x24 where 1200x680 is usual" in of(check_download("replica", download("replica")), "note")
 
 
 ROOM = "large_corridor_500"
@@ -340,7 +340,7 @@ def test_messy_rooms_split_and_visible_ids_are_told(download):
     for n, ids in ((9, 25), (10, 12), (11, 3)):  # the test views; a 26-entry count needs ids 0..25
         np.save(root / f"old_room_25/instance/{n}.npy", np.arange(24 * 32, dtype=np.int32).reshape(24, 32) % (ids + 1))
         np.save(root / f"old_room_25/semantic/{n}.npy", np.ones((24, 32), np.int32))
-    issues = check_messy_rooms(root)
+    issues = check_download("messy_rooms", root)
     assert "old_room_25/metadata.json: 12 poses, 9 training and 3 test views" in of(issues, "ok")
     assert "old_room_25: 26 exact ids in the test views, background included" in of(issues, "ok")
     assert any(what.startswith("old_room_50: 4 exact ids") for what in of(issues, "note"))

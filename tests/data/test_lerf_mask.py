@@ -172,6 +172,7 @@ def test_there_is_no_truth_map_of_all_objects(dataset):
 
 
 def test_prompt_lists():
-    assert {scene: len(prompts) for scene, prompts in PROMPTS.items()} == {"figurines": 7, "ramen": 6, "teatime": 10}
-    assert all(len(set(prompts)) == len(prompts) for prompts in PROMPTS.values())
-    assert not any("_" in prompt for prompts in PROMPTS.values() for prompt in prompts)  # file names have spaces
+    lists = {scene: prompts.split(", ") for scene, prompts in PROMPTS.items()}
+    assert {scene: len(prompts) for scene, prompts in lists.items()} == {"figurines": 7, "ramen": 6, "teatime": 10}
+    assert all(len(set(prompts)) == len(prompts) for prompts in lists.values())
+    assert not any("_" in prompt for prompt in PROMPTS.values())  # file names have spaces

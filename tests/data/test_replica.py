@@ -11,15 +11,18 @@ from tests.data.fixtures.replica import write_rgb
 from unified_lift.data import DATASETS, load_annotations
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
-from unified_lift.data.replica import benchmark_frames, depth_points, describe
-from unified_lift.data.replica_layout import (
+from unified_lift.data.replica import (
+    benchmark_frames,
+    depth_points,
+    describe,
+    dn_splatter,
     find_recording,
     read_depth,
     read_lens,
     read_trajectory,
+    semantic_nerf,
 )
 from unified_lift.data.settings import DataSettings
-from unified_lift.data.splits import dn_splatter, semantic_nerf
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import project
 from unified_lift.plyio import write_point_cloud

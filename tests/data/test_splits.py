@@ -3,22 +3,15 @@ import pytest
 
 from unified_lift.data.images import write_image
 from unified_lift.data.settings import DataSettings
-from unified_lift.data.splits import every_nth, last_fifth, split_names, thin
+from unified_lift.data.splits import split_names, thin
 from unified_lift.errors import UserError
 
 
-def test_llffhold_oracle():
-    assert every_nth(10, 8) == [0, 8]
-    counts = {1: 1, 8: 1, 9: 2, 100: 13, 177: 23, 300: 38}
-    assert {count: len(every_nth(count, 8)) for count in counts} == counts
-
-
-@pytest.mark.parametrize(("count", "train", "first"), [(600, 480, 480), (601, 480, 480), (7, 5, 5)])
-def test_messy_rooms_oracle(count, train, first):
-    held = last_fifth(count)
-    assert held[0] == first
-    assert len(held) == count - train
-    assert held[-1] == count - 1
+@pytest.mark.parametrize(("count", "held"), [(1, 1), (8, 1), (9, 2), (100, 13), (177, 23), (300, 38)])
+def test_llffhold_oracle(count, held, tmp_path):
+    names = [f"{n:03d}" for n in range(count + 1)]
+    test = split_names(names, tmp_path, DataSettings(eval=True))[1]
+    assert len([name for name in test if name != names[-1]]) == held
 
 
 @pytest.mark.parametrize(

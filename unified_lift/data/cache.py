@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unified_lift.errors import UserError
-from unified_lift.types import DataDevice, Scene
+from unified_lift.types import DataDevice, Scene, View
 
 Wanted = Literal["auto", "cuda", "cpu", "disk"]
 
@@ -26,7 +26,7 @@ _NAMES: dict[DataDevice, str] = {"cuda": "on the GPU", "cpu": "in main memory", 
 _GIB = 2**30
 _CHUNK = 64 * 2**20  # pinned memory is asked for in powers of two, because torch rounds up to them
 _ALIGNMENT = 64
-_FILES = ("views_", ".bin")  # prefix and suffix of files in the model folder; they are never there for long
+_PREFIX, _SUFFIX = "views_", ".bin"  # of files in the model folder; they are never there for long
 _CGROUPS = (  # limit, use and statistics of a container, of version 2 and of version 1
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
@@ -52,8 +52,6 @@ def choose_cache(wanted: Wanted, num_bytes: int, free: dict[DataDevice, int]) ->
     quarter, since Gaussians, their moments and working memory must fit as well, of the free main memory half.
 
     Args:
-        wanted: What the user asked for.
-        num_bytes: What photos and masks need.
         free: Free bytes of each place there is; without a GPU there is no `cuda`.
     Raises:
         UserError: They do not fit where they were asked to be, or nowhere.
@@ -80,7 +78,6 @@ class DataCache:
     """
 
     def __init__(self, wanted: Wanted, *, device: torch.device, folder: Path) -> None:
-        """Cache for a run that computes on `device`; files go to `folder`."""
         self._wanted, self._device, self._folder = wanted, device, folder
         self._write: Callable[[Tensor], Tensor] | None = None  # None: as the reader made them
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # by id: a tensor and the one that takes its place
@@ -113,10 +110,8 @@ class DataCache:
         num_bytes = scene_bytes(scene)
         choice = self.choice = (self.choice or self.expect(num_bytes))._replace(num_bytes=num_bytes)
 
-        def moved(tensor: Tensor | None) -> Tensor | None:
+        def moved(tensor: Tensor) -> Tensor:
             """Return the tensor where it is kept; views that share one (a black frame) still do."""
-            if tensor is None:
-                return None
             if id(tensor) not in self._kept:
                 if choice.kept_on == "cuda":
                     place = tensor.to(self._device)
@@ -125,13 +120,12 @@ class DataCache:
                 self._kept[id(tensor)] = (tensor, place)
             return self._kept[id(tensor)][1]
 
-        train, test = (
-            tuple(
-                replace(view, image=moved(view.image), segments=moved(view.segments), valid=moved(view.valid))
-                for view in views
-            )
-            for views in (scene.train, scene.test)
-        )
+        def moved_view(view: View) -> View:
+            segments = None if view.segments is None else moved(view.segments)
+            valid = None if view.valid is None else moved(view.valid)
+            return replace(view, image=moved(view.image), segments=segments, valid=valid)
+
+        train, test = (tuple(map(moved_view, views)) for views in (scene.train, scene.test))
         self._kept.clear()
         return replace(scene, train=train, test=test, kept_on=choice.kept_on)
 
@@ -141,18 +135,16 @@ class _Chunks:
 
     def __init__(self, *, pinned: bool) -> None:
         self._pinned, self._lock = pinned, threading.Lock()
-        self._chunk = torch.empty(0, dtype=torch.uint8)
-        self._used = 0
+        self._chunk, self._used = torch.empty(0, dtype=torch.uint8), 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """Return a copy of the tensor in a block."""
-        num_bytes = tensor.numel() * tensor.element_size()
         with self._lock:
-            if self._used + num_bytes > len(self._chunk):
-                size = max(_CHUNK, num_bytes)
+            if self._used + tensor.nbytes > len(self._chunk):
+                size = max(_CHUNK, tensor.nbytes)
                 self._chunk, self._used = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned), 0
-            place = self._chunk[self._used : self._used + num_bytes]
-            self._used += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+            place = self._chunk[self._used : self._used + tensor.nbytes]
+            self._used += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
         return place.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
@@ -162,19 +154,17 @@ class _Files:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob(f"{_FILES[0]}*{_FILES[1]}"):  # of a run that was killed while it loaded
+        for stale in folder.glob(f"{_PREFIX}*{_SUFFIX}"):  # of a run that was killed while it loaded
             stale.unlink(missing_ok=True)
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """Return the tensor as mapped from a file."""
-        options = {"dir": self._folder, "prefix": _FILES[0], "suffix": _FILES[1]}
         try:
-            with tempfile.NamedTemporaryFile(**options) as file:
-                file.write(memoryview(tensor.numpy()).cast("B"))
+            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=_PREFIX, suffix=_SUFFIX) as file:
+                file.write(tensor.numpy().tobytes())
                 file.flush()
-                return torch.from_file(file.name, shared=False, size=tensor.numel(), dtype=tensor.dtype).view(
-                    tensor.shape
-                )
+                flat = torch.from_file(file.name, shared=False, size=tensor.numel(), dtype=tensor.dtype)
+                return flat.view(tensor.shape)
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"{self._folder}: photos and masks could not be kept there ({error}); free disk space or use "
@@ -184,13 +174,9 @@ class _Files:
 
 def scene_bytes(scene: Scene) -> int:
     """Return the bytes of all photos and masks, what views share counted once."""
-    tensors = {
-        id(tensor): tensor
-        for view in (*scene.train, *scene.test)
-        for tensor in (view.image, view.segments, view.valid)
-        if tensor is not None
-    }
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    views = (*scene.train, *scene.test)
+    tensors = [tensor for view in views for tensor in (view.image, view.segments, view.valid) if tensor is not None]
+    return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
 
 
 def free_bytes(device: torch.device, folder: Path) -> dict[DataDevice, int]:
@@ -205,8 +191,7 @@ def free_bytes(device: torch.device, folder: Path) -> dict[DataDevice, int]:
 def available_memory(root: Path = Path("/")) -> int:
     """Return the bytes of main memory that can still be taken, as the kernel and, in a container, its limit say.
 
-    Args:
-        root: Where `proc` and `sys` are.
+    `root` is where `proc` and `sys` are.
     """
     info = root / "proc/meminfo"
     if not info.exists():  # no Linux: half of the machine is a guess on the safe side

@@ -32,7 +32,7 @@ from unified_lift.data.colmap_io import (
     read_points,
     table_path,
 )
-from unified_lift.data.lens import Lens
+from unified_lift.data.lens import Lens, LensModel
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import rigid_from_quaternion
@@ -43,13 +43,13 @@ MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
 ANNOTATIONS = Path("annotations", "gt_instance")
 TEST_LIST = "test.txt"
 # Camera model -> number of focal lengths (cx, cy follow), lens model, places of the coefficients that come last.
-_SUPPORTED: dict[str, tuple[int, str, tuple[int, ...]]] = {
+_SUPPORTED: dict[str, tuple[int, LensModel, tuple[int, ...]]] = {
     "SIMPLE_PINHOLE": (1, "perspective", ()),
     "PINHOLE": (2, "perspective", ()),
     "SIMPLE_RADIAL": (1, "perspective", (0,)),
     "RADIAL": (1, "perspective", (0, 1)),
     "OPENCV": (2, "perspective", (0, 1, 2, 3)),
-    "FULL_OPENCV": (2, "perspective", (0, 1, 2, 3, 4, 5, 6, 7)),
+    "FULL_OPENCV": (2, "perspective", tuple(range(8))),
     "OPENCV_FISHEYE": (2, "fisheye", (0, 1, 2, 3)),
     "SIMPLE_RADIAL_FISHEYE": (1, "fisheye", (0,)),
     "RADIAL_FISHEYE": (1, "fisheye", (0, 1)),
@@ -64,12 +64,8 @@ def detect(root: Path) -> bool:
 
 
 def describe(root: Path, settings: DataSettings) -> SceneDescription:
-    """Return the registered images, sorted by name as strings [3DGS].
-
-    Raises:
-        UserError: Names the file and the fix.
-    """
-    model, folder = _model_folder(root), root / settings.images
+    """Return the registered images, sorted by name as strings [3DGS]."""
+    model, folder = _model_folder(root) or root / MODEL_FOLDERS[0], root / settings.images
     if not folder.is_dir():
         raise UserError(f"{folder}: no such image folder; correct -i/--images")
     source = _required(model, "images")
@@ -143,10 +139,10 @@ def _required(folder: Path, table: str) -> Path:
 
 
 def _pose(image: ColmapImage, source: Path) -> np.ndarray:
-    values = np.array([*image.qvec, *image.tvec])
-    if not np.isfinite(values).all() or not np.linalg.norm(image.qvec) > 1e-9:
+    qvec, tvec = np.array(image.qvec), np.array(image.tvec)
+    if not np.isfinite([*qvec, *tvec]).all() or not np.linalg.norm(qvec) > 1e-9:
         raise UserError(f"{source}: the pose of {image.name} is NaN, infinite or a zero quaternion; remove this image")
-    return rigid_pose(rigid_from_quaternion(image.qvec, image.tvec), source=source, name=image.name)
+    return rigid_pose(rigid_from_quaternion(qvec, tvec), source=source, name=image.name)
 
 
 def _listed_tests(root: Path, names: Collection[str]) -> list[str] | None:

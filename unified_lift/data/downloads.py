@@ -5,57 +5,37 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from unified_lift.data import colmap, lerf_mask, messy_rooms, replica
 from unified_lift.data.base import OBJECT_PATH, Frame, Reader, SceneDescription, listed
 from unified_lift.data.images import photos_in
-from unified_lift.data.issues import (
-    Issue,
-    Issues,
-    check_masks,
-    check_photos,
-    check_shape,
-    photo_size,
-    probe,
-)
+from unified_lift.data.issues import Issue, Issues, check_masks, check_photos, check_shape, photo_size, probe
 from unified_lift.data.masks import MaskFile, find_mask, read_mask
-from unified_lift.data.replica_layout import Recording, check_same_walk, find_recording, read_depth, read_trajectory
+from unified_lift.data.replica import Recording
 from unified_lift.data.scene import describe
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.plyio import read_point_cloud
 
-LERF_MASK_SCENES = tuple(lerf_mask.PROMPTS)
 LERF_MASK_TEST_VIEWS = (2, 4)  # fewest and most
 REPLICA_SCENES = ("room0", "room1", "room2", "office0", "office1", "office2", "office3", "office4")
 REPLICA_FRAMES = {"nice_slam": 2000, "semantic_nerf": 900, "vmap": 2000}
 REPLICA_SIZES = {"nice_slam": (1200, 680), "semantic_nerf": (640, 480), "vmap": (1200, 680)}
-MESSY_ROOMS_IDS = {  # exact ids seen in the test views, background included [PCF-Lift's result table]
-    "old_room_25": 26,
-    "old_room_50": 51,
-    "old_room_100": 101,
-    "old_room_500": 465,
-    "large_corridor_25": 26,
-    "large_corridor_50": 51,
-    "large_corridor_100": 101,
-    "large_corridor_500": 454,
+# Exact ids seen in the test views with 25, 50, 100 and 500 objects, background included [PCF-Lift's result table].
+_VISIBLE_IDS = {"old_room": (26, 51, 101, 465), "large_corridor": (26, 51, 101, 454)}
+MESSY_ROOMS_IDS = {
+    f"{room}_{count}": seen
+    for room, visible in _VISIBLE_IDS.items()
+    for count, seen in zip((25, 50, 100, 500), visible, strict=True)
 }
-_LERF_MASK_SOURCE = "fetch data/lerf_mask from the Gaussian Grouping authors' Hugging Face page"
-_REPLICA_SOURCE = (
-    "fetch the nice-slam rendering of Replica (its download script; DN-Splatter uses the same), or the rooms of the "
-    "Semantic-NeRF or the vMAP release"
-)
-_MESSY_ROOMS_SOURCE = "fetch the Messy Rooms data set from the Contrastive Lift project page"
 _MAKE_MASKS = (
     "run a 2D segmenter (for the paper: SAM, whole objects only) on every training photo and save one 8- or 16-bit "
     "grey PNG of ids under the photo's name, 0 = claimed by no mask"
 )
-
-
 _INSTANCE_MAPS = {
     "nice_slam": (
         "this rendering comes without instance maps: render Replica's habitat/mesh_semantic.ply along traj.txt "
@@ -67,45 +47,25 @@ _INSTANCE_MAPS = {
 }
 
 
-def check_lerf_mask(root: Path) -> Issues:
-    """Return what is present and what is missing of the three LERF-Mask scenes.
+class Benchmark(NamedTuple):
+    """The scenes of a download, each under any of several folder names, where to get them, and the check of one."""
+
+    scenes: Sequence[tuple[str, ...]]
+    source: str
+    check: Callable[[Path, Issues], None]
+
+
+def check_download(benchmark: str, root: Path) -> Issues:
+    """Return what is present and what is missing of all scenes of one of `BENCHMARKS`.
 
     Raises:
         UserError: There is no such folder.
     """
-    return _check_scenes(root, {name: (name,) for name in LERF_MASK_SCENES}, _lerf_mask_scene, _LERF_MASK_SOURCE)
-
-
-def check_replica(root: Path, *, num_frames: Mapping[str, int] = REPLICA_FRAMES) -> Issues:
-    """Return what is present and what is missing of the eight Replica scenes, in whichever rendering.
-
-    Args:
-        root: Holds the scenes, spelled `room0` or `room_0`.
-        num_frames: Length of the trajectory in each layout.
-    Raises:
-        UserError: There is no such folder.
-    """
-    spellings = {name: (name, f"{name[:-1]}_{name[-1]}") for name in REPLICA_SCENES}
-    return _check_scenes(root, spellings, partial(_replica_scene, num_frames=num_frames), _REPLICA_SOURCE)
-
-
-def check_messy_rooms(root: Path) -> Issues:
-    """Return what is present and what is missing of the eight Messy Rooms scenes.
-
-    Raises:
-        UserError: There is no such folder.
-    """
-    return _check_scenes(root, {name: (name,) for name in MESSY_ROOMS_IDS}, _messy_rooms_scene, _MESSY_ROOMS_SOURCE)
-
-
-def _check_scenes(
-    root: Path, spellings: Mapping[str, tuple[str, ...]], check: Callable[[Path, Issues], None], source: str
-) -> Issues:
-    """Return the issues of each scene under the first spelling that exists."""
+    scenes, source, check = BENCHMARKS[benchmark]
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; give the one that holds {', '.join(spellings)}")
+        raise UserError(f"{root}: no such folder; give the one that holds {', '.join(names[0] for names in scenes)}")
     issues = Issues(source)
-    for names in spellings.values():
+    for names in scenes:
         folder = next((root / name for name in names if (root / name).is_dir()), None)
         if folder is None:
             issues.error(f"{' or '.join(names)}: no such scene")
@@ -113,29 +73,27 @@ def _check_scenes(
         try:
             check(folder, issues)
         except UserError as error:
-            issues.refused(str(error), f"{folder.name}: ")
+            issues.refused(error, f"{folder.name}: ")
     return issues
 
 
-def _described(reader: Reader, folder: Path, issues: Issues) -> SceneDescription:
-    """Return what the reader says; broken frames become errors."""
+def _described(
+    reader: Reader, folder: Path, issues: Issues, photos: str, *, usual: tuple[int, int] | None = None
+) -> SceneDescription:
+    """Return what the reader says; check that every posed photo is readable, and of one size that fits its camera."""
     described = describe(reader, DataSettings(source_path=folder))
     for message in described.broken:
         issues.refused(message, f"{folder.name}: ")
-    return described
-
-
-def _photos(issues: Issues, what: str, frames: Sequence[Frame], *, usual: tuple[int, int] | None = None) -> None:
-    """Check that every posed photo exists, is readable, and of one size that fits its camera."""
-    sizes = check_photos(issues, frames, folder=what)
+    sizes = check_photos(issues, described.frames, folder=photos)
     counts = Counter(sizes.values())
     odd = [path.name for path, size in sizes.items() if size != counts.most_common(1)[0][0]]
     if odd:
-        issues.error(f"{what}: {listed(odd)} has another size")
+        issues.error(f"{photos}: {listed(odd)} has another size")
     found = " and ".join(f"{width}x{height}" for width, height in sorted(counts))
     if usual is not None and counts and set(counts) != {usual}:
-        issues.note(f"{what}: {found} where {usual[0]}x{usual[1]} is usual", "scores of other sizes do not compare")
-    issues.ok(f"{what}: {len(sizes)} of {len(frames)} photos, {found or 'no size'}")
+        issues.note(f"{photos}: {found} where {usual[0]}x{usual[1]} is usual", "scores of other sizes do not compare")
+    issues.ok(f"{photos}: {len(sizes)} of {len(described.frames)} photos, {found or 'no size'}")
+    return described
 
 
 def _masks(issues: Issues, what: str, train: Sequence[Frame], *, as_released: bool) -> None:
@@ -157,34 +115,29 @@ def _lerf_mask_scene(folder: Path, issues: Issues) -> None:
         issues.error(f"{scene}/sparse/0: no COLMAP model there")
     if len(issues) > before:
         return
-    described = _described(lerf_mask.READER, folder, issues)
-    frames, names = described.frames, {frame.name for frame in described.frames}
-    train_names = set(described.train_only or ())
-    train, tests = ([f for f in frames if (f.name in train_names) == trains] for trains in (True, False))
-    _photos(issues, f"{scene}/images", frames)
+    described = _described(lerf_mask.READER, folder, issues, f"{scene}/images")
     for note in described.notes:
         if "no pose in" in note:
             issues.error(note)
+    train_names, names = set(described.train_only or ()), [frame.name for frame in described.frames]
+    train, tests = ([f for f in described.frames if (f.name in train_names) == trains] for trains in (True, False))
     what = f"{scene}/{lerf_mask.TRAIN_LIST}"
-    strangers = sorted({path.stem for path in photos_in(folder / lerf_mask.TRAIN_LIST, "*")} - names)
+    strangers = sorted({path.stem for path in photos_in(folder / lerf_mask.TRAIN_LIST, "*")} - set(names))
     if strangers:
         issues.error(f"{what}: {listed(strangers)} not registered in the COLMAP model")
-    (fewest, most), test_names = LERF_MASK_TEST_VIEWS, [frame.name for frame in tests]
+    (fewest, most), listing = LERF_MASK_TEST_VIEWS, listed([frame.name for frame in tests])
     if fewest <= len(tests) <= most:
-        counts = f"{len(frames) - len(tests)} training views, {len(tests)} test views"
-        issues.ok(f"{what}: {counts} ({', '.join(test_names)})")
+        issues.ok(f"{what}: {len(train)} training views, {len(tests)} test views ({listing})")
     else:
-        issues.error(
-            f"{what}: leaves {len(tests)} test views ({listed(test_names)}), {fewest} to {most} are expected",
-            "list all captures there and no test view",
-        )
+        text = f"{what}: leaves {len(tests)} test views ({listing}), {fewest} to {most} are expected"
+        issues.error(text, "list all captures there and no test view")
     _masks(issues, f"{scene}/{OBJECT_PATH}", train, as_released=True)
     _prompt_masks(folder, tests, issues)
 
 
 def _prompt_masks(folder: Path, tests: Sequence[Frame], issues: Issues) -> None:
     """Check that the prompts of the scene, and no others, have masks of the right shape."""
-    what, prompts = f"{folder.name}/{lerf_mask.PROMPT_MASKS}", lerf_mask.PROMPTS[folder.name]
+    what, prompts = f"{folder.name}/{lerf_mask.PROMPT_MASKS}", lerf_mask.PROMPTS[folder.name].split(", ")
     seen: Counter[str] = Counter()
     files = {k: lerf_mask.prompt_files(inner) for k, inner in lerf_mask.prompt_folders(folder).items()}
     for k, of_view in files.items():
@@ -202,34 +155,36 @@ def _prompt_masks(folder: Path, tests: Sequence[Frame], issues: Issues) -> None:
     absent = [prompt for prompt in prompts if not seen[prompt]]
     if absent:
         issues.error(f"{what}: no view has a readable mask of {listed(absent)}")
-    counts = f"{sum(seen.values())} masks of {len(prompts) - len(absent)} of {len(prompts)} prompts"
+    counts = f"{seen.total()} masks of {len(prompts) - len(absent)} of {len(prompts)} prompts"
     issues.ok(f"{what}: {counts} in views {', '.join(map(str, files))}")
 
 
-def _replica_scene(folder: Path, issues: Issues, *, num_frames: Mapping[str, int]) -> None:
-    recording = find_recording(folder)
+def _replica_scene(folder: Path, issues: Issues) -> None:
+    recording = replica.find_recording(folder)
     if recording is None:
         issues.error(f"{folder.name}: neither traj.txt and results/ nor traj_w_c.txt and rgb/ (Sequence_1/, imap/00/)")
         return
     layout, scene = recording.layout, recording.folder.relative_to(folder.parent).as_posix()
-    count = len(read_trajectory(recording.trajectory))
-    described = _described(replica.READER, folder, issues)
+    count, expected = len(replica.read_trajectory(recording.trajectory)), REPLICA_FRAMES[layout.name]
+    photos = f"{scene}/{Path(layout.photo).parent}"
+    frames = _described(replica.READER, folder, issues, photos, usual=REPLICA_SIZES[layout.name]).frames
     numbers, held_out = replica.benchmark_frames(recording, count)
-    train = {numbers[frame.name]: frame for frame in described.frames if frame.name not in held_out}
-    test = {numbers[frame.name]: frame for frame in described.frames if frame.name in held_out}
+    train, test = (
+        {numbers[frame.name]: frame for frame in frames if (frame.name in held_out) == held} for held in (False, True)
+    )
     what = f"{scene}/{recording.trajectory.name}: {count} poses ({layout.name} rendering)"
-    expected = num_frames[layout.name]
     if count == expected:
         issues.ok(f"{what}, {len(train)} training and {len(test)} test views")
     else:
         issues.error(f"{what}, {expected} are expected")
-    _photos(issues, f"{scene}/{Path(layout.photo).parent}", described.frames, usual=REPLICA_SIZES[layout.name])
-    _depths(scene, folder, recording, train, issues)
-    _instance_maps(scene, recording, test, issues)
+    _initial_points(scene, folder, recording, train, issues)
+    own = Issues(_INSTANCE_MAPS[layout.name])
+    _instance_maps(scene, recording, test, own)
+    issues += own
     _masks(issues, f"{folder.name}/{OBJECT_PATH}", list(train.values()), as_released=False)
 
 
-def _depths(scene: str, folder: Path, recording: Recording, train: Mapping[int, Frame], issues: Issues) -> None:
+def _initial_points(scene: str, folder: Path, recording: Recording, train: Mapping[int, Frame], issues: Issues) -> None:
     """Check where initial points come from: the scene can do without depth, but starts better with it."""
     cloud = folder / "point_cloud.ply"
     if cloud.is_file():
@@ -239,7 +194,7 @@ def _depths(scene: str, folder: Path, recording: Recording, train: Mapping[int, 
             issues.error(str(error), "write it again, or remove it: the depth maps serve as well")
         return
     numbers = [n for n in train if recording.depth(n).is_file()]
-    good = probe(issues, numbers, lambda n: read_depth(recording, n).shape)
+    good = probe(issues, numbers, lambda n: replica.read_depth(recording, n).shape)
     what = f"{scene}/{Path(recording.layout.depth).parent}: {len(good)} of {len(train)} training views have depth"
     if len(good) == len(train):
         issues.ok(what)
@@ -249,31 +204,24 @@ def _depths(scene: str, folder: Path, recording: Recording, train: Mapping[int, 
 
 
 def _instance_maps(scene: str, recording: Recording, test: Mapping[int, Frame], issues: Issues) -> None:
-    own, pattern = Issues(_INSTANCE_MAPS[recording.layout.name]), recording.annotation_pattern
+    pattern = recording.annotation_pattern
     if pattern is None:
-        own.error(f"{scene}: no instance maps of the test views")
-        issues += own
+        issues.error(f"{scene}: no instance maps of the test views")
         return
     what = f"{scene}/{pattern.parent.relative_to(recording.folder)}"
     try:
-        check_same_walk(recording)
+        replica.check_same_walk(recording)
     except UserError as error:
-        own.refused(error, f"{scene}: ")
-    maps = check_masks(
-        own,
-        [replace(frame, mask=recording.annotation(n)) for n, frame in test.items()],
-        make=own.fix,
-        folder=what,
-        needed=True,
-    )
+        issues.refused(error, f"{scene}: ")
+    annotated = [replace(frame, mask=recording.annotation(n)) for n, frame in test.items()]
+    maps = check_masks(issues, annotated, make=issues.fix, folder=what, needed=True)
     narrow = [path.name for path, numbers in maps.items() if numbers.kind.startswith("8-bit")]
     if narrow:
         text = f"{what}: {listed(narrow)} has 8 bits, ids above 255 would have been cut"
         released = pattern.parent.name == "semantic_instance"  # these have 16 bits
-        own.append(Issue(severity="error" if released else "note", text=text, fix=own.fix))
+        issues.append(Issue(severity="error" if released else "note", text=text, fix=issues.fix))
     largest = max((numbers.largest for numbers in maps.values()), default=0)
-    own.ok(f"{what}: {len(maps)} of {len(test)} test views have exact ids, largest id {largest}")
-    issues += own
+    issues.ok(f"{what}: {len(maps)} of {len(test)} test views have exact ids, largest id {largest}")
 
 
 def _messy_rooms_scene(folder: Path, issues: Issues) -> None:
@@ -281,20 +229,19 @@ def _messy_rooms_scene(folder: Path, issues: Issues) -> None:
     if not messy_rooms.detect(folder):
         issues.error(f"{scene}: metadata.json and color/ are not both there")
         return
-    described = _described(messy_rooms.READER, folder, issues)
-    if not described.frames:
+    described = _described(messy_rooms.READER, folder, issues, f"{scene}/color")
+    frames, tests = described.frames, list(described.held_out or ())
+    if not frames:
         issues.error(f"{scene}/color: no photos")
         return
-    frames, tests = described.frames, list(described.held_out or ())
-    _photos(issues, f"{scene}/color", frames)
     counts = f"{len(frames) - len(tests)} training and {len(tests)} test views"
     issues.ok(f"{scene}/metadata.json: {len(frames)} poses, {counts}")
     for name in ("instance", "semantic", messy_rooms.INPUT_MASKS):
         _id_arrays(folder / name, frames, issues)
-    if len(issues.errors) > before or described.annotations is None:
+    if len(issues.errors) > before:
         return
-    seen = len(set().union(*(np.unique(ids).tolist() for ids in described.annotations(tests).values())))
-    expected = MESSY_ROOMS_IDS[scene]
+    maps = messy_rooms.exact_ids(folder, tests)
+    seen, expected = len({i for ids in maps.values() for i in np.unique(ids).tolist()}), MESSY_ROOMS_IDS[scene]
     text = f"{scene}: {seen} exact ids in the test views, background included"
     if seen == expected:
         issues.ok(text)
@@ -304,13 +251,11 @@ def _messy_rooms_scene(folder: Path, issues: Issues) -> None:
 
 def _id_arrays(folder: Path, frames: Sequence[Frame], issues: Issues) -> None:
     """Check that every frame has an array of its photo's shape; those of objects need more than 8 bits."""
-    what = f"{folder.parent.name}/{folder.name}"
-    found = {frame.name: find_mask(folder, frame.name) for frame in frames}
-    absent = [name for name, mask in found.items() if mask is None]
+    what, of_mask = f"{folder.parent.name}/{folder.name}", {find_mask(folder, frame.name): frame for frame in frames}
+    absent = [frame.name for frame in frames if find_mask(folder, frame.name) is None]
     if absent:
         issues.error(f"{what}: no array of {listed(absent)}")
-    of_mask = {mask: frame for frame in frames if (mask := found[frame.name])}
-    arrays = probe(issues, of_mask, _array_header)
+    arrays = probe(issues, [mask for mask in of_mask if mask], _array_header)
     for mask, (size, _) in arrays.items():
         check_shape(issues, mask.path, size, of_mask[mask])
     narrow = [mask.path.name for mask, (_, num_bytes) in arrays.items() if num_bytes < 2]
@@ -329,3 +274,23 @@ def _array_header(mask: MaskFile) -> tuple[tuple[int, int], int]:
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise UserError(f"{path}: {array.dtype} {list(array.shape)} where whole numbers [H, W] belong; fetch it again")
     return (array.shape[1], array.shape[0]), array.dtype.itemsize
+
+
+BENCHMARKS = {
+    "lerf_mask": Benchmark(
+        [(name,) for name in lerf_mask.PROMPTS],
+        "fetch data/lerf_mask from the Gaussian Grouping authors' Hugging Face page",
+        _lerf_mask_scene,
+    ),
+    "replica": Benchmark(
+        [(name, f"{name[:-1]}_{name[-1]}") for name in REPLICA_SCENES],
+        "fetch the nice-slam rendering of Replica (its download script; DN-Splatter uses the same), or the rooms of "
+        "the Semantic-NeRF or the vMAP release",
+        _replica_scene,
+    ),
+    "messy_rooms": Benchmark(
+        [(name,) for name in MESSY_ROOMS_IDS],
+        "fetch the Messy Rooms data set from the Contrastive Lift project page",
+        _messy_rooms_scene,
+    ),
+}

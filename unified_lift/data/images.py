@@ -40,10 +40,9 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Return the decoded picture in its own mode. EXIF rotation is not applied: poses refer to pixels as stored.
+    """Return the decoded picture in its own mode; a UserError names a missing or damaged file.
 
-    Raises:
-        UserError: The file is missing or damaged.
+    EXIF rotation is not applied: poses refer to pixels as stored.
     """
     with _naming(path):
         image = Image.open(path)
@@ -52,11 +51,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return (width, height) from the file's header.
-
-    Raises:
-        UserError: The file is missing or damaged.
-    """
+    """Return (width, height) from the file's header; a UserError names a missing or damaged file."""
     with _naming(path), Image.open(path) as image:
         return image.size
 
@@ -67,8 +62,6 @@ def read_image(path: Path, *, alpha: Alpha = "drop") -> np.ndarray:
     Args:
         path: 8- or 16-bit file; grey, palette and CMYK are converted.
         alpha: `drop` ignores an alpha channel [3DGS on COLMAP scenes]; `black` composites over black.
-    Raises:
-        UserError: The file is missing or damaged.
     """
     image = open_image(path)
     if image.mode.startswith(("I", "F")):  # 16-bit grey

@@ -33,6 +33,11 @@ class Lens:
     coefficients: tuple[float, ...] = ()
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Return (width, height)."""
+        return self.width, self.height
+
+    @property
     def is_distorted(self) -> bool:
         """Return whether photos must be resampled before a pinhole camera describes them."""
         return self.model == "fisheye" or any(self.coefficients)
@@ -40,9 +45,8 @@ class Lens:
     def resized(self, width: int, height: int) -> Lens:
         """Return the lens of the same photo stored at another size."""
         sx, sy = width / self.width, height / self.height
-        return replace(
-            self, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy, width=width, height=height
-        )
+        focal, centre = {"fx": self.fx * sx, "fy": self.fy * sy}, {"cx": self.cx * sx, "cy": self.cy * sy}
+        return replace(self, width=width, height=height, **focal, **centre)
 
 
 def distort(x: np.ndarray, y: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.ndarray]:
@@ -51,14 +55,13 @@ def distort(x: np.ndarray, y: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.nd
     Source: perspective x' = x (1 + k1 r^2 + k2 r^4 + k3 r^6) / (1 + k4 r^2 + k5 r^4 + k6 r^6) + 2 p1 x y +
     p2 (r^2 + 2 x^2), likewise y' with p1 and p2 exchanged; fisheye r' = theta (1 + k1 theta^2 + ... + k4 theta^8).
     """
+    k1, k2, p1, p2, k3, k4, k5, k6 = (*lens.coefficients, *[0.0] * 8)[:8]
     if lens.model == "fisheye":
-        k = (*lens.coefficients, *[0.0] * 4)[:4]
         radius = np.hypot(x, y)
         theta = np.arctan(radius)
-        bent = theta * (1 + sum(k[i] * theta ** (2 * i + 2) for i in range(4)))
+        bent = theta * (1 + sum(k * theta ** (2 * i + 2) for i, k in enumerate((k1, k2, p1, p2))))
         scale = np.where(radius > 1e-9, bent / np.maximum(radius, 1e-9), 1.0)
         return lens.fx * x * scale + lens.cx, lens.fy * y * scale + lens.cy
-    k1, k2, p1, p2, k3, k4, k5, k6 = (*lens.coefficients, *[0.0] * 8)[:8]
     square = x * x + y * y
     radial = (1 + square * (k1 + square * (k2 + square * k3))) / (1 + square * (k4 + square * (k5 + square * k6)))
     bent_x = x * radial + 2 * p1 * x * y + p2 * (square + 2 * x * x)
@@ -75,18 +78,14 @@ def _source_pixels(lens: Lens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     cols, rows = np.meshgrid(np.arange(lens.width) + 0.5, np.arange(lens.height) + 0.5)
     u, v = distort((cols - lens.cx) / lens.fx, (rows - lens.cy) / lens.fy, lens)
     exists = (u >= 0) & (u < lens.width) & (v >= 0) & (v < lens.height)
-    if min(lens.width, lens.height) > 1:
+    if min(lens.size) > 1:
         jacobian = np.gradient(u, axis=1) * np.gradient(v, axis=0) - np.gradient(u, axis=0) * np.gradient(v, axis=1)
         exists &= jacobian > 0
     return u.astype(np.float32), v.astype(np.float32), exists
 
 
 def undistort_image(image: np.ndarray, lens: Lens) -> np.ndarray:
-    """Return the photo as a pinhole with the lens's K would have taken it: bilinear, black where nothing was seen.
-
-    Args:
-        image: uint8 [H, W, 3] of the lens's size.
-    """
+    """Return the photo as a pinhole with the lens's K would have taken it, uint8 [H, W, 3]; black = nothing seen."""
     u, v, exists = _source_pixels(lens)
     # OpenCV counts from the centre of the first pixel.
     bent = cv2.remap(image, u - 0.5, v - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -95,11 +94,7 @@ def undistort_image(image: np.ndarray, lens: Lens) -> np.ndarray:
 
 
 def undistort_ids(ids: np.ndarray, lens: Lens) -> np.ndarray:
-    """Return the label map of the undistorted photo: nearest, 0 (unlabelled) where nothing was seen.
-
-    Args:
-        ids: int32 [H, W] of the lens's size.
-    """
+    """Return the label map [H, W] of the undistorted photo: nearest, 0 (unlabelled) where nothing was seen."""
     u, v, exists = _source_pixels(lens)
     rows = np.clip(v.astype(np.int64), 0, lens.height - 1)
     cols = np.clip(u.astype(np.int64), 0, lens.width - 1)

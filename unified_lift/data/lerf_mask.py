@@ -26,30 +26,13 @@ from unified_lift.errors import UserError
 PROMPT_MASKS = "test_mask"
 TRAIN_LIST = "images_train"
 PROMPTS = {
-    "figurines": (
-        "green apple",
-        "green toy chair",
-        "old camera",
-        "porcelain hand",
-        "red apple",
-        "red toy chair",
-        "rubber duck with red hat",
-    ),
-    "ramen": ("chopsticks", "egg", "glass of water", "pork belly", "wavy noodles in bowl", "yellow bowl"),
-    "teatime": (
-        "apple",
-        "bag of cookies",
-        "coffee mug",
-        "cookies on a plate",
-        "paper napkin",
-        "plate",
-        "sheep",
-        "spoon handle",
-        "stuffed bear",
-        "tea in a glass",
-    ),
+    "figurines": "green apple, green toy chair, old camera, porcelain hand, red apple, red toy chair, "
+    "rubber duck with red hat",
+    "ramen": "chopsticks, egg, glass of water, pork belly, wavy noodles in bowl, yellow bowl",
+    "teatime": "apple, bag of cookies, coffee mug, cookies on a plate, paper napkin, plate, sheep, spoon handle, "
+    "stuffed bear, tea in a glass",
 }
-"""The text prompts of each scene [Gaussian Grouping]."""
+"""The text prompts of each scene, comma-separated [Gaussian Grouping]."""
 
 
 def detect(root: Path) -> bool:
@@ -59,11 +42,7 @@ def detect(root: Path) -> bool:
 
 
 def describe(root: Path, settings: DataSettings) -> SceneDescription:
-    """Return the COLMAP scene of which only the views listed in `images_train/` train.
-
-    Raises:
-        UserError: Names the file and the fix.
-    """
+    """Return the COLMAP scene of which only the views listed in `images_train/` train."""
     described = colmap.describe(root, settings)
     names = [frame.name for frame in described.frames]
     train = names_in_images_train(names, root)

@@ -19,7 +19,6 @@ from unified_lift.data.images import image_size, photos_in
 from unified_lift.data.lens import Lens
 from unified_lift.data.masks import find_mask
 from unified_lift.data.settings import DataSettings
-from unified_lift.data.splits import last_fifth
 from unified_lift.errors import UserError
 from unified_lift.fileio import number, read_json
 from unified_lift.ops.cameras import cam_from_world_opengl, rigid_from_quaternion
@@ -33,11 +32,7 @@ def detect(root: Path) -> bool:
 
 
 def describe(root: Path, settings: DataSettings) -> SceneDescription:
-    """Return all frames in numeric order of their stems.
-
-    Raises:
-        UserError: Names the file and the fix.
-    """
+    """Return all frames in numeric order of their stems; the last 20 % are held out."""
     source = root / "metadata.json"
     camera = read_json(source).get("camera")
     if not isinstance(camera, dict) or not {"positions", "quaternions"} <= camera.keys():
@@ -66,25 +61,26 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
         frames=frames,
         broken=broken,
         zero_id="segment" if masks == INPUT_MASKS else "ignore",
-        held_out=[images[i].stem for i in last_fifth(len(images))],
-        annotations=partial(_exact_ids, root),
+        held_out=[path.stem for path in images[len(images) * 4 // 5 :]],
+        annotations=partial(exact_ids, root),
     )
 
 
-def _exact_ids(root: Path, names: Collection[str]) -> dict[str, np.ndarray]:
+def exact_ids(root: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     """Return the exact ids of the named views where `semantic` says object, 0 elsewhere; int32 [H, W]."""
     found, classes = masks_in(root / "instance", names), masks_in(root / "semantic", names)
     for name in found.keys() & classes.keys():
         ours, theirs = found[name].shape, classes[name].shape
         if ours != theirs:
-            files = [find_mask(root / folder, name).path for folder in ("semantic", "instance")]
-            raise UserError(f"{files[0]}: shape {theirs} differs from {files[1]}: {ours}; fetch it again")
+            semantic = find_mask(root / "semantic", name)
+            what = f"shape {theirs} differs from {ours} of the same view in instance/"
+            raise UserError(f"{semantic.path if semantic else name}: {what}; fetch it again")
     return {name: np.where(classes[name] == 1, ids, 0) for name, ids in found.items() if name in classes}
 
 
-def _numeric(path: Path) -> tuple[int, str]:
+def _numeric(path: Path) -> tuple[float, str]:
     """Sort key: numeric stems as numbers, before all others."""
-    return (int(path.stem), "") if path.stem.isdecimal() else (1 << 62, path.stem)
+    return (int(path.stem), "") if path.stem.isdecimal() else (float("inf"), path.stem)
 
 
 def _pose(position: list[float], quaternion: list[float], source: Path, name: str) -> np.ndarray:

@@ -37,20 +37,22 @@ def initial_points(views: Sequence[View], settings: DataSettings, *, own: PointC
                 "needed; add points or use --random_init"
             )
         return own, f"{len(own.positions)} initial points from the scene"
+    cameras, count = [view.camera for view in views], settings.num_random_points
     found = None if settings.random_init else triangulate(views)
-    if found is not None and len(found.positions) >= _ENOUGH_POINTS:
-        return found, f"{len(found.positions)} initial points triangulated from the photos"
-    cameras, wanted = [view.camera for view in views], settings.num_random_points
-    if found is None or len(found.positions) == 0:
-        cloud = random_in_frusta(cameras, count=wanted, seed=settings.points_seed)
-        return cloud, f"{wanted} random initial points in the camera frusta"
-    num_found = len(found.positions)
-    missing = max(wanted - num_found, MIN_POINTS)
+    num_found = 0 if found is None else len(found.positions)
+    if found is None or num_found == 0:
+        cloud = random_in_frusta(cameras, count=count, seed=settings.points_seed)
+        return cloud, f"{count} random initial points in the camera frusta"
+    note = f"{num_found} initial points triangulated from the photos"
+    if num_found >= _ENOUGH_POINTS:
+        return found, note
+    missing = max(count - num_found, MIN_POINTS)
     cloud = random_in_frusta(cameras, count=missing, seed=settings.points_seed)
-    positions = np.concatenate([found.positions, cloud.positions])
-    colors = np.concatenate([found.colors, cloud.colors])
-    note = f"{num_found} initial points triangulated from the photos, {missing} random ones in the camera frusta"
-    return PointCloud(positions=positions, colors=colors), note
+    filled = PointCloud(
+        positions=np.concatenate([found.positions, cloud.positions]),
+        colors=np.concatenate([found.colors, cloud.colors]),
+    )
+    return filled, f"{note}, {missing} random ones in the camera frusta"
 
 
 def random_in_frusta(cameras: Sequence[Camera], *, count: int, seed: int) -> PointCloud:
@@ -58,11 +60,7 @@ def random_in_frusta(cameras: Sequence[Camera], *, count: int, seed: int) -> Poi
 
     The frusta end at 1.5 x the median distance between the camera centres and the point closest to all optical axes
     [ours]; 3D-GS fills a fixed cube instead, which fits no other scene.
-
-    Args:
-        cameras: Training cameras, at least one.
-        count: Number of points.
-        seed: Of the generator; equal seeds give equal points.
+    Equal seeds give equal points.
     """
     if not cameras or count < MIN_POINTS:
         raise UserError(f"--num_random_points {count}: at least {MIN_POINTS} points and one camera are needed")
@@ -75,9 +73,9 @@ def random_in_frusta(cameras: Sequence[Camera], *, count: int, seed: int) -> Poi
         uniform = rng.random((4 * count, 3))
         points = np.empty((4 * count, 3))
         for index in np.unique(chosen):
-            camera, rows = cameras[index], chosen == index
-            pixels = uniform[rows, :2] * [camera.width, camera.height]
-            points[rows] = unproject(pixels, far * np.cbrt(uniform[rows, 2]), camera)
+            camera, of_camera = cameras[index], chosen == index
+            pixels = uniform[of_camera, :2] * [camera.width, camera.height]
+            points[of_camera] = unproject(pixels, far * np.cbrt(uniform[of_camera, 2]), camera)
         # A point in several frusta counts only for the first of them: that makes the union uniform.
         kept.append(points[_not_in_earlier_frusta(points, chosen, cameras, far)])
     positions = np.concatenate(kept)[:count].astype(np.float32)

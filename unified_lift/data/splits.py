@@ -14,32 +14,6 @@ from unified_lift.errors import UserError
 ALL_VIEWS, HALF_OF_VIEWS = 100, 50  # n_views values with a meaning of their own [Gaussian Grouping]
 
 
-def every_nth(count: int, hold: int) -> list[int]:
-    """Return the indices held out by the 3D-GS rule: every `hold`-th, the first included."""
-    if hold < 1:
-        raise UserError(f"--llffhold {hold}: must be at least 1")
-    return list(range(0, count, hold))
-
-
-def last_fifth(count: int) -> list[int]:
-    """Return the indices held out by the Messy Rooms rule: from floor(0.8 count) on."""
-    return list(range(count * 4 // 5, count))
-
-
-def dn_splatter(count: int) -> tuple[list[int], list[int]]:
-    """Return the training and the held-out frames of the DN-Splatter rule for Replica's nice-slam walk.
-
-    Of frames 0, 25, 50, ... every fifth is held out, the first included.
-    """
-    kept = range(0, count, 25)
-    return [n for n in kept if n % 125], [n for n in kept if n % 125 == 0]
-
-
-def semantic_nerf(count: int) -> tuple[list[int], list[int]]:
-    """Return the training and the held-out frames of the Semantic-NeRF rule for Replica: 0, 5, 10, ... and 2, 7, ..."""
-    return list(range(0, count, 5)), list(range(2, count, 5))
-
-
 def thin(count: int, n_views: int) -> list[int]:
     """Return which of `count` training views stay: 100 all, 50 half, another number that many, evenly spaced."""
     if n_views < 1:
@@ -76,7 +50,9 @@ def split_names(
     elif not settings.eval:
         train = list(names)
     else:
-        held = set([names[i] for i in every_nth(len(names), settings.llffhold)] if held_out is None else held_out)
+        if settings.llffhold < 1:
+            raise UserError(f"--llffhold {settings.llffhold}: must be at least 1")
+        held = set(names[:: settings.llffhold] if held_out is None else held_out)  # every llffhold-th [3DGS]
         train = [name for name in names if name not in held]
     if not train:
         raise UserError(f"{root}: all {len(names)} views are held out, none is left to train on; drop --eval")

@@ -50,11 +50,7 @@ def detect(root: Path) -> bool:
 
 
 def describe(root: Path, settings: DataSettings) -> SceneDescription:
-    """Return all frames, sorted by name; with `eval` those that a split list names.
-
-    Raises:
-        UserError: Names the file and the fix.
-    """
+    """Return all frames, sorted by name; with `eval` those that a split list names."""
     heads = {path: read_json(path) for path in _camera_files(root)}
     file, head = next(iter(heads.items()))
     entries = [(path, entry) for path, content in heads.items() for entry in _entries(content, path)]
@@ -176,30 +172,24 @@ def _focals(fields: dict, width: int, height: int, source: Path) -> tuple[float,
 
 
 def _listed_split(head: dict, source: Path, root: Path, names: Mapping[Path, str]) -> tuple[list[str] | None, set[str]]:
-    """Return the names held out (None where no list says) and those in no list; lists may leave out suffixes.
-
-    Args:
-        names: Photo -> view name.
-    """
+    """Return the names held out (None where no list says) and those in no list; lists may leave out suffixes."""
     by_path = {str(path.with_suffix("")): name for path, name in names.items()}
     by_path |= {str(path): name for path, name in names.items()}
 
     def listed(*keys: str) -> set[str]:
-        paths = next((head[key] for key in keys if head.get(key)), [])
         found = set()
-        for path in paths:
+        for path in next((head[key] for key in keys if head.get(key)), ()):
             key = os.path.normpath(root / str(path))
             if key not in by_path:
                 raise UserError(f"{source}: the split lists name {path}, which no frame has; correct the list")
             found.add(by_path[key])
         return found
 
-    train, test = listed("train_filenames"), listed("test_filenames", "val_filenames")
+    train, test, every = listed("train_filenames"), listed("test_filenames", "val_filenames"), set(names.values())
     if train & test:
         raise UserError(
             f"{source}: {min(train & test)} is listed for training and for testing; remove it from one list"
         )
-    every = set(names.values())
     if not train and not test:
         return None, set()
     return sorted(test or every - train), every - train - test if train and test else set()

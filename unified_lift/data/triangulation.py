@@ -9,8 +9,8 @@ match never glues two points together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -35,16 +35,14 @@ _MIN_VIEWS = 3  # views of a track; a two-view match on a line cannot be checked
 _MIN_VIEWS_UNSURE = 4  # views of a track whose candidates are less distinct
 
 
-@dataclass(frozen=True, kw_only=True)
-class Features:
-    """SIFT points of a view: corner-origin pixels of the view [K, 2] and RootSIFT descriptors [K, 128], float32."""
+class Features(NamedTuple):
+    """SIFT points of a view: corner-origin pixels of the view [K, 2] and RootSIFT descriptors float32 [K, 128]."""
 
     pixels: np.ndarray
     descriptors: np.ndarray
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tracks:
+class Tracks(NamedTuple):
     """Observations grouped into points: view, SIFT point in it, pixel [O, 2] and track index [O] of each."""
 
     view: np.ndarray
@@ -53,10 +51,9 @@ class Tracks:
     track: np.ndarray
 
     def keep(self, mask: np.ndarray) -> Tracks:
-        """Return the observations where `mask` holds, under the same track indices."""
-        return Tracks(
-            view=self.view[mask], feature=self.feature[mask], pixels=self.pixels[mask], track=self.track[mask]
-        )
+        """Return the observations where `mask` holds, with track indices without gaps."""
+        kept = Tracks(*(values[mask] for values in self))
+        return kept._replace(track=np.unique(kept.track, return_inverse=True)[1])
 
 
 def triangulate(views: Sequence[View]) -> PointCloud:
@@ -69,15 +66,12 @@ def triangulate(views: Sequence[View]) -> PointCloud:
         views: Posed photos of one static scene.
     """
     if len(views) < _MIN_VIEWS:
-        return _empty()
+        return PointCloud(positions=np.empty((0, 3), np.float32), colors=np.empty((0, 3), np.uint8))
     cameras = [view.camera for view in views]
     features = parallel_map(detect_features, views)
-    neighbors = choose_neighbors(cameras)
-    grow = partial(grow_tracks, cameras=cameras, features=features, neighbors=neighbors)
+    grow = partial(grow_tracks, cameras=cameras, features=features, neighbors=choose_neighbors(cameras))
     tracks = best_tracks(_concatenate(parallel_map(grow, range(len(views)))))
     points, tracks = solve_tracks(tracks, cameras)
-    if len(points) == 0:
-        return _empty()
     return PointCloud(positions=points.astype(np.float32), colors=_mean_colors(tracks, views, len(points)))
 
 
@@ -87,15 +81,15 @@ def detect_features(view: View) -> Features:
     scale = min(1.0, _MAX_SIDE / max(grey.shape))
     if scale < 1:
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    sift = cv2.SIFT_create(nfeatures=_MAX_FEATURES, contrastThreshold=_CONTRAST)
+    sift = cv2.SIFT_create(nfeatures=_MAX_FEATURES, contrastThreshold=_CONTRAST)  # type: ignore[attr-defined]  # no stub
     points, descriptors = sift.detectAndCompute(grey, None)
     if not points:
-        return Features(pixels=np.empty((0, 2)), descriptors=np.empty((0, 128), dtype=np.float32))
+        return Features(np.empty((0, 2)), np.empty((0, 128), dtype=np.float32))
     shrink = np.array([view.camera.width / grey.shape[1], view.camera.height / grey.shape[0]])
     # OpenCV puts the centre of the first pixel at 0; ours lies at 0.5.
     pixels = (np.array([point.pt for point in points]) + 0.5) * shrink
-    rows = descriptors / np.maximum(np.abs(descriptors).sum(axis=1, keepdims=True), 1e-12)
-    return Features(pixels=pixels, descriptors=np.sqrt(rows).astype(np.float32))
+    shares = descriptors / np.maximum(np.abs(descriptors).sum(axis=1, keepdims=True), 1e-12)
+    return Features(pixels, np.sqrt(shares).astype(np.float32))
 
 
 def choose_neighbors(cameras: Sequence[Camera]) -> np.ndarray:
@@ -136,8 +130,9 @@ def candidates(first: Features, second: Features, matrix: np.ndarray) -> tuple[n
     Returns:
         Index in `second` or -1, int64 [K], and whether it stands out clearly from the runner-up, bool [K].
     """
+    match, sure = np.full(len(first.pixels), -1, dtype=np.int64), np.zeros(len(first.pixels), dtype=bool)
     if min(len(first.pixels), len(second.pixels)) < 2:
-        return np.full(len(first.pixels), -1, dtype=np.int64), np.zeros(len(first.pixels), dtype=bool)
+        return match, sure
     lines = np.c_[first.pixels, np.ones(len(first.pixels))] @ matrix.T  # [K1, 3]
     lines /= np.maximum(np.linalg.norm(lines[:, :2], axis=1, keepdims=True), 1e-12)
     row, column = _near_lines(lines.astype(np.float32), second.pixels.astype(np.float32))
@@ -150,7 +145,6 @@ def candidates(first: Features, second: Features, matrix: np.ndarray) -> tuple[n
     runner_up = np.where(np.append(is_best[1:], True), 0.0, np.append(similarity[1:], 0.0))[is_best]
     # Descriptors have length one: squared distance = 2 - 2 similarity.
     ratio = (1 - similarity[is_best]) / np.maximum(1 - np.maximum(runner_up, 0.0), 1e-12)
-    match, sure = np.full(len(first.pixels), -1, dtype=np.int64), np.zeros(len(first.pixels), dtype=bool)
     match[row[is_best]] = np.where(ratio < _MAX_RATIO**2, column[is_best], -1)
     sure[row[is_best]] = ratio < _MAX_RATIO_SURE**2
     return match, sure
@@ -178,15 +172,12 @@ def grow_tracks(
     """
     own, others = features[index], neighbors[index]
     found = [candidates(own, features[j], fundamental_matrix(cameras[index], cameras[j])) for j in others]
-    match, sure = (
-        np.stack([best for best, _ in found], axis=1),
-        np.stack([clear for _, clear in found], axis=1),
-    )  # [K, V]
+    match, sure = (np.stack(columns, axis=1) for columns in zip(*found, strict=True))  # [K, V]
     a, b = _ray_images(own.pixels, cameras[index], [cameras[j] for j in others])  # [K, V, 3], [V, 3]
     seen = np.full((*match.shape, 2), np.nan)
     for column, j in enumerate(others):
-        rows = match[:, column] >= 0
-        seen[rows, column] = features[j].pixels[match[rows, column]]
+        matched = match[:, column] >= 0
+        seen[matched, column] = features[j].pixels[match[matched, column]]
     left, right = a[..., :2] - seen * a[..., 2:], b[:, :2] - seen * b[:, 2:]
     with np.errstate(invalid="ignore", divide="ignore"):  # NaN marks views without a candidate; it never counts below
         z = -(left * right).sum(axis=-1) / (left * left).sum(axis=-1)  # [K, V] proposals
@@ -200,37 +191,30 @@ def grow_tracks(
     point, column = np.nonzero(inliers & enough[:, None])
     start = np.flatnonzero(enough)
     renumber = np.cumsum(enough) - 1
-    return Tracks(
-        view=np.concatenate([np.full(len(start), index), others[column]]),
-        feature=np.concatenate([start, match[point, column]]),
-        pixels=np.concatenate([own.pixels[start], seen[point, column]]),
-        track=np.concatenate([renumber[start], renumber[point]]),
-    )
+    own_seen = Tracks(np.full(len(start), index), start, own.pixels[start], renumber[start])
+    others_seen = Tracks(others[column], match[point, column], seen[point, column], renumber[point])
+    return Tracks(*map(np.concatenate, zip(own_seen, others_seen, strict=True)))
 
 
 def best_tracks(tracks: Tracks) -> Tracks:
     """Return the tracks that are the longest through at least half of their observations: one per surface point."""
-    if len(tracks.track) == 0:
-        return tracks
     length = np.bincount(tracks.track)
-    _, node = np.unique(tracks.view * (tracks.feature.max() + 1) + tracks.feature, return_inverse=True)
+    _, node = np.unique(tracks.view * (tracks.feature.max(initial=0) + 1) + tracks.feature, return_inverse=True)
     order = np.lexsort((tracks.track, -length[tracks.track], node))
     _, first = np.unique(node[order], return_index=True)
     owner = tracks.track[order[first]]
     owned = np.bincount(tracks.track, weights=owner[node] == tracks.track)
-    return _renumbered(tracks.keep(2 * owned[tracks.track] >= length[tracks.track]))
+    return tracks.keep(2 * owned[tracks.track] >= length[tracks.track])
 
 
 def solve_tracks(tracks: Tracks, cameras: Sequence[Camera]) -> tuple[np.ndarray, Tracks]:
     """Return the accepted points, float64 [M, 3], and their observations under track indices 0..M-1."""
-    if len(tracks.track) == 0:
-        return np.empty((0, 3)), tracks
     points = linear_triangulation(tracks, cameras)
     error, depth = _reprojection(points, tracks, cameras)
     good = np.ones(len(points), dtype=bool)
     np.logical_and.at(good, tracks.track, (error < _MAX_ERROR) & (depth > 0))
     good &= _widest_angle(points, tracks, cameras) > _MIN_ANGLE
-    return points[good], _renumbered(tracks.keep(good[tracks.track]))
+    return points[good], tracks.keep(good[tracks.track])
 
 
 def linear_triangulation(tracks: Tracks, cameras: Sequence[Camera]) -> np.ndarray:
@@ -247,7 +231,7 @@ def linear_triangulation(tracks: Tracks, cameras: Sequence[Camera]) -> np.ndarra
     weight = np.ones(len(rows))
     for _ in range(2):
         weighted = rows * weight[:, None, None]
-        normal = np.zeros((int(tracks.track.max()) + 1, 4, 4))
+        normal = np.zeros((int(tracks.track.max(initial=-1)) + 1, 4, 4))
         np.add.at(normal, tracks.track, np.einsum("oik,oil->okl", weighted, weighted))
         solution = np.linalg.eigh(normal)[1][:, :, 0]  # [T, 4]
         homogeneous = np.where(np.abs(solution[:, 3:]) > 1e-12, solution[:, 3:], 1e-12)
@@ -268,8 +252,7 @@ def _projection(camera: Camera, centre: np.ndarray, scale: float) -> np.ndarray:
 def _reprojection(points: np.ndarray, tracks: Tracks, cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray]:
     """Return the error in px and the depth of every observation, [O] each."""
     projections = np.stack([_projection(camera, np.zeros(3), 1.0) for camera in cameras])[tracks.view]
-    world = points[tracks.track]
-    image = np.einsum("okl,ol->ok", projections[:, :, :3], world) + projections[:, :, 3]
+    image = np.einsum("okl,ol->ok", projections[:, :, :3], points[tracks.track]) + projections[:, :, 3]
     depth = image[:, 2]
     pixels = image[:, :2] / np.where(np.abs(depth) < 1e-12, 1e-12, depth)[:, None]
     return np.linalg.norm(pixels - tracks.pixels, axis=1), depth
@@ -284,22 +267,11 @@ def _ray_images(pixels: np.ndarray, camera: Camera, others: Sequence[Camera]) ->
     return np.einsum("vij,kj->kvi", projections[:, :, :3], direction), b
 
 
-def _renumbered(tracks: Tracks) -> Tracks:
-    """Return the same observations with track indices without gaps."""
-    _, track = np.unique(tracks.track, return_inverse=True)
-    return Tracks(view=tracks.view, feature=tracks.feature, pixels=tracks.pixels, track=track)
-
-
 def _concatenate(parts: Sequence[Tracks]) -> Tracks:
     """Return the tracks of all views under indices of their own."""
-    sizes = [int(part.track.max()) + 1 if len(part.track) else 0 for part in parts]
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    return Tracks(
-        view=np.concatenate([part.view for part in parts]),
-        feature=np.concatenate([part.feature for part in parts]),
-        pixels=np.concatenate([part.pixels for part in parts]),
-        track=np.concatenate([part.track + start for part, start in zip(parts, starts, strict=False)]),
-    )
+    starts = np.cumsum([0, *(int(part.track.max(initial=-1)) + 1 for part in parts)])
+    moved = [part._replace(track=part.track + start) for part, start in zip(parts, starts, strict=False)]
+    return Tracks(*map(np.concatenate, zip(*moved, strict=True)))
 
 
 def _widest_angle(points: np.ndarray, tracks: Tracks, cameras: Sequence[Camera]) -> np.ndarray:
@@ -316,16 +288,10 @@ def _widest_angle(points: np.ndarray, tracks: Tracks, cameras: Sequence[Camera])
 
 def _mean_colors(tracks: Tracks, views: Sequence[View], count: int) -> np.ndarray:
     """Return the mean colour of each track's pixels, uint8 [count, 3]."""
-    total, number = np.zeros((count, 3)), np.zeros(count)
+    total = np.zeros((count, 3))
     for index in np.unique(tracks.view):
-        rows = tracks.view == index
-        image = views[index].image.numpy()
-        at = np.floor(tracks.pixels[rows]).astype(np.int64)
+        here, image = tracks.view == index, views[index].image.numpy()
+        at = np.floor(tracks.pixels[here]).astype(np.int64)
         at = np.clip(at, 0, [image.shape[1] - 1, image.shape[0] - 1])
-        np.add.at(total, tracks.track[rows], image[at[:, 1], at[:, 0]])
-        np.add.at(number, tracks.track[rows], 1)
-    return np.round(total / number[:, None]).astype(np.uint8)
-
-
-def _empty() -> PointCloud:
-    return PointCloud(positions=np.empty((0, 3), dtype=np.float32), colors=np.empty((0, 3), dtype=np.uint8))
+        np.add.at(total, tracks.track[here], image[at[:, 1], at[:, 0]])
+    return np.round(total / np.bincount(tracks.track, minlength=count)[:, None]).astype(np.uint8)

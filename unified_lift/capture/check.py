@@ -274,7 +274,7 @@ def _mask_words(facts: Mapping[str, Any]) -> str:
     if "kinds" not in masks:
         return f"{masks['views']} of {views} views"
     segments = masks["segments_per_view"]
-    meaning = {"segment": "a segment of its own", "ignore": "unlabelled"}.get(facts.get("zero_id"), "no mask")
+    meaning = {"segment": "a segment of its own", "ignore": "unlabelled"}.get(facts.get("zero_id", ""), "no mask")
     return (
         f"{masks['views']} of {views} views, {' and '.join(masks['kinds'])}; {segments['least']} to {segments['most']} "
         f"segments a view (median {segments['median']:g}), ids up to {masks['largest_id']}; "

@@ -25,19 +25,15 @@ DATASETS: dict[str, Reader] = {reader.name: reader for reader in _READERS}
 
 
 def detect_reader(settings: DataSettings) -> Reader:
-    """Return the reader of the scene folder.
-
-    Raises:
-        UserError: The folder is missing or fits no layout.
-    """
+    """Return the reader of the scene folder; a UserError says that it is missing or fits no layout."""
     root = settings.source_path
     if not root.is_dir():
         raise UserError(f"{root}: no such scene folder; correct -s/--source_path")
-    for reader in DATASETS.values():
-        if reader.detect(root):
-            return reader
-    looked = "; ".join(f"{reader.looks_for} ({reader.name})" for reader in DATASETS.values())
-    raise UserError(f"{root}: fits no known layout; looked for {looked}")
+    found = next((reader for reader in DATASETS.values() if reader.detect(root)), None)
+    if found is None:
+        looked = "; ".join(f"{reader.looks_for} ({reader.name})" for reader in DATASETS.values())
+        raise UserError(f"{root}: fits no known layout; looked for {looked}")
+    return found
 
 
 def load_scene(settings: DataSettings, *, progress: Progress | None = None, cache: DataCache | None = None) -> Scene:
@@ -53,22 +49,14 @@ def load_scene(settings: DataSettings, *, progress: Progress | None = None, cach
 
 
 def load_frames(settings: DataSettings) -> list[Frame]:
-    """Return the posed photos of `settings.source_path` as files, each with its mask file; no pixel is read.
-
-    Raises:
-        UserError: Names the file and the fix.
-    """
+    """Return the posed photos of `settings.source_path` as files, each with its mask file; no pixel is read."""
     described = scene.describe(detect_reader(settings), settings)
     scene.check_frames(described, settings.source_path)
     return list(described.frames)
 
 
 def expected_bytes(settings: DataSettings) -> int:
-    """Return about how many bytes photos and masks of the scene take once loaded; no pixel is read.
-
-    Raises:
-        UserError: Names the file or flag and the fix.
-    """
+    """Return about how many bytes photos and masks of the scene take once loaded; no pixel is read."""
     train, test = scene.split_frames(scene.describe(detect_reader(settings), settings), settings)
     return scene.expected_bytes([*train, *test], settings)
 

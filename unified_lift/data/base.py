@@ -66,8 +66,8 @@ class SceneDescription:
     train_only: Collection[str] | None = None
     points: Callable[[], PointCloud | None] = lambda: None
     notes: Sequence[str] = ()
-    annotations: Callable[[Collection[str]], Mapping[str, np.ndarray]] | None = None
-    prompt_masks: Callable[[Collection[str]], Mapping[str, Mapping[str, Path]]] | None = None
+    annotations: Callable[[Collection[str]], Mapping[str, np.ndarray]] = lambda names: {}
+    prompt_masks: Callable[[Collection[str]], Mapping[str, Mapping[str, Path]]] = lambda names: {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,8 @@ class Reader:
 
 def sound_frames(make: Callable[[In], Frame], items: Iterable[In]) -> tuple[list[Frame], list[str]]:
     """Return make(item) of the items that are sound, and the messages of the UserErrors that the others raise."""
-    frames, broken = [], []
+    frames: list[Frame] = []
+    broken: list[str] = []
     for item in items:
         try:
             frames.append(make(item))
@@ -119,8 +120,8 @@ def rigid_pose(matrix: object, *, source: Path, name: str) -> np.ndarray:
     if not np.isfinite(pose).all():
         raise UserError(f"{source}: the pose of {name} holds NaN or infinity; remove this entry or register it again")
     left, sizes, right = np.linalg.svd(pose[:3, :3])
-    rotation = left @ right
-    if sizes.min() <= 0 or sizes.max() / sizes.min() > 1 + _MAX_SHEAR or np.linalg.det(rotation) < 0:
+    rotation, stretch = left @ right, sizes.max() / max(sizes.min(), 1e-300)
+    if stretch > 1 + _MAX_SHEAR or np.linalg.det(rotation) < 0:
         raise UserError(
             f"{source}: the pose of {name} is not a rotation and translation (it shears or mirrors); fix it"
         )
@@ -136,43 +137,37 @@ def fit_lens(frame: Frame, *, width: int, height: int) -> Lens:
         UserError: The photo has another shape than the lens.
     """
     lens = frame.lens
-    if (lens.width, lens.height) == (width, height):
-        return lens
-    if not same_aspect((lens.width, lens.height), (width, height)):
+    if lens.size != (width, height) and not same_aspect(lens.size, (width, height)):
         raise UserError(
             f"{frame.image_path}: the image is {width}x{height} but {frame.source.name} says "
             f"{lens.width}x{lens.height}, another shape; use the images the poses were computed with"
         )
-    return lens.resized(width, height)
+    return lens if lens.size == (width, height) else lens.resized(width, height)
 
 
 def make_camera(frame: Frame, lens: Lens | None = None) -> Camera:
-    """Return the pinhole camera of a frame (distortion has been resampled away).
+    """Return the pinhole camera of a frame; `lens` is that of the photo at another size, None = the frame's own.
 
-    Args:
-        lens: Of the photo at another size, None = the frame's own.
     Raises:
         UserError: Pose or intrinsics hold NaN or the focal length is not positive.
     """
     lens = lens or frame.lens
-    intrinsics = {name: getattr(lens, name) for name in ("fx", "fy", "cx", "cy", "width", "height")}
+    intrinsics = {"fx": lens.fx, "fy": lens.fy, "cx": lens.cx, "cy": lens.cy}
     try:
-        return Camera(cam_from_world=frame.cam_from_world, **intrinsics)
+        return Camera(cam_from_world=frame.cam_from_world, width=lens.width, height=lens.height, **intrinsics)
     except ValueError as error:
         raise UserError(f"{frame.source}: camera of {frame.name}: {error}; correct or remove this entry") from None
 
 
 def name_of(path: str) -> str:
     """Return the name of a view: its relative path without the last suffix, `./` and `..` parts and a leading slash."""
-    pure = PurePosixPath(path.replace("\\", "/"))
-    parts = [part for part in pure.parts if part not in ("..", "/")]
+    parts = [part for part in PurePosixPath(path.replace("\\", "/")).parts if part not in ("..", "/")]
     return str(PurePosixPath(*parts).with_suffix("")) if parts else ""
 
 
 def missing_photo(path: Path, source: Path) -> str:
     """Return the message about a posed photo whose file is missing."""
-    what = f"{path}: {source.name} has a pose for this image but the file is missing"
-    return f"{what}; restore it or remove its entry"
+    return f"{path}: {source.name} has a pose for this image but the file is missing; restore it or remove its entry"
 
 
 def masks_in(folder: Path, names: Iterable[str]) -> dict[str, np.ndarray]:

@@ -119,7 +119,7 @@ def probe(
 def check_shape(issues: Issues, path: Path, size: tuple[int, int], frame: Frame, fix: str = "") -> None:
     """Add an error if (width, height) is not that of the frame's camera, scaled."""
     lens = frame.lens
-    if not same_aspect(size, (lens.width, lens.height)):
+    if not same_aspect(size, lens.size):
         what = f"{size[0]}x{size[1]} is another shape than the camera's {lens.width}x{lens.height}"
         issues.error(f"{path}: {what}", fix)
 

@@ -45,8 +45,9 @@ class Lens:
     def resized(self, width: int, height: int) -> Lens:
         """Return the lens of the same photo stored at another size."""
         sx, sy = width / self.width, height / self.height
-        focal, centre = {"fx": self.fx * sx, "fy": self.fy * sy}, {"cx": self.cx * sx, "cy": self.cy * sy}
-        return replace(self, width=width, height=height, **focal, **centre)
+        return replace(
+            self, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy, width=width, height=height
+        )
 
 
 def distort(x: np.ndarray, y: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.ndarray]:

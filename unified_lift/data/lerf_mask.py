@@ -58,7 +58,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
                 )
         return {tests[index]: prompt_files(path) for index, path in folders.items() if tests[index] in wanted}
 
-    return replace(described, train_only=train, annotations=None, prompt_masks=prompt_masks)
+    return replace(described, train_only=train, annotations=lambda _: {}, prompt_masks=prompt_masks)
 
 
 def prompt_folders(root: Path) -> dict[int, Path]:

@@ -29,11 +29,7 @@ _FOREGROUND = 128  # grey values of prompt masks above it are foreground [Gaussi
 
 
 def mask_folder(reader: Reader, settings: DataSettings) -> Path:
-    """Return the folder of input masks: the dataset's own unless the user chose another.
-
-    Raises:
-        UserError: The user named a folder that does not exist.
-    """
+    """Return the folder of input masks; a UserError names one that the user chose and that does not exist."""
     chosen = settings.object_path != "auto"
     folder = settings.source_path / (settings.object_path if chosen else reader.mask_folder)
     if chosen and not folder.is_dir():
@@ -42,11 +38,7 @@ def mask_folder(reader: Reader, settings: DataSettings) -> Path:
 
 
 def describe(reader: Reader, settings: DataSettings) -> SceneDescription:
-    """Return what a reader says about the scene folder, each frame with its mask.
-
-    Raises:
-        UserError: Names the file or flag and the fix.
-    """
+    """Return what a reader says about the scene folder, each frame with its mask."""
     folder, described = mask_folder(reader, settings), reader.describe(settings.source_path, settings)
     frames = [frame if frame.mask else replace(frame, mask=find_mask(folder, frame.name)) for frame in described.frames]
     notes = described.notes
@@ -92,7 +84,7 @@ def build_scene(
     used = [*train, *test]
     if cache is not None:
         cache.expect(expected_bytes(used, settings))
-    keep = _in_memory if cache is None else cache.keep
+    keep = (lambda array: torch.from_numpy(np.ascontiguousarray(array))) if cache is None else cache.keep
     loaded = parallel_map(partial(_load_view, settings=settings, zero_id=described.zero_id, keep=keep), used, progress)
     counts = Counter(note for _, notes in loaded for note in sorted(set(notes)))
     views, border_notes = without_black_frames([view for view, _ in loaded])
@@ -116,11 +108,7 @@ def build_scene(
 
 
 def split_frames(described: SceneDescription, settings: DataSettings) -> tuple[list[Frame], list[Frame]]:
-    """Return the training and the test frames.
-
-    Raises:
-        UserError: A frame is broken, or the split leaves nothing to train on.
-    """
+    """Return the training and the test frames; a UserError names a broken frame or an impossible split."""
     check_frames(described, settings.source_path)
     by_name = {frame.name: frame for frame in described.frames}
     parts = split_names(
@@ -146,7 +134,7 @@ def _load_view(
     notes = []
     image = read_image(frame.image_path, alpha=frame.alpha)
     lens, segments, valid = fit_lens(frame, width=image.shape[1], height=image.shape[0]), None, None
-    if (lens.width, lens.height) != (frame.lens.width, frame.lens.height):
+    if lens.size != frame.lens.size:
         notes.append(f"intrinsics of {frame.lens.width}x{frame.lens.height} scaled to {lens.width}x{lens.height}")
     if frame.mask is not None:
         segments = _read_mask_like(frame.mask, lens)
@@ -158,7 +146,7 @@ def _load_view(
         segments = undistort_ids(segments, lens) if segments is not None else None
         valid = undistort_ids(np.ones((lens.height, lens.width), np.int32), lens)
     width, height = target_size(lens.width, lens.height, settings.resolution)
-    if (width, height) != (lens.width, lens.height):
+    if (width, height) != lens.size:
         notes.append(
             f"resized from {lens.width}x{lens.height} to {width}x{height} (--resolution {settings.resolution})"
         )
@@ -172,15 +160,11 @@ def _load_view(
     return view, notes
 
 
-def _in_memory(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
 def _read_mask_like(mask: MaskFile, lens: Lens) -> np.ndarray:
     """Return the ids of a mask at its photo's size, int32 [H, W]; nearest by the centre rule."""
     ids = read_mask(mask)
     height, width = ids.shape
-    if (width, height) != (lens.width, lens.height) and not same_aspect((width, height), (lens.width, lens.height)):
+    if (width, height) != lens.size and not same_aspect((width, height), lens.size):
         raise UserError(
             f"{mask.path}: the mask is {width}x{height} but its image is {lens.width}x{lens.height}, another shape; "
             "make the mask from this image or remove it"
@@ -190,34 +174,21 @@ def _read_mask_like(mask: MaskFile, lens: Lens) -> np.ndarray:
 
 def _unlabelled_note(train: Sequence[View]) -> list[str]:
     missing = [view.name for view in train if view.segments is None]
-    if not missing or len(missing) == len(train):
-        return []
-    return [f"{len(missing)} of {len(train)} training views have no mask: {listed(missing)}"]
+    note = f"{len(missing)} of {len(train)} training views have no mask: {listed(missing)}"
+    return [note] if 0 < len(missing) < len(train) else []
 
 
 def read_annotations(reader: Reader, settings: DataSettings, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the exact ids of the named views that have any, int32 [H, W] at native size, undistorted as the photo.
-
-    Raises:
-        UserError: Names the file and the fix.
-    """
+    """Return the exact ids of the named views that have any, int32 [H, W] at native size, undistorted as the photo."""
     described = _for_evaluation(reader, settings)
-    if described.annotations is None:
-        return {}
     lenses = {frame.name: frame.lens for frame in described.frames}
     found = described.annotations([name for name in names if name in lenses])
     return {name: _as_pinhole(ids, lenses[name]) for name, ids in found.items()}
 
 
 def read_prompt_masks(reader: Reader, settings: DataSettings, names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Return view -> prompt -> exact mask of the named views that have any, bool [H, W] at native size, undistorted.
-
-    Raises:
-        UserError: Names the file and the fix.
-    """
+    """Return view -> prompt -> exact mask of the named views that have any, bool [H, W] at native size, undistorted."""
     described = _for_evaluation(reader, settings)
-    if described.prompt_masks is None:
-        return {}
     frames = {frame.name: frame for frame in described.frames}
     return {
         name: {prompt: _read_prompt_mask(path, frames[name]) for prompt, path in files.items()}
@@ -242,7 +213,7 @@ def _read_prompt_mask(path: Path, frame: Frame) -> np.ndarray:
     """Return where the mask is foreground, bool [H, W]; of a colour picture the brightest channel counts."""
     mask = read_image(path).max(axis=-1) > _FOREGROUND
     height, width = mask.shape
-    if not same_aspect((width, height), (frame.lens.width, frame.lens.height)):
+    if not same_aspect((width, height), frame.lens.size):
         raise UserError(
             f"{path}: the mask is {width}x{height} but the photo of {frame.name} is "
             f"{frame.lens.width}x{frame.lens.height}, another shape; fetch it again"

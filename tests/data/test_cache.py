@@ -9,14 +9,7 @@ from tests.data.fixtures import write_dataset
 from tests.scenes import circle_camera, exact_ids
 from tests.train.test_training import assert_same_state, final_state, settings_for
 from unified_lift.data import DATASETS, cache, load_scene
-from unified_lift.data.cache import (
-    CacheChoice,
-    DataCache,
-    available_memory,
-    choose_cache,
-    free_bytes,
-    scene_bytes,
-)
+from unified_lift.data.cache import CacheChoice, DataCache, available_memory, choose_cache, free_bytes, scene_bytes
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.train.run import run

@@ -235,10 +235,7 @@ TRUTH = "annotations/gt_instance/frame000125.png"
             lambda root: shutil.rmtree(root / "room1/object_mask"),
             "8 of 8 views have no mask: frame000025, frame000050, frame000075, frame000100, frame000150 and 3 more",
         ),
-        (
-            lambda root: (root / "room1/point_cloud.ply").write_text("no cloud"),
-            "point_cloud.ply",
-        ),
+        (lambda root: (root / "room1/point_cloud.ply").write_text("no cloud"), "point_cloud.ply"),
     ],
 )
 def test_broken_replica(break_it, expected, two):

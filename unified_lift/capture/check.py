@@ -86,11 +86,7 @@ def check_scene(settings: DataSettings, *, progress: Progress | None = None) -> 
     if frames:
         photos = check_photos(issues, frames, progress=progress)
         sizes = Counter(f"{width}x{height}" for width, height in photos.values())
-        facts["views"] = {
-            "posed": len(frames),
-            "readable_photos": len(photos),
-            "sizes": dict(sizes.most_common()),
-        }
+        facts["views"] = {"posed": len(frames), "readable_photos": len(photos), "sizes": dict(sizes.most_common())}
         _check_poses(issues, frames)
         facts["cameras"] = _cameras(frames)
         facts["masks"] = _check_masks(issues, frames, masks)

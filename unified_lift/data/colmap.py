@@ -24,14 +24,7 @@ from unified_lift.data.base import (
     sound_frames,
     without_pose_note,
 )
-from unified_lift.data.colmap_io import (
-    ColmapCamera,
-    ColmapImage,
-    read_cameras,
-    read_images,
-    read_points,
-    table_path,
-)
+from unified_lift.data.colmap_io import ColmapCamera, ColmapImage, read_cameras, read_images, read_points, table_path
 from unified_lift.data.lens import Lens, LensModel
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError

@@ -81,30 +81,26 @@ def table_path(folder: Path, table: str) -> Path | None:
 
 
 def read_cameras(path: Path) -> dict[int, ColmapCamera]:
-    """Return the cameras by id.
-
-    Raises:
-        UserError: The file is cut short, malformed or names an unknown camera model.
-    """
-    return dict(_cameras_text(path) if path.suffix == ".txt" else _cameras_binary(path))
+    """Return the cameras by id; a UserError names a file that is cut short, malformed or of an unknown model."""
+    return {
+        int(key): ColmapCamera(model=model, width=int(width), height=int(height), params=tuple(params))
+        for key, model, width, height, params in (_cameras_text if path.suffix == ".txt" else _cameras_binary)(path)
+    }
 
 
 def read_images(path: Path) -> dict[int, ColmapImage]:
-    """Return the registered images by id.
-
-    Raises:
-        UserError: The file is cut short or malformed.
-    """
-    return dict(_images_text(path) if path.suffix == ".txt" else _images_binary(path))
+    """Return the registered images by id; a UserError names a file that is cut short or malformed."""
+    return {
+        int(key): ColmapImage(
+            qvec=tuple(pose[:4]), tvec=tuple(pose[4:]), camera_id=int(camera), name=name, points2d=points
+        )
+        for (key, *pose, camera), name, points in (_images_text if path.suffix == ".txt" else _images_binary)(path)
+    }
 
 
 def read_points(path: Path) -> ColmapPoints:
-    """Return the sparse points.
-
-    Raises:
-        UserError: The file is cut short or malformed.
-    """
-    values = list(_points_text(path) if path.suffix == ".txt" else _points_binary(path))
+    """Return the sparse points; a UserError names a file that is cut short or malformed."""
+    values = list((_points_text if path.suffix == ".txt" else _points_binary)(path))
     return ColmapPoints(
         ids=np.array([row[0] for row in values], dtype=np.int64),
         positions=np.array([row[1:4] for row in values], dtype=np.float64).reshape(-1, 3),
@@ -128,6 +124,9 @@ class _Cursor:
     def take(self, layout: struct.Struct) -> tuple:
         return layout.unpack_from(self.data, self.skip(layout.size))
 
+    def records(self, layout: struct.Struct) -> Iterator[tuple]:
+        return (self.take(layout) for _ in range(self.take(COUNT)[0]))
+
     def array(self, dtype: np.dtype, count: int) -> np.ndarray:
         return np.frombuffer(self.data, dtype=dtype, count=count, offset=self.skip(count * dtype.itemsize))
 
@@ -137,68 +136,55 @@ class _Cursor:
         return self.data[start:end].decode("utf-8", "surrogateescape")
 
 
-def _cameras_binary(path: Path) -> Iterator[tuple[int, ColmapCamera]]:
-    cursor = _Cursor(path)
-    for _ in range(cursor.take(COUNT)[0]):
-        key, model, width, height = cursor.take(CAMERA)
-        name = _known(MODELS.get(model, ("", 0))[0], str(model), path)
-        params = tuple(cursor.array(np.dtype("<f8"), NUM_PARAMS[name]).tolist())
-        yield key, ColmapCamera(model=name, width=width, height=height, params=params)
-
-
-def _known(name: str, shown: str, path: Path) -> str:
-    if name not in NUM_PARAMS:
+def _num_params(model: str, shown: str, path: Path) -> int:
+    if model not in NUM_PARAMS:
         raise UserError(f"{path}: unknown camera model {shown}; run colmap image_undistorter to get PINHOLE cameras")
-    return name
+    return NUM_PARAMS[model]
 
 
-def _images_binary(path: Path) -> Iterator[tuple[int, ColmapImage]]:
+def _cameras_binary(path: Path) -> Iterator[tuple]:
     cursor = _Cursor(path)
-    for _ in range(cursor.take(COUNT)[0]):
-        key, *pose, camera = cursor.take(IMAGE)
-        name = cursor.text()
-        points = cursor.array(POINT_2D, cursor.take(COUNT)[0])
-        yield key, ColmapImage(qvec=tuple(pose[:4]), tvec=tuple(pose[4:]), camera_id=camera, name=name, points2d=points)
+    for key, number, width, height in cursor.records(CAMERA):
+        model = MODELS.get(number, ("", 0))[0]
+        count = _num_params(model, str(number), path)
+        yield key, model, width, height, cursor.array(np.dtype("<f8"), count).tolist()
 
 
-def _points_binary(path: Path) -> Iterator[Sequence[float]]:
-    cursor = _Cursor(path)
-    for _ in range(cursor.take(COUNT)[0]):
-        *values, length = cursor.take(POINT_3D)
-        cursor.skip(length * _TRACK_BYTES)
-        yield values
-
-
-def _cameras_text(path: Path) -> Iterator[tuple[int, ColmapCamera]]:
+def _cameras_text(path: Path) -> Iterator[tuple]:
     for line in _lines(path):
-        words = line.split()
-        name = words[1] if len(words) > 1 else ""
-        count = NUM_PARAMS[_known(name, repr(name), path)]
-        key, width, height, *params = _numbers([words[0], *words[2:]], path, line, at_least=3 + count)
+        words = [*line.split(), ""]
+        count = _num_params(words[1], repr(words[1]), path)
+        key, width, height, *params = _numbers([words[0], *words[2:-1]], path, line, at_least=3 + count)
         if len(params) > count:
             raise _malformed(path, line)
-        yield int(key), ColmapCamera(model=name, width=int(width), height=int(height), params=tuple(params))
+        yield key, words[1], width, height, params
 
 
-def _images_text(path: Path) -> Iterator[tuple[int, ColmapImage]]:
+def _images_binary(path: Path) -> Iterator[tuple]:
+    cursor = _Cursor(path)
+    for record in cursor.records(IMAGE):
+        yield record, cursor.text(), cursor.array(POINT_2D, cursor.take(COUNT)[0])
+
+
+def _images_text(path: Path) -> Iterator[tuple]:
     lines = _lines(path, keep_blank=True)
     for line in lines:
         if not line.strip():
             continue
         words = line.split(maxsplit=9)  # the name may hold spaces
-        if len(words) < 10:
-            raise _malformed(path, line)
-        key, *pose, camera = _numbers(words[:9], path, line)
         values = _numbers(next(lines, "").split(), path, line)  # the second line may be empty but is always there
-        if len(values) % 3:
+        if len(words) < 10 or len(values) % 3:
             raise _malformed(path, line)
         points = np.empty(len(values) // 3, dtype=POINT_2D)
-        table = np.array(values).reshape(-1, 3)
-        points["xy"], points["point3d"] = table[:, :2], table[:, 2]
-        image = ColmapImage(
-            qvec=tuple(pose[:4]), tvec=tuple(pose[4:]), camera_id=int(camera), name=words[9].strip(), points2d=points
-        )
-        yield int(key), image
+        points["xy"], points["point3d"] = np.reshape(values, (-1, 3))[:, :2], values[2::3]
+        yield _numbers(words[:9], path, line), words[9].strip(), points
+
+
+def _points_binary(path: Path) -> Iterator[Sequence[float]]:
+    cursor = _Cursor(path)
+    for *values, length in cursor.records(POINT_3D):
+        cursor.skip(length * _TRACK_BYTES)
+        yield values
 
 
 def _points_text(path: Path) -> Iterator[Sequence[float]]:

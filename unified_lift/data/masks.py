@@ -35,16 +35,16 @@ def find_mask(folder: Path, name: str) -> MaskFile | None:
 
 
 def read_mask(mask: MaskFile | Path) -> np.ndarray:
-    """Return the segment ids of a view, int32 [H, W].
-
-    Raises:
-        UserError: The file is missing, damaged, of another shape, or holds negative or fractional ids.
-    """
+    """Return the segment ids of a view, int32 [H, W]."""
     return read_stored_mask(mask)[0]
 
 
 def read_stored_mask(mask: MaskFile | Path) -> tuple[np.ndarray, str]:
-    """Return the ids as `read_mask` does, and how they are stored, such as "16-bit" or "npy"."""
+    """Return the segment ids of a view, int32 [H, W], and how they are stored, such as "16-bit" or "npy".
+
+    Raises:
+        UserError: The file is missing, damaged, of another shape, or holds negative or fractional ids.
+    """
     mask = mask_at(mask) if isinstance(mask, Path) else mask
     array, kind = mask.format.read(mask)
     return _whole_ids(array, mask.path), kind

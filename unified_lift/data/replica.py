@@ -37,8 +37,7 @@ from unified_lift.ops.cameras import invert_rigid, unproject
 from unified_lift.plyio import finite_points, read_point_cloud
 from unified_lift.types import PointCloud
 
-SEQUENCES = (".", "Sequence_1", "imap/00")
-"""Where the recording of the benchmark lies inside a scene folder, in the order looked at."""
+SEQUENCES = (".", "Sequence_1", "imap/00")  # where a scene folder may hold its recording, in the order looked at
 PHOTO_SUFFIXES = (".jpg", ".png")
 SAME_WALK = 1e-4  # how far two trajectories may differ in any number to be one walk
 NUM_DEPTH_POINTS = 100_000  # [DN-Splatter: 51 pixels of each of 2000 frames]
@@ -108,13 +107,13 @@ class Recording:
         return next((candidate for candidate in candidates if candidate.is_file()), path)
 
     def depth(self, frame: int) -> Path:
-        """Return where the depth of a frame is, if it is there."""
+        """Return where the depth of a frame is, if there is one."""
         return self.folder / self.layout.depth.format(frame)
 
     @property
     def annotation_pattern(self) -> Path | None:
         """Return the first kind of instance maps whose folder exists, None where there is none."""
-        patterns = [self.folder / pattern for pattern in self.layout.annotations]
+        patterns = (self.folder / pattern for pattern in self.layout.annotations)
         return next((pattern for pattern in patterns if pattern.parent.is_dir()), None)
 
     def annotation(self, frame: int) -> MaskFile | None:
@@ -124,7 +123,7 @@ class Recording:
 
 
 def find_recording(root: Path) -> Recording | None:
-    """Return the recording in a scene folder (or in its `Sequence_1/` or `imap/00/`), None where there is none."""
+    """Return the recording of the benchmark in a scene folder, None where there is none."""
     if (root / "traj.txt").is_file() and (root / "results").is_dir():
         return Recording(folder=root, layout=NICE_SLAM)
     for folder in (root / name for name in SEQUENCES):

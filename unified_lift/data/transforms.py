@@ -28,7 +28,7 @@ from unified_lift.data.base import (
 )
 from unified_lift.data.images import IMAGE_SUFFIXES, image_size
 from unified_lift.data.lens import Lens
-from unified_lift.data.masks import MaskFile, mask_at
+from unified_lift.data.masks import mask_at
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.fileio import number, read_json
@@ -51,7 +51,8 @@ def detect(root: Path) -> bool:
 
 def describe(root: Path, settings: DataSettings) -> SceneDescription:
     """Return all frames, sorted by name; with `eval` those that a split list names."""
-    heads = {path: read_json(path) for path in _camera_files(root)}
+    alone, split = root / "transforms.json", [root / name for name in _SPLIT_FILES]
+    heads = {path: read_json(path) for path in ([alone] if alone.is_file() else split) if path.is_file()}
     file, head = next(iter(heads.items()))
     entries = [(path, entry) for path, content in heads.items() for entry in _entries(content, path)]
     images = [_image_path(root, entry) for _, entry in entries]
@@ -64,10 +65,14 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
         if not image.is_file():
             raise UserError(missing_photo(image, source))
         pose = rigid_pose(entry.get("transform_matrix"), source=source, name=entry["file_path"])
+        mask = root / str(entry["object_mask_path"]) if "object_mask_path" in entry else None
+        if mask is not None and not mask.is_file():
+            what = f"object_mask_path of {entry['file_path']} is missing"
+            raise UserError(f"{mask}: {what}; restore it or remove the field")
         return Frame(
             name=name,
             image_path=image,
-            mask=_named_mask(root, entry),
+            mask=mask_at(mask) if mask else None,
             cam_from_world=cam_from_world_opengl(pose),
             lens=_lens({**heads[source], **entry}, image, source, size_of),
             source=source,
@@ -98,13 +103,6 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     )
 
 
-def _camera_files(root: Path) -> list[Path]:
-    """Return transforms.json, or Blender's train file and, where present, its test file."""
-    if (root / "transforms.json").is_file():
-        return [root / "transforms.json"]
-    return [root / name for name in _SPLIT_FILES if (root / name).is_file()]
-
-
 def _entries(head: dict, source: Path) -> list[dict]:
     entries = head.get("frames")
     if not isinstance(entries, list) or not entries:
@@ -120,15 +118,6 @@ def _image_path(root: Path, entry: dict) -> Path:
     path = Path(os.path.normpath(root / entry["file_path"].replace("\\", "/")))
     candidates = (path, *(path.with_name(path.name + suffix) for suffix in IMAGE_SUFFIXES))
     return next((candidate for candidate in candidates if candidate.is_file()), path)
-
-
-def _named_mask(root: Path, entry: dict) -> MaskFile | None:
-    if "object_mask_path" not in entry:
-        return None
-    path = root / str(entry["object_mask_path"])
-    if not path.is_file():
-        raise UserError(f"{path}: object_mask_path of {entry['file_path']} is missing; restore it or remove the field")
-    return mask_at(path)
 
 
 def _lens(fields: dict, image: Path, source: Path, size_of: Callable[[Path], tuple[int, int]]) -> Lens:
@@ -187,9 +176,8 @@ def _listed_split(head: dict, source: Path, root: Path, names: Mapping[Path, str
 
     train, test, every = listed("train_filenames"), listed("test_filenames", "val_filenames"), set(names.values())
     if train & test:
-        raise UserError(
-            f"{source}: {min(train & test)} is listed for training and for testing; remove it from one list"
-        )
+        what = f"{min(train & test)} is listed for training and for testing"
+        raise UserError(f"{source}: {what}; remove it from one list")
     if not train and not test:
         return None, set()
     return sorted(test or every - train), every - train - test if train and test else set()

@@ -44,10 +44,7 @@ def write_vertices(path: Path, vertices: np.ndarray) -> None:
 def read_point_cloud(path: Path) -> PointCloud:
     """Return positions and colours of a PLY file; points that are not finite are dropped, missing colours are grey.
 
-    Colours are 8-bit, or floats in [0, 1] or [0, 255]. Other elements and properties are ignored.
-
-    Raises:
-        UserError: The file is missing, cut short or no point cloud.
+    Colours are 8-bit, or floats in [0, 1] or [0, 255]. A UserError names a file that is no point cloud.
     """
     vertices = read_vertices(path)
     names = set(vertices.dtype.names or ())

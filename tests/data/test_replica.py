@@ -136,7 +136,7 @@ class TestLayouts:
     )
     def test_rendering_is_recognised_from_the_scene_and_from_the_sequence(self, sequence, inside, layout, rgb_scene):
         root = rgb_scene(sequence, count=8)
-        assert find_recording(root / sequence if inside else root).layout.name == layout
+        assert find_recording(root / sequence if inside else root).layout == layout
 
     def test_nice_slam_split_and_order(self, dataset, read):
         scene = read(dataset("replica"), eval=True)

@@ -20,12 +20,9 @@ _MAX_SHARE_OF_IMAGE = 0.25  # a larger dark area is the scene itself (night, a b
 
 
 def black_frame(images: Iterable[np.ndarray]) -> np.ndarray | None:
-    """Return where photos of one camera are black in nearly every view, connected to the image border.
+    """Return where photos uint8 [H, W, 3] of one camera are black in nearly every view, connected to the image border.
 
-    Args:
-        images: Photos of one size, uint8 [H, W, 3]; looked at one by one.
-    Returns:
-        bool [H, W]; None where there is no such frame.
+    bool [H, W], None where there is no such frame; photos are looked at one by one.
     """
     num_images, num_dark = 0, np.zeros((), dtype=np.int32)
     for image in images:

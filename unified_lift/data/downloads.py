@@ -165,20 +165,20 @@ def _replica_scene(folder: Path, issues: Issues) -> None:
         issues.error(f"{folder.name}: neither traj.txt and results/ nor traj_w_c.txt and rgb/ (Sequence_1/, imap/00/)")
         return
     layout, scene = recording.layout, recording.folder.relative_to(folder.parent).as_posix()
-    count, expected = len(replica.read_trajectory(recording.trajectory)), REPLICA_FRAMES[layout.name]
-    photos = f"{scene}/{Path(layout.photo).parent}"
-    frames = _described(replica.READER, folder, issues, photos, usual=REPLICA_SIZES[layout.name]).frames
+    count, expected = len(replica.read_trajectory(recording.trajectory)), REPLICA_FRAMES[layout]
+    photos = f"{scene}/{Path(recording.photos).parent}"
+    frames = _described(replica.READER, folder, issues, photos, usual=REPLICA_SIZES[layout]).frames
     numbers, held_out = replica.benchmark_frames(recording, count)
     train, test = (
         {numbers[frame.name]: frame for frame in frames if (frame.name in held_out) == held} for held in (False, True)
     )
-    what = f"{scene}/{recording.trajectory.name}: {count} poses ({layout.name} rendering)"
+    what = f"{scene}/{recording.trajectory.name}: {count} poses ({layout} rendering)"
     if count == expected:
         issues.ok(f"{what}, {len(train)} training and {len(test)} test views")
     else:
         issues.error(f"{what}, {expected} are expected")
     _initial_points(scene, folder, recording, train, issues)
-    own = Issues(_INSTANCE_MAPS[layout.name])
+    own = Issues(_INSTANCE_MAPS[layout])
     _instance_maps(scene, recording, test, own)
     issues += own
     _masks(issues, f"{folder.name}/{OBJECT_PATH}", list(train.values()), as_released=False)
@@ -195,7 +195,7 @@ def _initial_points(scene: str, folder: Path, recording: Recording, train: Mappi
         return
     numbers = [n for n in train if recording.depth(n).is_file()]
     good = probe(issues, numbers, lambda n: replica.read_depth(recording, n).shape)
-    what = f"{scene}/{Path(recording.layout.depth).parent}: {len(good)} of {len(train)} training views have depth"
+    what = f"{scene}/{Path(recording.depths).parent}: {len(good)} of {len(train)} training views have depth"
     if len(good) == len(train):
         issues.ok(what)
     else:

@@ -91,6 +91,31 @@ def photo_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
+def _is_black(mask: StoredMask) -> bool:
+    return mask.largest == 0
+
+
+_ODD_MASKS: tuple[tuple[str, str, Callable[[StoredMask], bool]], ...] = (
+    ("all black, trains colour only", "make them again if that is not meant", _is_black),
+    (
+        "ids reach 255",
+        "8 bits end there: if there were more segments, save masks as 16-bit PNG",
+        lambda mask: "8-bit" in mask.kind and mask.largest == _LARGEST_8_BIT,
+    ),
+    (
+        f"more than {_MANY_SEGMENTS} segments",
+        "are these colours or smoothed borders instead of ids? Save ids, resampled to the nearest pixel only",
+        lambda mask: mask.num_segments > _MANY_SEGMENTS,
+    ),
+    (
+        "one segment fills the picture",
+        "is this a mask of objects?",
+        lambda mask: mask.num_segments == 1 and mask.zero_share == 0,
+    ),
+)
+"""Masks that can be read but are hardly meant: what they show, what to do, and which they are."""
+
+
 def _stored(mask: MaskFile) -> StoredMask:
     ids, kind = read_stored_mask(mask)
     values, counts = np.unique(ids, return_counts=True)
@@ -166,29 +191,11 @@ def check_masks(
     for mask, numbers in masks.items():
         check_shape(issues, mask.path, numbers.size, of_mask[mask], "make the mask from this photo, or remove it")
 
-    def note(what: str, fix: str, odd: Callable[[StoredMask], bool]) -> None:
-        names = [mask.path.name for mask, numbers in masks.items() if odd(numbers)]
-        if names:
-            issues.note(f"{where}{listed(names)}: {what}", fix)
-
-    if masks and not any(numbers.largest for numbers in masks.values()):
+    black = sum(numbers.largest == 0 for numbers in masks.values())
+    if black and black == len(masks):
         issues.append(Issue(severity="error", text=f"{where}all masks are black: nothing is labelled", fix=make))
-    else:
-        again = "make them again if that is not meant"
-        note("all black, trains colour only", again, lambda numbers: numbers.largest == 0)
-    note(
-        "ids reach 255",
-        "8 bits end there: if there were more segments, save masks as 16-bit PNG",
-        lambda numbers: "8-bit" in numbers.kind and numbers.largest == _LARGEST_8_BIT,
-    )
-    note(
-        f"more than {_MANY_SEGMENTS} segments",
-        "are these colours or smoothed borders instead of ids? Save ids, resampled to the nearest pixel only",
-        lambda numbers: numbers.num_segments > _MANY_SEGMENTS,
-    )
-    note(
-        "one segment fills the picture",
-        "is this a mask of objects?",
-        lambda numbers: numbers.num_segments == 1 and numbers.zero_share == 0,
-    )
+    for what, fix, is_odd in _ODD_MASKS:
+        names = [mask.path.name for mask, numbers in masks.items() if is_odd(numbers)]
+        if names and not (is_odd is _is_black and black == len(masks)):
+            issues.note(f"{where}{listed(names)}: {what}", fix)
     return {mask.path / mask.part: numbers for mask, numbers in masks.items()}

@@ -19,7 +19,7 @@ walk. Initial points: `point_cloud.ply` where there is one, else the depth maps 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -58,62 +58,44 @@ def semantic_nerf(count: int) -> tuple[list[int], list[int]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How one rendering names its files; paths are relative to the recording and have the frame's number in them.
+class Recording:
+    """One rendered walk through a room; file names are relative to its folder and have the frame's number in them.
 
     Attributes:
-        name: Of the rendering.
-        trajectory: Pose file.
-        photo: With the suffix of the release; other renderings of it may have another of `PHOTO_SUFFIXES`.
-        depth: 16-bit depth along the camera axis.
+        layout: Name of the rendering.
+        folder: Where photos and trajectory are.
+        poses, photos, depths: Pose file, photos with the suffix of the release, 16-bit depth along the camera axis.
         annotations: Instance ids without suffix, in the order looked for.
         split: Number of frames -> training and held-out frames.
     """
 
-    name: str
-    trajectory: str = "traj_w_c.txt"
-    photo: str = "rgb/rgb_{}.png"
-    depth: str = "depth/depth_{}.png"
+    layout: str
+    folder: Path = Path()
+    poses: str = "traj_w_c.txt"
+    photos: str = "rgb/rgb_{}.png"
+    depths: str = "depth/depth_{}.png"
     annotations: tuple[str, ...] = ("semantic_instance/semantic_instance_{}",)
     split: Callable[[int], tuple[list[int], list[int]]] = dn_splatter
-
-
-SEMANTIC_NERF, VMAP = Layout(name="semantic_nerf", split=semantic_nerf), Layout(name="vmap")
-NICE_SLAM = Layout(
-    name="nice_slam",
-    trajectory="traj.txt",
-    photo="results/frame{:06d}.jpg",
-    depth="results/depth{:06d}.png",
-    annotations=("annotations/gt_instance/frame{:06d}", *VMAP.annotations),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recording:
-    """One rendered walk through a room: the folder of photos and trajectory, and how they are named."""
-
-    folder: Path
-    layout: Layout
 
     @property
     def trajectory(self) -> Path:
         """Return the pose file."""
-        return self.folder / self.layout.trajectory
+        return self.folder / self.poses
 
     def photo(self, frame: int) -> Path:
         """Return the photo of a frame; where it is missing, the path it should have."""
-        path = self.folder / self.layout.photo.format(frame)
+        path = self.folder / self.photos.format(frame)
         candidates = (path, *(path.with_suffix(suffix) for suffix in PHOTO_SUFFIXES))
         return next((candidate for candidate in candidates if candidate.is_file()), path)
 
     def depth(self, frame: int) -> Path:
         """Return where the depth of a frame is, if there is one."""
-        return self.folder / self.layout.depth.format(frame)
+        return self.folder / self.depths.format(frame)
 
     @property
     def annotation_pattern(self) -> Path | None:
         """Return the first kind of instance maps whose folder exists, None where there is none."""
-        patterns = (self.folder / pattern for pattern in self.layout.annotations)
+        patterns = (self.folder / pattern for pattern in self.annotations)
         return next((pattern for pattern in patterns if pattern.parent.is_dir()), None)
 
     def annotation(self, frame: int) -> MaskFile | None:
@@ -122,14 +104,24 @@ class Recording:
         return find_mask(pattern.parent, pattern.name.format(frame)) if pattern is not None else None
 
 
+SEMANTIC_NERF, VMAP = Recording(layout="semantic_nerf", split=semantic_nerf), Recording(layout="vmap")
+NICE_SLAM = Recording(
+    layout="nice_slam",
+    poses="traj.txt",
+    photos="results/frame{:06d}.jpg",
+    depths="results/depth{:06d}.png",
+    annotations=("annotations/gt_instance/frame{:06d}", *VMAP.annotations),
+)
+
+
 def find_recording(root: Path) -> Recording | None:
     """Return the recording of the benchmark in a scene folder, None where there is none."""
-    if (root / "traj.txt").is_file() and (root / "results").is_dir():
-        return Recording(folder=root, layout=NICE_SLAM)
+    if (root / NICE_SLAM.poses).is_file() and (root / "results").is_dir():
+        return replace(NICE_SLAM, folder=root)
     for folder in (root / name for name in SEQUENCES):
-        if (folder / "traj_w_c.txt").is_file() and (folder / "rgb").is_dir():
+        if (folder / VMAP.poses).is_file() and (folder / "rgb").is_dir():
             is_vmap = folder.resolve().parent.name in _VMAP_PARENTS
-            return Recording(folder=folder, layout=VMAP if is_vmap else SEMANTIC_NERF)
+            return replace(VMAP if is_vmap else SEMANTIC_NERF, folder=folder)
     return None
 
 
@@ -154,7 +146,7 @@ def read_trajectory(path: Path) -> np.ndarray:
 
 def read_lens(recording: Recording, frame: int) -> Lens:
     """Return the lens of the recording's photos; `frame` is one whose photo may be looked at for its size."""
-    if recording.layout is NICE_SLAM:
+    if recording.layout == "nice_slam":
         source, camera = _camera_parameters(recording)
         width, height, fx, fy, cx, cy = (number(camera, key, source) for key in ("w", "h", "fx", "fy", "cx", "cy"))
         if min(width, height) < 1 or min(fx, fy) <= 0:
@@ -169,7 +161,7 @@ def read_lens(recording: Recording, frame: int) -> Lens:
 def read_depth(recording: Recording, frame: int) -> np.ndarray:
     """Return depth along the camera axis in metres, 0 = unknown, float64 [H, W]."""
     path, scale = recording.depth(frame), _MILLIMETRES
-    if recording.layout is NICE_SLAM:
+    if recording.layout == "nice_slam":
         source, camera = _camera_parameters(recording)
         scale = number(camera, "scale", source, default=_NICE_SLAM_DEPTH)
     image = open_image(path)
@@ -198,9 +190,9 @@ def check_same_walk(recording: Recording) -> None:
     Only the poses can tell: both renderings have 2000 frames of one size.
     """
     pattern = recording.annotation_pattern
-    if recording.layout is not NICE_SLAM or pattern is None or pattern.parent.name != "semantic_instance":
+    if recording.layout != "nice_slam" or pattern is None or pattern.parent.name != "semantic_instance":
         return
-    other = recording.folder / VMAP.trajectory
+    other = recording.folder / VMAP.poses
     if not other.is_file():
         raise UserError(
             f"{other}: the instance maps in {pattern.parent} were rendered along this trajectory; copy it from the "
@@ -239,7 +231,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     train = set(split_names(list(numbers), root, settings, held_out=test)[0])
     seen = {numbers[frame.name]: frame for frame in frames if frame.name in train}
     with_depth = {n: frame for n, frame in seen.items() if recording.depth(n).is_file()}
-    notes = [f"{len(numbers)} frames of the {recording.layout.name} rendering belong to the benchmark"]
+    notes = [f"{len(numbers)} frames of the {recording.layout} rendering belong to the benchmark"]
     if not settings.random_init and not cloud.is_file() and 0 < len(with_depth) < len(seen):
         notes.append(
             f"{len(seen) - len(with_depth)} of {len(seen)} training frames have no depth map for initial points"
@@ -257,7 +249,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
 
 def benchmark_frames(recording: Recording, count: int) -> tuple[dict[str, int], list[str]]:
     """Return name -> number of the frames that the benchmark uses out of `count`, and the names held out."""
-    train, test = recording.layout.split(count)
+    train, test = recording.split(count)
     names = {n: recording.photo(n).stem for n in sorted((*train, *test))}
     return {name: n for n, name in names.items()}, [names[n] for n in test]
 

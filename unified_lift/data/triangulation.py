@@ -57,13 +57,10 @@ class Tracks(NamedTuple):
 
 
 def triangulate(views: Sequence[View]) -> PointCloud:
-    """Return surface points seen in three or more views, coloured from the photos; maybe none.
+    """Return surface points seen in three or more posed photos of one static scene, coloured from them; maybe none.
 
     Points keep a reprojection error below 1.5 px in all their views, lie in front of them and are seen under an angle
     of more than 1.5 degrees. Equal views give equal points.
-
-    Args:
-        views: Posed photos of one static scene.
     """
     if len(views) < _MIN_VIEWS:
         return PointCloud(positions=np.empty((0, 3), np.float32), colors=np.empty((0, 3), np.uint8))
@@ -123,12 +120,9 @@ def fundamental_matrix(first: Camera, second: Camera) -> np.ndarray:
 
 
 def candidates(first: Features, second: Features, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each point of `first` its best match near the epipolar line in `second`, and whether it is a sure one.
+    """Return for each point of `first` its best match near the epipolar line in `second`, given by a matrix [3, 3].
 
-    Args:
-        matrix: Fundamental matrix from `first` to `second`, [3, 3].
-    Returns:
-        Index in `second` or -1, int64 [K], and whether it stands out clearly from the runner-up, bool [K].
+    The match is an index or -1, int64 [K]; with it comes whether it stands out clearly from the runner-up, bool [K].
     """
     match, sure = np.full(len(first.pixels), -1, dtype=np.int64), np.zeros(len(first.pixels), dtype=bool)
     if min(len(first.pixels), len(second.pixels)) < 2:

@@ -18,11 +18,7 @@ _PARSING = threading.Lock()
 
 
 def read(mask: MaskFile) -> tuple[np.ndarray, str]:
-    """Return the array of a file and the file's kind.
-
-    Raises:
-        UserError: The file is missing, damaged, or does not say which of its arrays is the mask.
-    """
+    """Return the array of a file and the file's kind."""
     path = mask.path
     try:
         content = io.BytesIO(path.read_bytes())

@@ -15,11 +15,7 @@ _KINDS = {"L": "8-bit", "P": "8-bit palette", "1": "1-bit"}
 
 
 def read(mask: MaskFile) -> tuple[np.ndarray, str]:
-    """Return the ids of a picture and its kind.
-
-    Raises:
-        UserError: The file is missing, damaged or of a kind that holds no ids.
-    """
+    """Return the ids of a picture and its kind."""
     image = open_image(mask.path)
     if image.mode.startswith("I"):
         return np.asarray(image), "16-bit"

@@ -8,19 +8,16 @@ from torch.nn.functional import normalize
 
 from tests.methods.calls import losses
 from tests.scenes import exact_ids, tiny_scene
-from tests.train.test_training import StopAt
 from unified_lift.data.cache import DataCache
 from unified_lift.errors import UserError
 from unified_lift.kernels.assignment import hungarian
 from unified_lift.methods.base import LabelledView, LiftData
 from unified_lift.methods.classifier import KnownClasses, KnownClassesSettings
 from unified_lift.model.initialize import gaussians_from_points
-from unified_lift.modelfolder.checkpoint import checkpoint_path, load_checkpoint
 from unified_lift.modelfolder.inference import load_model, render_view
 from unified_lift.modelfolder.settings import LiftSettings, TrainSettings, changed
 from unified_lift.ops.segments import dense_slots
 from unified_lift.settings.yaml import merged
-from unified_lift.train.hooks import Interrupted
 from unified_lift.train.lift import LiftStage
 from unified_lift.train.run import run
 
@@ -106,21 +103,6 @@ def lift_stage(scene, method, *, steps=60, device="cpu"):
     return LiftStage(placed, gaussians, method, LiftSettings(lift_iterations=steps, lift_pixels=200), seed=0)
 
 
-def assert_resumes_bit_for_bit(tmp_path, scene, method, **method_settings):
-    """A run that stops in its middle and goes on ends where the run that does not stop ends."""
-    total = 46
-    whole, halved = (run_settings(tmp_path / name, method, **method_settings) for name in ("whole", "halved"))
-    run(whole, scene)
-    with pytest.raises(Interrupted):
-        run(halved, scene, hooks=[StopAt(6 + 23)])
-    run(halved, scene, resume_from=checkpoint_path(halved.model_path, 6 + 23))
-    left, right = (load_checkpoint(checkpoint_path(s.model_path, total)) for s in (whole, halved))
-    for name in ("weight", "bias"):
-        assert torch.equal(left["method"][name], right["method"][name]), name
-        assert bool((left["method"][name] != 0).any())
-    assert torch.equal(left["gaussians"]["features"], right["gaussians"]["features"])
-
-
 def assert_saved_model_shows_what_was_trained(tmp_path, scene, method, **method_settings):
     settings = run_settings(tmp_path, method, **method_settings)
     state = run(settings, scene)
@@ -167,13 +149,6 @@ def test_head_begins_as_a_convolution_of_torch_does_and_again_with_the_same_seed
     assert len(bias.unique()) == 8
 
 
-def test_nothing_is_known_before_the_head_begins():
-    found = modulo().segment(torch.randn(3, 4, 16))
-    assert found.object_ids.shape == found.confidence.shape == (3, 4)
-    assert not found.object_ids.any()
-    assert not found.confidence.any()
-
-
 def test_id_and_confidence_by_hand():
     method = modulo(feature_dim=1)
     method.load_object_state({"weight": torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), "bias": torch.tensor([1.0, 0.0])})
@@ -181,28 +156,6 @@ def test_id_and_confidence_by_hand():
     assert found.object_ids.tolist() == [0, 1]
     expected = [1 / (1 + torch.tensor(-1.0).exp()), 1 / (1 + torch.tensor(-2.0).exp())]
     torch.testing.assert_close(found.confidence, torch.stack(expected))
-
-
-def test_ids_are_the_same_however_few_pixels_are_asked_at_once():
-    method = modulo()
-    method.prepare(data_of([torch.arange(5)]))
-    features = torch.randn(9, 13, 16, generator=torch.Generator().manual_seed(0)) * 3
-    whole = method.segment(features)
-    assert len(whole.object_ids.unique()) > 4
-    torch.testing.assert_close(method.association(features.flatten(0, 1)).max(dim=1).values, whole.confidence.flatten())
-    parts = method.segment(features, max_association=8 * 10)  # 10 of the 117 pixels at a time
-    assert torch.equal(whole.object_ids, parts.object_ids)
-    torch.testing.assert_close(whole.confidence, parts.confidence)
-
-
-def test_reordering_classes_renames_ids():
-    features, ids = bundles([3, 5, 22, 9])
-    method = modulo()
-    method.prepare(data_of([ids]))
-    order = torch.tensor([4, 2, 7, 0, 1, 3, 6, 5])
-    before = method.segment(features).object_ids
-    method.reorder(order)
-    assert torch.equal(order[method.segment(features).object_ids], before)
 
 
 def test_checkpoint_brings_a_head_of_unknown_size_which_prepare_leaves_alone():
@@ -264,13 +217,6 @@ def test_neighbours_are_compared_at_every_fifth_step_only():
 def test_masks_without_any_class_are_refused():
     with pytest.raises(UserError, match="--object_path: no pixel of any mask has a label"):
         modulo().prepare(data_of([torch.tensor([11, 22, 0])]))
-
-
-@pytest.mark.parametrize("name", ["knn_interval", "knn_neighbours", "knn_anchors"])
-def test_settings_that_make_no_sense_name_their_flag(name):
-    KnownClassesSettings().check()
-    with pytest.raises(UserError, match=f"--{name} must be at least 1, received 0"):
-        KnownClassesSettings(**{name: 0}).check()
 
 
 def test_classes_known_before_the_lift_are_learnt_from_a_scene():

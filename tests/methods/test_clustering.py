@@ -1,10 +1,7 @@
-import sys
-
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from unified_lift.errors import UserError
 from unified_lift.methods.clustered import box_without_outliers, centroid_logits, hdbscan_centroids, require_hdbscan
 
 
@@ -75,12 +72,6 @@ def test_points_that_are_not_finite_belong_to_no_cluster():
     broken = torch.cat([points, torch.tensor([[float("nan"), 0.0], [float("inf"), 1.0]])])
     found = hdbscan_centroids(broken, min_cluster_size=10)
     torch.testing.assert_close(found, hdbscan_centroids(points, min_cluster_size=10))
-
-
-def test_missing_scikit_learn_is_named_with_its_cure(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
-    with pytest.raises(UserError, match=r"scikit-learn.*pip install .*baselines"):
-        hdbscan_centroids(torch.eye(3), min_cluster_size=2)
 
 
 def test_box_by_hand():

@@ -8,11 +8,13 @@ import torch
 
 from tests.data.fixtures import write_dataset
 from unified_lift.cli.main import main
+from unified_lift.errors import UserError
 from unified_lift.methods import METHODS
 from unified_lift.methods.base import Method
 from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.outputs import iteration_dir
+from unified_lift.modelfolder.settings import TrainSettings, with_preset
 
 GEOMETRY = ["--iterations=60", "--sh_degree=0", "--densify_from_iter=1000"]
 LIFT = ["--iterations=0", "--lift_pixels=300", "--random_init", "--num_random_points=4"]
@@ -51,6 +53,7 @@ def test_a_method_goes_through_the_whole_program(name, trained, tmp_path, capsys
     assert saved.method.num_objects > 0
     manifest = json.loads((model / "manifest.json").read_text())
     assert manifest["method"]["name"] == name
+    assert all(row["clusters"] >= 0 for row in manifest["method"].get("cluster_sweep", []))
     features = torch.randn(50, saved.method.feature_dim, generator=torch.Generator().manual_seed(0))
     ids, confidence = saved.method.segment(features)
     assert int(ids.min()) >= 0
@@ -59,6 +62,57 @@ def test_a_method_goes_through_the_whole_program(name, trained, tmp_path, capsys
     order = torch.arange(saved.method.num_objects).flip(0)
     saved.method.reorder(order)
     assert torch.equal(order[saved.method.segment(features).object_ids], ids)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_new_method_knows_nothing_and_has_its_preset(name):
+    entry = METHODS[name]
+    settings = with_preset(TrainSettings(), name)
+    assert (settings.method_name, settings.method) == (name, entry.settings())
+    method = entry.build(settings.method, zero_id="segment", seed=0)
+    ids, confidence = method.segment(torch.randn(3, 4, method.feature_dim))
+    assert ids.shape == confidence.shape == (3, 4)
+    assert method.num_objects == int(ids.abs().max()) == int(confidence.max()) == 0
+    assert method.candidates() == {}
+    for data_says, setting, ignored in (
+        ("ignore", "auto", True),
+        ("segment", "auto", False),
+        ("segment", "ignore", True),
+    ):
+        asked = entry.settings(zero_id=setting)
+        assert entry.build(asked, zero_id=data_says, seed=0).ignore_zero == ignored
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("unified_lift", {"num_codes": -1}),
+        ("unified_lift", {"feature_dim": 0}),
+        ("gaga", {"bank_grid": 0}),
+        ("gaga", {"bank_share": 0.0}),
+        ("gaga", {"bank_share": 1.5}),
+        ("gaga", {"bank_min_score": 0.0}),
+        ("gaga", {"bank_min_score": 0.51}),
+        ("gaga", {"knn_interval": 0}),
+        ("gaga", {"knn_neighbours": 0}),
+        ("gaga", {"knn_anchors": 0}),
+        ("gaussian_grouping", {"num_codes": 0}),
+        ("panoptic_lifting_gs", {"num_codes": 0}),
+        ("omniseg3d_gs", {"cluster_sizes": ()}),
+        ("omniseg3d_gs", {"cluster_sizes": (1, 5)}),
+        ("omniseg3d_gs", {"cluster_sample": 1}),
+        ("omniseg3d_gs", {"score_pixels": 0}),
+        ("omniseg3d_gs", {"confidence_temperature": 0.0}),
+        ("contrastive_lift_gs", {"feature_dim": 7}),
+        ("contrastive_lift_gs", {"slow_momentum": 1.5}),
+        ("contrastive_lift_gs", {"view_pixels": 1}),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_name_their_flag(name, change):
+    METHODS[name].settings().check()
+    with pytest.raises(UserError, match=f"--{next(iter(change))}"):
+        METHODS[name].settings(**change).check()
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

@@ -5,8 +5,6 @@ import pytest
 import torch
 
 from tests.methods.test_classifier import (
-    assert_resumes_bit_for_bit,
-    assert_saved_model_shows_what_was_trained,
     lift_stage,
 )
 from tests.scenes import CENTRES, exact_ids, tiny_scene
@@ -132,22 +130,6 @@ def test_more_than_255_groups_do_not_wrap():
     assert torch.equal(method.classes[1], torch.arange(300))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"bank_grid": 0}, "--bank_grid must be at least 1"),
-        ({"bank_share": 0.0}, "--bank_share must lie in"),
-        ({"bank_share": 1.5}, "--bank_share must lie in"),
-        ({"bank_min_score": 0.0}, "--bank_min_score must lie in"),
-        ({"bank_min_score": 0.51}, "--bank_min_score must lie in"),
-        ({"knn_interval": 0}, "--knn_interval"),
-    ],
-)
-def test_settings_without_sense_are_named(changes, message):
-    with pytest.raises(UserError, match=message):
-        GagaSettings(**changes).check()
-
-
 @pytest.mark.parametrize("changes", [{"bank_min_score": 0.45}, {"bank_grid": 1, "bank_share": 0.01}])
 def test_settings_of_the_bank_reach_it(scene, changes):
     # A stricter overlap; a front of one Gaussian per mask, which hardly ever overlaps.
@@ -177,11 +159,3 @@ def test_three_balls_with_shuffled_masks_are_told_apart(scene):
             right, total = right + int((here == winner).sum()), total + len(here)
     assert len(set(winners.values())) == 3
     assert right > 0.95 * total
-
-
-def test_a_resumed_run_finds_its_groups_again(tmp_path, scene):
-    assert_resumes_bit_for_bit(tmp_path, scene, "gaga")
-
-
-def test_saved_model_shows_what_was_trained(tmp_path, scene):
-    assert_saved_model_shows_what_was_trained(tmp_path, scene, "gaga")

@@ -1,8 +1,6 @@
-import pytest
 import torch
 
 from tests.methods.test_classifier import (
-    assert_resumes_bit_for_bit,
     assert_saved_model_shows_what_was_trained,
     bundles,
     consistent,
@@ -12,9 +10,7 @@ from tests.methods.test_classifier import (
     trained,
 )
 from tests.scenes import tiny_scene
-from unified_lift.errors import UserError
 from unified_lift.methods.gaussian_grouping import GaussianGrouping, GaussianGroupingSettings
-from unified_lift.modelfolder.settings import TrainSettings, with_preset
 
 NAME = "gaussian_grouping"
 
@@ -65,20 +61,5 @@ def test_objects_are_told_apart_by_consistent_ids_and_not_by_ids_that_change_fro
     assert shares[1] < 0.75
 
 
-def test_interrupted_run_goes_on_bit_for_bit(tmp_path, scene):
-    assert_resumes_bit_for_bit(tmp_path, consistent(scene), NAME, knn_anchors=20)
-
-
 def test_saved_model_reads_the_ids_that_were_trained(tmp_path, scene):
     assert_saved_model_shows_what_was_trained(tmp_path, consistent(scene), NAME, knn_anchors=20)
-
-
-def test_preset_is_named_after_the_method():
-    settings = with_preset(TrainSettings(), NAME)
-    assert settings.method_name == NAME
-    assert settings.method == GaussianGroupingSettings()
-
-
-def test_a_head_without_classes_is_refused():
-    with pytest.raises(UserError, match="--num_codes must be at least 1, received 0"):
-        GaussianGroupingSettings(num_codes=0).check()

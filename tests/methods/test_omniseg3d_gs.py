@@ -16,7 +16,6 @@ from unified_lift.modelfolder.labels import by_falling_area, label_gaussians
 from unified_lift.modelfolder.settings import TrainSettings, with_preset
 from unified_lift.settings.yaml import merged
 from unified_lift.train.lift import LiftStage
-from unified_lift.train.run import run
 
 PAIRS = normalize(torch.tensor([[1.0, 0.3, 0], [1.0, -0.3, 0], [0, 0.3, 1.0], [0, -0.3, 1.0]]), dim=1)
 """Directions of four parts; two neighbours each are 33 degrees apart, the pairs 60 or more."""
@@ -89,15 +88,6 @@ def test_features_start_on_the_unit_sphere_and_a_graph_may_replay_every_step():
     method = method_with()
     torch.testing.assert_close(method.initial_features(50).norm(dim=1), torch.ones(50))
     assert method.graph_key(0.0, 100) == method.graph_key(0.9, 100) is not None
-
-
-def test_zero_is_a_segment_or_unlabelled_as_the_dataset_says():
-    for zero_id, setting, ignored in (
-        ("ignore", "auto", True),
-        ("segment", "auto", False),
-        ("segment", "ignore", True),
-    ):
-        assert OmniSeg3D(OmniSeg3DSettings(zero_id=setting), zero_id=zero_id, seed=0).ignore_zero == ignored
 
 
 # ---- clusters ----
@@ -181,15 +171,6 @@ def test_ids_do_not_depend_on_the_length_of_features_and_confidence_is_a_probabi
     torch.testing.assert_close(confidence, torch.softmax(cosines / 0.1, dim=1).max(dim=1).values)
 
 
-def test_many_pixels_give_the_ids_that_few_give():
-    method = finished()
-    features = torch.randn(101, 3, generator=torch.Generator().manual_seed(0))
-    whole = method.segment(features)
-    parts = method.segment(features, max_association=20)
-    assert torch.equal(whole.object_ids, parts.object_ids)
-    torch.testing.assert_close(whole.confidence, parts.confidence)
-
-
 def test_pixels_without_label_found_no_cluster_and_do_not_count():
     observe = observations(PAIRS, ((0, 1), (2, 3)))
 
@@ -238,23 +219,6 @@ def test_missing_scikit_learn_is_found_before_the_training(monkeypatch):
         method_with().prepare(LiftData(torch.zeros(1, 3), lambda: iter(())))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"cluster_sizes": ()},
-        {"cluster_sizes": (1, 5)},
-        {"cluster_sample": 1},
-        {"score_pixels": 0},
-        {"confidence_temperature": 0.0},
-        {"feature_dim": 0},
-    ],
-    ids=str,
-)
-def test_settings_that_make_no_sense_name_their_flag(change):
-    with pytest.raises(UserError, match=f"--{next(iter(change))}"):
-        OmniSeg3DSettings(**change).check()
-
-
 # ---- in the program ----
 
 SHORT = {"lift": {"lift_iterations": 40, "lift_pixels": 300}, "method": {"cluster_sizes": [10, 60], "min_pixels": 4}}
@@ -294,43 +258,3 @@ def test_lift_separates_the_balls_and_the_model_folder_keeps_every_candidate(sce
         assert torch.equal(ours.object_ids, read.object_ids)
         torch.testing.assert_close(ours.confidence, read.confidence)
     assert torch.equal(loaded.segment(features).object_ids, method.segment(features).object_ids)
-
-
-def test_interrupted_and_resumed_lift_ends_as_one_in_a_piece(scene, tmp_path):
-    settings = lift_settings(tmp_path)
-    whole = lifted(scene, settings)
-    for step in range(40):
-        whole.step(step)
-    first = lifted(scene, settings)
-    for step in range(23):
-        first.step(step)
-    second = lifted(scene, settings)
-    second.gaussians.set("features", first.gaussians.features.detach().clone())
-    second.method.load_state_dict(first.method.state_dict())
-    second.load_state_dict(first.state_dict())
-    for step in range(23, 40):
-        second.step(step)
-    assert torch.equal(whole.gaussians.features, second.gaussians.features)
-    assert torch.equal(whole.method.centroids, second.method.centroids)
-    assert whole.method.summary == second.method.summary
-
-
-def test_state_after_the_end_holds_clusters_and_sweep(tmp_path):
-    method = finished()
-    torch.save(method.state_dict(), tmp_path / "state.pth")
-    other = method_with(feature_dim=3)
-    other.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
-    assert other.summary == method.summary
-    assert list(other.candidates()) == list(method.candidates())
-    for name in method.candidates():
-        expected = method.candidates()[name].segment(PAIRS).object_ids
-        assert torch.equal(other.candidates()[name].segment(PAIRS).object_ids, expected)
-
-
-def test_trainer_writes_the_sweep_into_the_manifest(scene, tmp_path):
-    settings = merged(
-        lift_settings(tmp_path), {"geometry": {"iterations": 4}, "lift": {"lift_iterations": 6}}, origin="test"
-    )
-    manifest = run(settings, scene).manifest
-    assert [row["min_cluster_size"] for row in manifest["method"]["cluster_sweep"]] == [10, 60]
-    assert manifest["num_codes"] > 0

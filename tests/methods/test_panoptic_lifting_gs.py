@@ -1,12 +1,8 @@
-import dataclasses
-
 import pytest
 import torch
 
 from tests.methods.calls import losses
 from tests.methods.test_classifier import (
-    assert_resumes_bit_for_bit,
-    assert_saved_model_shows_what_was_trained,
     bundles,
     data_of,
     lift_stage,
@@ -14,10 +10,8 @@ from tests.methods.test_classifier import (
     terms_without_waiting,
     trained,
 )
-from unified_lift.errors import UserError
 from unified_lift.kernels.association import sparsity_loss
 from unified_lift.methods.panoptic_lifting_gs import PanopticLifting, PanopticLiftingSettings
-from unified_lift.modelfolder.settings import TrainSettings, with_preset
 from unified_lift.ops.segments import dense_slots
 
 NAME = "panoptic_lifting_gs"
@@ -92,20 +86,6 @@ def test_loss_rests_when_every_pixel_already_is_of_its_class():
     assert bool((method.weight.grad != 0).any())
 
 
-def test_zero_is_what_the_data_say_it_is_unless_overruled():
-    features, ids = bundles([0, 5, 9], noise=0.5)
-    features.requires_grad_(True)
-    for data_says, setting, ignored in (
-        ("ignore", "auto", True),
-        ("segment", "auto", False),
-        ("ignore", "segment", False),
-        ("segment", "ignore", True),
-    ):
-        features.grad = None
-        loss_of(method_with(data_says=data_says, zero_id=setting), features, ids).backward()
-        assert bool((features.grad[ids == 0] == 0).all()) == ignored
-
-
 def test_a_view_without_segments_trains_nothing():
     method = method_with(data_says="ignore")
     assert float(loss_of(method, torch.randn(4, 16), torch.zeros(4, dtype=torch.int64)).detach()) == 0
@@ -139,25 +119,6 @@ def test_objects_of_a_scene_are_told_apart_though_ids_change_from_view_to_view(s
     assert method.num_objects == 500
     assert sum(terms[-10:]) < 0.5 * sum(terms[:10])
     assert share_told_apart(stage) > 0.8
-
-
-def test_interrupted_run_goes_on_bit_for_bit(tmp_path, scene):
-    assert_resumes_bit_for_bit(tmp_path, scene, NAME, num_codes=9)
-
-
-def test_saved_model_reads_the_ids_that_were_trained(tmp_path, scene):
-    assert_saved_model_shows_what_was_trained(tmp_path, scene, NAME, num_codes=9)
-
-
-def test_preset_is_named_after_the_method():
-    settings = with_preset(TrainSettings(), NAME)
-    assert settings.method_name == NAME
-    assert settings.method == PanopticLiftingSettings()
-
-
-def test_a_head_without_classes_is_refused():
-    with pytest.raises(UserError, match="--num_codes must be at least 1, received 0"):
-        dataclasses.replace(PanopticLiftingSettings(), num_codes=0).check()
 
 
 # ---- on a real GPU only ------------------------------------------------------------------------------------------

@@ -86,16 +86,3 @@ def test_no_pixels_or_segments_at_all():
     none = torch.zeros(0, dtype=torch.int32)
     terms = slow_fast_losses(torch.zeros(0, 3), none, torch.zeros(0, 3), none, 0)
     assert [float(term) for term in terms] == [0.0, 0.0]
-
-
-def test_segments_are_told_apart_by_following_the_losses():
-    generator = torch.Generator().manual_seed(0)
-    table = torch.randn(3, 2, generator=generator).mul(0.1).requires_grad_(True)
-    slot = (torch.arange(60) % 3).int()
-    optimiser = torch.optim.Adam([table], lr=0.1)
-    for _ in range(80):
-        optimiser.zero_grad()
-        features = table[slot.long()]
-        sum(slow_fast_losses(features[:30], slot[:30], features[30:], slot[30:], 3)).backward()
-        optimiser.step()
-    assert float(torch.pdist(table.detach()).min()) > 2

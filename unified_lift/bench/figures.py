@@ -141,7 +141,7 @@ def _lift_time_figure(grid: Grid, part: pd.DataFrame, metric: str) -> Figure | N
 def _cluster_figure(part: pd.DataFrame, metric: str) -> Figure | None:
     """Return the main metric over the candidates of an oracle row, a line for each scene (its first seed)."""
     curves = {}
-    for _, place in part[part._candidates.astype(bool)].drop_duplicates("scene").iterrows():
+    for _, place in part.dropna(subset="_candidates").drop_duplicates("scene").iterrows():
         numbers = {name: re.search(r"\d+(?:\.\d+)?", name) for name in place._candidates}
         known = {name: number for name, number in numbers.items() if number and metric in place._candidates[name]}
         points = {float(number.group()): 100 * place._candidates[name][metric] for name, number in known.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ NOTHING = "-"
 _NOT_LIFT = ("load", "geometry", "finish")
 _TIMES = {"geometry s": "geometry_s", "lift s": "lift_s"}
 _COSTS = _TIMES | {"all s": "all_s", "peak GiB": "peak_GiB", "Gaussians": "Gaussians"}
+_PLACE = ["masks", "scene", "kind", "amount", "iterations", "method", "seed", "state"]
 _HIDDEN = ["_model", "_results", "_candidates", "_ran_on"]
 
 
@@ -49,23 +50,24 @@ def measure(grid: Grid, records: Mapping[str, Record]) -> pd.DataFrame:
     """
     lines = []
     for place in places(grid):
-        line: dict[str, Any] = {"masks": place.masks.folder, "scene": place.scene.name}
-        line |= {"kind": place.scene.kind, "amount": place.scene.amount} if place.scene.kind else {}
-        line |= {"iterations": place.iterations} if grid.timeline else {}
-        line |= {"method": place.row.key, "seed": place.seed, "state": "no masks"}
-        line |= dict.fromkeys(("geometry_s", "lift_s", "all_s", "peak_GiB", "Gaussians", "num_groups"))
-        line |= dict.fromkeys(place.masks.metrics) | {"message": f"no folder {place.masks.folder}/ in the scene"}
-        line |= {"_model": None, "_results": "", "_candidates": {}, "_ran_on": ""}
+        line: dict[str, Any] = {"masks": place.masks.folder, "scene": place.scene.name, "kind": place.scene.kind}
+        line |= {"amount": place.scene.amount, "method": place.row.key, "seed": place.seed}
+        line |= {"iterations": place.iterations if grid.timeline else None, "state": "no masks"}
+        line |= {"message": f"no folder {place.masks.folder}/ in the scene"}
         if place.has_masks:
             job = job_of(grid, place)
-            record = records[job.key]
+            record, geometry = records[job.key], records[job.geometry.key].figures.get("manifest", {})
             line |= {"state": "not run" if record.status == "new" else record.status, "message": record.message}
             if record.status == "done":
-                geometry = records[job.geometry.key].figures.get("manifest", {}).get("seconds", {}).get("geometry")
-                line |= {"geometry_s": geometry, "_model": job.model, **_measured(record.figures)}
+                line |= _measured(record.figures)
+                line |= {"geometry_s": geometry.get("seconds", {}).get("geometry"), "_model": job.model}
         lines.append(line)
+    metrics = [metric for masks in grid.table.masks for metric in masks.metrics]
     frame = pd.DataFrame(lines)
-    return frame[[*frame.columns.drop(["message", *_HIDDEN]), "message", *_HIDDEN]]
+    scores = frame.columns.difference([*_PLACE, *_COSTS.values(), "num_groups", *metrics, "message", *_HIDDEN])
+    columns = [*_PLACE, *_COSTS.values(), "num_groups", *metrics, *scores, "message", *_HIDDEN]
+    unused = [*(() if grid.timeline else ["iterations"]), *(() if frame.kind.any() else ["kind", "amount"])]
+    return frame.reindex(columns=dict.fromkeys(columns)).drop(columns=unused)
 
 
 def _measured(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,9 +81,7 @@ def _measured(figures: Mapping[str, Any]) -> dict[str, Any]:
         "Gaussians": manifest.get("num_gaussians"),
         "num_groups": manifest.get("method", {}).get("num_groups"),
         **{name: value for name, value in figures["scores"].items() if isinstance(value, int | float)},
-        "_results": figures["results"],
-        "_candidates": figures["candidates"],
-        "_ran_on": ", ".join(ran_on),
+        **{"_results": figures["results"], "_candidates": figures["candidates"] or None, "_ran_on": ", ".join(ran_on)},
     }
 
 
@@ -128,19 +128,20 @@ def all_tables(grid: Grid, frame: pd.DataFrame) -> list[TextTable]:
     tables = []
     for masks in grid.table.masks:
         part = of_masks(frame, masks)
-        scenes = {name: [name] for name in part.scene.unique()}
+        of = f", masks {masks.folder}"
         if grid.table.key == PRESETS:
             tables.append(_preset_table(grid, part, masks))
         elif grid.table.key == ROBUSTNESS:
-            tables += _robustness_tables(grid, part, masks.metrics[0])
-        elif scenes:
+            steps = ", ".join(f"{row.key} {lift_steps(row, grid.lift_iterations)}" for row in grid.rows)
+            for kind, own in part.groupby("kind", sort=False):
+                title = f"mIoU, {kind}: {KINDS[str(kind)][0]}. {_scores_note(grid)} Lift steps: {steps}"
+                tables.append(scene_table(grid, own, "mIoU", "amount", title))
+        elif len(part):
             tables.append(mean_table(grid, part, masks))
-            if len(scenes) > 1:
-                columns = scenes | {"mean": list(scenes)}
-                for metric in masks.metrics:
-                    tables.append(scene_table(grid, part, metric, columns, f"{metric} by scene, masks {masks.folder}"))
+            if part.scene.nunique() > 1:
+                tables += [scene_table(grid, part, m, "scene", f"{m} by scene{of}") for m in masks.metrics]
             if "num_objects_true" in part:
-                tables.append(_count_table(grid, part, f"Objects in the held-out views, masks {masks.folder}"))
+                tables.append(_count_table(grid, part, f"Objects in the held-out views{of}"))
     problems = frame[frame.state != "done"]
     if len(problems):
         cells = problems[["masks", "scene", "method", "seed", "state", "message"]].astype(str).replace("", NOTHING)
@@ -186,15 +187,13 @@ def mean_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
     )
 
 
-def scene_table(
-    grid: Grid, part: pd.DataFrame, metric: str, columns: Mapping[str, Sequence[str]], title: str
-) -> TextTable:
-    """Return a metric with a column for each group of scenes; a scene's number in the paper follows in parentheses.
+def scene_table(grid: Grid, part: pd.DataFrame, metric: str, by: str, title: str) -> TextTable:
+    """Return a metric with a column for each scene (or what else `by` names), and their mean over scenes.
 
-    Args:
-        columns: Name of the column -> its scenes.
+    A scene's number in the paper follows in parentheses.
     """
-    parts = {name: part[part.scene.isin(scenes)] for name, scenes in columns.items()}
+    columns = {f"{value:g}" if by == "amount" else value: part[part[by] == value] for value in part[by].unique()}
+    parts = columns | ({"mean": part} if by == "scene" else {})
     lines, is_quoted = [], False
     for row in grid.rows:
         line = {"method": row.name}
@@ -205,20 +204,9 @@ def scene_table(
                 line[scene] += f" ({100 * value:.1f})"
                 is_quoted = True
         lines.append(line)
-    best = _best(grid, {name: (own, metric) for name, own in parts.items() if name != "mean"})
+    best = _best(grid, {name: (own, metric) for name, own in columns.items()})
     notes = ("In parentheses: the paper.",) if is_quoted else ()
     return TextTable(title=title, cells=pd.DataFrame(lines), best=best, notes=notes)
-
-
-def _robustness_tables(grid: Grid, part: pd.DataFrame, metric: str) -> list[TextTable]:
-    """Return for each kind of noise the score of every method at each amount."""
-    steps = ", ".join(f"{row.key} {lift_steps(row, grid.lift_iterations)}" for row in grid.rows)
-    tables = []
-    for kind, own in part.groupby("kind", sort=False):
-        columns = {f"{amount:g}": at.scene.unique() for amount, at in own.groupby("amount", sort=False)}
-        title = f"{metric}, {kind}: {KINDS[str(kind)][0]}. {_scores_note(grid)} Lift steps: {steps}"
-        tables.append(scene_table(grid, own, metric, columns, title))
-    return tables
 
 
 def _preset_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
@@ -310,7 +298,7 @@ def summary(grid: Grid, frame: pd.DataFrame) -> dict[str, Any]:
 
 def ran_on(frame: pd.DataFrame) -> list[str]:
     """Return what the models were trained with: program, commit, torch and device, each combination once."""
-    return [text for text in frame._ran_on.unique() if text]
+    return [text for text in frame._ran_on.dropna().unique() if text]
 
 
 def _scores_note(grid: Grid) -> str:

@@ -134,7 +134,7 @@ class Callbacks:
 class Method(Callbacks, nn.Module, ABC):
     """A lifting method. It sees rendered features and ids of one view at a time, never data, renderer or trainer.
 
-    Its own tensors are parameters and buffers of the module; only `losses`, `rates`, `association` and `object_tables`
+    Its own tensors are parameters and buffers of the module; only `losses`, `rates`, `logits` and `object_tables`
     must be written.
     """
 
@@ -186,8 +186,12 @@ class Method(Callbacks, nn.Module, ABC):
     # ---- objects ----
 
     @abstractmethod
+    def logits(self, features: Tensor) -> Tensor:
+        """Return the score of every object for features [P, D], [P, L]."""
+
     def association(self, features: Tensor) -> Tensor:
-        """Return the probability of every object for features [P, D], [P, L]; 0 and 1 from one that is never unsure."""
+        """Return the probability of every object for features [P, D], [P, L]."""
+        return torch.softmax(self.logits(features), dim=1)
 
     @property
     def num_objects(self) -> int:

@@ -84,10 +84,6 @@ class IdentityClassifier(Method):
         """Return the score of every class for features [P, D], [P, L]."""
         return linear(features, self.weight, self.bias)
 
-    def association(self, features: Tensor) -> Tensor:
-        """Return the probability of every class for features [P, D], [P, L]."""
-        return torch.softmax(self.logits(features), dim=1)
-
     def object_state(self) -> dict[str, Tensor]:
         """Return the head as Gaussian Grouping saves it, as a 1x1 convolution: weight [L, D, 1, 1] and bias [L]."""
         return {"weight": self.weight.detach()[:, :, None, None], "bias": self.bias.detach()}

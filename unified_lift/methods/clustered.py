@@ -77,8 +77,7 @@ class ClusteredMethod(Method):
         self.register_buffer("centroids", torch.zeros(0, self.feature_dim))
         self.register_buffer("box", None)
         self._found: dict[str, Tensor] = {}  # name -> centroids of every candidate
-        self.chosen: str | None = None
-        """Name of the candidate that `segment` uses."""
+        self.chosen: str | None = None  # name of the candidate that `segment` uses
 
     def clustered_part(self, features: Tensor) -> Tensor:
         """Return what of features [..., D] is clustered, [..., C]; all of them unless a method says otherwise."""
@@ -125,22 +124,19 @@ class ClusteredMethod(Method):
         self.centroids = self._found[self.chosen]
         self.summary = {"cluster_sweep": sweep, "chosen": self.chosen}
 
-    def association(self, features: Tensor) -> Tensor:
-        """Return the softmax over the clusters of minus the squared distance for features [P, D], [P, L]."""
+    def logits(self, features: Tensor) -> Tensor:
+        """Return minus the squared distance from every centroid for features [P, D], [P, L]."""
         centroids = self.centroids if self.box is not None else normalize(self.centroids, dim=1, eps=_EPS)
-        temperature = self.settings.confidence_temperature
-        return torch.softmax(centroid_logits(self._points(features), centroids, temperature=temperature), dim=1)
+        return centroid_logits(self._points(features), centroids, temperature=self.settings.confidence_temperature)
 
     def candidates(self) -> dict[str, Method]:
         """Return a method for each size for which there are clusters, by rising size; none before `finish`."""
-        return {name: self._choosing(name) for name in self._found}
-
-    def _choosing(self, name: str) -> ClusteredMethod:
-        other = type(self)(self.settings, zero_id="ignore", seed=0).to(self.centroids.device)
+        methods: dict[str, Method] = {}
         # The clusters of the chosen size may be renumbered by now.
-        centroids = self.centroids if name == self.chosen else self._found[name]
-        other.load_object_state(self.object_state() | {"centroids": centroids})
-        return other
+        for name, centroids in (self._found | {self.chosen: self.centroids} if self.chosen else {}).items():
+            methods[name] = type(self)(self.settings, zero_id="ignore", seed=0).to(self.centroids.device)
+            methods[name].load_object_state(self.object_state() | {"centroids": centroids})
+        return methods
 
     def _labelled(self, view: int, pixels: ViewPixels) -> tuple[Tensor, Tensor]:
         """Return features and slots of at most `score_pixels` labelled pixels of a view."""

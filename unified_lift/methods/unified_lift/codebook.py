@@ -76,15 +76,12 @@ def codebook_from_prototypes(
     """Return unit codes at the density peaks of the prototypes, so that L follows from the data.
 
     Greedy: the prototype with most neighbours above `min_cosine` among those not taken yet; its neighbours are
-    averaged into a code and taken; stop below `min_members`.
+    averaged into a code and taken; stop below `min_members`, or at `max_codes`.
 
     Source: ours (docs/experiments.md).
     Args:
         prototypes: Unit mean feature of each (view, segment), [M, D].
         weights: Weight of each in the average, [M].
-        min_cosine: Neighbourhood radius.
-        min_members: A code needs that many prototypes, usually from as many views.
-        max_codes: Upper bound on L.
     Returns:
         Codes, largest first, [L, D]; L may be 0.
     """

@@ -146,10 +146,9 @@ class UnifiedLift(Method):
 
     # ---- objects ----
 
-    def association(self, features: Tensor) -> Tensor:
-        """Return the association of features [P, D] with every code (Eq. 2), [P, L]."""
-        temperature = self.settings.association_temperature or None
-        return torch.softmax(association_logits(features, self.codebook, temperature=temperature), dim=1)
+    def logits(self, features: Tensor) -> Tensor:
+        """Return the logits of the association of features [P, D] with every code (Eq. 2), [P, L]."""
+        return association_logits(features, self.codebook, temperature=self.settings.association_temperature or None)
 
     def final_features(self) -> FinalFeatures | None:
         """Return what turns label voting into features, unless Gaussians keep what they learnt."""

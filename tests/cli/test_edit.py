@@ -42,13 +42,6 @@ def same(left, right):
     )
 
 
-def test_help_shows_an_example(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["edit", "--help"])
-    assert ended.value.code == 0
-    assert "Example: unified-lift edit -m" in " ".join(capsys.readouterr().out.split())
-
-
 def test_an_edited_model_is_a_model_folder(model, tmp_path, capsys):
     out = tmp_path / "new" / "edited"
     scene = edited(model, out, "--remove", 3, "--duplicate", 1, "--translate", -0.5, 0, 0.2, "--rename", "1=gold coin")

@@ -9,7 +9,6 @@ from plyfile import PlyData
 
 from tests.saved_model import save_model
 from unified_lift.cli.main import main
-from unified_lift.editing.formats import ply
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.labels import GaussianLabels
 from unified_lift.modelfolder.outputs import iteration_dir
@@ -54,21 +53,8 @@ def test_every_object_becomes_a_file_in_every_format(model, tmp_path):
 
 def test_objects_and_formats_can_be_given_with_spaces_and_uncertain_gaussians_left_out(model, tmp_path, capsys):
     out = str(tmp_path / "out")
-    argv = [
-        "export",
-        "-m",
-        str(model),
-        "--objects",
-        "1",
-        "3",
-        "--format",
-        "ply",
-        "splat",
-        "--out",
-        out,
-        "--min_conf",
-        "0.9",
-    ]
+    argv = ["export", "-m", str(model), "--objects", "1", "3", "--format", "ply", "splat", "--out", out]
+    argv += ["--min_conf", "0.9"]
     assert main(argv) == 0
     scene = load_model(model)
     for object_id in (1, 3):
@@ -107,20 +93,3 @@ def test_an_object_without_a_certain_gaussian_is_named_and_none_is_an_error(mode
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["object_2.ply"]
     assert main([*argv, "0.8", "--objects", "all"]) == 2
     assert "leaves nothing to write" in capsys.readouterr().err
-
-
-def test_ctrl_c_leaves_nothing_half_written(model, tmp_path, monkeypatch, capsys):
-    def interrupted(path, gaussians, **_):
-        path.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(ply, "write_gaussians", interrupted)
-    assert main(["export", "-m", str(model), "--out", str(tmp_path / "out"), "--format", "splat,ply"]) == 130
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_help_shows_an_example(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["export", "--help"])
-    assert end.value.code == 0
-    assert "Example: unified-lift export -m" in capsys.readouterr().out

@@ -8,11 +8,9 @@ import torch
 from plyfile import PlyData, PlyElement
 
 from tests.saved_model import save_model
-from unified_lift.cli import import_edit
 from unified_lift.cli.main import main
-from unified_lift.data import load_scene
-from unified_lift.modelfolder.inference import load_model, render_view
-from unified_lift.modelfolder.outputs import iteration_dir, read_run_settings
+from unified_lift.modelfolder.inference import load_model
+from unified_lift.modelfolder.outputs import iteration_dir
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +42,6 @@ def test_an_edited_ply_becomes_a_model_with_the_labels_it_had(model, tmp_path, c
     manifest = json.loads((tmp_path / "new/manifest.json").read_text())
     assert (manifest["num_same"], manifest["num_removed"]) == (kept.sum(), (~kept).sum())
     assert manifest["imported"] == str(path)
-
-
-def test_the_new_model_renders_without_the_deleted_object(model, tmp_path):
-    scene = load_model(model)
-    path = edit(model, tmp_path / "edited.ply", lambda rows: rows[(scene.object_ids != 1).numpy()])
-    assert main(["import-edit", "-m", str(model), "--ply", str(path), "--out", str(tmp_path / "new")]) == 0
-    camera = load_scene(read_run_settings(tmp_path / "new").data).train[0].camera
-    before, after = (render_view(load_model(folder), camera) for folder in (model, tmp_path / "new"))
-    hole = before.object_ids == 1
-    assert int(hole.sum()) > 20
-    assert float(before.alpha[hole].min()) > 0.8
-    assert float(after.alpha[hole].min()) < 0.05  # in its middle; its rim is covered by what lies around it
-    assert float(after.alpha[hole].mean()) < 0.6
-    far = before.alpha.isclose(after.alpha) & (before.object_ids != 1)
-    assert torch.equal(before.object_ids[far], after.object_ids[far])
 
 
 def test_moved_gaussians_are_told_from_unknown_ones(model, tmp_path, capsys):
@@ -104,29 +87,3 @@ def test_bad_input_is_one_line_and_nothing_is_written(model, tmp_path, capsys):
         assert main(argv) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "new").exists()
-
-
-def test_a_model_is_replaced_only_when_asked_to(model, tmp_path, capsys):
-    argv = ["import-edit", "-m", str(model), "--ply", str(edit(model, tmp_path / "same.ply", lambda rows: rows))]
-    argv += ["--out", str(tmp_path / "new")]
-    assert main(argv) == 0
-    assert main(argv) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert main([*argv, "--overwrite"]) == 0
-
-
-def test_ctrl_c_leaves_nothing(model, tmp_path, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(import_edit, "reattach", interrupted)
-    ply = edit(model, tmp_path / "same.ply", lambda rows: rows)
-    assert main(["import-edit", "-m", str(model), "--ply", str(ply), "--out", str(tmp_path / "new")]) == 130
-    assert [path.name for path in tmp_path.iterdir()] == ["same.ply"]
-
-
-def test_help_shows_an_example(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["import-edit", "--help"])
-    assert end.value.code == 0
-    assert "Example: unified-lift import-edit -m" in capsys.readouterr().out

@@ -45,13 +45,6 @@ def rows(text):
     return [int(line.split()[0]) for line in text.splitlines() if re.match(r"\s+\d+  ", line)]
 
 
-def test_help_shows_an_example(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["query", "--help"])
-    assert ended.value.code == 0
-    assert "Example: unified-lift query -m" in " ".join(capsys.readouterr().out.split())
-
-
 def test_the_list_names_every_object(model, capsys):
     assert main(["query", "-m", str(model), "--list"]) == 0
     text = capsys.readouterr().out
@@ -116,17 +109,8 @@ def test_words_ask_the_model_in_the_folder(model, tmp_path, capsys, monkeypatch)
         return encode
 
     monkeypatch.setattr(command, "clip_encoder", encoder)
-    ask = [
-        "query",
-        "-m",
-        str(model),
-        "--text",
-        "mug",
-        "--model",
-        str(tmp_path / "clip"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    ask = ["query", "-m", str(model), "--text", "mug", "--model", str(tmp_path / "clip")]
+    ask += ["--out", str(tmp_path / "out")]
     assert main(ask) == 0
     text = capsys.readouterr().out
     assert len(rows(text)) == 1
@@ -180,11 +164,3 @@ def test_a_model_without_objects_is_told(tmp_path, capsys):
     model = save_model(tmp_path, lifted=False)
     assert main(["query", "-m", str(model), "--list"]) == 2
     assert "knows no objects" in capsys.readouterr().err
-
-
-def test_ctrl_c_is_exit_code_130(model, monkeypatch):
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command.QueryCommand, "load", interrupted)
-    assert main(["query", "-m", str(model), "--list"]) == 130

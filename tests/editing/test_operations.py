@@ -8,25 +8,13 @@ import pytest
 import torch
 
 from tests.editing.small_scene import gaussians_of, random_gaussians, scene_of
-from unified_lift.editing.operations import (
-    Clean,
-    Duplicate,
-    Isolate,
-    Merge,
-    Move,
-    Recolour,
-    Remove,
-    Rename,
-    Rotation,
-)
+from unified_lift.editing.operations import Clean, Duplicate, Isolate, Merge, Move, Recolour, Remove, Rename, Rotation
 from unified_lift.errors import UserError
-from unified_lift.model.gaussians import SH_C0, Gaussians
+from unified_lift.model.gaussians import SH_C0
 from unified_lift.model.render import render
-from unified_lift.modelfolder.inference import TrainedScene
-from unified_lift.modelfolder.labels import GaussianLabels, segment_by_labels
-from unified_lift.ops.cameras import look_at, unproject
+from unified_lift.modelfolder.labels import GaussianLabels
+from unified_lift.ops.cameras import look_at
 from unified_lift.ops.quaternions import rotation_from_quaternion
-from unified_lift.synthetic.scene import SyntheticRoom, SyntheticSettings, build_cameras, synthetic_room
 from unified_lift.types import Camera
 
 CUBE_TURN = Rotation((1.0, 1.0, 1.0), 120.0)  # carries x to y, y to z, z to x
@@ -302,64 +290,3 @@ def test_a_black_object_is_painted_without_blowing_up():
     painted = done(Recolour, scene_of(gaussians, [4] * 50), [4], color="#ffffff")
     colors = painted.gaussians.sh0.detach() * SH_C0 + 0.5
     assert float((colors - 1).abs().max()) < 0.1
-
-
-# ---- against the room ----
-
-
-def with_copy(room, original, matrix, pivot):
-    """Return the room with a turned copy of one of its objects."""
-    solids = tuple(
-        replace(solid, rotation=matrix @ solid.rotation, centre=matrix @ (solid.centre - pivot) + pivot)
-        for solid in original.solids
-    )
-    position = matrix @ (original.position - pivot) + pivot
-    copy = replace(original, object_id=len(room.objects) + 1, solids=solids, position=position)
-    return SyntheticRoom(objects=(*room.objects, copy), half=room.half, height=room.height, rug_radius=room.rug_radius)
-
-
-def splatted(room, cameras):
-    """Return the surfaces that cameras see as small opaque Gaussians, each of the object it lies on."""
-    points, colors, ids = [], [], []
-    for camera in cameras:
-        image, owner, depth = room.render(camera)
-        rows, cols = np.mgrid[: camera.height, : camera.width].reshape(2, -1)
-        points.append(unproject(np.column_stack([cols, rows]) + 0.5, depth.ravel(), camera))
-        colors.append(image.reshape(-1, 3) / 255)
-        ids.append(owner.ravel())
-    count = sum(map(len, ids))
-    gaussians = gaussians_of(
-        means=torch.from_numpy(np.concatenate(points)),
-        sh0=((torch.from_numpy(np.concatenate(colors)) - 0.5) / SH_C0)[:, None],
-        log_scales=torch.full((count, 3), math.log(0.02)),
-        logit_opacities=torch.full((count,), 3.0),
-    )
-    return TrainedScene(
-        gaussians=Gaussians(gaussians.table),
-        labels=GaussianLabels(torch.from_numpy(np.concatenate(ids)).long(), torch.ones(count)),
-    )
-
-
-def test_a_turned_copy_looks_as_if_it_had_been_in_the_room():
-    # About the lamp's vertical axis an object is lit the same everywhere, so the room built with the copy is what
-    # the copy must look like, up to shadows it throws on others. Both rooms are made of Gaussians in the same way.
-    settings = SyntheticSettings(num_objects=3, num_views=16, width=80, height=60)
-    room = synthetic_room(settings)
-    cameras = build_cameras(room, settings)
-    pivot, turn = np.array([*room.lamp[:2], 0]), Rotation((0, 0, 1), 45.0)
-    original = room.objects[0]
-    copied = done(Duplicate, splatted(room, cameras), [original.object_id], rotate=turn, about=tuple(pivot))
-    built = splatted(with_copy(room, original, rotation_from_quaternion(turn.wxyz).numpy(), pivot), cameras)
-    for camera in cameras[:4]:
-        own, found = (
-            segment_by_labels(scene.gaussians, scene.object_ids, camera).object_ids == len(room.objects) + 1
-            for scene in (built, copied)
-        )
-        assert float(own.float().mean()) > 0.01
-        assert float((own & found).sum() / (own | found).sum()) > 0.9
-        both = own & found
-        error = (pictures(copied, camera).image - pictures(built, camera).image)[both].square().mean()
-        contrast = (
-            (pictures(built, camera).image[both] - pictures(built, camera).image[both].mean(dim=0)).square().mean()
-        )
-        assert float(error) < 0.1 * float(contrast)

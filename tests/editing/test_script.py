@@ -5,7 +5,7 @@ import torch
 
 from tests.editing.small_scene import random_gaussians, scene_of
 from unified_lift.editing import script
-from unified_lift.editing.operations import Duplicate, Move, Recolour, Remove, Rotation
+from unified_lift.editing.operations import Move, Recolour, Remove, Rotation
 from unified_lift.errors import UserError
 
 EVERYTHING = """
@@ -61,14 +61,6 @@ def test_a_replay_gives_the_same_bits():
     assert all(torch.equal(*pair) for pair in zip(tables(by_hand), tables(again), strict=True))
     assert dict(again.names) == {7: "mug", 20: "Tasse grün", 21: "copy of object 7"}
     assert set(again.objects) == {0, 5, 7, 20, 21}
-
-
-def test_a_script_does_what_its_operations_do():
-    (duplicate,) = script.parse("- duplicate: {objects: [7], rotate: {axis: [0, 1, 0], degrees: 10}, scale: 2}")
-    expected = Duplicate(objects=(7,), rotate=Rotation((0, 1, 0), 10), scale=2.0).apply(scene())
-    found = duplicate.apply(scene())
-    assert all(torch.equal(*pair) for pair in zip(tables(found), tables(expected), strict=True))
-    assert max(found.objects) == 10
 
 
 @pytest.mark.parametrize(

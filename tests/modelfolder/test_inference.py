@@ -4,11 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from tests.saved_model import COIN_IDS, save_model
 from unified_lift.data import load_annotations, load_scene
 from unified_lift.errors import UserError
-from unified_lift.modelfolder.inference import load_model, render_view
+from unified_lift.model.render import render
+from unified_lift.modelfolder import inference
+from unified_lift.modelfolder.inference import load_model, render_likely_ids, render_view, segment_view
+from unified_lift.modelfolder.outputs import iteration_dir
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,8 @@ def test_a_scene_without_objects_has_no_ids(tmp_path):
     assert not model.is_lifted
     assert rendered.object_ids is None
     assert rendered.confidence is None
+    with pytest.raises(UserError, match="knows no objects"):
+        model.mask([0])
 
 
 def test_the_last_iteration_is_taken_unless_another_is_asked_for(tmp_path):
@@ -84,3 +90,73 @@ def test_the_last_iteration_is_taken_unless_another_is_asked_for(tmp_path):
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere: no config.yaml"):
         load_model(tmp_path / "nowhere")
+
+
+# ---- objects ----
+
+
+def test_a_saved_model_is_a_scene_of_objects(model):
+    assert set(model.objects) == set(range(len(COIN_IDS)))
+    assert sum(model.objects.values()) == len(model) == len(model.gaussians)
+    assert model.name_of(2) == "object 2"
+    mask = model.mask([1, 3])
+    part = model.rows(mask)
+    assert set(part.objects) == {1, 3}
+    assert torch.equal(part.gaussians.means, model.gaussians.means[mask])
+    with pytest.raises(UserError, match="no object 9; there are 0, 1, 2, 3"):
+        model.mask([1, 9])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("segmentation.npz", "PK", "segmentation.npz: not readable"),
+        ("objects.json", '{"0": 1}', "objects.json: not a list of objects"),
+        ("objects.json", "[", "objects.json: not readable as JSON"),
+    ],
+)
+def test_damaged_files_of_labels_are_named(tmp_path, name, content, message):
+    folder = save_model(tmp_path)
+    (iteration_dir(folder, 40) / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_model(folder)
+
+
+# ---- ids in more than one way ----
+
+
+@pytest.fixture(scope="module")
+def camera(views):
+    return views[0].camera
+
+
+def test_likely_ids_are_those_whose_association_is_above_the_threshold(model, camera, monkeypatch):
+    association = model.method.association(render(model.gaussians, camera).features.flatten(0, 1)).view(24, 32, -1)
+    monkeypatch.setattr(inference, "_PIXELS_AT_ONCE", 100)  # 768 pixels: the last part is not full
+    likely = render_likely_ids(model, camera, threshold=0.1)
+    assert likely.shape == (24, 32, 4)  # no more than there are codes
+    for code in range(4):
+        assert torch.equal((likely == code).any(dim=-1), association[..., code] > 0.1)
+    assert (likely[..., 1] >= 0).any()  # somewhere two at once
+
+
+def test_the_association_agrees_with_the_ids(model, camera):
+    features = render(model.gaussians, camera).features.detach()
+    segmentation = model.method.segment(features)
+    association = model.method.association(features.flatten(0, 1)).view(24, 32, -1)
+    assert torch.equal(association.argmax(dim=-1), segmentation.object_ids)
+    torch.testing.assert_close(association.max(dim=-1).values, segmentation.confidence)
+    torch.testing.assert_close(association.sum(dim=-1), torch.ones(24, 32))
+
+
+def test_several_segmentations_read_one_rendering(model, camera):
+    other = model.settings.build_method(zero_id="ignore")
+    other.load_object_state(model.method.codebook.flip(0))
+    ids = segment_view(model, camera, {"own": model.method, "flipped": other})
+    assert torch.equal(ids["own"], render_view(model, camera).object_ids)
+    assert torch.equal(ids["flipped"], 3 - ids["own"])
+
+
+def test_likely_ids_of_a_scene_without_objects_are_refused(tmp_path, camera):
+    with pytest.raises(ValueError, match="not lifted"):
+        render_likely_ids(load_model(save_model(tmp_path, lifted=False)), camera, threshold=0.2)

@@ -3,6 +3,12 @@
 import diff_gaussian_rasterization as dgr
 import torch
 
+from unified_lift.kernels.assignment import hungarian
+from unified_lift.kernels.association import associate, codebook_terms
+from unified_lift.kernels.contrastive import contrastive_loss
+from unified_lift.kernels.photometric import photometric_loss
+from unified_lift.kernels.uncertainty import uncertainty
+
 g = torch.Generator().manual_seed(0)
 num, width, height = 400, 53, 37
 means = torch.randn(num, 3, generator=g) + torch.tensor([0, 0, 2.5])
@@ -27,10 +33,10 @@ weights = dgr.pixel_weights(*geometry, view, K[0].cuda(), width, height, pixels)
 values = torch.randn(num, 19, device="cuda", requires_grad=True)
 dgr.blend(weights, values, rows=torch.arange(0, 300, 3, device="cuda")).sum().backward()
 image = torch.rand(height, width, 3, device="cuda", requires_grad=True)
-dgr.fused_ssim(image, torch.rand(height, width, 3, device="cuda")).backward()
+photometric_loss(image, torch.rand(height, width, 3, device="cuda"), lambda_dssim=0.2).backward()
 moments = [torch.zeros(1001, device="cuda") for _ in range(2)]
-adam = {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "step": 1}
-dgr.fused_adam_step(torch.ones(1001, device="cuda"), torch.ones(1001, device="cuda"), *moments, **adam)
+update = (torch.ones(1001, device="cuda"), torch.ones(1001, device="cuda"), dgr.AdamState(*moments, 0.1, 1))
+dgr.adam_steps([update], beta1=0.9, beta2=0.999, eps=1e-8)
 for dim in (3, 16, 33, 64):
     for segments, codes in ((5, 3), (70, 150)):
         slot = torch.randint(-1, segments, (1000,), generator=g).int().cuda()
@@ -38,14 +44,14 @@ for dim in (3, 16, 33, 64):
         codebook = torch.randn(codes, dim, generator=g).cuda().requires_grad_()
         for temperature in (None, 0.2):
             options = {"detach_norm": False, "unit_centres": True, "mean_over_pixels": True, "min_pixels": 2}
-            dgr.lifting.contrastive_loss(rendered, slot, segments, temperature=temperature, **options).backward()
-            dgr.lifting.uncertainty(rendered, slot, segments, temperature=0.1)
+            contrastive_loss(rendered, slot, segments, temperature=temperature, **options).backward()
+            uncertainty(rendered, slot, segments, temperature=0.1)
             options = {"temperature": temperature, "area_aware": temperature is None}
-            fit = dgr.lifting.associate(rendered, codebook, slot, segments, **options)
-            dgr.lifting.assign(fit.scores, floors=fit.scores.mean(dim=1))
-            chosen = dgr.lifting.assign(fit.scores)
+            fit = associate(rendered, codebook, slot, segments, **options)
+            hungarian(fit.scores, no_match_cost=fit.scores.mean(dim=1))
+            chosen = hungarian(fit.scores)
             options = {"temperature": temperature, "unit_codes": True}
-            sum(dgr.lifting.codebook_terms(rendered, codebook, fit, chosen, slot, **options)).backward()
-dgr.lifting.assign(torch.rand(20, 3000, generator=g).cuda())
+            sum(codebook_terms(rendered, codebook, fit, chosen, slot, **options)).backward()
+hungarian(torch.rand(20, 3000, generator=g).cuda())
 torch.cuda.synchronize()
 print("every kernel ran")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diff_gaussian_rasterization import blend, splat
+from diff_gaussian_rasterization import blend, scatter
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 from tqdm import trange
@@ -108,7 +108,7 @@ def shares_of_votes(gaussians: Gaussians, seen: Sequence[Seen], num_channels: in
     """Return the share of each Gaussian's blending weight in pixels of each channel, 0 where none sees it, [N, K]."""
     votes = torch.zeros(len(gaussians), num_channels, device=gaussians.device)
     for camera, channel in seen:
-        votes += splat(blending_weights(gaussians, camera), one_hot(channel, num_channels).float(), len(gaussians))
+        votes += scatter(blending_weights(gaussians, camera), one_hot(channel, num_channels).float(), len(gaussians))
     return votes / votes.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
 

@@ -35,6 +35,7 @@ class Camera:
     cy: float
     width: int
     height: int
+    _tensors: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.cam_from_world.shape != (4, 4):
@@ -53,6 +54,12 @@ class Camera:
     def K(self) -> Tensor:  # noqa: N802 (the field's name for the intrinsic matrix)
         """Return the intrinsic matrix, float32 [3, 3]."""
         return torch.tensor([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], dtype=torch.float32)
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return viewmat and K on `device`; kept, since a copy to a GPU would stall it every step."""
+        if device not in self._tensors:
+            self._tensors[device] = self.viewmat.to(device), self.K.to(device)
+        return self._tensors[device]
 
     @property
     def position(self) -> np.ndarray:

@@ -42,8 +42,8 @@ def test_segments_beyond_the_codebook_stay_without_code():
 def test_way_out_leaves_a_poor_segment_without_code():
     scores = torch.tensor([[0.9, 0.1], [0.3, 0.05]])  # segment 1 would get 0.05
     assert hungarian(scores).tolist() == [0, 1]
-    assert hungarian(scores, floors=torch.tensor([0.2, 0.2])).tolist() == [0, -1]
-    assert hungarian(scores, floors=torch.tensor([0.2, 0.01])).tolist() == [0, 1]
+    assert hungarian(scores, no_match_cost=torch.tensor([0.2, 0.2])).tolist() == [0, -1]
+    assert hungarian(scores, no_match_cost=torch.tensor([0.2, 0.01])).tolist() == [0, 1]
 
 
 def test_nan_scores_do_not_stop_the_matching():

@@ -5,10 +5,10 @@ import time
 
 import pytest
 import torch
-from diff_gaussian_rasterization import photometric_loss
 
 from tests.train.test_training import SHORT, CrashAfter, StopAt, assert_same_state, final_state, settings_for
 from unified_lift.errors import UserError
+from unified_lift.kernels.photometric import photometric_loss
 from unified_lift.modelfolder import checkpoint
 from unified_lift.modelfolder.checkpoint import (
     CheckpointWriter,

@@ -1,29 +1,26 @@
-"""Fixtures of the rasterizer tests."""
+"""Fixtures of the rasterizer's and the kernels' tests."""
 
+import diff_gaussian_rasterization.cuda
 import pytest
 import torch
-from diff_gaussian_rasterization import _backend, _library, lifting
+from diff_gaussian_rasterization import native
 
 from . import emulation
-from .on_gpu import travelling
+from .on_gpu import travel
 
 # the CUDA sources run everywhere: emulated on a CPU, and on the GPU where there is one
 CUDA = ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)]
 
 
-@pytest.fixture(scope="session")
-def emulated_cuda(tmp_path_factory):
-    """The CUDA implementation on an emulated device."""
-    return emulation.load(emulation.build(tmp_path_factory.mktemp("emulation")))
-
-
 def _use(kind, request, monkeypatch):
     """Return the name of an implementation that takes the CPU tensors of the tests, after arranging that it does."""
-    if kind not in ("emulated", "gpu"):
+    if kind == "emulated":
+        request.addfinalizer(lambda file=native.CUDA.file: native.CUDA.use(file, "cuda"))
+        native.CUDA.use(emulation.library(), "cpu")
+    elif kind == "gpu":
+        travel(monkeypatch)
+    else:
         return kind
-    module = request.getfixturevalue("emulated_cuda") if kind == "emulated" else travelling(_backend._load("cuda"))
-    select = _backend.select
-    monkeypatch.setattr(_backend, "select", lambda name, tensor: module if name == "cuda" else select(name, tensor))
     return "cuda"
 
 
@@ -42,18 +39,18 @@ def cuda(request, monkeypatch):
 @pytest.fixture(params=CUDA)
 def cuda_device(request, monkeypatch):
     """The device whose tensors implementation="cuda" takes in this test: "cpu" where it is emulated."""
-    if request.param == "emulated":
-        _use("emulated", request, monkeypatch)
-        return "cpu"
-    return "cuda"
+    if request.param == "gpu":
+        return "cuda"
+    _use("emulated", request, monkeypatch)
+    return "cpu"
 
 
 @pytest.fixture
-def kernels(cuda, monkeypatch):
-    """Return a function that says whether the losses of lifting run on their kernels from now on; at first not."""
+def kernels(cuda):
+    """Return a function that says whether the losses of lifting run on their kernels from now on; at first they do."""
 
     def switch(on):
-        monkeypatch.setattr(lifting, "runs_on", lambda tensor, max_width=None: on)
+        native.CUDA.device_type = "cpu" if on else "cuda"
 
     return switch
 
@@ -61,19 +58,18 @@ def kernels(cuda, monkeypatch):
 @pytest.fixture(params=["matrix units", "shuffles"])
 def sums(request, cuda):
     """Run a test with each way in which the CUDA backward pass sums over pixels."""
-    module = _backend.select("cuda", torch.empty(0))
-    module.allow_matrix_units(request.param == "matrix units")
+    diff_gaussian_rasterization.cuda.allow_matrix_units(request.param == "matrix units")
     yield request.param
-    module.allow_matrix_units(True)
+    diff_gaussian_rasterization.cuda.allow_matrix_units(True)
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])
 def instruction_set(request):
     """Run a test once per instruction set; a machine without it repeats the test on the one it has."""
-    before = _library.isa()
-    _library.use_isa(request.param)
-    yield _library.isa()
-    _library.use_isa(before)
+    before = native.isa()
+    native.use_isa(request.param)
+    yield native.isa()
+    native.use_isa(before)
 
 
 @pytest.fixture

@@ -1,49 +1,61 @@
-"""Lets tests that hold CPU tensors use the CUDA implementation: arguments travel to the GPU, results back."""
+"""Lets tests that hold CPU tensors use the CUDA kernels: arguments travel to the GPU, results back."""
 
 from __future__ import annotations
 
-from types import ModuleType, SimpleNamespace
+from collections.abc import Callable
+from dataclasses import is_dataclass
 
+import pytest
 import torch
-from diff_gaussian_rasterization import Association, PixelWeights, RasterMeta, RasterOutput
+from diff_gaussian_rasterization import adam, cuda, native
 from torch import Tensor
+
+from unified_lift.kernels import assignment, association, contrastive, photometric, uncertainty
+
+FUNCTIONS = {
+    cuda: ("rasterize", "pixel_weights", "blend", "scatter"),
+    adam: ("fused_steps",),
+    assignment: ("_fused",),
+    association: ("_fused_association", "_fused_terms"),
+    contrastive: ("_fused",),
+    photometric: ("_fused", "_fused_ssim"),
+    uncertainty: ("_fused",),
+}
 
 
 def _move(value: object, device: str) -> object:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) or is_dataclass(value):
         return value.to(device)  # differentiable: gradients travel back
-    if isinstance(value, RasterOutput | RasterMeta | PixelWeights | Association):
+    if hasattr(value, "_fields"):
         return type(value)(*(_move(v, device) for v in value))
-    if type(value) is tuple:
-        return tuple(_move(v, device) for v in value)
+    if isinstance(value, tuple | list):
+        return type(value)(_move(v, device) for v in value)
     return value
 
 
-def travelling(module: ModuleType) -> SimpleNamespace:
-    """Return the functions of the CUDA implementation, callable with CPU tensors."""
+def _copy_back(before: object, after: object) -> None:
+    for to, value in zip(before, after):
+        if isinstance(to, Tensor):
+            to.detach().copy_(value)
+        elif isinstance(to, tuple | list):
+            _copy_back(to, value)
 
-    def wrap(name: str):
-        def call(*args: object, **options: object) -> object:
-            if name == "adam_steps":
-                return move_and_step(*args, **options)
-            there = [_move(a, "cuda") for a in args]
-            result = getattr(module, name)(*there, **{k: _move(v, "cuda") for k, v in options.items()})
-            if name == "adam_step":
-                with torch.no_grad():
-                    for before, after in zip(args, there):
-                        before.copy_(after)
-            return _move(result, "cpu")
 
-        return call
+def _travelling(function: Callable) -> Callable:
+    def call(*args: object, **options: object) -> object:
+        there = _move(args, "cuda")
+        result = function(*there, **{name: _move(value, "cuda") for name, value in options.items()})
+        if function.__name__ == "fused_steps":
+            with torch.no_grad():
+                _copy_back(args, there)
+        return _move(result, "cpu")
 
-    def move_and_step(tensors: list, **options: object) -> None:
-        there = [[_move(t, "cuda") for t in four] for four in tensors]
-        module.adam_steps(there, **options)
-        with torch.no_grad():
-            for before, after in zip(tensors, there):
-                for to, value in zip(before, after):
-                    to.copy_(value)
+    return call
 
-    names = ["rasterize", "pixel_weights", "blend", "splat", "ssim", "photometric_loss", "adam_step", "adam_steps"]
-    names += ["contrastive_loss", "uncertainty", "associate", "assign", "codebook_terms", "allow_matrix_units"]
-    return SimpleNamespace(**{name: wrap(name) for name in names})
+
+def travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the CUDA kernels take CPU tensors until the test ends."""
+    monkeypatch.setattr(native.CUDA, "device_type", "cpu")
+    for module, names in FUNCTIONS.items():
+        for name in names:
+            monkeypatch.setattr(module, name, _travelling(getattr(module, name)))

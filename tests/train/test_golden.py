@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diff_gaussian_rasterization import _library
+from diff_gaussian_rasterization import native
 
 from tests.scenes import CENTRES, COLORS, RADII, tiny_scene
 from unified_lift.modelfolder.checkpoint import checkpoint_path, load_checkpoint
@@ -100,12 +100,12 @@ def values(tree):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    before = _library.isa()
-    _library.use_isa("baseline")  # the others add in another order, which Adam turns into up to two percent
+    before = native.isa()
+    native.use_isa("baseline")  # the others add in another order, which Adam turns into up to two percent
     try:
         return train(tmp_path_factory.mktemp("golden") / "model")
     finally:
-        _library.use_isa(before)
+        native.use_isa(before)
 
 
 # Stage, and the tolerances of losses and parameters: ten times what torch's own instruction sets change.

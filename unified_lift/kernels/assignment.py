@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from ctypes import POINTER, byref, c_int32, c_int64, c_void_p
+
 import numpy as np
 import torch
-from diff_gaussian_rasterization import lifting
+from diff_gaussian_rasterization.native import CUDA, PLACE, address, place
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from unified_lift.kernels import fused
+from unified_lift.kernels.fused import workspace
 from unified_lift.ops.segments import segment_counts, segment_sum
 from unified_lift.shapes import check_shapes
 
 _MEAN_FLOOR = 1e-4  # added to |segment| in Eq. 3 [released, as in Panoptic Lifting]
+CUDA.declare({"dgr_cuda_assign_bytes": [c_int32, c_int32, c_int32, POINTER(c_int64)]}, returns=None)
+CUDA.declare({"dgr_cuda_assign": [c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_void_p, *PLACE]})
 
 
 def association_scores(probabilities: Tensor, slot: Tensor, num_segments: int, *, area_aware: bool) -> Tensor:
@@ -33,28 +39,47 @@ def association_scores(probabilities: Tensor, slot: Tensor, num_segments: int, *
     return total / (segment_counts(slot, num_segments)[:, None] + _MEAN_FLOOR)
 
 
-def hungarian(scores: Tensor, *, floors: Tensor | None = None) -> Tensor:
+def hungarian(scores: Tensor, *, no_match_cost: Tensor | None = None) -> Tensor:
     """Return the code of each segment in the one-to-one assignment with the largest total score.
 
     Args:
         scores: [S, L]; NaN counts as 0.
-        floors: Way out: segment s stays without code rather than taking part below `floors[s]`, [S].
+        no_match_cost: Segment s stays without code rather than taking one whose score is below no_match_cost[s], [S].
     Returns:
-        Code of each segment, int64 [S]; -1 for segments left over (S > L, or no code worth its floor).
+        Code of each segment, int64 [S]; -1 for segments left over (S > L, or no code worth more than that).
+    Raises:
+        ValueError: Shapes, dtypes or devices do not fit.
     Gradient: none.
+    Differs: on a GPU scores are rounded to 2^-29 of their range first; for these numbers the assignment is exact.
     """
-    if lifting.runs_on(scores, max_width=None):
-        return lifting.assign(scores, floors=floors)
+    if scores.ndim != 2 or (no_match_cost is not None and no_match_cost.shape != scores.shape[:1]):
+        raise ValueError(
+            f"scores must be [S, L] and no_match_cost [S], got {list(scores.shape)}"
+            + ("" if no_match_cost is None else f", {list(no_match_cost.shape)}")
+        )
+    if no_match_cost is not None and (no_match_cost.dtype != scores.dtype or no_match_cost.device != scores.device):
+        raise ValueError(f"no_match_cost must be {scores.dtype} on {scores.device} like the scores")
+    if fused.runs_on(scores, max_width=None):
+        return _fused(scores.detach(), None if no_match_cost is None else no_match_cost.detach())
     num_segments, num_codes = scores.shape
     table = np.nan_to_num(scores.detach().cpu().double().numpy())
-    if floors is not None:  # S way-out columns: never contended
-        way_out = floors.detach().cpu().double().numpy()[:, None].repeat(num_segments, axis=1)
-        table = np.concatenate([table, way_out], axis=1)
+    if no_match_cost is not None:  # S further columns, one for each segment to stay out
+        staying_out = no_match_cost.detach().cpu().double().numpy()[:, None].repeat(num_segments, axis=1)
+        table = np.concatenate([table, staying_out], axis=1)
     rows, columns = linear_sum_assignment(table, maximize=True)
     codes = torch.full((num_segments,), -1, dtype=torch.int64)  # on the CPU, as the solver is
     real = columns < num_codes
     codes[torch.from_numpy(rows[real])] = torch.from_numpy(columns[real])
     return codes.to(scores.device)
+
+
+def _fused(scores: Tensor, no_match_cost: Tensor | None) -> Tensor:
+    scores, cost = scores.contiguous(), None if no_match_cost is None else no_match_cost.contiguous()
+    size = c_int64()
+    CUDA.dgr_cuda_assign_bytes(*scores.shape, cost is not None, byref(size))
+    memory, codes = workspace(scores, size), torch.empty(len(scores), dtype=torch.int64, device=scores.device)
+    CUDA.dgr_cuda_assign(*map(address, (scores, cost)), *scores.shape, *map(address, (memory, codes)), *place(scores))
+    return codes
 
 
 def pseudo_labels(codes: Tensor, slot: Tensor) -> Tensor:

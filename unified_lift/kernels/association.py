@@ -2,17 +2,59 @@
 
 from __future__ import annotations
 
+from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
+from typing import Any, NamedTuple
+
 import torch
-from diff_gaussian_rasterization import Association, lifting
+from diff_gaussian_rasterization.native import CUDA, address, place
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
+from unified_lift.kernels import fused
 from unified_lift.kernels.assignment import association_scores, pseudo_labels
+from unified_lift.kernels.fused import Pixels, pixels_of, workspace
 from unified_lift.kernels.identity import identity_loss
 from unified_lift.shapes import check_shapes
 
 _EPS = 1e-6
 _CHUNK = 65_536  # pixels compared with all codes at a time
+
+
+class Association(NamedTuple):
+    """How the pixels and segments of one view fit the codes of a codebook (Eq. 2 with Eq. 3 or 5), without gradient.
+
+    Attributes:
+        scores: How well each segment fits each code, [S, L].
+        log_normaliser: Natural logarithm of what the exponentials of a pixel are divided by, [P].
+        best: Code with the largest share of each pixel, integer [P].
+    """
+
+    scores: Tensor
+    log_normaliser: Tensor
+    best: Tensor
+
+
+class _Codebook(Structure):
+    _fields_ = [
+        ("codes", c_void_p), ("count", c_int32), ("temperature", c_float),
+        ("area_aware", c_int32), ("unit_codes", c_int32),
+    ]  # fmt: skip
+
+
+_PIXELS, _BOOK, _SIZE = POINTER(Pixels), POINTER(_Codebook), POINTER(c_int64)
+CUDA.declare(
+    {"dgr_cuda_association_bytes": [_PIXELS, _BOOK, _SIZE], "dgr_cuda_terms_bytes": [_PIXELS, _BOOK, _SIZE]},
+    returns=None,
+)
+CUDA.declare(
+    {
+        "dgr_cuda_association": [_PIXELS, _BOOK] + [c_void_p] * 4,
+        "dgr_cuda_terms": [_PIXELS, _BOOK] + [c_void_p] * 6,
+        "dgr_cuda_terms_backward": [_PIXELS, _BOOK] + [c_void_p] * 6,
+    }
+)
 
 
 def association_logits(features: Tensor, codebook: Tensor, *, temperature: float | None) -> Tensor:
@@ -53,11 +95,14 @@ def associate(
         area_aware: As in `association_scores`.
     Returns:
         scores [S, L], log_normaliser [P] and best code [P].
+    Raises:
+        ValueError: Shapes, dtypes, devices or settings do not fit.
     Gradient: none.
     """
-    check_shapes({"features": (features, "P D"), "codebook": (codebook, "L D"), "slot": (slot, "P")})
-    if lifting.runs_on(features):
-        return lifting.associate(features, codebook, slot, num_segments, temperature=temperature, area_aware=area_aware)
+    check_shapes({"features": (features, "P D"), "slot": (slot, "P")})
+    _check(codebook, features, temperature)
+    if fused.runs_on(features):
+        return _fused_association(features, codebook, slot, num_segments, temperature, area_aware)
     logits = association_logits(features, codebook, temperature=temperature)  # [P, L]
     log_normaliser = torch.logsumexp(logits, dim=1)
     probabilities = (logits - log_normaliser[:, None]).exp_()
@@ -86,10 +131,11 @@ def codebook_terms(
     Gradient: to the codebook only.
     """
     features = features.detach()
-    if lifting.runs_on(features):
-        return lifting.codebook_terms(
-            features, codebook, association, codes, slot, temperature=temperature, unit_codes=unit_codes
-        )
+    _check(codebook, features, temperature)
+    if codes.ndim != 1 or codes.dtype != torch.int64 or codes.device != features.device:
+        raise ValueError(f"codes must be int64 [S] on {features.device}, got {codes.dtype} {list(codes.shape)}")
+    if fused.runs_on(features):
+        return _fused_terms(codebook, features, slot, codes, *association[1:], (temperature or 0.0, unit_codes))
     labels = pseudo_labels(codes, slot)
     logits = association_logits(features, codebook, temperature=temperature)
     return sparsity_loss(logits, labels), concentration_loss(features, codebook, labels, unit_codes=unit_codes)
@@ -130,3 +176,65 @@ def concentration_loss(features: Tensor, codebook: Tensor, labels: Tensor, *, un
     x = features / (features.norm(dim=1, keepdim=True) + _EPS)
     difference = x - codes.index_select(0, labels[labelled])
     return torch.sqrt((difference * difference).sum(dim=1) + _EPS**2).mean()
+
+
+def _check(codebook: Tensor, features: Tensor, temperature: float | None) -> None:
+    check_shapes({"features": (features, "P D"), "codebook": (codebook, "L D")})
+    if not len(codebook):
+        raise ValueError("codebook must hold at least one code")
+    if codebook.dtype != features.dtype or codebook.device != features.device:
+        raise ValueError(f"codebook must be {features.dtype} on {features.device} like the features")
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def _fused_association(
+    features: Tensor, codebook: Tensor, slot: Tensor, num_segments: int, temperature: float | None, area_aware: bool
+) -> Association:
+    features, slot, codes = features.detach().contiguous(), slot.contiguous(), codebook.detach().contiguous()
+    px = pixels_of(features, slot, num_segments)
+    book = _Codebook(address(codes), codes.shape[0], temperature or 0.0, area_aware)
+    size = c_int64()
+    CUDA.dgr_cuda_association_bytes(byref(px), byref(book), byref(size))
+    memory, scores = workspace(features, size), features.new_empty(num_segments, codes.shape[0])
+    out = Association(scores, features.new_empty(features.shape[0]), torch.empty_like(slot))
+    CUDA.dgr_cuda_association(byref(px), byref(book), *map(address, (memory, *out)))
+    return out
+
+
+def _fused_terms(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return _Terms.apply(*arguments)
+
+
+class _Terms(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, codebook: Tensor, features: Tensor, slot: Tensor, codes: Tensor, log_normaliser: Tensor, best: Tensor,
+        options: tuple[float, bool],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        tensors = (features, slot, codebook, codes, log_normaliser, best)
+        features, slot, book_rows, codes, log_normaliser, best = (t.detach().contiguous() for t in tensors)
+        px = pixels_of(features, slot, codes.shape[0])
+        book = _Codebook(address(book_rows), book_rows.shape[0], options[0], True, options[1])
+        size = c_int64()
+        CUDA.dgr_cuda_terms_bytes(byref(px), byref(book), byref(size))
+        memory = workspace(features, size)
+        class_term, concentration = features.new_empty(()), features.new_empty(())
+        parts = (codes, log_normaliser, best, memory, class_term, concentration)
+        CUDA.dgr_cuda_terms(byref(px), byref(book), *map(address, parts))
+        ctx.save_for_backward(features, slot, book_rows, codes, log_normaliser)
+        ctx.structs, ctx.workspace = (px, book), memory
+        ctx.set_materialize_grads(False)
+        return class_term, concentration
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, class_upstream: Tensor | None, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        features, _, book_rows, codes, log_normaliser = ctx.saved_tensors
+        px, book = ctx.structs
+        px.stream = place(features)[1]
+        out = torch.empty_like(book_rows)
+        upstreams = (None if t is None else t.contiguous() for t in (class_upstream, upstream))
+        parts = (codes, log_normaliser, ctx.workspace, *upstreams, out)
+        CUDA.dgr_cuda_terms_backward(byref(px), byref(book), *map(address, parts))
+        return out, None, None, None, None, None, None

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from ctypes import POINTER, byref, c_int64, c_void_p
+from typing import Any
+
 import torch
-from diff_gaussian_rasterization import lifting
+from diff_gaussian_rasterization.native import CUDA, address, place
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
+from unified_lift.kernels import fused
+from unified_lift.kernels.fused import Contrast, Pixels, pixels_of, workspace
 from unified_lift.ops.segments import segment_counts, segment_mean, segment_sum
 from unified_lift.shapes import check_shapes
 
 _EPS = 1e-6
+_PIXELS, _HOW = POINTER(Pixels), POINTER(Contrast)
+CUDA.declare({"dgr_cuda_segment_bytes": [_PIXELS, POINTER(c_int64)]}, returns=None)
+CUDA.declare(
+    {
+        "dgr_cuda_contrast": [_PIXELS, _HOW] + [c_void_p] * 3,
+        "dgr_cuda_contrast_backward": [_PIXELS, _HOW] + [c_void_p] * 4,
+    }
+)
 
 
 def contrastive_loss(
@@ -38,22 +53,20 @@ def contrastive_loss(
         mean_over_pixels: Divide the sum by the number of pixels; otherwise by the number of segments [released].
     Returns:
         Scalar; 0 where fewer than two segments remain.
+    Raises:
+        ValueError: Shapes, dtypes or settings do not fit.
     Gradient: reaches pixels and centres; t_j is detached.
     Differs: the paper has no temperature and leaves the normaliser open; the released code sums over pixels and divides
         by the number of segments, with t_j = clip(10 phi_j, 0.5, 1), phi_j = mean |x - m_j| / ln(n_j + 10).
     """
     check_shapes({"features": (features, "P D"), "slot": (slot, "P")})
-    if lifting.runs_on(features):
-        return lifting.contrastive_loss(
-            features,
-            slot,
-            num_segments,
-            temperature=temperature,
-            min_pixels=min_pixels,
-            detach_norm=detach_norm,
-            unit_centres=unit_centres,
-            mean_over_pixels=mean_over_pixels,
-        )
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if min_pixels < 0 or num_segments < 0:
+        raise ValueError(f"min_pixels and num_segments must not be negative, got {min_pixels} and {num_segments}")
+    if fused.runs_on(features):
+        how = Contrast(temperature or 0.0, min_pixels, detach_norm, unit_centres, mean_over_pixels)
+        return _fused(features, slot, num_segments, how)
     counts = segment_counts(slot, num_segments)
     kept = counts > min_pixels
     if int(kept.sum()) < 2:
@@ -84,3 +97,31 @@ def released_temperature(x: Tensor, centres: Tensor, slot: Tensor, counts: Tenso
         distance = (x - centres[slot]).norm(dim=1, keepdim=True)
         spread = segment_sum(distance, slot, len(counts))[:, 0] / counts
         return (10 * spread / torch.log(counts + 10.0)).clamp(0.5, 1.0)
+
+
+class _ContrastiveLoss(Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, slot: Tensor, num_segments: int, how: Contrast) -> Tensor:
+        features, slot = features.detach().contiguous(), slot.contiguous()
+        px, size = pixels_of(features, slot, num_segments), c_int64()
+        CUDA.dgr_cuda_segment_bytes(byref(px), byref(size))
+        memory, loss = workspace(features, size), features.new_empty(())
+        gradient = torch.empty_like(features) if ctx.needs_input_grad[0] else None
+        CUDA.dgr_cuda_contrast(byref(px), byref(how), *map(address, (memory, loss, gradient)))
+        ctx.save_for_backward(features, slot)
+        ctx.structs, ctx.memory = (px, how), (memory, gradient)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        features, _ = ctx.saved_tensors  # raises if one was changed in place since forward
+        px, how = ctx.structs
+        px.stream = place(features)[1]
+        upstream, out = upstream.contiguous(), torch.empty_like(features)
+        CUDA.dgr_cuda_contrast_backward(byref(px), byref(how), *map(address, (*ctx.memory, upstream, out)))
+        return out, None, None, None
+
+
+def _fused(features: Tensor, slot: Tensor, num_segments: int, how: Contrast) -> Tensor:
+    return _ContrastiveLoss.apply(features, slot, num_segments, how)

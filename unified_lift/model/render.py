@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from diff_gaussian_rasterization import PixelWeights, pixel_weights, rasterize
 from torch import Tensor
@@ -35,7 +33,7 @@ def render(
         features_move_geometry: Let losses on features reach opacity and shape [Gaussian Grouping].
     Gradient: to every parameter; by default that of the features stops at the features [released].
     """
-    viewmats, intrinsics = camera_tensors(camera, gaussians.device)
+    viewmat, intrinsics = camera.tensors(gaussians.device)
     degree = gaussians.sh_degree if sh_degree is None else min(sh_degree, gaussians.sh_degree)
     out = rasterize(
         gaussians.means,
@@ -44,8 +42,8 @@ def render(
         gaussians.opacities,
         gaussians.sh,
         gaussians.features if with_features and gaussians.feature_dim else None,
-        viewmats,
-        intrinsics,
+        viewmat[None],
+        intrinsics[None],
         camera.width,
         camera.height,
         sh_degree=degree,
@@ -70,23 +68,17 @@ def blending_weights(
         min_weight: Smaller weights are dropped.
     Gradient: none.
     """
-    viewmats, intrinsics = camera_tensors(camera, gaussians.device)
+    viewmat, intrinsics = camera.tensors(gaussians.device)
     with torch.no_grad():
         return pixel_weights(
             gaussians.means,
             gaussians.quats,
             gaussians.scales,
             gaussians.opacities,
-            viewmats[0],
-            intrinsics[0],
+            viewmat,
+            intrinsics,
             camera.width,
             camera.height,
             pixels,
             min_weight=min_weight,
         )
-
-
-@functools.lru_cache(maxsize=4096)
-def camera_tensors(camera: Camera, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return viewmats [1, 4, 4] and Ks [1, 3, 3] on `device`; kept, since a copy to a GPU stalls it every step."""
-    return camera.viewmat[None].to(device), camera.K[None].to(device)

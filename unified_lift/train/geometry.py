@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator, Mapping
 
 import torch
-from diff_gaussian_rasterization import RasterOutput, TrainingStep, photometric_loss
+from diff_gaussian_rasterization import RasterOutput, TrainingStep
 from torch import Tensor
 
 from unified_lift.density.base import DensityStep, Strategy
+from unified_lift.kernels.photometric import backward, photometric_loss
 from unified_lift.methods.base import Method, StepInfo, ViewPixels
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.model.render import camera_tensors, render
+from unified_lift.model.render import render
 from unified_lift.modelfolder.settings import GeometrySettings
 from unified_lift.train.losses import chosen_losses
 from unified_lift.train.stage import Stage, weighted_sum
@@ -67,7 +68,7 @@ class GeometryStage(Stage):
             terms |= self.method.losses(seen, StepInfo(self.progress(step), step, index, self.gaussians.features))
         total = weighted_sum(terms, self.weights)
         self.on_phase("backward")
-        self.renderer.backward(total)
+        backward(total)
         self.on_phase("update")
         self._update(step, total, moves_features=out.features.grad is not None)
         self.on_phase("density")
@@ -113,11 +114,11 @@ class GeometryStage(Stage):
         self.density = {name: value.to(device, copy=True) for name, value in state["density"].items()}
 
     def _render(self, camera: Camera, step: int) -> RasterOutput:
-        viewmats, intrinsics = camera_tensors(camera, self.gaussians.device)
+        viewmat, intrinsics = camera.tensors(self.gaussians.device)
         return self.renderer.forward(
             self.gaussians.table,
-            viewmats[0],
-            intrinsics[0],
+            viewmat,
+            intrinsics,
             camera.width,
             camera.height,
             features=None if self.method is None else self.gaussians.features,

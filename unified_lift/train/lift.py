@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from diff_gaussian_rasterization import Sample, blend, lifting
+from diff_gaussian_rasterization import Sample, blend, blend_sample, draw
 from torch import Tensor
 
 from unified_lift.errors import UserError
+from unified_lift.kernels.fused import runs_on
 from unified_lift.methods.base import LabelledView, LiftData, Method, StepInfo, ViewPixels
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import render
@@ -78,7 +79,7 @@ class LiftStage(Stage):
         key = self.method.graph_key(progress, self.settings.lift_pixels) if is_replayable else None
         if key is not None:
             self.on_phase("forward")
-            lifting.draw(pixels.weights, pixels.slot, self.sample, stream=self.rng.number(step))
+            draw(pixels.weights, pixels.slot, self.sample, stream=self.rng.number(step))
             self.on_phase("replay")
             terms = self.graph.run(key, progress)
         else:
@@ -142,13 +143,13 @@ class LiftStage(Stage):
 
     def _is_replayable(self, visit: int) -> bool:
         """Return whether all steps are alike: on a GPU, all weights at hand, enough pixels in every view."""
-        if self.sample is None and self.gaussians.device.type == "cuda" and lifting.runs_on(self.gaussians.features):
+        if self.sample is None and self.gaussians.device.type == "cuda" and runs_on(self.gaussians.features):
             if self.sampler.keeps_weights and self.sampler.extremes(visit)[0] >= self.settings.lift_pixels:
                 self.sample = Sample.empty(self.settings.lift_pixels, self.gaussians.device)
         return self.sample is not None
 
     def _replayed(self, progress: float) -> dict[str, Tensor]:
-        features = lifting.blend_sample(self.sample, self.gaussians.features)
+        features = blend_sample(self.sample, self.gaussians.features)
         _, num_segments = self.sampler.extremes(0)
         return self._losses(ViewPixels(features, self.sample.slot, num_segments), progress, view=-1, step=-1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from diff_gaussian_rasterization import AdamState, fused_adam_steps
+from diff_gaussian_rasterization import AdamState, adam_steps
 from torch import Tensor
 
 
@@ -24,14 +24,8 @@ class NamedAdam:
     def step(self, table: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
         """Update in place every parameter of `table` that has a gradient, with its rate from `rates`."""
         states = self.states(table, {name: rate for name, rate in rates.items() if table[name].grad is not None})
-        fused_adam_steps(
-            [(table[name].detach(), table[name].grad, s.exp_avg, s.exp_avg_sq) for name, s in states.items()],
-            lrs=[s.lr for s in states.values()],
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            eps=self.eps,
-            steps=[s.step for s in states.values()],
-        )
+        updates = [(table[name].detach(), table[name].grad, state) for name, state in states.items()]
+        adam_steps(updates, beta1=self.betas[0], beta2=self.betas[1], eps=self.eps)
 
     def states(self, table: Mapping[str, Tensor], rates: Mapping[str, float]) -> dict[str, AdamState]:
         """Return moments, rate and step of the parameters in `rates`, for a step that is about to be taken."""

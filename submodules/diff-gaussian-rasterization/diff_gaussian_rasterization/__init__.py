@@ -1,16 +1,16 @@
 """Differentiable Gaussian splatting: one definition in torch and fast kernels that agree with it."""
 
-from . import lifting
+from . import native
 from ._backend import backend_info
-from .api import blend, pixel_weights, rasterize, splat
+from .adam import AdamState, adam_steps
+from .api import blend, pixel_weights, rasterize, scatter
 from .dropin import GaussianRasterizationSettings, GaussianRasterizer
+from .sampled import Sample, blend_sample, draw
 from .step import TrainingStep
-from .training import fused_adam_step, fused_adam_steps, fused_ssim, photometric_loss
-from .types import AdamState, Association, PixelWeights, RasterMeta, RasterOutput, Sample
+from .types import PixelWeights, RasterMeta, RasterOutput
 
 __all__ = [
     "AdamState",
-    "Association",
     "GaussianRasterizationSettings",
     "GaussianRasterizer",
     "PixelWeights",
@@ -18,14 +18,13 @@ __all__ = [
     "RasterOutput",
     "Sample",
     "TrainingStep",
+    "adam_steps",
     "backend_info",
     "blend",
-    "fused_adam_step",
-    "fused_adam_steps",
-    "fused_ssim",
-    "lifting",
-    "photometric_loss",
+    "blend_sample",
+    "draw",
+    "native",
     "pixel_weights",
     "rasterize",
-    "splat",
+    "scatter",
 ]

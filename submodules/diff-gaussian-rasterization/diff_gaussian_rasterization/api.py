@@ -175,11 +175,9 @@ def pixel_weights(
     else:
         _require_pixels(pixels, width, height)
     inputs = [t.detach() for t in (means, quats, scales, opacities, viewmat, K)]
-    weights = _backend.select(implementation, means).pixel_weights(
+    return _backend.select(implementation, means).pixel_weights(
         *inputs, int(width), int(height), pixels, near=float(near), min_weight=float(min_weight)
     )
-    weights.note_ids_below(means.shape[0])
-    return weights
 
 
 def _require_pixels(pixels: Tensor, width: int, height: int) -> None:
@@ -195,12 +193,10 @@ def _require_pixels(pixels: Tensor, width: int, height: int) -> None:
 
 
 def _require_ids_below(weights: PixelWeights, num_gaussians: int) -> None:
-    if weights.ids_below() <= num_gaussians or weights.gaussian_ids.numel() == 0:
-        return
-    if int(weights.gaussian_ids.max()) >= num_gaussians:
-        raise ValueError(
-            f"the weights mention Gaussian {int(weights.gaussian_ids.max())}, but there are only {num_gaussians}"
-        )
+    if weights.num_gaussians > num_gaussians and weights.gaussian_ids.numel():
+        largest = int(weights.gaussian_ids.max())
+        if largest >= num_gaussians:
+            raise ValueError(f"the weights mention Gaussian {largest}, but there are only {num_gaussians}")
 
 
 def _require_rows(weights: PixelWeights, rows: Tensor | None) -> int:
@@ -237,7 +233,7 @@ def blend(
     return _backend.select(implementation, features).blend(weights, features, rows)
 
 
-def splat(
+def scatter(
     weights: PixelWeights,
     values: Tensor,
     num_gaussians: int,
@@ -245,7 +241,7 @@ def splat(
     rows: Tensor | None = None,
     implementation: str = "auto",
 ) -> Tensor:
-    """Return W^T values, what each Gaussian collects from the pixels it is seen in, [N, D].
+    """Return W^T values, what each Gaussian collects from the pixels it is seen in, [N, D]: the transpose of `blend`.
 
     Args:
         weights: From `pixel_weights`, P rows.
@@ -260,4 +256,4 @@ def splat(
     """
     _require_shapes({"P": _require_rows(weights, rows)}, values=(values, ("P", "D")))
     _require_ids_below(weights, num_gaussians)
-    return _backend.select(implementation, values).splat(weights, values.detach(), num_gaussians, rows)
+    return _backend.select(implementation, values).scatter(weights, values.detach(), num_gaussians, rows)

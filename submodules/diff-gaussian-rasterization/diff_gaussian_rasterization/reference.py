@@ -303,7 +303,7 @@ def pixel_weights(
         order = torch.argsort(row_ids, stable=True)
         offsets = torch.zeros(pixels.shape[0] + 1, dtype=torch.int64, device=means.device)
         torch.cumsum(torch.bincount(row_ids, minlength=pixels.shape[0]), 0, out=offsets[1:])
-        return PixelWeights(offsets, ids[order].to(torch.int32), weights[order])
+        return PixelWeights(offsets, ids[order].to(torch.int32), weights[order], means.shape[0])
 
 
 def _chosen(weights: PixelWeights, rows: Tensor | None) -> PixelWeights:
@@ -317,7 +317,7 @@ def _chosen(weights: PixelWeights, rows: Tensor | None) -> PixelWeights:
     # entry k of the result sits at start[row] + (k - offsets[row]) in the original
     shift = torch.repeat_interleave(start - offsets[:-1], counts)
     source = shift + torch.arange(shift.numel(), device=rows.device)
-    return PixelWeights(offsets, weights.gaussian_ids[source], weights.weights[source])
+    return PixelWeights(offsets, weights.gaussian_ids[source], weights.weights[source], weights.num_gaussians)
 
 
 def blend(weights: PixelWeights, features: Tensor, rows: Tensor | None) -> Tensor:
@@ -327,49 +327,8 @@ def blend(weights: PixelWeights, features: Tensor, rows: Tensor | None) -> Tenso
     return features.new_zeros(weights.num_rows, features.shape[1]).index_add(0, weights.row_ids(), products)
 
 
-def splat(weights: PixelWeights, values: Tensor, num_gaussians: int, rows: Tensor | None) -> Tensor:
+def scatter(weights: PixelWeights, values: Tensor, num_gaussians: int, rows: Tensor | None) -> Tensor:
     """Return per-Gaussian weighted sums of pixel values, the transpose of `blend`, [N, D]."""
     weights = _chosen(weights, rows)
     products = weights.weights[:, None] * values[weights.row_ids()]
     return values.new_zeros(num_gaussians, values.shape[1]).index_add(0, weights.gaussian_ids.long(), products)
-
-
-def ssim_window(like: Tensor, *, size: int = 11, sigma: float = 1.5) -> Tensor:
-    """Return the normalised 1D Gaussian window of SSIM, [size]."""
-    x = torch.arange(size, dtype=torch.float64) - size // 2
-    window = torch.exp(-(x**2) / (2 * sigma**2))
-    return (window / window.sum()).to(like)
-
-
-def ssim(image: Tensor, target: Tensor) -> Tensor:
-    """Return mean SSIM of two images [H, W, 3] with an 11x11 Gaussian window (sigma 1.5) and zero padding, scalar.
-
-    Source: Wang et al. 2004, C1 = 0.01^2, C2 = 0.03^2 for values in [0, 1].
-    """
-    window = ssim_window(image)
-    kernel = (window[:, None] * window[None])[None, None].expand(3, 1, -1, -1)
-
-    def filtered(value: Tensor) -> Tensor:
-        return torch.nn.functional.conv2d(value.permute(2, 0, 1)[None], kernel, padding=window.numel() // 2, groups=3)
-
-    mu_x, mu_y = filtered(image), filtered(target)
-    var_x = filtered(image * image) - mu_x**2
-    var_y = filtered(target * target) - mu_y**2
-    cov = filtered(image * target) - mu_x * mu_y
-    c1, c2 = 0.01**2, 0.03**2
-    value = (2 * mu_x * mu_y + c1) * (2 * cov + c2) / ((mu_x**2 + mu_y**2 + c1) * (var_x + var_y + c2))
-    return value.mean()
-
-
-def adam_step(
-    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor,
-    *, lr: float, beta1: float, beta2: float, eps: float, step: int,
-) -> None:  # fmt: skip
-    """Update a parameter and its moments in place by one Adam step with bias correction.
-
-    Source: Kingma and Ba 2015, Algorithm 1, with eps added after the bias-corrected root as in torch.optim.Adam.
-    """
-    exp_avg.lerp_(grad, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    denominator = (exp_avg_sq / (1 - beta2**step)).sqrt_().add_(eps)
-    param.addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**step))

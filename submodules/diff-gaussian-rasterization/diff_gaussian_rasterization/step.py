@@ -1,6 +1,6 @@
 """A training step of 3D Gaussian Splatting around the caller's losses: render a view, then differentiate and take Adam.
 
-What it computes is `rasterize` and `fused_adam_steps`, with any loss in torch between them. On a GPU the gradients of
+What it computes is `rasterize` and `adam_steps`, with any loss in torch between them. On a GPU the gradients of
 the Gaussians are never stored.
 """
 
@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from . import _backend
+from .adam import AdamState, adam_steps
 from .api import rasterize
-from .training import fused_adam_steps
-from .types import AdamState, RasterMeta, RasterOutput
+from .types import RasterMeta, RasterOutput
 
 PARAMETERS = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
 
 
 class TrainingStep:
-    """One step after another on the same Gaussians: `forward`, a loss, `backward`, `update`.
+    """One step after another on the same Gaussians: `forward`, a loss and its gradients, `update`.
 
         out = step.forward(parameters, viewmat, K, width, height, sh_degree=3)
         total = photometric_loss(out.image, photo, lambda_dssim=0.2) + 0.1 * out.depth.mean()
-        step.backward(total)
+        total.backward()
         step.update(adam, loss=total, beta1=0.9, beta2=0.999, eps=1e-15)
 
     Parameters are given as they are optimised: means [N, 3], quats [N, 4] of any length, log_scales [N, 3],
@@ -75,14 +75,6 @@ class TrainingStep:
         return self._current.forward(
             parameters, features, viewmat, K, width, height, sh_degree=sh_degree, background=background
         )
-
-    def backward(self, total: Tensor) -> None:
-        """Do `total.backward()`, which works as well.
-
-        On a GPU autograd's own threads take longer to wake up than a whole step. So it runs on the calling thread, and
-        not at all where `total` is `photometric_loss` alone.
-        """
-        self._current.backward(total)
 
     def update(
         self,
@@ -141,9 +133,6 @@ class _Composed:
         self.out = RasterOutput(*maps, RasterMeta(meta.radii[0], None, meta.num_pairs))
         return self.out
 
-    def backward(self, total: Tensor) -> None:
-        total.backward()
-
     def update(
         self, adam: Mapping[str, AdamState],
         *, loss: Tensor, beta1: float, beta2: float, eps: float, grad_sum: Tensor | None, num_seen: Tensor | None,
@@ -156,11 +145,8 @@ class _Composed:
                 self._watch(grad_sum, num_seen)
             gradients = {name: self._gradient(name) for name in adam}
             names = [name for name, gradient in gradients.items() if gradient is not None and gradient.numel()]
-            fused_adam_steps(
-                [(self.leaves[n].detach(), gradients[n], adam[n].exp_avg, adam[n].exp_avg_sq) for n in names],
-                lrs=[adam[n].lr for n in names], beta1=beta1, beta2=beta2, eps=eps,
-                steps=[adam[n].step for n in names], implementation=self.neighbours,
-            )  # fmt: skip
+            updates = [(self.leaves[name].detach(), gradients[name], adam[name]) for name in names]
+            adam_steps(updates, beta1=beta1, beta2=beta2, eps=eps, implementation=self.neighbours)
         for value in self.parameters.values():
             value.grad = None
         del self.parameters, self.leaves, self.means2d, self.rendered, self.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -10,25 +11,12 @@ from torch import Tensor
 # The same numbers stand in csrc/constants.h for the kernels; tests/rasterizer compares the two.
 ALPHA_MIN = 1.0 / 255.0  # a fainter contribution is below one step of an 8-bit image and is skipped [3DGS]
 ALPHA_MAX = 0.99  # keeps 1 - alpha away from zero, which backward divides by [3DGS]
-TRANSMITTANCE_MIN = 1e-4  # a Gaussian that would leave less light than this, and all behind it, is dropped [3DGS]
+TRANSMITTANCE_MIN = (
+    1e-4  # a Gaussian that would leave less transmittance than this, and all behind it, is dropped [3DGS]
+)
 LOW_PASS = 0.3  # px^2 added to the diagonal of the 2D covariance [3DGS]
 FRUSTUM_MARGIN = 0.3  # the Jacobian is taken at most this many half-fields-of-view outside the image [3DGS: factor 1.3]
 NEAR = 0.2  # world units; closer Gaussians are culled [3DGS]
-
-
-class AdamState(NamedTuple):
-    """What Adam knows of one parameter.
-
-    Attributes:
-        exp_avg, exp_avg_sq: First and second moment, contiguous, of the parameter's shape.
-        lr: Learning rate.
-        step: Number of this step, 1 for the first, as bias correction counts.
-    """
-
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    lr: float
-    step: int
 
 
 class RasterMeta(NamedTuple):
@@ -63,56 +51,21 @@ class RasterOutput(NamedTuple):
     meta: RasterMeta
 
 
-class Sample(NamedTuple):
-    """Pixels that were drawn from stored weights. Its tensors are overwritten by every draw and never replaced, so that
-    a CUDA graph can be captured around it.
-
-    Attributes:
-        rows: Row of the weights of each pixel, int64 [P].
-        slot: Segment of each pixel, int32 [P].
-        source: Addresses of the parts of the weights, and their number of rows, int64 [4].
-    """
-
-    rows: Tensor
-    slot: Tensor
-    source: Tensor
-
-    @staticmethod
-    def empty(count: int, device: torch.device) -> Sample:
-        """Return room for `count` pixels."""
-        return Sample(
-            torch.empty(count, dtype=torch.int64, device=device),
-            torch.empty(count, dtype=torch.int32, device=device),
-            torch.empty(4, dtype=torch.int64, device=device),
-        )
-
-
-class Association(NamedTuple):
-    """How the pixels and segments of one view fit the codes of a codebook (Eq. 2 with Eq. 3 or 5), without gradient.
-
-    Attributes:
-        scores: How well each segment fits each code, [S, L].
-        log_normaliser: Natural logarithm of what the exponentials of a pixel are divided by, [P].
-        best: Code with the largest share of each pixel, integer [P].
-    """
-
-    scores: Tensor
-    log_normaliser: Tensor
-    best: Tensor
-
-
-class PixelWeights(NamedTuple):
+@dataclass(frozen=True)
+class PixelWeights:
     """Blending weights of chosen pixels in compressed sparse rows, front to back inside a row.
 
     Attributes:
         offsets: Row i owns entries offsets[i] to offsets[i + 1], int64 [P + 1].
         gaussian_ids: Gaussian of each entry, int32 [M].
         weights: alpha times transmittance of each entry, float [M].
+        num_gaussians: All ids are below it. Known beforehand, so that the host need not wait for a GPU to find out.
     """
 
     offsets: Tensor
     gaussian_ids: Tensor
     weights: Tensor
+    num_gaussians: int
 
     @property
     def num_rows(self) -> int:
@@ -122,22 +75,19 @@ class PixelWeights(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Memory held by the three tensors, in bytes."""
-        return sum(t.numel() * t.element_size() for t in self)
+        return sum(t.numel() * t.element_size() for t in (self.offsets, self.gaussian_ids, self.weights))
 
-    def note_ids_below(self, bound: int) -> None:
-        """Remember that all Gaussian ids are below `bound`, so that nobody has to wait for a GPU to find out."""
-        self.gaussian_ids.dgr_below = (self._version_of_ids(), bound)
+    def to(self, device: torch.device | str) -> PixelWeights:
+        """Return the same weights on `device`."""
+        return replace(
+            self, offsets=self.offsets.to(device), gaussian_ids=self.gaussian_ids.to(device),
+            weights=self.weights.to(device),
+        )  # fmt: skip
 
-    def ids_below(self) -> int:
-        """Return a number above all Gaussian ids: what was noted or, without or after a change, what is true."""
-        version, bound = getattr(self.gaussian_ids, "dgr_below", (-1, 0))
-        if version != self._version_of_ids():
-            bound = int(self.gaussian_ids.max()) + 1 if self.gaussian_ids.numel() else 0
-            self.note_ids_below(bound)
-        return bound
-
-    def _version_of_ids(self) -> int:
-        return 0 if self.gaussian_ids.is_inference() else self.gaussian_ids._version
+    def dense(self, rows: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return offsets, ids, weights and chosen rows, contiguous, as the kernels take them."""
+        chosen = None if rows is None else rows.contiguous()
+        return self.offsets.contiguous(), self.gaussian_ids.contiguous(), self.weights.contiguous(), chosen
 
     def row_ids(self) -> Tensor:
         """Return the row of every entry, int64 [M]."""
@@ -157,6 +107,5 @@ class PixelWeights(NamedTuple):
         for part in parts:
             offsets.append(part.offsets[1:] + base)
             base += int(part.offsets[-1])
-        return PixelWeights(
-            torch.cat(offsets), torch.cat([p.gaussian_ids for p in parts]), torch.cat([p.weights for p in parts])
-        )
+        ids, weights = torch.cat([p.gaussian_ids for p in parts]), torch.cat([p.weights for p in parts])
+        return PixelWeights(torch.cat(offsets), ids, weights, max(p.num_gaussians for p in parts))

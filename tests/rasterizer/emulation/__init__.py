@@ -2,50 +2,33 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
+import atexit
+import functools
+import shutil
 import subprocess
-import sys
+import tempfile
 from pathlib import Path
-from types import ModuleType
-
-from diff_gaussian_rasterization import _library
 
 HERE = Path(__file__).parent
 SOURCES = Path(__file__).parents[3] / "submodules" / "diff-gaussian-rasterization" / "csrc"
-UNITS = (
-    "project", "lists", "forward", "backward", "gradient", "update", "rows", "photometric", "adam", "contrast",
-    "codebook", "assign",
-)  # fmt: skip
+ELSEWHERE = {"sort"}  # emulation.cpp has its functions
 
 
-def build(folder: Path) -> Path:
-    """Compile the emulated library into a folder and return its path."""
+@functools.cache
+def library() -> Path:
+    """Compile the emulated library once in a process and return its path."""
+    folder = Path(tempfile.mkdtemp(prefix="emulation_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     output = folder / "_dgr_cuda.so"
     flags = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
     flags += [f"-I{HERE}", f"-I{SOURCES}"]
-    jobs = [(SOURCES / "cuda" / f"{unit}.cu", folder / f"{unit}.o") for unit in UNITS]
-    jobs += [(HERE / "emulation.cpp", folder / "emulation.o")]
+    jobs = [unit for unit in sorted((SOURCES / "cuda").rglob("*.cu")) if unit.stem not in ELSEWHERE]
+    jobs.append(HERE / "emulation.cpp")
+    objects = [folder / f"{source.stem}.o" for source in jobs]
     running = [
-        subprocess.Popen(["g++", *flags, "-x", "c++", "-c", str(source), "-o", str(target)]) for source, target in jobs
+        subprocess.Popen(["g++", *flags, "-x", "c++", "-c", str(source), "-o", str(target)])
+        for source, target in zip(jobs, objects)
     ]
     assert not any([process.wait() for process in running]), "the CUDA sources do not compile with the emulation"
-    subprocess.run(["g++", "-shared", *(str(target) for _, target in jobs), "-o", str(output)], check=True)
+    subprocess.run(["g++", "-shared", *map(str, objects), "-o", str(output)], check=True)
     return output
-
-
-def load(library: Path) -> ModuleType:
-    """Return a second instance of the CUDA implementation that runs on the emulated library and CPU tensors."""
-    package = Path(_library.__file__).with_name("cuda")
-    name = "diff_gaussian_rasterization._emulated_cuda"
-    spec = importlib.util.spec_from_file_location(
-        name, package / "__init__.py", submodule_search_locations=[str(package)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    real, sys.modules[name] = _library.load, module
-    _library.load = lambda kind: ctypes.CDLL(str(library))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        _library.load = real
-    return module

@@ -137,7 +137,7 @@ class UnifiedLift(Method):
         if s.matching_floor:
             counts = segment_counts(slot, num_segments).float()
             no_match_cost = s.matching_floor * (counts if s.area_aware else torch.ones_like(counts))
-        codes = hungarian(association.scores, floors=no_match_cost)
+        codes = hungarian(association.scores, no_match_cost=no_match_cost)
         self._matching = (codes, slot)
         class_term, concentration = codebook_terms(
             features, self.codebook, association, codes, trusted, temperature=temperature, unit_codes=bool(temperature)

@@ -8,11 +8,10 @@ from ctypes import POINTER, Structure, byref, c_double, c_void_p
 import torch
 from torch import Tensor
 
-from ..types import NEAR, AdamState, RasterMeta, RasterOutput
-from .adam import Adam, adam_steps
-from .binding import Frame, Memory, Scene, address, bind, check, place
-from .photometric import differentiate
-from .rasterize import MOMENTS, Gradients, Images, blend_backward, build_frame, render
+from ..adam import AdamState, AdamStruct, fused_steps
+from ..native import CUDA, address, place
+from ..types import NEAR, RasterMeta, RasterOutput
+from .frame import MOMENTS, Frame, Gradients, Images, Scene, Workspace, build_frame
 
 _NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
 _SLACK = 1.25  # the number of pairs differs from view to view
@@ -20,13 +19,13 @@ _SLACK = 1.25  # the number of pairs differs from view to view
 
 class _Update(Structure):
     _fields_ = [
-        *((name, Adam) for name in ("means", "quats", "scales", "opacities", "sh", "sh_rest")),
+        *((name, AdamStruct) for name in ("means", "quats", "scales", "opacities", "sh", "sh_rest")),
         *((name, c_double) for name in ("beta1", "beta2", "eps")),
         *((name, c_void_p) for name in ("grad_sum", "num_seen", "loss")),
     ]
 
 
-_lib = bind({"dgr_cuda_update": [POINTER(Scene), POINTER(Frame), POINTER(_Update)]})
+CUDA.declare({"dgr_cuda_update": [POINTER(Scene), POINTER(Frame), POINTER(_Update)]})
 
 
 class TrainingStep:
@@ -34,7 +33,7 @@ class TrainingStep:
 
     def __init__(self, device: torch.device) -> None:
         """Start without working memory; it grows with the scene and is kept between steps."""
-        self.memory = Memory(device, slack=_SLACK)
+        self.workspace = Workspace(device, slack=_SLACK)
         self.scene, self.frame = Scene(), Frame()
         self.parameters: dict[str, Tensor] = {}
         self.features: Tensor | None = None
@@ -46,7 +45,7 @@ class TrainingStep:
         width: int, height: int, *, sh_degree: int, background: Tensor | None,
     ) -> RasterOutput:  # fmt: skip
         """Render; the maps are leaves."""
-        means, take = parameters["means"], self.memory.take
+        means, take = parameters["means"], self.workspace.take
         num, pixels, dim = means.shape[0], height * width, 0 if features is None else features.shape[1]
         image, maps = means.new_empty(height, width, 3), means.new_empty(height, width, dim)
         alpha, depth = means.new_empty(height, width), means.new_empty(height, width)
@@ -61,26 +60,21 @@ class TrainingStep:
         self.frame = Frame(
             radii=address(radii), last=take("last", pixels * 4), moments=take("moments", num * MOMENTS * 4)
         )
-        num_pairs = build_frame(self.scene, self.frame, self.memory, for_backward=True)
-        render(self.scene, self.frame, Images(*(address(t) for t in (image, maps, alpha, depth))))
+        num_pairs = build_frame(self.scene, self.frame, self.workspace, for_backward=True)
+        images = Images(*map(address, (image, maps, alpha, depth)))
+        CUDA.dgr_cuda_forward(byref(self.scene), byref(self.frame), byref(images))
         self.kept = kept
         leaves = (t.requires_grad_() for t in (image, maps, alpha, depth))
         self.out = RasterOutput(*leaves, RasterMeta(radii, None, num_pairs))
         return self.out
-
-    def backward(self, total: Tensor) -> None:
-        """Differentiate on the calling thread, without autograd where the colour loss is all there is."""
-        if not differentiate(total):
-            with torch.autograd.set_multithreading_enabled(False):
-                total.backward()
 
     def update(
         self, adam: Mapping[str, AdamState],
         *, loss: Tensor, beta1: float, beta2: float, eps: float, grad_sum: Tensor | None, num_seen: Tensor | None,
     ) -> None:  # fmt: skip
         """Blend backwards and take the Adam step."""
-        if loss.dtype != torch.float32 or loss.device != self.memory.device:
-            raise ValueError(f"loss must be float32 on {self.memory.device}, got {loss.dtype} on {loss.device}")
+        if loss.dtype != torch.float32 or loss.device != self.workspace.device:
+            raise ValueError(f"loss must be float32 on {self.workspace.device}, got {loss.dtype} on {loss.device}")
         maps, parameters, features = self.out[:4], self.parameters, self.features
         by_maps = [t.grad for t in maps]
         own = [value.grad for value in parameters.values()]
@@ -91,21 +85,18 @@ class TrainingStep:
         addresses = [None if t is None else t.data_ptr() for t in dense]
         if any(addresses[:4]):
             gradients = Gradients(*addresses[:4], *map(Tensor.data_ptr, maps), self.frame.moments, addresses[4])
-            blend_backward(self.scene, self.frame, gradients)
+            CUDA.dgr_cuda_backward_blend(byref(self.scene), byref(self.frame), byref(gradients))
         structs = []
         for (name, value), grad in zip(parameters.items(), addresses[5:]):
             m, v, lr, count = adam[name]
-            structs.append(Adam(value.data_ptr(), grad, m.data_ptr(), v.data_ptr(), value.numel(), lr, count))
+            structs.append(AdamStruct(value.data_ptr(), grad, m.data_ptr(), v.data_ptr(), value.numel(), lr, count))
         problem = _Update(*structs, beta1, beta2, eps, address(grad_sum), address(num_seen), loss.data_ptr())
-        check(_lib.dgr_cuda_update(byref(self.scene), byref(self.frame), byref(problem)))
+        CUDA.dgr_cuda_update(byref(self.scene), byref(self.frame), byref(problem))
         changed = [t for name, value in parameters.items() for t in (value, *adam[name][:2])]
         torch.autograd.graph.increment_version(changed)
         if rows is not None and "features" in adam:
-            state = adam["features"]
-            adam_steps(
-                [(features, dense[4], state.exp_avg, state.exp_avg_sq)],
-                lrs=[state.lr], beta1=beta1, beta2=beta2, eps=eps, steps=[state.step], loss=loss,
-            )  # fmt: skip
+            update = [(features, dense[4], adam["features"])]
+            fused_steps(update, beta1=beta1, beta2=beta2, eps=eps, loss=loss)
         for value, grad in zip((features, *parameters.values()), (rows, *own)):
             if grad is not None:
                 value.grad = None

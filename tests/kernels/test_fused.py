@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from diff_gaussian_rasterization import _library, lifting
+from diff_gaussian_rasterization import native
 
+from tests.rasterizer.tolerances import LIFT_GRADIENT_RELATIVE, LIFT_RELATIVE
+from unified_lift.kernels import fused
 from unified_lift.kernels.association import associate, codebook_terms
 from unified_lift.kernels.contrastive import contrastive_loss
 from unified_lift.kernels.uncertainty import uncertainty
 from unified_lift.methods.base import StepInfo, ViewPixels
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.modelfolder.settings import TrainSettings, with_preset
-
-from .tolerances import LIFT_GRADIENT_RELATIVE, LIFT_RELATIVE
 
 OURS = {"temperature": 0.15, "min_pixels": 4, "detach_norm": False, "unit_centres": True, "mean_over_pixels": True}
 PAPER = {"temperature": 1.0, "min_pixels": 0, "detach_norm": True, "unit_centres": False, "mean_over_pixels": True}
@@ -321,34 +321,33 @@ def test_the_method_with_kernels_is_the_same_method(settings, kernels):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"features": torch.zeros(4, 65)}, "1 <= D <= 64"),
-        ({"features": torch.zeros(0, 16)}, "P >= 1"),
         ({"slot": torch.zeros(4, dtype=torch.int64)}, "slot must be int32"),
-        ({"slot": torch.zeros(5, dtype=torch.int32)}, "slot must be int32"),
-        ({"num_segments": -1}, "num_segments must not be negative"),
+        ({"slot": torch.zeros(5, dtype=torch.int32)}, "slot"),
+        ({"num_segments": -1}, "must not be negative"),
         ({"temperature": 0.0}, "temperature must be positive"),
-        ({"min_pixels": -1}, "min_pixels must not be negative"),
+        ({"min_pixels": -1}, "must not be negative"),
     ],
 )
-def test_wrong_arguments_are_named(change, message):
+def test_wrong_arguments_are_named(change, message, kernels):
+    kernels(True)
     arguments = {"features": torch.zeros(4, 16), "slot": torch.zeros(4, dtype=torch.int32), "num_segments": 2}
     with pytest.raises(ValueError, match=message):
-        lifting.contrastive_loss(**arguments | OURS | change)
+        contrastive_loss(**arguments | OURS | change)
 
 
 def test_wrong_codes_are_named():
     features, slot, codebook = torch.zeros(4, 16), torch.zeros(4, dtype=torch.int32), torch.zeros(3, 16)
     options = {"temperature": 0.1, "area_aware": True}
-    with pytest.raises(ValueError, match=r"codebook must be \[L, 16\]"):
-        lifting.associate(features, codebook[:, :5], slot, 2, **options)
+    with pytest.raises(ValueError, match=r"codebook must be \[L D\] with D = 16"):
+        associate(features, codebook[:, :5], slot, 2, **options)
     with pytest.raises(ValueError, match="codebook must be torch.float32"):
-        lifting.associate(features, codebook.double(), slot, 2, **options)
+        associate(features, codebook.double(), slot, 2, **options)
     with pytest.raises(ValueError, match="codes must be int64"):
-        lifting.codebook_terms(features, codebook, None, slot, slot, temperature=0.1, unit_codes=True)
+        codebook_terms(features, codebook, None, slot, slot, temperature=0.1, unit_codes=True)
 
 
 def test_the_definitions_run_on_a_cpu():
-    assert not lifting.runs_on(torch.zeros(4, 16))
+    assert not fused.runs_on(torch.zeros(4, 16))
 
 
 # ---- on a real GPU only: tensors that live there ------------------------------------------------------------------
@@ -357,14 +356,14 @@ def test_the_definitions_run_on_a_cpu():
 @pytest.mark.gpu
 def test_kernels_run_where_they_can_and_the_variable_turns_them_off(monkeypatch):
     here = torch.zeros(4, 16, device="cuda")
-    assert _library.problem("cuda") is None
-    assert lifting.runs_on(here)
-    assert not lifting.runs_on(here.double())
-    assert not lifting.runs_on(here[:0])
-    assert not lifting.runs_on(torch.zeros(4, 65, device="cuda"))
-    assert lifting.runs_on(torch.zeros(4, 65, device="cuda"), max_width=None)
+    assert native.CUDA.problem() is None
+    assert fused.runs_on(here)
+    assert not fused.runs_on(here.double())
+    assert not fused.runs_on(here[:0])
+    assert not fused.runs_on(torch.zeros(4, 65, device="cuda"))
+    assert fused.runs_on(torch.zeros(4, 65, device="cuda"), max_width=None)
     monkeypatch.setenv("DGR_IMPLEMENTATION", "reference")
-    assert not lifting.runs_on(here)
+    assert not fused.runs_on(here)
 
 
 @pytest.mark.gpu

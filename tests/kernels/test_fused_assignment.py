@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from diff_gaussian_rasterization import lifting
 from scipy.optimize import linear_sum_assignment
 
+from tests.rasterizer.tolerances import ASSIGNMENT_RELATIVE
 from unified_lift.kernels.assignment import hungarian
-
-from .tolerances import ASSIGNMENT_RELATIVE
 
 
 def areas(rng, count):
@@ -40,7 +38,7 @@ SCORES = {
 SIZES = [(1, 1), (1, 7), (7, 1), (3, 3), (12, 12), (9, 40), (40, 9), (33, 70)]
 
 
-def assert_best(scores, codes, floors=None):
+def assert_best(scores, codes, no_match_cost=None):
     """Check that codes are one to one, as many as can be, and of the largest total."""
     table = np.nan_to_num(scores.double().numpy())
     codes = codes.numpy()
@@ -48,8 +46,8 @@ def assert_best(scores, codes, floors=None):
     assert len(set(codes[given])) == given.sum()
     assert codes.max(initial=-1) < table.shape[1]
     total = table[given.nonzero()[0], codes[given]].sum()
-    if floors is not None:
-        out = floors.double().numpy()
+    if no_match_cost is not None:
+        out = no_match_cost.double().numpy()
         total += out[~given].sum()
         table = np.concatenate([table, np.repeat(out[:, None], len(out), axis=1)], axis=1)
     else:
@@ -70,14 +68,14 @@ def test_assignment_has_the_largest_total(kind, kernels):
 
 
 @pytest.mark.parametrize("kind", SCORES)
-def test_assignment_with_ways_out_has_the_largest_total(kind, kernels):
+def test_assignment_with_no_match_costs_has_the_largest_total(kind, kernels):
     kernels(True)
     for seed in range(4):
         for size in SIZES:
             rng = np.random.default_rng(seed)
             scores = torch.tensor(SCORES[kind](rng, *size), dtype=torch.float32)
-            floors = torch.tensor(rng.choice(scores.flatten().numpy(), size[0]))
-            assert_best(scores, hungarian(scores, floors=floors), floors)
+            no_match_cost = torch.tensor(rng.choice(scores.flatten().numpy(), size[0]))
+            assert_best(scores, hungarian(scores, no_match_cost=no_match_cost), no_match_cost)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +99,7 @@ def test_nobody_and_nothing_to_choose(kernels):
     kernels(True)
     assert hungarian(torch.zeros(0, 5)).shape == (0,)
     assert hungarian(torch.zeros(3, 0)).tolist() == [-1, -1, -1]
-    assert hungarian(torch.zeros(3, 0), floors=torch.ones(3)).tolist() == [-1, -1, -1]
+    assert hungarian(torch.zeros(3, 0), no_match_cost=torch.ones(3)).tolist() == [-1, -1, -1]
 
 
 def test_nan_counts_as_zero_and_infinity_as_the_most(kernels):
@@ -113,15 +111,15 @@ def test_nan_counts_as_zero_and_infinity_as_the_most(kernels):
     assert sorted(hungarian(torch.full((3, 4), nan)).tolist())[0] >= 0
 
 
-def test_way_out_by_hand(kernels):
+def test_no_match_by_hand(kernels):
     kernels(True)
     scores = torch.tensor([[0.9, 0.1], [0.3, 0.05]])  # segment 1 would get 0.05
     assert hungarian(scores).tolist() == [0, 1]
-    assert hungarian(scores, floors=torch.tensor([0.2, 0.2])).tolist() == [0, -1]
-    assert hungarian(scores, floors=torch.tensor([0.2, 0.01])).tolist() == [0, 1]
+    assert hungarian(scores, no_match_cost=torch.tensor([0.2, 0.2])).tolist() == [0, -1]
+    assert hungarian(scores, no_match_cost=torch.tensor([0.2, 0.01])).tolist() == [0, 1]
     # segment 1 leaves its code to segment 0, which has no other
     scores = torch.tensor([[0.9, 0.0], [1.0, 0.0]])
-    assert hungarian(scores, floors=torch.tensor([0.0, 0.8])).tolist() == [0, -1]
+    assert hungarian(scores, no_match_cost=torch.tensor([0.0, 0.8])).tolist() == [0, -1]
 
 
 def test_segments_without_pixel_leave_the_codes_to_others(kernels):
@@ -131,10 +129,10 @@ def test_segments_without_pixel_leave_the_codes_to_others(kernels):
 
 
 def test_wrong_scores_are_named():
-    with pytest.raises(ValueError, match=r"scores must be \[S, L\] and floors \[S\], got \[3, 2\], \[2\]"):
-        lifting.assign(torch.zeros(3, 2), floors=torch.zeros(2))
-    with pytest.raises(ValueError, match="floors must be torch.float32"):
-        lifting.assign(torch.zeros(3, 2), floors=torch.zeros(3).double())
+    with pytest.raises(ValueError, match=r"scores must be \[S, L\] and no_match_cost \[S\], got \[3, 2\], \[2\]"):
+        hungarian(torch.zeros(3, 2), no_match_cost=torch.zeros(2))
+    with pytest.raises(ValueError, match="no_match_cost must be torch.float32"):
+        hungarian(torch.zeros(3, 2), no_match_cost=torch.zeros(3).double())
 
 
 @pytest.mark.gpu

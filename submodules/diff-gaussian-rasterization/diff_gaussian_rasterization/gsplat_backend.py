@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from ._compiled import require_fixed_cameras
 from .types import LOW_PASS, RasterMeta, RasterOutput
 
 TILE = 16  # pixels; other sizes are untested there
@@ -62,11 +63,7 @@ def rasterize(
     Raises:
         ValueError: A camera tensor requires a gradient.
     """
-    if viewmats.requires_grad or Ks.requires_grad:
-        raise ValueError(
-            "implementation='gsplat' gives no gradient to viewmats and Ks; detach them, or pass "
-            "implementation='reference'"
-        )
+    require_fixed_cameras("implementation='gsplat' gives", viewmats, Ks)
     num, cameras = means.shape[0], viewmats.shape[0]
     features = means.new_zeros(num, 0) if features is None else features
     if num == 0:  # gsplat divides by the number of Gaussians
@@ -149,4 +146,4 @@ def _renders_only(*_: object, **__: object) -> NoReturn:
     raise ValueError("implementation='gsplat' renders whole views and nothing else; leave it at 'auto' here")
 
 
-pixel_weights = blend = splat = ssim = adam_step = _renders_only
+pixel_weights = blend = scatter = _renders_only

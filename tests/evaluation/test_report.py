@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from unified_lift.evaluation.plots import loss_figure, metric_figure, write_plots
-from unified_lift.evaluation.report import MAX_WIDTH, chosen_views, format_value, write_report
+from unified_lift.evaluation.report import MAX_WIDTH, REPORT, chosen_views, format_value, write_html
 
 LOG = [
     *({"stage": "geometry", "step": s, "photometric": 1 / s, "total": 1, "num_gaussians": s} for s in (50, 100, 150)),
@@ -51,7 +51,7 @@ def page(tmp_path):
             "settings": {"data.eval": (False, True), "run.save_iterations": ((), (7, 30))},
             "details": DETAILS,
         }
-        write_report(tmp_path / "out" / "report.html", **(arguments | changes))
+        write_html(tmp_path / "out" / "report.html", REPORT, **(arguments | changes))
         return (tmp_path / "out" / "report.html").read_text()
 
     return write

@@ -12,7 +12,7 @@ from unified_lift.evaluation.evaluate import Result
 from unified_lift.evaluation.pictures import object_colors, overlay, partner_colors, read_picture, write_picture
 from unified_lift.evaluation.plots import write_plots
 from unified_lift.evaluation.renderings import picture_path, pictures_dir
-from unified_lift.evaluation.report import chosen_views, write_report
+from unified_lift.evaluation.report import REPORT, chosen_views, write_html
 from unified_lift.fileio import read_json, write_json
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.modelfolder.settings import TrainSettings, changed
@@ -42,12 +42,13 @@ def write_result(model: TrainedScene, scene: Scene, result: Result, *, log_lines
     manifest = model_path / "manifest.json"
     defaults = changed(TrainSettings(), {"method_name": model.settings.method_name}, origin="method_name")
     names = [view.name for view in scene.test]
-    write_report(
+    write_html(
         model_path / "report.html",
+        REPORT,
         title=f"{scene.name}, iteration {model.iteration}",
         shown=shown,
         results=results,
-        per_view=result.per_view,
+        per_view={name: values for name, values in result.per_view.items() if values},
         plots=plots,
         pictures={name: _pictures_of(folder, name, result) for name in chosen_views(names)},
         num_views=len(names),

@@ -131,6 +131,7 @@ def test_a_report_can_be_written_of_what_is_there(data, tmp_path, capsys):
         (["--methods", "gagga"], "--methods gagga: no such method"),
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["--iterations", "0"], "--iterations must be at least 1"),
+        (["--timeline", "5"], "--timeline: give numbers of iterations from 1 on, with --table presets"),
         (["--slurm", "partition"], "--slurm partition: write KEY=VALUE"),
         (["--launcher", "submitit"], "pip install submitit"),
     ],

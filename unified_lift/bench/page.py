@@ -80,12 +80,12 @@ def _views(scene: Path, models: Mapping[str, tuple[Path, str]]) -> dict[str, dic
     photos = first / "test" / results / "gt"
     names = sorted((str(path.relative_to(photos).with_suffix("")) for path in photos.rglob("*.png")), key=_by_length)
     chosen = chosen_views(names, count=VIEWS_SHOWN)
-    truth = load_annotations(DataSettings(source_path=scene), chosen) if chosen else {}
+    annotations = load_annotations(DataSettings(source_path=scene), chosen) if chosen else {}
     views = {}
     for name in chosen:
         views[name] = {"photo": read_picture(photos / f"{name}.png")}
-        if name in truth:
-            views[name]["ground truth"] = object_colors(truth[name])
+        if name in annotations:
+            views[name]["ground truth"] = object_colors(annotations[name])
         for row, (model, results) in models.items():
             path, report = model / "test" / results / "objects_pred" / f"{name}.png", model / "evaluation.json"
             if path.exists():

@@ -134,8 +134,8 @@ def all_tables(grid: Grid, frame: pd.DataFrame) -> list[TextTable]:
         elif grid.table.key == ROBUSTNESS:
             steps = ", ".join(f"{row.key} {lift_steps(row, grid.lift_iterations)}" for row in grid.rows)
             for kind, own in part.groupby("kind", sort=False):
-                title = f"mIoU, {kind}: {KINDS[str(kind)][0]}. {_scores_note(grid)} Lift steps: {steps}"
-                tables.append(scene_table(grid, own, "mIoU", "amount", title))
+                title = f"{masks.metrics[0]}, {kind}: {KINDS[str(kind)][0]}. {_scores_note(grid)} Lift steps: {steps}"
+                tables.append(scene_table(grid, own, masks.metrics[0], "amount", title))
         elif len(part):
             tables.append(mean_table(grid, part, masks))
             if part.scene.nunique() > 1:

@@ -51,7 +51,10 @@ class Record:
 
 def read_record(job: Job) -> Record:
     """Return what the files tell of a job; a record of other commands does not count."""
-    record = Record(**_read(job.record))
+    try:
+        record = Record(**_read(job.record))
+    except TypeError:
+        return Record()
     if record.commands != job.recorded:
         return Record()
     if record.status == "running":
@@ -138,13 +141,15 @@ class LocalPool:
     def execute(self, command: list[str], log: Path) -> int:
         """Run a command on the next free GPU; what a signal of ours ended was interrupted."""
         environment = self._environments.get()
-        with self._lock:
-            if self._stopping:
-                return INTERRUPTED
-            child = _start(command, log, environment)
-            self._children.append(child)
-        code = child.wait()
-        self._environments.put(environment)
+        try:
+            with self._lock:
+                if self._stopping:
+                    return INTERRUPTED
+                child = _start(command, log, environment)
+                self._children.append(child)
+            code = child.wait()
+        finally:
+            self._environments.put(environment)
         return INTERRUPTED if self._stopping and code else code
 
     def stop(self, number: int) -> None:
@@ -264,9 +269,11 @@ def environments(jobs: int, *, threads: int | None = None) -> list[dict[str, str
     """Return the environment of each process: one GPU after the other, and the cores shared out."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-    if threads is None and jobs > 1:
-        threads = max(1, (os.cpu_count() or 1) // jobs)
-    shared = ({"OMP_NUM_THREADS": str(threads)} if threads else {}) | dict(os.environ)
+    shared = dict(os.environ)
+    if threads is not None:
+        shared["OMP_NUM_THREADS"] = str(threads)
+    elif jobs > 1:
+        shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     if len(devices) < 2:
         return [shared] * jobs
     return [shared | {"CUDA_VISIBLE_DEVICES": devices[index % len(devices)]} for index in range(jobs)]

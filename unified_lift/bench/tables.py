@@ -36,7 +36,7 @@ class Row:
 
     @property
     def is_oracle(self) -> bool:
-        """Return whether its scores rest on a choice that read the annotations."""
+        """Return whether its scores come from a choice that read the annotations."""
         return bool(self.model and self.eval)
 
 

@@ -51,7 +51,7 @@ def bench_main(argv: list[str]) -> int:
 
 
 def _report(grid: Grid) -> int:
-    """Write and print the tables of what is there; return 1 if there are results missing."""
+    """Write and print the tables of the results so far; return 1 if there are results missing."""
     from unified_lift.bench import results  # pandas is an extra
     from unified_lift.bench.figures import all_figures
     from unified_lift.bench.page import write_page
@@ -89,10 +89,12 @@ def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
             raise UserError(f"--{name} must be at least 1, received {value}")
     if wrong := [word for word in args.slurm if not word.partition("=")[1]]:
         raise UserError(f"--slurm {wrong[0]}: write KEY=VALUE, such as timeout_min=60")
-    table, out = TABLES[args.table], args.out.resolve()
+    table = TABLES[args.table]
+    if args.timeline and (table.key != PRESETS or min(args.timeline) < 1):
+        raise UserError("--timeline: give numbers of iterations from 1 on, with --table presets")
     seeds = tuple(dict.fromkeys(args.seeds))
     if table.key == ROBUSTNESS:
-        scenes = [noisy_scene(kind, amount) for kind in args.kinds for amount in KINDS[kind][1]]
+        scenes = [noisy_scene(kind, amount) for kind in dict.fromkeys(args.kinds) for amount in KINDS[kind][1]]
         base = with_preset(TrainSettings(), "demo").geometry
     elif args.data is None:
         raise UserError("--data: give the folder that holds the scene folders")
@@ -100,7 +102,7 @@ def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
         scenes, base = chosen_scenes(table, args.data.resolve(), args.scenes), GeometrySettings()
     grid = Grid(
         table=table,
-        out=out,
+        out=args.out.resolve(),
         scenes=tuple(scenes[:1] if args.timeline else scenes),
         rows=tuple(chosen_rows(table, args.methods)),
         seeds=seeds[:1] if args.timeline else seeds,
@@ -109,7 +111,7 @@ def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
         extra=tuple(extra),
         grounding=args.grounding,
         lift_iterations=args.lift_iterations,
-        timeline=tuple(sorted(args.timeline)),
+        timeline=tuple(sorted(set(args.timeline))),
     )
     return grid, args
 
@@ -148,5 +150,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--room", nargs=2, metavar=("KIND", "AMOUNT"), help="robustness: only write one of its rooms, as --out")
     add("--launcher", choices=["local", "submitit"], default="local")
     add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="such as timeout_min=60 gpus_per_node=1")
-    add("--report", action="store_true", help="run nothing, write the tables of what is there")
+    add("--report", action="store_true", help="run nothing, write the tables of the results so far")
     return parser

@@ -100,7 +100,7 @@ def export(model: TrainedScene, path: str | Path, *, objects: Sequence[int] | No
         UserError: No such object, or no format of one file that is called like the suffix.
     """
     path = Path(path)
-    part = model if objects is None else model.rows(model.mask(objects))
+    part = model if objects is None else model.subset(model.mask(objects))
     write = FORMATS.get(path.suffix[1:])
     with replacing_folder(path.parent) as folder:
         if write is not None:

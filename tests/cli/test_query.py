@@ -108,7 +108,7 @@ def test_words_ask_the_model_in_the_folder(model, tmp_path, capsys, monkeypatch)
         assert folder == tmp_path / "clip"
         return encode
 
-    monkeypatch.setattr(command, "clip_encoder", encoder)
+    monkeypatch.setattr(command.query, "clip_encoder", encoder)
     ask = ["query", "-m", str(model), "--text", "mug", "--model", str(tmp_path / "clip")]
     ask += ["--out", str(tmp_path / "out")]
     assert main(ask) == 0

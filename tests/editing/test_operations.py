@@ -52,7 +52,7 @@ def same_tables(left, right):
     return all(torch.equal(value, getattr(right.gaussians, name)) for name, value in left.gaussians)
 
 
-# ---- rows ----
+# ---- which Gaussians ----
 
 
 def test_remove_takes_rows_and_names_away_and_leaves_the_scene_given():
@@ -103,8 +103,8 @@ def test_names_are_trimmed_and_never_empty():
 # ---- clean ----
 
 
-def grid_with_strays():
-    """Return a 5 x 5 plate of object 1, one stray of it far off beside a plate of object 0, and one unsure row."""
+def plate_with_outlier():
+    """Return a 5 x 5 plate of object 1, one outlier of it far off beside a plate of object 0, and one unsure row."""
     plate = [[x, y, 0] for x in range(5) for y in range(5)]
     other = [[x + 100.0, y, 0] for x in range(5) for y in range(5)]
     means = plate + [[102.2, 2.2, 0]] + other
@@ -112,8 +112,8 @@ def grid_with_strays():
     return scene_of(gaussians_of(means=means), [1] * 26 + [0] * 25, confidence=confidence)
 
 
-def test_strays_go_to_what_is_next_to_them():
-    scene = grid_with_strays()
+def test_outliers_go_to_the_nearest_object():
+    scene = plate_with_outlier()
     cleaned = done(Clean, scene, [1], outliers=5)
     assert cleaned.objects == {0: 26, 1: 25}
     assert int(cleaned.object_ids[25]) == 0
@@ -123,7 +123,7 @@ def test_strays_go_to_what_is_next_to_them():
 
 
 def test_unsure_gaussians_go_too():
-    cleaned = done(Clean, grid_with_strays(), [1], min_confidence=0.5)
+    cleaned = done(Clean, plate_with_outlier(), [1], min_confidence=0.5)
     assert torch.nonzero(cleaned.object_ids == 0)[0].tolist() == [24]
     assert int(cleaned.object_ids[25]) == 1  # sure of itself, if far away
 
@@ -134,13 +134,13 @@ def test_two_halves_of_an_object_both_stay():
     assert done(Clean, scene, [1], outliers=3).objects == {1: 40}
 
 
-def test_where_nothing_else_is_strays_are_taken_away():
-    scene = grid_with_strays().rows(torch.arange(26))
+def test_without_another_object_outliers_are_taken_away():
+    scene = plate_with_outlier().subset(torch.arange(26))
     assert len(done(Clean, scene, [1], outliers=5)) == 25
 
 
 def test_off_means_off_and_nothing_left_is_an_error():
-    scene = grid_with_strays()
+    scene = plate_with_outlier()
     assert torch.equal(done(Clean, scene, [1]).object_ids, scene.object_ids)
     with pytest.raises(UserError, match="nothing would be left of object 1"):
         done(Clean, scene_of(scene.gaussians, [1] * 51, confidence=[0.5] * 51), [1], min_confidence=0.6)

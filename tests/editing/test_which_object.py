@@ -10,7 +10,6 @@ import torch
 from tests.editing.small_scene import gaussians_of, scene_of
 from unified_lift.editing import query
 from unified_lift.editing.operations import Duplicate, Remove
-from unified_lift.editing.text import clip_encoder
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0
 from unified_lift.modelfolder.inference import object_at
@@ -203,7 +202,7 @@ def clip(tmp_path, monkeypatch):
 
 
 def test_clip_encodes_pictures_in_batches_and_returns_unit_vectors(clip):
-    encode = clip_encoder(clip, device=torch.device("cpu"))
+    encode = query.clip_encoder(clip, device=torch.device("cpu"))
     images = [np.full((3, 5, 3), index % 4, np.uint8) for index in range(40)]
     encoded, words = encode(images, ["ab", "c"])
     assert FakeProcessor.batches == [32, 8]
@@ -213,10 +212,10 @@ def test_clip_encodes_pictures_in_batches_and_returns_unit_vectors(clip):
 
 def test_clip_that_is_not_there_is_told(clip, monkeypatch):
     with pytest.raises(UserError, match="nowhere: no such folder"):
-        clip_encoder(clip / "nowhere", device=torch.device("cpu"))
+        query.clip_encoder(clip / "nowhere", device=torch.device("cpu"))
     (clip / "config.json").unlink()
     with pytest.raises(UserError, match="cannot be loaded"):
-        clip_encoder(clip, device=torch.device("cpu"))
+        query.clip_encoder(clip, device=torch.device("cpu"))
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r"unified-lift\[grounding\]"):
-        clip_encoder(clip, device=torch.device("cpu"))
+        query.clip_encoder(clip, device=torch.device("cpu"))

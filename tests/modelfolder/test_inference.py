@@ -100,7 +100,7 @@ def test_a_saved_model_is_a_scene_of_objects(model):
     assert sum(model.objects.values()) == len(model) == len(model.gaussians)
     assert model.name_of(2) == "object 2"
     mask = model.mask([1, 3])
-    part = model.rows(mask)
+    part = model.subset(mask)
     assert set(part.objects) == {1, 3}
     assert torch.equal(part.gaussians.means, model.gaussians.means[mask])
     with pytest.raises(UserError, match="no object 9; there are 0, 1, 2, 3"):

@@ -33,7 +33,7 @@ class EditCommand(ModelFlags):
     script: Path | None = None
     """YAML list of edits, as docs/edit.md describes and the viewer writes."""
     clean: tuple[int, ...] = ()
-    """Objects whose unsure and stray Gaussians are given to what is next to them."""
+    """Objects whose unsure and outlying Gaussians are given to the nearest other objects."""
     min_confidence: float = 0.5
     """With --clean: Gaussians below it are given away."""
     outliers: float = 5.0

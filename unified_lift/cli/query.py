@@ -14,7 +14,6 @@ from unified_lift.cli.model_flags import ModelFlags
 from unified_lift.device import chosen_device
 from unified_lift.editing import query
 from unified_lift.editing.query import Found
-from unified_lift.editing.text import clip_encoder
 from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import grounding_of
 from unified_lift.modelfolder.inference import TrainedScene, object_at, views_of
@@ -104,7 +103,7 @@ def _found(command: QueryCommand, scene: TrainedScene, views: Sequence[View]) ->
     if command.text is not None and command.model is not None:
         cameras = [view.camera for view in views]
         return query.objects_by_text(
-            scene, command.text, cameras, clip_encoder(command.model, device=device), top=command.top
+            scene, command.text, cameras, query.clip_encoder(command.model, device=device), top=command.top
         )
     if command.text is not None and command.grounding is not None:
         grounding = grounding_of(command.grounding, device=device)

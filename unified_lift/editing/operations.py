@@ -91,7 +91,7 @@ class Remove(Operation):
         if bool(removed.all()):
             listed = ("object " if len(self.objects) == 1 else "objects ") + ", ".join(map(str, self.objects))
             raise UserError(f"{scene.path}: without {listed} nothing is left; keep one object at least")
-        return scene.rows(~removed)
+        return scene.subset(~removed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class Isolate(Operation):
     objects: tuple[int, ...]
 
     def _edited(self, scene: TrainedScene) -> TrainedScene:
-        return scene.rows(scene.mask(self.objects))
+        return scene.subset(scene.mask(self.objects))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ class Clean(Operation):
                 raise UserError(f"nothing would be left of object {object_id}; lower min_confidence or raise outliers")
         others = torch.nonzero(~chosen)[:, 0]
         if not len(others) or not bool(doubtful.any()):
-            return scene.rows(~doubtful)
+            return scene.subset(~doubtful)
         nearest = cKDTree(means[others.cpu().numpy()]).query(means[doubtful.cpu().numpy()])[1]
         labels = GaussianLabels(scene.object_ids.clone(), scene.confidence.clone())
         labels.object_ids[doubtful] = scene.object_ids[others[torch.from_numpy(nearest).to(others.device)]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from unified_lift.errors import UserError
@@ -28,6 +30,7 @@ MIN_RELEVANCY = 0.5
 """Words fit an object better than the canonical ones do from here on."""
 _RELEVANCY_SCALE = 10.0  # [LERF]
 _CROP_MARGIN = 0.15  # of the larger side of the object's box
+_CLIP_BATCH = 32  # pictures encoded together
 _GREY = np.uint8(127)
 _MAX_VIEWS = 24  # among which the best view of an object is sought, evenly spread
 _DIM = 0.25  # brightness of what was not asked for
@@ -126,6 +129,40 @@ def objects_by_text(
     return _by_score(one for one in map(Found, views, relevancy.tolist()) if one.score > MIN_RELEVANCY)[:top]
 
 
+def clip_encoder(folder: Path, *, device: torch.device) -> TextEncoder:
+    """Return CLIP from a local folder, as `transformers` saves it; nothing is downloaded.
+
+    Raises:
+        UserError: `transformers` is not installed, or the folder is missing or holds no CLIP.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--model {folder}: no such folder; download a CLIP model and give its place")
+    try:
+        library = importlib.import_module("transformers")
+    except ImportError:
+        problem = 'the package transformers is not installed; pip install "unified-lift[grounding]"'
+        raise UserError(f"--model: {problem}") from None
+    try:
+        processor = library.CLIPProcessor.from_pretrained(folder, local_files_only=True)
+        clip = library.CLIPModel.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {folder}: cannot be loaded ({error}); give a folder with a CLIP model") from None
+    clip.to(device).eval()
+
+    @torch.no_grad()
+    def encode(images: Sequence[np.ndarray], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        encoded = []
+        for start in range(0, len(images), _CLIP_BATCH):
+            # As PIL images: an array of height 3 would be taken for one with the channels first.
+            batch = [Image.fromarray(image) for image in images[start : start + _CLIP_BATCH]]
+            inputs = processor(text=list(texts), images=batch, padding=True, return_tensors="pt")
+            out = clip(**inputs.to(device))
+            encoded.append(torch.nn.functional.normalize(out.image_embeds.float(), dim=1).cpu())
+        return torch.cat(encoded), torch.nn.functional.normalize(out.text_embeds.float(), dim=1).cpu()
+
+    return encode
+
+
 @torch.no_grad()
 def picture(scene: TrainedScene, camera: Camera) -> np.ndarray:
     """Return the rendering of a scene, uint8 RGB [H, W, 3]."""
@@ -167,7 +204,7 @@ def _by_score(found: Iterable[Found]) -> list[Found]:
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice]:
-    """Return rows and columns of the box around a mask, widened by a margin."""
+    """Return the box around a mask, widened by a margin."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     margin = max(1, round(_CROP_MARGIN * max(np.ptp(rows), np.ptp(columns))))
     top, left = (max(0, line[0] - margin) for line in (rows, columns))

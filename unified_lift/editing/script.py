@@ -128,13 +128,12 @@ def _nearest(name: Any, known: Iterable[str]) -> str:
 
 def _refuse_repeated_keys(node: yaml.Node, origin: str) -> None:
     """Raise a UserError where a mapping has a key twice, of which YAML would keep the last without a word."""
-    seen = set()
-    for item in node.value if isinstance(node, yaml.CollectionNode) else ():
-        key, value = item if isinstance(item, tuple) else (None, item)
-        if key is not None and key.value in seen:
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    for index, (key, _) in enumerate(pairs):
+        if any(key.value == other.value for other, _ in pairs[:index]):
             raise UserError(f"{origin}, line {key.start_mark.line + 1}: {key.value!r} is there twice; keep one")
-        seen.add(key and key.value)
-        _refuse_repeated_keys(value, origin)
+    for child in [value for _, value in pairs] or (node.value if isinstance(node, yaml.SequenceNode) else ()):
+        _refuse_repeated_keys(child, origin)
 
 
 # ---- values: what readers raise, read_operation turns into a message ----

@@ -113,7 +113,7 @@ class TrainedScene:
                 raise UserError(f"{self.path}: no object {object_id}; there are {listed}")
         return torch.isin(self.object_ids, torch.tensor(list(object_ids), device=self.object_ids.device))
 
-    def rows(self, chosen: Tensor) -> TrainedScene:
+    def subset(self, chosen: Tensor) -> TrainedScene:
         """Return the scene with only the Gaussians of `chosen`, bool [N] or indices."""
         table = {name: value.detach()[chosen] for name, value in self.gaussians}
         labels = GaussianLabels(self.object_ids[chosen], self.confidence[chosen])
@@ -143,7 +143,7 @@ def load_model(model_path: Path, *, level: str = "", iteration: int = -1, device
 
     Args:
         model_path: Model folder.
-        level: Name of a further granularity of objects (train.py --levels); "" = the model's own.
+        level: Name of a further granularity of masks (train.py --levels); "" = the model's own.
         iteration: Saved iteration; -1 = the last.
         device: Where it is to be rendered.
     Raises:

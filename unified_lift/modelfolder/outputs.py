@@ -75,7 +75,7 @@ def iteration_dir(model_path: Path, iteration: int) -> Path:
 
 
 def level_dir(model_path: Path, name: str) -> Path:
-    """Return the model folder of another level of objects on the same geometry, `<model>/levels/<name>`."""
+    """Return the model folder of objects of another granularity on the same geometry, `<model>/levels/<name>`."""
     return model_path / "levels" / name
 
 

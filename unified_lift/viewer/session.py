@@ -78,7 +78,7 @@ class Session:
                 with contextlib.suppress(UserError):  # another window may have removed the object since
                     scene = scene if self._preview is None else self._preview.apply(scene)
                 if self.hidden:
-                    scene = scene.rows(~scene.mask(sorted(self.hidden)))
+                    scene = scene.subset(~scene.mask(sorted(self.hidden)))
                 self._shown = (made_from, scene)
             return self._shown[1]
 

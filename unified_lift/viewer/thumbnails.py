@@ -73,7 +73,7 @@ class Thumbnails:
         for object_id in object_ids:
             kept = self._kept.get(object_id)
             if kept is None or kept[0] != looks[object_id]:
-                picture = thumbnail(scene.rows(scene.object_ids == object_id), self._cameras)
+                picture = thumbnail(scene.subset(scene.object_ids == object_id), self._cameras)
                 done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
                 assert done
                 self._kept[object_id] = (looks[object_id], data.tobytes())

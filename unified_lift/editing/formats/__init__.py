@@ -62,7 +62,7 @@ def export(
             for stem, object_id in chosen.items():
                 kept = certain if object_id is None else certain & scene.mask([object_id])
                 if bool(kept.any()):
-                    part = scene.rows(kept)
+                    part = scene.subset(kept)
                     for write in writers:
                         write(folder, stem, part)
                         bar.update()

@@ -38,11 +38,15 @@ def encode_spz(gaussians: Gaussians) -> bytes:
         UserError: A position is too far out for 24 bits.
     """
     table = {name: value.detach().cpu().numpy() for name, value in gaussians}
-    bits = _fractional_bits(float(np.abs(table["means"]).max()))
-    shape = (len(gaussians), gaussians.sh_degree, bits)
+    farthest = float(np.abs(table["means"]).max())
+    bits = min(_MAX_FRACTIONAL_BITS, math.floor(math.log2(_POSITION_LIMIT / max(farthest, 1e-12))))
+    if bits < 0:
+        reach = f"a Gaussian is {farthest:.3g} units from the origin; SPZ reaches {_POSITION_LIMIT}"
+        raise UserError(f"--format spz: {reach}")
+    fixed = np.rint(table["means"].astype(np.float64) * _FLIP_AXES * 2**bits).astype("<i4")
     columns = (
-        HEADER.pack(MAGIC, VERSION, *shape, 0, 0),
-        _positions(table["means"], bits),
+        HEADER.pack(MAGIC, VERSION, len(gaussians), gaussians.sh_degree, bits, 0, 0),
+        fixed.view(np.uint8).reshape(-1, 4)[:, :3].tobytes(),  # the low three bytes
         to_bytes(gaussians.opacities.detach().cpu().numpy() * 255).tobytes(),
         to_bytes((table["sh0"][:, 0] * COLOR_SCALE + 0.5) * 255).tobytes(),
         to_bytes((table["log_scales"] + 10) * 16).tobytes(),
@@ -69,21 +73,6 @@ def pack_rotations(quats: np.ndarray) -> np.ndarray:
         longer = (packed << 10) | ((turned[:, index] < 0).astype(np.uint32) << 9) | size
         packed = np.where(largest == index, packed, longer)
     return packed.astype("<u4")
-
-
-def _fractional_bits(farthest: float) -> int:
-    """Return the bits after the point for positions up to `farthest` world units."""
-    bits = min(_MAX_FRACTIONAL_BITS, math.floor(math.log2(_POSITION_LIMIT / max(farthest, 1e-12))))
-    if bits < 0:
-        raise UserError(
-            f"--format spz: a Gaussian is {farthest:.3g} units from the origin; SPZ reaches {_POSITION_LIMIT}"
-        )
-    return bits
-
-
-def _positions(means: np.ndarray, bits: int) -> bytes:
-    fixed = np.rint(means.astype(np.float64) * _FLIP_AXES * 2**bits).astype("<i4")
-    return fixed.view(np.uint8).reshape(-1, 4)[:, :3].tobytes()  # the low three bytes
 
 
 def _harmonics(coefficients: np.ndarray) -> bytes:

@@ -227,13 +227,14 @@ class Method(Callbacks, nn.Module, ABC):
     # ---- state ----
 
     def object_state(self) -> Tensor | dict[str, Tensor]:
-        """Return what `segment` needs, as it is saved beside the Gaussians."""
-        return {name: getattr(self, name).detach() for name in self.object_tables}
+        """Return what `segment` needs, as it is saved beside the Gaussians: the only table itself, or all by name."""
+        tables = {name: getattr(self, name).detach() for name in self.object_tables}
+        return tables if len(tables) > 1 else tables[self.object_tables[0]]
 
     def load_object_state(self, state: Any) -> None:
         """Take what `object_state` returned."""
         for name in self.object_tables:
-            self._set_tensor(name, state[name])
+            self._set_tensor(name, state if isinstance(state, Tensor) else state[name])
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return everything needed to go on."""

@@ -33,7 +33,7 @@ class ClusteredSettings(MethodSettings):
     """Rate of the features, constant [OmniSeg3D-GS]; for contrastive_lift_gs, whose original trains networks: [ours]"""
     cluster_sizes: Annotated[tuple[int, ...], Range(2)] = (5, 10, 15, 20, 30, 40, 60, 80, 120, 190)
     """Values of HDBSCAN's min_cluster_size that are tried, in points of the sample. [ours] Contrastive Lift: 10 to 190
-    by 10 of 50,000 points, which is 4 to 76 of 20,000; an object of a room of 400 has some tens of them."""
+    by 10 of 50,000 points, which is 4 to 76 of 20,000."""
     cluster_sample: Annotated[int, Range(2)] = 20_000
     """Pixels that are clustered, of all training views. [ours] Contrastive Lift: 50,000; 20,000 take some three seconds
     for each size, an eighth of that."""

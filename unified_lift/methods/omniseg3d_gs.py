@@ -1,6 +1,6 @@
 """OmniSeg3D-GS with HDBSCAN: contrastive features on the unit sphere, whose clusters are the objects (CVPR 2024).
 
-Paper (Unified-Lift, with the best cluster size in hindsight): LERF-Mask mIoU 74.7.
+Paper (Unified-Lift, with the best cluster size of an oracle): LERF-Mask mIoU 74.7.
 """
 
 from __future__ import annotations

@@ -44,16 +44,14 @@ class Viewer:
         save_to: Path,
         share: bool = False,
     ) -> None:
-        """Start serving.
+        """Start serving at `host` and `port`, or the next free port; `share`: also ask viser's relay for an address.
 
         Args:
             sessions: The same Gaussians labelled at one or more granularities, fine to coarse; each has its own edits.
             cameras: Those of its photos; the first one is how a window opens.
             level: The session to begin with.
             title: Name of the scene.
-            host, port: Address to listen on; the next free port if it is taken.
             save_to: Folder suggested for edited scenes; videos go beside what it would hold.
-            share: Also ask viser's relay for a public address.
         Raises:
             UserError: viser is not installed, or the address cannot be used.
         """

@@ -203,24 +203,23 @@ def purity(overlaps: Overlaps, objects: Tensor, *, background_weight: float = 1.
     Args:
         overlaps: Of the segments of all views with the codes.
         objects: Object of each code, int64 [L].
-        background_weight: What pixels in segments of the largest object count. Below 1 where masks leave out what they
-            miss: the pixels of a missed object then lie in the background and say nothing of where it ends.
+        background_weight: What pixels in segments of the largest object count; below 1 where pixels of missed objects
+            lie in the background, and say nothing of where an object ends.
     """
     count = int(objects.max()) + 1 if len(objects) else 0
-    own, other, pixels = torch.zeros(count), torch.zeros(count), torch.zeros(count)
     if not len(overlaps.code):
-        return own
+        return torch.zeros(count)
     # Entries (segment, object), sorted.
     place, entry = (overlaps.segment * count + objects[overlaps.code]).unique(return_inverse=True)
     held = torch.zeros(len(place)).index_add_(0, entry, overlaps.pixels)
     segment, owner = (place // count).unique(return_inverse=True)[1], place % count
-    pixels.index_add_(0, owner, held)
     most = torch.zeros(int(segment.max()) + 1).scatter_reduce_(0, segment, held, "amax")
     is_top = held == most[segment]
     holder = torch.full_like(most, count, dtype=torch.int64)
     holder.scatter_reduce_(0, segment[is_top], owner[is_top], "amin")  # of several with as many, the first
     holder = holder[segment]
-    weight = torch.where(holder == pixels.argmax(), background_weight, 1.0)
-    own.index_add_(0, owner, torch.where(holder == owner, held, 0.0))
-    other.index_add_(0, owner, torch.where(holder == owner, 0.0, held * weight))
+    background = torch.bincount(owner, held).argmax()
+    weight = torch.where(holder == background, background_weight, 1.0)
+    own = torch.zeros(count).index_add_(0, owner, torch.where(holder == owner, held, 0.0))
+    other = torch.zeros(count).index_add_(0, owner, torch.where(holder == owner, 0.0, held * weight))
     return own / (own + other).clamp(min=1e-9)

@@ -28,7 +28,7 @@ class UnifiedLift(Method):
 
     settings: UnifiedLiftSettings
     allows_joint = True
-    object_tables = ("codebook",)
+    object_tables = ("codebook",)  # [L, D]; saved alone, as the released code does
     codebook: Tensor
 
     def __init__(self, settings: UnifiedLiftSettings, *, zero_id: ZeroId, seed: int) -> None:
@@ -155,11 +155,3 @@ class UnifiedLift(Method):
         s = self.settings
         codes = normalize(self.codebook.detach(), dim=1, eps=_EPS)
         return FinalFeatures(codes, s.vote_power, s.sharpen_steps) if s.vote_power else None
-
-    def object_state(self) -> Tensor:
-        """Return the codebook [L, D], as the released code saves it."""
-        return self.codebook.detach()
-
-    def load_object_state(self, state: Tensor) -> None:
-        """Take a codebook."""
-        self._set_tensor("codebook", state)

@@ -69,7 +69,7 @@ class UnifiedLiftSettings(MethodSettings):
     area_aware: bool = True
     """Match by Eq. 5 (sum over pixels); otherwise Eq. 3 (mean)."""
     matching_floor: float = 0.0
-    """Way out: a segment whose mean association is below this is left without code; 0 = none [paper, released]."""
+    """No-match cost: a segment whose mean association is below it gets no code; 0 = none [paper, released]."""
     weight_class: float = 1.0
     """Weight of Eq. 4. [ours] paper: 1e-3; released: 1e-4."""
     concentration: bool = True

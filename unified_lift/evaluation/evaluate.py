@@ -28,9 +28,7 @@ from unified_lift.ops.resample import nearest
 from unified_lift.types import Scene, View
 
 ReferenceImage = Literal["dataset", "render"]
-FindPrompts = Callable[[str, Sequence[str]], TextMasks]
-AS_TRAINED = "as trained"
-"""What the method's own clustering is called where it is none of the candidates."""
+AS_TRAINED = "as trained"  # the method's own clustering, where it is none of the candidates
 
 
 class Rendering(NamedTuple):
@@ -45,10 +43,6 @@ class Result(ProtocolResult):
     """The scores of a trained scene: those of a protocol, means over views of the metrics of views, and counts.
 
     Without ground truth, or where the model knows no objects, the protocol's part is empty.
-
-    Attributes:
-        protocol: By which objects are scored.
-        ground_truth: What it compared with.
     """
 
     protocol: Protocol
@@ -67,8 +61,7 @@ def evaluate(
     """Return the scores of a trained scene on its held-out views.
 
     Args:
-        model: As `load_model` returns it.
-        scene: The views it was trained on, split as then.
+        model, scene: As `open_model` returns them.
         protocol: How objects are scored; `auto`: as the dataset's reader says.
         renderings: Gives the rendering of each of several views, such as stored pictures; None = renders them.
         grounding: Finds text prompts in an image, where the protocol has some.
@@ -86,22 +79,7 @@ def evaluate(
         raise UserError(
             f"--protocol {chosen.name}: {scene.name} has no {chosen.ground_truth}; leave it out or add them"
         )
-    per_view: dict[str, dict[str, float]] = {name: {} for name in VIEW_METRICS}
-    object_ids = {}
-    for view, rendering in zip(scene.test, renderings(scene.test), strict=True):
-        if rendering.object_ids is not None:
-            object_ids[view.name] = rendering.object_ids
-        bundle = ViewBundle(
-            view=view,
-            image=torch.from_numpy(rendering.image) / 255,
-            object_ids=rendering.object_ids,
-            annotation=ground_truth.annotations.get(view.name),
-            depth=partial(_depth, model, view),
-        )
-        for name, metric in VIEW_METRICS.items():
-            value = metric(bundle)
-            if value is not None and math.isfinite(value):  # equal images have no finite PSNR
-                per_view[name][view.name] = value
+    per_view, object_ids = _score_views(model, scene.test, renderings(scene.test), ground_truth)
     scores = {name: float(np.mean(list(values.values()))) for name, values in per_view.items() if values}
     scores["num_gaussians"] = len(model)
     if model.is_lifted:
@@ -145,8 +123,27 @@ def _require_scorable(
         raise UserError(f"--grounding: protocol {protocol.name} has no prompts; leave it out or choose lerf_mask")
 
 
-def _depth(model: TrainedScene, view: View) -> Tensor:
-    return render_view(model, view.camera).depth
+def _score_views(
+    model: TrainedScene, views: Sequence[View], renderings: Iterable[Rendering], ground_truth: GroundTruth
+) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+    """Return metric -> view -> value of all metrics of views, and the rendered ids by view."""
+    per_view: dict[str, dict[str, float]] = {name: {} for name in VIEW_METRICS}
+    object_ids = {}
+    for view, rendering in zip(views, renderings, strict=True):
+        if rendering.object_ids is not None:
+            object_ids[view.name] = rendering.object_ids
+        bundle = ViewBundle(
+            view=view,
+            image=torch.from_numpy(rendering.image) / 255,
+            object_ids=rendering.object_ids,
+            annotation=ground_truth.annotations.get(view.name),
+            depth=partial(rendered_depth, model, view),
+        )
+        for name, metric in VIEW_METRICS.items():
+            value = metric(bundle)
+            if value is not None and math.isfinite(value):  # equal images have no finite PSNR
+                per_view[name][view.name] = value
+    return per_view, object_ids
 
 
 def protocol_of(data: DataSettings) -> Protocol:
@@ -179,6 +176,11 @@ def rendered(model: TrainedScene, views: Iterable[View]) -> Iterator[Rendering]:
         yield Rendering(quantize_uint8(shown.image).numpy(), ids)
 
 
+def rendered_depth(model: TrainedScene, view: View) -> Tensor:
+    """Return the mean camera depth in world units, 0 where nothing is, [H, W]."""
+    return render_view(model, view.camera).depth
+
+
 def score_objects(
     model: TrainedScene,
     scene: Scene,
@@ -186,7 +188,7 @@ def score_objects(
     ground_truth: GroundTruth,
     object_ids: Mapping[str, np.ndarray],
     *,
-    find_prompts: FindPrompts | None = None,
+    find_prompts: Callable[[str, Sequence[str]], TextMasks] | None = None,
 ) -> ProtocolResult:
     """Return the protocol's scores of rendered ids, [H, W] by held-out view.
 
@@ -239,9 +241,7 @@ def evaluate_candidates(model: TrainedScene, scene: Scene, result: Result, *, qu
     """Return the scores of every clustering that the method kept, the best of them, and the one it chose itself.
 
     Args:
-        model: Of a method with candidates.
-        scene: Its views.
-        result: What `evaluate` returned for the model; prompts that were found by words are not sought again.
+        model, scene, result: What was scored, and what `evaluate` returned; prompts are not sought again.
         quiet: No progress bar.
     Raises:
         UserError: There are no candidates or no annotations, or the annotations show no object.

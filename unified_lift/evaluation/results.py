@@ -24,9 +24,7 @@ def write_result(model: TrainedScene, scene: Scene, result: Result, *, log_lines
     """Write all files, keeping what they say about other iterations.
 
     Args:
-        model: What was scored; its folder holds the renderings of the held-out views.
-        scene: Its views.
-        result: What `evaluate` returned.
+        model, scene, result: What was scored, and what `evaluate` returned for its stored renderings.
         log_lines: Of metrics.jsonl, for the plots.
     Raises:
         UserError: A file of an earlier scoring is damaged.

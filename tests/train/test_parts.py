@@ -6,8 +6,8 @@ import torch
 from unified_lift import device as device_module
 from unified_lift.device import chosen_device, require_rasterizer
 from unified_lift.errors import UserError
-from unified_lift.train.finite import TermRecord, require_finite_state
 from unified_lift.train.geometry import log_linear
+from unified_lift.train.hooks import Finite
 from unified_lift.train.logs import RunLog, read_log
 from unified_lift.train.stage import weighted_sum
 
@@ -20,55 +20,59 @@ def test_total_is_the_weighted_sum_of_the_terms():
     assert float(total) == pytest.approx(2.903)
 
 
+def add(record, step, terms):
+    record.after_step(None, step, terms)
+
+
 def terms_of(**values):
     return {name: torch.tensor(value) for name, value in values.items()}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_the_first_step_that_is_not_finite_is_named_although_it_is_found_later(bad):
-    record = TermRecord()
-    record.add(6, terms_of(photometric=0.25))
-    record.add(7, terms_of(photometric=0.5, contrastive=bad))
-    record.add(8, terms_of(photometric=bad, contrastive=0.5))
-    record.add(9, terms_of(photometric=0.5))
+    record = Finite()
+    add(record, 6, terms_of(photometric=0.25))
+    add(record, 7, terms_of(photometric=0.5, contrastive=bad))
+    add(record, 8, terms_of(photometric=bad, contrastive=0.5))
+    add(record, 9, terms_of(photometric=0.5))
     with pytest.raises(FloatingPointError, match=f"step 7: photometric = 0.5, contrastive = {bad:g}$"):
-        record.require_finite()
+        record.last_terms()
 
 
 def test_record_returns_the_terms_of_the_last_step_and_forgets_what_was_checked():
-    record = TermRecord()
-    assert record.require_finite() == {}
-    record.add(0, terms_of(a=1.0, b=2.0))
-    record.add(1, terms_of(a=3.0))
-    assert record.require_finite() == {"a": 3.0}
-    assert record.require_finite() == {"a": 3.0}
-    record.add(2, terms_of(b=4.0, a=5.0))
-    assert record.require_finite() == {"b": 4.0, "a": 5.0}
+    record = Finite()
+    assert record.last_terms() == {}
+    add(record, 0, terms_of(a=1.0, b=2.0))
+    add(record, 1, terms_of(a=3.0))
+    assert record.last_terms() == {"a": 3.0}
+    assert record.last_terms() == {"a": 3.0}
+    add(record, 2, terms_of(b=4.0, a=5.0))
+    assert record.last_terms() == {"b": 4.0, "a": 5.0}
 
 
 def test_record_keeps_values_that_are_overwritten_afterwards():
-    record, terms = TermRecord(), terms_of(a=float("nan"))
-    record.add(3, terms)
+    record, terms = Finite(), terms_of(a=float("nan"))
+    add(record, 3, terms)
     terms["a"].fill_(1.0)
     with pytest.raises(FloatingPointError, match="step 3: a = nan"):
-        record.require_finite()
+        record.last_terms()
 
 
 def test_a_record_that_nobody_asks_checks_itself_after_a_thousand_steps():
-    record = TermRecord()
-    record.add(0, terms_of(a=float("nan")))
+    record = Finite()
+    add(record, 0, terms_of(a=float("nan")))
     for step in range(1, 999):
-        record.add(step, terms_of(a=0.0))
+        add(record, step, terms_of(a=0.0))
     with pytest.raises(FloatingPointError, match="step 0"):
-        record.add(999, terms_of(a=0.0))
+        add(record, 999, terms_of(a=0.0))
 
 
 def test_tensor_that_is_not_finite_is_named_and_counted():
-    good = [("means", torch.ones(3)), ("ids", torch.tensor([1, 2])), ("nothing", torch.ones(0, 4))]
-    require_finite_state(good, 5)
-    bad = torch.tensor([[1.0, float("nan")], [float("inf"), 2.0]])
+    good = {"means": torch.ones(3), "ids": torch.tensor([1, 2]), "nothing": torch.ones(0, 4)}
+    Finite().check(good, 5)
+    bad = {"moments": torch.tensor([[1.0, float("nan")], [float("inf"), 2.0]])}
     with pytest.raises(FloatingPointError, match="adam.moments holds 2 values that are not finite after 5 steps"):
-        require_finite_state([*good, ("adam.moments", bad)], 5)
+        Finite().check(good | {"adam": bad}, 5)
 
 
 def test_position_rate_falls_on_a_log_scale_and_then_stays():

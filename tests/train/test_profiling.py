@@ -6,7 +6,7 @@ import torch
 from tests.train.test_training import SHORT, CrashAfter, settings_for
 from unified_lift.train.hooks import Hook
 from unified_lift.train.loop import fit
-from unified_lift.train.profiling import Profile, Window, device_times, profile_table, windows
+from unified_lift.train.profiling import Profile, device_times, profile_table, windows
 from unified_lift.train.run import run
 from unified_lift.train.stage import Stage, no_op
 from unified_lift.train.start import start
@@ -14,9 +14,9 @@ from unified_lift.train.views import Prefetcher
 
 
 def test_windows_lie_after_a_quarter_of_the_steps_and_at_their_end():
-    assert windows(0, 30_000) == [Window(7_500, 7_600, 7_700), Window(29_800, 29_900, 30_000)]
-    assert windows(0, 16) == [Window(4, 6, 8), Window(12, 14, 16)]
-    assert windows(20, 28) == [Window(22, 23, 24), Window(26, 27, 28)]
+    assert windows(0, 30_000) == [range(7_500, 7_700), range(29_800, 30_000)]
+    assert windows(0, 16) == [range(4, 8), range(12, 16)]
+    assert windows(20, 28) == [range(22, 24), range(26, 28)]
     assert windows(20, 27) == windows(7, 7) == []
 
 

@@ -19,6 +19,7 @@ from unified_lift.modelfolder.settings import RefineSettings
 from unified_lift.ops.segments import dense_slots
 from unified_lift.settings.yaml import merged
 from unified_lift.train import refine
+from unified_lift.train.batches import weights_at
 from unified_lift.train.hooks import Hook
 from unified_lift.train.logs import read_log
 from unified_lift.train.loop import fit
@@ -124,15 +125,15 @@ def test_large_views_are_sampled(scene, learnt, monkeypatch):
     gaussians, method = learnt
     asked = []
 
-    def weights_of(gaussians, camera, *, pixels):
-        asked.append(pixels)
-        return blending_weights(gaussians, camera, pixels=pixels)
+    def weights_of(gaussians, camera, pixel_ids):
+        asked.append(pixel_ids)
+        return weights_at(gaussians, camera, pixel_ids)
 
-    monkeypatch.setattr(refine, "blending_weights", weights_of)
+    monkeypatch.setattr(refine, "weights_at", weights_of)
     start = torch.randn(len(gaussians), 16)
     first = refined(scene, gaussians, method, start, num_steps=2, refine_pixels=50)
     assert [len(pixels) for pixels in asked] == [50, 50]
-    assert all(len(pixels.unique(dim=0)) == 50 for pixels in asked)
+    assert all(len(pixels.unique()) == 50 for pixels in asked)
     assert torch.equal(refined(scene, gaussians, method, start, num_steps=2, refine_pixels=50), first)
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
 import tyro
 
@@ -85,8 +85,9 @@ def parse(argv: list[str]) -> TrainCommand:
         base = changed(base, {"strategy": known.strategy}, origin="command line")
     if known.config:
         base = changed(base, _translated(read_settings_file(known.config)), origin=str(known.config))
+    generic: Any = TrainCommand
     command = tyro.cli(
-        tyro.conf.OmitArgPrefixes[TrainCommand[type(base.method), type(base.density)]],
+        tyro.conf.OmitArgPrefixes[generic[type(base.method), type(base.density)]],
         args=argv,
         default=TrainCommand(settings=base),
         prog="train.py",

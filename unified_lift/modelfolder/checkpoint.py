@@ -28,10 +28,10 @@ def checkpoint_path(model_path: Path, total_steps: int) -> Path:
 def named_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yield dotted name and value of every tensor in a tree of dictionaries, lists and tuples."""
     if isinstance(tree, Tensor):
-        yield prefix, tree
+        yield prefix.removeprefix("."), tree
     elif isinstance(tree, dict | list | tuple):
         for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            yield from named_tensors(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from named_tensors(value, f"{prefix}.{key}")
 
 
 def snapshot(tree: Any) -> Any:
@@ -46,18 +46,14 @@ def snapshot(tree: Any) -> Any:
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread, one at a time. An error of the thread is raised by the next call."""
+    """Writes checkpoints in a thread, one at a time. An error of it, a UserError, is raised by the next call."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[None] | None = None
 
     def is_busy(self) -> bool:
-        """Return whether a checkpoint is being written.
-
-        Raises:
-            UserError: The last one could not be written.
-        """
+        """Return whether a checkpoint is being written."""
         if self._running is not None and self._running.done():
             self.wait()
         return self._running is not None
@@ -66,15 +62,12 @@ class CheckpointWriter:
         """Wait for the checkpoint before, then let the thread write `state`, which must not change any more.
 
         Once it is written, older checkpoints go, except those after the total steps `kept`.
-
-        Raises:
-            UserError: The checkpoint before could not be written.
         """
         self.wait()
         self._running = self._pool.submit(_replace_older, path, state, set(kept))
 
     def wait(self) -> None:
-        """Wait until everything is on disk; a UserError says why it could not be written."""
+        """Wait until everything is on disk."""
         running, self._running = self._running, None
         if running is not None:
             running.result()

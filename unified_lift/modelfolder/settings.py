@@ -151,10 +151,10 @@ class TrainSettings(Generic[M, D]):
     """Start from this trained 3D Gaussian .ply of any trainer instead of points."""
     data: DataSettings = field(default_factory=DataSettings)
     geometry: GeometrySettings = field(default_factory=GeometrySettings)
-    density: D = field(default_factory=DefaultStrategySettings)
+    density: D = field(default_factory=DefaultStrategySettings)  # type: ignore[assignment]  # the default of a type variable
     lift: LiftSettings = field(default_factory=LiftSettings)
     refine: RefineSettings = field(default_factory=RefineSettings)
-    method: M = field(default_factory=UnifiedLiftSettings)
+    method: M = field(default_factory=UnifiedLiftSettings)  # type: ignore[assignment]  # likewise
     run: RunSettings = field(default_factory=RunSettings)
 
     def check(self) -> None:

@@ -18,15 +18,21 @@ class Range(NamedTuple):
     most: float = math.inf
 
 
-def check_ranges(settings: Any) -> None:
-    """Check every number of a tree of settings.
+def leaves(settings: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return `dotted.name -> (value, annotation)` of every setting of a tree of dataclasses."""
+    found: dict[str, tuple[Any, Any]] = {}
+    hints = typing.get_type_hints(type(settings), include_extras=True)
+    for field in fields(settings):
+        value, name = getattr(settings, field.name), prefix + field.name
+        found |= leaves(value, f"{name}.") if is_dataclass(value) else {name: (value, hints[field.name])}
+    return found
 
-    Raises:
-        UserError: One is not finite or outside its range; the flag is named.
-    """
-    for name, value, hint in _leaves(settings):
+
+def check_ranges(settings: Any) -> None:
+    """Raise a UserError naming the flag of the first number of the tree that is not finite or out of its range."""
+    for name, (value, hint) in leaves(settings).items():
         for fault in faults(value, hint):
-            raise UserError(f"--{name} {fault}")
+            raise UserError(f"--{name.rpartition('.')[2]} {fault}")
 
 
 def faults(value: Any, hint: Any) -> Iterator[str]:
@@ -40,13 +46,3 @@ def faults(value: Any, hint: Any) -> Iterator[str]:
                 yield f"must be at least {least}, received {number}"
             if number > most:
                 yield f"goes up to {most}, received {number}"
-
-
-def _leaves(settings: Any) -> Iterator[tuple[str, Any, Any]]:
-    hints = typing.get_type_hints(type(settings), include_extras=True)
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if is_dataclass(value):
-            yield from _leaves(value)
-        else:
-            yield field.name, value, hints[field.name]

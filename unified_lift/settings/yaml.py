@@ -8,15 +8,16 @@ import json
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from unified_lift.errors import UserError
-from unified_lift.settings.limits import faults
+from unified_lift.settings.limits import faults, leaves
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Any)
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
@@ -48,27 +49,34 @@ def merged(settings: T, changes: Mapping[str, Any], *, origin: str) -> T:
     Raises:
         UserError: Unknown key (with the nearest known one), value of another type or out of range; `origin` is named.
     """
-    paths = _leaf_paths(settings)
+    known = leaves(settings)
+    groups = {field.name for field in fields(settings)} - set(known)
     for key, value in changes.items():
-        settings = _apply(settings, key, value, paths, origin)
+        if key in groups:
+            if not isinstance(value, Mapping):
+                raise UserError(f"{origin}: {key} is a group; write its settings below it, indented")
+            group = merged(getattr(settings, key), value, origin=f"{origin}, group {key}")
+            settings = dataclasses.replace(settings, **{key: group})
+            continue
+        paths = [path for path in known if path.rpartition(".")[2] == key]
+        if len(paths) != 1:
+            names = [path.rpartition(".")[2] for path in known]
+            near = difflib.get_close_matches(str(key), [*names, *groups], n=1)
+            raise UserError(f"{origin}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        settings = replaced(settings, paths[0], _coerced(known[paths[0]][1], value, f"{origin}: {key}"))
     return settings
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """Return the tree as plain YAML-able values."""
-    return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+    return {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}
 
 
-def differences(left: Any, right: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Return `dotted.name -> (left, right)` of every leaf in which two trees of the same type differ."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for field in dataclasses.fields(left):
-        a, b, name = getattr(left, field.name), getattr(right, field.name), prefix + field.name
-        if dataclasses.is_dataclass(a):
-            found |= differences(a, b, f"{name}.")
-        elif a != b:
-            found[name] = (a, b)
-    return found
+def differences(left: Any, right: Any) -> dict[str, tuple[Any, Any]]:
+    """Return `dotted.name -> (left, right)` of every setting that two trees have both, with different values."""
+    theirs = leaves(right)
+    pairs = {name: (value, theirs[name][0]) for name, (value, _) in leaves(left).items() if name in theirs}
+    return {name: (before, after) for name, (before, after) in pairs.items() if before != after}
 
 
 def replaced(settings: T, name: str, value: Any) -> T:
@@ -77,45 +85,17 @@ def replaced(settings: T, name: str, value: Any) -> T:
     return dataclasses.replace(settings, **{head: replaced(getattr(settings, head), rest, value) if rest else value})
 
 
-def _apply(settings: T, key: str, value: Any, paths: dict[str, list[str]], origin: str) -> T:
-    own = {field.name for field in dataclasses.fields(settings)}
-    if key in own and dataclasses.is_dataclass(getattr(settings, key)):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{origin}: {key} is a group; write its settings below it, indented")
-        group = merged(getattr(settings, key), value, origin=f"{origin}, group {key}")
-        return dataclasses.replace(settings, **{key: group})
-    if len(paths.get(key, [])) != 1:
-        near = difflib.get_close_matches(key, [*paths, *own], n=1)
-        raise UserError(f"{origin}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    path = paths[key][0]
-    return replaced(settings, path, _coerced(settings, path, value, origin))
-
-
-def _leaf_paths(settings: Any, prefix: str = "") -> dict[str, list[str]]:
-    paths: dict[str, list[str]] = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            for name, below in _leaf_paths(value, f"{prefix}{field.name}.").items():
-                paths.setdefault(name, []).extend(below)
-        else:
-            paths.setdefault(field.name, []).append(prefix + field.name)
-    return paths
-
-
-def _coerced(settings: Any, path: str, value: Any, origin: str) -> Any:
-    *groups, name = path.split(".")
-    owner = settings
-    for group in groups:
-        owner = getattr(owner, group)
-    hint = typing.get_type_hints(type(owner), include_extras=True)[name]
+def _coerced(hint: Any, value: Any, name: str) -> Any:
     kind = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
     try:
         value = _as_type(kind, value)
     except (TypeError, ValueError):
-        raise UserError(f"{origin}: {name} must be {_type_name(kind)}, received {value!r}") from None
+        is_choice = typing.get_origin(kind) is typing.Literal
+        wanted = getattr(kind, "__name__", str(kind))
+        wanted = "one of " + ", ".join(map(str, typing.get_args(kind))) if is_choice else wanted
+        raise UserError(f"{name} must be {wanted}, received {value!r}") from None
     for fault in faults(value, hint):
-        raise UserError(f"{origin}: {name} {fault}")
+        raise UserError(f"{name} {fault}")
     return value
 
 
@@ -138,12 +118,6 @@ def _as_type(hint: Any, value: Any) -> Any:
     if hint is int and isinstance(value, float) and value != int(value):
         raise ValueError
     return hint(value)
-
-
-def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    return getattr(hint, "__name__", str(hint))
 
 
 def _plain(value: Any) -> Any:

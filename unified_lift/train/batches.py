@@ -57,16 +57,7 @@ class PixelSampler:
         rng: StepRng,
         settings: LiftSettings,
     ) -> None:
-        """Choose no pixels yet.
-
-        Args:
-            views: The views, with segments.
-            cameras: Their cameras.
-            gaussians: Frozen geometry.
-            maps: Segments of the pixels, in the order of their slots.
-            rng: Randomness; the negative steps are the sampler's.
-            settings: How many pixels a step draws, and what may be kept of how many.
-        """
+        """Choose no pixels yet. `maps` are in the order of slots; of `rng` the negative steps are the sampler's."""
         self._views, self._cameras, self._gaussians = views, cameras, gaussians
         self._maps, self._rng, self._settings, self._pixels = maps, rng, settings, settings.lift_pixels
         self._made: dict[int, tuple[int, CachedPixels]] = {}
@@ -115,10 +106,9 @@ class PixelSampler:
         return pixels
 
     def weights_at(self, index: int, pixel_ids: Tensor) -> PixelWeights:
-        """Return the weights of pixels `pixel_ids` (y * width + x, [P]) of a view, computed now."""
-        camera, pixel_ids = self._cameras[index], pixel_ids.long()
-        pixels = torch.stack([pixel_ids % camera.width, pixel_ids // camera.width], dim=1)
-        return blending_weights(self._gaussians, camera, pixels=pixels, min_weight=self._settings.lift_min_weight)
+        """Return the weights of pixels `pixel_ids` of a view, computed now."""
+        least = self._settings.lift_min_weight
+        return weights_at(self._gaussians, self._cameras[index], pixel_ids, min_weight=least)
 
     def extremes(self, visit: int) -> tuple[int, int]:
         """Return fewest pixels and most segments of a view; the first call chooses the pixels of all views."""
@@ -130,6 +120,7 @@ class PixelSampler:
     def _choose(self, index: int, generation: int, most: int) -> CachedPixels:
         """Return at most `most` different pixels of a view, without weights."""
         slot, num_segments, pixel_ids = self._maps.of(index, self._views.get(index))
+        assert pixel_ids is not None  # since the maps are in the order of slots
         is_whole = len(slot) <= most
         if not is_whole:
             generator = self._rng.at(-1 - index - generation * len(self._cameras), slot.device)
@@ -142,6 +133,12 @@ class PixelSampler:
         return CachedPixels(slot, num_segments, pixel_ids, None, is_whole)
 
 
+def weights_at(gaussians: Gaussians, camera: Camera, pixel_ids: Tensor, *, min_weight: float = 0.0) -> PixelWeights:
+    """Return the blending weights of the pixels y * width + x, [P], of a view; smaller ones than the least are out."""
+    x, y = pixel_ids.long() % camera.width, pixel_ids.long() // camera.width
+    return blending_weights(gaussians, camera, pixels=torch.stack([x, y], dim=1), min_weight=min_weight)
+
+
 def copies_for(slot: Tensor, num_segments: int, *, samples: int, share: float) -> Tensor:
     """Return how often each pixel must be in a list for its segment to get its samples, int64 [P].
 
@@ -149,7 +146,7 @@ def copies_for(slot: Tensor, num_segments: int, *, samples: int, share: float) -
         slot: Segment of each pixel, -1 = no label, int32 [P].
         num_segments: S.
         samples: Pixels to be drawn of every segment, or all it has.
-        share: Of the list that is drawn.
+        share: Part of the list that is drawn.
     """
     counts = torch.bincount(slot + 1, minlength=num_segments + 1)  # unlabelled pixels first
     wanted = counts.clamp(max=samples)
@@ -164,11 +161,6 @@ def stratified(count: int, wanted: int, *, generator: torch.Generator, device: t
     Every number is as likely as in independent draws. From pixels in the order of their segments, each segment gets
     its share to within two pixels, and neighbours in the sample belong to one segment, as the losses' kernels like it.
     """
-    place = _numbers(wanted, device) + torch.rand(wanted, generator=generator, device=device)
+    parts = torch.arange(wanted, dtype=torch.float64, device=device)  # float32 would round the pixels of a large photo
+    place = parts.add_(torch.rand(wanted, generator=generator, device=device))
     return place.mul_(count / wanted).long().clamp_(max=count - 1)
-
-
-@functools.lru_cache(maxsize=4)
-def _numbers(count: int, device: torch.device) -> Tensor:
-    """Return 0, 1, ... count - 1, float64 [count]: float32 would round the pixels of a large photo."""
-    return torch.arange(count, dtype=torch.float64, device=device)

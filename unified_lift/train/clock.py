@@ -30,10 +30,9 @@ class RunClock:
         finally:
             self.done, self._running = self.seconds(), None
         if self.device.type == "cuda":
-            peak, before = torch.cuda.memory_stats(), self.peak_gpu_bytes.get(name, {})
-            self.peak_gpu_bytes[name] = {
-                kind: max(peak[f"{kind}_bytes.all.peak"], before.get(kind, 0)) for kind in ("allocated", "reserved")
-            }
+            peak = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+            before = self.peak_gpu_bytes.get(name, peak)
+            self.peak_gpu_bytes[name] = {kind: max(peak[kind], before[kind]) for kind in peak}
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each part, of the running one up to now."""

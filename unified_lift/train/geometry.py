@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from diff_gaussian_rasterization import RasterOutput, TrainingStep
@@ -46,7 +46,7 @@ class GeometryStage(Stage):
             if gaussians.feature_dim == 0:
                 gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
         self.losses = chosen_losses(settings.loss_weights)
-        self.weights = {**self.weights, **{loss.name: weight for loss, weight in self.losses.items()}}
+        self.weights = dict(self.weights) | {loss.name: weight for loss, weight in self.losses.items()}
         self.strategy, self.density = strategy, strategy.initial_state(len(gaussians), gaussians.device)
         self.background = background_of(settings, gaussians.device)
         self.renderer = TrainingStep(implementation="auto" if settings.rasterizer == "ours" else settings.rasterizer)
@@ -76,15 +76,12 @@ class GeometryStage(Stage):
         self.strategy.update(self.gaussians, self.adam, self.density, info)
         return {name: term.detach() for name, term in terms.items()}
 
-    def statistics(self) -> Mapping[str, float]:
-        """Return those of the method."""
-        return {} if self.method is None else self.method.statistics
-
     def rates(self, step: int) -> dict[str, float]:
         """Return the learning rate of each Gaussian parameter at a 0-based step."""
         s = self.settings
         done = step / (s.position_lr_max_steps or s.iterations)
-        rates = {
+        features = {} if self.method is None else {"features": self.method.rates(self.progress(step))["features"]}
+        return features | {
             "means": self.radius * log_linear(s.position_lr_init, s.position_lr_final, done),
             "quats": s.rotation_lr,
             "log_scales": s.scaling_lr,
@@ -92,9 +89,6 @@ class GeometryStage(Stage):
             "sh0": s.sh_lr,
             "shN": s.sh_lr / 20,
         }
-        if self.method is not None:
-            rates["features"] = self.method.rates(self.progress(step))["features"]
-        return rates
 
     @torch.no_grad()
     def labelled_pixels(self) -> Iterator[ViewPixels]:
@@ -117,10 +111,7 @@ class GeometryStage(Stage):
         viewmat, intrinsics = camera.tensors(self.gaussians.device)
         return self.renderer.forward(
             self.gaussians.table,
-            viewmat,
-            intrinsics,
-            camera.width,
-            camera.height,
+            *(viewmat, intrinsics, camera.width, camera.height),
             features=None if self.method is None else self.gaussians.features,
             sh_degree=min(step // self.settings.sh_interval, self.gaussians.sh_degree),
             background=self.background,
@@ -133,9 +124,7 @@ class GeometryStage(Stage):
         self.renderer.update(
             self.adam.states(self.gaussians.table, rates),
             loss=loss,
-            beta1=self.adam.betas[0],
-            beta2=self.adam.betas[1],
-            eps=self.adam.eps,
+            **self.adam.constants,
             **self.strategy.statistics(self.density, step, self.num_steps),
         )
         if self.method is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -16,12 +17,13 @@ from unified_lift.model.render import render
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.checkpoint import CheckpointWriter, checkpoint_path, named_tensors, snapshot
 from unified_lift.settings.yaml import to_dict
-from unified_lift.train.finite import TermRecord, require_finite_state
 from unified_lift.train.geometry import background_of
 from unified_lift.train.logs import RunLog
 from unified_lift.train.stage import Stage
 from unified_lift.train.start import TrainingState
 from unified_lift.train.views import Prefetcher
+
+_UNCHECKED_STEPS = 1_000
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the run can be resumed)
@@ -51,47 +53,73 @@ class Hook:
 
 
 class Finite(Hook):
-    """Ends a run whose loss is NaN or infinite. It looks before anything is logged or saved."""
+    """Ends a run whose loss or parameters are NaN or infinite, before anything of it is logged or saved.
+
+    Terms of recent steps are kept where they were computed: one small copy per step, no waiting for a GPU.
+    """
 
     def __init__(self) -> None:
-        self.record = TermRecord()
+        self._recent: list[tuple[int, tuple[str, ...], Tensor]] = []
+        self._last: dict[str, float] = {}
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
-        self.record.add(step, terms)
+        self._recent.append((step, tuple(terms), torch.stack(tuple(terms.values()))))
+        if len(self._recent) >= _UNCHECKED_STEPS:
+            self.last_terms()
 
     def step_failed(self) -> None:
-        self.record.require_finite()  # NaN of an earlier step, if that is the cause, makes a better message
+        self.last_terms()  # NaN of an earlier step, if that is the cause, makes a better message
+
+    def last_terms(self) -> dict[str, float]:
+        """Return the terms of the last step; those of all steps since the last call are checked.
+
+        Raises:
+            FloatingPointError: A term is NaN or infinite; the message names the first such step and its terms.
+        """
+        steps, self._recent = self._recent, []
+        values = iter(torch.cat([terms for _, _, terms in steps]).tolist() if steps else ())
+        for step, names, _ in steps:
+            self._last = {name: next(values) for name in names}
+            if not all(map(math.isfinite, self._last.values())):
+                listed = ", ".join(f"{name} = {value:g}" for name, value in self._last.items())
+                raise FloatingPointError(f"the loss is not finite at step {step}: {listed}")
+        return self._last
 
     def check(self, state: dict[str, Any], step: int) -> None:
-        """Raise FloatingPointError if a recent loss or a tensor of `state`, which is to be saved, is not finite."""
-        self.record.require_finite()
-        require_finite_state(named_tensors(state), step)
+        """Raise FloatingPointError if a recent loss is not finite, or a tensor of `state`, which is to be saved.
+
+        A finite loss may have had a gradient that was not. The message says that so many steps are done.
+        """
+        self.last_terms()
+        for name, value in named_tensors(state):
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                count = int((~torch.isfinite(value)).sum())
+                raise FloatingPointError(f"{name} holds {count} values that are not finite after {step} steps")
 
 
 class Log(Hook):
     """Writes terms, total and statistics every `log_interval` steps, and moves the progress bar."""
 
     def __init__(self, state: TrainingState, log: RunLog, finite: Finite) -> None:
-        self._run, self._log, self._record = state.settings.run, log, finite.record
+        self._run, self._log, self._finite = state.settings.run, log, finite
 
     def before_stage(self, stage: Stage) -> None:
         self._since = stage.first, time.perf_counter()
-        self._bar = tqdm(
-            total=stage.num_steps, initial=stage.first, desc=stage.name, disable=self._run.quiet, dynamic_ncols=True
-        )
+        options = {"desc": stage.name, "disable": self._run.quiet, "dynamic_ncols": True}
+        self._bar = tqdm(total=stage.num_steps, initial=stage.first, **options)
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
         self._bar.update()
         done, now = step + 1, time.perf_counter()
         if done % self._run.log_interval and done != stage.num_steps:
             return
-        values = self._record.require_finite()
-        total = sum(stage.weights.get(name, 1.0) * value for name, value in values.items())
-        statistics = {name: float(value) for name, value in stage.statistics().items()}
-        values = values | {"total": total} | statistics | {"num_gaussians": len(stage.gaussians)}
+        values = dict(self._finite.last_terms())
+        values["total"] = sum(stage.weights.get(name, 1.0) * value for name, value in values.items())
+        values |= {name: float(value) for name, value in stage.statistics().items()}
+        values["num_gaussians"] = len(stage.gaussians)
         values["seconds_per_step"] = (now - self._since[1]) / (done - self._since[0])
         self._log.scalars(stage.name, done, stage.steps_before + done, values)
-        self._bar.set_postfix({"loss": f"{total:.4f}", "N": len(stage.gaussians)}, refresh=False)
+        self._bar.set_postfix({"loss": f"{values['total']:.4f}", "N": len(stage.gaussians)}, refresh=False)
         self._since = done, now
 
     def close(self, stage: Stage) -> None:
@@ -157,13 +185,11 @@ class Checkpoints(Hook):
 
     def _is_due(self, total_steps: int) -> bool:
         run = self._state.settings.run
-        if total_steps in run.checkpoint_iterations:
-            return True
-        if run.checkpoint_interval and total_steps % run.checkpoint_interval == 0:
-            return True
+        due = total_steps in run.checkpoint_iterations
+        due |= run.checkpoint_interval > 0 and total_steps % run.checkpoint_interval == 0
         waited_s = time.perf_counter() - self._saved_at
         # By time only if the disk is through with the one before; asking also brings up an error of its thread.
-        return not self.writer.is_busy() and 0 < 60 * run.checkpoint_minutes <= waited_s
+        return due or (not self.writer.is_busy() and 0 < 60 * run.checkpoint_minutes <= waited_s)
 
     def save(self, stage: Stage, step: int) -> None:
         """Begin to write a checkpoint, after which the rolling ones before it go; the end of a stage is kept."""

@@ -6,7 +6,7 @@ SSIM, and only the sampled pixels; the map (the blending weights) is computed on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from diff_gaussian_rasterization import Sample, blend, blend_sample, draw
@@ -42,6 +42,7 @@ class LiftStage(Stage):
     """One view per step: sampled pixels, the method's losses, Adam on features and on the method's parameters."""
 
     name = "lift"
+    method: Method
 
     def __init__(
         self, scene: Scene, gaussians: Gaussians, method: Method, settings: LiftSettings, *, seed: int
@@ -75,15 +76,14 @@ class LiftStage(Stage):
         self.on_phase("view")
         index, visit = self.order.next_index(), step // len(self.cameras)
         pixels = self.sampler.of(index, visit)
-        is_replayable = self._is_replayable(visit)
-        key = self.method.graph_key(progress, self.settings.lift_pixels) if is_replayable else None
+        sample = self._fixed_sample(visit)
+        key = None if sample is None else self.method.graph_key(progress, self.settings.lift_pixels)
+        self.on_phase("forward")
         if key is not None:
-            self.on_phase("forward")
-            draw(pixels.weights, pixels.slot, self.sample, stream=self.rng.number(step))
+            draw(pixels.weights, pixels.slot, sample, stream=self.rng.number(step))
             self.on_phase("replay")
             terms = self.graph.run(key, progress)
         else:
-            self.on_phase("forward")
             drawn = self._drawn(index, pixels, step)
             self.gaussians.zero_grad()
             terms = self._losses(drawn, progress, view=index, step=step)
@@ -96,13 +96,10 @@ class LiftStage(Stage):
             self.method.finish(self.labelled_pixels)
         return terms
 
-    def statistics(self) -> Mapping[str, float]:
-        """Return those of the method."""
-        return self.method.statistics
-
     def labelled_views(self) -> Iterator[LabelledView]:
         """Walk over all labelled training views as the masks show them."""
         for name, camera, view in zip(self.names, self.cameras, self.views.all(), strict=True):
+            assert view.segments is not None
             segments = view.segments if view.valid is None else torch.where(view.valid, view.segments, -1)
             slots, ids = dense_slots(segments + 1, ignore_zero=True)  # raised by one: 0 = the lens saw nothing
             if self.method.ignore_zero and len(ids) and int(ids[0]) == 1:
@@ -114,19 +111,21 @@ class LiftStage(Stage):
         """Walk over all labelled training views: rendered features, slots and number of segments."""
         for index, view in enumerate(self.views.all()):
             slot, num_segments, pixel_ids = self.maps.of(index, view)
+            assert pixel_ids is not None
             features = render(self.gaussians, self.cameras[index]).features.flatten(0, 1)
             yield ViewPixels(features.index_select(0, pixel_ids), slot, num_segments)
 
     def _drawn(self, index: int, pixels: CachedPixels, step: int) -> ViewPixels:
         """Return the blended features of the pixels that a step draws from those of a view, or of all there are."""
-        chosen, slot, pixel_ids = None, pixels.slot, pixels.pixel_ids
-        if len(slot) > self.settings.lift_pixels:
+        chosen, slot, wanted = None, pixels.slot, self.settings.lift_pixels
+        if len(slot) > wanted:
             generator = self.rng.at(step, slot.device)
-            chosen = stratified(len(slot), self.settings.lift_pixels, generator=generator, device=slot.device)
-            slot, pixel_ids = slot.index_select(0, chosen), pixel_ids.index_select(0, chosen)
+            chosen = stratified(len(slot), wanted, generator=generator, device=slot.device)
+            slot = slot.index_select(0, chosen)
         if pixels.weights is not None:
             features = blend(pixels.weights, self.gaussians.features, rows=chosen)
         else:
+            pixel_ids = pixels.pixel_ids if chosen is None else pixels.pixel_ids.index_select(0, chosen)
             features = blend(self.sampler.weights_at(index, pixel_ids), self.gaussians.features)
         return ViewPixels(features, slot, pixels.num_segments)
 
@@ -141,17 +140,17 @@ class LiftStage(Stage):
 
     # ---- steps that a CUDA graph replays ----
 
-    def _is_replayable(self, visit: int) -> bool:
-        """Return whether all steps are alike: on a GPU, all weights at hand, enough pixels in every view."""
+    def _fixed_sample(self, visit: int) -> Sample | None:
+        """Return a sample in fixed memory if all steps are alike: on a GPU, weights kept, enough pixels."""
         if self.sample is None and self.gaussians.device.type == "cuda" and runs_on(self.gaussians.features):
             if self.sampler.keeps_weights and self.sampler.extremes(visit)[0] >= self.settings.lift_pixels:
                 self.sample = Sample.empty(self.settings.lift_pixels, self.gaussians.device)
-        return self.sample is not None
+        return self.sample
 
     def _replayed(self, progress: float) -> dict[str, Tensor]:
-        features = blend_sample(self.sample, self.gaussians.features)
-        _, num_segments = self.sampler.extremes(0)
-        return self._losses(ViewPixels(features, self.sample.slot, num_segments), progress, view=-1, step=-1)
+        assert self.sample is not None
+        features, slot = blend_sample(self.sample, self.gaussians.features), self.sample.slot
+        return self._losses(ViewPixels(features, slot, self.sampler.extremes(0)[1]), progress, view=-1, step=-1)
 
     def _leaves(self) -> dict[str, Tensor]:
         return {"features": self.gaussians.features} | dict(self.method.named_parameters())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -13,39 +14,34 @@ from unified_lift.fileio import write_text
 _TAGS = {  # 3DGS and Unified-Lift names, which existing dashboards expect
     "photometric": "train_loss_patches/photometric_loss",
     "total": "train_loss_patches/total_loss",
-    "contrastive": "train/contrastive",
     "class": "train/association",
-    "concentration": "train/concentration",
-    "norm": "train/norm",
-    "objects_used": "train/objects_used",
-    "filtered_ratio": "train/filtered_ratio",
     "num_gaussians": "total_points",
     "seconds_per_step": "iter_time",
     "psnr": "test/loss_viewpoint - psnr",
 }
+_STAGES = ("geometry", "lift", "refine")
 
 
 class RunLog:
-    """Append-only log of a model folder."""
+    """Append-only log of a model folder: `<model>/metrics.jsonl`, and `<model>/tb` if asked."""
 
     def __init__(self, model_path: Path, *, tensorboard: bool) -> None:
-        """Open `<model>/metrics.jsonl`, and `<model>/tb` if asked."""
         self._file = open(model_path / "metrics.jsonl", "a")  # noqa: SIM115 (closed by close)
-        self._writer = self._summary = None
+        self._writer: Any = None
         if tensorboard:
-            from tensorboard.compat.proto.summary_pb2 import Summary
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed for `none`
 
-            self._writer, self._summary = SummaryWriter(str(model_path / "tb")), Summary
+            self._writer = SummaryWriter(str(model_path / "tb"))
 
     def scalars(self, stage: str, step: int, total_steps: int, values: Mapping[str, float]) -> None:
         """Write one line {stage, step, ...values} and its TensorBoard scalars at `total_steps`."""
         self._file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         self._file.flush()
         if self._writer is not None:  # all values in one event: an eighth of the time of add_scalar for each
-            tagged = [(_TAGS.get(name, f"train/{name}"), value) for name, value in values.items()]
-            scalars = [self._summary.Value(tag=tag, simple_value=value) for tag, value in tagged]
-            self._writer.file_writer.add_summary(self._summary(value=scalars), total_steps)
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            scalars = [Summary.Value(tag=_TAGS.get(k, f"train/{k}"), simple_value=v) for k, v in values.items()]
+            self._writer.file_writer.add_summary(Summary(value=scalars), total_steps)
 
     def image(self, tag: str, total_steps: int, image: Tensor) -> None:
         """Write an image in [0, 1], [H, W, 3], to TensorBoard."""
@@ -61,14 +57,13 @@ class RunLog:
 
 def rewind_log(model_path: Path, *, stage: str, step: int) -> None:
     """Drop the lines written after a checkpoint taken in `stage` at `step`: the resumed run writes them again."""
-    stages = ("geometry", "lift", "refine")
-    done = ("test", *stages[: stages.index(stage)]) if stage != "geometry" else ()
+    at = (_STAGES.index(stage), step)
     kept = [
-        line
-        for line in read_log(model_path)
-        if line["stage"] in done or (line["stage"] in (stage, "test") and line["step"] <= step)
+        json.dumps(line) + "\n"
+        for line in read_log(model_path)  # test scores belong to geometry
+        if (_STAGES.index(line["stage"].replace("test", "geometry")), line["step"]) <= at
     ]
-    write_text(model_path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+    write_text(model_path / "metrics.jsonl", "".join(kept))
 
 
 def read_log(model_path: Path) -> list[dict]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,29 +19,23 @@ _BETWEEN_STEPS = "between steps"  # where hooks log, save and move the bar
 _WAITING = "wait at the end"  # for a GPU that is behind
 
 
-class Window(NamedTuple):
-    """Steps that are looked at, 0-based: `first` to `timed` by the clock, `timed` to `traced` by torch's profiler."""
+def windows(start: int, num_steps: int) -> list[range]:
+    """Return the steps to look at: some after a quarter of those from `start` to `num_steps`, and as many at the end.
 
-    first: int
-    timed: int
-    traced: int
-
-
-def windows(start: int, num_steps: int) -> list[Window]:
-    """Return one window after a quarter of the steps from `start` to `num_steps` and one at their end."""
+    The first half of a window is timed by the clock, the second traced by torch's profiler, which slows it down.
+    """
     count = num_steps - start
     size = min(_MOST_STEPS, count // 8)
     if size < 1:
         return []
-    return [Window(first, first + size, first + 2 * size) for first in (start + count // 4, num_steps - 2 * size)]
+    return [range(first, first + 2 * size) for first in (start + count // 4, num_steps - 2 * size)]
 
 
 class Profile(Hook):
-    """Looks at windows of steps of each stage. Timed steps run without torch's profiler, which would slow them down."""
+    """Looks at windows of steps of each stage."""
 
     def __init__(self, state: TrainingState) -> None:
         self._state, self._on_gpu = state, state.clock.device.type == "cuda"
-        self._windows: list[Window] = []
         self._trace: torch.profiler.profile | None = None
 
     def before_stage(self, stage: Stage) -> None:
@@ -54,17 +48,23 @@ class Profile(Hook):
         if not self._windows:
             return
         window = self._windows[0]
-        if step == window.first:
+        size = len(window) // 2
+        if step == window.start:
             sizes = {"gaussians": len(stage.gaussians), "codes": self._state.method.num_objects}
-            self._results.append({"steps": [window.first + 1, window.timed], **sizes})
+            self._results.append({"steps": [step + 1, step + size], **sizes})
             self._wait()
             self._seconds: dict[str, float] = {}
             self._phase, self._began = _BETWEEN_STEPS, time.perf_counter()
             self._since, stage.on_phase = self._began, self._begin_phase
-        elif step == window.timed:
-            self._end_timing(stage, steps=window.timed - window.first)
-        elif step == window.traced:
-            self._end_trace(steps=window.traced - window.timed)
+        elif step == window.start + size:
+            self._end_timing(stage, size)
+        elif step == window.stop:
+            if self._trace is not None:
+                self._wait()
+                self._trace.stop()
+                self._results[-1] |= device_times(self._trace, steps=size)
+                self._trace = None
+            self._windows.pop(0)
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
         stage.on_phase(_BETWEEN_STEPS)
@@ -73,7 +73,6 @@ class Profile(Hook):
         self.before_step(stage, stage.num_steps)
 
     def close(self, stage: Stage) -> None:
-        """Stop what a run that ends early has left running."""
         stage.on_phase = no_op
         if self._trace is not None:
             self._trace.stop()
@@ -84,26 +83,16 @@ class Profile(Hook):
         self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
         self._phase, self._since = phase, now
 
-    def _end_timing(self, stage: Stage, *, steps: int) -> None:
+    def _end_timing(self, stage: Stage, steps: int) -> None:
         self._begin_phase(_WAITING)
         stage.on_phase = no_op
         self._wait()
         self._begin_phase(_BETWEEN_STEPS)
-        self._results[-1] |= {
-            "wall_ms": 1e3 / steps * (self._since - self._began),
-            "host_ms": {phase: 1e3 / steps * seconds for phase, seconds in self._seconds.items()},
-        }
+        host_ms = {phase: 1e3 / steps * seconds for phase, seconds in self._seconds.items()}
+        self._results[-1] |= {"wall_ms": 1e3 / steps * (self._since - self._began), "host_ms": host_ms}
         if self._on_gpu:
             self._trace = torch.profiler.profile(activities=list(torch.profiler.supported_activities()))
             self._trace.start()
-
-    def _end_trace(self, *, steps: int) -> None:
-        if self._trace is not None:
-            self._wait()
-            self._trace.stop()
-            self._results[-1] |= device_times(self._trace, steps=steps)
-            self._trace = None
-        self._windows.pop(0)
 
     def _wait(self) -> None:
         if self._on_gpu:
@@ -118,8 +107,8 @@ def device_times(trace: torch.profiler.profile, *, steps: int) -> dict[str, Any]
         {"name": event.key, "ms": event.self_device_time_total / steps / 1e3, "launches": event.count / steps}
         for event in events
     ]
-    totals = {total: sum(kernel[key] for kernel in kernels) for total, key in (("device_ms", "ms"), ("launches",) * 2)}
-    return totals | {"kernels": kernels}
+    device_ms, launches = (sum(kernel[key] for kernel in kernels) for key in ("ms", "launches"))
+    return {"device_ms": device_ms, "launches": launches, "kernels": kernels}
 
 
 def profile_table(profile: Mapping[str, list[dict[str, Any]]]) -> str:
@@ -133,8 +122,7 @@ def _lines(stage: str, result: Mapping[str, Any]) -> Iterator[str]:
     yield f"{stage}, steps {first} to {last} ({sizes}): {result['wall_ms']:.3f} ms a step"
     for phase, milliseconds in result["host_ms"].items():
         yield f"  {milliseconds:9.3f} ms  {phase}"
-    if "kernels" not in result:
-        return
-    yield f"  on the GPU {result['device_ms']:.3f} ms in {result['launches']:.1f} launches a step"
-    for kernel in result["kernels"][:_KERNELS_SHOWN]:
+    if "kernels" in result:
+        yield f"  on the GPU {result['device_ms']:.3f} ms in {result['launches']:.1f} launches a step"
+    for kernel in result.get("kernels", [])[:_KERNELS_SHOWN]:
         yield f"  {kernel['ms']:9.4f} ms  {kernel['launches']:6.1f} x  {kernel['name'][:90]}"

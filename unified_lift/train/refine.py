@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 
 import torch
-from diff_gaussian_rasterization import PixelWeights, blend
+from diff_gaussian_rasterization import blend
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from unified_lift.methods.base import Method
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.model.render import blending_weights, render
+from unified_lift.model.render import render
 from unified_lift.modelfolder.labels import Labelling
 from unified_lift.modelfolder.settings import RefineSettings
 from unified_lift.ops.rng import StepRng
+from unified_lift.train.batches import weights_at
 from unified_lift.train.stage import Stage
 from unified_lift.train.views import Prefetcher, SegmentMaps
 from unified_lift.types import Scene
@@ -32,12 +33,12 @@ def steps_of(wanted: int, settings: RefineSettings, scene: Scene) -> int:
         return wanted
     cameras = [view.camera for view in scene.train if view.segments is not None]
     pixels = sum(camera.width * camera.height for camera in cameras)
-    wanted = max(settings.refine_min_steps, settings.refine_visits * len(cameras))
-    return min(wanted, math.ceil(settings.refine_max_draws * pixels / settings.refine_pixels))
+    long = max(settings.refine_min_steps, settings.refine_visits * len(cameras))
+    return min(long, math.ceil(settings.refine_max_draws * pixels / settings.refine_pixels))
 
 
 def temperature_for(num_codes: int) -> float:
-    """Return 1 / (1 + ln L): a pixel that shows its code, and of no other anything, is as sure of it for every L.
+    """Return 1 / (1 + ln L), at which a pixel that shows its code alone is as sure of it for every number L of codes.
 
     At one temperature for all, the pixels inside of hundreds of objects would never be sure, and outweigh the borders.
     """
@@ -55,6 +56,8 @@ class RefineStage(Stage):
     name = "refine"
     saves_end = False  # the results are written at once
 
+    method: Method
+
     def __init__(
         self,
         scene: Scene,
@@ -67,6 +70,8 @@ class RefineStage(Stage):
     ) -> None:
         """Start at the features of the labels; the number of steps is the method's."""
         labelled, final = [view for view in scene.train if view.segments is not None], method.final_features()
+        assert final is not None
+        assert labels.features is not None
         views = Prefetcher(labelled, kept_on=scene.kept_on, device=gaussians.device, fields=("segments", "valid"))
         num_steps = steps_of(final.refine_steps, settings, scene)
         super().__init__(gaussians, method, views, num_steps=num_steps, seed=seed)
@@ -74,7 +79,6 @@ class RefineStage(Stage):
         self.cameras, self.codes = [view.camera for view in labelled], final.codes
         self.maps, self.rng = SegmentMaps(ignore_zero=method.ignore_zero, keep=False), StepRng(seed)
         self.features = labels.features.detach().clone().requires_grad_(True)
-        self.temperature = temperature_for(len(self.codes))
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Do 0-based `step` and return the cross-entropy, summed over the pixels drawn."""
@@ -83,17 +87,15 @@ class RefineStage(Stage):
         slot, num_segments, pixel_ids = self.maps.of(index, view)
         self.on_phase("targets")
         with torch.no_grad():
-            own = self.method.segment(render(self.gaussians, self.cameras[index]).features).object_ids.flatten()
+            own = self.method.segment(render(self.gaussians, view.camera).features).object_ids.flatten()
         own = own if pixel_ids is None else own.index_select(0, pixel_ids)
         targets = pixel_targets(own, slot, num_segments, len(self.codes))
         chosen = self._drawn(len(targets), step)
         self.on_phase("forward")
-        blended = blend(
-            self._weights(index, chosen if pixel_ids is None else pixel_ids.index_select(0, chosen).long()),
-            self.features,
-        )
+        drawn = chosen if pixel_ids is None else pixel_ids.index_select(0, chosen)
+        blended = blend(weights_at(self.gaussians, view.camera, drawn), self.features)
         self.on_phase("losses")
-        logits, target = blended @ self.codes.T / self.temperature, targets.index_select(0, chosen)
+        logits, target = blended @ self.codes.T / temperature_for(len(self.codes)), targets.index_select(0, chosen)
         # A sum, since a mean over no labelled pixel is NaN; Adam does not care for the factor.
         loss = cross_entropy(logits, target, ignore_index=-1, reduction="sum")
         self.on_phase("backward")
@@ -107,6 +109,10 @@ class RefineStage(Stage):
         """Return the learning rate at a 0-based step."""
         is_late = self.progress(step) >= 1 - self.settings.refine_lr_final_share
         return self.settings.refine_lr_final if is_late else self.settings.refine_lr
+
+    def statistics(self) -> dict[str, float]:
+        """Return none: those of the method belong to the lift."""
+        return {}
 
     def state_dict(self) -> dict:
         """Return everything but Gaussians and method."""
@@ -125,11 +131,6 @@ class RefineStage(Stage):
             return torch.arange(count, device=device)
         return torch.randperm(count, generator=self.rng.at(step, device), device=device)[:wanted]
 
-    def _weights(self, index: int, pixel_ids: Tensor) -> PixelWeights:
-        width = self.cameras[index].width
-        pixels = torch.stack([pixel_ids % width, pixel_ids // width], dim=1)
-        return blending_weights(self.gaussians, self.cameras[index], pixels=pixels)
-
 
 def pixel_targets(own: Tensor, slot: Tensor, num_segments: int, num_codes: int) -> Tensor:
     """Return the code that each pixel of a view is to have, int64 [P]; -1 = its mask says nothing.
@@ -147,11 +148,8 @@ def pixel_targets(own: Tensor, slot: Tensor, num_segments: int, num_codes: int) 
     """
     pair = (slot.long() + 1) * num_codes + own  # row 0: pixels without label
     # Summed by index_add_: told the size, it lets a GPU go on without waiting.
-    table = torch.zeros((num_segments + 1) * num_codes, device=own.device).index_add_(
-        0, pair, torch.ones_like(own.float())
-    )
-    table = table.view(-1, num_codes)
+    table = torch.zeros((num_segments + 1) * num_codes, device=own.device)
+    table = table.index_add_(0, pair, torch.ones_like(own.float())).view(-1, num_codes)
     dominant = table.argmax(dim=1)[slot.long() + 1]
     held = 2 * table > table.sum(dim=0)
-    is_swallowed = held.view(-1)[pair]
-    return torch.where(slot < 0, -1, torch.where(is_swallowed, own, dominant))
+    return torch.where(slot < 0, -1, torch.where(held.view(-1)[pair], own, dominant))

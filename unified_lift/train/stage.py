@@ -42,7 +42,6 @@ class Stage(ABC):
     def __init__(
         self, gaussians: Gaussians, method: Method | None, views: Prefetcher, *, num_steps: int, seed: int
     ) -> None:
-        """Start with a fresh view order, generator and optimisers."""
         self.gaussians, self.method, self.views, self.num_steps = gaussians, method, views, num_steps
         self.first = self.steps_before = 0
         self.weights: Mapping[str, float] = {} if method is None else method.weights
@@ -57,7 +56,7 @@ class Stage(ABC):
 
     def statistics(self) -> Mapping[str, float]:
         """Return more numbers about the last step for the log; reading them may wait for the device."""
-        return {}
+        return {} if self.method is None else self.method.statistics
 
     def next_view(self) -> tuple[int, View]:
         """Return the next view of the order and its index among the stage's views."""
@@ -77,19 +76,14 @@ class Stage(ABC):
 
     def state_dict(self) -> dict:
         """Return everything but Gaussians and method."""
-        return {
-            "order": self.order.state_dict(),
-            "generator": self.generator.get_state(),
-            "adam": self.adam.state_dict(),
-            "method_adam": self.method_adam.state_dict(),
-        }
+        parts = {name: getattr(self, name).state_dict() for name in ("order", "adam", "method_adam")}
+        return parts | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
         """Take what `state_dict` returned."""
-        self.order.load_state_dict(state["order"])
+        for name in ("order", "adam", "method_adam"):
+            getattr(self, name).load_state_dict(state[name])
         self.generator.set_state(state["generator"])
-        self.adam.load_state_dict(state["adam"])
-        self.method_adam.load_state_dict(state["method_adam"])
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -27,18 +27,17 @@ from unified_lift.types import Scene
 _FREE_TO_CHANGE = ("model_path", "run.", "data.source_path", "geometry.iterations", "lift.lift_iterations")
 
 
-@dataclass(kw_only=True)
+@dataclass
 class TrainingState:
     """What a run trains, and what it knows about itself.
 
     Attributes:
-        settings: What it was asked for.
-        scene: What it trains on.
+        settings, scene: What it was asked for, and on what it trains.
         data: Where photos and masks are kept.
         gaussians, method: What it trains.
-        total_steps: Steps of the stages that were begun.
         clock: Seconds and memory of its parts.
         checkpoint: What it goes on from; None = from the beginning.
+        total_steps: Steps of the stages that were begun.
         profile: Times of steps by stage, with --profile.
         manifest: What the folder says about the finished run.
     """
@@ -49,8 +48,8 @@ class TrainingState:
     gaussians: Gaussians
     method: Method
     clock: RunClock
-    total_steps: int = 0
     checkpoint: dict[str, Any] | None = None
+    total_steps: int = 0
     profile: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
 
@@ -68,73 +67,58 @@ def start(settings: TrainSettings, scene: Scene | None, resume_from: Path | None
     device = chosen_device(settings.run.device)
     require_rasterizer(settings.geometry.rasterizer, device)
     chosen_losses(settings.geometry.loss_weights)
-    clock = RunClock(device)
-    cache = DataCache(settings.run.data_device, device=device, folder=settings.model_path)
+    clock, cache = RunClock(device), DataCache(settings.run.data_device, device=device, folder=settings.model_path)
+    with clock.part("load"):
+        loaded = _loaded(settings, cache) if scene is None else scene
+        placed = cache.cached(loaded)
+    assert cache.choice is not None
     if scene is None:
-        with clock.part("load"):
-            scene = cache.cached(_loaded(settings, cache))
         tqdm.write(str(cache.choice))
     else:
-        scene = cache.cached(scene)
-    method = settings.build_method(zero_id=scene.zero_id).to(device)
+        del clock.done["load"]
+    method = settings.build_method(zero_id=placed.zero_id).to(device)
     if settings.schedule == "joint" and not method.allows_joint:
         raise UserError(f"--method {settings.method_name} needs finished geometry; leave --schedule joint out")
-    saved = None if resume_from is None else load_checkpoint(resume_from)
-    if saved is None:
-        gaussians = start_gaussians(settings, scene).to(device)
-    else:
+    saved = None
+    if resume_from is not None:
+        saved = load_checkpoint(resume_from)
         _require_same_run(settings, saved, resume_from)
-        gaussians = Gaussians(saved["gaussians"]).to(device)
+        gaussians = Gaussians(saved["gaussians"])
         method.load_state_dict(saved["method"])
         for name, spent in saved.get("seconds", {}).items():
             clock.done[name] = clock.done.get(name, 0.0) + spent
-    return TrainingState(
-        settings=settings,
-        scene=scene,
-        data=cache.choice,
-        gaussians=gaussians,
-        method=method,
-        clock=clock,
-        checkpoint=saved,
-    )
-
-
-def start_gaussians(settings: TrainSettings, scene: Scene) -> Gaussians:
-    """Return the Gaussians a run starts from: the scene's points, or a trained .ply."""
-    if settings.init_ply is None:
-        return gaussians_from_points(scene.points, sh_degree=settings.geometry.sh_degree)
-    return read_gaussians(settings.init_ply)
+    elif settings.init_ply is not None:
+        gaussians = read_gaussians(settings.init_ply)
+    else:
+        gaussians = gaussians_from_points(placed.points, sh_degree=settings.geometry.sh_degree)
+    return TrainingState(settings, placed, cache.choice, gaussians.to(device), method, clock, checkpoint=saved)
 
 
 def latest_checkpoint(settings: TrainSettings) -> Path | None:
     """Return the last checkpoint after which nothing is to be longer than it was: more geometry asks for geometry's."""
     for path in reversed(checkpoints(settings.model_path).values()):
         state = load_checkpoint(path)
-        geometry, lift = state["settings"]["geometry"]["iterations"], state["settings"]["lift"]["lift_iterations"]
-        if state["stage"] != "geometry" and geometry != settings.geometry.iterations:
-            continue
-        if state["stage"] == "refine" and lift != settings.lift.lift_iterations:
-            continue
-        return path
+        stage, before = state["stage"], state["settings"]
+        same_geometry = before["geometry"]["iterations"] == settings.geometry.iterations
+        same_lift = before["lift"]["lift_iterations"] == settings.lift.lift_iterations
+        if stage == "geometry" or (same_geometry and (stage == "lift" or same_lift)):
+            return path
     return None
 
 
 def _require_same_run(settings: TrainSettings, saved: dict[str, Any], path: Path) -> None:
     old = changed(TrainSettings(), saved["settings"], origin=str(path))
-    for flag, before, now in (
-        ("--method", old.method_name, settings.method_name),
-        ("--strategy", old.strategy, settings.strategy),
-    ):
-        if before != now:
-            raise UserError(f"{path}: was trained with {flag} {before}, now {now}; keep it or start a new -m folder")
-    for name, (before, now) in differences(old, settings).items():
-        if not name.startswith(_FREE_TO_CHANGE):
-            raise UserError(f"{path}: was trained with {name} = {before}, now {now}; keep it or start a new -m folder")
+    found = {name: pair for name, pair in differences(old, settings).items() if not name.startswith(_FREE_TO_CHANGE)}
+    flags = {"method_name": "--method", "strategy": "--strategy"}  # whose other settings follow from them
+    for name, (before, now) in sorted(found.items(), key=lambda item: item[0] not in flags):
+        was = f"{flags[name]} {before}" if name in flags else f"{name} = {before}"
+        raise UserError(f"{path}: was trained with {was}, now {now}; keep it or start a new -m folder")
     if saved["stage"] == "geometry" and saved["step"] > settings.geometry.iterations:
         raise UserError(f"{path}: is already at iteration {saved['step']}; ask for more --iterations")
 
 
 def _loaded(settings: TrainSettings, cache: DataCache) -> Scene:
+    """Return the scene, and print what it holds."""
     with tqdm(desc="load", unit=" views", disable=settings.run.quiet, dynamic_ncols=True, leave=False, delay=1) as bar:
 
         def show(done: int, total: int) -> None:
@@ -144,8 +128,8 @@ def _loaded(settings: TrainSettings, cache: DataCache) -> Scene:
                 bar.set_description("load: initial points")
 
         scene = load_scene(settings.data, progress=show, cache=cache)
-    sizes = {(view.camera.width, view.camera.height) for view in (*scene.train, *scene.test)}
-    size = ", ".join(f"{w}x{h}" for w, h in sorted(sizes)[:3]) + (" ..." if len(sizes) > 3 else "")
+    sizes = sorted({(view.camera.width, view.camera.height) for view in (*scene.train, *scene.test)})
+    size = ", ".join(f"{w}x{h}" for w, h in sizes[:3]) + (" ..." if len(sizes) > 3 else "")
     masks = sum(view.segments is not None for view in scene.train)
     tqdm.write(
         f"{scene.name}: {scene.dataset}, {len(scene.train)} training views ({masks} with masks), "
@@ -154,7 +138,6 @@ def _loaded(settings: TrainSettings, cache: DataCache) -> Scene:
     for note in scene.notes:
         tqdm.write(f"note: {note}")
     if not settings.run.quiet:
-        tqdm.write(
-            f"preset {settings.preset}, schedule {settings.schedule}, seed {settings.seed} -> {settings.model_path}"
-        )
+        run = f"preset {settings.preset}, schedule {settings.schedule}, seed {settings.seed}"
+        tqdm.write(f"{run} -> {settings.model_path}")
     return scene

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +13,7 @@ from torch import Tensor
 from unified_lift.ops.segments import dense_slots
 from unified_lift.types import DataDevice, View
 
-ViewField = Literal["image", "segments", "valid"]
-_FIELDS: tuple[ViewField, ...] = ("image", "segments", "valid")
-_Copies = tuple[dict[str, Tensor], torch.cuda.Event | None]
+_Copies = tuple[dict[str, Any], torch.cuda.Event | None]
 """Copies by field, and when a GPU has them."""
 
 
@@ -23,19 +21,18 @@ class ViewOrder:
     """An endless shuffled order over `count` views with its own generator: without replacement, refilled [3DGS]."""
 
     def __init__(self, count: int, *, seed: int) -> None:
-        """Start with an empty stack."""
-        self.count = count
+        self.count, self.stack = count, list[int]()
         self.generator = torch.Generator().manual_seed(seed)
-        self.stack: list[int] = []
 
     def next_index(self) -> int:
         """Return the index of the next view."""
-        self._refill()
+        self.peek()
         return self.stack.pop()
 
     def peek(self) -> int:
         """Return what `next_index` is going to return."""
-        self._refill()
+        if not self.stack:
+            self.stack = torch.randperm(self.count, generator=self.generator).tolist()
         return self.stack[-1]
 
     def state_dict(self) -> dict:
@@ -46,10 +43,6 @@ class ViewOrder:
         """Take what `state_dict` returned."""
         self.stack = list(state["stack"])
         self.generator.set_state(state["generator"])
-
-    def _refill(self) -> None:
-        if not self.stack:
-            self.stack = torch.randperm(self.count, generator=self.generator).tolist()
 
 
 class Prefetcher:
@@ -65,14 +58,13 @@ class Prefetcher:
         *,
         kept_on: DataDevice,
         device: torch.device,
-        fields: Sequence[ViewField] = _FIELDS,
+        fields: Sequence[str] = ("image", "segments", "valid"),
     ) -> None:
         """Serve `views`, whose pixels are kept on `kept_on`, with these fields on `device`."""
         self._views, self._fields, self._device = views, fields, device
-        on_gpu, from_disk = device.type == "cuda", kept_on == "disk"
-        self._hands_out = not from_disk and (kept_on == "cuda" or not on_gpu)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="views") if from_disk else None
-        self._stream = torch.cuda.Stream(device) if on_gpu and not self._hands_out else None
+        self._hands_out = kept_on != "disk" and kept_on in ("cuda", device.type)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="views") if kept_on == "disk" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" and not self._hands_out else None
         self._buffers: dict[str, Tensor] = {}
         self._coming: tuple[int, Callable[[], _Copies]] | None = None
 
@@ -110,8 +102,8 @@ class Prefetcher:
 
     def _fetch(self, index: int) -> Callable[[], _Copies]:
         """Begin to copy a view; the result is called when the copies are needed."""
-        tensors = {name: getattr(self._views[index], name) for name in self._fields}
-        tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        values = {name: getattr(self._views[index], name) for name in self._fields}
+        tensors = {name: value for name, value in values.items() if value is not None}
         if self._thread is not None:
             return self._thread.submit(self._copy, tensors).result
         copies = self._copy(tensors)
@@ -140,7 +132,7 @@ class SegmentMap(NamedTuple):
     """The pixels of a labelled view that its lens saw.
 
     Attributes:
-        slot: Dense segment index of each, -1 = no label, int32 [P].
+        slot: Local segment index of each, -1 = no label, int32 [P].
         num_segments: S, all of which have a pixel here.
         pixel_ids: y * width + x of each, int32 [P]; None = all pixels, row by row.
     """
@@ -151,35 +143,28 @@ class SegmentMap(NamedTuple):
 
 
 class SegmentMaps:
-    """Segment maps of the views of a stage: the ids of a view never change, so each is made once, at first use.
+    """Segment maps of the views of a stage, made at first use.
 
-    They take twice the memory of the masks. Where those do not stay on the computing device, neither do the maps: then
-    each is made anew for every step, for which a GPU makes the host wait.
+    Kept, they take twice the memory of the masks. Made anew for every step, a GPU makes the host wait for each.
     """
 
     def __init__(self, *, ignore_zero: bool, keep: bool, by_slot: bool = False) -> None:
-        """Make none yet.
-
-        Args:
-            ignore_zero: Whether id 0 means "unlabelled".
-            keep: Keep the maps.
-            by_slot: Put the pixels in the order of their slots rather than row by row.
-        """
-        self.ignore_zero, self.keep, self.by_slot = ignore_zero, keep, by_slot
-        self.kept: dict[int, SegmentMap] = {}
+        """Make none yet. `by_slot` puts pixels in the order of their slots; `ignore_zero`: id 0 means unlabelled."""
+        self._ignore_zero, self._keep, self._by_slot = ignore_zero, keep, by_slot
+        self._kept: dict[int, SegmentMap] = {}
 
     def of(self, index: int, view: View) -> SegmentMap:
-        """Return the map of `view`, which is number `index` and on the computing device."""
-        made = self.kept[index] if index in self.kept else self._make(view)
-        if self.keep:
-            self.kept[index] = made
-        return made
-
-    def _make(self, view: View) -> SegmentMap:
+        """Return the map of `view`, which is number `index`, labelled, and on the computing device."""
+        if index in self._kept:
+            return self._kept[index]
+        assert view.segments is not None
         seen = None if view.valid is None else view.valid.flatten().nonzero()[:, 0]
         segments = view.segments.flatten() if seen is None else view.segments.flatten()[seen]
-        slot, ids = dense_slots(segments, ignore_zero=self.ignore_zero)
-        if self.by_slot:
+        slot, ids = dense_slots(segments, ignore_zero=self._ignore_zero)
+        if self._by_slot:
             order = slot.argsort(stable=True)
             slot, seen = slot[order], order if seen is None else seen[order]
-        return SegmentMap(slot, len(ids), None if seen is None else seen.int())
+        found = SegmentMap(slot, len(ids), None if seen is None else seen.int())
+        if self._keep:
+            self._kept[index] = found
+        return found

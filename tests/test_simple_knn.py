@@ -4,8 +4,6 @@ import simple_knn
 import torch
 from simple_knn._C import distCUDA2
 
-from unified_lift.ops.neighbors import mean_squared_distance_to_3_nearest
-
 
 def by_brute_force(points: torch.Tensor) -> torch.Tensor:
     """Return the definition: all pairwise distances, the point itself left out, the three smallest averaged."""
@@ -63,8 +61,5 @@ def test_far_from_the_origin_precision_holds():
     np.testing.assert_allclose(moved, distCUDA2(points), rtol=1e-3)
 
 
-def test_the_project_door_returns_the_same_without_a_gradient():
-    points = torch.rand(20, 3, requires_grad=True)
-    result = mean_squared_distance_to_3_nearest(points)
-    assert torch.equal(result, distCUDA2(points))
-    assert not result.requires_grad
+def test_the_result_has_no_gradient():
+    assert not distCUDA2(torch.rand(20, 3, requires_grad=True)).requires_grad

@@ -45,9 +45,10 @@ def kernel_variants():
     return variants
 
 
-def library_flags():
+def library_flags(compiler):
     """Carry the C++ runtime along on Linux, so that the library does not meet a second, older copy of it."""
-    return ["-static-libgcc", "-static-libstdc++"] if sys.platform.startswith("linux") else []
+    static = sys.platform.startswith("linux") and "nvcc" not in Path(compiler).name
+    return ["-static-libgcc", "-static-libstdc++"] if static else []
 
 
 def find_nvcc():
@@ -100,63 +101,50 @@ class BuildKernels(build_ext):
         return fullname.split(".")[-1] + ".so"
 
     def build_extension(self, ext):
-        if ext.name.endswith("_dgr_cuda"):
-            self.build_cuda(ext)
-        else:
-            self.build_cpu(ext)
+        compile_, link, jobs = self.cuda_jobs() if ext.name.endswith("_dgr_cuda") else self.cpu_jobs()
+        if not jobs:
+            return
+        folder, output = Path(self.build_temp), Path(self.get_ext_fullpath(ext.name))
+        folder.mkdir(parents=True, exist_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        objects = [str(folder / f"{name}.o") for _, name, _ in jobs]
+        running = [
+            subprocess.Popen([*compile_, *flags, "-c", source, "-o", target])
+            for (source, _, flags), target in zip(jobs, objects)
+        ]
+        if any([process.wait() for process in running]):
+            self.report(f"{compile_[0]} could not compile {ext.name}")
+            return
+        # into a new file and then into place: a running process may have the old library mapped
+        fresh = output.with_suffix(".new")
+        if (
+            subprocess.run([compile_[0], *link, *objects, *library_flags(compile_[0]), "-o", str(fresh)]).returncode
+            != 0
+        ):
+            self.report(f"linking {ext.name} failed")
+            return
+        os.replace(fresh, output)
 
-    def build_cuda(self, ext):
+    def cuda_jobs(self):
+        """Return the compiler's command, link flags, and (source, object, flags) of each unit; no unit = not built."""
         nvcc = find_nvcc()
         architectures, reason = wanted_architectures(nvcc)
         if not architectures:
             print(f"{PACKAGE}: the kernels for NVIDIA GPUs are not built ({reason})", file=sys.stderr)
-            return
+            return [], [], []
         print(f"{PACKAGE}: building the kernels for NVIDIA GPUs ({', '.join(architectures)})", file=sys.stderr)
-        folder, output = Path(self.build_temp), Path(self.get_ext_fullpath(ext.name))
-        folder.mkdir(parents=True, exist_ok=True)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        objects = [str(folder / f"cuda_{unit}.o") for unit in CUDA_UNITS]
-        running = [
-            subprocess.Popen(
-                [nvcc, *CUDA_FLAGS, *CUDA_UNIT_FLAGS.get(unit, []), *architecture_flags(architectures)]
-                + ["-c", f"csrc/cuda/{unit}.cu", "-o", target]
-            )
-            for unit, target in zip(CUDA_UNITS, objects)
-        ]
-        if any([process.wait() for process in running]):
-            self.report(f"{nvcc} could not compile the kernels for NVIDIA GPUs")
-            return
-        fresh = output.with_suffix(".new")
-        if subprocess.run([nvcc, "-shared", "-cudart", "static", *objects, "-o", str(fresh)]).returncode != 0:
-            self.report("linking the kernels for NVIDIA GPUs failed")
-            return
-        os.replace(fresh, output)
+        jobs = [(f"csrc/cuda/{unit}.cu", f"cuda_{unit}", CUDA_UNIT_FLAGS.get(unit, [])) for unit in CUDA_UNITS]
+        return [nvcc, *CUDA_FLAGS, *architecture_flags(architectures)], ["-shared", "-cudart", "static"], jobs
 
-    def build_cpu(self, ext):
+    def cpu_jobs(self):
+        """Return the same for the CPU kernels, once per instruction set."""
         compiler = shutil.which(os.environ.get("CXX", "g++"))
         if compiler is None:
             self.report("no C++ compiler found (install g++ or set CXX)")
-            return
-        folder, output = Path(self.build_temp), Path(self.get_ext_fullpath(ext.name))
-        folder.mkdir(parents=True, exist_ok=True)
-        output.parent.mkdir(parents=True, exist_ok=True)
+            return [], [], []
         jobs = [(source, Path(source).stem, []) for source in SOURCES]
         jobs += [(KERNELS, f"kernels_{isa}", flags) for isa, flags in kernel_variants().items()]
-        objects = [str(folder / f"{name}.o") for _, name, _ in jobs]
-        running = [
-            subprocess.Popen([compiler, *FLAGS, *flags, "-c", source, "-o", target])
-            for (source, _, flags), target in zip(jobs, objects)
-        ]
-        if any([process.wait() for process in running]):
-            self.report(f"{compiler} could not compile the kernels")
-            return
-        # into a new file and then into place: a running process may have the old library mapped
-        fresh = output.with_suffix(".new")
-        link = [compiler, "-shared", "-pthread", *objects, *library_flags(), "-o", str(fresh)]
-        if subprocess.run(link).returncode != 0:
-            self.report("linking the kernels failed")
-            return
-        os.replace(fresh, output)
+        return [compiler, *FLAGS], ["-shared", "-pthread"], jobs
 
     def report(self, reason):
         print(f"WARNING: {PACKAGE}: {reason}; the package will run on its slow torch reference", file=sys.stderr)

@@ -7,7 +7,7 @@ blended a second time with positions, shapes and opacities held fixed. The READM
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import gsplat
 import torch
@@ -19,37 +19,6 @@ from .types import LOW_PASS, RasterMeta, RasterOutput
 
 TILE = 16  # pixels; other sizes are untested there
 MOST_CHANNELS = 32  # of one pass, as gsplat itself does it; more spill registers
-
-
-class _Splats(NamedTuple):
-    """Projected Gaussians of all views; rows of culled ones hold anything.
-
-    Attributes:
-        centres: [C, N, 2].
-        conics: Upper triangle of the inverse 2D covariance, [C, N, 3].
-        opacities: [C, N].
-    """
-
-    centres: Tensor
-    conics: Tensor
-    opacities: Tensor
-
-    def detached(self) -> _Splats:
-        return _Splats(*(t.detach() for t in self))
-
-
-class _Lists(NamedTuple):
-    """Which splats each tile blends, nearest first, and the size of the image.
-
-    Attributes:
-        offsets: First entry of each tile, int32 [C, tile rows, tile columns].
-        entries: Flat indices into [C * N], int32 [num_pairs].
-    """
-
-    width: int
-    height: int
-    offsets: Tensor
-    entries: Tensor
 
 
 def rasterize(
@@ -84,13 +53,16 @@ def rasterize(
     backgrounds = viewmats.new_zeros(cameras, 3) if backgrounds is None else backgrounds
     backgrounds = torch.cat([backgrounds, viewmats.new_zeros(cameras, 1)], -1)  # depth is composited over zero
 
-    splats = _Splats(centres, conics, opacities.expand(cameras, num))
-    lists = _tile_lists(centres, boxes, depths, width, height)
+    splats = (centres, conics, opacities.expand(cameras, num))
+    columns, rows = math.ceil(width / TILE), math.ceil(height / TILE)
+    _, keys, entries = gsplat.isect_tiles(centres, boxes, depths, TILE, columns, rows)
+    lists = (width, height, TILE, gsplat.isect_offset_encode(keys, cameras, columns, rows), entries)
     first, alpha = _blend(splats, torch.cat([colors, depths[..., None]], -1), lists, backgrounds)
-    splats = splats if features_move_geometry else splats.detached()
+    if not features_move_geometry:
+        splats = tuple(t.detach() for t in splats)
     blended, _ = _blend(splats, features.expand(cameras, *features.shape), lists, None)
     shown = torch.where(visible[..., None], centres.detach(), torch.zeros_like(centres))
-    meta = RasterMeta(_radii(conics, visible), shown, lists.entries.numel())
+    meta = RasterMeta(_radii(conics, visible), shown, entries.numel())
     return RasterOutput(first[..., :3], blended, alpha, first[..., 3], meta)
 
 
@@ -102,12 +74,6 @@ def _usable(*values: Tensor) -> Tensor:
     return usable
 
 
-def _tile_lists(centres: Tensor, boxes: Tensor, depths: Tensor, width: int, height: int) -> _Lists:
-    columns, rows = math.ceil(width / TILE), math.ceil(height / TILE)
-    _, keys, entries = gsplat.isect_tiles(centres, boxes, depths, TILE, columns, rows)
-    return _Lists(width, height, gsplat.isect_offset_encode(keys, centres.shape[0], columns, rows), entries)
-
-
 def _colors(means: Tensor, colors_or_sh: Tensor, viewmats: Tensor, visible: Tensor, *, degree: int | None) -> Tensor:
     """Return the colour seen by every camera, [C, N, 3]; anything where `visible` [C, N] is false."""
     rows = colors_or_sh.expand(len(viewmats), *colors_or_sh.shape)
@@ -117,14 +83,22 @@ def _colors(means: Tensor, colors_or_sh: Tensor, viewmats: Tensor, visible: Tens
     return (gsplat.spherical_harmonics(degree, means - eyes[:, None], rows, masks=visible) + 0.5).clamp(min=0)
 
 
-def _blend(splats: _Splats, values: Tensor, lists: _Lists, backgrounds: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return values [C, N, D] blended over the backgrounds [C, D], [C, H, W, D], and alpha [C, H, W]; None if D = 0."""
-    maps, alpha = [values.new_zeros(values.shape[0], lists.height, lists.width, 0)], None
+def _blend(
+    splats: tuple[Tensor, ...], values: Tensor, lists: tuple[Any, ...], backgrounds: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return values [C, N, D] blended over the backgrounds [C, D], [C, H, W, D], and alpha [C, H, W]; None if D = 0.
+
+    Args:
+        splats: Centres [C, N, 2], conics [C, N, 3] and opacities [C, N]; rows of culled Gaussians hold anything.
+        values, backgrounds: As above.
+        lists: Width, height, tile size, first entry of each tile, and entries into [C * N], nearest first.
+    """
+    (centres, conics, opacities), (width, height, *_) = splats, lists
+    maps, alpha = [values.new_zeros(values.shape[0], height, width, 0)], None
     for start in range(0, values.shape[-1], MOST_CHANNELS):
         chunk = slice(start, start + MOST_CHANNELS)
         blended, alpha = gsplat.rasterize_to_pixels(
-            splats.centres, splats.conics, values[..., chunk], splats.opacities,
-            lists.width, lists.height, TILE, lists.offsets, lists.entries,
+            centres, conics, values[..., chunk], opacities, *lists,
             backgrounds=None if backgrounds is None else backgrounds[..., chunk],
         )  # fmt: skip
         maps.append(blended)

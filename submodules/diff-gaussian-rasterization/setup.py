@@ -17,8 +17,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 PACKAGE = "diff_gaussian_rasterization"
-SOURCES = ["csrc/cpu/entry.cpp", "csrc/cpu/order.cpp", "csrc/cpu/frame.cpp", "csrc/cpu/pool.cpp"]
 KERNELS = "csrc/cpu/kernels.cpp"
+SOURCES = sorted({str(path) for path in Path("csrc/cpu").glob("*.cpp")} - {KERNELS})
 FLAGS = [
     "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread",
     "-ffp-contract=off",  # forward and backward must round alike, see kernels.cpp
@@ -26,10 +26,7 @@ FLAGS = [
     # GCC reports its own intrinsics headers
     "-Wall", "-Wno-ignored-attributes", "-Wno-uninitialized", "-Wno-maybe-uninitialized",
 ]  # fmt: skip
-CUDA_UNITS = [
-    "project", "lists", "sort", "forward", "backward", "gradient", "update", "rows", "photometric", "adam", "contrast",
-    "codebook", "assign",
-]  # fmt: skip
+CUDA_UNITS = sorted(path.stem for path in Path("csrc/cuda").glob("*.cu"))
 CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall", "--threads", "0"]
 CUDA_ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)  # 70 is known up to CUDA 12 only
 # counting and filling the lists must round alike
@@ -43,12 +40,6 @@ def kernel_variants():
     if platform.machine().lower() in ("x86_64", "amd64"):
         variants |= {"avx2": AVX2, "avx512": AVX512}
     return variants
-
-
-def library_flags(compiler):
-    """Carry the C++ runtime along on Linux, so that the library does not meet a second, older copy of it."""
-    static = sys.platform.startswith("linux") and "nvcc" not in Path(compiler).name
-    return ["-static-libgcc", "-static-libstdc++"] if static else []
 
 
 def find_nvcc():
@@ -117,10 +108,7 @@ class BuildKernels(build_ext):
             return
         # into a new file and then into place: a running process may have the old library mapped
         fresh = output.with_suffix(".new")
-        if (
-            subprocess.run([compile_[0], *link, *objects, *library_flags(compile_[0]), "-o", str(fresh)]).returncode
-            != 0
-        ):
+        if subprocess.call([compile_[0], *link, *objects, "-o", str(fresh)]) != 0:
             self.report(f"linking {ext.name} failed")
             return
         os.replace(fresh, output)
@@ -144,7 +132,9 @@ class BuildKernels(build_ext):
             return [], [], []
         jobs = [(source, Path(source).stem, []) for source in SOURCES]
         jobs += [(KERNELS, f"kernels_{isa}", flags) for isa, flags in kernel_variants().items()]
-        return [compiler, *FLAGS], ["-shared", "-pthread"], jobs
+        # on Linux the C++ runtime comes along, so that the library does not meet a second, older copy of it
+        static = ["-static-libgcc", "-static-libstdc++"] if sys.platform.startswith("linux") else []
+        return [compiler, *FLAGS], ["-shared", "-pthread", *static], jobs
 
     def report(self, reason):
         print(f"WARNING: {PACKAGE}: {reason}; the package will run on its slow torch reference", file=sys.stderr)

@@ -97,10 +97,10 @@ def test_kernels_agree_on_a_batch_of_cameras():
 
 
 def test_constants_of_kernels_and_definition_are_the_same():
-    from diff_gaussian_rasterization import cpu, types
+    from diff_gaussian_rasterization import native, types
 
     expected = [types.ALPHA_MIN, types.ALPHA_MAX, types.TRANSMITTANCE_MIN, types.LOW_PASS, types.FRUSTUM_MARGIN]
-    assert cpu.constants() == pytest.approx(expected, rel=1e-7)
+    assert native.constants(native.CPU) == pytest.approx(expected, rel=1e-7)
 
 
 def test_the_fast_kernels_are_what_runs_by_default():

@@ -42,14 +42,14 @@ def test_the_cpu_kernels_agree_with_the_definition_on_a_saved_model(tmp_path):
 def test_a_kernel_that_is_wrong_in_some_pixels_or_in_a_gradient_is_found_out(script, tmp_path, monkeypatch):
     model, right = save_model(tmp_path), cpu.rasterize
 
-    def brighter(*arguments, **options):
-        out = right(*arguments, **options)
+    def brighter(inputs, options):
+        out = right(inputs, options)
         change = torch.zeros_like(out.image)
         change[:, 3:5, 2] = 0.01
         return out._replace(image=out.image + change)
 
-    def steeper(means, *arguments, **options):
-        return right(means + (means - means.detach()), *arguments, **options)
+    def steeper(inputs, options):
+        return right(inputs._replace(means=inputs.means + (inputs.means - inputs.means.detach())), options)
 
     arguments = ["-m", str(model), "--second", "cpu", "--views", "1", "--json", str(tmp_path / "found.json")]
     assert script.main(arguments) == 0

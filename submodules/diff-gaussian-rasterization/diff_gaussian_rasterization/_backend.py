@@ -23,8 +23,8 @@ def select(implementation: str, tensor: Tensor) -> ModuleType:
         RuntimeError: The implementation was asked for by name and cannot be loaded.
     """
     name = native.choose(implementation, tensor)
-    library = {"cpu": native.CPU, "cuda": native.CUDA}.get(name)
-    problem = gsplat_problem() if name == "gsplat" else None if library is None else library.problem()
+    problems = {"cpu": native.CPU.problem, "cuda": native.CUDA.problem, "gsplat": gsplat_problem}
+    problem = problems[name]() if name in problems else None
     if problem is not None:
         raise RuntimeError(problem)
     return importlib.import_module(f"{__package__}.{'gsplat_backend' if name == 'gsplat' else name}")

@@ -3,59 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .native import dense, row
-from .types import PixelWeights, RasterMeta, RasterOutput
-
-INPUTS = (
-    "means", "quats", "scales", "opacities", "colors", "features", "viewmats", "intrinsics", "backgrounds", "means2d",
-)  # fmt: skip
-
-
-class Renderer(Protocol):
-    """An implementation's part; `inputs` are dense tensors in the order of INPUTS, maps those of a RasterOutput."""
-
-    def render(
-        self, inputs: tuple[Tensor | None, ...], camera: int, options: dict[str, Any], targets: tuple[int | None, ...]
-    ) -> Any:
-        """Fill the targets, addresses of the four maps, radii and centres; return a view with its `num_pairs`."""
-
-    def differentiate(
-        self, views: list[Any], inputs: tuple[Tensor | None, ...], options: dict[str, Any],
-        incoming: tuple[Tensor | None, ...], maps: tuple[Tensor, ...], outgoing: list[Tensor | None],
-    ) -> None:  # fmt: skip
-        """Fill `outgoing`, one per input or None if not wanted, from the gradients by the maps."""
+from .native import address, dense, row
+from .types import Inputs, Options, PixelWeights, RasterMeta, RasterOutput
 
 
 class _Rasterize(Function):
-    """Differentiable render of all cameras; backward returns one gradient per input, in the order of forward."""
+    """Differentiable render of all cameras; backward returns one gradient per input, in the order of forward.
+
+    A `renderer` has two functions. render(inputs, camera, options, targets, for_backward=) fills the targets, addresses
+    of the four maps, radii and centres, and returns a view with its `num_pairs`. differentiate(views, inputs, options,
+    incoming, maps, outgoing) fills `outgoing`, one tensor per input or None, from the gradients by the maps.
+    """
 
     @staticmethod
-    def forward(ctx: Any, renderer: Renderer, options: dict[str, Any], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        inputs = tuple(dense(t) for t in tensors)
-        means, features, cameras = inputs[0], inputs[5], inputs[6]
-        assert means is not None
-        assert cameras is not None
-        shape = (cameras.shape[0], options["height"], options["width"])
-        maps = (
-            means.new_empty(*shape, 3), means.new_empty(*shape, 0 if features is None else features.shape[1]),
-            means.new_empty(shape), means.new_empty(shape),
-        )  # fmt: skip
-        radii = means.new_empty(shape[0], means.shape[0], dtype=torch.int32)
-        centres = means.new_empty(shape[0], means.shape[0], 2)
-        options["for_backward"] = any(ctx.needs_input_grad)
-        views = [
-            renderer.render(inputs, c, options, tuple(row(t, c) for t in (*maps, radii, centres)))
-            for c in range(shape[0])
-        ]
-        options["num_pairs"] = sum(view.num_pairs for view in views)
-        if options["for_backward"]:
+    def forward(ctx: Any, renderer: Any, options: Options, num_pairs: list[int], *tensors: Tensor) -> Any:
+        inputs, wanted = Inputs(*map(dense, tensors)), any(ctx.needs_input_grad)
+        make, n, dim = (
+            inputs.means.new_empty,
+            len(inputs.means),
+            0 if inputs.features is None else inputs.features.shape[1],
+        )
+        shape = (len(inputs.viewmats), options.height, options.width)
+        maps = (make(*shape, 3), make(*shape, dim), make(shape), make(shape))
+        radii, centres = make(shape[0], n, dtype=torch.int32), make(shape[0], n, 2)
+        views = []
+        for c in range(shape[0]):
+            targets = [row(t, c) for t in (*maps, radii, centres)]
+            views.append(renderer.render(inputs, c, options, targets, for_backward=wanted))
+        num_pairs.append(sum(view.num_pairs for view in views))
+        if wanted:
             # the detached copies keep the memory that the kernels read; versions are checked on the originals
             ctx.state = (renderer, views, inputs, options, tuple(t.detach() for t in maps))
             ctx.memory = (radii.detach(), centres.detach())
@@ -69,42 +52,42 @@ class _Rasterize(Function):
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors  # raises if an input was changed in place since forward
         renderer, views, inputs, options, maps = ctx.state
-        wanted = ctx.needs_input_grad[2:]
-        outgoing = [torch.empty_like(t) if t is not None and w else None for t, w in zip(inputs, wanted)]
-        renderer.differentiate(views, inputs, options, tuple(dense(g) for g in incoming[:4]), maps, outgoing)
-        return (None, None, *outgoing)
+        wanted = ctx.needs_input_grad[3:]
+        outgoing = Inputs(*(torch.empty_like(t) if t is not None and w else None for t, w in zip(inputs, wanted)))
+        renderer.differentiate(views, inputs, options, [dense(g) for g in incoming[:4]], maps, outgoing)
+        return (None, None, None, *outgoing)
 
 
-def rasterize(
-    renderer: Renderer, tensors: tuple[Tensor | None, ...], width: int, height: int, *, means2d: Tensor | None,
-    backgrounds: Tensor | None, **options: Any,
-) -> RasterOutput:  # fmt: skip
-    """Return the maps; `tensors` and options as in `api.rasterize`, already checked.
+def rasterize(renderer: Any, inputs: Inputs, options: Options) -> RasterOutput:
+    """Return the maps.
 
     Raises:
         ValueError: A camera tensor requires a gradient.
     """
-    require_fixed_cameras("the compiled kernels give", *tensors[6:])
-    options |= {"width": width, "height": height}
-    *maps, radii, centres = _Rasterize.apply(renderer, options, *tensors, backgrounds, means2d)
-    return RasterOutput(*maps, RasterMeta(radii, centres, options["num_pairs"]))
+    require_fixed_cameras("the compiled kernels give", inputs)
+    num_pairs: list[int] = []
+    *maps, radii, centres = _Rasterize.apply(renderer, options, num_pairs, *inputs)
+    return RasterOutput(*maps, RasterMeta(radii, centres, num_pairs[0]))
 
 
-def require_fixed_cameras(who: str, *cameras: Tensor | None) -> None:
+def require_fixed_cameras(who: str, inputs: Inputs) -> None:
     """Raise ValueError if a camera tensor requires a gradient."""
-    if any(t is not None and t.requires_grad for t in cameras):
+    if inputs.viewmats.requires_grad or inputs.Ks.requires_grad:
         raise ValueError(f"{who} no gradient to viewmats and Ks; detach them, or pass implementation='reference'")
 
 
-def scene_numbers(inputs: tuple[Tensor | None, ...], options: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a scene struct that are no addresses."""
-    colors, features = inputs[4], inputs[5]
+def scene_fields(inputs: Inputs, camera: int, options: Options) -> dict[str, Any]:
+    """Return what the scene structs of both libraries have in common; `inputs` are dense and must outlive it."""
+    colors, features = inputs.colors, inputs.features
+    names = ("viewmat", "intrinsics", "background", "means2d")
     return {
-        "near_z": options["near"], "width": options["width"], "height": options["height"],
+        "n": len(inputs.means), **dict(zip(Inputs._fields, map(address, inputs[:6]))),
+        **{name: row(t, camera) for name, t in zip(names, inputs[6:])},
+        "near_z": options.near, "width": options.width, "height": options.height,
         "sh_coeffs": colors.shape[1] if colors is not None and colors.ndim == 3 else 0,
-        "sh_degree": -1 if options.get("sh_degree") is None else options["sh_degree"],
+        "sh_degree": -1 if options.sh_degree is None else options.sh_degree,
         "feature_dim": 0 if features is None else features.shape[1],
-        "features_move_geometry": options.get("features_move_geometry", False),
+        "features_move_geometry": options.features_move_geometry,
     }  # fmt: skip
 
 

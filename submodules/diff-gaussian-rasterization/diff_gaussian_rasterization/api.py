@@ -6,11 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _backend
-from .types import NEAR, PixelWeights, RasterOutput
-
-
-def _listed(dims: tuple[str | int, ...]) -> str:
-    return f"[{', '.join(map(str, dims))}]"
+from .types import NEAR, Inputs, Options, PixelWeights, RasterOutput
 
 
 def _require_shapes(sizes: dict[str, int], **tensors: tuple[Tensor | None, tuple[str | int, ...]]) -> None:
@@ -23,15 +19,16 @@ def _require_shapes(sizes: dict[str, int], **tensors: tuple[Tensor | None, tuple
     for name, (value, dims) in tensors.items():
         if value is None:
             continue
+        listed = f"[{', '.join(map(str, dims))}]"
         if not isinstance(value, Tensor):
-            raise ValueError(f"{name} must be a tensor {_listed(dims)}, got {type(value).__name__}")
+            raise ValueError(f"{name} must be a tensor {listed}, got {type(value).__name__}")
         shape = value.shape
         good = len(shape) == len(dims)
         for size, dim in zip(shape, dims):
             good = good and size == (sizes.setdefault(dim, size) if type(dim) is str else dim)
         if not good:
             known = ", ".join(f"{k} = {v}" for k, v in sizes.items())
-            raise ValueError(f"{name} must have shape {_listed(dims)} with {known}; got {list(shape)}")
+            raise ValueError(f"{name} must have shape {listed} with {known}; got {list(shape)}")
         if first is None:
             first = value
         if value.dtype != first.dtype or value.dtype not in (torch.float32, torch.float64):
@@ -123,11 +120,9 @@ def rasterize(
         raise ValueError(f"colors_or_sh must be {means.dtype} on {means.device} like the means")
     if viewmats.shape[0] < 1:
         raise ValueError("viewmats must hold at least one camera")
-    return _backend.select(implementation, means).rasterize(
-        means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, int(width), int(height),
-        sh_degree=sh_degree, backgrounds=backgrounds, means2d=means2d,
-        features_move_geometry=features_move_geometry, near=float(near),
-    )  # fmt: skip
+    inputs = Inputs(means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, backgrounds, means2d)
+    options = Options(int(width), int(height), float(near), sh_degree, features_move_geometry)
+    return _backend.select(implementation, means).rasterize(inputs, options)
 
 
 def pixel_weights(
@@ -174,10 +169,10 @@ def pixel_weights(
         pixels = torch.stack([x, y], -1).reshape(-1, 2)
     else:
         _require_pixels(pixels, width, height)
-    inputs = [t.detach() for t in (means, quats, scales, opacities, viewmat, K)]
-    return _backend.select(implementation, means).pixel_weights(
-        *inputs, int(width), int(height), pixels, near=float(near), min_weight=float(min_weight)
-    )
+    geometry = (t.detach() for t in (means, quats, scales, opacities))
+    inputs = Inputs(*geometry, None, None, viewmat.detach()[None], K.detach()[None])
+    options = Options(int(width), int(height), float(near))
+    return _backend.select(implementation, means).pixel_weights(inputs, options, pixels, float(min_weight))
 
 
 def _require_pixels(pixels: Tensor, width: int, height: int) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _compiled
 from .native import CPU, address, dense, row
-from .types import PixelWeights, RasterOutput
+from .types import Inputs, Options, PixelWeights, RasterOutput
 
 
 class _Scene(Structure):
@@ -49,24 +48,13 @@ CPU.declare(
         "dgr_weights_fill": [_P, _SCENE, _P, _P, _P],
         "dgr_blend": [_P] * 5 + [c_int32, c_int64, c_int32, _P],
         "dgr_splat": [_P] * 5 + [c_int32, c_int64, c_int64, c_int32, _P, _P],
-        "dgr_constants": [_P],
     },
     returns=None,
 )
 
 
-def constants() -> list[float]:
-    """Return the constants of the kernels: alpha min and max, least transmittance, low-pass, frustum margin."""
-    values = torch.empty(5)
-    CPU.dgr_constants(values.data_ptr())
-    return values.tolist()
-
-
-def _scene(inputs: tuple[Tensor | None, ...], camera: int, options: dict[str, Any]) -> _Scene:
-    """Return the struct for one camera; `inputs` are dense and must outlive it."""
-    per_gaussian, per_camera = map(address, inputs[:6]), (row(t, camera) for t in inputs[6:])
-    numbers = _compiled.scene_numbers(inputs, options)
-    return _Scene(len(inputs[0]), *per_gaussian, *per_camera, **numbers, threads=torch.get_num_threads())
+def _scene(inputs: Inputs, camera: int, options: Options) -> _Scene:
+    return _Scene(**_compiled.scene_fields(inputs, camera, options), threads=torch.get_num_threads())
 
 
 class _View:
@@ -85,18 +73,16 @@ class _View:
             CPU.dgr_release(self.handle)
 
 
-def render(
-    inputs: tuple[Tensor | None, ...], camera: int, options: dict[str, Any], targets: tuple[int | None, ...]
-) -> _View:
-    """Render one camera, see `_compiled.Renderer`."""
+def render(inputs: Inputs, camera: int, options: Options, targets: list[int | None], *, for_backward: bool) -> _View:  # noqa: ARG001
+    """Render one camera, see `_compiled`."""
     return _View(_scene(inputs, camera, options), _Images(*targets))
 
 
 def differentiate(
-    views: list[_View], inputs: tuple[Tensor | None, ...], options: dict[str, Any],  # noqa: ARG001
-    incoming: tuple[Tensor | None, ...], maps: tuple[Tensor, ...], outgoing: list[Tensor | None],
+    views: list[_View], inputs: Inputs, options: Options,  # noqa: ARG001
+    incoming: list[Tensor | None], maps: tuple[Tensor, ...], outgoing: Inputs,
 ) -> None:  # fmt: skip
-    """Fill the gradients of all cameras, see `_compiled.Renderer`."""
+    """Fill the gradients of all cameras, see `_compiled`."""
     for c, view in enumerate(views):
         per_camera, shared = (*incoming, *maps), map(address, outgoing[:6])
         gradients = _Gradients(
@@ -106,18 +92,15 @@ def differentiate(
             raise MemoryError("not enough memory for the gradients of this view")
 
 
-def rasterize(*arguments: Any, **options: Any) -> RasterOutput:
-    """Return the rendered maps; arguments as in `api.rasterize`, already checked."""
-    return _compiled.rasterize(sys.modules[__name__], arguments[:8], *arguments[8:], **options)
+def rasterize(inputs: Inputs, options: Options) -> RasterOutput:
+    """Return the rendered maps."""
+    return _compiled.rasterize(sys.modules[__name__], inputs, options)
 
 
-def pixel_weights(
-    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, viewmat: Tensor, K: Tensor,
-    width: int, height: int, pixels: Tensor, *, near: float, min_weight: float,
-) -> PixelWeights:  # fmt: skip
-    """Return the sparse blending weights of the pixels; arguments as in `api.pixel_weights`, already checked."""
-    inputs = tuple(dense(t) for t in (means, quats, scales, opacities, None, None, viewmat[None], K[None], None, None))
-    scene, pixels = _scene(inputs, 0, {"width": width, "height": height, "near": near}), pixels.contiguous()
+def pixel_weights(inputs: Inputs, options: Options, pixels: Tensor, min_weight: float) -> PixelWeights:
+    """Return the sparse blending weights of the pixels of the first camera."""
+    inputs, pixels = Inputs(*map(dense, inputs)), pixels.contiguous()
+    scene = _scene(inputs, 0, options)
     offsets = torch.empty(pixels.shape[0] + 1, dtype=torch.int64)
     handle = CPU.dgr_weights_count(byref(scene), address(pixels), pixels.shape[0], min_weight, address(offsets))
     if not handle:
@@ -125,7 +108,7 @@ def pixel_weights(
     total = int(offsets[-1])
     ids, weights = torch.empty(total, dtype=torch.int32), torch.empty(total)
     CPU.dgr_weights_fill(handle, byref(scene), address(offsets), address(ids), address(weights))
-    return PixelWeights(offsets, ids, weights, means.shape[0])
+    return PixelWeights(offsets, ids, weights, len(inputs.means))
 
 
 def _gather(weights: PixelWeights, features: Tensor, rows: Tensor | None) -> Tensor:

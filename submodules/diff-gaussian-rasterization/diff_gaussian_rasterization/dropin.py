@@ -18,10 +18,8 @@ class GaussianRasterizationSettings(NamedTuple):
         bg: Background colour, [3].
         scale_modifier: Factor on the scales.
         viewmatrix: cam_from_world, transposed, [4, 4].
-        projmatrix: Accepted for compatibility; everything needed follows from the fields above.
         sh_degree: Active degree of the harmonics.
-        campos: Accepted for compatibility; it follows from viewmatrix.
-        prefiltered, debug, antialiasing: Accepted for compatibility; antialiasing must be False.
+        projmatrix, campos, prefiltered, debug, antialiasing: Accepted for compatibility; antialiasing must be False.
     """
 
     image_height: int

@@ -15,32 +15,25 @@ from torch import Tensor
 
 from . import reference
 from ._compiled import require_fixed_cameras
-from .types import LOW_PASS, RasterMeta, RasterOutput
+from .types import LOW_PASS, Inputs, Options, RasterMeta, RasterOutput
 
 TILE = 16  # pixels; other sizes are untested there
 MOST_CHANNELS = 32  # of one pass, as gsplat itself does it; more spill registers
 
 
-def rasterize(
-    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors_or_sh: Tensor, features: Tensor | None,
-    viewmats: Tensor, Ks: Tensor, width: int, height: int,
-    *, sh_degree: int | None, backgrounds: Tensor | None, means2d: Tensor | None,
-    features_move_geometry: bool, near: float,
-) -> RasterOutput:  # fmt: skip
-    """Return the maps that gsplat renders; arguments as in `api.rasterize`, already checked.
+def rasterize(inputs: Inputs, options: Options) -> RasterOutput:
+    """Return the maps that gsplat renders.
 
     Raises:
         ValueError: A camera tensor requires a gradient.
     """
-    require_fixed_cameras("implementation='gsplat' gives", viewmats, Ks)
+    require_fixed_cameras("implementation='gsplat' gives", inputs)
+    if len(inputs.means) == 0:  # gsplat divides by the number of Gaussians
+        return reference.rasterize(inputs, options)
+    means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, backgrounds, means2d = inputs
+    width, height, near, sh_degree, features_move_geometry = options
     num, cameras = means.shape[0], viewmats.shape[0]
     features = means.new_zeros(num, 0) if features is None else features
-    if num == 0:  # gsplat divides by the number of Gaussians
-        return reference.rasterize(
-            means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, width, height,
-            sh_degree=sh_degree, backgrounds=backgrounds, means2d=means2d,
-            features_move_geometry=features_move_geometry, near=near,
-        )  # fmt: skip
     usable = _usable(means, quats, scales, opacities[:, None], colors_or_sh, features)
     opacities = torch.where(usable, opacities, torch.zeros_like(opacities))  # gsplat culls what is invisible
     boxes, centres, depths, conics, _ = gsplat.fully_fused_projection(

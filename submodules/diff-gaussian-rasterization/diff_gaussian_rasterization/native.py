@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PLACE = [c_int32, c_void_p]
-"""Argument types of a device and a stream, the last arguments of many functions."""
+PLACE = [c_int32, c_void_p]  # argument types of a device and a stream, the last arguments of many functions
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "cuda", "gsplat")
 _warned: set[str] = set()
@@ -92,9 +91,18 @@ class Library:
 
 CPU = Library("cpu", compiler="C++ compiler", fix="install g++")
 CUDA = Library("cuda", compiler="CUDA compiler or no GPU", fix="install the CUDA toolkit (nvcc), or set DGR_CUDA_ARCH,")
+CPU.declare({"dgr_constants": [c_void_p]}, returns=None)
+CUDA.declare({"dgr_cuda_constants": [c_void_p]}, returns=None)
 CPU.declare({"dgr_isa": []}, returns=c_char_p)
 CPU.declare({"dgr_use_isa": [c_char_p]}, returns=c_int32)
 CUDA.declare({"dgr_cuda_error": [c_int32]}, returns=c_char_p)
+
+
+def constants(library: Library) -> list[float]:
+    """Return the constants of the kernels: alpha min and max, least transmittance, low-pass, frustum margin."""
+    values = torch.empty(5)
+    (library.dgr_constants if library is CPU else library.dgr_cuda_constants)(values.data_ptr())
+    return values.tolist()
 
 
 def isa() -> str:

@@ -5,21 +5,14 @@ Slow and obvious on purpose. Every fast implementation must agree with this file
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .types import (
-    ALPHA_MAX,
-    ALPHA_MIN,
-    FRUSTUM_MARGIN,
-    LOW_PASS,
-    TRANSMITTANCE_MIN,
-    PixelWeights,
-    RasterMeta,
-    RasterOutput,
-)
+from . import types
+from .types import Inputs, Options, PixelWeights, RasterMeta, RasterOutput
 
 TILE = 16  # pixels; bounds the memory of the dense blending below, never the result
 
@@ -39,25 +32,15 @@ SH_C3 = (
 
 
 class Splats(NamedTuple):
-    """The visible Gaussians of one view, nearest first.
+    """The visible Gaussians of one view, nearest first."""
 
-    Attributes:
-        index: Which Gaussian, int64 [M].
-        means2d: Centres in corner-origin pixels, [M, 2].
-        conics: Upper triangle (xx, xy, yy) of the inverse 2D covariance in px^-2, [M, 3].
-        depths: Camera z, [M].
-        opacities: [M].
-        extents: Half sides in px of the box around the region where alpha >= 1/255, [M, 2].
-        radii: ceil(3 sigma) in px, int32 [M].
-    """
-
-    index: Tensor
-    means2d: Tensor
-    conics: Tensor
-    depths: Tensor
-    opacities: Tensor
-    extents: Tensor
-    radii: Tensor
+    index: Tensor  # which Gaussian, int64 [M]
+    means2d: Tensor  # centres in corner-origin pixels, [M, 2]
+    conics: Tensor  # upper triangle (xx, xy, yy) of the inverse 2D covariance in px^-2, [M, 3]
+    depths: Tensor  # camera z, [M]
+    opacities: Tensor  # [M]
+    extents: Tensor  # half sides in px of the box around the region where alpha >= 1/255, [M, 2]
+    radii: Tensor  # ceil(3 sigma) in px, int32 [M]
 
 
 def quaternion_matrix(quats: Tensor) -> Tensor:
@@ -117,7 +100,7 @@ def project(
     x, y, z = camera.unbind(-1)
     means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
 
-    margin_x, margin_y = FRUSTUM_MARGIN * 0.5 * width / fx, FRUSTUM_MARGIN * 0.5 * height / fy
+    margin_x, margin_y = types.FRUSTUM_MARGIN * 0.5 * width / fx, types.FRUSTUM_MARGIN * 0.5 * height / fy
     slope_x = torch.minimum(torch.maximum(x / z, -cx / fx - margin_x), (width - cx) / fx + margin_x)
     slope_y = torch.minimum(torch.maximum(y / z, -cy / fy - margin_y), (height - cy) / fy + margin_y)
     zero = torch.zeros_like(z)
@@ -126,7 +109,8 @@ def project(
     root = quaternion_matrix(quats) * scales[:, None, :]  # Sigma = root root^T
     flat = jacobian @ (rotation @ root)  # [N, 2, 3]
     covariance = flat @ flat.transpose(-1, -2)
-    packed = torch.stack([covariance[:, 0, 0] + LOW_PASS, covariance[:, 0, 1], covariance[:, 1, 1] + LOW_PASS], -1)
+    xx, yy = covariance[:, 0, 0] + types.LOW_PASS, covariance[:, 1, 1] + types.LOW_PASS
+    packed = torch.stack([xx, covariance[:, 0, 1], yy], -1)
     return means2d, packed, z
 
 
@@ -144,27 +128,19 @@ def visible_splats(
     """Return the Gaussians that can touch the image, sorted by depth and then by index.
 
     Culled: camera z <= near, any non-finite parameter or payload, zero quaternion, singular covariance, opacity below
-    1/255, and ellipses {alpha >= 1/255} whose box misses the image. Culled Gaussians get zero gradient.
-
-    Args:
-        means, quats, scales, opacities: [N, 3], [N, 4], [N, 3], [N].
-        viewmat: cam_from_world, [4, 4].
-        K: Intrinsics in corner-origin pixels, [3, 3].
-        width, height: Image size in pixels.
-        near: Smallest depth kept.
-        offset: Added to the pixel centres, [N, 2], or None.
-        payload: Further tensors [N, ...] that must be finite.
+    1/255, and ellipses {alpha >= 1/255} whose box misses the image. Culled Gaussians get zero gradient. `offset` [N, 2]
+    is added to the pixel centres; `payload` are further tensors [N, ...] that must be finite.
     """
     shape = {"width": width, "height": height}
     with torch.no_grad():
         centre, covariance, depth = project(means, quats, scales, viewmat, K, **shape)
         centre = centre if offset is None else centre + offset
         conic, determinant = conics_of(covariance)
-        reach = 2 * torch.log(opacities / ALPHA_MIN)  # squared Mahalanobis radius where alpha reaches 1/255
+        reach = 2 * torch.log(opacities / types.ALPHA_MIN)  # squared Mahalanobis radius where alpha reaches 1/255
         extent = torch.sqrt(reach[:, None] * covariance[:, [0, 2]])
         size = torch.tensor([width, height], dtype=centre.dtype, device=centre.device)
         inside = ((centre + extent > 0) & (centre - extent < size)).all(-1)
-        keep = inside & (depth > near) & (determinant > 0) & (opacities >= ALPHA_MIN)
+        keep = inside & (depth > near) & (determinant > 0) & (opacities >= types.ALPHA_MIN)
         for value in (means, quats, scales, centre, conic, *payload):
             keep &= torch.isfinite(value.flatten(1)).all(-1)
         keep &= torch.isfinite(opacities)
@@ -189,32 +165,26 @@ def tile_members(splats: Splats, *, left: int, top: int) -> Tensor:
 
 
 def blend_weights(splats: Splats, members: Tensor, pixels: Tensor) -> Tensor:
-    """Return weight_i = alpha_i prod_{j<i} (1 - alpha_j) of each member at each pixel, [members, P].
+    """Return weight_i = alpha_i prod_{j<i} (1 - alpha_j) of each of `members`, nearest first, at each pixel, [G, P].
 
-    Args:
-        splats: Visible Gaussians of the view.
-        members: Which of them to blend, nearest first, int64 [G].
-        pixels: Sample positions in corner-origin pixels (centres at +0.5), [P, 2].
+    The pixels [P, 2] are positions in corner-origin pixels (centres at +0.5).
     """
     delta = pixels[None] - splats.means2d[members][:, None]  # [G, P, 2]
     dx, dy = delta.unbind(-1)
     a, b, c = splats.conics[members][..., None].unbind(1)
     sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
-    alpha = (splats.opacities[members][:, None] * torch.exp(-sigma)).clamp(max=ALPHA_MAX)
+    alpha = (splats.opacities[members][:, None] * torch.exp(-sigma)).clamp(max=types.ALPHA_MAX)
     # a negative exponent can only come from rounding in a needle-thin Gaussian
-    alpha = torch.where((alpha >= ALPHA_MIN) & (sigma >= 0), alpha, torch.zeros_like(alpha))
+    alpha = torch.where((alpha >= types.ALPHA_MIN) & (sigma >= 0), alpha, torch.zeros_like(alpha))
     after = torch.cumprod(1 - alpha, dim=0)
     before = torch.cat([torch.ones_like(after[:1]), after[:-1]])
-    return torch.where(after >= TRANSMITTANCE_MIN, alpha * before, torch.zeros_like(alpha))
+    return torch.where(after >= types.TRANSMITTANCE_MIN, alpha * before, torch.zeros_like(alpha))
 
 
 def _tiles(width: int, height: int) -> list[tuple[int, int, int, int]]:
     """Return (left, top, right, bottom) of every tile, row by row."""
-    return [
-        (x, y, min(x + TILE, width), min(y + TILE, height))
-        for y in range(0, height, TILE)
-        for x in range(0, width, TILE)
-    ]
+    corners = itertools.product(range(0, height, TILE), range(0, width, TILE))
+    return [(x, y, min(x + TILE, width), min(y + TILE, height)) for y, x in corners]
 
 
 def _rasterize_view(
@@ -243,13 +213,10 @@ def _rasterize_view(
     return torch.cat(rows, 0), num_pairs
 
 
-def rasterize(
-    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors_or_sh: Tensor, features: Tensor | None,
-    viewmats: Tensor, Ks: Tensor, width: int, height: int,
-    *, sh_degree: int | None, backgrounds: Tensor | None, means2d: Tensor | None,
-    features_move_geometry: bool, near: float,
-) -> RasterOutput:  # fmt: skip
-    """Return the rendered maps; arguments as in `api.rasterize`, already checked."""
+def rasterize(inputs: Inputs, options: Options) -> RasterOutput:
+    """Return the rendered maps."""
+    means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, backgrounds, means2d = inputs
+    width, height, near, sh_degree, features_move_geometry = options
     features = means.new_zeros(means.shape[0], 0) if features is None else features
     maps, radii, centres, num_pairs = [], [], [], 0
     for c in range(viewmats.shape[0]):
@@ -278,14 +245,12 @@ def rasterize(
     return RasterOutput(out[..., :3], out[..., 5:], out[..., 3], out[..., 4], meta)
 
 
-def pixel_weights(
-    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, viewmat: Tensor, K: Tensor,
-    width: int, height: int, pixels: Tensor, *, near: float, min_weight: float,
-) -> PixelWeights:  # fmt: skip
-    """Return the sparse blending weights of the pixels; arguments as in `api.pixel_weights`, already checked."""
+def pixel_weights(inputs: Inputs, options: Options, pixels: Tensor, min_weight: float) -> PixelWeights:
+    """Return the sparse blending weights of the pixels of the first camera."""
+    means, (width, height, near, *_) = inputs.means, options
     with torch.no_grad():
         splats = visible_splats(
-            means, quats, scales, opacities, viewmat, K, width=width, height=height, near=near, offset=None
+            *inputs[:4], inputs.viewmats[0], inputs.Ks[0], width=width, height=height, near=near, offset=None
         )
         entries: list[tuple[Tensor, Tensor, Tensor]] = []
         empty = torch.zeros(0, dtype=torch.int64, device=means.device)

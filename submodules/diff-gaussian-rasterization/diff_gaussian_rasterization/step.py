@@ -20,12 +20,7 @@ PARAMETERS = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
 
 
 class TrainingStep:
-    """One step after another on the same Gaussians: `forward`, a loss and its gradients, `update`.
-
-        out = step.forward(parameters, viewmat, K, width, height, sh_degree=3)
-        total = photometric_loss(out.image, photo, lambda_dssim=0.2) + 0.1 * out.depth.mean()
-        total.backward()
-        step.update(adam, loss=total, beta1=0.9, beta2=0.999, eps=1e-15)
+    """One step after another on the same Gaussians: `forward`, any loss and its `backward()`, `update`.
 
     Parameters are given as they are optimised: means [N, 3], quats [N, 4] of any length, log_scales [N, 3],
     logit_opacities [N], sh0 [N, 1, 3], shN [N, K - 1, 3]; all contiguous. Working memory is kept between steps.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,31 @@ TRANSMITTANCE_MIN = (
 LOW_PASS = 0.3  # px^2 added to the diagonal of the 2D covariance [3DGS]
 FRUSTUM_MARGIN = 0.3  # the Jacobian is taken at most this many half-fields-of-view outside the image [3DGS: factor 1.3]
 NEAR = 0.2  # world units; closer Gaussians are culled [3DGS]
+
+
+class Inputs(NamedTuple):
+    """Checked tensors of a call, in the order in which gradients are returned; shapes as in `api.rasterize`."""
+
+    means: Tensor
+    quats: Tensor
+    scales: Tensor
+    opacities: Tensor
+    colors: Tensor | None
+    features: Tensor | None
+    viewmats: Tensor
+    Ks: Tensor
+    backgrounds: Tensor | None = None
+    means2d: Tensor | None = None
+
+
+class Options(NamedTuple):
+    """Checked settings of a call; meanings as in `api.rasterize`."""
+
+    width: int
+    height: int
+    near: float
+    sh_degree: int | None = None
+    features_move_geometry: bool = False
 
 
 class RasterMeta(NamedTuple):
@@ -75,14 +100,12 @@ class PixelWeights:
     @property
     def nbytes(self) -> int:
         """Memory held by the three tensors, in bytes."""
-        return sum(t.numel() * t.element_size() for t in (self.offsets, self.gaussian_ids, self.weights))
+        return self.offsets.nbytes + self.gaussian_ids.nbytes + self.weights.nbytes
 
     def to(self, device: torch.device | str) -> PixelWeights:
         """Return the same weights on `device`."""
-        return replace(
-            self, offsets=self.offsets.to(device), gaussian_ids=self.gaussian_ids.to(device),
-            weights=self.weights.to(device),
-        )  # fmt: skip
+        parts = (t.to(device) for t in (self.offsets, self.gaussian_ids, self.weights))
+        return PixelWeights(*parts, self.num_gaussians)
 
     def dense(self, rows: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return offsets, ids, weights and chosen rows, contiguous, as the kernels take them."""

@@ -7,8 +7,6 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-__all__ = ["distCUDA2"]
-
 _NUM_NEIGHBORS = 3
 _CHUNK = 1 << 18  # queries at a time: bounds the memory of neighbour lists
 

@@ -110,11 +110,8 @@ def chunk_sizes() -> tuple[int, int, int]:
 def build_frame(scene: Scene, frame: Frame, workspace: Workspace, *, for_backward: bool) -> int:
     """Project, sort and list the Gaussians of one camera; fill in the rest of `frame` and return the number of pairs.
 
-    Args:
-        scene: The Gaussians and the camera.
-        frame: Where radii, and what else is wanted, go.
-        workspace: Serves the rest.
-        for_backward: Also prepare what backward needs of forward.
+    The workspace serves what `frame` does not hold; `for_backward` also prepares what backward needs of forward.
+
     Raises:
         MemoryError: More pairs than 32 bits can number.
     """

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from ctypes import POINTER, byref, c_float, c_int32, c_int64, c_void_p
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _compiled
 from ..native import CUDA, PLACE, address, dense, place, row
-from ..types import PixelWeights, RasterOutput
+from ..types import Inputs, Options, PixelWeights, RasterOutput
 from .frame import MOMENTS, Frame, Gradients, Images, Scene, Workspace, build_frame
 
 _SCENE, _FRAME = POINTER(Scene), POINTER(Frame)
@@ -24,14 +23,7 @@ CUDA.declare(
         "dgr_cuda_splat": _ROWS,
     }
 )
-CUDA.declare({"dgr_cuda_constants": [c_void_p], "dgr_cuda_allow_matrix_units": [c_int32]}, returns=None)
-
-
-def constants() -> list[float]:
-    """Return the constants of the kernels: alpha min and max, least transmittance, low-pass, frustum margin."""
-    values = torch.empty(5)
-    CUDA.dgr_cuda_constants(values.data_ptr())
-    return values.tolist()
+CUDA.declare({"dgr_cuda_allow_matrix_units": [c_int32]}, returns=None)
 
 
 def allow_matrix_units(allow: bool) -> None:
@@ -39,8 +31,7 @@ def allow_matrix_units(allow: bool) -> None:
     CUDA.dgr_cuda_allow_matrix_units(int(allow))
 
 
-@dataclass(frozen=True)
-class _View:
+class _View(NamedTuple):
     """One camera's projected Gaussians and tile lists: the structs, and the memory they point to."""
 
     scene: Scene
@@ -63,22 +54,16 @@ class _Renderer:
         self.expected_pairs: dict[tuple[int, int, int], int] = {}
 
     def view(
-        self, inputs: tuple[Tensor | None, ...], camera: int, options: dict[str, Any],
-        radii: int | None, centres: int | None, last: Tensor | None,
+        self, inputs: Inputs, camera: int, options: Options, radii: int | None, centres: int | None,
+        last: Tensor | None, *, for_backward: bool,
     ) -> _View:  # fmt: skip
         """Return one camera's view; `inputs` are dense and must outlive it, radii and centres are addresses."""
-        means = inputs[0]
-        names = ("means", "quats", "scales", "opacities", "colors", "features")
-        parts = dict(zip(names, map(address, inputs[:6]))) | dict(
-            zip(("viewmat", "intrinsics", "background", "means2d"), (row(t, camera) for t in inputs[6:]))
-        )
-        device, stream = place(means)
-        numbers = _compiled.scene_numbers(inputs, options)
-        scene = Scene(n=means.shape[0], device=device, stream=stream, **parts, **numbers)
-        frame, workspace = Frame(radii=radii, centres=centres, last=address(last)), Workspace(means.device)
+        device, stream = place(inputs.means)
+        scene = Scene(**_compiled.scene_fields(inputs, camera, options), device=device, stream=stream)
+        frame, workspace = Frame(radii=radii, centres=centres, last=address(last)), Workspace(inputs.means.device)
         alike = (scene.n, scene.width, scene.height)
         workspace.num_pairs = self.expected_pairs.get(alike, -1)
-        pairs = build_frame(scene, frame, workspace, for_backward=options.get("for_backward", False))
+        pairs = build_frame(scene, frame, workspace, for_backward=for_backward)
         if len(self.expected_pairs) > self.MOST_EXPECTATIONS:
             self.expected_pairs.clear()
         self.expected_pairs[alike] = int(1.2 * pairs)
@@ -87,24 +72,24 @@ class _Renderer:
         return _View(scene, frame, pairs, (workspace, last))
 
     def render(
-        self, inputs: tuple[Tensor | None, ...], camera: int, options: dict[str, Any], targets: tuple[int | None, ...]
+        self, inputs: Inputs, camera: int, options: Options, targets: list[int | None], *, for_backward: bool
     ) -> _View:
-        """Render one camera, see `_compiled.Renderer`."""
+        """Render one camera, see `_compiled`."""
         *maps, radii, centres = targets
-        last = inputs[0].new_empty(options["height"], options["width"], dtype=torch.int32)
-        view = self.view(inputs, camera, options, radii, centres, last)
+        last = inputs.means.new_empty(options.height, options.width, dtype=torch.int32)
+        view = self.view(inputs, camera, options, radii, centres, last, for_backward=for_backward)
         CUDA.dgr_cuda_forward(byref(view.scene), byref(view.frame), byref(Images(*maps)))
         return view
 
     def differentiate(
-        self, views: list[_View], inputs: tuple[Tensor | None, ...], options: dict[str, Any],
-        incoming: tuple[Tensor | None, ...], maps: tuple[Tensor, ...], outgoing: list[Tensor | None],
+        self, views: list[_View], inputs: Inputs, options: Options,
+        incoming: list[Tensor | None], maps: tuple[Tensor, ...], outgoing: Inputs,
     ) -> None:  # fmt: skip
-        """Fill the gradients of all cameras, see `_compiled.Renderer`."""
+        """Fill the gradients of all cameras, see `_compiled`."""
         by_image, by_features, by_alpha, by_depth = incoming
-        means, backgrounds = inputs[0], outgoing[8]
+        means, backgrounds = inputs.means, outgoing.backgrounds
         moved = any(g is not None for g in (by_image, by_alpha, by_depth))
-        moved = moved or (by_features is not None and options["features_move_geometry"])
+        moved = moved or (by_features is not None and options.features_move_geometry)
         moved = moved and any(outgoing[i] is not None for i in (0, 1, 2, 3, 4, 9))
         for gradient in outgoing[5:6] if moved else outgoing:  # the kernels add to those by the features
             if gradient is not None:
@@ -119,7 +104,7 @@ class _Renderer:
             gradients = Gradients(
                 *(row(t, c) for t in (*incoming, *maps)),
                 address(None if moments is None else moments.zero_()),
-                *(address(outgoing[i]) for i in (5, 0, 1, 2, 3, 4)), row(outgoing[9], c), accumulate=c > 0,
+                address(outgoing.features), *map(address, outgoing[:5]), row(outgoing.means2d, c), accumulate=c > 0,
             )  # fmt: skip
             structs = (byref(view.scene), byref(view.frame), byref(gradients))
             CUDA.dgr_cuda_backward_blend(*structs)
@@ -130,19 +115,16 @@ class _Renderer:
 _renderer = _Renderer()
 
 
-def rasterize(*arguments: Any, **options: Any) -> RasterOutput:
-    """Return the rendered maps; arguments as in `api.rasterize`, already checked."""
-    return _compiled.rasterize(_renderer, arguments[:8], *arguments[8:], **options)
+def rasterize(inputs: Inputs, options: Options) -> RasterOutput:
+    """Return the rendered maps."""
+    return _compiled.rasterize(_renderer, inputs, options)
 
 
-def pixel_weights(
-    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, viewmat: Tensor, K: Tensor,
-    width: int, height: int, pixels: Tensor, *, near: float, min_weight: float,
-) -> PixelWeights:  # fmt: skip
-    """Return the sparse blending weights of the pixels; arguments as in `api.pixel_weights`, already checked."""
-    inputs = tuple(dense(t) for t in (means, quats, scales, opacities, None, None, viewmat[None], K[None], None, None))
-    pixels, radii = pixels.contiguous(), means.new_empty(means.shape[0], dtype=torch.int32)
-    view = _renderer.view(inputs, 0, {"width": width, "height": height, "near": near}, address(radii), None, None)
+def pixel_weights(inputs: Inputs, options: Options, pixels: Tensor, min_weight: float) -> PixelWeights:
+    """Return the sparse blending weights of the pixels of the first camera."""
+    inputs, means, pixels = Inputs(*map(dense, inputs)), inputs.means, pixels.contiguous()
+    radii = means.new_empty(means.shape[0], dtype=torch.int32)
+    view = _renderer.view(inputs, 0, options, address(radii), None, None, for_backward=False)
     request = (byref(view.scene), byref(view.frame), address(pixels), pixels.shape[0], min_weight)
     offsets = torch.zeros(pixels.shape[0] + 1, dtype=torch.int64, device=means.device)
     CUDA.dgr_cuda_weights_count(*request, address(offsets[1:]))

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..adam import AdamState, AdamStruct, fused_steps
 from ..native import CUDA, address, place
+from ..step import PARAMETERS
 from ..types import NEAR, RasterMeta, RasterOutput
 from .frame import MOMENTS, Frame, Gradients, Images, Scene, Workspace, build_frame
 
-_NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
 _SLACK = 1.25  # the number of pairs differs from view to view
 
 
@@ -50,7 +50,7 @@ class TrainingStep:
         image, maps = means.new_empty(height, width, 3), means.new_empty(height, width, dim)
         alpha, depth = means.new_empty(height, width), means.new_empty(height, width)
         radii = means.new_empty(num, dtype=torch.int32)
-        self.parameters, self.features = {name: parameters[name] for name in _NAMES}, features
+        self.parameters, self.features = {name: parameters[name] for name in PARAMETERS}, features
         device, stream = place(means)
         kept = (viewmat.contiguous(), K.contiguous(), background)  # until update is queued
         self.scene = Scene(

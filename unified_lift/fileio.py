@@ -38,7 +38,7 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path, *, outdated: Iterable[str] = ()) -> Iterator[Path]:
-    """Give an empty scratch folder beside `path`, and move its files into `path` once the block ends without error.
+    """Give an empty scratch folder, and move its files into `path` once the block ends without error.
 
     Files of the same names are replaced, others stay. No old file is deleted before all new ones are in place.
 
@@ -47,7 +47,8 @@ def replacing_folder(path: Path, *, outdated: Iterable[str] = ()) -> Iterator[Pa
         outdated: Glob patterns of what else in `path` goes when the new files come.
     """
     place = path.resolve()  # `.` has no name of its own
-    scratch = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")
+    # Inside an existing folder: what holds it may be another disk, or not writable.
+    scratch = (place if place.exists() else place.parent) / f"{place.name}.{uuid.uuid4().hex[:8]}.partial"
     new, old = scratch / "new", scratch / "old"
     try:
         new.mkdir(parents=True)

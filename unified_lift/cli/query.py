@@ -96,15 +96,13 @@ def _check(command: QueryCommand) -> None:
 def _found(command: QueryCommand, scene: TrainedScene, views: Sequence[View]) -> list[Found]:
     device = scene.gaussians.device
     if command.like is not None:
-        return query.objects_like(scene, command.like, top=command.top)
+        return query.objects_like(scene, command.like)[: command.top]
     if command.point is not None:
         object_id = object_at(scene, views[0].camera, *_pixel(command.point))
         return [] if object_id is None else [Found(object_id, 1.0)]
     if command.text is not None and command.model is not None:
-        cameras = [view.camera for view in views]
-        return query.objects_by_text(
-            scene, command.text, cameras, query.clip_encoder(command.model, device=device), top=command.top
-        )
+        encode = query.clip_encoder(command.model, device=device)
+        return query.objects_by_text(scene, command.text, [view.camera for view in views], encode)[: command.top]
     if command.text is not None and command.grounding is not None:
         grounding = grounding_of(command.grounding, device=device)
         return query.objects_by_grounding(scene, command.text, views[0], grounding)[: command.top]

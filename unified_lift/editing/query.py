@@ -67,7 +67,7 @@ def best_views(scene: TrainedScene, cameras: Iterable[Camera]) -> dict[int, Best
     return best
 
 
-def objects_like(scene: TrainedScene, object_id: int, *, top: int = 5) -> list[Found]:
+def objects_like(scene: TrainedScene, object_id: int) -> list[Found]:
     """Return the other objects by falling cosine between their mean features and those of `object_id`.
 
     A UserError: no such object, or a scene without features.
@@ -81,7 +81,7 @@ def objects_like(scene: TrainedScene, object_id: int, *, top: int = 5) -> list[F
     directions = torch.nn.functional.normalize(sums, dim=1)
     cosines = directions @ directions[int(torch.nonzero(values == object_id)[0, 0])]
     found = map(Found, values.tolist(), cosines.tolist())
-    return _by_score(one for one in found if one.object_id != object_id)[:top]
+    return _by_score(one for one in found if one.object_id != object_id)
 
 
 def objects_in_mask(scene: TrainedScene, camera: Camera, mask: np.ndarray) -> list[Found]:
@@ -104,15 +104,12 @@ def objects_by_grounding(scene: TrainedScene, text: str, view: View, grounding: 
     return objects_in_mask(scene, view.camera, mask)
 
 
-def objects_by_text(
-    scene: TrainedScene, text: str, cameras: Sequence[Camera], encode: TextEncoder, *, top: int = 5
-) -> list[Found]:
+def objects_by_text(scene: TrainedScene, text: str, cameras: Sequence[Camera], encode: TextEncoder) -> list[Found]:
     """Return the objects that words describe, by falling relevancy; those below 0.5 are left out.
 
     Every object is shown to the encoder in the view that shows most of it: cut out with its surroundings, and alone on
     grey. Its score is the relevancy of LERF (Eq. 2 there) of the mean of both: the smallest of softmax(10 x cosine)
     against each of "object", "things", "stuff", "texture".
-
     """
     views = best_views(scene, cameras)
     if not views:
@@ -126,7 +123,7 @@ def objects_by_text(
     pooled = torch.nn.functional.normalize(images.view(len(views), 2, -1).mean(dim=1), dim=1)
     cosines = pooled @ texts.T  # [objects, 1 + canonical]
     relevancy = torch.sigmoid(_RELEVANCY_SCALE * (cosines[:, :1] - cosines[:, 1:])).min(dim=1).values
-    return _by_score(one for one in map(Found, views, relevancy.tolist()) if one.score > MIN_RELEVANCY)[:top]
+    return _by_score(one for one in map(Found, views, relevancy.tolist()) if one.score > MIN_RELEVANCY)
 
 
 def clip_encoder(folder: Path, *, device: torch.device) -> TextEncoder:

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.fixtures import write_dataset
-from tests.data.fixtures.colmap_model import write_model
+from tests.data.fixtures import edit_json, write_dataset
+from tests.data.fixtures.colmap_model import read_model, write_model
 from unified_lift.capture.check import check_lines, check_scene, visible_share
 from unified_lift.data import DATASETS, load_scene
-from unified_lift.data.colmap_io import read_cameras, read_images, read_points
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
 from unified_lift.data.settings import DataSettings
@@ -23,13 +22,8 @@ from unified_lift.types import PointCloud
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Return a function: dataset name -> folder of its dataset."""
-
-    def write(name):
-        write_dataset(name, tmp_path / name)
-        return tmp_path / name
-
-    return write
+    """Return a function: dataset name -> folder of its fixture."""
+    return lambda name: write_dataset(name, tmp_path / name)
 
 
 def checked(root, **settings):
@@ -42,12 +36,6 @@ def problems(check):
 
 def notes(check):
     return [issue.text for issue in check.issues if issue.severity == "note"]
-
-
-def edit_json(path, change):
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -102,12 +90,12 @@ def test_the_share_of_visible_points_by_hand(scene):
 def test_every_damage_of_a_colmap_scene_is_listed(dataset):
     root = dataset("colmap")
     model = root / "sparse/0"
-    images = read_images(model / "images.bin")
+    cameras, images, points = read_model(model)
     by_name = {image.name: key for key, image in images.items()}
     broken = {by_name["cam2/0000.png"]: {"tvec": (np.nan, 0, 0)}, by_name["cam2/0005.png"]: {"qvec": (0, 0, 0, 0)}}
     for key, change in broken.items():
         images[key] = type(images[key])(**{**vars(images[key]), **change})
-    write_model(model, read_cameras(model / "cameras.bin"), images, read_points(model / "points3D.bin"))
+    write_model(model, cameras, images, points)
     (root / "images/cam2/0001.png").unlink()
     (root / "images/cam2/0002.png").write_bytes(b"no picture")
     write_image(root / "images/cam1/a.b.png", np.zeros((32, 32, 3), np.uint8))
@@ -146,13 +134,7 @@ def test_every_broken_frame_of_a_transforms_file_is_listed(dataset):
     (root / "object_mask/0007.png").unlink()
     found = problems(checked(root))
     assert len(found) == 5
-    for words in (
-        "0001.png holds NaN",
-        "0002.png is not a 3x4",
-        "no positive focal",
-        "0006.png",
-        "0007.png is missing",
-    ):
+    for words in ("0001.png holds NaN", "0002.png is not a 3x4", "no positive focal", "0006.png", "0007.png is miss"):
         assert any(words in line for line in found), words
 
 
@@ -243,13 +225,13 @@ def test_odd_masks_are_noted(dataset):
 
 def test_few_views_are_noted(dataset):
     root = dataset("transforms")
-
-    def few(data):
-        data["frames"] = data["frames"][:5]
-        for key in ("train_filenames", "val_filenames", "test_filenames"):
-            del data[key]
-
-    edit_json(root / "transforms.json", few)
+    edit_json(
+        root / "transforms.json",
+        lambda data: (
+            [data.update(frames=data["frames"][:5])]
+            + [data.pop(f"{key}_filenames") for key in ("train", "val", "test")]
+        ),
+    )
     assert "only 5 views" in notes(checked(root))
 
 

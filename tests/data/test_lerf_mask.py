@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.fixtures.floor import LANDMARK, floor_photos
+from tests.data.fixtures.floor import floor_photos
 from unified_lift.data import DATASETS, load_annotations, load_prompt_masks
 from unified_lift.data.lerf_mask import PROMPTS, prompt_files
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
-from unified_lift.ops.cameras import project
 
 LONG = "red coin with a very long name"
 
@@ -20,10 +19,6 @@ def names(views):
 
 def masks_of(root, *views, **settings):
     return load_prompt_masks(DataSettings(source_path=root, **settings), views)
-
-
-def test_the_benchmark_scores_it_unless_told_otherwise():
-    assert DATASETS["lerf_mask"].protocol == "lerf_mask"
 
 
 @pytest.mark.parametrize("missing", ["images_train", "test_mask", "sparse"])
@@ -37,16 +32,13 @@ class TestSplit:
     CAPTURES = [f"frame_{n:05d}" for n in range(1, 9)]
     TESTS = ["test_0", "test_1", "test_2"]
 
-    @pytest.mark.parametrize("train_split", [False, True])
-    def test_views_not_listed_for_training_are_held_out(self, train_split, dataset, read):
-        scene = read(dataset("lerf_mask"), eval=True, train_split=train_split)
-        assert names(scene.train) == self.CAPTURES
-        assert names(scene.test) == self.TESTS
-
-    def test_test_views_never_train(self, dataset, read):
-        scene = read(dataset("lerf_mask"))
-        assert names(scene.train) == self.CAPTURES
-        assert scene.test == ()
+    def test_views_not_listed_for_training_are_held_out_and_never_train(self, dataset, read):
+        root = dataset("lerf_mask")
+        for train_split in (False, True):
+            scene = read(root, eval=True, train_split=train_split)
+            assert (names(scene.train), names(scene.test)) == (self.CAPTURES, self.TESTS)
+        scene = read(root)
+        assert (names(scene.train), scene.test) == (self.CAPTURES, ())
 
     def test_the_list_decides_not_the_name(self, dataset, read):
         root = dataset("lerf_mask")
@@ -62,20 +54,14 @@ class TestSplit:
             read(root)
 
 
-class TestInputMasks:
-    def test_zero_is_unlabelled_and_black_masks_of_test_views_are_no_labels(self, dataset, read):
-        scene = read(dataset("lerf_mask"), eval=True)
-        assert scene.zero_id == "ignore"
-        assert all(view.segments is None for view in scene.test)
-        assert all((view.segments == 0).any() for view in scene.train)
-
-    def test_ids_are_tracked_and_8_bit(self, dataset, read):
-        root = dataset("lerf_mask")
-        seen = [set(view.segments.unique().tolist()) for view in read(root).train]
-        assert all(ids <= {0, 7, 50, 51} for ids in seen)
-        assert all(50 in ids for ids in seen)
-        with Image.open(root / "object_mask" / "frame_00001.png") as mask:
-            assert mask.mode == "L"
+def test_input_masks_are_tracked_8_bit_ids_of_which_zero_is_unlabelled_and_black_ones_are_no_labels(dataset, read):
+    root = dataset("lerf_mask")
+    scene = read(root, eval=True)
+    assert scene.zero_id == "ignore"
+    assert all(view.segments is None for view in scene.test)
+    seen = [set(view.segments.unique().tolist()) for view in scene.train]
+    assert all({0, 50} <= ids <= {0, 7, 50, 51} for ids in seen)
+    assert Image.open(root / "object_mask" / "frame_00001.png").mode == "L"
 
 
 class TestPromptMasks:
@@ -85,9 +71,6 @@ class TestPromptMasks:
             "test_0": {LONG, "blue coin"},
             "test_2": {LONG},
         }
-
-    def test_only_asked_views_are_returned(self, dataset):
-        assert set(masks_of(dataset("lerf_mask"), "test_2")) == {"test_2"}
 
     def test_foreground_lies_strictly_above_128(self, dataset, read):
         # The mask's first coin pixel has grey value 129 and its last background pixel 128: both as the world has it.
@@ -100,15 +83,6 @@ class TestPromptMasks:
         assert found[LONG].dtype == bool
         np.testing.assert_array_equal(found[LONG], ids == 300)
         np.testing.assert_array_equal(found["blue coin"], ids == 301)
-
-    def test_known_point_lies_in_its_prompt(self, dataset, read):
-        root = dataset("lerf_mask")
-        found = masks_of(root, "test_0", "test_2")
-        for view in read(root, eval=True).test:
-            if view.name in found:
-                column, row = project(LANDMARK[None], view.camera)[0][0].astype(int)
-                assert found[view.name][LONG][row, column]
-                assert not found[view.name].get("blue coin", np.zeros((24, 32), bool))[row, column]
 
     def test_masks_keep_their_size_whatever_the_resolution(self, dataset):
         assert masks_of(dataset("lerf_mask"), "test_0", resolution=2)["test_0"][LONG].shape == (24, 32)
@@ -144,14 +118,11 @@ class TestPromptMasks:
         with pytest.raises(UserError, match="test_mask/two: .*rename it"):
             masks_of(root, "test_0")
 
-    def test_mask_of_another_shape_than_its_photo_is_refused(self, dataset):
+    def test_unreadable_mask_and_one_of_another_shape_than_its_photo_are_named(self, dataset):
         root = dataset("lerf_mask")
         Image.new("L", (24, 32)).save(root / "test_mask" / "0" / "blue coin.png")
         with pytest.raises(UserError, match=r"blue coin\.png: the mask is 24x32 but the photo of test_0 is 32x24"):
             masks_of(root, "test_0")
-
-    def test_unreadable_mask_is_named(self, dataset):
-        root = dataset("lerf_mask")
         (root / "test_mask" / "0" / "blue coin.png").write_bytes(b"not a picture")
         with pytest.raises(UserError, match=r"blue coin\.png: not a readable image"):
             masks_of(root, "test_0")
@@ -163,12 +134,10 @@ class TestPromptMasks:
         Image.fromarray(picture).save(root / "test_mask" / "2" / f"{LONG}.png")
         assert np.argwhere(masks_of(root, "test_2")["test_2"][LONG]).tolist() == [[3, 4]]
 
-    def test_other_readers_have_none(self, dataset):
-        assert masks_of(dataset("colmap"), "cam1/0001") == {}
 
-
-def test_there_is_no_truth_map_of_all_objects(dataset):
+def test_there_is_no_map_of_all_objects_and_other_readers_have_no_prompts(dataset):
     assert load_annotations(DataSettings(source_path=dataset("lerf_mask")), ["test_0", "frame_00001"]) == {}
+    assert masks_of(dataset("colmap"), "cam1/0001") == {}
 
 
 def test_prompt_lists():

@@ -1,8 +1,7 @@
-import json
-
 import numpy as np
 import pytest
 
+from tests.data.fixtures import edit_json
 from unified_lift.data import load_annotations
 from unified_lift.data.messy_rooms import describe
 from unified_lift.data.settings import DataSettings
@@ -45,11 +44,13 @@ def test_truth_is_the_instance_where_semantics_say_object(dataset):
 
 def test_kubric_oracle(dataset):
     root = dataset("messy_rooms")
-    data = json.loads((root / "metadata.json").read_text())
-    data["camera"]["K"] = [[1.09375, 0, -0.5], [0, -1.09375, -0.5], [0, 0, -1]]
-    data["camera"]["positions"][0] = [1.0, -2.0, 3.0]
-    data["camera"]["quaternions"][0] = [0.5, 0.5, 0.5, 0.5]
-    (root / "metadata.json").write_text(json.dumps(data))
+
+    def change(data):
+        data["camera"]["K"] = [[1.09375, 0, -0.5], [0, -1.09375, -0.5], [0, 0, -1]]
+        data["camera"]["positions"][0] = [1.0, -2.0, 3.0]
+        data["camera"]["quaternions"][0] = [0.5, 0.5, 0.5, 0.5]
+
+    edit_json(root / "metadata.json", change)
     frame = describe(root, DataSettings(source_path=root)).frames[0]
     lens = frame.lens.resized(512, 512)  # the oracle's size
     assert (lens.fx, lens.fy, lens.cx, lens.cy) == (560.0, 560.0, 256.0, 256.0)
@@ -60,10 +61,8 @@ def test_kubric_oracle(dataset):
 def test_focal_length_stands_in_for_a_missing_matrix(dataset, read):
     root = dataset("messy_rooms")
     expected = read(root).train[0].camera
-    data = json.loads((root / "metadata.json").read_text())
-    del data["camera"]["K"]
-    data["camera"] |= {"focal_length": 35.2, "sensor_width": 32.0}
-    (root / "metadata.json").write_text(json.dumps(data))
+    edit_json(root / "metadata.json", lambda data: data["camera"].pop("K"))
+    edit_json(root / "metadata.json", lambda data: data["camera"].update(focal_length=35.2, sensor_width=32.0))
     camera = read(root).train[0].camera
     assert (camera.fx, camera.fy) == pytest.approx((1.1 * 32, 1.1 * 32))
     assert (camera.cx, camera.cy) == (expected.cx, expected.cy)

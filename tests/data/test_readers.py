@@ -85,15 +85,12 @@ class TestEveryReader:
         assert any(folder.name in note for note in scene.notes)
         assert read(root, object_path="elsewhere").train[0].segments is not None
 
-    def test_progress_counts_to_the_number_of_views(self, name, dataset):
+    def test_progress_counts_to_the_number_of_views_and_unknown_names_have_no_annotation(self, name, dataset):
         seen = []
         settings = DataSettings(source_path=dataset(name), num_random_points=50)
-        scene = load_scene(settings, progress=lambda done, total: seen.append((done, total)))
-        count = len(scene.train)
+        count = len(load_scene(settings, progress=lambda done, total: seen.append((done, total))).train)
         assert seen == [(n, count) for n in range(1, count + 1)]
-
-    def test_annotations_of_unknown_names_are_absent(self, name, dataset):
-        assert load_annotations(DataSettings(source_path=dataset(name)), ["nobody"]) == {}
+        assert load_annotations(settings, ["unknown"]) == {}
 
     def test_loading_twice_gives_the_same_scene(self, name, dataset, read):
         root = dataset(name)
@@ -128,16 +125,12 @@ class TestEveryReaderOfTruthMaps:
             np.testing.assert_array_equal(floor_photos([view.camera])[0].ids, truth[view.name])
 
     def test_ids_above_255_survive_and_are_local_to_views(self, name, dataset, read):
-        scene = read(dataset(name))
+        root = dataset(name)
+        scene, held = read(root), read(root, eval=True)
+        assert (len(scene.train), scene.test) == (len(held.train) + len(held.test), ())  # all train without --eval
         maxima = [int(view.segments.max()) for view in scene.train]
         assert min(maxima) > 255
         assert len(set(maxima)) > 1
-
-    def test_without_eval_every_view_trains(self, name, dataset, read):
-        root = dataset(name)
-        held, everything = read(root, eval=True), read(root)
-        assert everything.test == ()
-        assert len(everything.train) == len(held.train) + len(held.test)
 
 
 def test_annotations_are_not_part_of_a_scene(dataset, read):
@@ -145,12 +138,9 @@ def test_annotations_are_not_part_of_a_scene(dataset, read):
     assert fields == {"name", "dataset", "train", "test", "points", "zero_id", "kept_on", "notes"}
 
 
-def test_missing_folder_is_named(tmp_path, read):
+def test_a_folder_that_is_missing_or_fits_no_layout_is_named(tmp_path, read):
     with pytest.raises(UserError, match="nowhere.*no such scene folder"):
         read(tmp_path / "nowhere")
-
-
-def test_unknown_layout_says_what_was_looked_for(tmp_path, read):
     with pytest.raises(UserError, match=r"sparse/0/cameras.bin.*transforms.json") as error:
         read(tmp_path)
     assert "metadata.json" in str(error.value)

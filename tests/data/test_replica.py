@@ -3,12 +3,11 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tests.data.fixtures.floor import LANDMARK, LANDMARK_ID, floor_photos
 from tests.data.fixtures.replica import write_rgb
-from unified_lift.data import DATASETS, load_annotations
+from unified_lift.data import load_annotations
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
 from unified_lift.data.replica import (
@@ -17,7 +16,6 @@ from unified_lift.data.replica import (
     describe,
     dn_splatter,
     find_recording,
-    read_depth,
     read_lens,
     read_trajectory,
     semantic_nerf,
@@ -28,15 +26,6 @@ from unified_lift.ops.cameras import project
 from unified_lift.plyio import write_point_cloud
 from unified_lift.types import Camera, PointCloud
 
-DN_SPLATTER = {
-    "kept": 80,
-    "train": 64,
-    "test": 16,
-    "train_head": [25, 50, 75, 100, 150, 175],
-    "test_head": [0, 125, 250, 375],
-    "test_tail": [1750, 1875],
-}
-SEMANTIC_NERF = {"train": 180, "test": 180, "train_head": [0, 5, 10], "test_head": [2, 7, 12], "last": [895, 897]}
 NICE_SLAM_CAMERA = {"w": 1200, "h": 680, "fx": 600.0, "fy": 600.0, "cx": 599.5, "cy": 339.5, "scale": 6553.5}
 
 
@@ -60,20 +49,13 @@ def truth_of(root, *views):
     return load_annotations(DataSettings(source_path=root), views)
 
 
-class TestSplitOracles:
-    def test_dn_splatter(self):
-        train, test = dn_splatter(2000)
-        assert len(train) + len(test) == DN_SPLATTER["kept"]
-        assert (len(train), len(test)) == (DN_SPLATTER["train"], DN_SPLATTER["test"])
-        assert train[:6] == DN_SPLATTER["train_head"]
-        assert (test[:4], test[-2:]) == (DN_SPLATTER["test_head"], DN_SPLATTER["test_tail"])
-
-    def test_semantic_nerf(self):
-        train, test = semantic_nerf(900)
-        assert (len(train), len(test)) == (SEMANTIC_NERF["train"], SEMANTIC_NERF["test"])
-        assert (train[:3], test[:3]) == (SEMANTIC_NERF["train_head"], SEMANTIC_NERF["test_head"])
-        assert [train[-1], test[-1]] == SEMANTIC_NERF["last"]
-        assert not set(train) & set(test)
+def test_split_oracles():
+    train, test = dn_splatter(2000)
+    assert (len(train), len(test), train[:6]) == (64, 16, [25, 50, 75, 100, 150, 175])
+    assert (test[:4], test[-2:]) == ([0, 125, 250, 375], [1750, 1875])
+    train, test = semantic_nerf(900)
+    assert (len(train), len(test), train[:3], test[:3]) == (180, 180, [0, 5, 10], [2, 7, 12])
+    assert [train[-1], test[-1]] == [895, 897]
 
 
 class TestPixelsAndCameras:
@@ -121,9 +103,6 @@ class TestPixelsAndCameras:
 
 
 class TestLayouts:
-    def test_the_benchmark_scores_it_unless_told_otherwise(self):
-        assert DATASETS["replica"].protocol == "replica"
-
     @pytest.mark.parametrize(
         ("sequence", "inside", "layout"),
         [
@@ -138,12 +117,10 @@ class TestLayouts:
         root = rgb_scene(sequence, count=8)
         assert find_recording(root / sequence if inside else root).layout == layout
 
-    def test_nice_slam_split_and_order(self, dataset, read):
+    def test_splits_and_order_are_numeric(self, dataset, rgb_scene, read):
         scene = read(dataset("replica"), eval=True)
         assert names(scene.test) == ["frame000000", "frame000125"]
         assert names(scene.train) == [f"frame{n:06d}" for n in (25, 50, 75, 100, 150, 175, 200, 225)]
-
-    def test_semantic_nerf_split_and_order_are_numeric(self, rgb_scene, read):
         scene = read(rgb_scene(), eval=True)
         assert names(scene.train) == [f"rgb_{n}" for n in (0, 5, 10, 15, 20, 25, 30, 35)]
         assert names(scene.test) == [f"rgb_{n}" for n in (2, 7, 12, 17, 22, 27, 32, 37)]
@@ -161,17 +138,15 @@ class TestLayouts:
         assert names(scene.test) == ["rgb_0", "rgb_125"]
         assert len(scene.train) == 8
 
-    def test_only_frames_of_the_benchmark_are_read(self, dataset, read):
+    def test_only_frames_of_the_benchmark_are_read_and_png_photos_are_found_too(self, dataset, read):
         root = dataset("replica")
         (root / "results" / "frame000001.jpg").write_bytes(b"not a picture")
-        assert len(read(root).train) == 10
-
-    def test_png_photos_are_found_too(self, dataset, read):
-        root = dataset("replica")
-        with Image.open(root / "results" / "frame000025.jpg") as photo:
-            photo.save(root / "results" / "frame000025.png")
+        Image.open(root / "results" / "frame000025.jpg").save(root / "results" / "frame000025.png")
         (root / "results" / "frame000025.jpg").unlink()
-        assert "frame000025" in names(read(root).train)
+        lines = (root / "traj.txt").read_text().splitlines()
+        lines[26] = " ".join(["nan"] * 16)  # a frame that is not used
+        (root / "traj.txt").write_text("\n".join(lines))
+        assert len(read(root).train) == 10
 
     def test_camera_file_may_lie_one_folder_up(self, dataset, read):
         root = dataset("replica")
@@ -184,25 +159,21 @@ class TestLayouts:
         (root / "transforms.json").write_text("{}")  # DN-Splatter writes one with the training frames only
         assert read(root).dataset == "replica"
 
-    def test_zero_in_input_masks_is_unlabelled(self, dataset, read):
-        assert read(dataset("replica")).zero_id == "ignore"
-
     def test_another_mask_folder_can_be_chosen(self, dataset, read):
         root = dataset("replica")
         (root / "object_mask").rename(root / "sam_large")
-        assert read(root, object_path="sam_large").train[0].segments.max() > 255
+        scene = read(root, object_path="sam_large")
+        assert scene.train[0].segments.max() > 255
+        assert scene.zero_id == "ignore"
 
 
 class TestTruth:
     def test_ids_exceed_8_bits_and_zero_is_kept(self, dataset):
-        truth = truth_of(dataset("replica"), "frame000025", "frame000001")
-        assert set(truth) == {"frame000025"}
-        assert {0, LANDMARK_ID} <= set(np.unique(truth["frame000025"]).tolist())
-
-    def test_view_without_a_map_is_absent(self, dataset):
         root = dataset("replica")
         (root / "annotations/gt_instance/frame000050.png").unlink()
-        assert set(truth_of(root, "frame000025", "frame000050")) == {"frame000025"}
+        truth = truth_of(root, "frame000025", "frame000001", "frame000050")
+        assert set(truth) == {"frame000025"}  # the others have no map
+        assert {0, LANDMARK_ID} <= set(np.unique(truth["frame000025"]).tolist())
 
     def vmap_beside_nice_slam(self, root):
         shutil.rmtree(root / "annotations")
@@ -225,15 +196,12 @@ class TestTruth:
         with pytest.raises(UserError, match=r"traj_w_c\.txt: is another walk than traj\.txt"):
             truth_of(root, "frame000025")
 
-    def test_maps_without_a_trajectory_are_refused(self, dataset):
+    def test_maps_without_a_trajectory_are_refused_and_no_maps_are_no_truth(self, dataset):
         root = dataset("replica")
         self.vmap_beside_nice_slam(root)
         with pytest.raises(UserError, match=r"traj_w_c\.txt: .*copy it"):
             truth_of(root, "frame000025")
-
-    def test_no_maps_no_truth(self, dataset):
-        root = dataset("replica")
-        shutil.rmtree(root / "annotations")
+        shutil.rmtree(root / "semantic_instance")
         assert truth_of(root, "frame000025") == {}
 
 
@@ -249,13 +217,11 @@ class TestInitialPoints:
 
     def test_colours_are_those_of_the_pixels(self, rgb_scene, read):
         points = read(rgb_scene(), eval=True).points
+        assert np.abs(points.positions[:, 2]).max() < 2e-3  # depth in millimetres
         near = np.linalg.norm(points.positions - LANDMARK, axis=1) < 0.2
         red, green, _ = points.colors[near].mean(axis=0)
         assert near.sum() > 20
         assert red > green + 40
-
-    def test_depth_of_semantic_nerf_is_in_millimetres(self, rgb_scene, read):
-        assert np.abs(read(rgb_scene()).points.positions[:, 2]).max() < 2e-3
 
     def test_count_and_seed(self, dataset):
         recording = find_recording(root := dataset("replica"))
@@ -292,15 +258,12 @@ class TestInitialPoints:
         write_point_cloud(root / "point_cloud.ply", cloud)
         assert len(read(root).points.positions) == 5
 
-    def test_missing_depth_maps_are_noted(self, dataset, read):
+    def test_missing_depth_maps_are_noted_and_without_any_points_come_from_the_photos(self, dataset, read):
         root = dataset("replica")
         (root / "results" / "depth000050.png").unlink()
         scene = read(root, eval=True)
         assert len(scene.points.positions) == 7 * 24 * 32
         assert any("1 of 8 training frames have no depth map" in note for note in scene.notes)
-
-    def test_without_any_depth_points_come_from_the_photos(self, dataset, read):
-        root = dataset("replica")
         for path in (root / "results").glob("depth*.png"):
             path.unlink()
         assert any("random" in note or "triangulated" in note for note in read(root).notes)
@@ -310,11 +273,6 @@ class TestInitialPoints:
         Image.new("L", (32, 24)).save(root / "results" / "depth000050.png")
         with pytest.raises(UserError, match=r"depth000050\.png: image mode L is not a 16-bit depth map"):
             read(root)
-
-    def test_depth_scale_of_the_camera_file(self, dataset):
-        root = dataset("replica")
-        Image.fromarray(np.full((2, 2), 13107, np.uint16)).save(root / "results" / "depth000000.png")
-        np.testing.assert_array_equal(read_depth(find_recording(root), 0), np.full((2, 2), 2.0))
 
 
 class TestBadInput:
@@ -348,13 +306,6 @@ class TestBadInput:
         with pytest.raises(UserError, match=pattern):
             read(root)
 
-    def test_broken_pose_of_an_unused_frame_does_not_matter(self, dataset, read):
-        root = dataset("replica")
-        lines = (root / "traj.txt").read_text().splitlines()
-        lines[26] = " ".join(["nan"] * 16)
-        (root / "traj.txt").write_text("\n".join(lines))
-        assert len(read(root).train) == 10
-
     def test_empty_trajectory(self, dataset, read):
         root = dataset("replica")
         (root / "traj.txt").write_text("\n\n")
@@ -368,6 +319,10 @@ class TestBadInput:
             ("{}", r"cam_params\.json: has no object named camera"),
             ('{"camera": {"w": 32}}', r"cam_params\.json: h is missing"),
             ("[", r"cam_params\.json: not readable as JSON"),
+            (
+                json.dumps({"camera": NICE_SLAM_CAMERA | {"fx": 0}}),
+                r"cam_params\.json: sizes and focal lengths must",
+            ),
         ],
     )
     def test_broken_camera_file(self, content, pattern, dataset, read):
@@ -379,12 +334,6 @@ class TestBadInput:
         with pytest.raises(UserError, match=pattern):
             read(root)
 
-    def test_focal_length_of_zero(self, dataset, read):
-        root = dataset("replica")
-        (root / "cam_params.json").write_text(json.dumps({"camera": NICE_SLAM_CAMERA | {"fx": 0}}))
-        with pytest.raises(UserError, match=r"cam_params\.json: sizes and focal lengths must be positive"):
-            read(root)
-
     def test_photo_of_another_shape_than_the_camera(self, dataset, read):
         root = dataset("replica")
         write_image(root / "results" / "frame000025.jpg", np.zeros((32, 24, 3), np.uint8))
@@ -394,7 +343,5 @@ class TestBadInput:
 
 def test_semantic_nerf_masks_follow_their_views(rgb_scene, read):
     root = rgb_scene()
-    scene = read(root, eval=True)
-    expected = np.array(Image.open(root / "object_mask" / "rgb_10.png"))
-    view = next(view for view in scene.train if view.name == "rgb_10")
-    assert torch.equal(view.segments, torch.from_numpy(expected.astype(np.int32)))
+    view = next(view for view in read(root, eval=True).train if view.name == "rgb_10")
+    np.testing.assert_array_equal(view.segments, np.array(Image.open(root / "object_mask" / "rgb_10.png")))

@@ -3,17 +3,13 @@ import json
 import numpy as np
 import pytest
 
+from tests.data.fixtures import edit_json
 from tests.data.fixtures.floor import floor_photos, orbit, world_from_cam_opengl
 from unified_lift.data.images import write_image
+from unified_lift.data.masks import write_mask
 
 
-def edit(root, change, name="transforms.json"):
-    data = json.loads((root / name).read_text())
-    change(data)
-    (root / name).write_text(json.dumps(data))
-
-
-def write_blender(root, *, with_test=True):
+def write_blender(root):
     """Write a NeRF-synthetic scene: RGBA photos, file paths without suffix, a field of view for intrinsics."""
     cameras = orbit(6, width=32, height=24)
     for split, chosen in (("train", range(4)), ("val", [5]), ("test", [4, 5])):
@@ -26,8 +22,7 @@ def write_blender(root, *, with_test=True):
             pose = world_from_cam_opengl(cameras[n]).tolist()
             frames.append({"file_path": f"./{split}/r_{n}", "transform_matrix": pose})
         angle = 2 * np.arctan(0.5 * 32 / cameras[0].fx)
-        if split != "test" or with_test:
-            (root / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": angle, "frames": frames}))
+        (root / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": angle, "frames": frames}))
     return cameras
 
 
@@ -46,37 +41,25 @@ def test_poses_and_off_centre_intrinsics_return(dataset, read):
 def test_frame_intrinsics_win_over_the_file(dataset, read):
     root = dataset("transforms")
 
-    def change(data):
-        data["fl_x"], data["fl_y"], data["cx"] = 99.0, 98.0, 3.0
-
-    edit(root, change)
+    edit_json(root / "transforms.json", lambda data: data.update(fl_x=99.0, fl_y=98.0, cx=3.0))
     views = {view.name: view.camera for view in read(root).train}
     assert (views["0004"].fx, views["0004"].fy, views["0004"].cx) == (99.0, 98.0, 3.0)
     assert views["0005"].fx == pytest.approx(1.1 * 32)  # its own fl_x and cx, the file's fl_y
     assert (views["0005"].fy, views["0005"].cx) == (98.0, 17.0)
 
 
-def test_without_lists_every_eighth_is_held_out(dataset, read):
+def test_without_lists_every_eighth_is_held_out_and_a_val_list_stands_for_a_test_list(dataset, read):
     root = dataset("transforms")
-
-    def change(data):
-        for key in ("train_filenames", "val_filenames", "test_filenames"):
-            del data[key]
-
-    edit(root, change)
+    edit_json(root / "transforms.json", lambda data: data.pop("test_filenames"))
+    assert [view.name for view in read(root, eval=True).test] == ["0008", "0009"]
+    edit_json(root / "transforms.json", lambda data: [data.pop(f"{key}_filenames") for key in ("train", "val")])
     assert [view.name for view in read(root, eval=True).test] == ["0000", "0008"]
     assert [view.name for view in read(root, eval=True, llffhold=3).test] == ["0000", "0003", "0006", "0009"]
 
 
-def test_val_list_stands_in_for_a_missing_test_list(dataset, read):
-    root = dataset("transforms")
-    edit(root, lambda data: data.pop("test_filenames"))
-    assert [view.name for view in read(root, eval=True).test] == ["0008", "0009"]
-
-
 def test_frames_in_no_list_are_left_out_and_noted(dataset, read):
     root = dataset("transforms")
-    edit(root, lambda data: data.update(train_filenames=data["train_filenames"][:5]))
+    edit_json(root / "transforms.json", lambda data: data.update(train_filenames=data["train_filenames"][:5]))
     scene = read(root, eval=True)
     assert (len(scene.train), len(scene.test)) == (5, 2)
     assert any("3 frames are in no split list" in note for note in scene.notes)
@@ -93,7 +76,7 @@ def test_instant_ngp_fields_of_view_and_default_centre(dataset, read):
         for frame in data["frames"]:
             frame.pop("fl_x", None), frame.pop("cx", None)
 
-    edit(root, change)
+    edit_json(root / "transforms.json", change)
     camera = read(root).train[0].camera
     assert (camera.fx, camera.fy) == pytest.approx((32.0, 32.0))
     assert (camera.cx, camera.cy) == (16.0, 12.0)
@@ -109,44 +92,34 @@ def test_uniform_scale_in_a_pose_is_removed_and_3x4_is_enough(dataset, read):
             matrix[:, :3] *= 2.5
             frame["transform_matrix"] = matrix.tolist()
 
-    edit(root, change)
+    edit_json(root / "transforms.json", change)
     np.testing.assert_allclose(read(root).train[0].camera.cam_from_world, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("change", [{"k1": 0.3}, {"camera_model": "OPENCV_FISHEYE"}, {"is_fisheye": True}])
 def test_distorted_photos_are_undistorted_and_noted(change, dataset, read):
     root = dataset("transforms")
-    edit(root, lambda data: data.update(change))
+    edit_json(root / "transforms.json", lambda data: data.update(change))
     scene = read(root)
     assert any(note.startswith("10 of 10 views undistorted") for note in scene.notes)
 
 
-def test_zero_id_is_read(dataset, read):
-    root = dataset("transforms")
-    assert read(root).zero_id == "ignore"
-    edit(root, lambda data: data.update(zero_id="segment"))
-    assert read(root).zero_id == "segment"
-
-
-def test_an_empty_mask_is_a_label_where_zero_is_a_segment(dataset, read):
-    from unified_lift.data.masks import write_mask
-
+def test_zero_id_says_whether_an_empty_mask_is_a_label(dataset, read):
     root = dataset("transforms")
     write_mask(root / "object_mask" / "0002.png", np.zeros((24, 32)))
-    assert read(root).train[2].segments is None
-    edit(root, lambda data: data.update(zero_id="segment"))
-    assert (read(root).train[2].segments == 0).all()
+    scene = read(root)
+    assert (scene.zero_id, scene.train[2].segments) == ("ignore", None)
+    edit_json(root / "transforms.json", lambda data: data.update(zero_id="segment"))
+    scene = read(root)
+    assert scene.zero_id == "segment"
+    assert (scene.train[2].segments == 0).all()
 
 
 def test_masks_are_found_by_name_where_frames_name_none(dataset, read):
     root = dataset("transforms")
     expected = [view.segments for view in read(root).train]
 
-    def change(data):
-        for frame in data["frames"]:
-            del frame["object_mask_path"]
-
-    edit(root, change)
+    edit_json(root / "transforms.json", lambda data: [frame.pop("object_mask_path") for frame in data["frames"]])
     for view, segments in zip(read(root).train, expected, strict=True):
         assert (view.segments == segments).all()
 
@@ -154,9 +127,9 @@ def test_masks_are_found_by_name_where_frames_name_none(dataset, read):
 def test_a_named_cloud_wins_and_a_conventional_one_is_found(dataset, read):
     root = dataset("transforms")
     (root / "points3D.ply").rename(root / "cloud.ply")
-    edit(root, lambda data: data.update(ply_file_path="cloud.ply"))
+    edit_json(root / "transforms.json", lambda data: data.update(ply_file_path="cloud.ply"))
     assert len(read(root).points.positions) == 400
-    edit(root, lambda data: data.pop("ply_file_path"))
+    edit_json(root / "transforms.json", lambda data: data.pop("ply_file_path"))
     assert any("frusta" in note for note in read(root).notes)
     (root / "cloud.ply").rename(root / "points3d.ply")
     assert len(read(root).points.positions) == 400
@@ -174,7 +147,7 @@ def test_photos_outside_the_scene_folder_still_get_plain_names(dataset, read):
         for key in ("train_filenames", "val_filenames", "test_filenames"):
             data[key] = ["../" + path for path in data[key]]
 
-    edit(root / "inner", change)
+    edit_json(root / "inner" / "transforms.json", change)
     assert [view.name for view in read(root / "inner", eval=True).test] == ["0008", "0009"]
 
 
@@ -190,10 +163,6 @@ def test_blender_files(tmp_path, read):
     assert not scene.train[0].image[:4].any()  # transparent: composited over black
     assert scene.train[0].image[4:].any()
     assert len(read(tmp_path).train) == 6  # without eval the test frames train, as in 3D-GS
-
-
-def test_blender_without_a_test_file_holds_out_every_eighth(tmp_path, read):
-    write_blender(tmp_path, with_test=False)
+    (tmp_path / "transforms_test.json").unlink()
     scene = read(tmp_path, eval=True)
-    assert [view.name for view in scene.test] == ["r_0"]
-    assert len(scene.train) == 3
+    assert ([view.name for view in scene.test], len(scene.train)) == (["r_0"], 3)

@@ -90,7 +90,7 @@ def check_scene(settings: DataSettings, *, progress: Progress | None = None) -> 
         _check_poses(issues, frames)
         facts["cameras"] = _cameras(frames)
         facts["masks"] = _check_masks(issues, frames, masks)
-        if whole:  # else masks of the frames left out would seem to belong to no view
+        if whole and facts["masks"]["views"]:  # else masks of the frames left out would seem to belong to no view
             _check_strays(issues, [frame.mask.path for frame in frames if frame.mask])
     folders = {name: root / name for name in ANNOTATION_FOLDERS if (root / name).is_dir()}
     facts["truth"] = {name: sum(path.is_file() for path in folder.rglob("*")) for name, folder in folders.items()}
@@ -142,41 +142,38 @@ def _check_masks(issues: Issues, frames: Sequence[Frame], folder: Path) -> dict[
     """Return numbers of the masks; add what is wrong with any of them."""
     without = [frame.name for frame in frames if frame.mask is None]
     facts: dict[str, Any] = {"views": len(frames) - len(without), "views_without": without}
-    if len(without) == len(frames):
-        files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
-        if files:
-            names = listed(sorted(path.name for path in files))
-            issues.error(f"{folder}: none of its {len(files)} files is the mask of a photo ({names})", _NAME_MASKS)
-        else:
-            issues.note("no masks: only colour can be trained", _MAKE_MASKS)
-        return facts
-    masks = list(check_masks(issues, frames, make=_MAKE_MASKS).values())
-    return {**facts, **_mask_facts(masks)} if masks else facts
+    if len(without) < len(frames):
+        masks = list(check_masks(issues, frames, make=_MAKE_MASKS).values())
+        return {**facts, **_mask_facts(masks)} if masks else facts
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    if files:
+        names = listed(sorted(path.name for path in files))
+        issues.error(f"{folder}: none of its {len(files)} files is the mask of a photo ({names})", _NAME_MASKS)
+    else:
+        issues.note("no masks: only colour can be trained", _MAKE_MASKS)
+    return facts
 
 
 def _mask_facts(masks: Sequence[StoredMask]) -> dict[str, Any]:
-    segments = [numbers.num_segments for numbers in masks]
+    segments = [mask.num_segments for mask in masks]
     return {
-        "kinds": dict(Counter(numbers.kind for numbers in masks)),
+        "kinds": dict(Counter(mask.kind for mask in masks)),
         "segments_per_view": {"least": min(segments), "median": float(np.median(segments)), "most": max(segments)},
-        "largest_id": max(numbers.largest for numbers in masks),
-        "share_of_id_0": round(float(np.mean([numbers.zero_share for numbers in masks])), 4),
-        "all_black": sum(numbers.largest == 0 for numbers in masks),
+        "largest_id": max(mask.largest for mask in masks),
+        "share_of_id_0": round(float(np.mean([mask.zero_share for mask in masks])), 4),
+        "all_black": sum(mask.largest == 0 for mask in masks),
     }
 
 
 def _check_strays(issues: Issues, masks: Sequence[Path]) -> None:
     """Add a note on mask-like files in the folders of the masks that belong to no view."""
-    if not masks:
-        return
     used, suffixes = {path.resolve() for path in masks}, {*MASK_SUFFIXES, ".jpg", ".jpeg"}
-    files = sorted({path for parent in {path.parent for path in masks} for path in parent.iterdir() if path.is_file()})
+    files = sorted(path for parent in {path.parent for path in masks} for path in parent.iterdir() if path.is_file())
     strays = [path for path in files if path.suffix.lower() in suffixes and path.resolve() not in used]
     if strays:
         folder = Path(os.path.commonpath([path.parent for path in masks]))
         names = listed([path.relative_to(folder).as_posix() for path in strays])
-        fix = f"{_NAME_MASKS} (JPEG destroys ids); remove the others"
-        issues.note(f"{folder}: {names} belongs to no view", fix)
+        issues.note(f"{folder}: {names} belongs to no view", f"{_NAME_MASKS} (JPEG destroys ids); remove the others")
 
 
 def _check_loading(issues: Issues, settings: DataSettings) -> dict[str, Any]:
@@ -235,10 +232,9 @@ def check_lines(check: SceneCheck) -> list[str]:
     if "views" in facts:
         sizes = ", ".join(f"{size} ({count})" for size, count in facts["views"]["sizes"].items())
         rows["views"] = f"{facts['views']['posed']} with a pose; photos {sizes or 'none readable'}"
-        rows["cameras"] = "; ".join(_camera_words(camera) for camera in facts["cameras"][:3])
-        if len(facts["cameras"]) > 3:
-            rows["cameras"] += f"; and {len(facts['cameras']) - 3} more"
-        rows["masks"] = _mask_words(facts)
+        more = len(facts["cameras"]) - 3
+        cameras = [*map(_camera_words, facts["cameras"][:3]), *([f"and {more} more"] if more > 0 else [])]
+        rows["cameras"], rows["masks"] = "; ".join(cameras), _mask_words(facts)
     if "split" in facts:
         split, points = facts["split"], facts["points"]
         rows["split"] = f"{split['train']} train, {split['test_with_eval']} held out with --eval"
@@ -266,13 +262,14 @@ def _camera_words(camera: Mapping[str, Any]) -> str:
 
 
 def _mask_words(facts: Mapping[str, Any]) -> str:
-    masks, views = facts["masks"], facts["views"]["posed"]
+    masks = facts["masks"]
+    words = f"{masks['views']} of {facts['views']['posed']} views"
     if "kinds" not in masks:
-        return f"{masks['views']} of {views} views"
+        return words
     segments = masks["segments_per_view"]
     meaning = {"segment": "a segment of its own", "ignore": "unlabelled"}.get(facts.get("zero_id", ""), "no mask")
     return (
-        f"{masks['views']} of {views} views, {' and '.join(masks['kinds'])}; {segments['least']} to {segments['most']} "
-        f"segments a view (median {segments['median']:g}), ids up to {masks['largest_id']}; "
-        f"{100 * masks['share_of_id_0']:.0f} % of the pixels have id 0 ({meaning})"
+        f"{words}, {' and '.join(masks['kinds'])}; {segments['least']} to {segments['most']} segments a view (median "
+        f"{segments['median']:g}), ids up to {masks['largest_id']}; {100 * masks['share_of_id_0']:.0f} % of the pixels "
+        f"have id 0 ({meaning})"
     )

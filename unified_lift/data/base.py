@@ -108,8 +108,7 @@ def sound_frames(make: Callable[[In], Frame], items: Iterable[In]) -> tuple[list
 def rigid_pose(matrix: object, *, source: Path, name: str) -> np.ndarray:
     """Return a pose as float64 [4, 4] with an exact rotation; 3x4 input gains its last row, uniform scale is removed.
 
-    Raises:
-        UserError: The matrix has another shape, holds NaN, or shears or mirrors.
+    A UserError names the pose if the matrix has another shape, holds NaN, shears or mirrors.
     """
     try:
         pose = np.asarray(matrix, dtype=np.float64)
@@ -131,11 +130,7 @@ def rigid_pose(matrix: object, *, source: Path, name: str) -> np.ndarray:
 
 
 def fit_lens(frame: Frame, *, width: int, height: int) -> Lens:
-    """Return the frame's lens for the photo as stored, scaled if the photo is a resized copy.
-
-    Raises:
-        UserError: The photo has another shape than the lens.
-    """
+    """Return the frame's lens, scaled if the stored photo is a resized copy; a UserError names one of another shape."""
     lens = frame.lens
     if lens.size != (width, height) and not same_aspect(lens.size, (width, height)):
         raise UserError(
@@ -146,15 +141,11 @@ def fit_lens(frame: Frame, *, width: int, height: int) -> Lens:
 
 
 def make_camera(frame: Frame, lens: Lens | None = None) -> Camera:
-    """Return the pinhole camera of a frame; `lens` is that of the photo at another size, None = the frame's own.
-
-    Raises:
-        UserError: Pose or intrinsics hold NaN or the focal length is not positive.
-    """
-    lens = lens or frame.lens
-    intrinsics = {"fx": lens.fx, "fy": lens.fy, "cx": lens.cx, "cy": lens.cy}
+    """Return the pinhole camera of a frame; `lens` is that of the photo at another size, None = the frame's own."""
+    lens, pose = lens or frame.lens, frame.cam_from_world
+    size = {"width": lens.width, "height": lens.height}
     try:
-        return Camera(cam_from_world=frame.cam_from_world, width=lens.width, height=lens.height, **intrinsics)
+        return Camera(cam_from_world=pose, fx=lens.fx, fy=lens.fy, cx=lens.cx, cy=lens.cy, **size)
     except ValueError as error:
         raise UserError(f"{frame.source}: camera of {frame.name}: {error}; correct or remove this entry") from None
 

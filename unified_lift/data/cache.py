@@ -46,15 +46,11 @@ class CacheChoice(NamedTuple):
 
 
 def choose_cache(wanted: Wanted, num_bytes: int, free: dict[DataDevice, int]) -> CacheChoice:
-    """Return where `num_bytes` of photos and masks are kept.
+    """Return where `num_bytes` of photos and masks are kept; a UserError says that they do not fit.
 
     `auto` takes the first of GPU, main memory and disk of which they fill only a part: of the free GPU memory a
-    quarter, since Gaussians, their moments and working memory must fit as well, of the free main memory half.
-
-    Args:
-        free: Free bytes of each place there is; without a GPU there is no `cuda`.
-    Raises:
-        UserError: They do not fit where they were asked to be, or nowhere.
+    quarter, since Gaussians, their moments and working memory must fit as well, of the free main memory half. `free`
+    holds the free bytes of each place there is; without a GPU there is no `cuda`.
     """
     if wanted == "auto":
         fitting = [place for place in _SHARES if place in free and num_bytes <= _SHARES[place][0] * free[place]]
@@ -73,8 +69,7 @@ def choose_cache(wanted: Wanted, num_bytes: int, free: dict[DataDevice, int]) ->
 class DataCache:
     """Keeps the pixels of a scene: arrays as the reader decodes them, so that they need not all fit in memory first.
 
-    Attributes:
-        choice: Where they are kept, None before that is decided.
+    `choice` says where they are kept; None before that is decided.
     """
 
     def __init__(self, wanted: Wanted, *, device: torch.device, folder: Path) -> None:
@@ -84,11 +79,7 @@ class DataCache:
         self.choice: CacheChoice | None = None
 
     def expect(self, num_bytes: int) -> CacheChoice:
-        """Decide, before anything is decoded, where about `num_bytes` are going to be kept.
-
-        Raises:
-            UserError: They do not fit.
-        """
+        """Decide, before anything is decoded, where about `num_bytes` are going to be kept."""
         self.choice = choose_cache(self._wanted, num_bytes, free_bytes(self._device, self._folder))
         if self.choice.kept_on == "disk":
             self._write = _Files(self._folder)
@@ -189,10 +180,7 @@ def free_bytes(device: torch.device, folder: Path) -> dict[DataDevice, int]:
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Return the bytes of main memory that can still be taken, as the kernel and, in a container, its limit say.
-
-    `root` is where `proc` and `sys` are.
-    """
+    """Return the bytes of main memory that can still be taken, as the kernel and, in a container, its limit say."""
     info = root / "proc/meminfo"
     if not info.exists():  # no Linux: half of the machine is a guess on the safe side
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -93,11 +93,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
 
 
 def lens_of(camera: ColmapCamera, source: Path) -> Lens:
-    """Return the lens of a COLMAP camera.
-
-    Raises:
-        UserError: The camera model is none that can be undistorted here, or the parameters are no lens.
-    """
+    """Return the lens of a COLMAP camera; a UserError names one that cannot be undistorted or is no lens."""
     if camera.model not in _SUPPORTED:
         raise UserError(
             f"{source}: camera model {camera.model} is not supported; run colmap image_undistorter and use its result"

@@ -89,8 +89,6 @@ def target_size(width: int, height: int, resolution: int) -> tuple[int, int]:
 
     Source: the -r rule of 3D-GS: 1, 2, 4, 8 divide, rounded to nearest; -1 shrinks only what is wider than 1600 px; any
     other positive number is the target width, the height being cut to whole pixels.
-    Raises:
-        UserError: `resolution` is zero or below -1.
     """
     if resolution in _DIVISORS:
         return max(1, round(width / resolution)), max(1, round(height / resolution))

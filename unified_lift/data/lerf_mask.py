@@ -62,11 +62,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
 
 
 def prompt_folders(root: Path) -> dict[int, Path]:
-    """Return the folders of prompt masks that exist, by the index of their test view.
-
-    Raises:
-        UserError: A folder's name is not a number.
-    """
+    """Return the folders of prompt masks by the index of their test view; a UserError names one that has none."""
     paths = [path for path in (root / PROMPT_MASKS).iterdir() if path.is_dir() and not path.name.startswith(".")]
     for path in paths:
         if not path.name.isdecimal():
@@ -75,11 +71,7 @@ def prompt_folders(root: Path) -> dict[int, Path]:
 
 
 def prompt_files(folder: Path) -> dict[str, Path]:
-    """Return prompt -> mask file: the prompt is the file name up to the first dot.
-
-    Raises:
-        UserError: Two files are named after one prompt.
-    """
+    """Return prompt -> mask file: the prompt is the file name up to the first dot, and occurs once."""
     found: dict[str, Path] = {}
     for path in photos_in(folder, "*"):
         prompt = path.name.split(".")[0]

@@ -21,14 +21,8 @@ _GREY = 127
 def initial_points(views: Sequence[View], settings: DataSettings, *, own: PointCloud | None) -> tuple[PointCloud, str]:
     """Return the points the geometry starts from and a note on where they come from.
 
-    The scene's own points, else points triangulated from the photos, filled up with random ones where those are few.
-    With `random_init` all points are random.
-
-    Args:
-        views: Training views.
-        own: What the dataset brings, None where it brings nothing.
-    Raises:
-        UserError: The scene's own cloud is (almost) empty.
+    The scene's `own` points, else points triangulated from the training views, filled up with random ones where those
+    are few. With `random_init` all points are random. A UserError says that the scene's own cloud is (almost) empty.
     """
     if own is not None and not settings.random_init:
         if len(own.positions) < MIN_POINTS:

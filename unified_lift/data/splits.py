@@ -62,11 +62,7 @@ def split_names(
 
 
 def names_in_images_train(names: Sequence[str], root: Path) -> list[str]:
-    """Return the views whose relative name or stem occurs in `images_train/`.
-
-    Raises:
-        UserError: There is no such folder, or no image in it.
-    """
+    """Return the views whose relative name or stem occurs in `images_train/`; a UserError says that it is empty."""
     folder = root / "images_train"
     stems = {path.relative_to(folder).with_suffix("").as_posix() for path in photos_in(folder)}
     if not stems:

@@ -169,9 +169,9 @@ def grow_tracks(
     match, sure = (np.stack(columns, axis=1) for columns in zip(*found, strict=True))  # [K, V]
     a, b = _ray_images(own.pixels, cameras[index], [cameras[j] for j in others])  # [K, V, 3], [V, 3]
     seen = np.full((*match.shape, 2), np.nan)
-    for column, j in enumerate(others):
-        matched = match[:, column] >= 0
-        seen[matched, column] = features[j].pixels[match[matched, column]]
+    for k, j in enumerate(others):
+        matched = match[:, k] >= 0
+        seen[matched, k] = features[j].pixels[match[matched, k]]
     left, right = a[..., :2] - seen * a[..., 2:], b[:, :2] - seen * b[:, 2:]
     with np.errstate(invalid="ignore", divide="ignore"):  # NaN marks views without a candidate; it never counts below
         z = -(left * right).sum(axis=-1) / (left * left).sum(axis=-1)  # [K, V] proposals

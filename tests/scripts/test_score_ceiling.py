@@ -75,8 +75,8 @@ def test_the_table_has_the_model_and_both_ceilings(script, tmp_path, capsys):
 
 
 def test_a_scene_that_was_not_lifted_has_ceilings_all_the_same(script, tmp_path):
-    model = save_model(tmp_path, lifted=False)
-    assert script.main(["-m", str(model), "--steps", "2", "--quiet", "--json", str(tmp_path / "found.json")]) == 0
+    args = ["-m", str(save_model(tmp_path, lifted=False)), "--steps", "2", "--quiet"]
+    assert script.main([*args, "--json", str(tmp_path / "found.json")]) == 0
     assert list(json.loads((tmp_path / "found.json").read_text())) == ["votes", "fitted"]
 
 

@@ -26,7 +26,7 @@ PALETTE_SIZE = 1_024
 
 _LIGHTNESS = np.linspace(0.50, 0.86, 9)  # OKLab: neither near black nor near white, so that borders show
 _CHROMA = np.linspace(0.07, 0.175, 6)
-_NUM_HUES = 120
+_HUES = np.arange(120) * (2 * np.pi / 120)
 _FIRST_COLOR = (0.66, 0.17, 0.55)  # lightness, chroma, hue in radians: where the greedy search begins
 _LIGHTNESS_WEIGHT = 0.75  # hue tells objects apart better than lightness does
 _CONE_FROM_LAB = np.array(
@@ -55,11 +55,9 @@ def object_colors(ids: np.ndarray) -> np.ndarray:
 
 
 def partner_colors(ids: np.ndarray, partners: Mapping[int, int | None]) -> np.ndarray:
-    """Return ids in the colours of the ids they are matched with, uint8 [H, W, 3].
+    """Return ids [H, W] in the colours of the ids they are matched with, uint8 [H, W, 3].
 
-    Args:
-        ids: Annotated (or predicted) ids, [H, W].
-        partners: Predicted (or annotated) id of each; without one, or with None, an id is light grey.
+    Without an entry in `partners`, or with None, an id is light grey.
     """
     values, index = np.unique(ids, return_inverse=True)
     found = [partners.get(value) for value in values.tolist()]
@@ -73,25 +71,17 @@ def borders(ids: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, ids: np.ndarray, *, share: float = 0.5) -> np.ndarray:
-    """Return the picture tinted with the object colours, borders drawn in white; id 0 is dimmed instead of tinted.
+    """Return the picture, uint8 [H, W, 3], tinted with the object colours of `ids` [H, W]; borders are white.
 
-    Args:
-        image: Colour, uint8 [H, W, 3].
-        ids: Object ids, [H, W].
-        share: Weight of the object colour, in [0, 1].
+    Id 0 is dimmed instead of tinted. `share` is the weight of the object colour, in [0, 1].
     """
-    colors = object_colors(ids).astype(np.float32)
-    mixed = (1 - share) * image + share * colors
+    mixed = (1 - share) * image + share * object_colors(ids).astype(np.float32)
     mixed[borders(ids)] = 255
     return np.rint(mixed).astype(np.uint8)
 
 
 def uncertainty_picture(confidence: np.ndarray) -> np.ndarray:
-    """Return 1 - confidence in the colour map `inferno`: black = certain, bright = unsure.
-
-    Args:
-        confidence: In [0, 1], [H, W].
-    """
+    """Return 1 - confidence, in [0, 1], [H, W], in the colour map `inferno`: black = certain, bright = unsure."""
     return _mapped(1 - np.clip(confidence, 0, 1), cv2.COLORMAP_INFERNO)
 
 
@@ -113,11 +103,8 @@ def depth_picture(depth: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write a PNG file, whole or not at all: RGB, ids as 16-bit grey, or a mask as 8-bit grey; folders are made.
+    """Write a PNG file, whole or not at all: colour uint8 [H, W, 3], ids [H, W] (16-bit grey) or bool [H, W] (0, 255).
 
-    Args:
-        path: The file.
-        picture: Colour uint8 [H, W, 3], ids [H, W], or a mask bool [H, W], 255 inside.
     Raises:
         ValueError: An id does not fit in 16 bits, or the shape or type is none of these.
     """
@@ -158,8 +145,7 @@ def _palette() -> np.ndarray:
 
     Source: OKLab, B. Ottosson 2020 (public domain matrices). Candidates are of middle lightness.
     """
-    hues = np.arange(_NUM_HUES) * (2 * np.pi / _NUM_HUES)
-    lightness, chroma, hue = (grid.ravel() for grid in np.meshgrid(_LIGHTNESS, _CHROMA, hues, indexing="ij"))
+    lightness, chroma, hue = (grid.ravel() for grid in np.meshgrid(_LIGHTNESS, _CHROMA, _HUES, indexing="ij"))
     lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
     linear = (lab @ _CONE_FROM_LAB) ** 3 @ _LINEAR_FROM_CONE
     shown = ((linear >= 0) & (linear <= 1)).all(axis=1)  # by a screen

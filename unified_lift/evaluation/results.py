@@ -75,16 +75,16 @@ def _merged(path: Path, key: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pictures_of(folder: Path, name: str, result: Result) -> dict[str, np.ndarray]:
     """Return caption -> picture of one view, in the order of the report; what does not apply is absent."""
-    truth, report = result.ground_truth, result.report
+    ground_truth, report = result.ground_truth, result.report
     render = read_picture(picture_path(folder, "renders", name))
     pictures = {"photo": read_picture(picture_path(folder, "gt", name)), "render": render}
-    if name in truth.annotations:
+    if name in ground_truth.annotations:
         partners = {entry["true_id"]: entry["pred_id"] for entry in report.get("objects", ())}
         partners[0] = report.get("background_id", 0)
-        pictures["true objects"] = partner_colors(truth.annotations[name], partners)
-    if name in truth.prompt_masks:
+        pictures["true objects"] = partner_colors(ground_truth.annotations[name], partners)
+    if name in ground_truth.prompt_masks:
         prompts = [entry["prompt"] for entry in report["prompts"]]
-        pictures["true prompts"] = _prompt_colors(truth.prompt_masks[name], prompts)
+        pictures["true prompts"] = _prompt_colors(ground_truth.prompt_masks[name], prompts)
         if name in result.masks:
             pictures["predicted prompts"] = _prompt_colors(result.masks[name], prompts)
     if picture_path(folder, "objects_pred", name).exists():

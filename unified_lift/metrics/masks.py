@@ -10,11 +10,8 @@ BOUNDARY_RATIO = 0.02
 
 
 def iou(pred: np.ndarray, true: np.ndarray) -> float | None:
-    """Return intersection over union of two masks, None where both are empty (nothing to score).
+    """Return intersection over union of two masks, bool [H, W], None where both are empty (nothing to score).
 
-    Args:
-        pred: Predicted mask, bool [H, W].
-        true: True mask, bool [H, W].
     Raises:
         ValueError: The shapes differ.
     """
@@ -32,15 +29,12 @@ def boundary_width(height: int, width: int) -> int:
 def boundary(mask: np.ndarray, *, width: int) -> np.ndarray:
     """Return the pixels of a mask within `width` of the background, bool [H, W].
 
-    Source: Boundary IoU, Cheng et al. 2021: the mask minus `width` erosions by a 3 x 3 window.
-    Args:
-        mask: bool [H, W]; everything outside the image counts as background.
-        width: Chebyshev distance, pixels.
+    Source: Boundary IoU, Cheng et al. 2021: the mask minus `width` erosions by a 3 x 3 window, so `width` is a
+    Chebyshev distance in pixels; everything outside the image counts as background.
     """
     window = np.ones((3, 3), dtype=np.uint8)
-    padded = np.pad(mask.astype(np.uint8), 1)
-    eroded = cv2.erode(padded, window, iterations=width, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return mask & ~eroded[1:-1, 1:-1].astype(bool)
+    eroded = cv2.erode(mask.astype(np.uint8), window, iterations=width, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return mask & ~eroded.astype(bool)
 
 
 def boundary_iou(pred: np.ndarray, true: np.ndarray) -> float | None:

@@ -62,12 +62,7 @@ def likely_ids(probabilities: Tensor, *, threshold: float = MIN_PROBABILITY) -> 
 
 
 def mask_of(likely: np.ndarray, chosen: Iterable[int]) -> np.ndarray:
-    """Return where any chosen id is likely, bool [H, W]. A pixel may belong to several prompts.
-
-    Args:
-        likely: As `likely_ids` returns it, [H, W, K].
-        chosen: Ids of the prompt; none gives an empty mask.
-    """
+    """Return where any chosen id is among the likely ones [H, W, K], bool [H, W]; no chosen id gives an empty mask."""
     return np.asarray(np.isin(likely, list(chosen)).any(axis=-1))
 
 
@@ -78,9 +73,7 @@ def mean_over_prompts(
 
     Source: Gaussian Grouping's scorer; the benchmark is the plain mean of the scenes.
     Args:
-        scores: View -> prompt -> score, None = nothing to score there.
-    Returns:
-        Score of every prompt that has one, and the scene's (None where there is no score at all).
+        scores: View -> prompt -> score, None = nothing to score; without any score the scene's is None.
     """
     values: dict[str, list[float]] = {}
     for prompt, value in (pair for of_view in scores.values() for pair in of_view.items()):

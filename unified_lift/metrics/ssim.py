@@ -16,12 +16,9 @@ K1, K2 = 0.01, 0.03
 
 
 def ssim(image: Tensor, target: Tensor) -> float:
-    """Return the structural similarity, mean over all pixels and channels.
+    """Return the structural similarity of two pictures in [0, 1], [H, W, 3], mean over all pixels and channels.
 
     Source: Wang et al. 2004; Gaussian window, zero padding at the border, each channel by itself [3DGS].
-    Args:
-        image: Rendered colour in [0, 1], [H, W, 3].
-        target: Colour of the photo in [0, 1], [H, W, 3].
     Raises:
         ValueError: The shapes differ.
     Differs: Libraries that crop the border or use a uniform window give other values.

@@ -9,7 +9,7 @@ from PIL import Image
 
 import unified_lift
 from tests.saved_model import save_model
-from unified_lift import UserError, evaluate, export, load_model, load_scene, render, segment
+from unified_lift import UserError, evaluate, export, load_model, load_scene, render, segment, train_scene
 from unified_lift.plyio import read_vertices
 
 PAGE = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
@@ -75,3 +75,14 @@ def test_a_scene_without_objects_says_so(tmp_path):
         segment(model, camera)
     export(model, tmp_path / "all.ply")
     assert len(read_vertices(tmp_path / "all.ply")) == len(model)
+
+
+def test_a_scene_is_trained_with_the_flags_of_the_command_as_arguments(folder, tmp_path):
+    short = {"iterations": 4, "lift_iterations": 4, "random_init": True, "num_random_points": 50, "logger": "none"}
+    model = train_scene(folder / "scene", tmp_path / "model", device="cpu", quiet=True, **short)
+    assert (model.iteration, model.is_lifted, len(model)) == (4, True, len(load_model(tmp_path / "model")))
+    with pytest.raises(UserError, match="already holds a run; overwrite=True"):
+        train_scene(folder / "scene", tmp_path / "model")
+    with pytest.raises(UserError, match="iteratoins"):
+        train_scene(folder / "scene", tmp_path / "other", iteratoins=4)
+    assert not (tmp_path / "other").exists()

@@ -8,11 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unified_lift.api import evaluate, export, load_model, load_scene, render, segment
+    from unified_lift.api import evaluate, export, load_model, load_scene, render, segment, train_scene
     from unified_lift.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "evaluate", "export", "load_model", "load_scene", "render", "segment"]
+__all__ = [
+    "UserError",
+    "__version__",
+    "evaluate",
+    "export",
+    "load_model",
+    "load_scene",
+    "render",
+    "segment",
+    "train_scene",
+]
 
 
 def __getattr__(name: str) -> Any:

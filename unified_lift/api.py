@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,12 @@ from unified_lift.evaluation.protocols import PROTOCOLS
 from unified_lift.fileio import replacing_folder
 from unified_lift.modelfolder import inference
 from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.modelfolder.outputs import holds_run
+from unified_lift.modelfolder.settings import TrainSettings, changed, with_preset
+from unified_lift.train.run import run
 from unified_lift.types import Camera, Scene
 
-__all__ = ["UserError", "evaluate", "export", "load_model", "load_scene", "render", "segment"]
+__all__ = ["UserError", "evaluate", "export", "load_model", "load_scene", "render", "segment", "train_scene"]
 
 
 def load_scene(path: str | Path, *, images: str = "images", resolution: int = -1) -> Scene:
@@ -36,6 +40,30 @@ def load_scene(path: str | Path, *, images: str = "images", resolution: int = -1
         UserError: Names the file and what to do about it.
     """
     return data.load_scene(DataSettings(source_path=Path(path), images=images, resolution=resolution))
+
+
+def train_scene(
+    scene: str | Path, out: str | Path, *, preset: str = "unified_lift", overwrite: bool = False, **settings: Any
+) -> TrainedScene:
+    """Train a scene into a model folder, as train.py does, and return what was trained.
+
+    Args:
+        scene: Scene folder.
+        out: Model folder.
+        preset: A preset's or method's name, or a YAML file.
+        overwrite: Replace a run that the folder holds.
+        settings: What differs from the preset, called like the flags of train.py: iterations=7000, eval=True.
+    Raises:
+        UserError: A setting or the data make no sense, the folder holds a run, or the disk is full.
+        FloatingPointError: A loss or a parameter became NaN or infinite.
+    """
+    if holds_run(Path(out)) and not overwrite:
+        raise UserError(f"{out}: already holds a run; overwrite=True replaces it")
+    given = {"source_path": str(scene), "model_path": str(out), **settings}
+    chosen = changed(with_preset(TrainSettings(), preset), given, origin="train_scene")
+    chosen.check()
+    run(chosen)
+    return inference.load_model(Path(out))
 
 
 def load_model(path: str | Path, *, iteration: int = -1, device: str | torch.device = "cpu") -> TrainedScene:

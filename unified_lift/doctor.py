@@ -97,7 +97,7 @@ def scene_budget(data: DataSettings, folder: Path) -> list[Diagnosis]:
         choice = choose_cache("auto", num_bytes, free)
     except UserError as error:
         return [Diagnosis("scene", "broken", str(error))]
-    settings: TrainSettings[Any] = TrainSettings()
+    settings: TrainSettings[Any, Any] = TrainSettings()
     sh_degree, feature_dim = settings.geometry.sh_degree, settings.method.feature_dim
     each = 4 * _COPIES * (3 + 4 + 3 + 1 + 3 * (sh_degree + 1) ** 2 + feature_dim)
     where: DataDevice = "cuda" if device.type == "cuda" else "cpu"

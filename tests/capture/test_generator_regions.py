@@ -7,6 +7,7 @@ from unified_lift.capture.mask_generators import GENERATORS
 from unified_lift.capture.mask_generators.regions import GENERATOR, RegionSettings, regions
 from unified_lift.capture.masks import GRANULARITIES
 from unified_lift.errors import UserError
+from unified_lift.settings.limits import check_ranges
 
 WALL, FLOOR, BALL, CUP = (200, 190, 170), (90, 60, 40), (200, 30, 40), (40, 80, 200)
 
@@ -99,4 +100,4 @@ def test_tiny_photos_and_plain_photos_are_one_region(shape):
 @pytest.mark.parametrize("wrong", [{"scale": 0.0}, {"scale": float("inf")}, {"min_share": 0.5}])
 def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(UserError, match=f"--{next(iter(wrong))}"):
-        RegionSettings(**wrong).check()
+        check_ranges(RegionSettings(**wrong))

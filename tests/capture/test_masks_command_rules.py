@@ -5,6 +5,7 @@ import pytest
 
 from unified_lift.capture.masks import FilterSettings, Proposal, keep_best, paint
 from unified_lift.errors import UserError
+from unified_lift.settings.limits import check_ranges
 
 SIZE = (6, 8)
 # Half-open boxes row0, row1, col0, col1 and predicted IoU; the maps were computed with the peers' own rules.
@@ -151,4 +152,4 @@ def test_overlaps_are_counted_over_all_of_a_large_photo():
 )
 def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(UserError, match=f"--{next(iter(wrong))}"):
-        FilterSettings(**wrong).check()
+        check_ranges(FilterSettings(**wrong))

@@ -160,9 +160,9 @@ def test_wrong_folders_and_values_are_named(scene, tmp_path, capsys):
         (tmp_path, [], "fits no known layout"),
         (scene, ["-i", "photos"], "no such image folder"),
         (scene, ["--out", "images"], "give the masks a folder without photos"),
-        (scene, ["--out", "new", "--scale", "0"], "--scale must be positive"),
-        (scene, ["--out", "new", "--min-score", "2"], "--min_score must lie between 0 and 1"),
-        (scene, ["--out", "new", "--jobs", "-1"], "--jobs must not be negative"),
+        (scene, ["--out", "new", "--scale", "0"], "--scale must be at least"),
+        (scene, ["--out", "new", "--min-score", "2"], "--min_score goes up to 1"),
+        (scene, ["--out", "new", "--jobs", "-1"], "--jobs must be at least 0"),
     ):
         assert masks(root, *argv) == 2
         assert words in capsys.readouterr().err

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
 
-from unified_lift.errors import UserError
+from unified_lift.settings.limits import Range
 
 Granularity = Literal["whole", "part", "subpart"]
 GRANULARITIES: tuple[Granularity, ...] = ("whole", "part", "subpart")
 """From coarse to fine."""
 SAM_INDEX: dict[Granularity, int] = {"whole": 2, "part": 1, "subpart": 0}
 """Which of the three masks that SAM gives per point is which."""
+SHARE = Range(0, 1)
 Rule = Literal["score_on_top", "large_eats_small", "small_on_top"]
 
 _VISIBLE_SHARE = 0.10  # score_on_top: a proposal must show more than this share of itself [Gaga]
@@ -46,9 +47,6 @@ class Proposal:
 @dataclass(frozen=True, kw_only=True)
 class GeneratorSettings:
     """What a generator can be told. Each has a subclass of its own; fields must be ready for JSON or paths."""
-
-    def check(self) -> None:
-        """Raise a UserError where a value makes no sense."""
 
 
 class MaskGenerator(Protocol):
@@ -85,35 +83,16 @@ class FilterSettings:
     rule: Rule = "score_on_top"
     """Who wins a pixel that several masks claim: the best score [Gaga], the largest mask [Gaussian Grouping], or the
     smallest."""
-    max_mask_iou: float = 0.8
+    max_mask_iou: Annotated[float, SHARE] = 0.8
     """A mask goes if its IoU with a better one exceeds this; better = larger stability x predicted IoU [LangSplat]."""
-    min_score: float = 0.7
+    min_score: Annotated[float, SHARE] = 0.7
     """A mask goes if its stability x predicted IoU is not above this [LangSplat]."""
-    contained_share: float = 0.85
+    contained_share: Annotated[float, SHARE] = 0.85
     """A mask goes if this share of it lies inside another mask ... [LangSplat]"""
-    covered_share: float = 0.5
+    covered_share: Annotated[float, SHARE] = 0.5
     """... of which it covers less than this share [LangSplat]."""
-    min_area: int = 100
+    min_area: Annotated[int, Range(0)] = 100
     """Pixels: what shows less of itself becomes 0, unlabelled [ours]."""
-
-    def check(self) -> None:
-        """Raise a UserError where a number makes no sense."""
-        check_shares(self, "max_mask_iou", "min_score", "contained_share", "covered_share")
-        check_least(self, min_area=0)
-
-
-def check_shares(settings: object, *names: str) -> None:
-    """Raise a UserError unless the named settings lie in [0, 1]."""
-    for name in names:
-        if not 0 <= getattr(settings, name) <= 1:
-            raise UserError(f"--{name} must lie between 0 and 1, received {getattr(settings, name)}")
-
-
-def check_least(settings: object, **bounds: int) -> None:
-    """Raise a UserError unless the named settings reach their bounds."""
-    for name, least in bounds.items():
-        if getattr(settings, name) < least:
-            raise UserError(f"--{name} must be at least {least}, received {getattr(settings, name)}")
 
 
 def keep_best(proposals: Sequence[Proposal], settings: FilterSettings) -> list[Proposal]:

@@ -16,10 +16,10 @@ from unified_lift.synthetic.scene import SyntheticSettings, write_synthetic
 
 
 def demo_main(argv: list[str]) -> int:
-    """Write `<out>_scene`, train it into `<out>`, render, score; return the exit code."""
+    """Make, train, render and score the synthetic scene. Return the exit code."""
     parser = argparse.ArgumentParser(
         prog="unified-lift demo",
-        description=demo_main.__doc__.split(";")[0],
+        description="Write `<out>_scene`, train it into `<out>`, render, score.",
         epilog="Example: unified-lift demo --out output/demo",
     )
     parser.add_argument("--out", type=Path, default=Path("output/demo"), help="model folder; replaced if it is a demo")

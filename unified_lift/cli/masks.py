@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import torch
 import tyro
@@ -23,8 +23,8 @@ from unified_lift.data.images import read_image
 from unified_lift.data.masks import read_mask
 from unified_lift.data.settings import DataSettings
 from unified_lift.device import chosen_device
-from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import write_picture
+from unified_lift.settings.limits import Range, check_ranges
 
 _SHEET_VIEWS = 12
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class MasksCommand(Generic[P]):
     """Image folder inside a COLMAP scene (3DGS -i)."""
     overwrite: bool = False
     """Replace masks that are there."""
-    jobs: int = 0
+    jobs: Annotated[int, Range(0)] = 0
     """Processes of a generator that needs no weights; 0 = one per core."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks run; `auto`: a CUDA device if there is one."""
@@ -108,10 +108,7 @@ def parse(argv: list[str]) -> MasksCommand:
     form: Any = MasksCommand
     config = (tyro.conf.OmitArgPrefixes,)
     command: MasksCommand[Any] = tyro.cli(form[settings], args=argv, prog="unified-lift masks", config=config)
-    command.filter.check()
-    command.proposals.check()
-    if command.jobs < 0:
-        raise UserError(f"--jobs must not be negative, received {command.jobs}")
+    check_ranges(command)
     return command
 
 

@@ -6,22 +6,15 @@ import importlib
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from unified_lift.capture.masks import (
-    SAM_INDEX,
-    GeneratorEntry,
-    GeneratorSettings,
-    Granularity,
-    Proposal,
-    check_least,
-    check_shares,
-)
+from unified_lift.capture.masks import SAM_INDEX, SHARE, GeneratorEntry, GeneratorSettings, Granularity, Proposal
 from unified_lift.errors import UserError
+from unified_lift.settings.limits import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,21 +23,16 @@ class HfSettings(GeneratorSettings):
 
     weights: Path | None = None
     """Folder of a model as transformers saves it: config.json, preprocessor_config.json, model.safetensors."""
-    points_per_side: int = 32
+    points_per_side: Annotated[int, Range(1)] = 32
     """Points along each side of the photo [SAM]."""
-    points_per_batch: int = 64
+    points_per_batch: Annotated[int, Range(1)] = 64
     """Points at a time; fewer need less memory."""
-    pred_iou_thresh: float = 0.88
+    pred_iou_thresh: Annotated[float, SHARE] = 0.88
     """Least predicted IoU [SAM]."""
-    stability_score_thresh: float = 0.95
+    stability_score_thresh: Annotated[float, SHARE] = 0.95
     """Least stability [SAM]."""
-    crops_n_layers: int = 0
+    crops_n_layers: Annotated[int, Range(0)] = 0
     """Also ask crops of the photo, 2^n along each side in layer n [SAM]."""
-
-    def check(self) -> None:
-        """Raise a UserError where a value makes no sense."""
-        check_shares(self, "pred_iou_thresh", "stability_score_thresh")
-        check_least(self, points_per_side=1, points_per_batch=1, crops_n_layers=0)
 
 
 class HfGenerator:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Annotated
 
 import cv2
 import numpy as np
 import torch
 
 from unified_lift.capture.masks import GRANULARITIES, GeneratorEntry, GeneratorSettings, Granularity, Proposal
-from unified_lift.errors import UserError
+from unified_lift.settings.limits import Range
 
 _MAX_PIXELS = 1_000_000  # larger photos are segmented at this size: a second on a core
 _PATCHES = 2_500  # of the first cut; more gains no detail that survives the merging
@@ -34,18 +35,11 @@ _PARTS = {"whole": 1.0, "part": 0.5, "subpart": 0.25}  # of the scale
 class RegionSettings(GeneratorSettings):
     """Settings of `regions`."""
 
-    scale: float = 2.5
+    scale: Annotated[float, Range(1e-6)] = 2.5
     """Larger merges more. Border contrast (units of CIELAB) x cube root of the smaller side's share of the photo at
     which merging stops for whole objects; half of it for parts, a quarter for subparts [ours]."""
-    min_share: float = 0.0005
+    min_share: Annotated[float, Range(0, 0.499)] = 0.0005
     """Share of the photo; smaller regions are merged with their most similar neighbour [ours]."""
-
-    def check(self) -> None:
-        """Raise a UserError where a number makes no sense."""
-        if not 0 < self.scale < np.inf:
-            raise UserError(f"--scale must be positive, received {self.scale}")
-        if not 0 <= self.min_share < 0.5:
-            raise UserError(f"--min_share must lie between 0 and 0.5, received {self.min_share}")
 
 
 class RegionGenerator:

@@ -13,21 +13,14 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
-from unified_lift.capture.masks import (
-    SAM_INDEX,
-    GeneratorEntry,
-    GeneratorSettings,
-    Granularity,
-    Proposal,
-    check_least,
-    check_shares,
-)
+from unified_lift.capture.masks import SAM_INDEX, SHARE, GeneratorEntry, GeneratorSettings, Granularity, Proposal
 from unified_lift.errors import UserError
+from unified_lift.settings.limits import Range
 
 _MODELS = ("vit_h", "vit_l", "vit_b")
 
@@ -40,25 +33,20 @@ class SamSettings(GeneratorSettings):
     """Checkpoint file, such as sam_vit_h_4b8939.pth."""
     model: str = "vit_h"
     """Network the checkpoint belongs to: vit_h, vit_l or vit_b."""
-    points_per_side: int = 32
+    points_per_side: Annotated[int, Range(1)] = 32
     """Points along each side of the photo [SAM]; Gaussian Grouping and Gaga: 64."""
-    points_per_batch: int = 64
+    points_per_batch: Annotated[int, Range(1)] = 64
     """Points at a time; fewer need less memory [SAM]."""
-    pred_iou_thresh: float = 0.88
+    pred_iou_thresh: Annotated[float, SHARE] = 0.88
     """Least predicted IoU [SAM]; Gaussian Grouping, Gaga and LangSplat: 0.7."""
-    stability_score_thresh: float = 0.95
+    stability_score_thresh: Annotated[float, SHARE] = 0.95
     """Least stability [SAM]; LangSplat: 0.85."""
-    box_nms_thresh: float = 0.7
+    box_nms_thresh: Annotated[float, SHARE] = 0.7
     """Of two masks whose boxes overlap by more than this IoU the better stays [SAM]."""
-    crop_n_layers: int = 0
+    crop_n_layers: Annotated[int, Range(0)] = 0
     """Also ask crops of the photo, 2^n along each side in layer n [SAM]; LangSplat: 1."""
-    min_mask_region_area: int = 0
+    min_mask_region_area: Annotated[int, Range(0)] = 0
     """Pixels; smaller islands and holes of a mask are removed [SAM]; LangSplat: 100."""
-
-    def check(self) -> None:
-        """Raise a UserError where a value makes no sense."""
-        check_shares(self, "pred_iou_thresh", "stability_score_thresh", "box_nms_thresh")
-        check_least(self, points_per_side=1, points_per_batch=1, crop_n_layers=0, min_mask_region_area=0)
 
 
 class SamGenerator:

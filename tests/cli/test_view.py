@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 
 from tests.saved_model import save_model
+from tests.viewer.objects_on_a_floor import window_of
 from unified_lift.cli.flags import canonical
 from unified_lift.cli.main import main
-from unified_lift.editing.operations import Remove, centroid
+from unified_lift.editing.operations import Duplicate, Recolour, Remove, Rename, centroid
 from unified_lift.editing.script import parse
+from unified_lift.errors import UserError
+from unified_lift.modelfolder.outputs import level_dir
+from unified_lift.viewer.panels import BUTTONS
 
 
 @pytest.fixture(scope="module")
@@ -111,52 +115,90 @@ def test_unsaved_edits_are_kept_when_the_viewer_ends(model, monkeypatch, capsys)
     assert parse(path.read_text()) == [Remove(objects=(2,))]
 
 
-def test_further_levels_are_opened_beside_the_models_own_parts_first(model, tmp_path):
+@pytest.fixture
+def opened():
+    """Return what opens a viewer of a model folder; it is ended with the test."""
     from unified_lift.cli.view import ViewCommand, open_viewer
-    from unified_lift.modelfolder.outputs import level_dir
 
+    viewers = []
+
+    def start(model_path):
+        viewers.append(open_viewer(ViewCommand(model_path=model_path, port=free_port(), device="cpu")))
+        return viewers[-1]
+
+    yield start
+    for viewer in viewers:
+        viewer.stop()
+
+
+def test_further_levels_are_opened_beside_the_models_own_parts_first(opened, tmp_path):
     own = save_model(tmp_path)
     level = level_dir(own, "whole")
     level.parent.mkdir(parents=True)
     save_model(tmp_path / "other").rename(level)
     (level / "manifest.json").write_text("{}")
-    viewer = open_viewer(ViewCommand(model_path=own, port=free_port(), device="cpu"))
-    try:
-        assert len(viewer.sessions) == 2
-        assert viewer.session.original.path == own
-        viewer.session.remove(2)
-        viewer.session.select(3)
-        own_index = viewer.level
-        viewer.use_level(1 - own_index)
-        assert (viewer.session.operations, viewer.session.selected) == ((), None)
-        viewer.use_level(own_index)
-        assert viewer.session.selected == 3
-    finally:
-        viewer.stop()
+    viewer = opened(own)
+    assert len(viewer.sessions) == 2
+    assert viewer.session.original.path == own
+    viewer.session.remove(2)
+    viewer.session.select(3)
+    own_index = viewer.level
+    viewer.use_level(1 - own_index)
+    assert (viewer.session.operations, viewer.session.selected) == ((), None)
+    viewer.use_level(own_index)
+    assert viewer.session.selected == 3
 
 
-def test_handles_show_where_an_object_goes_and_move_it_when_let_go(model):
-    from unified_lift.cli.view import ViewCommand, open_viewer
+def test_every_button_of_the_table_does_what_its_label_says(model, opened):
+    viewer = opened(model)
+    session, client = viewer.session, window_of((1, 0, 0, 0), (0, 0, -3), 1.0, 64, 48)
 
-    viewer = open_viewer(ViewCommand(model_path=model, port=free_port(), device="cpu"))
-    try:
-        session = viewer.session
-        session.select(1)
-        viewer.panels.handles.value = True
-        viewer.refresh()
-        handles = viewer.gizmo
-        start = np.array(centroid(session.scene, [1]))
-        np.testing.assert_allclose(handles.position, start, atol=1e-6)
-        handles.position = start + [0, 0, 0.5]
-        asyncio.run(viewer.drag(SimpleNamespace(target=handles, phase="update", client=None)))
-        assert session.operations == ()
-        np.testing.assert_allclose(centroid(session.shown, [1]), start + [0, 0, 0.5], atol=1e-5)
-        asyncio.run(viewer.drag(SimpleNamespace(target=handles, phase="end", client=None)))
-        (move,) = session.operations
-        assert (move.objects, move.translate, move.rotate.degrees) == ((1,), (0, 0, 0.5), 0)
-        np.testing.assert_allclose(handles.position, centroid(session.scene, [1]), atol=1e-6)  # ready for the next move
-        session.select(None)
-        viewer.refresh()
-        assert viewer.gizmo is None
-    finally:
-        viewer.stop()
+    def press(group, label):
+        BUTTONS[group][label](viewer.panels, client)
+
+    for group in ("Set", "Look", "Edit"):
+        for label in BUTTONS[group]:
+            with pytest.raises(UserError, match="no object is selected"):
+                press(group, label)
+    session.select(1)
+    viewer.panels.name.value = "cup"
+    for group, label in [("Set", "Rename"), ("Set", "Recolour"), ("Edit", "Duplicate"), ("Edit", "Delete")]:
+        press(group, label)
+    assert [type(operation) for operation in session.operations] == [Rename, Recolour, Duplicate, Remove]
+    assert session.operations[-1].objects == (4,)  # the copy was selected
+    press("History", "Undo")
+    assert len(session.operations) == 3
+    press("History", "Redo")
+    assert len(session.operations) == 4
+    session.select(2)
+    press("Look", "Hide / show")
+    assert session.hidden == {2}
+    press("Look", "Isolate")
+    assert session.hidden == {0, 1, 3}
+    press("All", "Show all")
+    assert session.hidden == set()
+    for label, count in [("Drop last", 0), ("Add this view", 1), ("Add this view", 2), ("Drop last", 1), ("Clear", 0)]:
+        press("Camera path", label)
+        assert len(viewer.panels.path) == count
+
+
+def test_handles_show_where_an_object_goes_and_move_it_when_let_go(model, opened):
+    viewer = opened(model)
+    session = viewer.session
+    session.select(1)
+    viewer.panels.handles.value = True
+    viewer.refresh()
+    handles = viewer.gizmo
+    start = np.array(centroid(session.scene, [1]))
+    np.testing.assert_allclose(handles.position, start, atol=1e-6)
+    handles.position = start + [0, 0, 0.5]
+    asyncio.run(viewer.drag(SimpleNamespace(target=handles, phase="update", client=None)))
+    assert session.operations == ()
+    np.testing.assert_allclose(centroid(session.shown, [1]), start + [0, 0, 0.5], atol=1e-5)
+    asyncio.run(viewer.drag(SimpleNamespace(target=handles, phase="end", client=None)))
+    (move,) = session.operations
+    assert (move.objects, move.translate, move.rotate.degrees) == ((1,), (0, 0, 0.5), 0)
+    np.testing.assert_allclose(handles.position, centroid(session.scene, [1]), atol=1e-6)  # ready for the next move
+    session.select(None)
+    viewer.refresh()
+    assert viewer.gizmo is None

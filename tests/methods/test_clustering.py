@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch.nn.functional import normalize
 
 from unified_lift.methods.clustered import box_without_outliers, centroid_logits, hdbscan_centroids, require_hdbscan
 
@@ -102,12 +101,3 @@ def test_largest_logit_is_that_of_the_nearest_centroid():
     assert torch.equal(logits.argmax(dim=1), torch.cdist(points, centroids).argmin(dim=1))
     by_definition = -torch.cdist(points, centroids).square() / 0.6
     torch.testing.assert_close(torch.softmax(logits, dim=1), torch.softmax(by_definition, dim=1), rtol=1e-3, atol=1e-5)
-
-
-def test_logits_between_unit_vectors_rank_as_the_cosine():
-    generator = torch.Generator().manual_seed(0)
-    points, centroids = (normalize(torch.randn(count, 4, generator=generator), dim=1) for count in (9, 3))
-    torch.testing.assert_close(
-        torch.softmax(centroid_logits(points, centroids, temperature=0.1), dim=1),
-        torch.softmax(points @ centroids.T / 0.1, dim=1),
-    )

@@ -75,17 +75,6 @@ def test_labelled_pixels_are_drawn_first_and_shared_evenly():
     assert int(labelled[0::2].sum()) == int(labelled[1::2].sum()) == 15
 
 
-def test_pixels_without_label_change_nothing():
-    features, slot = view()
-    lost = torch.cat([features, torch.full((25, 4), 9.0)]), torch.cat([slot, torch.full((25,), -1).int()])
-    method = method_with(view_pixels=85)
-    terms = losses(method, *lost, 3, 0.0, view=0)
-    rows = method_with(view_pixels=85)._drawn(lost[1])[:60]
-    fast, slow = rows[0::2], rows[1::2]
-    expected = slow_fast_losses(features[fast, :2], slot[fast], features[slow, 2:], slot[slow], 3)
-    torch.testing.assert_close((terms["concentration"], terms["contrastive"]), expected)
-
-
 def test_the_host_need_not_know_any_number():
     # Tensors without values: whatever would make the host wait for a GPU raises.
     method = method_with()

@@ -172,27 +172,6 @@ def test_bank_equals_sets_mask_by_mask(seed, min_score):
     assert 8 < count < sum(map(len, views))
 
 
-def test_order_of_the_masks_in_a_view_changes_only_the_numbers_of_its_new_groups():
-    # Masks of one view share no Gaussian; so decisions do not depend on their order, the numbering does, and with it
-    # only who wins a tie later on. Odd set sizes without ties: partitions are the same.
-    rng = np.random.default_rng(1)
-    objects = np.repeat(np.arange(6), [3, 9, 27, 5, 11, 21])
-    views = []
-    for _ in range(8):
-        seen = rng.random(len(objects)) < 0.6
-        views.append([np.flatnonzero(seen & (objects == number)).tolist() for number in range(6)])
-    plain, num_plain = memory_bank([fronts(*view) for view in views], len(objects))
-    orders = [rng.permutation(6) for _ in views]
-    turned, num_turned = memory_bank(
-        [fronts(*(view[i] for i in order)) for view, order in zip(views, orders)], len(objects)
-    )
-    assert num_turned == num_plain == 6
-    back = np.concatenate([group[np.argsort(order)] for group, order in zip(turned, orders)])
-    pairs = {pair for pair in zip(np.concatenate(plain).tolist(), back.tolist()) if pair != (-1, -1)}
-    assert len(pairs) == 6  # one new number for each old one
-    assert not all(a == b for a, b in pairs)
-
-
 def test_bank_depends_on_the_order_of_the_views():
     views = [fronts([0, 1]), fronts([2, 3]), fronts([1, 2])]
     assert memory_bank(views, 4)[1] == 2

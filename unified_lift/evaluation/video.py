@@ -40,9 +40,6 @@ def video_path(cameras: Sequence[Camera], *, count: int) -> list[Camera]:
     Cameras that surround a common point give a circle around it, whose radius and height follow the cameras nearby;
     where they leave a wide gap the path swings between its two sides. Other cameras are followed in their order.
 
-    Args:
-        cameras: Training cameras, at least one.
-        count: Frames, at least 1.
     Raises:
         ValueError: There is no camera or no frame.
     """
@@ -63,10 +60,8 @@ def video_path(cameras: Sequence[Camera], *, count: int) -> list[Camera]:
 def path_through(keys: Sequence[Camera], *, count: int, height: int = MAX_HEIGHT) -> list[Camera]:
     """Return `count` cameras that pass through the chosen ones at even times, without a jerk.
 
-    Args:
-        keys: Two at least; the frames are as wide as the window of the first one is.
-        count: Frames, two at least.
-        height: Of the frames, even.
+    The frames, of an even height in pixels, are as wide as the window of the first one is.
+
     Raises:
         UserError: There are fewer than two views.
     """
@@ -161,12 +156,8 @@ def orbit_frames(model: TrainedScene, scene: Scene, *, seconds: float, quiet: bo
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: int = FPS) -> None:
-    """Write RGB frames as H.264 in MP4, whole or not at all.
+    """Write RGB frames, uint8 [H, W, 3], all of one even size, as H.264 in MP4, whole or not at all.
 
-    Args:
-        path: Ends in .mp4; its folder exists.
-        frames: uint8 [H, W, 3], all of one even size; at least one.
-        fps: Frames per second.
     Raises:
         ValueError: There is no frame, or a size is odd.
     """

@@ -70,21 +70,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def ceilings(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return the scores of the model, where it was lifted, of votes and of fitted channels.
-
-    Raises:
-        UserError: There is no such model, or views without annotations.
-    """
+    """Return the scores of the model, where it was lifted, of votes and of fitted channels."""
     device = chosen_device(args.device)
     model, scene = open_model(args.model_path, iteration=args.iteration, source_path=args.source_path, device=device)
     data = model.settings.data
     protocol, annotations = protocol_of(data), load_annotations(data, [view.name for view in scene.train])
     ground_truth = load_ground_truth(protocol, data, [view.name for view in scene.test])
     if not annotations or not ground_truth.annotations:
-        raise UserError(
-            f"{args.model_path}: its training views or its held-out views have no annotations; train with --eval on a "
-            "scene that has them for all"
-        )
+        lacking = "its training views or its held-out views have no annotations"
+        raise UserError(f"{args.model_path}: {lacking}; train with --eval on a scene that has them for all")
 
     def scores(ids_of: Callable[[Camera], Tensor]) -> dict[str, float]:
         ids = {view.name: ids_of(view.camera).cpu().numpy().astype(np.int32) for view in scene.test}

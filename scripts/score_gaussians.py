@@ -12,6 +12,7 @@ is no true id for them: they are counted as floaters and left out of all other f
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,15 +107,11 @@ def surface_distance(solid: Solid, points: np.ndarray) -> np.ndarray:
 
 
 def ellipsoid_distance(radii: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return the distance to the surface of an ellipsoid at the origin, along the axes, [N].
+    """Return the distance of points [N, 3] to an ellipsoid at the origin with half axes `radii` along the axes, [N].
 
     Source: D. Eberly, "Distance from a Point to an Ellipse, an Ellipsoid, or a Hyperellipsoid". The surface point
     nearest to y is a^2 y / (t + a^2) with the t that puts it on the surface. Bisection finds the logarithm of
     u = 1 + t / a_min^2 > 0, a_min being the smallest radius: u may be tiny, and a rounded t would lose it.
-
-    Args:
-        radii: Half axes, [3].
-        points: Points in the ellipsoid's frame, [N, 3].
     """
     smallest = radii.min()
     squares = (radii / smallest) ** 2
@@ -134,9 +131,7 @@ def ellipsoid_distance(radii: np.ndarray, points: np.ndarray) -> np.ndarray:
 def object_scores(labels: np.ndarray, true_ids: np.ndarray) -> list[ObjectScore]:
     """Return a score for each true id that has Gaussians, by id, after matching so that most Gaussians agree.
 
-    Args:
-        labels: Saved object of each Gaussian, [N].
-        true_ids: Id of the surface it lies on, 0 = room, [N].
+    `labels` are the saved objects of the Gaussians, `true_ids` those of the surfaces they lie on, 0 = room, [N].
     """
     label_ids, present, counts = overlap_table(labels, true_ids)
     partner = dict(zip(*linear_sum_assignment(counts.T, maximize=True), strict=True))  # column -> row
@@ -152,13 +147,13 @@ def object_scores(labels: np.ndarray, true_ids: np.ndarray) -> list[ObjectScore]
 
 def summary(rows: list[ObjectScore]) -> dict[str, Any]:
     """Return accuracy over all Gaussians and over those on objects, and the objects' mean IoU (NaN without objects)."""
+
+    def share(of: list[ObjectScore]) -> float:
+        return sum(row.right for row in of) / sum(row.gaussians for row in of) if of else math.nan
+
     objects = [row for row in rows if row.true_id != 0]
-    right, total = (sum(getattr(row, name) for row in objects) for name in ("right", "gaussians"))
-    return {
-        "accuracy": sum(row.right for row in rows) / sum(row.gaussians for row in rows),
-        "object_accuracy": right / total if objects else float("nan"),
-        "mean_object_iou": float(np.mean([row.iou for row in objects])) if objects else float("nan"),
-    }
+    miou = float(np.mean([row.iou for row in objects])) if objects else math.nan
+    return {"accuracy": share(rows), "object_accuracy": share(objects), "mean_object_iou": miou}
 
 
 def print_report(room: SyntheticRoom, rows: list[ObjectScore], found: dict[str, Any]) -> None:

@@ -93,12 +93,8 @@ def _nearest(
 def _twins(new: np.ndarray, old: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Return the first old row with the same bits, -1 where there is none or such rows are of several objects."""
     bits = np.ascontiguousarray(np.concatenate([old, new])).view(np.uint32)
-    kinds, group = np.unique(bits, axis=0, return_inverse=True)
-    group = group.reshape(-1)
-    group_old, group_new = group[: len(old)], group[len(old) :]
-    first = np.full(len(kinds), len(old))
-    np.minimum.at(first, group_old, np.arange(len(old)))
-    least, most = np.full(len(kinds), np.iinfo(np.int64).max), np.full(len(kinds), -1)
-    np.minimum.at(least, group_old, ids)
-    np.maximum.at(most, group_old, ids)
-    return np.where(least == most, first, -1)[group_new]
+    _, first, kind = np.unique(bits, axis=0, return_index=True, return_inverse=True)
+    of_old, of_new = np.split(kind.reshape(-1), [len(old)])
+    several = np.zeros(len(first), dtype=bool)
+    several[of_old[ids != ids[first[of_old]]]] = True
+    return np.where(several | (first >= len(old)), -1, first)[of_new]

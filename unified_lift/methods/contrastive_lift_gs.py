@@ -52,41 +52,36 @@ class ContrastiveLift(ClusteredMethod):
 
     settings: ContrastiveLiftSettings
 
-    @property
-    def num_fast(self) -> int:
-        """Return how many of the numbers of a Gaussian are fast; as many are slow."""
-        return self.feature_dim // 2
-
     def initial_features(self, count: int) -> Tensor:
         """Return start features [count, D]: random fast unit vectors, and the slow ones equal to them."""
-        fast = super().initial_features(count)[:, : self.num_fast]
+        fast = super().initial_features(count).chunk(2, dim=1)[0]
         fast = fast / fast.norm(dim=1, keepdim=True)
         return torch.cat([fast, fast], dim=1)
 
     def clustered_part(self, features: Tensor) -> Tensor:
         """Return the fast half of features [..., D]."""
-        return features[..., : self.num_fast]
+        return features.chunk(2, dim=-1)[0]
 
     def losses(self, pixels: ViewPixels, info: StepInfo) -> dict[str, Tensor]:
         """Return both terms of one view, on other pixels at every call.
 
         Gradient: to the fast half of the features only.
         """
-        features, slot, num_segments = pixels
+        (fast, slow), slot = pixels.features.chunk(2, dim=1), pixels.slot
         drawn = self._drawn(slot)
-        fast, slow = drawn[0::2], drawn[1::2]
+        first, second = drawn[0::2], drawn[1::2]
         concentration, contrastive = slow_fast_losses(
-            features[:, : self.num_fast].index_select(0, fast),
-            slot.index_select(0, fast),
-            features[:, self.num_fast :].index_select(0, slow),
-            slot.index_select(0, slow),
-            num_segments,
+            fast.index_select(0, first),
+            slot.index_select(0, first),
+            slow.index_select(0, second),
+            slot.index_select(0, second),
+            pixels.num_segments,
         )
         return {"concentration": concentration, "contrastive": contrastive}
 
     def after_step(self, features: Tensor) -> None:
         """Let the slow half follow the fast one."""
-        fast, slow = features[:, : self.num_fast], features[:, self.num_fast :]
+        fast, slow = features.chunk(2, dim=1)
         slow.lerp_(fast, 1 - self.settings.slow_momentum)
 
     def _drawn(self, slot: Tensor) -> Tensor:

@@ -246,7 +246,7 @@ def test_cameras_at_one_point_are_a_problem(dataset):
                 frame["transform_matrix"][row][3] = 1.0
 
     edit_json(root / "transforms.json", still)
-    assert "all cameras stand at one point: no depth can be seen" in problems(checked(root))
+    assert "all cameras are at one point: no depth can be seen" in problems(checked(root))
 
 
 def test_a_lost_camera_is_noted(dataset):

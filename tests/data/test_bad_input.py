@@ -1,4 +1,4 @@
-"""Everything a user can get wrong: one line that names the file and the cure."""
+"""Everything a user can get wrong: one line that names the file and the fix."""
 
 import dataclasses
 import json

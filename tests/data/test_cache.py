@@ -158,7 +158,7 @@ def test_reader_hands_every_array_to_the_store_and_loads_the_same_scene(name, wa
     plain, kept = load_scene(settings), load_scene(settings, cache=keeper)
     expected, placed = keeper.choice.num_bytes, keeper.cached(kept)
     assert scene_bytes(plain) == scene_bytes(placed) == keeper.choice.num_bytes
-    assert scene_bytes(plain) == pytest.approx(expected, rel=0.2)  # what was reckoned from headers alone
+    assert scene_bytes(plain) == pytest.approx(expected, rel=0.2)  # what headers alone told
     assert plain.notes == kept.notes
     np.testing.assert_array_equal(plain.points.positions, kept.points.positions)
     for a, b, c in zip((*plain.train, *plain.test), (*kept.train, *kept.test), (*placed.train, *placed.test)):

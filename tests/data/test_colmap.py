@@ -132,8 +132,8 @@ def test_test_list_decides_the_split_with_eval(dataset, read):
 
 def test_test_list_with_an_unknown_name(dataset, read):
     root = dataset("colmap")
-    (root / "test.txt").write_text("nobody.png\n")
-    with pytest.raises(UserError, match=r"test\.txt: nobody\.png is not a registered image"):
+    (root / "test.txt").write_text("unknown.png\n")
+    with pytest.raises(UserError, match=r"test\.txt: unknown\.png is not a registered image"):
         read(root, eval=True)
 
 

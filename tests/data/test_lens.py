@@ -35,7 +35,7 @@ def inverse_by_search(lens, pixels):
 
 
 def photo_through(lens, camera):
-    """Return colour and ids that the distorted lens records of the miniature floor."""
+    """Return colour and ids that the distorted lens records of the floor."""
     rows, cols = np.mgrid[0 : lens.height, 0 : lens.width]
     pixels = np.stack([cols, rows], axis=-1).reshape(-1, 2) + 0.5
     pinhole = inverse_by_search(lens, pixels) * [camera.fx, camera.fy] + [camera.cx, camera.cy]

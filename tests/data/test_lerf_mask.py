@@ -66,7 +66,7 @@ def test_input_masks_are_tracked_8_bit_ids_of_which_zero_is_unlabelled_and_black
 
 class TestPromptMasks:
     def test_views_and_prompts_are_those_with_files(self, dataset):
-        found = masks_of(dataset("lerf_mask"), "test_0", "test_1", "test_2", "frame_00001", "nobody")
+        found = masks_of(dataset("lerf_mask"), "test_0", "test_1", "test_2", "frame_00001", "unknown")
         assert {view: set(prompts) for view, prompts in found.items()} == {
             "test_0": {LONG, "blue coin"},
             "test_2": {LONG},

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unified_lift.data.images import parallel_map
-from unified_lift.data.masks import find_mask, read_mask, same_aspect, write_mask
+from unified_lift.data.mask_formats.base import MaskFormat
+from unified_lift.data.masks import find_mask, read_mask, read_stored_mask, same_aspect, write_mask
 from unified_lift.errors import UserError
 
 IDS = np.array([[0, 1, 2], [255, 256, 65535]], dtype=np.int32)
@@ -153,6 +154,22 @@ def test_full_relative_path_wins_over_the_stem(tmp_path):
     assert find_mask(tmp_path, "cam2/0001").path == tmp_path / "0001.npy"
     assert find_mask(tmp_path, "a.b").path == tmp_path / "a.b.png"
     assert find_mask(tmp_path, "b") is None
+
+
+def test_a_format_may_keep_the_masks_of_all_views_in_one_file(tmp_path):
+    np.savez(tmp_path / "all.npz", one=IDS, two=IDS + 1)
+    stack = MaskFormat(
+        looks_for="all.npz",
+        suffixes=(".npz",),
+        read=lambda mask: (np.load(mask.path)[mask.part], "stack"),
+        locate=lambda folder, name: (folder / "all.npz", name) if name in ("one", "two") else None,
+    )
+    found = stack.find(tmp_path, "two")
+    assert found != stack.find(tmp_path, "one")
+    assert stack.find(tmp_path, "three") is None
+    ids, kind = read_stored_mask(found)
+    np.testing.assert_array_equal(ids, IDS + 1)
+    assert kind == "stack"
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,4 +1,4 @@
-"""What every reader owes its callers, checked on the miniature of each by being listed in DATASETS."""
+"""What every reader owes its callers, checked on the fixture of each by being listed in DATASETS."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ TRUTH_MAPS = [name for name in DATASETS if name != "lerf_mask"]
 
 @pytest.mark.parametrize("name", DATASETS)
 class TestEveryReader:
-    def test_recognises_its_own_miniature(self, name, dataset):
+    def test_recognises_its_own_fixture(self, name, dataset):
         assert detect_reader(DataSettings(source_path=dataset(name))).name == name
 
     def test_views_have_matching_sizes_types_and_unique_names(self, name, dataset, read):

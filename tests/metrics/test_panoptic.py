@@ -110,6 +110,15 @@ def test_scores_equal_loops_over_pixels(seed):
         assert actual.iou == pytest.approx(total)
 
 
+@pytest.mark.parametrize(("num_void", "missed"), [(5, 1), (6, 0)])
+def test_a_segment_more_than_half_on_void_is_forgiven(num_void, missed):
+    segment, other, ids = np.repeat([1, 0], 10), np.zeros(20, int), np.ones(20, int)
+    other[:num_void] = 9  # a class that is not scored
+    made_up = pq_scene(segment, ids, other, ids, things=[1], stuff=[0]).per_class[1]
+    lost = pq_scene(other, ids, segment, ids, things=[1], stuff=[0]).per_class[1]
+    assert (made_up.fp, lost.fn) == (missed, missed)
+
+
 def test_large_scenes_take_little_time():
     rng = np.random.default_rng(0)
     true = np.kron(rng.integers(0, 400, (24, 48, 48)), np.ones((8, 8), int)).astype(np.int32)

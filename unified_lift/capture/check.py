@@ -114,7 +114,7 @@ def _reader(settings: DataSettings) -> Reader:
 def _check_poses(issues: Issues, frames: Sequence[Frame]) -> None:
     centres = np.stack([-frame.cam_from_world[:3, :3].T @ frame.cam_from_world[:3, 3] for frame in frames])
     if len(frames) > 1 and np.ptp(centres, axis=0).max() < 1e-9:
-        issues.error("all cameras stand at one point: no depth can be seen", "take photos from several places")
+        issues.error("all cameras are at one point: no depth can be seen", "take photos from several places")
         return
     distance = np.linalg.norm(centres - np.median(centres, axis=0), axis=1)
     limit = 20 * max(np.median(distance), 1e-9)

@@ -34,7 +34,7 @@ class CheckDataCommand:
     llffhold: int = DataSettings.llffhold
     """Every llffhold-th view is held out where the dataset has no split of its own."""
     json: Path | None = None
-    """Write the facts and findings to this file too."""
+    """Write facts and issues to this file too."""
     quiet: bool = False
     """No progress bar."""
 

@@ -1,6 +1,6 @@
 """JSON camera files: nerfstudio and instant-ngp `transforms.json`, Blender `transforms_{train,val,test}.json`.
 
-Poses are camera-to-world with OpenGL axes. Intrinsics may stand at the top, per frame, or in both (the frame's win).
+Poses are camera-to-world with OpenGL axes. Intrinsics may be given at the top, per frame, or in both (the frame's win).
 `train_filenames` / `val_filenames` / `test_filenames` decide the split where present; else every llffhold-th view by
 sorted name is held out (nerfstudio's own default, a fraction of 0.9, differs). Of Blender's files `test` is held out
 with `eval` and trains without; `val` is not read. Poses are used as saved: `applied_transform`, `aabb_scale`, `scale`

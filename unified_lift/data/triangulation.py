@@ -122,7 +122,7 @@ def fundamental_matrix(first: Camera, second: Camera) -> np.ndarray:
 def candidates(first: Features, second: Features, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return for each point of `first` its best match near the epipolar line in `second`, given by a matrix [3, 3].
 
-    The match is an index or -1, int64 [K]; with it comes whether it stands out clearly from the runner-up, bool [K].
+    The match is an index or -1, int64 [K]; with it comes whether it differs clearly from the runner-up, bool [K].
     """
     match, sure = np.full(len(first.pixels), -1, dtype=np.int64), np.zeros(len(first.pixels), dtype=bool)
     if min(len(first.pixels), len(second.pixels)) < 2:
@@ -221,10 +221,10 @@ def linear_triangulation(tracks: Tracks, cameras: Sequence[Camera]) -> np.ndarra
     centre = np.mean([camera.position for camera in cameras], axis=0)
     scale = max(float(np.max([np.linalg.norm(camera.position - centre) for camera in cameras])), 1e-9)
     projections = np.stack([_projection(camera, centre, scale) for camera in cameras])[tracks.view]  # [O, 3, 4]
-    rows = projections[:, 2:3] * tracks.pixels[:, :, None] - projections[:, :2]  # [O, 2, 4]
-    weight = np.ones(len(rows))
+    equations = projections[:, 2:3] * tracks.pixels[:, :, None] - projections[:, :2]  # [O, 2, 4]
+    weight = np.ones(len(equations))
     for _ in range(2):
-        weighted = rows * weight[:, None, None]
+        weighted = equations * weight[:, None, None]
         normal = np.zeros((int(tracks.track.max(initial=-1)) + 1, 4, 4))
         np.add.at(normal, tracks.track, np.einsum("oik,oil->okl", weighted, weighted))
         solution = np.linalg.eigh(normal)[1][:, :, 0]  # [T, 4]

@@ -33,10 +33,8 @@ def test_by_default_the_scene_is_written_as_the_ply_it_was_saved_as(model, tmp_p
 def test_every_object_becomes_a_file_in_every_format(model, tmp_path):
     out = tmp_path / "out"
     formats = "ply,splat,spz,html,labels,points"
-    assert (
-        main(["export", "-m", str(model), "--objects", "all", "background", "--format", formats, "--out", str(out)])
-        == 0
-    )
+    flags = ["--objects", "all", "background", "--format", formats, "--out", str(out)]
+    assert main(["export", "-m", str(model), *flags]) == 0
     scene = load_model(model)
     stems = {0: "background"} | {object_id: f"object_{object_id}" for object_id in (1, 2, 3)}
     for object_id, stem in stems.items():

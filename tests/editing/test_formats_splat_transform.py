@@ -10,17 +10,14 @@ from plyfile import PlyData
 
 from tests.editing.small_scene import random_gaussians, scene_of
 from unified_lift.editing.formats import export
-
-SH_C0 = 0.28209479
+from unified_lift.model.gaussians import SH_C0
 
 
 @pytest.fixture(scope="module")
 def tool():
     found = os.environ.get("SPLAT_TRANSFORM") or shutil.which("splat-transform")
     if found is None:
-        pytest.skip(
-            "no splat-transform on PATH, nor in the variable SPLAT_TRANSFORM: npm install @playcanvas/splat-transform"
-        )
+        pytest.skip("no splat-transform on PATH, nor in SPLAT_TRANSFORM: npm install @playcanvas/splat-transform")
     return found
 
 

@@ -112,7 +112,7 @@ def plate_with_outlier():
     return scene_of(gaussians_of(means=means), [1] * 26 + [0] * 25, confidence=confidence)
 
 
-def test_outliers_go_to_the_nearest_object():
+def test_outliers_and_unsure_gaussians_go_to_the_nearest_object():
     scene = plate_with_outlier()
     cleaned = done(Clean, scene, [1], outliers=5)
     assert cleaned.objects == {0: 26, 1: 25}
@@ -120,23 +120,16 @@ def test_outliers_go_to_the_nearest_object():
     assert float(cleaned.confidence[25]) == 0
     assert len(cleaned) == len(scene)
     assert scene.objects == {0: 25, 1: 26}
-
-
-def test_unsure_gaussians_go_too():
-    cleaned = done(Clean, plate_with_outlier(), [1], min_confidence=0.5)
-    assert torch.nonzero(cleaned.object_ids == 0)[0].tolist() == [24]
-    assert int(cleaned.object_ids[25]) == 1  # sure of itself, if far away
+    unsure = done(Clean, scene, [1], min_confidence=0.5)
+    assert torch.nonzero(unsure.object_ids == 0)[0].tolist() == [24]
+    assert int(unsure.object_ids[25]) == 1  # sure of itself, if far away
+    assert len(done(Clean, scene.subset(torch.arange(26)), [1], outliers=5)) == 25  # no other object: taken away
 
 
 def test_two_halves_of_an_object_both_stay():
     means = [[x, 0, 0] for x in range(20)] + [[x + 200, 0, 0] for x in range(20)]
     scene = scene_of(gaussians_of(means=means), [1] * 40, confidence=[1.0] * 40)
     assert done(Clean, scene, [1], outliers=3).objects == {1: 40}
-
-
-def test_without_another_object_outliers_are_taken_away():
-    scene = plate_with_outlier().subset(torch.arange(26))
-    assert len(done(Clean, scene, [1], outliers=5)) == 25
 
 
 def test_off_means_off_and_nothing_left_is_an_error():
@@ -174,7 +167,7 @@ def test_move_by_hand():
         assert torch.equal(value[[0, 3, 4]], getattr(moved.gaussians, name)[[0, 3, 4]])
 
 
-def test_the_pivot_can_be_a_point_and_strays_do_not_shift_the_middle():
+def test_the_pivot_can_be_a_point_and_outliers_do_not_shift_the_middle():
     scene = three_objects()
     moved = done(Move, scene, [2], rotate=Rotation(degrees=180), about=(0.0, 0.0, 0.0))
     assert torch.allclose(moved.gaussians.means[1:3], torch.tensor([[-1.0, 0, 0], [-3, 0, 0]]), atol=1e-6)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from scipy import ndimage
 from unified_lift.fileio import write_json
 from unified_lift.ops.cameras import flip_opengl_opencv, invert_rigid, look_at, unproject
 from unified_lift.plyio import write_point_cloud
+from unified_lift.settings.limits import Range, check_ranges
 from unified_lift.synthetic.room import SyntheticRoom, build_room
 from unified_lift.types import Camera, PointCloud
 
@@ -29,39 +31,33 @@ DEPTH_NOISE = 0.005
 class SyntheticSettings:
     """What the synthetic room holds and how wrong its masks are."""
 
-    num_objects: int = 12
+    num_objects: Annotated[int, Range(1)] = 12
     """Objects in the room. [ours]"""
-    num_views: int = 60
+    num_views: Annotated[int, Range(2)] = 60
     """Photos; the last fifth is held out. [ours]"""
-    width: int = 160
+    width: Annotated[int, Range(8)] = 160
     """Image width in pixels."""
-    height: int = 120
+    height: Annotated[int, Range(8)] = 120
     """Image height in pixels."""
-    num_points: int = 10_000
+    num_points: Annotated[int, Range(4)] = 10_000
     """Initial points, sampled on what the training views see."""
     seed: int = 0
     """Seed of the room, the cameras and the noise."""
-    drop: float = 0.08
+    drop: Annotated[float, Range(0, 1)] = 0.08
     """Probability that an object has no mask in a view."""
-    merge: float = 0.04
+    merge: Annotated[float, Range(0, 1)] = 0.04
     """Probability that two touching objects share one mask in a view."""
-    split: float = 0.06
+    split: Annotated[float, Range(0, 1)] = 0.06
     """Probability that a mask is cut in two by a line."""
-    jitter: float = 0.5
+    jitter: Annotated[float, Range(0)] = 0.5
     """Standard deviation of the displacement of mask borders, pixels."""
-    false_positives: float = 0.2
+    false_positives: Annotated[float, Range(0)] = 0.2
     """Expected number of masks on nothing, per view."""
     shuffle: bool = True
     """Draw new ids for every view, as a model without tracking does."""
 
     def __post_init__(self) -> None:
-        if self.num_objects < 1 or self.num_views < 2 or min(self.width, self.height) < 8 or self.num_points < 4:
-            raise ValueError(f"a synthetic scene needs 1 object, 2 views of 8 x 8 and 4 points at least, got {self}")
-        for name in ("drop", "merge", "split"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability, received {getattr(self, name)}")
-        if self.jitter < 0 or self.false_positives < 0:
-            raise ValueError(f"jitter and false_positives must not be negative, got {self}")
+        check_ranges(self)
 
     @property
     def num_train(self) -> int:

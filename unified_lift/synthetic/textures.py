@@ -25,18 +25,14 @@ def _wave(phase: np.ndarray, softness: float = 0.25) -> np.ndarray:
     return smoothstep(np.sin(2 * np.pi * phase), -softness, softness)
 
 
+def _angle(points: np.ndarray) -> np.ndarray:
+    return np.arctan2(points[:, 1], points[:, 0])
+
+
 def _plain(points: np.ndarray, frequency: float) -> np.ndarray:
     # A breath of tone, so that a plain surface still has something for an image loss to hold on to.
     x, y, z = points.T * frequency
     return 0.5 + 0.25 * np.sin(5.1 * x + 2.3 * y) + 0.25 * np.sin(4.3 * z - 3.7 * y + 1)
-
-
-def _rings(points: np.ndarray, frequency: float) -> np.ndarray:
-    return _wave(points[:, 2] * frequency)
-
-
-def _wedges(points: np.ndarray, frequency: float) -> np.ndarray:
-    return _wave(np.arctan2(points[:, 1], points[:, 0]) / (2 * np.pi) * frequency, 0.35)
 
 
 def _checker(points: np.ndarray, frequency: float) -> np.ndarray:
@@ -51,13 +47,7 @@ def _dots(points: np.ndarray, frequency: float) -> np.ndarray:
 
 
 def _ribbon(points: np.ndarray, frequency: float) -> np.ndarray:
-    nearest = np.minimum(np.abs(points[:, 0]), np.abs(points[:, 1])) * frequency
-    return 1 - smoothstep(nearest, 0.13, 0.18)
-
-
-def _icing(points: np.ndarray, frequency: float) -> np.ndarray:
-    edge = 0.05 * np.sin(5 * np.arctan2(points[:, 1], points[:, 0]))
-    return smoothstep(points[:, 2] * frequency + edge, -0.06, 0.04)
+    return 1 - smoothstep(np.abs(points[:, :2]).min(axis=1) * frequency, 0.13, 0.18)
 
 
 def _leaves(points: np.ndarray, frequency: float) -> np.ndarray:
@@ -67,26 +57,28 @@ def _leaves(points: np.ndarray, frequency: float) -> np.ndarray:
 
 def _grain(points: np.ndarray, frequency: float) -> np.ndarray:
     x, y, z = points.T * frequency
-    return (
-        0.5 + 0.3 * np.sin(9 * np.hypot(x - 0.9, 0.35 * y) + np.sin(2 * y)) + 0.2 * np.sin(17 * x + 2 * np.sin(y) + z)
-    )
+    rings = 0.3 * np.sin(9 * np.hypot(x - 0.9, 0.35 * y) + np.sin(2 * y))
+    return 0.5 + rings + 0.2 * np.sin(17 * x + 2 * np.sin(y) + z)
 
 
 PATTERNS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "plain": _plain,
-    "rings": _rings,
-    "wedges": _wedges,
+    "rings": lambda points, frequency: _wave(points[:, 2] * frequency),
+    "wedges": lambda points, frequency: _wave(_angle(points) / (2 * np.pi) * frequency, 0.35),
     "checker": _checker,
     "dots": _dots,
     "ribbon": _ribbon,
-    "icing": _icing,
+    "icing": lambda points, frequency: smoothstep(
+        points[:, 2] * frequency + 0.05 * np.sin(5 * _angle(points)), -0.06, 0.04
+    ),
     "leaves": _leaves,
     "grain": _grain,
 }
+"""Share of the second colour at local points [n, 3], given repeats per unit: [n] in about [0, 1]."""
 
 
 def floor_color(points: np.ndarray, *, rug_radius: float) -> np.ndarray:
-    """Return planks, and a round rug in the middle, [n, 3]. Args: points on the floor [n, 3], rug radius."""
+    """Return planks, and a round rug in the middle, at points on the floor [n, 3]."""
     x, y = points[:, 0], points[:, 1]
     plank = np.floor(y / 0.45)
     tone = 0.5 + 0.5 * np.sin(plank * 12.9898 + 1)

@@ -5,13 +5,13 @@
     python scripts/bench_rasterizer.py --ply point_cloud.ply --cameras cameras.json        # a trained scene
     OMP_WAIT_POLICY=passive python scripts/bench_rasterizer.py --device cpu --peers reference mitsuba
 
-All contenders see the same tensors in one process and take turns, view after view, so that a busy or throttled machine
-slows all of them alike. Before anything is timed a contender's maps and gradients are compared with ours; one that
+All backends see the same tensors in one process and take turns, view after view, so that a busy or throttled machine
+slows all of them alike. Before anything is timed a backend's maps and gradients are compared with ours; one that
 renders something else gets no ratio. On a GPU "ms" is the time between two events around one call on an idle device,
 host included; "wall" is the time per call of an unbroken run over all views. "both" is forward and backward to every
-input and to the pixel positions; "ratio" is a contender's ms over ours.
+input and to the pixel positions; "ratio" is a backend's ms over ours.
 
-Peers: `reference`, our definition in torch; `gsplat` 1.5.3 (all channels in one call, packed or not, and colour and
+Baselines: `reference`, our definition in torch; `gsplat` 1.5.3 (all channels in one call, packed or not, and colour and
 features in two passes over one tile list); `mitsuba` (colour only; alike, not equal, so only their correlation counts).
 
 On a CPU set OMP_WAIT_POLICY=passive: torch's idle OpenMP threads otherwise keep spinning for milliseconds after every
@@ -35,8 +35,8 @@ from typing import NamedTuple
 
 import diff_gaussian_rasterization as dgr
 import torch
+from bench_baselines import Outcome, Step, gsplat_lists_step, gsplat_step, mitsuba_step, our_step
 from bench_scenes import CASES, CPU_CASES, GEOMETRY, GPU_CASES, QUICK_CASES, Scene, random_scene, trained_scene
-from rasterizer_contenders import Outcome, Step, gsplat_lists_step, gsplat_step, mitsuba_step, our_step
 
 PEERS = ("reference", "gsplat", "mitsuba")
 IMAGE_ERROR = 1e-3  # a pixel that is off by more is a cut pixel: one of its alphas lies on the other side of a cut
@@ -45,7 +45,7 @@ COSINE = 0.9999  # least of any gradient
 ALIKE = 0.8  # least correlation of a picture that cannot be equal
 
 
-class Contender(NamedTuple):
+class Backend(NamedTuple):
     """One way to render a scene.
 
     Attributes:
@@ -65,24 +65,24 @@ class Contender(NamedTuple):
     forward: bool = True
 
 
-def contenders(scene: Scene, peers: list[str], threads: int) -> dict[str, Contender]:
+def backends(scene: Scene, peers: list[str], threads: int) -> dict[str, Backend]:
     """Return who can render the scene; the first one, "ours", is what the others are compared with."""
     on_cpu = scene.means.device.type == "cpu"
-    found = {"ours": Contender(functools.partial(our_step, scene), threads)}
+    found = {"ours": Backend(functools.partial(our_step, scene), threads)}
     if on_cpu and threads > 1:
-        found["ours, 1 thread"] = Contender(functools.partial(our_step, scene), 1)
+        found["ours, 1 thread"] = Backend(functools.partial(our_step, scene), 1)
     if "gsplat" in peers:
         for packed in (False, True):
             make = functools.partial(gsplat_step, scene, packed=packed)
-            found["gsplat packed" if packed else "gsplat"] = Contender(make, threads, moves=True)
+            found["gsplat packed" if packed else "gsplat"] = Backend(make, threads, moves=True)
         if scene.dim:
-            found["gsplat 3+16"] = Contender(functools.partial(gsplat_lists_step, scene), threads)
+            found["gsplat 3+16"] = Backend(functools.partial(gsplat_lists_step, scene), threads)
     if "reference" in peers:
         make = functools.partial(our_step, scene, implementation="reference")
-        found["reference"] = Contender(make, threads, most=3)
+        found["reference"] = Backend(make, threads, most=3)
     if "mitsuba" in peers and scene.degree is None:
         make = lambda backward: mitsuba_step(scene)  # noqa: E731
-        found["mitsuba"] = Contender(make, threads, most=5, equal=False, forward=False)
+        found["mitsuba"] = Backend(make, threads, most=5, equal=False, forward=False)
     return found
 
 
@@ -90,7 +90,7 @@ def contenders(scene: Scene, peers: list[str], threads: int) -> dict[str, Conten
 
 
 def compare(ours: Outcome, theirs: Outcome) -> dict[str, object]:
-    """Return how far a contender's maps and gradients are from ours, and whether that is rounding and cuts only."""
+    """Return how far a backend's maps and gradients are from ours, and whether that is rounding and cuts only."""
     values = [torch.cat([m.detach() for m in o.maps], -1)[0] for o in (ours, theirs)]  # [H, W, channels]
     unit = torch.ones_like(values[0][0, 0])
     unit[3:] = values[0][..., 3:].abs().amax() if unit.numel() > 3 else 1  # features have no natural range
@@ -118,11 +118,11 @@ def correlate(ours: Outcome, theirs: Outcome) -> dict[str, object]:
     return {"correlation": correlation, "agrees": correlation >= ALIKE}
 
 
-def agreement(scene: Scene, contender: Contender) -> dict[str, object]:
-    """Compare a contender with ours on the first and the last view; the worse one counts."""
-    torch.set_num_threads(contender.threads)
-    mine, theirs = our_step(scene, True, moves=contender.moves), contender.make(True)
-    judge = compare if contender.equal else correlate
+def agreement(scene: Scene, backend: Backend) -> dict[str, object]:
+    """Compare a backend with ours on the first and the last view; the worse one counts."""
+    torch.set_num_threads(backend.threads)
+    mine, theirs = our_step(scene, True, moves=backend.moves), backend.make(True)
+    judge = compare if backend.equal else correlate
     found = [judge(mine(view), theirs(view)) for view in sorted({0, scene.num_views - 1})]
     return next((facts for facts in found if not facts["agrees"]), found[-1])
 
@@ -166,18 +166,18 @@ def warm_up(step: Step, calls: int, device: torch.device) -> dict[str, float]:
 
 
 def measure(
-    field: dict[str, Contender], *, backward: bool, device: torch.device, views: int, rounds: int, warmup: int
+    field: dict[str, Backend], *, backward: bool, device: torch.device, views: int, rounds: int, warmup: int
 ) -> dict[str, dict[str, float]]:
-    """Let contenders take turns and return the figures of each, times in ms."""
+    """Let backends take turns and return the figures of each, times in ms."""
     steps, facts, times, walls = {}, {}, {name: [] for name in field}, {name: [] for name in field}
-    for name, contender in field.items():
-        torch.set_num_threads(contender.threads)
-        steps[name] = contender.make(backward)
-        facts[name] = warm_up(steps[name], min(warmup, contender.most), device)
+    for name, backend in field.items():
+        torch.set_num_threads(backend.threads)
+        steps[name] = backend.make(backward)
+        facts[name] = warm_up(steps[name], min(warmup, backend.most), device)
     for turn in range(rounds):
-        for name, contender in field.items():
-            if turn < contender.most:
-                torch.set_num_threads(contender.threads)
+        for name, backend in field.items():
+            if turn < backend.most:
+                torch.set_num_threads(backend.threads)
                 times[name].append(milliseconds(functools.partial(steps[name], turn), device))
     for _ in range(rounds // views if device.type == "cuda" else 0):
         for name in field:
@@ -215,15 +215,14 @@ def describe(scene: Scene, *, most_pixels: int = 20_000) -> dict[str, object]:
     }  # fmt: skip
 
 
-COLUMNS = "case what contender N visible pairs blends/px channels ms p10 p90 wall MiB ratio".split()
+COLUMNS = "case what backend N visible pairs blends/px channels ms p10 p90 wall MiB ratio".split()
 WIDTHS = (20, 7, 15, 9, 9, 9, 9, 8, 9, 9, 9, 9, 7, 9)
 
 
 def print_row(row: dict[str, object]) -> None:
-    """Print one line of the table."""
     ratio = "differs" if row["ratio"] is None else f"{row['ratio']:.2f}x"
     shown = [
-        row["case"], row["what"], row["contender"], row["gaussians"], row["visible"], row["pairs"],
+        row["case"], row["what"], row["backend"], row["gaussians"], row["visible"], row["pairs"],
         row["blends_per_pixel"], row["channels"],
         *("-" if row[n] is None else f"{row[n]:.3f}" for n in ("median_ms", "p10_ms", "p90_ms", "wall_ms")),
         "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}", ratio,
@@ -234,9 +233,9 @@ def print_row(row: dict[str, object]) -> None:
 def run_case(
     name: str, scene: Scene, peers: list[str], *, threads: int, rounds: int, warmup: int
 ) -> list[dict[str, object]]:
-    """Compare, time and print the contenders on one scene; return one row for each figure."""
-    field, facts = contenders(scene, peers, threads), describe(scene)
-    agreed = {peer: agreement(scene, contender) for peer, contender in field.items()}
+    """Compare, time and print the backends on one scene; return one row for each figure."""
+    field, facts = backends(scene, peers, threads), describe(scene)
+    agreed = {peer: agreement(scene, backend) for peer, backend in field.items()}
     device, rows = scene.means.device, []
     for what in ("forward", "both"):
         able = {peer: c for peer, c in field.items() if what == "both" or c.forward}
@@ -245,14 +244,14 @@ def run_case(
         )
         for peer in able:
             ratio = figures[peer]["median_ms"] / figures["ours"]["median_ms"] if agreed[peer]["agrees"] else None
-            identity = {"case": name, "what": what, "contender": peer, "ratio": ratio}
+            identity = {"case": name, "what": what, "backend": peer, "ratio": ratio}
             rows.append(identity | facts | figures[peer] | {"agreement": agreed[peer]})
             print_row(rows[-1])
     for peer, found in agreed.items():
         if not found["agrees"]:
             print(f"  {peer} renders something else, so it has no ratio: {found}")
     for row in best_of_gsplat(rows):
-        print(f"  {row['what']}: ours / best of gsplat ({row['contender']}) = {row['ours_over_it']:.3f}")
+        print(f"  {row['what']}: ours / best of gsplat ({row['backend']}) = {row['ours_over_it']:.3f}")
     return rows
 
 
@@ -261,10 +260,10 @@ def best_of_gsplat(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     best: dict[tuple, dict] = {}
     for row in rows:
         key = (row["case"], row["what"])
-        if row["contender"].startswith("gsplat") and row["ratio"] is not None:
+        if row["backend"].startswith("gsplat") and row["ratio"] is not None:
             best[key] = min(best.get(key, row), row, key=lambda r: r["median_ms"])
     return [
-        {"case": case, "what": what, "contender": row["contender"], "ours_over_it": 1 / row["ratio"]}
+        {"case": case, "what": what, "backend": row["backend"], "ours_over_it": 1 / row["ratio"]}
         for (case, what), row in best.items()
     ]
 
@@ -284,8 +283,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cameras", type=Path, help="the cameras.json beside it")
     parser.add_argument("--peers", nargs="*", choices=PEERS, help="default: gsplat on a GPU, reference on a CPU")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--rounds", type=int, default=100, help="timed calls of each contender")
-    parser.add_argument("--warmup", type=int, default=20, help="calls of each contender before that")
+    parser.add_argument("--rounds", type=int, default=100, help="timed calls of each backend")
+    parser.add_argument("--warmup", type=int, default=20, help="calls of each backend before that")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU")
     parser.add_argument("--quick", action="store_true", help="tiny cases and few rounds, to see that it runs")
     parser.add_argument("--json", type=Path, help="write all figures there")
@@ -311,7 +310,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def machine(args: argparse.Namespace) -> dict[str, object]:
-    """Return what the figures were taken with."""
     on_gpu = args.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {dgr.backend_info()['isa']}",
@@ -330,7 +328,6 @@ def scenes(args: argparse.Namespace) -> dict[str, Callable[[], Scene]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the scenes, print a table, optionally write JSON; 1 if a contender renders something else."""
     args = parse(argv)
     facts, rows = machine(args), []
     print(", ".join(f"{key} {value}" for key, value in facts.items()))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diff_gaussian_rasterization import RasterOutput, rasterize
 from torch import Tensor
 
 MOST_OPAQUE = 0.989  # of trained scenes here: gsplat caps alpha at 0.999, we at 0.99
@@ -58,6 +59,13 @@ class Scene:
         """Return viewmats [1, 4, 4] and Ks [1, 3, 3] of a view, counted round and round."""
         index = view % self.num_views
         return self.viewmats[index : index + 1], self.Ks[index : index + 1]
+
+    def render(self, leaves: dict[str, Tensor], view: int, **options: object) -> RasterOutput:
+        """Render what `leaves` returned with one of our implementations."""
+        return rasterize(
+            *(leaves[name] for name in GEOMETRY), leaves["colors"], leaves.get("features"),
+            *self.camera(view), self.width, self.height, sh_degree=self.degree, **options,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

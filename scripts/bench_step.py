@@ -19,13 +19,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from bench_scenes import CASES, Case, random_scene
 from diff_gaussian_rasterization import pixel_weights, rasterize
+from scipy.spatial import cKDTree
 
 from unified_lift.data.cache import DataCache
 from unified_lift.density.default import DefaultStrategy, DefaultStrategySettings
@@ -41,8 +43,7 @@ from unified_lift.types import Camera, PointCloud, Scene, View
 LATE = 20_000  # a geometry step with all harmonics, after densification
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Kernels that belong together, and what they cannot do without."""
 
     name: str
@@ -51,8 +52,7 @@ class Part:
     gigaflops: float = 0.0
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """What the figures depend on, means over the views: Gaussians, visible ones, pairs, pixels, blends per pixel."""
 
     gaussians: int
@@ -94,12 +94,9 @@ def with_photos(scene: Scene, gaussians: Gaussians, *, segments: int) -> Scene:
         noise = 0.05 * torch.randn(image.shape, generator=torch.Generator().manual_seed(len(views))).to(image)
         photo = ((image + noise).clamp(0, 1) * 255).to(torch.uint8)
         height, width = photo.shape[:2]
-        centres = rng.random((segments, 2)) * (width, height)
-        x, y = np.meshgrid(np.arange(width), np.arange(height))
-        nearest = np.zeros((height, width), np.int32)
-        for row in range(height):
-            away = (x[row][:, None] - centres[:, 0]) ** 2 + (y[row][:, None] - centres[:, 1]) ** 2
-            nearest[row] = away.argmin(1)
+        tree = cKDTree(rng.random((segments, 2)) * (width, height))
+        places = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)
+        nearest = tree.query(places.reshape(-1, 2))[1].reshape(height, width)
         ids = torch.from_numpy((rng.permutation(segments) + 1)[nearest].astype(np.int32)).to(photo.device)
         views.append(replace(view, image=photo, segments=ids))
     return replace(scene, train=tuple(views))
@@ -126,28 +123,18 @@ def count(gaussians: Gaussians, views: tuple[View, ...]) -> Counts:
 
 def geometry_parts(c: Counts) -> list[Part]:
     """Return the parts of a geometry step of degree 3 without features."""
-    mega, blends = 1e-6, c.pixels * c.blends
+    blends = c.pixels * c.blends
     adam = c.gaussians * 59 * 24 + c.visible * 64  # parameters and moments read and written; moments of the blending
-    return [
-        Part(
-            "projection, harmonics", "project_kernel",
-            mega * (c.gaussians * 44 + c.visible * (192 + 48)), 290e-9 * c.visible,
-        ),
-        Part(
-            "sort, lists", "Radix|Scan|count_kernel|emit_kernel|ranges|chunks",
-            mega * (c.visible * 68 + c.pairs * 20),
-        ),
-        Part(
-            "forward blend", "forward_kernel|partial_kernel|join_kernel|finish_kernel",
-            mega * (c.pairs * 4 + c.visible * 48 + c.pixels * 16), 23e-9 * blends,
-        ),
-        Part("L1 + SSIM", "photometric|sum_kernel", mega * c.pixels * 114, 1.2e-6 * c.pixels),
-        Part(
-            "backward blend", "backward_kernel",
-            mega * (c.pairs * 4 + c.visible * (48 + 80) + c.pixels * 28), 53e-9 * blends,
-        ),
-        Part("gradient + Adam", "update_kernel", mega * adam, 1.5e-6 * c.gaussians),
-    ]  # fmt: skip
+    blend_bytes = c.pairs * 4 + c.visible * 48
+    parts = {
+        "projection, harmonics": ("project_kernel", c.gaussians * 44 + c.visible * 240, 290e-9 * c.visible),
+        "sort, lists": ("Radix|Scan|count_kernel|emit_kernel|ranges|chunks", c.visible * 68 + c.pairs * 20, 0.0),
+        "forward blend": ("forward_kernel|partial_|join_|finish_kernel", blend_bytes + c.pixels * 16, 23e-9 * blends),
+        "L1 + SSIM": ("photometric|sum_kernel", c.pixels * 114, 1.2e-6 * c.pixels),
+        "backward blend": ("backward_kernel", blend_bytes + c.visible * 80 + c.pixels * 28, 53e-9 * blends),
+        "gradient + Adam": ("update_kernel", adam, 1.5e-6 * c.gaussians),
+    }
+    return [Part(name, kernels, 1e-6 * size, work) for name, (kernels, size, work) in parts.items()]
 
 
 def lift_parts(c: Counts, pixels: int, dim: int, codes: int, segments: int) -> list[Part]:
@@ -216,21 +203,15 @@ def against_floor(
         own = [k for k in left if re.search(part.kernels, k[0])]
         left = [k for k in left if k not in own]
         floor = max(1e12 * part.megabytes / bandwidth, 1e3 * part.gigaflops / tflops)
-        us = sum(k[1] for k in own)
-        rows.append(
-            {
-                "part": part.name,
-                "launches": sum(k[2] for k in own),
-                "us": us,
-                "floor_us": floor,
-                "share_of_floor": floor / us if us else 0.0,
-            }  # fmt: skip
-        )
-    rows.append({"part": "rest", "launches": sum(k[2] for k in left), "us": sum(k[1] for k in left), "floor_us": 0.0})
-    total, floor = (sum(float(row[key]) for row in rows) for key in ("us", "floor_us"))
-    launches = sum(float(row["launches"]) for row in rows)
-    share = floor / total if total else 0.0
-    return [*rows, {"part": "sum", "launches": launches, "us": total, "floor_us": floor, "share_of_floor": share}]
+        rows.append(_row(part.name, own, floor))
+    rows.append(_row("rest", left, 0.0))
+    return [*rows, _row("sum", kernels, sum(float(row["floor_us"]) for row in rows))]
+
+
+def _row(name: str, kernels: list[tuple[str, float, float]], floor: float) -> dict[str, float | str]:
+    us, launches = sum(k[1] for k in kernels), sum(k[2] for k in kernels)
+    share = floor / us if us else 0.0
+    return {"part": name, "launches": launches, "us": us, "floor_us": floor, "share_of_floor": share}
 
 
 def print_rows(rows: list[dict[str, float | str]]) -> None:
@@ -265,11 +246,10 @@ class Bench:
         self.results.append(result)
 
     def geometry(self, scene: Scene, gaussians: Gaussians) -> None:
-        """Measure a late geometry step."""
         quiet = DefaultStrategy(DefaultStrategySettings(densify_until_iter=1))
         stage = GeometryStage(scene, gaussians, GeometrySettings(iterations=30_000), quiet, seed=0)
         c = count(gaussians, scene.train)
-        self.run("geometry", lambda _: stage.step(LATE), geometry_parts(c), vars(c))
+        self.run("geometry", lambda _: stage.step(LATE), geometry_parts(c), c._asdict())
 
     def lift(self, scene: Scene, gaussians: Gaussians, codes: int, *, keep: bool) -> None:
         """Measure a lift step with an active codebook, with weights kept in memory or computed each time."""
@@ -282,7 +262,7 @@ class Bench:
         stage = LiftStage(scene, gaussians, method, settings, seed=0)
         c = count(gaussians, scene.train)
         segments = int(np.mean([len(torch.unique(view.segments)) for view in stage.views.all()]))
-        facts = {**vars(c), "pixels": self.args.pixels, "codes": codes, "segments": segments}
+        facts = {**c._asdict(), "pixels": self.args.pixels, "codes": codes, "segments": segments}
         parts = lift_parts(c, self.args.pixels, 16, codes, segments)
         if not keep:
             parts = [p for p in geometry_parts(c) if p.name.startswith(("projection", "sort"))] + parts
@@ -297,7 +277,6 @@ class Bench:
 
 
 def trained(path: Path, device: torch.device) -> tuple[Scene, Gaussians]:
-    """Return the scene and the Gaussians of a model folder."""
     model, scene = open_model(path, iteration=-1, source_path=None, device=device)
     table = {name: value.detach() for name, value in model.gaussians}
     table["features"] = table["features"][:, :0]

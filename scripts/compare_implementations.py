@@ -3,12 +3,12 @@
     python scripts/compare_implementations.py -m output/MODEL                  # the CPU's and the GPU's kernels
     python scripts/compare_implementations.py -m output/MODEL --second reference
 
-A pixel may differ by more than rounding where one alpha falls on the other side of 1/255, or the light on the other
-side of 1e-4, in one program alone. Such pixels are counted and checked: the Gaussians that make them up must differ
-between the two, or when all opacities change by a ten thousandth. They carry no loss when gradients are compared. A
-gradient may differ by a thousandth; that of the rotations, ill-conditioned where Gaussians are needles, also by five
-times what the last bit of the inputs changes in the first program. Exit code 1: another pixel differs, or a gradient by
-more.
+A pixel may differ by more than rounding where one alpha falls on the other side of 1/255, or the transmittance on the
+other side of 1e-4, in one program alone. Such pixels are counted and checked: the Gaussians that make them up must
+differ between the two, or when all opacities change by a ten thousandth. They carry no loss when gradients are
+compared. A gradient may differ by a thousandth; that of the rotations, ill-conditioned where Gaussians are needles,
+also by five times what the last bit of the inputs changes in the first program. Exit code 1: another pixel differs,
+or a gradient by more.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def agrees(row: dict[str, object]) -> bool:
 def compare(pair: list[tuple[str, Scene]], view: int) -> dict[str, object]:
     """Compare one view of the same scene, given for each implementation on the device where it runs."""
     leaves = [scene.leaves(True) for _, scene in pair]
-    outs = [render(name, scene, own, view) for (name, scene), own in zip(pair, leaves)]
+    outs = [scene.render(own, view, implementation=name) for (name, scene), own in zip(pair, leaves)]
     error = torch.zeros(outs[0].image.shape[:3])
     for name in ("image", "features", "alpha", "depth"):
         first, second = (getattr(out, name).detach().cpu() for out in outs)
@@ -106,16 +106,9 @@ def quats_by_rounding(which: tuple[str, Scene], view: int, cut: Tensor, right: d
             for key in GEOMETRY:
                 signs = 2 * torch.randint(2, leaves[key].shape, generator=generator) - 1
                 leaves[key] *= 1 + LAST_BIT * signs.to(leaves[key].device)
-        moved = gradients(scene, render(name, scene, leaves, view), leaves, cut)
+        moved = gradients(scene, scene.render(leaves, view, implementation=name), leaves, cut)
         worst = max(worst, relative_errors(right, moved)["quats"])
     return worst
-
-
-def render(name: str, scene: Scene, leaves: dict[str, Tensor], view: int) -> dgr.RasterOutput:
-    return dgr.rasterize(
-        *(leaves[n] for n in GEOMETRY), leaves["colors"], leaves.get("features"), *scene.camera(view),
-        scene.width, scene.height, sh_degree=scene.degree, implementation=name,
-    )  # fmt: skip
 
 
 def gradients(scene: Scene, out: dgr.RasterOutput, leaves: dict[str, Tensor], cut: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """A stand-in for the gsplat package on a CPU: the calls that we make, with its shapes, computed by our definition.
 
-As there, rows of culled Gaussians are left as found in memory: here they hold NaN, so that whoever reads one is caught.
+As there, rows of culled Gaussians are left as found in memory: here they hold NaN, so that reading one is caught.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import types
 
 import torch
 from diff_gaussian_rasterization import reference
+from diff_gaussian_rasterization.types import LOW_PASS
 from torch import Tensor
 
 SUPPORTED = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32)  # others are padded there; above 32 a pass is slow
@@ -24,7 +25,7 @@ def fully_fused_projection(
     assert num > 0
     assert (quats.shape, scales.shape, opacities.shape) == ((num, 4), (num, 3), (num,))
     assert Ks.shape == (cameras, 3, 3)
-    assert (eps2d, packed, covars) == (reference.LOW_PASS, False, None)
+    assert (eps2d, packed, covars) == (LOW_PASS, False, None)
     boxes = torch.zeros(cameras, num, 2, dtype=torch.int32)
     rows = []
     for c in range(cameras):
@@ -134,7 +135,7 @@ def rasterization(
     """Return colours [C, H, W, D], alpha [C, H, W, 1] and by-products; `packed` drops the culled rows of means2d."""
     boxes, centres, depths, conics, _ = fully_fused_projection(
         means, None, quats, scales, viewmats, Ks, width, height,
-        eps2d=reference.LOW_PASS, near_plane=near_plane, packed=False, opacities=opacities,
+        eps2d=LOW_PASS, near_plane=near_plane, packed=False, opacities=opacities,
     )  # fmt: skip
     visible = (boxes > 0).all(-1)
     means2d = centres[visible] if packed else centres

@@ -1,4 +1,4 @@
-"""The benchmark runs anywhere, says what its figures depend on, and has no ratio for who renders something else."""
+"""The benchmark runs anywhere, says what its figures depend on, and has no ratio for what renders something else."""
 
 import json
 import subprocess
@@ -49,11 +49,11 @@ def test_quick_run_prints_a_table_and_writes_all_figures(tmp_path):
     command += ["--json", str(path)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].split()[:3] == ["case", "what", "contender"]
+    assert done.stdout.splitlines()[1].split()[:3] == ["case", "what", "backend"]
     report = json.loads(path.read_text())
     assert report["machine"]["torch"] == torch.__version__
     rows = report["results"]
-    assert {(r["case"], r["what"], r["contender"]) for r in rows} == {
+    assert {(r["case"], r["what"], r["backend"]) for r in rows} == {
         (case, what, name)
         for case in ("500_48x32_rgb", "500_48x32_rgb16")
         for what in ("forward", "both")
@@ -64,7 +64,7 @@ def test_quick_run_prints_a_table_and_writes_all_figures(tmp_path):
         assert 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
         assert row["rounds"] == 3
         assert row["agreement"]["agrees"]
-        assert (row["contender"] == "ours") == (row["ratio"] == 1)
+        assert (row["backend"] == "ours") == (row["ratio"] == 1)
 
 
 @pytest.mark.parametrize(
@@ -78,19 +78,19 @@ def test_quick_run_prints_a_table_and_writes_all_figures(tmp_path):
 )
 def test_every_variant_of_gsplat_agrees_and_the_fastest_counts(dim, degree, names, bench, gsplat, capsys):
     rows = run(bench, tiny(bench, dim, degree), "gsplat")
-    assert {r["contender"] for r in rows} == {"ours"} | names
+    assert {r["backend"] for r in rows} == {"ours"} | names
     assert all(r["agreement"]["agrees"] for r in rows), rows
     assert all(r["pairs"] > 0 for r in rows)
     best = bench.best_of_gsplat(rows)
     assert [b["what"] for b in best] == ["forward", "both"]
     both = [r for r in rows if r["what"] == "both"]
-    fastest = min((r for r in both if r["contender"] in names), key=lambda r: r["median_ms"])
-    assert best[1]["contender"] == fastest["contender"]
+    fastest = min((r for r in both if r["backend"] in names), key=lambda r: r["median_ms"])
+    assert best[1]["backend"] == fastest["backend"]
     assert best[1]["ours_over_it"] == pytest.approx(both[0]["median_ms"] / fastest["median_ms"])
     assert "both: ours / best of gsplat" in capsys.readouterr().out
 
 
-def test_who_renders_something_else_gets_no_ratio(bench, gsplat, monkeypatch, capsys):
+def test_what_renders_something_else_gets_no_ratio(bench, gsplat, monkeypatch, capsys):
     rasterization = gsplat.rasterization
 
     def brighter(*args, **options):
@@ -99,7 +99,7 @@ def test_who_renders_something_else_gets_no_ratio(bench, gsplat, monkeypatch, ca
 
     monkeypatch.setattr(gsplat, "rasterization", brighter)
     rows = run(bench, tiny(bench, 0), "gsplat")
-    assert [r["ratio"] for r in rows if r["contender"] != "ours"] == [None] * 4
+    assert [r["ratio"] for r in rows if r["backend"] != "ours"] == [None] * 4
     assert bench.best_of_gsplat(rows) == []
     text = capsys.readouterr().out
     assert "gsplat packed renders something else, so it has no ratio" in text

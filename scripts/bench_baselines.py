@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import diff_gaussian_rasterization as dgr
 import torch
 from bench_scenes import GEOMETRY, Scene
 from diff_gaussian_rasterization.types import LOW_PASS, NEAR
@@ -45,11 +44,8 @@ def our_step(scene: Scene, backward: bool, *, implementation: str = "auto", move
 
     def step(view: int) -> Outcome:
         means2d = scene.means.new_zeros(1, len(scene.means), 2).requires_grad_() if backward else None
-        out = dgr.rasterize(
-            *(leaves[name] for name in GEOMETRY), leaves["colors"], leaves.get("features"),
-            *scene.camera(view), scene.width, scene.height, sh_degree=scene.degree, means2d=means2d,
-            implementation=implementation, features_move_geometry=moves,
-        )  # fmt: skip
+        options = {"implementation": implementation, "features_move_geometry": moves}
+        out = scene.render(leaves, view, means2d=means2d, **options)
         maps = (out.image, out.features) if scene.dim else (out.image,)
         return outcome(scene, maps, out.meta.num_pairs, leaves | {"means2d": means2d} if backward else {})
 

@@ -22,6 +22,7 @@ from unified_lift.evaluation.grounding import FolderGrounding
 from unified_lift.evaluation.pictures import object_colors, read_picture
 from unified_lift.methods import METHODS
 from unified_lift.methods.unified_lift import UnifiedLift
+from unified_lift.metrics import VIEW_METRICS
 from unified_lift.modelfolder.inference import open_model
 
 KINDS = ("renders", "gt", "depth", "objects_pred", "objects_color", "overlay", "uncertainty")
@@ -171,6 +172,19 @@ def test_scoring_writes_nothing_by_itself_and_agrees_with_the_stored_pictures(tm
     assert result.scores == read(scored)
     assert result.per_view == read(scored, "per_view.json")
     assert result.report == read(scored, "evaluation.json")
+
+
+def test_a_metric_of_views_also_sees_depth_ids_and_annotation(tmp_path, monkeypatch):
+    def depth_of_coins(bundle):
+        on_coin = torch.from_numpy(bundle.annotation > 0)
+        return float(bundle.depth()[on_coin].mean()) if bundle.object_ids[on_coin].any() else None
+
+    monkeypatch.setitem(VIEW_METRICS, "coin_depth", depth_of_coins)
+    model, scene = open_model(save_model(tmp_path), iteration=-1, source_path=None, device=torch.device("cpu"))
+    result = evaluate(model, scene)
+    distances = [np.linalg.norm(view.camera.position) for view in scene.test]  # from the middle of the floor
+    assert list(result.per_view["coin_depth"].values()) == pytest.approx(distances, rel=0.3)
+    assert result.scores["coin_depth"] == pytest.approx(np.mean(list(result.per_view["coin_depth"].values())))
 
 
 def test_results_of_other_iterations_are_kept(tmp_path):

@@ -26,7 +26,7 @@ from tqdm import trange
 from unified_lift.data import load_annotations
 from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
-from unified_lift.evaluation.evaluate import load_ground_truth, protocol_of, score_objects
+from unified_lift.evaluation.evaluate import load_ground_truth, protocol_named, score_objects
 from unified_lift.fileio import write_json
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import blending_weights
@@ -74,7 +74,7 @@ def ceilings(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     device = chosen_device(args.device)
     model, scene = open_model(args.model_path, iteration=args.iteration, source_path=args.source_path, device=device)
     data = model.settings.data
-    protocol, annotations = protocol_of(data), load_annotations(data, [view.name for view in scene.train])
+    protocol, annotations = protocol_named("auto", data), load_annotations(data, [view.name for view in scene.train])
     ground_truth = load_ground_truth(protocol, data, [view.name for view in scene.test])
     if not annotations or not ground_truth.annotations:
         lacking = "its training views or its held-out views have no annotations"

@@ -16,7 +16,6 @@ from unified_lift.editing.formats import FORMATS
 from unified_lift.errors import UserError
 from unified_lift.evaluation import evaluate as scoring
 from unified_lift.evaluation.evaluate import Result
-from unified_lift.evaluation.protocols import PROTOCOLS
 from unified_lift.fileio import replacing_folder
 from unified_lift.modelfolder import inference
 from unified_lift.modelfolder.inference import TrainedScene
@@ -107,14 +106,12 @@ def evaluate(model: TrainedScene, *, scene: str | Path | None = None, protocol: 
         scene: Scene folder, if it has moved since training.
         protocol: How objects are scored, a name in docs/protocols.md; `auto`: as the dataset's reader says.
     Raises:
-        UserError: No view was held out, the scene folder is gone, or the protocol's ground truth is.
+        UserError: No such protocol, no view was held out, the scene folder is gone, or the protocol's ground truth is.
     """
-    if protocol not in ("auto", *PROTOCOLS):
-        raise UserError(f"protocol {protocol}: there are auto, {', '.join(PROTOCOLS)}")
     if scene is not None:
         moved = replace(model.settings.data, source_path=Path(scene))
         model = replace(model, settings=replace(model.settings, data=moved))
-    return scoring.evaluate(model, inference.views_of(model.settings.data), PROTOCOLS.get(protocol, "auto"))
+    return scoring.evaluate(model, inference.views_of(model.settings.data), protocol)
 
 
 def export(model: TrainedScene, path: str | Path, *, objects: Sequence[int] | None = None) -> None:

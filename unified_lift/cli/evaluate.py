@@ -65,7 +65,7 @@ def eval_main(argv: list[str]) -> int:
     result = evaluate(
         model,
         scene,
-        PROTOCOLS.get(command.protocol, "auto"),
+        command.protocol,
         renderings=functools.partial(stored_renderings, model, quiet=command.quiet),
         grounding=grounding_of(command.grounding, device=device) if command.grounding is not None else None,
         reference_image=command.reference_image,

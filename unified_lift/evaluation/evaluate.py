@@ -52,7 +52,7 @@ class Result(ProtocolResult):
 def evaluate(
     model: TrainedScene,
     scene: Scene,
-    protocol: Protocol | Literal["auto"] = "auto",
+    protocol: Protocol | str = "auto",
     *,
     renderings: Callable[[Sequence[View]], Iterable[Rendering]] | None = None,
     grounding: Grounding | None = None,
@@ -62,16 +62,16 @@ def evaluate(
 
     Args:
         model, scene: As `open_model` returns them.
-        protocol: How objects are scored; `auto`: as the dataset's reader says.
+        protocol: How objects are scored, or its name; `auto`: as the dataset's reader says.
         renderings: Gives the rendering of each of several views, such as stored pictures; None = renders them.
         grounding: Finds text prompts in an image, where the protocol has some.
         reference_image: In which image: the dataset's photo or the model's rendering.
     Raises:
-        UserError: No view is held out, the scene was edited after training, there is no ground truth for a protocol
-            that was asked for, no prompt for `grounding`, or pictures and annotations differ in shape.
+        UserError: No such protocol, no view is held out, the scene was edited after training, there is no ground truth
+            for a protocol that was asked for, no prompt for `grounding`, or pictures and annotations differ in shape.
     """
     renderings = renderings or partial(rendered, model)
-    chosen = protocol_of(model.settings.data) if protocol == "auto" else protocol
+    chosen = protocol if isinstance(protocol, Protocol) else protocol_named(protocol, model.settings.data)
     views = {view.name: view for view in scene.test}
     _require_scorable(model, views, chosen, grounding)
     ground_truth = load_ground_truth(chosen, model.settings.data, list(views)) if model.is_lifted else GroundTruth()
@@ -146,18 +146,21 @@ def _score_views(
     return per_view, object_ids
 
 
-def protocol_of(data: DataSettings) -> Protocol:
-    """Return the protocol that the dataset's reader names.
+def protocol_named(name: str, data: DataSettings) -> Protocol:
+    """Return the protocol of a name; `auto`: the one that the dataset's reader names.
 
     Raises:
         UserError: There is none of that name.
     """
+    known = ", ".join(PROTOCOLS)
+    if name != "auto":
+        if name not in PROTOCOLS:
+            raise UserError(f"--protocol {name}: there are auto, {known}")
+        return PROTOCOLS[name]
     reader = detect_reader(data)
     if reader.protocol not in PROTOCOLS:
-        raise UserError(
-            f"--protocol auto: reader {reader.name} names {reader.protocol}, but there are {', '.join(PROTOCOLS)}; "
-            "choose one of these"
-        )
+        named = f"reader {reader.name} names {reader.protocol}"
+        raise UserError(f"--protocol auto: {named}, but there are {known}; choose one of these")
     return PROTOCOLS[reader.protocol]
 
 

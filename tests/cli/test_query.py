@@ -122,15 +122,11 @@ def test_a_scene_that_moved_is_found_by_s(tmp_path, capsys):
     model = save_model(tmp_path)
     shutil.move(tmp_path / "scene", tmp_path / "elsewhere")
     assert main(["query", "-m", str(model), "--list"]) == 0  # needs no photo
-    name = views_of_names(tmp_path / "elsewhere", model)
+    name = views_of(replace(read_run_settings(model).data, source_path=tmp_path / "elsewhere")).train[0].name
     ask = ["query", "-m", str(model), "--point", "16,20", "--view", name]
     assert main(ask) == 2
     assert "give its place with -s" in capsys.readouterr().err
     assert main([*ask, "-s", str(tmp_path / "elsewhere")]) == 0
-
-
-def views_of_names(scene_dir, model):
-    return views_of(replace(read_run_settings(model).data, source_path=scene_dir)).train[0].name
 
 
 @pytest.mark.parametrize(

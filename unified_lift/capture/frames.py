@@ -174,10 +174,7 @@ def sharpest(scores: Sequence[float], *, count: int) -> list[int]:
 def _decoded(video: Path) -> Iterator[np.ndarray]:
     """Yield the frames as BGR, turned as the file says."""
     capture = cv2.VideoCapture(str(video))
-    while True:
-        good, frame = capture.read()
-        if not good:
-            return
+    while (frame := capture.read()[1]) is not None:
         yield frame
 
 

@@ -19,14 +19,7 @@ from tqdm import tqdm
 
 import unified_lift
 from unified_lift.capture.mask_generators import GENERATORS
-from unified_lift.capture.masks import (
-    FilterSettings,
-    GeneratorSettings,
-    Granularity,
-    MaskGenerator,
-    keep_best,
-    paint,
-)
+from unified_lift.capture.masks import FilterSettings, GeneratorSettings, Granularity, MaskGenerator, keep_best, paint
 from unified_lift.data.base import Frame
 from unified_lift.data.images import read_image
 from unified_lift.errors import UserError

@@ -309,7 +309,6 @@ def _map(colmap: ModuleType, database: Path, photos: Path, scratch: Path, model:
 
 
 def _undistort(colmap: ModuleType, model: Path, photos: Path, scratch: Path, scene: Path, progress: Progress) -> Facts:
-    """Write pinhole photos and their model, and put both in place."""
     progress(0, 1)
     colmap.undistort_images(str(scratch), str(model), str(photos))
     _replace(scratch / "images", scene / "images")
@@ -373,7 +372,6 @@ def _prepared(folder: Path) -> list[str]:
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Put a finished folder into the place of an older one."""
     _remove(target)
     source.rename(target)
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from tqdm import tqdm
 
 from unified_lift.capture.check import check_lines, check_scene
 from unified_lift.cli.flags import canonical
 from unified_lift.data.settings import DataSettings
 from unified_lift.fileio import write_json
+from unified_lift.progress import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,7 @@ def check_data_main(argv: list[str]) -> int:
     command = tyro.cli(CheckDataCommand, args=canonical(argv), prog="unified-lift check-data")
     names = ("source_path", "images", "object_path", "train_split", "llffhold")
     settings = DataSettings(**{name: getattr(command, name) for name in names})
-    with tqdm(desc="read photos", disable=command.quiet, dynamic_ncols=True, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress_bar("read photos", quiet=command.quiet, leave=False) as progress:
         check = check_scene(settings, progress=progress)
     print("\n".join(check_lines(check)))
     if command.json is not None:

@@ -31,15 +31,11 @@ def demo_main(argv: list[str]) -> int:
     shutil.rmtree(scene, ignore_errors=True)
     write_synthetic(scene, SyntheticSettings(seed=args.seed))
     print(f"{scene}: synthetic room written")
-    steps = (
-        (train_main, ["-s", str(scene), "-m", str(args.out), "--preset", "demo", "--eval", "--overwrite"]),
-        (render_main, ["-m", str(args.out), "--skip-train"]),
-        (eval_main, ["-m", str(args.out)]),
-    )
-    for door, arguments in steps:
-        code = door([*arguments, *(["--seed", str(args.seed)] if door is train_main else [])])
-        if code:
-            return code
+    model = ["-m", str(args.out)]
+    train = ["-s", str(scene), *model, "--preset", "demo", "--eval", "--overwrite", "--seed", str(args.seed)]
+    code = train_main(train) or render_main([*model, "--skip-train"]) or eval_main(model)
+    if code:
+        return code
     print(f"done in {time.perf_counter() - began:.0f} s; open {args.out / 'report.html'}")
     return 0
 
@@ -49,6 +45,5 @@ def _refuse_foreign(model: Path, scene: Path) -> None:
     if scene.exists() and any(scene.iterdir()) and not (scene / "scene.json").is_file():
         raise UserError(f"{scene}: is there and no demo scene; choose another --out")
     if holds_run(model):
-        is_demo = (model / "config.yaml").is_file() and read_run_settings(model).preset == "demo"
-        if not is_demo:
+        if not (model / "config.yaml").is_file() or read_run_settings(model).preset != "demo":
             raise UserError(f"{model}: holds a run that is no demo; choose another --out")

@@ -15,7 +15,7 @@ _SAME = {
     "--method": "--method-name",
     "--config-file": "--config",
 }
-_WITHOUT_MEANING = {"--ip": 1, "--port": 1, "--debug-from": 1}
+_WITHOUT_MEANING = ("--ip", "--port", "--debug-from")
 
 
 def canonical(argv: list[str], *, keep: Collection[str] = ()) -> list[str]:
@@ -24,16 +24,14 @@ def canonical(argv: list[str], *, keep: Collection[str] = ()) -> list[str]:
     Flags that have no meaning here (a GUI port) are left out with a note, unless `keep` names them.
     """
     result: list[str] = []
-    skip = 0
-    for word in argv:
-        if skip:
-            skip -= 1
-            continue
+    words = iter(argv)
+    for word in words:
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-") if flag.startswith("--") else flag
         if flag in _WITHOUT_MEANING and flag not in keep:
             print(f"note: {flag} has no meaning here and is ignored", file=sys.stderr)
-            skip = 0 if equals else _WITHOUT_MEANING[flag]
-            continue
-        result.append(_SAME.get(flag, flag) + equals + value)
+            if not equals:
+                next(words, None)  # its value
+        else:
+            result.append(_SAME.get(flag, flag) + equals + value)
     return result

@@ -31,7 +31,6 @@ def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], ov
 
     Args:
         scene: The scene after the edits, loaded from the model folder `scene.path`.
-        out: Model folder.
         edits: What was done since it was loaded.
         overwrite: Replace an existing model, as train.py --overwrite does; it may be the one it was loaded from.
     Raises:

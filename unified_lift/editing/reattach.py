@@ -29,7 +29,6 @@ def reattach(
 
     Args:
         edited: As read from the edited file; its features are ignored.
-        scene: What was edited.
         max_distance: How far the nearest may be, in standard deviations along its longest axis.
     Returns:
         The edited scene, and how many of its Gaussians are `num_same`, `num_moved`, `num_near` and `num_unknown`;

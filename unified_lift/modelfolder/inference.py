@@ -142,7 +142,6 @@ def load_model(model_path: Path, *, level: str = "", iteration: int = -1, device
     """Return the trained scene in a model folder.
 
     Args:
-        model_path: Model folder.
         level: Name of a further granularity of masks (train.py --levels); "" = the model's own.
         iteration: Saved iteration; -1 = the last.
         device: Where it is to be rendered.

@@ -61,9 +61,7 @@ def label_gaussians(
 
     Source: ours; the paper applies Eq. 2 to the single feature.
     Args:
-        gaussians: The scene.
         method: Tells the object of a feature.
-        cameras: The views.
         max_votes: Most float32 votes in memory; where N x L are more, views are rendered again for each block of
             objects.
     """
@@ -126,9 +124,7 @@ def segment_by_labels(
     Unlike features it tells a copy from its original, since both have the same features.
 
     Args:
-        gaussians: The scene.
         object_ids: Object of each Gaussian, int64 [N].
-        camera: The view.
         pixels: (x, y) int64 [P, 2]; None = all.
         max_votes: Most float32 votes in memory; pixels are asked in blocks.
     Returns:

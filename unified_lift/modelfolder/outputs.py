@@ -131,11 +131,7 @@ def write_labels(path: Path, labels: GaussianLabels, features: Tensor) -> None:
 def read_model(model_path: Path, iteration: int) -> tuple[Gaussians, Any]:
     """Return the saved Gaussians (with features if lifted) and the method's object state (None if not lifted).
 
-    Args:
-        model_path: Model folder.
-        iteration: Saved iteration; -1 = the last.
-    Raises:
-        UserError: Nothing saved, or not that iteration.
+    Iteration -1 is the last one; a UserError where nothing or not that iteration is saved.
     """
     saved = saved_iterations(model_path)
     if not saved:

@@ -37,8 +37,6 @@ def export(
     Files of the same names are replaced, others stay.
 
     Args:
-        scene: The scene.
-        out: The folder.
         objects: Object ids, `all` (every object but the background, one each), `background` or `scene`.
         formats: Names in `FORMATS`; a name may hold several, separated by commas.
         min_confidence: Gaussians whose label is less certain are left out.

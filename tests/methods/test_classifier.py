@@ -54,23 +54,6 @@ def data_of(views, *, ignore_zero=False):
     return LiftData(torch.zeros(1, 3), walk)
 
 
-def trained(method, views, *, steps=150):
-    """Return the identity term of every step on views of (features, ids); features and head learn."""
-    method.prepare(data_of([ids for _, ids in views], ignore_zero=method.ignore_zero))
-    leaves = [features.requires_grad_(True) for features, _ in views]
-    adam = torch.optim.Adam([{"params": leaves, "lr": 0.02}, {"params": [*method.parameters()], "lr": 0.02}])
-    history = []
-    for step in range(steps):
-        index = step % len(views)
-        slot, known = dense_slots(views[index][1], ignore_zero=method.ignore_zero)
-        loss = losses(method, leaves[index], slot, len(known), step / steps, view=index)["identity"]
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        history.append(float(loss.detach()))
-    return history
-
-
 # ---- on a whole scene; used by the tests of the methods too --------------------------------------------------------
 
 

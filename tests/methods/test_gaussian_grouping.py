@@ -2,12 +2,10 @@ import torch
 
 from tests.methods.test_classifier import (
     assert_saved_model_shows_what_was_trained,
-    bundles,
     consistent,
     data_of,
     lift_stage,
     share_told_apart,
-    trained,
 )
 from tests.scenes import tiny_scene
 from unified_lift.methods.gaussian_grouping import GaussianGrouping, GaussianGroupingSettings
@@ -39,15 +37,6 @@ def test_zero_is_a_class_whatever_the_data_say_unless_they_are_asked():
     assert not method_with(data_says="ignore").ignore_zero
     assert method_with(data_says="ignore", zero_id="auto").ignore_zero
     assert not method_with(data_says="segment", zero_id="auto").ignore_zero
-
-
-def test_ids_of_pixels_are_learnt():
-    views = [bundles([0, 300, 7, 1200], seed=seed) for seed in range(2)]
-    method = method_with()
-    history = trained(method, views)
-    assert history[-1] < 0.05 * history[0]
-    expected = torch.searchsorted(torch.tensor([0, 7, 300, 1200]), views[1][1])
-    assert torch.equal(method.segment(views[1][0]).object_ids, expected)
 
 
 def test_objects_are_told_apart_by_consistent_ids_and_not_by_ids_that_change_from_view_to_view():

@@ -170,9 +170,3 @@ def test_bank_equals_sets_mask_by_mask(seed, min_score):
     assert [group.tolist() for group in groups] == expected
     assert num_groups == count
     assert 8 < count < sum(map(len, views))
-
-
-def test_bank_depends_on_the_order_of_the_views():
-    views = [fronts([0, 1]), fronts([2, 3]), fronts([1, 2])]
-    assert memory_bank(views, 4)[1] == 2
-    assert memory_bank([views[2], views[0], views[1]], 4)[1] == 1

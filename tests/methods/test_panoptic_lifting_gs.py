@@ -8,7 +8,6 @@ from tests.methods.test_classifier import (
     lift_stage,
     share_told_apart,
     terms_without_waiting,
-    trained,
 )
 from unified_lift.kernels.association import sparsity_loss
 from unified_lift.methods.panoptic_lifting_gs import PanopticLifting, PanopticLiftingSettings
@@ -99,17 +98,6 @@ def test_segments_that_no_sampled_pixel_shows_do_not_change_the_others():
     terms = [float(losses(method, features, slot, count, 0.5, view=-1)["identity"].detach()) for count in (3, 9, 40)]
     assert terms[1] == pytest.approx(terms[0], rel=1e-6)
     assert terms[0] > 0
-
-
-def test_ids_that_change_from_view_to_view_are_brought_together():
-    views = [bundles([5, 16, 27, 38], seed=0)]
-    views += [(views[0][0] + 0.01, torch.tensor([400, 9, 30, 2])[(views[0][1] - 5) // 11])]
-    method = method_with()
-    history = trained(method, views)
-    assert max(history[-10:]) < 0.3 * history[0]
-    found = [method.segment(features).object_ids for features, _ in views]
-    assert torch.equal(found[0], found[1])
-    assert len({tuple(found[0][views[0][1] == i].unique().tolist()) for i in (5, 16, 27, 38)}) == 4
 
 
 def test_objects_of_a_scene_are_told_apart_though_ids_change_from_view_to_view(scene):

@@ -115,11 +115,7 @@ class Panels:
 
     @property
     def chosen(self) -> int:
-        """Return the selected object.
-
-        Raises:
-            UserError: None is selected.
-        """
+        """Return the selected object; a UserError where none is."""
         if self.session.selected is None:
             raise UserError("no object is selected; click one")
         return self.session.selected

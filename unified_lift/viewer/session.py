@@ -46,11 +46,7 @@ class Session:
     """
 
     def __init__(self, original: TrainedScene, *, edits: Sequence[Operation] = ()) -> None:
-        """Open a scene.
-
-        Raises:
-            UserError: One of the `edits`, done on opening, is impossible.
-        """
+        """Open a scene and do `edits`; a UserError where one is impossible."""
         self._lock = threading.RLock()
         self.original, self.scene = original, script.apply(original, edits)
         self.operations: tuple[Operation, ...] = tuple(edits)
@@ -118,11 +114,7 @@ class Session:
         self._preview = operation
 
     def apply(self, operation: Operation) -> None:
-        """Do an edit.
-
-        Raises:
-            UserError: It cannot be done; nothing changes.
-        """
+        """Do an edit; a UserError where it cannot be done, and nothing changes."""
         with self._lock:
             self._preview = None
             self._become(operation.apply(self.scene), (*self.operations, operation))
@@ -180,7 +172,7 @@ class Session:
         """Write the edited scene and its edits as a model folder. From then on nothing is unsaved.
 
         Raises:
-            UserError: It cannot be written there; the edits stay unsaved.
+            UserError: It cannot be written there.
         """
         with self._lock:
             scene, operations = self.scene, self.operations

@@ -20,8 +20,7 @@ from unified_lift.viewer.session import Session
 SIZE = (88, 66)
 """Width and height in pixels."""
 
-CARDS = 48
-"""Most objects in the list: each picture travels to the browser; the drop-down has all."""
+_CARDS = 48  # most objects in the list: each picture travels to the browser; the drop-down has all
 
 _STYLE = """
 <style>
@@ -54,7 +53,7 @@ class Thumbnails:
     def cards(self, session: Session) -> str:
         """Return the first objects of a session and the selected one as cards."""
         scene, cards = session.scene, []
-        first = [key for index, key in enumerate(scene.objects) if index < CARDS or key == session.selected]
+        first = [key for index, key in enumerate(scene.objects) if index < _CARDS or key == session.selected]
         for object_id, data in self.jpegs(scene, first).items():
             hidden = object_id in session.hidden
             state = " on" * (object_id == session.selected) + " off" * hidden
@@ -84,8 +83,7 @@ class Thumbnails:
 def thumbnail(part: TrainedScene, cameras: Sequence[Camera]) -> np.ndarray:
     """Return a picture of a scene of one object, uint8 [66, 88, 3].
 
-    The camera is the one in whose picture the object is largest among those that have its centre in view (else the
-    nearest), turned to the object and zoomed until it fills the picture.
+    The nearest camera that has its centre in view, as far as there is one, is turned and zoomed to it.
     """
     means = part.gaussians.means.detach().cpu().numpy().astype(np.float64)
     middle = np.median(means, axis=0)

@@ -9,7 +9,7 @@ namespace dgr {
 
 using TaskFunction = void (*)(void* context, int task, int worker);
 
-// Tasks are handed out in order to whoever is free, so a task must not depend on its worker. Nested or concurrent calls
+// Tasks are handed out in order to free workers, so a task must not depend on its worker. Nested or concurrent calls
 // run on the calling thread alone.
 void run_parallel(int threads, int tasks, TaskFunction function, void* context);
 

@@ -1,7 +1,7 @@
 // Exact assignment with the largest total score, one to one, on the device (shortest augmenting paths, after Jonker and
 // Volgenant 1987): scores become integer costs, rows that agree at once are settled together, some rounds of bidding
 // settle most of the others, and each row that is still free then searches the shortest path to a free column.
-#include "carver.h"
+#include "workspace.h"
 #include "dgr_cuda.h"
 #include "group.cuh"
 #include "platform.cuh"
@@ -109,7 +109,7 @@ DGR_DEVICE Least block_least(Least mine, Least (&slots)[2][kWarps], int& turn) {
   return warp_least(lane < kWarps ? slots[turn][lane] : Least{kNever, ~0u});
 }
 
-// Rows whose cheapest column nobody before them wants get it; the others wait, dearest scores first. Returns their
+// Rows whose cheapest column no row before them wants get it; the others wait, dearest scores first. Returns their
 // number.
 DGR_DEVICE int settle_agreed(const Problem& p, const State& s) {
   int* winner = s.distance;
@@ -270,19 +270,19 @@ struct Work {
   Extent* extent;
   size_t total;
   Work(void* base, int rows, int columns, bool floors) {
-    Carver carver(base);
+    Workspace workspace(base);
     problem = {rows,
                columns,
-               carver.take<int32_t>(int64_t(rows) * columns),
-               floors ? carver.take<int32_t>(rows) : nullptr,
-               carver.take<int32_t>(rows),
-               carver.take<int32_t>(rows)};
+               workspace.take<int32_t>(int64_t(rows) * columns),
+               floors ? workspace.take<int32_t>(rows) : nullptr,
+               workspace.take<int32_t>(rows),
+               workspace.take<int32_t>(rows)};
     const int elsewhere = columns <= kHere ? 0 : columns;
-    state = {carver.take<int>(elsewhere), carver.take<int>(elsewhere), carver.take<int>(elsewhere),
-             carver.take<int>(elsewhere), carver.take<int>(rows),      carver.take<int>(rows),
-             carver.take<int>(rows)};
-    extent = carver.take<Extent>(1);
-    total = carver.used();
+    state = {workspace.take<int>(elsewhere), workspace.take<int>(elsewhere), workspace.take<int>(elsewhere),
+             workspace.take<int>(elsewhere), workspace.take<int>(rows),      workspace.take<int>(rows),
+             workspace.take<int>(rows)};
+    extent = workspace.take<Extent>(1);
+    total = workspace.used();
   }
 };
 

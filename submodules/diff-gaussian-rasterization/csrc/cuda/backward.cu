@@ -298,10 +298,10 @@ DGR_DEVICE Span span_of(const DgrCudaFrame& frame, const Pixel& p, int chunk) {
 
 // What was blended before a chunk no longer remains.
 DGR_DEVICE float skip_to(const float* state, Incoming& in) {
-  float light;
-  const float4 k = load_state(state, light);
-  in.remaining -= k.x * in.r + k.y * in.g + k.z * in.b + k.w * in.depth + (1.0f - light) * in.alpha;
-  return light;
+  float transmittance;
+  const float4 k = load_state(state, transmittance);
+  in.remaining -= k.x * in.r + k.y * in.g + k.z * in.b + k.w * in.depth + (1.0f - transmittance) * in.alpha;
+  return transmittance;
 }
 
 // With kColorOnly neither depth nor alpha carries a loss.
@@ -315,8 +315,8 @@ DGR_DEVICE void walk(const DgrCudaScene& s, const DgrCudaFrame& frame, const Dgr
   const int64_t list_begin = frame.tile_begin[tile];
   Incoming in = {};
   if (kGeometry) in = read_incoming(s, d, p);
-  float light = 1.0f;
-  if (span.first != 0 && span.last > span.first) light = skip_to(state_of(frame, tile, span.first / kChunk), in);
+  float transmittance = 1.0f;
+  if (span.first != 0 && span.last > span.first) transmittance = skip_to(state_of(frame, tile, span.first / kChunk), in);
   for (int begin = span.first; begin < span.end; begin += kBatch) {
     __syncthreads();
     load_entry<kColorOnly>(frame, list_begin + begin + threadIdx.x, list_begin + span.end, left, top, batch);
@@ -330,7 +330,7 @@ DGR_DEVICE void walk(const DgrCudaScene& s, const DgrCudaFrame& frame, const Dgr
         float alpha;
         const bool use = evaluate(place, batch.shape[j], dx, dy, alpha) && begin + j < span.last;
         if (!__any_sync(kAllLanes, use)) continue;
-        const float weight = use ? light * alpha : 0.0f;
+        const float weight = use ? transmittance * alpha : 0.0f;
         const float4 k = batch.color[j];
         const uint32_t index = kColorOnly ? __float_as_uint(k.w) : batch.index[j];
         float m = 0.0f;
@@ -343,10 +343,10 @@ DGR_DEVICE void walk(const DgrCudaScene& s, const DgrCudaFrame& frame, const Dgr
             for (int c = 0; c < s.feature_dim; ++c) value += f[c] * df[c];
           }
           in.remaining -= weight * value;
-          const float dalpha = light * value - in.remaining * fast_reciprocal(1.0f - alpha);
+          const float dalpha = transmittance * value - in.remaining * fast_reciprocal(1.0f - alpha);
           if (use && alpha < kAlphaMax) m = alpha * dalpha;
         }
-        light -= weight;
+        transmittance -= weight;
         sums.add(index, place, dx, dy, weight, m, in);
       }
     }

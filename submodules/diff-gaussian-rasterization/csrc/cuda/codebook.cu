@@ -86,10 +86,10 @@ struct CodeWork {
   int32_t* counts;
   size_t total;
   CodeWork(void* base, const DgrCudaPixels& px, const DgrCudaCodebook& book) {
-    Carver carver(base);
-    codes = take_columns(carver, book.count, px.dim);
-    counts = carver.take<int32_t>(px.segments);
-    total = carver.used();
+    Workspace workspace(base);
+    codes = take_columns(workspace, book.count, px.dim);
+    counts = workspace.take<int32_t>(px.segments);
+    total = workspace.used();
   }
 };
 
@@ -224,9 +224,9 @@ struct TermWork {
   Columns codes;
   size_t total;
   TermWork(void* base, const DgrCudaPixels& px, const DgrCudaCodebook& book) {
-    Carver carver(base);
-    totals = carver.take<TermTotals>(1), codes = take_columns(carver, book.count, px.dim);
-    total = carver.used();
+    Workspace workspace(base);
+    totals = workspace.take<TermTotals>(1), codes = take_columns(workspace, book.count, px.dim);
+    total = workspace.used();
   }
 };
 

@@ -2,7 +2,7 @@
 // the columns of a pixel, another one over the pixels of a column, and both compute them anew.
 #pragma once
 
-#include "carver.h"
+#include "workspace.h"
 #include "dgr_cuda.h"
 #include "group.cuh"
 #include "vector.cuh"
@@ -106,10 +106,10 @@ DGR_DEVICE void through_length(float (&gradient)[kDim], const float (&column)[kD
   for (int k = 0; k < kDim; ++k) gradient[k] = fabsf(reach) * (gradient[k] - along * column[k]);
 }
 
-static inline Columns take_columns(Carver& carver, int capacity, int dim) {
+static inline Columns take_columns(Workspace& workspace, int capacity, int dim) {
   Columns columns = {};
-  columns.values = carver.take<float>(int64_t(capacity) * width_for(dim));
-  columns.scale = carver.take<float>(capacity), columns.reach = carver.take<float>(capacity);
+  columns.values = workspace.take<float>(int64_t(capacity) * width_for(dim));
+  columns.scale = workspace.take<float>(capacity), columns.reach = workspace.take<float>(capacity);
   columns.capacity = capacity;
   return columns;
 }
@@ -148,7 +148,7 @@ DGR_DEVICE Row walk_row(const float (&x)[kDim], const Columns& columns, int numb
         load_whole(staged[j + q], column);
         logit[q] = dot(x, column);
       }
-      if (count - j < 4) {  // past the last column stands anything
+      if (count - j < 4) {  // past the last column there may be anything
 #pragma unroll
         for (int q = 1; q < 4; ++q) logit[q] = j + q < count ? logit[q] : -kInfinity;
       }

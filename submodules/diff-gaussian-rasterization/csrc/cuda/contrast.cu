@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads) contrast_temper_kernel(const float* 
 }
 
 // Eq. 1: *loss += weight * cross-entropy, normaliser of each pixel (base 2), and, unless null, gradient [count, dim] by
-// the unit feature while the centres stand still.
+// the unit feature while the centres are fixed.
 template <int kDim>
 __global__ void __launch_bounds__(kThreads)
     contrast_rows_kernel(DgrCudaPixels px, Columns centres, const int* place, const Totals* totals, float* loss,
@@ -170,15 +170,15 @@ struct SegmentWork {
   Columns centres;
   size_t zeros, total;
   SegmentWork(void* base, const DgrCudaPixels& px) {
-    Carver carver(base);
+    Workspace workspace(base);
     const int64_t size = int64_t(px.segments) * px.dim;
-    sums = carver.take<float>(size), by_sum = carver.take<float>(size);
-    spread = carver.take<float>(px.segments), counts = carver.take<int32_t>(px.segments);
-    zeros = carver.used();
-    place = carver.take<int>(px.segments), totals = carver.take<Totals>(1);
-    centres = take_columns(carver, px.segments, px.dim);
-    normaliser = carver.take<float>(px.count);
-    total = carver.used();
+    sums = workspace.take<float>(size), by_sum = workspace.take<float>(size);
+    spread = workspace.take<float>(px.segments), counts = workspace.take<int32_t>(px.segments);
+    zeros = workspace.used();
+    place = workspace.take<int>(px.segments), totals = workspace.take<Totals>(1);
+    centres = take_columns(workspace, px.segments, px.dim);
+    normaliser = workspace.take<float>(px.count);
+    total = workspace.used();
   }
 };
 

@@ -2,8 +2,8 @@
 //
 // Lists of many chunks are blended chunk by chunk, side by side, which is possible because compositing is associative:
 //   1. partial_kernel  every chunk on its own, as if nothing stood before it
-//   2. join_kernel     every pixel, from chunk to chunk: what stands before each; the pixel is done if its light lasts
-//   3. finish_kernel   the one chunk in which a pixel's light ends, again and exactly; and all lists of one chunk
+//   2. join_kernel     every pixel, from chunk to chunk: what comes before each; the pixel is done if its transmittance lasts
+//   3. finish_kernel   the one chunk in which a pixel's transmittance ends, again and exactly; and all lists of one chunk
 // Pixels agree with the plain walk of forward_kernel up to the rounding of products.
 #include "tile.cuh"
 
@@ -13,7 +13,7 @@ namespace {
 // What a pixel has blended so far.
 template <int kChannels>
 struct Blended {
-  float light = 1.0f;  // transmittance
+  float transmittance = 1.0f;
   float4 color = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   float sums[kChannels == 0 ? 1 : kChannels] = {};
   int last = 0;  // number of list entries used
@@ -45,17 +45,17 @@ DGR_DEVICE void load_features(const DgrCudaScene& s, const DgrCudaFrame& frame, 
   }
 }
 
-// Blends entry j of the batch, number `at` of the list, if the pixel sees it and its light lasts.
+// Blends entry j of the batch, number `at` of the list, if the pixel sees it and its transmittance lasts.
 template <int kChannels, bool kColor>
 DGR_DEVICE void blend_entry(const Batch& batch, const float4* features, int j, int at, bool hit, float alpha,
                             Blended<kChannels>& k) {
   if (!hit || k.done) return;
-  const float weight = k.light * alpha, after = k.light - weight;
+  const float weight = k.transmittance * alpha, after = k.transmittance - weight;
   if (after < kTransmittanceMin) {
     k.done = true;
     return;
   }
-  k.light = after;
+  k.transmittance = after;
   k.last = at + 1;
   if (kColor) {
     const float4 c = batch.color[j];
@@ -76,9 +76,9 @@ DGR_DEVICE void walk(const DgrCudaScene& s, const DgrCudaFrame& frame, const Pix
   const float px = p.x + 0.5f, py = p.y + 0.5f;
   const int64_t list_begin = frame.tile_begin[tile];
   for (int begin = first; begin < end; begin += kBatch) {
-    if (__syncthreads_and(k.done)) break;  // also: nobody still reads the previous batch
+    if (__syncthreads_and(k.done)) break;  // also: no thread still reads the previous batch
     if (kStates && frame.states != nullptr && begin != 0 && begin % kChunk == 0) {
-      store_state(state_of(frame, tile, begin / kChunk), k.light, k.color);
+      store_state(state_of(frame, tile, begin / kChunk), k.transmittance, k.color);
     }
     load_entry<false>(frame, list_begin + begin + threadIdx.x, list_begin + end, left, top, batch);
     if constexpr (kChannels != 0) load_features<kChannels>(s, frame, list_begin + begin, list_begin + end, offset, features);
@@ -104,14 +104,14 @@ DGR_DEVICE void walk(const DgrCudaScene& s, const DgrCudaFrame& frame, const Pix
 }
 
 DGR_DEVICE void write_color(const DgrCudaScene& s, const DgrCudaFrame& frame, const DgrCudaImages& out, const Pixel& p,
-                            float light, float4 color, int last) {
+                            float transmittance, float4 color, int last) {
   float3 behind = make_float3(0.0f, 0.0f, 0.0f);
   if (s.background != nullptr) behind = make_float3(s.background[0], s.background[1], s.background[2]);
-  out.image[3 * p.at] = color.x + light * behind.x;
-  out.image[3 * p.at + 1] = color.y + light * behind.y;
-  out.image[3 * p.at + 2] = color.z + light * behind.z;
+  out.image[3 * p.at] = color.x + transmittance * behind.x;
+  out.image[3 * p.at + 1] = color.y + transmittance * behind.y;
+  out.image[3 * p.at + 2] = color.z + transmittance * behind.z;
   if (out.depth != nullptr) out.depth[p.at] = color.w;
-  if (out.alpha != nullptr) out.alpha[p.at] = 1.0f - light;
+  if (out.alpha != nullptr) out.alpha[p.at] = 1.0f - transmittance;
   frame.last[p.at] = last;
 }
 
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kTileThreads, kChannels == 16 ? 4 : 1)
   const int end = int(frame.tile_begin[tile + 1] - frame.tile_begin[tile]);
   walk<kChannels, kFirst, kFirst>(s, frame, p, left, top, tile, 0, end, offset, batch, features, k);
   if (!p.inside) return;
-  if (kFirst) write_color(s, frame, out, p, k.light, k.color, k.last);
+  if (kFirst) write_color(s, frame, out, p, k.transmittance, k.color, k.last);
   if constexpr (kChannels != 0) write_features<kChannels>(s, out, p, offset, k.sums);
 }
 
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kTileThreads, kChannels == 16 ? 4 : 1)
 
 DGR_DEVICE int chunks_of(const DgrCudaFrame& frame, int tile) { return frame.chunk_begin[tile + 1] - frame.chunk_begin[tile]; }
 
-// Where the partial result of a chunk stands, of a tile that has n >= 2 of them: there is room for 2 (n - 1).
+// Place of the partial result of a chunk, of a tile that has n >= 2 of them: there is room for 2 (n - 1).
 DGR_DEVICE float* partial_of(const DgrCudaFrame& frame, int tile, int chunk) {
   const int64_t before = 2 * (int64_t(frame.chunk_begin[tile]) - tile) + chunk;
   return frame.partials + before * kPartial * kTileThreads + threadIdx.x;
@@ -185,9 +185,9 @@ __global__ void __launch_bounds__(kTileThreads) partial_kernel(DgrCudaScene s, D
   Blended<0> k;
   k.done = !p.inside;
   walk<0, true, false>(s, frame, p, part.left, part.top, part.tile, part.first, part.end, 0, batch, nullptr, k);
-  // a light of zero: the pixel cannot get past this chunk
+  // a transmittance of zero: the pixel cannot get past this chunk
   float* out = partial_of(frame, part.tile, part.chunk);
-  store_state(out, k.done ? 0.0f : k.light, k.color);
+  store_state(out, k.done ? 0.0f : k.transmittance, k.color);
   out[kState * kTileThreads] = __uint_as_float(uint32_t(k.last));
 }
 
@@ -196,25 +196,26 @@ __global__ void __launch_bounds__(kTileThreads) join_kernel(DgrCudaScene s, DgrC
   if (chunks == 1) return;
   const Pixel p = pixel_of_thread(s, tile % tiles_x * kTile, tile / tiles_x * kTile);
   if (!p.inside) return;
-  float light = 1.0f;
+  float transmittance = 1.0f;
   float4 color = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   int last = 0;
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    if (chunk != 0) store_state(state_of(frame, tile, chunk), light, color);
+    if (chunk != 0) store_state(state_of(frame, tile, chunk), transmittance, color);
     const float* part = partial_of(frame, tile, chunk);
-    float its_light;
-    const float4 k = load_state(part, its_light);
-    const float after = light * its_light;
+    float its_transmittance;
+    const float4 k = load_state(part, its_transmittance);
+    const float after = transmittance * its_transmittance;
     if (after < kTransmittanceMin) {
       frame.last[p.at] = -1 - chunk;  // for finish_kernel
       return;
     }
-    color.x += light * k.x, color.y += light * k.y, color.z += light * k.z, color.w += light * k.w;
-    light = after;
+    color.x += transmittance * k.x, color.y += transmittance * k.y;
+    color.z += transmittance * k.z, color.w += transmittance * k.w;
+    transmittance = after;
     const int used = int(__float_as_uint(part[kState * kTileThreads]));
     if (used != 0) last = used;
   }
-  write_color(s, frame, out, p, light, color, last);
+  write_color(s, frame, out, p, transmittance, color, last);
 }
 
 __global__ void __launch_bounds__(kTileThreads) finish_kernel(DgrCudaScene s, DgrCudaFrame frame, DgrCudaImages out, int tiles_x) {
@@ -227,10 +228,10 @@ __global__ void __launch_bounds__(kTileThreads) finish_kernel(DgrCudaScene s, Dg
   if (__syncthreads_and(!mine)) return;
   Blended<0> k;
   k.done = !mine;
-  if (mine && part.chunk != 0) k.color = load_state(state_of(frame, part.tile, part.chunk), k.light);
+  if (mine && part.chunk != 0) k.color = load_state(state_of(frame, part.tile, part.chunk), k.transmittance);
   k.last = part.first;  // what an earlier chunk used is never less than nothing
   walk<0, true, false>(s, frame, p, part.left, part.top, part.tile, part.first, part.end, 0, batch, nullptr, k);
-  if (mine) write_color(s, frame, out, p, k.light, k.color, k.last);
+  if (mine) write_color(s, frame, out, p, k.transmittance, k.color, k.last);
 }
 
 // ---- launches -------------------------------------------------------------------------------------------------------

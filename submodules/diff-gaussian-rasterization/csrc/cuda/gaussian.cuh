@@ -50,7 +50,7 @@ DGR_DEVICE float view_basis(const DgrCudaScene& s, const Camera& cam, const floa
   return inverse;
 }
 
-// Harmonics of one Gaussian: degree 0, and the rest, which may stand elsewhere.
+// Harmonics of one Gaussian: degree 0, and the rest, which may be stored elsewhere.
 struct Harmonics {
   const float *first, *rest;
 };

@@ -1,6 +1,6 @@
 // Which Gaussians each tile blends, in which order; and the blending weights of single pixels.
 // Compiled without contraction to fused multiply-add: counting and filling must take the same decisions.
-#include "carver.h"
+#include "workspace.h"
 #include "dgr_cuda.h"
 #include "group.cuh"
 #include "sort.h"
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kChunkThreads) chunks_kernel(DgrCudaFrame fram
     int own = 0;
     if (tile < tiles) own = max(1, int((frame.tile_begin[tile + 1] - frame.tile_begin[tile] + kChunk - 1) / kChunk));
     const int sum = sum_up_to_lane(own);
-    __syncthreads();  // nobody still reads the sums of the round before
+    __syncthreads();  // no thread still reads the sums of the round before
     if (lane == int(kWarp) - 1) sums[warp] = sum;
     __syncthreads();
     const int of_warps = sum_up_to_lane(sums[lane]);  // every warp does the same
@@ -183,12 +183,12 @@ struct OrderWork {
   size_t scratch_bytes, total;
   OrderWork(void* base, int64_t n) {
     scratch_bytes = order_scratch(n);
-    Carver carver(base);
-    offsets = carver.take<int64_t>(n + 1);
-    keys = carver.take<uint32_t>(n), order = carver.take<uint32_t>(n);
-    keys_in = carver.take<uint32_t>(n), order_in = carver.take<uint32_t>(n), counts = carver.take<uint32_t>(n + 1);
-    scratch = carver.take<char>(int64_t(scratch_bytes));
-    total = carver.used();
+    Workspace workspace(base);
+    offsets = workspace.take<int64_t>(n + 1);
+    keys = workspace.take<uint32_t>(n), order = workspace.take<uint32_t>(n);
+    keys_in = workspace.take<uint32_t>(n), order_in = workspace.take<uint32_t>(n), counts = workspace.take<uint32_t>(n + 1);
+    scratch = workspace.take<char>(int64_t(scratch_bytes));
+    total = workspace.used();
   }
 };
 
@@ -210,10 +210,10 @@ struct PairWork {
     const uint32_t* none = nullptr;
     scratch_bytes = 0;
     sort_pairs(nullptr, scratch_bytes, no_keys, nullptr, none, nullptr, pairs, bits, nullptr);
-    Carver carver(base);
-    keys = carver.take<Key>(pairs), keys_in = carver.take<Key>(pairs), values_in = carver.take<uint32_t>(pairs);
-    scratch = carver.take<char>(int64_t(scratch_bytes));
-    total = carver.used();
+    Workspace workspace(base);
+    keys = workspace.take<Key>(pairs), keys_in = workspace.take<Key>(pairs), values_in = workspace.take<uint32_t>(pairs);
+    scratch = workspace.take<char>(int64_t(scratch_bytes));
+    total = workspace.used();
   }
 };
 
@@ -259,7 +259,7 @@ DGR_DEVICE void walk_pixel(const DgrCudaFrame& frame, const Wanted& wanted, int6
   const int lane = threadIdx.x % kWarp;
   const int x = int(across), y = int(down), tile = y / kTile * wanted.tiles_x + x / kTile;
   const int64_t end = frame.tile_begin[tile + 1];
-  float light = 1.0f;  // transmittance before this step
+  float transmittance = 1.0f;  // before this step
   bool open = true;
   for (int64_t i = frame.tile_begin[tile]; i < end && open; i += kWarp) {
     float alpha = 0.0f;
@@ -278,7 +278,7 @@ DGR_DEVICE void walk_pixel(const DgrCudaFrame& frame, const Wanted& wanted, int6
       if (lane >= step) after *= other;
     }
     float before = __shfl_up_sync(kAllLanes, after, 1);
-    before = light * (lane == 0 ? 1.0f : before), after = light * after;
+    before = transmittance * (lane == 0 ? 1.0f : before), after = transmittance * after;
     const unsigned dark = __ballot_sync(kAllLanes, alpha > 0.0f && after < kTransmittanceMin);
     open = dark == 0;
     const int stop = open ? int(kWarp) : __ffs(dark) - 1;
@@ -286,7 +286,7 @@ DGR_DEVICE void walk_pixel(const DgrCudaFrame& frame, const Wanted& wanted, int6
     const bool mine = alpha > 0.0f && lane < stop && weight >= wanted.min_weight;
     const unsigned all = __ballot_sync(kAllLanes, mine);
     visit(mine, __popc(all & ((1u << lane) - 1)), __popc(all), index, weight);
-    light = __shfl_sync(kAllLanes, after, kWarp - 1);
+    transmittance = __shfl_sync(kAllLanes, after, kWarp - 1);
   }
 }
 

@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads) photometric_kernel(DgrCudaPhotometri
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) total += __shfl_xor_sync(kAllLanes, total, step);
   if (threadIdx.x % kWarp == 0) warp_sums[threadIdx.x / kWarp] = total;
-  __syncthreads();  // also: nobody still reads the lines
+  __syncthreads();  // also: no thread still reads the lines
   if (threadIdx.x == 0) {
     float sum = 0.0f;
     for (int i = 0; i < kThreads / int(kWarp); ++i) sum += warp_sums[i];

@@ -62,7 +62,7 @@ DGR_DEVICE bool touches_image(const DgrCudaScene& s, const Camera& cam, const Ga
   return good;
 }
 
-// The harmonics of this thread's Gaussian; where the rest stands apart, a warp that sees any of its Gaussians brings in
+// The harmonics of this thread's Gaussian; where the rest is stored apart, a warp that sees any of its Gaussians brings in
 // the rows of all.
 DGR_DEVICE Harmonics find_harmonics(const DgrCudaScene& s, int64_t n, bool seen, float (*stage)[kWarp * kMaxRest]) {
   const int64_t row = 3 * int64_t(s.sh_coeffs);

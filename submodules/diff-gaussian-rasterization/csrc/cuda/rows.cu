@@ -21,7 +21,7 @@ DGR_DEVICE void add_to_memory(float4* p, float w, float4 b) {
 }
 
 // Rows of the weights, `count` of them chosen by number; null `chosen` means all in order. Where `source` is not null, the
-// weights are those whose addresses and total stand there when the kernel runs, which a captured graph needs.
+// weights are those whose addresses and total are in the sample when the kernel runs, which a captured graph needs.
 struct Rows {
   const int64_t* offsets;
   const int32_t* ids;

@@ -40,7 +40,7 @@ DGR_DEVICE Pixel pixel_of_thread(const DgrCudaScene& s, int left, int top) {
 // longer than the others; forward leaves what each pixel had blended where a chunk begins, for backward to start from.
 
 constexpr int kChunk = 2 * kBatch;    // entries
-constexpr int kState = 5;             // floats: light, r, g, b, depth
+constexpr int kState = 5;             // floats: transmittance, r, g, b, depth
 constexpr int kPartial = kState + 1;  // floats: a state, and the number of entries used
 
 DGR_DEVICE float* state_of(const DgrCudaFrame& frame, int tile, int chunk) {
@@ -48,13 +48,13 @@ DGR_DEVICE float* state_of(const DgrCudaFrame& frame, int tile, int chunk) {
   return frame.states + before * kState * kTileThreads + threadIdx.x;
 }
 
-DGR_DEVICE void store_state(float* state, float light, float4 color) {
-  state[0] = light, state[kTileThreads] = color.x, state[2 * kTileThreads] = color.y;
+DGR_DEVICE void store_state(float* state, float transmittance, float4 color) {
+  state[0] = transmittance, state[kTileThreads] = color.x, state[2 * kTileThreads] = color.y;
   state[3 * kTileThreads] = color.z, state[4 * kTileThreads] = color.w;
 }
 
-DGR_DEVICE float4 load_state(const float* state, float& light) {
-  light = state[0];
+DGR_DEVICE float4 load_state(const float* state, float& transmittance) {
+  transmittance = state[0];
   return make_float4(state[kTileThreads], state[2 * kTileThreads], state[3 * kTileThreads], state[4 * kTileThreads]);
 }
 

@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kThreads = 128, kWarps = kThreads / int(kWarp);
 
-// Where the derivatives of one Gaussian by its small parameters stand in a row.
+// Where the derivatives of one Gaussian by its small parameters are in a row.
 constexpr int kMeans = 0, kQuats = 3, kScales = 7, kOpacity = 10, kColor = 11, kSmall = 15;  // odd, so that banks differ
 constexpr int kFactors = kMaxTerms - 1 + 3;                                                  // basis behind degree 0; colour
 constexpr int kFactorStride = 19;

@@ -7,9 +7,9 @@
 namespace dgr {
 
 // Hands out 256-byte aligned parts of one allocation; with a null base it only measures.
-class Carver {
+class Workspace {
  public:
-  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
+  explicit Workspace(void* base) : base_(static_cast<char*>(base)) {}
   template <class T>
   T* take(int64_t count) {
     char* here = base_ == nullptr ? nullptr : base_ + used_;

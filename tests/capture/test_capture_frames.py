@@ -98,23 +98,19 @@ def test_photos_are_found_in_subfolders_sorted_and_without_hidden_files(tmp_path
     assert [photo_name(path, tmp_path / "in") for path in found] == ["a/1.jpg", "b/2.jpg"]
 
 
-def test_photos_that_differ_only_in_their_suffix_are_refused(tmp_path):
-    write_image(tmp_path / "a.png", LEFT_RED)
-    write_image(tmp_path / "a.jpg", LEFT_RED)
-    with pytest.raises(UserError, match=r"a\.png: has the same name as a\.jpg.*rename"):
-        list_photos(tmp_path)
-
-
-def test_a_folder_without_photos_is_refused(tmp_path):
-    (tmp_path / "readme.md").write_text("")
-    with pytest.raises(UserError, match="holds no photos"):
-        list_photos(tmp_path)
-
-
-def test_heic_without_its_plugin_is_named_with_the_cure(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        (["a.png", "a.jpg"], r"a\.png: has the same name as a\.jpg.*rename"),
+        (["readme.md"], "holds no photos"),
+        (["IMG_1.HEIC"], r"IMG_1\.HEIC: 1 HEIC photos.*pillow-heif, or export"),
+    ],
+)
+def test_photos_that_cannot_be_used_are_named(names, pattern, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    (tmp_path / "IMG_1.HEIC").write_bytes(b"")
-    with pytest.raises(UserError, match=r"IMG_1\.HEIC: 1 HEIC photos.*pillow-heif, or export"):
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=pattern):
         list_photos(tmp_path)
 
 
@@ -125,20 +121,14 @@ def test_a_damaged_photo_is_named(tmp_path):
         prepared(tmp_path, "a.jpg")
 
 
-@pytest.mark.parametrize(("name", "video"), [("clip.MOV", True), ("photos", False)])
-def test_videos_are_told_from_folders(name, video, tmp_path):
-    path = tmp_path / name
-    path.write_bytes(b"") if video else path.mkdir()
-    assert is_video(path) is video
-
-
-@pytest.mark.parametrize(
-    ("name", "pattern"), [("a.txt", "neither a folder of photos nor a video"), ("gone", "no such")]
-)
-def test_what_is_neither_is_refused(name, pattern, tmp_path):
+def test_videos_are_told_from_folders(tmp_path):
+    (tmp_path / "clip.MOV").write_bytes(b"")
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(UserError, match=pattern):
-        is_video(tmp_path / name)
+    assert is_video(tmp_path / "clip.MOV")
+    assert not is_video(tmp_path)
+    for name, pattern in (("a.txt", "neither a folder of photos nor a video"), ("gone", "no such")):
+        with pytest.raises(UserError, match=pattern):
+            is_video(tmp_path / name)
 
 
 def test_sharpness_of_one_black_pixel_by_hand():

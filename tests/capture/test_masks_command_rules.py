@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 
+from unified_lift.capture.mask_generators.hf import HfSettings
+from unified_lift.capture.mask_generators.regions import RegionSettings
+from unified_lift.capture.mask_generators.sam import SamSettings
 from unified_lift.capture.masks import FilterSettings, Proposal, keep_best, paint
 from unified_lift.errors import UserError
 from unified_lift.settings.limits import check_ranges
 
 SIZE = (6, 8)
-# Half-open boxes row0, row1, col0, col1 and predicted IoU; the maps were computed with the peers' own rules.
+# Half-open boxes row0, row1, col0, col1 and predicted IoU; the maps were computed with the other programs' own rules.
 BOXES = [((0, 6, 0, 5), 0.8), ((1, 4, 1, 4), 0.95), ((2, 5, 3, 8), 0.85), ((0, 2, 6, 8), 0.9)]
 ORACLE = {
     "score_on_top": [
@@ -57,20 +60,14 @@ def kept(*proposals, **settings):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_overlap_rules_agree_with_the_peers(rule):
+def test_overlap_rules_agree_with_the_other_programs(rule):
     proposals = [box(rows_columns, score) for rows_columns, score in BOXES]
     ids = paint(proposals, SIZE, rule=rule, min_area=0)
     assert ids.dtype == np.int32
-    np.testing.assert_array_equal(ids, ORACLE[rule])
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_what_shows_less_than_the_least_area_becomes_unlabelled(rule):
-    proposals = [box(rows_columns, score) for rows_columns, score in BOXES]
-    ids = paint(proposals, SIZE, rule=rule, min_area=5)  # only the last proposal has four pixels
     expected = np.array(ORACLE[rule])
-    expected[:2, 6:] = 0
     np.testing.assert_array_equal(ids, expected)
+    expected[:2, 6:] = 0  # only the last proposal has four pixels: too few
+    np.testing.assert_array_equal(paint(proposals, SIZE, rule=rule, min_area=5), expected)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -148,8 +145,17 @@ def test_overlaps_are_counted_over_all_of_a_large_photo():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_mask_iou": 1.1}, {"min_score": -0.1}, {"contained_share": float("nan")}, {"min_area": -1}]
+    ("settings", "wrong"),
+    [
+        *((FilterSettings, {name: 1.1}) for name in ("max_mask_iou", "covered_share")),
+        (FilterSettings, {"min_score": -0.1}),
+        (FilterSettings, {"contained_share": float("nan")}),
+        (FilterSettings, {"min_area": -1}),
+        *((each, {"pred_iou_thresh": 2.0}) for each in (HfSettings, SamSettings)),
+        *((each, {"points_per_side": 0}) for each in (HfSettings, SamSettings)),
+        *((RegionSettings, wrong) for wrong in ({"scale": 0.0}, {"scale": float("inf")}, {"min_share": 0.5})),
+    ],
 )
-def test_settings_out_of_range_are_named(wrong):
+def test_settings_out_of_range_are_named(settings, wrong):
     with pytest.raises(UserError, match=f"--{next(iter(wrong))}"):
-        check_ranges(FilterSettings(**wrong))
+        check_ranges(settings(**wrong))

@@ -54,18 +54,22 @@ class Pipeline:
         return {"masks": list(masks[kept].numpy()), "scores": scores[kept]}
 
 
-def proposed(model, levels, **settings):
-    return HfGenerator(Pipeline(model), HfSettings(**settings), facts={}).propose(PHOTO, levels)
+def proposed(model, granularities, **settings):
+    return HfGenerator(Pipeline(model), HfSettings(**settings), facts={}).propose(PHOTO, granularities)
 
 
-@pytest.mark.parametrize(("level", "rows", "score"), [("subpart", 1, 0.99), ("part", 2, 0.89), ("whole", 3, 0.79)])
-def test_a_level_is_one_of_the_three_masks_of_each_point(level, rows, score):
-    found = proposed(Model(), (level,), pred_iou_thresh=0.5)
-    assert [(p.granularity, int(p.mask.sum()), round(p.score, 2)) for p in found] == [(level, 8 * rows, score)] * 2
+@pytest.mark.parametrize(
+    ("granularity", "rows", "score"), [("subpart", 1, 0.99), ("part", 2, 0.89), ("whole", 3, 0.79)]
+)
+def test_a_granularity_is_one_of_the_three_masks_of_each_point(granularity, rows, score):
+    found = proposed(Model(), (granularity,), pred_iou_thresh=0.5)
+    assert [(p.granularity, int(p.mask.sum()), round(p.score, 2)) for p in found] == [
+        (granularity, 8 * rows, score)
+    ] * 2
     assert [bool(p.mask[0, 0]) for p in found] == [True, False]
 
 
-def test_each_level_is_filtered_by_the_pipeline_with_our_settings():
+def test_each_granularity_is_filtered_by_the_pipeline_with_our_settings():
     generator = HfGenerator(Pipeline(Model()), HfSettings(points_per_side=9, crops_n_layers=1), facts={})
     found = generator.propose(PHOTO, GRANULARITIES)
     assert [p.granularity for p in found] == ["part", "part", "subpart", "subpart"]  # 0.79 is below 0.88
@@ -80,7 +84,7 @@ def test_each_level_is_filtered_by_the_pipeline_with_our_settings():
     ]
 
 
-def test_a_model_without_levels_gives_all_its_masks_as_whole_and_refuses_parts():
+def test_a_model_without_granularities_gives_all_its_masks_as_whole_and_refuses_parts():
     assert len(proposed(Model(num_masks=4), ("whole",), pred_iou_thresh=0.5)) == 8
     with pytest.raises(UserError, match="--granularity part.*levels are unknown"):
         proposed(Model(num_masks=4), ("part",))
@@ -162,8 +166,8 @@ def test_a_small_random_sam_of_transformers_makes_masks_of_a_scene(tmp_path):
         "--stability-score-thresh", "0", "--min-score", "0", "--min-area", "1",
     ]  # fmt: skip
     assert main(["masks", "-s", str(scene), "--provider", "hf", "--weights", str(weights), "--quiet", *argv]) == 0
-    for level in GRANULARITIES:
-        record = json.loads((scene / f"hf_{level}" / "masks.json").read_text())
+    for granularity in GRANULARITIES:
+        record = json.loads((scene / f"hf_{granularity}" / "masks.json").read_text())
         assert record["versions"]["model_type"] == "sam"
         assert record["counts"]["views"] == 10
         assert 0 < record["counts"]["proposals"] <= 10 * 16

@@ -43,14 +43,14 @@ def test_things_of_one_colour_come_out_whole(picture):
 def test_the_same_photo_gives_the_same_regions(picture):
     image, _ = picture
     first, second = (regions(image, RegionSettings()) for _ in range(2))
-    for level in GRANULARITIES:
-        np.testing.assert_array_equal(first[level], second[level])
+    for granularity in GRANULARITIES:
+        np.testing.assert_array_equal(first[granularity], second[granularity])
 
 
-def test_finer_levels_are_nested_in_coarser_ones():
+def test_finer_granularities_are_nested_in_coarser_ones():
     image = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     maps = regions(image, RegionSettings())
-    counts = [int(maps[level].max()) + 1 for level in GRANULARITIES]
+    counts = [int(maps[granularity].max()) + 1 for granularity in GRANULARITIES]
     assert counts[0] < counts[1] < counts[2]
     for coarse, fine in (("whole", "part"), ("part", "subpart")):
         pairs = np.unique(np.stack([maps[fine].ravel(), maps[coarse].ravel()]), axis=1)
@@ -70,14 +70,16 @@ def test_specks_are_merged_however_strong_their_border(picture):
     assert finest[22, 22] != finest[10, 10]
     maps = regions(image, RegionSettings(min_share=0.01))
     assert maps["subpart"][22, 22] == maps["subpart"][10, 10]
-    assert all(np.bincount(maps[level].ravel()).min() >= 0.01 * image[..., 0].size for level in GRANULARITIES)
+    assert all(
+        np.bincount(maps[granularity].ravel()).min() >= 0.01 * image[..., 0].size for granularity in GRANULARITIES
+    )
 
 
 def test_every_pixel_belongs_to_one_proposal_of_each_level(picture):
     image, _ = picture
     proposals = GENERATOR.load(RegionSettings(), None).propose(image, GRANULARITIES)
-    for level in GRANULARITIES:
-        count = sum(proposal.mask.astype(int) for proposal in proposals if proposal.granularity == level)
+    for granularity in GRANULARITIES:
+        count = sum(proposal.mask.astype(int) for proposal in proposals if proposal.granularity == granularity)
         assert (count == 1).all()
 
 
@@ -92,4 +94,4 @@ def test_photos_larger_than_a_megapixel_come_back_at_their_own_size():
 @pytest.mark.parametrize("shape", [(1, 1), (2, 50), (3, 3), (5, 400), (24, 32)])
 def test_tiny_photos_and_plain_photos_are_one_region(shape):
     maps = regions(np.full((*shape, 3), 128, dtype=np.uint8), RegionSettings())
-    assert all(maps[level].shape == shape and not maps[level].any() for level in GRANULARITIES)
+    assert all(maps[granularity].shape == shape and not maps[granularity].any() for granularity in GRANULARITIES)

@@ -53,15 +53,15 @@ def photo():
     return np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 
-def proposed(network, photo, levels=GRANULARITIES, settings=ALL):
-    return SamGenerator(network, settings, facts={}).propose(photo, levels)
+def proposed(network, photo, granularities=GRANULARITIES, settings=ALL):
+    return SamGenerator(network, settings, facts={}).propose(photo, granularities)
 
 
 def key(mask, score, stability):
     return mask.tobytes(), round(score, 5), round(stability, 5)
 
 
-def test_the_three_levels_together_are_what_the_official_generator_finds(network, photo):
+def test_the_three_granularities_together_are_what_the_official_generator_finds(network, photo):
     official = sam.SamAutomaticMaskGenerator(
         network, points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1.0
     ).generate(photo)
@@ -72,8 +72,8 @@ def test_the_three_levels_together_are_what_the_official_generator_finds(network
     assert all(p.mask.shape == (40, 60) and p.mask.dtype == bool for p in found)
 
 
-@pytest.mark.parametrize(("level", "index"), [("subpart", 0), ("part", 1), ("whole", 2)])
-def test_a_level_is_one_index_of_sams_answers(network, photo, level, index):
+@pytest.mark.parametrize(("granularity", "index"), [("subpart", 0), ("part", 1), ("whole", 2)])
+def test_a_granularity_is_one_index_of_sams_answers(network, photo, granularity, index):
     predictor = sam.SamPredictor(network)
     predictor.set_image(photo)
     points = (np.stack(np.meshgrid(*[np.arange(4) / 4 + 1 / 8] * 2), -1).reshape(-1, 2) * [60, 40])[:, None]
@@ -81,11 +81,11 @@ def test_a_level_is_one_index_of_sams_answers(network, photo, level, index):
     for point in points:  # one at a time, through the public interface
         masks, quality, _ = predictor.predict(point, np.ones(1), multimask_output=True)
         expected.append((round(float(quality[index]), 4), int(masks[index].sum())))
-    found = [(round(p.score, 4), int(p.mask.sum())) for p in proposed(network, photo, (level,))]
+    found = [(round(p.score, 4), int(p.mask.sum())) for p in proposed(network, photo, (granularity,))]
     assert sorted(found) == sorted(expected)
 
 
-def test_a_level_does_not_depend_on_which_others_are_asked_for(network, photo):
+def test_a_granularity_does_not_depend_on_which_others_are_asked_for(network, photo):
     settings = SamSettings(points_per_side=6, pred_iou_thresh=0.5, stability_score_thresh=0.5, box_nms_thresh=0.5)
     alone = [key(p.mask, p.score, p.stability) for p in proposed(network, photo, ("whole",), settings)]
     together = [p for p in proposed(network, photo, GRANULARITIES, settings) if p.granularity == "whole"]
@@ -94,7 +94,7 @@ def test_a_level_does_not_depend_on_which_others_are_asked_for(network, photo):
 
 
 @pytest.mark.parametrize(("layers", "crops"), [(0, 1), (1, 5)])
-def test_every_crop_is_encoded_once_for_all_levels_and_again_for_the_next_photo(network, photo, layers, crops):
+def test_every_crop_is_encoded_once_for_all_granularities_and_again_for_the_next_photo(network, photo, layers, crops):
     calls = []
     handle = network.image_encoder.register_forward_hook(lambda *_: calls.append(1))
     settings = SamSettings(points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0, crop_n_layers=layers)
@@ -129,15 +129,15 @@ def test_from_a_checkpoint_to_three_folders_of_masks(scene, tmp_path):
         "--min-area", 1,
     ]  # fmt: skip
     assert masks(scene, *argv) == 0
-    for level in GRANULARITIES:
-        record = json.loads((scene / f"sam_{level}" / "masks.json").read_text())
-        assert record["settings"]["granularity"] == level
+    for granularity in GRANULARITIES:
+        record = json.loads((scene / f"sam_{granularity}" / "masks.json").read_text())
+        assert record["settings"]["granularity"] == granularity
         assert record["settings"]["weights"].startswith("small.pth (")
         assert record["versions"]["segment_anything"] == "1.0"
         assert record["counts"]["views"] == 9
         assert record["counts"]["proposals"] > 0
         for name, view in record["views"].items():
-            ids = read_mask(scene / f"sam_{level}" / f"{name}.png")
+            ids = read_mask(scene / f"sam_{granularity}" / f"{name}.png")
             assert (ids.shape, ids.max()) == ((24, 32), view["ids"])
 
 

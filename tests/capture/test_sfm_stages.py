@@ -318,12 +318,12 @@ def test_progress_is_counted_by_another_process(tmp_path, monkeypatch):
     monkeypatch.setattr(sqlite3, "connect", lambda *_, **__: pytest.fail("opened in this process"))
     seen, counted = [], threading.Event()
 
-    def tick(done, total):
+    def progress(done, total):
         seen.append((done, total))
         if done == 3:
             counted.set()
 
-    with watched(database, "keypoints", 5, tick):
+    with watched(database, "keypoints", 5, progress):
         assert counted.wait(20)
     assert seen[0] == (0, 5)
     assert (3, 5) in seen

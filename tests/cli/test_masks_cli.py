@@ -143,12 +143,12 @@ def test_masks_of_unknown_origin_are_not_replaced_unasked(scene, capsys):
     assert snapshot(scene / "object_mask") == before
 
 
-def test_all_levels_go_to_folders_of_their_own(scene):
+def test_all_granularities_go_to_folders_of_their_own(scene):
     assert masks(scene, "--out", "mine", "--granularity", "all") == 0
     counts = []
-    for level in ("whole", "part", "subpart"):
-        found = record(scene / f"mine_{level}")
-        assert found["settings"]["granularity"] == level
+    for granularity in ("whole", "part", "subpart"):
+        found = record(scene / f"mine_{granularity}")
+        assert found["settings"]["granularity"] == granularity
         counts.append(found["counts"]["ids"])
     assert counts[0] < counts[1] < counts[2]
     assert not (scene / "mine").exists()

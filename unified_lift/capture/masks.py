@@ -124,9 +124,8 @@ def keep_best(proposals: Sequence[Proposal], settings: FilterSettings) -> list[P
 def paint(proposals: Sequence[Proposal], size: tuple[int, int], *, rule: Rule, min_area: int) -> np.ndarray:
     """Return the ids 1..K of the proposals that remain visible and 0 where there is none, int32 [H, W].
 
-    Pixels won by a proposal that a rule then discards become 0; they do not fall to the mask below, because the rule
-    that chose between the two has spoken. Ids count the proposals in their order, under `small_on_top` from the largest
-    to the smallest.
+    Pixels won by a proposal that a rule then discards become 0; they do not fall to the mask below. Ids count the
+    proposals in their order, under `small_on_top` from the largest to the smallest.
 
     Args:
         proposals: What was kept.

@@ -122,7 +122,7 @@ def write_sparse_picture(path: Path, scene: Path) -> None:
 
 
 def level_axes(world_from_cam: np.ndarray) -> np.ndarray:
-    """Return right, forward and up of a level observer as rows [3, 3]: up is the photographer's mean up.
+    """Return right, forward and up of a upright observer as rows [3, 3]: up is the photographer's mean up.
 
     Args:
         world_from_cam: Poses [M, 4, 4], OpenCV axes.

@@ -28,7 +28,7 @@ class SyntheticObject:
         object_id: Its id in the annotations, 1-based.
         kind: Name in `BUILDERS`, or `table`.
         name: Kind and colour in words, for listings.
-        position: Where it stands, world units, [3].
+        position: Its place, world units, [3].
         radius: Radius of its footprint, world units.
         solids: Its solids in world coordinates.
     """

@@ -1,4 +1,4 @@
-"""The room: where the objects stand, how light falls on them, and the exact picture a camera takes."""
+"""The room: where the objects are, how light falls on them, and the exact picture a camera takes."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ class SyntheticRoom:
         return LightMap(ndimage.gaussian_filter(values, (0.9, 0.9, 0), mode="nearest"), centre, half)
 
     def _free(self, points: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Return 1 where nothing stands between a point and its target, else 0, [n]."""
+        """Return 1 where nothing is between a point and its target, else 0, [n]."""
         ray = targets - points
         length = np.sqrt(dot(ray, ray))
         which, t = self.cast(points, ray / length[:, None])
@@ -259,7 +259,7 @@ def _choose(count: int) -> tuple[list[str], list[float]]:
 def _arrange(
     scales: np.ndarray, num_on_table: int, table_radius: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """Return where each object stands [n, 3] and the rug's radius; footprints (1.15 x scale) never overlap."""
+    """Return the place of each object [n, 3] and the rug's radius; footprints (1.15 x scale) never overlap."""
     spots = np.zeros((len(scales), 3))
     twins = len(scales) > 3
     for index in range(num_on_table):

@@ -51,7 +51,7 @@ class RegionGenerator:
         self.facts = {"opencv": cv2.__version__, "numpy": np.__version__}
 
     def propose(self, image: np.ndarray, granularities: Collection[Granularity]) -> list[Proposal]:
-        """Return the regions as proposals with score 1: the method has no opinion on its regions."""
+        """Return the regions as proposals with score 1: the method does not rate them."""
         maps = regions(image, self.settings)
         return [
             Proposal(mask=maps[granularity] == region, score=1.0, granularity=granularity)

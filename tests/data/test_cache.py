@@ -237,5 +237,4 @@ def test_training_on_a_gpu_reports_place_and_memory(mixed, tmp_path):
         manifest = run(settings_for(tmp_path / wanted, data_device=wanted, device="cuda"), mixed).manifest
         assert manifest["data"]["kept_on"] == wanted
         peaks = manifest["peak_gpu_bytes"]
-        assert set(peaks) == {"geometry", "lift", "finish"}
-        assert all(0 < peak["allocated"] <= peak["reserved"] for peak in peaks.values())
+        assert all(0 < peaks[part]["allocated"] <= peaks[part]["reserved"] for part in ("geometry", "lift", "finish"))

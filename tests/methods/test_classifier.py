@@ -219,7 +219,7 @@ def terms_without_waiting(stage, *, first=20, count=10):
     """Return the terms of steps after the first in which the host must not wait for the GPU."""
     for step in range(first):  # keeps the weights of all views, captures the step
         stage.step(step)
-    assert stage.pool.keeps_weights
+    assert stage.sampler.keeps_weights
     torch.cuda.set_sync_debug_mode("error")
     try:
         steps = range(first, first + count)

@@ -21,21 +21,18 @@ MIB = 2**20
 
 
 class CachedPixels(NamedTuple):
-    """The pixels of one view that steps draw from.
-
-    Attributes:
-        slot: Local segment index of each, rising, -1 = no label, int32 [M]; a pixel of a small segment may be repeated.
-        num_segments: S of the view; some may have no pixel here.
-        pixel_ids: y * width + x of each, int32 [M].
-        weights: Which Gaussians make up each pixel, M rows; None where not all weights fit.
-        is_whole: Whether these are all pixels of the view.
-    """
+    """The pixels of one view that steps draw from; those of a small segment may be repeated."""
 
     slot: Tensor
+    """Local segment index of each, rising, -1 = no label, int32 [M]."""
     num_segments: int
+    """S of the view; some may have no pixel here."""
     pixel_ids: Tensor
+    """y * width + x of each, int32 [M]."""
     weights: PixelWeights | None
+    """Which Gaussians make up each pixel, M rows; None where not all weights fit."""
     is_whole: bool
+    """Whether these are all pixels of the view."""
 
 
 class PixelSampler:

@@ -14,11 +14,7 @@ LOSSES: dict[str, GeometryLoss] = {loss.name: loss for loss in members(sys.modul
 
 
 def chosen_losses(words: Sequence[str]) -> dict[GeometryLoss, float]:
-    """Return the losses of `--loss_weights`, NAME=WEIGHT each, with their weights.
-
-    Raises:
-        UserError: A word is not of this form, or there is no such loss.
-    """
+    """Return the losses of `--loss_weights`, NAME=WEIGHT each, with their weights; a UserError names a wrong word."""
     chosen = {}
     for word in words:
         name, _, weight = word.partition("=")

@@ -275,8 +275,8 @@ def test_nothing_labelled_gives_zero_terms_and_zero_gradient(kernels):
     features, slot = make_view(71)
     codebook = make_codebook(71, 6, 16).requires_grad_()
     association = associate(features, codebook, slot, 9, temperature=0.1, area_aware=True)
-    codes, nobody = torch.arange(9) % 6, torch.full_like(slot, -1)
-    terms = codebook_terms(features, codebook, association, codes, nobody, temperature=0.1, unit_codes=True)
+    codes, unlabelled = torch.arange(9) % 6, torch.full_like(slot, -1)
+    terms = codebook_terms(features, codebook, association, codes, unlabelled, temperature=0.1, unit_codes=True)
     sum(terms).backward()
     assert [float(t.detach()) for t in terms] == [0, 0]
     assert not bool(codebook.grad.any())

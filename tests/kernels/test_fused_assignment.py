@@ -15,7 +15,7 @@ def areas(rng, count):
 
 
 def softmax_scores(rng, segments, codes, *, spread):
-    """Features around one direction (small spread: everybody wants the same codes), as in an untrained model."""
+    """Features around one direction (small spread: all want the same codes), as in an untrained model."""
     features = rng.normal(size=16) + spread * rng.normal(size=(segments, 16))
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     p = np.exp(4 * features @ rng.uniform(-0.25, 0.25, (codes, 16)).T)
@@ -111,8 +111,9 @@ def test_nan_counts_as_zero_and_infinity_as_the_most(kernels):
     assert sorted(hungarian(torch.full((3, 4), nan)).tolist())[0] >= 0
 
 
-def test_no_match_by_hand(kernels):
-    kernels(True)
+@pytest.mark.parametrize("on", [False, True])
+def test_no_match_by_hand(on, kernels):
+    kernels(on)
     scores = torch.tensor([[0.9, 0.1], [0.3, 0.05]])  # segment 1 would get 0.05
     assert hungarian(scores).tolist() == [0, 1]
     assert hungarian(scores, no_match_cost=torch.tensor([0.2, 0.2])).tolist() == [0, -1]

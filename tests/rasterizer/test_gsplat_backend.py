@@ -139,8 +139,8 @@ def test_tensors_on_a_cpu_are_refused_by_name():
 
 def test_a_missing_package_is_named_with_its_cure(monkeypatch):
     monkeypatch.setattr(_backend.importlib.util, "find_spec", lambda name: None)
-    cure = r"the package gsplat is missing: pip install gsplat==1\.5\.3"
-    with pytest.raises(RuntimeError, match=cure):
+    fix = r"the package gsplat is missing: pip install gsplat==1\.5\.3"
+    with pytest.raises(RuntimeError, match=fix):
         _backend.select("gsplat", SimpleNamespace(dtype=torch.float32, device=torch.device("cuda")))
     assert "pip install gsplat==1.5.3" in dgr.backend_info()["gsplat"]
 

@@ -33,14 +33,14 @@ def test_blend_equals_the_rendered_features(implementation, instruction_set):
     assert float((blended - expected).abs().max()) < BLEND
 
 
-@pytest.mark.parametrize("dim", [1, 3, 16, 19, 33, 70])
-def test_blend_and_scatter_take_any_width(dim, instruction_set, two_threads):
+@pytest.mark.parametrize("dim", [1, 3, 16, 19, 33, 70, 256])
+def test_blend_and_scatter_take_any_width(dim, implementation, instruction_set, two_threads):
     x = random_inputs(1, dim=dim, num=100)
     weights = weights_of(x)
     values = torch.randn(weights.num_rows, dim, generator=torch.Generator().manual_seed(1))
     for function, argument in ((dgr.blend, (x.features,)), (dgr.scatter, (values, 100))):
         expected = function(weights, *argument, implementation="reference")
-        actual = function(weights, *argument, implementation="cpu")
+        actual = function(weights, *argument, implementation=implementation)
         assert float(expected.abs().max()) > 0.1
         assert float((expected - actual).abs().max()) < 20 * BLEND
 
@@ -59,9 +59,9 @@ def test_chosen_pixels_are_rows_of_all_pixels(implementation):
         assert torch.equal(chosen.weights[mine], everything.weights[its])
 
 
-def test_implementations_list_the_same_gaussians():
+def test_implementations_list_the_same_gaussians(implementation):
     x = random_inputs(3)
-    a, b = weights_of(x, implementation="reference"), weights_of(x, implementation="cpu")
+    a, b = weights_of(x, implementation="reference"), weights_of(x, implementation=implementation)
     assert torch.equal(a.offsets, b.offsets)
     assert torch.equal(a.gaussian_ids, b.gaussian_ids)
     assert torch.allclose(a.weights, b.weights, atol=1e-6)
@@ -233,7 +233,7 @@ def test_draws_are_spread_evenly_inside_their_parts(cuda_device):
 def test_blending_a_sample_is_blending_its_rows(cuda_device):
     x = random_inputs(14, dim=16)
     sample = dgr.Sample.empty(200, torch.device(cuda_device))
-    for seed in (0, 1):  # other weights, the same sample: what stands in it counts when it is used
+    for seed in (0, 1):  # other weights, the same sample: what is in it counts when it is used
         weights = weights_of(random_inputs(14 + seed, dim=16))
         there = weights.to(cuda_device)
         dgr.draw(there, torch.zeros(there.num_rows, dtype=torch.int32, device=cuda_device), sample, stream=seed)

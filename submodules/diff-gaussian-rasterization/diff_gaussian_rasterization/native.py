@@ -1,6 +1,6 @@
 """The door to the compiled kernels: two plain C libraries, which fit any Python and any torch.
 
-Whoever calls a function of theirs declares it first: `CUDA.declare({"dgr_cuda_x": [c_void_p, *PLACE]})`, then
+A caller declares a function first: `CUDA.declare({"dgr_cuda_x": [c_void_p, *PLACE]})`, then
 `CUDA.dgr_cuda_x(address(tensor), *place(tensor))`. ctypes releases the interpreter lock during a call. On a GPU all
 memory comes from torch's caching allocator and all work goes to torch's current stream.
 """

@@ -96,31 +96,25 @@ def test_the_model_is_found_where_tools_put_it(place, dataset, read):
     scenes_agree(read(root), expected)
 
 
-def test_text_and_binary_give_the_same_scene(dataset, read):
-    root = dataset("colmap")
-    expected = read(root)
-    (root / "sparse").rename(root / "binary")
-    (root / "sparse_text").rename(root / "sparse")
-    scenes_agree(read(root), expected)
-
-
-def test_rigs_and_frames_are_ignored(dataset, read):
+def test_text_and_binary_give_the_same_scene_and_rigs_and_frames_are_ignored(dataset, read):
     root = dataset("colmap")
     expected = read(root)
     for name in ("rigs.bin", "frames.bin"):
         (root / "sparse" / "0" / name).write_bytes(b"anything")
     scenes_agree(read(root), expected)
+    (root / "sparse").rename(root / "binary")
+    (root / "sparse_text").rename(root / "sparse")
+    scenes_agree(read(root), expected)
 
 
-def test_names_keep_folders_spaces_and_inner_dots(dataset, read):
-    names = [view.name for view in read(dataset("colmap")).train]
+def test_names_keep_folders_spaces_and_inner_dots_and_cameras_their_principal_points(dataset, read):
+    scene = read(dataset("colmap"))
+    names = [view.name for view in scene.train]
     assert names == ["cam1/0001", "cam1/a.b", "cam1/with space", *[f"cam2/{n:04d}" for n in range(6)]]
-
-
-def test_both_cameras_keep_their_principal_points(dataset, read):
-    for view in read(dataset("colmap")).train:
+    for view in scene.train:
         expected = (17.5, 11.0) if view.name.startswith("cam1") else (16.0, 12.0)
         assert (view.camera.cx, view.camera.cy) == expected
+    assert scene.zero_id == "ignore"
 
 
 def test_test_list_decides_the_split_with_eval(dataset, read):
@@ -128,10 +122,6 @@ def test_test_list_decides_the_split_with_eval(dataset, read):
     (root / "test.txt").write_text("cam1/with space.png\ncam1/a.b\n\n")
     assert [view.name for view in read(root, eval=True).test] == ["cam1/a.b", "cam1/with space"]
     assert read(root).test == ()
-
-
-def test_test_list_with_an_unknown_name(dataset, read):
-    root = dataset("colmap")
     (root / "test.txt").write_text("unknown.png\n")
     with pytest.raises(UserError, match=r"test\.txt: unknown\.png is not a registered image"):
         read(root, eval=True)
@@ -164,10 +154,10 @@ def test_prescaled_images_scale_the_intrinsics(dataset, read):
 def test_distorted_models_are_undistorted_and_noted(dataset, read):
     root = dataset("colmap")
     folder = root / "sparse" / "0"
-    cameras, images = read_cameras(folder / "cameras.bin"), read_images(folder / "images.bin")
+    cameras, images, points = read_model(folder)
     focal, *centre = cameras[3].params
     cameras[3] = dataclasses.replace(cameras[3], model="SIMPLE_RADIAL", params=(focal, *centre, 0.4))
-    write_model(folder, cameras, images, read_points(folder / "points3D.bin"))
+    write_model(folder, cameras, images, points)
     scene = read(root)
     note = next(note for note in scene.notes if "undistorted" in note)
     assert note.startswith("6 of 9 views")
@@ -179,10 +169,13 @@ def test_distorted_models_are_undistorted_and_noted(dataset, read):
     assert plain.image[0, 0].any()
 
 
-def test_points_come_from_a_ply_beside_the_model(dataset, read):
+def test_points_come_from_a_ply_beside_the_model_else_from_the_photos(dataset, read):
     root = dataset("colmap")
     folder = root / "sparse" / "0"
     (folder / "points3D.bin").unlink()
+    scene = read(root)
+    assert len(scene.points.positions) >= 50
+    assert any("in the camera frusta" in note for note in scene.notes)
     cloud = PointCloud(positions=np.arange(15, dtype=np.float32).reshape(5, 3), colors=np.full((5, 3), 9, np.uint8))
     write_point_cloud(folder / "points3D.ply", cloud)
     np.testing.assert_array_equal(read(root).points.positions, cloud.positions)
@@ -191,21 +184,8 @@ def test_points_come_from_a_ply_beside_the_model(dataset, read):
 def test_points_that_are_not_finite_are_dropped(dataset, read):
     root = dataset("colmap")
     folder = root / "sparse" / "0"
-    points = read_points(folder / "points3D.bin")
+    cameras, images, points = read_model(folder)
     positions = points.positions.copy()
     positions[[3, 8], 1] = [np.nan, np.inf]
-    points = dataclasses.replace(points, positions=positions)
-    write_model(folder, read_cameras(folder / "cameras.bin"), read_images(folder / "images.bin"), points)
+    write_model(folder, cameras, images, dataclasses.replace(points, positions=positions))
     assert len(read(root).points.positions) == 298
-
-
-def test_scenes_without_points_fall_back_on_their_photos(dataset, read):
-    root = dataset("colmap")
-    (root / "sparse" / "0" / "points3D.bin").unlink()
-    scene = read(root)
-    assert len(scene.points.positions) >= 50
-    assert any("in the camera frusta" in note for note in scene.notes)
-
-
-def test_zero_is_unlabelled(dataset, read):
-    assert read(dataset("colmap")).zero_id == "ignore"

@@ -27,17 +27,16 @@ def test_written_masks_are_16_bit_and_return(tmp_path):
     assert_reads(tmp_path / "deep" / "a.png", IDS)
 
 
-def test_8_bit_grey(tmp_path):
+def test_8_bit_grey_gives_the_value_and_palettes_the_index_not_the_colour(tmp_path):
     values = np.array([[0, 7], [128, 255]], np.uint8)
     Image.fromarray(values).save(tmp_path / "a.png")
     assert_reads(tmp_path / "a.png", values)
-
-
-def test_palette_gives_the_index_and_not_the_colour(tmp_path):
-    values = np.array([[0, 1], [2, 200]], np.uint8)
     image = Image.frombytes("P", (2, 2), values.tobytes())
     image.putpalette([9, 9, 9] * 256)  # every index looks the same
     image.save(tmp_path / "a.png")
+    assert_reads(tmp_path / "a.png", values)
+    grey_alpha = np.stack([values, np.full((2, 2), 255, np.uint8)], axis=-1)
+    Image.fromarray(grey_alpha, "LA").save(tmp_path / "a.png")
     assert_reads(tmp_path / "a.png", values)
 
 
@@ -47,13 +46,6 @@ def test_rgb_holds_24_bit_ids(tmp_path, alpha):
     channels = [ids % 256, ids // 256 % 256, ids // 65536] + [np.full_like(ids, 17)] * alpha
     Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8)).save(tmp_path / "a.png")
     assert_reads(tmp_path / "a.png", ids)
-
-
-def test_grey_with_alpha_gives_the_grey(tmp_path):
-    Image.fromarray(np.stack([np.full((2, 2), 9), np.full((2, 2), 255)], axis=-1).astype(np.uint8), "LA").save(
-        tmp_path / "a.png"
-    )
-    assert_reads(tmp_path / "a.png", np.full((2, 2), 9))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64, np.float32, bool])
@@ -68,15 +60,13 @@ def test_npy_keeps_large_ids_and_drops_a_last_axis_of_one(tmp_path):
     assert_reads(tmp_path / "a.npy", [[100_000, 3]])
 
 
-@pytest.mark.parametrize("key", ["indices", "whatever"])
-def test_npz_by_known_key_or_single_array(tmp_path, key):
-    np.savez(tmp_path / "a.npz", **{key: IDS})
-    assert_reads(tmp_path / "a.npz", IDS)
-
-
-def test_omniseg_npz_prefers_the_patch_indices(tmp_path):
-    np.savez(tmp_path / "a.npz", correlation=np.eye(4, dtype=np.uint8), indices=(IDS % 100).astype(np.int16))
-    assert_reads(tmp_path / "a.npz", IDS % 100)
+def test_npz_by_known_key_or_single_array_and_omniseg_by_its_patch_indices(tmp_path):
+    for arrays in ({"indices": IDS}, {"whatever": IDS}, {"correlation": np.eye(4, dtype=np.uint8), "indices": IDS}):
+        np.savez(tmp_path / "a.npz", **arrays)
+        assert_reads(tmp_path / "a.npz", IDS)
+    np.savez(tmp_path / "a.npz", left=IDS, right=IDS)
+    with pytest.raises(UserError, match="left.*right.*name the id map"):
+        read_mask(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize(
@@ -125,12 +115,6 @@ def test_many_threads_read_arrays_while_the_collector_runs_python(tmp_path, suff
         gc.set_threshold(*threshold)
         sys.setswitchinterval(interval)
     assert all(np.array_equal(one, ids) for one in read)
-
-
-def test_ambiguous_npz_lists_its_keys(tmp_path):
-    np.savez(tmp_path / "a.npz", left=IDS, right=IDS)
-    with pytest.raises(UserError, match="left.*right.*name the id map"):
-        read_mask(tmp_path / "a.npz")
 
 
 def test_missing_and_unusable_files_are_named(tmp_path):

@@ -16,6 +16,7 @@ from unified_lift.errors import UserError
 from unified_lift.types import Camera, PointCloud, ZeroId
 
 OBJECT_PATH = "object_mask"
+ANNOTATIONS = "annotations/gt_instance"  # where scenes without a layout of their own keep exact ids
 _MAX_SHEAR = 1e-2  # how much longer the longest axis of a pose may be than the shortest before it is called broken
 _NAMES_SHOWN = 5
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from unified_lift.data.base import (
+    ANNOTATIONS,
     Frame,
     Reader,
     SceneDescription,
@@ -33,7 +34,6 @@ from unified_lift.plyio import finite_points, read_point_cloud
 from unified_lift.types import PointCloud
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
-ANNOTATIONS = Path("annotations", "gt_instance")
 TEST_LIST = "test.txt"
 # Camera model -> number of focal lengths (cx, cy follow), lens model, places of the coefficients that come last.
 _SUPPORTED: dict[str, tuple[int, LensModel, tuple[int, ...]]] = {

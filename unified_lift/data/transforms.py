@@ -16,6 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from unified_lift.data.base import (
+    ANNOTATIONS,
     Frame,
     Reader,
     SceneDescription,
@@ -36,7 +37,6 @@ from unified_lift.ops.cameras import cam_from_world_opengl, focal_from_fov
 from unified_lift.plyio import read_point_cloud
 from unified_lift.types import PointCloud
 
-ANNOTATIONS = Path("annotations", "gt_instance")
 _SPLIT_FILES = ("transforms_train.json", "transforms_test.json")
 _CLOUDS = ("points3D.ply", "points3d.ply", "sparse_pc.ply")
 _PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV", "PERSPECTIVE")

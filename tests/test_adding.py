@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from unified_lift.data.masks import read_mask
+from unified_lift.synthetic.scene import SyntheticSettings, write_synthetic
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "adding.md"
@@ -19,6 +20,7 @@ METHOD, PRESET = "unified_lift/methods/toy.py", "unified_lift/settings/presets/t
 READER, FIXTURE = "unified_lift/data/toy.py", "tests/data/fixtures/toy.py"
 PROTOCOL, METRIC = "unified_lift/evaluation/protocols/toy.py", "unified_lift/metrics/mae.py"
 LOSS, STRATEGY = "unified_lift/train/losses/depth_smooth.py", "unified_lift/density/toy.py"
+MASKS = "unified_lift/data/mask_formats/csv.py"
 NOT_PYTHON = ("*.pyc", "__pycache__")
 
 
@@ -63,7 +65,7 @@ def trained(copy):
 
 
 def test_the_page_has_a_block_for_each_file():
-    assert set(blocks()) == {METHOD, PRESET, READER, FIXTURE, PROTOCOL, METRIC, LOSS, STRATEGY}
+    assert set(blocks()) == {METHOD, PRESET, READER, FIXTURE, PROTOCOL, METRIC, LOSS, STRATEGY, MASKS}
 
 
 def test_the_toy_method_learns_the_toy_dataset(copy, trained):
@@ -131,6 +133,26 @@ def test_help_and_errors_know_the_toys(copy, trained):
     assert "error: --num_anchors must be at least 1, received 0" in said["setting"]
     assert "toy.json (toy)" in said["dataset"]
     assert re.search(r"error: --protocol tay: there are .*\btoy\b", said["protocol"])
+
+
+def test_everything_added_works_together_on_the_demo_scene(copy):
+    scene = copy / "demo_scene"
+    write_synthetic(scene, SyntheticSettings(num_views=8, width=64, height=48, num_points=400))
+    for mask in (scene / "object_mask").glob("*.png"):
+        np.savetxt(mask.with_suffix(".csv"), read_mask(mask), fmt="%d", delimiter=",")
+        mask.unlink()
+    described = json.loads((scene / "transforms.json").read_text())
+    for frame in described["frames"]:
+        frame.pop("object_mask_path", None)
+    (scene / "transforms.json").write_text(json.dumps(described))
+    assert "csv" in run(copy, "-m", "unified_lift", "check-data", "-s", "demo_scene")
+    added = ["--method", "toy", "--strategy", "toy", "--loss_weights", "depth_smooth=0.01"]
+    short = ["--iterations", "60", "--sh_degree", "0", "--lift_iterations", "60", "--logger", "none", "--quiet"]
+    said = run(copy, "train.py", "-s", "demo_scene", "-m", "demo_model", "--eval", *added, *short)
+    assert "6 training views (6 with masks), 2 held out" in said
+    assert re.search(r"MAE +0\.\d{4}", run(copy, "eval.py", "-m", "demo_model", "--quiet"))
+    (scores,) = json.loads((copy / "demo_model" / "results.json").read_text()).values()
+    assert {"PQ_scene", "mIoU", "PSNR", "MAE"} <= set(scores)
 
 
 ALL_IN_ONE = """

@@ -9,11 +9,7 @@ from unified_lift.errors import UserError
 
 
 def chosen_device(wanted: str) -> torch.device:
-    """Return the device for `auto`, `cpu` or `cuda`.
-
-    Raises:
-        UserError: `cuda` is wanted and there is none.
-    """
+    """Return the device for `auto`, `cpu` or `cuda`; a UserError says that there is no CUDA device."""
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise UserError("--device cuda: torch sees no CUDA device; install a CUDA build of torch or use --device cpu")
@@ -24,15 +20,9 @@ def chosen_device(wanted: str) -> torch.device:
 
 
 def require_rasterizer(rasterizer: str, device: torch.device) -> None:
-    """Raise if `ours` or `gsplat` cannot render on a device.
-
-    Raises:
-        UserError: gsplat is wanted and is missing or has no GPU.
-    """
-    if rasterizer == "ours":
-        return
-    problem = backend_info()["gsplat"]
+    """Raise a UserError if `gsplat` is wanted and is missing or has no GPU."""
+    problem = "gsplat" if rasterizer == "ours" else backend_info()["gsplat"]
     if problem != "gsplat":
         raise UserError(f"--rasterizer gsplat: {problem}")
-    if device.type != "cuda":
+    if rasterizer != "ours" and device.type != "cuda":
         raise UserError(f"--rasterizer gsplat renders on a GPU, and this run is on {device}; use --device cuda")

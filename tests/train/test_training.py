@@ -14,13 +14,14 @@ from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.initialize import gaussians_from_points
 from unified_lift.model.render import blending_weights
 from unified_lift.modelfolder import outputs
-from unified_lift.modelfolder.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
+from unified_lift.modelfolder.checkpoint import checkpoint_path, checkpoints, load_checkpoint
 from unified_lift.modelfolder.labels import label_gaussians
 from unified_lift.modelfolder.settings import GeometrySettings, LiftSettings, TrainSettings, with_preset
 from unified_lift.settings.yaml import merged
 from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.hooks import Hook, Interrupted
 from unified_lift.train.lift import LiftStage
+from unified_lift.train.logs import read_log
 from unified_lift.train.run import run
 from unified_lift.train.start import latest_checkpoint
 
@@ -163,18 +164,12 @@ def test_training_learns_colour_and_objects(tmp_path, scene):
         tmp_path, geometry={"iterations": 150}, lift={"lift_iterations": 150}, density={"opacity_reset_interval": 0}
     )
     state = run(settings, scene)
-    log = outputs_log(tmp_path)
+    log = read_log(tmp_path)
     psnr = [line["psnr"] for line in log if "psnr" in line]
     assert psnr[-1] > 18
     assert state.manifest["num_codes"] >= 3
     found = label_gaussians(state.gaussians, state.method, [view.camera for view in scene.train])
     assert found.confidence.mean() > 0.7
-
-
-def outputs_log(model_path):
-    from unified_lift.train.logs import read_log
-
-    return read_log(model_path)
 
 
 def test_model_folder_has_the_3dgs_layout(tmp_path, scene):
@@ -234,26 +229,6 @@ def test_views_without_mask_are_trained_on_colour_only(tmp_path, scene):
 
 def method():
     return UnifiedLift(UnifiedLiftSettings(), zero_id="segment", seed=0)
-
-
-def test_disk_full_keeps_the_checkpoint_before(tmp_path, monkeypatch):
-    path = tmp_path / "chkpnt1.pth"
-    state = {k: {} for k in ("gaussians", "stage_state", "method", "settings")} | {
-        "stage": "x",
-        "step": 1,
-        "total_steps": 1,
-    }
-    save_checkpoint(path, state)
-    before = path.read_bytes()
-
-    def full(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="No space left.*--resume"):
-        save_checkpoint(path, state)
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["chkpnt1.pth"]
 
 
 @pytest.mark.parametrize(
@@ -364,7 +339,7 @@ def test_new_run_in_an_old_folder_does_not_mix_with_the_old_one(tmp_path, scene)
     run(settings_for(tmp_path, lift_iterations=0, iterations=12), scene)
     assert list(checkpoints(tmp_path)) == [12]
     assert outputs.saved_iterations(tmp_path) == [12]
-    assert max(line["step"] for line in outputs_log(tmp_path)) == 12
+    assert max(line["step"] for line in read_log(tmp_path)) == 12
 
 
 def test_log_of_a_resumed_run_tells_every_step_once(tmp_path, scene):
@@ -373,7 +348,7 @@ def test_log_of_a_resumed_run_tells_every_step_once(tmp_path, scene):
     with pytest.raises(MemoryError):
         run(settings, scene, hooks=[CrashAfter(18)])  # eight steps after the last checkpoint
     run(settings, scene, resume_from=latest_checkpoint(settings))
-    steps = [(line["stage"], line["step"]) for line in outputs_log(tmp_path)]
+    steps = [(line["stage"], line["step"]) for line in read_log(tmp_path)]
     assert len(steps) == len(set(steps))
     assert [step for stage, step in steps if stage == "geometry"] == [4, 8, 12, 16, 20, 24]
 

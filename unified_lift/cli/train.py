@@ -85,13 +85,9 @@ def parse(argv: list[str]) -> TrainCommand:
         base = changed(base, {"strategy": known.strategy}, origin="command line")
     if known.config:
         base = changed(base, _translated(read_settings_file(known.config)), origin=str(known.config))
-    generic: Any = TrainCommand
-    command = tyro.cli(
-        tyro.conf.OmitArgPrefixes[generic[type(base.method), type(base.density)]],
-        args=argv,
-        default=TrainCommand(settings=base),
-        prog="train.py",
-    )
+    generic: tuple[Any, Any] = (tyro.conf.OmitArgPrefixes, TrainCommand)  # Any: the types are known only now
+    kind = generic[0][generic[1][type(base.method), type(base.density)]]
+    command = tyro.cli(kind, args=argv, default=TrainCommand(settings=base), prog="train.py")
     for flag, name in (("--method", "method_name"), ("--strategy", "strategy")):
         now, before = getattr(command.settings, name), getattr(base, name)
         if now != before:

@@ -22,21 +22,13 @@ class StrategySettings:
 
 
 class DensityStep(NamedTuple):
-    """The step that has just been taken.
+    """The step that has just been taken."""
 
-    Attributes:
-        step: 0-based.
-        num_steps: Length of the stage.
-        radius: Scene extent, world units.
-        radii: Screen radius of each Gaussian in the view, 0 = not seen, pixels, int32 [N].
-        generator: For random draws, on the CPU.
-    """
-
-    step: int
-    num_steps: int
-    radius: float
-    radii: Tensor
-    generator: torch.Generator
+    step: int  # 0-based
+    num_steps: int  # of the stage
+    radius: float  # scene extent, world units
+    radii: Tensor  # screen radius of each Gaussian in the view, 0 = not seen, pixels, int32 [N]
+    generator: torch.Generator  # for random draws, on the CPU
 
 
 class RowOptimizer(Protocol):
@@ -71,17 +63,11 @@ class Strategy(ABC):
 
 
 class StrategyEntry(NamedTuple):
-    """How a strategy is found: `STRATEGY = StrategyEntry(...)` in its file.
+    """How a strategy is found: `STRATEGY = StrategyEntry(...)` in its file."""
 
-    Attributes:
-        name: What --strategy calls it.
-        settings: Its settings, a frozen dataclass.
-        build: Makes it of its settings.
-    """
-
-    name: str
-    settings: type[StrategySettings]
-    build: Callable[[Any], Strategy]
+    name: str  # what --strategy calls it
+    settings: type[StrategySettings]  # a frozen dataclass
+    build: Callable[[Any], Strategy]  # of the settings
 
 
 def keep_rows(gaussians: Gaussians, optimizer: RowOptimizer, state: State, keep: Tensor) -> None:

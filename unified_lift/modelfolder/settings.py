@@ -188,10 +188,7 @@ def changed(settings: TrainSettings, changes: Mapping[str, Any], *, origin: str)
 def with_preset(settings: TrainSettings, preset: str) -> TrainSettings:
     """Return `settings` with the differences of a preset (a shipped name or a YAML file).
 
-    A preset may begin with `extends: another`, whose differences come first.
-
-    Raises:
-        UserError: No such preset.
+    A preset may begin with `extends: another`, whose differences come first. A UserError lists the presets there are.
     """
     for path, content in reversed(list(preset_chain(preset))):
         settings = changed(settings, content, origin=str(path))

@@ -12,11 +12,7 @@ PRESET_DIR = Path(__file__).with_name("presets")
 
 
 def preset_chain(preset: str) -> Iterator[tuple[Path, dict]]:
-    """Yield file and content of a preset (a shipped name or a YAML file), then of what it extends, and so on.
-
-    Raises:
-        UserError: No such preset, or one that extends itself.
-    """
+    """Yield file and content of a preset (a shipped name or a YAML file), then of what it extends, and so on."""
     seen: list[Path] = []
     name: str | None = preset
     while name is not None:

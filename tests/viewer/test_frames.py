@@ -76,12 +76,12 @@ def test_features_give_each_object_its_own_colour_whatever_is_edited(coins, abov
     assert torch.pdist(colors).min() > 0.2
     assert torch.allclose(colors.mean(dim=0), torch.full((3,), 0.5), atol=1e-5)  # grey is the mean of the objects
     whole = renderer.frame(coins, above, mode="features")
-    alone = renderer.frame(coins.rows(coins.mask([1])), above, mode="features")
+    alone = renderer.frame(coins.subset(coins.mask([1])), above, mode="features")
     assert np.abs(middle(whole) - middle(alone)).max() <= 16
 
 
 def test_features_of_a_single_object_and_of_few_dimensions_can_be_drawn(coins, above):
-    alone = coins.rows(coins.mask([2]))
+    alone = coins.subset(coins.mask([2]))
     assert torch.allclose(FeatureColors(alone)(alone.gaussians.features), torch.full((1,), 0.5))
     table = {name: value.detach() for name, value in coins.gaussians}
     table["features"] = table["features"][:, :2]
@@ -111,7 +111,7 @@ def test_an_outline_surrounds_a_mask_by_hand():
 
 @pytest.mark.parametrize("mode", list(MODES))
 def test_a_scene_of_which_everything_is_hidden_is_background(coins, above, renderer, mode):
-    nothing = coins.rows(torch.zeros(len(coins), dtype=torch.bool))
+    nothing = coins.subset(torch.zeros(len(coins), dtype=torch.bool))
     frame = renderer.frame(nothing, above, mode=mode, selected=1)
     assert frame.shape == (64, 96, 3)
     assert frame.max() <= 3  # the darkest colour of inferno
@@ -122,7 +122,7 @@ def test_a_renderer_notices_another_scene_mode_and_selection(coins, above, rende
         renderer.frame(coins, above, mode="ids"),
         renderer.frame(coins, above, mode="ids", selected=1),
         renderer.frame(coins, above, mode="features", selected=1),
-        renderer.frame(coins.rows(~coins.mask([1])), above, mode="features", selected=1),
+        renderer.frame(coins.subset(~coins.mask([1])), above, mode="features", selected=1),
     ]
     assert all((a != b).any() for a, b in zip(seen, seen[1:], strict=False))
 
@@ -143,7 +143,7 @@ def test_thumbnails_fill_their_frame_and_are_drawn_again_only_if_looks_change(co
 
 
 def test_the_thumbnail_of_a_coin_reaches_the_borders(coins):
-    picture = thumbnail(coins.rows(coins.mask([1])), [camera_above((0, 0, 0))]).astype(int)
+    picture = thumbnail(coins.subset(coins.mask([1])), [camera_above((0, 0, 0))]).astype(int)
     backdrop = picture[0, 0]
     rows = np.flatnonzero((np.abs(picture - backdrop).max(axis=2) > 40).any(axis=1))
     assert picture.shape == (SIZE[1], SIZE[0], 3)

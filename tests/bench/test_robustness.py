@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from unified_lift.bench import robustness
-from unified_lift.bench.robustness import BASE, KINDS, keep_training_views, write_room
+from unified_lift.bench.robustness import BASE, write_room
+from unified_lift.bench.tables import KINDS
 from unified_lift.data import DataSettings, load_scene
 from unified_lift.errors import UserError
-from unified_lift.synthetic.scene import SyntheticSettings, build_cameras, synthetic_room, write_synthetic
+from unified_lift.synthetic.scene import SyntheticSettings, build_cameras, synthetic_room
 
 TINY = SyntheticSettings(num_objects=3, num_views=10, width=32, height=24, num_points=300)  # 8 training views
 
@@ -47,6 +47,8 @@ def test_noise_changes_masks_and_nothing_else(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"clean", "noisy"}
     with pytest.raises(UserError, match="--room drop 2: drop is a probability"):
         write_room(tmp_path / "x", "drop", "2", seed=1)
+    with pytest.raises(UserError, match="--room views 0: a synthetic scene needs a training view"):
+        write_room(tmp_path / "x", "views", "0", seed=1)
     with pytest.raises(UserError, match="--room drp: no such kind of noise; there are drop"):
         write_room(tmp_path / "x", "drp", "0", seed=1)
 
@@ -64,14 +66,9 @@ def test_fewer_views_are_the_first_ones_with_the_same_held_out(tmp_path):
 
 
 def test_initial_points_of_fewer_views_come_from_these_alone(tmp_path):
+    for count in (8, 1):
+        write_room(tmp_path / str(count), "views", str(count), seed=1)
     settings = replace(TINY, seed=1)
-    for count in (TINY.num_train, 1):
-        write_synthetic(tmp_path / str(count), settings)
-    whole = loaded(tmp_path / "8").points
-    keep_training_views(tmp_path / "8", settings, TINY.num_train)
-    assert np.array_equal(loaded(tmp_path / "8").points.positions, whole.positions)
-    assert np.array_equal(loaded(tmp_path / "8").points.colors, whole.colors)
-    keep_training_views(tmp_path / "1", settings, 1)
     camera = build_cameras(synthetic_room(settings), settings)[0]
 
     def seen(points):
@@ -79,7 +76,7 @@ def test_initial_points_of_fewer_views_come_from_these_alone(tmp_path):
         column, row = camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy
         return (z > 0) & (column > 0) & (column < camera.width) & (row > 0) & (row < camera.height)
 
-    kept = loaded(tmp_path / "1").points
-    assert len(kept.positions) == TINY.num_points
-    assert seen(kept.positions).all()
-    assert not seen(whole.positions).all()
+    kept, whole = (loaded(tmp_path / name).points.positions for name in ("1", "8"))
+    assert len(kept) == TINY.num_points
+    assert seen(kept).all()
+    assert not seen(whole).all()

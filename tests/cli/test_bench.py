@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.test_train import SHORT
 from tests.data.fixtures import write_dataset
-from unified_lift.bench.robustness import KINDS
+from unified_lift.bench.tables import KINDS
 from unified_lift.cli.main import main
 
 ROOT = Path(__file__).parents[2]

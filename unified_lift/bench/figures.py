@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from unified_lift.bench.grid import Grid
 from unified_lift.bench.results import of_masks, score
-from unified_lift.bench.robustness import BASE, KINDS, VIEWS
-from unified_lift.bench.tables import PRESETS, ROBUSTNESS, ROWS, MaskSet
+from unified_lift.bench.robustness import BASE
+from unified_lift.bench.tables import KINDS, PRESETS, ROBUSTNESS, ROWS, VIEWS, MaskSet, Row
 from unified_lift.evaluation.plots import styled, subplots, time_figure
 
 if TYPE_CHECKING:
@@ -21,10 +22,11 @@ _OURS, _PAPER, _OTHERS = "#b4533c", "#2f6f9f", "#8fb3cc"
 _HIGHLIGHT = ROWS["unified_lift"].name
 _MARKERS = "osDv^<>PX*hpd"
 _PANEL_INCHES, _ROW_INCHES = (3.6, 2.8), 0.26
-Curves = tuple[pd.DataFrame, pd.DataFrame]
-"""Mean and standard deviation in percent: the index is x, every column a curve, NaN = no point."""
+Curves = Mapping[str, list[tuple[float, float, float]]]
+"""Label -> points, each x, mean and standard deviation."""
 
 
+@styled
 def all_figures(grid: Grid, frame: pd.DataFrame) -> dict[str, Figure]:
     """Return caption -> figure; one without data is left out."""
     figures: dict[str, Figure | None] = {}
@@ -36,7 +38,7 @@ def all_figures(grid: Grid, frame: pd.DataFrame) -> dict[str, Figure]:
             figures["Quality against training time"] = _timeline_figure(part) if grid.timeline else None
         else:
             drawn = {
-                "Mean over the scenes": _mean_figure((grid, part, masks)),
+                "Mean over the scenes": _mean_figure(grid, part, masks),
                 "Scene by scene": _scene_figure(grid, part, masks),
                 "Quality against time": _lift_time_figure(grid, part, metric),
                 "HDBSCAN: score over the smallest cluster": _cluster_figure(part, metric),
@@ -45,25 +47,27 @@ def all_figures(grid: Grid, frame: pd.DataFrame) -> dict[str, Figure]:
     return {caption: figure for caption, figure in figures.items() if figure is not None}
 
 
-@styled
-def _mean_figure(data: tuple[Grid, pd.DataFrame, MaskSet]) -> Figure | None:
+def _percent(part: pd.DataFrame, row: Row, metric: str) -> tuple[float, float]:
+    """Return mean and standard deviation of a row; NaN where there is no mean."""
+    found = score(part[part.method == row.key], metric)
+    return 100 * (np.nan if found.mean is None else found.mean), 100 * (found.std or 0)
+
+
+def _mean_figure(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> Figure | None:
     """Return a panel for every metric: a bar for each row with its standard deviation, a diamond for the paper."""
-    grid, part, masks = data
     names = [row.name for row in grid.rows]
-    scores = {m: [score(part[part.method == row.key], m) for row in grid.rows] for m in masks.metrics}
-    scores = {m: found for m, found in scores.items() if any(one.mean is not None for one in found)}
+    scores = {metric: np.array([_percent(part, row, metric) for row in grid.rows]) for metric in masks.metrics}
+    scores = {metric: found for metric, found in scores.items() if np.isfinite(found[:, 0]).any()}
     if not scores:
         return None
     width = 1.6 + _PANEL_INCHES[0] * len(scores)
     figure, axes = subplots(1, len(scores), width=width, height=_ROW_INCHES * len(names) + 0.7)
-    for axis, (metric, found) in zip(axes, scores.items()):
-        for place, (row, one) in enumerate(zip(grid.rows, found)):
-            paper = grid.table.paper.get(row.citation)
-            color = _OURS if row.name == _HIGHLIGHT else _OTHERS
-            if one.mean is not None:
-                axis.barh(place, 100 * one.mean, xerr=100 * (one.std or 0), color=color, height=0.7, error_kw={"lw": 1})
-            if paper is not None and metric in paper.mean:
-                axis.plot(100 * paper.mean[metric], place, "D", color=_PAPER, markersize=4, zorder=3)
+    colors = [_OURS if name == _HIGHLIGHT else _OTHERS for name in names]
+    for axis, (metric, (means, stds)) in zip(axes, ((metric, found.T) for metric, found in scores.items())):
+        axis.barh(range(len(names)), means, xerr=stds, color=colors, height=0.7, error_kw={"lw": 1})
+        for place, row in enumerate(grid.rows):
+            if metric in (paper := grid.table.published(row).mean):
+                axis.plot(100 * paper[metric], place, "D", color=_PAPER, markersize=4, zorder=3)
         axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
         axis.invert_yaxis()
         axis.set_xlim(0, 100)
@@ -72,24 +76,23 @@ def _mean_figure(data: tuple[Grid, pd.DataFrame, MaskSet]) -> Figure | None:
     return figure
 
 
-@styled
-def _line_figure(panels: Mapping[str, Curves]) -> Figure | None:
+def _line_figure(panels: Mapping[str, Curves], *, xlabel: str = "") -> Figure | None:
     """Return a panel for each title, bands of one standard deviation, and one legend; None where there is no point."""
-    labels = list(dict.fromkeys(label for mean, _ in panels.values() for label in mean.dropna(axis=1, how="all")))
+    labels = list(dict.fromkeys(label for curves in panels.values() for label, points in curves.items() if points))
     if not labels:
         return None
     columns = min(3, len(panels))
     width = _PANEL_INCHES[0] * columns + 2
     figure, axes = subplots(-(-len(panels) // columns), columns, width=width, height=_PANEL_INCHES[1])
-    for axis, (title, (means, stds)) in zip(axes, panels.items()):
+    for axis, (title, curves) in zip(axes, panels.items()):
         for index, label in enumerate(labels):
-            mean = means[label].dropna() if label in means else pd.Series(dtype=float)
-            std = stds[label].reindex(mean.index).fillna(0) if label in stds else 0 * mean
+            x, mean, std = np.reshape(curves.get(label, []), (-1, 3)).T
             style: dict[str, Any] = {"color": f"C{index}", "lw": 1.2}
             style |= {"color": _OURS, "lw": 2.4, "zorder": 4} if label == _HIGHLIGHT else {}
-            axis.plot(mean.index, mean, marker=_MARKERS[index % len(_MARKERS)], ms=4, label=label, **style)
-            axis.fill_between(mean.index, mean - std, mean + std, color=style["color"], alpha=0.15, lw=0)
+            axis.plot(x, mean, marker=_MARKERS[index % len(_MARKERS)], ms=4, label=label, **style)
+            axis.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.15, lw=0)
         axis.set_title(title, loc="left")
+        axis.set_xlabel(xlabel)
     for axis in axes[len(panels) :]:
         axis.remove()
     figure.legend(handles=axes[0].lines, loc="outside right upper", frameon=False, fontsize=6.5)
@@ -98,13 +101,11 @@ def _line_figure(panels: Mapping[str, Curves]) -> Figure | None:
 
 def _curves(grid: Grid, part: pd.DataFrame, metric: str, x: Mapping[str, float]) -> Curves:
     """Return the curve of every row; `x`: scene -> its place on the axis."""
-    mean, std = (pd.DataFrame(index=list(x.values()), dtype=float) for _ in range(2))
-    for row in grid.rows:
-        own = part[part.method == row.key]
-        found = [score(own[own.scene == scene], metric) for scene in x]
-        mean[row.name] = [float("nan") if one.mean is None else 100 * one.mean for one in found]
-        std[row.name] = [100 * (one.std or 0) for one in found]
-    return mean, std
+    points = {
+        row.name: [(place, *_percent(part[part.scene == scene], row, metric)) for scene, place in x.items()]
+        for row in grid.rows
+    }
+    return {name: [point for point in own if np.isfinite(point[1])] for name, own in points.items()}
 
 
 def _scene_figure(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> Figure | None:
@@ -122,19 +123,15 @@ def _scene_figure(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> Figure | No
 
 def _lift_time_figure(grid: Grid, part: pd.DataFrame, metric: str) -> Figure | None:
     """Return the main metric of every row against its mean time for the lift, on a logarithmic axis."""
-    points = {}
-    for row in grid.rows:
-        own = part[part.method == row.key]
-        found, seconds = score(own, metric).mean, own.lift_s.astype(float).mean()
-        if found is not None and seconds > 0:
-            points[row.name] = pd.Series({seconds: 100 * found})
-    figure = _line_figure({f"{metric} [%]": (pd.DataFrame(points), pd.DataFrame())})
+    seconds = part.lift_s.astype(float).groupby(part.method).mean()
+    points = {row.name: (seconds.get(row.key, 0), _percent(part, row, metric)[0], 0.0) for row in grid.rows}
+    known = {name: [point] for name, point in points.items() if point[0] > 0 and np.isfinite(point[1])}
+    figure = _line_figure({f"{metric} [%]": known}, xlabel="lift, seconds")
     for axis in figure.axes if figure else ():
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter("{x:.2g}")
         axis.tick_params(axis="x", which="both", labelrotation=20)
-        axis.set_xlabel("lift, seconds")
     return figure
 
 
@@ -142,15 +139,13 @@ def _cluster_figure(part: pd.DataFrame, metric: str) -> Figure | None:
     """Return the main metric over the candidates of an oracle row, a line for each scene (its first seed)."""
     curves = {}
     for _, place in part.dropna(subset="_candidates").drop_duplicates("scene").iterrows():
-        numbers = {name: re.search(r"\d+(?:\.\d+)?", name) for name in place._candidates}
-        known = {name: number for name, number in numbers.items() if number and metric in place._candidates[name]}
-        points = {float(number.group()): 100 * place._candidates[name][metric] for name, number in known.items()}
+        sizes = {name: re.search(r"\d+(?:\.\d+)?", name) for name in place._candidates}
+        known = [(size, place._candidates[name]) for name, size in sizes.items() if size]
+        points = [(float(size.group()), 100 * scores[metric], 0.0) for size, scores in known if metric in scores]
         if len(points) > 1:
-            curves[place.scene] = pd.Series(points).sort_index()
-    figure = _line_figure({f"{metric} [%], one codebook for each cluster size": (pd.DataFrame(curves), pd.DataFrame())})
-    for axis in figure.axes if figure else ():
-        axis.set_xlabel("smallest cluster")
-    return figure
+            curves[place.scene] = sorted(points)
+    title = f"{metric} [%], one codebook for each cluster size"
+    return _line_figure({title: curves}, xlabel="smallest cluster")
 
 
 def _robustness_figure(grid: Grid, part: pd.DataFrame, metric: str) -> Figure | None:
@@ -168,6 +163,5 @@ def _robustness_figure(grid: Grid, part: pd.DataFrame, metric: str) -> Figure | 
 
 
 def _timeline_figure(part: pd.DataFrame) -> Figure | None:
-    done = part[part.state == "done"]
-    done = done.assign(seconds=done.geometry_s + done.lift_s)
+    done = part[part.state == "done"].eval("seconds = geometry_s + lift_s")
     return time_figure({str(preset): own.to_dict("records") for preset, own in done.groupby("method", sort=False)})

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unified_lift.bench.robustness import BASE, VIEWS, noisy_scene
-from unified_lift.bench.tables import PRESETS, ROBUSTNESS, ROWS, MaskSet, Row, SceneFolder, Table
+from unified_lift.bench.robustness import BASE, noisy_scene
+from unified_lift.bench.tables import PRESETS, ROBUSTNESS, ROWS, VIEWS, MaskSet, Row, SceneFolder, Table
 from unified_lift.modelfolder.outputs import iteration_dir
 from unified_lift.modelfolder.settings import TrainSettings, changed, with_preset
 

@@ -67,35 +67,23 @@ def _galleries(grid: Grid, frame: pd.DataFrame) -> dict[str, dict[str, np.ndarra
     names = {row.key: row.name for row in grid.rows if not row.model}
     done = frame[(frame.state == "done") & frame.method.isin(names)].drop_duplicates(["masks", "scene", "method"])
     for (masks, scene), own in done.groupby(["masks", "scene"], sort=False):
-        models = {names[line.method]: (line._model, line._results) for _, line in own.iterrows()}
-        folder = next(one.path for one in grid.scenes if one.name == scene)
-        for view, pictures in _views(folder, models).items():
+        tests = {names[line.method]: line._model / "test" / line._results for _, line in own.iterrows()}
+        photos = next(iter(tests.values())) / "gt"
+        views = [str(path.relative_to(photos).with_suffix("")) for path in photos.rglob("*.png")]
+        chosen = chosen_views(sorted(views, key=lambda name: (len(name), name)), count=VIEWS_SHOWN)
+        source = next(one.path for one in grid.scenes if one.name == scene)
+        annotations = load_annotations(DataSettings(source_path=source), chosen) if chosen else {}
+        for view in chosen:
+            pictures = {"photo": read_picture(photos / f"{view}.png")}
+            if view in annotations:
+                pictures["ground truth"] = object_colors(annotations[view])
+            for row, test in tests.items():
+                ids, report = test / "objects_pred" / f"{view}.png", test.parents[1] / "evaluation.json"
+                if ids.exists():
+                    details = read_json(report).get(test.name, {}) if report.exists() else {}
+                    pictures[row] = matched_colors(read_picture(ids), details)
             galleries[f"{scene}, masks {masks}, view {view}"] = pictures
     return galleries
-
-
-def _views(scene: Path, models: Mapping[str, tuple[Path, str]]) -> dict[str, dict[str, np.ndarray]]:
-    """Return view -> caption -> picture; `models`: name -> folder and name of the results."""
-    first, results = next(iter(models.values()))
-    photos = first / "test" / results / "gt"
-    names = sorted((str(path.relative_to(photos).with_suffix("")) for path in photos.rglob("*.png")), key=_by_length)
-    chosen = chosen_views(names, count=VIEWS_SHOWN)
-    annotations = load_annotations(DataSettings(source_path=scene), chosen) if chosen else {}
-    views = {}
-    for name in chosen:
-        views[name] = {"photo": read_picture(photos / f"{name}.png")}
-        if name in annotations:
-            views[name]["ground truth"] = object_colors(annotations[name])
-        for row, (model, results) in models.items():
-            path, report = model / "test" / results / "objects_pred" / f"{name}.png", model / "evaluation.json"
-            if path.exists():
-                details = read_json(report).get(results, {}) if report.exists() else {}
-                views[name][row] = matched_colors(read_picture(path), details)
-    return views
-
-
-def _by_length(name: str) -> tuple[int, str]:
-    return len(name), name
 
 
 def _plot_uri(figure: Figure) -> str:

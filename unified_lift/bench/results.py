@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from unified_lift.bench.grid import Grid, job_of, lift_steps, places
-from unified_lift.bench.robustness import KINDS
 from unified_lift.bench.run import Record
-from unified_lift.bench.tables import PRESETS, ROBUSTNESS, MaskSet
+from unified_lift.bench.tables import KINDS, PRESETS, ROBUSTNESS, MaskSet
 from unified_lift.evaluation.protocols import metric_of
 
 NOTHING = "-"
@@ -48,12 +47,12 @@ def measure(grid: Grid, records: Mapping[str, Record]) -> pd.DataFrame:
     Columns that begin with "_" are for plots and pictures: the model folder, the name of its results, its oracle
     candidates, and what it was trained with.
     """
-    lines = []
+    lines: list[dict[str, Any]] = []
     for place in places(grid):
-        line: dict[str, Any] = {"masks": place.masks.folder, "scene": place.scene.name, "kind": place.scene.kind}
-        line |= {"amount": place.scene.amount, "method": place.row.key, "seed": place.seed}
-        line |= {"iterations": place.iterations if grid.timeline else None, "state": "no masks"}
-        line |= {"message": f"no folder {place.masks.folder}/ in the scene"}
+        masks, scene, row, seed, iterations = place
+        line = {"masks": masks.folder, "scene": scene.name, "kind": scene.kind, "amount": scene.amount}
+        line |= {"iterations": iterations, "method": row.key, "seed": seed, "state": "no masks"}
+        line |= {"message": f"no folder {masks.folder}/ in the scene"}
         if place.has_masks:
             job = job_of(grid, place)
             record, geometry = records[job.key], records[job.geometry.key].figures.get("manifest", {})
@@ -62,12 +61,11 @@ def measure(grid: Grid, records: Mapping[str, Record]) -> pd.DataFrame:
                 line |= _measured(record.figures)
                 line |= {"geometry_s": geometry.get("seconds", {}).get("geometry"), "_model": job.model}
         lines.append(line)
-    metrics = [metric for masks in grid.table.masks for metric in masks.metrics]
     frame = pd.DataFrame(lines)
-    scores = frame.columns.difference([*_PLACE, *_COSTS.values(), "num_groups", *metrics, "message", *_HIDDEN])
-    columns = [*_PLACE, *_COSTS.values(), "num_groups", *metrics, *scores, "message", *_HIDDEN]
+    columns = [*_PLACE, *_COSTS.values(), "num_groups", *(m for masks in grid.table.masks for m in masks.metrics)]
+    others = frame.columns.difference([*columns, "message", *_HIDDEN])
     unused = [*(() if grid.timeline else ["iterations"]), *(() if frame.kind.any() else ["kind", "amount"])]
-    return frame.reindex(columns=dict.fromkeys(columns)).drop(columns=unused)
+    return frame.reindex(columns=dict.fromkeys([*columns, *others, "message", *_HIDDEN])).drop(columns=unused)
 
 
 def _measured(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,9 +90,8 @@ def score(part: pd.DataFrame, column: str) -> Score:
     """
     axes = [name for name in ("scene", "iterations") if name in part]
     values = part.set_index(["seed", *axes])[column].astype(float).unstack(axes)
-    states = part.state[part[column].isna()].replace({"done": "no score", "blocked": "failed"})
-    problem = states.iloc[0] if len(states) else ""
-    known = int(values.count().sum())
+    problems = part.state[part[column].isna()].replace({"done": "no score", "blocked": "failed"})
+    problem, known = next(iter(problems), ""), int(values.count().sum())
     if part.empty or values.isna().all().any():
         return Score(None, None, known, values.size, problem or "no masks")
     of_seeds = values.dropna().mean(axis=1)
@@ -110,12 +107,8 @@ def score_text(part: pd.DataFrame, column: str) -> str:
         return NOTHING if is_cost else found.problem
     factor = 100 if metric_of(column).unit == "%" and not is_cost else 1
     digits = 0 if column == "Gaussians" else 1
-    text = f"{factor * found.mean:.{digits}f}"
-    if found.std is not None:
-        text += f" ± {factor * found.std:.{digits}f}"
-    if found.known < found.expected:
-        text += f" [{found.known} of {found.expected}, rest {found.problem}]"
-    return text
+    text = " ± ".join(f"{factor * value:.{digits}f}" for value in (found.mean, found.std) if value is not None)
+    return text + (f" [{found.known} of {found.expected}, rest {found.problem}]" if found.problem else "")
 
 
 def of_masks(frame: pd.DataFrame, masks: MaskSet) -> pd.DataFrame:
@@ -127,19 +120,19 @@ def all_tables(grid: Grid, frame: pd.DataFrame) -> list[TextTable]:
     """Return the tables: for each mask set the means, then every metric scene by scene; last what went wrong."""
     tables = []
     for masks in grid.table.masks:
-        part = of_masks(frame, masks)
-        of = f", masks {masks.folder}"
+        part, of = of_masks(frame, masks), f", masks {masks.folder}"
         if grid.table.key == PRESETS:
             tables.append(_preset_table(grid, part, masks))
         elif grid.table.key == ROBUSTNESS:
             steps = ", ".join(f"{row.key} {lift_steps(row, grid.lift_iterations)}" for row in grid.rows)
             for kind, own in part.groupby("kind", sort=False):
                 title = f"{masks.metrics[0]}, {kind}: {KINDS[str(kind)][0]}. {_scores_note(grid)} Lift steps: {steps}"
-                tables.append(scene_table(grid, own, masks.metrics[0], "amount", title))
+                amounts = {f"{amount:g}": each for amount, each in own.groupby("amount", sort=False)}
+                tables.append(_score_table(grid, title, dict.fromkeys(amounts, masks.metrics[0]), amounts))
         elif len(part):
-            tables.append(mean_table(grid, part, masks))
+            tables.append(_mean_table(grid, part, masks))
             if part.scene.nunique() > 1:
-                tables += [scene_table(grid, part, m, "scene", f"{m} by scene{of}") for m in masks.metrics]
+                tables += [_scene_table(grid, part, metric, f"{metric} by scene{of}") for metric in masks.metrics]
             if "num_objects_true" in part:
                 tables.append(_count_table(grid, part, f"Objects in the held-out views{of}"))
     problems = frame[frame.state != "done"]
@@ -150,63 +143,74 @@ def all_tables(grid: Grid, frame: pd.DataFrame) -> list[TextTable]:
     return tables
 
 
-def mean_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
+def _score_table(
+    grid: Grid, title: str, metrics: Mapping[str, str], parts: Mapping[str, pd.DataFrame], *notes: str
+) -> TextTable:
+    """Return a line for each row of the grid, the best of each column marked where two have a score, oracles aside.
+
+    Args:
+        grid: The benchmark.
+        title: Of the table.
+        metrics: Name of a column -> its metric.
+        parts: Name of a column -> lines of the frame it is about.
+        notes: Sentences below the table.
+    """
+    cells, best = pd.DataFrame({"method": [row.name for row in grid.rows]}), set()
+    for name, metric in metrics.items():
+        own = [parts[name][parts[name].method == row.key] for row in grid.rows]
+        cells[name] = [score_text(lines, metric) for lines in own]
+        means = [None if row.is_oracle else score(lines, metric).mean for row, lines in zip(grid.rows, own)]
+        known = [mean for mean in means if mean is not None]
+        pick = max if metric_of(metric).higher_is_better else min
+        best |= {(index, name) for index, mean in enumerate(means) if len(known) > 1 and mean == pick(known)}
+    return TextTable(title=title, cells=cells, best=frozenset(best), notes=notes)
+
+
+def _mean_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
     """Return means over the scenes with the paper's numbers beside them, and the times."""
-    paper = grid.table.paper
-    own = {row.citation for row in grid.rows}
-    lines = [(row.name, part[part.method == row.key], paper.get(row.citation)) for row in grid.rows]
-    lines += [(f"{cited.name} (cited)", part[:0], cited) for key, cited in paper.items() if key not in own]
     on_papers = {scene.name for scene in grid.scenes} == set(grid.table.scenes)
-    cells: dict[str, list[str]] = {"method": [name for name, _, _ in lines]}
-    for metric in masks.metrics:
-        cells[metric] = [NOTHING if mine.empty else score_text(mine, metric) for _, mine, _ in lines]
-        if any(cited and metric in cited.mean for _, _, cited in lines):
-            values = [cited.mean.get(metric) if cited else None for _, _, cited in lines]
-            name = f"{metric} paper" if on_papers else f"{metric} paper, its scenes"
-            cells[name] = [NOTHING if value is None else f"{100 * value:.1f}" for value in values]
-    for name, column in _TIMES.items():
-        means = [mine[column].astype(float).mean() for _, mine, _ in lines]
-        cells[name] = [f"{mean:.1f}" if mean == mean else NOTHING for mean in means]
-    if any(cited and cited.hours for _, _, cited in lines):
-        cells["paper hours"] = [cited.hours if cited else "" for _, _, cited in lines]
     scenes = part.scene.unique()
-    of = scenes[0] if len(scenes) == 1 else f"{len(scenes)} scenes"
     notes = [f"{_scores_note(grid)} Bold: the best of ours, oracles aside."]
     notes[0] += " Times are means over scenes and seeds; all methods share the geometry."
-    if paper and not on_papers:
+    if grid.table.paper and not on_papers:
         notes.append("The paper's numbers are means over its own scenes, shown for reference only.")
     if any(row.is_oracle for row in grid.rows):
         notes.append("Oracle: the cluster size is the one that scores best on the test views, as the paper's rows do.")
     if missing := [scene.name for scene in grid.scenes if scene.name not in scenes]:
         notes.append(f"No masks {masks.folder}: {', '.join(missing)}.")
-    return TextTable(
-        title=f"{grid.table.title}, masks {masks.folder}: mean of {of}",
-        cells=pd.DataFrame(cells),
-        best=_best(grid, {metric: (part, metric) for metric in masks.metrics}),
-        notes=tuple(notes),
-    )
+    of = scenes[0] if len(scenes) == 1 else f"{len(scenes)} scenes"
+    title = f"{grid.table.title}, masks {masks.folder}: mean of {of}"
+    metrics = {metric: metric for metric in masks.metrics}
+    table = _score_table(grid, title, metrics, dict.fromkeys(metrics, part), *notes)
+    own = {row.citation for row in grid.rows}
+    only_cited = [cited for key, cited in grid.table.paper.items() if key not in own]
+    cells = pd.concat([table.cells, pd.DataFrame({"method": [f"{cited.name} (cited)" for cited in only_cited]})])
+    published = [*map(grid.table.published, grid.rows), *only_cited]
+    for metric in masks.metrics:
+        values = [f"{100 * cited.mean[metric]:.1f}" if metric in cited.mean else NOTHING for cited in published]
+        if set(values) != {NOTHING}:
+            name = f"{metric} paper" if on_papers else f"{metric} paper, its scenes"
+            cells.insert(cells.columns.get_loc(metric) + 1, name, values)
+    for name, column in _TIMES.items():
+        means = part[column].astype(float).groupby(part.method).mean().reindex([row.key for row in grid.rows])
+        cells[name] = [f"{mean:.1f}" if mean == mean else NOTHING for mean in means] + [NOTHING] * len(only_cited)
+    if any(cited.hours for cited in published):
+        cells["paper hours"] = [cited.hours for cited in published]
+    return replace(table, cells=cells.fillna(NOTHING).reset_index(drop=True))
 
 
-def scene_table(grid: Grid, part: pd.DataFrame, metric: str, by: str, title: str) -> TextTable:
-    """Return a metric with a column for each scene (or what else `by` names), and their mean over scenes.
-
-    A scene's number in the paper follows in parentheses.
-    """
-    columns = {f"{value:g}" if by == "amount" else value: part[part[by] == value] for value in part[by].unique()}
-    parts = columns | ({"mean": part} if by == "scene" else {})
-    lines, is_quoted = [], False
-    for row in grid.rows:
-        line = {"method": row.name}
-        line |= {name: score_text(own[own.method == row.key], metric) for name, own in parts.items()}
-        paper = grid.table.paper.get(row.citation)
-        for scene, value in zip(grid.table.scenes, paper.scenes.get(metric, ()) if paper else ()):
-            if scene in line:
-                line[scene] += f" ({100 * value:.1f})"
+def _scene_table(grid: Grid, part: pd.DataFrame, metric: str, title: str) -> TextTable:
+    """Return a metric scene by scene, in parentheses the paper's number, and the mean over the scenes."""
+    scenes = dict(list(part.groupby("scene", sort=False)))
+    table = _score_table(grid, title, dict.fromkeys(scenes, metric), scenes)
+    cells, is_quoted = table.cells, False
+    cells["mean"] = [score_text(part[part.method == row.key], metric) for row in grid.rows]
+    for index, row in enumerate(grid.rows):
+        for scene, value in zip(grid.table.scenes, grid.table.published(row).scenes.get(metric, ())):
+            if scene in scenes:
+                cells.loc[index, scene] += f" ({100 * value:.1f})"
                 is_quoted = True
-        lines.append(line)
-    best = _best(grid, {name: (own, metric) for name, own in columns.items()})
-    notes = ("In parentheses: the paper.",) if is_quoted else ()
-    return TextTable(title=title, cells=pd.DataFrame(lines), best=best, notes=notes)
+    return replace(table, notes=("In parentheses: the paper.",) if is_quoted else ())
 
 
 def _preset_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
@@ -215,8 +219,8 @@ def _preset_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
     lines = []
     for place, own in part.groupby(axes, sort=False):
         line = dict(zip(axes, map(str, place))) | {"seeds": str((own.state == "done").sum())}
-        line |= {metric: score_text(own, metric) for metric in masks.metrics}
-        lines.append(line | {name: score_text(own, column) for name, column in _COSTS.items()})
+        columns = {metric: metric for metric in masks.metrics} | _COSTS
+        lines.append(line | {name: score_text(own, column) for name, column in columns.items()})
     return TextTable(title=grid.table.title, cells=pd.DataFrame(lines), notes=(_scores_note(grid),))
 
 
@@ -225,17 +229,14 @@ def _count_table(grid: Grid, part: pd.DataFrame, title: str) -> TextTable:
 
     Source: num_objects_pred (for whole-image segments background pieces are among them) and num_objects_true.
     """
-    lines = [("annotated", part, "num_objects_true")]
+    lines = {"annotated": part.num_objects_true}
     for row in grid.rows:
         own = part[part.method == row.key]
-        lines.append((row.name, own, "num_objects_pred"))
-        if own.num_groups.notna().any():
-            lines.append((f"{row.name}: groups", own, "num_groups"))
-    cells = []
-    for name, own, column in lines:
-        means = own[column].astype(float).groupby(own.scene, sort=False).mean()
-        cells.append({"method": name} | {scene: f"{mean:.0f}" for scene, mean in means.items() if mean == mean})
-    return TextTable(title=title, cells=pd.DataFrame(cells).fillna(NOTHING))
+        lines |= {row.name: own.num_objects_pred, f"{row.name}: groups": own.num_groups}
+    means = {name: values.astype(float).groupby(part.scene, sort=False).mean() for name, values in lines.items()}
+    known = {name: mean for name, mean in means.items() if not name.endswith(": groups") or mean.notna().any()}
+    cells = pd.DataFrame(known).T.map(lambda mean: f"{mean:.0f}" if mean == mean else NOTHING)
+    return TextTable(title=title, cells=cells.rename_axis("method").reset_index())
 
 
 def markdown(tables: Iterable[TextTable]) -> str:
@@ -275,12 +276,11 @@ def summary(grid: Grid, frame: pd.DataFrame) -> dict[str, Any]:
     for masks in grid.table.masks:
         for row in grid.rows:
             part = of_masks(frame, masks)
-            part, paper = part[part.method == row.key], grid.table.paper.get(row.citation)
+            part, paper = part[part.method == row.key], grid.table.published(row).mean
             metrics: dict[str, Any] = {}
             for metric in masks.metrics:
                 scenes = {name: score(own, metric)._asdict() for name, own in part.groupby("scene")}
-                quoted = paper.mean.get(metric) if paper else None
-                metrics[metric] = score(part, metric)._asdict() | {"paper": quoted, "scenes": scenes}
+                metrics[metric] = score(part, metric)._asdict() | {"paper": paper.get(metric), "scenes": scenes}
             seconds = {name: score(part, f"{name}_s")._asdict() for name in ("geometry", "lift")}
             entries.append({"masks": masks.folder, "method": row.key, "metrics": metrics, "seconds": seconds})
     return {
@@ -304,15 +304,3 @@ def ran_on(frame: pd.DataFrame) -> list[str]:
 def _scores_note(grid: Grid) -> str:
     seeds = len(grid.seeds)
     return "Scores in percent, " + (f"mean ± standard deviation of {seeds} seeds." if seeds > 1 else "one seed.")
-
-
-def _best(grid: Grid, columns: Mapping[str, tuple[pd.DataFrame, str]]) -> frozenset[tuple[int, str]]:
-    """Return (line, column) of the best mean of each column, oracles aside; none where there are less than two."""
-    best = set()
-    for name, (part, metric) in columns.items():
-        rows = {index: row.key for index, row in enumerate(grid.rows) if not row.is_oracle}
-        means = {index: score(part[part.method == key], metric).mean for index, key in rows.items()}
-        known = {index: mean for index, mean in means.items() if mean is not None}
-        pick = max if metric_of(metric).higher_is_better else min
-        best |= {(index, name) for index, mean in known.items() if len(known) > 1 and mean == pick(known.values())}
-    return frozenset(best)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import itertools
 import json
 import os
 import queue
@@ -76,9 +75,15 @@ def read_records(jobs: Sequence[Job]) -> dict[str, Record]:
     return records
 
 
+def start_process(command: list[str], log: Path, **options: Any) -> subprocess.Popen:
+    """Start a command as a process, its output appended to `log`; `options`: of Popen."""
+    with open(log, "ab") as file:
+        return subprocess.Popen([sys.executable, "-m", "unified_lift", *command], stdout=file, stderr=file, **options)
+
+
 def run_process(command: list[str], log: Path) -> int:
-    """Run a command in a process of its own, its output appended to `log`; return its exit code."""
-    return _start(command, log).wait()
+    """Run a command as a process and return its exit code."""
+    return start_process(command, log).wait()
 
 
 def run_job(job: Job, execute: Callable[[list[str], Path], int] = run_process) -> Record:
@@ -145,7 +150,8 @@ class LocalPool:
             with self._lock:
                 if self._stopping:
                     return INTERRUPTED
-                child = _start(command, log, environment)
+                # In a session of its own: Ctrl-C in the terminal reaches us alone, and we pass it on once.
+                child = start_process(command, log, env=environment, start_new_session=True)
                 self._children.append(child)
             code = child.wait()
         finally:
@@ -215,25 +221,24 @@ def run_grid(jobs: Sequence[Job], pool: LocalPool | SubmititPool, report: Callab
         KeyboardInterrupt: Once everything that ran has saved what it had.
     """
     records = {key: record for key, record in read_records(jobs).items() if record.status == "done"}
-    waiting = [job for job in jobs if job.key not in records]
     running: dict[str, tuple[Job, Any]] = {}
     if records:
         report(f"{len(records)} of {len(jobs)} jobs are done")
     try:
-        while waiting or running:
+        while len(records) < len(jobs):
             ended = [(job, _result(job, future)) for job, future in running.values() if future.done()]
-            for job in list(waiting):
-                states = [records[other.key].status if other.key in records else "new" for other in job.depends_on]
-                if any(state in ("failed", "blocked", "interrupted") for state in states):
+            for job in jobs:
+                if job.key in records or job.key in running:
+                    continue
+                states = {records[other.key].status if other.key in records else "new" for other in job.depends_on}
+                if states & {"failed", "blocked", "interrupted"}:
                     ended.append((job, Record(status="blocked", message="what it depends on failed")))
-                elif len(running) < pool.capacity and all(state == "done" for state in states):
-                    waiting.remove(job)
+                elif len(running) < pool.capacity and states <= {"done"}:
                     running[job.key] = (job, pool.submit(job))
                     report(f"start  {job.key}")
             for job, record in ended:
                 records[job.key] = record
                 running.pop(job.key, None)
-                waiting = [other for other in waiting if other.key != job.key]
                 report(_line(job, jobs, records, pool.capacity))
             if running and not ended:
                 time.sleep(pool.poll_s)
@@ -277,14 +282,6 @@ def environments(jobs: int, *, threads: int | None = None) -> list[dict[str, str
     if len(devices) < 2:
         return [shared] * jobs
     return [shared | {"CUDA_VISIBLE_DEVICES": devices[index % len(devices)]} for index in range(jobs)]
-
-
-def _start(command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen:
-    line = [sys.executable, "-m", "unified_lift", *command]
-    with open(log, "ab") as file:
-        # On this machine in a session of its own: Ctrl-C in the terminal reaches us alone, and we pass it on once.
-        is_ours = environment is not None
-        return subprocess.Popen(line, stdout=file, stderr=file, env=environment, start_new_session=is_ours)
 
 
 def _result(job: Job, future: Any) -> Record:
@@ -332,10 +329,12 @@ def _line(job: Job, jobs: Sequence[Job], records: Mapping[str, Record], capacity
     how = f"in {duration_text(record.seconds)}" if record.status == "done" else f"({record.message}; {job.log})"
     text = f"{record.status:<6} {job.key} {how}; {states.count('done')} of {len(jobs)} done"
     text += "".join(f", {states.count(s)} {s}" for s in ("failed", "blocked", "interrupted") if s in states)
-    seconds: dict[str, list[float]] = {}
-    for other in jobs:
-        if other.key in records and records[other.key].status == "done":
-            seconds.setdefault(other.row, []).append(records[other.key].seconds)
-    known = list(itertools.chain(*seconds.values()))
-    left = [statistics.mean(seconds.get(other.row, known or [0])) for other in jobs if other.key not in records]
-    return text + (f"; about {duration_text(sum(left) / min(capacity, len(left)))} left" if known and left else "")
+    done = [other for other in jobs if other.key in records and records[other.key].status == "done"]
+    left = [other.row for other in jobs if other.key not in records]
+    if not done or not left:
+        return text
+    seconds = 0.0
+    for row in left:
+        alike = [other for other in done if other.row == row] or done
+        seconds += statistics.mean(records[other.key].seconds for other in alike)
+    return f"{text}; about {duration_text(seconds / min(capacity, len(left)))} left"

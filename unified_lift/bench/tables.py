@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from unified_lift.settings.yaml import read_settings_file
 
 ROBUSTNESS, PRESETS = "robustness", "presets"
 """Tables with a grid of their own: the scenes are made, or every preset trains its own geometry."""
+VIEWS = "views"
+"""The kind of robustness that leaves the masks alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +28,9 @@ class Row:
     key: str
     """What `--methods` calls it."""
     name: str
-    train: tuple[str, ...] = ()
+    train: Sequence[str] = ()
     """Flags of train.py."""
-    eval: tuple[str, ...] = ()
+    eval: Sequence[str] = ()
     """Flags of eval.py."""
     citation: str = ""
     """Row of the paper's table whose number is printed beside ours; "" = none."""
@@ -45,7 +48,7 @@ class MaskSet:
     """Masks to train on: their folder in the scene, and the scores that fit them, the main one first."""
 
     folder: str
-    metrics: tuple[str, ...]
+    metrics: Sequence[str]
     protocol: str = "auto"
 
 
@@ -54,7 +57,7 @@ class Published:
     """A row of a table of the paper: metric -> mean, and metric -> value of each of the table's scenes; fractions."""
 
     name: str
-    mean: Mapping[str, float]
+    mean: Mapping[str, float] = field(default_factory=dict)
     scenes: Mapping[str, Sequence[float]] = field(default_factory=dict)
     hours: str = ""
 
@@ -65,12 +68,16 @@ class Table:
 
     key: str
     title: str
-    rows: tuple[str, ...]
-    masks: tuple[MaskSet, ...]
-    scenes: tuple[str, ...] = ()
+    rows: Sequence[str]
+    masks: Sequence[MaskSet]
+    scenes: Sequence[str] = ()
     dataset: str = ""
     """Which `scripts/prepare_<dataset>.py` checks a download of it."""
     paper: Mapping[str, Published] = field(default_factory=dict)
+
+    def published(self, row: Row) -> Published:
+        """Return the paper's numbers for a row; without any where it is not cited."""
+        return self.paper.get(row.citation, Published(name=""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,20 +90,18 @@ class SceneFolder:
     amount: float = 0.0
 
 
-def _tuples(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
-
-
-def _table(key: str, entry: Mapping[str, Any]) -> Table:
-    masks = tuple(MaskSet(**_tuples(masks)) for masks in entry["masks"])
+def _table(key: str, entry: dict[str, Any]) -> Table:
+    masks = [MaskSet(**masks) for masks in entry["masks"]]
     paper = {name: Published(**row) for name, row in entry.get("paper", {}).items()}
-    return Table(**_tuples(entry) | {"key": key, "masks": masks, "paper": paper})
+    return Table(**entry | {"key": key, "masks": masks, "paper": paper})
 
 
 _CONTENT = read_settings_file(Path(__file__).with_name("tables.yaml"))
-ROWS = {key: Row(**{"key": key, "citation": key} | _tuples(entry)) for key, entry in _CONTENT["rows"].items()}
+ROWS = {key: Row(**{"key": key, "citation": key} | entry) for key, entry in _CONTENT["rows"].items()}
 """All rows; `--methods` also takes other methods and settings files."""
 TABLES = {key: _table(key, entry) for key, entry in _CONTENT["tables"].items()}
+KINDS: dict[str, tuple[str, Sequence[float]]] = _CONTENT["noise"]
+"""Kind of noise -> what its amounts are, and these, from the easiest to the hardest."""
 
 
 def chosen_rows(table: Table, words: Sequence[str] | None) -> list[Row]:
@@ -125,12 +130,10 @@ def _row(word: str, *, is_preset: bool) -> Row:
     if is_preset:
         list(preset_chain(word))
         return Row(key=word, name=word, train=("--preset", word))
-    if word in ROWS:
-        return ROWS[word]
-    if word in METHODS:
-        return Row(key=word, name=word, train=("--method", word))
-    known = ", ".join(dict.fromkeys((*ROWS, *METHODS)))
-    raise UserError(f"--methods {word}: no such method; there are {known}, or give a .yaml file of settings")
+    if word not in ROWS and word not in METHODS:
+        known = ", ".join(dict.fromkeys((*ROWS, *METHODS)))
+        raise UserError(f"--methods {word}: no such method; there are {known}, or give a .yaml file of settings")
+    return ROWS.get(word) or Row(key=word, name=word, train=("--method", word))
 
 
 def chosen_scenes(table: Table, data: Path, names: Sequence[str] | None) -> list[SceneFolder]:
@@ -143,22 +146,17 @@ def chosen_scenes(table: Table, data: Path, names: Sequence[str] | None) -> list
         raise UserError(f"{data}: no such folder; give the folder that holds the scenes with --data")
     if names is None:
         folders = [path for path in sorted(data.iterdir()) if path.is_dir()]
-        found = [path.name for path in folders if any(reader.detect(path) for reader in DATASETS.values())]
-        names = table.scenes or found
+        names = table.scenes or [p.name for p in folders if any(reader.detect(p) for reader in DATASETS.values())]
     if not names:
         readers = ", ".join(DATASETS)
         raise UserError(f"{data}: no sub-folder there is a scene of a known layout ({readers}); correct --data")
-    scenes, missing = [], []
-    for name in dict.fromkeys(names):
-        stem = name.rstrip("0123456789")  # Replica's are spelled room0 or room_0
-        paths = [data / spelling for spelling in (name, f"{stem}_{name[len(stem) :]}") if (data / spelling).is_dir()]
-        scenes += [SceneFolder(name=name, path=path) for path in paths[:1]]
-        missing += [] if paths else [name]
-    if missing:
+    # Replica's are spelled room0 or room_0.
+    spellings = {name: (data / name, data / re.sub(r"(\d*)$", r"_\1", name, count=1)) for name in names}
+    scenes = [SceneFolder(name=name, path=p) for name, paths in spellings.items() for p in paths if p.is_dir()]
+    if missing := spellings.keys() - {scene.name for scene in scenes}:
         check = f"; scripts/prepare_{table.dataset}.py checks a download" if table.dataset else ""
-        raise UserError(
-            f"{data}: no scene {', '.join(missing)} there{check}, and --scenes restricts the table to what you have"
-        )
+        listed = ", ".join(name for name in spellings if name in missing)
+        raise UserError(f"{data}: no scene {listed} there{check}, and --scenes restricts the table to what you have")
     for scene in scenes:
         detect_reader(DataSettings(source_path=scene.path))
     return scenes

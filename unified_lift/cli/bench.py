@@ -8,9 +8,9 @@ import signal
 from pathlib import Path
 
 from unified_lift.bench.grid import Grid, expand, places, shell_line
-from unified_lift.bench.robustness import KINDS, noisy_scene, write_room
+from unified_lift.bench.robustness import noisy_scene, write_room
 from unified_lift.bench.run import LocalPool, SubmititPool, locked, read_records, run_grid
-from unified_lift.bench.tables import PRESETS, ROBUSTNESS, TABLES, chosen_rows, chosen_scenes
+from unified_lift.bench.tables import KINDS, PRESETS, ROBUSTNESS, TABLES, chosen_rows, chosen_scenes
 from unified_lift.cli.flags import canonical
 from unified_lift.errors import UserError
 from unified_lift.fileio import write_json, write_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from unified_lift.fileio import replacing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Arguments = ParamSpec("Arguments")
+Drawn = TypeVar("Drawn")
 
 _NOT_TERMS = ("stage", "step", "total", "seconds_per_step")
 _STATISTICS = ("num_gaussians", "objects_used", "filtered_ratio")
@@ -42,15 +45,15 @@ _MAX_LABELLED_BARS = 40
 _DPI = 130
 
 
-def styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
+def styled(draw: Callable[Arguments, Drawn]) -> Callable[Arguments, Drawn]:
     """Return `draw` under our style, which is undone afterwards."""
 
     @functools.wraps(draw)
-    def styled(data: Any) -> Figure | None:
+    def styled(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Drawn:
         import matplotlib as mpl  # half a second to import, and training and rendering do without
 
         with mpl.rc_context(fname=Path(__file__).with_name("plots.mplstyle")):
-            return draw(data)
+            return draw(*args, **kwargs)
 
     return styled
 

@@ -193,14 +193,22 @@ def surface_points(
     return PointCloud(positions=np.concatenate(positions).astype(np.float32), colors=np.concatenate(colors))
 
 
-def write_synthetic(root: Path, settings: SyntheticSettings) -> None:
+def write_synthetic(root: Path, settings: SyntheticSettings, *, train_views: int | None = None) -> None:
     """Write the scene in the `transforms` layout, with annotations and `scene.json` (all parameters, object list).
 
+    Args:
+        root: A new or empty folder.
+        settings: The room and the errors of its masks.
+        train_views: Only so many of the training views are listed, and initial points are on what these see; the views
+            held out are those of the whole scene, so that scores can be compared. None = all.
     Raises:
-        ValueError: The folder exists and is not empty.
+        ValueError: The folder exists and is not empty, or there is no training view left.
     """
     if root.exists() and any(root.iterdir()):
         raise ValueError(f"{root} is not empty: name a new folder for the synthetic scene")
+    train = settings.num_train if train_views is None else min(train_views, settings.num_train)
+    if train < 1:
+        raise ValueError(f"a synthetic scene needs a training view, received {train_views}")
     for folder in ("images", "object_mask", "annotations/gt_instance"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     room = synthetic_room(settings)
@@ -214,11 +222,10 @@ def write_synthetic(root: Path, settings: SyntheticSettings) -> None:
         _write_png(root / "annotations" / "gt_instance" / f"{index:04d}.png", ids.astype(np.uint16))
         images.append(image)
         depths.append(depth)
-    train = settings.num_train
     rng = np.random.default_rng([settings.seed, 3])
     points = surface_points(list(cameras[:train]), images[:train], depths[:train], count=settings.num_points, rng=rng)
     write_point_cloud(root / "points3D.ply", points)
-    write_json(root / "transforms.json", _transforms(cameras, settings))
+    write_json(root / "transforms.json", _transforms(cameras, train, settings.num_train))
     write_json(root / "scene.json", _description(room, settings))
 
 
@@ -227,8 +234,8 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
         raise OSError(f"could not write {path}")
 
 
-def _transforms(cameras: tuple[Camera, ...], settings: SyntheticSettings) -> dict[str, object]:
-    """Return the content of transforms.json: OpenGL camera-to-world poses and the split."""
+def _transforms(cameras: tuple[Camera, ...], train: int, test_start: int) -> dict[str, object]:
+    """Return the content of transforms.json: OpenGL camera-to-world poses and the split; views between are left out."""
     frames = [
         {
             "file_path": f"images/{index:04d}.png",
@@ -236,6 +243,7 @@ def _transforms(cameras: tuple[Camera, ...], settings: SyntheticSettings) -> dic
             "transform_matrix": flip_opengl_opencv(invert_rigid(camera.cam_from_world)).tolist(),
         }
         for index, camera in enumerate(cameras)
+        if index < train or index >= test_start
     ]
     names = [frame["file_path"] for frame in frames]
     first = cameras[0]
@@ -249,9 +257,9 @@ def _transforms(cameras: tuple[Camera, ...], settings: SyntheticSettings) -> dic
         "cy": first.cy,
         "ply_file_path": "points3D.ply",
         "zero_id": "segment",
-        "train_filenames": names[: settings.num_train],
-        "val_filenames": names[settings.num_train :],
-        "test_filenames": names[settings.num_train :],
+        "train_filenames": names[:train],
+        "val_filenames": names[train:],
+        "test_filenames": names[train:],
         "frames": frames,
     }
 

@@ -1,19 +1,26 @@
-"""unified-lift bench, run as a user runs it, on a fixture dataset and with real processes."""
+"""unified-lift bench on a fixture dataset: whole grids in this process, and Ctrl-C with real ones."""
 
 import csv
 import json
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
 from tests.cli.test_train import SHORT
 from tests.data.fixtures import write_dataset
+from unified_lift.bench import robustness
+from unified_lift.bench.run import LocalPool, run_job
 from unified_lift.bench.tables import KINDS
+from unified_lift.cli.bench import bench_main
 from unified_lift.cli.main import main
+from unified_lift.synthetic.scene import SyntheticSettings
 
 ROOT = Path(__file__).parents[2]
 EXTRA = [*SHORT[2:-3], "--num_random_points=50", "--max_gaussians=60"]  # the benchmark sets the first and the last
@@ -28,31 +35,46 @@ def data(tmp_path_factory):
     return root
 
 
+class InProcess(LocalPool):
+    """Runs the commands one by one in this process, which has imported everything already."""
+
+    def __init__(self):
+        super().__init__(1)
+
+    def submit(self, job):
+        future = Future()
+        future.set_result(run_job(job, self.execute))
+        return future
+
+    def execute(self, command, log):
+        with open(log, "a") as file, redirect_stdout(file), redirect_stderr(file):
+            return main(command)
+
+
 def bench(data, out, *argv, extra=EXTRA, iterations=12):
     return [
-        "bench", "--table", "3", "--data", str(data), "--out", str(out), "--scenes", "tiny", "--seeds", "0",
+        "--table", "3", "--data", str(data), "--out", str(out), "--scenes", "tiny", "--seeds", "0",
         "--iterations", str(iterations), "--device", "cpu", *argv, "--", *extra,
     ]  # fmt: skip
 
 
-def states(out):
-    return {row["method"]: row["state"] for row in csv.DictReader((out / "results.csv").open())}
+def rows(out, by="method"):
+    with (out / "results.csv").open() as file:
+        return {row[by]: row for row in csv.DictReader(file)}
 
 
-def test_a_grid_runs_to_its_tables_goes_on_after_a_failure_and_is_not_run_twice(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in this process, so that sums are the same
+def test_a_grid_runs_to_its_tables_goes_on_after_a_failure_and_is_not_run_twice(data, tmp_path, capsys):
     out, broken = tmp_path / "out", tmp_path / "broken.yaml"
     broken.write_text("method:\n  no_such_setting: 1\n")
     argv = bench(data, out, "--methods", str(broken), "unified_lift")
-    assert main(argv) == 1
+    assert bench_main(argv, InProcess()) == 1
     text = capsys.readouterr().out
     assert "2 of 3 done, 1 failed" in text
     assert "unknown setting 'no_such_setting'" in text
-    assert states(out) == {"broken": "failed", "unified_lift": "done"}
+    assert {name: row["state"] for name, row in rows(out).items()} == {"broken": "failed", "unified_lift": "done"}
     assert FILES <= {path.name for path in out.iterdir()}
-    model = out / "detic_instance/tiny/unified_lift/seed0"
+    model, row = out / "detic_instance/tiny/unified_lift/seed0", rows(out)["unified_lift"]
     scores = json.loads((model / "results.json").read_text())["ours_0"]
-    (row,) = [row for row in csv.DictReader((out / "results.csv").open()) if row["method"] == "unified_lift"]
     assert float(row["PQ_scene"]) == scores["PQ_scene"]
     assert float(row["geometry_s"]) > 0
     assert f"{100 * scores['PQ_scene']:.1f}" in (out / "table.md").read_text()
@@ -63,34 +85,24 @@ def test_a_grid_runs_to_its_tables_goes_on_after_a_failure_and_is_not_run_twice(
     # The commands in commands.txt make the same model by hand.
     saved = model / "point_cloud/iteration_0/point_cloud_objects.ply"
     made = saved.read_bytes()
-    train = next(step for step in json.loads((model / "cell.json").read_text())["commands"][1:] if step[0] == "train")
-    places = {"<out>": str(out), "<tiny>": str(data / "tiny")}
-    by_hand = [next((to + w[len(frm) :] for frm, to in places.items() if w.startswith(frm)), w) for w in train]
-    assert " ".join(by_hand) in (out / "commands.txt").read_text()
+    lines = [shlex.split(line) for line in (out / "commands.txt").read_text().splitlines()]
+    (by_hand,) = [line[3:] for line in lines if line[3:4] == ["train"] and line[7] == str(model)]
     assert main(by_hand) == 0
     assert saved.read_bytes() == made
     # Once more: only what failed is run, and with its settings repaired it is done.
     capsys.readouterr()
     broken.write_text("method:\n  feature_dim: 8\n")
-    assert main(argv) == 0
-    text = capsys.readouterr().out
-    started = [line for line in text.splitlines() if line.startswith("start")]
+    assert bench_main(argv, InProcess()) == 0
+    started = [line for line in capsys.readouterr().out.splitlines() if line.startswith("start")]
     assert started == ["start  detic_instance/tiny/broken/seed0"]
-    assert states(out) == {"broken": "done", "unified_lift": "done"}
+    assert {row["state"] for row in rows(out).values()} == {"done"}
 
 
-def test_ctrl_c_leaves_a_grid_that_the_same_command_finishes(data, tmp_path, capsys):
+def test_ctrl_c_leaves_a_grid_that_the_same_command_finishes(data, tmp_path):
     out = tmp_path / "out"
-    extra = [*EXTRA, "--log_interval=20"]
-    argv = bench(data, out, "--methods", "unified_lift", extra=extra, iterations=600)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "unified_lift", *argv],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    geometry = out / "geometry/tiny/seed0"
+    argv = bench(data, out, "--methods", "unified_lift", extra=[*EXTRA, "--log_interval=20"], iterations=600)
+    command, geometry = [sys.executable, "-m", "unified_lift", "bench", *argv], out / "geometry/tiny/seed0"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90
     while not _has_begun(geometry) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -102,15 +114,14 @@ def test_ctrl_c_leaves_a_grid_that_the_same_command_finishes(data, tmp_path, cap
     assert "Traceback" not in printed + error
     assert json.loads((geometry / "cell.json").read_text())["status"] == "interrupted"
     (saved,) = geometry.glob("chkpnt*.pth")
-    done_before = int(saved.stem.removeprefix("chkpnt"))
-    assert 0 < done_before < 600
-    assert main(argv) == 0
+    assert 0 < int(saved.stem.removeprefix("chkpnt")) < 600
+    assert bench_main(argv, InProcess()) == 0
     started = [line for line in (geometry / "log.txt").read_text().splitlines() if line.startswith("$")]
     assert ["--resume" in line for line in started] == [False, True]
     steps = [json.loads(line)["step"] for line in (geometry / "metrics.jsonl").read_text().splitlines()]
     assert 20 in steps
     assert max(steps) == 600
-    assert states(out) == {"unified_lift": "done"}
+    assert rows(out)["unified_lift"]["state"] == "done"
 
 
 def _has_begun(geometry):
@@ -119,9 +130,9 @@ def _has_begun(geometry):
 
 
 def test_a_report_can_be_written_of_what_is_there(data, tmp_path, capsys):
-    assert main(bench(data, tmp_path / "out", "--methods", "gaga", "--report")) == 1
+    assert main(["bench", *bench(data, tmp_path / "out", "--methods", "gaga", "--report")]) == 1
     assert "start" not in capsys.readouterr().out
-    assert states(tmp_path / "out") == {"gaga": "not run"}
+    assert rows(tmp_path / "out")["gaga"]["state"] == "not run"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +149,7 @@ def test_a_report_can_be_written_of_what_is_there(data, tmp_path, capsys):
 )
 def test_wrong_arguments_are_one_line(data, tmp_path, changes, message, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    assert main(bench(data, tmp_path / "out", *changes)) == 2
+    assert main(["bench", *bench(data, tmp_path / "out", *changes)]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
@@ -146,40 +157,40 @@ def test_wrong_arguments_are_one_line(data, tmp_path, changes, message, capsys, 
 
 @pytest.mark.parametrize("word", ["--seed", "--init_ply=a.ply", "geometry:--iterations=3", "-m", "gaga:--preset=x"])
 def test_flags_that_would_undo_the_grid_are_refused(data, tmp_path, word, capsys):
-    assert main(bench(data, tmp_path / "out", extra=[word])) == 2
+    assert main(["bench", *bench(data, tmp_path / "out", extra=[word])]) == 2
     assert f"-- {word.replace('_', '-')}" in capsys.readouterr().err.replace("--model-path", "-m")
 
 
 def test_without_pandas_there_is_one_line_before_anything_runs(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(bench(data, tmp_path / "out")) == 2
+    assert main(["bench", *bench(data, tmp_path / "out")]) == 2
     assert "pip install 'unified-lift[bench]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_presets_are_scored_along_a_timeline_and_not_run_twice(data, tmp_path, capsys):
-    argv = ["bench", "--table", "presets", "--data", str(data), "--out", str(tmp_path), "--methods", "released"]
+    argv = ["--table", "presets", "--data", str(data), "--out", str(tmp_path), "--methods", "released"]
     argv += ["--seeds", "0", "--timeline", "4", "8", "--device", "cpu", "--", "--num_random_points=50", *SHORT[2:-3]]
-    assert main(argv) == 0
-    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert [row["iterations"] for row in rows] == ["4", "8"]
-    assert rows[0]["PSNR"] != rows[1]["PSNR"]
-    early, late = (float(row["geometry_s"]) + float(row["lift_s"]) for row in rows)
-    assert late > early > 0  # one run
+    assert bench_main(argv, InProcess()) == 0
+    early, late = rows(tmp_path, by="iterations").values()
+    assert (early["iterations"], late["iterations"]) == ("4", "8")
+    assert early["PSNR"] != late["PSNR"]
+    assert 0 < float(early["all_s"]) < float(late["all_s"])  # one run
     assert (tmp_path / "timeline.png").stat().st_size > 10_000
     capsys.readouterr()
-    assert main(argv) == 0
+    assert bench_main(argv, InProcess()) == 0
     assert "start" not in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_room_is_made_trained_lifted_and_scored(tmp_path, monkeypatch):
+    small = SyntheticSettings(num_objects=3, num_views=8, width=40, height=30, num_points=300)
+    monkeypatch.setattr(robustness, "BASE", small)
     monkeypatch.setitem(KINDS, "drop", ("drop", (0.5,)))
-    argv = ["bench", "--table", "robustness", "--out", str(tmp_path), "--kinds", "drop", "--methods", "gaga"]
-    argv += ["--seeds", "0", "--iterations", "20", "--lift_iterations", "10", "--device", "cpu", "--jobs", "2"]
-    assert main(argv) == 0
-    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert [(row["kind"], float(row["amount"])) for row in rows] == [("drop", 0.5)]
-    assert all(0 <= float(row["mIoU"]) <= 1 for row in rows)
+    argv = ["--table", "robustness", "--out", str(tmp_path), "--kinds", "drop", "--methods", "gaga"]
+    argv += ["--seeds", "0", "--iterations", "20", "--lift_iterations", "10", "--device", "cpu"]
+    assert bench_main(argv, InProcess()) == 0
+    row = rows(tmp_path)["gaga"]
+    assert (row["kind"], float(row["amount"])) == ("drop", 0.5)
+    assert 0 <= float(row["mIoU"]) <= 1
     assert (tmp_path / "robustness.png").stat().st_size > 10_000
     assert not list(tmp_path.glob("object_mask/*/gaga/seed0/point_cloud"))

@@ -22,8 +22,8 @@ _GRID_SETS = (  # flags of train.py that place a job in the grid
 )  # fmt: skip
 
 
-def bench_main(argv: list[str]) -> int:
-    """Run what is not done yet, write the tables; return 0, or 1 if there are results missing."""
+def bench_main(argv: list[str], pool: LocalPool | SubmititPool | None = None) -> int:
+    """Run what is not done yet in `pool`, write the tables; return 0, or 1 if there are results missing."""
     grid, args = parse(argv)
     if args.room:
         write_room(grid.out, *args.room, seed=grid.seeds[0])
@@ -43,7 +43,7 @@ def bench_main(argv: list[str]) -> int:
             for number in (signal.SIGTERM, signal.SIGINT):  # which a shell ignores for what runs in the background
                 signal.signal(number, signal.default_int_handler)
             try:
-                run_grid(jobs, _pool(grid, args), lambda line: print(line, flush=True))
+                run_grid(jobs, pool or _pool(grid, args), lambda line: print(line, flush=True))
             except KeyboardInterrupt:
                 print("interrupted; the same command goes on where this one stopped")
                 return 130

@@ -67,7 +67,7 @@ def test_objects_and_formats_can_be_given_with_spaces_and_uncertain_gaussians_le
         (["--objects", "9"], "no object 9; there are 0, 1, 2, 3"),
         (["--objects", "mug"], "--objects mug: expected object ids, all, background or scene"),
         (["--format", "obj"], "--format obj: no such format; there are html, labels, ply, points, splat, spz"),
-        (["--min_conf", "2"], "--min_conf must lie between 0 and 1, received 2"),
+        (["--min_conf", "2"], "--min_conf goes up to 1, received 2"),
         (["--iteration", "7"], "iteration 7 is not saved; there are 40"),
         (["--level", "parts"], "no level parts"),
         (["--objects"], "has no object but"),

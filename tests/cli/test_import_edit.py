@@ -80,7 +80,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(model, tmp_path, capsys):
         (tmp_path / "none.ply", [], "none.ply: no such file"),
         (tmp_path / "text.ply", [], "text.ply: not a readable PLY"),
         (far, [], "are not near any of"),
-        (good, ["--max_distance", "-1"], "--max_distance must not be negative"),
+        (good, ["--max_distance", "-1"], "--max_distance must be at least 0"),
         (good, ["--iteration", "3"], "iteration 3 is not saved"),
     ):
         argv = ["import-edit", "-m", str(model), "--ply", str(ply), "--out", str(tmp_path / "new"), *more]

@@ -7,16 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from unified_lift.cli.flags import canonical
 from unified_lift.cli.model_flags import ModelFlags
 from unified_lift.editing import script
 from unified_lift.editing.files import save_model
 from unified_lift.errors import UserError
-from unified_lift.modelfolder.inference import TrainedScene
-
-_TRANSFORM = ("translate", "rotate_axis", "rotate_degrees", "scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +64,7 @@ class EditCommand(ModelFlags):
 
 def edit_main(argv: list[str]) -> int:
     """Parse, load, edit, write. Return the exit code."""
-    command = tyro.cli(EditCommand, args=canonical(argv), prog="unified-lift edit")
+    command = EditCommand.parsed(argv, name="edit")
     edits = [] if command.script is None else script.read_script(command.script, flag="--script")
     edits += [script.read_operation(entry, "flags") for entry in _flag_entries(command)]
     if not edits:
@@ -78,22 +72,20 @@ def edit_main(argv: list[str]) -> int:
     scene = command.load()
     edited = script.apply(scene, edits)
     save_model(edited, command.out, edits=edits, overwrite=command.overwrite)
-    print(f"{command.out}: {_counts(scene)} became {_counts(edited)}; look at it: render.py -m {command.out}")
+    before, after = (f"{len(each.objects)} objects ({len(each)} Gaussians)" for each in (scene, edited))
+    print(f"{command.out}: {before} became {after}; look at it: render.py -m {command.out}")
     for object_id in sorted(set(edited.objects) - set(scene.objects)):
         print(f"  {object_id}: {edited.name_of(object_id)}")
     return 0
-
-
-def _counts(scene: TrainedScene) -> str:
-    return f"{len(scene.objects)} objects ({len(scene)} Gaussians)"
 
 
 def _flag_entries(command: EditCommand) -> Iterator[dict[str, Any]]:
     """Yield what the flags ask for as entries of a script."""
     if command.move and command.duplicate:
         raise UserError("--move and --duplicate share --translate and the like: give one of them, or write a --script")
-    moved = any(getattr(command, name) != getattr(EditCommand, name) for name in _TRANSFORM)
-    if moved and not command.move and not command.duplicate:
+    placing = ("translate", "rotate_axis", "rotate_degrees", "scale")
+    is_placed = any(getattr(command, name) != getattr(EditCommand, name) for name in placing)
+    if is_placed and not command.move and not command.duplicate:
         raise UserError("--translate, --rotate_degrees and --scale need --move or --duplicate and the objects")
     if bool(command.recolour) != (command.color is not None):
         raise UserError('--recolour and --color belong together, as in --recolour 5 --color "#ff0000"')
@@ -104,22 +96,18 @@ def _flag_entries(command: EditCommand) -> Iterator[dict[str, Any]]:
     }
     settings: dict[str, dict[str, Any]] = {
         "clean": {"min_confidence": command.min_confidence, "outliers": command.outliers},
-        "remove": {},
-        "isolate": {},
-        "merge": {},
         "recolour": {"color": command.color, "strength": command.strength},
         "move": placed,
         "duplicate": placed,
     }
-    for key, rest in settings.items():
+    for key in ("clean", "remove", "isolate", "merge", "recolour", "move", "duplicate"):
         if getattr(command, key):
-            yield {key: {"objects": list(getattr(command, key)), **rest}}
-    if command.rename:
-        yield {"rename": dict(_new_name(word) for word in command.rename)}
-
-
-def _new_name(word: str) -> tuple[int, str]:
-    object_id, equals, name = word.partition("=")
-    if not (equals and object_id.isdecimal() and name.strip()):
-        raise UserError(f"--rename {word}: write ID=NAME, such as 7=mug")
-    return int(object_id), name
+            yield {key: {"objects": list(getattr(command, key)), **settings.get(key, {})}}
+    names = {}
+    for word in command.rename:
+        object_id, equals, name = word.partition("=")
+        if not (equals and object_id.isdecimal() and name.strip()):
+            raise UserError(f"--rename {word}: write ID=NAME, such as 7=mug")
+        names[int(object_id)] = name
+    if names:
+        yield {"rename": names}

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import tyro
-
-from unified_lift.cli.flags import canonical
 from unified_lift.cli.model_flags import ModelFlags
 from unified_lift.editing.formats import export
-from unified_lift.errors import UserError
+from unified_lift.settings.limits import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +24,7 @@ class ExportCommand(ModelFlags):
     """ply, splat, spz, html, labels, points; several, separated by commas or spaces."""
     out: Path | None = None
     """Folder to write to; by default `export` in the model folder."""
-    min_conf: float = 0.0
+    min_conf: Annotated[float, Range(0, 1)] = 0.0
     """Leave out Gaussians whose label is less certain than this, 0 to 1."""
     quiet: bool = False
     """No progress bar."""
@@ -34,9 +32,7 @@ class ExportCommand(ModelFlags):
 
 def export_main(argv: list[str]) -> int:
     """Parse, cut out, write. Return the exit code."""
-    command = tyro.cli(ExportCommand, args=canonical(argv), prog="unified-lift export")
-    if not 0 <= command.min_conf <= 1:
-        raise UserError(f"--min_conf must lie between 0 and 1, received {command.min_conf:g}")
+    command = ExportCommand.parsed(argv, name="export")
     scene = command.load()
     made = export(
         scene,

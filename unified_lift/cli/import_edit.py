@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import tyro
-
-from unified_lift.cli.flags import canonical
 from unified_lift.cli.model_flags import ModelFlags
 from unified_lift.editing.files import save_model
 from unified_lift.editing.reattach import MAX_DISTANCE, reattach
-from unified_lift.errors import UserError
 from unified_lift.fileio import write_json
 from unified_lift.model.ply import read_gaussians
 from unified_lift.modelfolder.outputs import provenance
+from unified_lift.settings.limits import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +26,7 @@ class ImportEditCommand(ModelFlags):
     """The edited 3D Gaussian .ply."""
     out: Path
     """Model folder to write."""
-    max_distance: float = MAX_DISTANCE
+    max_distance: Annotated[float, Range(0)] = MAX_DISTANCE
     """How far a changed Gaussian may be from the one it was, in standard deviations of that one."""
     overwrite: bool = False
     """Replace the model in --out."""
@@ -36,14 +34,12 @@ class ImportEditCommand(ModelFlags):
 
 def import_edit_main(argv: list[str]) -> int:
     """Parse, match, write, tell what was found. Return the exit code."""
-    command = tyro.cli(ImportEditCommand, args=canonical(argv), prog="unified-lift import-edit")
-    if command.max_distance < 0:
-        raise UserError(f"--max_distance must not be negative, received {command.max_distance:g}")
+    command = ImportEditCommand.parsed(argv, name="import-edit")
     scene = command.load()
     edited, counts = reattach(read_gaussians(command.ply), scene, max_distance=command.max_distance)
     save_model(edited, command.out, edits=(), overwrite=command.overwrite)
-    facts = {"imported": str(command.ply), **counts}
-    write_json(command.out / "manifest.json", provenance(scene.settings, facts))
+    manifest = provenance(scene.settings, {"imported": str(command.ply), **counts})
+    write_json(command.out / "manifest.json", manifest)
     print(f"{command.ply}: {len(edited)} Gaussians, {len(scene)} before")
     print(f"  {counts['num_same']} where they were")
     print(f"  {counts['num_moved']} moved or copied: another place, the same colour and opacity")

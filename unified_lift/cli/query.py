@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-import tyro
-
-from unified_lift.cli.flags import canonical
 from unified_lift.cli.model_flags import ModelFlags
 from unified_lift.device import chosen_device
 from unified_lift.editing import query
@@ -17,6 +15,7 @@ from unified_lift.editing.query import Found
 from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import grounding_of
 from unified_lift.modelfolder.inference import TrainedScene, object_at, views_of
+from unified_lift.settings.limits import Range
 from unified_lift.types import View
 
 
@@ -41,7 +40,7 @@ class QueryCommand(ModelFlags):
     """With --text: folder of a CLIP model as `transformers` saves it."""
     grounding: str | None = None
     """With --text: what finds the words in the photo of --view: a folder of <text>.png, or `dino:DIR,sam:DIR`."""
-    top: int = 5
+    top: Annotated[int, Range(1)] = 5
     """Most objects that --like and --text name."""
     out: Path | None = None
     """Folder for <id>.png (the object in --view, or where it is seen best, the rest dimmed) and <id>_mask.png."""
@@ -53,15 +52,12 @@ class QueryCommand(ModelFlags):
 
 def query_main(argv: list[str]) -> int:
     """Parse, ask, print, write. Return the exit code."""
-    command = tyro.cli(QueryCommand, args=canonical(argv), prog="unified-lift query")
+    command = QueryCommand.parsed(argv, name="query")
     _check(command)
-    device = chosen_device(command.device)
-    scene = command.load(device)
+    scene = command.load(chosen_device(command.device), source_path=command.source_path)
     views: Sequence[View] = ()
     if command.point or command.text or command.out:
-        data = scene.settings.data
-        moved = data if command.source_path is None else replace(data, source_path=command.source_path)
-        views = query.views_to_ask(views_of(moved), command.view)
+        views = query.views_to_ask(views_of(scene.settings.data), command.view)
     found = _found(command, scene, views)
     if not found:
         print("no object there" if command.point else "no object found")
@@ -69,7 +65,7 @@ def query_main(argv: list[str]) -> int:
     _print_table(scene, found, score="cosine" if command.like is not None else "fit" if command.text else "")
     if command.out is not None:
         shown = query.write_best_views(scene, found, views, command.out)
-        for object_id in (one.object_id for one in found):
+        for object_id in found:
             if object_id in shown:
                 print(f"{command.out / str(object_id)}.png: object {object_id} in view {views[shown[object_id]].name}")
             else:
@@ -89,24 +85,24 @@ def _check(command: QueryCommand) -> None:
         raise UserError("--grounding needs --text and --view NAME: what is sought, and the photo in which it is")
     if command.model is not None and command.text is None:
         raise UserError("--model needs --text: what is sought")
-    if command.top < 1:
-        raise UserError(f"--top must be at least 1, received {command.top}")
 
 
-def _found(command: QueryCommand, scene: TrainedScene, views: Sequence[View]) -> list[Found]:
-    device = scene.gaussians.device
-    if command.like is not None:
-        return query.objects_like(scene, command.like)[: command.top]
+def _found(command: QueryCommand, scene: TrainedScene, views: Sequence[View]) -> Found:
+    device, text = scene.gaussians.device, command.text or ""
+    if command.list:
+        return dict.fromkeys(scene.objects, 1.0)
     if command.point is not None:
         object_id = object_at(scene, views[0].camera, *_pixel(command.point))
-        return [] if object_id is None else [Found(object_id, 1.0)]
-    if command.text is not None and command.model is not None:
+        return {} if object_id is None else {object_id: 1.0}
+    if command.like is not None:
+        found = query.objects_like(scene, command.like)
+    elif command.model is not None:
         encode = query.clip_encoder(command.model, device=device)
-        return query.objects_by_text(scene, command.text, [view.camera for view in views], encode)[: command.top]
-    if command.text is not None and command.grounding is not None:
-        grounding = grounding_of(command.grounding, device=device)
-        return query.objects_by_grounding(scene, command.text, views[0], grounding)[: command.top]
-    return [Found(object_id, 1.0) for object_id in scene.objects]
+        found = query.objects_by_text(scene, text, [view.camera for view in views], encode)
+    else:
+        grounding = grounding_of(command.grounding or "", device=device)
+        found = query.objects_by_grounding(scene, text, views[0], grounding)
+    return dict(islice(found.items(), command.top))
 
 
 def _pixel(text: str) -> tuple[float, float]:
@@ -117,15 +113,14 @@ def _pixel(text: str) -> tuple[float, float]:
     return u, v
 
 
-def _print_table(scene: TrainedScene, found: Sequence[Found], *, score: str) -> None:
+def _print_table(scene: TrainedScene, found: Found, *, score: str) -> None:
     """Print what is known of the objects; boxes are those of Gaussians that a camera saw, if there are any."""
     facts = scene.described()
-    width = max(len(facts[one.object_id]["name"]) for one in found)
+    width = max(len(facts[object_id]["name"]) for object_id in found)
     head = f"{'id':>5}  {'name':<{width}}  {'Gaussians':>9}  {'confidence':>10}" + (f"  {score:>6}" if score else "")
     print(f"{head}  box (min .. max)")
-    for one in found:
-        entry = facts[one.object_id]
+    for object_id, fit in found.items():
+        entry = facts[object_id]
         low, high = (" ".join(f"{value:.3g}" for value in corner) for corner in entry["bbox"])
-        fit = f"  {one.score:>6.3f}" if score else ""
-        line = f"{one.object_id:>5}  {entry['name']:<{width}}  {entry['count']:>9}  {entry['score']:>10.3f}{fit}"
-        print(f"{line}  {low} .. {high}")
+        line = f"{object_id:>5}  {entry['name']:<{width}}  {entry['count']:>9}  {entry['score']:>10.3f}"
+        print(line + (f"  {fit:>6.3f}" if score else "") + f"  {low} .. {high}")

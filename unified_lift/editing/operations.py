@@ -59,7 +59,7 @@ class Rotation:
 
 @dataclass(frozen=True, kw_only=True)
 class Operation(ABC):
-    """An edit of objects, with its settings as fields. Adding one is a subclass, and an entry of `OPERATIONS`."""
+    """An edit, with its settings as fields. Adding one is a subclass, and an entry of `OPERATIONS`."""
 
     @property
     def key(self) -> str:
@@ -67,11 +67,7 @@ class Operation(ABC):
         return type(self).__name__.lower()
 
     def apply(self, scene: TrainedScene) -> TrainedScene:
-        """Return the scene after it.
-
-        Raises:
-            UserError: No such object, or nothing would be left.
-        """
+        """Return the scene after it; a UserError: no such object, or nothing would be left."""
         edited = self._edited(scene)
         names = {object_id: name for object_id, name in edited.names.items() if object_id in edited.objects}
         return replace(edited, names=names, is_edited=True)  # ids of objects that are gone may be given again
@@ -81,10 +77,14 @@ class Operation(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remove(Operation):
-    """Take objects away."""
+class ObjectOperation(Operation):
+    """An edit of objects that are given by their ids."""
 
     objects: tuple[int, ...]
+
+
+class Remove(ObjectOperation):
+    """Take objects away."""
 
     def _edited(self, scene: TrainedScene) -> TrainedScene:
         removed = scene.mask(self.objects)
@@ -94,21 +94,15 @@ class Remove(Operation):
         return scene.subset(~removed)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Isolate(Operation):
+class Isolate(ObjectOperation):
     """Take everything else away."""
-
-    objects: tuple[int, ...]
 
     def _edited(self, scene: TrainedScene) -> TrainedScene:
         return scene.subset(scene.mask(self.objects))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Merge(Operation):
+class Merge(ObjectOperation):
     """Make objects one: that of the first id, whose name stays."""
-
-    objects: tuple[int, ...]
 
     def _edited(self, scene: TrainedScene) -> TrainedScene:
         object_ids = torch.where(scene.mask(self.objects), self.objects[0], scene.object_ids)
@@ -116,7 +110,7 @@ class Merge(Operation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clean(Operation):
+class Clean(ObjectOperation):
     """Give Gaussians that hardly belong to objects to the nearest other objects, with confidence 0.
 
     Those are Gaussians below `min_confidence` (0 where no camera saw them), and parts which hold under 5 % of an
@@ -124,33 +118,30 @@ class Clean(Operation):
     Gaussians; 5 is a good value, 0 = off.
     """
 
-    objects: tuple[int, ...]
     min_confidence: float = 0.0
     outliers: float = 0.0
 
     def _edited(self, scene: TrainedScene) -> TrainedScene:
-        chosen = scene.mask(self.objects)
-        doubtful = chosen & (scene.confidence < self.min_confidence)
-        means = scene.gaussians.means.detach().cpu().double().numpy()
-        for object_id in self.objects if self.outliers > 0 else ():
-            index = torch.nonzero(scene.mask([object_id]) & ~doubtful)[:, 0]
-            outlying = torch.from_numpy(_outlying(means[index.cpu().numpy()], self.outliers)).to(index.device)
-            doubtful[index[outlying]] = True
+        means, chosen = scene.gaussians.means.detach().cpu().double().numpy(), scene.mask(self.objects).cpu().numpy()
+        object_ids, confidence = scene.object_ids.cpu().numpy(), scene.confidence.cpu().numpy()
+        doubtful = chosen & (confidence < self.min_confidence)
         for object_id in self.objects:
-            if bool(doubtful[scene.mask([object_id])].all()):
+            own = np.flatnonzero((object_ids == object_id) & ~doubtful)
+            if self.outliers > 0:
+                doubtful[own] = _outlying(means[own], self.outliers)
+            if doubtful[object_ids == object_id].all():
                 raise UserError(f"nothing would be left of object {object_id}; lower min_confidence or raise outliers")
-        others = torch.nonzero(~chosen)[:, 0]
-        if not len(others) or not bool(doubtful.any()):
-            return scene.subset(~doubtful)
-        nearest = cKDTree(means[others.cpu().numpy()]).query(means[doubtful.cpu().numpy()])[1]
-        labels = GaussianLabels(scene.object_ids.clone(), scene.confidence.clone())
-        labels.object_ids[doubtful] = scene.object_ids[others[torch.from_numpy(nearest).to(others.device)]]
-        labels.confidence[doubtful] = 0
-        return replace(scene, labels=labels)
+        if chosen.all() or not doubtful.any():
+            return scene.subset(torch.from_numpy(~doubtful))
+        nearest = cKDTree(means[~chosen]).query(means[doubtful])[1]
+        object_ids, confidence = object_ids.copy(), np.where(doubtful, 0, confidence)
+        object_ids[doubtful] = object_ids[~chosen][nearest]
+        edited = torch.from_numpy(object_ids).to(scene.object_ids), torch.from_numpy(confidence).to(scene.confidence)
+        return replace(scene, labels=GaussianLabels(*edited))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recolour(Operation):
+class Recolour(ObjectOperation):
     """Paint objects one by one: their mean colour becomes `color`, brighter and darker places stay.
 
     With y the luma of a colour c, c becomes color * (y + 0.1) / (mean y + 0.1); the same linear map acts on the higher
@@ -159,15 +150,13 @@ class Recolour(Operation):
     `color` is #rrggbb; `strength` 0 leaves an object as it was, 1 leaves none of the old hue.
     """
 
-    objects: tuple[int, ...]
     color: str
     strength: float = 1.0
 
     def _edited(self, scene: TrainedScene) -> TrainedScene:
-        scene.mask(self.objects)
-        sh0, shN = scene.gaussians.sh0.detach().clone(), scene.gaussians.shN.detach().clone()  # noqa: N806
-        luma = torch.tensor(_LUMA, dtype=torch.float64, device=sh0.device)
-        paint = torch.tensor(rgb_of(self.color), dtype=torch.float64, device=sh0.device)
+        table = scene.gaussians.state_dict()
+        sh0, shN = table["sh0"].clone(), table["shN"].clone()  # noqa: N806
+        luma, paint = (torch.tensor(rgb, dtype=torch.float64, device=sh0.device) for rgb in (_LUMA, rgb_of(self.color)))
         kept = 1 - self.strength
         for object_id in self.objects:
             own = scene.mask([object_id])
@@ -176,48 +165,46 @@ class Recolour(Operation):
             painted = kept * colors + self.strength * share * ((colors @ luma)[..., None] + _DARK) * paint
             sh0[own] = ((painted - 0.5) / SH_C0).float()
             shN[own] = (kept * higher + self.strength * share * (higher @ luma)[..., None] * paint).float()
-        return replace(scene, gaussians=_with(scene.gaussians, {"sh0": sh0, "shN": shN}))
+        return replace(scene, gaussians=Gaussians(table | {"sh0": sh0, "shN": shN}))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Move(Operation):
+class Move(ObjectOperation):
     """Move objects together: x becomes R scale (x - pivot) + pivot + translate; view-dependent colour turns with them.
 
     R is `rotate`; `translate` is in world units; `about` is the pivot, a point or "centroid".
     """
 
-    objects: tuple[int, ...]
     rotate: Rotation = Rotation()
     translate: Vector = (0.0, 0.0, 0.0)
     scale: float = 1.0
     about: str | Vector = CENTROID
 
     def _edited(self, scene: TrainedScene) -> TrainedScene:
-        chosen, table = scene.mask(self.objects), {}
+        chosen, table = scene.mask(self.objects), scene.gaussians.state_dict()
         for name, value in self._moved(scene, chosen).items():
-            table[name] = getattr(scene.gaussians, name).detach().clone()
+            table[name] = table[name].clone()
             table[name][chosen] = value
-        return replace(scene, gaussians=_with(scene.gaussians, table))
+        return replace(scene, gaussians=Gaussians(table))
 
     def _moved(self, scene: TrainedScene, chosen: Tensor) -> dict[str, Tensor]:
         """Return the parameters of `chosen` that the move changes; in float64, so that little is rounded."""
-        gaussians = scene.gaussians
-        means = gaussians.means.detach()[chosen].double()
-        offset = torch.tensor(self.translate, dtype=torch.float64, device=means.device)
+        table = {name: value[chosen] for name, value in scene.gaussians.state_dict().items()}
         about = centroid(scene, self.objects) if self.about == CENTROID else self.about
         if isinstance(about, str):
             raise ValueError(f"about must be {CENTROID!r} or a point, received {about!r}")
-        pivot = torch.tensor(about, dtype=torch.float64, device=means.device)
+        means = table["means"].double()
+        pivot, offset = means.new_tensor(about), means.new_tensor(self.translate)
         if self.rotate.degrees == 0 and self.scale == 1:
             return {"means": (means + offset).float()}
         wxyz = self.rotate.wxyz.to(means.device)
         matrix = rotation_from_quaternion(wxyz)
         moved = {"means": (self.scale * (means - pivot) @ matrix.T + pivot + offset).float()}
         if self.scale != 1:
-            moved["log_scales"] = (gaussians.log_scales.detach()[chosen].double() + math.log(self.scale)).float()
+            moved["log_scales"] = (table["log_scales"].double() + math.log(self.scale)).float()
         if self.rotate.degrees != 0:
-            moved["quats"] = multiply(wxyz, gaussians.quats.detach()[chosen].double()).float()
-            moved["shN"] = rotate_harmonics(gaussians.shN.detach()[chosen], matrix)
+            moved["quats"] = multiply(wxyz, table["quats"].double()).float()
+            moved["shN"] = rotate_harmonics(table["shN"], matrix)
         return moved
 
 
@@ -228,19 +215,18 @@ class Duplicate(Move):
     new_ids: tuple[int, ...] | None = None
 
     def _edited(self, scene: TrainedScene) -> TrainedScene:
-        chosen = scene.mask(self.objects)
-        count = len(self.objects)
+        chosen, count = scene.mask(self.objects), len(self.objects)
         fresh = next_ids(scene, count) if self.new_ids is None else list(self.new_ids)
         taken = sorted(set(fresh) & set(scene.objects))
         if taken or len(set(fresh)) != count or min(fresh) < 0:
             problem = f"id {taken[0]} is taken" if taken else f"{count} objects need as many new ids, none negative"
             raise UserError(f"new_ids {fresh}: {problem}; leave them out to take free ones")
-        copies = {name: value.detach()[chosen] for name, value in scene.gaussians} | self._moved(scene, chosen)
         ids, names = scene.object_ids[chosen].clone(), dict(scene.names)
         for old, new in zip(self.objects, fresh, strict=True):
             ids[scene.object_ids[chosen] == old] = new
             names[new] = f"copy of {scene.name_of(old)}"
-        table = {name: torch.cat([value.detach(), copies[name]]) for name, value in scene.gaussians}
+        moved, table = self._moved(scene, chosen), scene.gaussians.state_dict()
+        table = {name: torch.cat([value, moved.get(name, value[chosen])]) for name, value in table.items()}
         confidence = torch.cat([scene.confidence, scene.confidence[chosen]])
         labels = GaussianLabels(torch.cat([scene.object_ids, ids]), confidence)
         return replace(scene, gaussians=Gaussians(table), labels=labels, names=names)
@@ -253,11 +239,12 @@ class Rename(Operation):
     names: tuple[tuple[int, str], ...]
 
     def _edited(self, scene: TrainedScene) -> TrainedScene:
-        for object_id, name in self.names:
-            scene.mask([object_id])
-            if not name.strip():
+        new = {object_id: name.strip() for object_id, name in self.names}
+        scene.mask(list(new))
+        for object_id, name in new.items():
+            if not name:
                 raise UserError(f"rename: the new name of object {object_id} is empty")
-        return replace(scene, names=dict(scene.names) | {object_id: name.strip() for object_id, name in self.names})
+        return replace(scene, names={**scene.names, **new})
 
 
 OPERATIONS: dict[str, type[Operation]] = {
@@ -273,11 +260,7 @@ def next_ids(scene: TrainedScene, count: int) -> list[int]:
 
 
 def centroid(scene: TrainedScene, ids: Sequence[int]) -> Vector:
-    """Return the mean of the centres of objects, each by its confidence, so that outliers hardly count.
-
-    Raises:
-        UserError: No such object.
-    """
+    """Return the mean of the centres of objects, each by its confidence, so that outliers hardly count."""
     chosen = scene.mask(ids)
     weights = scene.confidence[chosen].double()
     weights = weights if bool((weights > 0).any()) else torch.ones_like(weights)
@@ -286,21 +269,12 @@ def centroid(scene: TrainedScene, ids: Sequence[int]) -> Vector:
 
 
 def rgb_of(color: str) -> Vector:
-    """Return RGB in [0, 1] of #rrggbb or #rgb.
-
-    Raises:
-        ValueError: It is neither.
-    """
+    """Return RGB in [0, 1] of #rrggbb or #rgb; a ValueError: it is neither."""
     if not re.fullmatch(r"#([0-9a-fA-F]{3}|[0-9a-fA-F]{6})", color):
         raise ValueError("#rrggbb")
     digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
-    red, green, blue = (int(digits[start : start + 2], 16) / 255 for start in (0, 2, 4))
+    red, green, blue = (value / 255 for value in bytes.fromhex(digits))
     return red, green, blue
-
-
-def _with(gaussians: Gaussians, table: dict[str, Tensor]) -> Gaussians:
-    """Return Gaussians with some parameters replaced."""
-    return Gaussians({name: value.detach() for name, value in gaussians} | table)
 
 
 def _outlying(points: np.ndarray, factor: float) -> np.ndarray:

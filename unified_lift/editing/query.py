@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,20 +33,8 @@ _CLIP_BATCH = 32  # pictures encoded together
 _GREY = np.uint8(127)
 _MAX_VIEWS = 24  # among which the best view of an object is sought, evenly spread
 _DIM = 0.25  # brightness of what was not asked for
-
-
-class Found(NamedTuple):
-    """An object and how well it fits what was asked, 1 = perfectly."""
-
-    object_id: int
-    score: float
-
-
-class BestView(NamedTuple):
-    """Where an object is seen best: index among the cameras that were asked, and its pixels there, bool [H, W]."""
-
-    camera: int
-    mask: np.ndarray
+Found = dict[int, float]
+"""Object id -> how well it fits what was asked, 1 = perfectly; the best first."""
 
 
 def object_masks(scene: TrainedScene, camera: Camera) -> dict[int, np.ndarray]:
@@ -57,17 +44,20 @@ def object_masks(scene: TrainedScene, camera: Camera) -> dict[int, np.ndarray]:
     return {int(object_id): ids == object_id for object_id in np.unique(ids) if object_id >= 0}
 
 
-def best_views(scene: TrainedScene, cameras: Iterable[Camera]) -> dict[int, BestView]:
-    """Return object id -> the camera that sees most pixels of it, and these pixels; unseen objects are absent."""
-    best: dict[int, BestView] = {}
+def best_views(scene: TrainedScene, cameras: Iterable[Camera]) -> dict[int, tuple[int, np.ndarray]]:
+    """Return object id -> index of the camera that sees most pixels of it, and these pixels, bool [H, W].
+
+    Unseen objects are absent.
+    """
+    best: dict[int, tuple[int, np.ndarray]] = {}
     for index, camera in enumerate(cameras):
         for object_id, mask in object_masks(scene, camera).items():
-            if object_id not in best or mask.mean() > best[object_id].mask.mean():
-                best[object_id] = BestView(index, mask)
+            if object_id not in best or mask.mean() > best[object_id][1].mean():
+                best[object_id] = index, mask
     return best
 
 
-def objects_like(scene: TrainedScene, object_id: int) -> list[Found]:
+def objects_like(scene: TrainedScene, object_id: int) -> Found:
     """Return the other objects by falling cosine between their mean features and those of `object_id`.
 
     A UserError: no such object, or a scene without features.
@@ -80,31 +70,30 @@ def objects_like(scene: TrainedScene, object_id: int) -> list[Found]:
     sums = torch.zeros(len(values), features.shape[1], device=features.device).index_add_(0, index, features)
     directions = torch.nn.functional.normalize(sums, dim=1)
     cosines = directions @ directions[int(torch.nonzero(values == object_id)[0, 0])]
-    found = map(Found, values.tolist(), cosines.tolist())
-    return _by_score(one for one in found if one.object_id != object_id)
+    return _best_first((key, fit) for key, fit in zip(values.tolist(), cosines.tolist()) if key != object_id)
 
 
-def objects_in_mask(scene: TrainedScene, camera: Camera, mask: np.ndarray) -> list[Found]:
+def objects_in_mask(scene: TrainedScene, camera: Camera, mask: np.ndarray) -> Found:
     """Return the objects that a mask bool [H, W] of a view touches, by falling IoU with their visible pixels."""
-    touched = {key: own for key, own in object_masks(scene, camera).items() if (own & mask).any()}
-    return _by_score(Found(key, float((own & mask).sum() / (own | mask).sum())) for key, own in touched.items())
+    ious = {key: (own & mask).sum() / (own | mask).sum() for key, own in object_masks(scene, camera).items()}
+    return _best_first((key, float(iou)) for key, iou in ious.items() if iou > 0)
 
 
-def objects_by_grounding(scene: TrainedScene, text: str, view: View, grounding: Grounding) -> list[Found]:
+def objects_by_grounding(scene: TrainedScene, text: str, view: View, grounding: Grounding) -> Found:
     """Return the objects under the mask that a text detector finds in the photo of a view, as `objects_in_mask`.
 
     A UserError: the mask is not as large as the view.
     """
     mask = grounding.find(view.image.numpy(), [text]).masks.get(text)
     if mask is None:
-        return []
+        return {}
     if mask.shape != (view.camera.height, view.camera.width):
         size, expected = (f"{shape[1]} x {shape[0]}" for shape in (mask.shape, view.image.shape))
         raise UserError(f"--grounding: the mask is {size}, view {view.name} is {expected} pixels")
     return objects_in_mask(scene, view.camera, mask)
 
 
-def objects_by_text(scene: TrainedScene, text: str, cameras: Sequence[Camera], encode: TextEncoder) -> list[Found]:
+def objects_by_text(scene: TrainedScene, text: str, cameras: Sequence[Camera], encode: TextEncoder) -> Found:
     """Return the objects that words describe, by falling relevancy; those below 0.5 are left out.
 
     Every object is shown to the encoder in the view that shows most of it: cut out with its surroundings, and alone on
@@ -113,8 +102,8 @@ def objects_by_text(scene: TrainedScene, text: str, cameras: Sequence[Camera], e
     """
     views = best_views(scene, cameras)
     if not views:
-        return []
-    rendered = {index: picture(scene, cameras[index]) for index in {view.camera for view in views.values()}}
+        return {}
+    rendered = {index: picture(scene, cameras[index]) for index in {index for index, _ in views.values()}}
     crops = []
     for index, mask in views.values():
         box, image = _box(mask), rendered[index]
@@ -123,22 +112,21 @@ def objects_by_text(scene: TrainedScene, text: str, cameras: Sequence[Camera], e
     pooled = torch.nn.functional.normalize(images.view(len(views), 2, -1).mean(dim=1), dim=1)
     cosines = pooled @ texts.T  # [objects, 1 + canonical]
     relevancy = torch.sigmoid(_RELEVANCY_SCALE * (cosines[:, :1] - cosines[:, 1:])).min(dim=1).values
-    return _by_score(one for one in map(Found, views, relevancy.tolist()) if one.score > MIN_RELEVANCY)
+    return _best_first((key, fit) for key, fit in zip(views, relevancy.tolist()) if fit > MIN_RELEVANCY)
 
 
 def clip_encoder(folder: Path, *, device: torch.device) -> TextEncoder:
     """Return CLIP from a local folder, as `transformers` saves it; nothing is downloaded.
 
-    Raises:
-        UserError: `transformers` is not installed, or the folder is missing or holds no CLIP.
+    A UserError: `transformers` is not installed, or the folder is missing or holds no CLIP.
     """
     if not folder.is_dir():
         raise UserError(f"--model {folder}: no such folder; download a CLIP model and give its place")
     try:
         library = importlib.import_module("transformers")
     except ImportError:
-        problem = 'the package transformers is not installed; pip install "unified-lift[grounding]"'
-        raise UserError(f"--model: {problem}") from None
+        fix = 'pip install "unified-lift[grounding]"'
+        raise UserError(f"--model: the package transformers is not installed; {fix}") from None
     try:
         processor = library.CLIPProcessor.from_pretrained(folder, local_files_only=True)
         clip = library.CLIPModel.from_pretrained(folder, local_files_only=True)
@@ -152,8 +140,7 @@ def clip_encoder(folder: Path, *, device: torch.device) -> TextEncoder:
         for start in range(0, len(images), _CLIP_BATCH):
             # As PIL images: an array of height 3 would be taken for one with the channels first.
             batch = [Image.fromarray(image) for image in images[start : start + _CLIP_BATCH]]
-            inputs = processor(text=list(texts), images=batch, padding=True, return_tensors="pt")
-            out = clip(**inputs.to(device))
+            out = clip(**processor(text=list(texts), images=batch, padding=True, return_tensors="pt").to(device))
             encoded.append(torch.nn.functional.normalize(out.image_embeds.float(), dim=1).cpu())
         return torch.cat(encoded), torch.nn.functional.normalize(out.text_embeds.float(), dim=1).cpu()
 
@@ -179,25 +166,25 @@ def views_to_ask(scene: Scene, name: str | None) -> list[View]:
     return [named[name]]
 
 
-def write_best_views(scene: TrainedScene, found: Sequence[Found], views: Sequence[View], out: Path) -> dict[int, int]:
+def write_best_views(scene: TrainedScene, ids: Collection[int], views: Sequence[View], out: Path) -> dict[int, int]:
     """Write `<id>.png`, the rest dimmed, and `<id>_mask.png` of each object in the view that shows most of it.
 
     Returns:
         Object id -> index of its view; objects that no view shows are absent.
     """
-    wanted = {one.object_id for one in found}
-    best = {key: view for key, view in best_views(scene, [view.camera for view in views]).items() if key in wanted}
-    for object_id, (index, mask) in best.items():
+    best = best_views(scene, [view.camera for view in views])
+    shown = {object_id: best[object_id] for object_id in ids if object_id in best}
+    for object_id, (index, mask) in shown.items():
         image = picture(scene, views[index].camera)
         highlighted = np.where(mask[..., None], image, np.rint(_DIM * image).astype(np.uint8))
         highlighted[borders(mask)] = 255
         write_picture(out / f"{object_id}.png", highlighted)
         write_picture(out / f"{object_id}_mask.png", mask)
-    return {object_id: view.camera for object_id, view in best.items()}
+    return {object_id: index for object_id, (index, _) in shown.items()}
 
 
-def _by_score(found: Iterable[Found]) -> list[Found]:
-    return sorted(found, key=lambda one: -one.score)
+def _best_first(found: Iterable[tuple[int, float]]) -> Found:
+    return dict(sorted(found, key=lambda one: -one[1]))
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice]:

@@ -11,7 +11,6 @@ from scipy.spatial import cKDTree
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.modelfolder.inference import TrainedScene
-from unified_lift.modelfolder.labels import GaussianLabels
 
 MAX_DISTANCE = 3.0
 _MAX_UNKNOWN = 0.5  # of the edited Gaussians; beyond, it is another scene
@@ -36,11 +35,10 @@ def reattach(
     Raises:
         UserError: More than half of the Gaussians go back to none of the scene.
     """
-    old, old_looks = _places(scene.gaussians), _looks(scene.gaussians)
-    new, new_looks = _places(edited), _looks(edited)
-    source, distance = _nearest(new, new_looks, old, old_looks)
+    old, new = _looks(scene.gaussians), _looks(edited)
+    source, distance = _nearest(edited, new, scene.gaussians, old)
     same = distance == 0
-    twin = _twins(new_looks[:, :4], old_looks[:, :4], scene.object_ids.cpu().numpy())
+    twin = _twins(new[:, :4], old[:, :4], scene.object_ids.cpu().numpy())
     moved = ~same & (twin >= 0)
     source = np.where(moved, twin, source)
     reach = max_distance * scene.gaussians.scales.detach().cpu().numpy().max(axis=1)
@@ -51,15 +49,13 @@ def reattach(
             f"--ply: {int(unknown.sum())} of {len(unknown)} Gaussians are not near any of {scene.path}; is it that "
             f"model edited? If all were moved and recoloured, give more than --max_distance {max_distance:g}"
         )
-    index = torch.from_numpy(source).to(scene.object_ids.device)
-    labels = GaussianLabels(scene.object_ids[index], scene.confidence[index])
-    labels.confidence[torch.from_numpy(unknown)] = 0.0
-    left = set(labels.object_ids.tolist())
+    found = scene.subset(torch.from_numpy(source))
+    features = found.gaussians.features.detach()
+    found.confidence[torch.from_numpy(unknown)] = 0.0
     labelled = replace(
-        scene,
-        gaussians=Gaussians(edited.state_dict() | {"features": scene.gaussians.features.detach()[index]}),
-        labels=labels,
-        names={object_id: name for object_id, name in scene.names.items() if object_id in left},
+        found,
+        gaussians=Gaussians(edited.state_dict() | {"features": features}),
+        names={object_id: name for object_id, name in scene.names.items() if object_id in found.objects},
         is_edited=True,
     )
     kinds = {"num_same": same, "num_moved": moved, "num_near": near, "num_unknown": unknown}
@@ -67,23 +63,20 @@ def reattach(
     return labelled, counts | {"num_removed": len(old) - len(np.unique(source[~unknown]))}
 
 
-def _places(gaussians: Gaussians) -> np.ndarray:
-    return gaussians.means.detach().cpu().numpy().astype(np.float64)
-
-
 def _looks(gaussians: Gaussians) -> np.ndarray:
     """Return colour, opacity and size as stored, float32 [N, 7]."""
     table = gaussians.state_dict()
-    looks = (table["sh0"][:, 0], table["logit_opacities"][:, None], table["log_scales"])
-    return torch.cat([value.cpu() for value in looks], dim=1).numpy()
+    return torch.cat([table["sh0"][:, 0], table["logit_opacities"][:, None], table["log_scales"]], dim=1).cpu().numpy()
 
 
 def _nearest(
-    new: np.ndarray, new_looks: np.ndarray, old: np.ndarray, old_looks: np.ndarray
+    new: Gaussians, new_looks: np.ndarray, old: Gaussians, old_looks: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return index and distance of the nearest old Gaussian; of several at its place, of the one that looks alike."""
+    places, old_places = (each.means.detach().cpu().double().numpy() for each in (new, old))
     count = min(_NUM_CANDIDATES, len(old))
-    distances, found = (each.reshape(len(new), count) for each in cKDTree(old).query(new, k=count, workers=-1))
+    query = cKDTree(old_places).query(places, k=count, workers=-1)
+    distances, found = (each.reshape(len(new), count) for each in query)
     unlike = np.abs(new_looks[:, None] - old_looks[found]).sum(axis=2)
     best = np.where(distances == distances[:, :1], unlike, np.inf).argmin(axis=1)
     return found[np.arange(len(new)), best], distances[:, 0]

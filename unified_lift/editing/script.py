@@ -41,27 +41,23 @@ def read_script(path: Path, *, flag: str) -> list[Operation]:
 def parse(text: str, *, origin: str = "edits") -> list[Operation]:
     """Return the operations of a script; messages call it `origin`, usually its path.
 
-    Raises:
-        UserError: Not YAML, an unknown operation or setting (with the nearest known one), or a value that makes no
-            sense; line and entry are named.
+    A UserError names line and entry: not YAML, an unknown operation or setting, or a value that makes no sense.
     """
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        where = f"{origin}, line {place.line + 1}" if place is not None else origin
-        raise UserError(f"{where}: not YAML ({getattr(error, 'problem', None) or error})") from None
+        place, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f"{origin}, line {place.line + 1}" if place else origin
+        raise UserError(f"{where}: not YAML ({problem or error})") from None
     if content is None:
         return []
     if not isinstance(content, list):
-        expected = "a list, one `- operation: ...` a line"
-        raise UserError(f"{origin}: expected {expected}, received a {type(content).__name__}")
-    found = []
-    for index, (node, entry) in enumerate(zip(tree.value, content, strict=True)):
-        _refuse_repeated_keys(node, origin)
-        found.append(read_operation(entry, f"{origin}, line {node.start_mark.line + 1}, entry {index + 1}"))
-    return found
+        kind = type(content).__name__
+        raise UserError(f"{origin}: expected a list, one `- operation: ...` a line, received a {kind}")
+    _refuse_repeated_keys(tree, origin)
+    places = [f"{origin}, line {node.start_mark.line + 1}, entry" for node in tree.value]
+    return [read_operation(entry, f"{places[index]} {index + 1}") for index, entry in enumerate(content)]
 
 
 def read_operation(entry: Any, where: str) -> Operation:
@@ -71,15 +67,13 @@ def read_operation(entry: Any, where: str) -> Operation:
     ((key, value),) = entry.items()
     if key not in OPERATIONS:
         raise UserError(f"{where}: no operation {key!r}{_nearest(key, OPERATIONS)}; there are {', '.join(OPERATIONS)}")
-    kind = OPERATIONS[key]
+    kind, settings = OPERATIONS[key], {}
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    if kind is Rename:
-        value = {"names": value}
-    settings = {}
-    for name, raw in (value if isinstance(value, dict) else {"objects": value}).items():
+    given = {"names": value} if kind is Rename else value if isinstance(value, dict) else {"objects": value}
+    for name, raw in given.items():
         if name not in fields:
-            listed = f"{_nearest(name, fields)}; there are {', '.join(fields)}"
-            raise UserError(f"{where}: {key} has no setting {name!r}{listed}")
+            near = _nearest(name, fields)
+            raise UserError(f"{where}: {key} has no setting {name!r}{near}; there are {', '.join(fields)}")
         read, expected = _READERS[name]
         try:
             settings[name] = read(raw)
@@ -111,13 +105,10 @@ def _plain(operation: Operation) -> Any:
     """Return what follows the key: settings that are not the default, or bare ids."""
     if isinstance(operation, Rename):
         return dict(operation.names)
-    settings: dict[str, Any] = {}
+    settings = dataclasses.asdict(operation)
     for field in dataclasses.fields(operation):
-        value = getattr(operation, field.name)
-        if isinstance(value, Rotation) and value != field.default:
-            settings[field.name] = {"axis": list(value.axis), "degrees": value.degrees}
-        elif value != field.default:
-            settings[field.name] = list(value) if isinstance(value, tuple) else value
+        if getattr(operation, field.name) == field.default:
+            del settings[field.name]
     return settings["objects"] if set(settings) == {"objects"} else settings
 
 
@@ -146,28 +137,17 @@ def _ids(given: Any) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _number(given: Any) -> float:
+def _number(given: Any, *, least: float = -math.inf, most: float = math.inf) -> float:
     if isinstance(given, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", given):
         given = float(given)  # YAML 1.1 takes 1e-7 for a word, since it has no point and 1.0e-7 does
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not math.isfinite(given):
+    if type(given) not in (int, float) or not math.isfinite(given) or not least <= given <= most:
         raise ValueError
     return float(given)
 
 
-def _number_where(allowed: Callable[[float], bool], given: Any) -> float:
-    number = _number(given)
-    if not allowed(number):
-        raise ValueError
-    return number
-
-
 def _vector(given: Any) -> Vector:
-    x, y, z = (_number(value) for value in given)
+    x, y, z = map(_number, given)
     return x, y, z
-
-
-def _pivot(given: Any) -> str | Vector:
-    return CENTROID if given == CENTROID else _vector(given)
 
 
 def _rotation(given: Any) -> Rotation:
@@ -179,27 +159,29 @@ def _rotation(given: Any) -> Rotation:
     return Rotation(axis, _number(given["degrees"]))
 
 
-def _hex_color(given: Any) -> str:
-    return "#" + "".join(f"{round(255 * value):02x}" for value in rgb_of(given))
-
-
 def _names(given: Any) -> tuple[tuple[int, str], ...]:
     if not given or any(type(key) is not int or not name.strip() for key, name in given.items()):
         raise ValueError
     return tuple((key, name.strip()) for key, name in given.items())
 
 
-_share = partial(_number_where, lambda number: 0 <= number <= 1)
+_SHARE = (partial(_number, least=0, most=1), "a number in [0, 1]")
 _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {  # setting -> how it is read, and what is expected
     "objects": (_ids, "an object id or a list of different ones, as [3, 4]"),
     "new_ids": (_ids, "a list of different ids, as [12]"),
-    "color": (_hex_color, 'a colour in quotes, as "#ff0000"'),
-    "strength": (_share, "a number in [0, 1]"),
-    "min_confidence": (_share, "a number in [0, 1]"),
-    "outliers": (partial(_number_where, lambda number: number >= 0), "a number that is not negative; 0 = off"),
+    "color": (
+        lambda given: "#" + bytes(round(255 * value) for value in rgb_of(given)).hex(),
+        'a colour in quotes, as "#ff0000"',
+    ),
+    "strength": _SHARE,
+    "min_confidence": _SHARE,
+    "outliers": (partial(_number, least=0), "a number that is not negative; 0 = off"),
     "rotate": (_rotation, "{axis: [x, y, z], degrees: d}, the axis not zero"),
     "translate": (_vector, "three numbers, as [0.1, 0, 0]"),
-    "scale": (partial(_number_where, lambda number: number > 0), "a positive number"),
+    "scale": (partial(_number, least=math.ulp(0)), "a positive number"),
     "names": (_names, "ids and names, as {7: mug}"),
-    "about": (_pivot, f"{CENTROID} or a point, as [0, 0, 0]"),
+    "about": (
+        lambda given: given if given == CENTROID else _vector(given),
+        f"{CENTROID} or a point, as [0, 0, 0]",
+    ),
 }

@@ -138,12 +138,20 @@ class RenderedView(NamedTuple):
     depth: Tensor
 
 
-def load_model(model_path: Path, *, level: str = "", iteration: int = -1, device: torch.device = _CPU) -> TrainedScene:
+def load_model(
+    model_path: Path,
+    *,
+    level: str = "",
+    iteration: int = -1,
+    source_path: Path | None = None,
+    device: torch.device = _CPU,
+) -> TrainedScene:
     """Return the trained scene in a model folder.
 
     Args:
         level: Name of a further granularity of masks (train.py --levels); "" = the model's own.
         iteration: Saved iteration; -1 = the last.
+        source_path: Where the photos are now, if they moved.
         device: Where it is to be rendered.
     Raises:
         UserError: The folder holds no run, no such level or iteration, or files that are damaged.
@@ -155,6 +163,8 @@ def load_model(model_path: Path, *, level: str = "", iteration: int = -1, device
             raise UserError(f"{model_path}: no level {level}; there are {listed}")
         model_path = outputs.level_dir(model_path, level)
     settings = outputs.read_run_settings(model_path)
+    if source_path is not None:
+        settings = replace(settings, data=replace(settings.data, source_path=source_path))
     gaussians, state = outputs.read_model(model_path, iteration)
     number = outputs.saved_iterations(model_path)[-1] if iteration == -1 else iteration
     gaussians = gaussians.to(device)
@@ -188,11 +198,8 @@ def _listed_objects(path: Path) -> tuple[dict[int, str], dict[int, int]]:
 def open_model(
     model_path: Path, *, iteration: int, source_path: Path | None, device: torch.device
 ) -> tuple[TrainedScene, Scene]:
-    """Return what `load_model` and `views_of` return; `source_path` says where the photos are now, if they moved."""
-    model = load_model(model_path, iteration=iteration, device=device)
-    if source_path is not None:
-        moved = replace(model.settings.data, source_path=source_path)
-        model = replace(model, settings=replace(model.settings, data=moved))
+    """Return what `load_model` and `views_of` return."""
+    model = load_model(model_path, iteration=iteration, source_path=source_path, device=device)
     return model, views_of(model.settings.data)
 
 

@@ -16,7 +16,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml requirements.lock Makefile $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet "setuptools>=68" wheel
+	$(PIP) install --quiet "setuptools>=77" wheel
 	$(PIP) install --quiet "$(TORCH)" || $(PIP) install --quiet "$(TORCH)" --index-url $(TORCH_INDEX)
 	$(PIP) install --quiet --no-build-isolation -e submodules/simple-knn -e submodules/diff-gaussian-rasterization
 	$(PIP) install --quiet --no-build-isolation $(LOCK) -e ".[dev]"

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 PACKAGE = "diff_gaussian_rasterization"
@@ -149,10 +150,17 @@ class BuildKernels(build_ext):
                 os.replace(target.with_suffix(".new"), target)
 
 
+class PlatformWheel(bdist_wheel):
+    """The libraries are plain C: one wheel serves every Python of a platform."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     ext_modules=[
         Extension(f"{PACKAGE}._dgr_cpu", [*SOURCES, KERNELS]),
         Extension(f"{PACKAGE}._dgr_cuda", [f"csrc/cuda/{unit}.cu" for unit in CUDA_UNITS]),
     ],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
 )

@@ -12,7 +12,7 @@ from unified_lift.metrics.prompts import (
     best_ids,
     likely_ids,
     mask_of,
-    mean_over_prompts,
+    means,
     select_ids,
     shares_inside,
 )
@@ -26,8 +26,8 @@ MEANS, IDS = ORACLES["prompt_means"], ORACLES["prompt_ids"]
 def test_means_go_over_views_then_prompts_then_scenes(kind):
     scenes = []
     for name, views in MEANS["input"].items():
-        scores = {view: {prompt: pair[kind] for prompt, pair in found.items()} for view, found in views.items()}
-        per_prompt, scene = mean_over_prompts(scores)
+        per_prompt = means((prompt, pair[kind]) for found in views.values() for prompt, pair in found.items())
+        scene = np.mean(list(per_prompt.values()))
         expected = {prompt: pair[kind] for prompt, pair in MEANS["scenes"][name]["per_prompt"].items()}
         assert per_prompt == pytest.approx(expected)
         assert scene == pytest.approx(MEANS["scenes"][name]["scene"][kind])
@@ -37,8 +37,8 @@ def test_means_go_over_views_then_prompts_then_scenes(kind):
 
 
 def test_what_cannot_be_scored_does_not_count():
-    assert mean_over_prompts({"0": {"cup": None, "hat": 0.5}, "1": {"cup": 0.25}}) == ({"cup": 0.25, "hat": 0.5}, 0.375)
-    assert mean_over_prompts({"0": {"cup": None}}) == ({}, None)
+    assert means([("cup", None), ("hat", 0.5), ("cup", 0.25)]) == {"hat": 0.5, "cup": 0.25}
+    assert means([("cup", None)]) == {}
 
 
 def test_ids_are_chosen_by_the_share_of_their_own_pixels():

@@ -5,8 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-# Cheng et al. 2021: the band is as wide as 2 % of the image diagonal.
-BOUNDARY_RATIO = 0.02
+BOUNDARY_RATIO = 0.02  # of the image diagonal: the width of the band [Cheng et al. 2021]
 
 
 def iou(pred: np.ndarray, true: np.ndarray) -> float | None:

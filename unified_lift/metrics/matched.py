@@ -12,12 +12,10 @@ from scipy.optimize import linear_sum_assignment
 from unified_lift.metrics.base import Metric
 from unified_lift.ops.overlaps import overlap_table
 
-Profile = Literal["scene", "scene_masked", "viewmean"]
+Profile = Literal["scene", "scene_masked", "viewmean", "scene_from_100_px"]
 
-# A matched pair counts as found when its IoU is above this, strictly.
-MIN_HIT_IOU = 0.5
-# Ids below this many pixels in the scene are left out of one more F1, which stray pixels cannot move.
-MIN_SEGMENT_PIXELS = 100
+MIN_HIT_IOU = 0.5  # a matched pair counts as found when its IoU is above this, strictly
+MIN_SEGMENT_PIXELS = 100  # of the ids that `scene_from_100_px` counts
 METRICS = (
     Metric(name="mIoU", label="mean IoU of matched objects, or of prompts", is_headline=True),
     Metric(name="F1", label="objects found with IoU > 0.5", is_headline=True),
@@ -37,8 +35,7 @@ class MatchedScores:
 
     Attributes:
         miou: Sum of matched IoU over the number of true objects; an unmatched one counts 0.
-        f1, precision, recall: Of pairs with IoU above 0.5.
-        tp, num_pred, num_true: Found pairs, predicted objects, true objects.
+        f1, precision, recall: Of the `tp` pairs with IoU above 0.5.
         pairs: (true id, predicted id) of every matched pair that overlaps at all.
         pair_iou: IoU of each pair.
     """
@@ -102,9 +99,9 @@ def matched_scores(
         scene_masked: As `scene`, after removing the pixels whose true id is 0.
         viewmean: IoU per view, averaged over the views that show the true object; 0 is an id like others. Blind to
             an id that is used again for another object in a view without the first.
+        scene_from_100_px: As `scene`, without ids of fewer pixels, so that stray pixels cannot move it.
     Args:
         preds, trues: Predicted and true ids of each view, integers [H, W].
-        profile: See above.
     Raises:
         ValueError: No views, unequal shapes, an unknown profile or no true object.
     """
@@ -112,17 +109,28 @@ def matched_scores(
         raise ValueError(f"profile must be one of {get_args(Profile)}, received {profile!r}")
     if not len(preds) or [p.shape for p in preds] != [t.shape for t in trues]:
         raise ValueError("predictions and annotations must be the same views at the same sizes, one at least")
-    pred, true = (np.concatenate([view.reshape(-1) for view in views]) for views in (preds, trues))
-    if profile == "scene_masked":
-        pred, true = pred[true != 0], true[true != 0]
-    pred_ids, true_ids, counts = overlap_table(pred, true)
-    if profile != "viewmean":
-        kept = true_ids != 0
-        return match_matrix(iou_from_counts(counts).T[kept], true_ids=true_ids[kept], pred_ids=pred_ids)
+    pred_ids, true_ids, counts = overlap_table(*(np.concatenate([v.reshape(-1) for v in vs]) for vs in (preds, trues)))
+    rows, columns = true_ids != 0, np.ones(len(pred_ids), dtype=bool)
+    if profile == "viewmean":
+        rows[:], matrix = True, _mean_iou_of_views(preds, trues, pred_ids, true_ids)
+    else:
+        if profile == "scene_masked":
+            counts = counts * rows
+            columns = counts.any(axis=1)
+        elif profile == "scene_from_100_px":  # areas stay those of the whole scene
+            rows &= counts.sum(axis=0) >= MIN_SEGMENT_PIXELS
+            columns = counts.sum(axis=1) >= MIN_SEGMENT_PIXELS
+        matrix = iou_from_counts(counts).T
+    return match_matrix(matrix[rows][:, columns], true_ids=true_ids[rows], pred_ids=pred_ids[columns])
+
+
+def _mean_iou_of_views(
+    preds: Sequence[np.ndarray], trues: Sequence[np.ndarray], pred_ids: np.ndarray, true_ids: np.ndarray
+) -> np.ndarray:
     total, num_views = np.zeros((len(true_ids), len(pred_ids))), np.zeros((len(true_ids), 1))
     for pred, true in zip(preds, trues, strict=True):
         in_pred, in_true, counts = overlap_table(pred, true)
         rows, columns = np.searchsorted(true_ids, in_true), np.searchsorted(pred_ids, in_pred)
         total[np.ix_(rows, columns)] += iou_from_counts(counts).T
         num_views[rows] += 1
-    return match_matrix(total / num_views, true_ids=true_ids, pred_ids=pred_ids)
+    return total / num_views

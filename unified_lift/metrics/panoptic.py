@@ -10,12 +10,9 @@ import numpy as np
 from unified_lift.metrics.base import Metric
 from unified_lift.ops.overlaps import compress, overlap_table
 
-# Two segments match when their IoU is above this, strictly; at most one partner can reach it.
-MIN_MATCH_IOU = 0.5
-# An unmatched segment is forgiven when more than this share of it lies on void of the other side.
-MAX_VOID_SHARE = 0.5
-# A class that occurs with a smaller share of the pixels, predicted or true, is not scored (exactly 0.5 % is).
-MIN_CLASS_SHARE = 0.005
+MIN_MATCH_IOU = 0.5  # two segments match above this, strictly; at most one partner can reach it
+MAX_VOID_SHARE = 0.5  # a segment without match is forgiven when more of it lies on void of the other side
+MIN_CLASS_SHARE = 0.005  # a class that fills less of the pixels, predicted or true, is not scored
 METRICS = (
     Metric(name="PQ_scene", label="panoptic quality over the scene", is_headline=True),
     Metric(name="SQ_scene", label="its segmentation part"),
@@ -40,13 +37,7 @@ class ClassScores:
 
 @dataclass(frozen=True, kw_only=True)
 class PanopticScores:
-    """Means over the scored classes.
-
-    Attributes:
-        pq, sq, rq: Plain means over `per_class`.
-        per_class: Scores by class, things first.
-        dropped: Classes that occur but fill less than the least share, predicted or true.
-    """
+    """Plain means over `per_class`, things first; `dropped`: classes that fill less than the least share."""
 
     pq: float
     sq: float
@@ -86,12 +77,9 @@ def pq_scene(
     used: list[int] = []
     dropped: list[int] = []
     for label in (*things, *stuff):
-        counts = [np.count_nonzero(plane == label) for plane in planes[::2]]
-        # Only a side that has the class at all can drop it: predicting none of a class must not remove it. Compared as
-        # a fraction, because 0.005 * n is not exact and exactly 0.5 % has to stay.
-        if any(counts):
-            is_small = any(0 < count / len(planes[0]) < min_share for count in counts)
-            (dropped if is_small else used).append(label)
+        shares = [np.count_nonzero(plane == label) / max(len(plane), 1) for plane in planes[::2]]
+        if any(shares):  # only a side that has the class can drop it: predicting none of it must not remove it
+            (dropped if any(0 < share < min_share for share in shares) else used).append(label)
     if not used:
         raise ValueError("no class fills its least share of the pixels in both prediction and annotation")
     pred, true = (_segments(sem, ids, used, stuff) for sem, ids in (planes[:2], planes[2:]))
@@ -139,8 +127,6 @@ def largest_area_background(preds: Sequence[np.ndarray]) -> int:
     """Return the id that covers the most pixels of all views together, the smallest of equals.
 
     Source: Section 4.1 of the paper: this segment is the background, its complement the objects.
-    Args:
-        preds: Predicted ids of every view, integers [H, W].
     Raises:
         ValueError: No pixels.
     """

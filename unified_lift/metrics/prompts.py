@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,14 +13,10 @@ from torch import Tensor
 from unified_lift.metrics.base import Metric
 from unified_lift.ops.overlaps import overlap_table
 
-# An id belongs to a prompt when more than this share of its own pixels lies in the prompt's mask, strictly.
-MIN_SHARE = 0.7
-# A pixel belongs to an id when the id's probability there is above this, strictly: it need not be the largest.
-MIN_PROBABILITY = 0.2
-# A mask file shows its object where it is brighter than this, strictly.
-MASK_LEVEL = 128
-NO_ID = -1
-"""Fills the places of `likely_ids` that no id takes."""
+MIN_SHARE = 0.7  # an id belongs to a prompt when more of its own pixels lie in the prompt's mask, strictly
+MIN_PROBABILITY = 0.2  # a pixel belongs to every id that is more likely there, strictly
+MASK_LEVEL = 128  # a mask file shows its object where it is brighter, strictly
+NO_ID = -1  # fills the places of `likely_ids` that no id takes
 METRICS = (
     Metric(name="mBIoU", label="mean boundary IoU of prompts", is_headline=True),
     Metric(name="mIoU_oracle", label="mean IoU of prompts shown in one view", is_headline=True),
@@ -66,21 +63,17 @@ def mask_of(likely: np.ndarray, chosen: Iterable[int]) -> np.ndarray:
     return np.asarray(np.isin(likely, list(chosen)).any(axis=-1))
 
 
-def mean_over_prompts(
-    scores: Mapping[str, Mapping[str, float | None]],
-) -> tuple[dict[str, float], float | None]:
-    """Return the mean over views of each prompt, and the mean of those: a prompt seen in one view weighs like others.
+def means(scores: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    """Return the mean score of every prompt or view, from (name, score) pairs; a score of None does not count.
 
-    Source: Gaussian Grouping's scorer; the benchmark is the plain mean of the scenes.
-    Args:
-        scores: View -> prompt -> score, None = nothing to score; without any score the scene's is None.
+    Source: Gaussian Grouping's scorer: the score of a scene is the plain mean of those of its prompts, each the mean
+    over views, so that a prompt seen in one view weighs like others; the benchmark is the plain mean of the scenes.
     """
     values: dict[str, list[float]] = {}
-    for prompt, value in (pair for of_view in scores.values() for pair in of_view.items()):
+    for name, value in scores:
         if value is not None:
-            values.setdefault(prompt, []).append(value)
-    per_prompt = {prompt: float(np.mean(found)) for prompt, found in values.items()}
-    return per_prompt, float(np.mean(list(per_prompt.values()))) if per_prompt else None
+            values.setdefault(name, []).append(value)
+    return {name: float(np.mean(found)) for name, found in values.items()}
 
 
 def best_ids(
@@ -99,6 +92,7 @@ def best_ids(
     views = [_combinations(ids, true) for ids, true in zip(likely, trues, strict=True)]
     candidates = {label for ids, inside, _ in views for label in ids[inside > 0].reshape(-1).tolist()} - {NO_ID}
 
+    @functools.cache
     def score(chosen: frozenset[int]) -> float:
         values = []
         for ids, inside, outside in views:
@@ -106,23 +100,22 @@ def best_ids(
             values.append(float(inside[covered].sum() / (inside.sum() + outside[covered].sum())))
         return float(np.mean(values))
 
-    def climb(chosen: frozenset[int]) -> tuple[float, frozenset[int]]:
-        best = score(chosen)
+    def climb(chosen: frozenset[int]) -> frozenset[int]:
         while options := [chosen ^ {label} for label in chosen.union(sorted(candidates))]:
-            scores = [score(option) for option in options]
-            if max(scores) <= best:
+            better = max(options, key=score)
+            if score(better) <= score(chosen):
                 break
-            best, chosen = max(scores), options[scores.index(max(scores))]
-        return best, chosen
+            chosen = better
+        return chosen
 
-    value, chosen = max((climb(frozenset(start)) for start in [(), *starts]), key=lambda found: found[0])
-    return tuple(sorted(chosen)), value
+    best = max((climb(frozenset(start)) for start in [(), *starts]), key=score)
+    return tuple(sorted(best)), score(best)
 
 
 def _combinations(likely: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return which ids are likely together [C, K], and on how many pixels inside and outside the true mask [C]."""
     # Order does not matter, so pixels with the same ids become one.
     ids, index = np.unique(np.sort(likely.reshape(-1, likely.shape[-1]), axis=1), axis=0, return_inverse=True)
-    index, inside = index.reshape(-1), true.reshape(-1)
-    counts = [np.bincount(index[part], minlength=len(ids)) for part in (inside, ~inside)]
-    return ids, counts[0], counts[1]
+    parts = index.reshape(true.shape)[true], index.reshape(true.shape)[~true]
+    inside, outside = (np.bincount(part, minlength=len(ids)) for part in parts)
+    return ids, inside, outside

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from unified_lift.metrics.base import Metric, ViewBundle, require_same_shape
 
-# SSIM of Wang et al. 2004: an 11 x 11 Gaussian window and the two stabilising constants for a data range of 1.
-WINDOW = 11
-SIGMA = 1.5
-K1, K2 = 0.01, 0.03
+WINDOW, SIGMA = 11, 1.5  # the Gaussian window of Wang et al. 2004, pixels
+K1, K2 = 0.01, 0.03  # their stabilising constants for a data range of 1
 
 
 def ssim(image: Tensor, target: Tensor) -> float:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from unified_lift.evaluation.grounding import TextMasks
 from unified_lift.metrics.base import Metric
-from unified_lift.metrics.matched import (
-    MIN_SEGMENT_PIXELS,
-    MatchedScores,
-    iou_from_counts,
-    match_matrix,
-    matched_scores,
-)
+from unified_lift.metrics.matched import MatchedScores, Profile, iou_from_counts, matched_scores
 from unified_lift.metrics.panoptic import largest_area_background
 from unified_lift.ops.overlaps import overlap_table
 
-NO_TRUE_OBJECT = "no true object occurs in the scored views, so mIoU and F1 do not apply"
 Labels = Mapping[str, np.ndarray]
 """View name -> ids, integers [H, W]."""
 PromptMasks = Mapping[str, Mapping[str, np.ndarray]]
@@ -36,7 +30,7 @@ class PredictionBundle:
         names: The views of the split, all of them.
         object_ids: Predicted object ids; a view without them has no prediction.
         likely_ids: (view, threshold) -> ids whose probability is above it, int32 [H, W, K] with -1 in unused places;
-            None = only `object_ids` are known, and each pixel's id is certain.
+            None = each pixel's id is certain.
         find_prompts: (view, prompts) -> masks of the prompts found by their words alone; None = nothing does that.
     """
 
@@ -44,12 +38,6 @@ class PredictionBundle:
     object_ids: Labels
     likely_ids: Callable[[str, float], np.ndarray] | None = None
     find_prompts: Callable[[str, Sequence[str]], TextMasks] | None = None
-
-    def likely(self, name: str, threshold: float) -> np.ndarray:
-        """Return the ids whose probability in a view is above the threshold, [H, W, K], see `likely_ids`."""
-        if self.likely_ids is None:
-            return np.asarray(self.object_ids[name])[..., None]
-        return self.likely_ids(name, threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +58,7 @@ class ProtocolResult:
     Attributes:
         scores: Name -> score or count of the scene, such as PQ_scene, mIoU, F1, num_objects_true.
         per_view: Name -> view -> score; the protocol decides how they relate to those of the scene.
-        report: How the scores came about, ready for JSON: views, missing files, thresholds, sizes, counts, the score
-            of every object or prompt, warnings.
+        report: How the scores came about, ready for JSON.
         masks: View -> prompt -> predicted mask, bool [H, W], where prompts are what is predicted.
         text: What words alone found in the reference view, where they were used.
     """
@@ -135,9 +122,14 @@ class AlignedViews:
         return overlap_table(*self.pixels)
 
     @cached_property
-    def matched(self) -> MatchedScores | None:
-        """Return the matching over the scene, None where no true object occurs."""
-        return matched_scores(self.preds, self.trues, profile="scene") if (self.table[1] != 0).any() else None
+    def matched(self) -> dict[str, MatchedScores]:
+        """Return the matching under every profile that applies; none without a true object."""
+        found: dict[str, MatchedScores] = {}
+        if (self.table[1] != 0).any():
+            for profile in get_args(Profile):
+                with contextlib.suppress(ValueError):  # no object may have 100 pixels
+                    found[profile] = matched_scores(self.preds, self.trues, profile=profile)
+        return found
 
     def facts(self) -> dict[str, Any]:
         """Return which views were scored at which size, for a report."""
@@ -151,47 +143,44 @@ class AlignedViews:
 
     def warnings(self) -> list[str]:
         """Return sentences on what the views lack."""
-        found = []
-        if self.without_prediction:
-            found.append(f"{len(self.without_prediction)} views have no prediction and count as all background")
-        if self.without_annotation:
-            found.append(f"{len(self.without_annotation)} views have no annotation and were left out")
-        return found
+        lacking = {
+            "views have no prediction and count as all background": self.without_prediction,
+            "views have no annotation and were left out": self.without_annotation,
+        }
+        return [f"{len(views)} {what}" for what, views in lacking.items() if views]
 
-    def matching_report(self) -> dict[str, Any]:
-        """Return the scores of every matching profile, and every true object with its area, partner and IoU.
+    def result(
+        self, protocol: str, scores: Mapping[str, float], *, warnings: Iterable[str] = (), **facts: object
+    ) -> ProtocolResult:
+        """Return scores of the scene with those of its views, all matchings and every true object in the report."""
+        report = {"protocol": protocol, **self.facts(), **facts, "warnings": [*warnings, *self.warnings()]}
+        if self.matched:
+            report["matching"] = {
+                profile: {key: value for key, value in vars(matched).items() if key not in ("pairs", "pair_iou")}
+                for profile, matched in self.matched.items()
+            }
+            report["objects"] = self._objects(self.matched["scene"])
+        else:
+            report["warnings"].append("no true object occurs in the scored views, so mIoU and F1 do not apply")
+        return ProtocolResult(scores=dict(scores), per_view=self._per_view(), report=report)
 
-        The profile `scene_from_100_px` is `scene` without ids of a few stray pixels. Empty without a true object.
-        """
-        if self.matched is None:
-            return {}
-        profiles = {"scene": self.matched}
-        for name in ("scene_masked", "viewmean"):
-            profiles[name] = matched_scores(self.preds, self.trues, profile=name)
-        _, true_ids, counts = self.table
-        areas = counts.sum(axis=0)
-        columns = (areas >= MIN_SEGMENT_PIXELS) & (true_ids != 0)
-        if columns.any():
-            # Areas stay those of the whole scene: small ids lose their row, not their pixels.
-            kept = iou_from_counts(counts)[counts.sum(axis=1) >= MIN_SEGMENT_PIXELS][:, columns]
-            profiles[f"scene_from_{MIN_SEGMENT_PIXELS}_px"] = match_matrix(kept.T)
-        pairs = zip(self.matched.pairs, self.matched.pair_iou, strict=True)
-        partner: dict[int, tuple[int | None, float]] = {true_id: (pred_id, iou) for (true_id, pred_id), iou in pairs}
-        objects = []
-        for true_id, area in zip(true_ids.tolist(), areas.tolist(), strict=True):
-            if true_id != 0:
-                pred_id, iou = partner.get(true_id, (None, 0.0))
-                objects.append({"true_id": true_id, "pred_id": pred_id, "iou": iou, "area": area})
-        keys = ("miou", "f1", "precision", "recall", "tp", "num_pred", "num_true")
-        matching = {name: {key: getattr(scores, key) for key in keys} for name, scores in profiles.items()}
-        return {"matching": matching, "objects": objects}
+    def _objects(self, matched: MatchedScores) -> list[dict[str, Any]]:
+        """Return every true object with its area, partner and IoU."""
+        partner = dict(matched.pairs)
+        iou = dict(zip(partner, matched.pair_iou, strict=True))
+        areas = dict(zip(self.table[1].tolist(), self.table[2].sum(axis=0).tolist(), strict=True))
+        areas.pop(0, None)
+        return [
+            {"true_id": true_id, "pred_id": partner.get(true_id), "iou": iou.get(true_id, 0.0), "area": area}
+            for true_id, area in areas.items()
+        ]
 
-    def per_view(self) -> dict[str, dict[str, float]]:
+    def _per_view(self) -> dict[str, dict[str, float]]:
         """Return mIoU over the true objects that a view shows, their number and their share of the pixels.
 
         Partners are those of the scene; an object without one, or whose partner is not in the view, counts 0.
         """
-        partner = dict(self.matched.pairs) if self.matched is not None else {}
+        partner = dict(self.matched["scene"].pairs) if self.matched else {}
         scores: dict[str, dict[str, float]] = {"num_objects": {}, "object_share": {}}
         for name, pred, true in zip(self.names, self.preds, self.trues, strict=True):
             pred_ids, true_ids, counts = overlap_table(pred, true)
@@ -215,7 +204,6 @@ def aligned(predictions: PredictionBundle, ground_truth: GroundTruth) -> Aligned
     scored = [name for name in names if name in annotations]
     if not scored:
         raise ValueError(f"none of the {len(names)} views has an annotation, so there is nothing to score")
-    # The rule speaks of all held-out views, annotated or not.
     background = largest_area_background(list(preds.values())) if preds else 0
     without = [name for name in scored if name not in preds]
     preds |= {name: np.full(annotations[name].shape, background, dtype=np.int32) for name in without}

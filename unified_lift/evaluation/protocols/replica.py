@@ -6,14 +6,7 @@ No scorer was published. `scene` is our reading and the headline; the nearest pu
 
 from __future__ import annotations
 
-from unified_lift.evaluation.protocols.base import (
-    NO_TRUE_OBJECT,
-    GroundTruth,
-    PredictionBundle,
-    Protocol,
-    ProtocolResult,
-    aligned,
-)
+from unified_lift.evaluation.protocols.base import GroundTruth, PredictionBundle, Protocol, ProtocolResult, aligned
 from unified_lift.metrics.matched import MIN_HIT_IOU
 
 
@@ -28,29 +21,17 @@ def score(predictions: PredictionBundle, ground_truth: GroundTruth) -> ProtocolR
         ValueError: No annotated view, or a prediction of another size than its annotation.
     """
     views = aligned(predictions, ground_truth)
-    matching, warnings = views.matching_report(), views.warnings()
-    scene: dict[str, float] = {}
-    if views.matched is None:
-        warnings.append(NO_TRUE_OBJECT)
-        scene["num_objects_true"] = 0
-    else:
-        scene = {"mIoU": views.matched.miou, "F1": views.matched.f1}
-        for name, scores in matching["matching"].items():
-            if name != "scene":
-                suffix = name.removeprefix("scene_")
-                scene |= {f"mIoU_{suffix}": scores["miou"], f"F1_{suffix}": scores["f1"]}
-        scene["num_objects_true"], scene["num_objects_pred"] = views.matched.num_true, views.matched.num_pred
-        scene["num_objects_found"] = views.matched.tp
-    report = {
-        "protocol": "replica",
-        **views.facts(),
-        "resampling": "none",
-        "profile": "scene",
-        "thresholds": {"hit_iou": MIN_HIT_IOU},
-        "warnings": warnings,
-        **matching,
-    }
-    return ProtocolResult(scores=scene, per_view=views.per_view(), report=report)
+    scores: dict[str, float] = {}
+    for profile, matched in views.matched.items():
+        suffix = "" if profile == "scene" else "_" + profile.removeprefix("scene_")
+        scores |= {f"mIoU{suffix}": matched.miou, f"F1{suffix}": matched.f1}
+    scores["num_objects_true"] = 0
+    if views.matched:
+        scene = views.matched["scene"]
+        counts = {"true": scene.num_true, "pred": scene.num_pred, "found": scene.tp}
+        scores |= {f"num_objects_{kind}": count for kind, count in counts.items()}
+    thresholds = {"hit_iou": MIN_HIT_IOU}
+    return views.result("replica", scores, resampling="none", profile="scene", thresholds=thresholds)
 
 
 PROTOCOL = Protocol(name="replica", ground_truth="annotations", headline=("mIoU",), score=score)

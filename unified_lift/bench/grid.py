@@ -33,7 +33,8 @@ class Grid:
     seeds: tuple[int, ...]
     iterations: int | None
     """Geometry iterations; None = those of each preset."""
-    device: str = "auto"
+    device_flags: tuple[str, ...] = ()
+    """Flags of all commands that compute."""
     extra: tuple[str, ...] = ()
     """More flags of train.py; `ROW:FLAG` goes to the jobs of that row (or `geometry`) only."""
     grounding: str = ""
@@ -42,11 +43,6 @@ class Grid:
     """Most lift steps of any method in the robustness table."""
     timeline: tuple[int, ...] = ()
     """Geometry iterations at which the presets are scored, rising; none = only at the end."""
-
-    @property
-    def device_flags(self) -> tuple[str, ...]:
-        """Return the flags of all commands that compute."""
-        return () if self.device == "auto" else ("--device", self.device)
 
 
 class Place(NamedTuple):

@@ -92,16 +92,15 @@ def run_job(job: Job, execute: Callable[[list[str], Path], int] = run_process) -
     A job that was interrupted goes on, from its last checkpoint if it has one; any other begins anew.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
-    before = read_record(job)
-    first = before.finished_steps if before.status == "interrupted" else 0
-    resumes = before.status == "interrupted" and not first and any(job.model.glob("chkpnt*.pth"))
-    spent = before.seconds if first or resumes else 0.0
-    if not first and not resumes:
+    record = read_record(job)
+    resumes = record.status == "interrupted" and not record.finished_steps and any(job.model.glob("chkpnt*.pth"))
+    if record.status != "interrupted" or not (record.finished_steps or resumes):
+        record = Record()
         job.log.write_text("")
-    began = time.perf_counter()
-    record = Record(commands=job.recorded, status="running", finished_steps=first, seconds=spent)
-    for command in job.commands[first:]:
-        write_json(job.record, vars(record))
+    record = replace(record, commands=job.recorded, status="running", exit_code=None, message="")
+    began, spent = time.perf_counter(), record.seconds
+    for command in job.commands[record.finished_steps :]:
+        _written(job, record)
         words = ["--resume" if resumes and word == "--overwrite" else word for word in command]
         with open(job.log, "a") as log:
             log.write(f"$ {shell_line(words)}\n")
@@ -109,17 +108,16 @@ def run_job(job: Job, execute: Callable[[list[str], Path], int] = run_process) -
         record = replace(record, exit_code=code, seconds=round(spent + time.perf_counter() - began, 2))
         if code:
             status = "interrupted" if code == INTERRUPTED else "failed"
-            record = replace(record, status=status, message=_reason(job, code))
-            break
+            return _written(job, replace(record, status=status, message=_reason(job, code)))
         record = replace(record, finished_steps=record.finished_steps + 1)
-    else:
-        missing = ", ".join(path.name for path in job.artefacts if not path.exists())
-        if missing:
-            record = replace(record, status="failed", message=f"it left no {missing}")
-        else:
-            record = replace(record, status="done", figures=_figures(job))
-            for path in [path for pattern in job.discard for path in job.model.glob(pattern)]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if missing := [path.name for path in job.artefacts if not path.exists()]:
+        return _written(job, replace(record, status="failed", message=f"it left no {', '.join(missing)}"))
+    for path in [path for pattern in job.discard for path in job.model.glob(pattern)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return _written(job, replace(record, status="done", figures=_figures(job)))
+
+
+def _written(job: Job, record: Record) -> Record:
     write_json(job.record, vars(record))
     return record
 
@@ -274,25 +272,18 @@ def environments(jobs: int, *, threads: int | None = None) -> list[dict[str, str
     """Return the environment of each process: one GPU after the other, and the cores shared out."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-    shared = dict(os.environ)
-    if threads is not None:
-        shared["OMP_NUM_THREADS"] = str(threads)
-    elif jobs > 1:
-        shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    if len(devices) < 2:
-        return [shared] * jobs
-    return [shared | {"CUDA_VISIBLE_DEVICES": devices[index % len(devices)]} for index in range(jobs)]
+    shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
+    shared |= os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    own = [{"CUDA_VISIBLE_DEVICES": devices[index % len(devices)]} if len(devices) > 1 else {} for index in range(jobs)]
+    return [shared | changes for changes in own]
 
 
 def _result(job: Job, future: Any) -> Record:
     """Return how a job ended; one that the scheduler or a defect ended has failed, with its last words."""
-    problem = future.exception()
-    if problem is None:
+    if (problem := future.exception()) is None:
         return future.result()
     lines = str(problem).strip().splitlines() or ["the job left no message"]
-    record = Record(commands=job.recorded, status="failed", message=lines[-1])
-    write_json(job.record, vars(record))
-    return record
+    return _written(job, Record(commands=job.recorded, status="failed", message=lines[-1]))
 
 
 def _figures(job: Job) -> dict[str, Any]:

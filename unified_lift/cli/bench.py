@@ -107,7 +107,7 @@ def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
         rows=tuple(chosen_rows(table, args.methods)),
         seeds=seeds[:1] if args.timeline else seeds,
         iterations=args.iterations or (None if table.key == PRESETS else base.iterations),
-        device=args.device,
+        device_flags=() if args.device == "auto" else ("--device", args.device),
         extra=tuple(extra),
         grounding=args.grounding,
         lift_iterations=args.lift_iterations,

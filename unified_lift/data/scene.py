@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,29 @@ from unified_lift.data.settings import DataSettings
 from unified_lift.data.splits import split_names
 from unified_lift.errors import UserError
 from unified_lift.ops.resample import nearest
+from unified_lift.registry import members
 from unified_lift.types import Scene, View, ZeroId
 
 _FOREGROUND = 128  # grey values of prompt masks above it are foreground [Gaussian Grouping]
+
+
+@cache
+def datasets() -> dict[str, Reader]:
+    """Return all readers by name; a folder is read by the first that recognises it."""
+    readers = members(sys.modules["unified_lift.data"], "READER")
+    return {reader.name: reader for reader in sorted(readers, key=lambda reader: reader.precedence)}
+
+
+def detect_reader(settings: DataSettings) -> Reader:
+    """Return the reader of the scene folder; a UserError says that it is missing or fits no layout."""
+    root = settings.source_path
+    if not root.is_dir():
+        raise UserError(f"{root}: no such scene folder; correct -s/--source_path")
+    found = next((reader for reader in datasets().values() if reader.detect(root)), None)
+    if found is None:
+        looked = "; ".join(f"{reader.looks_for} ({reader.name})" for reader in datasets().values())
+        raise UserError(f"{root}: fits no known layout; looked for {looked}")
+    return found
 
 
 def mask_folder(reader: Reader, settings: DataSettings) -> Path:
@@ -47,7 +68,14 @@ def describe(reader: Reader, settings: DataSettings) -> SceneDescription:
     return replace(described, frames=frames, notes=notes)
 
 
-def check_frames(described: SceneDescription, root: Path) -> None:
+def load_frames(settings: DataSettings) -> list[Frame]:
+    """Return the posed photos of `settings.source_path` as files, each with its mask file; no pixel is read."""
+    described = describe(detect_reader(settings), settings)
+    _check_frames(described, settings.source_path)
+    return list(described.frames)
+
+
+def _check_frames(described: SceneDescription, root: Path) -> None:
     """Raise a UserError unless every frame has a photo, a name and a mask of its own and a sound pose."""
     if described.broken:
         raise UserError(described.broken[0])
@@ -68,22 +96,21 @@ def check_frames(described: SceneDescription, root: Path) -> None:
         raise UserError(f"{source}: image {name} occurs twice (suffixes do not count); rename one of them")
 
 
-def build_scene(
-    reader: Reader, settings: DataSettings, *, progress: Progress | None = None, cache: DataCache | None = None
-) -> Scene:
+def load_scene(settings: DataSettings, *, progress: Progress | None = None, cache: DataCache | None = None) -> Scene:
     """Return the scene: described by its reader, split, loaded, undistorted, resized, with initial points.
 
     Args:
-        progress: Called with (done, total) after each view.
+        progress: Called with (done, total) after each loaded view.
         cache: Keeps photos and masks; None = in memory.
     Raises:
         UserError: Names the file or flag and the fix.
     """
-    root, described = settings.source_path, describe(reader, settings)
-    train, test = split_frames(described, settings)
+    root, reader = settings.source_path, detect_reader(settings)
+    described = describe(reader, settings)
+    train, test = _split_frames(described, settings)
     used = [*train, *test]
     if cache is not None:
-        cache.expect(expected_bytes(used, settings))
+        cache.expect(_bytes_of(used, settings))
     keep = (lambda array: torch.from_numpy(np.ascontiguousarray(array))) if cache is None else cache.keep
     loaded = parallel_map(partial(_load_view, settings=settings, zero_id=described.zero_id, keep=keep), used, progress)
     counts = Counter(note for _, notes in loaded for note in sorted(set(notes)))
@@ -107,9 +134,9 @@ def build_scene(
     )
 
 
-def split_frames(described: SceneDescription, settings: DataSettings) -> tuple[list[Frame], list[Frame]]:
+def _split_frames(described: SceneDescription, settings: DataSettings) -> tuple[list[Frame], list[Frame]]:
     """Return the training and the test frames; a UserError names a broken frame or an impossible split."""
-    check_frames(described, settings.source_path)
+    _check_frames(described, settings.source_path)
     by_name = {frame.name: frame for frame in described.frames}
     parts = split_names(
         list(by_name), settings.source_path, settings, held_out=described.held_out, train_only=described.train_only
@@ -118,7 +145,13 @@ def split_frames(described: SceneDescription, settings: DataSettings) -> tuple[l
     return train, test
 
 
-def expected_bytes(frames: Iterable[Frame], settings: DataSettings) -> int:
+def expected_bytes(settings: DataSettings) -> int:
+    """Return about how many bytes photos and masks of the scene take once loaded; no pixel is read."""
+    train, test = _split_frames(describe(detect_reader(settings), settings), settings)
+    return _bytes_of([*train, *test], settings)
+
+
+def _bytes_of(frames: Sequence[Frame], settings: DataSettings) -> int:
     """Return the bytes of photos (3 per pixel), masks (4) and, of distorted photos, the pixels the lens saw (1)."""
     total = 0
     for frame in frames:
@@ -178,17 +211,23 @@ def _unlabelled_note(train: Sequence[View]) -> list[str]:
     return [note] if 0 < len(missing) < len(train) else []
 
 
-def read_annotations(reader: Reader, settings: DataSettings, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the exact ids of the named views that have any, int32 [H, W] at native size, undistorted as the photo."""
-    described = _for_evaluation(reader, settings)
+def load_annotations(settings: DataSettings, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the exact ids of the named views, int32 [H, W] at native size, undistorted; for evaluation only.
+
+    Views without annotation are absent; the dictionary is empty where the dataset has none.
+    """
+    described = _for_evaluation(settings)
     lenses = {frame.name: frame.lens for frame in described.frames}
     found = described.annotations([name for name in names if name in lenses])
     return {name: _as_pinhole(ids, lenses[name]) for name, ids in found.items()}
 
 
-def read_prompt_masks(reader: Reader, settings: DataSettings, names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Return view -> prompt -> exact mask of the named views that have any, bool [H, W] at native size, undistorted."""
-    described = _for_evaluation(reader, settings)
+def load_prompt_masks(settings: DataSettings, names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Return view -> prompt -> exact mask, bool [H, W] at native size, undistorted; for evaluation only.
+
+    Views without any are absent; the dictionary is empty where the dataset annotates no prompts.
+    """
+    described = _for_evaluation(settings)
     frames = {frame.name: frame for frame in described.frames}
     return {
         name: {prompt: _read_prompt_mask(path, frames[name]) for prompt, path in files.items()}
@@ -196,10 +235,10 @@ def read_prompt_masks(reader: Reader, settings: DataSettings, names: Sequence[st
     }
 
 
-def _for_evaluation(reader: Reader, settings: DataSettings) -> SceneDescription:
+def _for_evaluation(settings: DataSettings) -> SceneDescription:
     """Return the description with all frames, whatever the split and the mask folder."""
-    described = describe(reader, replace(settings, eval=False, object_path="auto"))
-    check_frames(described, settings.source_path)
+    described = describe(detect_reader(settings), replace(settings, eval=False, object_path="auto"))
+    _check_frames(described, settings.source_path)
     return described
 
 

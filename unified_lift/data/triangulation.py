@@ -33,6 +33,7 @@ _MAX_ERROR = 1.5  # px of reprojection
 _MIN_ANGLE = 1.5  # degrees between the rays of a track
 _MIN_VIEWS = 3  # views of a track; a two-view match on a line cannot be checked
 _MIN_VIEWS_UNSURE = 4  # views of a track whose candidates are less distinct
+_MAX_TRACKS = 2**20  # that start in one view
 
 
 class Features(NamedTuple):
@@ -43,15 +44,15 @@ class Features(NamedTuple):
 
 
 class Tracks(NamedTuple):
-    """Observations grouped into points: view, SIFT point in it, pixel [O, 2] and track index [O] of each."""
+    """Observations grouped into points: view, SIFT point in it, pixel [O, 2] and track number [O] of each."""
 
     view: np.ndarray
     feature: np.ndarray
     pixels: np.ndarray
     track: np.ndarray
 
-    def keep(self, mask: np.ndarray) -> Tracks:
-        """Return the observations where `mask` holds, with track indices without gaps."""
+    def keep(self, mask: np.ndarray | slice) -> Tracks:
+        """Return the observations where `mask` holds, with tracks numbered without gaps."""
         kept = Tracks(*(values[mask] for values in self))
         return kept._replace(track=np.unique(kept.track, return_inverse=True)[1])
 
@@ -67,8 +68,8 @@ def triangulate(views: Sequence[View]) -> PointCloud:
     cameras = [view.camera for view in views]
     features = parallel_map(detect_features, views)
     grow = partial(grow_tracks, cameras=cameras, features=features, neighbors=choose_neighbors(cameras))
-    tracks = best_tracks(_concatenate(parallel_map(grow, range(len(views)))))
-    points, tracks = solve_tracks(tracks, cameras)
+    grown = Tracks(*map(np.concatenate, zip(*parallel_map(grow, range(len(views))), strict=True)))
+    points, tracks = solve_tracks(best_tracks(grown.keep(slice(None))), cameras)
     return PointCloud(positions=points.astype(np.float32), colors=_mean_colors(tracks, views, len(points)))
 
 
@@ -167,7 +168,11 @@ def grow_tracks(
     own, others = features[index], neighbors[index]
     found = [candidates(own, features[j], fundamental_matrix(cameras[index], cameras[j])) for j in others]
     match, sure = (np.stack(columns, axis=1) for columns in zip(*found, strict=True))  # [K, V]
-    a, b = _ray_images(own.pixels, cameras[index], [cameras[j] for j in others])  # [K, V, 3], [V, 3]
+    slope = (own.pixels - [cameras[index].cx, cameras[index].cy]) / [cameras[index].fx, cameras[index].fy]
+    direction = np.c_[slope, np.ones(len(slope))] @ cameras[index].cam_from_world[:3, :3]  # [K, 3], world
+    projections = _projections([cameras[j] for j in others])
+    a = np.einsum("vij,kj->kvi", projections[:, :, :3], direction)  # [K, V, 3]
+    b = projections[:, :, :3] @ cameras[index].position + projections[:, :, 3]  # [V, 3]
     seen = np.full((*match.shape, 2), np.nan)
     for k, j in enumerate(others):
         matched = match[:, k] >= 0
@@ -184,10 +189,12 @@ def grow_tracks(
     enough |= inliers.sum(axis=1) + 1 >= _MIN_VIEWS_UNSURE
     point, column = np.nonzero(inliers & enough[:, None])
     start = np.flatnonzero(enough)
-    renumber = np.cumsum(enough) - 1
-    own_seen = Tracks(np.full(len(start), index), start, own.pixels[start], renumber[start])
-    others_seen = Tracks(others[column], match[point, column], seen[point, column], renumber[point])
-    return Tracks(*map(np.concatenate, zip(own_seen, others_seen, strict=True)))
+    return Tracks(
+        view=np.r_[np.full(len(start), index), others[column]],
+        feature=np.r_[start, match[point, column]],
+        pixels=np.r_[own.pixels[start], seen[point, column]],
+        track=np.r_[start, point] + index * _MAX_TRACKS,
+    )
 
 
 def best_tracks(tracks: Tracks) -> Tracks:
@@ -202,12 +209,24 @@ def best_tracks(tracks: Tracks) -> Tracks:
 
 
 def solve_tracks(tracks: Tracks, cameras: Sequence[Camera]) -> tuple[np.ndarray, Tracks]:
-    """Return the accepted points, float64 [M, 3], and their observations under track indices 0..M-1."""
+    """Return the accepted points, float64 [M, 3], and their observations under track numbers 0..M-1."""
     points = linear_triangulation(tracks, cameras)
-    error, depth = _reprojection(points, tracks, cameras)
-    good = np.ones(len(points), dtype=bool)
-    np.logical_and.at(good, tracks.track, (error < _MAX_ERROR) & (depth > 0))
-    good &= _widest_angle(points, tracks, cameras) > _MIN_ANGLE
+    of_observation, projections = points[tracks.track], _projections(cameras)[tracks.view]
+    image = np.einsum("okl,ol->ok", projections[:, :, :3], of_observation) + projections[:, :, 3]
+    depth = image[:, 2]
+    pixels = image[:, :2] / np.where(np.abs(depth) < 1e-12, 1e-12, depth)[:, None]
+    fits = (np.linalg.norm(pixels - tracks.pixels, axis=1) < _MAX_ERROR) & (depth > 0)
+
+    rays = of_observation - np.stack([camera.position for camera in cameras])[tracks.view]
+    rays /= np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-12)
+    first = np.unique(tracks.track, return_index=True)[1]
+    cosine = np.einsum("ok,ok->o", rays, rays[first][tracks.track])
+    angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))  # between the first ray of a track and each other
+
+    good, widest = np.ones(len(points), dtype=bool), np.zeros(len(points))
+    np.logical_and.at(good, tracks.track, fits)
+    np.maximum.at(widest, tracks.track, angle)
+    good &= widest > _MIN_ANGLE
     return points[good], tracks.keep(good[tracks.track])
 
 
@@ -220,7 +239,7 @@ def linear_triangulation(tracks: Tracks, cameras: Sequence[Camera]) -> np.ndarra
     """
     centre = np.mean([camera.position for camera in cameras], axis=0)
     scale = max(float(np.max([np.linalg.norm(camera.position - centre) for camera in cameras])), 1e-9)
-    projections = np.stack([_projection(camera, centre, scale) for camera in cameras])[tracks.view]  # [O, 3, 4]
+    projections = _projections(cameras, centre, scale)[tracks.view]  # [O, 3, 4]
     equations = projections[:, 2:3] * tracks.pixels[:, :, None] - projections[:, :2]  # [O, 2, 4]
     weight = np.ones(len(equations))
     for _ in range(2):
@@ -235,49 +254,14 @@ def linear_triangulation(tracks: Tracks, cameras: Sequence[Camera]) -> np.ndarra
     return points * scale + centre
 
 
-def _projection(camera: Camera, centre: np.ndarray, scale: float) -> np.ndarray:
-    """Return K [R | t] for world coordinates that were centred and divided by `scale`, [3, 4]."""
-    rotation, translation = camera.cam_from_world[:3, :3], camera.cam_from_world[:3, 3]
-    moved = np.c_[rotation * scale, rotation @ centre + translation] / scale
-    matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1.0]])
-    return matrix @ moved
-
-
-def _reprojection(points: np.ndarray, tracks: Tracks, cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the error in px and the depth of every observation, [O] each."""
-    projections = np.stack([_projection(camera, np.zeros(3), 1.0) for camera in cameras])[tracks.view]
-    image = np.einsum("okl,ol->ok", projections[:, :, :3], points[tracks.track]) + projections[:, :, 3]
-    depth = image[:, 2]
-    pixels = image[:, :2] / np.where(np.abs(depth) < 1e-12, 1e-12, depth)[:, None]
-    return np.linalg.norm(pixels - tracks.pixels, axis=1), depth
-
-
-def _ray_images(pixels: np.ndarray, camera: Camera, others: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray]:
-    """Return a [K, V, 3] and b [V, 3]: other cameras see depth z of a pixel's ray at a z + b, homogeneous."""
-    slope = (pixels - [camera.cx, camera.cy]) / [camera.fx, camera.fy]
-    direction = np.c_[slope, np.ones(len(pixels))] @ camera.cam_from_world[:3, :3]  # [K, 3], world
-    projections = np.stack([_projection(other, np.zeros(3), 1.0) for other in others])  # [V, 3, 4]
-    b = projections[:, :, :3] @ camera.position + projections[:, :, 3]
-    return np.einsum("vij,kj->kvi", projections[:, :, :3], direction), b
-
-
-def _concatenate(parts: Sequence[Tracks]) -> Tracks:
-    """Return the tracks of all views under indices of their own."""
-    starts = np.cumsum([0, *(int(part.track.max(initial=-1)) + 1 for part in parts)])
-    moved = [part._replace(track=part.track + start) for part, start in zip(parts, starts, strict=False)]
-    return Tracks(*map(np.concatenate, zip(*moved, strict=True)))
-
-
-def _widest_angle(points: np.ndarray, tracks: Tracks, cameras: Sequence[Camera]) -> np.ndarray:
-    """Return per track the largest angle in degrees between the first and any other ray, [T]."""
-    centres = np.stack([camera.position for camera in cameras])[tracks.view]
-    rays = points[tracks.track] - centres
-    rays /= np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-12)
-    _, first = np.unique(tracks.track, return_index=True)
-    cosine = np.einsum("ok,ok->o", rays, rays[first][tracks.track])
-    widest = np.zeros(len(points))
-    np.maximum.at(widest, tracks.track, np.degrees(np.arccos(np.clip(cosine, -1, 1))))
-    return widest
+def _projections(cameras: Sequence[Camera], centre: np.ndarray | float = 0.0, scale: float = 1.0) -> np.ndarray:
+    """Return K [R | t] for world coordinates from which `centre` [3] is taken and that `scale` divides, [C, 3, 4]."""
+    found = []
+    for camera in cameras:
+        rotation, translation = camera.cam_from_world[:3, :3], camera.cam_from_world[:3, 3]
+        moved = np.c_[rotation * scale, rotation @ (centre * np.ones(3)) + translation] / scale
+        found.append(np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1.0]]) @ moved)
+    return np.stack(found)
 
 
 def _mean_colors(tracks: Tracks, views: Sequence[View], count: int) -> np.ndarray:

@@ -42,14 +42,8 @@ def test_the_oracle_row_scores_the_model_of_the_honest_one(grid):
 
 
 def test_commands_parse_and_start_from_the_shared_geometry(grid, tmp_path):
-    made = grid(
-        "3",
-        rows=("unified_lift", "released"),
-        scenes=("a",),
-        seeds=(4,),
-        iterations=70,
-        device_flags=("--device", "cpu"),
-    )
+    device = ("--device", "cpu")
+    made = grid("3", rows=("unified_lift", "released"), scenes=("a",), seeds=(4,), iterations=70, device_flags=device)
     geometry, ours, released = expand(made)
     g = parse(geometry.commands[0][1:]).settings
     assert (g.geometry.iterations, g.lift.lift_iterations, g.seed, g.run.device, g.data.eval) == (70, 0, 4, "cpu", True)

@@ -90,9 +90,8 @@ def test_the_time_of_an_interrupted_attempt_counts_and_it_goes_on_from_its_check
 
 
 @pytest.mark.parametrize(("code", "extra"), [(2, ()), (130, ("--sh_degree=1",))])
-def test_a_job_that_failed_or_has_other_flags_begins_anew(grid, code, extra):
+def test_a_job_that_failed_or_has_other_flags_begins_anew(grid, job, code, extra):
     made = grid("3", rows=("gaga",), scenes=("a",), seeds=(0,))
-    job = expand(made)[1]
     run_job(job, lambda command, log: code)
     (job.model / "chkpnt7.pth").write_text("")
     changed = expand(replace(made, extra=extra))[1]
@@ -119,18 +118,12 @@ def test_a_job_is_done_with_its_commands_and_artefacts_only(grid):
     assert list(statuses(jobs).values()) == ["done", "new", "new", "interrupted", "done"]
 
 
-def test_other_flags_make_a_job_run_again_and_so_does_another_geometry(grid):
+def test_other_flags_or_geometry_make_a_job_run_again_and_moved_folders_do_not(grid, tmp_path):
     made = grid(scenes=("a",), seeds=(0,), rows=("gaga",))
     run_all(made)
     for extra in ("--sh_degree=1", "geometry:--sh_degree=1"):
         assert set(statuses(expand(replace(made, extra=(extra,)))).values()) == {"new"}
-    changed = replace(made, extra=("gaga:--feature_dim=8",))
-    assert list(statuses(expand(changed)).values()) == ["done", "new", "new"]
-
-
-def test_results_and_scenes_may_be_moved(grid, tmp_path):
-    made = grid(scenes=("a",), seeds=(0,), rows=("gaga",))
-    run_all(made)
+    assert list(statuses(expand(replace(made, extra=("gaga:--feature_dim=8",)))).values()) == ["done", "new", "new"]
     (tmp_path / "out").rename(tmp_path / "elsewhere")
     (tmp_path / "data/a").rename(tmp_path / "a")
     moved = replace(made, out=tmp_path / "elsewhere", scenes=(replace(made.scenes[0], path=tmp_path / "a"),))
@@ -296,33 +289,24 @@ def submitit(monkeypatch):
     return module
 
 
-def test_every_job_is_submitted_when_its_geometry_is_done(submitit, grid):
-    made = grid("3", rows=("gaga",), seeds=(0,))
-    parameters = {"timeout_min": "60", "slurm_partition": "gpu"}
-    run(made, SubmititPool(4, folder=made.out / "submitit", parameters=parameters))
+def test_jobs_are_submitted_when_their_geometry_is_done_and_one_that_the_scheduler_ends_has_failed(submitit, grid):
+    made, parameters = grid("3", rows=("gaga",), seeds=(0,)), {"timeout_min": "60", "slurm_partition": "gpu"}
+    submitit.broken = "geometry/a"
+    lines = run(made, SubmititPool(4, folder=made.out / "submitit", parameters=parameters))
     assert submitit.folder == str(made.out / "submitit")
     assert submitit.parameters == {"timeout_min": 60, "slurm_partition": "gpu"}
-    assert list(submitit.submitted) == [
-        "geometry/a/seed0", "geometry/b/seed0", "detic_instance/a/gaga/seed0", "detic_instance/b/gaga/seed0",
-    ]  # fmt: skip
-    assert set(statuses(expand(made)).values()) == {"done"}
-
-
-def test_a_job_that_the_scheduler_ends_has_failed_and_the_rest_goes_on(submitit, grid):
-    made = grid("3", rows=("gaga",), seeds=(0,))
-    submitit.broken = "geometry/a"
-    lines = run(made, SubmititPool(4, folder=made.out, parameters={}))
+    assert list(submitit.submitted) == ["geometry/a/seed0", "geometry/b/seed0", "detic_instance/b/gaga/seed0"]
     assert any(line.startswith("failed geometry/a/seed0 (OUT_OF_MEMORY;") for line in lines)
     assert read_record(job_named(made, "geometry/a/seed0")).message == "OUT_OF_MEMORY"
     assert read_record(job_named(made, "detic_instance/b/gaga/seed0")).status == "done"
 
 
-def test_stopping_cancels_what_is_submitted(submitit, grid, tmp_path):
+def test_stopping_cancels_what_is_submitted(submitit, job, tmp_path):
     submitit.broken = "nothing ends"
     pool = SubmititPool(1, folder=tmp_path, parameters={})
-    pool.submit(expand(grid())[0])
+    pool.submit(job)
     pool.stop(signal.SIGINT)
-    assert submitit.submitted["geometry/a/seed0"].cancelled()
+    assert submitit.submitted[job.key].cancelled()
 
 
 def test_without_submitit_or_with_a_wrong_parameter_there_is_one_line(submitit, monkeypatch, tmp_path):

@@ -40,65 +40,65 @@ def test_table_4_has_the_five_rows_of_the_paper_in_its_order():
     assert scores == [0.253, 0.295, 0.363, 0.392, 0.416]
 
 
-def test_omniseg_brings_its_oracle_reading_along():
-    table = TABLES["3"]
-    assert [row.key for row in chosen_rows(table, ["omniseg3d_gs"])] == ["omniseg3d_gs", "omniseg3d_gs_oracle"]
-    assert [row.key for row in chosen_rows(table, ["gaga", "released", "gaga"])] == ["gaga", "released"]
-    assert [row.key for row in chosen_rows(table, None)] == list(table.rows)
-    assert [row.key for row in chosen_rows(TABLES["robustness"], ["omniseg3d_gs"])] == ["omniseg3d_gs"]
+@pytest.mark.parametrize(
+    ("table", "words", "keys"),
+    [
+        ("3", ["omniseg3d_gs"], ["omniseg3d_gs", "omniseg3d_gs_oracle"]),
+        ("3", ["gaga", "released", "gaga"], ["gaga", "released"]),
+        ("3", None, TABLES["3"].rows),
+        ("robustness", ["omniseg3d_gs"], ["omniseg3d_gs"]),
+        ("robustness", None, [*dict.fromkeys(["unified_lift", *sorted(METHODS)]), "released"]),
+        ("presets", ["released"], ["released"]),
+    ],
+)
+def test_rows_of_a_table_are_its_own_or_those_named(table, words, keys):
+    assert [row.key for row in chosen_rows(TABLES[table], words)] == list(keys)
 
 
-def test_rows_of_the_presets_table_are_presets():
-    assert chosen_rows(TABLES["presets"], ["released"])[0].train == ("--preset", "released")  # elsewhere a staged one
-    with pytest.raises(UserError, match="no such preset"):
-        chosen_rows(TABLES["presets"], ["gagga"])
-
-
-def test_robustness_has_a_row_for_every_method_and_the_released_settings():
-    assert set(TABLES["robustness"].rows) == {*METHODS, "released"}
-    assert TABLES["robustness"].rows[0] == "unified_lift"
-
-
-def test_a_settings_file_is_a_row(tmp_path):
+def test_a_settings_file_or_a_preset_is_a_row(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("seed: 1\n")
     (row,) = chosen_rows(TABLES["rooms"], [str(path)])
     assert (row.key, row.train) == ("mine", ("--preset", str(path)))
-    with pytest.raises(UserError, match="gone.yaml: no such settings file"):
-        chosen_rows(TABLES["rooms"], [str(tmp_path / "gone.yaml")])
+    assert chosen_rows(TABLES["presets"], ["released"])[0].train == ("--preset", "released")  # elsewhere a staged one
 
 
-def test_an_unknown_method_is_named_with_those_there_are():
-    with pytest.raises(UserError, match="--methods gagga: no such method; there are .*gaga"):
-        chosen_rows(TABLES["3"], ["gagga"])
+@pytest.mark.parametrize(
+    ("table", "word", "message"),
+    [
+        ("3", "gagga", "--methods gagga: no such method; there are .*gaga"),
+        ("rooms", "gone.yaml", "gone.yaml: no such settings file"),
+        ("presets", "gagga", "no such preset"),
+    ],
+)
+def test_unknown_rows_are_named(table, word, message):
+    with pytest.raises(UserError, match=message):
+        chosen_rows(TABLES[table], [word])
 
 
-def test_rooms_takes_every_scene_found(tmp_path):
-    make_scenes(tmp_path, "kitchen", "attic")
+def names(scenes):
+    return [(scene.name, scene.path.name) for scene in scenes]
+
+
+def test_rooms_takes_every_scene_found_and_other_tables_what_is_named(tmp_path):
+    make_scenes(tmp_path, "kitchen", "attic", "room_0")
     (tmp_path / "notes").mkdir()
     (tmp_path / "readme.txt").write_text("")
-    assert [scene.name for scene in chosen_scenes(TABLES["rooms"], tmp_path, None)] == ["attic", "kitchen"]
-    with pytest.raises(UserError, match="no sub-folder there is a scene of a known layout"):
-        chosen_scenes(TABLES["rooms"], tmp_path / "notes", None)
+    assert [name for name, _ in names(chosen_scenes(TABLES["rooms"], tmp_path, None))] == ["attic", "kitchen", "room_0"]
+    assert names(chosen_scenes(TABLES["3"], tmp_path, ["kitchen", "kitchen"])) == [("kitchen", "kitchen")]
+    assert names(chosen_scenes(TABLES["2"], tmp_path, ["room0"])) == [("room0", "room_0")]  # Replica has both spellings
 
 
-def test_a_missing_scene_of_a_table_is_named_with_its_checking_script(tmp_path):
+@pytest.mark.parametrize(
+    ("table", "folder", "scenes", "message"),
+    [
+        ("rooms", "old_room_25", None, "no sub-folder there is a scene of a known layout"),
+        ("3", ".", None, r"no scene old_room_50, .*prepare_messy_rooms.py .* --scenes restricts"),
+        ("3", ".", ["old_room_100"], "no scene old_room_100"),
+        ("3", "gone", None, "give the folder that holds the scenes"),
+    ],
+)
+def test_missing_scenes_are_named_with_what_to_do(tmp_path, table, folder, scenes, message):
     make_scenes(tmp_path, "old_room_25")
-    with pytest.raises(UserError, match=r"no scene old_room_50, .*prepare_messy_rooms.py .* --scenes restricts"):
-        chosen_scenes(TABLES["3"], tmp_path, None)
-    assert [scene.name for scene in chosen_scenes(TABLES["3"], tmp_path, ["old_room_25"])] == ["old_room_25"]
-    with pytest.raises(UserError, match="no scene old_room_100"):
-        chosen_scenes(TABLES["3"], tmp_path, ["old_room_100"])
-    with pytest.raises(UserError, match="give the folder that holds the scenes"):
-        chosen_scenes(TABLES["3"], tmp_path / "gone", None)
-
-
-def test_a_table_takes_scenes_that_are_not_its_own(tmp_path):
-    make_scenes(tmp_path, "kitchen")
-    assert [scene.name for scene in chosen_scenes(TABLES["3"], tmp_path, ["kitchen"])] == ["kitchen"]
-
-
-def test_replica_scenes_may_be_spelled_with_an_underscore(tmp_path):
-    make_scenes(tmp_path, "room_0")
-    (scene,) = chosen_scenes(TABLES["2"], tmp_path, ["room0"])
-    assert (scene.name, scene.path.name) == ("room0", "room_0")
+    with pytest.raises(UserError, match=message):
+        chosen_scenes(TABLES[table], tmp_path / folder, scenes)

@@ -63,7 +63,8 @@ def _mean_figure(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> Figure | Non
     width = 1.6 + _PANEL_INCHES[0] * len(scores)
     figure, axes = subplots(1, len(scores), width=width, height=_ROW_INCHES * len(names) + 0.7)
     colors = [_OURS if name == _HIGHLIGHT else _OTHERS for name in names]
-    for axis, (metric, (means, stds)) in zip(axes, ((metric, found.T) for metric, found in scores.items())):
+    for axis, (metric, found) in zip(axes, scores.items()):
+        means, stds = found.T
         axis.barh(range(len(names)), means, xerr=stds, color=colors, height=0.7, error_kw={"lw": 1})
         for place, row in enumerate(grid.rows):
             if metric in (paper := grid.table.published(row).mean):
@@ -163,5 +164,5 @@ def _robustness_figure(grid: Grid, part: pd.DataFrame, metric: str) -> Figure | 
 
 
 def _timeline_figure(part: pd.DataFrame) -> Figure | None:
-    done = part[part.state == "done"].eval("seconds = geometry_s + lift_s")
+    done = part[part.state == "done"].assign(seconds=lambda own: own.geometry_s + own.lift_s)
     return time_figure({str(preset): own.to_dict("records") for preset, own in done.groupby("method", sort=False)})

@@ -232,11 +232,13 @@ def _count_table(grid: Grid, part: pd.DataFrame, title: str) -> TextTable:
     lines = {"annotated": part.num_objects_true}
     for row in grid.rows:
         own = part[part.method == row.key]
-        lines |= {row.name: own.num_objects_pred, f"{row.name}: groups": own.num_groups}
-    means = {name: values.astype(float).groupby(part.scene, sort=False).mean() for name, values in lines.items()}
-    known = {name: mean for name, mean in means.items() if not name.endswith(": groups") or mean.notna().any()}
-    cells = pd.DataFrame(known).T.map(lambda mean: f"{mean:.0f}" if mean == mean else NOTHING)
-    return TextTable(title=title, cells=cells.rename_axis("method").reset_index())
+        lines[row.name] = own.num_objects_pred
+        if own.num_groups.notna().any():
+            lines[f"{row.name}: groups"] = own.num_groups
+    means = {name: values.astype(float).groupby(part.scene).mean() for name, values in lines.items()}
+    table = pd.DataFrame(means).reindex(part.scene.unique()).T
+    cells = table.map(lambda mean: f"{mean:.0f}" if mean == mean else NOTHING)
+    return TextTable(title=title, cells=cells.rename_axis(index="method", columns=None).reset_index())
 
 
 def markdown(tables: Iterable[TextTable]) -> str:

@@ -17,8 +17,9 @@ import numpy as np
 from unified_lift.data import detect_reader, load_scene
 from unified_lift.data.base import Frame, Reader, listed
 from unified_lift.data.images import Progress, photos_in
-from unified_lift.data.issues import Issues, StoredMask, check_masks, check_photos, issue_lines
+from unified_lift.data.issues import Issues, check_masks, check_photos, issue_lines
 from unified_lift.data.masks import LOOKS_FOR, MASK_SUFFIXES
+from unified_lift.data.points import in_picture
 from unified_lift.data.scene import describe, mask_folder
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
@@ -92,8 +93,11 @@ def check_scene(settings: DataSettings, *, progress: Progress | None = None) -> 
         facts["masks"] = _check_masks(issues, frames, masks)
         if whole and facts["masks"]["views"]:  # else masks of the frames left out would seem to belong to no view
             _check_strays(issues, [frame.mask.path for frame in frames if frame.mask])
-    folders = {name: root / name for name in ANNOTATION_FOLDERS if (root / name).is_dir()}
-    facts["truth"] = {name: sum(path.is_file() for path in folder.rglob("*")) for name, folder in folders.items()}
+    facts["truth"] = {
+        name: sum(path.is_file() for path in (root / name).rglob("*"))
+        for name in ANNOTATION_FOLDERS
+        if (root / name).is_dir()
+    }
     if not issues.errors:
         facts |= _check_loading(issues, settings)
     return SceneCheck(facts=facts, issues=issues)
@@ -119,8 +123,8 @@ def _check_poses(issues: Issues, frames: Sequence[Frame]) -> None:
     distance = np.linalg.norm(centres - np.median(centres, axis=0), axis=1)
     limit = 20 * max(np.median(distance), 1e-9)
     far = [frame.name for frame, away in zip(frames, distance, strict=True) if away > limit]
-    if far and len(frames) > 2:
-        issues.note(f"the camera of {listed(far)} is far from all others", "look at its pose; remove it if wrong")
+    text = f"the camera of {listed(far)} is far from all others"
+    issues.note(text, "look at its pose; remove it if wrong", when=far and len(frames) > 2)
 
 
 def _cameras(frames: Sequence[Frame]) -> list[dict[str, Any]]:
@@ -142,27 +146,23 @@ def _check_masks(issues: Issues, frames: Sequence[Frame], folder: Path) -> dict[
     """Return numbers of the masks; add what is wrong with any of them."""
     without = [frame.name for frame in frames if frame.mask is None]
     facts: dict[str, Any] = {"views": len(frames) - len(without), "views_without": without}
-    if len(without) < len(frames):
+    if facts["views"]:
         masks = list(check_masks(issues, frames, make=_MAKE_MASKS).values())
-        return {**facts, **_mask_facts(masks)} if masks else facts
-    files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
-    if files:
-        names = listed(sorted(path.name for path in files))
-        issues.error(f"{folder}: none of its {len(files)} files is the mask of a photo ({names})", _NAME_MASKS)
-    else:
-        issues.note("no masks: only colour can be trained", _MAKE_MASKS)
+        if masks:
+            segments = [mask.num_segments for mask in masks]
+            facts |= {
+                "kinds": dict(Counter(mask.kind for mask in masks)),
+                "segments_per_view": dict(least=min(segments), median=float(np.median(segments)), most=max(segments)),
+                "largest_id": max(mask.largest for mask in masks),
+                "share_of_id_0": round(float(np.mean([mask.zero_share for mask in masks])), 4),
+                "all_black": sum(mask.largest == 0 for mask in masks),
+            }
+        return facts
+    files = sorted(path.name for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    text = f"{folder}: none of its {len(files)} files is the mask of a photo ({listed(files)})"
+    issues.error(text, _NAME_MASKS, when=files)
+    issues.note("no masks: only colour can be trained", _MAKE_MASKS, when=not files)
     return facts
-
-
-def _mask_facts(masks: Sequence[StoredMask]) -> dict[str, Any]:
-    segments = [mask.num_segments for mask in masks]
-    return {
-        "kinds": dict(Counter(mask.kind for mask in masks)),
-        "segments_per_view": {"least": min(segments), "median": float(np.median(segments)), "most": max(segments)},
-        "largest_id": max(mask.largest for mask in masks),
-        "share_of_id_0": round(float(np.mean([mask.zero_share for mask in masks])), 4),
-        "all_black": sum(mask.largest == 0 for mask in masks),
-    }
 
 
 def _check_strays(issues: Issues, masks: Sequence[Path]) -> None:
@@ -190,21 +190,21 @@ def _check_loading(issues: Issues, settings: DataSettings) -> dict[str, Any]:
         text, _, fix = str(error).rpartition("; ")
         issues.note(f"with --eval: {text}", fix)
     num_views = len(scene.train) + len(scene.test)
-    if num_views < _FEW_VIEWS:
-        issues.note(f"only {num_views} views", "objects come out blurred; 30 and more are usual")
+    few = "objects come out blurred; 30 and more are usual"
+    issues.note(f"only {num_views} views", few, when=num_views < _FEW_VIEWS)
     for line in scene.notes:
-        if not any(words in line for words in _SAID_ELSEWHERE):
-            text, _, fix = line.rpartition("; ")
-            issues.note(text or line, fix if text else "")
+        text, _, fix = line.rpartition("; ")
+        said = any(words in line for words in _SAID_ELSEWHERE)
+        issues.note(text or line, fix if text else "", when=not said)
     own = scene.notes[-1].endswith("from the scene")
     points: dict[str, Any] = {"of_the_scene": len(scene.points.positions) if own else 0}
     if own:
         share = points["visible_share"] = round(visible_share(scene), 4)
-        if share < _FEW_VISIBLE:
-            issues.error(
-                f"the cameras hardly see the scene's points ({100 * share:.1f} % of them in a view)",
-                "poses and points disagree: check axes (OpenCV or OpenGL), camera-to-world, and scale",
-            )
+        issues.error(
+            f"the cameras hardly see the scene's points ({100 * share:.1f} % of them in a view)",
+            "poses and points disagree: check axes (OpenCV or OpenGL), camera-to-world, and scale",
+            when=share < _FEW_VISIBLE,
+        )
     return {
         "split": {"train": len(scene.train), "test_with_eval": len(scene.test)},
         "radius": round(scene.radius, 4),
@@ -217,12 +217,7 @@ def visible_share(scene: Scene) -> float:
     """Return which share of the initial points lies inside a training view's picture, averaged over views."""
     positions = scene.points.positions
     positions = positions[:: max(1, len(positions) // _POINTS_TRIED)].astype(np.float64)
-    shares = []
-    for view in scene.train:
-        pixels, depth = project(positions, view.camera)
-        inside = (pixels >= 0).all(axis=1) & (pixels <= [view.camera.width, view.camera.height]).all(axis=1)
-        shares.append((inside & (depth > 0)).mean())
-    return float(np.mean(shares))
+    return float(np.mean([in_picture(*project(positions, view.camera), view.camera).mean() for view in scene.train]))
 
 
 def check_lines(check: SceneCheck) -> list[str]:
@@ -257,8 +252,8 @@ def check_lines(check: SceneCheck) -> list[str]:
 
 def _camera_words(camera: Mapping[str, Any]) -> str:
     lens = " distorted, undistorted on load," if camera["distorted"] else ""
-    size = f"{camera['width']}x{camera['height']}"
-    return f"{camera['views']} views{lens} {size}, focal {camera['focal_px']:g} px, {camera['fov_degrees']:.0f} degrees"
+    words = "{views} views{lens} {width}x{height}, focal {focal_px:g} px, {fov_degrees:.0f} degrees"
+    return words.format(**camera, lens=lens)
 
 
 def _mask_words(facts: Mapping[str, Any]) -> str:

@@ -7,9 +7,10 @@ are not kept. All numbers are little-endian without padding.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -41,6 +42,7 @@ POINT_2D = np.dtype([("xy", "<f8", 2), ("point3d", "<i8")])
 """A 2D point of an image: pixel, and the id of its 3D point or -1."""
 COUNT, CAMERA, IMAGE, POINT_3D = (struct.Struct(layout) for layout in ("<Q", "<IiQQ", "<I7dI", "<Q3d3BdQ"))
 """The packed records of the binary files; variable parts follow each."""
+Record = TypeVar("Record")
 _TRACK_BYTES = 8  # of each observation of a 3D point
 
 
@@ -82,25 +84,63 @@ def table_path(folder: Path, table: str) -> Path | None:
 
 def read_cameras(path: Path) -> dict[int, ColmapCamera]:
     """Return the cameras by id; a UserError names a file that is cut short, malformed or of an unknown model."""
-    return {
-        int(key): ColmapCamera(model=model, width=int(width), height=int(height), params=tuple(params))
-        for key, model, width, height, params in (_cameras_text if path.suffix == ".txt" else _cameras_binary)(path)
-    }
+
+    def camera(key: float, model: str, width: float, height: float, params: Iterable[float]) -> tuple:
+        return int(key), ColmapCamera(model=model, width=int(width), height=int(height), params=tuple(params))
+
+    def from_line(line: str, _: Iterator[str]) -> tuple:
+        first, model, *others = line.split()
+        count = _num_params(model, repr(model), path)
+        key, width, height, *params = map(float, (first, *others))
+        if len(params) != count:
+            raise ValueError(line)
+        return camera(key, model, width, height, params)
+
+    def from_bytes(cursor: _Cursor) -> tuple:
+        key, number, width, height = cursor.take(CAMERA)
+        model = MODELS.get(number, ("", 0))[0]
+        count = _num_params(model, str(number), path)
+        return camera(key, model, width, height, cursor.array(np.dtype("<f8"), count).tolist())
+
+    return dict(_records(path, from_line, from_bytes))
 
 
 def read_images(path: Path) -> dict[int, ColmapImage]:
     """Return the registered images by id; a UserError names a file that is cut short or malformed."""
-    return {
-        int(key): ColmapImage(
-            qvec=tuple(pose[:4]), tvec=tuple(pose[4:]), camera_id=int(camera), name=name, points2d=points
-        )
-        for (key, *pose, camera), name, points in (_images_text if path.suffix == ".txt" else _images_binary)(path)
-    }
+
+    def image(numbers: Iterable[float], name: str, points: np.ndarray) -> tuple:
+        key, *pose, camera = numbers
+        qvec, tvec = tuple(pose[:4]), tuple(pose[4:])
+        return int(key), ColmapImage(qvec=qvec, tvec=tvec, camera_id=int(camera), name=name, points2d=points)
+
+    def from_line(line: str, following: Iterator[str]) -> tuple:
+        words = line.split(maxsplit=9)  # the name may hold spaces
+        values = np.array(next(following, "").split(), dtype=np.float64).reshape(-1, 3)  # may be empty, is always there
+        points = np.empty(len(values), dtype=POINT_2D)
+        points["xy"], points["point3d"] = values[:, :2], values[:, 2]
+        return image(map(float, words[:9]), words[9].strip(), points)
+
+    def from_bytes(cursor: _Cursor) -> tuple:
+        return image(cursor.take(IMAGE), cursor.text(), cursor.array(POINT_2D, cursor.take(COUNT)[0]))
+
+    return dict(_records(path, from_line, from_bytes))
 
 
 def read_points(path: Path) -> ColmapPoints:
     """Return the sparse points; a UserError names a file that is cut short or malformed."""
-    values = list((_points_text if path.suffix == ".txt" else _points_binary)(path))
+
+    def from_line(line: str, _: Iterator[str]) -> Sequence[float]:
+        values = [float(word) for word in line.split()]
+        if len(values) < 8 or len(values) % 2:
+            raise ValueError(line)
+        return values
+
+    def from_bytes(cursor: _Cursor) -> Sequence[float]:
+        *values, length = cursor.take(POINT_3D)
+        cursor.skip(length * _TRACK_BYTES)
+        return values
+
+    values = list(_records(path, from_line, from_bytes))
     return ColmapPoints(
         ids=np.array([row[0] for row in values], dtype=np.int64),
         positions=np.array([row[1:4] for row in values], dtype=np.float64).reshape(-1, 3),
@@ -124,9 +164,6 @@ class _Cursor:
     def take(self, layout: struct.Struct) -> tuple:
         return layout.unpack_from(self.data, self.skip(layout.size))
 
-    def records(self, layout: struct.Struct) -> Iterator[tuple]:
-        return (self.take(layout) for _ in range(self.take(COUNT)[0]))
-
     def array(self, dtype: np.dtype, count: int) -> np.ndarray:
         return np.frombuffer(self.data, dtype=dtype, count=count, offset=self.skip(count * dtype.itemsize))
 
@@ -136,82 +173,29 @@ class _Cursor:
         return self.data[start:end].decode("utf-8", "surrogateescape")
 
 
+def _records(
+    path: Path, from_line: Callable[[str, Iterator[str]], Record], from_bytes: Callable[[_Cursor], Record]
+) -> Iterator[Record]:
+    """Yield the records of a text file, each from a line and those that follow it, or of a binary one."""
+    if path.suffix != ".txt":
+        cursor = _Cursor(path)
+        for _ in range(cursor.take(COUNT)[0]):
+            yield from_bytes(cursor)
+        return
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        lines = (line.rstrip("\r\n") for line in file if not line.startswith("#"))
+        for line in lines:
+            try:
+                if line.strip():
+                    yield from_line(line, lines)
+            except UserError:
+                raise
+            except (ValueError, IndexError, OverflowError):
+                what = f"cannot read the line {line[:60]!r}"
+                raise UserError(f"{path}: {what}; copy or export the model again") from None
+
+
 def _num_params(model: str, shown: str, path: Path) -> int:
     if model not in NUM_PARAMS:
         raise UserError(f"{path}: unknown camera model {shown}; run colmap image_undistorter to get PINHOLE cameras")
     return NUM_PARAMS[model]
-
-
-def _cameras_binary(path: Path) -> Iterator[tuple]:
-    cursor = _Cursor(path)
-    for key, number, width, height in cursor.records(CAMERA):
-        model = MODELS.get(number, ("", 0))[0]
-        count = _num_params(model, str(number), path)
-        yield key, model, width, height, cursor.array(np.dtype("<f8"), count).tolist()
-
-
-def _cameras_text(path: Path) -> Iterator[tuple]:
-    for line in _lines(path):
-        words = [*line.split(), ""]
-        count = _num_params(words[1], repr(words[1]), path)
-        key, width, height, *params = _numbers([words[0], *words[2:-1]], path, line, at_least=3 + count)
-        if len(params) > count:
-            raise _malformed(path, line)
-        yield key, words[1], width, height, params
-
-
-def _images_binary(path: Path) -> Iterator[tuple]:
-    cursor = _Cursor(path)
-    for record in cursor.records(IMAGE):
-        yield record, cursor.text(), cursor.array(POINT_2D, cursor.take(COUNT)[0])
-
-
-def _images_text(path: Path) -> Iterator[tuple]:
-    lines = _lines(path, keep_blank=True)
-    for line in lines:
-        if not line.strip():
-            continue
-        words = line.split(maxsplit=9)  # the name may hold spaces
-        values = _numbers(next(lines, "").split(), path, line)  # the second line may be empty but is always there
-        if len(words) < 10 or len(values) % 3:
-            raise _malformed(path, line)
-        points = np.empty(len(values) // 3, dtype=POINT_2D)
-        points["xy"], points["point3d"] = np.reshape(values, (-1, 3))[:, :2], values[2::3]
-        yield _numbers(words[:9], path, line), words[9].strip(), points
-
-
-def _points_binary(path: Path) -> Iterator[Sequence[float]]:
-    cursor = _Cursor(path)
-    for *values, length in cursor.records(POINT_3D):
-        cursor.skip(length * _TRACK_BYTES)
-        yield values
-
-
-def _points_text(path: Path) -> Iterator[Sequence[float]]:
-    for line in _lines(path):
-        values = _numbers(line.split(), path, line, at_least=8)
-        if len(values) % 2:
-            raise _malformed(path, line)
-        yield values
-
-
-def _lines(path: Path, *, keep_blank: bool = False) -> Iterator[str]:
-    """Yield the lines without comments."""
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            if not line.startswith("#") and (keep_blank or line.strip()):
-                yield line.rstrip("\r\n")
-
-
-def _numbers(words: Sequence[str], path: Path, line: str, *, at_least: int = 0) -> list[float]:
-    try:
-        values = [float(word) for word in words]
-    except ValueError:
-        raise _malformed(path, line) from None
-    if len(values) < at_least:
-        raise _malformed(path, line)
-    return values
-
-
-def _malformed(path: Path, line: str) -> UserError:
-    return UserError(f"{path}: cannot read the line {line[:60]!r}; copy or export the model again")

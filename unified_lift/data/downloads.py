@@ -13,7 +13,7 @@ import numpy as np
 from unified_lift.data import colmap, lerf_mask, messy_rooms, replica
 from unified_lift.data.base import OBJECT_PATH, Frame, Reader, SceneDescription, listed
 from unified_lift.data.images import photos_in
-from unified_lift.data.issues import Issue, Issues, check_masks, check_photos, check_shape, photo_size, probe
+from unified_lift.data.issues import Issues, check_masks, check_photos, check_shape, photo_size, probe
 from unified_lift.data.masks import MaskFile, find_mask, read_mask
 from unified_lift.data.replica import Recording
 from unified_lift.data.scene import describe
@@ -87,11 +87,11 @@ def _described(
     sizes = check_photos(issues, described.frames, folder=photos)
     counts = Counter(sizes.values())
     odd = [path.name for path, size in sizes.items() if size != counts.most_common(1)[0][0]]
-    if odd:
-        issues.error(f"{photos}: {listed(odd)} has another size")
+    issues.error(f"{photos}: {listed(odd)} has another size", when=odd)
     found = " and ".join(f"{width}x{height}" for width, height in sorted(counts))
-    if usual is not None and counts and set(counts) != {usual}:
-        issues.note(f"{photos}: {found} where {usual[0]}x{usual[1]} is usual", "scores of other sizes do not compare")
+    if usual is not None:
+        text, differs = f"{photos}: {found} where {usual[0]}x{usual[1]} is usual", counts and set(counts) != {usual}
+        issues.note(text, "scores of other sizes do not compare", when=differs)
     issues.ok(f"{photos}: {len(sizes)} of {len(described.frames)} photos, {found or 'no size'}")
     return described
 
@@ -100,31 +100,26 @@ def _masks(issues: Issues, what: str, train: Sequence[Frame], *, as_released: bo
     """Check that every training view has an input mask of its photo's shape; those released are 8-bit."""
     masks = check_masks(issues, train, make=_MAKE_MASKS, folder=what, needed=True)
     other = [path.name for path, numbers in masks.items() if not numbers.kind.startswith("8-bit")]
-    if as_released and other:
-        fix = "they are read; as released the masks are 8-bit: record where these come from"
-        issues.note(f"{what}: {listed(other)} is not 8-bit", fix)
+    fix = "they are read; as released the masks are 8-bit: record where these come from"
+    issues.note(f"{what}: {listed(other)} is not 8-bit", fix, when=as_released and other)
     issues.ok(f"{what}: {len(masks)} of {len(train)} training views have a mask")
 
 
 def _lerf_mask_scene(folder: Path, issues: Issues) -> None:
     scene, before = folder.name, len(issues)
     for name in ("images", lerf_mask.TRAIN_LIST, lerf_mask.PROMPT_MASKS):
-        if not (folder / name).is_dir():
-            issues.error(f"{scene}/{name}: no such folder")
-    if not colmap.detect(folder):
-        issues.error(f"{scene}/sparse/0: no COLMAP model there")
+        issues.error(f"{scene}/{name}: no such folder", when=not (folder / name).is_dir())
+    issues.error(f"{scene}/sparse/0: no COLMAP model there", when=not colmap.detect(folder))
     if len(issues) > before:
         return
     described = _described(lerf_mask.READER, folder, issues, f"{scene}/images")
     for note in described.notes:
-        if "no pose in" in note:
-            issues.error(note)
+        issues.error(note, when="no pose in" in note)
     train_names, names = set(described.train_only or ()), [frame.name for frame in described.frames]
     train, tests = ([f for f in described.frames if (f.name in train_names) == trains] for trains in (True, False))
     what = f"{scene}/{lerf_mask.TRAIN_LIST}"
     strangers = sorted({path.stem for path in photos_in(folder / lerf_mask.TRAIN_LIST, "*")} - set(names))
-    if strangers:
-        issues.error(f"{what}: {listed(strangers)} not registered in the COLMAP model")
+    issues.error(f"{what}: {listed(strangers)} not registered in the COLMAP model", when=strangers)
     (fewest, most), listing = LERF_MASK_TEST_VIEWS, listed([frame.name for frame in tests])
     if fewest <= len(tests) <= most:
         issues.ok(f"{what}: {len(train)} training views, {len(tests)} test views ({listing})")
@@ -148,13 +143,11 @@ def _prompt_masks(folder: Path, tests: Sequence[Frame], issues: Issues) -> None:
         for path, size in sizes.items():
             check_shape(issues, path, size, tests[k])
         strangers = sorted(set(of_view) - set(prompts))
-        if strangers:
-            fix = f"the prompts, with spaces, are: {'; '.join(prompts)}"
-            issues.error(f"{what}/{k}: {listed(strangers)} is no prompt of this scene", fix)
+        fix = f"the prompts, with spaces, are: {'; '.join(prompts)}"
+        issues.error(f"{what}/{k}: {listed(strangers)} is no prompt of this scene", fix, when=strangers)
         seen.update(prompt for prompt, path in of_view.items() if path in sizes and prompt in prompts)
     absent = [prompt for prompt in prompts if not seen[prompt]]
-    if absent:
-        issues.error(f"{what}: no view has a readable mask of {listed(absent)}")
+    issues.error(f"{what}: no view has a readable mask of {listed(absent)}", when=absent)
     counts = f"{seen.total()} masks of {len(prompts) - len(absent)} of {len(prompts)} prompts"
     issues.ok(f"{what}: {counts} in views {', '.join(map(str, files))}")
 
@@ -216,10 +209,9 @@ def _instance_maps(scene: str, recording: Recording, test: Mapping[int, Frame], 
     annotated = [replace(frame, mask=recording.annotation(n)) for n, frame in test.items()]
     maps = check_masks(issues, annotated, make=issues.fix, folder=what, needed=True)
     narrow = [path.name for path, numbers in maps.items() if numbers.kind.startswith("8-bit")]
-    if narrow:
-        text = f"{what}: {listed(narrow)} has 8 bits, ids above 255 would have been cut"
-        released = pattern.parent.name == "semantic_instance"  # these have 16 bits
-        issues.append(Issue(severity="error" if released else "note", text=text, fix=issues.fix))
+    text = f"{what}: {listed(narrow)} has 8 bits, ids above 255 would have been cut"
+    released = pattern.parent.name == "semantic_instance"  # these have 16 bits
+    issues.add("error" if released else "note", text, issues.fix, when=narrow)
     largest = max((numbers.largest for numbers in maps.values()), default=0)
     issues.ok(f"{what}: {len(maps)} of {len(test)} test views have exact ids, largest id {largest}")
 
@@ -251,16 +243,16 @@ def _messy_rooms_scene(folder: Path, issues: Issues) -> None:
 
 def _id_arrays(folder: Path, frames: Sequence[Frame], issues: Issues) -> None:
     """Check that every frame has an array of its photo's shape; those of objects need more than 8 bits."""
-    what, of_mask = f"{folder.parent.name}/{folder.name}", {find_mask(folder, frame.name): frame for frame in frames}
-    absent = [frame.name for frame in frames if find_mask(folder, frame.name) is None]
-    if absent:
-        issues.error(f"{what}: no array of {listed(absent)}")
-    arrays = probe(issues, [mask for mask in of_mask if mask], _array_header)
+    what, masks = f"{folder.parent.name}/{folder.name}", [find_mask(folder, frame.name) for frame in frames]
+    of_mask = {mask: frame for mask, frame in zip(masks, frames, strict=True) if mask}
+    absent = [frame.name for mask, frame in zip(masks, frames, strict=True) if not mask]
+    issues.error(f"{what}: no array of {listed(absent)}", when=absent)
+    arrays = probe(issues, of_mask, _array_header)
     for mask, (size, _) in arrays.items():
         check_shape(issues, mask.path, size, of_mask[mask])
     narrow = [mask.path.name for mask, (_, num_bytes) in arrays.items() if num_bytes < 2]
-    if narrow and folder.name != "semantic":
-        issues.error(f"{what}: {listed(narrow)} has 8 bits, which cannot hold the ids of 500 objects")
+    text = f"{what}: {listed(narrow)} has 8 bits, which cannot hold the ids of 500 objects"
+    issues.error(text, when=narrow and folder.name != "semantic")
     issues.ok(f"{what}: {len(arrays)} of {len(frames)} views")
 
 

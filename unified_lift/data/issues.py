@@ -15,6 +15,7 @@ from unified_lift.data.images import Progress, parallel_map, read_image
 from unified_lift.data.masks import MaskFile, read_stored_mask, same_aspect
 from unified_lift.errors import UserError
 
+Severity = Literal["ok", "note", "error"]
 File = TypeVar("File")
 Fact = TypeVar("Fact")
 _MANY_SEGMENTS = 300  # per view; what a colour picture read as ids gives, and hardly any segmenter
@@ -31,7 +32,7 @@ class Issue:
         fix: What to do, where something is to be done.
     """
 
-    severity: Literal["ok", "note", "error"]
+    severity: Severity
     text: str
     fix: str = ""
 
@@ -43,17 +44,22 @@ class Issues(list[Issue]):
         super().__init__()
         self.fix = fix
 
+    def add(self, severity: Severity, text: str, fix: str = "", *, when: object = True) -> None:
+        """Add an issue, where `when` holds."""
+        if when:
+            self.append(Issue(severity=severity, text=text, fix=fix))
+
     def ok(self, text: str) -> None:
         """Add that something is present and sound."""
-        self.append(Issue(severity="ok", text=text))
+        self.add("ok", text)
 
-    def note(self, text: str, fix: str) -> None:
-        """Add that something is unusual but usable."""
-        self.append(Issue(severity="note", text=text, fix=fix))
+    def note(self, text: str, fix: str, *, when: object = True) -> None:
+        """Add that something is unusual but usable, where `when` holds."""
+        self.add("note", text, fix, when=when)
 
-    def error(self, text: str, fix: str = "") -> None:
-        """Add that something is absent, damaged or useless."""
-        self.append(Issue(severity="error", text=text, fix="; ".join(filter(None, (fix, self.fix)))))
+    def error(self, text: str, fix: str = "", *, when: object = True) -> None:
+        """Add that something is absent, damaged or useless, where `when` holds."""
+        self.add("error", text, "; ".join(filter(None, (fix, self.fix))), when=when)
 
     def refused(self, message: object, prefix: str = "") -> None:
         """Add an error with a reader's message, which is `<file>: what; the fix`."""
@@ -144,9 +150,8 @@ def probe(
 def check_shape(issues: Issues, path: Path, size: tuple[int, int], frame: Frame, fix: str = "") -> None:
     """Add an error if (width, height) is not that of the frame's camera, scaled."""
     lens = frame.lens
-    if not same_aspect(size, lens.size):
-        what = f"{size[0]}x{size[1]} is another shape than the camera's {lens.width}x{lens.height}"
-        issues.error(f"{path}: {what}", fix)
+    what = f"{size[0]}x{size[1]} is another shape than the camera's {lens.width}x{lens.height}"
+    issues.error(f"{path}: {what}", fix, when=not same_aspect(size, lens.size))
 
 
 def check_photos(
@@ -167,8 +172,7 @@ def check_photos(
     for path, size in sizes.items():
         check_shape(issues, path, size, of_path[path], "use the photos the poses were computed with")
     twice = [name for name, count in Counter(frame.name for frame in frames).items() if count > 1]
-    if twice:
-        issues.error(f"{listed(twice)}: occurs twice (suffixes do not count)", "rename one of them")
+    issues.error(f"{listed(twice)}: occurs twice (suffixes do not count)", "rename one of them", when=twice)
     return sizes
 
 
@@ -183,19 +187,16 @@ def check_masks(
         needed: A view without a mask is an error.
     """
     where, without = f"{folder}: " if folder else "", [frame.name for frame in frames if frame.mask is None]
-    if without:
-        text = f"{where}{len(without)} of {len(frames)} views have no mask: {listed(without)}"
-        issues.append(Issue(severity="error" if needed else "note", text=text, fix=make))
+    text = f"{where}{len(without)} of {len(frames)} views have no mask: {listed(without)}"
+    issues.add("error" if needed else "note", text, make, when=without)
     of_mask = {frame.mask: frame for frame in frames if frame.mask is not None}
     masks = probe(issues, of_mask, _stored)
     for mask, numbers in masks.items():
         check_shape(issues, mask.path, numbers.size, of_mask[mask], "make the mask from this photo, or remove it")
 
-    black = sum(numbers.largest == 0 for numbers in masks.values())
-    if black and black == len(masks):
-        issues.append(Issue(severity="error", text=f"{where}all masks are black: nothing is labelled", fix=make))
+    all_black = bool(masks) and all(map(_is_black, masks.values()))
+    issues.add("error", f"{where}all masks are black: nothing is labelled", make, when=all_black)
     for what, fix, is_odd in _ODD_MASKS:
         names = [mask.path.name for mask, numbers in masks.items() if is_odd(numbers)]
-        if names and not (is_odd is _is_black and black == len(masks)):
-            issues.note(f"{where}{listed(names)}: {what}", fix)
+        issues.note(f"{where}{listed(names)}: {what}", fix, when=names and not (is_odd is _is_black and all_black))
     return {mask.path / mask.part: numbers for mask, numbers in masks.items()}

@@ -31,22 +31,18 @@ def initial_points(views: Sequence[View], settings: DataSettings, *, own: PointC
                 "needed; add points or use --random_init"
             )
         return own, f"{len(own.positions)} initial points from the scene"
-    cameras, count = [view.camera for view in views], settings.num_random_points
-    found = None if settings.random_init else triangulate(views)
-    num_found = 0 if found is None else len(found.positions)
-    if found is None or num_found == 0:
-        cloud = random_in_frusta(cameras, count=count, seed=settings.points_seed)
-        return cloud, f"{count} random initial points in the camera frusta"
-    note = f"{num_found} initial points triangulated from the photos"
-    if num_found >= _ENOUGH_POINTS:
-        return found, note
-    missing = max(count - num_found, MIN_POINTS)
-    cloud = random_in_frusta(cameras, count=missing, seed=settings.points_seed)
-    filled = PointCloud(
-        positions=np.concatenate([found.positions, cloud.positions]),
-        colors=np.concatenate([found.colors, cloud.colors]),
-    )
-    return filled, f"{note}, {missing} random ones in the camera frusta"
+    found = triangulate([] if settings.random_init else views)
+    num_found, count = len(found.positions), settings.num_random_points
+    notes = [f"{num_found} initial points triangulated from the photos"] if num_found else []
+    if num_found < _ENOUGH_POINTS:
+        missing = max(count - num_found, MIN_POINTS) if num_found else count
+        cloud = random_in_frusta([view.camera for view in views], count=missing, seed=settings.points_seed)
+        found = PointCloud(
+            positions=np.concatenate([found.positions, cloud.positions]),
+            colors=np.concatenate([found.colors, cloud.colors]),
+        )
+        notes.append(f"{missing} random {'ones' if num_found else 'initial points'} in the camera frusta")
+    return found, ", ".join(notes)
 
 
 def random_in_frusta(cameras: Sequence[Camera], *, count: int, seed: int) -> PointCloud:
@@ -91,13 +87,17 @@ def look_at_distance(cameras: Sequence[Camera]) -> float:
     return 2 * spread if spread > 1e-9 else 1.0
 
 
+def in_picture(pixels: np.ndarray, depth: np.ndarray, camera: Camera) -> np.ndarray:
+    """Return which projected points, pixels [K, 2] and depth [K], the camera has in its picture, bool [K]."""
+    return (pixels >= 0).all(axis=1) & (pixels <= [camera.width, camera.height]).all(axis=1) & (depth > 0)
+
+
 def _not_in_earlier_frusta(points: np.ndarray, chosen: np.ndarray, cameras: Sequence[Camera], far: float) -> np.ndarray:
     """Return the indices of the points that lie in no frustum before that of their `chosen` camera, [K]."""
     alive = np.argsort(chosen, kind="stable")
     for index, camera in enumerate(cameras):
         later = alive[chosen[alive] > index]
         pixels, depth = project(points[later], camera)
-        inside = (pixels >= 0).all(axis=1) & (pixels <= [camera.width, camera.height]).all(axis=1)
-        inside &= (depth > 0) & (depth <= far)
+        inside = in_picture(pixels, depth, camera) & (depth <= far)
         alive = np.concatenate([alive[chosen[alive] <= index], later[~inside]])
     return np.sort(alive)

@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from unified_lift.data import detect_reader, load_annotations, load_prompt_masks
@@ -73,12 +72,17 @@ def evaluate(
     renderings = renderings or partial(rendered, model)
     chosen = protocol if isinstance(protocol, Protocol) else protocol_named(protocol, model.settings.data)
     views = {view.name: view for view in scene.test}
-    _require_scorable(model, views, chosen, grounding)
+    if model.is_edited:
+        problem = "this scene was edited, so photos and annotations do not show it; score the model it was made from"
+        raise UserError(f"{model.path}: {problem}")
+    if not views:
+        raise UserError(f"{model.path}: no view was held out, nothing to score on; train with train.py ... --eval")
+    if grounding is not None and chosen.ground_truth != "prompt_masks":
+        raise UserError(f"--grounding: protocol {chosen.name} has no prompts; leave it out or choose lerf_mask")
     ground_truth = load_ground_truth(chosen, model.settings.data, list(views)) if model.is_lifted else GroundTruth()
     if protocol != "auto" and model.is_lifted and not ground_truth:
-        raise UserError(
-            f"--protocol {chosen.name}: {scene.name} has no {chosen.ground_truth}; leave it out or add them"
-        )
+        lacking = f"{scene.name} has no {chosen.ground_truth}"
+        raise UserError(f"--protocol {chosen.name}: {lacking}; leave it out or add them")
     per_view, object_ids = _score_views(model, scene.test, renderings(scene.test), ground_truth)
     scores = {name: float(np.mean(list(values.values()))) for name, values in per_view.items() if values}
     scores["num_gaussians"] = len(model)
@@ -98,29 +102,8 @@ def evaluate(
     if ground_truth:
         find = find_prompts if grounding is not None else None
         objects = score_objects(model, scene, chosen, ground_truth, object_ids, find_prompts=find)
-    return Result(
-        scores=objects.scores | scores,
-        per_view=per_view | objects.per_view,
-        report=objects.report,
-        masks=objects.masks,
-        text=objects.text,
-        protocol=chosen,
-        ground_truth=ground_truth,
-    )
-
-
-def _require_scorable(
-    model: TrainedScene, views: Mapping[str, View], protocol: Protocol, grounding: Grounding | None
-) -> None:
-    if model.is_edited:
-        raise UserError(
-            f"{model.path}: this scene was edited, so photos and annotations do not show it; score the model it was "
-            "made from"
-        )
-    if not views:
-        raise UserError(f"{model.path}: no view was held out, nothing to score on; train with train.py ... --eval")
-    if grounding is not None and protocol.ground_truth != "prompt_masks":
-        raise UserError(f"--grounding: protocol {protocol.name} has no prompts; leave it out or choose lerf_mask")
+    objects = replace(objects, scores=objects.scores | scores, per_view=per_view | objects.per_view)
+    return Result(**vars(objects), protocol=chosen, ground_truth=ground_truth)
 
 
 def _score_views(
@@ -137,7 +120,7 @@ def _score_views(
             image=torch.from_numpy(rendering.image) / 255,
             object_ids=rendering.object_ids,
             annotation=ground_truth.annotations.get(view.name),
-            depth=partial(rendered_depth, model, view),
+            depth=partial(lambda camera: render_view(model, camera).depth, view.camera),
         )
         for name, metric in VIEW_METRICS.items():
             value = metric(bundle)
@@ -153,10 +136,10 @@ def protocol_named(name: str, data: DataSettings) -> Protocol:
         UserError: There is none of that name.
     """
     known = ", ".join(PROTOCOLS)
-    if name != "auto":
-        if name not in PROTOCOLS:
-            raise UserError(f"--protocol {name}: there are auto, {known}")
+    if name in PROTOCOLS:
         return PROTOCOLS[name]
+    if name != "auto":
+        raise UserError(f"--protocol {name}: there are auto, {known}")
     reader = detect_reader(data)
     if reader.protocol not in PROTOCOLS:
         named = f"reader {reader.name} names {reader.protocol}"
@@ -177,11 +160,6 @@ def rendered(model: TrainedScene, views: Iterable[View]) -> Iterator[Rendering]:
         shown = render_view(model, view.camera)
         ids = None if shown.object_ids is None else shown.object_ids.numpy().astype(np.int32)
         yield Rendering(quantize_uint8(shown.image).numpy(), ids)
-
-
-def rendered_depth(model: TrainedScene, view: View) -> Tensor:
-    """Return the mean camera depth in world units, 0 where nothing is, [H, W]."""
-    return render_view(model, view.camera).depth
 
 
 def score_objects(
@@ -233,10 +211,8 @@ def candidates_of(model: TrainedScene) -> dict[str, Method]:
     """
     found = model.method.candidates() if model.method is not None else {}
     if not found:
-        raise UserError(
-            "--oracle_codebooks: this model keeps no candidates to choose from; train one whose method makes several, "
-            "such as --method omniseg3d_gs"
-        )
+        fix = "train one whose method makes several, such as --method omniseg3d_gs"
+        raise UserError(f"--oracle_codebooks: this model keeps no candidates to choose from; {fix}")
     return dict(found)
 
 
@@ -261,12 +237,15 @@ def evaluate_candidates(model: TrainedScene, scene: Scene, result: Result, *, qu
     if chosen in candidates:
         del methods[AS_TRAINED]
     text = result.text
-    find = (lambda _, prompts: text) if text is not None else None
+    score = partial(
+        score_objects,
+        scene=scene,
+        protocol=result.protocol,
+        ground_truth=result.ground_truth,
+        find_prompts=(lambda _, prompts: text) if text is not None else None,
+    )
     scores = {
-        name: score_objects(
-            replace(model, method=method), scene, result.protocol, result.ground_truth, ids[name], find_prompts=find
-        ).scores
-        for name, method in methods.items()
+        name: score(replace(model, method=method), object_ids=ids[name]).scores for name, method in methods.items()
     }
     headline = next(filter(None, map(result.protocol.headline_of, scores.values())), None)
     if headline is None:

@@ -14,9 +14,7 @@ from unified_lift.data.images import open_image
 from unified_lift.errors import UserError
 from unified_lift.metrics.prompts import MASK_LEVEL
 
-# Grounded-SAM as Gaussian Grouping's scripts call it.
-BOX_THRESHOLD = 0.30
-TEXT_THRESHOLD = 0.45
+BOX_THRESHOLD, TEXT_THRESHOLD = 0.30, 0.45  # Grounded-SAM as Gaussian Grouping's scripts call it
 
 
 class TextMasks(NamedTuple):
@@ -52,17 +50,10 @@ class FolderGrounding:
         self.folder = folder
 
     def find(self, image: np.ndarray, prompts: Sequence[str]) -> TextMasks:
-        """Return the masks at their own size.
-
-        Raises:
-            UserError: No prompt has a file, or a file is damaged.
-        """
+        """Return the masks at their own size; a UserError if no prompt has a file, or one is damaged."""
         paths = {prompt: self.folder / f"{prompt}.png" for prompt in prompts}
-        found = {
-            prompt: np.asarray(open_image(path).convert("L")) > MASK_LEVEL
-            for prompt, path in paths.items()
-            if path.is_file()
-        }
+        present = {prompt: path for prompt, path in paths.items() if path.is_file()}
+        found = {prompt: np.asarray(open_image(path).convert("L")) > MASK_LEVEL for prompt, path in present.items()}
         if not found:
             names = ", ".join(path.name for path in paths.values())
             raise UserError(f"--grounding {self.folder}: no mask of any prompt; name the files {names}")
@@ -81,16 +72,13 @@ class GroundingDinoSam:
     def __init__(self, dino: Path, sam: Path, *, device: torch.device) -> None:
         for name, folder in (("dino", dino), ("sam", sam)):
             if not folder.is_dir():
-                raise UserError(
-                    f"--grounding {name}:{folder}: no such folder; download the weights and give their place"
-                )
+                fix = "download the weights and give their place"
+                raise UserError(f"--grounding {name}:{folder}: no such folder; {fix}")
         try:
             library = importlib.import_module("transformers")
         except ImportError:
-            raise UserError(
-                "--grounding dino:...: the package transformers is not installed; run `pip install transformers`, "
-                "or give a folder of masks instead"
-            ) from None
+            fix = "run `pip install transformers`, or give a folder of masks instead"
+            raise UserError(f"--grounding dino:...: the package transformers is not installed; {fix}") from None
 
         def loaded(kind: str, folder: Path) -> Any:  # noqa: ANN401 (transformers is not a dependency)
             return getattr(library, kind).from_pretrained(folder, local_files_only=True)
@@ -101,9 +89,8 @@ class GroundingDinoSam:
             self._sam_processor = loaded("SamProcessor", sam)
             self._sam = loaded("SamModel", sam).to(device).eval()
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"--grounding dino:{dino},sam:{sam}: cannot be loaded ({error}); check both folders"
-            ) from None
+            problem = f"cannot be loaded ({error}); check both folders"
+            raise UserError(f"--grounding dino:{dino},sam:{sam}: {problem}") from None
         self._device = device
         self._facts = {"dino": str(dino), "sam": str(sam), "transformers": library.__version__}
 

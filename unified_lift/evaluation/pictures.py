@@ -15,31 +15,22 @@ import numpy as np
 from unified_lift.errors import UserError
 from unified_lift.fileio import replacing
 
-MAX_ID = 65_535
-"""Largest id a 16-bit PNG holds."""
-BACKGROUND_COLOR = (58, 63, 74)
-"""Colour of id 0: slate, so that objects stand out where 0 is the background."""
-UNMATCHED_COLOR = (214, 214, 214)
-"""Colour of a true object that no predicted object is matched with."""
-PALETTE_SIZE = 1_024
-"""Ids this far apart share a colour; more colours cannot be told apart."""
+MAX_ID = 65_535  # of a 16-bit PNG
+BACKGROUND_COLOR = (58, 63, 74)  # of id 0: slate, so that objects stand out
+UNMATCHED_COLOR = (214, 214, 214)  # of a true object that no predicted object is matched with
+PALETTE_SIZE = 1_024  # ids this far apart share a colour; more colours cannot be told apart
 
 _LIGHTNESS = np.linspace(0.50, 0.86, 9)  # OKLab: neither near black nor near white, so that borders show
 _CHROMA = np.linspace(0.07, 0.175, 6)
 _HUES = np.arange(120) * (2 * np.pi / 120)
 _FIRST_COLOR = (0.66, 0.17, 0.55)  # lightness, chroma, hue in radians: where the greedy search begins
-_LIGHTNESS_WEIGHT = 0.75  # hue tells objects apart better than lightness does
-_CONE_FROM_LAB = np.array(
-    [[1, 1, 1], [0.3963377774, -0.1055613458, -0.0894841775], [0.2158037573, -0.0638541728, -1.2914855480]]
-)
-_LINEAR_FROM_CONE = np.array(
-    [
-        [4.0767416621, -1.2684380046, -0.0041960863],
-        [-3.3077115913, 2.6097574011, -0.7034186147],
-        [0.2309699292, -0.3413193965, 1.7076147010],
-    ]
-)
-_PNG_FAST = (cv2.IMWRITE_PNG_COMPRESSION, 3)
+_WEIGHTS = (0.75, 1, 1)  # of the axes: hue tells objects apart better than lightness does
+_CONE_FROM_LAB = [[1, 1, 1], [0.3963377774, -0.1055613458, -0.0894841775], [0.2158037573, -0.0638541728, -1.2914855480]]
+_LINEAR_FROM_CONE = [
+    [4.0767416621, -1.2684380046, -0.0041960863],
+    [-3.3077115913, 2.6097574011, -0.7034186147],
+    [0.2309699292, -0.3413193965, 1.7076147010],
+]
 
 
 def object_colors(ids: np.ndarray) -> np.ndarray:
@@ -119,7 +110,7 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     else:
         raise ValueError(f"{path}: expected uint8 [H, W, 3] or ids [H, W], received {picture.dtype} {picture.shape}")
     with replacing(path) as partial:
-        partial.write_bytes(cv2.imencode(".png", pixels, _PNG_FAST)[1].tobytes())
+        partial.write_bytes(cv2.imencode(".png", pixels, (cv2.IMWRITE_PNG_COMPRESSION, 3))[1].tobytes())
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -145,15 +136,15 @@ def _palette() -> np.ndarray:
 
     Source: OKLab, B. Ottosson 2020 (public domain matrices). Candidates are of middle lightness.
     """
-    lightness, chroma, hue = (grid.ravel() for grid in np.meshgrid(_LIGHTNESS, _CHROMA, _HUES, indexing="ij"))
+    grid = np.meshgrid(_LIGHTNESS, _CHROMA, _HUES, indexing="ij")
+    lightness, chroma, hue = (np.append(first, axis) for first, axis in zip(_FIRST_COLOR, grid))
     lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
+    first, lab = lab[0], lab[1:]
     linear = (lab @ _CONE_FROM_LAB) ** 3 @ _LINEAR_FROM_CONE
     shown = ((linear >= 0) & (linear <= 1)).all(axis=1)  # by a screen
-    linear, space = linear[shown], lab[shown] * [_LIGHTNESS_WEIGHT, 1, 1]
+    linear, space = linear[shown], lab[shown] * _WEIGHTS
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    first_lightness, first_chroma, first_hue = _FIRST_COLOR
-    first = first_lightness * _LIGHTNESS_WEIGHT, first_chroma * np.cos(first_hue), first_chroma * np.sin(first_hue)
-    chosen = [int(np.square(space - first).sum(axis=1).argmin())]
+    chosen = [int(np.square(space - first * _WEIGHTS).sum(axis=1).argmin())]
     distance = np.full(len(space), np.inf)
     for _ in range(PALETTE_SIZE - 2):
         distance = np.minimum(distance, np.square(space - space[chosen[-1]]).sum(axis=1))

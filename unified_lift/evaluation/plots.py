@@ -20,29 +20,25 @@ Arguments = ParamSpec("Arguments")
 Drawn = TypeVar("Drawn")
 
 _NOT_TERMS = ("stage", "step", "total", "seconds_per_step")
-_STATISTICS = ("num_gaussians", "objects_used", "filtered_ratio")
-_TITLES = {
+_STATISTICS = {
+    "num_gaussians": "number of Gaussians",
+    "objects_used": "objects in use",
+    "filtered_ratio": "share of filtered pixels",
+}
+_TITLES = _STATISTICS | {
     "photometric": "photometric loss",
     "contrastive": "contrastive loss (Eq. 1)",
     "class": "class loss (Eq. 4)",
     "concentration": "concentration loss (Eq. 6)",
     "norm": "feature norm loss",
     "psnr": "held-out PSNR [dB]",
-    "num_gaussians": "number of Gaussians",
-    "objects_used": "objects in use",
-    "filtered_ratio": "share of filtered pixels",
 }
 _COLORS = {"geometry": "#2f6f9f", "lift": "#b4533c", "test": "#4b8b4f"}
 _OTHER_COLOR = "#5b5b8c"
-_VIEW_BARS, _PROTOCOL_BARS = "#8fb3cc", "#d6a08f"
 _TIMED_SCORES = ("PQ_scene", "mIoU", "PSNR")
-_COLUMNS = 3
-_PANEL_INCHES = (3.3, 2.1)
-_BARS_INCHES = 1.5
-_SMOOTH_POINTS = 15  # a curve is smoothed over a 15th of its points
+_COLUMNS, _PANEL_INCHES = 3, (3.3, 2.1)
 _LOG_RANGE = 20  # a loss that spans a larger factor is drawn on a logarithmic axis
 _MAX_LABELLED_BARS = 40
-_DPI = 130
 
 
 def styled(draw: Callable[Arguments, Drawn]) -> Callable[Arguments, Drawn]:
@@ -68,7 +64,7 @@ def write_plots(
         if figure is not None:
             written[caption] = folder / name
             with replacing(written[caption]) as partial:
-                figure.savefig(partial, format="png", dpi=_DPI)
+                figure.savefig(partial, format="png", dpi=130)
     return written
 
 
@@ -91,8 +87,7 @@ def loss_figure(log_lines: Sequence[Mapping[str, Any]]) -> Figure | None:
     for axis in axes[len(points) :]:
         axis.set_visible(False)
     for axis, ((stage, name), curve) in zip(axes, points.items()):
-        steps = np.array(sorted(curve))
-        values = np.array([curve[step] for step in steps])
+        steps, values = np.array(sorted(curve.items())).T
         is_loss = stage != "test" and name not in _STATISTICS
         _draw_curve(axis, steps, values, color=_COLORS.get(stage, _OTHER_COLOR), smooth=is_loss)
         axis.set_title(_TITLES.get(name, name), loc="left")
@@ -107,7 +102,7 @@ def loss_figure(log_lines: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def _draw_curve(axis: Axes, steps: np.ndarray, values: np.ndarray, *, color: str, smooth: bool) -> None:
-    window = len(values) // _SMOOTH_POINTS if smooth else 0
+    window = len(values) // 15 if smooth else 0
     if window < 2:
         axis.plot(steps, values, color=color, linewidth=1.6, marker="o" if len(steps) < 12 else "", markersize=3)
         return
@@ -128,11 +123,11 @@ def metric_figure(per_view: Mapping[str, Mapping[str, float]]) -> Figure | None:
     if not metrics:
         return None
     names = list(dict.fromkeys(name for metric in metrics for name in per_view[metric.name]))
-    figure, axes = subplots(len(metrics), 1, width=_COLUMNS * _PANEL_INCHES[0], height=_BARS_INCHES)
+    figure, axes = subplots(len(metrics), 1, width=_COLUMNS * _PANEL_INCHES[0], height=1.5)
     for axis, metric in zip(axes, metrics):
         values = per_view[metric.name]
         heights = np.array(list(values.values()))
-        color = _PROTOCOL_BARS if metric.function is None else _VIEW_BARS
+        color = "#d6a08f" if metric.function is None else "#8fb3cc"
         axis.bar([names.index(name) for name in values], heights, color=color, width=0.75)
         axis.axhline(heights.mean(), color="#444444", linewidth=1, linestyle=(0, (4, 3)))
         axis.set_title(f"{metric.title}, mean {heights.mean():.4g}", loc="left")
@@ -155,7 +150,7 @@ def time_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure |
     shown = [name for name in _TIMED_SCORES if any(name in point for points in curves.values() for point in points)]
     if not shown:
         return None
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator
 
     figure, axes = subplots(1, len(shown), width=len(shown) * _PANEL_INCHES[0], height=1.3 * _PANEL_INCHES[1])
     for axis, name in zip(axes, shown):
@@ -165,7 +160,7 @@ def time_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure |
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.xaxis.set_minor_formatter("")
         axis.set_title(f"held-out {metric_of(name).title}", loc="left")
         axis.set_xlabel("training time, s")
     axes[0].legend(frameon=False)

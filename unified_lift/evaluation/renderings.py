@@ -36,22 +36,21 @@ def write_renderings(model: TrainedScene, views: Sequence[View], folder: Path, *
     with ThreadPoolExecutor(4) as pool:
         jobs = []
         for view in tqdm(views, desc=f"render {folder.parent.name}", disable=quiet, dynamic_ncols=True):
-            shown = pictures_of(render_view(model, view.camera)) | {"gt": view.image.numpy()}
+            shown = _pictures_of(render_view(model, view.camera)) | {"gt": view.image.numpy()}
             for kind, picture in shown.items():
                 jobs.append(pool.submit(pictures.write_picture, picture_path(folder, kind, view.name), picture))
     for job in jobs:
         job.result()  # passes errors on
 
 
-def pictures_of(rendered: RenderedView) -> dict[str, np.ndarray]:
-    """Return kind -> picture of a rendered view; object pictures only where it was lifted."""
+def _pictures_of(rendered: RenderedView) -> dict[str, np.ndarray]:
     image = quantize_uint8(rendered.image).numpy()
-    depth = pictures.depth_picture(rendered.depth.numpy(), rendered.alpha.numpy())
-    if rendered.object_ids is None or rendered.confidence is None:
-        return {"renders": image, "depth": depth}
-    ids, unsure = rendered.object_ids.numpy(), pictures.uncertainty_picture(rendered.confidence.numpy())
-    objects = (ids, pictures.object_colors(ids), pictures.overlay(image, ids), unsure)
-    return {"renders": image, "depth": depth, **dict(zip(OBJECT_PICTURES, objects, strict=True))}
+    shown = {"renders": image, "depth": pictures.depth_picture(rendered.depth.numpy(), rendered.alpha.numpy())}
+    if rendered.object_ids is not None and rendered.confidence is not None:
+        ids, unsure = rendered.object_ids.numpy(), pictures.uncertainty_picture(rendered.confidence.numpy())
+        objects = (ids, pictures.object_colors(ids), pictures.overlay(image, ids), unsure)
+        shown |= zip(OBJECT_PICTURES, objects, strict=True)
+    return shown
 
 
 def stored_renderings(model: TrainedScene, views: Sequence[View], *, quiet: bool = True) -> Iterator[Rendering]:
@@ -64,11 +63,10 @@ def stored_renderings(model: TrainedScene, views: Sequence[View], *, quiet: bool
     saved = max(path.stat().st_mtime for path in iteration_dir(model.path, model.iteration).iterdir())
     kinds = ("renders", "gt", *(OBJECT_PICTURES if model.is_lifted else ()))
 
-    def is_stale(view: View) -> bool:
-        paths = [picture_path(folder, kind, view.name) for kind in kinds]
-        return any(not path.exists() or path.stat().st_mtime < saved for path in paths)
+    def is_stale(path: Path) -> bool:
+        return not path.exists() or path.stat().st_mtime < saved
 
-    stale = [view for view in views if is_stale(view)]
+    stale = [view for view in views if any(is_stale(picture_path(folder, kind, view.name)) for kind in kinds)]
     if stale:
         write_renderings(model, stale, folder, quiet=quiet)
     for view in views:
@@ -76,6 +74,5 @@ def stored_renderings(model: TrainedScene, views: Sequence[View], *, quiet: bool
         image = pictures.read_picture(path)
         if image.shape != tuple(view.image.shape):
             raise UserError(f"{path}: size differs from the photo's; delete {folder} and run eval.py again")
-        yield Rendering(
-            image, pictures.read_picture(picture_path(folder, "objects_pred", view.name)) if model.is_lifted else None
-        )
+        ids = picture_path(folder, "objects_pred", view.name)
+        yield Rendering(image, pictures.read_picture(ids) if model.is_lifted else None)

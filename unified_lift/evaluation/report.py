@@ -20,8 +20,6 @@ MAX_VIEWS = 12
 """Views shown in the page, evenly chosen, so that it stays small enough to send by mail."""
 MAX_WIDTH = 480
 """Width in pixels to which pictures in the page are reduced."""
-_PHOTOS = ("photo", "render")  # stored as JPEG; flat colours stay PNG
-_JPEG_QUALITY = 88
 
 
 def write_html(path: Path, template: Path, **facts: object) -> None:
@@ -39,7 +37,7 @@ def write_html(path: Path, template: Path, **facts: object) -> None:
         "words": _words,
         "duration": duration_text,
         "color": lambda i: "#%02x%02x%02x" % tuple(UNMATCHED_COLOR if i is None else object_colors(np.array(i))),
-        "picture": lambda picture, caption: inline_picture(picture, photo=caption in _PHOTOS),
+        "picture": _inline,
         "png": lambda file: data_uri("png", file.read_bytes()),
         "keys": lambda mappings: list(dict.fromkeys(key for mapping in mappings for key in mapping)),
         "worst_first": lambda rows, columns: sorted(rows, key=lambda row: [row.get(name, 0.0) for name in columns]),
@@ -71,15 +69,15 @@ def _words(value: object) -> str:
     return ", ".join(map(_words, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def inline_picture(picture: np.ndarray, *, photo: bool) -> str:
-    """Return a data URI of a picture, reduced to MAX_WIDTH."""
+def _inline(picture: np.ndarray, caption: str) -> str:
+    """Return a data URI of a picture reduced to MAX_WIDTH: photos as JPEG, flat colours as PNG."""
+    how, kind, options = cv2.INTER_NEAREST, "png", [cv2.IMWRITE_PNG_COMPRESSION, 6]
+    if caption in ("photo", "render"):
+        how, kind, options = cv2.INTER_AREA, "jpeg", [cv2.IMWRITE_JPEG_QUALITY, 88]
     height, width = picture.shape[:2]
     if width > MAX_WIDTH:
-        how = cv2.INTER_AREA if photo else cv2.INTER_NEAREST
         picture = cv2.resize(picture, (MAX_WIDTH, max(1, round(height * MAX_WIDTH / width))), interpolation=how)
-    options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if photo else [cv2.IMWRITE_PNG_COMPRESSION, 6]
-    _, buffer = cv2.imencode(".jpg" if photo else ".png", picture[..., ::-1], options)
-    return data_uri("jpeg" if photo else "png", buffer.tobytes())
+    return data_uri(kind, cv2.imencode(f".{kind}", picture[..., ::-1], options)[1].tobytes())
 
 
 def data_uri(mime: str, content: bytes) -> str:

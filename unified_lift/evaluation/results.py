@@ -29,9 +29,9 @@ def write_result(model: TrainedScene, scene: Scene, result: Result, *, log_lines
     Raises:
         UserError: A file of an earlier scoring is damaged.
     """
-    model_path, shown = model.path, f"ours_{model.iteration}"
+    model_path, shown, names = model.path, f"ours_{model.iteration}", [view.name for view in scene.test]
     folder = pictures_dir(model_path, "test", model.iteration)
-    _write_prompt_masks(folder.with_name(f"{folder.name}_text"), scene, result)
+    _write_prompt_masks(folder.with_name(f"{folder.name}_text"), names, result)
     results = _merged(model_path / "results.json", shown, result.scores)
     _merged(model_path / "per_view.json", shown, result.per_view)
     if result.report:
@@ -39,7 +39,6 @@ def write_result(model: TrainedScene, scene: Scene, result: Result, *, log_lines
     plots = write_plots(model_path / "plots", per_view=result.per_view, log_lines=log_lines)
     manifest = model_path / "manifest.json"
     defaults = changed(TrainSettings(), {"method_name": model.settings.method_name}, origin="method_name")
-    names = [view.name for view in scene.test]
     write_html(
         model_path / "report.html",
         REPORT,
@@ -56,14 +55,13 @@ def write_result(model: TrainedScene, scene: Scene, result: Result, *, log_lines
     )
 
 
-def _write_prompt_masks(folder: Path, scene: Scene, result: Result) -> None:
+def _write_prompt_masks(folder: Path, names: Sequence[str], result: Result) -> None:
     """Write what words found, and `test_mask/<index>/<prompt>.png` as Gaussian Grouping's scorer reads them."""
-    found = result.text.masks if result.text is not None else {}
-    for prompt, mask in found.items():  # so that other models can be given the same masks
-        write_picture(folder / "reference_mask" / f"{prompt}.png", mask)
-    for index, name in enumerate(sorted(view.name for view in scene.test)):
-        for prompt, mask in result.masks.get(name, {}).items():
-            write_picture(folder / "test_mask" / str(index) / f"{prompt}.png", mask)
+    groups = {f"test_mask/{index}": result.masks.get(name, {}) for index, name in enumerate(sorted(names))}
+    groups["reference_mask"] = result.text.masks if result.text is not None else {}  # for other models to start from
+    for group, masks in groups.items():
+        for prompt, mask in masks.items():
+            write_picture(folder / group / f"{prompt}.png", mask)
 
 
 def _merged(path: Path, key: str, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.interpolate import CubicSpline, PchipInterpolator
 from scipy.spatial.transform import Rotation, RotationSpline
+from scipy.special import softmax
 from tqdm import tqdm
 
 from unified_lift.errors import UserError
@@ -22,16 +23,12 @@ from unified_lift.ops.cameras import invert_rigid, look_at, look_at_point
 from unified_lift.types import Camera, Scene
 
 FPS = 24
-MIN_HEIGHT, MAX_HEIGHT = 240, 720
-"""Video height in pixels: that of the photos, kept inside these limits."""
-
+MIN_HEIGHT, MAX_HEIGHT = 240, 720  # pixels: the height is that of the photos, kept inside these limits
 _MIN_SHARE_IN_FRONT = 0.7  # of the cameras that must have the look-at point in front of them for an orbit
 _MAX_GAP = math.radians(75)  # a wider angle without cameras is not crossed: the path swings instead
 _CONCENTRATION = 12.0  # von Mises kernel of about 17 degrees
 _MEAN_UP_WEIGHT = 1e-2
 _SMOOTH_VIEWS = 1.5  # standard deviation, in views, of the smoothing along a walk
-_OBJECT_SHARE = 0.75  # of the object colour in the right half of the video: shading stays visible
-_ENCODER = ["-crf", "18", "-preset", "veryfast", "-movflags", "+faststart"]
 
 
 def video_path(cameras: Sequence[Camera], *, count: int) -> list[Camera]:
@@ -108,9 +105,7 @@ def _orbit(cameras: Sequence[Camera], target: np.ndarray, count: int) -> list[np
     heights, radii = offsets @ up, np.hypot(offsets @ north, offsets @ east)
     poses = []
     for angle in _angles(angles, count):
-        log_weight = _CONCENTRATION * np.cos(angles - angle)
-        weight = np.exp(log_weight - log_weight.max())
-        weight /= weight.sum()
+        weight = softmax(_CONCENTRATION * np.cos(angles - angle))
         radius, height = weight @ radii, weight @ heights
         position = target + radius * (math.cos(angle) * east + math.sin(angle) * north) + height * up
         poses.append(look_at(position, target, up))
@@ -134,8 +129,7 @@ def _walk(cameras: Sequence[Camera], count: int) -> list[np.ndarray]:
     axes = np.stack([camera.cam_from_world[:3, :3] for camera in cameras])  # rows: right, down, forward
     poses = []
     for at in np.linspace(0, len(cameras) - 1, count):
-        weight = np.exp(-0.5 * ((np.arange(len(cameras)) - at) / _SMOOTH_VIEWS) ** 2)
-        weight /= weight.sum()
+        weight = softmax(-0.5 * ((np.arange(len(cameras)) - at) / _SMOOTH_VIEWS) ** 2)
         position, (_, down, forward) = weight @ positions, np.einsum("c,cij->ij", weight, axes)
         if np.linalg.norm(np.cross(forward, down)) < 1e-3:  # neighbours face opposite ways: take the nearest as it is
             _, down, forward = axes[round(at)]
@@ -149,10 +143,9 @@ def orbit_frames(model: TrainedScene, scene: Scene, *, seconds: float, quiet: bo
     for camera in tqdm(path, desc="video", disable=quiet, dynamic_ncols=True):
         rendered = render_view(model, camera)
         image = quantize_uint8(rendered.image).numpy()
-        if rendered.object_ids is None:
-            yield image
-        else:
-            yield np.hstack([image, overlay(image, rendered.object_ids.numpy(), share=_OBJECT_SHARE)])
+        if rendered.object_ids is not None:
+            image = np.hstack([image, overlay(image, rendered.object_ids.numpy(), share=0.75)])  # shading stays visible
+        yield image
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: int = FPS) -> None:
@@ -170,7 +163,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: int = FPS) -> 
     height, width = first.shape[:2]
     if height % 2 or width % 2:
         raise ValueError(f"{path}: frame sizes must be even, received {width}x{height}")
-    options = ["-f", "mp4", *_ENCODER]  # the encoder would go by the suffix, which a partial file has not
+    options = "-f mp4 -crf 18 -preset veryfast -movflags +faststart".split()  # a partial file has no suffix to go by
     with replacing(path) as partial:
         writer = imageio_ffmpeg.write_frames(
             str(partial), (width, height), fps=fps, quality=None, macro_block_size=2, output_params=options

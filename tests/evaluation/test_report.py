@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from unified_lift.evaluation.plots import loss_figure, metric_figure, write_plots
-from unified_lift.evaluation.report import MAX_WIDTH, REPORT, chosen_views, format_value, write_html
+from unified_lift.evaluation.protocols import metric_of
+from unified_lift.evaluation.report import MAX_WIDTH, REPORT, chosen_views, write_html
 
 LOG = [
     *({"stage": "geometry", "step": s, "photometric": 1 / s, "total": 1, "num_gaussians": s} for s in (50, 100, 150)),
@@ -90,7 +91,12 @@ def test_shown_views_are_evenly_spread():
 
 def test_values_are_written_as_people_read_them():
     values = {"PSNR": 27.126, "SSIM": 0.98765, "mIoU": 0.5, "num_gaussians": 1234567}
-    assert [format_value(*pair) for pair in values.items()] == ["27.13 dB", "0.9877", "50.0 %", "1,234,567"]
+    assert [metric_of(name).text(value) for name, value in values.items()] == [
+        "27.13 dB",
+        "0.9877",
+        "50.0 %",
+        "1,234,567",
+    ]
 
 
 def test_every_term_of_every_stage_has_a_panel():

@@ -15,9 +15,8 @@ from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
 from unified_lift.evaluation.evaluate import ReferenceImage, Result, candidates_of, evaluate, evaluate_candidates
 from unified_lift.evaluation.grounding import grounding_of
-from unified_lift.evaluation.protocols import PROTOCOLS
+from unified_lift.evaluation.protocols import PROTOCOLS, metric_of
 from unified_lift.evaluation.renderings import stored_renderings
-from unified_lift.evaluation.report import format_value
 from unified_lift.evaluation.results import write_result
 from unified_lift.fileio import write_json
 from unified_lift.modelfolder.inference import TrainedScene, open_model
@@ -84,24 +83,23 @@ def _print_scores(model: TrainedScene, scene: Scene, result: Result) -> None:
     print(f"{scene.name}, iteration {model.iteration}, {len(scene.test)} held-out views{protocol}")
     width = max(map(len, result.scores))
     for name, value in result.scores.items():
-        print(f"  {name:<{width}}  {format_value(name, value):>10}")
+        print(f"  {name:<{width}}  {metric_of(name).text(value):>10}")
     unseen = [1 - float(view.valid.float().mean()) for view in scene.test if view.valid is not None]
     if unseen:
         print(f"note: {max(unseen):.1%} of the pixels (black frame) are left out of the image scores")
-    if not model.is_lifted:
-        print("note: this model knows no objects (no lift was trained): only image scores")
-    elif not result.report:
-        print("note: the held-out views have no annotations: only image scores")
+    if not result.report:
+        unlifted = "this model knows no objects (no lift was trained)"
+        print(f"note: {'the held-out views have no annotations' if model.is_lifted else unlifted}: only image scores")
     for warning in result.report.get("warnings", ()):
         print(f"warning: {warning}")
     print(f"{model.path / 'report.html'}: pictures and plots")
 
 
 def _print_sweep(path: Path, sweep: Mapping[str, Any]) -> None:
-    headline = sweep["headline"]
+    metric = metric_of(sweep["headline"])
     for name, scores in sweep["candidates"].items():
         marks = [mark for mark in ("best", "chosen") if sweep[mark] == name]
-        value = format_value(headline, scores[headline]) if headline in scores else "does not apply"
-        print(f"  {name}: {headline} {value} {', '.join(marks)}".rstrip())
+        value = metric.text(scores[metric.name]) if metric.name in scores else "does not apply"
+        print(f"  {name}: {metric.name} {value} {', '.join(marks)}".rstrip())
     print(f"warning: {sweep['warning']}")
     print(f"{path / 'oracle.json'}: all candidates")

@@ -48,23 +48,19 @@ def render_main(argv: list[str]) -> int:
     command = tyro.cli(RenderCommand, args=canonical(argv), prog="render.py")
     if not 0 < command.video_seconds < 3600:
         raise UserError(f"--video_seconds must lie between 0 and 3600, received {command.video_seconds}")
-    model, scene = open_model(
-        command.model_path,
-        iteration=command.iteration,
-        source_path=command.source_path,
-        device=chosen_device(command.device),
-    )
+    path, device = command.model_path, chosen_device(command.device)
+    model, scene = open_model(path, iteration=command.iteration, source_path=command.source_path, device=device)
     if not scene.test and not command.skip_test:
         print("note: no view is held out; train with --eval to have test views")
     if not model.is_lifted:
         print("note: this model knows no objects (no lift was trained): only renders, gt and depth are written")
     for split, views, skipped in (("test", scene.test, command.skip_test), ("train", scene.train, command.skip_train)):
         if views and not skipped:
-            folder = pictures_dir(command.model_path, split, model.iteration)
+            folder = pictures_dir(path, split, model.iteration)
             write_renderings(model, views, folder, quiet=command.quiet)
             print(f"{folder}: {len(views)} views")
     if command.video:
-        path = command.model_path / f"orbit_{model.iteration}.mp4"
-        write_video(path, orbit_frames(model, scene, seconds=command.video_seconds, quiet=command.quiet))
-        print(f"{path}: {command.video_seconds:g} s")
+        video = path / f"orbit_{model.iteration}.mp4"
+        write_video(video, orbit_frames(model, scene, seconds=command.video_seconds, quiet=command.quiet))
+        print(f"{video}: {command.video_seconds:g} s")
     return 0

@@ -263,8 +263,7 @@ def evaluate_candidates(model: TrainedScene, scene: Scene, result: Result, *, qu
 
 def _same_partition(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
     """Return whether two sets of label maps show the same segments, whatever their ids."""
-    flat = [np.concatenate([ids.reshape(-1) for ids in maps.values()]) for maps in (first, second)]
-    rows, columns, counts = overlap_table(*flat)
+    rows, columns, counts = overlap_table(*(np.concatenate([*map(np.ravel, ids.values())]) for ids in (first, second)))
     return len(rows) == len(columns) == np.count_nonzero(counts)
 
 

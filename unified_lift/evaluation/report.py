@@ -14,12 +14,9 @@ from unified_lift.evaluation.pictures import UNMATCHED_COLOR, object_colors
 from unified_lift.evaluation.protocols import metric_of
 from unified_lift.fileio import write_text
 
-REPORT = Path(__file__).with_name("report.html")
-"""The page of a trained scene."""
-MAX_VIEWS = 12
-"""Views shown in the page, evenly chosen, so that it stays small enough to send by mail."""
-MAX_WIDTH = 480
-"""Width in pixels to which pictures in the page are reduced."""
+REPORT = Path(__file__).with_name("report.html")  # the page of a trained scene
+MAX_VIEWS = 12  # shown in the page, so that it stays small enough to send by mail
+MAX_WIDTH = 480  # pixels, to which pictures in the page are reduced
 
 
 def write_html(path: Path, template: Path, **facts: object) -> None:
@@ -33,7 +30,7 @@ def write_html(path: Path, template: Path, **facts: object) -> None:
     )
     environment.filters |= {
         "metric": metric_of,
-        "score": lambda value, name: "" if jinja2.is_undefined(value) else format_value(name, value),
+        "score": lambda value, name: "" if jinja2.is_undefined(value) else metric_of(name).text(value),
         "words": _words,
         "duration": duration_text,
         "color": lambda i: "#%02x%02x%02x" % tuple(UNMATCHED_COLOR if i is None else object_colors(np.array(i))),
@@ -45,11 +42,6 @@ def write_html(path: Path, template: Path, **facts: object) -> None:
     write_text(path, environment.get_template(template.name).render(**facts))
 
 
-def format_value(name: str, value: float) -> str:
-    """Return a score as people read it: counts whole, PSNR in dB, SSIM with four digits, fractions in percent."""
-    return metric_of(name).text(value)
-
-
 def chosen_views(names: Sequence[str], *, count: int = MAX_VIEWS) -> list[str]:
     """Return at most `count` names, evenly spread, first and last included."""
     return [names[index] for index in np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)]
@@ -59,8 +51,7 @@ def duration_text(seconds: float) -> str:
     """Return a time as people say it."""
     if seconds < 100:
         return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _words(value: object) -> str:

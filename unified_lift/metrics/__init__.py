@@ -12,10 +12,8 @@ from unified_lift.registry import members
 
 __all__ = ["METRICS", "VIEW_METRICS", "Metric", "ViewBundle"]
 
-_OF_VIEWS: tuple[Metric, ...] = tuple(members(sys.modules[__name__], "METRIC"))
-VIEW_METRICS = {metric.name: metric.function for metric in _OF_VIEWS if metric.function is not None}
-"""All metrics of single views; eval.py computes every one of them."""
-METRICS: dict[str, Metric] = {
-    metric.name: metric for group in (*members(sys.modules[__name__], "METRICS"), _OF_VIEWS) for metric in group
-}
+_GROUPS = (*members(sys.modules[__name__], "METRICS"), members(sys.modules[__name__], "METRIC"))
+METRICS: dict[str, Metric] = {metric.name: metric for group in _GROUPS for metric in group}
 """All that is declared, by name."""
+VIEW_METRICS = {name: metric.function for name, metric in METRICS.items() if metric.function is not None}
+"""All metrics of single views; eval.py computes every one of them."""

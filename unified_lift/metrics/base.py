@@ -17,7 +17,6 @@ class ViewBundle:
     """What a model shows in one held-out view, and what is known of that view.
 
     Attributes:
-        view: The photo, its camera, and the pixels the lens saw.
         image: The rendering as a stored 8-bit picture holds it, in [0, 1], [H, W, 3].
         object_ids: Predicted ids, int32 [H, W]; None where the model knows no objects.
         annotation: Annotated ids at their own size, 0 = no object; None where there are none.
@@ -46,8 +45,6 @@ class Metric:
     """One number in results.json.
 
     Attributes:
-        name: Its key there, in per_view.json, and what tables call it.
-        label: What it is, in a few words.
         unit: `%`: a fraction in [0, 1], printed in percent; `count`; `dB` or another unit, printed behind it; "": none.
         higher_is_better: None = a fact about the scene and no score.
         limit: Largest value, where plots end; None = there is none.

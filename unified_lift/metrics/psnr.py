@@ -21,7 +21,6 @@ def psnr(image: Tensor, target: Tensor) -> float:
 
 
 def _of_view(bundle: ViewBundle) -> float:
-    """Return the PSNR of the pixels the lens saw."""
     return psnr(bundle.image[bundle.valid][None], bundle.photo[bundle.valid][None])
 
 

@@ -20,7 +20,6 @@ _OF_PROTOCOLS = {metric.name: metric for protocol in PROTOCOLS.values() for metr
 
 def metric_of(name: str) -> Metric:
     """Return what is declared of a score; undeclared ones are counts if called num_..., else fractions."""
-    undeclared = (
-        Metric(name=name, unit="count", higher_is_better=None) if name.startswith("num_") else Metric(name=name)
-    )
+    is_count = name.startswith("num_")
+    undeclared = Metric(name=name, unit="count" if is_count else "%", higher_is_better=None if is_count else True)
     return _OF_PROTOCOLS.get(name) or METRICS.get(name) or undeclared

@@ -48,7 +48,12 @@ class _Scoring:
             self.choose("", {p: (self.names[0], self.text.masks.get(p)) for p in self.prompts}, leave_out=False)
         self.first = {prompt: next(iter(shown.items()), ("", None)) for prompt, shown in self.shown.items()}
         self.choose("_oracle", self.first, leave_out=True)
-        self.best = {prompt: self.best_ids(prompt, shown) for prompt, shown in self.shown.items() if shown}
+        self.best: dict[str, tuple[tuple[int, ...], float]] = {}
+        for prompt, shown in self.shown.items():
+            if shown:
+                likely = [self.likely_at(name, mask.shape) for name, mask in shown.items()]
+                starts = [chosen[prompt] for chosen in reversed(self.chosen.values())]
+                self.best[prompt] = prompts.best_ids(likely, list(shown.values()), starts=starts)
 
     def likely_at(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Return the likely ids of a view at a size, [H, W, K]; none where the view has no prediction."""
@@ -72,15 +77,8 @@ class _Scoring:
         for (name, prompt), true in self.true.items():
             if not leave_out or name != places[prompt][0]:
                 pred = prompts.mask_of(self.likely_at(name, true.shape), chosen[prompt])
-                self.records[name, prompt] |= {
-                    f"IoU{row}": masks.iou(pred, true),
-                    f"BIoU{row}": masks.boundary_iou(pred, true),
-                }
-
-    def best_ids(self, prompt: str, shown: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], float]:
-        likely = [self.likely_at(name, true.shape) for name, true in shown.items()]
-        starts = [chosen[prompt] for chosen in reversed(self.chosen.values())]
-        return prompts.best_ids(likely, list(shown.values()), starts=starts)
+                scores = masks.iou(pred, true), masks.boundary_iou(pred, true)
+                self.records[name, prompt] |= zip(self.columns[-2:], scores, strict=True)
 
     def values(self, column: str) -> list[tuple[str, str, float | None]]:
         """Return view, prompt and value of one score wherever it was taken."""
@@ -122,12 +120,14 @@ class _Scoring:
             "masks": list(self.records.values()),
             "warnings": self.warnings(missing, absent, not_scored),
         }
-        found = {name: self.masks_by_words(name) for name in self.names if self.text is not None and name in self.ids}
+        by_words = self.chosen.get("", {}).items()
+        found = {
+            name: {prompt: prompts.mask_of(self.likely(name), ids) for prompt, ids in by_words}
+            for name in self.names
+            if by_words and name in self.ids
+        }
         per_view = {name: values for name, values in of_views.items() if values}
         return ProtocolResult(scores=scores, per_view=per_view, report=report, masks=found, text=self.text)
-
-    def masks_by_words(self, name: str) -> dict[str, np.ndarray]:
-        return {prompt: prompts.mask_of(self.likely(name), ids) for prompt, ids in self.chosen[""].items()}
 
     def prompt_entry(self, prompt: str, means: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         entry: dict[str, Any] = {"prompt": prompt, "num_views": sum(prompt == p for _, p in self.true)}

@@ -8,7 +8,7 @@ import pytest
 from plyfile import PlyData
 
 from unified_lift.ops.cameras import cam_from_world_opengl, project, unproject
-from unified_lift.synthetic.objects import BUILDERS
+from unified_lift.synthetic.objects import KINDS
 from unified_lift.synthetic.scene import (
     SyntheticSettings,
     build_cameras,
@@ -143,8 +143,8 @@ def test_rooms_of_any_size_have_distinct_places(num_objects):
 
 
 def test_every_kind_of_object_stands_on_the_floor():
-    room = synthetic_room(replace(CLEAN, num_objects=len(BUILDERS) + 2))
-    assert {one.kind for one in room.objects} == {"table", *BUILDERS}
+    room = synthetic_room(replace(CLEAN, num_objects=len(KINDS) + 2))
+    assert {one.kind for one in room.objects} == {"table", *KINDS}
     for one in room.objects:
         rng = np.random.default_rng(one.object_id)
         points = one.position + rng.uniform([-1, -1, -0.3], [1, 1, -1e-3], (2000, 3)) * 2 * one.radius

@@ -27,7 +27,11 @@ def demo_main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     began = time.perf_counter()
     scene = args.out.with_name(args.out.name + "_scene")
-    _refuse_foreign(args.out, scene)
+    if scene.exists() and any(scene.iterdir()) and not (scene / "scene.json").is_file():
+        raise UserError(f"{scene}: is there and no demo scene; choose another --out")
+    if holds_run(args.out):
+        if not (args.out / "config.yaml").is_file() or read_run_settings(args.out).preset != "demo":
+            raise UserError(f"{args.out}: holds a run that is no demo; choose another --out")
     shutil.rmtree(scene, ignore_errors=True)
     write_synthetic(scene, SyntheticSettings(seed=args.seed))
     print(f"{scene}: synthetic room written")
@@ -38,12 +42,3 @@ def demo_main(argv: list[str]) -> int:
         return code
     print(f"done in {time.perf_counter() - began:.0f} s; open {args.out / 'report.html'}")
     return 0
-
-
-def _refuse_foreign(model: Path, scene: Path) -> None:
-    """Raise a UserError unless both folders are new, empty, or left by an earlier demo."""
-    if scene.exists() and any(scene.iterdir()) and not (scene / "scene.json").is_file():
-        raise UserError(f"{scene}: is there and no demo scene; choose another --out")
-    if holds_run(model):
-        if not (model / "config.yaml").is_file() or read_run_settings(model).preset != "demo":
-            raise UserError(f"{model}: holds a run that is no demo; choose another --out")

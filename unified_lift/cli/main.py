@@ -72,8 +72,8 @@ def run(command: str, argv: list[str] | None = None) -> int:
         print(f"error: {error}; check that the disk is writable and not full", file=sys.stderr)
         return 2
     except FloatingPointError as error:
-        fix = "earlier checkpoints are intact; train with lower rates into another -m folder"
-        print(f"error: {error}; {fix}", file=sys.stderr)
+        advice = "earlier checkpoints are intact; train with lower rates into another -m folder"
+        print(f"error: {error}; {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from scipy import ndimage
 
-from unified_lift.synthetic.objects import BUILDERS, SyntheticObject, table_parts
-from unified_lift.synthetic.solids import Solid, dot
+from unified_lift.synthetic.objects import KINDS, SyntheticObject, build, table_parts
+from unified_lift.synthetic.solids import Solid, dot, nonzero
 from unified_lift.synthetic.textures import floor_color, smoothstep, wall_color
 from unified_lift.types import Camera
 
@@ -27,7 +27,7 @@ SUNLIGHT = np.array([0.66, 0.61, 0.53])
 
 @dataclass(frozen=True)
 class LightMap:
-    """Light on a horizontal square: the share of the lamp and of the sky that each texel sees, [T, T, 2]."""
+    """Light on a horizontal square: the shares of the lamp and of the sky that each texel sees, [2, T, T]."""
 
     values: np.ndarray
     centre: np.ndarray
@@ -35,12 +35,9 @@ class LightMap:
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Return (lamp share, sky share) at world points, bilinear; fully lit outside the square, [n, 2]."""
-        texels = (points[:, :2] - self.centre[:2] + self.half) / (2 * self.half) * len(self.values) - 0.5
-        channels = [
-            ndimage.map_coordinates(self.values[..., channel], texels.T[::-1], order=1, mode="constant", cval=1)
-            for channel in range(2)
-        ]
-        return np.stack(channels, axis=1)
+        texels = (points[:, :2] - self.centre[:2] + self.half) / (2 * self.half) * self.values.shape[1] - 0.5
+        shares = [ndimage.map_coordinates(one, texels.T[::-1], order=1, cval=1) for one in self.values]
+        return np.stack(shares, axis=1)
 
 
 @dataclass(frozen=True)
@@ -81,9 +78,8 @@ class SyntheticRoom:
             origins: Ray starts inside the room, [3] or [n, 3].
             directions: Unit vectors, [n, 3].
         """
-        inverse = 1 / np.where(np.abs(directions) < 1e-12, 1e-12, directions)
         walls = np.where(directions > 0, [self.half, self.half, self.height], [-self.half, -self.half, 0.0])
-        nearest = np.minimum.reduce(((walls - origins) * inverse).T.copy())
+        nearest = np.minimum.reduce(((walls - origins) * (1 / nonzero(directions))).T.copy())
         which = np.full(len(directions), len(self.solids))
         for index, solid in enumerate(self.solids):
             t = solid.intersect(origins, directions)
@@ -125,15 +121,10 @@ class SyntheticRoom:
         # One sort groups the points by solid; a mask for every solid would read all points that often.
         order = np.argsort(which, kind="stable")
         starts = np.searchsorted(which[order], np.arange(len(self.solids) + 2))
-        for index in np.flatnonzero(np.diff(starts)):
+        for index in np.flatnonzero(np.diff(starts)).tolist():
             chosen = order[starts[index] : starts[index + 1]]
-            surface = points[chosen]
-            if index == len(self.solids):
-                color[chosen] = self._shade_room(surface)
-            else:
-                solid = self.solids[index]
-                light = self._light_on_object(surface, solid.normal(surface), self.owner[index])
-                color[chosen] = solid.color(surface) * light
+            shade = self._shade_room if index == len(self.solids) else partial(self._shade_object, index)
+            color[chosen] = shade(points[chosen])
         return np.clip(color, 0, 1)
 
     def _light(self, points: np.ndarray, normals: np.ndarray, lamp: np.ndarray, sky: np.ndarray) -> np.ndarray:
@@ -146,17 +137,17 @@ class SyntheticRoom:
         direct = np.maximum((facing + 0.15) / 1.15, 0) * lamp
         return ambient * sky[:, None] + SUNLIGHT * direct[:, None]
 
-    def _light_on_object(self, points: np.ndarray, normals: np.ndarray, object_id: int) -> np.ndarray:
-        under = self.objects[object_id - 1]
+    def _shade_object(self, index: int, points: np.ndarray) -> np.ndarray:
+        solid, under = self.solids[index], self.objects[self.owner[index] - 1]
+        normals = solid.normal(points)
         clearance = points[:, 2] - under.position[2]
         sky = 0.62 + 0.38 * smoothstep(clearance, 0.0, 0.35)
         lamp = np.ones(len(points))
         if under.kind == "table":
             top = (normals[:, 2] > 0.9) & (clearance > TABLE_HEIGHT - 0.01)
-            shares = self._table_light(points[top])
-            lamp[top], sky[top] = shares.T
+            lamp[top], sky[top] = self._table_light(points[top]).T
             lamp[(clearance < TABLE_HEIGHT - 0.09) | (normals[:, 2] < -0.9)] = 0.0
-        return self._light(points, normals, lamp, sky)
+        return solid.color(points) * self._light(points, normals, lamp, sky)
 
     def _shade_room(self, points: np.ndarray) -> np.ndarray:
         x, y, z = points.T
@@ -170,8 +161,8 @@ class SyntheticRoom:
         # Corners of a room are darker: every face but the point's own, at distance 0, takes its share of the sky.
         sky = np.prod(1 - CORNER_SHADE * np.exp(-gaps / (0.12 * self.half)), axis=0) / (1 - CORNER_SHADE)
         lamp = np.ones(len(points))
-        shares = self._floor_light(points[floor])
-        lamp[floor], sky[floor] = shares[:, 0], sky[floor] * shares[:, 1]
+        lamp[floor], sky_share = self._floor_light(points[floor]).T
+        sky[floor] *= sky_share
         return color * self._light(points, normals, lamp, sky)
 
     @cached_property
@@ -195,8 +186,8 @@ class SyntheticRoom:
         lamp = np.mean([self._free(points, self.lamp + [*(LAMP_RADIUS * spot), 0]) for spot in disc], axis=0)
         # Lifted from the disc to the hemisphere, directions weigh as the cosine of a diffuse surface does.
         sky = np.mean([self._free(points, points + [*(9 * d), 9 * np.sqrt(1 - d @ d)]) for d in disc], axis=0)
-        values = np.stack([lamp, sky], axis=-1).reshape(texels, texels, 2).astype(np.float32)
-        return LightMap(ndimage.gaussian_filter(values, (0.9, 0.9, 0), mode="nearest"), centre, half)
+        values = np.stack([lamp, sky]).reshape(2, texels, texels).astype(np.float32)
+        return LightMap(ndimage.gaussian_filter(values, (0, 0.9, 0.9), mode="nearest"), centre, half)
 
     def _free(self, points: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Return 1 where nothing is between a point and its target, else 0, [n]."""
@@ -217,43 +208,40 @@ def build_room(num_objects: int, rng: np.random.Generator) -> SyntheticRoom:
     """Return a furnished room. The last two objects are twins side by side (with four objects or more)."""
     with_table = num_objects >= MIN_OBJECTS_FOR_TABLE
     count = num_objects - with_table
-    kinds, tints = _choose(count)
+    # One kind after the other, a new hue each round.
+    kinds = [(list(KINDS)[index % len(KINDS)], 0.37 * (index // len(KINDS))) for index in range(count)]
     scales = rng.uniform(0.27, 0.4, count)
     if count > 3:
+        kinds[-1] = kinds[-2]
         scales[-1] = scales[-2] = 0.27
     num_on_table = round(0.3 * count) if with_table else 0
     scales[:num_on_table] = np.minimum(scales[:num_on_table], 0.3)
     table_radius = 0.45 + 0.16 * num_on_table if with_table else 0.0
     spots, rug_radius = _arrange(scales, num_on_table, table_radius, rng)
-    furniture = [(kind, f"{kind} (hue {tint % 1:.2f})", BUILDERS[kind][0](tint)) for kind, tint in zip(kinds, tints)]
-    yaws = list(rng.uniform(0, 2 * np.pi, count))
-    radii = list(scales)
-    if with_table:  # its parts have their size already
-        furniture.insert(0, ("table", "table", table_parts(table_radius, TABLE_HEIGHT)))
-        scales, spots = np.insert(scales, 0, 1.0), np.insert(spots, 0, 0.0, axis=0)
-        yaws, radii = [0.0, *yaws], [table_radius, *radii]
-    objects = tuple(
-        SyntheticObject(
-            object_id=index + 1,
-            kind=kind,
-            name=name,
-            position=spots[index],
-            radius=radii[index],
-            solids=tuple(part.placed(scale=scales[index], position=spots[index], yaw=yaws[index]) for part in parts),
+    yaws = rng.uniform(0, 2 * np.pi, count)
+    objects = []
+    if with_table:
+        table = tuple(table_parts(table_radius, TABLE_HEIGHT))
+        objects.append(
+            SyntheticObject(
+                object_id=1, kind="table", name="table", position=np.zeros(3), radius=table_radius, solids=table
+            )
         )
-        for index, (kind, name, parts) in enumerate(furniture)
+    for (kind, shift), scale, spot, yaw in zip(kinds, scales, spots, yaws, strict=True):
+        tint = KINDS[kind] + shift
+        objects.append(
+            SyntheticObject(
+                object_id=len(objects) + 1,
+                kind=kind,
+                name=f"{kind} (hue {tint % 1:.2f})",
+                position=spot,
+                radius=scale,
+                solids=tuple(part.placed(scale=scale, position=spot, yaw=yaw) for part in build(kind, tint)),
+            )
+        )
+    return SyntheticRoom(
+        objects=tuple(objects), half=2.35 * rug_radius, height=1.75 * rug_radius, rug_radius=rug_radius
     )
-    return SyntheticRoom(objects=objects, half=2.35 * rug_radius, height=1.75 * rug_radius, rug_radius=rug_radius)
-
-
-def _choose(count: int) -> tuple[list[str], list[float]]:
-    """Return kinds and hues: one kind after the other, a new hue each round; the last repeats the one before it."""
-    names = list(BUILDERS)
-    kinds = [names[index % len(names)] for index in range(count)]
-    tints = [BUILDERS[kind][1] + 0.37 * (index // len(names)) for index, kind in enumerate(kinds)]
-    if count > 3:
-        kinds[-1], tints[-1] = kinds[-2], tints[-2]
-    return kinds, tints
 
 
 def _arrange(
@@ -261,39 +249,29 @@ def _arrange(
 ) -> tuple[np.ndarray, float]:
     """Return the place of each object [n, 3] and the rug's radius; footprints (1.15 x scale) never overlap."""
     spots = np.zeros((len(scales), 3))
-    twins = len(scales) > 3
     for index in range(num_on_table):
         angle = 2 * np.pi * index / num_on_table + 0.4
         reach = table_radius - 0.34 if num_on_table > 1 else 0.0
         spots[index] = reach * np.cos(angle), reach * np.sin(angle), TABLE_HEIGHT
     footprints = 1.15 * scales
     outer = table_radius + 0.9
-    index = num_on_table
-    while index < len(scales):
-        pair = twins and index == len(scales) - 2
-        radius = footprints[index] * (2.1 if pair else 1)
-        spot = _free_spot(spots[num_on_table:index], footprints[num_on_table:index], radius, table_radius, outer, rng)
-        if spot is None:
-            outer *= 1.06
-            continue
-        if pair:
-            side = np.array([-spot[1], spot[0], 0]) / max(np.hypot(*spot[:2]), 1e-6) * footprints[index]
-            spots[index], spots[index + 1] = spot - side, spot + side
-            break
+    twin = len(scales) - 2 if len(scales) > 3 else None
+    for index in range(num_on_table, len(scales) if twin is None else twin + 1):
+        radius = footprints[index] * (2.1 if index == twin else 1)
+        on_floor = slice(num_on_table, index)
+        throws = 0
+        while True:
+            angle, reach = rng.uniform(0, 2 * np.pi), np.sqrt(rng.uniform(0, 1)) * outer
+            spot = np.array([reach * np.cos(angle), reach * np.sin(angle), 0.0])
+            is_free = (np.linalg.norm(spots[on_floor] - spot, axis=1) > footprints[on_floor] + radius).all()
+            if is_free and (table_radius == 0 or reach >= table_radius + radius):
+                break
+            throws += 1
+            if throws % 60 == 0:  # it is too narrow
+                outer *= 1.06
         spots[index] = spot
-        index += 1
+    if twin is not None:
+        spot = spots[twin]
+        side = np.array([-spot[1], spot[0], 0]) / max(np.hypot(*spot[:2]), 1e-6) * footprints[twin]
+        spots[twin:] = spot - side, spot + side
     return spots, outer + 0.35
-
-
-def _free_spot(
-    taken: np.ndarray, radii: np.ndarray, radius: float, inner: float, outer: float, rng: np.random.Generator
-) -> np.ndarray | None:
-    """Return a point on the floor with room for a disc of `radius`, None after 60 failed throws."""
-    for _ in range(60):
-        angle, reach = rng.uniform(0, 2 * np.pi), np.sqrt(rng.uniform(0, 1)) * outer
-        spot = np.array([reach * np.cos(angle), reach * np.sin(angle), 0.0])
-        if inner > 0 and reach < inner + radius:
-            continue
-        if not len(taken) or (np.linalg.norm(taken - spot, axis=1) > radii + radius).all():
-            return spot
-    return None

@@ -6,6 +6,7 @@ It is written in the `transforms` layout, so that everything downstream runs on 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +21,8 @@ from unified_lift.settings.limits import Range, check_ranges
 from unified_lift.synthetic.room import SyntheticRoom, build_room
 from unified_lift.types import Camera, PointCloud
 
-TEST_SHARE = 0.2
-# A 2D model proposes nothing smaller than this, and a cut leaves no smaller piece.
-MIN_SEGMENT_AREA = 12
-# Relative error of initial points along the ray, as a good structure from motion leaves it.
-DEPTH_NOISE = 0.005
+MIN_SEGMENT_AREA = 12  # a 2D model proposes nothing smaller than this, and a cut leaves no smaller piece
+DEPTH_NOISE = 0.005  # relative error of initial points along the ray, as a good structure from motion leaves it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +60,7 @@ class SyntheticSettings:
     @property
     def num_train(self) -> int:
         """Return the number of training views: all but the last fifth, at least one of each."""
-        return self.num_views - max(1, round(TEST_SHARE * self.num_views))
+        return self.num_views - max(1, round(0.2 * self.num_views))
 
 
 def synthetic_room(settings: SyntheticSettings) -> SyntheticRoom:
@@ -74,7 +72,8 @@ def build_cameras(room: SyntheticRoom, settings: SyntheticSettings) -> tuple[Cam
     """Return cameras all around the objects at eye height of a child to an adult, in random order."""
     rng = np.random.default_rng([settings.seed, 1])
     scale = settings.width / 160
-    focal = 150.0 * scale
+    centre = {"cx": settings.width / 2 + 2.5 * scale, "cy": settings.height / 2 - 1.5 * scale}
+    make = partial(Camera, fx=150.0 * scale, fy=150.0 * scale, **centre, width=settings.width, height=settings.height)
     cameras = []
     # Evenly spread azimuths (a random one each would leave gaps), then shuffled so that the held-out tail is fair.
     azimuths = (rng.permutation(settings.num_views) + rng.uniform(-0.3, 0.3, settings.num_views)) / settings.num_views
@@ -84,17 +83,7 @@ def build_cameras(room: SyntheticRoom, settings: SyntheticSettings) -> tuple[Cam
         target = np.array([*rng.normal(0, 0.08 * room.rug_radius, 2), 0.14 * room.rug_radius])
         flat = np.cos(elevation) * np.array([np.cos(azimuth), np.sin(azimuth)])
         position = target + distance * np.array([*flat, np.sin(elevation)])
-        cameras.append(
-            Camera(
-                cam_from_world=look_at(position, target, np.array([0.0, 0, 1])),
-                fx=focal,
-                fy=focal,
-                cx=settings.width / 2 + 2.5 * scale,
-                cy=settings.height / 2 - 1.5 * scale,
-                width=settings.width,
-                height=settings.height,
-            )
-        )
+        cameras.append(make(cam_from_world=look_at(position, target, np.array([0.0, 0, 1]))))
     return tuple(cameras)
 
 
@@ -119,7 +108,10 @@ def noisy_segments(ids: np.ndarray, settings: SyntheticSettings, rng: np.random.
     for _ in range(rng.poisson(settings.false_positives)):
         segments[(segments == 0) & _blob(ids.shape, rng)] = segments.max() + 1
     if settings.shuffle:
-        segments = _shuffled(segments, rng)
+        values, dense = np.unique(segments, return_inverse=True)
+        fresh = np.zeros(len(values), dtype=np.int32)
+        fresh[values > 0] = rng.permutation((values > 0).sum()) + 1
+        segments = fresh[dense].reshape(segments.shape)
     return segments
 
 
@@ -162,14 +154,6 @@ def _blob(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     return ((rows - centre[0]) / radii[0]) ** 2 + ((cols - centre[1]) / radii[1]) ** 2 <= 1
 
 
-def _shuffled(segments: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the segments numbered 1 .. S in random order; 0 stays."""
-    values, dense = np.unique(segments, return_inverse=True)
-    fresh = np.zeros(len(values), dtype=np.int32)
-    fresh[values > 0] = rng.permutation((values > 0).sum()) + 1
-    return fresh[dense].reshape(segments.shape)
-
-
 def surface_points(
     cameras: list[Camera], images: list[np.ndarray], depths: list[np.ndarray], *, count: int, rng: np.random.Generator
 ) -> PointCloud:
@@ -209,29 +193,35 @@ def write_synthetic(root: Path, settings: SyntheticSettings, *, train_views: int
     train = settings.num_train if train_views is None else min(train_views, settings.num_train)
     if train < 1:
         raise ValueError(f"a synthetic scene needs a training view, received {train_views}")
-    for folder in ("images", "object_mask", "annotations/gt_instance"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
     room = synthetic_room(settings)
     cameras = build_cameras(room, settings)
-    images, depths = [], []
+    images, depths, objects = [], [], []
     for index, camera in enumerate(cameras):
         image, ids, depth = room.render(camera)
         segments = noisy_segments(ids, settings, np.random.default_rng([settings.seed, 2, index]))
-        _write_png(root / "images" / f"{index:04d}.png", image[..., ::-1])
-        _write_png(root / "object_mask" / f"{index:04d}.png", segments.astype(np.uint16))
-        _write_png(root / "annotations" / "gt_instance" / f"{index:04d}.png", ids.astype(np.uint16))
+        pictures = {"images": image[..., ::-1], "object_mask": segments, "annotations/gt_instance": ids}
+        for folder, pixels in pictures.items():
+            path = root / folder / f"{index:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not cv2.imwrite(str(path), pixels if folder == "images" else pixels.astype(np.uint16)):
+                raise OSError(f"could not write {path}")
         images.append(image)
         depths.append(depth)
     rng = np.random.default_rng([settings.seed, 3])
     points = surface_points(list(cameras[:train]), images[:train], depths[:train], count=settings.num_points, rng=rng)
     write_point_cloud(root / "points3D.ply", points)
     write_json(root / "transforms.json", _transforms(cameras, train, settings.num_train))
-    write_json(root / "scene.json", _description(room, settings))
-
-
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    if not cv2.imwrite(str(path), pixels):
-        raise OSError(f"could not write {path}")
+    for one in room.objects:
+        low, high = one.bounds
+        centre, size = np.round((low + high) / 2, 4).tolist(), np.round(high - low, 4).tolist()
+        objects.append({"id": one.object_id, "kind": one.kind, "name": one.name, "centre": centre, "size": size})
+    description = {
+        "settings": asdict(settings),
+        "zero_id": "segment",
+        "room": {"half_width": room.half, "height": room.height, "rug_radius": room.rug_radius},
+        "objects": objects,
+    }
+    write_json(root / "scene.json", description)
 
 
 def _transforms(cameras: tuple[Camera, ...], train: int, test_start: int) -> dict[str, object]:
@@ -261,18 +251,4 @@ def _transforms(cameras: tuple[Camera, ...], train: int, test_start: int) -> dic
         "val_filenames": names[train:],
         "test_filenames": names[train:],
         "frames": frames,
-    }
-
-
-def _description(room: SyntheticRoom, settings: SyntheticSettings) -> dict[str, object]:
-    objects = []
-    for one in room.objects:
-        low, high = one.bounds
-        centre, size = np.round((low + high) / 2, 4).tolist(), np.round(high - low, 4).tolist()
-        objects.append({"id": one.object_id, "kind": one.kind, "name": one.name, "centre": centre, "size": size})
-    return {
-        "settings": asdict(settings),
-        "zero_id": "segment",
-        "room": {"half_width": room.half, "height": room.height, "rug_radius": room.rug_radius},
-        "objects": objects,
     }

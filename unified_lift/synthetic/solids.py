@@ -6,23 +6,20 @@ distance in world units everywhere (directions have unit length).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from unified_lift.synthetic.textures import PATTERNS, Rgb, mix
 
 Shape = Literal["ellipsoid", "box", "frustum", "torus"]
-Size = Sequence[float]
+Size = tuple[float, ...]
 
-# A hit closer than this is the surface the ray starts on.
-MIN_T = 1e-4
-# The distance at which a march to a torus has arrived, and the number of steps it may take to get there: grazing
-# rays converge slowly, but they are few. A ray that has not arrived by then touches no more than a skin: it passes by.
-TORUS_ARRIVED = 1e-5
-TORUS_STEPS = 200
+MIN_T = 1e-4  # a hit closer than this is the surface the ray starts on
+TORUS_ARRIVED = 1e-5  # distance at which a march to a torus ends
+TORUS_STEPS = 200  # of the march; the few rays that need more only graze the torus, and count as passing by
 
 
 @dataclass(frozen=True)
@@ -34,30 +31,24 @@ class Solid:
         size: ellipsoid: three radii; box: three half sizes; frustum: radius at the bottom, radius at the top, half
             height along local z; torus: ring radius in the local xy plane, tube radius.
         centre: Centre, world units, [3].
-        rotation: world_from_local rotation, [3, 3].
         colors: The two colours of its pattern, in [0, 1].
         pattern: A name in `PATTERNS`.
         frequency: Repeats of the pattern per world unit (around the axis for wedges).
+        rotation: world_from_local rotation, [3, 3].
     """
 
     shape: Shape
-    size: tuple[float, ...]
+    size: Size
     centre: np.ndarray
-    rotation: np.ndarray
     colors: tuple[Rgb, Rgb]
     pattern: str = "plain"
     frequency: float = 1.0
+    rotation: np.ndarray = field(default_factory=lambda: np.eye(3))
 
     @property
     def bounding_radius(self) -> float:
         """Return the radius of a sphere around `centre` that holds the solid."""
-        if self.shape == "ellipsoid":
-            return max(self.size)
-        if self.shape == "box":
-            return float(np.linalg.norm(self.size))
-        if self.shape == "torus":
-            return self.size[0] + self.size[1]
-        return float(np.hypot(max(self.size[:2]), self.size[2]))
+        return float(_BOUNDING_RADIUS[self.shape](self.size))
 
     def placed(self, *, scale: float, position: np.ndarray, yaw: float) -> Solid:
         """Return the solid scaled, turned about z, then moved so that the origin lies at `position` [3]."""
@@ -95,16 +86,16 @@ class Solid:
         if near.size:
             start = origins if origins.ndim == 1 else origins[near]
             start = np.broadcast_to(self.local(start), (near.size, 3))
-            hit[near] = _SHAPES[self.shape][0](self.size, start, directions[near] @ self.rotation)
+            hit[near] = _INTERSECT[self.shape](self.size, start, directions[near] @ self.rotation)
         return hit
 
     def normal(self, points: np.ndarray) -> np.ndarray:
         """Return outward unit normals at world points on the surface, [n, 3]."""
-        return _SHAPES[self.shape][1](self.size, self.local(points)) @ self.rotation.T
+        return _NORMAL[self.shape](self.size, self.local(points)) @ self.rotation.T
 
     def distance(self, points: np.ndarray) -> np.ndarray:
         """Return the signed distance to the surface, negative inside, [n] (first order for an ellipsoid)."""
-        return _SHAPES[self.shape][2](self.size, self.local(points))
+        return _DISTANCE[self.shape](self.size, self.local(points))
 
 
 def dot(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -131,7 +122,7 @@ def _quadratic(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray,
     return (-b - root) / a, (-b + root) / a, real
 
 
-def _nonzero(values: np.ndarray) -> np.ndarray:
+def nonzero(values: np.ndarray) -> np.ndarray:
     """Return values with zeros moved to a tiny number, so that a parallel ray divides to something huge."""
     return np.where(np.abs(values) < 1e-12, 1e-12, values)
 
@@ -145,7 +136,7 @@ def _intersect_ellipsoid(size: Size, start: np.ndarray, ray: np.ndarray) -> np.n
 
 def _intersect_box(size: Size, start: np.ndarray, ray: np.ndarray) -> np.ndarray:
     half = np.asarray(size)
-    inverse = 1 / _nonzero(ray)
+    inverse = 1 / nonzero(ray)
     low, high = (-half - start) * inverse, (half - start) * inverse
     enter = np.maximum.reduce(np.minimum(low, high).T.copy())
     leave = np.minimum.reduce(np.maximum(low, high).T.copy())
@@ -157,12 +148,12 @@ def _intersect_frustum(size: Size, start: np.ndarray, ray: np.ndarray) -> np.nda
     slope, middle = (top - bottom) / (2 * half), (top + bottom) / 2
     radius = middle + slope * start[:, 2]
     # Side: x^2 + y^2 = (middle + slope z)^2, a quadratic in t.
-    a = _nonzero(ray[:, 0] ** 2 + ray[:, 1] ** 2 - (slope * ray[:, 2]) ** 2)
+    a = nonzero(ray[:, 0] ** 2 + ray[:, 1] ** 2 - (slope * ray[:, 2]) ** 2)
     b = start[:, 0] * ray[:, 0] + start[:, 1] * ray[:, 1] - slope * ray[:, 2] * radius
     *roots, real = _quadratic(a, b, start[:, 0] ** 2 + start[:, 1] ** 2 - radius**2)
     candidates = [(t, real & (np.abs(start[:, 2] + t * ray[:, 2]) <= half)) for t in roots]
     for height, cap in ((-half, bottom), (half, top)):
-        t = (height - start[:, 2]) / _nonzero(ray[:, 2])
+        t = (height - start[:, 2]) / nonzero(ray[:, 2])
         x, y = start[:, 0] + t * ray[:, 0], start[:, 1] + t * ray[:, 1]
         candidates.append((t, x * x + y * y <= cap * cap))
     return _nearest(*candidates)
@@ -179,21 +170,13 @@ def _intersect_torus(size: Size, start: np.ndarray, ray: np.ndarray) -> np.ndarr
         active = active[(np.abs(distance) > TORUS_ARRIVED) & (t[active] < farthest[active])]
         if not active.size:
             break
-    arrived = t < farthest
-    arrived[active] = False
-    return np.where(arrived, t, np.inf)
-
-
-def _normal_ellipsoid(size: Size, points: np.ndarray) -> np.ndarray:
-    return _unit(points / np.square(size))
+    t[active] = np.inf
+    return np.where(t < farthest, t, np.inf)
 
 
 def _normal_box(size: Size, points: np.ndarray) -> np.ndarray:
     axis = (np.abs(points) - np.asarray(size)).argmax(1)
-    each = np.arange(len(points))
-    normals = np.zeros_like(points)
-    normals[each, axis] = np.sign(points[each, axis])
-    return normals
+    return np.eye(3)[axis] * np.sign(points)
 
 
 def _normal_frustum(size: Size, points: np.ndarray) -> np.ndarray:
@@ -202,14 +185,7 @@ def _normal_frustum(size: Size, points: np.ndarray) -> np.ndarray:
     rho = np.hypot(points[:, 0], points[:, 1])
     to_side = np.abs(rho - (top + bottom) / 2 - slope * points[:, 2])
     side = _unit(np.column_stack([points[:, :2], -slope * rho]))
-    cap = np.zeros_like(points)
-    cap[:, 2] = np.sign(points[:, 2])
-    return np.where((half - np.abs(points[:, 2]) < to_side)[:, None], cap, side)
-
-
-def _normal_torus(size: Size, points: np.ndarray) -> np.ndarray:
-    ring = points * [1, 1, 0]
-    return _unit(points - size[0] * _unit(ring))
+    return np.where((half - np.abs(points[:, 2]) < to_side)[:, None], np.sign(points) * [0, 0, 1], side)
 
 
 def _distance_ellipsoid(size: Size, points: np.ndarray) -> np.ndarray:
@@ -244,9 +220,27 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.sqrt(dot(vectors, vectors)), 1e-12)[:, None]
 
 
-_SHAPES = {
-    "ellipsoid": (_intersect_ellipsoid, _normal_ellipsoid, _distance_ellipsoid),
-    "box": (_intersect_box, _normal_box, _distance_box),
-    "frustum": (_intersect_frustum, _normal_frustum, _distance_frustum),
-    "torus": (_intersect_torus, _normal_torus, _distance_torus),
+_BOUNDING_RADIUS: dict[Shape, Callable[[Size], Any]] = {
+    "ellipsoid": max,
+    "box": np.linalg.norm,
+    "frustum": lambda size: np.hypot(max(size[:2]), size[2]),
+    "torus": sum,
+}
+_INTERSECT = {
+    "ellipsoid": _intersect_ellipsoid,
+    "box": _intersect_box,
+    "frustum": _intersect_frustum,
+    "torus": _intersect_torus,
+}
+_NORMAL: dict[Shape, Callable[[Size, np.ndarray], np.ndarray]] = {
+    "ellipsoid": lambda size, points: _unit(points / np.square(size)),
+    "box": _normal_box,
+    "frustum": _normal_frustum,
+    "torus": lambda size, points: _unit(points - size[0] * _unit(points * [1, 1, 0])),
+}
+_DISTANCE = {
+    "ellipsoid": _distance_ellipsoid,
+    "box": _distance_box,
+    "frustum": _distance_frustum,
+    "torus": _distance_torus,
 }

@@ -18,6 +18,7 @@ from unified_lift.model.initialize import gaussians_from_points
 from unified_lift.model.ply import read_gaussians
 from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint
 from unified_lift.modelfolder.settings import TrainSettings, changed
+from unified_lift.progress import progress_bar
 from unified_lift.settings.yaml import differences
 from unified_lift.train.clock import RunClock
 from unified_lift.train.losses import chosen_losses
@@ -119,14 +120,8 @@ def _require_same_run(settings: TrainSettings, saved: dict[str, Any], path: Path
 
 def _loaded(settings: TrainSettings, cache: DataCache) -> Scene:
     """Return the scene, and print what it holds."""
-    with tqdm(desc="load", unit=" views", disable=settings.run.quiet, dynamic_ncols=True, leave=False, delay=1) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-            if done == total:
-                bar.set_description("load: initial points")
-
+    looks = {"then": "load: initial points", "unit": " views", "leave": False, "delay": 1}
+    with progress_bar("load", quiet=settings.run.quiet, **looks) as show:
         scene = load_scene(settings.data, progress=show, cache=cache)
     sizes = sorted({(view.camera.width, view.camera.height) for view in (*scene.train, *scene.test)})
     size = ", ".join(f"{w}x{h}" for w, h in sizes[:3]) + (" ..." if len(sizes) > 3 else "")

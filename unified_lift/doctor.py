@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import platform
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -45,17 +44,15 @@ NEEDED = tuple("scipy plyfile cv2 PIL tqdm tensorboard tyro yaml matplotlib jinj
 """Modules of the packages that an installation always brings."""
 
 
-class Diagnosis(NamedTuple):
-    """One line of the examination.
+State = Literal["ok", "note", "broken"]
+"""`note`: something optional or fast is missing; `broken`: training cannot run."""
 
-    Attributes:
-        topic: What was looked at.
-        state: `ok`, `note` (something optional or fast is missing) or `broken` (training cannot run).
-        text: What was found, and how to fix it where it can be fixed.
-    """
+
+class Diagnosis(NamedTuple):
+    """One line of the examination: what was looked at, how it is, and what was found and how to fix it."""
 
     topic: str
-    state: Literal["ok", "note", "broken"]
+    state: State
     text: str
 
 
@@ -65,22 +62,29 @@ def examine(folder: Path) -> list[Diagnosis]:
     Args:
         folder: Where models are to be written.
     """
+    info = backend_info()
+    is_slow = info["implementation"] == "reference"
+    cpu = f"{info['implementation']} ({info['isa']}): {info['reason']}" + ("; this is very slow" if is_slow else "")
     program = f"{unified_lift.__version__}, Python {platform.python_version()}, {platform.platform()}"
     missing = [module for module in NEEDED if importlib.util.find_spec(module) is None]
     packages = f"missing: {', '.join(missing)}; pip install --upgrade unified-lift"
-    return [
-        Diagnosis("unified-lift", "ok", program),
-        _torch(),
-        *_rasterizers(),
-        _attempted("render", _try_render),
-        _attempted("simple_knn", _try_neighbours),
-        Diagnosis("packages", "broken", packages)
-        if missing
-        else Diagnosis("packages", "ok", "all that are needed are installed"),
-        *(_optional(module, *about) for module, about in OPTIONAL.items()),
-        _disk(folder),
-        Diagnosis("memory", "ok", f"{available_memory() / GIB:.1f} GiB of main memory can be taken"),
-    ]
+    found: dict[str, tuple[State, str]] = {
+        "unified-lift": ("ok", program),
+        "device": _torch(),
+        "rasterizer cpu": ("note" if is_slow else "ok", cpu),
+    }
+    for name in ("cuda", "gsplat"):
+        found[f"rasterizer {name}"] = ("ok", "built") if info[name] == name else ("note", str(info[name]))
+    for topic, attempt in (("render", _try_render), ("simple_knn", _try_neighbours)):
+        try:
+            found[topic] = "ok", attempt()
+        except Exception as error:  # noqa: BLE001 (whatever goes wrong there is what the user wants to be told)
+            found[topic] = "broken", f"{type(error).__name__}: {error}; reinstall the package"
+    found["packages"] = ("broken", packages) if missing else ("ok", "all that are needed are installed")
+    found |= {module: _optional(module, *about) for module, about in OPTIONAL.items()}
+    found["disk"] = _disk(folder)
+    found["memory"] = "ok", f"{available_memory() / GIB:.1f} GiB of main memory can be taken"
+    return [Diagnosis(topic, *answer) for topic, answer in found.items()]
 
 
 def scene_budget(data: DataSettings, folder: Path) -> list[Diagnosis]:
@@ -112,53 +116,32 @@ def scene_budget(data: DataSettings, folder: Path) -> list[Diagnosis]:
     return [Diagnosis("scene", "ok", str(choice)), Diagnosis("Gaussians", "ok", text)]
 
 
-def _torch() -> Diagnosis:
+def _torch() -> tuple[State, str]:
     version = f"torch {torch.__version__}"
     if torch.cuda.is_available():
         cards = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
         listed = ", ".join(f"{card.name} ({card.total_memory / GIB:.0f} GiB)" for card in cards)
-        return Diagnosis("device", "ok", f"{version}, CUDA {torch.version.cuda}: {listed}")
+        return "ok", f"{version}, CUDA {torch.version.cuda}: {listed}"
+    why = f"torch is built for CUDA {torch.version.cuda} but sees no card; check nvidia-smi and the driver"
     if torch.version.cuda is None:
         why = "this torch was built without CUDA; with an NVIDIA card install a CUDA build of torch"
-    else:
-        why = f"torch is built for CUDA {torch.version.cuda} but sees no card; check nvidia-smi and the driver"
-    return Diagnosis("device", "note", f"{version} on the CPU, {torch.get_num_threads()} threads: {why}")
-
-
-def _rasterizers() -> list[Diagnosis]:
-    """Return what renders on the CPU, what on a GPU, and whether gsplat could."""
-    info = backend_info()
-    slow = info["implementation"] == "reference"
-    cpu = f"{info['implementation']} ({info['isa']}): {info['reason']}"
-    found = [Diagnosis("rasterizer cpu", "note" if slow else "ok", cpu + ("; this is very slow" if slow else ""))]
-    for name in ("cuda", "gsplat"):
-        built = info[name] == name
-        found.append(Diagnosis(f"rasterizer {name}", "ok" if built else "note", "built" if built else str(info[name])))
-    return found
-
-
-def _attempted(topic: str, attempt: Callable[[], str]) -> Diagnosis:
-    try:
-        return Diagnosis(topic, "ok", attempt())
-    except Exception as error:  # noqa: BLE001 (whatever goes wrong there is what the user wants to be told)
-        return Diagnosis(topic, "broken", f"{type(error).__name__}: {error}; reinstall the package")
+    return "note", f"{version} on the CPU, {torch.get_num_threads()} threads: {why}"
 
 
 def _try_render() -> str:
     """Render a red Gaussian in the middle of a small picture where training would, forward and backward."""
     device = chosen_device("auto")
     red = (torch.tensor([1.0, 0.0, 0.0]) - 0.5) / SH_C0
-    gaussians = Gaussians(
-        {
-            "means": torch.tensor([[0.0, 0.0, 2.0]]),
-            "quats": torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
-            "log_scales": torch.full((1, 3), -1.0),
-            "logit_opacities": torch.full((1,), 3.0),
-            "sh0": red.view(1, 1, 3),
-            "shN": torch.zeros(1, 0, 3),
-            "features": torch.ones(1, 4),
-        }
-    ).to(device)
+    table = {
+        "means": torch.tensor([[0.0, 0.0, 2.0]]),
+        "quats": torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
+        "log_scales": torch.full((1, 3), -1.0),
+        "logit_opacities": torch.full((1,), 3.0),
+        "sh0": red.view(1, 1, 3),
+        "shN": torch.zeros(1, 0, 3),
+        "features": torch.ones(1, 4),
+    }
+    gaussians = Gaussians(table).to(device)
     camera = Camera(cam_from_world=np.eye(4), fx=16.0, fy=16.0, cx=8.0, cy=8.0, width=16, height=16)
     image = render(gaussians, camera).image
     image.sum().backward()
@@ -178,16 +161,17 @@ def _try_neighbours() -> str:
     return "distances to neighbours are right"
 
 
-def _optional(module: str, purpose: str, install: str) -> Diagnosis:
+def _optional(module: str, purpose: str, install: str) -> tuple[State, str]:
     if importlib.util.find_spec(module) is None:
-        return Diagnosis(module, "note", f"not installed ({purpose}); {install}")
+        return "note", f"not installed ({purpose}); {install}"
     names = importlib.metadata.packages_distributions().get(module, [])
-    version = importlib.metadata.version(names[0]) if names else "of unknown version"
-    return Diagnosis(module, "ok", f"{version} ({purpose})")
+    return "ok", f"{importlib.metadata.version(names[0]) if names else 'of unknown version'} ({purpose})"
 
 
-def _disk(folder: Path) -> Diagnosis:
+def _disk(folder: Path) -> tuple[State, str]:
     parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(parent).free
-    little = f"; a large model with its checkpoint needs {_LITTLE_DISK / GIB:.0f} GiB" if free < _LITTLE_DISK else ""
-    return Diagnosis("disk", "note" if little else "ok", f"{free / GIB:.1f} GiB free in {folder}{little}")
+    text = f"{free / GIB:.1f} GiB free in {folder}"
+    if free < _LITTLE_DISK:
+        return "note", f"{text}; a large model with its checkpoint needs {_LITTLE_DISK / GIB:.0f} GiB"
+    return "ok", text

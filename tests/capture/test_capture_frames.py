@@ -157,9 +157,7 @@ def test_sharp_frames_of_a_video_are_written_under_their_numbers(tmp_path):
     frames = [frame if n in (1, 6, 10) else cv2.GaussianBlur(frame, (0, 0), 3) for n, frame in enumerate(sharp)]
     write_video(tmp_path / "v.mp4", frames)
     seen = []
-    count = write_sharp_frames(
-        tmp_path / "v.mp4", tmp_path / "out", count=3, max_size=32, progress=lambda *at: seen.append(at)
-    )
+    count = write_sharp_frames(tmp_path / "v.mp4", tmp_path / "out", 3, 32, lambda *at: seen.append(at))
     assert count == 12
     names = ["frame_000001.jpg", "frame_000006.jpg", "frame_000010.jpg"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
@@ -174,4 +172,4 @@ def test_sharp_frames_of_a_video_are_written_under_their_numbers(tmp_path):
 def test_a_file_that_is_no_video_is_named(tmp_path):
     (tmp_path / "v.mp4").write_bytes(b"not a video")
     with pytest.raises(UserError, match=r"v\.mp4: no frame.*H\.264"):
-        write_sharp_frames(tmp_path / "v.mp4", tmp_path / "out", count=3, max_size=100)
+        write_sharp_frames(tmp_path / "v.mp4", tmp_path / "out", 3, 100)

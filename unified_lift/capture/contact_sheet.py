@@ -17,9 +17,7 @@ _PAPER = 24  # grey value between tiles
 
 def evenly_spaced(count: int, wanted: int) -> list[int]:
     """Return `wanted` of the indices 0..count-1, spread evenly and including both ends; all if there are no more."""
-    if count <= wanted:
-        return list(range(count))
-    return [round(index) for index in np.linspace(0, count - 1, wanted)]
+    return [round(index) for index in np.linspace(0, count - 1, min(count, wanted))]
 
 
 def tile(image: np.ndarray, ids: np.ndarray) -> np.ndarray:

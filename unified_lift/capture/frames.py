@@ -40,8 +40,9 @@ def is_video(source: Path) -> bool:
     if not source.exists():
         raise UserError(f"{source}: no such folder or file; give a folder of photos or a video")
     if source.is_file() and source.suffix.lower() not in VIDEO_SUFFIXES:
-        kinds = ", ".join(VIDEO_SUFFIXES)
-        raise UserError(f"{source}: neither a folder of photos nor a video ({kinds}); give one of them")
+        raise UserError(
+            f"{source}: neither a folder of photos nor a video ({', '.join(VIDEO_SUFFIXES)}); give one of them"
+        )
     return source.is_file()
 
 
@@ -51,17 +52,16 @@ def list_photos(folder: Path) -> list[Path]:
     Raises:
         UserError: There is none, some are HEIC files that cannot be read here, or two have one name but for the suffix.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    photos = [path for path in files if path.suffix.lower() in (*_PHOTO_SUFFIXES, *HEIC_SUFFIXES)]
+    kinds = sorted({*_PHOTO_SUFFIXES, *HEIC_SUFFIXES})
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in kinds and path.is_file()]
+    photos = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     heic = [path for path in photos if path.suffix.lower() in HEIC_SUFFIXES]
     if heic and not _reads_heic():
         raise UserError(
             f"{heic[0]}: {len(heic)} HEIC photos cannot be read here; pip install pillow-heif, or export them as JPEG"
         )
     if not photos:
-        kinds = ", ".join(sorted(_PHOTO_SUFFIXES | set(HEIC_SUFFIXES)))
-        raise UserError(f"{folder}: holds no photos ({kinds}); give the folder they are in")
+        raise UserError(f"{folder}: holds no photos ({', '.join(kinds)}); give the folder they are in")
     seen: dict[str, Path] = {}
     for path in photos:
         other = seen.setdefault(photo_name(path, folder), path)
@@ -99,16 +99,14 @@ def _write_photo(path: Path, *, source: Path, folder: Path, max_size: int) -> No
         shutil.copyfile(path, target)  # encoding again could only lose
         return
     picture.getexif()[_ORIENTATION] = exif.get(_ORIENTATION, 1)
-    _save(ImageOps.exif_transpose(picture), target, max_size=max_size, exif=_focal_only(exif))
+    _save(ImageOps.exif_transpose(picture), target, max_size, _focal_only(exif))
 
 
 def _focal_only(exif: Exif) -> Exif:
     """Return the tags from which a reconstruction guesses the focal length, and no others."""
-    kept = Image.Exif()
+    kept, details = Image.Exif(), exif.get_ifd(_EXIF_IFD)
     kept.update({tag: exif[tag] for tag in (_MAKE, _MODEL) if tag in exif})
-    details = exif.get_ifd(_EXIF_IFD)
-    focal = {tag: details[tag] for tag in (_FOCAL, _FOCAL_35MM) if tag in details}
-    if focal:
+    if focal := {tag: details[tag] for tag in (_FOCAL, _FOCAL_35MM) if tag in details}:
         kept[_EXIF_IFD] = focal
     return kept
 
@@ -120,14 +118,11 @@ def _shrunk(image: np.ndarray, longest: int) -> np.ndarray:
     return image if scale >= 1 else cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _save(image: Image.Image, path: Path, *, max_size: int, exif: Exif | None = None) -> None:
-    image = Image.fromarray(_shrunk(np.asarray(image), max_size))
-    image.save(path, quality=_QUALITY, subsampling=0, exif=exif if exif is not None else Image.Exif())
+def _save(image: Image.Image, path: Path, max_size: int, exif: Exif) -> None:
+    Image.fromarray(_shrunk(np.asarray(image), max_size)).save(path, quality=_QUALITY, subsampling=0, exif=exif)
 
 
-def write_sharp_frames(
-    video: Path, folder: Path, *, count: int, max_size: int, progress: Progress | None = None
-) -> int:
+def write_sharp_frames(video: Path, folder: Path, count: int, max_size: int, progress: Progress | None = None) -> int:
     """Write the sharpest frame of each of `count` equal stretches of a video, and return how many the video has.
 
     Files are called `frame_<number in the video>.jpg`. The video is decoded twice: containers often misstate how many
@@ -152,7 +147,7 @@ def write_sharp_frames(
     for number, frame in enumerate(_decoded(video)):
         if number in chosen:
             picture = Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-            _save(picture, folder / f"frame_{number:06d}.jpg", max_size=max_size)
+            _save(picture, folder / f"frame_{number:06d}.jpg", max_size, Image.Exif())
         progress(len(scores) + number + 1, 2 * len(scores))
     return len(scores)
 
@@ -165,9 +160,7 @@ def sharpness(image: np.ndarray) -> float:
 
 def sharpest(scores: Sequence[float], *, count: int) -> list[int]:
     """Return the index of the best score in each of `count` equal windows (all indices where there are fewer)."""
-    if count >= len(scores):
-        return list(range(len(scores)))
-    edges = np.linspace(0, len(scores), count + 1).round().astype(int).tolist()
+    edges = np.linspace(0, len(scores), min(count, len(scores)) + 1).round().astype(int).tolist()
     return [low + int(np.argmax(scores[low:high])) for low, high in zip(edges[:-1], edges[1:], strict=True)]
 
 

@@ -35,14 +35,7 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class MaskJob:
-    """What makes the masks of a scene.
-
-    Attributes:
-        provider: Name in `GENERATORS`.
-        settings: Of the generator.
-        filter: How proposals become ids.
-        device: Where networks run.
-    """
+    """What makes the masks of a scene: a name in `GENERATORS`, its settings, the filter, and where networks run."""
 
     provider: str
     settings: GeneratorSettings
@@ -54,8 +47,7 @@ class MaskJob:
         settings = asdict(self.settings) | asdict(self.filter)
         for name, value in settings.items():
             if isinstance(value, Path):  # of a weights file its name and size, so that it may be moved
-                size = f" ({value.stat().st_size} bytes)" if value.is_file() else ""
-                settings[name] = f"{value.name}{size}"
+                settings[name] = value.name + (f" ({value.stat().st_size} bytes)" if value.is_file() else "")
         return {"provider": self.provider, "granularity": granularity, **settings}
 
 
@@ -68,8 +60,7 @@ class MaskFolder:
         Raises:
             UserError: It holds masks of other settings or of unknown origin, and `overwrite` is not given.
         """
-        self.path = path
-        self.settings = settings
+        self.path, self.settings = path, settings
         self.views: dict[str, Facts] = {}
         self.versions: Facts = {}
         ways_out = "--overwrite replaces {}, --out NAME puts the new ones elsewhere"
@@ -134,14 +125,10 @@ def open_folders(
 
 
 def make_masks(job: MaskJob, frames: Sequence[Frame], folders: Folders, *, processes: int, quiet: bool) -> None:
-    """Make what is missing. However it ends, finished masks and their record stay.
+    """Make what is missing in the folders; at most `processes` work at a time, where the generator runs on cores.
 
-    Args:
-        job: What makes them.
-        frames: The photos.
-        folders: From `open_folders`.
-        processes: At most so many work at a time, where the generator runs on cores.
-        quiet: Show no progress bar.
+    However it ends, finished masks and their record stay.
+
     Raises:
         UserError: A photo is damaged, or the generator cannot be loaded.
     """
@@ -157,12 +144,8 @@ def make_masks(job: MaskJob, frames: Sequence[Frame], folders: Folders, *, proce
     for folder in folders.values():
         folder.versions = generator.facts
         folder.save()  # from here on the folder says what is being made in it
-    paths = [{one: folder.mask_path(frame) for one, folder in folders.items()} for frame in todo]
-    results: Iterator[dict[Granularity, Facts]]
-    if count == 1:
-        results = (_mask_photo(job, generator, *each) for each in zip(todo, paths, strict=True))
-    else:
-        results = _in_processes(job, todo, paths, processes=count)
+    photos = [(frame, {one: folder.mask_path(frame) for one, folder in folders.items()}) for frame in todo]
+    results = _in_processes(job, photos, count) if count > 1 else (_mask_photo(job, generator, *one) for one in photos)
     try:
         with progress_bar(f"masks ({job.provider})", quiet=quiet) as progress:
             for done, (frame, found) in enumerate(zip(todo, results), start=1):
@@ -177,14 +160,16 @@ def make_masks(job: MaskJob, frames: Sequence[Frame], folders: Folders, *, proce
 
 
 def _in_processes(
-    job: MaskJob, todo: Sequence[Frame], paths: Sequence[Mapping[Granularity, Path]], *, processes: int
+    job: MaskJob, photos: Sequence[tuple[Frame, Mapping[Granularity, Path]]], processes: int
 ) -> Iterator[dict[Granularity, Facts]]:
     """Yield the facts of each photo in order, so that all before a broken photo are recorded."""
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
+    # The photos are spread over the cores already: each process gets one thread.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, initializer=cv2.setNumThreads, initargs=(1,))
     try:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # processes inherit this: the parent handles Ctrl-C
         try:
-            running = [pool.submit(_mask_photo, job, None, *each) for each in zip(todo, paths, strict=True)]
+            running = [pool.submit(_mask_photo, job, None, *each) for each in photos]
         finally:
             signal.signal(signal.SIGINT, before)
         for one in running:
@@ -224,13 +209,9 @@ def _load_once(provider: str, settings: GeneratorSettings) -> MaskGenerator:
     return GENERATORS[provider].load(settings, torch.device("cpu"))
 
 
-def _one_thread() -> None:
-    cv2.setNumThreads(1)  # the photos are spread over the cores already
-
-
 def _changes(found: Any, wanted: Mapping[str, Any]) -> list[str]:
     """Return what differs between the settings of a record and those wanted, as text."""
     if not isinstance(found, dict):
         return ["no settings"]
-    keys = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
-    return [f"{key} {found.get(key)} there, {wanted.get(key)} now" for key in keys]
+    both = [(key, found.get(key), wanted.get(key)) for key in {**wanted, **found}]
+    return [f"{key} {there} there, {now} now" for key, there, now in both if there != now]

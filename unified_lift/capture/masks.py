@@ -22,8 +22,6 @@ SAM_INDEX: dict[Granularity, int] = {"whole": 2, "part": 1, "subpart": 0}
 SHARE = Range(0, 1)
 Rule = Literal["score_on_top", "large_eats_small", "small_on_top"]
 
-_VISIBLE_SHARE = 0.10  # score_on_top: a proposal must show more than this share of itself [Gaga]
-_WON_SHARE = 0.80  # large_eats_small: a proposal must win at least this share of itself [Gaussian Grouping]
 _PIXELS_AT_ONCE = 1 << 16  # bounds the memory of the overlap counts
 
 
@@ -104,21 +102,20 @@ def keep_best(proposals: Sequence[Proposal], settings: FilterSettings) -> list[P
     if not proposals:
         return []
     quality = np.array([proposal.stability * proposal.score for proposal in proposals])
-    overlap = _overlaps([proposal.mask for proposal in proposals])  # [K, K]
+    overlap = np.zeros((len(proposals), len(proposals)))  # shared pixels
+    flat = [proposal.mask.reshape(-1) for proposal in proposals]
+    for start in range(0, flat[0].size, _PIXELS_AT_ONCE):
+        block = np.stack([mask[start : start + _PIXELS_AT_ONCE] for mask in flat]).astype(np.float32)
+        overlap += block @ block.T  # exact: counts stay below 2^24
     area = np.diag(overlap)
     iou = overlap / np.maximum(area[:, None] + area[None, :] - overlap, 1)
-    rank = np.empty(len(proposals), dtype=np.int64)
-    rank[np.argsort(-quality, kind="stable")] = np.arange(len(proposals))
+    rank = np.argsort(np.argsort(-quality, kind="stable"))
     better = rank[None, :] < rank[:, None]  # [i, j]: j is better than i
     inside = overlap / np.maximum(area[:, None], 1)  # [i, j]: the share of i that lies in j
     swallowed = (inside >= settings.contained_share) & (inside.T < settings.covered_share)
-    gone = (
-        (better & (iou > settings.max_mask_iou)).any(axis=1)
-        | swallowed.any(axis=1)
-        | (quality <= settings.min_score)
-        | (area == 0)
-    )
-    return [proposal for proposal, is_gone in zip(proposals, gone.tolist(), strict=True) if not is_gone]
+    gone = swallowed | (better & (iou > settings.max_mask_iou))
+    kept = ~(gone.any(axis=1) | (quality <= settings.min_score) | (area == 0))
+    return [proposals[index] for index in np.flatnonzero(kept).tolist()]
 
 
 def paint(proposals: Sequence[Proposal], size: tuple[int, int], *, rule: Rule, min_area: int) -> np.ndarray:
@@ -150,22 +147,11 @@ def paint(proposals: Sequence[Proposal], size: tuple[int, int], *, rule: Rule, m
     visible = np.bincount(painted.ravel(), minlength=len(proposals) + 1)[1:]
     kept = (visible > 0) & (visible >= min_area)
     if rule == "score_on_top":
-        kept &= visible > _VISIBLE_SHARE * area
+        kept &= visible > 0.10 * area  # [Gaga]
     elif rule == "large_eats_small":
-        kept &= visible >= _WON_SHARE * area
-    numbers = np.zeros(len(proposals) + 1, dtype=np.int32)
+        kept &= visible >= 0.80 * area  # [Gaussian Grouping]
     listed = order if rule == "small_on_top" else np.arange(len(proposals))
-    survivors = [index for index in listed.tolist() if kept[index]]
-    for number, index in enumerate(survivors, start=1):
-        numbers[index + 1] = number
+    survivors = listed[kept[listed]]
+    numbers = np.zeros(len(proposals) + 1, dtype=np.int32)
+    numbers[survivors + 1] = np.arange(len(survivors)) + 1
     return numbers[painted]
-
-
-def _overlaps(masks: Sequence[np.ndarray]) -> np.ndarray:
-    """Return how many pixels each pair of masks shares, float64 [K, K]."""
-    flat = [mask.reshape(-1) for mask in masks]
-    total = np.zeros((len(flat), len(flat)))
-    for start in range(0, flat[0].size, _PIXELS_AT_ONCE):
-        block = np.stack([mask[start : start + _PIXELS_AT_ONCE] for mask in flat]).astype(np.float32)
-        total += block @ block.T  # exact: counts stay below 2^24
-    return total

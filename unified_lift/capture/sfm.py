@@ -38,6 +38,8 @@ from unified_lift.fileio import read_json, replacing, write_json
 from unified_lift.progress import progress_bar
 
 Facts = dict[str, Any]
+Work = Callable[[Progress], Facts]
+"""Does a stage, given what to call with (done, total); returns facts for the report."""
 
 STAGES = {
     "photos": "prepare photos",
@@ -49,8 +51,6 @@ STAGES = {
 MIN_REGISTERED = 3  # two views give points, but no scene that could be trained
 REPORT, PICTURE, WORK = "sfm_report.json", "sfm_sparse.png", "sfm"
 _MIN_SIZE = 64
-_SEED = 0
-_ERRORS_ONLY = 2  # glog level: warnings about memory and threads concern larger photos than ours
 _POLL_S = 0.5
 _COUNTER = """
 import sqlite3, sys, time
@@ -106,7 +106,9 @@ def reconstruct(settings: SfmSettings) -> dict[str, Any]:
     new_photos, new_model, undistorted = (work / f"{name}.partial" for name in ("photos", "mapping", "undistorted"))
     work.mkdir(parents=True, exist_ok=True)
     cache = _StageCache(work / "stages.json", quiet=settings.quiet)
-    _check_ownership(scene, cache)
+    for path in (scene / "images", scene / "sparse"):
+        if "undistortion" not in cache.entries and path.exists():
+            raise UserError(f"{path}: exists and was not made by sfm; choose another -s, or move it away")
     prepare = partial(_prepare, settings, new_photos, photos)
     extract = partial(_extract, colmap, features, photos, settings.cameras)
     match = partial(_match, colmap, features, matches, settings.matcher)
@@ -134,8 +136,8 @@ def load_pycolmap() -> ModuleType:
         import pycolmap
     except ImportError as error:
         raise UserError(f'sfm needs pycolmap ({error}); pip install "unified-lift[sfm]"') from None
-    pycolmap.logging.minloglevel = _ERRORS_ONLY
-    pycolmap.set_random_seed(_SEED)
+    pycolmap.logging.minloglevel = 2  # errors: warnings about memory and threads concern larger photos than ours
+    pycolmap.set_random_seed(0)
     return pycolmap
 
 
@@ -163,22 +165,11 @@ class _StageCache:
             if not self.entries or not all(isinstance(entry, dict) for entry in self.entries.values()):
                 raise UserError(f"{path}: not readable; delete the folder {path.parent}, all stages then run again")
 
-    def run(
-        self,
-        name: str,
-        work: Callable[[Progress], Facts],
-        settings: dict[str, Any],
-        outputs: Sequence[Path],
-        leftovers: Sequence[Path],
-    ) -> None:
+    def run(self, name: str, work: Work, settings: Facts, outputs: Sequence[Path], leftovers: Sequence[Path]) -> None:
         """Run a stage unless its result is there, and note when it begins and ends.
 
-        Args:
-            name: Which of `STAGES`.
-            work: Does it, given what to call with (done, total); returns facts for the report.
-            settings: Everything its result depends on, beyond the stage before it.
-            outputs: Files that must exist for it to count as done.
-            leftovers: Paths to delete before it starts anew.
+        `settings` are all that its result depends on beyond the stage before it. It counts as done if its `outputs`
+        exist; `leftovers` are deleted before it starts anew.
         """
         self._key = hashlib.sha256(json.dumps([self._key, settings]).encode()).hexdigest()[:16]
         label = f"{list(STAGES).index(name) + 1}/{len(STAGES)} {STAGES[name]:<14}"
@@ -192,8 +183,7 @@ class _StageCache:
         for path in () if goes_on else leftovers:
             _remove(path)
         seconds = before["seconds"] if goes_on else 0.0
-        entry: Facts = {"key": self._key, "done": False, "seconds": seconds, "facts": {}}
-        self.entries[name] = entry
+        entry = self.entries[name] = {"key": self._key, "done": False, "seconds": seconds, "facts": {}}
         write_json(self.path, self.entries)
         start = time.perf_counter()
         try:
@@ -212,19 +202,12 @@ class _StageCache:
             write_json(self.path, self.entries)
 
 
-def _check_ownership(scene: Path, cache: _StageCache) -> None:
-    """Refuse to replace images or a model that an earlier run did not write."""
-    for path in (scene / "images", scene / "sparse"):
-        if "undistortion" not in cache.entries and path.exists():
-            raise UserError(f"{path}: exists and was not made by sfm; choose another -s, or move it away")
-
-
 def _photo_settings(settings: SfmSettings) -> dict[str, Any]:
     """Return what the prepared photos depend on: size, choice, and which files there are."""
     source, video = settings.photos, is_video(settings.photos)
-    files = {path: path.stat() for path in ([source] if video else list_photos(source))}
-    folder = source.parent if video else source
-    stamps = [[path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns] for path, stat in files.items()]
+    files = [source] if video else list_photos(source)
+    names = [path.relative_to(source.parent if video else source).as_posix() for path in files]
+    stamps = [[name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in zip(names, files, strict=True)]
     return {"max_size": settings.max_size, **({"frames": settings.frames} if video else {}), "files": stamps}
 
 
@@ -232,9 +215,7 @@ def _prepare(settings: SfmSettings, scratch: Path, photos: Path, progress: Progr
     source, max_size = settings.photos, settings.max_size
     facts: Facts = {"source": source.name}
     if is_video(source):
-        facts["video_frames"] = write_sharp_frames(
-            source, scratch, count=settings.frames, max_size=max_size, progress=progress
-        )
+        facts["video_frames"] = write_sharp_frames(source, scratch, settings.frames, max_size, progress)
     else:
         write_photos(list_photos(source), source, scratch, max_size=max_size, progress=progress)
     count = len(_prepared(scratch))
@@ -291,13 +272,8 @@ def _map(colmap: ModuleType, database: Path, photos: Path, scratch: Path, model:
         calls += 1
         progress(min(calls + 1, total), total)  # the first call is for the first pair
 
-    colmap.incremental_mapping(
-        str(database),
-        str(photos),
-        str(scratch),
-        initial_image_pair_callback=registered_one,
-        next_image_callback=registered_one,
-    )
+    callbacks = dict.fromkeys(["initial_image_pair_callback", "next_image_callback"], registered_one)
+    colmap.incremental_mapping(str(database), str(photos), str(scratch), **callbacks)
     sizes = {folder: len(read_images(folder / "images.bin")) for folder in scratch.iterdir() if folder.is_dir()}
     found = max(sizes.values(), default=0)
     if found < MIN_REGISTERED:
@@ -327,40 +303,29 @@ def watched(database: Path, table: str, total: int, progress: Progress) -> Itera
     Another process looks. COLMAP brings its own copy of SQLite, and a file that two copies in one process have open is
     unlocked by whichever closes it first: the other then writes to memory that is gone.
     """
-    counter = subprocess.Popen(
-        [sys.executable, "-I", "-c", _COUNTER, database.absolute().as_uri(), table, str(_POLL_S)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,  # Ctrl-C is for us; we end it
-    )
-    assert counter.stdout is not None
-    lines = counter.stdout
-
-    def look() -> None:
-        for line in lines:
-            progress(min(int(line), total), total)
-
+    command = [sys.executable, "-I", "-c", _COUNTER, database.absolute().as_uri(), table, str(_POLL_S)]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     progress(0, total)
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        counter.kill()
-        watcher.join()
-        counter.wait()
-        lines.close()
+    with subprocess.Popen(command, start_new_session=True, **pipes) as counter:  # Ctrl-C is for us; we end it
+
+        def look() -> None:
+            for line in counter.stdout or ():
+                progress(min(int(line), total), total)
+
+        watcher = threading.Thread(target=look, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            counter.kill()
+            watcher.join()
     progress(total, total)
 
 
 def _count(database: Path, table: str) -> int:
-    """Return the rows of a table, 0 as long as it is not there; for a database that COLMAP does not have open."""
-    try:
-        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            return connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
-    except sqlite3.Error:  # being created
-        return 0
+    """Return the rows of a table of a database that COLMAP does not have open."""
+    with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        return connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
 
 
 def _database_files(database: Path) -> list[Path]:

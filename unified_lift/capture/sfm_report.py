@@ -16,9 +16,7 @@ from unified_lift.fileio import replacing
 from unified_lift.ops.cameras import fov_from_focal, invert_rigid, project
 
 _GOOD_SHARE, _GOOD_ERROR, _GOOD_TRACK = 0.9, 2.0, 3.0
-_PANEL_INCHES, _DPI = 5.0, 110
 _MAX_DRAWN = 20_000
-_MARGIN = 0.08
 _CAMERAS_SHOWN = 2
 
 
@@ -72,10 +70,8 @@ def advice(numbers: Mapping[str, Any]) -> list[str]:
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:
     """Return the report as a table for the terminal."""
-    cameras = "; ".join(
-        f"{camera['width']}x{camera['height']}, focal {camera['focal_px']:.0f} px ({camera['fov_degrees']:.0f} degrees)"
-        for camera in report["cameras"][:_CAMERAS_SHOWN]
-    )
+    form = "{width}x{height}, focal {focal_px:.0f} px ({fov_degrees:.0f} degrees)"
+    cameras = "; ".join(form.format_map(camera) for camera in report["cameras"][:_CAMERAS_SHOWN])
     if len(report["cameras"]) > _CAMERAS_SHOWN:
         cameras += f"; and {len(report['cameras']) - _CAMERAS_SHOWN} more"
     seconds = ", ".join(f"{name} {seconds:.0f}" for name, seconds in report["seconds"].items())
@@ -104,21 +100,20 @@ def write_sparse_picture(path: Path, scene: Path) -> None:
     flat, colors = points.positions[shown] @ axes.T, points.colors[shown] / 255.0
     cameras, looks = centres @ axes.T, ahead @ axes.T
     length = 0.08 * float(np.ptp(np.concatenate([flat, cameras]), axis=0).max())
-    figure = Figure(figsize=(2 * _PANEL_INCHES, _PANEL_INCHES), layout="constrained")
+    lines = np.stack([cameras, cameras + length * looks])  # [2, M, 3]
+    figure = Figure(figsize=(10.0, 5.0), layout="constrained")
     for panel, (title, vertical) in enumerate((("from above", 1), ("from the side", 2))):
         drawing = figure.add_subplot(1, 2, panel + 1)
         drawing.scatter(flat[:, 0], flat[:, vertical], s=1.5, c=colors, linewidths=0)
-        ends = cameras + length * looks
-        for start, end in zip(cameras, ends, strict=True):
-            drawing.plot([start[0], end[0]], [start[vertical], end[vertical]], color="#b4533c", linewidth=0.8)
+        drawing.plot(lines[..., 0], lines[..., vertical], color="#b4533c", linewidth=0.8)
         drawing.scatter(cameras[:, 0], cameras[:, vertical], s=9, c="#b4533c", linewidths=0)
         drawing.set(xticks=[], yticks=[])
         drawing.set_title(title, fontsize=9)
         drawing.set_aspect("equal", adjustable="datalim")
-        drawing.margins(_MARGIN)
+        drawing.margins(0.08)
     figure.suptitle(f"{len(poses)} cameras (red), {len(points.ids)} points", fontsize=10)
     with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=_DPI)
+        figure.savefig(partial, format="png", dpi=110)
 
 
 def level_axes(world_from_cam: np.ndarray) -> np.ndarray:
@@ -155,16 +150,10 @@ def _cameras(scene: Path) -> list[dict[str, Any]]:
     """Return size and focal length of the different cameras after undistortion."""
     found = []
     for camera in read_cameras(scene / "sparse/0/cameras.bin").values():
-        focal = camera.params[0]
-        entry = {
-            "width": camera.width,
-            "height": camera.height,
-            "focal_px": round(focal, 1),
-            "fov_degrees": round(float(np.degrees(fov_from_focal(focal, max(camera.width, camera.height)))), 1),
-        }
-        if entry not in found:
-            found.append(entry)
-    return found
+        degrees = float(np.degrees(fov_from_focal(camera.params[0], max(camera.width, camera.height))))
+        found.append((camera.width, camera.height, round(camera.params[0], 1), round(degrees, 1)))
+    names = ("width", "height", "focal_px", "fov_degrees")
+    return [dict(zip(names, values, strict=True)) for values in dict.fromkeys(found)]
 
 
 def _inliers(positions: np.ndarray, centres: np.ndarray) -> np.ndarray:

@@ -11,8 +11,6 @@ from unified_lift.cli.flags import canonical
 from unified_lift.data.settings import DataSettings
 from unified_lift.doctor import examine, scene_budget
 
-_MARKS = {"ok": "ok     ", "note": "note   ", "broken": "BROKEN "}
-
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorCommand:
@@ -40,7 +38,7 @@ def doctor_main(argv: list[str]) -> int:
         found += scene_budget(data, command.model_path)
     width = max(len(one.topic) for one in found)
     for one in found:
-        print(f"{_MARKS[one.state]}{one.topic:<{width}}  {one.text}")
+        print(f"{'BROKEN' if one.state == 'broken' else one.state:<7}{one.topic:<{width}}  {one.text}")
     broken = [one.topic for one in found if one.state == "broken"]
     print(f"training cannot run: {', '.join(broken)}" if broken else "training can run")
     return 1 if broken else 0

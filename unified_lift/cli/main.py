@@ -54,30 +54,29 @@ def run(command: str, argv: list[str] | None = None) -> int:
         start: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
         return start(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        code, text = 2, f"error: {error}"
     except ModuleNotFoundError as error:
         package = _OWN_PACKAGES.get((error.name or "").partition(".")[0])
         if package is None:
             raise
-        print(
-            f"error: the package {package} is missing; install it from this repository: pip install "
-            f"--no-build-isolation ./submodules/{package} (the wheel from `make dist` works too)",
-            file=sys.stderr,
+        code, text = (
+            2,
+            (
+                f"error: the package {package} is missing; install it from this repository: pip install "
+                f"--no-build-isolation ./submodules/{package} (the wheel from `make dist` works too)"
+            ),
         )
-        return 2
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         return 0
     except OSError as error:
-        print(f"error: {error}; check that the disk is writable and not full", file=sys.stderr)
-        return 2
+        code, text = 2, f"error: {error}; check that the disk is writable and not full"
     except FloatingPointError as error:
         advice = "earlier checkpoints are intact; train with lower rates into another -m folder"
-        print(f"error: {error}; {advice}", file=sys.stderr)
-        return 1
+        code, text = 1, f"error: {error}; {advice}"
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        code, text = 130, "interrupted"
+    print(text, file=sys.stderr)
+    return code
 
 
 def _prepare_environment() -> None:
@@ -96,10 +95,8 @@ def _prepare_environment() -> None:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<12} {text}" for name, (_, _, text) in COMMANDS.items()]
-    return "usage: unified-lift COMMAND [...]; each has --help; unified-lift --version tells the version\n" + "\n".join(
-        lines
-    )
+    lines = ["usage: unified-lift COMMAND [...]; each has --help; unified-lift --version tells the version"]
+    return "\n".join(lines + [f"  {name:<12} {text}" for name, (_, _, text) in COMMANDS.items()])
 
 
 if __name__ == "__main__":

@@ -72,8 +72,15 @@ def build_cameras(room: SyntheticRoom, settings: SyntheticSettings) -> tuple[Cam
     """Return cameras all around the objects at eye height of a child to an adult, in random order."""
     rng = np.random.default_rng([settings.seed, 1])
     scale = settings.width / 160
-    centre = {"cx": settings.width / 2 + 2.5 * scale, "cy": settings.height / 2 - 1.5 * scale}
-    make = partial(Camera, fx=150.0 * scale, fy=150.0 * scale, **centre, width=settings.width, height=settings.height)
+    make = partial(
+        Camera,
+        fx=150.0 * scale,
+        fy=150.0 * scale,
+        cx=settings.width / 2 + 2.5 * scale,
+        cy=settings.height / 2 - 1.5 * scale,
+        width=settings.width,
+        height=settings.height,
+    )
     cameras = []
     # Evenly spread azimuths (a random one each would leave gaps), then shuffled so that the held-out tail is fair.
     azimuths = (rng.permutation(settings.num_views) + rng.uniform(-0.3, 0.3, settings.num_views)) / settings.num_views

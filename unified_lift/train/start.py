@@ -120,7 +120,7 @@ def _require_same_run(settings: TrainSettings, saved: dict[str, Any], path: Path
 
 def _loaded(settings: TrainSettings, cache: DataCache) -> Scene:
     """Return the scene, and print what it holds."""
-    looks = {"then": "load: initial points", "unit": " views", "leave": False, "delay": 1}
+    looks: dict[str, Any] = {"then": "load: initial points", "unit": " views", "leave": False, "delay": 1}
     with progress_bar("load", quiet=settings.run.quiet, **looks) as show:
         scene = load_scene(settings.data, progress=show, cache=cache)
     sizes = sorted({(view.camera.width, view.camera.height) for view in (*scene.train, *scene.test)})

@@ -15,6 +15,7 @@ from unified_lift.editing.query import Found
 from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import grounding_of
 from unified_lift.modelfolder.inference import TrainedScene, object_at, views_of
+from unified_lift.modelfolder.labels import describe_objects
 from unified_lift.settings.limits import Range
 from unified_lift.types import View
 
@@ -115,7 +116,7 @@ def _pixel(text: str) -> tuple[float, float]:
 
 def _print_table(scene: TrainedScene, found: Found, *, score: str) -> None:
     """Print what is known of the objects; boxes are those of Gaussians that a camera saw, if there are any."""
-    facts = scene.described()
+    facts = describe_objects(scene.gaussians, scene.require_labels(), names=scene.names)
     width = max(len(facts[object_id]["name"]) for object_id in found)
     head = f"{'id':>5}  {'name':<{width}}  {'Gaussians':>9}  {'confidence':>10}" + (f"  {score:>6}" if score else "")
     print(f"{head}  box (min .. max)")

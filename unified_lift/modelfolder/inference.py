@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from unified_lift.metrics.prompts import likely_ids
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import render
 from unified_lift.modelfolder import outputs
-from unified_lift.modelfolder.labels import GaussianLabels, describe_objects, segment_by_labels
+from unified_lift.modelfolder.labels import GaussianLabels, segment_by_labels
 from unified_lift.modelfolder.settings import TrainSettings
 from unified_lift.types import Camera, Scene
 
@@ -32,29 +32,19 @@ _PIXELS_AT_ONCE = 2**16  # whose probabilities of all objects are in memory toge
 class TrainedScene:
     """A trained scene. Edits return a new one; tensors are never changed in place.
 
-    Attributes:
-        gaussians: The scene, features included if it was lifted.
-        labels: Object of each Gaussian; None where the scene was not lifted, so that it knows no objects. Id 0 is the
-            largest object of a trained scene, usually the background.
-        method: Reads ids off rendered features; None where the scene was not lifted.
-        names: Object id -> name given by the user; others are called `object <id>`.
-        num_views: Object id -> training views that show it; absent for copies.
-        settings: What it was trained with.
-        path: Its model folder.
-        iteration: Which saved iteration this is.
-        is_edited: Whether objects were changed after training. Then only labels tell them apart, since the features of
-            a copy are those of its original.
+    Object 0 is the largest object of a trained scene, usually the background. In an edited scene only labels tell
+    objects apart, since the features of a copy are those of its original.
     """
 
-    gaussians: Gaussians
-    labels: GaussianLabels | None = None
-    method: Method | None = None
-    names: Mapping[int, str] = field(default_factory=dict)
-    num_views: Mapping[int, int] = field(default_factory=dict)
-    settings: TrainSettings = field(default_factory=TrainSettings)
-    path: Path = Path()
-    iteration: int = 0
-    is_edited: bool = False
+    gaussians: Gaussians  # features included if the scene was lifted
+    labels: GaussianLabels | None = None  # None: not lifted, so that no objects are known
+    method: Method | None = None  # reads ids off rendered features; None: not lifted
+    names: Mapping[int, str] = field(default_factory=dict)  # given by the user; others are called `object <id>`
+    num_views: Mapping[int, int] = field(default_factory=dict)  # training views that show an object; none for copies
+    settings: TrainSettings = field(default_factory=TrainSettings)  # of the training
+    path: Path = Path()  # the model folder
+    iteration: int = 0  # which of the saved ones
+    is_edited: bool = False  # whether objects were changed after training
 
     def __post_init__(self) -> None:
         shapes = [] if self.labels is None else [tuple(self.object_ids.shape), tuple(self.confidence.shape)]
@@ -72,8 +62,8 @@ class TrainedScene:
     def require_labels(self) -> GaussianLabels:
         """Return the labels; a UserError where the scene was not lifted, so that it knows no objects."""
         if self.labels is None:
-            problem = "this model knows no objects; lift it: train.py with masks and --lift_iterations"
-            raise UserError(f"{self.path}: {problem}")
+            fix = "lift it: train.py with masks and --lift_iterations"
+            raise UserError(f"{self.path}: this model knows no objects; {fix}")
         return self.labels
 
     @property
@@ -101,10 +91,6 @@ class TrainedScene:
         """Return what the object is called."""
         return self.names.get(object_id, f"object {object_id}")
 
-    def described(self) -> dict[int, dict[str, Any]]:
-        """Return id -> {name, count, color, bbox, centroid, views, score} of every object, see `describe_objects`."""
-        return describe_objects(self.gaussians, self.require_labels(), names=self.names, num_views=self.num_views)
-
     def mask(self, object_ids: Sequence[int]) -> Tensor:
         """Return which Gaussians belong to one of the objects, bool [N]; a UserError if one has no Gaussian."""
         for object_id in object_ids:
@@ -115,27 +101,19 @@ class TrainedScene:
 
     def subset(self, chosen: Tensor) -> TrainedScene:
         """Return the scene with only the Gaussians of `chosen`, bool [N] or indices."""
-        table = {name: value.detach()[chosen] for name, value in self.gaussians}
+        table = {name: value[chosen] for name, value in self.gaussians.state_dict().items()}
         labels = GaussianLabels(self.object_ids[chosen], self.confidence[chosen])
         return replace(self, gaussians=Gaussians(table), labels=labels)
 
 
 class RenderedView(NamedTuple):
-    """What a scene shows from one camera.
+    """What a scene shows from one camera; ids and confidence are None where it was not lifted."""
 
-    Attributes:
-        image: Colour, not clamped, [H, W, 3].
-        object_ids: Object of every pixel, int64 [H, W]; None where the scene was not lifted.
-        confidence: Association of that object, in an edited scene its share of the blending weight, in [0, 1], [H, W].
-        alpha: Accumulated opacity in [0, 1], [H, W].
-        depth: Mean camera depth in world units, 0 where nothing is, [H, W].
-    """
-
-    image: Tensor
-    object_ids: Tensor | None
-    confidence: Tensor | None
-    alpha: Tensor
-    depth: Tensor
+    image: Tensor  # colour, not clamped, [H, W, 3]
+    object_ids: Tensor | None  # int64 [H, W]
+    confidence: Tensor | None  # association of that object, if edited its share of the blending weight, [0, 1], [H, W]
+    alpha: Tensor  # accumulated opacity in [0, 1], [H, W]
+    depth: Tensor  # mean camera depth in world units, 0 where nothing is, [H, W]
 
 
 def load_model(
@@ -156,20 +134,17 @@ def load_model(
     Raises:
         UserError: The folder holds no run, no such level or iteration, or files that are damaged.
     """
-    if level:
-        known = outputs.saved_levels(model_path)
-        if level not in known:
-            listed = ", ".join(known) or "none (train.py --levels)"
-            raise UserError(f"{model_path}: no level {level}; there are {listed}")
-        model_path = outputs.level_dir(model_path, level)
+    if level and level not in (known := outputs.saved_levels(model_path)):
+        listed = ", ".join(known) or "none (train.py --levels)"
+        raise UserError(f"{model_path}: no level {level}; there are {listed}")
+    model_path = outputs.level_dir(model_path, level) if level else model_path
     settings = outputs.read_run_settings(model_path)
     if source_path is not None:
         settings = replace(settings, data=replace(settings.data, source_path=source_path))
     gaussians, state = outputs.read_model(model_path, iteration)
     number = outputs.saved_iterations(model_path)[-1] if iteration == -1 else iteration
-    gaussians = gaussians.to(device)
-    gaussians.freeze_geometry()
-    model = TrainedScene(gaussians=gaussians, settings=settings, path=model_path, iteration=number)
+    model = TrainedScene(gaussians=gaussians.to(device), settings=settings, path=model_path, iteration=number)
+    model.gaussians.freeze_geometry()
     if state is None:
         return model
     method = settings.build_method(zero_id="ignore")  # zero_id matters to training only
@@ -177,22 +152,15 @@ def load_model(
     method.to(device)
     saved = outputs.read_labels(model_path, number)
     labels = GaussianLabels(saved.object_ids.to(device), saved.confidence.to(device))
-    names, num_views = _listed_objects(outputs.iteration_dir(model_path, number) / "objects.json")
-    is_edited = (model_path / outputs.EDITS_FILE).exists()
-    return replace(model, method=method, labels=labels, names=names, num_views=num_views, is_edited=is_edited)
-
-
-def _listed_objects(path: Path) -> tuple[dict[int, str], dict[int, int]]:
-    """Return the names that differ from the default ones, and in how many views each object is seen."""
-    if not path.exists():
-        return {}, {}
-    listed = read_json(path)
+    path = outputs.iteration_dir(model_path, number) / "objects.json"
+    objects = read_json(path) if path.exists() else {}
     try:
-        names = {int(key): str(entry["name"]) for key, entry in listed.items()}
-        num_views = {int(key): int(entry.get("views", 0)) for key, entry in listed.items()}
+        names = {int(key): str(one["name"]) for key, one in objects.items() if one["name"] != f"object {key}"}
+        num_views = {int(key): int(one.get("views", 0)) for key, one in objects.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a list of objects ({error}); train or --resume again") from None
-    return {object_id: name for object_id, name in names.items() if name != f"object {object_id}"}, num_views
+    is_edited = (model_path / outputs.EDITS_FILE).exists()
+    return replace(model, method=method, labels=labels, names=names, num_views=num_views, is_edited=is_edited)
 
 
 def open_model(
@@ -217,17 +185,17 @@ def render_view(model: TrainedScene, camera: Camera) -> RenderedView:
 
     Source: Eq. 2 on the rendered feature of each pixel; where the scene was edited, label voting of its Gaussians.
     """
-    by_features = model.method is not None and not model.is_edited
-    out = render(model.gaussians, camera, background=model.background, with_features=by_features)
+    with_features = model.is_lifted and not model.is_edited
+    out = render(model.gaussians, camera, background=model.background, with_features=with_features)
     depth = torch.where(out.alpha > 0, out.depth / out.alpha.clamp(min=1e-6), 0.0)
-    ids, confidence = None, None
+    image, alpha, depth = out.image.cpu(), out.alpha.cpu(), depth.cpu()
     if model.is_edited:
         ids, confidence = segment_by_labels(model.gaussians, model.object_ids, camera)
     elif model.method is not None:
         ids, confidence = model.method.segment(out.features)
-    if ids is not None and confidence is not None:
-        ids, confidence = ids.cpu(), confidence.cpu()
-    return RenderedView(out.image.cpu(), ids, confidence, out.alpha.cpu(), depth.cpu())
+    else:
+        return RenderedView(image, None, None, alpha, depth)
+    return RenderedView(image, ids.cpu(), confidence.cpu(), alpha, depth)
 
 
 @torch.no_grad()

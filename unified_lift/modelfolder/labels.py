@@ -22,30 +22,19 @@ _MAX_VOTES = 2**28  # 1 GiB
 
 @dataclass(frozen=True, eq=False)
 class GaussianLabels:
-    """Which object each Gaussian belongs to.
+    """Which object each Gaussian belongs to."""
 
-    Attributes:
-        object_ids: Object of each Gaussian, int64 [N].
-        confidence: Share of its blending weight that agrees, in [0, 1]; 0 where no camera sees it, [N].
-    """
-
-    object_ids: Tensor
-    confidence: Tensor
+    object_ids: Tensor  # int64 [N]
+    confidence: Tensor  # share of the blending weight that agrees, in [0, 1]; 0 where no camera sees it, [N]
 
 
 @dataclass(frozen=True, eq=False)
 class Labelling(GaussianLabels):
-    """What label voting over views finds.
+    """What label voting over views finds."""
 
-    Attributes:
-        areas: Pixels of each object over the cameras, int64 [L].
-        num_views: Cameras that show a pixel of each object, int64 [L].
-        features: What Gaussians get in place of their features, [N, D]; None where they keep them.
-    """
-
-    areas: Tensor
-    num_views: Tensor
-    features: Tensor | None = None
+    areas: Tensor  # pixels of each object over the cameras, int64 [L]
+    num_views: Tensor  # cameras that show a pixel of each object, int64 [L]
+    features: Tensor | None = None  # what Gaussians get in place of their features, [N, D]; None: they keep them
 
 
 @torch.no_grad()
@@ -56,20 +45,17 @@ def label_gaussians(
 
     Every pixel gives its object to the Gaussians in front of it, in proportion to their blending weights: only blends
     of features were trained, never single features. A Gaussian no camera sees takes the object of its own feature.
-    Where the method has a feature for each object, a mean of these by the votes is returned too. It takes every pixel
-    into account that shows a Gaussian in any view, and evens out what the features took over from single masks.
+    Where the method has a feature for each object, a mean of these by the votes is returned too.
 
     Source: ours; the paper applies Eq. 2 to the single feature.
     Args:
-        method: Tells the object of a feature.
-        max_votes: Most float32 votes in memory; where N x L are more, views are rendered again for each block of
-            objects.
+        max_votes: Most float32 votes in memory; for N x L more, views are rendered again for each block of objects.
     """
     num_objects, count, device = method.num_objects, len(gaussians), gaussians.device
     areas, num_views = torch.zeros(2, num_objects, dtype=torch.int64, device=device)
     object_ids = torch.zeros(count, dtype=torch.int64, device=device)
     best, total = torch.full((count,), -1.0, device=device), torch.zeros(count, device=device)
-    final, mixed = method.final_features(), None
+    final, mixed = method.final_features(), torch.zeros(())
     if final is not None:
         mixed = torch.zeros(count, final.codes.shape[1] + 1, device=device)
     block = max(1, min(num_objects, max_votes // max(count, 1)))
@@ -91,15 +77,17 @@ def label_gaussians(
         highest, code = votes[:, :-1].max(dim=1)
         object_ids = torch.where(highest > best, code + first, object_ids)
         best, total = torch.maximum(best, highest), total + votes[:, :-1].sum(dim=1)
-        if final is not None and mixed is not None:
+        if final is not None:
             shares = votes[:, :-1].pow_(final.power)
             mixed[:, :-1] += shares @ final.codes[first : first + columns]
             mixed[:, -1] += shares.sum(dim=1)
     unseen, total = total == 0, total.clamp(min=1e-12)
     object_ids[unseen] = method.segment(gaussians.features[unseen]).object_ids
-    if final is not None and mixed is not None:
-        mixed = torch.where(mixed[:, -1:] > 0, mixed[:, :-1] / mixed[:, -1:], final.codes[object_ids])
-    return Labelling(object_ids, torch.where(unseen, 0.0, best / total), areas, num_views, mixed)
+    found = Labelling(object_ids, torch.where(unseen, 0.0, best / total), areas, num_views)
+    if final is None:
+        return found
+    features = torch.where(mixed[:, -1:] > 0, mixed[:, :-1] / mixed[:, -1:], final.codes[object_ids])
+    return replace(found, features=features)
 
 
 def by_falling_area(method: Method, labels: Labelling) -> Labelling:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +30,7 @@ from unified_lift.modelfolder.checkpoint import snapshot
 from unified_lift.modelfolder.labels import GaussianLabels, describe_objects
 from unified_lift.modelfolder.settings import TrainSettings, changed
 from unified_lift.settings.yaml import read_settings_file, to_dict
-from unified_lift.types import Scene, View
+from unified_lift.types import Scene
 
 EDITS_FILE = "edits.yaml"
 """In the model folder of an edited scene: all edits since it was trained."""
@@ -53,10 +54,34 @@ def forget_earlier_run(model_path: Path) -> None:
 
 def write_run_header(settings: TrainSettings, scene: Scene) -> None:
     """Write config.yaml, cfg_args, cameras.json and input.ply."""
-    model = settings.model_path
+    model, data, geometry = settings.model_path, settings.data, settings.geometry
     write_text(model / "config.yaml", yaml.safe_dump(to_dict(settings), sort_keys=False))
-    write_text(model / "cfg_args", _cfg_args(settings))
-    cameras = [_camera_entry(index, view) for index, view in enumerate((*scene.test, *scene.train))]
+    arguments = Namespace(
+        data_device="cpu",
+        eval=data.eval,
+        images=data.images,
+        model_path=str(model),
+        object_path="object_mask" if data.object_path == "auto" else data.object_path,
+        resolution=data.resolution,
+        sh_degree=geometry.sh_degree,
+        source_path=str(data.source_path.absolute()),
+        white_background=geometry.white_background,
+    )
+    write_text(model / "cfg_args", repr(arguments))
+    cameras = [
+        {
+            "id": index,
+            "img_name": view.name,
+            "width": view.camera.width,
+            "height": view.camera.height,
+            "position": view.camera.position.tolist(),
+            "rotation": view.camera.cam_from_world[:3, :3].T.tolist(),
+            "fy": view.camera.fy,
+            "fx": view.camera.fx,
+            "fovx": 2 * math.atan(view.camera.width / (2 * view.camera.fx)),
+        }
+        for index, view in enumerate((*scene.test, *scene.train))
+    ]
     write_json(model / "cameras.json", cameras, indent=None)
     write_points(model / "input.ply", scene.points)
 
@@ -170,37 +195,6 @@ def provenance(settings: TrainSettings, extra: dict[str, Any]) -> dict[str, Any]
         "threads": torch.get_num_threads(),
         "rasterizer": backend_info(),
         **extra,
-    }
-
-
-def _cfg_args(settings: TrainSettings) -> str:
-    data, geometry = settings.data, settings.geometry
-    values = {
-        "data_device": "cpu",
-        "eval": data.eval,
-        "images": data.images,
-        "model_path": str(settings.model_path),
-        "object_path": "object_mask" if data.object_path == "auto" else data.object_path,
-        "resolution": data.resolution,
-        "sh_degree": geometry.sh_degree,
-        "source_path": str(data.source_path.absolute()),
-        "white_background": geometry.white_background,
-    }
-    return "Namespace(" + ", ".join(f"{name}={value!r}" for name, value in values.items()) + ")"
-
-
-def _camera_entry(index: int, view: View) -> dict[str, Any]:
-    camera = view.camera
-    return {
-        "id": index,
-        "img_name": view.name,
-        "width": camera.width,
-        "height": camera.height,
-        "position": camera.position.tolist(),
-        "rotation": camera.cam_from_world[:3, :3].T.tolist(),
-        "fy": camera.fy,
-        "fx": camera.fx,
-        "fovx": 2 * math.atan(camera.width / (2 * camera.fx)),
     }
 
 

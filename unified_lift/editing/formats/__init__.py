@@ -20,7 +20,6 @@ Writer = Callable[[Path, str, TrainedScene], None]
 FORMATS: dict[str, Writer] = {
     write.__module__.rpartition(".")[2]: write for write in members(sys.modules[__name__], "write")
 }
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def export(
@@ -59,18 +58,16 @@ def export(
             written: set[Path] = set()
             for stem, object_id in chosen.items():
                 kept = certain if object_id is None else certain & scene.mask([object_id])
-                if bool(kept.any()):
-                    part = scene.subset(kept)
-                    for write in writers:
-                        write(folder, stem, part)
-                        bar.update()
-                files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-                made[stem] = [out / name for name in sorted(files - written)]
-                written = files
+                for write in writers if bool(kept.any()) else ():
+                    write(folder, stem, scene.subset(kept))
+                    bar.update()
+                files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} - written
+                made[stem] = [out / name for name in sorted(files)]
+                written |= files
             if not written:
                 raise UserError(f"--min_conf {min_confidence:g} leaves nothing to write; give less")
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{out}: the disk is full, nothing was written; free some space or change --out") from None
         raise
     return made
@@ -85,10 +82,10 @@ def chosen_objects(scene: TrainedScene, wanted: Sequence[int | str]) -> dict[str
     for word in map(str, wanted):
         if word == "scene":
             chosen["scene"] = None
-        elif word == "background" and BACKGROUND_ID in scene.objects:
-            chosen["background"] = BACKGROUND_ID
         elif word == "background":
-            raise UserError(f"--objects background: {scene.path} has no object {BACKGROUND_ID}; it was removed")
+            if BACKGROUND_ID not in scene.objects:
+                raise UserError(f"--objects background: {scene.path} has no object {BACKGROUND_ID}; it was removed")
+            chosen["background"] = BACKGROUND_ID
         elif word == "all":
             chosen |= {f"object_{object_id}": object_id for object_id in scene.objects if object_id != BACKGROUND_ID}
         elif word.isdecimal():
@@ -103,10 +100,10 @@ def chosen_objects(scene: TrainedScene, wanted: Sequence[int | str]) -> dict[str
 
 def chosen_formats(names: Sequence[str]) -> list[Writer]:
     """Return the writers of names, once each; a name may hold several with commas; unknown ones are a UserError."""
-    words = dict.fromkeys(word for name in names for word in name.split(",") if word)
+    words = [word for word in ",".join(names).split(",") if word]
     for word in words:
         if word not in FORMATS:
             raise UserError(f"--format {word}: no such format; there are {', '.join(FORMATS)}")
     if not words:
         raise UserError(f"--format: name at least one of {', '.join(FORMATS)}")
-    return [FORMATS[word] for word in words]
+    return [FORMATS[word] for word in dict.fromkeys(words)]

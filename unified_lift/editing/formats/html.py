@@ -33,8 +33,7 @@ def first_view(path: Path, positions: np.ndarray, *, is_whole: bool) -> dict[str
         UserError: cameras.json is not readable.
     """
     middle = np.median(positions, axis=0)
-    distances = np.linalg.norm(positions - middle, axis=1)
-    radius = max(float(np.quantile(distances, _BULK)), 1e-6)
+    radius = max(float(np.quantile(np.linalg.norm(positions - middle, axis=1), _BULK)), 1e-6)
     try:
         cameras = json.loads(path.read_text()) if path.is_file() else []
         places = np.array([camera["position"] for camera in cameras], np.float64).reshape(-1, 3)
@@ -44,16 +43,19 @@ def first_view(path: Path, positions: np.ndarray, *, is_whole: bool) -> dict[str
         raise UserError(f"{path}: not a list of cameras ({error}); train or --resume again") from None
     if len(places) == 0:
         places, turns, angles = np.array([middle - [0, 0, 3 * radius]]), np.eye(3)[None], [_FIELD_OF_VIEW]
-    up = -turns[:, :, 1].mean(axis=0)
-    up = up / np.linalg.norm(up) if np.linalg.norm(up) > 1e-6 else np.array([0.0, -1, 0])
+    distances = np.linalg.norm(places - middle, axis=1)
     if is_whole:
-        depth = np.median(np.linalg.norm(places - middle, axis=1))
-        eye, target = places[0], places[0] + turns[0, :, 2] * max(depth, 1e-6)
+        eye, target = places[0], places[0] + turns[0, :, 2] * max(np.median(distances), 1e-6)
     else:
-        side = places[np.linalg.norm(places - middle, axis=1).argmin()] - middle
-        side = side / np.linalg.norm(side) if np.linalg.norm(side) > 1e-6 else np.array([0.0, 0, -1])
+        side = _unit(places[distances.argmin()] - middle, otherwise=[0, 0, -1])
         eye, target = middle + side * _ROOM * radius / np.tan(angles[0] / 2), middle
+    up = _unit(-turns[:, :, 1].mean(axis=0), otherwise=[0, -1, 0])
     return {"eye": eye.tolist(), "target": target.tolist(), "up": up.tolist(), "fieldOfView": float(angles[0])}
+
+
+def _unit(vector: np.ndarray, *, otherwise: list[float]) -> np.ndarray:
+    length = np.linalg.norm(vector)
+    return vector / length if length > 1e-6 else np.array(otherwise, np.float64)
 
 
 def write(folder: Path, stem: str, scene: TrainedScene) -> None:

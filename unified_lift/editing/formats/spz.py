@@ -41,8 +41,8 @@ def encode_spz(gaussians: Gaussians) -> bytes:
     farthest = float(np.abs(table["means"]).max())
     bits = min(_MAX_FRACTIONAL_BITS, math.floor(math.log2(_POSITION_LIMIT / max(farthest, 1e-12))))
     if bits < 0:
-        reach = f"a Gaussian is {farthest:.3g} units from the origin; SPZ reaches {_POSITION_LIMIT}"
-        raise UserError(f"--format spz: {reach}")
+        place = f"a Gaussian is {farthest:.3g} units from the origin"
+        raise UserError(f"--format spz: {place}; SPZ reaches {_POSITION_LIMIT}")
     fixed = np.rint(table["means"].astype(np.float64) * _FLIP_AXES * 2**bits).astype("<i4")
     columns = (
         HEADER.pack(MAGIC, VERSION, len(gaussians), gaussians.sh_degree, bits, 0, 0),
@@ -77,10 +77,8 @@ def pack_rotations(quats: np.ndarray) -> np.ndarray:
 
 def _harmonics(coefficients: np.ndarray) -> bytes:
     """Return the coefficients above degree 0, [N, K - 1, 3], as bytes: 128 = 0, in steps of 8 or 16 of 1/128."""
-    count = coefficients.shape[1]
-    step = np.concatenate([np.full(2 * degree + 1, 2.0 ** (8 - bits)) for degree, bits in enumerate(_SH_BITS, start=1)])
-    step = step[:count, None]
-    levels = np.rint(coefficients * _FLIP_SH[:count, None] * 128) + 128
+    step = np.array([8.0] * 3 + [16.0] * 12)[: coefficients.shape[1], None]
+    levels = np.rint(coefficients * _FLIP_SH[: coefficients.shape[1], None] * 128) + 128
     return (np.floor((levels + step / 2) / step) * step).clip(0, 255).astype(np.uint8).tobytes()
 
 

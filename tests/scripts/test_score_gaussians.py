@@ -176,7 +176,7 @@ def test_labels_of_a_trained_room_are_right_and_wrong_ones_are_counted(script, t
     gaussians, _ = read_model(model, -1)
     labels = read_labels(model, 300)
     one = replace(labels, object_ids=torch.zeros_like(labels.object_ids))
-    write_labels(iteration_dir(model, 300) / "segmentation.npz", one, gaussians.features)
+    write_labels(iteration_dir(model, 300), gaussians, one)
     after = scores()
     largest = max(row["gaussians"] for row in after["objects"])
     assert after["accuracy"] == pytest.approx(largest / sum(row["gaussians"] for row in after["objects"]))

@@ -93,7 +93,11 @@ def _found(command: QueryCommand, scene: TrainedScene, views: Sequence[View]) ->
     if command.list:
         return dict.fromkeys(scene.objects, 1.0)
     if command.point is not None:
-        object_id = object_at(scene, views[0].camera, *_pixel(command.point))
+        try:
+            u, v = map(float, command.point.split(","))
+        except ValueError:
+            raise UserError(f"--point {command.point}: write U,V in pixels, such as 80,60") from None
+        object_id = object_at(scene, views[0].camera, u, v)
         return {} if object_id is None else {object_id: 1.0}
     if command.like is not None:
         found = query.objects_like(scene, command.like)
@@ -104,14 +108,6 @@ def _found(command: QueryCommand, scene: TrainedScene, views: Sequence[View]) ->
         grounding = grounding_of(command.grounding or "", device=device)
         found = query.objects_by_grounding(scene, text, views[0], grounding)
     return dict(islice(found.items(), command.top))
-
-
-def _pixel(text: str) -> tuple[float, float]:
-    try:
-        u, v = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"--point {text}: write U,V in pixels, such as 80,60") from None
-    return u, v
 
 
 def _print_table(scene: TrainedScene, found: Found, *, score: str) -> None:

@@ -26,13 +26,11 @@ def edits_of(model_path: Path) -> list[Operation]:
 def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], overwrite: bool = False) -> None:
     """Write an edited scene as a model folder: whole, or nothing of it.
 
-    Settings, cameras and iteration number are those of the model it was loaded from; `edits.yaml` holds the edits made
-    there and those made since.
+    Settings, cameras and iteration number are those of the model in `scene.path`.
 
     Args:
-        scene: The scene after the edits, loaded from the model folder `scene.path`.
-        edits: What was done since it was loaded.
-        overwrite: Replace an existing model, as train.py --overwrite does; it may be the one it was loaded from.
+        edits: What was done since it was loaded; `edits.yaml` holds these and those made before.
+        overwrite: Replace an existing model; it may be the one it was loaded from.
     Raises:
         UserError: There is a model and no `overwrite`, or something else; or the scene cannot read ids off features.
     """
@@ -46,11 +44,9 @@ def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], ov
     title = f"# All edits since training, in order; iteration {scene.iteration}."
     text = f"{title} Done again by: unified-lift edit --script\n{script.dump([*edits_of(scene.path), *edits])}"
     with replacing_folder(out, outdated=(*outputs.FILES_OF_RUN, *_OF_THE_UNEDITED)) as folder:
-        number, gaussians, labels = scene.iteration, scene.gaussians, scene.require_labels()
+        number, gaussians, labels, views = scene.iteration, scene.gaussians, scene.require_labels(), scene.num_views
         outputs.write_geometry(folder, number, gaussians)
-        outputs.write_objects(
-            folder, number, gaussians, scene.method, labels, names=scene.names, num_views=scene.num_views
-        )
+        outputs.write_objects(folder, number, gaussians, scene.method, labels, names=scene.names, num_views=views)
         for name in _HEADER:
             if (scene.path / name).exists():
                 shutil.copyfile(scene.path / name, folder / name)

@@ -27,13 +27,12 @@ def reattach(
     (`near`) or with confidence 0 (`unknown`).
 
     Args:
-        edited: As read from the edited file; its features are ignored.
         max_distance: How far the nearest may be, in standard deviations along its longest axis.
     Returns:
         The edited scene, and how many of its Gaussians are `num_same`, `num_moved`, `num_near` and `num_unknown`;
         `num_removed` counts the old ones to which none goes back.
     Raises:
-        UserError: More than half of the Gaussians go back to none of the scene.
+        UserError: More than half of the Gaussians are unknown.
     """
     old, new = _looks(scene.gaussians), _looks(edited)
     source, distance = _nearest(edited, new, scene.gaussians, old)
@@ -50,17 +49,13 @@ def reattach(
             f"model edited? If all were moved and recoloured, give more than --max_distance {max_distance:g}"
         )
     found = scene.subset(torch.from_numpy(source))
-    features = found.gaussians.features.detach()
     found.confidence[torch.from_numpy(unknown)] = 0.0
-    labelled = replace(
-        found,
-        gaussians=Gaussians(edited.state_dict() | {"features": features}),
-        names={object_id: name for object_id, name in scene.names.items() if object_id in found.objects},
-        is_edited=True,
-    )
+    gaussians = Gaussians(edited.state_dict() | {"features": found.gaussians.features})
+    names = {object_id: name for object_id, name in scene.names.items() if object_id in found.objects}
     kinds = {"num_same": same, "num_moved": moved, "num_near": near, "num_unknown": unknown}
     counts = {name: int(kind.sum()) for name, kind in kinds.items()}
-    return labelled, counts | {"num_removed": len(old) - len(np.unique(source[~unknown]))}
+    counts["num_removed"] = len(old) - len(np.unique(source[~unknown]))
+    return replace(found, gaussians=gaussians, names=names, is_edited=True), counts
 
 
 def _looks(gaussians: Gaussians) -> np.ndarray:

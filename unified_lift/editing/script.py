@@ -1,14 +1,6 @@
 """Edits as a YAML list, so that what was done by hand in the viewer can be kept, read, changed and done again.
 
-```yaml
-- remove: [3, 4]
-- recolour: {objects: [5], color: "#ff0000"}
-- duplicate:
-    objects: [7]
-    rotate: {axis: [0, 0, 1], degrees: 90}
-    translate: [0.1, 0, 0]
-- rename: {7: mug}
-```
+Such as `- recolour: {objects: [5], color: "#ff0000"}`, `- remove: [3, 4]`, `- rename: {7: mug}`; see docs/edit.md.
 """
 
 from __future__ import annotations
@@ -180,8 +172,5 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {  # setting -> how it i
     "translate": (_vector, "three numbers, as [0.1, 0, 0]"),
     "scale": (partial(_number, least=math.ulp(0)), "a positive number"),
     "names": (_names, "ids and names, as {7: mug}"),
-    "about": (
-        lambda given: given if given == CENTROID else _vector(given),
-        f"{CENTROID} or a point, as [0, 0, 0]",
-    ),
+    "about": (lambda given: given if given == CENTROID else _vector(given), f"{CENTROID} or a point, as [0, 0, 0]"),
 }

@@ -130,7 +130,6 @@ def load_model(
         level: Name of a further granularity of masks (train.py --levels); "" = the model's own.
         iteration: Saved iteration; -1 = the last.
         source_path: Where the photos are now, if they moved.
-        device: Where it is to be rendered.
     Raises:
         UserError: The folder holds no run, no such level or iteration, or files that are damaged.
     """

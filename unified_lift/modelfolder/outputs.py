@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import yaml
 from diff_gaussian_rasterization import backend_info
-from torch import Tensor
 
 import unified_lift
 from unified_lift.errors import UserError
@@ -130,27 +129,35 @@ def write_objects(
     names: Mapping[int, str] | None = None,
     num_views: Mapping[int, int],
 ) -> None:
-    """Write classifier.pth (what reads ids off features), segmentation.npz, objects.json and point_cloud_objects.ply.
-
-    Gaussian Grouping's scripts read the last one.
-    """
+    """Write classifier.pth, which reads ids off features, and what `write_labels` writes."""
     folder = iteration_dir(model_path, iteration)
     with replacing(folder / "classifier.pth") as partial:
         torch.save(snapshot(method.object_state()), partial)
-    write_labels(folder / "segmentation.npz", labels, gaussians.features)
-    write_json(folder / "objects.json", describe_objects(gaussians, labels, names=names, num_views=num_views))
-    write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=labels.object_ids.cpu().numpy())
+    write_labels(folder, gaussians, labels, names=names, num_views=num_views)
 
 
-def write_labels(path: Path, labels: GaussianLabels, features: Tensor) -> None:
-    """Write segmentation.npz whole or not at all: object_id int32, confidence float16 [N], feature float16 [N, D]."""
-    with replacing(path) as partial, open(partial, "wb") as file:
+def write_labels(
+    folder: Path,
+    gaussians: Gaussians,
+    labels: GaussianLabels,
+    *,
+    names: Mapping[int, str] | None = None,
+    num_views: Mapping[int, int] | None = None,
+) -> None:
+    """Write objects.json, the point_cloud_objects.ply of Gaussian Grouping's scripts, and segmentation.npz.
+
+    The last holds object_id int32, confidence float16 [N], feature float16 [N, D].
+    """
+    ids = labels.object_ids.cpu().numpy()
+    with replacing(folder / "segmentation.npz") as partial, open(partial, "wb") as file:
         np.savez(  # uncompressed: features hardly shrink, and half a million Gaussians would take a second longer
             file,
-            object_id=labels.object_ids.cpu().numpy().astype(np.int32),
+            object_id=ids.astype(np.int32),
             confidence=labels.confidence.cpu().numpy().astype(np.float16),
-            feature=features.detach().cpu().numpy().astype(np.float16),
+            feature=gaussians.features.detach().cpu().numpy().astype(np.float16),
         )
+    write_json(folder / "objects.json", describe_objects(gaussians, labels, names=names, num_views=num_views))
+    write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=ids)
 
 
 def read_model(model_path: Path, iteration: int) -> tuple[Gaussians, Any]:

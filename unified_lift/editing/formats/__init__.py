@@ -31,15 +31,12 @@ def export(
     min_confidence: float = 0.0,
     quiet: bool = True,
 ) -> dict[str, list[Path]]:
-    """Write objects of a scene into a folder: all files or, if anything goes wrong, none of them.
-
-    Files of the same names are replaced, others stay.
+    """Write objects of a scene into a folder: all files or, if anything goes wrong, none. Other files there stay.
 
     Args:
         objects: Object ids, `all` (every object but the background, one each), `background` or `scene`.
         formats: Names in `FORMATS`; a name may hold several, separated by commas.
         min_confidence: Gaussians whose label is less certain are left out.
-        quiet: No progress bar.
     Returns:
         Stem (`scene`, `background` or `object_<id>`) -> its files; none where no Gaussian is certain enough.
     Raises:
@@ -58,8 +55,9 @@ def export(
             written: set[Path] = set()
             for stem, object_id in chosen.items():
                 kept = certain if object_id is None else certain & scene.mask([object_id])
-                for write in writers if bool(kept.any()) else ():
-                    write(folder, stem, scene.subset(kept))
+                part = scene.subset(kept)
+                for write in writers if len(part) else ():
+                    write(folder, stem, part)
                     bar.update()
                 files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} - written
                 made[stem] = [out / name for name in sorted(files)]

@@ -24,13 +24,10 @@ def first_view(path: Path, positions: np.ndarray, *, is_whole: bool) -> dict[str
     """Return the first view: the first camera of the model for a whole scene, else from its side, as near as it fits.
 
     Args:
-        path: cameras.json of the model; without one it is looked at along +z with -y up, as by a camera at rest.
+        path: cameras.json of the model; without one it is looked at along +z with -y up. UserError: not readable.
         positions: Centres of the Gaussians, [N, 3].
-        is_whole: Whether they are a scene, not an object cut out of it.
     Returns:
         Points eye and target and the direction up, in world units, and the vertical fieldOfView in radians.
-    Raises:
-        UserError: cameras.json is not readable.
     """
     middle = np.median(positions, axis=0)
     radius = max(float(np.quantile(np.linalg.norm(positions - middle, axis=1), _BULK)), 1e-6)

@@ -18,8 +18,7 @@ def splat_rows(gaussians: Gaussians) -> np.ndarray:
 
     Positions and scales are world units, colour is red, green, blue, opacity, rotation w, x, y, z as 128 + 128 q.
 
-    Differs: Other writers sort by size and opacity, for showing the file while it loads; rows stay in the order of the
-        scene here, so that row i of every export is the same Gaussian.
+    Differs: Other writers sort by size and opacity; here row i of every export is the same Gaussian.
     """
     rows = np.zeros(len(gaussians), ROW)
     rows["position"] = gaussians.means.detach().cpu().numpy()

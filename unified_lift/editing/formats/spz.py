@@ -19,7 +19,8 @@ HEADER = struct.Struct("<IIIBBBB")  # magic, version, count, SH degree, fraction
 COLOR_SCALE = 0.15  # of SH degree 0; leaves room for colours outside 0..1
 _MAX_FRACTIONAL_BITS = 16
 _POSITION_LIMIT = 2**23 - 1  # 24 bits with sign
-_SH_BITS = (5, 4, 4)  # kept of 8 in SH degrees 1 to 3, as the format's own writer does: the rest would not compress
+# The format's own writer keeps 5 bits of 8 in SH degree 1, 4 in degrees 2 and 3: the rest would not compress.
+_SH_STEPS = np.array([8.0] * 3 + [16.0] * 12)
 # Ours is right-down-front, SPZ is right-up-back: half a turn about x. Coefficients of y and z change sign, those of
 # y z and of even powers do not.
 _FLIP_AXES = np.array([1, -1, -1], np.float32)
@@ -27,15 +28,11 @@ _FLIP_SH = np.array([-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1], np.fl
 
 
 def encode_spz(gaussians: Gaussians) -> bytes:
-    """Return the bytes of a `.spz` file.
-
-    Columns follow each other: positions, opacities, colours, scales, rotations, SH coefficients.
+    """Return the bytes of a `.spz` file; a UserError: a position is too far out for 24 bits.
 
     Source: the public description of SPZ.
     Differs: Its own writer always takes 12 fractional bits for positions. We take up to 16, as many as let the farthest
         Gaussian fit; readers take the number from the header.
-    Raises:
-        UserError: A position is too far out for 24 bits.
     """
     table = {name: value.detach().cpu().numpy() for name, value in gaussians}
     farthest = float(np.abs(table["means"]).max())
@@ -77,8 +74,8 @@ def pack_rotations(quats: np.ndarray) -> np.ndarray:
 
 def _harmonics(coefficients: np.ndarray) -> bytes:
     """Return the coefficients above degree 0, [N, K - 1, 3], as bytes: 128 = 0, in steps of 8 or 16 of 1/128."""
-    step = np.array([8.0] * 3 + [16.0] * 12)[: coefficients.shape[1], None]
-    levels = np.rint(coefficients * _FLIP_SH[: coefficients.shape[1], None] * 128) + 128
+    step, flip = (table[: coefficients.shape[1], None] for table in (_SH_STEPS, _FLIP_SH))
+    levels = np.rint(coefficients * flip * 128) + 128
     return (np.floor((levels + step / 2) / step) * step).clip(0, 255).astype(np.uint8).tobytes()
 
 

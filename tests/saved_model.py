@@ -63,7 +63,8 @@ def save_model(
         method.load_object_state(torch.eye(4, 16))
         labels = label_gaussians(gaussians, method, [view.camera for view in scene.train])
         num_views = dict(enumerate(labels.num_views.tolist()))
-        outputs.write_objects(model, iteration, gaussians, method, labels, num_views=num_views)
+        folder = outputs.iteration_dir(model, iteration)
+        outputs.write_objects(folder, gaussians, labels, method=method, num_views=num_views)
     return model
 
 

@@ -247,7 +247,7 @@ def test_lift_separates_the_balls_and_the_model_folder_keeps_every_candidate(sce
     outputs.write_run_header(settings, scene)
     outputs.write_geometry(tmp_path, 0, gaussians)
     labels = by_falling_area(method, label_gaussians(gaussians, method, stage.cameras))
-    outputs.write_objects(tmp_path, 0, gaussians, method, labels, num_views={})
+    outputs.write_objects(outputs.iteration_dir(tmp_path, 0), gaussians, labels, method=method, num_views={})
     loaded = load_model(tmp_path).method
     assert loaded.chosen == method.chosen
     assert list(loaded.candidates()) == list(method.candidates())

@@ -10,7 +10,7 @@ import torch
 
 from tests.saved_model import save_model
 from unified_lift.cli.main import main
-from unified_lift.modelfolder.outputs import iteration_dir, read_labels, read_model, write_labels
+from unified_lift.modelfolder.outputs import iteration_dir, read_labels, read_model, write_objects
 from unified_lift.synthetic.scene import SyntheticSettings, build_cameras, synthetic_room, write_synthetic
 from unified_lift.synthetic.solids import Solid
 
@@ -176,7 +176,7 @@ def test_labels_of_a_trained_room_are_right_and_wrong_ones_are_counted(script, t
     gaussians, _ = read_model(model, -1)
     labels = read_labels(model, 300)
     one = replace(labels, object_ids=torch.zeros_like(labels.object_ids))
-    write_labels(iteration_dir(model, 300), gaussians, one)
+    write_objects(iteration_dir(model, 300), gaussians, one)
     after = scores()
     largest = max(row["gaussians"] for row in after["objects"])
     assert after["accuracy"] == pytest.approx(largest / sum(row["gaussians"] for row in after["objects"]))

@@ -44,9 +44,15 @@ def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], ov
     title = f"# All edits since training, in order; iteration {scene.iteration}."
     text = f"{title} Done again by: unified-lift edit --script\n{script.dump([*edits_of(scene.path), *edits])}"
     with replacing_folder(out, outdated=(*outputs.FILES_OF_RUN, *_OF_THE_UNEDITED)) as folder:
-        number, gaussians, labels, views = scene.iteration, scene.gaussians, scene.require_labels(), scene.num_views
-        outputs.write_geometry(folder, number, gaussians)
-        outputs.write_objects(folder, number, gaussians, scene.method, labels, names=scene.names, num_views=views)
+        outputs.write_geometry(folder, scene.iteration, scene.gaussians)
+        outputs.write_objects(
+            outputs.iteration_dir(folder, scene.iteration),
+            scene.gaussians,
+            scene.require_labels(),
+            method=scene.method,
+            names=scene.names,
+            num_views=scene.num_views,
+        )
         for name in _HEADER:
             if (scene.path / name).exists():
                 shutil.copyfile(scene.path / name, folder / name)

@@ -120,34 +120,22 @@ def write_geometry(model_path: Path, iteration: int, gaussians: Gaussians) -> No
 
 
 def write_objects(
-    model_path: Path,
-    iteration: int,
-    gaussians: Gaussians,
-    method: Method,
-    labels: GaussianLabels,
-    *,
-    names: Mapping[int, str] | None = None,
-    num_views: Mapping[int, int],
-) -> None:
-    """Write classifier.pth, which reads ids off features, and what `write_labels` writes."""
-    folder = iteration_dir(model_path, iteration)
-    with replacing(folder / "classifier.pth") as partial:
-        torch.save(snapshot(method.object_state()), partial)
-    write_labels(folder, gaussians, labels, names=names, num_views=num_views)
-
-
-def write_labels(
     folder: Path,
     gaussians: Gaussians,
     labels: GaussianLabels,
     *,
+    method: Method | None = None,
     names: Mapping[int, str] | None = None,
     num_views: Mapping[int, int] | None = None,
 ) -> None:
     """Write objects.json, the point_cloud_objects.ply of Gaussian Grouping's scripts, and segmentation.npz.
 
-    The last holds object_id int32, confidence float16 [N], feature float16 [N, D].
+    The last holds object_id int32, confidence float16 [N], feature float16 [N, D]. With a method, classifier.pth too:
+    what reads ids off features.
     """
+    if method is not None:
+        with replacing(folder / "classifier.pth") as partial:
+            torch.save(snapshot(method.object_state()), partial)
     ids = labels.object_ids.cpu().numpy()
     with replacing(folder / "segmentation.npz") as partial, open(partial, "wb") as file:
         np.savez(  # uncompressed: features hardly shrink, and half a million Gaussians would take a second longer

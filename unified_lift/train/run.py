@@ -136,7 +136,8 @@ def _write_results(state: TrainingState, labels: Labelling | None) -> None:
         if labels.features is not None:
             state.gaussians.set("features", labels.features)
         num_views = dict(enumerate(labels.num_views.tolist()))
-        outputs.write_objects(model, iteration, state.gaussians, state.method, labels, num_views=num_views)
+        folder = outputs.iteration_dir(model, iteration)
+        outputs.write_objects(folder, state.gaussians, labels, method=state.method, num_views=num_views)
     if state.profile:
         write_json(model / "profile.json", state.profile)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from unified_lift.modelfolder.inference import TrainedScene
-from unified_lift.modelfolder.outputs import write_labels
+from unified_lift.modelfolder.outputs import write_objects
 
 
 def write(folder: Path, stem: str, scene: TrainedScene) -> None:
     """Write these three files to `<stem>_labels`, ordered as `<stem>.ply`."""
     # No `views`: how many photos show an object is not known of a scene that may have been edited.
-    write_labels(folder / f"{stem}_labels", scene.gaussians, scene.require_labels(), names=scene.names)
+    write_objects(folder / f"{stem}_labels", scene.gaussians, scene.require_labels(), names=scene.names)

@@ -13,11 +13,7 @@ METHODS: dict[str, MethodEntry] = {entry.name: entry for entry in members(sys.mo
 
 
 def method_entry(name: str) -> MethodEntry:
-    """Return a method's entry.
-
-    Raises:
-        UserError: There is no such method.
-    """
+    """Return a method's entry; a UserError where there is no such method."""
     if name not in METHODS:
         raise UserError(f"--method {name}: no such method; there are {', '.join(sorted(METHODS))}")
     return METHODS[name]

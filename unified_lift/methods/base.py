@@ -61,7 +61,6 @@ class LabelledView(NamedTuple):
     """A training view with a mask, before the lift.
 
     Attributes:
-        name, camera: Of the view; views come in the order of the dataset.
         slots: Local segment index of each pixel, -1 = no label, int32 [H, W].
         segment_ids: The id that each slot has in the mask file, int64 [S], rising.
     """
@@ -73,10 +72,7 @@ class LabelledView(NamedTuple):
 
 
 class LiftData(NamedTuple):
-    """What a method may look at before the lift: centres of the Gaussians, [N, 3], and a walk over all labelled views.
-
-    The number of a view in this walk is `StepInfo.view`.
-    """
+    """Centres of the Gaussians, [N, 3], and a walk over all labelled views, in which `StepInfo.view` counts."""
 
     means: Tensor
     views: Callable[[], Iterator[LabelledView]]
@@ -110,28 +106,7 @@ class MethodSettings:
         check_ranges(self)
 
 
-class Callbacks:
-    """Moments of a training at which a method may act. None of them does anything unless a method needs it."""
-
-    def prepare(self, data: LiftData) -> None:
-        """Look at geometry and masks before the first step, also of a resumed run: parameters of a checkpoint stay."""
-
-    def before_step(self, progress: float, views: TrainingViews) -> None:
-        """Do what happens once, such as starting a codebook from the data."""
-
-    def after_step(self, features: Tensor) -> None:
-        """Change the features [N, D] of all Gaussians in place after their step, under no_grad."""
-
-    def finish(self, views: TrainingViews) -> None:
-        """Do what comes after the last step, such as clustering what was learnt."""
-
-    @property
-    def statistics(self) -> dict[str, float]:
-        """Return numbers about the last step for the log; reading them may wait for the device."""
-        return {}
-
-
-class Method(Callbacks, nn.Module, ABC):
+class Method(nn.Module, ABC):
     """A lifting method. It sees rendered features and ids of one view at a time, never data, renderer or trainer.
 
     Its own tensors are parameters and buffers of the module; only `losses`, `rates`, `logits` and `object_tables`
@@ -182,6 +157,25 @@ class Method(Callbacks, nn.Module, ABC):
         None: it must not, as where numbers are drawn, or where step or view matter.
         """
         return None
+
+    # ---- moments of a training at which a method may act ----
+
+    def prepare(self, data: LiftData) -> None:
+        """Look at geometry and masks before the first step, also of a resumed run: parameters of a checkpoint stay."""
+
+    def before_step(self, progress: float, views: TrainingViews) -> None:
+        """Do what happens once, such as starting a codebook from the data."""
+
+    def after_step(self, features: Tensor) -> None:
+        """Change the features [N, D] of all Gaussians in place after their step, under no_grad."""
+
+    def finish(self, views: TrainingViews) -> None:
+        """Do what comes after the last step, such as clustering what was learnt."""
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Return numbers about the last step for the log; reading them may wait for the device."""
+        return {}
 
     # ---- objects ----
 
@@ -261,13 +255,7 @@ class Method(Callbacks, nn.Module, ABC):
 
 
 class MethodEntry(NamedTuple):
-    """How a method is found: `METHOD = MethodEntry(...)` in its file.
-
-    Attributes:
-        name: What --method calls it; `unified_lift/settings/presets/<name>.yaml` holds its preset.
-        settings: A frozen dataclass.
-        build: Makes it: (settings, zero_id=..., seed=...).
-    """
+    """How a method is found: `METHOD = MethodEntry(...)` in its file. Its preset is settings/presets/<name>.yaml."""
 
     name: str
     settings: type[MethodSettings]

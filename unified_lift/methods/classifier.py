@@ -1,4 +1,4 @@
-"""What methods share that read ids off features with a linear classifier: its head, and training by known classes."""
+"""Methods that read ids off features with a linear classifier: its head, and training by known classes."""
 
 from __future__ import annotations
 
@@ -56,20 +56,14 @@ class IdentityClassifier(Method):
         self.weight, self.bias = nn.Parameter(torch.zeros(0, settings.feature_dim)), nn.Parameter(torch.zeros(0))
 
     def initial_features(self, count: int) -> Tensor:
-        """Return start features [count, D], uniform in +-1.772 [Gaussian Grouping]."""
+        """Return start features, uniform in +-1.772 [Gaussian Grouping]."""
         return random_features(count, self.feature_dim, unit=False, generator=self.generator)
 
     def rates(self, progress: float) -> dict[str, float]:
-        """Return the rates of features and head, which are constant."""
-        head = self.settings.head_lr
-        return {"features": self.settings.feature_lr, "weight": head, "bias": head}
+        return {"features": self.settings.feature_lr} | dict.fromkeys(self.object_tables, self.settings.head_lr)
 
     def start_head(self, num_classes: int) -> None:
-        """Draw the head as a 1x1 convolution of torch begins; one that a checkpoint has brought stays.
-
-        Raises:
-            UserError: The one that a checkpoint has brought has another number of classes.
-        """
+        """Draw the head as a 1x1 convolution of torch begins; one that a checkpoint has brought stays if it fits."""
         if self.num_objects == 0:
             for name, shape in (("weight", (num_classes, self.feature_dim)), ("bias", (num_classes,))):
                 drawn = torch.rand(*shape, generator=self.generator)
@@ -81,7 +75,6 @@ class IdentityClassifier(Method):
             )
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return the score of every class for features [P, D], [P, L]."""
         return linear(features, self.weight, self.bias)
 
     def object_state(self) -> dict[str, Tensor]:
@@ -113,11 +106,7 @@ class KnownClasses(IdentityClassifier):
         """
 
     def prepare(self, data: LiftData) -> None:
-        """Ask for the classes and, unless a checkpoint has brought one, draw the head.
-
-        Raises:
-            UserError: No segment of any view has a class; or as `start_head`.
-        """
+        """Ask for the classes and draw the head; a UserError where no segment has a class, or as `start_head`."""
         of_view, num_classes = self.segment_classes(data)
         if not any(bool((classes >= 0).any()) for classes in of_view):
             raise UserError("--object_path: no pixel of any mask has a label; check the masks, or --zero_id segment")

@@ -47,7 +47,6 @@ class ClusteredSettings(MethodSettings):
     pixels, and changes no id. [ours]"""
 
     def check(self) -> None:
-        """Raise a UserError naming the flag whose value makes no sense."""
         super().check()
         if not self.cluster_sizes:
             raise UserError("--cluster_sizes must be one or more numbers, received none")
@@ -84,7 +83,6 @@ class ClusteredMethod(Method):
         return features
 
     def rates(self, progress: float) -> dict[str, float]:
-        """Return the rate of the features, which is constant."""
         return {"features": self.settings.feature_lr}
 
     def prepare(self, data: LiftData) -> None:
@@ -93,11 +91,7 @@ class ClusteredMethod(Method):
 
     @torch.no_grad()
     def finish(self, views: TrainingViews) -> None:
-        """Cluster rendered features of all training views and choose among the sizes.
-
-        Raises:
-            UserError: There is nothing to cluster, or no cluster for any size.
-        """
+        """Cluster rendered features of all views and choose among the sizes; a UserError where there is no cluster."""
         s, labelled = self.settings, [self._labelled(view, pixels) for view, pixels in enumerate(views())]
         features, slots = torch.cat([seen for seen, _ in labelled]), [slot for _, slot in labelled if len(slot)]
         if not slots:
@@ -163,7 +157,6 @@ class ClusteredMethod(Method):
         return state if self.box is None else state | {"box": self.box}
 
     def load_object_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take what `object_state` returned."""
         moved = {name: value.to(self.centroids.device, copy=True) for name, value in state.items()}
         self.centroids, self.box = moved["centroids"], moved.get("box")
         self._found = {k.removeprefix(_CANDIDATE): v for k, v in moved.items() if k.startswith(_CANDIDATE)}
@@ -174,7 +167,6 @@ class ClusteredMethod(Method):
         return super().state_dict() | {"objects": self.object_state(), "sweep": self.summary.get("cluster_sweep", [])}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take what `state_dict` returned."""
         super().load_state_dict(state_dict)
         self.load_object_state(state_dict["objects"])
         if self.chosen is not None:
@@ -207,12 +199,9 @@ def require_hdbscan() -> Any:
 def hdbscan_centroids(points: Tensor, *, min_cluster_size: int) -> Tensor:
     """Return the centroid of each cluster of the points: their mean, weighted by how surely each belongs to it.
 
+    Points [M, D] with NaN or infinite numbers belong to none. Returns float32 [L, D]; L = 0: nothing is dense enough.
+
     Source: HDBSCAN (Campello et al. 2013) as Contrastive Lift calls it: min_samples 1, a single cluster allowed.
-    Args:
-        points: [M, D]; a point with NaN or infinite numbers belongs to no cluster.
-        min_cluster_size: Fewer points than this are no cluster; at least 2.
-    Returns:
-        Float32 [L, D] on the device of the points; L is 0 where nothing is dense enough.
     """
     hdbscan = require_hdbscan()
     if len(points) < 2:  # which scikit-learn refuses
@@ -231,14 +220,11 @@ def hdbscan_centroids(points: Tensor, *, min_cluster_size: int) -> Tensor:
 
 
 def box_without_outliers(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which points lie near the mean in every dimension, and the box around these.
+    """Return which of points [M, D] lie near the mean, bool [M], and the box around them: its corner and sides, [2, D].
+
+    Near is within three standard deviations in every dimension; if no point is, all are kept.
 
     Source: the clustering protocol of Contrastive Lift.
-    Args:
-        points: At least one, [M, D].
-    Returns:
-        kept: Within three standard deviations of the mean in every dimension; all points if none is, bool [M].
-        box: Least of the kept points and how far above it the largest lies, dimension by dimension, [2, D].
     """
     deviation = (points - points.mean(dim=0)).abs()
     kept = (deviation <= _MAX_SIGMA * points.std(dim=0, correction=0)).all(dim=1)

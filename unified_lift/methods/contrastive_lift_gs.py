@@ -37,7 +37,6 @@ class ContrastiveLiftSettings(ClusteredSettings):
     """Weight of the contrastive loss [Contrastive Lift]."""
 
     def check(self) -> None:
-        """Raise a UserError naming the flag whose value makes no sense."""
         super().check()
         if self.feature_dim % 2:
             raise UserError(f"--feature_dim must be even, half fast and half slow, received {self.feature_dim}")
@@ -53,30 +52,23 @@ class ContrastiveLift(ClusteredMethod):
     settings: ContrastiveLiftSettings
 
     def initial_features(self, count: int) -> Tensor:
-        """Return start features [count, D]: random fast unit vectors, and the slow ones equal to them."""
+        """Return random fast unit vectors, and the slow ones equal to them."""
         fast = super().initial_features(count).chunk(2, dim=1)[0]
         fast = fast / fast.norm(dim=1, keepdim=True)
         return torch.cat([fast, fast], dim=1)
 
     def clustered_part(self, features: Tensor) -> Tensor:
-        """Return the fast half of features [..., D]."""
         return features.chunk(2, dim=-1)[0]
 
     def losses(self, pixels: ViewPixels, info: StepInfo) -> dict[str, Tensor]:
-        """Return both terms of one view, on other pixels at every call.
-
-        Gradient: to the fast half of the features only.
-        """
+        """Return both terms, on other pixels at every call. Gradient: to the fast half of the features only."""
         (fast, slow), slot = pixels.features.chunk(2, dim=1), pixels.slot
         drawn = self._drawn(slot)
-        first, second = drawn[0::2], drawn[1::2]
-        concentration, contrastive = slow_fast_losses(
-            fast.index_select(0, first),
-            slot.index_select(0, first),
-            slow.index_select(0, second),
-            slot.index_select(0, second),
-            pixels.num_segments,
+        (fast, fast_slot), (slow, slow_slot) = (
+            (features.index_select(0, half), slot.index_select(0, half))
+            for features, half in ((fast, drawn[0::2]), (slow, drawn[1::2]))
         )
+        concentration, contrastive = slow_fast_losses(fast, fast_slot, slow, slow_slot, pixels.num_segments)
         return {"concentration": concentration, "contrastive": contrastive}
 
     def after_step(self, features: Tensor) -> None:
@@ -104,7 +96,6 @@ def slow_fast_losses(
     Args:
         fast, fast_slot: Features [P, D] and segment of each pixel, int32 [P], -1 = none.
         slow, slow_slot: Of other pixels, [Q, D] and [Q].
-        num_segments: S; some may have no pixel.
     Returns:
         concentration in [-1, 0] and contrastive in [0, 1 + ln Q]; 0 where no segment has pixels in both halves.
     Gradient: to the fast features only. On a GPU the host does not wait.

@@ -1,7 +1,6 @@
 """Gaga: a memory bank of Gaussians says which masks of different views are one object; then Gaussian Grouping's lift.
 
-Known of the original: far more groups than objects; its users report 389 and more than 1,000. Ours are counted in
-manifest.json.
+Users of the original report far more groups than objects, 389 to over 1,000. Ours are counted in manifest.json.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ class GagaSettings(KnownClassesSettings):
     """Overlap from which a mask joins a group rather than opening one [Gaga]."""
 
     def check(self) -> None:
-        """Raise a UserError naming the flag whose value makes no sense."""
         super().check()
         # A score of 0.5 is a front set that lies wholly in one group; above it nothing would ever join.
         for name, value, most in (("bank_share", self.bank_share, 1), ("bank_min_score", self.bank_min_score, 0.5)):
@@ -58,7 +56,6 @@ class Gaga(KnownClasses):
     settings: GagaSettings
 
     def segment_classes(self, data: LiftData) -> tuple[list[torch.Tensor], int]:
-        """Return the group of every mask, and note how many groups there are of how many masks."""
         s, means = self.settings, data.means.double().cpu().numpy()
         names, fronts = [], []
         for view in data.views():
@@ -72,8 +69,7 @@ class Gaga(KnownClasses):
             "num_masks": sum(front.num_masks for front in fronts),
             "num_masks_without_gaussians": sum(int((group < 0).sum()) for group in groups),
         }
-        of_view = dict(zip(order, map(torch.from_numpy, groups), strict=True))
-        return [of_view[index] for index in range(len(names))], num_groups
+        return [torch.from_numpy(groups[place]) for place in np.argsort(order)], num_groups
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
@@ -137,47 +133,31 @@ def memory_bank(
     Returns:
         Of each view int64 [S], -1 = the mask has no Gaussian; number of groups.
     """
-    # A Gaussian may be in several groups, since a new one does not ask; each layer holds one of them, -1 = none.
-    layers = [np.full(num_gaussians, -1, dtype=np.int32)]
+    owned = np.zeros(num_gaussians, dtype=bool)
+    members = groups_of = np.zeros(0, dtype=np.int32)  # pairs: a Gaussian may be in several groups
     found, num_groups = [], 0
     for front in views:
         sizes = np.bincount(front.slot, minlength=front.num_masks)
-        group = _best_groups(front, sizes, layers, num_groups, min_score)
+        mask_of = np.full(num_gaussians, -1, dtype=np.int32)
+        mask_of[front.gaussians] = front.slot
+        mask = mask_of[members]
+        seen = mask >= 0
+        shape = front.num_masks, num_groups + 1  # the last group is still empty
+        pairs = mask[seen].astype(np.int64) * shape[1] + groups_of[seen]
+        shared = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
+        most = shared.max(axis=1)  # for one mask the score rises with the number it shares
+        joins = (most > 0) & (most / np.maximum(sizes + most, 1) >= min_score)
+        group = np.where(joins, shared.argmax(axis=1), -1)
         # The masks of a view share no Gaussian, so what one of them joins or opens cannot matter to the next.
-        new = (group < 0) & (sizes > 0)
+        new = ~joins & (sizes > 0)
         group[new] = num_groups + np.arange(new.sum())
         num_groups += int(new.sum())
-        gained = new[front.slot] | (layers[0][front.gaussians] < 0)
-        _add(layers, front.gaussians[gained], group[front.slot][gained])
+        gained = new[front.slot] | ~owned[front.gaussians]
+        members = np.append(members, front.gaussians[gained].astype(np.int32))
+        groups_of = np.append(groups_of, group[front.slot][gained].astype(np.int32))
+        owned[front.gaussians] = True
         found.append(group)
     return found, num_groups
-
-
-def _best_groups(
-    front: FrontSets, sizes: np.ndarray, layers: list[np.ndarray], num_groups: int, min_score: float
-) -> np.ndarray:
-    """Return the group that each mask joins, -1 where none scores enough, int64 [S]."""
-    if num_groups == 0:
-        return np.full(front.num_masks, -1, dtype=np.int64)
-    counts = np.zeros(front.num_masks * num_groups, dtype=np.int64)
-    for layer in layers:
-        group = layer[front.gaussians]
-        pair = (front.slot * num_groups + group)[group >= 0]
-        counts += np.bincount(pair, minlength=len(counts))
-    shared = counts.reshape(front.num_masks, num_groups)
-    most = shared.max(axis=1)  # for one mask the score rises with the number it shares
-    return np.where((most > 0) & (most / np.maximum(sizes + most, 1) >= min_score), shared.argmax(axis=1), -1)
-
-
-def _add(layers: list[np.ndarray], gaussians: np.ndarray, group: np.ndarray) -> None:
-    """Make Gaussians members of a group, each in the first layer in which it has none."""
-    depth = 0
-    while len(gaussians):
-        if depth == len(layers):
-            layers.append(np.full_like(layers[0], -1))
-        free = layers[depth][gaussians] < 0
-        layers[depth][gaussians[free]] = group[free]
-        gaussians, group, depth = gaussians[~free], group[~free], depth + 1
 
 
 METHOD = MethodEntry("gaga", GagaSettings, Gaga)

@@ -2,9 +2,7 @@
 
 In Unified-Lift's tables: LERF-Mask mIoU 72.8, Replica mIoU 23.6.
 
-It believes the ids of the masks: on masks whose ids mean something else in every view it learns nothing sensible,
-which is what a comparison on such masks is to show.
-
+It believes the ids of the masks: where they mean something else in every view it learns nothing sensible.
 Differs from its released code: geometry is finished and frozen, where theirs is trained together with the identities
 and moved by them; a step draws pixels of its view instead of taking all of them.
 """
@@ -39,8 +37,7 @@ class GaussianGrouping(KnownClasses):
     def segment_classes(self, data: LiftData) -> tuple[list[torch.Tensor], int]:
         """Return the rank of each id among those of all views.
 
-        Differs: the released code takes the id itself. Which row of a random head an id gets makes no difference, and
-        ids of 16 bits need no row for each number that no mask has.
+        Differs: the released code takes the id itself, and so needs rows of its random head for ids that no mask has.
         """
         of_view = [view.segment_ids for view in data.views()]
         known = torch.cat(of_view).unique() if of_view else torch.zeros(0, dtype=torch.int64)

@@ -29,15 +29,13 @@ class OmniSeg3DSettings(ClusteredSettings):
 class OmniSeg3D(ClusteredMethod):
     """The flat branch of the loss inside each view, and a norm of 1 for every Gaussian.
 
-    Differs: masks here are flat, one segment for each pixel. The hierarchical branch, which orders the overlapping
-    proposals of SAM by inclusion, needs several; on flat masks it is the flat one. The released code contains no
-    clustering: see `ClusteredMethod`.
+    Differs: masks here are flat, one segment for each pixel, on which the hierarchical branch for the overlapping
+    proposals of SAM is the flat one. The released code contains no clustering: see `ClusteredMethod`.
     """
 
     settings: OmniSeg3DSettings
 
     def losses(self, pixels: ViewPixels, info: StepInfo) -> dict[str, Tensor]:
-        """Return the contrastive term of one view, and how far the features of all Gaussians are from length 1."""
         contrastive = contrastive_loss(
             *pixels,
             temperature=None,
@@ -49,8 +47,7 @@ class OmniSeg3D(ClusteredMethod):
         return {"contrastive": contrastive, "norm": (info.gaussian_features.norm(dim=1) - 1).square().mean()}
 
     def graph_key(self, progress: float, num_pixels: int) -> int:
-        """Return the same at every step: nothing is drawn and nothing changes."""
-        return 0
+        return 0  # nothing is drawn and nothing changes
 
 
 METHOD = MethodEntry("omniseg3d_gs", OmniSeg3DSettings, OmniSeg3D)

@@ -3,9 +3,7 @@
 In Unified-Lift's tables: Messy Rooms mean PQ_scene 58.6, LERF-Mask mIoU 70.7, Replica mIoU 25.3.
 
 In each view the segments are matched one to one with the classes that their pixels like best on average (Eq. 3 of
-Unified-Lift), and the matched class is what the pixels are trained for. This is the "end-to-end" baseline of
-Unified-Lift's tables, whose code is not public.
-
+Unified-Lift), and the pixels are trained for the matched class. The code of that baseline of the tables is not public.
 Differs from Panoptic Lifting: features of D numbers and a linear head as in Gaussian Grouping instead of an MLP per
 point; no confidence of masks; background, see `zero_id`. It starts at once, not after 30 % of the schedule, as there
 is no geometry left to wait for.
@@ -31,9 +29,8 @@ from unified_lift.settings.limits import Range
 class PanopticLiftingSettings(ClassifierSettings):
     """As Unified-Lift's authors most likely set it. `zero_id`: Panoptic Lifting ignores id 0 everywhere.
 
-    Its background comes from a semantic field, which there is none of here: with 0 ignored nothing would teach the
-    background an id, and pixels of it would take whatever class scores highest. So by default the dataset says: where 0
-    is background (masks of Messy Rooms) it is one more segment; where it means "unlabelled" it is ignored.
+    Its background comes from a semantic field, which is absent here: with 0 ignored nothing would teach the background
+    an id. So by default 0 is one more segment where the dataset says that it is background (as Messy Rooms).
     """
 
     num_codes: Annotated[int, Range(1)] = 500
@@ -47,7 +44,6 @@ class PanopticLifting(IdentityClassifier):
     settings: PanopticLiftingSettings
 
     def prepare(self, data: LiftData) -> None:
-        """Draw the head unless a checkpoint has brought one."""
         self.start_head(self.settings.num_codes)
 
     def losses(self, pixels: ViewPixels, info: StepInfo) -> dict[str, Tensor]:
@@ -65,7 +61,6 @@ class PanopticLifting(IdentityClassifier):
         return {"identity": identity_loss(logits, labels, rest_when_right=True)}
 
     def graph_key(self, progress: float, num_pixels: int) -> Hashable:
-        """Return the same for all steps: one program serves them all."""
         return "matched"
 
 

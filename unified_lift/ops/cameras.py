@@ -20,10 +20,7 @@ _FLIP_YZ = np.diag([1.0, -1.0, -1.0, 1.0])
 def flip_opengl_opencv(world_from_cam: np.ndarray) -> np.ndarray:
     """Return the camera-to-world pose with the other axis convention, OpenGL <-> OpenCV (its own inverse).
 
-    The camera's y and z *columns* change sign; negating rows would mirror the world instead.
-
-    Args:
-        world_from_cam: Camera-to-world transforms, [..., 4, 4].
+    The camera's y and z *columns* [..., 4, 4] change sign; negating rows would mirror the world instead.
     """
     return np.asarray(world_from_cam, dtype=np.float64) @ _FLIP_YZ
 
@@ -58,11 +55,8 @@ def quaternion_from_rigid(transform: np.ndarray) -> np.ndarray:
 
 
 def look_at(position: np.ndarray, target: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """Return `cam_from_world` of a camera at `position` that sees `target` in its centre and `up` pointing up.
+    """Return `cam_from_world` of a camera at `position` that sees `target` in its centre and `up` (any length) upright.
 
-    Args:
-        position, target: World points, [3].
-        up: World direction that appears upright in the image, any length, not parallel to the view, [3].
     Raises:
         ValueError: The view direction is zero or parallel to `up`.
     """
@@ -80,12 +74,9 @@ def look_at(position: np.ndarray, target: np.ndarray, up: np.ndarray) -> np.ndar
 
 
 def project(points: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pixel of each world point and its depth along the camera axis.
+    """Return the corner-origin pixel [M, 2] of each world point [M, 3] and its depth along the camera axis [M].
 
-    Args:
-        points: World points, [M, 3].
-    Returns:
-        Corner-origin pixels [M, 2], meaningless where the depth is not positive, and depths in world units [M].
+    Pixels are meaningless where the depth, in world units, is not positive.
     """
     rotation, translation = camera.cam_from_world[:3, :3], camera.cam_from_world[:3, 3]
     in_camera = np.asarray(points, dtype=np.float64) @ rotation.T + translation  # [M, 3]

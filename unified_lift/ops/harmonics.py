@@ -18,22 +18,21 @@ def harmonics_basis(directions: Tensor, *, degree: int) -> Tensor:
     """
     count, size = len(directions), (degree + 1) ** 2
     probes = (_PROBE * torch.eye(size, dtype=directions.dtype, device=directions.device))[:, :, None].expand(-1, -1, 3)
-    colors = harmonics_color(
-        probes.repeat(count, 1, 1), directions.repeat_interleave(size, dim=0), degree=degree
-    )  # [M * size, 3]
+    towards = directions.repeat_interleave(size, dim=0)
+    colors = harmonics_color(probes.repeat(count, 1, 1), towards, degree=degree)  # [M * size, 3]
     return (colors[:, 0] - 0.5).view(count, size) / _PROBE
 
 
 def harmonics_rotations(rotation: Tensor, *, degree: int) -> tuple[Tensor, ...]:
     """Return for each degree 1 .. `degree` the matrix that turns its coefficients with the world, float64 [2l+1, 2l+1].
 
-    Source: Y_l(R^T d) = M Y_l(d) holds for one matrix M per degree, as the harmonics of a degree span a space that
-    rotations map to itself; it is solved for on more directions than unknowns.
-    Args:
-        rotation: R, target_from_source, [3, 3].
-        degree: 0 to 3.
+    Source: Y_l(R^T d) = M Y_l(d) holds for one matrix M per degree (`rotation` R: target_from_source, [3, 3]), as the
+    harmonics of a degree span a space that rotations map to itself; it is solved for on more directions than unknowns.
     """
-    directions = _spread_directions(_NUM_DIRECTIONS)
+    order = torch.arange(_NUM_DIRECTIONS, dtype=torch.float64) + 0.5
+    z, azimuth = 1 - 2 * order / _NUM_DIRECTIONS, order * torch.pi * (3 - 5**0.5)  # a golden spiral
+    flat = (1 - z * z).sqrt()
+    directions = torch.stack([flat * azimuth.cos(), flat * azimuth.sin(), z], dim=1)
     turned = directions @ rotation.detach().cpu().double()  # rows: R^T d
     after, before = harmonics_basis(directions, degree=degree), harmonics_basis(turned, degree=degree)
     bands = [slice(band**2, (band + 1) ** 2) for band in range(1, degree + 1)]
@@ -41,28 +40,15 @@ def harmonics_rotations(rotation: Tensor, *, degree: int) -> tuple[Tensor, ...]:
 
 
 def rotate_harmonics(coefficients: Tensor, rotation: Tensor) -> Tensor:
-    """Return coefficients c' whose colour at R d is what that of c is at d.
+    """Return coefficients c' whose colour at R d is what that of c is at d, R = `rotation` [3, 3].
 
-    Args:
-        coefficients: `shN`: all but the constant one, [N, K - 1, 3] with K = 1, 4, 9 or 16.
-        rotation: R, target_from_source, [3, 3].
-    Raises:
-        ValueError: No such number of coefficients.
+    `coefficients` is `shN`: all but the constant one, [N, K - 1, 3]; a ValueError unless K is 1, 4, 9 or 16.
     """
     if coefficients.shape[1] not in _DEGREES:
         raise ValueError(f"shN must be [N, 0, 3, 8 or 15, 3], received {list(coefficients.shape)}")
-    matrices = harmonics_rotations(rotation, degree=_DEGREES[coefficients.shape[1]])
-    parts = coefficients.split([len(matrix) for matrix in matrices], dim=1) if matrices else ()
-    turned = [
-        torch.einsum("ij,njc->nic", matrix.to(part.device), part.double())
-        for matrix, part in zip(matrices, parts, strict=True)
-    ]
-    return torch.cat(turned, dim=1).to(coefficients.dtype) if turned else coefficients.clone()
-
-
-def _spread_directions(count: int) -> Tensor:
-    """Return unit vectors spread evenly over the sphere (a golden spiral), float64 [count, 3]."""
-    order = torch.arange(count, dtype=torch.float64) + 0.5
-    z, azimuth = 1 - 2 * order / count, order * torch.pi * (3 - 5**0.5)
-    flat = (1 - z * z).sqrt()
-    return torch.stack([flat * azimuth.cos(), flat * azimuth.sin(), z], dim=1)
+    turned, start = coefficients.clone(), 0
+    for matrix in harmonics_rotations(rotation, degree=_DEGREES[coefficients.shape[1]]):
+        band = slice(start, start + len(matrix))
+        turned[:, band] = torch.einsum("ij,njc->nic", matrix.to(turned.device), coefficients[:, band].double())
+        start = band.stop
+    return turned

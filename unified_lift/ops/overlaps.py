@@ -9,11 +9,7 @@ MAX_DIRECT_CELLS = 1 << 22
 
 
 def compress(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted distinct ids [S] and the index of each pixel's id among them, int64 [P] (input flattened).
-
-    Args:
-        ids: Any integers, negative ones included, any shape.
-    """
+    """Return the sorted distinct ids [S] of integers of any shape, and the index of each among them, int64 [P]."""
     flat = np.asarray(ids).reshape(-1)
     if flat.dtype.kind not in "iub":
         raise ValueError(f"ids must be integers, received {flat.dtype}")
@@ -33,21 +29,14 @@ def compress(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def overlap_table(pred: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the ids of two label maps and the number of pixels each pair of ids shares.
+    """Return the sorted ids of two label maps, [P] and [T], and how many pixels each pair of ids shares, int64 [P, T].
 
-    Args:
-        pred: Predicted ids, any integer type and shape.
-        true: True ids, same shape.
-    Returns:
-        pred_ids [P] and true_ids [T], sorted; counts int64 [P, T].
-    Raises:
-        ValueError: The shapes differ.
+    The maps may have any integer type and any shape, but the same one, or it is a ValueError.
     """
     pred, true = np.asarray(pred), np.asarray(true)
     if pred.shape != true.shape:
         raise ValueError(f"label maps must have one shape, received {pred.shape} and {true.shape}")
-    pred_ids, row = compress(pred)
-    true_ids, column = compress(true)
+    (pred_ids, row), (true_ids, column) = compress(pred), compress(true)
     shape = (len(pred_ids), len(true_ids))
     counts = np.bincount(row * shape[1] + column, minlength=shape[0] * shape[1]).reshape(shape)
     return pred_ids, true_ids, counts

@@ -23,14 +23,7 @@ def nearest_indices(num_in: int, num_out: int) -> np.ndarray:
 
 
 def nearest(ids: Ids, height: int, width: int) -> Ids:
-    """Return a label map at another size without mixing ids.
-
-    Args:
-        ids: Label map, numpy or torch, [H, W].
-        height, width: Size of the result in pixels.
-    Returns:
-        The same kind and type as `ids`, [height, width].
-    """
+    """Return a label map [H, W], numpy or torch, at another size in pixels [height, width] without mixing ids."""
     if ids.ndim != 2:
         raise ValueError(f"ids must be [H, W], received {list(ids.shape)}")
     if tuple(ids.shape) == (height, width):

@@ -7,16 +7,10 @@ from torch import Tensor
 
 
 def dense_slots(segments: Tensor, *, ignore_zero: bool) -> tuple[Tensor, Tensor]:
-    """Return the dense segment index of each pixel and the ids those indices stand for.
+    """Return the dense segment index of each pixel, int32 [P], and the sorted ids those indices mean, int64 [S].
 
-    Args:
-        segments: Per-view ids, any integer type, [P].
-        ignore_zero: Whether id 0 means "unlabelled" (slot -1) rather than a segment of its own.
-    Returns:
-        slot: int32 [P], in [0, S), or -1 where the pixel carries no label.
-        ids: Sorted segment ids, int64 [S]; `ids[slot]` gives `segments` back.
-    Raises:
-        ValueError: A negative id.
+    `segments` are the ids of one view, any integer type, [P]; a negative one is a ValueError. With `ignore_zero`, id 0
+    means "unlabelled" (index -1) rather than a segment of its own.
     """
     ids, slot = torch.unique(segments.long(), return_inverse=True)
     if ids.numel() and int(ids[0]) < 0:

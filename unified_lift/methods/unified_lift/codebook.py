@@ -27,9 +27,16 @@ def codebook_from_views(views: TrainingViews, settings: UnifiedLiftSettings, *, 
 
     Source: ours (docs/experiments.md).
     """
-    s = settings
+    s, prototypes, weights = settings, [], []
+    for features, slot, num_segments in views():
+        mean = segment_mean(normalize(features, dim=1, eps=_EPS), slot, num_segments)
+        counts = segment_counts(slot, num_segments)
+        consistent = (mean.norm(dim=1) > s.codebook_min_consistency) & (counts > s.codebook_min_pixels)
+        prototypes.append(normalize(mean[consistent], dim=1))
+        weights.append(counts[consistent].float().sqrt())
     codes = codebook_from_prototypes(
-        *_prototypes(views(), s),
+        torch.cat(prototypes),
+        torch.cat(weights),
         min_cosine=s.codebook_min_cosine,
         min_members=s.codebook_min_members,
         max_codes=s.num_codes or None,
@@ -51,18 +58,6 @@ def codebook_from_views(views: TrainingViews, settings: UnifiedLiftSettings, *, 
     return normalize(mean[(share >= s.codebook_min_support).to(codes.device)], dim=1)
 
 
-def _prototypes(views: Iterable[ViewPixels], s: UnifiedLiftSettings) -> tuple[Tensor, Tensor]:
-    """Return the unit mean feature of every consistent segment of all views, [M, D], and its weight, [M]."""
-    prototypes, weights = [], []
-    for features, slot, num_segments in views:
-        mean = segment_mean(normalize(features, dim=1, eps=_EPS), slot, num_segments)
-        counts = segment_counts(slot, num_segments)
-        consistent = (mean.norm(dim=1) > s.codebook_min_consistency) & (counts > s.codebook_min_pixels)
-        prototypes.append(normalize(mean[consistent], dim=1))
-        weights.append(counts[consistent].float().sqrt())
-    return torch.cat(prototypes), torch.cat(weights)
-
-
 def _pixels_of_codes(views: Iterable[ViewPixels], codes: Tensor) -> Iterator[Tensor]:
     """Yield for each view how many pixels of each segment are nearest to each code, [S, L]."""
     for features, slot, num_segments in views:
@@ -80,8 +75,7 @@ def codebook_from_prototypes(
 
     Source: ours (docs/experiments.md).
     Args:
-        prototypes: Unit mean feature of each (view, segment), [M, D].
-        weights: Weight of each in the average, [M].
+        prototypes, weights: Unit mean feature of each (view, segment), [M, D], and its weight in the average, [M].
     Returns:
         Codes, largest first, [L, D]; L may be 0.
     """
@@ -122,15 +116,11 @@ class Overlaps(NamedTuple):
     @classmethod
     def of_views(cls, tables: Iterable[Tensor]) -> Overlaps:
         """Return the entries of the tables of all views, pixels [S, L] each; at least one."""
-        segments, codes, pixels, most = [], [], [], 0
-        for table in tables:
-            segment, code = table.nonzero(as_tuple=True)
-            segments.append(segment.cpu())
-            codes.append(code.cpu())
-            pixels.append(table[segment, code].float().cpu())
-            most = max(most, len(table))
-        place = torch.cat([view * most + segment for view, segment in enumerate(segments)])
-        return cls(place, torch.cat(codes), torch.cat(pixels), (len(segments), most))
+        views = [table.cpu().to_sparse().coalesce() for table in tables]
+        most = max(len(view) for view in views)
+        segment = torch.cat([index * most + view.indices()[0] for index, view in enumerate(views)])
+        code, pixels = (torch.cat(parts) for parts in zip(*((v.indices()[1], v.values()) for v in views), strict=True))
+        return cls(segment, code, pixels.float(), (len(views), most))
 
     def sizes(self, num_codes: int) -> Tensor:
         """Return the labelled pixels of each code over all views, float32 [L]."""
@@ -150,9 +140,7 @@ def merged_codes(
     Source: ours; the ratio is the view consensus of MaskClustering (CVPR 2024), there between masks.
     Args:
         codes: Unit codes, [L, D].
-        overlaps: Of the segments of all views with the codes.
-        min_cooccurrence: Least co-occurrence ratio.
-        min_score: Least merge score.
+        min_cooccurrence, min_score: Least co-occurrence ratio and merge score.
         min_pixels: A code with no more pixels than this has no dominant segment.
         min_views: Views in which both must have one.
     Returns:
@@ -199,12 +187,10 @@ def _dominant_segments(overlaps: Overlaps, members: Tensor, min_pixels: int) -> 
 def purity(overlaps: Overlaps, objects: Tensor, *, background_weight: float = 1.0) -> Tensor:
     """Return the share of the pixels of each object that lie in segments of which it holds most, [K].
 
+    `objects` is that of each code, int64 [L]. Pixels in segments of the largest object count `background_weight`, below
+    1 where missed objects lie in the background, and say nothing of where an object ends.
+
     Source: ours.
-    Args:
-        overlaps: Of the segments of all views with the codes.
-        objects: Object of each code, int64 [L].
-        background_weight: What pixels in segments of the largest object count; below 1 where pixels of missed objects
-            lie in the background, and say nothing of where an object ends.
     """
     count = int(objects.max()) + 1 if len(objects) else 0
     if not len(overlaps.code):

@@ -41,11 +41,9 @@ class UnifiedLift(Method):
     # ---- training ----
 
     def initial_features(self, count: int) -> Tensor:
-        """Return start features, [count, D]."""
         return random_features(count, self.feature_dim, unit=self.settings.features_unit, generator=self.generator)
 
     def rates(self, progress: float) -> dict[str, float]:
-        """Return the rates of features and codebook at `progress` in [0, 1]."""
         decay = math.exp(math.log(self.settings.feature_lr_decay) * progress)
         return {"features": self.settings.feature_lr * decay, "codebook": self.settings.codebook_lr}
 
@@ -91,7 +89,7 @@ class UnifiedLift(Method):
 
     @property
     def statistics(self) -> dict[str, float]:
-        """Return the share of pixels that Eq. 7 drops and the number of codes in use, of the last step."""
+        """Return the share of pixels that Eq. 7 drops and the number of codes in use."""
         filtered = 0.0 if self._reliable is None else 1 - float(self._reliable.float().mean())
         if self._matching is None:
             return {"filtered_ratio": filtered}

@@ -100,7 +100,7 @@ def test_a_grid_runs_to_its_tables_goes_on_after_a_failure_and_is_not_run_twice(
 
 def test_ctrl_c_leaves_a_grid_that_the_same_command_finishes(data, tmp_path):
     out = tmp_path / "out"
-    argv = bench(data, out, "--methods", "unified_lift", extra=[*EXTRA, "--log_interval=20"], iterations=600)
+    argv = bench(data, out, "--methods", "unified_lift", extra=[*EXTRA, "--log_interval=20"], iterations=300)
     command, geometry = [sys.executable, "-m", "unified_lift", "bench", *argv], out / "geometry/tiny/seed0"
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90
@@ -114,13 +114,13 @@ def test_ctrl_c_leaves_a_grid_that_the_same_command_finishes(data, tmp_path):
     assert "Traceback" not in printed + error
     assert json.loads((geometry / "cell.json").read_text())["status"] == "interrupted"
     (saved,) = geometry.glob("chkpnt*.pth")
-    assert 0 < int(saved.stem.removeprefix("chkpnt")) < 600
+    assert 0 < int(saved.stem.removeprefix("chkpnt")) < 300
     assert bench_main(argv, InProcess()) == 0
     started = [line for line in (geometry / "log.txt").read_text().splitlines() if line.startswith("$")]
     assert ["--resume" in line for line in started] == [False, True]
     steps = [json.loads(line)["step"] for line in (geometry / "metrics.jsonl").read_text().splitlines()]
     assert 20 in steps
-    assert max(steps) == 600
+    assert max(steps) == 300
     assert rows(out)["unified_lift"]["state"] == "done"
 
 

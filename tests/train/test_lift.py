@@ -11,7 +11,6 @@ from unified_lift.model.render import render
 from unified_lift.modelfolder.settings import LiftSettings
 from unified_lift.ops.segments import dense_slots
 from unified_lift.train.batches import copies_for, stratified
-from unified_lift.train.geometry import seen_pixels
 from unified_lift.train.lift import LiftStage, steps_of
 from unified_lift.train.views import SegmentMaps
 
@@ -27,7 +26,7 @@ def with_unseen_border(view):
 @pytest.mark.parametrize("border", [True, False])
 def test_segment_map_says_where_the_seen_pixels_of_each_segment_are(scene, border, by_slot, ignore_zero):
     view = with_unseen_border(scene.train[1]) if border else scene.train[1]
-    slot, num_segments, pixel_ids = SegmentMaps(ignore_zero=ignore_zero, keep=False, by_slot=by_slot).of(1, view)
+    slot, num_segments, pixel_ids, _ = SegmentMaps(ignore_zero=ignore_zero, keep=False, by_slot=by_slot).of(1, view)
     assert slot.dtype == torch.int32
     assert (pixel_ids is None) == (not border and not by_slot)
     pixel_ids = torch.arange(slot.numel()) if pixel_ids is None else pixel_ids
@@ -54,7 +53,7 @@ def test_method_sees_the_features_of_the_seen_pixels(scene):
     for valid in (None, view.valid):
         pixels = SegmentMaps(ignore_zero=False, keep=True).of(0, dataclasses.replace(view, valid=valid))
         expected = features.flatten(0, 1) if valid is None else features[valid]
-        assert torch.equal(seen_pixels(features, pixels)[0], expected)
+        assert torch.equal(pixels.seen(features).features, expected)
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(10, 10), (1000, 7), (17, 5), (5_000_000, 8192), (3, 3)])

@@ -10,7 +10,6 @@ from unified_lift.train.profiling import Profile, device_times, profile_table, w
 from unified_lift.train.run import run
 from unified_lift.train.stage import Stage, no_op
 from unified_lift.train.start import start
-from unified_lift.train.views import Prefetcher
 
 
 def test_windows_lie_after_a_quarter_of_the_steps_and_at_their_end():
@@ -49,8 +48,7 @@ class Listening(Hook):
 
 def test_time_is_that_of_the_phases_and_the_rest_lies_between_steps(tmp_path, scene):
     state = start(settings_for(tmp_path, run=SHORT["run"] | {"profile": True}), scene, None)
-    views = Prefetcher([], kept_on="cpu", device=torch.device("cpu"))
-    stage, listening = Sleeper(state.gaussians, None, views, num_steps=16, seed=0), Listening()
+    stage, listening = Sleeper(scene, [], state.gaussians, None, fields=(), num_steps=16, seed=0), Listening()
     fit(stage, [Profile(state), listening])
     assert listening.steps == [4, 5, 12, 13]
     first, second = state.profile["sleeper"]

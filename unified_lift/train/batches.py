@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from diff_gaussian_rasterization import PixelWeights
@@ -14,25 +13,10 @@ from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import blending_weights
 from unified_lift.modelfolder.settings import LiftSettings
 from unified_lift.ops.rng import StepRng
-from unified_lift.train.views import Prefetcher, SegmentMaps
+from unified_lift.train.views import Prefetcher, SegmentMaps, SegmentPixels
 from unified_lift.types import Camera
 
 MIB = 2**20
-
-
-class CachedPixels(NamedTuple):
-    """The pixels of one view that steps draw from; those of a small segment may be repeated."""
-
-    slot: Tensor
-    """Local segment index of each, rising, -1 = no label, int32 [M]."""
-    num_segments: int
-    """S of the view; some may have no pixel here."""
-    pixel_ids: Tensor
-    """y * width + x of each, int32 [M]."""
-    weights: PixelWeights | None
-    """Which Gaussians make up each pixel, M rows; None where not all weights fit."""
-    is_whole: bool
-    """Whether these are all pixels of the view."""
 
 
 class PixelSampler:
@@ -44,6 +28,7 @@ class PixelSampler:
     """
 
     DRAWS = 2
+    _WHOLE = -1  # the generation of all pixels of a view, which none can replace
 
     def __init__(
         self,
@@ -54,10 +39,10 @@ class PixelSampler:
         rng: StepRng,
         settings: LiftSettings,
     ) -> None:
-        """Choose no pixels yet. `maps` are in the order of slots; of `rng` the negative steps are the sampler's."""
+        """Choose none yet. `maps` are in the order of slots; of `rng` the negative steps are the sampler's."""
         self._views, self._cameras, self._gaussians = views, cameras, gaussians
         self._maps, self._rng, self._settings, self._pixels = maps, rng, settings, settings.lift_pixels
-        self._made: dict[int, tuple[int, CachedPixels]] = {}
+        self._made: dict[int, tuple[int, SegmentPixels]] = {}
         self._largest = max(camera.width * camera.height for camera in cameras)
         self._extremes: tuple[int, int] | None = None
 
@@ -66,9 +51,9 @@ class PixelSampler:
         """Number of pixels of each view whose weights fit in the budget, judged by some pixels of a few views."""
         num_bytes = num_pixels = listed = different = 0
         for index in {len(self._cameras) * part // 4 for part in range(4)}:
-            pixel_ids = self._choose(index, 0, self._pixels).pixel_ids
+            pixel_ids = self._choose(index, 0, self._pixels)[2]
             num_bytes, num_pixels = num_bytes + self.weights_at(index, pixel_ids).nbytes, num_pixels + len(pixel_ids)
-            pixel_ids = self._choose(index, 0, self._largest).pixel_ids  # here with those that are repeated
+            pixel_ids = self._choose(index, 0, self._largest)[2]  # here with those that are repeated
             listed, different = listed + len(pixel_ids), different + len(pixel_ids.unique())
         bytes_of_a_pixel = num_bytes / max(num_pixels, 1) * listed / max(different, 1)
         return int(self._settings.lift_cache_mb * MIB / len(self._cameras) / max(bytes_of_a_pixel, 1e-9))
@@ -91,16 +76,15 @@ class PixelSampler:
         """Number of visits of a view after which other pixels take the place of its own."""
         return max(1, self.DRAWS * self.size // self._pixels)
 
-    def of(self, index: int, visit: int = 0) -> CachedPixels:
-        """Return the pixels of view `index` at its 0-based `visit`."""
-        generation, pixels = self._made.get(index, (-1, None))
-        wanted = 0 if pixels is not None and pixels.is_whole else visit // self.visits_before_renewal
-        if pixels is None or generation != wanted:
-            pixels = self._choose(index, wanted, self.size)
-            if self.keeps_weights:
-                pixels = pixels._replace(weights=self.weights_at(index, pixels.pixel_ids))
-            self._made[index] = wanted, pixels
-        return pixels
+    def of(self, index: int, visit: int = 0) -> SegmentPixels:
+        """Return the pixels of view `index` at its 0-based `visit`, with weights if all of these fit."""
+        generation = visit // self.visits_before_renewal
+        if index not in self._made or self._made[index][0] not in (generation, self._WHOLE):
+            slot, num_segments, pixel_ids, is_whole = self._choose(index, generation, self.size)
+            weights = self.weights_at(index, pixel_ids) if self.keeps_weights else None
+            pixels = SegmentPixels(slot, num_segments, pixel_ids, weights)
+            self._made[index] = self._WHOLE if is_whole else generation, pixels
+        return self._made[index][1]
 
     def weights_at(self, index: int, pixel_ids: Tensor) -> PixelWeights:
         """Return the weights of pixels `pixel_ids` of a view, computed now."""
@@ -114,9 +98,9 @@ class PixelSampler:
             self._extremes = min(len(pixels.slot) for pixels in views), max(pixels.num_segments for pixels in views)
         return self._extremes
 
-    def _choose(self, index: int, generation: int, most: int) -> CachedPixels:
-        """Return at most `most` different pixels of a view, without weights."""
-        slot, num_segments, pixel_ids = self._maps.of(index, self._views.get(index))
+    def _choose(self, index: int, generation: int, most: int) -> tuple[Tensor, int, Tensor, bool]:
+        """Return slot, number of segments and id of at most `most` different pixels, and whether these are all."""
+        slot, num_segments, pixel_ids, _ = self._maps.of(index, self._views.get(index))
         assert pixel_ids is not None  # since the maps are in the order of slots
         is_whole = len(slot) <= most
         if not is_whole:
@@ -127,7 +111,7 @@ class PixelSampler:
         if samples and len(slot) > self._pixels:
             copies = copies_for(slot, num_segments, samples=samples, share=self._pixels / len(slot))
             slot, pixel_ids = slot.repeat_interleave(copies), pixel_ids.repeat_interleave(copies)
-        return CachedPixels(slot, num_segments, pixel_ids, None, is_whole)
+        return slot, num_segments, pixel_ids, is_whole
 
 
 def weights_at(gaussians: Gaussians, camera: Camera, pixel_ids: Tensor, *, min_weight: float = 0.0) -> PixelWeights:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
-from diff_gaussian_rasterization import RasterOutput, TrainingStep
+from diff_gaussian_rasterization import TrainingStep
 from torch import Tensor
 
 from unified_lift.density.base import DensityStep, Strategy
 from unified_lift.kernels.photometric import backward, photometric_loss
-from unified_lift.methods.base import Method, StepInfo, ViewPixels
+from unified_lift.methods.base import Method, StepInfo
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.model.render import render
 from unified_lift.modelfolder.settings import GeometrySettings
 from unified_lift.train.losses import chosen_losses
 from unified_lift.train.stage import Stage, weighted_sum
-from unified_lift.train.views import Prefetcher, SegmentMap, SegmentMaps
-from unified_lift.types import Camera, Scene
+from unified_lift.train.views import SegmentMaps
+from unified_lift.types import Scene
 
 
 class GeometryStage(Stage):
@@ -38,9 +36,8 @@ class GeometryStage(Stage):
     ) -> None:
         """Prepare the stage. `method` makes it the joint schedule of the paper and the released code."""
         fields = ("image", "valid") if method is None else ("image", "segments", "valid")
-        views = Prefetcher(scene.train, kept_on=scene.kept_on, device=gaussians.device, fields=fields)
-        super().__init__(gaussians, method, views, num_steps=settings.iterations, seed=seed)
-        self.scene, self.settings, self.radius = scene, settings, scene.radius
+        super().__init__(scene, scene.train, gaussians, method, fields=fields, num_steps=settings.iterations, seed=seed)
+        self.settings, self.radius = settings, scene.radius
         if method is not None:
             self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=scene.kept_on == gaussians.device.type)
             if gaussians.feature_dim == 0:
@@ -58,19 +55,36 @@ class GeometryStage(Stage):
         if self.method is not None:
             self.method.before_step(self.progress(step), self.labelled_pixels)
         self.on_phase("forward")
-        out = self._render(view.camera, step)
+        viewmat, intrinsics = view.camera.tensors(self.gaussians.device)
+        out = self.renderer.forward(
+            self.gaussians.table,
+            *(viewmat, intrinsics, view.camera.width, view.camera.height),
+            features=None if self.method is None else self.gaussians.features,
+            sh_degree=min(step // self.settings.sh_interval, self.gaussians.sh_degree),
+            background=self.background,
+        )
         self.on_phase("losses")
         lambda_dssim = self.settings.lambda_dssim
         terms = {"photometric": photometric_loss(out.image, view.image, lambda_dssim=lambda_dssim, valid=view.valid)}
         terms |= {loss.name: loss.function(out, self.gaussians, view) for loss in self.losses}
         if self.method is not None and view.segments is not None:
-            seen = seen_pixels(out.features, self.maps.of(index, view))  # the gradient stops at the features [released]
+            seen = self.maps.of(index, view).seen(out.features)  # the gradient stops at the features [released]
             terms |= self.method.losses(seen, StepInfo(self.progress(step), step, index, self.gaussians.features))
         total = weighted_sum(terms, self.weights)
         self.on_phase("backward")
         backward(total)
         self.on_phase("update")
-        self._update(step, total, moves_features=out.features.grad is not None)
+        rates = self.rates(step)
+        if out.features.grad is None:
+            rates.pop("features", None)
+        self.renderer.update(
+            self.adam.states(self.gaussians.table, rates),
+            loss=total,
+            **self.adam.constants,
+            **self.strategy.statistics(self.density, step, self.num_steps),
+        )
+        if self.method is not None:
+            self.update_method(self.method, self.progress(step))
         self.on_phase("density")
         info = DensityStep(step, self.num_steps, self.radius, out.meta.radii, self.generator)
         self.strategy.update(self.gaussians, self.adam, self.density, info)
@@ -90,13 +104,6 @@ class GeometryStage(Stage):
             "shN": s.sh_lr / 20,
         }
 
-    @torch.no_grad()
-    def labelled_pixels(self) -> Iterator[ViewPixels]:
-        """Walk over all labelled training views: rendered features, slots and number of segments."""
-        for index, view in enumerate(self.views.all()):
-            if view.segments is not None:
-                yield seen_pixels(render(self.gaussians, view.camera).features, self.maps.of(index, view))
-
     def state_dict(self) -> dict:
         """Return everything but Gaussians and method."""
         return super().state_dict() | {"density": dict(self.density)}
@@ -106,37 +113,6 @@ class GeometryStage(Stage):
         super().load_state_dict(state)
         device = self.gaussians.device
         self.density = {name: value.to(device, copy=True) for name, value in state["density"].items()}
-
-    def _render(self, camera: Camera, step: int) -> RasterOutput:
-        viewmat, intrinsics = camera.tensors(self.gaussians.device)
-        return self.renderer.forward(
-            self.gaussians.table,
-            *(viewmat, intrinsics, camera.width, camera.height),
-            features=None if self.method is None else self.gaussians.features,
-            sh_degree=min(step // self.settings.sh_interval, self.gaussians.sh_degree),
-            background=self.background,
-        )
-
-    def _update(self, step: int, loss: Tensor, *, moves_features: bool) -> None:
-        rates = self.rates(step)
-        if not moves_features:
-            rates.pop("features", None)
-        self.renderer.update(
-            self.adam.states(self.gaussians.table, rates),
-            loss=loss,
-            **self.adam.constants,
-            **self.strategy.statistics(self.density, step, self.num_steps),
-        )
-        if self.method is not None:
-            self.update_method(self.method, self.progress(step))
-
-
-def seen_pixels(features: Tensor, pixels: SegmentMap) -> ViewPixels:
-    """Return what the method sees of a labelled view with features [H, W, D]: the pixels that its lens saw."""
-    features = features.flatten(0, 1)
-    if pixels.pixel_ids is not None:
-        features = features.index_select(0, pixels.pixel_ids)
-    return ViewPixels(features, pixels.slot, pixels.num_segments)
 
 
 def log_linear(first: float, last: float, progress: float) -> float:

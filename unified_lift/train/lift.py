@@ -16,14 +16,13 @@ from unified_lift.errors import UserError
 from unified_lift.kernels.fused import runs_on
 from unified_lift.methods.base import LabelledView, LiftData, Method, StepInfo, ViewPixels
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.model.render import render
 from unified_lift.modelfolder.settings import LiftSettings
 from unified_lift.ops.rng import StepRng
 from unified_lift.ops.segments import dense_slots
-from unified_lift.train.batches import CachedPixels, PixelSampler, stratified
+from unified_lift.train.batches import PixelSampler, stratified
 from unified_lift.train.graphs import GradientGraph
 from unified_lift.train.stage import Stage, weighted_sum
-from unified_lift.train.views import Prefetcher, SegmentMaps
+from unified_lift.train.views import SegmentMaps, SegmentPixels
 from unified_lift.types import Camera, Scene
 
 _MIN_STEPS = 2_000
@@ -55,16 +54,14 @@ class LiftStage(Stage):
         labelled = [view for view in scene.train if view.segments is not None]
         if not labelled:
             raise UserError(f"{scene.name}: no training view has a mask, nothing can be lifted; check --object_path")
-        views = Prefetcher(labelled, kept_on=scene.kept_on, device=gaussians.device, fields=("segments", "valid"))
-        self.cameras, self.names = [view.camera for view in labelled], [view.name for view in labelled]
-        super().__init__(gaussians, method, views, num_steps=steps_of(settings, self.cameras), seed=seed)
-        self.settings = settings
+        num_steps, fields = steps_of(settings, [view.camera for view in labelled]), ("segments", "valid")
+        super().__init__(scene, labelled, gaussians, method, fields=fields, num_steps=num_steps, seed=seed)
+        self.settings, self.rng = settings, StepRng(seed)
         self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=False, by_slot=True)
-        self.rng = StepRng(seed)
         gaussians.freeze_geometry()
         if gaussians.feature_dim != method.feature_dim:
             gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
-        self.sampler = PixelSampler(views, self.cameras, gaussians, self.maps, self.rng, settings)
+        self.sampler = PixelSampler(self.views, self.cameras, gaussians, self.maps, self.rng, settings)
         method.prepare(LiftData(gaussians.means.detach(), self.labelled_views))
         self.sample: Sample | None = None
         self.graph = GradientGraph(self._replayed, self._leaves)
@@ -98,36 +95,29 @@ class LiftStage(Stage):
 
     def labelled_views(self) -> Iterator[LabelledView]:
         """Walk over all labelled training views as the masks show them."""
-        for name, camera, view in zip(self.names, self.cameras, self.views.all(), strict=True):
+        for view in self.views.all():
             assert view.segments is not None
             segments = view.segments if view.valid is None else torch.where(view.valid, view.segments, -1)
             slots, ids = dense_slots(segments + 1, ignore_zero=True)  # raised by one: 0 = the lens saw nothing
             if self.method.ignore_zero and len(ids) and int(ids[0]) == 1:
                 slots, ids = slots.sub(1).clamp(min=-1), ids[1:]
-            yield LabelledView(name, camera, slots, ids - 1)
+            yield LabelledView(view.name, view.camera, slots, ids - 1)
 
-    @torch.no_grad()
-    def labelled_pixels(self) -> Iterator[ViewPixels]:
-        """Walk over all labelled training views: rendered features, slots and number of segments."""
-        for index, view in enumerate(self.views.all()):
-            slot, num_segments, pixel_ids = self.maps.of(index, view)
-            assert pixel_ids is not None
-            features = render(self.gaussians, self.cameras[index]).features.flatten(0, 1)
-            yield ViewPixels(features.index_select(0, pixel_ids), slot, num_segments)
-
-    def _drawn(self, index: int, pixels: CachedPixels, step: int) -> ViewPixels:
+    def _drawn(self, index: int, pixels: SegmentPixels, step: int) -> ViewPixels:
         """Return the blended features of the pixels that a step draws from those of a view, or of all there are."""
-        chosen, slot, wanted = None, pixels.slot, self.settings.lift_pixels
+        slot, num_segments, pixel_ids, weights = pixels
+        chosen, wanted = None, self.settings.lift_pixels
         if len(slot) > wanted:
             generator = self.rng.at(step, slot.device)
             chosen = stratified(len(slot), wanted, generator=generator, device=slot.device)
             slot = slot.index_select(0, chosen)
-        if pixels.weights is not None:
-            features = blend(pixels.weights, self.gaussians.features, rows=chosen)
+        if weights is not None:
+            features = blend(weights, self.gaussians.features, rows=chosen)
         else:
-            pixel_ids = pixels.pixel_ids if chosen is None else pixels.pixel_ids.index_select(0, chosen)
-            features = blend(self.sampler.weights_at(index, pixel_ids), self.gaussians.features)
-        return ViewPixels(features, slot, pixels.num_segments)
+            assert pixel_ids is not None  # since they are in the order of slots
+            drawn = pixel_ids if chosen is None else pixel_ids.index_select(0, chosen)
+            features = blend(self.sampler.weights_at(index, drawn), self.gaussians.features)
+        return ViewPixels(features, slot, num_segments)
 
     def _losses(self, pixels: ViewPixels, progress: float, *, view: int, step: int) -> dict[str, Tensor]:
         """Return the detached terms and leave the gradients of their weighted sum."""

@@ -21,7 +21,7 @@ from unified_lift.modelfolder.settings import RefineSettings
 from unified_lift.ops.rng import StepRng
 from unified_lift.train.batches import weights_at
 from unified_lift.train.stage import Stage
-from unified_lift.train.views import Prefetcher, SegmentMaps
+from unified_lift.train.views import SegmentMaps
 from unified_lift.types import Scene
 
 _MAX_LOGITS = 2**24  # of pixels with codes at once: 64 MiB for each of a few tensors
@@ -68,15 +68,13 @@ class RefineStage(Stage):
         *,
         seed: int,
     ) -> None:
-        """Start at the features of the labels; the number of steps is the method's."""
         labelled, final = [view for view in scene.train if view.segments is not None], method.final_features()
         assert final is not None
         assert labels.features is not None
-        views = Prefetcher(labelled, kept_on=scene.kept_on, device=gaussians.device, fields=("segments", "valid"))
         num_steps = steps_of(final.refine_steps, settings, scene)
-        super().__init__(gaussians, method, views, num_steps=num_steps, seed=seed)
-        self.settings, self.labels, self.weights = settings, labels, {}
-        self.cameras, self.codes = [view.camera for view in labelled], final.codes
+        fields = ("segments", "valid")
+        super().__init__(scene, labelled, gaussians, method, fields=fields, num_steps=num_steps, seed=seed)
+        self.settings, self.labels, self.weights, self.codes = settings, labels, {}, final.codes
         self.maps, self.rng = SegmentMaps(ignore_zero=method.ignore_zero, keep=False), StepRng(seed)
         self.features = labels.features.detach().clone().requires_grad_(True)
 
@@ -84,15 +82,15 @@ class RefineStage(Stage):
         """Do 0-based `step` and return the cross-entropy, summed over the pixels drawn."""
         self.on_phase("view")
         index, view = self.next_view()
-        slot, num_segments, pixel_ids = self.maps.of(index, view)
+        pixels = self.maps.of(index, view)
         self.on_phase("targets")
         with torch.no_grad():
             own = self.method.segment(render(self.gaussians, view.camera).features).object_ids.flatten()
-        own = own if pixel_ids is None else own.index_select(0, pixel_ids)
-        targets = pixel_targets(own, slot, num_segments, len(self.codes))
+        own = own if pixels.pixel_ids is None else own.index_select(0, pixels.pixel_ids)
+        targets = pixel_targets(own, pixels.slot, pixels.num_segments, len(self.codes))
         chosen = self._drawn(len(targets), step)
         self.on_phase("forward")
-        drawn = chosen if pixel_ids is None else pixel_ids.index_select(0, chosen)
+        drawn = chosen if pixels.pixel_ids is None else pixels.pixel_ids.index_select(0, chosen)
         blended = blend(weights_at(self.gaussians, view.camera, drawn), self.features)
         self.on_phase("losses")
         logits, target = blended @ self.codes.T / temperature_for(len(self.codes)), targets.index_select(0, chosen)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from unified_lift.methods.base import Method
+from unified_lift.methods.base import Method, ViewPixels
 from unified_lift.model.gaussians import Gaussians
+from unified_lift.model.render import render
 from unified_lift.train.optim import NamedAdam
-from unified_lift.train.views import Prefetcher, ViewOrder
-from unified_lift.types import View
+from unified_lift.train.views import Prefetcher, SegmentMaps, ViewOrder
+from unified_lift.types import Scene, View
 
 _GAUSSIAN_EPS = 1e-15  # Adam's eps for Gaussian parameters [3DGS]
 _METHOD_EPS = 1e-8  # Adam's eps for the codebook [released]
@@ -32,17 +33,31 @@ class Stage(ABC):
         num_steps: Length.
         first: 0-based step to begin with: where a checkpoint was taken.
         steps_before: Steps of the stages before it.
+        cameras: Of the views that it trains on.
+        maps: The labelled pixels of these views, where it needs them.
         weights: Factor of each loss term; a term without one counts once.
         on_phase: Profiler hook: called with the name of each phase of a step as it begins.
     """
 
     name: ClassVar[str]
     saves_end: ClassVar[bool] = True
+    maps: SegmentMaps
 
     def __init__(
-        self, gaussians: Gaussians, method: Method | None, views: Prefetcher, *, num_steps: int, seed: int
+        self,
+        scene: Scene,
+        views: Sequence[View],
+        gaussians: Gaussians,
+        method: Method | None,
+        *,
+        fields: Sequence[str],
+        num_steps: int,
+        seed: int,
     ) -> None:
-        self.gaussians, self.method, self.views, self.num_steps = gaussians, method, views, num_steps
+        """Prepare to train on these views of the scene, with their `fields` on the device of the Gaussians."""
+        self.gaussians, self.method, self.num_steps = gaussians, method, num_steps
+        self.views = Prefetcher(views, kept_on=scene.kept_on, device=gaussians.device, fields=fields)
+        self.cameras = [view.camera for view in views]
         self.first = self.steps_before = 0
         self.weights: Mapping[str, float] = {} if method is None else method.weights
         self.order = ViewOrder(len(views), seed=seed)
@@ -62,6 +77,13 @@ class Stage(ABC):
         """Return the next view of the order and its index among the stage's views."""
         index = self.order.next_index()
         return index, self.views.get(index, then=self.order.peek())
+
+    @torch.no_grad()
+    def labelled_pixels(self) -> Iterator[ViewPixels]:
+        """Walk over all labelled views: rendered features, slots and number of segments."""
+        for index, view in enumerate(self.views.all()):
+            if view.segments is not None:
+                yield self.maps.of(index, view).seen(render(self.gaussians, view.camera).features)
 
     def progress(self, step: int) -> float:
         """Return the share of the stage that is done before a 0-based step, in [0, 1)."""

@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from diff_gaussian_rasterization import PixelWeights
 from torch import Tensor
 
+from unified_lift.methods.base import ViewPixels
 from unified_lift.ops.segments import dense_slots
 from unified_lift.types import DataDevice, View
 
@@ -36,7 +38,7 @@ class ViewOrder:
         return self.stack[-1]
 
     def state_dict(self) -> dict:
-        """Return stack and generator."""
+        """Return what a resumed run needs."""
         return {"stack": list(self.stack), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
@@ -60,7 +62,6 @@ class Prefetcher:
         device: torch.device,
         fields: Sequence[str] = ("image", "segments", "valid"),
     ) -> None:
-        """Serve `views`, whose pixels are kept on `kept_on`, with these fields on `device`."""
         self._views, self._fields, self._device = views, fields, device
         self._hands_out = kept_on != "disk" and kept_on in ("cuda", device.type)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="views") if kept_on == "disk" else None
@@ -72,10 +73,7 @@ class Prefetcher:
         return len(self._views)
 
     def get(self, index: int, *, then: int | None = None) -> View:
-        """Return view `index`; `then` is the one that will be asked for next.
-
-        Fields that are not served stay where the scene keeps them.
-        """
+        """Return view `index`, its other fields where the scene keeps them; `then` will be asked for next."""
         if self._hands_out:
             return self._views[index]
         if self._coming is None or self._coming[0] != index:
@@ -128,33 +126,41 @@ class Prefetcher:
         return self._buffers[name][: like.numel()].view(like.shape)
 
 
-class SegmentMap(NamedTuple):
-    """The pixels of a labelled view that its lens saw.
+class SegmentPixels(NamedTuple):
+    """Pixels of a labelled view that its lens saw: all, or a part in which those of a small segment may be repeated.
 
     Attributes:
         slot: Local segment index of each, -1 = no label, int32 [P].
-        num_segments: S, all of which have a pixel here.
+        num_segments: S; some may have no pixel in a part.
         pixel_ids: y * width + x of each, int32 [P]; None = all pixels, row by row.
+        weights: Which Gaussians make up each pixel, P rows, where they are kept.
     """
 
     slot: Tensor
     num_segments: int
     pixel_ids: Tensor | None
+    weights: PixelWeights | None = None
+
+    def seen(self, features: Tensor) -> ViewPixels:
+        """Return what a method sees of the view with features [H, W, D]."""
+        features = features.flatten(0, 1)
+        if self.pixel_ids is not None:
+            features = features.index_select(0, self.pixel_ids)
+        return ViewPixels(features, self.slot, self.num_segments)
 
 
 class SegmentMaps:
-    """Segment maps of the views of a stage, made at first use.
+    """All seen pixels of each view of a stage, made at first use; `by_slot`: in the order of their slots.
 
     Kept, they take twice the memory of the masks. Made anew for every step, a GPU makes the host wait for each.
     """
 
     def __init__(self, *, ignore_zero: bool, keep: bool, by_slot: bool = False) -> None:
-        """Make none yet. `by_slot` puts pixels in the order of their slots; `ignore_zero`: id 0 means unlabelled."""
         self._ignore_zero, self._keep, self._by_slot = ignore_zero, keep, by_slot
-        self._kept: dict[int, SegmentMap] = {}
+        self._kept: dict[int, SegmentPixels] = {}
 
-    def of(self, index: int, view: View) -> SegmentMap:
-        """Return the map of `view`, which is number `index`, labelled, and on the computing device."""
+    def of(self, index: int, view: View) -> SegmentPixels:
+        """Return the pixels of `view`, which is number `index`, labelled, and on the computing device."""
         if index in self._kept:
             return self._kept[index]
         assert view.segments is not None
@@ -164,7 +170,7 @@ class SegmentMaps:
         if self._by_slot:
             order = slot.argsort(stable=True)
             slot, seen = slot[order], order if seen is None else seen[order]
-        found = SegmentMap(slot, len(ids), None if seen is None else seen.int())
+        found = SegmentPixels(slot, len(ids), None if seen is None else seen.int())
         if self._keep:
             self._kept[index] = found
         return found

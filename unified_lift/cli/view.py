@@ -64,11 +64,7 @@ def view_main(argv: list[str]) -> int:
 
 
 def open_viewer(command: ViewCommand) -> Viewer:
-    """Return the viewer, already serving.
-
-    Raises:
-        UserError: The model, the edits or the address cannot be used.
-    """
+    """Return the viewer, already serving; a UserError where model, edits or address cannot be used."""
     if not 1 <= command.port <= 65_535:
         raise UserError(f"--port must lie in 1..65535, received {command.port}")
     device = chosen_device(command.device)

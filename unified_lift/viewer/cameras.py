@@ -35,8 +35,7 @@ def camera_of(client: Any) -> Camera:
 def saved_cameras(model_path: Path) -> list[Camera]:
     """Return the cameras of a model folder, test views first, with centred principal points [3DGS cameras.json].
 
-    Raises:
-        UserError: The list is missing or damaged.
+    A UserError where the list is missing or damaged.
     """
     path, cameras = model_path / "cameras.json", []
     try:

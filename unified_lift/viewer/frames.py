@@ -61,7 +61,6 @@ class FrameLoop:
     """
 
     def __init__(self, draw: Callable[[Camera], np.ndarray], *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Take what draws a camera; `clock` counts seconds."""
         self._draw, self._clock = draw, clock
         self._windows: dict[Hashable, _Window] = {}
         self._news = threading.Condition()
@@ -72,13 +71,10 @@ class FrameLoop:
     def watch(self, key: Hashable, camera: Camera, send: Callable[[Frame], None]) -> None:
         """Tell where the camera of a window is now, and where its frames go."""
         with self._news:
-            window = self._windows.get(key)
-            if window is None:
-                # A new window is still: its first frame is a whole one.
-                self._windows[key] = _Window(camera, send, moved_at=-math.inf)
-            else:
-                window.camera, window.send = camera, send
-                window.moved_at, window.due = self._clock(), True
+            # A new window is still: its first frame is a whole one.
+            moved_at = self._clock() if key in self._windows else -math.inf
+            window = self._windows.setdefault(key, _Window(camera, send, moved_at))
+            window.camera, window.send, window.moved_at, window.due = camera, send, moved_at, True
             self._news.notify()
 
     def forget(self, key: Hashable) -> None:

@@ -11,11 +11,10 @@ import numpy as np
 
 from unified_lift.errors import UserError
 from unified_lift.evaluation.video import FPS, path_through, write_video
-from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.modelfolder.outputs import holds_run
 from unified_lift.types import Camera
 from unified_lift.viewer.cameras import camera_of
-from unified_lift.viewer.renderer import MODES, Renderer
+from unified_lift.viewer.renderer import MODES
 from unified_lift.viewer.session import Session
 
 if TYPE_CHECKING:
@@ -62,7 +61,6 @@ class Panels:
     paint: Any
 
     def __init__(self, viewer: Viewer, gui: Any, icon: Any, *, save_to: Path) -> None:
-        """Build the panels with `gui` and `icon` of viser; edited scenes and videos go beside `save_to` by default."""
         self._viewer, self._gui = viewer, gui
         self.path: list[Camera] = []  # views that a video passes through
         self._filming = threading.Lock()
@@ -78,7 +76,7 @@ class Panels:
         tabs = gui.add_tab_group()
         with tabs.add_tab("Objects", icon.CUBE):
             self._object_box = gui.add_dropdown("Selected", (_NOTHING,), hint="Or click it in the picture.")
-            self._on(self._object_box.on_update, self._choose)
+            self._on(self._object_box.on_update, lambda _: self._choose())
             self.name = gui.add_text("Name", "")
             self.paint = gui.add_rgb("Colour", (220, 60, 50))
             groups = [self._add_buttons(group) for group in ("Set", "Look", "Edit")]
@@ -90,9 +88,8 @@ class Panels:
         with tabs.add_tab("Save", icon.DEVICE_FLOPPY):
             hint = "New model folder, on the machine that serves this."
             self.folder = gui.add_text("Folder", str(save_to), hint=hint)
-            gui.add_markdown(
-                "Writes a model folder with the edited scene, and the edits as `edits.yaml`. Hiding is no edit."
-            )
+            told = "Writes a model folder with the edited scene, and the edits as `edits.yaml`. Hiding is no edit."
+            gui.add_markdown(told)
             self._on(gui.add_button("Save edits", icon=icon.DEVICE_FLOPPY).on_click, self._save)
         with tabs.add_tab("Video", icon.VIDEO):
             self._path_text = gui.add_markdown("")
@@ -123,13 +120,10 @@ class Panels:
     def refresh(self) -> None:
         """Show how things are."""
         session, scene, chosen = self.session, self.session.scene, self.session.selected
-        edits = len(session.operations)
-        state = "**not saved**" if session.is_dirty else "saved" if edits else "no edits"
-        if edits:
-            state = f"{edits} edit{'s' * (edits > 1)}, {state}"
-        self._status.content = (
-            f"**{self._viewer.title}** · {len(scene.objects)} objects · {len(scene):,} Gaussians  \n{state}"
-        )
+        edits, saved = len(session.operations), "**not saved**" if session.is_dirty else "saved"
+        state = f"{edits} edit{'s' * (edits > 1)}, {saved}" if edits else saved if session.is_dirty else "no edits"
+        size = f"{len(scene.objects)} objects · {len(scene):,} Gaussians"
+        self._status.content = f"**{self._viewer.title}** · {size}  \n{state}"
         self._object_box.options = (_NOTHING, *map(session.label, scene.objects))
         self._object_box.value = _NOTHING if chosen is None else session.label(chosen)
         self.name.value = "" if chosen is None else scene.name_of(chosen)
@@ -154,14 +148,14 @@ class Panels:
         self._on(buttons.on_click, lambda event: BUTTONS[group][event.target.value](self, event.client))
         return buttons
 
-    def _choose(self, _: Any) -> None:
+    def _choose(self) -> None:
         labels = {self.session.label(object_id): object_id for object_id in self.session.scene.objects}
         self.session.select(labels.get(self._object_box.value))
 
     def _save(self, event: Any) -> None:
-        if not self.folder.value.strip():
+        if not (named := self.folder.value.strip()):
             raise UserError("Folder: no folder is named; name a new one")
-        folder = Path(self.folder.value.strip()).expanduser()
+        folder = Path(named).expanduser()
         place = folder.resolve()
         if holds_run(folder) and place not in self._written:
             raise UserError(f"{folder}: holds a model already; name a new folder")
@@ -181,15 +175,14 @@ class Panels:
                 cameras = path_through(self.path, count=round(FPS * self.seconds.value))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._progress.visible = True
-                write_video(path, self._frames(self._viewer.new_renderer(), self.session.shown, cameras, self.mode))
+                write_video(path, self._frames(cameras))
             finally:
                 self._progress.visible = False
                 self._filming.release()
             self._viewer.tell(event, "Video written", str(path), color="green")
 
-    def _frames(
-        self, renderer: Renderer, scene: TrainedScene, cameras: Sequence[Camera], mode: str
-    ) -> Iterator[np.ndarray]:
+    def _frames(self, cameras: Sequence[Camera]) -> Iterator[np.ndarray]:
+        renderer, scene, mode = self._viewer.new_renderer(), self.session.shown, self.mode  # as they are at the start
         for index, camera in enumerate(cameras):
             if self._viewer.is_stopping:
                 raise UserError("the viewer was ended before the video was complete")

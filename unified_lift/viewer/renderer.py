@@ -16,6 +16,7 @@ from unified_lift.metrics.image import quantize_uint8
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import RenderOutput, render
 from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.ops.segments import segment_mean
 from unified_lift.types import Camera
 
 _MAP_SHARE = 0.75  # of the colour in modes ids and uncertainty: shading stays visible
@@ -32,11 +33,9 @@ class FeatureColors:
     """
 
     def __init__(self, scene: TrainedScene) -> None:
-        """Choose the directions by the mean features of the objects, so that a large one counts no more than others."""
         features = scene.gaussians.features.detach().float()
         known, index = torch.unique(scene.object_ids, return_inverse=True)
-        means = features.new_zeros(len(known), features.shape[1]).index_add_(0, index, features)
-        means = means / torch.bincount(index, minlength=len(known))[:, None]
+        means = segment_mean(features, index, len(known))  # of each object, so that a large one counts no more
         self._mean = means.mean(dim=0)
         centred = means - self._mean
         strongest = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, :3]
@@ -99,20 +98,12 @@ class Renderer:
     """Draws a scene in any mode. One rasterization a frame: what a mode needs is blended as the features."""
 
     def __init__(self, feature_colors: FeatureColors) -> None:
-        """Take the colours of mode `features`, the same whatever is edited."""
         self._feature_colors = feature_colors
         self._kept: tuple[tuple[TrainedScene, str, int | None], Gaussians] | None = None
 
     @torch.no_grad()
     def frame(self, scene: TrainedScene, camera: Camera, *, mode: str, selected: int | None = None) -> np.ndarray:
-        """Return a frame, uint8 [H, W, 3].
-
-        Args:
-            scene: What is shown; may be empty.
-            camera: From where.
-            mode: One of `MODES`.
-            selected: Object that is outlined where it is in front.
-        """
+        """Return a frame in one of `MODES`, uint8 [H, W, 3]; `selected` is outlined where it is in front."""
         gaussians, chosen = self._with_values(scene, mode, selected), MODES[mode]
         out = render(gaussians, camera, background=scene.background, with_features=gaussians.feature_dim > 0)
         values, inside = out.features, None

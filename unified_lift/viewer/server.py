@@ -25,7 +25,6 @@ from unified_lift.viewer.session import Session
 from unified_lift.viewer.thumbnails import Thumbnails
 
 _JPEG_QUALITY, _ROUGH_JPEG_QUALITY = 90, 60
-_GIZMO = "/move"
 _GIZMO_SHARE = 0.12  # of the distance from the first camera to what it looks at
 
 
@@ -50,7 +49,6 @@ class Viewer:
             sessions: The same Gaussians labelled at one or more granularities, fine to coarse; each has its own edits.
             cameras: Those of its photos; the first one is how a window opens.
             level: The session to begin with.
-            title: Name of the scene.
             save_to: Folder suggested for edited scenes; videos go beside what it would hold.
         Raises:
             UserError: viser is not installed, or the address cannot be used.
@@ -72,7 +70,12 @@ class Viewer:
         self._host = host
         self._server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=share)
         self._server.gui.main_panel.dock_right()
-        self._set_up_scene(cameras)
+        position, target, up, fov = start_view(cameras)
+        self._reach = float(np.linalg.norm(target - position))
+        self._server.scene.set_up_direction(tuple(up))
+        first = self._server.initial_camera
+        first.position, first.look_at, first.up, first.fov = position, target, up, fov
+        first.near, first.far = 1e-3 * self._reach, 1e3 * self._reach
         self.gizmo: Any = None  # handles of the selected object, while they are shown
         self._pivot = np.zeros(3)
         self.panels = Panels(self, self._server.gui, viser.Icon, save_to=save_to)
@@ -121,14 +124,6 @@ class Viewer:
         """Return a renderer of the granularity in use beside that of the windows, for a video."""
         return Renderer(self._feature_colors[self.level])
 
-    def _set_up_scene(self, cameras: Sequence[Camera]) -> None:
-        position, target, up, fov = start_view(cameras)
-        self._reach = float(np.linalg.norm(target - position))
-        self._server.scene.set_up_direction(tuple(up))
-        first = self._server.initial_camera
-        first.position, first.look_at, first.up, first.fov = position, target, up, fov
-        first.near, first.far = 1e-3 * self._reach, 1e3 * self._reach
-
     def _welcome(self, client: Any) -> None:
         def show(frame: Frame) -> None:
             quality = _ROUGH_JPEG_QUALITY if frame.moving else _JPEG_QUALITY
@@ -143,9 +138,8 @@ class Viewer:
         moved(None)
 
     def _draw(self, camera: Camera) -> np.ndarray:
-        level = self.level
-        session = self.sessions[level]
-        return self._renderers[level].frame(session.shown, camera, mode=self.panels.mode, selected=session.selected)
+        session, renderer = self.sessions[level := self.level], self._renderers[level]
+        return renderer.frame(session.shown, camera, mode=self.panels.mode, selected=session.selected)
 
     def _clicked(self, event: Any) -> None:
         camera, (u, v) = camera_of(event.client), event.screen_pos
@@ -194,7 +188,7 @@ class Viewer:
         self._pivot = np.array(centroid(self.session.scene, [chosen]))
         if self.gizmo is None:
             self.gizmo = self._server.scene.add_transform_controls(
-                _GIZMO, scale=_GIZMO_SHARE * self._reach, depth_test=False, position=self._pivot
+                "/move", scale=_GIZMO_SHARE * self._reach, depth_test=False, position=self._pivot
             )
             self.gizmo.on_update(self.drag)
         self.gizmo.position, self.gizmo.wxyz = self._pivot, (1.0, 0.0, 0.0, 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -46,7 +46,6 @@ class Session:
     """
 
     def __init__(self, original: TrainedScene, *, edits: Sequence[Operation] = ()) -> None:
-        """Open a scene and do `edits`; a UserError where one is impossible."""
         self._lock = threading.RLock()
         self.original, self.scene = original, script.apply(original, edits)
         self.operations: tuple[Operation, ...] = tuple(edits)
@@ -85,21 +84,17 @@ class Session:
 
     def select(self, object_id: int | None) -> None:
         """Select an object, or none."""
-        with self._lock:
-            if object_id is not None:
-                self._require(object_id)
+        with self._holding(object_id):
             self.selected, self._preview = object_id, None
 
     def hide(self, object_id: int) -> None:
         """Hide an object, or show it again if it is hidden."""
-        with self._lock:
-            self._require(object_id)
+        with self._holding(object_id):
             self.hidden ^= {object_id}
 
     def isolate(self, object_id: int) -> None:
         """Show one object only."""
-        with self._lock:
-            self._require(object_id)
+        with self._holding(object_id):
             self.hidden = frozenset(self.scene.objects) - {object_id}
 
     def show_all(self) -> None:
@@ -142,8 +137,7 @@ class Session:
 
     def duplicate(self, object_id: int, *, along: Sequence[float]) -> int:
         """Put a copy of an object beside it in the direction `along`, of any length; select it and return its id."""
-        with self._lock:
-            self._require(object_id)
+        with self._holding(object_id):
             direction = torch.as_tensor(along, dtype=torch.float64)
             direction = direction / direction.norm()
             means = self.scene.gaussians.means.detach()[self.scene.mask([object_id])].double().cpu() @ direction
@@ -169,11 +163,7 @@ class Session:
                 self._replay([*self.operations, self._undone.pop()])
 
     def save(self, folder: Path, *, overwrite: bool = False, write: Callable[..., None] = save_model) -> None:
-        """Write the edited scene and its edits as a model folder. From then on nothing is unsaved.
-
-        Raises:
-            UserError: It cannot be written there.
-        """
+        """Write the edited scene and its edits as a model folder; then nothing is unsaved. A UserError if it fails."""
         with self._lock:
             scene, operations = self.scene, self.operations
         write(scene, folder, edits=operations, overwrite=overwrite)  # the picture goes on meanwhile
@@ -181,9 +171,13 @@ class Session:
 
     # ---- inside ----
 
-    def _require(self, object_id: int) -> None:
-        if object_id not in self.scene.objects:
-            raise UserError(f"object {object_id} is not there any more; select another")
+    @contextlib.contextmanager
+    def _holding(self, object_id: int | None) -> Iterator[None]:
+        """Hold the lock while something happens to an object, which must exist."""
+        with self._lock:
+            if object_id is not None and object_id not in self.scene.objects:
+                raise UserError(f"object {object_id} is not there any more; select another")
+            yield
 
     def _replay(self, operations: Sequence[Operation]) -> None:
         self._preview = None

@@ -14,12 +14,11 @@ from unified_lift.metrics.image import quantize_uint8
 from unified_lift.model.render import render
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.ops.cameras import look_at, project
+from unified_lift.ops.segments import segment_sum
 from unified_lift.types import Camera
 from unified_lift.viewer.session import Session
 
-SIZE = (88, 66)
-"""Width and height in pixels."""
-
+SIZE = (88, 66)  # width and height in pixels
 _CARDS = 48  # most objects in the list: each picture travels to the browser; the drop-down has all
 
 _STYLE = """
@@ -46,7 +45,6 @@ class Thumbnails:
     """Draws them when asked; moving or naming an object does not draw it again, painting it does."""
 
     def __init__(self, cameras: Sequence[Camera]) -> None:
-        """Take the cameras the scene was trained with, at least one."""
         self._cameras = list(cameras)
         self._kept: dict[int, tuple[tuple[int, float], bytes]] = {}
 
@@ -112,10 +110,8 @@ def _unsuited(camera: Camera, point: np.ndarray) -> tuple[bool, float]:
 
 def _looks(scene: TrainedScene) -> dict[int, tuple[int, float]]:
     """Return object -> (count, sum of its base colours and opacities): equal where a picture of it would be."""
-    known, index = torch.unique(scene.object_ids, return_inverse=True)
-    gaussians = scene.gaussians
-    value = (gaussians.sh0.detach()[:, 0].sum(dim=1) + 3 * gaussians.sh0.detach()[:, 0, 0]).double()
-    value = value + gaussians.logit_opacities.detach()
-    total = torch.zeros(len(known), dtype=torch.float64, device=index.device).index_add_(0, index, value)
-    counts = torch.bincount(index, minlength=len(known))
-    return {key: (n, s) for key, n, s in zip(known.tolist(), counts.tolist(), total.tolist(), strict=True)}
+    known, index, counts = torch.unique(scene.object_ids, return_inverse=True, return_counts=True)
+    color, opacity = scene.gaussians.sh0.detach()[:, 0], scene.gaussians.logit_opacities.detach()
+    value = (color.sum(dim=1) + 3 * color[:, 0]).double() + opacity
+    total = segment_sum(value[:, None], index, len(known))[:, 0]
+    return dict(zip(known.tolist(), zip(counts.tolist(), total.tolist(), strict=True), strict=True))

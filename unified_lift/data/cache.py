@@ -8,8 +8,9 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ Wanted = Literal["auto", "cuda", "cpu", "disk"]
 # Shares of what is free there that photos and masks may take: unasked, and where the user asks for it.
 _SHARES: dict[DataDevice, tuple[float, float]] = {"cuda": (0.25, 0.8), "cpu": (0.5, 0.9), "disk": (0.9, 0.9)}
 _NAMES: dict[DataDevice, str] = {"cuda": "on the GPU", "cpu": "in main memory", "disk": "on disk"}
+_PIXELS = ("image", "segments", "valid")  # of a view
 _GIB = 2**30
 _CHUNK = 64 * 2**20  # pinned memory is asked for in powers of two, because torch rounds up to them
 _ALIGNMENT = 64
@@ -66,6 +68,11 @@ def choose_cache(wanted: Wanted, num_bytes: int, free: dict[DataDevice, int]) ->
     return CacheChoice(wanted, num_bytes, free[wanted])
 
 
+def as_tensor(array: np.ndarray) -> Tensor:
+    """Return the array as a tensor in main memory."""
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
 class DataCache:
     """Keeps the pixels of a scene: arrays as the reader decodes them, so that they need not all fit in memory first.
 
@@ -82,14 +89,17 @@ class DataCache:
         """Decide, before anything is decoded, where about `num_bytes` are going to be kept."""
         self.choice = choose_cache(self._wanted, num_bytes, free_bytes(self._device, self._folder))
         if self.choice.kept_on == "disk":
-            self._write = _Files(self._folder)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for stale in self._folder.glob(f"{_PREFIX}*{_SUFFIX}"):  # of a run that was killed while it loaded
+                stale.unlink(missing_ok=True)
+            self._write = partial(_mapped, folder=self._folder)
         elif self.choice.kept_on == "cpu" and self._device.type == "cuda":
             self._write = _Chunks(pinned=True)
         return self.choice
 
     def keep(self, array: np.ndarray) -> Tensor:
         """Return a decoded array as a tensor where it is kept while the rest is loaded; safe to call from threads."""
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        tensor = as_tensor(array)
         if self._write is None:
             return tensor
         kept = self._write(tensor)
@@ -101,22 +111,18 @@ class DataCache:
         num_bytes = scene_bytes(scene)
         choice = self.choice = (self.choice or self.expect(num_bytes))._replace(num_bytes=num_bytes)
 
-        def moved(tensor: Tensor) -> Tensor:
-            """Return the tensor where it is kept; views that share one (a black frame) still do."""
-            if id(tensor) not in self._kept:
-                if choice.kept_on == "cuda":
-                    place = tensor.to(self._device)
-                else:
-                    place = tensor if self._write is None else self._write(tensor)
-                self._kept[id(tensor)] = (tensor, place)
-            return self._kept[id(tensor)][1]
+        write = self._write or (lambda tensor: tensor.to(self._device if choice.kept_on == "cuda" else "cpu"))
 
-        def moved_view(view: View) -> View:
-            segments = None if view.segments is None else moved(view.segments)
-            valid = None if view.valid is None else moved(view.valid)
-            return replace(view, image=moved(view.image), segments=segments, valid=valid)
+        def moved(view: View) -> View:
+            """Return the view with its tensors where they are kept; views that share one (a black frame) still do."""
+            tensors = {name: getattr(view, name) for name in _PIXELS if getattr(view, name) is not None}
+            for tensor in tensors.values():
+                if id(tensor) not in self._kept:
+                    self._kept[id(tensor)] = (tensor, write(tensor))
+            placed: dict[str, Any] = {name: self._kept[id(tensor)][1] for name, tensor in tensors.items()}
+            return replace(view, **placed)
 
-        train, test = (tuple(map(moved_view, views)) for views in (scene.train, scene.test))
+        train, test = (tuple(map(moved, views)) for views in (scene.train, scene.test))
         self._kept.clear()
         return replace(scene, train=train, test=test, kept_on=choice.kept_on)
 
@@ -139,35 +145,23 @@ class _Chunks:
         return place.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
-class _Files:
-    """Puts tensors into memory-mapped files. Each loses its name at once, so that whatever ends the run frees it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob(f"{_PREFIX}*{_SUFFIX}"):  # of a run that was killed while it loaded
-            stale.unlink(missing_ok=True)
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        """Return the tensor as mapped from a file."""
-        try:
-            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=_PREFIX, suffix=_SUFFIX) as file:
-                file.write(tensor.numpy().tobytes())
-                file.flush()
-                flat = torch.from_file(file.name, shared=False, size=tensor.numel(), dtype=tensor.dtype)
-                return flat.view(tensor.shape)
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"{self._folder}: photos and masks could not be kept there ({error}); free disk space or use "
-                "--data_device cpu"
-            ) from None
+def _mapped(tensor: Tensor, *, folder: Path) -> Tensor:
+    """Return the tensor as mapped from a file, which loses its name at once, so that whatever ends the run frees it."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=_PREFIX, suffix=_SUFFIX) as file:
+            file.write(tensor.numpy().tobytes())
+            file.flush()
+            flat = torch.from_file(file.name, shared=False, size=tensor.numel(), dtype=tensor.dtype)
+            return flat.view(tensor.shape)
+    except (OSError, RuntimeError) as error:
+        what = f"photos and masks could not be kept there ({error})"
+        raise UserError(f"{folder}: {what}; free disk space or use --data_device cpu") from None
 
 
 def scene_bytes(scene: Scene) -> int:
     """Return the bytes of all photos and masks, what views share counted once."""
-    views = (*scene.train, *scene.test)
-    tensors = [tensor for view in views for tensor in (view.image, view.segments, view.valid) if tensor is not None]
-    return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
+    found = [getattr(view, name) for view in (*scene.train, *scene.test) for name in _PIXELS]
+    return sum({id(tensor): tensor.nbytes for tensor in found if tensor is not None}.values())
 
 
 def free_bytes(device: torch.device, folder: Path) -> dict[DataDevice, int]:

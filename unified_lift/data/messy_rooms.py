@@ -70,11 +70,10 @@ def exact_ids(root: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     """Return the exact ids of the named views where `semantic` says object, 0 elsewhere; int32 [H, W]."""
     found, classes = masks_in(root / "instance", names), masks_in(root / "semantic", names)
     for name in found.keys() & classes.keys():
-        ours, theirs = found[name].shape, classes[name].shape
-        if ours != theirs:
-            semantic = find_mask(root / "semantic", name)
+        ours, theirs, mask = found[name].shape, classes[name].shape, find_mask(root / "semantic", name)
+        if ours != theirs and mask is not None:
             what = f"shape {theirs} differs from {ours} of the same view in instance/"
-            raise UserError(f"{semantic.path if semantic else name}: {what}; fetch it again")
+            raise UserError(f"{mask.path}: {what}; fetch it again")
     return {name: np.where(classes[name] == 1, ids, 0) for name, ids in found.items() if name in classes}
 
 

@@ -48,8 +48,7 @@ _FIRST_CENTRE = 0.5  # corner-origin coordinate of the first pixel's centre
 
 def dn_splatter(count: int) -> tuple[list[int], list[int]]:
     """Return training and held-out frames by DN-Splatter's rule: of 0, 25, 50, ... every fifth is held out."""
-    kept = range(0, count, 25)
-    return [n for n in kept if n % 125], [n for n in kept if n % 125 == 0]
+    return [n for n in range(0, count, 25) if n % 125], list(range(0, count, 125))
 
 
 def semantic_nerf(count: int) -> tuple[list[int], list[int]]:
@@ -133,15 +132,14 @@ def read_trajectory(path: Path) -> np.ndarray:
         raise UserError(f"{path}: not readable as text ({error}); fetch it again") from None
     if not lines:
         raise UserError(f"{path}: holds no pose; fetch it again")
-    poses = []
+    poses = np.empty((len(lines), 4, 4))
     for n, line in enumerate(lines):
         try:
-            poses.append(np.array(line.split(), dtype=np.float64).reshape(4, 4))
+            poses[n] = np.array(line.split(), dtype=np.float64).reshape(4, 4)
         except ValueError:
-            raise UserError(
-                f"{path}: line {n + 1} does not hold the 16 numbers of a camera-to-world matrix; fetch it again"
-            ) from None
-    return np.stack(poses)
+            what = f"line {n + 1} does not hold the 16 numbers of a camera-to-world matrix"
+            raise UserError(f"{path}: {what}; fetch it again") from None
+    return poses
 
 
 def read_lens(recording: Recording, frame: int) -> Lens:
@@ -175,9 +173,8 @@ def _camera_parameters(recording: Recording) -> tuple[Path, dict]:
     places = [folder / "cam_params.json" for folder in (recording.folder, recording.folder.resolve().parent)]
     source = next((path for path in places if path.is_file()), None)
     if source is None:
-        raise UserError(
-            f"{places[0]}: neither here nor one folder up; copy cam_params.json from the root of the download"
-        )
+        what = "neither here nor one folder up"
+        raise UserError(f"{places[0]}: {what}; copy cam_params.json from the root of the download")
     camera = read_json(source).get("camera")
     if not isinstance(camera, dict):
         raise UserError(f"{source}: has no object named camera; fetch it again")
@@ -232,10 +229,15 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     seen = {numbers[frame.name]: frame for frame in frames if frame.name in train}
     with_depth = {n: frame for n, frame in seen.items() if recording.depth(n).is_file()}
     notes = [f"{len(numbers)} frames of the {recording.layout} rendering belong to the benchmark"]
-    if not settings.random_init and not cloud.is_file() and 0 < len(with_depth) < len(seen):
-        notes.append(
-            f"{len(seen) - len(with_depth)} of {len(seen)} training frames have no depth map for initial points"
-        )
+    num_without = len(seen) - len(with_depth)
+    if not settings.random_init and not cloud.is_file() and 0 < num_without < len(seen):
+        notes.append(f"{num_without} of {len(seen)} training frames have no depth map for initial points")
+
+    def annotations(names: Collection[str]) -> dict[str, np.ndarray]:
+        check_same_walk(recording)
+        maps = {name: recording.annotation(numbers[name]) for name in names}
+        return {name: read_mask(mask) for name, mask in maps.items() if mask is not None}
+
     depths = partial(depth_points, with_depth, recording, seed=settings.points_seed)
     return SceneDescription(
         frames=frames,
@@ -243,7 +245,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
         held_out=test,
         points=partial(read_point_cloud, cloud) if cloud.is_file() else depths,
         notes=notes,
-        annotations=partial(_instance_maps, recording, numbers),
+        annotations=annotations,
     )
 
 
@@ -252,13 +254,6 @@ def benchmark_frames(recording: Recording, count: int) -> tuple[dict[str, int], 
     train, test = recording.split(count)
     names = {n: recording.photo(n).stem for n in sorted((*train, *test))}
     return {name: n for n, name in names.items()}, [names[n] for n in test]
-
-
-def _instance_maps(recording: Recording, numbers: Mapping[str, int], names: Collection[str]) -> dict[str, np.ndarray]:
-    """Return the instance ids of the named views that have a map, int32 [H, W]."""
-    check_same_walk(recording)
-    maps = {name: recording.annotation(numbers[name]) for name in names}
-    return {name: read_mask(mask) for name, mask in maps.items() if mask is not None}
 
 
 def depth_points(

@@ -10,12 +10,11 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from unified_lift.data.base import Frame, Reader, SceneDescription, fit_lens, listed, make_camera, missing_photo
 from unified_lift.data.borders import without_black_frames
-from unified_lift.data.cache import DataCache
+from unified_lift.data.cache import DataCache, as_tensor
 from unified_lift.data.images import Progress, image_size, parallel_map, read_image, resize_image, target_size
 from unified_lift.data.lens import Lens, undistort_ids, undistort_image
 from unified_lift.data.masks import MaskFile, find_mask, read_mask, same_aspect
@@ -111,7 +110,7 @@ def load_scene(settings: DataSettings, *, progress: Progress | None = None, cach
     used = [*train, *test]
     if cache is not None:
         cache.expect(_bytes_of(used, settings))
-    keep = (lambda array: torch.from_numpy(np.ascontiguousarray(array))) if cache is None else cache.keep
+    keep = as_tensor if cache is None else cache.keep
     loaded = parallel_map(partial(_load_view, settings=settings, zero_id=described.zero_id, keep=keep), used, progress)
     counts = Counter(note for _, notes in loaded for note in sorted(set(notes)))
     views, border_notes = without_black_frames([view for view, _ in loaded])
@@ -180,9 +179,8 @@ def _load_view(
         valid = undistort_ids(np.ones((lens.height, lens.width), np.int32), lens)
     width, height = target_size(lens.width, lens.height, settings.resolution)
     if (width, height) != lens.size:
-        notes.append(
-            f"resized from {lens.width}x{lens.height} to {width}x{height} (--resolution {settings.resolution})"
-        )
+        sizes = f"from {lens.width}x{lens.height} to {width}x{height}"
+        notes.append(f"resized {sizes} (--resolution {settings.resolution})")
     view = View(
         name=frame.name,
         camera=make_camera(frame, lens).resized(width, height),
@@ -198,10 +196,8 @@ def _read_mask_like(mask: MaskFile, lens: Lens) -> np.ndarray:
     ids = read_mask(mask)
     height, width = ids.shape
     if (width, height) != lens.size and not same_aspect((width, height), lens.size):
-        raise UserError(
-            f"{mask.path}: the mask is {width}x{height} but its image is {lens.width}x{lens.height}, another shape; "
-            "make the mask from this image or remove it"
-        )
+        what = f"the mask is {width}x{height} but its image is {lens.width}x{lens.height}, another shape"
+        raise UserError(f"{mask.path}: {what}; make the mask from this image or remove it")
     return nearest(ids, lens.height, lens.width)
 
 
@@ -253,8 +249,7 @@ def _read_prompt_mask(path: Path, frame: Frame) -> np.ndarray:
     mask = read_image(path).max(axis=-1) > _FOREGROUND
     height, width = mask.shape
     if not same_aspect((width, height), frame.lens.size):
-        raise UserError(
-            f"{path}: the mask is {width}x{height} but the photo of {frame.name} is "
-            f"{frame.lens.width}x{frame.lens.height}, another shape; fetch it again"
-        )
+        photo = f"{frame.lens.width}x{frame.lens.height}"
+        what = f"the mask is {width}x{height} but the photo of {frame.name} is {photo}, another shape"
+        raise UserError(f"{path}: {what}; fetch it again")
     return _as_pinhole(mask.astype(np.int32), frame.lens) > 0

@@ -39,10 +39,7 @@ class Rendering(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Result(ProtocolResult):
-    """The scores of a trained scene: those of a protocol, means over views of the metrics of views, and counts.
-
-    Without ground truth, or where the model knows no objects, the protocol's part is empty.
-    """
+    """Scores of a protocol, which are absent without ground truth or objects, means of those of views, and counts."""
 
     protocol: Protocol
     ground_truth: GroundTruth
@@ -130,11 +127,7 @@ def _score_views(
 
 
 def protocol_named(name: str, data: DataSettings) -> Protocol:
-    """Return the protocol of a name; `auto`: the one that the dataset's reader names.
-
-    Raises:
-        UserError: There is none of that name.
-    """
+    """Return the protocol of a name, a UserError if there is none; `auto`: the one that the dataset's reader names."""
     known = ", ".join(PROTOCOLS)
     if name in PROTOCOLS:
         return PROTOCOLS[name]
@@ -173,11 +166,8 @@ def score_objects(
 ) -> ProtocolResult:
     """Return the protocol's scores of rendered ids, [H, W] by held-out view.
 
-    Ids rendered at a reduced size (-r) are compared at the size of the annotations, nearest pixel, and the report
-    says so.
-
-    Raises:
-        UserError: A view was annotated in another shape than it was rendered.
+    Ids rendered at a reduced size (-r) are compared at that of the annotations, nearest pixel, and the report says so;
+    another aspect is a UserError.
     """
     cameras = {view.name: view.camera for view in scene.test}
     resized = dict(object_ids)
@@ -204,11 +194,7 @@ def score_objects(
 
 
 def candidates_of(model: TrainedScene) -> dict[str, Method]:
-    """Return the clusterings that the method kept.
-
-    Raises:
-        UserError: There are none.
-    """
+    """Return the clusterings that the method kept; a UserError if there are none."""
     found = model.method.candidates() if model.method is not None else {}
     if not found:
         fix = "train one whose method makes several, such as --method omniseg3d_gs"
@@ -220,8 +206,7 @@ def evaluate_candidates(model: TrainedScene, scene: Scene, result: Result, *, qu
     """Return the scores of every clustering that the method kept, the best of them, and the one it chose itself.
 
     Args:
-        model, scene, result: What was scored, and what `evaluate` returned; prompts are not sought again.
-        quiet: No progress bar.
+        result: What `evaluate` returned for the model; prompts are not sought again.
     Raises:
         UserError: There are no candidates or no annotations, or the annotations show no object.
     """

@@ -18,13 +18,7 @@ BOX_THRESHOLD, TEXT_THRESHOLD = 0.30, 0.45  # Grounded-SAM as Gaussian Grouping'
 
 
 class TextMasks(NamedTuple):
-    """What words alone found in the reference image.
-
-    Attributes:
-        masks: Prompt -> bool [H, W]; a prompt that was not found has no entry or an empty mask.
-        facts: How they were found, ready for JSON.
-        warnings: What the reader of the scores must know.
-    """
+    """What words found: prompt -> bool [H, W], absent or empty if it was not found; facts for JSON; warnings."""
 
     masks: dict[str, np.ndarray]
     facts: dict[str, object]
@@ -122,11 +116,7 @@ class GroundingDinoSam:
 
 
 def grounding_of(text: str, *, device: torch.device) -> Grounding:
-    """Return what `--grounding` names: a folder of masks, or `dino:FOLDER,sam:FOLDER`.
-
-    Raises:
-        UserError: The text is neither, a folder is missing or holds no such model, or `transformers` is not installed.
-    """
+    """Return what `--grounding` names: a folder of masks, or `dino:FOLDER,sam:FOLDER`; else raise a UserError."""
     if not text.startswith("dino:"):
         return FolderGrounding(Path(text))
     dino, comma, sam = text.removeprefix("dino:").partition(",sam:")

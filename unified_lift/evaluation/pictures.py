@@ -46,10 +46,7 @@ def object_colors(ids: np.ndarray) -> np.ndarray:
 
 
 def partner_colors(ids: np.ndarray, partners: Mapping[int, int | None]) -> np.ndarray:
-    """Return ids [H, W] in the colours of the ids they are matched with, uint8 [H, W, 3].
-
-    Without an entry in `partners`, or with None, an id is light grey.
-    """
+    """Return ids [H, W] in the colours of their partners, uint8 [H, W, 3]; one without partner is light grey."""
     values, index = np.unique(ids, return_inverse=True)
     found = [partners.get(value) for value in values.tolist()]
     table = np.array([UNMATCHED_COLOR if partner is None else object_colors(np.array(partner)) for partner in found])
@@ -62,10 +59,7 @@ def borders(ids: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, ids: np.ndarray, *, share: float = 0.5) -> np.ndarray:
-    """Return the picture, uint8 [H, W, 3], tinted with the object colours of `ids` [H, W]; borders are white.
-
-    Id 0 is dimmed instead of tinted. `share` is the weight of the object colour, in [0, 1].
-    """
+    """Return the picture, uint8 [H, W, 3], with a `share` of the object colours of `ids` [H, W]; borders are white."""
     mixed = (1 - share) * image + share * object_colors(ids).astype(np.float32)
     mixed[borders(ids)] = 255
     return np.rint(mixed).astype(np.uint8)
@@ -77,11 +71,9 @@ def uncertainty_picture(confidence: np.ndarray) -> np.ndarray:
 
 
 def depth_picture(depth: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Return depth in the colour map `turbo`, near = red, stretched over the 2nd to 98th percentile of inverse depth.
+    """Return depth [H, W] in the colour map `turbo`, near = red; mostly empty pixels (alpha [H, W]) are black.
 
-    Args:
-        depth: World units, [H, W].
-        alpha: Accumulated opacity; pixels that are mostly empty come out black, [H, W].
+    It is stretched over the 2nd to 98th percentile of inverse depth.
     """
     seen = (alpha > 0.5) & (depth > 0)
     if not seen.any():
@@ -102,7 +94,7 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     if picture.dtype == bool and picture.ndim == 2:
         pixels = picture.astype(np.uint8) * 255
     elif picture.ndim == 2:
-        if picture.size and not 0 <= int(picture.min()) <= int(picture.max()) <= MAX_ID:
+        if picture.size and not 0 <= picture.min() <= picture.max() <= MAX_ID:
             raise ValueError(f"{path}: ids must lie in 0..{MAX_ID}, received {picture.min()}..{picture.max()}")
         pixels = picture.astype(np.uint16)
     elif picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8:
@@ -114,11 +106,7 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """Return a PNG written by `write_picture`: uint8 RGB [H, W, 3] or int32 ids [H, W].
-
-    Raises:
-        UserError: The file is missing or damaged.
-    """
+    """Return a PNG of `write_picture`, uint8 RGB [H, W, 3] or int32 ids [H, W]; a UserError if missing or damaged."""
     pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.exists() else None
     if pixels is None:
         raise UserError(f"{path}: missing or damaged picture; write it again with render.py")
@@ -132,10 +120,7 @@ def _mapped(values: np.ndarray, colormap: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _palette() -> np.ndarray:
-    """Return PALETTE_SIZE colours, each the candidate farthest from all before it, so any first few differ most.
-
-    Source: OKLab, B. Ottosson 2020 (public domain matrices). Candidates are of middle lightness.
-    """
+    """Return PALETTE_SIZE colours, each the farthest from all before it in OKLab [B. Ottosson 2020]."""
     grid = np.meshgrid(_LIGHTNESS, _CHROMA, _HUES, indexing="ij")
     lightness, chroma, hue = (np.append(first, axis) for first, axis in zip(_FIRST_COLOR, grid))
     lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)

@@ -72,8 +72,7 @@ def write_plots(
 def loss_figure(log_lines: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Return one panel for every term and statistic of every stage, None where nothing was logged.
 
-    Args:
-        log_lines: {stage, step, name: value, ...}; a resumed run repeats steps, and the last line of each counts.
+    Lines are {stage, step, name: value, ...}; a resumed run repeats steps, and the last line of each counts.
     """
     points: dict[tuple[str, str], dict[int, float]] = {}
     for line in log_lines:
@@ -114,11 +113,7 @@ def _draw_curve(axis: Axes, steps: np.ndarray, values: np.ndarray, *, color: str
 
 @styled
 def metric_figure(per_view: Mapping[str, Mapping[str, float]]) -> Figure | None:
-    """Return bars of every score over the views with its mean, None where there is no score.
-
-    Args:
-        per_view: Metric -> view -> value.
-    """
+    """Return bars of every score (metric -> view -> value) with its mean, None where there is no score."""
     metrics = [m for m in map(metric_of, per_view) if m.higher_is_better is not None and per_view[m.name]]
     if not metrics:
         return None
@@ -142,11 +137,7 @@ def metric_figure(per_view: Mapping[str, Mapping[str, float]]) -> Figure | None:
 
 @styled
 def time_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure | None:
-    """Return one panel for each score with a line for every run, against training time on a logarithmic axis.
-
-    Args:
-        curves: Name of a run -> its points, each with `seconds` and scores.
-    """
+    """Return one panel for each score with a line for every run (its points: `seconds` and scores) against time."""
     shown = [name for name in _TIMED_SCORES if any(name in point for points in curves.values() for point in points)]
     if not shown:
         return None

@@ -56,8 +56,7 @@ def _pictures_of(rendered: RenderedView) -> dict[str, np.ndarray]:
 def stored_renderings(model: TrainedScene, views: Sequence[View], *, quiet: bool = True) -> Iterator[Rendering]:
     """Yield the stored rendering of each held-out view, after rendering those that are missing or older than the model.
 
-    Raises:
-        UserError: A picture is damaged, or of another size than the photo.
+    A picture that is damaged or of another size than the photo is a UserError.
     """
     folder = pictures_dir(model.path, "test", model.iteration)
     saved = max(path.stat().st_mtime for path in iteration_dir(model.path, model.iteration).iterdir())

@@ -21,13 +21,11 @@ from unified_lift.types import Scene
 
 
 def write_result(model: TrainedScene, scene: Scene, result: Result, *, log_lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write all files, keeping what they say about other iterations.
+    """Write all files, keeping what they say about other iterations; a UserError if one is damaged.
 
     Args:
-        model, scene, result: What was scored, and what `evaluate` returned for its stored renderings.
+        result: What `evaluate` returned for the stored renderings of the model.
         log_lines: Of metrics.jsonl, for the plots.
-    Raises:
-        UserError: A file of an earlier scoring is damaged.
     """
     model_path, shown, names = model.path, f"ours_{model.iteration}", [view.name for view in scene.test]
     folder = pictures_dir(model_path, "test", model.iteration)

@@ -55,13 +55,7 @@ def video_path(cameras: Sequence[Camera], *, count: int) -> list[Camera]:
 
 
 def path_through(keys: Sequence[Camera], *, count: int, height: int = MAX_HEIGHT) -> list[Camera]:
-    """Return `count` cameras that pass through the chosen ones at even times, without a jerk.
-
-    The frames, of an even height in pixels, are as wide as the window of the first one is.
-
-    Raises:
-        UserError: There are fewer than two views.
-    """
+    """Return `count` cameras of an even height that pass smoothly through at least two (else a UserError) others."""
     if len(keys) < 2:
         raise UserError(f"a camera path needs two views at least, there are {len(keys)}; add the view you see")
     poses = np.stack([invert_rigid(camera.cam_from_world) for camera in keys])

@@ -63,7 +63,7 @@ class Metric:
 
     @property
     def title(self) -> str:
-        """Return the name, with the unit where numbers are plotted in one."""
+        """Return the name, with the unit if numbers have one."""
         return self.name if self.unit in ("", "%", "count") else f"{self.name} [{self.unit}]"
 
     def text(self, value: float) -> str:

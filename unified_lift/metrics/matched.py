@@ -36,8 +36,7 @@ class MatchedScores:
     Attributes:
         miou: Sum of matched IoU over the number of true objects; an unmatched one counts 0.
         f1, precision, recall: Of the `tp` pairs with IoU above 0.5.
-        pairs: (true id, predicted id) of every matched pair that overlaps at all.
-        pair_iou: IoU of each pair.
+        pairs, pair_iou: (true id, predicted id) of every matched pair that overlaps at all, and its IoU.
     """
 
     miou: float

@@ -63,10 +63,8 @@ def pq_scene(
 
     Source: Kirillov et al. 2019, scene version of Panoptic Lifting and Contrastive Lift.
     Args:
-        pred_sem, pred_ids: Predicted class and id of every pixel, integers, any shape.
-        true_sem, true_ids: True class and id, same shape.
-        things: Classes with instances.
-        stuff: Classes without.
+        pred_sem, pred_ids, true_sem, true_ids: Class and id of every pixel, integers of one shape.
+        things, stuff: Classes with and without instances.
         min_share: Least share of a class, see `MIN_CLASS_SHARE`.
     Raises:
         ValueError: Unequal shapes, or no class is left to score.
@@ -124,7 +122,7 @@ def _score(
 
 
 def largest_area_background(preds: Sequence[np.ndarray]) -> int:
-    """Return the id that covers the most pixels of all views together, the smallest of equals.
+    """Return the id that covers the most pixels of all views [H, W] together, the smallest of equals.
 
     Source: Section 4.1 of the paper: this segment is the background, its complement the objects.
     Raises:

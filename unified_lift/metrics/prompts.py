@@ -26,21 +26,16 @@ METRICS = (
 
 
 def shares_inside(ids: np.ndarray, mask: np.ndarray) -> dict[int, float]:
-    """Return the share of the pixels of every id [H, W] that lies in the mask, bool [H, W]; rising ids.
-
-    Raises:
-        ValueError: The shapes differ.
-    """
+    """Return the share of the pixels of every id [H, W] that lies in the mask, bool [H, W] (else a ValueError)."""
     present, inside, counts = overlap_table(ids, mask.astype(np.uint8))
     shares = counts[:, inside == 1].sum(axis=1) / counts.sum(axis=1)
     return dict(zip(present.tolist(), shares.tolist(), strict=True))
 
 
 def select_ids(ids: np.ndarray, mask: np.ndarray, *, min_share: float = MIN_SHARE) -> tuple[int, ...]:
-    """Return the ids of which more than `min_share` lies in the mask, rising; 0 is an id like others.
+    """Return the ids of whose pixels more than `min_share` lie in the mask, rising; 0 is an id like others.
 
-    Source: Gaussian Grouping. The share is of the predicted segment, not of the mask or the union: several ids may be
-    chosen, and a large one that is half covered never is.
+    Source: Gaussian Grouping.
     """
     return tuple(label for label, share in shares_inside(ids, mask).items() if share > min_share)
 
@@ -81,13 +76,12 @@ def best_ids(
 ) -> tuple[tuple[int, ...], float]:
     """Return the ids whose mask has the largest mean IoU with the ground truth over the views, and that IoU.
 
-    An upper bound for any way of choosing ids. The search adds or removes one id at a time while that helps, from no
-    ids and from each of `starts`, so it is at least as good as all of these.
+    The search adds or removes one id at a time while that helps, from no ids and from each of `starts`, so it is at
+    least as good as all of these.
 
     Args:
         likely: Likely ids of each view in which the true mask is not empty, [H, W, K].
         trues: True mask of each, bool [H, W].
-        starts: Sets of ids that were chosen otherwise.
     """
     views = [_combinations(ids, true) for ids, true in zip(likely, trues, strict=True)]
     candidates = {label for ids, inside, _ in views for label in ids[inside > 0].reshape(-1).tolist()} - {NO_ID}

@@ -24,11 +24,11 @@ PromptMasks = Mapping[str, Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionBundle:
-    """A model's answers on the views of a split. A protocol takes what it needs.
+    """A model's answers on the views of a split.
 
     Attributes:
-        names: The views of the split, all of them.
-        object_ids: Predicted object ids; a view without them has no prediction.
+        names: All views of the split.
+        object_ids: Predicted ids; a view without them has no prediction.
         likely_ids: (view, threshold) -> ids whose probability is above it, int32 [H, W, K] with -1 in unused places;
             None = each pixel's id is certain.
         find_prompts: (view, prompts) -> masks of the prompts found by their words alone; None = nothing does that.
@@ -56,8 +56,8 @@ class ProtocolResult:
     """Scores of one model on one scene; fractions in [0, 1]. A score that does not apply is absent.
 
     Attributes:
-        scores: Name -> score or count of the scene, such as PQ_scene, mIoU, F1, num_objects_true.
-        per_view: Name -> view -> score; the protocol decides how they relate to those of the scene.
+        scores: Name -> score or count of the scene.
+        per_view: Name -> view -> score.
         report: How the scores came about, ready for JSON.
         masks: View -> prompt -> predicted mask, bool [H, W], where prompts are what is predicted.
         text: What words alone found in the reference view, where they were used.
@@ -75,7 +75,6 @@ class Protocol:
     """One benchmark.
 
     Attributes:
-        name: Key in `PROTOCOLS`.
         ground_truth: The field of `GroundTruth` that it compares with.
         headline: The scores by which models are ranked: of these names, the first that the result has.
         score: Returns the scores. Raises ValueError where there is no ground truth or sizes differ.
@@ -95,10 +94,9 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignedViews:
-    """Label maps of the views that can be scored, and what had to be decided about them.
+    """Label maps of the annotated views, at the size of their annotations, and what was decided about them.
 
     Attributes:
-        names, preds, trues: The annotated views, at the size of their annotations.
         background: Predicted id with the largest area over all views of the split, annotated or not.
         without_annotation, without_prediction: Views that are left out, and those that count as all background.
     """
@@ -176,16 +174,13 @@ class AlignedViews:
         ]
 
     def _per_view(self) -> dict[str, dict[str, float]]:
-        """Return mIoU over the true objects that a view shows, their number and their share of the pixels.
-
-        Partners are those of the scene; an object without one, or whose partner is not in the view, counts 0.
-        """
+        """Return mIoU of the true objects in each view with their partners in the scene, their number and share."""
         partner = dict(self.matched["scene"].pairs) if self.matched else {}
         scores: dict[str, dict[str, float]] = {"num_objects": {}, "object_share": {}}
         for name, pred, true in zip(self.names, self.preds, self.trues, strict=True):
             pred_ids, true_ids, counts = overlap_table(pred, true)
             iou = dict(zip(pred_ids.tolist(), iou_from_counts(counts), strict=True))
-            nothing = np.zeros(len(true_ids))
+            nothing = np.zeros(len(true_ids))  # of an object without partner in the view
             values = [iou.get(partner.get(i), nothing)[column] for column, i in enumerate(true_ids.tolist()) if i != 0]
             scores["num_objects"][name], scores["object_share"][name] = len(values), float(np.mean(true != 0))
             if values:

@@ -10,6 +10,8 @@ from .on_gpu import travel
 
 # the CUDA sources run everywhere: emulated on a CPU, and on the GPU where there is one
 CUDA = ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)]
+GPU = [pytest.param(f"gpu, {sums}", marks=pytest.mark.gpu) for sums in ("matrix units", "shuffles")]
+INSTRUCTION_SETS = ["baseline", "avx2", "avx512"]
 
 
 def _use(kind, request, monkeypatch):
@@ -55,20 +57,28 @@ def kernels(cuda):
     return switch
 
 
-@pytest.fixture(params=["matrix units", "shuffles"])
-def sums(request, cuda):
-    """Run a test with each way in which the CUDA backward pass sums over pixels."""
-    diff_gaussian_rasterization.cuda.allow_matrix_units(request.param == "matrix units")
-    yield request.param
-    diff_gaussian_rasterization.cuda.allow_matrix_units(True)
-
-
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
+@pytest.fixture(params=INSTRUCTION_SETS)
 def instruction_set(request):
     """Run a test once per instruction set; a machine without it repeats the test on the one it has."""
     before = native.isa()
     native.use_isa(request.param)
     yield native.isa()
+    native.use_isa(before)
+
+
+@pytest.fixture(params=[*INSTRUCTION_SETS, "emulated, matrix units", "emulated, shuffles", *GPU])
+def kernel(request, monkeypatch):
+    """Run a test with every compiled program: each instruction set, and each way in which CUDA sums over pixels."""
+    before = native.isa()
+    if request.param in INSTRUCTION_SETS:
+        native.use_isa(request.param)
+        yield "cpu"
+    else:
+        kind, sums = request.param.split(", ")
+        name = _use(kind, request, monkeypatch)
+        diff_gaussian_rasterization.cuda.allow_matrix_units(sums == "matrix units")
+        yield name
+        diff_gaussian_rasterization.cuda.allow_matrix_units(True)
     native.use_isa(before)
 
 

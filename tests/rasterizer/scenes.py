@@ -12,6 +12,8 @@ from . import tolerances
 
 MAPS = ("image", "features", "alpha", "depth")
 INPUTS = ("means", "quats", "scales", "opacities", "colors", "features", "backgrounds", "means2d")
+GEOMETRY = {"means", "quats", "scales", "opacities", "means2d"}
+SCALES = {"image": 1.5, "features": 4.0, "alpha": 1.5, "depth": 6.0}  # largest values of a map
 
 
 @dataclass(frozen=True)
@@ -116,3 +118,51 @@ def assert_same_gradient(name: str, expected: Tensor, actual: Tensor, *, seed: i
     assert size > 0, f"seed {seed}: gradient of {name} is all zeros, the comparison says nothing"
     error = (expected - actual).norm().item() / size
     assert error <= tolerances.GRADIENT_RELATIVE, f"seed {seed}: gradient of {name} differs by {error} of its norm"
+
+
+def assert_same_result(
+    expected: tuple[dgr.RasterOutput, dict[str, Tensor]],
+    actual: tuple[dgr.RasterOutput, dict[str, Tensor]],
+    seed: int,
+    *,
+    maps: tuple[str, ...] = MAPS,
+    features_move_geometry: bool = False,
+    saturated: bool = False,
+    other_radii: float = 1,
+) -> None:
+    """Compare all maps, the gradients of a loss on `maps`, and radii; inputs that the loss can't reach get no gradient.
+
+    `saturated`: too little transmittance is left to compare gradients of the background and of positions.
+    """
+    reached = {"features"} if "features" in maps else set()
+    if maps != ("features",) or features_move_geometry:
+        reached |= GEOMETRY
+    if "image" in maps:
+        reached |= {"colors", "backgrounds"}
+    for name in MAPS:
+        value = getattr(expected[0], name)
+        if value.numel():
+            assert_same_map(name, value, getattr(actual[0], name).cpu(), scale=SCALES[name], seed=seed)
+    for name, gradient in expected[1].items():
+        if name not in reached:
+            for other in (gradient, actual[1][name]):
+                assert other is None or not bool((other != 0).any()), f"seed {seed}: {name} has a gradient"
+        elif not saturated or name not in ("backgrounds", "means2d"):
+            assert_same_gradient(name, gradient, actual[1][name].cpu(), seed=seed)
+    assert int((expected[0].meta.radii != actual[0].meta.radii.cpu()).sum()) <= other_radii
+
+
+def assert_agrees(
+    x: Inputs,
+    implementation: str,
+    seed: int,
+    *,
+    maps: tuple[str, ...] = MAPS,
+    features_move_geometry: bool = False,
+    **options: bool | float,
+) -> tuple[dgr.RasterOutput, dgr.RasterOutput]:
+    """Compare an implementation with the definition, values and gradients; return the outputs of both."""
+    both = {"maps": maps, "features_move_geometry": features_move_geometry}
+    expected, actual = (gradients(x, name, seed, **both) for name in ("reference", implementation))
+    assert_same_result(expected, actual, seed, **both, **options)
+    return expected[0], actual[0]

@@ -5,22 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from .scenes import gradients, loss_of, random_inputs, render, with_gradients
-
-GEOMETRY = ("means", "quats", "scales", "opacities", "means2d")
-
-
-def test_feature_loss_leaves_geometry_alone_by_default(implementation):
-    _, grads = gradients(random_inputs(1), implementation, 1, maps=("features",))
-    assert bool((grads["features"] != 0).any())
-    for name in GEOMETRY:
-        assert grads[name] is None or not bool((grads[name] != 0).any()), name
-
-
-def test_feature_loss_moves_geometry_when_asked(implementation):
-    _, grads = gradients(random_inputs(1), implementation, 1, maps=("features",), features_move_geometry=True)
-    for name in (*GEOMETRY, "features"):
-        assert bool((grads[name] != 0).any()), name
+from .scenes import GEOMETRY, gradients, loss_of, random_inputs, render, with_gradients
 
 
 @pytest.mark.parametrize("maps", [("image",), ("image", "alpha", "depth")])

@@ -12,13 +12,11 @@ import torch
 from diff_gaussian_rasterization import _backend
 
 from . import fake_gsplat
-from .scenes import INPUTS, MAPS, assert_same_gradient, assert_same_map, gradients, random_inputs, render
+from .scenes import INPUTS, MAPS, SCALES, assert_agrees, gradients, random_inputs, render
 from .test_cuda import to_gpu
 from .test_step import assert_same_step
 from .test_step import run as step_of
 from .tolerances import CUT_FRACTION, PEER_ANGLE, PEER_IMAGE
-
-GEOMETRY = ("means", "quats", "scales", "opacities", "means2d")
 
 
 @pytest.fixture
@@ -41,15 +39,7 @@ def inputs(seed, **options):
 
 
 def compare(seed, x, implementation, **options):
-    expected, expected_gradients = gradients(x, "reference", seed, **options)
-    actual, actual_gradients = gradients(x, implementation, seed, **options)
-    for name in MAPS:
-        if getattr(expected, name).numel():
-            scale = {"depth": 6.0, "features": 4.0}.get(name, 1.5)
-            assert_same_map(name, getattr(expected, name), getattr(actual, name), scale=scale, seed=seed)
-    for name, gradient in expected_gradients.items():
-        if gradient is not None and bool((gradient != 0).any()):
-            assert_same_gradient(name, gradient, actual_gradients[name], seed=seed)
+    expected, actual = assert_agrees(x, implementation, seed, other_radii=math.inf, **options)
     seen = expected.meta.radii > 0
     assert torch.equal(expected.meta.radii[seen], actual.meta.radii[seen])
     assert torch.allclose(expected.meta.means2d[seen], actual.meta.means2d[seen], atol=1e-3)
@@ -73,14 +63,9 @@ def test_a_batch_of_cameras_without_background_or_centre_gradient(gsplat):
 
 
 def test_features_move_geometry_only_when_asked(gsplat):
-    x = inputs(61)
-    compare(61, x, gsplat, features_move_geometry=True)
-    _, kept = gradients(x, gsplat, 61, maps=("features",))
-    _, moved = gradients(x, gsplat, 61, maps=("features",), features_move_geometry=True)
-    assert bool((kept["features"] != 0).any())
-    for name in GEOMETRY:
-        assert kept[name] is None or not bool((kept[name] != 0).any()), name
-        assert bool((moved[name] != 0).any()), name
+    compare(61, inputs(61), gsplat, features_move_geometry=True)
+    for moves in (False, True):
+        compare(61, inputs(61), gsplat, features_move_geometry=moves, maps=("features",))
 
 
 def test_the_empty_scene_and_one_behind_the_camera_show_the_background(gsplat):
@@ -160,8 +145,7 @@ def test_the_package_agrees_with_our_kernels(dim, moves, sh_degree):
     actual, actual_gradients = gradients(x, "gsplat", seed, features_move_geometry=moves)
     for name in MAPS:
         if getattr(expected, name).numel():
-            scale = {"depth": 6.0, "features": 4.0}.get(name, 1.5)
-            error = (getattr(expected, name) - getattr(actual, name)).abs() / scale
+            error = (getattr(expected, name) - getattr(actual, name)).abs() / SCALES[name]
             cut = float((error > PEER_IMAGE).double().mean())
             assert bool((getattr(expected, name) != 0).any())
             assert cut <= CUT_FRACTION, f"{name} differs in a share of {cut}"

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from unified_lift.errors import UserError
 from unified_lift.methods.base import LiftData, Method, MethodSettings, TrainingViews, ViewPixels
 from unified_lift.metrics.panoptic import pq_scene
+from unified_lift.ops.segments import segment_sum
 from unified_lift.settings.limits import Range
 from unified_lift.shapes import check_shapes
 from unified_lift.types import ZeroId
@@ -119,7 +120,6 @@ class ClusteredMethod(Method):
         self.summary = {"cluster_sweep": sweep, "chosen": self.chosen}
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return minus the squared distance from every centroid for features [P, D], [P, L]."""
         centroids = self.centroids if self.box is not None else normalize(self.centroids, dim=1, eps=_EPS)
         return centroid_logits(self._points(features), centroids, temperature=self.settings.confidence_temperature)
 
@@ -210,13 +210,10 @@ def hdbscan_centroids(points: Tensor, *, min_cluster_size: int) -> Tensor:
     # copy=True: older versions may write into the array they are given, newer ones warn where nothing is said
     found = hdbscan(min_cluster_size=min_cluster_size, min_samples=1, allow_single_cluster=True, copy=True)
     found.fit(values.numpy())
-    labels, weights = torch.from_numpy(found.labels_).long(), torch.from_numpy(found.probabilities_)
-    member = labels >= 0  # -1: noise; -2, -3: not finite
-    labels, values, weights = labels[member], values[member], weights[member, None]
-    count = int(labels.max()) + 1 if len(labels) else 0
-    total = values.new_zeros(count, values.shape[1]).index_add_(0, labels, weights * values)
-    share = values.new_zeros(count, 1).index_add_(0, labels, weights)
-    return (total / share).float().to(points.device)
+    labels = torch.from_numpy(found.labels_).long().clamp(min=-1)  # -1: noise; -2, -3: not finite
+    weights, count = torch.from_numpy(found.probabilities_)[:, None], int(labels.max()) + 1
+    centroids = segment_sum(weights * values, labels, count) / segment_sum(weights, labels, count)
+    return centroids.float().to(points.device)
 
 
 def box_without_outliers(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,8 +225,7 @@ def box_without_outliers(points: Tensor) -> tuple[Tensor, Tensor]:
     """
     deviation = (points - points.mean(dim=0)).abs()
     kept = (deviation <= _MAX_SIGMA * points.std(dim=0, correction=0)).all(dim=1)
-    if not kept.any():  # in many dimensions each point may be far out in one of them
-        kept = torch.ones_like(kept)
+    kept |= ~kept.any()  # in many dimensions each point may be far out in one of them
     low, high = points[kept].amin(dim=0), points[kept].amax(dim=0)
     return kept, torch.stack([low, (high - low).clamp(min=_MIN_WIDTH)])
 

@@ -23,18 +23,17 @@ class AdaptiveResolution:
     """Chooses the size of the frames of a moving camera so that each takes about the budget of seconds."""
 
     def __init__(self, *, budget: float = _BUDGET) -> None:
-        self._budget = budget
-        self.share = 0.5  # of the side; the first frames correct it
+        self._budget, self._share = budget, 0.5  # of the side; the first frames correct it
 
     def size(self, width: int, height: int, *, moving: bool) -> tuple[int, int]:
         """Return the size of the next frame of a window of width x height pixels; the shape stays."""
-        share = min(1.0, _MAX_SIDE / max(width, height)) * (self.share if moving else 1.0)
+        share = min(1.0, _MAX_SIDE / max(width, height)) * (self._share if moving else 1.0)
         return max(1, round(width * share)), max(1, round(height * share))
 
     def took(self, seconds: float) -> None:
         """Learn what the last frame of a moving camera took."""
         wanted = math.sqrt(self._budget / max(seconds, 1e-6))
-        self.share = min(1.0, max(_MIN_SHARE, self.share * min(_MAX_STEP, max(1 / _MAX_STEP, wanted))))
+        self._share = min(1.0, max(_MIN_SHARE, self._share * min(_MAX_STEP, max(1 / _MAX_STEP, wanted))))
 
 
 class Frame(NamedTuple):

@@ -14,7 +14,7 @@ from unified_lift.evaluation.video import FPS, path_through, write_video
 from unified_lift.modelfolder.outputs import holds_run
 from unified_lift.types import Camera
 from unified_lift.viewer.cameras import camera_of
-from unified_lift.viewer.renderer import MODES
+from unified_lift.viewer.renderer import MODES, Renderer
 from unified_lift.viewer.session import Session
 
 if TYPE_CHECKING:
@@ -182,7 +182,8 @@ class Panels:
             self._viewer.tell(event, "Video written", str(path), color="green")
 
     def _frames(self, cameras: Sequence[Camera]) -> Iterator[np.ndarray]:
-        renderer, scene, mode = self._viewer.new_renderer(), self.session.shown, self.mode  # as they are at the start
+        scene, mode = self.session.shown, self.mode  # as they are at the start
+        renderer = Renderer(self._viewer.renderers[self._viewer.level].feature_colors)
         for index, camera in enumerate(cameras):
             if self._viewer.is_stopping:
                 raise UserError("the viewer was ended before the video was complete")

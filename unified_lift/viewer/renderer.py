@@ -98,7 +98,7 @@ class Renderer:
     """Draws a scene in any mode. One rasterization a frame: what a mode needs is blended as the features."""
 
     def __init__(self, feature_colors: FeatureColors) -> None:
-        self._feature_colors = feature_colors
+        self.feature_colors = feature_colors
         self._kept: tuple[tuple[TrainedScene, str, int | None], Gaussians] | None = None
 
     @torch.no_grad()
@@ -119,7 +119,7 @@ class Renderer:
         """Return the Gaussians with what the mode and the outline need in place of their features."""
         wanted = (scene, mode, selected)
         if self._kept is None or self._kept[0] != wanted:
-            values = [MODES[mode].values(scene, self._feature_colors)]
+            values = [MODES[mode].values(scene, self.feature_colors)]
             if selected is not None:
                 values.append((scene.object_ids == selected).float()[:, None])
             gaussians = copy.copy(scene.gaussians)  # shares all but the features, which may be gigabytes

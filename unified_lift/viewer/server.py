@@ -61,10 +61,13 @@ class Viewer:
         self.thumbnails = Thumbnails(cameras)
         self.is_stopping = False
         self.loop = FrameLoop(self._draw)
-        self._feature_colors = [FeatureColors(session.original) for session in sessions]
-        self._renderers = [Renderer(colors) for colors in self._feature_colors]
+        self.renderers = [Renderer(FeatureColors(session.original)) for session in sessions]
         self._busy = threading.Lock()  # one change at a time, so that panels show what they belong to
-        _require_own_address(host)
+        try:  # where nothing can listen, viser would wait for ever
+            socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"--host {host}: {reason}; use 127.0.0.1, or 0.0.0.0 for all") from None
         with contextlib.redirect_stdout(io.StringIO()):  # its banner; the command prints its own line
             self._server = viser.ViserServer(host=host, port=port, label=title, verbose=False)
         self._host = host
@@ -120,10 +123,6 @@ class Viewer:
 
     # ---- windows ----
 
-    def new_renderer(self) -> Renderer:
-        """Return a renderer of the granularity in use beside that of the windows, for a video."""
-        return Renderer(self._feature_colors[self.level])
-
     def _welcome(self, client: Any) -> None:
         def show(frame: Frame) -> None:
             quality = _ROUGH_JPEG_QUALITY if frame.moving else _JPEG_QUALITY
@@ -138,7 +137,7 @@ class Viewer:
         moved(None)
 
     def _draw(self, camera: Camera) -> np.ndarray:
-        session, renderer = self.sessions[level := self.level], self._renderers[level]
+        session, renderer = self.sessions[level := self.level], self.renderers[level]
         return renderer.frame(session.shown, camera, mode=self.panels.mode, selected=session.selected)
 
     def _clicked(self, event: Any) -> None:
@@ -171,14 +170,11 @@ class Viewer:
         if event.client.client_id in self._server.get_clients():
             event.client.add_notification(title, text, color=color)
 
+    # ---- the handles that move an object ----
+
     def refresh(self) -> None:
         """Let panels and handles show how things are."""
         self.panels.refresh()
-        self._place_gizmo()
-
-    # ---- the handles that move an object ----
-
-    def _place_gizmo(self) -> None:
         chosen = self.session.selected
         if chosen is None or not self.panels.handles.value:
             if self.gizmo is not None:
@@ -208,11 +204,3 @@ class Viewer:
     def _let_go(self, event: Any, operation: Operation) -> None:
         with self.change(event):
             self.session.apply(operation)
-
-
-def _require_own_address(host: str) -> None:
-    """Raise a UserError if nothing can listen there, for which viser would wait for ever."""
-    try:
-        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        raise UserError(f"--host {host}: {error.strerror or error}; use 127.0.0.1, or 0.0.0.0 for all") from None

@@ -30,11 +30,9 @@ __all__ = ["UserError", "evaluate", "export", "load_model", "load_scene", "rende
 def load_scene(path: str | Path, *, images: str = "images", resolution: int = -1) -> Scene:
     """Return the scene in a folder of any layout that training reads: photos, cameras, masks and points.
 
-    Args:
-        path: Scene folder.
-        images: Image folder inside a COLMAP scene.
-        resolution: 1, 2, 4 and 8 divide the size of the photos, another number is their width in pixels, -1 shrinks
-            those wider than 1600 px.
+    `images` is the image folder of a COLMAP scene. Resolutions of 1, 2, 4 and 8 divide the size of the photos, another
+    number is their width in pixels, -1 shrinks those wider than 1600 px.
+
     Raises:
         UserError: Names the file and what to do about it.
     """
@@ -47,8 +45,7 @@ def train_scene(
     """Train a scene into a model folder, as train.py does, and return what was trained.
 
     Args:
-        scene: Scene folder.
-        out: Model folder.
+        scene, out: Scene folder and model folder.
         preset: A preset's or method's name, or a YAML file.
         overwrite: Replace a run that the folder holds.
         settings: What differs from the preset, called like the flags of train.py: iterations=7000, eval=True.
@@ -66,12 +63,10 @@ def train_scene(
 
 
 def load_model(path: str | Path, *, iteration: int = -1, device: str | torch.device = "cpu") -> TrainedScene:
-    """Return the trained scene in a model folder, ready to be rendered on a device.
+    """Return the trained scene in a model folder (`-m` of train.py), ready to be rendered on a device.
 
     Args:
-        path: Model folder, `-m` of train.py.
         iteration: Saved iteration; -1 = the last.
-        device: Where it is rendered.
     Raises:
         UserError: The folder holds no run, nothing is saved, or not that iteration.
     """
@@ -102,7 +97,6 @@ def evaluate(model: TrainedScene, *, scene: str | Path | None = None, protocol: 
     """Return the scores of a trained scene on its held-out views: `result.scores` is a dictionary.
 
     Args:
-        model: From `load_model`.
         scene: Scene folder, if it has moved since training.
         protocol: How objects are scored, a name in docs/protocols.md; `auto`: as the dataset's reader says.
     Raises:
@@ -118,7 +112,6 @@ def export(model: TrainedScene, path: str | Path, *, objects: Sequence[int] | No
     """Write a scene, or some of its objects together, to one file: .ply, .splat, .spz or .html.
 
     Args:
-        model: From `load_model`.
         path: The file; it is replaced.
         objects: Ids of the objects; None = the whole scene.
     Raises:

@@ -5,13 +5,17 @@ H W: size of the photo, K: number of proposals.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
 
+from unified_lift.errors import UserError
 from unified_lift.settings.limits import Range
 
 Granularity = Literal["whole", "part", "subpart"]
@@ -47,6 +51,30 @@ class GeneratorSettings:
     """What a generator can be told. Each has a subclass of its own; fields must be ready for JSON or paths."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamLikeSettings(GeneratorSettings):
+    """Settings of generators that ask a network at a grid of points; the defaults are those of SAM's own generator."""
+
+    weights: Path | None = None
+    points_per_side: Annotated[int, Range(1)] = 32
+    """Points along each side of the photo [SAM]; Gaussian Grouping and Gaga: 64."""
+    points_per_batch: Annotated[int, Range(1)] = 64
+    """Points at a time; fewer need less memory [SAM]."""
+    pred_iou_thresh: Annotated[float, SHARE] = 0.88
+    """Least predicted IoU [SAM]; Gaussian Grouping, Gaga and LangSplat: 0.7."""
+    stability_score_thresh: Annotated[float, SHARE] = 0.95
+    """Least stability [SAM]; LangSplat: 0.85."""
+
+
+def needed_library(name: str, provider: str, install: str) -> ModuleType:
+    """Return the module that a generator needs; a UserError says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        missing = error.name or name
+        raise UserError(f"--provider {provider}: {missing} is not installed; run pip install {install}") from None
+
+
 class MaskGenerator(Protocol):
     """A generator with its weights loaded."""
 
@@ -59,19 +87,15 @@ class MaskGenerator(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorEntry:
-    """What a file of `mask_generators` offers.
-
-    Attributes:
-        name: What `--provider` calls it.
-        settings: The class of its settings.
-        load: Makes the generator: (settings, device).
-        on_cores: It runs on CPU cores and holds no weights, so every core gets a process with one of its own.
-    """
+    """What a file of `mask_generators` offers."""
 
     name: str
+    """What `--provider` calls it."""
     settings: type[GeneratorSettings]
     load: Callable[[Any, torch.device], MaskGenerator]
+    """Makes the generator: (settings, device)."""
     on_cores: bool = False
+    """It runs on CPU cores and holds no weights, so every core gets a process with one of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,25 +11,24 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unified_lift.capture.masks import SAM_INDEX, SHARE, GeneratorEntry, GeneratorSettings, Granularity, Proposal
+from unified_lift.capture.masks import (
+    SAM_INDEX,
+    GeneratorEntry,
+    Granularity,
+    Proposal,
+    SamLikeSettings,
+    needed_library,
+)
 from unified_lift.errors import UserError
 from unified_lift.settings.limits import Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class HfSettings(GeneratorSettings):
+class HfSettings(SamLikeSettings):
     """Settings of `hf`; the defaults are those of the official SAM generator."""
 
     weights: Path | None = None
     """Folder of a model as transformers saves it: config.json, preprocessor_config.json, model.safetensors."""
-    points_per_side: Annotated[int, Range(1)] = 32
-    """Points along each side of the photo [SAM]."""
-    points_per_batch: Annotated[int, Range(1)] = 64
-    """Points at a time; fewer need less memory."""
-    pred_iou_thresh: Annotated[float, SHARE] = 0.88
-    """Least predicted IoU [SAM]."""
-    stability_score_thresh: Annotated[float, SHARE] = 0.95
-    """Least stability [SAM]."""
     crops_n_layers: Annotated[int, Range(0)] = 0
     """Also ask crops of the photo, 2^n along each side in layer n [SAM]."""
 
@@ -44,10 +42,7 @@ class HfGenerator:
     """
 
     def __init__(self, pipeline: Any, settings: HfSettings, *, facts: dict[str, Any]) -> None:
-        """Take a pipeline of the task `mask-generation`, how it is asked, and what is stored beside the masks."""
-        self.facts = facts
-        self._pipeline = pipeline
-        self._settings = settings
+        self.facts, self._pipeline, self._settings = facts, pipeline, settings
         self._granularity: Granularity = "whole"
         pipeline.model.register_forward_hook(self._choose)
 
@@ -89,13 +84,8 @@ def _load(settings: HfSettings, device: torch.device) -> HfGenerator:
     if settings.weights is None or not settings.weights.is_dir():
         given = "missing" if settings.weights is None else f"{settings.weights}: no such folder"
         raise UserError(f"--weights {given}; give the folder of a mask-generation model as transformers saves it")
-    try:
-        library = importlib.import_module("transformers")
-        importlib.import_module("torchvision")  # the pipeline's box NMS
-    except ImportError as error:
-        raise UserError(
-            f"--provider hf: {error.name or 'transformers'} is not installed; run pip install transformers torchvision"
-        ) from None
+    library = needed_library("transformers", "hf", "transformers torchvision")
+    needed_library("torchvision", "hf", "transformers torchvision")  # the pipeline's box NMS
     try:
         config = library.AutoConfig.from_pretrained(settings.weights, local_files_only=True)
         pipeline = library.pipeline("mask-generation", model=str(settings.weights), device=device)

@@ -11,6 +11,7 @@ It knows nothing of objects: things of several colours fall apart, things of one
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated
@@ -46,8 +47,7 @@ class RegionGenerator:
     """Cuts a photo into regions: every pixel belongs to exactly one. Nothing is drawn at random."""
 
     def __init__(self, settings: RegionSettings, device: torch.device) -> None:
-        """Take the settings; it runs on CPU cores, whatever the device."""
-        self.settings = settings
+        self.settings = settings  # it runs on CPU cores, whatever the device
         self.facts = {"opencv": cv2.__version__, "numpy": np.__version__}
 
     def propose(self, image: np.ndarray, granularities: Collection[Granularity]) -> list[Proposal]:
@@ -69,7 +69,9 @@ def regions(image: np.ndarray, settings: RegionSettings) -> dict[Granularity, np
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     smooth = cv2.bilateralFilter(image, *_SMOOTHING)
     lab = cv2.cvtColor(smooth.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    gradient = _gradient(lab)
+    blurred = cv2.GaussianBlur(lab, (0, 0), 1.0)
+    slopes = [cv2.Scharr(blurred, cv2.CV_32F, *axis) / 32 for axis in ((1, 0), (0, 1))]  # 32: sum of Scharr's weights
+    gradient = np.sqrt(sum(np.square(slope).sum(axis=2) for slope in slopes))  # change of colour per pixel
     patches = _patches(cv2.cvtColor(smooth, cv2.COLOR_RGB2LAB), gradient)
     graph = _Graph(patches, lab, gradient, min_share=settings.min_share)
     maps = {}
@@ -80,31 +82,17 @@ def regions(image: np.ndarray, settings: RegionSettings) -> dict[Granularity, np
     return maps
 
 
-def _gradient(lab: np.ndarray) -> np.ndarray:
-    """Return the change of colour per pixel, [H, W]."""
-    blurred = cv2.GaussianBlur(lab, (0, 0), 1.0)
-    parts = [cv2.Scharr(blurred, cv2.CV_32F, *axis) / 32 for axis in ((1, 0), (0, 1))]  # 32: sum of Scharr's weights
-    return np.sqrt(sum(np.square(part).sum(axis=2) for part in parts))
-
-
 def _patches(lab: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """Return the patch of every pixel, int32 [H, W]; the seed of each is the flattest pixel of a cell of a grid.
-
-    Args:
-        lab: uint8 [H, W, 3].
-        gradient: [H, W].
-    """
+    """Return the patch of every pixel, int32 [H, W]; the seed of each is the flattest pixel of a cell of a grid."""
     height, width = gradient.shape
     spacing = max(_MIN_SPACING, round((height * width / _PATCHES) ** 0.5))
     seeds = np.zeros((height, width), dtype=np.int32)
     flatness = cv2.GaussianBlur(gradient, (0, 0), 2.0)
-    number = 0
-    for top in range(0, height, spacing):
-        for left in range(0, width, spacing):
-            cell = flatness[top : top + spacing, left : left + spacing]
-            row, column = divmod(int(cell.argmin()), cell.shape[1])
-            number += 1
-            seeds[top + row, left + column] = number
+    corners = itertools.product(range(0, height, spacing), range(0, width, spacing))
+    for number, (top, left) in enumerate(corners, start=1):
+        cell = flatness[top : top + spacing, left : left + spacing]
+        row, column = divmod(int(cell.argmin()), cell.shape[1])
+        seeds[top + row, left + column] = number
     framed = np.pad(seeds, 1)  # watershed leaves the outermost pixels out, so it gets some to spare
     cv2.watershed(cv2.copyMakeBorder(lab, 1, 1, 1, 1, cv2.BORDER_REPLICATE), framed)
     seeds = framed[1:-1, 1:-1]
@@ -180,17 +168,12 @@ class _Graph:
         self._owner[b] = a
         self._version[a] += 1
         self._version[b] = -1
-        for other, (length, gradient) in self._borders[b].items():
-            if other == a:
-                continue
+        del self._borders[a][b], self._borders[b][a]
+        for other, border in self._borders[b].items():
             del self._borders[other][b]
-            shared = self._borders[a].get(other)
-            if shared is None:
-                self._borders[a][other] = self._borders[other][a] = [length, gradient]
-            else:  # one list serves both directions
-                shared[0] += length
-                shared[1] += gradient
-        del self._borders[a][b]
+            shared = self._borders[a].setdefault(other, [0, 0.0])
+            self._borders[other][a] = shared  # one list serves both directions
+            shared[:] = shared[0] + border[0], shared[1] + border[1]
         self._borders[b] = {}
 
 

@@ -7,18 +7,25 @@ code [LangSplat]; the paper's "largest granularity" is `whole`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 
-from unified_lift.capture.masks import SAM_INDEX, SHARE, GeneratorEntry, GeneratorSettings, Granularity, Proposal
+from unified_lift.capture.masks import (
+    SAM_INDEX,
+    SHARE,
+    GeneratorEntry,
+    Granularity,
+    Proposal,
+    SamLikeSettings,
+    needed_library,
+)
 from unified_lift.errors import UserError
 from unified_lift.settings.limits import Range
 
@@ -26,21 +33,13 @@ _MODELS = ("vit_h", "vit_l", "vit_b")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamSettings(GeneratorSettings):
+class SamSettings(SamLikeSettings):
     """Settings of `sam`; the defaults are those of the official generator."""
 
     weights: Path | None = None
     """Checkpoint file, such as sam_vit_h_4b8939.pth."""
     model: str = "vit_h"
     """Network the checkpoint belongs to: vit_h, vit_l or vit_b."""
-    points_per_side: Annotated[int, Range(1)] = 32
-    """Points along each side of the photo [SAM]; Gaussian Grouping and Gaga: 64."""
-    points_per_batch: Annotated[int, Range(1)] = 64
-    """Points at a time; fewer need less memory [SAM]."""
-    pred_iou_thresh: Annotated[float, SHARE] = 0.88
-    """Least predicted IoU [SAM]; Gaussian Grouping, Gaga and LangSplat: 0.7."""
-    stability_score_thresh: Annotated[float, SHARE] = 0.95
-    """Least stability [SAM]; LangSplat: 0.85."""
     box_nms_thresh: Annotated[float, SHARE] = 0.7
     """Of two masks whose boxes overlap by more than this IoU the better stays [SAM]."""
     crop_n_layers: Annotated[int, Range(0)] = 0
@@ -53,11 +52,9 @@ class SamGenerator:
     """The automatic mask generator of `segment-anything`, one granularity at a time."""
 
     def __init__(self, network: Any, settings: SamSettings, *, facts: dict[str, Any]) -> None:
-        """Take a `segment_anything.modeling.Sam`, how it is asked, and what is stored beside the masks."""
         asked = {key: value for key, value in asdict(settings).items() if key not in ("weights", "model")}
-        self.facts = facts
-        self._generator = _segment_anything().SamAutomaticMaskGenerator(network, **asked)
-        self._network = network
+        self.facts, self._network = facts, network
+        self._generator = _library().SamAutomaticMaskGenerator(network, **asked)
         self._encoded: dict[bytes, dict[str, Any]] = {}
         predictor = self._generator.predictor
         encode = predictor.set_image
@@ -93,18 +90,11 @@ class SamGenerator:
         return proposals
 
 
-def _segment_anything() -> ModuleType:
-    try:
-        return importlib.import_module("segment_anything")
-    except ImportError as error:
-        raise UserError(
-            f"--provider sam: {error.name or 'segment_anything'} is not installed; "
-            'run pip install "unified-lift[masks]"'
-        ) from None
+_library = partial(needed_library, "segment_anything", "sam", '"unified-lift[masks]"')
 
 
 def _load(settings: SamSettings, device: torch.device) -> SamGenerator:
-    library = _segment_anything()
+    library = _library()
     if settings.model not in library.sam_model_registry:
         raise UserError(f"--model {settings.model}: no such SAM; there are {', '.join(_MODELS)}")
     if settings.weights is None:

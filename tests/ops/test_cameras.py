@@ -24,9 +24,9 @@ QVEC, TVEC = [0.9, 0.1, -0.3, 0.3], [0.5, -0.25, 2.0]
 POINT, IN_CAMERA = [0.3, 0.2, 1.5], [-0.148, -0.486, 3.38]
 
 
-def colmap_camera(**changes: float) -> Camera:
-    intrinsics = {"fx": 778.0, "fy": 780.0, "cx": 493.0, "cy": 364.0, "width": 986, "height": 728} | changes
-    return Camera(cam_from_world=rigid_from_quaternion(QVEC, TVEC), **intrinsics)
+def colmap_camera(**changes: float | np.ndarray) -> Camera:
+    values = {"fx": 778.0, "fy": 780.0, "cx": 493.0, "cy": 364.0, "width": 986, "height": 728}
+    return Camera(**{"cam_from_world": rigid_from_quaternion(QVEC, TVEC), **values, **changes})
 
 
 def test_colmap_pose_and_pixel_match_the_oracle():
@@ -113,32 +113,12 @@ def test_look_at_refuses_a_view_along_up():
 def test_look_at_point_is_where_the_axes_meet():
     target = np.array([0.3, -0.2, 0.4])
     positions = [[2.0, 0.0, 1.0], [0.0, 2.0, 1.5], [-2.0, -1.0, 0.7]]
-    cameras = [
-        Camera(
-            cam_from_world=look_at(np.array(p), target, np.array([0, 0, 1.0])),
-            fx=1,
-            fy=1,
-            cx=1,
-            cy=1,
-            width=2,
-            height=2,
-        )
-        for p in positions
-    ]
+    up = np.array([0, 0, 1.0])
+    cameras = [colmap_camera(cam_from_world=look_at(np.array(p), target, up)) for p in positions]
     np.testing.assert_allclose(look_at_point(cameras), target, atol=1e-9)
 
 
 def test_look_at_point_of_parallel_axes_stays_at_the_cameras():
-    cameras = [
-        Camera(
-            cam_from_world=np.array([[1, 0, 0, x], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]),
-            fx=1,
-            fy=1,
-            cx=1,
-            cy=1,
-            width=2,
-            height=2,
-        )
-        for x in (-1.0, 0.0, 1.0)
-    ]
+    poses = [rigid_from_quaternion([1, 0, 0, 0], [x, 0, 0]) for x in (-1.0, 0.0, 1.0)]
+    cameras = [colmap_camera(cam_from_world=pose) for pose in poses]
     np.testing.assert_allclose(look_at_point(cameras), [0, 0, 0], atol=1e-9)

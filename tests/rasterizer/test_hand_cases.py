@@ -83,28 +83,18 @@ def test_near_plane_culls(implementation):
     assert blobs([0.25], [0.5], [[1.0, 1, 1]], near=0.3, implementation=implementation).alpha.sum() == 0
 
 
-def test_degree_zero_harmonics_shift_by_one_half_and_clamp_at_zero(implementation):
-    means, quats = torch.tensor([[0.0, 0, 2]]), torch.tensor([[1.0, 0, 0, 0]])
-    sh = torch.tensor([[[1.0, 0.0, -3.0]]])
-    out = dgr.rasterize(
-        means, quats, torch.full((1, 3), 0.2), torch.tensor([0.5]), sh, None, EYE, K5, 5, 5,
-        sh_degree=0, implementation=implementation,
-    )  # fmt: skip
-    # 0.5 * (0.5 + 0.28209479 * sh), and 0.5 - 0.846 < 0 becomes 0
-    expected = [0.5 * (0.5 + 0.28209479), 0.25, 0.0]
+@pytest.mark.parametrize(
+    ("sh_degree", "coefficients", "expected"),
+    [
+        # 0.5 * (0.5 + 0.28209479 * sh), and 0.5 - 0.846 < 0 becomes 0
+        (0, [[1.0, 0.0, -3.0]], [0.5 * (0.5 + 0.28209479), 0.25, 0.0]),
+        # direction (0, 0, 1): only the second of the three linear terms, +0.48860251 z, is non-zero
+        (1, [[0.0] * 3, [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]], [0.25, 0.5 * (0.5 + 0.24430126), 0.25]),
+    ],
+)
+def test_harmonics_are_shifted_by_one_half_and_clamped_at_zero(sh_degree, coefficients, expected, implementation):
+    out = blobs([2.0], [0.5], [coefficients], sh_degree=sh_degree, implementation=implementation)
     assert out.image[0, 2, 2].tolist() == pytest.approx(expected, abs=HAND)
-
-
-def test_first_degree_harmonics_point_along_the_axes(implementation):
-    # direction (0, 0, 1): only the second of the three linear terms, +0.48860251 z, is non-zero
-    means, quats = torch.tensor([[0.0, 0, 2]]), torch.tensor([[1.0, 0, 0, 0]])
-    sh = torch.zeros(1, 4, 3)
-    sh[0, 1, 0] = sh[0, 2, 1] = sh[0, 3, 2] = 0.5
-    out = dgr.rasterize(
-        means, quats, torch.full((1, 3), 0.2), torch.tensor([0.5]), sh, None, EYE, K5, 5, 5,
-        sh_degree=1, implementation=implementation,
-    )  # fmt: skip
-    assert out.image[0, 2, 2].tolist() == pytest.approx([0.25, 0.5 * (0.5 + 0.24430126), 0.25], abs=HAND)
 
 
 def test_derivatives_of_a_single_pixel(implementation):

@@ -35,7 +35,7 @@ UPRIGHT = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 FORWARD = np.array([[0, 0, 1.0], [0, 1, 0], [-1, 0, 0]])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SyntheticObject:
     """An object of the room.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -222,26 +223,12 @@ def build_room(num_objects: int, rng: np.random.Generator) -> SyntheticRoom:
     objects = []
     if with_table:
         table = tuple(table_parts(table_radius, TABLE_HEIGHT))
-        objects.append(
-            SyntheticObject(
-                object_id=1, kind="table", name="table", position=np.zeros(3), radius=table_radius, solids=table
-            )
-        )
+        objects.append(SyntheticObject(1, "table", "table", np.zeros(3), table_radius, table))
     for (kind, shift), scale, spot, yaw in zip(kinds, scales, spots, yaws, strict=True):
         tint = KINDS[kind] + shift
-        objects.append(
-            SyntheticObject(
-                object_id=len(objects) + 1,
-                kind=kind,
-                name=f"{kind} (hue {tint % 1:.2f})",
-                position=spot,
-                radius=scale,
-                solids=tuple(part.placed(scale=scale, position=spot, yaw=yaw) for part in build(kind, tint)),
-            )
-        )
-    return SyntheticRoom(
-        objects=tuple(objects), half=2.35 * rug_radius, height=1.75 * rug_radius, rug_radius=rug_radius
-    )
+        solids = tuple(part.placed(scale=scale, position=spot, yaw=yaw) for part in build(kind, tint))
+        objects.append(SyntheticObject(len(objects) + 1, kind, f"{kind} (hue {tint % 1:.2f})", spot, scale, solids))
+    return SyntheticRoom(tuple(objects), half=2.35 * rug_radius, height=1.75 * rug_radius, rug_radius=rug_radius)
 
 
 def _arrange(
@@ -259,15 +246,13 @@ def _arrange(
     for index in range(num_on_table, len(scales) if twin is None else twin + 1):
         radius = footprints[index] * (2.1 if index == twin else 1)
         on_floor = slice(num_on_table, index)
-        throws = 0
-        while True:
+        for throw in itertools.count(1):
             angle, reach = rng.uniform(0, 2 * np.pi), np.sqrt(rng.uniform(0, 1)) * outer
             spot = np.array([reach * np.cos(angle), reach * np.sin(angle), 0.0])
             is_free = (np.linalg.norm(spots[on_floor] - spot, axis=1) > footprints[on_floor] + radius).all()
             if is_free and (table_radius == 0 or reach >= table_radius + radius):
                 break
-            throws += 1
-            if throws % 60 == 0:  # it is too narrow
+            if throw % 60 == 0:  # it is too narrow
                 outer *= 1.06
         spots[index] = spot
     if twin is not None:

@@ -79,12 +79,10 @@ class LiftData(NamedTuple):
 
 
 class FinalFeatures(NamedTuple):
-    """How the features of a finished model are made.
+    """How the features of a finished model are made from a unit feature of each object, `codes` [L, D].
 
-    Attributes:
-        codes: Unit feature of each object, [L, D]. Each Gaussian gets their mean, weighted by the share of its blending
-            weight in the pixels of each object to the power `power`.
-        refine_steps: Steps that train these means to explain the training pixels; -1 = as many as the views ask for.
+    Each Gaussian gets their mean, weighted by the share of its blending weight in the pixels of each object to the
+    power `power`; `refine_steps` train these means to explain the training pixels, -1 = as many as the views ask for.
     """
 
     codes: Tensor
@@ -109,8 +107,7 @@ class MethodSettings:
 class Method(nn.Module, ABC):
     """A lifting method. It sees rendered features and ids of one view at a time, never data, renderer or trainer.
 
-    Its own tensors are parameters and buffers of the module; only `losses`, `rates`, `logits` and `object_tables`
-    must be written.
+    Its own tensors are parameters and buffers. Only `losses`, `rates`, `logits` and `object_tables` must be written.
     """
 
     object_tables: ClassVar[tuple[str, ...]]

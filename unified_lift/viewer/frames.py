@@ -102,7 +102,7 @@ class FrameLoop:
             start = self._clock()
             settles = max(window.moved_at + _SETTLED, self._rough_until)
             moving = start < settles
-            if not window.due and not (window.rough and not moving):
+            if not window.due and (moving or not window.rough):
                 return settles - start if window.rough else None
             camera, window.due, window.rough = window.camera, False, moving
         size = window.resolution.size(camera.width, camera.height, moving=moving)

@@ -152,9 +152,8 @@ class Session:
         """Take the last edit back; nothing happens where there is none."""
         with self._lock:
             if self.operations:
-                *done, last = self.operations
-                self._undone.append(last)
-                self._replay(done)
+                self._undone.append(self.operations[-1])
+                self._replay(self.operations[:-1])
 
     def redo(self) -> None:
         """Do the last edit again that was taken back."""
@@ -168,8 +167,6 @@ class Session:
             scene, operations = self.scene, self.operations
         write(scene, folder, edits=operations, overwrite=overwrite)  # the picture goes on meanwhile
         self._saved = operations
-
-    # ---- inside ----
 
     @contextlib.contextmanager
     def _holding(self, object_id: int | None) -> Iterator[None]:

@@ -68,8 +68,7 @@ class Thumbnails:
         """Return JPEG files of objects of the scene."""
         looks = _looks(scene)
         for object_id in object_ids:
-            kept = self._kept.get(object_id)
-            if kept is None or kept[0] != looks[object_id]:
+            if object_id not in self._kept or self._kept[object_id][0] != looks[object_id]:
                 picture = thumbnail(scene.subset(scene.object_ids == object_id), self._cameras)
                 done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
                 assert done

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from unified_lift.kernels.association import nearest_code
 from unified_lift.methods.base import TrainingViews, ViewPixels
 from unified_lift.methods.unified_lift.settings import UnifiedLiftSettings
-from unified_lift.ops.segments import segment_counts, segment_mean
+from unified_lift.ops.segments import segment_counts, segment_mean, segment_sum
 from unified_lift.shapes import check_shapes
 
 _EPS = 1e-6
@@ -51,11 +51,10 @@ def codebook_from_views(views: TrainingViews, settings: UnifiedLiftSettings, *, 
         min_score=s.codebook_min_evidence,
         min_pixels=s.codebook_min_pixels,
     )
-    share = purity(overlaps, merged, background_weight=background_weight)
+    kept = purity(overlaps, merged, background_weight=background_weight) >= s.codebook_min_support
     sizes = overlaps.sizes(len(codes)).clamp(min=1).to(codes.device)
-    mean = codes.new_zeros(len(share), codes.shape[1])
-    mean.index_add_(0, merged.to(codes.device), codes * sizes[:, None])
-    return normalize(mean[(share >= s.codebook_min_support).to(codes.device)], dim=1)
+    mean = segment_sum(codes * sizes[:, None], merged.to(codes.device), len(kept))
+    return normalize(mean[kept.to(codes.device)], dim=1)
 
 
 def _pixels_of_codes(views: Iterable[ViewPixels], codes: Tensor) -> Iterator[Tensor]:
@@ -179,8 +178,7 @@ def _dominant_segments(overlaps: Overlaps, members: Tensor, min_pixels: int) -> 
     """Return the segment of each view that holds most pixels of the codes `members`, bool [L]; -1 = none, [C]."""
     mine, held = members[overlaps.code], torch.zeros(overlaps.shape)
     held.view(-1).index_add_(0, overlaps.segment[mine], overlaps.pixels[mine])
-    most, segment = held.max(dim=1)
-    total = held.sum(dim=1)
+    (most, segment), total = held.max(dim=1), held.sum(dim=1)
     return torch.where((total > min_pixels) & (2 * most >= total), segment, -1)
 
 

@@ -229,3 +229,21 @@ def test_nan_that_breaks_a_later_step_is_named_instead_of_what_it_broke(tmp_path
 
     with pytest.raises(FloatingPointError, match="step 7"):
         run(run_settings(tmp_path, log_interval=50), scene, hooks=[BreakAt9()])
+
+
+@pytest.mark.parametrize("content", [b"garbage", b""])
+def test_broken_checkpoint_is_named(tmp_path, content):
+    path = tmp_path / "chkpnt9.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not a readable checkpoint") as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+
+
+def test_checkpoint_of_another_program_is_refused(tmp_path):
+    path = tmp_path / "chkpnt9.pth"
+    torch.save({"something": 1}, path)
+    with pytest.raises(UserError, match="not a checkpoint of this program"):
+        load_checkpoint(path)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "absent.pth")

@@ -231,27 +231,6 @@ def method():
     return UnifiedLift(UnifiedLiftSettings(), zero_id="segment", seed=0)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"garbage", "not a readable checkpoint"), (b"", "not a readable checkpoint")],
-)
-def test_broken_checkpoint_is_named(tmp_path, content, message):
-    path = tmp_path / "chkpnt9.pth"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
-        load_checkpoint(path)
-    assert str(path) in str(caught.value)
-
-
-def test_checkpoint_of_another_program_is_refused(tmp_path):
-    path = tmp_path / "chkpnt9.pth"
-    torch.save({"something": 1}, path)
-    with pytest.raises(UserError, match="not a checkpoint of this program"):
-        load_checkpoint(path)
-    with pytest.raises(UserError, match="no such checkpoint"):
-        load_checkpoint(tmp_path / "absent.pth")
-
-
 def test_objects_are_numbered_by_falling_area_without_changing_who_is_who(tmp_path, scene):
     state = run(settings_for(tmp_path, method={"vote_power": 0}), scene)
     cameras = [view.camera for view in scene.train]

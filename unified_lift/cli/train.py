@@ -68,11 +68,8 @@ def parse(argv: list[str]) -> TrainCommand:
     """Return the command line as settings, on top of preset, --config and, with --resume, the stored settings."""
     argv = canonical(argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--preset")
-    early.add_argument("--method-name")
-    early.add_argument("--strategy")
-    early.add_argument("--config", type=Path)
-    early.add_argument("--model-path", type=Path)
+    for flag, kind in {"preset": str, "method-name": str, "strategy": str, "config": Path, "model-path": Path}.items():
+        early.add_argument(f"--{flag}", type=kind)
     early.add_argument("--resume", action="store_true")
     known, _ = early.parse_known_args(argv)
     if known.resume and known.model_path and (known.model_path / "config.yaml").exists():

@@ -63,8 +63,16 @@ class CheckpointWriter:
 
         Once it is written, older checkpoints go, except those after the total steps `kept`.
         """
+
+        def replace_older() -> None:
+            save_checkpoint(path, state)
+            for number, old in checkpoints(path.parent).items():
+                if number not in kept and number < state["total_steps"]:
+                    with suppress(OSError):
+                        old.unlink()
+
         self.wait()
-        self._running = self._pool.submit(_replace_older, path, state, set(kept))
+        self._running = self._pool.submit(replace_older)
 
     def wait(self) -> None:
         """Wait until everything is on disk."""
@@ -75,14 +83,6 @@ class CheckpointWriter:
     def close(self) -> None:
         """Wait and end the thread. It hides no error that is on its way up."""
         self._pool.shutdown(wait=True)
-
-
-def _replace_older(path: Path, state: dict[str, Any], kept: set[int]) -> None:
-    save_checkpoint(path, state)
-    for number, old in checkpoints(path.parent).items():
-        if number not in kept and number < state["total_steps"]:
-            with suppress(OSError):
-                old.unlink()
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -69,7 +69,15 @@ def merged(settings: T, changes: Mapping[str, Any], *, origin: str) -> T:
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """Return the tree as plain YAML-able values."""
-    return {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return to_dict(value)
+        if isinstance(value, Path):
+            return str(value)
+        return list(value) if isinstance(value, tuple) else value
+
+    return {field.name: plain(getattr(settings, field.name)) for field in fields(settings)}
 
 
 def differences(left: Any, right: Any) -> dict[str, tuple[Any, Any]]:
@@ -118,11 +126,3 @@ def _as_type(hint: Any, value: Any) -> Any:
     if hint is int and isinstance(value, float) and value != int(value):
         raise ValueError
     return hint(value)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return to_dict(value)
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value

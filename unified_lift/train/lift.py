@@ -64,7 +64,9 @@ class LiftStage(Stage):
         self.sampler = PixelSampler(self.views, self.cameras, gaussians, self.maps, self.rng, settings)
         method.prepare(LiftData(gaussians.means.detach(), self.labelled_views))
         self.sample: Sample | None = None
-        self.graph = GradientGraph(self._replayed, self._leaves)
+        self.graph = GradientGraph(
+            self._replayed, lambda: {"features": gaussians.features} | dict(method.named_parameters())
+        )
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Do 0-based `step` and return the unweighted, detached terms."""
@@ -141,6 +143,3 @@ class LiftStage(Stage):
         assert self.sample is not None
         features, slot = blend_sample(self.sample, self.gaussians.features), self.sample.slot
         return self._losses(ViewPixels(features, slot, self.sampler.extremes(0)[1]), progress, view=-1, step=-1)
-
-    def _leaves(self) -> dict[str, Tensor]:
-        return {"features": self.gaussians.features} | dict(self.method.named_parameters())

@@ -26,9 +26,8 @@ def windows(start: int, num_steps: int) -> list[range]:
     """
     count = num_steps - start
     size = min(_MOST_STEPS, count // 8)
-    if size < 1:
-        return []
-    return [range(first, first + 2 * size) for first in (start + count // 4, num_steps - 2 * size)]
+    firsts = (start + count // 4, num_steps - 2 * size) if size else ()
+    return [range(first, first + 2 * size) for first in firsts]
 
 
 class Profile(Hook):

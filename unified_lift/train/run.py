@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from unified_lift.density import strategy_entry
 from unified_lift.fileio import write_json
@@ -24,8 +23,6 @@ from unified_lift.train.refine import RefineStage
 from unified_lift.train.stage import Stage
 from unified_lift.train.start import TrainingState, start
 from unified_lift.types import Scene
-
-S = TypeVar("S", bound=Stage)
 
 
 def run(
@@ -55,23 +52,29 @@ def run(
         watch += [SaveGeometry(state, finite), HeldOutScores(state, log), stop, checkpoints, *hooks]
         begin = state.checkpoint["stage"] if state.checkpoint else "geometry"
         lifts, joint = any(view.segments is not None for view in state.scene.train), settings.schedule == "joint"
+        scene, gaussians, method, seed = state.scene, state.gaussians, state.method, 1000 * settings.seed
         labels = None
 
         if begin == "geometry":
             with state.clock.part("geometry"):
-                fit(_geometry(state, joint=joint and lifts), watch)
-            state.gaussians.zero_grad()
+                strategy, joined = strategy_entry(settings.strategy).build(settings.density), joint and lifts
+                geometry = GeometryStage(
+                    *(scene, gaussians, settings.geometry, strategy), seed=seed + 1, method=method if joined else None
+                )
+                fit(_placed(geometry, state), watch)
+                del geometry  # with the moments of its optimiser
+            gaussians.zero_grad()
         if lifts and not joint and settings.lift.lift_iterations and begin != "refine":
             with state.clock.part("lift"):
-                fit(_lift(state), watch)
-            state.gaussians.zero_grad()
-        if state.method.num_objects:
+                fit(_placed(LiftStage(scene, gaussians, method, settings.lift, seed=seed + 2), state), watch)
+            gaussians.zero_grad()
+        if method.num_objects:
             with state.clock.part("finish"):
                 labels = _labelled(state)
             if labels.features is not None:
                 with state.clock.part("refine"):
-                    refine = _refine(state, labels)
-                    fit(refine, watch)
+                    refine = RefineStage(scene, gaussians, method, settings.refine, labels, seed=seed + 3)
+                    fit(_placed(refine, state), watch)
                 labels = replace(labels, features=refine.features.detach())
         with state.clock.part("finish"):
             _write_results(state, labels)
@@ -92,24 +95,7 @@ def _open_folder(state: TrainingState) -> None:
     outputs.write_run_header(state.settings, state.scene)
 
 
-def _geometry(state: TrainingState, *, joint: bool) -> GeometryStage:
-    s, method = state.settings, state.method if joint else None
-    strategy, seed = strategy_entry(s.strategy).build(s.density), s.seed * 1000 + 1
-    return _placed(GeometryStage(state.scene, state.gaussians, s.geometry, strategy, seed=seed, method=method), state)
-
-
-def _lift(state: TrainingState) -> LiftStage:
-    s = state.settings
-    return _placed(LiftStage(state.scene, state.gaussians, state.method, s.lift, seed=s.seed * 1000 + 2), state)
-
-
-def _refine(state: TrainingState, labels: Labelling) -> RefineStage:
-    s = state.settings
-    stage = RefineStage(state.scene, state.gaussians, state.method, s.refine, labels, seed=s.seed * 1000 + 3)
-    return _placed(stage, state)
-
-
-def _placed(stage: S, state: TrainingState) -> S:
+def _placed(stage: Stage, state: TrainingState) -> Stage:
     """Return the stage in its place among the steps of the run; if the checkpoint was taken in it, where that was."""
     saved, stage.steps_before = state.checkpoint, state.total_steps
     if saved is not None and saved["stage"] == stage.name:

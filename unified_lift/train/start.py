@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from unified_lift.data import load_scene
@@ -20,7 +24,6 @@ from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint
 from unified_lift.modelfolder.settings import TrainSettings, changed
 from unified_lift.progress import progress_bar
 from unified_lift.settings.yaml import differences
-from unified_lift.train.clock import RunClock
 from unified_lift.train.losses import chosen_losses
 from unified_lift.types import Scene
 
@@ -28,31 +31,53 @@ from unified_lift.types import Scene
 _FREE_TO_CHANGE = ("model_path", "run.", "data.source_path", "geometry.iterations", "lift.lift_iterations")
 
 
+class RunClock:
+    """Seconds and peak GPU bytes by part; a part that is done in pieces, or over a resumption, adds up."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.done: dict[str, float] = {}
+        self.peak_gpu_bytes: dict[str, dict[str, int]] = {}
+        self._running: tuple[str, float] | None = None
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Measure the block, without GPU memory that earlier parts have left reserved."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        self._running = name, time.perf_counter()
+        try:
+            yield
+        finally:
+            self.done, self._running = self.seconds(), None
+        if self.device.type == "cuda":
+            peak = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+            before = self.peak_gpu_bytes.get(name, peak)
+            self.peak_gpu_bytes[name] = {kind: max(peak[kind], before[kind]) for kind in peak}
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each part, of the running one up to now."""
+        if self._running is None:
+            return dict(self.done)
+        name, since = self._running
+        return self.done | {name: self.done.get(name, 0.0) + time.perf_counter() - since}
+
+
 @dataclass
 class TrainingState:
-    """What a run trains, and what it knows about itself.
-
-    Attributes:
-        settings, scene: What it was asked for, and on what it trains.
-        data: Where photos and masks are kept.
-        gaussians, method: What it trains.
-        clock: Seconds and memory of its parts.
-        checkpoint: What it goes on from; None = from the beginning.
-        total_steps: Steps of the stages that were begun.
-        profile: Times of steps by stage, with --profile.
-        manifest: What the folder says about the finished run.
-    """
+    """What a run trains, and what it knows about itself."""
 
     settings: TrainSettings
     scene: Scene
-    data: CacheChoice
+    data: CacheChoice  # where photos and masks are kept
     gaussians: Gaussians
     method: Method
     clock: RunClock
-    checkpoint: dict[str, Any] | None = None
-    total_steps: int = 0
-    profile: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    manifest: dict[str, Any] = field(default_factory=dict)
+    checkpoint: dict[str, Any] | None = None  # what it goes on from
+    total_steps: int = 0  # of the stages that were begun
+    profile: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # times of steps by stage, with --profile
+    manifest: dict[str, Any] = field(default_factory=dict)  # of the finished run
 
 
 def start(settings: TrainSettings, scene: Scene | None, resume_from: Path | None) -> TrainingState:

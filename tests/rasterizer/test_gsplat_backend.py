@@ -16,7 +16,7 @@ from .scenes import INPUTS, MAPS, SCALES, assert_agrees, gradients, random_input
 from .test_cuda import to_gpu
 from .test_step import assert_same_step
 from .test_step import run as step_of
-from .tolerances import CUT_FRACTION, PEER_ANGLE, PEER_IMAGE
+from .tolerances import BASELINE_ANGLE, BASELINE_IMAGE, CUT_FRACTION
 
 
 @pytest.fixture
@@ -146,10 +146,10 @@ def test_the_package_agrees_with_our_kernels(dim, moves, sh_degree):
     for name in MAPS:
         if getattr(expected, name).numel():
             error = (getattr(expected, name) - getattr(actual, name)).abs() / SCALES[name]
-            cut = float((error > PEER_IMAGE).double().mean())
+            cut = float((error > BASELINE_IMAGE).double().mean())
             assert bool((getattr(expected, name) != 0).any())
             assert cut <= CUT_FRACTION, f"{name} differs in a share of {cut}"
     for name, gradient in expected_gradients.items():
         cosine = torch.nn.functional.cosine_similarity(gradient.flatten(), actual_gradients[name].flatten(), dim=0)
-        assert float(cosine) >= 1 - PEER_ANGLE, f"gradient of {name}: cosine {float(cosine)}"
-        assert float(gradient.norm() / actual_gradients[name].norm()) == pytest.approx(1, abs=5 * PEER_ANGLE), name
+        assert float(cosine) >= 1 - BASELINE_ANGLE, f"gradient of {name}: cosine {float(cosine)}"
+        assert float(gradient.norm() / actual_gradients[name].norm()) == pytest.approx(1, abs=5 * BASELINE_ANGLE), name

@@ -36,5 +36,5 @@ ADAM = 1e-6
 
 # Another program with fast exponentials and its own bounds: apart from pixels where an alpha falls on the other side of
 # a cut (at most CUT_FRACTION of them) images agree to half an 8-bit step, gradients in direction (1 - cosine).
-PEER_IMAGE = 2e-3
-PEER_ANGLE = 1e-3
+BASELINE_IMAGE = 2e-3
+BASELINE_ANGLE = 1e-3

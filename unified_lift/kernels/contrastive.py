@@ -80,10 +80,7 @@ def contrastive_loss(
     centres = segment_mean(x, slot, len(counts))  # [S, D]
     if unit_centres:
         centres = normalize(centres, dim=1, eps=_EPS)
-    if temperature is None:
-        logits = x @ centres.T / released_temperature(x, centres, slot, counts)
-    else:
-        logits = x @ centres.T / temperature
+    logits = x @ centres.T / (temperature or released_temperature(x, centres, slot, counts))
     per_pixel = torch.logsumexp(logits, dim=1) - logits.gather(1, slot[:, None])[:, 0]
     return per_pixel.mean() if mean_over_pixels else per_pixel.sum() / len(counts)
 

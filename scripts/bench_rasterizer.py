@@ -38,7 +38,7 @@ import torch
 from bench_baselines import Outcome, Step, gsplat_lists_step, gsplat_step, mitsuba_step, our_step
 from bench_scenes import CASES, CPU_CASES, GEOMETRY, GPU_CASES, QUICK_CASES, Scene, random_scene, trained_scene
 
-PEERS = ("reference", "gsplat", "mitsuba")
+BASELINES = ("reference", "gsplat", "mitsuba")
 IMAGE_ERROR = 1e-3  # a pixel that is off by more is a cut pixel: one of its alphas lies on the other side of a cut
 CUT_SHARE, CUT_ERROR = 2e-3, 2e-2  # so many of them are allowed, and so far off
 COSINE = 0.9999  # least of any gradient
@@ -65,22 +65,22 @@ class Backend(NamedTuple):
     forward: bool = True
 
 
-def backends(scene: Scene, peers: list[str], threads: int) -> dict[str, Backend]:
+def backends(scene: Scene, baselines: list[str], threads: int) -> dict[str, Backend]:
     """Return who can render the scene; the first one, "ours", is what the others are compared with."""
     on_cpu = scene.means.device.type == "cpu"
     found = {"ours": Backend(functools.partial(our_step, scene), threads)}
     if on_cpu and threads > 1:
         found["ours, 1 thread"] = Backend(functools.partial(our_step, scene), 1)
-    if "gsplat" in peers:
+    if "gsplat" in baselines:
         for packed in (False, True):
             make = functools.partial(gsplat_step, scene, packed=packed)
             found["gsplat packed" if packed else "gsplat"] = Backend(make, threads, moves=True)
         if scene.dim:
             found["gsplat 3+16"] = Backend(functools.partial(gsplat_lists_step, scene), threads)
-    if "reference" in peers:
+    if "reference" in baselines:
         make = functools.partial(our_step, scene, implementation="reference")
         found["reference"] = Backend(make, threads, most=3)
-    if "mitsuba" in peers and scene.degree is None:
+    if "mitsuba" in baselines and scene.degree is None:
         make = lambda backward: mitsuba_step(scene)  # noqa: E731
         found["mitsuba"] = Backend(make, threads, most=5, equal=False, forward=False)
     return found
@@ -231,25 +231,25 @@ def print_row(row: dict[str, object]) -> None:
 
 
 def run_case(
-    name: str, scene: Scene, peers: list[str], *, threads: int, rounds: int, warmup: int
+    name: str, scene: Scene, baselines: list[str], *, threads: int, rounds: int, warmup: int
 ) -> list[dict[str, object]]:
     """Compare, time and print the backends on one scene; return one row for each figure."""
-    field, facts = backends(scene, peers, threads), describe(scene)
-    agreed = {peer: agreement(scene, backend) for peer, backend in field.items()}
+    field, facts = backends(scene, baselines, threads), describe(scene)
+    agreed = {label: agreement(scene, backend) for label, backend in field.items()}
     device, rows = scene.means.device, []
     for what in ("forward", "both"):
-        able = {peer: c for peer, c in field.items() if what == "both" or c.forward}
+        able = {label: c for label, c in field.items() if what == "both" or c.forward}
         figures = measure(
             able, backward=what == "both", device=device, views=scene.num_views, rounds=rounds, warmup=warmup
         )
-        for peer in able:
-            ratio = figures[peer]["median_ms"] / figures["ours"]["median_ms"] if agreed[peer]["agrees"] else None
-            identity = {"case": name, "what": what, "backend": peer, "ratio": ratio}
-            rows.append(identity | facts | figures[peer] | {"agreement": agreed[peer]})
+        for label in able:
+            ratio = figures[label]["median_ms"] / figures["ours"]["median_ms"] if agreed[label]["agrees"] else None
+            identity = {"case": name, "what": what, "backend": label, "ratio": ratio}
+            rows.append(identity | facts | figures[label] | {"agreement": agreed[label]})
             print_row(rows[-1])
-    for peer, found in agreed.items():
+    for label, found in agreed.items():
         if not found["agrees"]:
-            print(f"  {peer} renders something else, so it has no ratio: {found}")
+            print(f"  {label} renders something else, so it has no ratio: {found}")
     for row in best_of_gsplat(rows):
         print(f"  {row['what']}: ours / best of gsplat ({row['backend']}) = {row['ours_over_it']:.3f}")
     return rows
@@ -268,7 +268,7 @@ def best_of_gsplat(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     ]
 
 
-def default_peers(device: torch.device) -> list[str]:
+def default_baselines(device: torch.device) -> list[str]:
     """Return gsplat on a GPU if it is installed, and our definition on a CPU."""
     if device.type == "cpu":
         return ["reference"]
@@ -281,7 +281,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", choices=CASES, metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument("--ply", type=Path, help="a trained scene instead of cases; needs --cameras")
     parser.add_argument("--cameras", type=Path, help="the cameras.json beside it")
-    parser.add_argument("--peers", nargs="*", choices=PEERS, help="default: gsplat on a GPU, reference on a CPU")
+    parser.add_argument("--peers", nargs="*", choices=BASELINES, help="default: gsplat on a GPU, reference on a CPU")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--rounds", type=int, default=100, help="timed calls of each backend")
     parser.add_argument("--warmup", type=int, default=20, help="calls of each backend before that")
@@ -291,7 +291,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     built = dgr.backend_info()["cuda"] == "cuda" and torch.cuda.is_available()
     args.device = torch.device(("cuda" if built else "cpu") if args.device == "auto" else args.device)
-    args.peers = default_peers(args.device) if args.peers is None else args.peers
+    args.peers = default_baselines(args.device) if args.peers is None else args.peers
     if "gsplat" in args.peers and dgr.backend_info()["gsplat"] != "gsplat":
         parser.error(f"--peers gsplat: {dgr.backend_info()['gsplat']}")
     if "gsplat" in args.peers and args.device.type == "cpu":

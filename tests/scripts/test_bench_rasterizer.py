@@ -39,8 +39,8 @@ def tiny(bench, dim=16, degree=None):
     return bench.random_scene(replace(bench.CASES["1M_rgb"], dim=dim, degree=degree, **small), torch.device("cpu"))
 
 
-def run(bench, scene, *peers):
-    return bench.run_case("tiny", scene, list(peers), threads=1, rounds=2, warmup=2)
+def run(bench, scene, *baselines):
+    return bench.run_case("tiny", scene, list(baselines), threads=1, rounds=2, warmup=2)
 
 
 def test_quick_run_prints_a_table_and_writes_all_figures(tmp_path):

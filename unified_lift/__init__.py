@@ -3,8 +3,6 @@
 The names below are the public face. Each is imported when it is first used: `import unified_lift` alone is instant.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -1,7 +1,5 @@
 """The public functions of `unified_lift`, with the arguments a script would give them. See docs/api.md."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

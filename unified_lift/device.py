@@ -1,7 +1,5 @@
 """Where a run computes."""
 
-from __future__ import annotations
-
 import torch
 from diff_gaussian_rasterization import backend_info
 

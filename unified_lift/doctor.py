@@ -1,7 +1,5 @@
 """What this machine can do: devices, compiled kernels, packages, and room for a scene."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import platform

@@ -1,7 +1,5 @@
 """Files: written whole or not at all, and JSON with errors that a user can act on. The only place that does either."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """PLY files, through plyfile: the only place that reads or writes the format."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A progress bar for work that reports (done, total)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

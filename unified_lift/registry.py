@@ -1,7 +1,5 @@
 """What can be added by dropping in one file: methods, datasets and protocols are found, not listed."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from types import ModuleType

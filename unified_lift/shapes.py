@@ -1,7 +1,5 @@
 """Named-dimension checks: one call at a public door binds letters across tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """From the records of the jobs to one line for every place of the grid, and from those to tables of text."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple

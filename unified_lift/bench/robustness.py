@@ -3,8 +3,6 @@
 The other kinds stay at the defaults of SyntheticSettings. Photos and cameras of a seed don't depend on its masks.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

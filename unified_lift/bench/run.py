@@ -1,7 +1,5 @@
 """Jobs are run: several at a time, on this machine or through submitit, each with a log and a record."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

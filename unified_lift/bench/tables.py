@@ -1,7 +1,5 @@
 """What the tables consist of: rows, scenes, masks, metrics and the paper's numbers, read from tables.yaml."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Annotations and masks of prompts are counted, never opened.
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """One picture of many masks: photos beside their ids in colour."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

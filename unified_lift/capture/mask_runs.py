@@ -1,7 +1,5 @@
 """A folder of masks being made: photo after photo, with a record of how, so that it can be stopped and gone on with."""
 
-from __future__ import annotations
-
 import hashlib
 import multiprocessing
 import signal

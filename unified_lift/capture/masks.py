@@ -3,8 +3,6 @@
 H W: size of the photo, K: number of proposals.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass

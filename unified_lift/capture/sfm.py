@@ -8,8 +8,6 @@ Each stage leaves its result in the work folder with a key of all settings that 
 only what was not finished or is asked for with other settings.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

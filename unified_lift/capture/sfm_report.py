@@ -1,7 +1,5 @@
 """What a reconstruction came to: numbers, what to do about weak ones, and a picture of points and cameras."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """unified-lift bench: a table of the paper, or one of our own, as a resumable grid of scene x method x seed."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import signal

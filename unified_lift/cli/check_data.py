@@ -1,7 +1,5 @@
 """unified-lift check-data: what a scene folder contains, what is wrong with it and how to repair it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """unified-lift demo: a synthetic scene through the whole program, on a CPU, in about two minutes."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import time

@@ -1,7 +1,5 @@
 """unified-lift doctor: what this machine can do, and what is missing for the rest."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """unified-lift edit: remove, copy, move, paint and rename the objects of a trained scene."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """eval.py: scores of a trained scene on its held-out views, as a table, JSON files and an HTML report."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass

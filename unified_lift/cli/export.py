@@ -1,7 +1,5 @@
 """unified-lift export: scene, objects or background as files that other programs open."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

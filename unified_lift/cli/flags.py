@@ -1,7 +1,5 @@
 """Flags as 3DGS, Gaussian Grouping and Unified-Lift users type them."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Collection
 

@@ -1,7 +1,5 @@
 """unified-lift import-edit: a .ply that was edited in another program becomes a labelled model again."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

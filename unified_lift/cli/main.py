@@ -1,7 +1,5 @@
 """The console command `unified-lift`: sub-commands, and errors as one line."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

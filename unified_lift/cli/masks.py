@@ -1,7 +1,5 @@
 """unified-lift masks: per-view segment ids of a scene's photos, from a 2D model or without one."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The flags that name a model and its objects, for every command that handles objects."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """unified-lift query: which object is meant, by a point, by words, or by likeness."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice

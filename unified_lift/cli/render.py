@@ -1,7 +1,5 @@
 """render.py: pictures of every view of a trained scene, and a video around it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

@@ -1,7 +1,5 @@
 """unified-lift sfm: photos or a video to a scene with camera poses."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

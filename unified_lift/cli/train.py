@@ -1,7 +1,5 @@
 """train.py: one scene in, one model folder out."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace

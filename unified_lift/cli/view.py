@@ -1,7 +1,5 @@
 """unified-lift view: a trained scene in the browser."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

@@ -1,7 +1,5 @@
 """What a reader says about a scene folder, and the parts that readers share. No pixel is read here."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath

@@ -1,7 +1,5 @@
 """Frames of black pixels that undistortion leaves around photos: no colour was seen there, none is to be learnt."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Where photos and masks are kept while a scene trains: on the GPU, in main memory, or in files on disk."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

@@ -6,8 +6,6 @@ with `train_split` the names in `images_train/`; with `eval` the names in `test.
 every llffhold-th. Exact ids, where there are any: `annotations/gt_instance/<name>.png`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path

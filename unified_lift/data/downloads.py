@@ -1,7 +1,5 @@
 """Checks of a download against what is known of a benchmark: what is present, what is missing, what to do about it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Reading and resizing photos, and the loop that does it in parallel."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """What a check of files on disk found, and the checks of photos and masks that check-data and downloads share."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ Test views never train, with or without `eval`.
 Differs: Gaussian Grouping and Unified-Lift train mask id 0 as one more object or segment; here it is unlabelled.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path

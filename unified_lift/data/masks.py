@@ -1,7 +1,5 @@
 """Segment masks of views: found by name and read, whatever their format (`mask_formats/`)."""
 
-from __future__ import annotations
-
 from pathlib import Path, PurePosixPath
 
 import numpy as np

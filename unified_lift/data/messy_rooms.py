@@ -6,8 +6,6 @@ Id 0 of the Detic masks is the background, a segment of its own; in any other ma
 "claimed by no mask". `detic_probabilities/` and `invalid/` are not used. Initial points are made from the photos.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Initial points of scenes that bring none: triangulated from the photos, or random inside the camera frusta."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

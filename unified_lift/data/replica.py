@@ -16,8 +16,6 @@ Annotations: the instance maps of the rendering (id 0 = no object); nice-slam's 
 walk. Initial points: `point_cloud.ply` where there is one, else the depth maps of the training frames.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """From what a reader describes to a loaded scene, to annotations and to masks of prompts: the same for all readers."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Which scene is read and how: the settings of all readers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

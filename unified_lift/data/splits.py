@@ -1,7 +1,5 @@
 """Which views train and which are held out."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 

@@ -8,8 +8,6 @@ and `offset` do not concern the geometry and nothing is recentred. Photos with a
 black. A top-level `zero_id` (`segment` or `ignore`) says what mask id 0 means.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial

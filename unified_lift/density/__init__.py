@@ -1,7 +1,5 @@
 """Density strategies, one file each; a file with a `STRATEGY` is a strategy."""
 
-from __future__ import annotations
-
 import sys
 
 from unified_lift.density.base import StrategyEntry

@@ -1,7 +1,5 @@
 """What a density strategy is: when and where Gaussians are added and removed while the geometry trains."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass

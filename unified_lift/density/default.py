@@ -1,7 +1,5 @@
 """The default density strategy: clone, split, prune and opacity reset of 3D-GS."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """An edited scene as a model folder, which render, query, view and export read like a trained one."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable
 from pathlib import Path

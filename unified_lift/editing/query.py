@@ -1,7 +1,5 @@
 """Which object is meant: by a mask, by likeness or by words; and the view that shows an object best."""
 
-from __future__ import annotations
-
 import importlib
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence

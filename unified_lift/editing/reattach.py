@@ -1,7 +1,5 @@
 """Labels for Gaussians that came back from another program, which kept positions and colours but not ours."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

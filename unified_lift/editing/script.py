@@ -3,8 +3,6 @@
 Such as `- recolour: {objects: [5], color: "#ff0000"}`, `- remove: [3, 4]`, `- rename: {7: mug}`; see docs/edit.md.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import math

@@ -1,7 +1,5 @@
 """Scoring a trained scene. `evaluate` returns every number of its held-out views and writes nothing."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

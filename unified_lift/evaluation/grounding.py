@@ -1,7 +1,5 @@
 """From words to a mask in one image: the text step of LERF-Mask, by a user's own masks or by GroundingDINO and SAM."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Sequence
 from pathlib import Path

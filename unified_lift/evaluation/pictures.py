@@ -3,8 +3,6 @@
 Colours are uint8 RGB, [H, W, 3]; ids are integers [H, W].
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from pathlib import Path

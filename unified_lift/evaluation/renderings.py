@@ -1,7 +1,5 @@
 """The pictures of a model's views in its folder: `<model>/{train,test}/ours_<N>/<kind>/<view>.png`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Self-contained HTML pages: the report of a trained scene, and what other pages share with it."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What scoring writes into a model folder: results.json, per_view.json, evaluation.json, masks, plots, report.html."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

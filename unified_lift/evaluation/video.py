@@ -1,7 +1,5 @@
 """Videos of a scene: camera paths, and the H.264 file."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math

@@ -1,7 +1,5 @@
 """From the ids of one view to codes of the scene: scores (Eq. 3, Eq. 5) and the Hungarian step."""
 
-from __future__ import annotations
-
 from ctypes import POINTER, byref, c_int32, c_int64, c_void_p
 
 import numpy as np

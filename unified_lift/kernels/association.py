@@ -1,7 +1,5 @@
 """Association of features with the codebook (Eq. 2) and the two terms that train it (Eq. 4, Eq. 6)."""
 
-from __future__ import annotations
-
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Contrastive loss inside one view (Eq. 1)."""
 
-from __future__ import annotations
-
 from ctypes import POINTER, byref, c_int64, c_void_p
 from typing import Any
 

@@ -4,8 +4,6 @@ The kernels are part of the rasterizer's CUDA library, csrc/cuda/{contrast,codeb
 structs mirror field by field. Nothing here makes the host wait.
 """
 
-from __future__ import annotations
-
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 
 import torch

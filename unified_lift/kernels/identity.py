@@ -1,7 +1,5 @@
 """Two terms that train a linear classifier of features: on pixels with known class, and on neighbouring Gaussians."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The colour loss of 3D-GS, (1 - lambda) L1 + lambda (1 - SSIM): its definition, its kernels, and a quick backward."""
 
-from __future__ import annotations
-
 import functools
 from ctypes import POINTER, Structure, byref, c_double, c_float, c_int32, c_int64, c_void_p
 from typing import Any

@@ -1,7 +1,5 @@
 """How unsure the features are about each pixel's own label (Eq. 7)."""
 
-from __future__ import annotations
-
 from ctypes import POINTER, byref, c_int64, c_void_p
 
 import torch

@@ -1,7 +1,5 @@
 """Lifting methods, one file each; a file with a `METHOD` is a method."""
 
-from __future__ import annotations
-
 import sys
 
 from unified_lift.errors import UserError

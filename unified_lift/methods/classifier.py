@@ -1,7 +1,5 @@
 """Methods that read ids off features with a linear classifier: its head, and training by known classes."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass

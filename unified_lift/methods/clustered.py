@@ -1,7 +1,5 @@
 """What methods share that learn features first and find the objects afterwards, by clustering them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """Contrastive Lift on Gaussians: fast features follow their own slow average; clusters are objects (NeurIPS 2023)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

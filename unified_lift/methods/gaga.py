@@ -3,8 +3,6 @@
 Users of the original report far more groups than objects, 389 to over 1,000. Ours are counted in manifest.json.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

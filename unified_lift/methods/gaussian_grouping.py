@@ -7,8 +7,6 @@ Differs from its released code: geometry is finished and frozen, where theirs is
 and moved by them; a step draws pixels of its view instead of taking all of them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

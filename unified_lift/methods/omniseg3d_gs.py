@@ -3,8 +3,6 @@
 Paper (Unified-Lift, with the best cluster size of an oracle): LERF-Mask mIoU 74.7.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -9,8 +9,6 @@ point; no confidence of masks; background, see `zero_id`. It starts at once, not
 is no geometry left to wait for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Annotated

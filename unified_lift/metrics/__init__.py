@@ -3,8 +3,6 @@
 Adding a metric of a view is one file with a `METRIC`; what protocols compute is declared beside it as `METRICS`.
 """
 
-from __future__ import annotations
-
 import sys
 
 from unified_lift.metrics.base import Metric, ViewBundle

@@ -1,7 +1,5 @@
 """What a metric is: its name, unit and direction, and how one held-out view is scored."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

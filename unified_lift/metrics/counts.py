@@ -1,7 +1,5 @@
 """What is counted beside the scores."""
 
-from __future__ import annotations
-
 from unified_lift.metrics.base import Metric
 
 _LABELS = {

@@ -1,7 +1,5 @@
 """8-bit rounding, as stored pictures have it."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

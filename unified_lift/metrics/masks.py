@@ -1,7 +1,5 @@
 """Scores of one binary mask against another: IoU and boundary IoU."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 

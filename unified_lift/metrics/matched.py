@@ -1,7 +1,5 @@
 """mIoU and F1 under the best one-to-one matching of predicted and true objects over a whole scene."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args

@@ -1,7 +1,5 @@
 """PQ_scene: panoptic quality over the pixels of all views together, as the Messy Rooms benchmark scores it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

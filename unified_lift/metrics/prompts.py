@@ -1,7 +1,5 @@
 """From object ids to text prompts, as LERF-Mask scores them: choosing ids in one view, masks in any, and the mean."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """PSNR as the 3DGS family reports it."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

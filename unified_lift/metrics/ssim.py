@@ -1,7 +1,5 @@
 """SSIM as the 3DGS family reports it."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import torch

@@ -1,7 +1,5 @@
 """First values of Gaussians and features."""
 
-from __future__ import annotations
-
 import torch
 from simple_knn import distCUDA2
 from torch import Tensor

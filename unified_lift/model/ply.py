@@ -1,7 +1,5 @@
 """Gaussian PLY files, exactly as 3D-GS viewers read them, plus the variant with instance features."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

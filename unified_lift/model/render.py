@@ -1,7 +1,5 @@
 """render(): the only caller of the rasterizer for whole views. Training, evaluation and viewing share it."""
 
-from __future__ import annotations
-
 import torch
 from diff_gaussian_rasterization import PixelWeights, pixel_weights, rasterize
 from torch import Tensor

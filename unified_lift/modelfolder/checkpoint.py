@@ -1,7 +1,5 @@
 """Full-state checkpoints: copied in the loop, written by a thread, atomically; read with weights_only."""
 
-from __future__ import annotations
-
 import pickle
 import re
 from collections.abc import Collection, Iterator

@@ -1,7 +1,5 @@
 """Object ids of Gaussians and of views, read off a trained scene."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

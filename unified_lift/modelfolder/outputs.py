@@ -1,7 +1,5 @@
 """The model folder: 3DGS layout, so that every viewer and fork can read it."""
 
-from __future__ import annotations
-
 import math
 import platform
 import shutil

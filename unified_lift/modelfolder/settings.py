@@ -1,7 +1,5 @@
 """The settings tree of a training run and of its stages."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -4,8 +4,6 @@ Inside the project a pose is `cam_from_world` with OpenCV axes (x right, y down,
 origin: the centre of the first pixel is (0.5, 0.5).
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

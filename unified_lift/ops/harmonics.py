@@ -1,7 +1,5 @@
 """Turning the view-dependent colour of Gaussians together with the object they belong to."""
 
-from __future__ import annotations
-
 import torch
 from diff_gaussian_rasterization.reference import harmonics_color
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Nearest neighbours of points."""
 
-from __future__ import annotations
-
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor

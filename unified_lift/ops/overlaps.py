@@ -1,7 +1,5 @@
 """How many pixels two label maps share, id by id: the one table behind every segmentation score."""
 
-from __future__ import annotations
-
 import numpy as np
 
 # Up to this many cells a table is counted directly; a wider range of ids is first renumbered.

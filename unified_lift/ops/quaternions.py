@@ -1,7 +1,5 @@
 """Unit quaternions in the order w, x, y, z, on torch tensors of any batch shape."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

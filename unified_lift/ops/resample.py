@@ -1,7 +1,5 @@
 """Nearest-neighbour resampling of label maps by the centre rule."""
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Random numbers that depend on a seed and a step alone, on whatever device needs them."""
 
-from __future__ import annotations
-
 import hashlib
 
 import torch

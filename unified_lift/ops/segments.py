@@ -1,7 +1,5 @@
 """Sums over the pixels of each segment of one view, without a loop over segments."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

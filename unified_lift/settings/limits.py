@@ -1,7 +1,5 @@
 """Limits of settings, written beside the field: `log_interval: Annotated[int, Range(1)] = 50`."""
 
-from __future__ import annotations
-
 import math
 import typing
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Presets: YAML files of differences, shipped with the package (`configs/` in the repository is the same folder)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Settings as trees of frozen dataclasses: from YAML, to YAML, with errors that name the file and the nearest key."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import json

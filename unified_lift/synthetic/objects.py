@@ -1,7 +1,5 @@
 """The synthetic objects: a few solids each, in a unit frame (on z = 0, footprint radius about 1, height about 2)."""
 
-from __future__ import annotations
-
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass

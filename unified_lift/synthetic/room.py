@@ -1,7 +1,5 @@
 """The room: where the objects are, how light falls on them, and the exact picture a camera takes."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 from functools import cached_property, partial

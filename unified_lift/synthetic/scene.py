@@ -3,8 +3,6 @@
 It is written in the `transforms` layout, so that everything downstream runs on files as it would on a user's scene.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Procedural colour: patterns on solids, the floor, the rug and the walls. Soft edges, so that few pixels alias."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The pixel batch sampler of the lift: the pixels that steps draw from, with their blending weights."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 

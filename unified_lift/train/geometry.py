@@ -1,7 +1,5 @@
 """Geometry stage: plain 3D-GS on colour. With a method it is the joint schedule: everything in one loop."""
 
-from __future__ import annotations
-
 import math
 
 import torch

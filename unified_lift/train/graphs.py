@@ -1,7 +1,5 @@
 """Replaying a part of a training step as a CUDA graph: one launch instead of some fifty, and no Python in between."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Mapping
 
 import torch

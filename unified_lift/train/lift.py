@@ -4,8 +4,6 @@ With geometry frozen a rendered feature is a fixed linear map of the Gaussian fe
 SSIM, and only the sampled pixels; the map (the blending weights) is computed once per view if it fits in memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Scalars and images of a run: metrics.jsonl always, TensorBoard if asked."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The training loop of every stage."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from unified_lift.train.hooks import Hook

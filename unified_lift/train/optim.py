@@ -1,7 +1,5 @@
 """Adam with one state per named parameter, which survives adding and removing rows."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

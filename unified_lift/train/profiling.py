@@ -1,7 +1,5 @@
 """Where the time of a training step goes: wall, host time of its phases, and on a GPU its kernels (--profile)."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -4,8 +4,6 @@ Votes tell where a Gaussian lies, not where an object ends: one that reaches acr
 sides, and all around it look alike. Trained to explain the pixels, its neighbours make up for it.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

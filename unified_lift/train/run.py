@@ -1,7 +1,5 @@
 """A run: one scene in, one model folder out."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What the three stages share: the order of views, optimisers, the weighted sum, and the state a checkpoint keeps."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """What a run starts from: the loaded scene, Gaussians and method, or a checkpoint of an earlier run."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Training views: which comes next, its photo and ids on the device that computes, and the segments of its pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

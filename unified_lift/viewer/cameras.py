@@ -1,7 +1,5 @@
 """Cameras of the viewer: those of the browser, and those the scene was trained with."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

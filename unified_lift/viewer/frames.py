@@ -1,7 +1,5 @@
 """A loop that draws the frames of all windows: small ones while a camera moves, whole ones at rest."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time

@@ -1,7 +1,5 @@
 """Pictures of a scene in the modes of the viewer. A further mode is one entry of `MODES`."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import NamedTuple

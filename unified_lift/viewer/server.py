@@ -1,7 +1,5 @@
 """The browser side of the viewer: windows of viser, wired to a session, a frame loop and panels."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import io

@@ -1,7 +1,5 @@
 """What the viewer knows and can do, without the viewer: selection, hidden objects, edits with undo and redo, saving."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import threading

@@ -1,7 +1,5 @@
 """The list of objects with small pictures, seen from a training camera, and kept until they change."""
 
-from __future__ import annotations
-
 import base64
 import html
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Ways to find masks in photos, one file each; a file with a `GENERATOR` is one."""
 
-from __future__ import annotations
-
 import sys
 
 from unified_lift.capture.masks import GeneratorEntry

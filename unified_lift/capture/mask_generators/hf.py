@@ -1,7 +1,5 @@
 """Any mask-generation model of `transformers` (SAM, SAM-HQ, SAM 2, ...), from a local folder."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path

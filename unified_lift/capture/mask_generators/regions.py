@@ -8,8 +8,6 @@ regions merge only over faint borders. The three granularities are three stages 
 It knows nothing of objects: things of several colours fall apart, things of one colour beside each other run together.
 """
 
-from __future__ import annotations
-
 import heapq
 import itertools
 from collections.abc import Collection

@@ -5,8 +5,6 @@ a part push out the whole. Here every granularity is asked for by itself, filter
 code [LangSplat]; the paper's "largest granularity" is `whole`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import partial

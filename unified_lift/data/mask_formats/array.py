@@ -1,7 +1,5 @@
 """NumPy arrays: `.npy`, and `.npz` with one array or one under a known name."""
 
-from __future__ import annotations
-
 import io
 import threading
 import zipfile

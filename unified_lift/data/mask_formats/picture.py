@@ -3,8 +3,6 @@
 Any other picture named by its path is read in the same way.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from unified_lift.data.images import open_image

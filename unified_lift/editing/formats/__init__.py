@@ -1,7 +1,5 @@
 """Export of objects and scenes. A file format is a file of this package with a `write`; it is called like the file."""
 
-from __future__ import annotations
-
 import errno
 import sys
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """One HTML page with the splats in it: opens without a server, without a network, and turns under the mouse."""
 
-from __future__ import annotations
-
 import base64
 import json
 from pathlib import Path

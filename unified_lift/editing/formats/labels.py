@@ -1,7 +1,5 @@
 """Labels beside the Gaussians: `segmentation.npz`, `objects.json`, and the `.ply` of Gaussian Grouping's scripts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from unified_lift.modelfolder.inference import TrainedScene

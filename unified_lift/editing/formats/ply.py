@@ -1,7 +1,5 @@
 """`.ply` as 3DGS writes it, without any column of our own, exact: opens in every viewer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from unified_lift.model.ply import write_gaussians

@@ -1,7 +1,5 @@
 """Coloured points with the object of each, for programs that know no Gaussians: MeshLab, CloudCompare, Open3D."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

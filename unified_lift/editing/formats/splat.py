@@ -1,7 +1,5 @@
 """`.splat`: 32 bytes a Gaussian, no view-dependent colour; the format of early web viewers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`.spz`, version 3: quantised and gzipped, about a tenth of the `.ply`."""
 
-from __future__ import annotations
-
 import gzip
 import math
 import struct

@@ -3,8 +3,6 @@
 Adding a protocol is one file with a `PROTOCOL`.
 """
 
-from __future__ import annotations
-
 import sys
 
 from unified_lift.evaluation.protocols.base import GroundTruth, PredictionBundle, Protocol, ProtocolResult

@@ -1,7 +1,5 @@
 """What a protocol is given and what it returns, and the steps that protocols on annotated ids share."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The protocol of any annotated scene: PQ over the scene, mIoU and F1, at the annotations' own size."""
 
-from __future__ import annotations
-
 from unified_lift.evaluation.protocols.base import (
     AlignedViews,
     GroundTruth,

@@ -6,8 +6,6 @@ words alone (`mIoU`, `mBIoU`: the benchmark), the ground truth in the prompt's f
 scored (`mIoU_oracle`, `mBIoU_oracle`), or nowhere: the best ids there are (`mIoU_best_id`, an upper bound).
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import Any

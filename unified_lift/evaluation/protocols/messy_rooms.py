@@ -1,7 +1,5 @@
 """Messy Rooms: PQ over the scene, every label map resampled to a square first (Table 3 of the paper)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from unified_lift.evaluation.protocols.base import GroundTruth, PredictionBundle, Protocol, ProtocolResult, aligned

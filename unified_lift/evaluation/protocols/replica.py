@@ -4,8 +4,6 @@ No scorer was published. `scene` is our reading and the headline; the nearest pu
 (`viewmean`), and two more readings are given beside it.
 """
 
-from __future__ import annotations
-
 from unified_lift.evaluation.protocols.base import GroundTruth, PredictionBundle, Protocol, ProtocolResult, aligned
 from unified_lift.metrics.matched import MIN_HIT_IOU
 

@@ -1,7 +1,5 @@
 """The method of the paper and of its released code: Eq. 1 to 8."""
 
-from __future__ import annotations
-
 import math
 
 import torch

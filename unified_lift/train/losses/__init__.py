@@ -1,7 +1,5 @@
 """Further losses of the geometry stage, one file each; a file with a `LOSS` is a loss, and a weight turns it on."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

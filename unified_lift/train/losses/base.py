@@ -1,7 +1,5 @@
 """What a further loss of the geometry stage is."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_method_sees_the_features_of_the_seen_pixels(scene):
 
 @pytest.mark.parametrize(("count", "wanted"), [(10, 10), (1000, 7), (17, 5), (5_000_000, 8192), (3, 3)])
 def test_stratified_sample_has_one_number_of_each_part(count, wanted):
-    sample = stratified(count, wanted, generator=torch.Generator().manual_seed(0), device=torch.device("cpu"))
+    sample = stratified(count, wanted, torch.Generator().manual_seed(0))
     assert sample.dtype == torch.int64
     assert len(sample) == wanted
     edges = torch.arange(wanted + 1, dtype=torch.float64) * (count / wanted)
@@ -68,7 +69,7 @@ def test_stratified_sample_has_one_number_of_each_part(count, wanted):
 
 def test_stratified_sample_takes_every_number_equally_often():
     generator = torch.Generator().manual_seed(1)
-    drawn = [stratified(17, 5, generator=generator, device=torch.device("cpu")) for _ in range(4000)]
+    drawn = [stratified(17, 5, generator) for _ in range(4000)]
     counts = torch.bincount(torch.cat(drawn), minlength=17)
     expected = 4000 * 5 / 17
     assert float(((counts - expected) ** 2 / expected).sum()) < 40  # chi square of 16 degrees: 0.999 quantile is 39
@@ -143,19 +144,20 @@ def test_kept_weights_are_those_of_the_pixels_of_the_pool(scene):
             assert torch.equal(getattr(a.weights, name), getattr(now, name)), name
 
 
-def test_pools_take_as_many_pixels_as_the_budget_keeps_the_weights_of(scene, monkeypatch):
-    monkeypatch.setattr("unified_lift.train.batches.MIB", 1024)  # budgets of kibibytes
-    whole = sum(lift_stage(scene, cache_mb=10**6).sampler.of(index).weights.nbytes for index in range(6)) // 1024 + 1
-    sizes = [len(lift_stage(scene, pixels=50, cache_mb=kib).sampler.of(0).slot) for kib in (2 * whole, whole // 2)]
-    assert sizes[0] == 480
-    assert 200 < sizes[1] < 280
-    pool = lift_stage(scene, pixels=50, cache_mb=whole // 2).sampler
-    assert 0.9 < sum(pool.of(index).weights.nbytes for index in range(6)) / (whole // 2 * 1024) < 1.1
-    fair = lift_stage(scene, pixels=50, cache_mb=whole // 2, min_samples=12).sampler
+def test_pools_take_as_many_pixels_as_the_budget_keeps_the_weights_of(scene):
+    def mebibytes(sampler):
+        return sum(sampler.of(index).weights.nbytes for index in range(6)) / 2**20
+
+    whole = mebibytes(lift_stage(scene).sampler)
+    assert len(lift_stage(scene, pixels=50, cache_mb=2 * whole).sampler.of(0).slot) == 480
+    pool = lift_stage(scene, pixels=50, cache_mb=whole / 2).sampler
+    assert 200 < len(pool.of(0).slot) < 280
+    assert 0.9 < mebibytes(pool) / (whole / 2) < 1.1
+    fair = lift_stage(scene, pixels=50, cache_mb=whole / 2, min_samples=12).sampler
     assert len(fair.of(0).slot) > len(fair.of(0).pixel_ids.unique())
     # Twelve of each of four segments are nearly all that a step draws: copies are rounded up, and rounding shows.
-    assert 0.6 < sum(fair.of(index).weights.nbytes for index in range(6)) / (whole // 2 * 1024) < 1.25
-    too_little = lift_stage(scene, pixels=50, cache_mb=whole // 20).sampler
+    assert 0.6 < mebibytes(fair) / (whole / 2) < 1.25
+    too_little = lift_stage(scene, pixels=50, cache_mb=whole / 20).sampler
     assert not too_little.keeps_weights
     assert too_little.of(0).weights is None
     assert len(too_little.of(0).slot) == 100
@@ -173,14 +175,12 @@ def test_a_pool_is_renewed_when_its_pixels_were_drawn_twice_and_in_time_all_pixe
     assert whole.of(1, 0) is whole.of(1, 100)  # nothing to renew
 
 
-def test_steps_renew_the_pools(scene):
-    stage = lift_stage(scene, pixels=60, pool=60, steps=24)
-    seen = []
-    for step in range(24):  # four visits of each of six views
-        stage.step(step)
-        seen.append(stage.sampler._made[1][0] if 1 in stage.sampler._made else -1)
-    assert seen[-1] == 1  # 60 pixels serve two visits
-    assert sorted(seen) == seen
+def test_steps_tell_the_sampler_how_often_a_view_was_seen(scene):
+    stage = lift_stage(scene, pixels=60, pool=60)
+    with mock.patch.object(stage.sampler, "of", wraps=stage.sampler.of) as of:
+        for step in range(12):  # two visits of each of six views
+            stage.step(step)
+    assert [call.args[1] for call in of.call_args_list] == [0] * 6 + [1] * 6
 
 
 def test_every_segment_has_its_share_of_the_pool(scene):
@@ -204,10 +204,6 @@ def test_observed_features_are_those_of_the_image_in_the_order_of_their_slots(sc
 # ---- on a real GPU only ------------------------------------------------------------------------------------------
 
 
-def replays(stage):
-    return stage.graph._graph is not None
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("replayed", [True, False])
 def test_a_lift_step_does_not_make_the_host_wait(scene, replayed, monkeypatch):
@@ -218,35 +214,34 @@ def test_a_lift_step_does_not_make_the_host_wait(scene, replayed, monkeypatch):
         stage.step(step)
     assert stage.sampler.keeps_weights
     assert len(stage.method.codebook)
-    assert replays(stage) == replayed
+    phases = []
+    stage.on_phase = phases.append
     torch.cuda.set_sync_debug_mode("error")
     try:
         terms = [stage.step(step) for step in range(20, 30)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert ("losses" in phases) == (not replayed)
     assert set(terms[-1]) == {"contrastive", "class", "concentration"}
     assert all(bool(torch.isfinite(value)) for value in terms[-1].values())
 
 
 @pytest.mark.gpu
 def test_replayed_steps_are_the_steps_that_were_captured(scene, monkeypatch):
-    # the same draws, once replayed and once computed one kernel after the other
-    stages = [lift_stage(scene, "cuda", steps=40) for _ in range(2)]
-    monkeypatch.setattr(stages[1].graph, "run", lambda key, progress: computed(stages[1], progress))
+    # the same draws, once replayed and once computed one kernel after the other: a new key is not captured
+    stages, phases = [lift_stage(scene, "cuda", steps=40) for _ in range(2)], []
+    run = stages[1].graph.run
+    monkeypatch.setattr(stages[1].graph, "run", lambda key, progress: run(object(), progress))
+    stages[0].on_phase = phases.append
     for step in range(40):
         terms = [{name: float(value) for name, value in stage.step(step).items()} for stage in stages]
         assert set(terms[0]) == set(terms[1])
         for name, value in terms[0].items():  # float additions in another order, and what they grow to
             assert value == pytest.approx(terms[1][name], rel=0.05, abs=1e-3), f"step {step}: {name}"
-    assert replays(stages[0])
+    assert phases.count("losses") < 10 < phases.count("replay")
     features = [stage.gaussians.features.detach() for stage in stages]
     start = lift_stage(scene, "cuda").gaussians.features.detach()
     assert float((features[0] - features[1]).norm()) < 0.1 * float((features[0] - start).norm())
-
-
-def computed(stage, progress):
-    stage.gaussians.zero_grad()
-    return stage._replayed(progress)
 
 
 @pytest.mark.gpu

@@ -1,6 +1,5 @@
 """The pixel batch sampler of the lift: the pixels that steps draw from, with their blending weights."""
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -14,8 +13,6 @@ from unified_lift.ops.rng import StepRng
 from unified_lift.train.views import Prefetcher, SegmentMaps, SegmentPixels
 from unified_lift.types import Camera
 
-MIB = 2**20
-
 
 class PixelSampler:
     """For every view, a part of its pixels that represents all, each segment with its share; renewed now and then.
@@ -23,6 +20,10 @@ class PixelSampler:
     Steps need the blending weights of the pixels they draw. Kept for a part, they are computed once for some draws of
     each pixel instead of at every step. A part that never changed would leave the Gaussians that only other pixels see
     untrained (docs/experiments.md), so after `DRAWS` draws of each pixel others take their place.
+
+    Attributes:
+        size: Most pixels of a view.
+        keeps_weights: Whether pixels come with weights: they fit in the budget.
     """
 
     DRAWS = 2
@@ -41,42 +42,18 @@ class PixelSampler:
         self._views, self._cameras, self._gaussians = views, cameras, gaussians
         self._maps, self._rng, self._settings, self._pixels = maps, rng, settings, settings.lift_pixels
         self._made: dict[int, tuple[int, SegmentPixels]] = {}
-        self._largest = max(camera.width * camera.height for camera in cameras)
         self._extremes: tuple[int, int] | None = None
-
-    @functools.cached_property
-    def affordable(self) -> int:
-        """Number of pixels of each view whose weights fit in the budget, judged by some pixels of a few views."""
-        num_bytes = num_pixels = listed = different = 0
-        for index in {len(self._cameras) * part // 4 for part in range(4)}:
-            pixel_ids = self._choose(index, 0, self._pixels)[2]
-            num_bytes, num_pixels = num_bytes + self.weights_at(index, pixel_ids).nbytes, num_pixels + len(pixel_ids)
-            pixel_ids = self._choose(index, 0, self._largest)[2]  # here with those that are repeated
-            listed, different = listed + len(pixel_ids), different + len(pixel_ids.unique())
-        bytes_of_a_pixel = num_bytes / max(num_pixels, 1) * listed / max(different, 1)
-        return int(self._settings.lift_cache_mb * MIB / len(self._cameras) / max(bytes_of_a_pixel, 1e-9))
-
-    @property
-    def size(self) -> int:
-        """Most pixels of a view."""
-        if self._settings.lift_pool:
-            return max(self._settings.lift_pool, self._pixels)
-        fits = self.affordable >= min(self._pixels, self._largest)
-        return self.affordable if fits else self._pixels * self.DRAWS
-
-    @property
-    def keeps_weights(self) -> bool:
-        """Whether pixels come with weights: they fit."""
-        return self.affordable >= min(self.size, self._largest)
-
-    @property
-    def visits_before_renewal(self) -> int:
-        """Number of visits of a view after which other pixels take the place of its own."""
-        return max(1, self.DRAWS * self.size // self._pixels)
+        largest = max(camera.width * camera.height for camera in cameras)
+        affordable = self._affordable(largest)
+        self.size = affordable if affordable >= min(self._pixels, largest) else self._pixels * self.DRAWS
+        if settings.lift_pool:
+            self.size = max(settings.lift_pool, self._pixels)
+        self.keeps_weights = affordable >= min(self.size, largest)
+        self._visits_before_renewal = max(1, self.DRAWS * self.size // self._pixels)
 
     def of(self, index: int, visit: int = 0) -> SegmentPixels:
         """Return the pixels of view `index` at its 0-based `visit`, with weights if all of these fit."""
-        generation = visit // self.visits_before_renewal
+        generation = visit // self._visits_before_renewal
         if index not in self._made or self._made[index][0] not in (generation, self._WHOLE):
             slot, num_segments, pixel_ids, is_whole = self._choose(index, generation, self.size)
             weights = self.weights_at(index, pixel_ids) if self.keeps_weights else None
@@ -96,6 +73,17 @@ class PixelSampler:
             self._extremes = min(len(pixels.slot) for pixels in views), max(pixels.num_segments for pixels in views)
         return self._extremes
 
+    def _affordable(self, largest: int) -> int:
+        """Return how many pixels of each view have weights that fit in the budget, judged by some of a few views."""
+        num_bytes = num_pixels = listed = different = 0
+        for index in {len(self._cameras) * part // 4 for part in range(4)}:
+            pixel_ids = self._choose(index, 0, self._pixels)[2]
+            num_bytes, num_pixels = num_bytes + self.weights_at(index, pixel_ids).nbytes, num_pixels + len(pixel_ids)
+            pixel_ids = self._choose(index, 0, largest)[2]  # here with those that are repeated
+            listed, different = listed + len(pixel_ids), different + len(pixel_ids.unique())
+        bytes_of_a_pixel = num_bytes / max(num_pixels, 1) * listed / max(different, 1)
+        return int(self._settings.lift_cache_mb * 2**20 / len(self._cameras) / max(bytes_of_a_pixel, 1e-9))
+
     def _choose(self, index: int, generation: int, most: int) -> tuple[Tensor, int, Tensor, bool]:
         """Return slot, number of segments and id of at most `most` different pixels, and whether these are all."""
         slot, num_segments, pixel_ids, _ = self._maps.of(index, self._views.get(index))
@@ -103,7 +91,7 @@ class PixelSampler:
         is_whole = len(slot) <= most
         if not is_whole:
             generator = self._rng.at(-1 - index - generation * len(self._cameras), slot.device)
-            chosen = stratified(len(slot), most, generator=generator, device=slot.device)
+            chosen = stratified(len(slot), most, generator)
             slot, pixel_ids = slot.index_select(0, chosen), pixel_ids.index_select(0, chosen)
         samples = self._settings.lift_min_samples
         if samples and len(slot) > self._pixels:
@@ -134,12 +122,13 @@ def copies_for(slot: Tensor, num_segments: int, *, samples: int, share: float) -
     return copies[slot.long() + 1]
 
 
-def stratified(count: int, wanted: int, *, generator: torch.Generator, device: torch.device) -> Tensor:
+def stratified(count: int, wanted: int, generator: torch.Generator) -> Tensor:
     """Return one random number from each of `wanted` equal parts of [0, count), rising, int64 [wanted].
 
     Every number is as likely as in independent draws. From pixels in the order of their segments, each segment gets
     its share to within two pixels, and neighbours in the sample belong to one segment, as the losses' kernels like it.
     """
+    device = generator.device
     parts = torch.arange(wanted, dtype=torch.float64, device=device)  # float32 would round the pixels of a large photo
     place = parts.add_(torch.rand(wanted, generator=generator, device=device))
     return place.mul_(count / wanted).long().clamp_(max=count - 1)

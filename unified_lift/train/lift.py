@@ -23,16 +23,13 @@ from unified_lift.train.stage import Stage, weighted_sum
 from unified_lift.train.views import SegmentMaps, SegmentPixels
 from unified_lift.types import Camera, Scene
 
-_MIN_STEPS = 2_000
-_DRAWS = 3  # of each pixel: fewer lose small objects of large scenes, more fit the errors of the masks
-
 
 def steps_of(settings: LiftSettings, cameras: Sequence[Camera]) -> int:
     """Return the number of steps of a lift of these labelled views, which the settings may leave to their pixels."""
     if settings.lift_iterations >= 0:
         return settings.lift_iterations
-    pixels = sum(camera.width * camera.height for camera in cameras)
-    return max(_MIN_STEPS, _DRAWS * pixels // settings.lift_pixels)
+    draws = 3 * sum(camera.width * camera.height for camera in cameras)  # fewer lose small objects of large scenes
+    return max(2_000, draws // settings.lift_pixels)  # more fit the errors of the masks
 
 
 class LiftStage(Stage):
@@ -95,21 +92,19 @@ class LiftStage(Stage):
 
     def labelled_views(self) -> Iterator[LabelledView]:
         """Walk over all labelled training views as the masks show them."""
+        shift = 0 if self.method.ignore_zero else 1  # of the ids: 0 = no label, or the lens saw nothing
         for view in self.views.all():
             assert view.segments is not None
-            segments = view.segments if view.valid is None else torch.where(view.valid, view.segments, -1)
-            slots, ids = dense_slots(segments + 1, ignore_zero=True)  # raised by one: 0 = the lens saw nothing
-            if self.method.ignore_zero and len(ids) and int(ids[0]) == 1:
-                slots, ids = slots.sub(1).clamp(min=-1), ids[1:]
-            yield LabelledView(view.name, view.camera, slots, ids - 1)
+            segments = view.segments if view.valid is None else torch.where(view.valid, view.segments, -shift)
+            slots, ids = dense_slots(segments + shift, ignore_zero=True)
+            yield LabelledView(view.name, view.camera, slots, ids - shift)
 
     def _drawn(self, index: int, pixels: SegmentPixels, step: int) -> ViewPixels:
         """Return the blended features of the pixels that a step draws from those of a view, or of all there are."""
         slot, num_segments, pixel_ids, weights = pixels
-        chosen, wanted = None, self.settings.lift_pixels
-        if len(slot) > wanted:
-            generator = self.rng.at(step, slot.device)
-            chosen = stratified(len(slot), wanted, generator=generator, device=slot.device)
+        chosen = None
+        if len(slot) > self.settings.lift_pixels:
+            chosen = stratified(len(slot), self.settings.lift_pixels, self.rng.at(step, slot.device))
             slot = slot.index_select(0, chosen)
         if weights is not None:
             features = blend(weights, self.gaussians.features, rows=chosen)

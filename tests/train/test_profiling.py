@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from tests.train.test_training import SHORT, CrashAfter, settings_for
-from unified_lift.train.hooks import Hook
-from unified_lift.train.loop import fit
+from unified_lift.train.hooks import Hook, fit
 from unified_lift.train.profiling import Profile, device_times, profile_table, windows
 from unified_lift.train.run import run
 from unified_lift.train.stage import Stage, no_op

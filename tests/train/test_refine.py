@@ -20,9 +20,8 @@ from unified_lift.ops.segments import dense_slots
 from unified_lift.settings.yaml import merged
 from unified_lift.train import refine
 from unified_lift.train.batches import weights_at
-from unified_lift.train.hooks import Hook
+from unified_lift.train.hooks import Hook, fit
 from unified_lift.train.logs import read_log
-from unified_lift.train.loop import fit
 from unified_lift.train.refine import RefineStage, pixel_targets
 from unified_lift.train.run import run
 from unified_lift.train.start import latest_checkpoint

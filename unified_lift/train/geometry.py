@@ -43,7 +43,7 @@ class GeometryStage(Stage):
         self.losses = chosen_losses(settings.loss_weights)
         self.weights = dict(self.weights) | {loss.name: weight for loss, weight in self.losses.items()}
         self.strategy, self.density = strategy, strategy.initial_state(len(gaussians), gaussians.device)
-        self.background = background_of(settings, gaussians.device)
+        self.background = torch.ones(3, device=gaussians.device) if settings.white_background else None  # else black
         self.renderer = TrainingStep(implementation="auto" if settings.rasterizer == "ours" else settings.rasterizer)
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -117,8 +117,3 @@ def log_linear(first: float, last: float, progress: float) -> float:
     """Return the value `progress` of the way from `first` to `last` on a log scale, constant after the end [3DGS]."""
     t = min(max(progress, 0.0), 1.0)
     return math.exp(math.log(first) * (1 - t) + math.log(last) * t)
-
-
-def background_of(settings: GeometrySettings, device: torch.device) -> Tensor | None:
-    """Return the colour behind everything, [3]; None = black."""
-    return torch.ones(3, device=device) if settings.white_background else None

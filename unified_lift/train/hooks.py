@@ -1,4 +1,4 @@
-"""What watches the loop: one small class each for bar, log, checkpoints, saved geometry, test scores, stop and NaN."""
+"""The training loop of every stage, and its hooks: one class each for NaN, log, results of geometry, checkpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from unified_lift.model.render import render
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.checkpoint import CheckpointWriter, checkpoint_path, named_tensors, snapshot
 from unified_lift.settings.yaml import to_dict
-from unified_lift.train.geometry import background_of
+from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.logs import RunLog
 from unified_lift.train.stage import Stage
 from unified_lift.train.start import TrainingState
@@ -42,14 +43,35 @@ class Hook:
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
         """Act after a step, with its unweighted, detached loss terms."""
 
-    def step_failed(self) -> None:
-        """Raise a better error than that of the last step, if this hook knows one."""
-
     def after_stage(self, stage: Stage) -> None:
         """Act after the last step."""
 
     def close(self, stage: Stage) -> None:
         """Release what the hook holds, whether or not the stage came to its end."""
+
+
+def fit(stage: Stage, hooks: Sequence[Hook]) -> None:
+    """Do the steps of a stage that are still to do, with hooks around each, in the order of the list.
+
+    A step trains and returns its loss terms. All else is a hook. A hook computes no loss, and a stage knows no hook.
+
+    Raises:
+        Interrupted: A hook ended the run; a checkpoint is saved.
+        FloatingPointError: A loss or a parameter became NaN or infinite.
+    """
+    with ExitStack() as at_the_end:
+        at_the_end.callback(stage.views.close)
+        for hook in hooks:
+            hook.before_stage(stage)
+            at_the_end.callback(hook.close, stage)
+        for step in range(stage.first, stage.num_steps):
+            for hook in hooks:
+                hook.before_step(stage, step)
+            terms = stage.step(step)
+            for hook in hooks:
+                hook.after_step(stage, step, terms)
+        for hook in hooks:
+            hook.after_stage(stage)
 
 
 class Finite(Hook):
@@ -67,8 +89,8 @@ class Finite(Hook):
         if len(self._recent) >= _UNCHECKED_STEPS:
             self.last_terms()
 
-    def step_failed(self) -> None:
-        self.last_terms()  # NaN of an earlier step, if that is the cause, makes a better message
+    def close(self, stage: Stage) -> None:
+        self.last_terms()  # NaN of an earlier step, if that is the cause of an error, makes a better message
 
     def last_terms(self) -> dict[str, float]:
         """Return the terms of the last step; those of all steps since the last call are checked.
@@ -126,70 +148,88 @@ class Log(Hook):
         self._bar.close()
 
 
-class SaveGeometry(Hook):
-    """Writes the geometry after the iterations of --save_iterations."""
+class GeometryResults(Hook):
+    """Writes the geometry after the iterations of --save_iterations, and logs the PSNR of the held-out views.
 
-    def __init__(self, state: TrainingState, finite: Finite) -> None:
-        self._settings, self._finite = state.settings, finite
+    That is after the iterations of --test_iterations, and at the end of geometry.
+    """
+
+    def __init__(self, state: TrainingState, log: RunLog, finite: Finite) -> None:
+        self._state, self._log, self._finite = state, log, finite
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
-        iteration = step + 1
-        if stage.name == "geometry" and iteration in self._settings.run.save_iterations and iteration < stage.num_steps:
+        settings, iteration = self._state.settings, step + 1
+        if not isinstance(stage, GeometryStage):
+            return
+        if iteration in settings.run.save_iterations and iteration < stage.num_steps:
             self._finite.check({"gaussians": stage.gaussians.table}, iteration)
-            outputs.write_geometry(self._settings.model_path, iteration, stage.gaussians)
-
-
-class HeldOutScores(Hook):
-    """Logs the PSNR of the held-out views after the iterations of --test_iterations and at the end of geometry."""
-
-    def __init__(self, state: TrainingState, log: RunLog) -> None:
-        self._state, self._log = state, log
+            outputs.write_geometry(settings.model_path, iteration, stage.gaussians)
+        if iteration in settings.run.test_iterations or iteration == stage.num_steps:
+            self._score(stage, iteration)
 
     @torch.no_grad()
-    def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
-        scene, settings, done = self._state.scene, self._state.settings, step + 1
-        if stage.name != "geometry" or not (done in settings.run.test_iterations or done == stage.num_steps):
-            return
-        device, scores = stage.gaussians.device, []
+    def _score(self, stage: GeometryStage, iteration: int) -> None:
+        scene, device, scores = self._state.scene, stage.gaussians.device, []
         views = Prefetcher(scene.test, kept_on=scene.kept_on, device=device, fields=("image", "valid"))
         for view in views.all():
-            background = background_of(settings.geometry, device)
-            image = render(stage.gaussians, view.camera, background=background, with_features=False).image
+            image = render(stage.gaussians, view.camera, background=stage.background, with_features=False).image
             error = (image.clamp(0, 1) - view.image.float() / 255).square().mean(dim=2)
             scores.append(-10 * torch.log10((error if view.valid is None else error[view.valid]).mean()))
             if len(scores) == 1:
-                self._log.image(f"test/{view.name}", done, image)
+                self._log.image(f"test/{view.name}", iteration, image)
         views.close()
         if scores:
-            self._log.scalars("test", done, done, {"psnr": float(torch.stack(scores).mean())})
+            self._log.scalars("test", iteration, iteration, {"psnr": float(torch.stack(scores).mean())})
 
 
 class Checkpoints(Hook):
-    """Writes checkpoints when they are due: after chosen steps, at intervals of steps and of time, at a stage's end."""
+    """Writes checkpoints when they are due: after chosen steps, at intervals of steps and of time, at a stage's end.
+
+    As a context it listens to Ctrl-C and SIGTERM: the first ends the run after its step, with a checkpoint; the second
+    at once.
+    """
 
     def __init__(self, state: TrainingState, finite: Finite) -> None:
         self._state, self._finite, self.writer = state, finite, CheckpointWriter()
-        run = state.settings.run
-        self._kept = {state.settings.geometry.iterations, *run.checkpoint_iterations}
+        self._handlers: dict[int, Any] = {}
+        self._asked_to_stop = False
+
+    def __enter__(self) -> Checkpoints:
+        if threading.current_thread() is threading.main_thread():  # Python lets no other one listen
+            self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self.writer.close()
+
+    def _ask(self, *_: object) -> None:
+        if self._asked_to_stop:
+            raise KeyboardInterrupt
+        self._asked_to_stop = True
 
     def before_stage(self, stage: Stage) -> None:
         self._saved_at = time.perf_counter()
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
-        if step + 1 < stage.num_steps and self._is_due(stage.steps_before + step + 1):
+        run, total_steps = self._state.settings.run, stage.steps_before + step + 1
+        if self._asked_to_stop:
+            self.save(stage, step + 1)
+            self.writer.wait()
+            raise Interrupted
+        if step + 1 == stage.num_steps:
+            return
+        due = total_steps in run.checkpoint_iterations
+        due |= run.checkpoint_interval > 0 and total_steps % run.checkpoint_interval == 0
+        waited_s = time.perf_counter() - self._saved_at
+        # By time only if the disk is through with the one before; asking also brings up an error of its thread.
+        if due or (not self.writer.is_busy() and 0 < 60 * run.checkpoint_minutes <= waited_s):
             self.save(stage, step + 1)
 
     def after_stage(self, stage: Stage) -> None:
         if stage.saves_end and stage.first < stage.num_steps:
             self.save(stage, stage.num_steps)
-
-    def _is_due(self, total_steps: int) -> bool:
-        run = self._state.settings.run
-        due = total_steps in run.checkpoint_iterations
-        due |= run.checkpoint_interval > 0 and total_steps % run.checkpoint_interval == 0
-        waited_s = time.perf_counter() - self._saved_at
-        # By time only if the disk is through with the one before; asking also brings up an error of its thread.
-        return due or (not self.writer.is_busy() and 0 < 60 * run.checkpoint_minutes <= waited_s)
 
     def save(self, stage: Stage, step: int) -> None:
         """Begin to write a checkpoint, after which the rolling ones before it go; the end of a stage is kept."""
@@ -206,36 +246,6 @@ class Checkpoints(Hook):
         }
         self._finite.check(state, step)
         path = checkpoint_path(settings.model_path, total_steps)
-        self.writer.write(path, snapshot(state), kept={total_steps, stage.steps_before, *self._kept})
+        kept = {total_steps, stage.steps_before, settings.geometry.iterations, *settings.run.checkpoint_iterations}
+        self.writer.write(path, snapshot(state), kept=kept)
         self._saved_at = time.perf_counter()
-
-
-class Stop(Hook):
-    """Ends the run after the step in which it was asked to, by Ctrl-C or SIGTERM, with a checkpoint.
-
-    As a context it listens to these signals; the second one ends the run at once.
-    """
-
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints, self._asked = checkpoints, False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():  # Python lets no other one listen
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, *_: object) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-
-    def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
-        if self._asked:
-            self._checkpoints.save(stage, step + 1)
-            self._checkpoints.writer.wait()
-            raise Interrupted

@@ -17,7 +17,7 @@ _TAGS = {  # 3DGS and Unified-Lift names, which existing dashboards expect
     "seconds_per_step": "iter_time",
     "psnr": "test/loss_viewpoint - psnr",
 }
-_STAGES = ("geometry", "lift", "refine")
+_STAGES = {"geometry": 0, "test": 0, "lift": 1, "refine": 2}  # by order; test scores belong to geometry
 
 
 class RunLog:
@@ -55,22 +55,13 @@ class RunLog:
 
 def rewind_log(model_path: Path, *, stage: str, step: int) -> None:
     """Drop the lines written after a checkpoint taken in `stage` at `step`: the resumed run writes them again."""
-    at = (_STAGES.index(stage), step)
-    kept = [
-        json.dumps(line) + "\n"
-        for line in read_log(model_path)  # test scores belong to geometry
-        if (_STAGES.index(line["stage"].replace("test", "geometry")), line["step"]) <= at
-    ]
-    write_text(model_path / "metrics.jsonl", "".join(kept))
+    at = (_STAGES[stage], step)
+    kept = [line for line in read_log(model_path) if (_STAGES[line["stage"]], line["step"]) <= at]
+    write_text(model_path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_log(model_path: Path) -> list[dict]:
     """Return the lines of metrics.jsonl; an empty list if there are none. A cut last line is dropped."""
     path = model_path / "metrics.jsonl"
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,7 +1,8 @@
 """Where the time of a training step goes: wall, host time of its phases, and on a GPU its kernels (--profile)."""
 
+import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,10 +37,7 @@ class Profile(Hook):
         self._trace: torch.profiler.profile | None = None
 
     def before_stage(self, stage: Stage) -> None:
-        self._windows = windows(stage.first, stage.num_steps) if self._state.settings.run.profile else []
-        self._results: list[dict[str, Any]] = []
-        if self._windows:
-            self._state.profile[stage.name] = self._results
+        self._windows = windows(stage.first, stage.num_steps)
 
     def before_step(self, stage: Stage, step: int) -> None:
         if not self._windows:
@@ -48,18 +46,26 @@ class Profile(Hook):
         size = len(window) // 2
         if step == window.start:
             sizes = {"gaussians": len(stage.gaussians), "codes": self._state.method.num_objects}
-            self._results.append({"steps": [step + 1, step + size], **sizes})
+            self._result: dict[str, Any] = {"steps": [step + 1, step + size], **sizes}
+            self._state.profile.setdefault(stage.name, []).append(self._result)
             self._wait()
-            self._seconds: dict[str, float] = {}
-            self._phase, self._began = _BETWEEN_STEPS, time.perf_counter()
-            self._since, stage.on_phase = self._began, self._begin_phase
+            self._marks: list[tuple[str, float]] = []
+            stage.on_phase = self._mark
+            self._mark(_BETWEEN_STEPS)
         elif step == window.start + size:
-            self._end_timing(stage, size)
+            self._mark(_WAITING)
+            stage.on_phase = no_op
+            self._wait()
+            self._mark("")
+            self._result |= host_times(self._marks, steps=size)
+            if self._on_gpu:
+                self._trace = torch.profiler.profile(activities=list(torch.profiler.supported_activities()))
+                self._trace.start()
         elif step == window.stop:
             if self._trace is not None:
                 self._wait()
                 self._trace.stop()
-                self._results[-1] |= device_times(self._trace, steps=size)
+                self._result |= device_times(self._trace, steps=size)
                 self._trace = None
             self._windows.pop(0)
 
@@ -73,27 +79,21 @@ class Profile(Hook):
         stage.on_phase = no_op
         if self._trace is not None:
             self._trace.stop()
-            self._trace = None
 
-    def _begin_phase(self, phase: str) -> None:
-        now = time.perf_counter()
-        self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
-        self._phase, self._since = phase, now
-
-    def _end_timing(self, stage: Stage, steps: int) -> None:
-        self._begin_phase(_WAITING)
-        stage.on_phase = no_op
-        self._wait()
-        self._begin_phase(_BETWEEN_STEPS)
-        host_ms = {phase: 1e3 / steps * seconds for phase, seconds in self._seconds.items()}
-        self._results[-1] |= {"wall_ms": 1e3 / steps * (self._since - self._began), "host_ms": host_ms}
-        if self._on_gpu:
-            self._trace = torch.profiler.profile(activities=list(torch.profiler.supported_activities()))
-            self._trace.start()
+    def _mark(self, phase: str) -> None:
+        self._marks.append((phase, time.perf_counter()))
 
     def _wait(self) -> None:
         if self._on_gpu:
             torch.cuda.synchronize()
+
+
+def host_times(marks: Sequence[tuple[str, float]], *, steps: int) -> dict[str, Any]:
+    """Return milliseconds per step, in all and by phase, from the phases and the seconds at which they began."""
+    host_ms: dict[str, float] = {}
+    for (phase, since), (_, until) in itertools.pairwise(marks):
+        host_ms[phase] = host_ms.get(phase, 0.0) + 1e3 / steps * (until - since)
+    return {"wall_ms": 1e3 / steps * (marks[-1][1] - marks[0][1]), "host_ms": host_ms}
 
 
 def device_times(trace: torch.profiler.profile, *, steps: int) -> dict[str, Any]:
@@ -110,16 +110,14 @@ def device_times(trace: torch.profiler.profile, *, steps: int) -> dict[str, Any]
 
 def profile_table(profile: Mapping[str, list[dict[str, Any]]]) -> str:
     """Return the results of all stages as text."""
-    return "\n".join(line for stage, found in profile.items() for result in found for line in _lines(stage, result))
-
-
-def _lines(stage: str, result: Mapping[str, Any]) -> Iterator[str]:
-    first, last = result["steps"]
-    sizes = ", ".join(f"{value} {name}" for name, value in result.items() if name in ("gaussians", "codes"))
-    yield f"{stage}, steps {first} to {last} ({sizes}): {result['wall_ms']:.3f} ms a step"
-    for phase, milliseconds in result["host_ms"].items():
-        yield f"  {milliseconds:9.3f} ms  {phase}"
-    if "kernels" in result:
-        yield f"  on the GPU {result['device_ms']:.3f} ms in {result['launches']:.1f} launches a step"
-    for kernel in result.get("kernels", [])[:_KERNELS_SHOWN]:
-        yield f"  {kernel['ms']:9.4f} ms  {kernel['launches']:6.1f} x  {kernel['name'][:90]}"
+    lines = []
+    for stage, result in ((stage, result) for stage, found in profile.items() for result in found):
+        first, last = result["steps"]
+        sizes = f"{result['gaussians']} gaussians, {result['codes']} codes"
+        lines.append(f"{stage}, steps {first} to {last} ({sizes}): {result['wall_ms']:.3f} ms a step")
+        lines += [f"  {milliseconds:9.3f} ms  {phase}" for phase, milliseconds in result["host_ms"].items()]
+        if "kernels" in result:
+            lines.append(f"  on the GPU {result['device_ms']:.3f} ms in {result['launches']:.1f} launches a step")
+        for kernel in result.get("kernels", [])[:_KERNELS_SHOWN]:
+            lines.append(f"  {kernel['ms']:9.4f} ms  {kernel['launches']:6.1f} x  {kernel['name'][:90]}")
+    return "\n".join(lines)

@@ -12,10 +12,9 @@ from unified_lift.modelfolder.checkpoint import remove_unfinished
 from unified_lift.modelfolder.labels import Labelling, by_falling_area, label_gaussians
 from unified_lift.modelfolder.settings import TrainSettings
 from unified_lift.train.geometry import GeometryStage
-from unified_lift.train.hooks import Checkpoints, Finite, HeldOutScores, Hook, Log, SaveGeometry, Stop
+from unified_lift.train.hooks import Checkpoints, Finite, GeometryResults, Hook, Log, fit
 from unified_lift.train.lift import LiftStage
 from unified_lift.train.logs import RunLog, rewind_log
-from unified_lift.train.loop import fit
 from unified_lift.train.profiling import Profile
 from unified_lift.train.refine import RefineStage
 from unified_lift.train.stage import Stage
@@ -44,10 +43,10 @@ def run(
     _open_folder(state)
     finite = Finite()
     log = RunLog(settings.model_path, tensorboard=settings.run.logger == "tensorboard")
-    checkpoints = Checkpoints(state, finite)
-    with closing(log), closing(checkpoints.writer), Stop(checkpoints) as stop:
-        watch = [Profile(state), finite, Log(state, log, finite)]
-        watch += [SaveGeometry(state, finite), HeldOutScores(state, log), stop, checkpoints, *hooks]
+    with closing(log), Checkpoints(state, finite) as checkpoints:
+        watch = [finite, Log(state, log, finite), GeometryResults(state, log, finite), checkpoints, *hooks]
+        if settings.run.profile:
+            watch.insert(0, Profile(state))
         begin = state.checkpoint["stage"] if state.checkpoint else "geometry"
         lifts, joint = any(view.segments is not None for view in state.scene.train), settings.schedule == "joint"
         scene, gaussians, method, seed = state.scene, state.gaussians, state.method, 1000 * settings.seed

@@ -1,25 +1,23 @@
 """Figures of a benchmark: scores of the rows, scene by scene, against time, cluster size, noise and training time."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from unified_lift.bench.grid import Grid
 from unified_lift.bench.results import of_masks, score
 from unified_lift.bench.robustness import BASE
 from unified_lift.bench.tables import KINDS, PRESETS, ROBUSTNESS, ROWS, VIEWS, MaskSet, Row
-from unified_lift.evaluation.plots import styled, subplots, time_figure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from unified_lift.evaluation.plots import styled, subplots
+from unified_lift.evaluation.protocols import metric_of
 
 _OURS, _PAPER, _OTHERS = "#b4533c", "#2f6f9f", "#8fb3cc"
 _HIGHLIGHT = ROWS["unified_lift"].name
+_TIMED_SCORES = ("PQ_scene", "mIoU", "PSNR")
 _MARKERS = "osDv^<>PX*hpd"
 _PANEL_INCHES, _ROW_INCHES = (3.6, 2.8), 0.26
 Curves = Mapping[str, list[tuple[float, float, float]]]
@@ -77,7 +75,7 @@ def _mean_figure(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> Figure | Non
     return figure
 
 
-def _line_figure(panels: Mapping[str, Curves], *, xlabel: str = "") -> Figure | None:
+def _line_figure(panels: Mapping[str, Curves], *, xlabel: str = "", log_x: bool = False) -> Figure | None:
     """Return a panel for each title, bands of one standard deviation, and one legend; None where there is no point."""
     labels = list(dict.fromkeys(label for curves in panels.values() for label, points in curves.items() if points))
     if not labels:
@@ -94,6 +92,11 @@ def _line_figure(panels: Mapping[str, Curves], *, xlabel: str = "") -> Figure | 
             axis.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.15, lw=0)
         axis.set_title(title, loc="left")
         axis.set_xlabel(xlabel)
+        if log_x:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter("{x:.2g}")
+            axis.tick_params(axis="x", which="both", labelrotation=20)
     for axis in axes[len(panels) :]:
         axis.remove()
     figure.legend(handles=axes[0].lines, loc="outside right upper", frameon=False, fontsize=6.5)
@@ -127,13 +130,7 @@ def _lift_time_figure(grid: Grid, part: pd.DataFrame, metric: str) -> Figure | N
     seconds = part.lift_s.astype(float).groupby(part.method).mean()
     points = {row.name: (seconds.get(row.key, 0), _percent(part, row, metric)[0], 0.0) for row in grid.rows}
     known = {name: [point] for name, point in points.items() if point[0] > 0 and np.isfinite(point[1])}
-    figure = _line_figure({f"{metric} [%]": known}, xlabel="lift, seconds")
-    for axis in figure.axes if figure else ():
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("{x:.2g}")
-        axis.tick_params(axis="x", which="both", labelrotation=20)
-    return figure
+    return _line_figure({f"{metric} [%]": known}, xlabel="lift, seconds", log_x=True)
 
 
 def _cluster_figure(part: pd.DataFrame, metric: str) -> Figure | None:
@@ -164,5 +161,14 @@ def _robustness_figure(grid: Grid, part: pd.DataFrame, metric: str) -> Figure | 
 
 
 def _timeline_figure(part: pd.DataFrame) -> Figure | None:
-    done = part[part.state == "done"].assign(seconds=lambda own: own.geometry_s + own.lift_s)
-    return time_figure({str(preset): own.to_dict("records") for preset, own in done.groupby("method", sort=False)})
+    """Return a panel for each score with a line for every preset against its training time, on a logarithmic axis."""
+    done = part[part.state == "done"].assign(seconds=lambda own: own.geometry_s + own.lift_s, std=0.0)
+    panels = {
+        f"held-out {metric_of(name).title}": {
+            str(preset): list(own[["seconds", name, "std"]].itertuples(index=False, name=None))
+            for preset, own in done.groupby("method", sort=False)
+        }
+        for name in _TIMED_SCORES
+        if name in done
+    }
+    return _line_figure(panels, xlabel="training time, s", log_x=True)

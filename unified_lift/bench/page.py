@@ -1,14 +1,13 @@
 """The page of a benchmark: one self-contained HTML file with tables, plots and pictures side by side."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from unified_lift.bench.grid import Grid
 from unified_lift.bench.results import TextTable, ran_on
@@ -17,9 +16,6 @@ from unified_lift.data.settings import DataSettings
 from unified_lift.evaluation.pictures import object_colors, partner_colors, read_picture
 from unified_lift.evaluation.report import chosen_views, data_uri, write_html
 from unified_lift.fileio import read_json
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 VIEWS_SHOWN = 2
 _DPI = 130

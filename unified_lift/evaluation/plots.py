@@ -1,24 +1,19 @@
 """Figures of a run: its losses over the steps, and its scores view by view."""
 
-from __future__ import annotations
-
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from unified_lift.evaluation.protocols import metric_of
 from unified_lift.fileio import replacing
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-Arguments = ParamSpec("Arguments")
-Drawn = TypeVar("Drawn")
-
+styled = mpl.rc_context(fname=Path(__file__).with_name("plots.mplstyle"))
+"""Decorates what draws: our style, which is undone afterwards."""
 _NOT_TERMS = ("stage", "step", "total", "seconds_per_step")
 _STATISTICS = {
     "num_gaussians": "number of Gaussians",
@@ -35,23 +30,9 @@ _TITLES = _STATISTICS | {
 }
 _COLORS = {"geometry": "#2f6f9f", "lift": "#b4533c", "test": "#4b8b4f"}
 _OTHER_COLOR = "#5b5b8c"
-_TIMED_SCORES = ("PQ_scene", "mIoU", "PSNR")
 _COLUMNS, _PANEL_INCHES = 3, (3.3, 2.1)
 _LOG_RANGE = 20  # a loss that spans a larger factor is drawn on a logarithmic axis
 _MAX_LABELLED_BARS = 40
-
-
-def styled(draw: Callable[Arguments, Drawn]) -> Callable[Arguments, Drawn]:
-    """Return `draw` under our style, which is undone afterwards."""
-
-    @functools.wraps(draw)
-    def styled(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Drawn:
-        import matplotlib as mpl  # half a second to import, and training and rendering do without
-
-        with mpl.rc_context(fname=Path(__file__).with_name("plots.mplstyle")):
-            return draw(*args, **kwargs)
-
-    return styled
 
 
 def write_plots(
@@ -135,32 +116,7 @@ def metric_figure(per_view: Mapping[str, Mapping[str, float]]) -> Figure | None:
     return figure
 
 
-@styled
-def time_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure | None:
-    """Return one panel for each score with a line for every run (its points: `seconds` and scores) against time."""
-    shown = [name for name in _TIMED_SCORES if any(name in point for points in curves.values() for point in points)]
-    if not shown:
-        return None
-    from matplotlib.ticker import LogLocator
-
-    figure, axes = subplots(1, len(shown), width=len(shown) * _PANEL_INCHES[0], height=1.3 * _PANEL_INCHES[1])
-    for axis, name in zip(axes, shown):
-        for color, (label, points) in zip((*_COLORS.values(), _OTHER_COLOR), curves.items()):
-            known = [point for point in points if name in point]
-            axis.plot([p["seconds"] for p in known], [p[name] for p in known], "o-", ms=3, color=color, label=label)
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("")
-        axis.set_title(f"held-out {metric_of(name).title}", loc="left")
-        axis.set_xlabel("training time, s")
-    axes[0].legend(frameon=False)
-    return figure
-
-
 def subplots(rows: int, columns: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Return an empty figure of `width` inches whose rows are `height` inches high."""
-    from matplotlib.figure import Figure as NewFigure  # not pyplot: no window, no global list of figures
-
-    figure = NewFigure(figsize=(width, rows * height), layout="constrained")
+    figure = Figure(figsize=(width, rows * height), layout="constrained")  # no pyplot: no window, no global list
     return figure, [figure.add_subplot(rows, columns, 1 + index) for index in range(rows * columns)]

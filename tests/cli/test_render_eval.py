@@ -18,7 +18,7 @@ from unified_lift.cli.render import render_main
 from unified_lift.data import DATASETS
 from unified_lift.errors import UserError
 from unified_lift.evaluation.evaluate import evaluate
-from unified_lift.evaluation.grounding import FolderGrounding
+from unified_lift.evaluation.grounding import masks_in
 from unified_lift.evaluation.pictures import object_colors, read_picture
 from unified_lift.methods import METHODS
 from unified_lift.methods.unified_lift import UnifiedLift
@@ -266,12 +266,11 @@ def test_words_look_at_the_photo_or_at_the_rendering(prompted, monkeypatch, kind
     model, masks = prompted
     seen = []
 
-    class Spy(FolderGrounding):
-        def find(self, image, prompts):
-            seen.append(image)
-            return super().find(image, prompts)
+    def spy(image, prompts):
+        seen.append(image)
+        return masks_in(masks)(image, prompts)
 
-    monkeypatch.setattr("unified_lift.cli.evaluate.grounding_of", lambda text, device: Spy(masks))
+    monkeypatch.setattr("unified_lift.cli.evaluate.grounding_of", lambda text, device: spy)
     scores_of(model, "--grounding", "spy", "--reference_image", kind)
     (image,) = seen
     assert (image == read_picture(model / "test" / "ours_40" / folder / "test_0.png")).all()

@@ -8,33 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.fake_transformers import Batch, Model, loader
 from unified_lift.errors import UserError
-from unified_lift.evaluation.grounding import FolderGrounding, GroundingDinoSam, grounding_of
+from unified_lift.evaluation.grounding import dino_and_sam, grounding_of, masks_in
 
 CPU = torch.device("cpu")
 IMAGE = np.zeros((20, 30, 3), dtype=np.uint8)
 BOXES = {"red apple.": [[2.0, 3.0, 10.0, 9.0], [8.0, 5.0, 20.0, 15.0]], "cup.": []}
-
-
-class Batch(dict):
-    """What processors return: a dictionary that moves to a device."""
-
-    def to(self, device):
-        return self
-
-
-class Model:
-    def __init__(self, answer):
-        self.answer = answer
-
-    def to(self, device):
-        return self
-
-    def eval(self):
-        return self
-
-    def __call__(self, **inputs):
-        return self.answer(**inputs)
 
 
 class DinoProcessor:
@@ -73,16 +53,6 @@ def sam(*, boxes, multimask_output):
     return SimpleNamespace(pred_masks=masks)
 
 
-def loader(made):
-    def from_pretrained(folder, *, local_files_only):
-        assert local_files_only  # nothing is downloaded
-        if not (folder / "config.json").exists():
-            raise OSError(f"{folder} has no config.json")
-        return made
-
-    return SimpleNamespace(from_pretrained=from_pretrained)
-
-
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
     """Two weight folders, and a stand-in for the package that reads them."""
@@ -100,59 +70,49 @@ def weights(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_mask_of_a_prompt_is_the_union_of_its_boxes(weights):
-    provider = grounding_of(f"dino:{weights / 'dino'},sam:{weights / 'sam'}", device=CPU)
-    found = provider.find(IMAGE, ["Red apple", "cup"])
+def test_the_mask_of_a_prompt_is_the_union_of_its_boxes_and_empty_without_one(weights):
+    find = grounding_of(f"dino:{weights / 'dino'},sam:{weights / 'sam'}", device=CPU)
+    found = find(IMAGE, ["Red apple", "cup"])
     mask = found.masks["Red apple"]
     assert (mask.shape, mask.dtype) == ((20, 30), bool)
     expected = np.zeros((20, 30), bool)
     expected[2:8, 2:10] = True  # the boxes in the grid of the stand-in, doubled
     expected[4:14, 8:20] = True
     assert (mask == expected).all()
-
-
-def test_a_prompt_without_a_box_has_an_empty_mask_and_is_told(weights):
-    found = GroundingDinoSam(weights / "dino", weights / "sam", device=CPU).find(IMAGE, ["cup", "red apple"])
     assert not found.masks["cup"].any()
     assert found.warnings == ("GroundingDINO found no box for: cup",)
-    assert found.facts["box_threshold"] == 0.30
-    assert found.facts["sam"] == str(weights / "sam")
+    assert (found.facts["box_threshold"], found.facts["sam"]) == (0.30, str(weights / "sam"))
 
 
 def test_weights_that_are_not_there_are_named(weights, monkeypatch):
-    with pytest.raises(UserError, match="nowhere: no such folder"):
+    with pytest.raises(UserError, match="sam:.*nowhere: no such folder"):
         grounding_of(f"dino:{weights / 'dino'},sam:{weights / 'nowhere'}", device=CPU)
     with pytest.raises(UserError, match="write dino:FOLDER,sam:FOLDER"):
         grounding_of(f"dino:{weights / 'dino'}", device=CPU)
     (weights / "sam" / "config.json").unlink()
-    with pytest.raises(UserError, match=r"cannot be loaded \(.*no config.json"):
-        GroundingDinoSam(weights / "dino", weights / "sam", device=CPU)
+    with pytest.raises(UserError, match=r"sam:.*cannot be loaded \(.*no config.json"):
+        dino_and_sam(weights / "dino", weights / "sam", device=CPU)
     monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
-    with pytest.raises(UserError, match="pip install transformers"):
-        GroundingDinoSam(weights / "dino", weights / "sam", device=CPU)
+    with pytest.raises(UserError, match=r'pip install "unified-lift\[grounding\]"'):
+        dino_and_sam(weights / "dino", weights / "sam", device=CPU)
 
 
-def test_folder_masks_are_foreground_above_128(tmp_path):
+def test_folder_masks_are_foreground_above_128_and_a_prompt_without_a_file_was_not_found(tmp_path):
     Image.fromarray(np.array([[0, 128, 129, 255]], np.uint8)).save(tmp_path / "red apple.png")
-    found = grounding_of(str(tmp_path), device=CPU).find(IMAGE, ["red apple"])
+    find = grounding_of(str(tmp_path), device=CPU)
+    found = find(IMAGE, ["red apple"])
     assert found.masks["red apple"].tolist() == [[False, False, True, True]]
-    assert found.warnings == ()
-    assert found.facts == {"provider": "folder", "folder": str(tmp_path)}
-
-
-def test_a_prompt_without_a_file_was_not_found(tmp_path):
-    Image.fromarray(np.full((2, 2, 3), 200, np.uint8)).save(tmp_path / "cup.png")
-    found = FolderGrounding(tmp_path).find(IMAGE, ["hat", "cup"])
-    assert list(found.masks) == ["cup"]
-    assert found.masks["cup"].all()
+    assert (found.facts, found.warnings) == ({"provider": "folder", "folder": str(tmp_path)}, ())
+    found = find(IMAGE, ["hat", "red apple"])
+    assert list(found.masks) == ["red apple"]
     assert "hat" in found.warnings[0]
 
 
 def test_a_folder_without_any_mask_is_refused(tmp_path):
     with pytest.raises(UserError, match="name the files cup.png, hat.png"):
-        FolderGrounding(tmp_path).find(IMAGE, ["cup", "hat"])
+        masks_in(tmp_path)(IMAGE, ["cup", "hat"])
     with pytest.raises(UserError, match="nowhere: no such folder"):
         grounding_of(str(tmp_path / "nowhere"), device=CPU)
     (tmp_path / "cup.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"cup.png: not a readable image"):
-        FolderGrounding(tmp_path).find(IMAGE, ["cup"])
+        masks_in(tmp_path)(IMAGE, ["cup"])

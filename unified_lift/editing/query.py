@@ -1,6 +1,5 @@
 """Which object is meant: by a mask, by likeness or by words; and the view that shows an object best."""
 
-import importlib
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from unified_lift.errors import UserError
-from unified_lift.evaluation.grounding import Grounding
+from unified_lift.evaluation.grounding import Grounding, pretrained
 from unified_lift.evaluation.pictures import borders, write_picture
 from unified_lift.metrics.image import quantize_uint8
 from unified_lift.model.render import render
@@ -82,7 +81,7 @@ def objects_by_grounding(scene: TrainedScene, text: str, view: View, grounding: 
 
     A UserError: the mask is not as large as the view.
     """
-    mask = grounding.find(view.image.numpy(), [text]).masks.get(text)
+    mask = grounding(view.image.numpy(), [text]).masks.get(text)
     if mask is None:
         return {}
     if mask.shape != (view.camera.height, view.camera.width):
@@ -118,19 +117,7 @@ def clip_encoder(folder: Path, *, device: torch.device) -> TextEncoder:
 
     A UserError: `transformers` is not installed, or the folder is missing or holds no CLIP.
     """
-    if not folder.is_dir():
-        raise UserError(f"--model {folder}: no such folder; download a CLIP model and give its place")
-    try:
-        library = importlib.import_module("transformers")
-    except ImportError:
-        fix = 'pip install "unified-lift[grounding]"'
-        raise UserError(f"--model: the package transformers is not installed; {fix}") from None
-    try:
-        processor = library.CLIPProcessor.from_pretrained(folder, local_files_only=True)
-        clip = library.CLIPModel.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model {folder}: cannot be loaded ({error}); give a folder with a CLIP model") from None
-    clip.to(device).eval()
+    processor, clip = pretrained(folder, "CLIPProcessor", "CLIPModel", flag="--model ", device=device)
 
     @torch.no_grad()
     def encode(images: Sequence[np.ndarray], texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -88,7 +88,7 @@ def evaluate(
         assert grounding is not None
         view = views[name]
         image = view.image.numpy() if reference_image == "dataset" else next(iter(renderings([view]))).image
-        found = grounding.find(image, prompts)
+        found = grounding(image, prompts)
         for prompt, mask in found.masks.items():
             _require_same_aspect(f"--grounding: the mask of {prompt}", mask, image, name)
         return found._replace(facts={**found.facts, "reference_image": reference_image})

@@ -58,8 +58,10 @@ def test_a_model_written_by_colmap_parses_as_bytes_and_as_text(fixture_model, tm
 @pytest.mark.parametrize("text", [False, True])
 def test_every_camera_model_keeps_its_place_in_the_file(text, tmp_path):
     cameras = {
-        100 - n: ColmapCamera(model=name, width=n + 1, height=2, params=tuple(float(k) for k in range(count)))
-        for n, (name, count) in MODELS.items()
+        100 - n: ColmapCamera(
+            model=name, width=n + 1, height=2, params=tuple(float(k) for k in range(len(params.split())))
+        )
+        for n, (name, params) in MODELS.items()
     }
     write_model(tmp_path, cameras, {}, points_of(np.zeros((0, 3)), np.zeros((0, 3))), text=text)
     assert read_cameras(tmp_path / f"cameras.{'txt' if text else 'bin'}") == cameras

@@ -105,11 +105,11 @@ def test_agrees_with_opencv(model):
         ("RADIAL", (9, 4, 3, 0.1, 0.2), (9, 9, 4, 3, "perspective", (0.1, 0.2, 0, 0, 0, 0, 0, 0))),
         ("OPENCV", (9, 8, 4, 3, 1, 2, 3, 4), (9, 8, 4, 3, "perspective", (1, 2, 3, 4, 0, 0, 0, 0))),
         ("FULL_OPENCV", (9, 8, 4, 3, 1, 2, 3, 4, 5, 6, 7, 8), (9, 8, 4, 3, "perspective", (1, 2, 3, 4, 5, 6, 7, 8))),
-        ("OPENCV_FISHEYE", (9, 8, 4, 3, 1, 2, 3, 4), (9, 8, 4, 3, "fisheye", (1, 2, 3, 4, 0, 0, 0, 0))),
-        ("SIMPLE_RADIAL_FISHEYE", (9, 4, 3, 0.1), (9, 9, 4, 3, "fisheye", (0.1, 0, 0, 0, 0, 0, 0, 0))),
-        ("RADIAL_FISHEYE", (9, 4, 3, 0.1, 0.2), (9, 9, 4, 3, "fisheye", (0.1, 0.2, 0, 0, 0, 0, 0, 0))),
-        ("SIMPLE_FISHEYE", (9, 4, 3), (9, 9, 4, 3, "fisheye", (0, 0, 0, 0, 0, 0, 0, 0))),
-        ("FISHEYE", (9, 8, 4, 3), (9, 8, 4, 3, "fisheye", (0, 0, 0, 0, 0, 0, 0, 0))),
+        ("OPENCV_FISHEYE", (9, 8, 4, 3, 1, 2, 3, 4), (9, 8, 4, 3, "fisheye", (1, 2, 3, 4))),
+        ("SIMPLE_RADIAL_FISHEYE", (9, 4, 3, 0.1), (9, 9, 4, 3, "fisheye", (0.1, 0, 0, 0))),
+        ("RADIAL_FISHEYE", (9, 4, 3, 0.1, 0.2), (9, 9, 4, 3, "fisheye", (0.1, 0.2, 0, 0))),
+        ("SIMPLE_FISHEYE", (9, 4, 3), (9, 9, 4, 3, "fisheye", (0, 0, 0, 0))),
+        ("FISHEYE", (9, 8, 4, 3), (9, 8, 4, 3, "fisheye", (0, 0, 0, 0))),
     ],
 )
 def test_colmap_parameters_land_in_their_places(model, params, expected, tmp_path):

@@ -23,8 +23,16 @@ from unified_lift.data.base import (
     sound_frames,
     without_pose_note,
 )
-from unified_lift.data.colmap_io import ColmapCamera, ColmapImage, read_cameras, read_images, read_points, table_path
-from unified_lift.data.lens import Lens, LensModel
+from unified_lift.data.colmap_io import (
+    PARAMS,
+    ColmapCamera,
+    ColmapImage,
+    read_cameras,
+    read_images,
+    read_points,
+    table_path,
+)
+from unified_lift.data.lens import COEFFICIENTS, FISHEYE, PERSPECTIVE, Lens, LensModel
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import rigid_from_quaternion
@@ -33,20 +41,6 @@ from unified_lift.types import PointCloud
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
 TEST_LIST = "test.txt"
-# Camera model -> number of focal lengths (cx, cy follow), lens model, places of the coefficients that come last.
-_SUPPORTED: dict[str, tuple[int, LensModel, tuple[int, ...]]] = {
-    "SIMPLE_PINHOLE": (1, "perspective", ()),
-    "PINHOLE": (2, "perspective", ()),
-    "SIMPLE_RADIAL": (1, "perspective", (0,)),
-    "RADIAL": (1, "perspective", (0, 1)),
-    "OPENCV": (2, "perspective", (0, 1, 2, 3)),
-    "FULL_OPENCV": (2, "perspective", tuple(range(8))),
-    "OPENCV_FISHEYE": (2, "fisheye", (0, 1, 2, 3)),
-    "SIMPLE_RADIAL_FISHEYE": (1, "fisheye", (0,)),
-    "RADIAL_FISHEYE": (1, "fisheye", (0, 1)),
-    "SIMPLE_FISHEYE": (1, "fisheye", ()),
-    "FISHEYE": (2, "fisheye", ()),
-}
 
 
 def detect(root: Path) -> bool:
@@ -92,24 +86,24 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
 
 def lens_of(camera: ColmapCamera, source: Path) -> Lens:
     """Return the lens of a COLMAP camera; a UserError names one that cannot be undistorted or is no lens."""
-    if camera.model not in _SUPPORTED:
+    if camera.model not in (*PERSPECTIVE, *FISHEYE):
         raise UserError(
             f"{source}: camera model {camera.model} is not supported; run colmap image_undistorter and use its result"
         )
-    num_focals, model, places = _SUPPORTED[camera.model]
-    params = camera.params
-    if not np.isfinite(params).all() or min(params[:num_focals]) <= 0 or camera.width < 1 or camera.height < 1:
+    values = dict(zip(PARAMS[camera.model], camera.params, strict=True))
+    fx, fy = (values.get("f", values.get(axis, 0.0)) for axis in ("fx", "fy"))
+    if not np.isfinite(camera.params).all() or min(fx, fy) <= 0 or min(camera.width, camera.height) < 1:
         raise UserError(f"{source}: a {camera.model} camera holds NaN, a size or a focal length that is not positive")
-    coefficients = dict(zip(places, params[num_focals + 2 :], strict=True))
+    model: LensModel = "fisheye" if camera.model in FISHEYE else "perspective"
     return Lens(
-        fx=params[0],
-        fy=params[num_focals - 1],
-        cx=params[num_focals],
-        cy=params[num_focals + 1],
+        fx=fx,
+        fy=fy,
+        cx=values["cx"],
+        cy=values["cy"],
         width=camera.width,
         height=camera.height,
         model=model,
-        coefficients=tuple(coefficients.get(place, 0.0) for place in range(8)),
+        coefficients=tuple(values.get(name, 0.0) for name in COEFFICIENTS[model]),
     )
 
 

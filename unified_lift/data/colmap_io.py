@@ -16,34 +16,33 @@ import numpy as np
 
 from unified_lift.errors import UserError
 
-MODELS: dict[int, tuple[str, int]] = {
-    0: ("SIMPLE_PINHOLE", 3),
-    1: ("PINHOLE", 4),
-    2: ("SIMPLE_RADIAL", 4),
-    3: ("RADIAL", 5),
-    4: ("OPENCV", 8),
-    5: ("OPENCV_FISHEYE", 8),
-    6: ("FULL_OPENCV", 12),
-    7: ("FOV", 5),
-    8: ("SIMPLE_RADIAL_FISHEYE", 4),
-    9: ("RADIAL_FISHEYE", 5),
-    10: ("THIN_PRISM_FISHEYE", 12),
-    11: ("RAD_TAN_THIN_PRISM_FISHEYE", 16),
-    12: ("SIMPLE_DIVISION", 4),
-    13: ("DIVISION", 5),
-    14: ("SIMPLE_FISHEYE", 3),
-    15: ("FISHEYE", 4),
-    16: ("EUCM", 6),
-    17: ("EQUIRECTANGULAR", 2),
+MODELS: dict[int, tuple[str, str]] = {
+    0: ("SIMPLE_PINHOLE", "f cx cy"),
+    1: ("PINHOLE", "fx fy cx cy"),
+    2: ("SIMPLE_RADIAL", "f cx cy k1"),
+    3: ("RADIAL", "f cx cy k1 k2"),
+    4: ("OPENCV", "fx fy cx cy k1 k2 p1 p2"),
+    5: ("OPENCV_FISHEYE", "fx fy cx cy k1 k2 k3 k4"),
+    6: ("FULL_OPENCV", "fx fy cx cy k1 k2 p1 p2 k3 k4 k5 k6"),
+    7: ("FOV", "fx fy cx cy omega"),
+    8: ("SIMPLE_RADIAL_FISHEYE", "f cx cy k1"),
+    9: ("RADIAL_FISHEYE", "f cx cy k1 k2"),
+    10: ("THIN_PRISM_FISHEYE", "fx fy cx cy k1 k2 p1 p2 k3 k4 sx1 sy1"),
+    11: ("RAD_TAN_THIN_PRISM_FISHEYE", "fx fy cx cy k0 k1 k2 k3 k4 k5 p0 p1 s0 s1 s2 s3"),
+    12: ("SIMPLE_DIVISION", "f cx cy k"),
+    13: ("DIVISION", "fx fy cx cy k"),
+    14: ("SIMPLE_FISHEYE", "f cx cy"),
+    15: ("FISHEYE", "fx fy cx cy"),
+    16: ("EUCM", "fx fy cx cy alpha beta"),
+    17: ("EQUIRECTANGULAR", "w h"),
 }
-"""Camera model id -> name and number of parameters; without every count a reader loses its place in the file."""
-NUM_PARAMS = dict(MODELS.values())
+"""Camera model id -> name and parameters; without every count a reader loses its place in the file."""
+PARAMS = {model: names.split() for model, names in MODELS.values()}
 POINT_2D = np.dtype([("xy", "<f8", 2), ("point3d", "<i8")])
 """A 2D point of an image: pixel, and the id of its 3D point or -1."""
 COUNT, CAMERA, IMAGE, POINT_3D = (struct.Struct(layout) for layout in ("<Q", "<IiQQ", "<I7dI", "<Q3d3BdQ"))
 """The packed records of the binary files; variable parts follow each."""
 Record = TypeVar("Record")
-_TRACK_BYTES = 8  # of each observation of a 3D point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,22 +84,25 @@ def table_path(folder: Path, table: str) -> Path | None:
 def read_cameras(path: Path) -> dict[int, ColmapCamera]:
     """Return the cameras by id; a UserError names a file that is cut short, malformed or of an unknown model."""
 
-    def camera(key: float, model: str, width: float, height: float, params: Iterable[float]) -> tuple:
-        return int(key), ColmapCamera(model=model, width=int(width), height=int(height), params=tuple(params))
+    def num_params(model: str, shown: object) -> int:
+        if model not in PARAMS:
+            fix = "run colmap image_undistorter to get PINHOLE cameras"
+            raise UserError(f"{path}: unknown camera model {shown}; {fix}")
+        return len(PARAMS[model])
 
     def from_line(line: str, _: Iterator[str]) -> tuple:
         first, model, *others = line.split()
-        count = _num_params(model, repr(model), path)
+        count = num_params(model, repr(model))
         key, width, height, *params = map(float, (first, *others))
         if len(params) != count:
             raise ValueError(line)
-        return camera(key, model, width, height, params)
+        return int(key), ColmapCamera(model=model, width=int(width), height=int(height), params=tuple(params))
 
     def from_bytes(cursor: _Cursor) -> tuple:
         key, number, width, height = cursor.take(CAMERA)
-        model = MODELS.get(number, ("", 0))[0]
-        count = _num_params(model, str(number), path)
-        return camera(key, model, width, height, cursor.array(np.dtype("<f8"), count).tolist())
+        model = MODELS.get(number, ("",))[0]
+        params = cursor.array(np.dtype("<f8"), num_params(model, number)).tolist()
+        return key, ColmapCamera(model=model, width=width, height=height, params=tuple(params))
 
     return dict(_records(path, from_line, from_bytes))
 
@@ -137,7 +139,7 @@ def read_points(path: Path) -> ColmapPoints:
 
     def from_bytes(cursor: _Cursor) -> Sequence[float]:
         *values, length = cursor.take(POINT_3D)
-        cursor.skip(length * _TRACK_BYTES)
+        cursor.skip(8 * length)  # the track: so many bytes an observation
         return values
 
     values = list(_records(path, from_line, from_bytes))
@@ -193,9 +195,3 @@ def _records(
             except (ValueError, IndexError, OverflowError):
                 what = f"cannot read the line {line[:60]!r}"
                 raise UserError(f"{path}: {what}; copy or export the model again") from None
-
-
-def _num_params(model: str, shown: str, path: Path) -> int:
-    if model not in NUM_PARAMS:
-        raise UserError(f"{path}: unknown camera model {shown}; run colmap image_undistorter to get PINHOLE cameras")
-    return NUM_PARAMS[model]

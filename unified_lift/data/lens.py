@@ -10,6 +10,14 @@ import cv2
 import numpy as np
 
 LensModel = Literal["perspective", "fisheye"]
+COEFFICIENTS: dict[LensModel, tuple[str, ...]] = {
+    "perspective": ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
+    "fisheye": ("k1", "k2", "k3", "k4"),
+}
+"""Names of the distortion coefficients in their order, as COLMAP and transforms files have them."""
+PERSPECTIVE = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV", "PERSPECTIVE")
+FISHEYE = ("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "SIMPLE_FISHEYE", "FISHEYE")
+"""Names of camera models in those files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +28,7 @@ class Lens:
         fx, fy, cx, cy: Intrinsics in pixels.
         width, height: Size of the stored photo in pixels.
         model: `perspective`: Brown-Conrady, rational; `fisheye`: equidistant with a polynomial in the angle.
-        coefficients: `perspective`: k1 k2 p1 p2 k3 k4 k5 k6, `fisheye`: k1 k2 k3 k4; missing ones are zero.
+        coefficients: In the order of `COEFFICIENTS`; missing ones are zero.
     """
 
     fx: float

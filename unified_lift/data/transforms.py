@@ -26,7 +26,7 @@ from unified_lift.data.base import (
     without_pose_note,
 )
 from unified_lift.data.images import IMAGE_SUFFIXES, image_size
-from unified_lift.data.lens import Lens
+from unified_lift.data.lens import COEFFICIENTS, PERSPECTIVE, Lens, LensModel
 from unified_lift.data.masks import mask_at
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
@@ -37,9 +37,6 @@ from unified_lift.types import PointCloud
 
 _SPLIT_FILES = ("transforms_train.json", "transforms_test.json")
 _CLOUDS = ("points3D.ply", "points3d.ply", "sparse_pc.ply")
-_PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV", "PERSPECTIVE")
-_PERSPECTIVE_KEYS = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
-_FISHEYE_KEYS = ("k1", "k2", "k3", "k4")
 
 
 def detect(root: Path) -> bool:
@@ -122,7 +119,7 @@ def _lens(fields: dict, image: Path, source: Path, size_of: Callable[[Path], tup
     """Return the lens from a frame's fields over the file's."""
     model = str(fields.get("camera_model", "OPENCV")).upper()
     fisheye = model == "OPENCV_FISHEYE" or bool(fields.get("is_fisheye"))
-    if not fisheye and model not in _PERSPECTIVE:
+    if not fisheye and model not in PERSPECTIVE:
         raise UserError(
             f"{source}: camera_model {model} is not supported; undistort the images to OPENCV or PINHOLE first"
         )
@@ -131,7 +128,7 @@ def _lens(fields: dict, image: Path, source: Path, size_of: Callable[[Path], tup
     if width < 1 or height < 1:
         raise UserError(f"{source}: image size {width}x{height} is not positive; correct w and h")
     fx, fy = _focals(fields, width, height, source)
-    keys = _FISHEYE_KEYS if fisheye else _PERSPECTIVE_KEYS
+    lens_model: LensModel = "fisheye" if fisheye else "perspective"
     return Lens(
         fx=fx,
         fy=fy,
@@ -139,8 +136,8 @@ def _lens(fields: dict, image: Path, source: Path, size_of: Callable[[Path], tup
         cy=number(fields, "cy", source, default=height / 2),
         width=width,
         height=height,
-        model="fisheye" if fisheye else "perspective",
-        coefficients=tuple(number(fields, key, source, default=0.0) for key in keys),
+        model=lens_model,
+        coefficients=tuple(number(fields, key, source, default=0.0) for key in COEFFICIENTS[lens_model]),
     )
 
 

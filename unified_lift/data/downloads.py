@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -45,14 +44,6 @@ _INSTANCE_MAPS = {
 }
 
 
-class Benchmark(NamedTuple):
-    """The scenes of a download, each under any of several folder names, where to get them, and the check of one."""
-
-    scenes: Sequence[tuple[str, ...]]
-    source: str
-    check: Callable[[Path, Issues], None]
-
-
 def check_download(benchmark: str, root: Path) -> Issues:
     """Return what is present and what is missing of all scenes of one of `BENCHMARKS`.
 
@@ -90,7 +81,7 @@ def _described(
     if usual is not None:
         text, differs = f"{photos}: {found} where {usual[0]}x{usual[1]} is usual", counts and set(counts) != {usual}
         issues.note(text, "scores of other sizes do not compare", when=differs)
-    issues.ok(f"{photos}: {len(sizes)} of {len(described.frames)} photos, {found or 'no size'}")
+    issues.add("ok", f"{photos}: {len(sizes)} of {len(described.frames)} photos, {found or 'no size'}")
     return described
 
 
@@ -100,7 +91,7 @@ def _masks(issues: Issues, what: str, train: Sequence[Frame], *, as_released: bo
     other = [path.name for path, numbers in masks.items() if not numbers.kind.startswith("8-bit")]
     fix = "they are read; as released the masks are 8-bit: record where these come from"
     issues.note(f"{what}: {listed(other)} is not 8-bit", fix, when=as_released and other)
-    issues.ok(f"{what}: {len(masks)} of {len(train)} training views have a mask")
+    issues.add("ok", f"{what}: {len(masks)} of {len(train)} training views have a mask")
 
 
 def _lerf_mask_scene(folder: Path, issues: Issues) -> None:
@@ -119,11 +110,10 @@ def _lerf_mask_scene(folder: Path, issues: Issues) -> None:
     strangers = sorted({path.stem for path in photos_in(folder / lerf_mask.TRAIN_LIST, "*")} - set(names))
     issues.error(f"{what}: {listed(strangers)} not registered in the COLMAP model", when=strangers)
     (fewest, most), listing = LERF_MASK_TEST_VIEWS, listed([frame.name for frame in tests])
-    if fewest <= len(tests) <= most:
-        issues.ok(f"{what}: {len(train)} training views, {len(tests)} test views ({listing})")
-    else:
-        text = f"{what}: leaves {len(tests)} test views ({listing}), {fewest} to {most} are expected"
-        issues.error(text, "list all captures there and no test view")
+    usual = fewest <= len(tests) <= most
+    issues.add("ok", f"{what}: {len(train)} training views, {len(tests)} test views ({listing})", when=usual)
+    text = f"{what}: leaves {len(tests)} test views ({listing}), {fewest} to {most} are expected"
+    issues.error(text, "list all captures there and no test view", when=not usual)
     _masks(issues, f"{scene}/{OBJECT_PATH}", train, as_released=True)
     _prompt_masks(folder, tests, issues)
 
@@ -147,7 +137,7 @@ def _prompt_masks(folder: Path, tests: Sequence[Frame], issues: Issues) -> None:
     absent = [prompt for prompt in prompts if not seen[prompt]]
     issues.error(f"{what}: no view has a readable mask of {listed(absent)}", when=absent)
     counts = f"{seen.total()} masks of {len(prompts) - len(absent)} of {len(prompts)} prompts"
-    issues.ok(f"{what}: {counts} in views {', '.join(map(str, files))}")
+    issues.add("ok", f"{what}: {counts} in views {', '.join(map(str, files))}")
 
 
 def _replica_scene(folder: Path, issues: Issues) -> None:
@@ -164,10 +154,9 @@ def _replica_scene(folder: Path, issues: Issues) -> None:
         {numbers[frame.name]: frame for frame in frames if (frame.name in held_out) == held} for held in (False, True)
     )
     what = f"{scene}/{recording.trajectory.name}: {count} poses ({layout} rendering)"
-    if count == expected:
-        issues.ok(f"{what}, {len(train)} training and {len(test)} test views")
-    else:
-        issues.error(f"{what}, {expected} are expected")
+    whole = count == expected
+    issues.add("ok", f"{what}, {len(train)} training and {len(test)} test views", when=whole)
+    issues.error(f"{what}, {expected} are expected", when=not whole)
     _initial_points(scene, folder, recording, train, issues)
     own = Issues(_INSTANCE_MAPS[layout])
     _instance_maps(scene, recording, test, own)
@@ -180,18 +169,16 @@ def _initial_points(scene: str, folder: Path, recording: Recording, train: Mappi
     cloud = folder / "point_cloud.ply"
     if cloud.is_file():
         try:
-            issues.ok(f"{folder.name}/{cloud.name}: {len(read_point_cloud(cloud).positions)} initial points")
+            issues.add("ok", f"{folder.name}/{cloud.name}: {len(read_point_cloud(cloud).positions)} initial points")
         except UserError as error:
             issues.error(str(error), "write it again, or remove it: the depth maps serve as well")
         return
     numbers = [n for n in train if recording.depth(n).is_file()]
     good = probe(issues, numbers, lambda n: replica.read_depth(recording, n).shape)
     what = f"{scene}/{Path(recording.depths).parent}: {len(good)} of {len(train)} training views have depth"
-    if len(good) == len(train):
-        issues.ok(what)
-    else:
-        fix = "initial points come from the other views" if good else "initial points are triangulated from the photos"
-        issues.note(what, f"{fix}; for the usual ones {issues.fix}")
+    fix = "initial points come from the other views" if good else "initial points are triangulated from the photos"
+    whole = len(good) == len(train)
+    issues.add("ok" if whole else "note", what, "" if whole else f"{fix}; for the usual ones {issues.fix}")
 
 
 def _instance_maps(scene: str, recording: Recording, test: Mapping[int, Frame], issues: Issues) -> None:
@@ -211,7 +198,7 @@ def _instance_maps(scene: str, recording: Recording, test: Mapping[int, Frame], 
     released = pattern.parent.name == "semantic_instance"  # these have 16 bits
     issues.add("error" if released else "note", text, issues.fix, when=narrow)
     largest = max((numbers.largest for numbers in maps.values()), default=0)
-    issues.ok(f"{what}: {len(maps)} of {len(test)} test views have exact ids, largest id {largest}")
+    issues.add("ok", f"{what}: {len(maps)} of {len(test)} test views have exact ids, largest id {largest}")
 
 
 def _messy_rooms_scene(folder: Path, issues: Issues) -> None:
@@ -225,7 +212,7 @@ def _messy_rooms_scene(folder: Path, issues: Issues) -> None:
         issues.error(f"{scene}/color: no photos")
         return
     counts = f"{len(frames) - len(tests)} training and {len(tests)} test views"
-    issues.ok(f"{scene}/metadata.json: {len(frames)} poses, {counts}")
+    issues.add("ok", f"{scene}/metadata.json: {len(frames)} poses, {counts}")
     for name in ("instance", "semantic", messy_rooms.INPUT_MASKS):
         _id_arrays(folder / name, frames, issues)
     if len(issues.errors) > before:
@@ -233,17 +220,15 @@ def _messy_rooms_scene(folder: Path, issues: Issues) -> None:
     maps = messy_rooms.exact_ids(folder, tests)
     seen, expected = len({i for ids in maps.values() for i in np.unique(ids).tolist()}), MESSY_ROOMS_IDS[scene]
     text = f"{scene}: {seen} exact ids in the test views, background included"
-    if seen == expected:
-        issues.ok(text)
-    else:
-        issues.note(text, f"others report {expected}: is it the same release and the same order of frames?")
+    fix = f"others report {expected}: is it the same release and the same order of frames?"
+    issues.add("ok" if seen == expected else "note", text, "" if seen == expected else fix)
 
 
 def _id_arrays(folder: Path, frames: Sequence[Frame], issues: Issues) -> None:
     """Check that every frame has an array of its photo's shape; those of objects need more than 8 bits."""
-    what, masks = f"{folder.parent.name}/{folder.name}", [find_mask(folder, frame.name) for frame in frames]
-    of_mask = {mask: frame for mask, frame in zip(masks, frames, strict=True) if mask}
-    absent = [frame.name for mask, frame in zip(masks, frames, strict=True) if not mask]
+    what, masks = f"{folder.parent.name}/{folder.name}", {frame.name: find_mask(folder, frame.name) for frame in frames}
+    of_mask = {mask: frame for frame in frames if (mask := masks[frame.name])}
+    absent = [name for name, mask in masks.items() if not mask]
     issues.error(f"{what}: no array of {listed(absent)}", when=absent)
     arrays = probe(issues, of_mask, _array_header)
     for mask, (size, _) in arrays.items():
@@ -251,7 +236,7 @@ def _id_arrays(folder: Path, frames: Sequence[Frame], issues: Issues) -> None:
     narrow = [mask.path.name for mask, (_, num_bytes) in arrays.items() if num_bytes < 2]
     text = f"{what}: {listed(narrow)} has 8 bits, which cannot hold the ids of 500 objects"
     issues.error(text, when=narrow and folder.name != "semantic")
-    issues.ok(f"{what}: {len(arrays)} of {len(frames)} views")
+    issues.add("ok", f"{what}: {len(arrays)} of {len(frames)} views")
 
 
 def _array_header(mask: MaskFile) -> tuple[tuple[int, int], int]:
@@ -266,19 +251,20 @@ def _array_header(mask: MaskFile) -> tuple[tuple[int, int], int]:
     return (array.shape[1], array.shape[0]), array.dtype.itemsize
 
 
-BENCHMARKS = {
-    "lerf_mask": Benchmark(
+# The scenes of each download, each under any of several folder names, where to get them, and the check of one.
+BENCHMARKS: dict[str, tuple[Sequence[tuple[str, ...]], str, Callable[[Path, Issues], None]]] = {
+    "lerf_mask": (
         [(name,) for name in lerf_mask.PROMPTS],
         "fetch data/lerf_mask from the Gaussian Grouping authors' Hugging Face page",
         _lerf_mask_scene,
     ),
-    "replica": Benchmark(
+    "replica": (
         [(name, f"{name[:-1]}_{name[-1]}") for name in REPLICA_SCENES],
         "fetch the nice-slam rendering of Replica (its download script; DN-Splatter uses the same), or the rooms of "
         "the Semantic-NeRF or the vMAP release",
         _replica_scene,
     ),
-    "messy_rooms": Benchmark(
+    "messy_rooms": (
         [(name,) for name in MESSY_ROOMS_IDS],
         "fetch the Messy Rooms data set from the Contrastive Lift project page",
         _messy_rooms_scene,

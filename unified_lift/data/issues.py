@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -14,21 +13,14 @@ from unified_lift.data.masks import MaskFile, read_stored_mask, same_aspect
 from unified_lift.errors import UserError
 
 Severity = Literal["ok", "note", "error"]
+"""`ok`: present and sound; `note`: unusual but usable; `error`: absent, damaged or useless."""
 File = TypeVar("File")
 Fact = TypeVar("Fact")
 _MANY_SEGMENTS = 300  # per view; what a colour picture read as ids gives, and hardly any segmenter
-_LARGEST_8_BIT = 255
 
 
-@dataclass(frozen=True, kw_only=True)
-class Issue:
-    """One line of a check.
-
-    Attributes:
-        severity: `ok`: present and sound; `note`: unusual but usable; `error`: absent, damaged or useless.
-        text: What was looked at and found.
-        fix: What to do, where something is to be done.
-    """
+class Issue(NamedTuple):
+    """One line of a check: what was looked at and found, and what to do where something is to be done."""
 
     severity: Severity
     text: str
@@ -45,11 +37,7 @@ class Issues(list[Issue]):
     def add(self, severity: Severity, text: str, fix: str = "", *, when: object = True) -> None:
         """Add an issue, where `when` holds."""
         if when:
-            self.append(Issue(severity=severity, text=text, fix=fix))
-
-    def ok(self, text: str) -> None:
-        """Add that something is present and sound."""
-        self.add("ok", text)
+            self.append(Issue(severity, text, fix))
 
     def note(self, text: str, fix: str, *, when: object = True) -> None:
         """Add that something is unusual but usable, where `when` holds."""
@@ -95,31 +83,6 @@ def photo_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-def _is_black(mask: StoredMask) -> bool:
-    return mask.largest == 0
-
-
-_ODD_MASKS: tuple[tuple[str, str, Callable[[StoredMask], bool]], ...] = (
-    ("all black, trains colour only", "make them again if that is not meant", _is_black),
-    (
-        "ids reach 255",
-        "8 bits end there: if there were more segments, save masks as 16-bit PNG",
-        lambda mask: "8-bit" in mask.kind and mask.largest == _LARGEST_8_BIT,
-    ),
-    (
-        f"more than {_MANY_SEGMENTS} segments",
-        "are these colours or smoothed borders instead of ids? Save ids, resampled to the nearest pixel only",
-        lambda mask: mask.num_segments > _MANY_SEGMENTS,
-    ),
-    (
-        "one segment fills the picture",
-        "is this a mask of objects?",
-        lambda mask: mask.num_segments == 1 and mask.zero_share == 0,
-    ),
-)
-"""Masks that can be read but are hardly meant: what they show, what to do, and which they are."""
-
-
 def _stored(mask: MaskFile) -> StoredMask:
     ids, kind = read_stored_mask(mask)
     values, counts = np.unique(ids, return_counts=True)
@@ -155,11 +118,7 @@ def check_shape(issues: Issues, path: Path, size: tuple[int, int], frame: Frame,
 def check_photos(
     issues: Issues, frames: Sequence[Frame], *, folder: str = "", progress: Progress | None = None
 ) -> dict[Path, tuple[int, int]]:
-    """Return the (width, height) of the readable photos.
-
-    Args:
-        folder: Name of the photos' folder, below which absent ones are listed in one line; else each has its own.
-    """
+    """Return the (width, height) of the readable photos. One line lists those absent of a named `folder`."""
     of_path = {frame.image_path: frame for frame in frames if frame.image_path.is_file()}
     absent = [frame.image_path for frame in frames if frame.image_path not in of_path]
     in_one_line = [f"{folder}: {listed([path.name for path in absent])}"] if absent else []
@@ -177,13 +136,7 @@ def check_photos(
 def check_masks(
     issues: Issues, frames: Sequence[Frame], *, make: str, folder: str = "", needed: bool = False
 ) -> dict[Path, StoredMask]:
-    """Return the numbers of the readable masks.
-
-    Args:
-        make: How to make masks, for the fixes.
-        folder: Name of the masks' folder, for messages.
-        needed: A view without a mask is an error.
-    """
+    """Return the numbers of the readable masks; `make` says how to make them, `folder` names theirs in messages."""
     where, without = f"{folder}: " if folder else "", [frame.name for frame in frames if frame.mask is None]
     text = f"{where}{len(without)} of {len(frames)} views have no mask: {listed(without)}"
     issues.add("error" if needed else "note", text, make, when=without)
@@ -192,9 +145,29 @@ def check_masks(
     for mask, numbers in masks.items():
         check_shape(issues, mask.path, numbers.size, of_mask[mask], "make the mask from this photo, or remove it")
 
-    all_black = bool(masks) and all(map(_is_black, masks.values()))
+    def named(is_odd: Callable[[StoredMask], bool]) -> list[str]:
+        return [mask.path.name for mask, numbers in masks.items() if is_odd(numbers)]
+
+    black = named(lambda mask: mask.largest == 0)
+    all_black = bool(masks) and len(black) == len(masks)
     issues.add("error", f"{where}all masks are black: nothing is labelled", make, when=all_black)
-    for what, fix, is_odd in _ODD_MASKS:
-        names = [mask.path.name for mask, numbers in masks.items() if is_odd(numbers)]
-        issues.note(f"{where}{listed(names)}: {what}", fix, when=names and not (is_odd is _is_black and all_black))
+    for what, fix, names in (
+        ("all black, trains colour only", "make them again if that is not meant", [] if all_black else black),
+        (
+            "ids reach 255",
+            "8 bits end there: if there were more segments, save masks as 16-bit PNG",
+            named(lambda mask: "8-bit" in mask.kind and mask.largest == 255),
+        ),
+        (
+            f"more than {_MANY_SEGMENTS} segments",
+            "are these colours or smoothed borders instead of ids? Save ids, resampled to the nearest pixel only",
+            named(lambda mask: mask.num_segments > _MANY_SEGMENTS),
+        ),
+        (
+            "one segment fills the picture",
+            "is this a mask of objects?",
+            named(lambda mask: mask.num_segments == 1 and mask.zero_share == 0),
+        ),
+    ):
+        issues.note(f"{where}{listed(names)}: {what}", fix, when=names)
     return {mask.path / mask.part: numbers for mask, numbers in masks.items()}

@@ -126,6 +126,11 @@ class Scene:
     notes: tuple[str, ...] = field(default=())
 
     @property
+    def labelled(self) -> tuple[View, ...]:
+        """Return the training views with masks."""
+        return tuple(view for view in self.train if view.segments is not None)
+
+    @property
     def radius(self) -> float:
         """Return the scene extent: 1.1 x the largest distance of a training camera from their mean [3DGS]."""
         centres = np.stack([view.camera.position for view in self.train])

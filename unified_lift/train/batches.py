@@ -1,7 +1,5 @@
 """The pixel batch sampler of the lift: the pixels that steps draw from, with their blending weights."""
 
-from collections.abc import Sequence
-
 import torch
 from diff_gaussian_rasterization import PixelWeights
 from torch import Tensor
@@ -10,7 +8,8 @@ from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import blending_weights
 from unified_lift.modelfolder.settings import LiftSettings
 from unified_lift.ops.rng import StepRng
-from unified_lift.train.views import Prefetcher, SegmentMaps, SegmentPixels
+from unified_lift.train.stage import Stage
+from unified_lift.train.views import SegmentPixels
 from unified_lift.types import Camera
 
 
@@ -29,21 +28,12 @@ class PixelSampler:
     DRAWS = 2
     _WHOLE = -1  # the generation of all pixels of a view, which none can replace
 
-    def __init__(
-        self,
-        views: Prefetcher,
-        cameras: Sequence[Camera],
-        gaussians: Gaussians,
-        maps: SegmentMaps,
-        rng: StepRng,
-        settings: LiftSettings,
-    ) -> None:
-        """Choose none yet. `maps` are in the order of slots; of `rng` the negative steps are the sampler's."""
-        self._views, self._cameras, self._gaussians = views, cameras, gaussians
-        self._maps, self._rng, self._settings, self._pixels = maps, rng, settings, settings.lift_pixels
+    def __init__(self, stage: Stage, settings: LiftSettings, rng: StepRng) -> None:
+        """Choose none yet. The stage's maps are in the order of slots; of `rng` negative steps are the sampler's."""
+        self._stage, self._rng, self._settings, self._pixels = stage, rng, settings, settings.lift_pixels
         self._made: dict[int, tuple[int, SegmentPixels]] = {}
         self._extremes: tuple[int, int] | None = None
-        largest = max(camera.width * camera.height for camera in cameras)
+        largest = max(camera.width * camera.height for camera in stage.cameras)
         affordable = self._affordable(largest)
         self.size = affordable if affordable >= min(self._pixels, largest) else self._pixels * self.DRAWS
         if settings.lift_pool:
@@ -64,33 +54,34 @@ class PixelSampler:
     def weights_at(self, index: int, pixel_ids: Tensor) -> PixelWeights:
         """Return the weights of pixels `pixel_ids` of a view, computed now."""
         least = self._settings.lift_min_weight
-        return weights_at(self._gaussians, self._cameras[index], pixel_ids, min_weight=least)
+        return weights_at(self._stage.gaussians, self._stage.cameras[index], pixel_ids, min_weight=least)
 
     def extremes(self, visit: int) -> tuple[int, int]:
         """Return fewest pixels and most segments of a view; the first call chooses the pixels of all views."""
         if self._extremes is None:
-            views = [self.of(index, visit) for index in range(len(self._cameras))]
+            views = [self.of(index, visit) for index in range(len(self._stage.cameras))]
             self._extremes = min(len(pixels.slot) for pixels in views), max(pixels.num_segments for pixels in views)
         return self._extremes
 
     def _affordable(self, largest: int) -> int:
         """Return how many pixels of each view have weights that fit in the budget, judged by some of a few views."""
         num_bytes = num_pixels = listed = different = 0
-        for index in {len(self._cameras) * part // 4 for part in range(4)}:
+        num_views = len(self._stage.cameras)
+        for index in {num_views * part // 4 for part in range(4)}:
             pixel_ids = self._choose(index, 0, self._pixels)[2]
             num_bytes, num_pixels = num_bytes + self.weights_at(index, pixel_ids).nbytes, num_pixels + len(pixel_ids)
             pixel_ids = self._choose(index, 0, largest)[2]  # here with those that are repeated
             listed, different = listed + len(pixel_ids), different + len(pixel_ids.unique())
         bytes_of_a_pixel = num_bytes / max(num_pixels, 1) * listed / max(different, 1)
-        return int(self._settings.lift_cache_mb * 2**20 / len(self._cameras) / max(bytes_of_a_pixel, 1e-9))
+        return int(self._settings.lift_cache_mb * 2**20 / num_views / max(bytes_of_a_pixel, 1e-9))
 
     def _choose(self, index: int, generation: int, most: int) -> tuple[Tensor, int, Tensor, bool]:
         """Return slot, number of segments and id of at most `most` different pixels, and whether these are all."""
-        slot, num_segments, pixel_ids, _ = self._maps.of(index, self._views.get(index))
+        slot, num_segments, pixel_ids, _ = self._stage.maps.of(index, self._stage.views.get(index))
         assert pixel_ids is not None  # since the maps are in the order of slots
         is_whole = len(slot) <= most
         if not is_whole:
-            generator = self._rng.at(-1 - index - generation * len(self._cameras), slot.device)
+            generator = self._rng.at(-1 - index - generation * len(self._stage.cameras), slot.device)
             chosen = stratified(len(slot), most, generator)
             slot, pixel_ids = slot.index_select(0, chosen), pixel_ids.index_select(0, chosen)
         samples = self._settings.lift_min_samples

@@ -46,17 +46,16 @@ class LiftStage(Stage):
         Raises:
             UserError: No training view has a mask.
         """
-        labelled = [view for view in scene.train if view.segments is not None]
-        if not labelled:
+        if not scene.labelled:
             raise UserError(f"{scene.name}: no training view has a mask, nothing can be lifted; check --object_path")
-        num_steps, fields = steps_of(settings, [view.camera for view in labelled]), ("segments", "valid")
-        super().__init__(scene, labelled, gaussians, method, fields=fields, num_steps=num_steps, seed=seed)
+        num_steps = steps_of(settings, [view.camera for view in scene.labelled])
+        super().__init__(scene, scene.labelled, gaussians, method, num_steps=num_steps, seed=seed)
         self.settings, self.rng = settings, StepRng(seed)
         self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=False, by_slot=True)
         gaussians.freeze_geometry()
         if gaussians.feature_dim != method.feature_dim:
             gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
-        self.sampler = PixelSampler(self.views, self.cameras, gaussians, self.maps, self.rng, settings)
+        self.sampler = PixelSampler(self, settings, self.rng)
         method.prepare(LiftData(gaussians.means.detach(), self.labelled_views))
         self.sample: Sample | None = None
         self.graph = GradientGraph(

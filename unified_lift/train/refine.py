@@ -1,8 +1,4 @@
-"""Refine stage: features that explain the codes of the training pixels, from those that label voting gives.
-
-Votes tell where a Gaussian lies, not where an object ends: one that reaches across a border gets something of both
-sides, and all around it look alike. Trained to explain the pixels, its neighbours make up for it.
-"""
+"""Refine stage: features that explain the codes of the training pixels, from those that label voting gives."""
 
 import math
 
@@ -27,12 +23,10 @@ _MAX_LOGITS = 2**24  # of pixels with codes at once: 64 MiB for each of a few te
 
 def steps_of(wanted: int, settings: RefineSettings, scene: Scene) -> int:
     """Return the number of steps, which the method may leave (-1) to number and size of the labelled views."""
-    if wanted >= 0:
-        return wanted
-    cameras = [view.camera for view in scene.train if view.segments is not None]
-    pixels = sum(camera.width * camera.height for camera in cameras)
-    long = max(settings.refine_min_steps, settings.refine_visits * len(cameras))
-    return min(long, math.ceil(settings.refine_max_draws * pixels / settings.refine_pixels))
+    pixels = sum(view.camera.width * view.camera.height for view in scene.labelled)
+    long = max(settings.refine_min_steps, settings.refine_visits * len(scene.labelled))
+    most = math.ceil(settings.refine_max_draws * pixels / settings.refine_pixels)
+    return wanted if wanted >= 0 else min(long, most)
 
 
 def temperature_for(num_codes: int) -> float:
@@ -46,14 +40,13 @@ def temperature_for(num_codes: int) -> float:
 class RefineStage(Stage):
     """One view per step: cross-entropy of blended features and codes, with the `pixel_targets` of the view; Adam.
 
-    The scene keeps its features as learnt, which tell the code that each pixel has. `features` are trained, [N, D].
-
-    Source: ours (docs/experiments.md).
+    Votes tell where a Gaussian lies, not where an object ends: one that reaches across a border gets something of both
+    sides. Trained to explain the pixels, its neighbours make up for it. The scene keeps its features as learnt, which
+    tell the code that each pixel has; `features` are trained, [N, D]. Source: ours (docs/experiments.md).
     """
 
     name = "refine"
     saves_end = False  # the results are written at once
-
     method: Method
 
     def __init__(
@@ -66,12 +59,11 @@ class RefineStage(Stage):
         *,
         seed: int,
     ) -> None:
-        labelled, final = [view for view in scene.train if view.segments is not None], method.final_features()
+        final = method.final_features()
         assert final is not None
         assert labels.features is not None
         num_steps = steps_of(final.refine_steps, settings, scene)
-        fields = ("segments", "valid")
-        super().__init__(scene, labelled, gaussians, method, fields=fields, num_steps=num_steps, seed=seed)
+        super().__init__(scene, scene.labelled, gaussians, method, num_steps=num_steps, seed=seed)
         self.settings, self.labels, self.weights, self.codes = settings, labels, {}, final.codes
         self.maps, self.rng = SegmentMaps(ignore_zero=method.ignore_zero, keep=False), StepRng(seed)
         self.features = labels.features.detach().clone().requires_grad_(True)

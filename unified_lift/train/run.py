@@ -32,8 +32,6 @@ def run(
         scene: What to train on; None = load it.
         resume_from: Checkpoint to go on from.
         hooks: Further hooks of the training loop.
-    Returns:
-        What was trained, and the manifest of the folder.
     Raises:
         Interrupted: It was asked to stop; a checkpoint is saved.
         UserError: The data or the checkpoint do not fit; the disk is full.
@@ -48,18 +46,15 @@ def run(
         if settings.run.profile:
             watch.insert(0, Profile(state))
         begin = state.checkpoint["stage"] if state.checkpoint else "geometry"
-        lifts, joint = any(view.segments is not None for view in state.scene.train), settings.schedule == "joint"
         scene, gaussians, method, seed = state.scene, state.gaussians, state.method, 1000 * settings.seed
-        labels = None
-
+        lifts, joint, labels = bool(scene.labelled), settings.schedule == "joint", None
         if begin == "geometry":
             with state.clock.part("geometry"):
                 strategy, joined = strategy_entry(settings.strategy).build(settings.density), joint and lifts
-                geometry = GeometryStage(
-                    *(scene, gaussians, settings.geometry, strategy), seed=seed + 1, method=method if joined else None
-                )
-                fit(_placed(geometry, state), watch)
-                del geometry  # with the moments of its optimiser
+                trained = method if joined else None
+                stage = GeometryStage(scene, gaussians, settings.geometry, strategy, seed=seed + 1, method=trained)
+                fit(_placed(stage, state), watch)
+                del stage  # with the moments of its optimiser
             gaussians.zero_grad()
         if lifts and not joint and settings.lift.lift_iterations and begin != "refine":
             with state.clock.part("lift"):

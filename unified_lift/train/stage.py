@@ -48,9 +48,9 @@ class Stage(ABC):
         gaussians: Gaussians,
         method: Method | None,
         *,
-        fields: Sequence[str],
         num_steps: int,
         seed: int,
+        fields: Sequence[str] = ("segments", "valid"),
     ) -> None:
         """Prepare to train on these views of the scene, with their `fields` on the device of the Gaussians."""
         self.gaussians, self.method, self.num_steps = gaussians, method, num_steps

@@ -36,7 +36,6 @@ class RunClock:
         self.device = device
         self.done: dict[str, float] = {}
         self.peak_gpu_bytes: dict[str, dict[str, int]] = {}
-        self._running: tuple[str, float] | None = None
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -45,10 +44,8 @@ class RunClock:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         self._running = name, time.perf_counter()
-        try:
-            yield
-        finally:
-            self.done, self._running = self.seconds(), None
+        yield
+        self.done = self.seconds()
         if self.device.type == "cuda":
             peak = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
             before = self.peak_gpu_bytes.get(name, peak)
@@ -56,8 +53,6 @@ class RunClock:
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each part, of the running one up to now."""
-        if self._running is None:
-            return dict(self.done)
         name, since = self._running
         return self.done | {name: self.done.get(name, 0.0) + time.perf_counter() - since}
 
@@ -92,21 +87,19 @@ def start(settings: TrainSettings, scene: Scene | None, resume_from: Path | None
     require_rasterizer(settings.geometry.rasterizer, device)
     chosen_losses(settings.geometry.loss_weights)
     clock, cache = RunClock(device), DataCache(settings.run.data_device, device=device, folder=settings.model_path)
-    with clock.part("load"):
-        loaded = _loaded(settings, cache) if scene is None else scene
-        placed = cache.cached(loaded)
-    assert cache.choice is not None
     if scene is None:
+        with clock.part("load"):
+            scene = cache.cached(_loaded(settings, cache))
         tqdm.write(str(cache.choice))
     else:
-        del clock.done["load"]
-    method = settings.build_method(zero_id=placed.zero_id).to(device)
+        scene = cache.cached(scene)
+    assert cache.choice is not None
+    method = settings.build_method(zero_id=scene.zero_id).to(device)
     if settings.schedule == "joint" and not method.allows_joint:
         raise UserError(f"--method {settings.method_name} needs finished geometry; leave --schedule joint out")
-    saved = None
-    if resume_from is not None:
-        saved = load_checkpoint(resume_from)
-        _require_same_run(settings, saved, resume_from)
+    saved = None if resume_from is None else load_checkpoint(resume_from)
+    if saved is not None:
+        _require_same_run(settings, saved, origin=str(resume_from))
         gaussians = Gaussians(saved["gaussians"])
         method.load_state_dict(saved["method"])
         for name, spent in saved.get("seconds", {}).items():
@@ -114,8 +107,8 @@ def start(settings: TrainSettings, scene: Scene | None, resume_from: Path | None
     elif settings.init_ply is not None:
         gaussians = read_gaussians(settings.init_ply)
     else:
-        gaussians = gaussians_from_points(placed.points, sh_degree=settings.geometry.sh_degree)
-    return TrainingState(settings, placed, cache.choice, gaussians.to(device), method, clock, checkpoint=saved)
+        gaussians = gaussians_from_points(scene.points, sh_degree=settings.geometry.sh_degree)
+    return TrainingState(settings, scene, cache.choice, gaussians.to(device), method, clock, checkpoint=saved)
 
 
 def latest_checkpoint(settings: TrainSettings) -> Path | None:
@@ -130,15 +123,15 @@ def latest_checkpoint(settings: TrainSettings) -> Path | None:
     return None
 
 
-def _require_same_run(settings: TrainSettings, saved: dict[str, Any], path: Path) -> None:
-    old = changed(TrainSettings(), saved["settings"], origin=str(path))
+def _require_same_run(settings: TrainSettings, saved: dict[str, Any], *, origin: str) -> None:
+    old = changed(TrainSettings(), saved["settings"], origin=origin)
     found = {name: pair for name, pair in differences(old, settings).items() if not name.startswith(_FREE_TO_CHANGE)}
     flags = {"method_name": "--method", "strategy": "--strategy"}  # whose other settings follow from them
     for name, (before, now) in sorted(found.items(), key=lambda item: item[0] not in flags):
         was = f"{flags[name]} {before}" if name in flags else f"{name} = {before}"
-        raise UserError(f"{path}: was trained with {was}, now {now}; keep it or start a new -m folder")
+        raise UserError(f"{origin}: was trained with {was}, now {now}; keep it or start a new -m folder")
     if saved["stage"] == "geometry" and saved["step"] > settings.geometry.iterations:
-        raise UserError(f"{path}: is already at iteration {saved['step']}; ask for more --iterations")
+        raise UserError(f"{origin}: is already at iteration {saved['step']}; ask for more --iterations")
 
 
 def _loaded(settings: TrainSettings, cache: DataCache) -> Scene:
@@ -148,9 +141,8 @@ def _loaded(settings: TrainSettings, cache: DataCache) -> Scene:
         scene = load_scene(settings.data, progress=show, cache=cache)
     sizes = sorted({(view.camera.width, view.camera.height) for view in (*scene.train, *scene.test)})
     size = ", ".join(f"{w}x{h}" for w, h in sizes[:3]) + (" ..." if len(sizes) > 3 else "")
-    masks = sum(view.segments is not None for view in scene.train)
     tqdm.write(
-        f"{scene.name}: {scene.dataset}, {len(scene.train)} training views ({masks} with masks), "
+        f"{scene.name}: {scene.dataset}, {len(scene.train)} training views ({len(scene.labelled)} with masks), "
         f"{len(scene.test)} held out, {size}, {len(scene.points.positions)} initial points"
     )
     for note in scene.notes:

@@ -64,7 +64,6 @@ class Prefetcher:
         self._hands_out = kept_on != "disk" and kept_on in ("cuda", device.type)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="views") if kept_on == "disk" else None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" and not self._hands_out else None
-        self._buffers: dict[str, Tensor] = {}
         self._coming: tuple[int, Callable[[], _Copies]] | None = None
 
     def __len__(self) -> int:
@@ -110,18 +109,9 @@ class Prefetcher:
             return {name: tensor.clone() for name, tensor in tensors.items()}, None
         with torch.cuda.stream(self._stream):
             if self._thread is not None:
-                tensors = {name: self._staged(name, tensor).copy_(tensor) for name, tensor in tensors.items()}
+                tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
             moved = {name: tensor.to(self._device, non_blocking=True) for name, tensor in tensors.items()}
-            ready = self._stream.record_event()
-        if self._thread is not None:
-            ready.synchronize()  # in this thread only: the next view overwrites the buffers
-        return moved, ready
-
-    def _staged(self, name: str, like: Tensor) -> Tensor:
-        """Return pinned memory of the shape of `like`; it grows with the largest view."""
-        if name not in self._buffers or self._buffers[name].numel() < like.numel():
-            self._buffers[name] = torch.empty(like.numel(), dtype=like.dtype, pin_memory=True)
-        return self._buffers[name][: like.numel()].view(like.shape)
+            return moved, self._stream.record_event()
 
 
 class SegmentPixels(NamedTuple):

@@ -57,13 +57,13 @@ def save_model(
     scene = load_scene(settings.data)
     outputs.write_run_header(settings, scene)
     gaussians = floor_gaussians()
-    outputs.write_geometry(model, iteration, gaussians)
+    folder = outputs.iteration_dir(model, iteration)
+    write_gaussians(folder / "point_cloud.ply", gaussians)
     if lifted:
         method = settings.build_method(zero_id=scene.zero_id)
         method.load_object_state(torch.eye(4, 16))
         labels = label_gaussians(gaussians, method, [view.camera for view in scene.train])
         num_views = dict(enumerate(labels.num_views.tolist()))
-        folder = outputs.iteration_dir(model, iteration)
         outputs.write_objects(folder, gaussians, labels, method=method, num_views=num_views)
     return model
 

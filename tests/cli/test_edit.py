@@ -14,8 +14,9 @@ from tests.saved_model import save_model
 from unified_lift.cli.edit import edit_main
 from unified_lift.cli.main import main
 from unified_lift.cli.render import render_main
-from unified_lift.editing import files
 from unified_lift.editing.operations import Remove
+from unified_lift.editing.script import read_script
+from unified_lift.editing.script import save_model as save_edited
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import read_picture
 from unified_lift.modelfolder import outputs
@@ -65,9 +66,9 @@ def test_an_edited_model_is_a_model_folder(model, tmp_path, capsys):
 def test_edits_of_edits_add_up_and_replay_exactly(model, tmp_path):
     first, second, again = tmp_path / "a", tmp_path / "b", tmp_path / "c"
     edited(model, first, "--duplicate", 1, "--rotate_axis", 1, 2, 3, "--rotate_degrees", 33.3, "--scale", 0.7)
-    assert [edit.key for edit in files.edits_of(first)] == ["duplicate"]
+    assert [edit.key for edit in read_script(first / "edits.yaml", flag="")] == ["duplicate"]
     scene = edited(first, second, "--recolour", 4, "--color", "#12f", "--strength", 0.9)
-    assert [edit.key for edit in files.edits_of(second)] == ["duplicate", "recolour"]
+    assert [edit.key for edit in read_script(second / "edits.yaml", flag="")] == ["duplicate", "recolour"]
     assert same(scene, edited(model, again, "--script", second / "edits.yaml"))
     assert (again / "edits.yaml").read_text() == (second / "edits.yaml").read_text()
 
@@ -126,7 +127,7 @@ def test_models_are_replaced_only_on_demand_and_other_folders_never(tmp_path):
     assert not (model / "results.json").exists()  # it was about the scene before
     assert (model / "notes.txt").read_text() == "mine"
     scene = edited(model, model, "--remove", 2, "--overwrite")
-    assert [edit.objects for edit in files.edits_of(model)] == [(1,), (2,)]
+    assert [edit.objects for edit in read_script(model / "edits.yaml", flag="")] == [(1,), (2,)]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_text("")
     with pytest.raises(UserError, match="is there and no model"):
@@ -177,5 +178,5 @@ def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, capsys, flags, m
 def test_labels_without_a_model_are_exported_instead(model, tmp_path):
     bare = replace(load_model(model), method=None)
     with pytest.raises(UserError, match="unified-lift export"):
-        files.save_model(bare, tmp_path / "out", edits=[Remove(objects=(1,))])
+        save_edited(bare, tmp_path / "out", edits=[Remove(objects=(1,))])
     assert list(tmp_path.iterdir()) == []

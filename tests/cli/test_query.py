@@ -90,7 +90,9 @@ def test_a_mask_found_by_words_names_the_object_under_it(model, view, tmp_path, 
     cv2.imwrite(str(tmp_path / "gold coin.png"), mask.astype(np.uint8) * 255)
     ask = ["query", "-m", str(model), "--text", "gold coin", "--grounding", str(tmp_path), "--view", view.name]
     assert main(ask) == 0
-    assert rows(capsys.readouterr().out) == [2]
+    text = capsys.readouterr().out
+    assert rows(text) == [2]
+    assert "  1.000  " in text  # the IoU
     cv2.imwrite(str(tmp_path / "gold coin.png"), np.zeros((*mask.shape,), np.uint8))
     assert main(ask) == 1
     assert "no object found" in capsys.readouterr().out

@@ -174,8 +174,6 @@ def test_the_pivot_can_be_a_point_and_outliers_do_not_shift_the_middle():
     for values, middle in (([1, 1, 0.0, 0.5, 0.5], 1), ([0.0] * 5, 2)):
         turned = done(Move, with_confidence(scene, values), [2], rotate=Rotation(degrees=180))
         assert turned.gaussians.means[1:3, 0].tolist() == pytest.approx([2 * middle - 1, 2 * middle - 3])
-    with pytest.raises(ValueError, match="about must be"):
-        done(Move, scene, [2], rotate=Rotation(degrees=1), about="middle")
 
 
 def test_a_shift_alone_rounds_nothing_else():

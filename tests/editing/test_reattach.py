@@ -16,7 +16,7 @@ COUNT = 200
 
 @pytest.fixture
 def scene():
-    return scene_of(random_gaussians(COUNT), [i % 5 for i in range(COUNT)], names={2: "mug", 3: "cup"})
+    return scene_of(random_gaussians(COUNT), [i % 5 for i in range(COUNT)])
 
 
 def edited(scene, rows, **columns):
@@ -32,7 +32,6 @@ def test_deleted_and_reordered_gaussians_get_back_exactly_what_they_had(scene):
     assert torch.equal(found.object_ids, scene.object_ids[rows])
     assert torch.equal(found.confidence, scene.confidence[rows])
     assert torch.equal(found.gaussians.features, scene.gaussians.features[rows])
-    assert reattach(edited(scene, scene.object_ids != 2), scene)[0].names == {3: "cup"}  # the mug is gone
 
 
 def test_an_object_moved_and_turned_keeps_its_label_though_it_stands_where_others_were(scene):

@@ -112,12 +112,6 @@ def test_unseen_gaussians_do_not_decide_what_an_object_is_like():
     assert next(iter(query.objects_like(scene, 1))) == 2
 
 
-def test_a_mask_finds_the_object_it_covers(balls):
-    mask = query.object_masks(balls, camera())[5]
-    assert query.objects_in_mask(balls, camera(), mask) == {5: 1.0}
-    assert query.objects_in_mask(balls, camera(), np.zeros((30, 40), bool)) == {}
-
-
 class ByColor:
     """Words are colours; a picture is the colour of what stands out of the grey or black in it."""
 

@@ -10,6 +10,7 @@ from unified_lift.errors import UserError
 from unified_lift.methods.base import LiftData
 from unified_lift.methods.omniseg3d_gs import OmniSeg3D, OmniSeg3DSettings
 from unified_lift.model.initialize import gaussians_from_points
+from unified_lift.model.ply import write_gaussians
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.labels import by_falling_area, label_gaussians
@@ -245,7 +246,7 @@ def test_lift_separates_the_balls_and_the_model_folder_keeps_every_candidate(sce
     assert float(terms[-1]["norm"]) < 0.01
     gaussians, method = stage.gaussians, stage.method
     outputs.write_run_header(settings, scene)
-    outputs.write_geometry(tmp_path, 0, gaussians)
+    write_gaussians(outputs.iteration_dir(tmp_path, 0) / "point_cloud.ply", gaussians)
     labels = by_falling_area(method, label_gaussians(gaussians, method, stage.cameras))
     outputs.write_objects(outputs.iteration_dir(tmp_path, 0), gaussians, labels, method=method, num_views={})
     loaded = load_model(tmp_path).method

@@ -7,7 +7,6 @@ from typing import Any
 
 from unified_lift.cli.model_flags import ModelFlags
 from unified_lift.editing import script
-from unified_lift.editing.files import save_model
 from unified_lift.errors import UserError
 
 
@@ -69,7 +68,7 @@ def edit_main(argv: list[str]) -> int:
         raise UserError("nothing to do; give --script, --remove, --duplicate or another edit, see --help")
     scene = command.load()
     edited = script.apply(scene, edits)
-    save_model(edited, command.out, edits=edits, overwrite=command.overwrite)
+    script.save_model(edited, command.out, edits=edits, overwrite=command.overwrite)
     before, after = (f"{len(each.objects)} objects ({len(each)} Gaussians)" for each in (scene, edited))
     print(f"{command.out}: {before} became {after}; look at it: render.py -m {command.out}")
     for object_id in sorted(set(edited.objects) - set(scene.objects)):

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 from unified_lift.cli.model_flags import ModelFlags
-from unified_lift.editing.files import save_model
 from unified_lift.editing.reattach import MAX_DISTANCE, reattach
+from unified_lift.editing.script import save_model
 from unified_lift.fileio import write_json
 from unified_lift.model.ply import read_gaussians
 from unified_lift.modelfolder.outputs import provenance

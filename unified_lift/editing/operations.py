@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,9 +22,6 @@ from unified_lift.ops.harmonics import rotate_harmonics
 from unified_lift.ops.quaternions import multiply, rotation_from_quaternion
 
 Vector = tuple[float, float, float]
-
-CENTROID = "centroid"
-"""See `centroid`: objects turn and grow in place."""
 
 _LUMA = (0.2126, 0.7152, 0.0722)  # Rec. 709
 _DARK = 0.1  # shading of an object much darker than this is not blown up when it is painted bright
@@ -89,8 +85,8 @@ class Remove(ObjectOperation):
     def _edited(self, scene: TrainedScene) -> TrainedScene:
         removed = scene.mask(self.objects)
         if bool(removed.all()):
-            listed = ("object " if len(self.objects) == 1 else "objects ") + ", ".join(map(str, self.objects))
-            raise UserError(f"{scene.path}: without {listed} nothing is left; keep one object at least")
+            listed = ", ".join(map(str, self.objects))
+            raise UserError(f"{scene.path}: without objects {listed} nothing is left; keep one object at least")
         return scene.subset(~removed)
 
 
@@ -134,10 +130,10 @@ class Clean(ObjectOperation):
         if chosen.all() or not doubtful.any():
             return scene.subset(torch.from_numpy(~doubtful))
         nearest = cKDTree(means[~chosen]).query(means[doubtful])[1]
-        object_ids, confidence = object_ids.copy(), np.where(doubtful, 0, confidence)
-        object_ids[doubtful] = object_ids[~chosen][nearest]
-        edited = torch.from_numpy(object_ids).to(scene.object_ids), torch.from_numpy(confidence).to(scene.confidence)
-        return replace(scene, labels=GaussianLabels(*edited))
+        labels = GaussianLabels(scene.object_ids.clone(), scene.confidence.clone())
+        labels.object_ids[doubtful] = torch.from_numpy(object_ids[~chosen][nearest]).to(labels.object_ids)
+        labels.confidence[doubtful] = 0
+        return replace(scene, labels=labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +152,8 @@ class Recolour(ObjectOperation):
     def _edited(self, scene: TrainedScene) -> TrainedScene:
         table = scene.gaussians.state_dict()
         sh0, shN = table["sh0"].clone(), table["shN"].clone()  # noqa: N806
-        luma, paint = (torch.tensor(rgb, dtype=torch.float64, device=sh0.device) for rgb in (_LUMA, rgb_of(self.color)))
+        rgb = [value / 255 for value in bytes.fromhex(self.color.removeprefix("#"))]
+        luma, paint = (torch.tensor(each, dtype=torch.float64, device=sh0.device) for each in (_LUMA, rgb))
         kept = 1 - self.strength
         for object_id in self.objects:
             own = scene.mask([object_id])
@@ -172,13 +169,13 @@ class Recolour(ObjectOperation):
 class Move(ObjectOperation):
     """Move objects together: x becomes R scale (x - pivot) + pivot + translate; view-dependent colour turns with them.
 
-    R is `rotate`; `translate` is in world units; `about` is the pivot, a point or "centroid".
+    R is `rotate`; `translate` is in world units; `about` is the pivot, None = the centroid.
     """
 
     rotate: Rotation = Rotation()
     translate: Vector = (0.0, 0.0, 0.0)
     scale: float = 1.0
-    about: str | Vector = CENTROID
+    about: Vector | None = None
 
     def _edited(self, scene: TrainedScene) -> TrainedScene:
         chosen, table = scene.mask(self.objects), scene.gaussians.state_dict()
@@ -190,11 +187,9 @@ class Move(ObjectOperation):
     def _moved(self, scene: TrainedScene, chosen: Tensor) -> dict[str, Tensor]:
         """Return the parameters of `chosen` that the move changes; in float64, so that little is rounded."""
         table = {name: value[chosen] for name, value in scene.gaussians.state_dict().items()}
-        about = centroid(scene, self.objects) if self.about == CENTROID else self.about
-        if isinstance(about, str):
-            raise ValueError(f"about must be {CENTROID!r} or a point, received {about!r}")
         means = table["means"].double()
-        pivot, offset = means.new_tensor(about), means.new_tensor(self.translate)
+        pivot = means.new_tensor(centroid(scene, self.objects) if self.about is None else self.about)
+        offset = means.new_tensor(self.translate)
         if self.rotate.degrees == 0 and self.scale == 1:
             return {"means": (means + offset).float()}
         wxyz = self.rotate.wxyz.to(means.device)
@@ -266,15 +261,6 @@ def centroid(scene: TrainedScene, ids: Sequence[int]) -> Vector:
     weights = weights if bool((weights > 0).any()) else torch.ones_like(weights)
     x, y, z = ((weights[:, None] * scene.gaussians.means.detach()[chosen].double()).sum(dim=0) / weights.sum()).tolist()
     return x, y, z
-
-
-def rgb_of(color: str) -> Vector:
-    """Return RGB in [0, 1] of #rrggbb or #rgb; a ValueError: it is neither."""
-    if not re.fullmatch(r"#([0-9a-fA-F]{3}|[0-9a-fA-F]{6})", color):
-        raise ValueError("#rrggbb")
-    digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
-    red, green, blue = (value / 255 for value in bytes.fromhex(digits))
-    return red, green, blue
 
 
 def _outlying(points: np.ndarray, factor: float) -> np.ndarray:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -20,18 +21,14 @@ from unified_lift.types import Camera, Scene, View
 
 TextEncoder = Callable[[Sequence[np.ndarray], Sequence[str]], tuple[Tensor, Tensor]]
 """Returns unit vectors [images, E] and [texts, E] of uint8 RGB pictures of any size and of texts, as CLIP does."""
-CANONICAL_TEXTS = ("object", "things", "stuff", "texture")
-"""What words must beat to count as found [LERF]."""
-MIN_RELEVANCY = 0.5
-"""Words fit an object better than the canonical ones do from here on."""
-_RELEVANCY_SCALE = 10.0  # [LERF]
-_CROP_MARGIN = 0.15  # of the larger side of the object's box
-_CLIP_BATCH = 32  # pictures encoded together
-_GREY = np.uint8(127)
-_MAX_VIEWS = 24  # among which the best view of an object is sought, evenly spread
-_DIM = 0.25  # brightness of what was not asked for
 Found = dict[int, float]
 """Object id -> how well it fits what was asked, 1 = perfectly; the best first."""
+MIN_RELEVANCY = 0.5  # from here on words fit an object better than the canonical ones do
+_CANONICAL_TEXTS, _RELEVANCY_SCALE = ("object", "things", "stuff", "texture"), 10.0  # [LERF]
+_CROP_MARGIN = 0.15  # of the larger side of the object's box
+_CLIP_BATCH = 32  # pictures encoded together
+_MAX_VIEWS = 24  # among which the best view of an object is sought, evenly spread
+_DIM = 0.25  # brightness of what was not asked for
 
 
 def object_masks(scene: TrainedScene, camera: Camera) -> dict[int, np.ndarray]:
@@ -66,20 +63,14 @@ def objects_like(scene: TrainedScene, object_id: int) -> Found:
     features = scene.gaussians.features.detach() * scene.confidence[:, None].clamp(min=1e-3)  # unseen ones hardly count
     sums = torch.zeros(len(values), features.shape[1], device=features.device).index_add_(0, index, features)
     directions = torch.nn.functional.normalize(sums, dim=1)
-    cosines = directions @ directions[int(torch.nonzero(values == object_id)[0, 0])]
+    cosines = directions @ directions[values == object_id][0]
     return _best_first((key, fit) for key, fit in zip(values.tolist(), cosines.tolist()) if key != object_id)
 
 
-def objects_in_mask(scene: TrainedScene, camera: Camera, mask: np.ndarray) -> Found:
-    """Return the objects that a mask bool [H, W] of a view touches, by falling IoU with their visible pixels."""
-    ious = {key: (own & mask).sum() / (own | mask).sum() for key, own in object_masks(scene, camera).items()}
-    return _best_first((key, float(iou)) for key, iou in ious.items() if iou > 0)
-
-
 def objects_by_grounding(scene: TrainedScene, text: str, view: View, grounding: Grounding) -> Found:
-    """Return the objects under the mask that a text detector finds in the photo of a view, as `objects_in_mask`.
+    """Return the objects under the mask that a text detector finds in the photo of a view.
 
-    A UserError: the mask is not as large as the view.
+    They come by falling IoU of their visible pixels with it. A UserError: the mask is not as large as the view.
     """
     mask = grounding(view.image.numpy(), [text]).masks.get(text)
     if mask is None:
@@ -87,7 +78,8 @@ def objects_by_grounding(scene: TrainedScene, text: str, view: View, grounding: 
     if mask.shape != (view.camera.height, view.camera.width):
         size, expected = (f"{shape[1]} x {shape[0]}" for shape in (mask.shape, view.image.shape))
         raise UserError(f"--grounding: the mask is {size}, view {view.name} is {expected} pixels")
-    return objects_in_mask(scene, view.camera, mask)
+    ious = {key: (own & mask).sum() / (own | mask).sum() for key, own in object_masks(scene, view.camera).items()}
+    return _best_first((key, float(iou)) for key, iou in ious.items() if iou > 0)
 
 
 def objects_by_text(scene: TrainedScene, text: str, cameras: Sequence[Camera], encode: TextEncoder) -> Found:
@@ -104,8 +96,8 @@ def objects_by_text(scene: TrainedScene, text: str, cameras: Sequence[Camera], e
     crops = []
     for index, mask in views.values():
         box, image = _box(mask), rendered[index]
-        crops += [image[box], np.where(mask[..., None], image, _GREY)[box]]
-    images, texts = encode(crops, (text, *CANONICAL_TEXTS))
+        crops += [image[box], np.where(mask[..., None], image, np.uint8(127))[box]]
+    images, texts = encode(crops, (text, *_CANONICAL_TEXTS))
     pooled = torch.nn.functional.normalize(images.view(len(views), 2, -1).mean(dim=1), dim=1)
     cosines = pooled @ texts.T  # [objects, 1 + canonical]
     relevancy = torch.sigmoid(_RELEVANCY_SCALE * (cosines[:, :1] - cosines[:, 1:])).min(dim=1).values
@@ -174,7 +166,6 @@ def _best_first(found: Iterable[tuple[int, float]]) -> Found:
 
 def _box(mask: np.ndarray) -> tuple[slice, slice]:
     """Return the box around a mask, widened by a margin."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    margin = max(1, round(_CROP_MARGIN * max(np.ptp(rows), np.ptp(columns))))
-    top, left = (max(0, line[0] - margin) for line in (rows, columns))
-    return slice(top, rows[-1] + margin + 1), slice(left, columns[-1] + margin + 1)
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    margin = max(1, round(_CROP_MARGIN * (max(width, height) - 1)))
+    return slice(max(0, y - margin), y + height + margin), slice(max(0, x - margin), x + width + margin)

@@ -32,10 +32,15 @@ def reattach(
     Raises:
         UserError: More than half of the Gaussians are unknown.
     """
-    old, new = _looks(scene.gaussians), _looks(edited)
-    source, distance = _nearest(edited, new, scene.gaussians, old)
+    (places, looks), (old_places, old_looks) = map(_places_and_looks, (edited, scene.gaussians))
+    count = min(_NUM_CANDIDATES, len(old_places))
+    query = cKDTree(old_places).query(places, k=count, workers=-1)
+    distances, found = (each.reshape(len(places), count) for each in query)
+    unlike = np.abs(looks[:, None] - old_looks[found]).sum(axis=2)
+    best = np.where(distances == distances[:, :1], unlike, np.inf).argmin(axis=1)  # of several at one place
+    source, distance = found[np.arange(len(places)), best], distances[:, 0]
     same = distance == 0
-    twin = _twins(new[:, :4], old[:, :4], scene.object_ids.cpu().numpy())
+    twin = _twins(looks[:, :4], old_looks[:, :4], scene.object_ids.cpu().numpy())
     moved = ~same & (twin >= 0)
     source = np.where(moved, twin, source)
     reach = max_distance * scene.gaussians.scales.detach().cpu().numpy().max(axis=1)
@@ -46,33 +51,20 @@ def reattach(
             f"--ply: {int(unknown.sum())} of {len(unknown)} Gaussians are not near any of {scene.path}; is it that "
             f"model edited? If all were moved and recoloured, give more than --max_distance {max_distance:g}"
         )
-    found = scene.subset(torch.from_numpy(source))
-    found.confidence[torch.from_numpy(unknown)] = 0.0
-    gaussians = Gaussians(edited.state_dict() | {"features": found.gaussians.features})
-    names = {object_id: name for object_id, name in scene.names.items() if object_id in found.objects}
+    again = scene.subset(torch.from_numpy(source))
+    again.confidence[torch.from_numpy(unknown)] = 0.0
+    gaussians = Gaussians(edited.state_dict() | {"features": again.gaussians.features})
     kinds = {"num_same": same, "num_moved": moved, "num_near": near, "num_unknown": unknown}
     counts = {name: int(kind.sum()) for name, kind in kinds.items()}
-    counts["num_removed"] = len(old) - len(np.unique(source[~unknown]))
-    return replace(found, gaussians=gaussians, names=names, is_edited=True), counts
+    counts["num_removed"] = len(old_places) - len(np.unique(source[~unknown]))
+    return replace(again, gaussians=gaussians, is_edited=True), counts
 
 
-def _looks(gaussians: Gaussians) -> np.ndarray:
-    """Return colour, opacity and size as stored, float32 [N, 7]."""
-    table = gaussians.state_dict()
-    return torch.cat([table["sh0"][:, 0], table["logit_opacities"][:, None], table["log_scales"]], dim=1).cpu().numpy()
-
-
-def _nearest(
-    new: Gaussians, new_looks: np.ndarray, old: Gaussians, old_looks: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return index and distance of the nearest old Gaussian; of several at its place, of the one that looks alike."""
-    places, old_places = (each.means.detach().cpu().double().numpy() for each in (new, old))
-    count = min(_NUM_CANDIDATES, len(old))
-    query = cKDTree(old_places).query(places, k=count, workers=-1)
-    distances, found = (each.reshape(len(new), count) for each in query)
-    unlike = np.abs(new_looks[:, None] - old_looks[found]).sum(axis=2)
-    best = np.where(distances == distances[:, :1], unlike, np.inf).argmin(axis=1)
-    return found[np.arange(len(new)), best], distances[:, 0]
+def _places_and_looks(gaussians: Gaussians) -> tuple[np.ndarray, np.ndarray]:
+    """Return centres, float64 [N, 3]; colour, opacity and size as stored, float32 [N, 7]."""
+    table = {name: value.cpu() for name, value in gaussians.state_dict().items()}
+    looks = torch.cat([table["sh0"][:, 0], table["logit_opacities"][:, None], table["log_scales"]], dim=1)
+    return table["means"].double().numpy(), looks.numpy()
 
 
 def _twins(new: np.ndarray, old: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Edits as a YAML list, so that what was done by hand in the viewer can be kept, read, changed and done again.
+"""Edits as a YAML list, so that what was done by hand can be kept, changed and done again; and the scene they make.
 
 Such as `- recolour: {objects: [5], color: "#ff0000"}`, `- remove: [3, 4]`, `- rename: {7: mug}`; see docs/edit.md.
 """
@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,15 @@ from typing import Any
 
 import yaml
 
-from unified_lift.editing.operations import CENTROID, OPERATIONS, Operation, Rename, Rotation, Vector, rgb_of
+from unified_lift.editing.operations import OPERATIONS, Operation, Rename, Rotation, Vector
 from unified_lift.errors import UserError
+from unified_lift.fileio import replacing_folder, write_text
+from unified_lift.model.ply import write_gaussians
+from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.inference import TrainedScene
+
+_HEADER = ("config.yaml", "cfg_args", "cameras.json", "input.ply")
+_OF_THE_UNEDITED = ("results.json", "per_view.json", "evaluation.json", "oracle.json", "report.html", "manifest.json")
 
 
 def read_script(path: Path, *, flag: str) -> list[Operation]:
@@ -34,8 +41,7 @@ def parse(text: str, *, origin: str = "edits") -> list[Operation]:
     A UserError names line and entry: not YAML, an unknown operation or setting, or a value that makes no sense.
     """
     try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
+        tree, content = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except yaml.YAMLError as error:
         place, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f"{origin}, line {place.line + 1}" if place else origin
@@ -43,8 +49,8 @@ def parse(text: str, *, origin: str = "edits") -> list[Operation]:
     if content is None:
         return []
     if not isinstance(content, list):
-        kind = type(content).__name__
-        raise UserError(f"{origin}: expected a list, one `- operation: ...` a line, received a {kind}")
+        received = type(content).__name__
+        raise UserError(f"{origin}: expected a list, one `- operation: ...` a line, received a {received}")
     _refuse_repeated_keys(tree, origin)
     places = [f"{origin}, line {node.start_mark.line + 1}, entry" for node in tree.value]
     return [read_operation(entry, f"{places[index]} {index + 1}") for index, entry in enumerate(content)]
@@ -87,19 +93,47 @@ def apply(scene: TrainedScene, edits: Iterable[Operation]) -> TrainedScene:
 
 def dump(edits: Iterable[Operation]) -> str:
     """Return a script that `parse` reads back as the same operations."""
-    entries = [{operation.key: _plain(operation)} for operation in edits]
+    entries = []
+    for operation in edits:
+        defaults = {field.name: field.default for field in dataclasses.fields(operation)}
+        given = [name for name, default in defaults.items() if getattr(operation, name) != default]
+        settings = {name: value for name, value in dataclasses.asdict(operation).items() if name in given}
+        value = dict(settings["names"]) if "names" in given else settings["objects"] if len(given) == 1 else settings
+        entries.append({operation.key: value})
     return yaml.safe_dump(entries, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
 
 
-def _plain(operation: Operation) -> Any:
-    """Return what follows the key: settings that are not the default, or bare ids."""
-    if isinstance(operation, Rename):
-        return dict(operation.names)
-    settings = dataclasses.asdict(operation)
-    for field in dataclasses.fields(operation):
-        if getattr(operation, field.name) == field.default:
-            del settings[field.name]
-    return settings["objects"] if set(settings) == {"objects"} else settings
+def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], overwrite: bool = False) -> None:
+    """Write an edited scene as a model folder, which render, query, view and export read: whole, or nothing of it.
+
+    Settings, cameras and iteration number are those of the model in `scene.path`.
+
+    Args:
+        edits: What was done since it was loaded; `edits.yaml` holds these and those made before.
+        overwrite: Replace an existing model; it may be the one it was loaded from.
+    Raises:
+        UserError: There is a model and no `overwrite`, or something else; or the scene cannot read ids off features.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        if not outputs.holds_run(out):
+            raise UserError(f"--out {out}: is there and no model; name a new folder")
+        if not overwrite:
+            raise UserError(f"--out {out}: holds a model; name another folder, or add --overwrite to replace it")
+    if scene.method is None:
+        raise UserError(f"{scene.path}: labels without a trained model; export it instead: unified-lift export")
+    before, iteration = scene.path / outputs.EDITS_FILE, scene.iteration
+    edits = [*(parse(before.read_text(), origin=str(before)) if before.exists() else ()), *edits]
+    title = f"# All edits since training, in order; iteration {iteration}. Done again by: unified-lift edit --script"
+    with replacing_folder(out, outdated=(*outputs.FILES_OF_RUN, *_OF_THE_UNEDITED)) as folder:
+        saved, gaussians, labels = outputs.iteration_dir(folder, iteration), scene.gaussians, scene.require_labels()
+        write_gaussians(saved / "point_cloud.ply", gaussians)
+        outputs.write_objects(
+            saved, gaussians, labels, method=scene.method, names=scene.names, num_views=scene.num_views
+        )
+        for path in (scene.path / name for name in _HEADER):
+            if path.exists():
+                shutil.copyfile(path, folder / path.name)
+        write_text(folder / outputs.EDITS_FILE, f"{title}\n{dump(edits)}")
 
 
 def _nearest(name: Any, known: Iterable[str]) -> str:
@@ -140,6 +174,12 @@ def _vector(given: Any) -> Vector:
     return x, y, z
 
 
+def _color(given: Any) -> str:
+    if not re.fullmatch(r"#([0-9a-fA-F]{3}|[0-9a-fA-F]{6})", given):
+        raise ValueError
+    return given.lower() if len(given) == 7 else "#" + "".join(2 * digit for digit in given[1:].lower())
+
+
 def _rotation(given: Any) -> Rotation:
     if set(given) - {"axis", "degrees"} or "degrees" not in given:
         raise ValueError
@@ -159,10 +199,7 @@ _SHARE = (partial(_number, least=0, most=1), "a number in [0, 1]")
 _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {  # setting -> how it is read, and what is expected
     "objects": (_ids, "an object id or a list of different ones, as [3, 4]"),
     "new_ids": (_ids, "a list of different ids, as [12]"),
-    "color": (
-        lambda given: "#" + bytes(round(255 * value) for value in rgb_of(given)).hex(),
-        'a colour in quotes, as "#ff0000"',
-    ),
+    "color": (_color, 'a colour in quotes, as "#ff0000"'),
     "strength": _SHARE,
     "min_confidence": _SHARE,
     "outliers": (partial(_number, least=0), "a number that is not negative; 0 = off"),
@@ -170,5 +207,5 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {  # setting -> how it i
     "translate": (_vector, "three numbers, as [0.1, 0, 0]"),
     "scale": (partial(_number, least=math.ulp(0)), "a positive number"),
     "names": (_names, "ids and names, as {7: mug}"),
-    "about": (lambda given: given if given == CENTROID else _vector(given), f"{CENTROID} or a point, as [0, 0, 0]"),
+    "about": (lambda given: None if given == "centroid" else _vector(given), "centroid or a point, as [0, 0, 0]"),
 }

@@ -112,11 +112,6 @@ def saved_iterations(model_path: Path) -> list[int]:
     return sorted(int(path.parent.name.removeprefix("iteration_")) for path in folders)
 
 
-def write_geometry(model_path: Path, iteration: int, gaussians: Gaussians) -> None:
-    """Write the vanilla point_cloud.ply."""
-    write_gaussians(iteration_dir(model_path, iteration) / "point_cloud.ply", gaussians)
-
-
 def write_objects(
     folder: Path,
     gaussians: Gaussians,

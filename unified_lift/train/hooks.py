@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from unified_lift.model.ply import write_gaussians
 from unified_lift.model.render import render
-from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.checkpoint import CheckpointWriter, checkpoint_path, named_tensors, snapshot
+from unified_lift.modelfolder.outputs import iteration_dir
 from unified_lift.settings.yaml import to_dict
 from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.logs import RunLog
@@ -163,7 +164,8 @@ class GeometryResults(Hook):
             return
         if iteration in settings.run.save_iterations and iteration < stage.num_steps:
             self._finite.check({"gaussians": stage.gaussians.table}, iteration)
-            outputs.write_geometry(settings.model_path, iteration, stage.gaussians)
+            folder = iteration_dir(settings.model_path, iteration)
+            write_gaussians(folder / "point_cloud.ply", stage.gaussians)
         if iteration in settings.run.test_iterations or iteration == stage.num_steps:
             self._score(stage, iteration)
 

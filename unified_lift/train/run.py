@@ -7,6 +7,7 @@ from pathlib import Path
 
 from unified_lift.density import strategy_entry
 from unified_lift.fileio import write_json
+from unified_lift.model.ply import write_gaussians
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.checkpoint import remove_unfinished
 from unified_lift.modelfolder.labels import Labelling, by_falling_area, label_gaussians
@@ -109,12 +110,12 @@ def _labelled(state: TrainingState) -> Labelling:
 
 def _write_results(state: TrainingState, labels: Labelling | None) -> None:
     model, iteration = state.settings.model_path, state.settings.geometry.iterations
-    outputs.write_geometry(model, iteration, state.gaussians)
+    folder = outputs.iteration_dir(model, iteration)
+    write_gaussians(folder / "point_cloud.ply", state.gaussians)
     if labels is not None:
         if labels.features is not None:
             state.gaussians.set("features", labels.features)
         num_views = dict(enumerate(labels.num_views.tolist()))
-        folder = outputs.iteration_dir(model, iteration)
         outputs.write_objects(folder, state.gaussians, labels, method=state.method, num_views=num_views)
     if state.profile:
         write_json(model / "profile.json", state.profile)

@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 
 from unified_lift.editing import script
-from unified_lift.editing.files import save_model
 from unified_lift.editing.operations import (
-    CENTROID,
     Duplicate,
     Move,
     Operation,
@@ -142,7 +140,7 @@ class Session:
             low, high = torch.quantile(means, torch.tensor(_EXTENT, dtype=torch.float64)).tolist()
             (fresh,) = next_ids(self.scene, 1)
             offset = _rounded((1.1 * (high - low) * direction).tolist())
-            self.apply(Duplicate(objects=(object_id,), translate=offset, about=CENTROID))
+            self.apply(Duplicate(objects=(object_id,), translate=offset))
             self.selected = fresh
             return fresh
 
@@ -159,7 +157,7 @@ class Session:
             if self._undone:
                 self._replay([*self.operations, self._undone.pop()])
 
-    def save(self, folder: Path, *, overwrite: bool = False, write: Callable[..., None] = save_model) -> None:
+    def save(self, folder: Path, *, overwrite: bool = False, write: Callable[..., None] = script.save_model) -> None:
         """Write the edited scene and its edits as a model folder; then nothing is unsaved. A UserError if it fails."""
         with self._lock:
             scene, operations = self.scene, self.operations

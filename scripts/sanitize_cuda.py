@@ -5,9 +5,8 @@ import torch
 
 from unified_lift.kernels.assignment import hungarian
 from unified_lift.kernels.association import associate, codebook_terms
-from unified_lift.kernels.contrastive import contrastive_loss
+from unified_lift.kernels.contrastive import contrastive_loss, uncertainty
 from unified_lift.kernels.photometric import photometric_loss
-from unified_lift.kernels.uncertainty import uncertainty
 
 g = torch.Generator().manual_seed(0)
 num, width, height = 400, 53, 37

@@ -9,8 +9,8 @@ from unified_lift.kernels.association import (
     codebook_terms,
     concentration_loss,
     nearest_code,
-    sparsity_loss,
 )
+from unified_lift.kernels.identity import identity_loss
 
 
 def test_raw_association_is_the_dot_product():
@@ -35,19 +35,6 @@ def test_association_by_hand():
     torch.testing.assert_close(means, torch.tensor([[0.375, 0.625], [0.0, 0.0]]), atol=1e-4, rtol=0)
 
 
-def test_sparsity_by_hand():
-    # One pixel with logits (0, ln 3): softmax (1/4, 3/4). Label 0: -ln(1/4) / ln 2 = 2.
-    loss = sparsity_loss(torch.tensor([[0.0, math.log(3)]]), torch.tensor([0]))
-    assert math.isclose(float(loss), 2.0, rel_tol=1e-6)
-
-
-def test_sparsity_rests_when_everything_agrees_or_nothing_is_labelled():
-    logits = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
-    assert float(sparsity_loss(logits, torch.tensor([1, 0]))) == 0
-    assert float(sparsity_loss(logits, torch.tensor([-1, -1]))) == 0
-    assert float(sparsity_loss(logits, torch.tensor([0, -1]))) > 0
-
-
 def test_terms_follow_the_codes_of_the_segments_and_the_trusted_pixels():
     generator = torch.Generator().manual_seed(1)
     features, codebook = torch.randn(40, 4, generator=generator), torch.randn(6, 4, generator=generator)
@@ -58,7 +45,7 @@ def test_terms_follow_the_codes_of_the_segments_and_the_trusted_pixels():
     labels = torch.tensor([-1 if s < 0 else int(codes[s]) for s in trusted])
     terms = codebook_terms(features, codebook, association, codes, trusted, temperature=0.5, unit_codes=True)
     logits = association_logits(features, codebook, temperature=0.5)
-    torch.testing.assert_close(terms[0], sparsity_loss(logits, labels))
+    torch.testing.assert_close(terms[0], identity_loss(logits, labels, rest_when_right=True))
     torch.testing.assert_close(terms[1], concentration_loss(features, codebook, labels, unit_codes=True))
     expected = association_scores(logits.softmax(dim=1), slot, 5, area_aware=True)
     torch.testing.assert_close(association.scores, expected)

@@ -7,8 +7,7 @@ from diff_gaussian_rasterization import native
 from tests.rasterizer.tolerances import LIFT_GRADIENT_RELATIVE, LIFT_RELATIVE
 from unified_lift.kernels import fused
 from unified_lift.kernels.association import associate, codebook_terms
-from unified_lift.kernels.contrastive import contrastive_loss
-from unified_lift.kernels.uncertainty import uncertainty
+from unified_lift.kernels.contrastive import contrastive_loss, uncertainty
 from unified_lift.methods.base import StepInfo, ViewPixels
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.modelfolder.settings import TrainSettings, with_preset

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from unified_lift.kernels.uncertainty import uncertainty
+from unified_lift.kernels.contrastive import uncertainty
 
 
 def slots(*values):

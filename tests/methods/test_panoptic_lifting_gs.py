@@ -9,7 +9,7 @@ from tests.methods.test_classifier import (
     share_told_apart,
     terms_without_waiting,
 )
-from unified_lift.kernels.association import sparsity_loss
+from unified_lift.kernels.identity import identity_loss
 from unified_lift.methods.panoptic_lifting_gs import PanopticLifting, PanopticLiftingSettings
 from unified_lift.ops.segments import dense_slots
 
@@ -56,7 +56,7 @@ def test_segments_are_matched_by_the_mean_over_their_pixels_not_by_the_sum():
     large, small = torch.tensor([0.5, 0.0]), torch.tensor([4.0, 0.0])
     features = torch.cat([large.expand(90, 2), small.expand(10, 2)])
     ids = torch.tensor([1] * 90 + [2] * 10)
-    expected = sparsity_loss(features, torch.tensor([1] * 90 + [0] * 10))
+    expected = identity_loss(features, torch.tensor([1] * 90 + [0] * 10), rest_when_right=True)
     torch.testing.assert_close(loss_of(method, features, ids).detach(), expected)
 
 

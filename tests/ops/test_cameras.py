@@ -14,7 +14,6 @@ from unified_lift.ops.cameras import (
     look_at,
     look_at_point,
     project,
-    quaternion_from_rigid,
     rigid_from_quaternion,
     unproject,
 )
@@ -88,10 +87,6 @@ def test_unproject_inverts_project():
     points = rng.normal(size=(50, 3)) + [0, 0, 6]
     pixel, depth = project(points, colmap_camera())
     np.testing.assert_allclose(unproject(pixel, depth, colmap_camera()), points, atol=1e-9)
-
-
-def test_quaternion_of_a_pose_returns_to_it():
-    np.testing.assert_allclose(quaternion_from_rigid(rigid_from_quaternion(QVEC, TVEC)), QVEC, atol=1e-12)
 
 
 def test_look_at_centres_the_target_with_up_upwards():

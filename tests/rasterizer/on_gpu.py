@@ -10,16 +10,17 @@ import torch
 from diff_gaussian_rasterization import adam, cuda, native
 from torch import Tensor
 
-from unified_lift.kernels import assignment, association, contrastive, photometric, uncertainty
+from unified_lift.kernels import assignment, association, contrastive, photometric
 
 FUNCTIONS = {
     cuda: ("rasterize", "pixel_weights", "blend", "scatter"),
     adam: ("fused_steps",),
     assignment: ("_fused",),
-    association: ("_fused_association", "_fused_terms"),
-    contrastive: ("_fused",),
-    photometric: ("_fused", "_fused_ssim"),
-    uncertainty: ("_fused",),
+    association: ("_fused",),
+    association._Terms: ("apply",),
+    contrastive: ("_fused_uncertainty",),
+    contrastive._ContrastiveLoss: ("apply",),
+    photometric._FusedLoss: ("apply",),
 }
 
 

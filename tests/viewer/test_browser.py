@@ -4,13 +4,14 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.data.fixtures.floor import quaternion_from_rigid
 from tests.saved_model import save_model
 from tests.viewer.chromium import Browser, find_chromium, wait_for
 from tests.viewer.objects_on_a_floor import window_of
 from unified_lift.editing.operations import Duplicate
 from unified_lift.editing.script import parse
 from unified_lift.modelfolder.inference import load_model
-from unified_lift.ops.cameras import look_at, project, quaternion_from_rigid
+from unified_lift.ops.cameras import look_at, project
 from unified_lift.viewer.cameras import camera_of, saved_cameras, start_view
 
 pytestmark = [

@@ -1,6 +1,6 @@
 """From the ids of one view to codes of the scene: scores (Eq. 3, Eq. 5) and the Hungarian step."""
 
-from ctypes import POINTER, byref, c_int32, c_int64, c_void_p
+from ctypes import c_int32, c_void_p
 
 import numpy as np
 import torch
@@ -8,13 +8,12 @@ from diff_gaussian_rasterization.native import CUDA, PLACE, address, place
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from unified_lift.kernels import fused
-from unified_lift.kernels.fused import workspace
+from unified_lift.kernels.fused import SIZE, runs_on, workspace
 from unified_lift.ops.segments import segment_counts, segment_sum
 from unified_lift.shapes import check_shapes
 
 _MEAN_FLOOR = 1e-4  # added to |segment| in Eq. 3 [released, as in Panoptic Lifting]
-CUDA.declare({"dgr_cuda_assign_bytes": [c_int32, c_int32, c_int32, POINTER(c_int64)]}, returns=None)
+CUDA.declare({"dgr_cuda_assign_bytes": [c_int32, c_int32, c_int32, SIZE]}, returns=None)
 CUDA.declare({"dgr_cuda_assign": [c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_void_p, *PLACE]})
 
 
@@ -25,10 +24,9 @@ def association_scores(probabilities: Tensor, slot: Tensor, num_segments: int, *
     Args:
         probabilities: Association of each pixel with each code (Eq. 2), [P, L].
         slot: Segment of each pixel, int32 [P], -1 = none.
-        num_segments: S.
         area_aware: Sum (large segments choose first) or mean.
     Returns:
-        Scores to maximise, [S, L].
+        Scores to maximise, [S, L] for S = `num_segments`.
     """
     check_shapes({"probabilities": (probabilities, "P L"), "slot": (slot, "P")})
     total = segment_sum(probabilities, slot, num_segments)
@@ -57,7 +55,7 @@ def hungarian(scores: Tensor, *, no_match_cost: Tensor | None = None) -> Tensor:
         )
     if no_match_cost is not None and (no_match_cost.dtype != scores.dtype or no_match_cost.device != scores.device):
         raise ValueError(f"no_match_cost must be {scores.dtype} on {scores.device} like the scores")
-    if fused.runs_on(scores, max_width=None):
+    if runs_on(scores, max_width=None):
         return _fused(scores.detach(), None if no_match_cost is None else no_match_cost.detach())
     num_segments, num_codes = scores.shape
     table = np.nan_to_num(scores.detach().cpu().double().numpy())
@@ -73,9 +71,8 @@ def hungarian(scores: Tensor, *, no_match_cost: Tensor | None = None) -> Tensor:
 
 def _fused(scores: Tensor, no_match_cost: Tensor | None) -> Tensor:
     scores, cost = scores.contiguous(), None if no_match_cost is None else no_match_cost.contiguous()
-    size = c_int64()
-    CUDA.dgr_cuda_assign_bytes(*scores.shape, cost is not None, byref(size))
-    memory, codes = workspace(scores, size), torch.empty(len(scores), dtype=torch.int64, device=scores.device)
+    memory = workspace(scores, CUDA.dgr_cuda_assign_bytes, *scores.shape, cost is not None)
+    codes = torch.empty(len(scores), dtype=torch.int64, device=scores.device)
     CUDA.dgr_cuda_assign(*map(address, (scores, cost)), *scores.shape, *map(address, (memory, codes)), *place(scores))
     return codes
 

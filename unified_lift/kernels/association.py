@@ -1,6 +1,6 @@
 """Association of features with the codebook (Eq. 2) and the two terms that train it (Eq. 4, Eq. 6)."""
 
-from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_float, c_int32, c_void_p
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +10,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
-from unified_lift.kernels import fused
 from unified_lift.kernels.assignment import association_scores, pseudo_labels
-from unified_lift.kernels.fused import Pixels, pixels_of, workspace
+from unified_lift.kernels.fused import PIXELS, SIZE, pixels_of, runs_on, workspace
 from unified_lift.kernels.identity import identity_loss
 from unified_lift.shapes import check_shapes
 
@@ -21,17 +20,11 @@ _CHUNK = 65_536  # pixels compared with all codes at a time
 
 
 class Association(NamedTuple):
-    """How the pixels and segments of one view fit the codes of a codebook (Eq. 2 with Eq. 3 or 5), without gradient.
+    """How the pixels and segments of one view fit the codes of a codebook (Eq. 2 with Eq. 3 or 5), without gradient."""
 
-    Attributes:
-        scores: How well each segment fits each code, [S, L].
-        log_normaliser: Natural logarithm of what the exponentials of a pixel are divided by, [P].
-        best: Code with the largest share of each pixel, integer [P].
-    """
-
-    scores: Tensor
-    log_normaliser: Tensor
-    best: Tensor
+    scores: Tensor  # how well each segment fits each code, [S, L]
+    log_normaliser: Tensor  # natural logarithm of what the exponentials of a pixel are divided by, [P]
+    best: Tensor  # code with the largest share of each pixel, integer [P]
 
 
 class _Codebook(Structure):
@@ -41,18 +34,10 @@ class _Codebook(Structure):
     ]  # fmt: skip
 
 
-_PIXELS, _BOOK, _SIZE = POINTER(Pixels), POINTER(_Codebook), POINTER(c_int64)
-CUDA.declare(
-    {"dgr_cuda_association_bytes": [_PIXELS, _BOOK, _SIZE], "dgr_cuda_terms_bytes": [_PIXELS, _BOOK, _SIZE]},
-    returns=None,
-)
-CUDA.declare(
-    {
-        "dgr_cuda_association": [_PIXELS, _BOOK] + [c_void_p] * 4,
-        "dgr_cuda_terms": [_PIXELS, _BOOK] + [c_void_p] * 6,
-        "dgr_cuda_terms_backward": [_PIXELS, _BOOK] + [c_void_p] * 6,
-    }
-)
+_VIEW = [PIXELS, POINTER(_Codebook)]
+CUDA.declare(dict.fromkeys(("dgr_cuda_association_bytes", "dgr_cuda_terms_bytes"), [*_VIEW, SIZE]), returns=None)
+CUDA.declare({"dgr_cuda_association": _VIEW + [c_void_p] * 4})
+CUDA.declare(dict.fromkeys(("dgr_cuda_terms", "dgr_cuda_terms_backward"), _VIEW + [c_void_p] * 6))
 
 
 def association_logits(features: Tensor, codebook: Tensor, *, temperature: float | None) -> Tensor:
@@ -81,26 +66,21 @@ def nearest_code(features: Tensor, codebook: Tensor) -> Tensor:
 def associate(
     features: Tensor, codebook: Tensor, slot: Tensor, num_segments: int, *, temperature: float | None, area_aware: bool
 ) -> Association:
-    """Return how the pixels and segments of a view fit the codes.
+    """Return how the pixels [P, D] and S segments of a view fit the codes [L, D].
 
     Source: Eq. 2, and Eq. 5 (`area_aware`) or Eq. 3.
     Args:
-        features: [P, D].
-        codebook: [L, D].
         slot: Segment of each pixel, int32 [P], -1 = none.
-        num_segments: S.
         temperature: As in `association_logits`.
         area_aware: As in `association_scores`.
-    Returns:
-        scores [S, L], log_normaliser [P] and best code [P].
     Raises:
         ValueError: Shapes, dtypes, devices or settings do not fit.
     Gradient: none.
     """
     check_shapes({"features": (features, "P D"), "slot": (slot, "P")})
     _check(codebook, features, temperature)
-    if fused.runs_on(features):
-        return _fused_association(features, codebook, slot, num_segments, temperature, area_aware)
+    if runs_on(features):
+        return _fused(features, codebook, slot.contiguous(), num_segments, temperature, area_aware)
     logits = association_logits(features, codebook, temperature=temperature)  # [P, L]
     log_normaliser = torch.logsumexp(logits, dim=1)
     probabilities = (logits - log_normaliser[:, None]).exp_()
@@ -118,7 +98,7 @@ def codebook_terms(
     temperature: float | None,
     unit_codes: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the class term (Eq. 4) and the concentration term (Eq. 6).
+    """Return the class term (Eq. 4), which rests where every pixel agrees [released], and concentration (Eq. 6).
 
     Args:
         features, codebook, temperature: What `associate` took.
@@ -132,24 +112,12 @@ def codebook_terms(
     _check(codebook, features, temperature)
     if codes.ndim != 1 or codes.dtype != torch.int64 or codes.device != features.device:
         raise ValueError(f"codes must be int64 [S] on {features.device}, got {codes.dtype} {list(codes.shape)}")
-    if fused.runs_on(features):
-        return _fused_terms(codebook, features, slot, codes, *association[1:], (temperature or 0.0, unit_codes))
+    if runs_on(features):
+        return _Terms.apply(codebook, features, slot, codes, *association[1:], (temperature or 0.0, unit_codes))
     labels = pseudo_labels(codes, slot)
     logits = association_logits(features, codebook, temperature=temperature)
-    return sparsity_loss(logits, labels), concentration_loss(features, codebook, labels, unit_codes=unit_codes)
-
-
-def sparsity_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of the association with the matched codes, divided by ln L.
-
-    Source: Eq. 4 (the paper's L_class; the division by ln L is the released code's).
-    Args:
-        logits: Association logits, [P, L].
-        labels: Matched code of each pixel, int64 [P]; -1 takes no part.
-    Returns:
-        Scalar; 0 where no pixel is labelled or every pixel already agrees with its code [released].
-    """
-    return identity_loss(logits, labels, rest_when_right=True)
+    class_term = identity_loss(logits, labels, rest_when_right=True)
+    return class_term, concentration_loss(features, codebook, labels, unit_codes=unit_codes)
 
 
 def concentration_loss(features: Tensor, codebook: Tensor, labels: Tensor, *, unit_codes: bool) -> Tensor:
@@ -157,8 +125,7 @@ def concentration_loss(features: Tensor, codebook: Tensor, labels: Tensor, *, un
 
     Source: Eq. 6.
     Args:
-        features: [P, D]; detach them to train the codebook alone.
-        codebook: [L, D].
+        features, codebook: [P, D] and [L, D]; detach the features to train the codebook alone.
         labels: Matched code of each pixel, int64 [P]; -1 takes no part.
         unit_codes: Compare with the normalised code, as cosine association does [ours].
     Returns:
@@ -186,22 +153,17 @@ def _check(codebook: Tensor, features: Tensor, temperature: float | None) -> Non
         raise ValueError(f"temperature must be positive, got {temperature}")
 
 
-def _fused_association(
+def _fused(
     features: Tensor, codebook: Tensor, slot: Tensor, num_segments: int, temperature: float | None, area_aware: bool
 ) -> Association:
-    features, slot, codes = features.detach().contiguous(), slot.contiguous(), codebook.detach().contiguous()
+    features, codes = features.contiguous(), codebook.contiguous()
     px = pixels_of(features, slot, num_segments)
     book = _Codebook(address(codes), codes.shape[0], temperature or 0.0, area_aware)
-    size = c_int64()
-    CUDA.dgr_cuda_association_bytes(byref(px), byref(book), byref(size))
-    memory, scores = workspace(features, size), features.new_empty(num_segments, codes.shape[0])
+    memory = workspace(features, CUDA.dgr_cuda_association_bytes, byref(px), byref(book))
+    scores = features.new_empty(num_segments, codes.shape[0])
     out = Association(scores, features.new_empty(features.shape[0]), torch.empty_like(slot))
     CUDA.dgr_cuda_association(byref(px), byref(book), *map(address, (memory, *out)))
     return out
-
-
-def _fused_terms(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return _Terms.apply(*arguments)
 
 
 class _Terms(Function):
@@ -214,9 +176,7 @@ class _Terms(Function):
         features, slot, book_rows, codes, log_normaliser, best = (t.detach().contiguous() for t in tensors)
         px = pixels_of(features, slot, codes.shape[0])
         book = _Codebook(address(book_rows), book_rows.shape[0], options[0], True, options[1])
-        size = c_int64()
-        CUDA.dgr_cuda_terms_bytes(byref(px), byref(book), byref(size))
-        memory = workspace(features, size)
+        memory = workspace(features, CUDA.dgr_cuda_terms_bytes, byref(px), byref(book))
         class_term, concentration = features.new_empty(()), features.new_empty(())
         parts = (codes, log_normaliser, best, memory, class_term, concentration)
         CUDA.dgr_cuda_terms(byref(px), byref(book), *map(address, parts))

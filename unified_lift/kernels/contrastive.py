@@ -1,6 +1,6 @@
-"""Contrastive loss inside one view (Eq. 1)."""
+"""What features and the centres of the segments of one view say: contrastive loss (Eq. 1) and uncertainty (Eq. 7)."""
 
-from ctypes import POINTER, byref, c_int64, c_void_p
+from ctypes import POINTER, byref, c_void_p
 from typing import Any
 
 import torch
@@ -10,20 +10,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
-from unified_lift.kernels import fused
-from unified_lift.kernels.fused import Contrast, Pixels, pixels_of, workspace
+from unified_lift.kernels.fused import PIXELS, SIZE, Contrast, pixels_of, runs_on, workspace
 from unified_lift.ops.segments import segment_counts, segment_mean, segment_sum
 from unified_lift.shapes import check_shapes
 
 _EPS = 1e-6
-_PIXELS, _HOW = POINTER(Pixels), POINTER(Contrast)
-CUDA.declare({"dgr_cuda_segment_bytes": [_PIXELS, POINTER(c_int64)]}, returns=None)
-CUDA.declare(
-    {
-        "dgr_cuda_contrast": [_PIXELS, _HOW] + [c_void_p] * 3,
-        "dgr_cuda_contrast_backward": [_PIXELS, _HOW] + [c_void_p] * 4,
-    }
-)
+CUDA.declare({"dgr_cuda_segment_bytes": [PIXELS, SIZE]}, returns=None)
+for _name, _count in (("contrast", 3), ("contrast_backward", 4), ("uncertainty", 2)):
+    CUDA.declare({f"dgr_cuda_{_name}": [PIXELS, POINTER(Contrast)] + [c_void_p] * _count})
 
 
 def contrastive_loss(
@@ -62,9 +56,9 @@ def contrastive_loss(
         raise ValueError(f"temperature must be positive, got {temperature}")
     if min_pixels < 0 or num_segments < 0:
         raise ValueError(f"min_pixels and num_segments must not be negative, got {min_pixels} and {num_segments}")
-    if fused.runs_on(features):
+    if runs_on(features):
         how = Contrast(temperature or 0.0, min_pixels, detach_norm, unit_centres, mean_over_pixels)
-        return _fused(features, slot, num_segments, how)
+        return _ContrastiveLoss.apply(features, slot, num_segments, how)
     counts = segment_counts(slot, num_segments)
     kept = counts > min_pixels
     if int(kept.sum()) < 2:
@@ -98,9 +92,8 @@ class _ContrastiveLoss(Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, slot: Tensor, num_segments: int, how: Contrast) -> Tensor:
         features, slot = features.detach().contiguous(), slot.contiguous()
-        px, size = pixels_of(features, slot, num_segments), c_int64()
-        CUDA.dgr_cuda_segment_bytes(byref(px), byref(size))
-        memory, loss = workspace(features, size), features.new_empty(())
+        px, loss = pixels_of(features, slot, num_segments), features.new_empty(())
+        memory = workspace(features, CUDA.dgr_cuda_segment_bytes, byref(px))
         gradient = torch.empty_like(features) if ctx.needs_input_grad[0] else None
         CUDA.dgr_cuda_contrast(byref(px), byref(how), *map(address, (memory, loss, gradient)))
         ctx.save_for_backward(features, slot)
@@ -118,5 +111,32 @@ class _ContrastiveLoss(Function):
         return out, None, None, None
 
 
-def _fused(features: Tensor, slot: Tensor, num_segments: int, how: Contrast) -> Tensor:
-    return _ContrastiveLoss.apply(features, slot, num_segments, how)
+@torch.no_grad()
+def uncertainty(features: Tensor, slot: Tensor, num_segments: int, *, temperature: float) -> Tensor:
+    """Return how unsure the features are about each pixel's own segment.
+
+    Source: Eq. 7: W_u = 1 - softmax_j(x_u . m_j / temperature) at the pixel's own segment, x = F / |F|, m_j = mean x.
+    Args:
+        features: Rendered features, [P, D].
+        slot: Segment of each pixel, int32 [P]; -1 (no label) gives 1.
+        num_segments: S; those without pixel do not count.
+    Returns:
+        Values in [0, 1], 0 = certain, [P], without gradient.
+    """
+    check_shapes({"features": (features, "P D"), "slot": (slot, "P")})
+    if runs_on(features):
+        return _fused_uncertainty(features.contiguous(), slot.contiguous(), num_segments, temperature)
+    if num_segments == 0:
+        return features.new_ones(len(slot))
+    x = features / (features.norm(dim=1, keepdim=True) + _EPS)
+    similarity = x @ segment_mean(x, slot, num_segments).T / temperature  # [P, S]
+    similarity = similarity.masked_fill(segment_counts(slot, num_segments) == 0, -torch.inf)
+    own = torch.softmax(similarity, dim=1).gather(1, slot.clamp(min=0).long()[:, None])[:, 0]
+    return torch.where(slot >= 0, 1 - own, 1.0)
+
+
+def _fused_uncertainty(features: Tensor, slot: Tensor, num_segments: int, temperature: float) -> Tensor:
+    px, out = pixels_of(features, slot, num_segments), features.new_empty(features.shape[0])
+    memory = workspace(features, CUDA.dgr_cuda_segment_bytes, byref(px))
+    CUDA.dgr_cuda_uncertainty(byref(px), byref(Contrast(temperature)), address(memory), address(out))
+    return out

@@ -4,7 +4,8 @@ The kernels are part of the rasterizer's CUDA library, csrc/cuda/{contrast,codeb
 structs mirror field by field. Nothing here makes the host wait.
 """
 
-from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from collections.abc import Callable
+from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
 
 import torch
 from diff_gaussian_rasterization.native import CUDA, address, place, requested
@@ -31,32 +32,30 @@ class Contrast(Structure):
     ]
 
 
-def runs_on(tensor: Tensor, *, max_width: int | None = MAX_DIM) -> bool:
-    """Return whether the kernels take a tensor: float32 on a GPU for which they were built, not empty, not too wide.
+PIXELS, SIZE = POINTER(Pixels), POINTER(c_int64)  # for declarations
 
-    Args:
-        tensor: Features [P, D]; or scores [S, L], which may have any width.
-        max_width: Largest last dimension; None = any.
-    DGR_IMPLEMENTATION=reference makes this False everywhere, for debugging.
+
+def runs_on(tensor: Tensor, *, max_width: int | None = MAX_DIM) -> bool:
+    """Return whether the kernels take features [P, D], or scores [S, L] of any width (`max_width` None).
+
+    They take float32 on a GPU for which they were built, not empty, not too wide. DGR_IMPLEMENTATION=reference makes
+    this False everywhere, for debugging.
     """
     if tensor.device.type != CUDA.device_type or tensor.dtype != torch.float32 or tensor.numel() == 0:
         return False
-    if max_width is not None and tensor.shape[-1] > max_width:
-        return False
-    return requested("auto") in ("auto", "cuda") and CUDA.problem() is None
+    narrow = max_width is None or tensor.shape[-1] <= max_width
+    return narrow and requested("auto") in ("auto", "cuda") and CUDA.problem() is None
 
 
 def pixels_of(features: Tensor, slot: Tensor, num_segments: int) -> Pixels:
-    """Return the struct for contiguous features and slots, which must outlive it.
-
-    Raises:
-        ValueError: The slots are not int32 on the device of the features.
-    """
+    """Return the struct for contiguous features and int32 slots of one device, which must outlive it."""
     if slot.dtype != torch.int32 or slot.device != features.device:
         raise ValueError(f"slot must be int32 on {features.device}, got {slot.dtype} on {slot.device}")
     return Pixels(address(features), address(slot), *features.shape, num_segments, *place(features))
 
 
-def workspace(like: Tensor, size: c_int64) -> Tensor:
-    """Return `size` bytes on the device of a tensor."""
+def workspace(like: Tensor, measure: Callable[..., None], *arguments: object) -> Tensor:
+    """Return as many bytes as `measure`, a function of the library, asks for, on the device of a tensor."""
+    size = c_int64()
+    measure(*arguments, byref(size))
     return torch.empty(size.value, dtype=torch.uint8, device=like.device)

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, log_softmax
 
@@ -12,7 +13,7 @@ from unified_lift.shapes import check_shapes
 def identity_loss(logits: Tensor, labels: Tensor, *, rest_when_right: bool = False) -> Tensor:
     """Return the cross-entropy of the pixels that have a class, divided by ln L.
 
-    Source: Gaussian Grouping; Panoptic Lifting, which rests when every pixel is right.
+    Source: Eq. 4 (its division: released code); Gaussian Grouping; Panoptic Lifting, which rests when all is right.
     Args:
         logits: [P, L].
         labels: Class of each pixel, int64 [P]; -1 takes no part.
@@ -29,6 +30,19 @@ def identity_loss(logits: Tensor, labels: Tensor, *, rest_when_right: bool = Fal
     return loss * ((logits.argmax(dim=1) != labels) & labelled).any()
 
 
+def nearest_points(points: Tensor, count: int) -> Tensor:
+    """Return the `count` (at most N) nearest of points [N, 3] to each, itself the first, int64 [N, K] on the CPU."""
+    positions = points.detach().cpu().double().numpy()
+    found = cKDTree(positions).query(positions, k=list(range(1, min(count, len(positions)) + 1)), workers=-1)[1]
+    nearest, own = torch.from_numpy(found).long(), torch.arange(len(positions))
+    # Of several points at one place the tree may name another first, or leave this one out.
+    is_own = nearest == own[:, None]
+    place = torch.where(is_own.any(dim=1), is_own.int().argmax(dim=1), nearest.shape[1] - 1)
+    nearest[own, place] = nearest[:, 0].clone()
+    nearest[:, 0] = own
+    return nearest
+
+
 def knn_loss(
     features: Tensor, neighbours: Tensor, weight: Tensor, bias: Tensor, *, num_anchors: int, generator: torch.Generator
 ) -> Tensor:
@@ -38,8 +52,7 @@ def knn_loss(
     Args:
         features: Of all Gaussians, [N, D].
         neighbours: Nearest Gaussians of each by position, itself the first, so K - 1 tell something, int64 [N, K].
-        weight: Of the classifier, [L, D].
-        bias: Of the classifier, [L].
+        weight, bias: Of the classifier, [L, D] and [L].
         num_anchors: Gaussians compared with their neighbours, drawn without replacement.
         generator: Of the draws, on the device of the features.
     Returns:
@@ -49,14 +62,8 @@ def knn_loss(
     Differs: their Gaussians move, so they seek neighbours anew in each step, among at most 200,000; exact log-softmax
         where their code adds 1e-10 to probabilities before the logarithm.
     """
-    check_shapes(
-        {
-            "features": (features, "N D"),
-            "neighbours": (neighbours, "N K"),
-            "weight": (weight, "L D"),
-            "bias": (bias, "L"),
-        }
-    )
+    table = {"features": (features, "N D"), "neighbours": (neighbours, "N K")}
+    check_shapes(table | {"weight": (weight, "L D"), "bias": (bias, "L")})
     anchors = torch.randperm(len(features), generator=generator, device=features.device)[:num_anchors]
     near = neighbours.index_select(0, anchors)  # [A, K]
     anchor = log_softmax(linear(features.index_select(0, anchors), weight, bias), dim=1)[:, None]  # [A, 1, L]

@@ -1,6 +1,7 @@
 """The colour loss of 3D-GS, (1 - lambda) L1 + lambda (1 - SSIM): its definition, its kernels, and a quick backward."""
 
 import functools
+from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_double, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
@@ -23,12 +24,8 @@ class _Problem(Structure):
 CPU.declare({"dgr_ssim": [c_void_p] * 2 + [c_int32] * 3 + [c_void_p]}, returns=c_double)
 CPU.declare({"dgr_ssim_backward": [c_void_p] * 3 + [c_int32] * 3 + [c_float, c_void_p]}, returns=c_int32)
 CUDA.declare({"dgr_cuda_photometric_parts": [c_int32, c_int32, POINTER(c_int64)]}, returns=None)
-CUDA.declare(
-    {
-        "dgr_cuda_photometric": [POINTER(_Problem), *PLACE],
-        "dgr_cuda_photometric_backward": [POINTER(_Problem), c_void_p, c_void_p, *PLACE],
-    }
-)
+CUDA.declare({"dgr_cuda_photometric": [POINTER(_Problem), *PLACE]})
+CUDA.declare({"dgr_cuda_photometric_backward": [POINTER(_Problem), c_void_p, c_void_p, *PLACE]})
 
 
 def photometric_loss(
@@ -50,7 +47,7 @@ def photometric_loss(
     _require_images(image, target)
     if valid is not None and (valid.dtype != torch.bool or valid.shape != image.shape[:2]):
         raise ValueError(f"valid must be bool {list(image.shape[:2])}, got {valid.dtype} {list(valid.shape)}")
-    loss = pick(implementation, image, reference=_defined, cpu=_on_cpu, cuda=_fused)
+    loss = pick(implementation, image, reference=_defined, cpu=_on_cpu, cuda=_FusedLoss.apply)
     return loss(image, target, valid, lambda_dssim)
 
 
@@ -59,11 +56,8 @@ def ssim(image: Tensor, target: Tensor, *, implementation: str = "auto") -> Tens
 
     Source: Wang et al. 2004; 11x11 Gaussian window of sigma 1.5, zero padding, mean over pixels and channels, as 3DGS;
         C1 = 0.01^2, C2 = 0.03^2.
-    Args:
-        image, target: Values in [0, 1], [H, W, 3].
-        implementation: "auto", "reference", "cpu" or "cuda".
     Raises:
-        ValueError: The images differ in shape or dtype or are not [H, W, 3].
+        ValueError: The images, values in [0, 1], differ in shape or dtype or are not [H, W, 3].
     Gradient: to image only.
     """
     _require_images(image, target)
@@ -78,17 +72,14 @@ def backward(total: Tensor) -> None:
     On a GPU autograd's own threads take longer to wake up than a training step. Where `total` is `photometric_loss` of
     a leaf and nothing else, autograd is not asked at all.
     """
-    node = total.grad_fn
-    leaf = None
+    node, leaf = total.grad_fn, None
     if node is not None and isinstance(getattr(node, "problem", None), _Problem):
         leaf = getattr(node.next_functions[0][0], "variable", None)
     if leaf is not None and leaf.grad is None and not leaf._backward_hooks:
         leaf.grad = _fused_gradient(node, None)
-    elif total.is_cuda:
-        with torch.autograd.set_multithreading_enabled(False):
-            total.backward()
     else:
-        total.backward()
+        with torch.autograd.set_multithreading_enabled(not total.is_cuda):
+            total.backward()
 
 
 def _require_images(image: Tensor, target: Tensor) -> None:
@@ -99,32 +90,14 @@ def _require_images(image: Tensor, target: Tensor) -> None:
 # ---- definition ----
 
 
-def _defined(
-    image: Tensor, target: Tensor, valid: Tensor | None, lambda_dssim: float, *, similarity: Any = None
-) -> Tensor:
-    target = target.detach()
-    target = target.to(image.dtype) / 255 if target.dtype == torch.uint8 else target
-    if valid is not None:
-        image, target = image * valid[..., None], target * valid[..., None]
-    l1 = (image - target).abs().mean()
-    if lambda_dssim == 0:
-        return l1
-    return (1 - lambda_dssim) * l1 + lambda_dssim * (1 - (similarity or _ssim)(image, target))
-
-
-def ssim_window(like: Tensor, *, size: int = 11, sigma: float = 1.5) -> Tensor:
-    """Return the normalised 1D Gaussian window of SSIM, [size]."""
-    x = torch.arange(size, dtype=torch.float64) - size // 2
-    window = torch.exp(-(x**2) / (2 * sigma**2))
-    return (window / window.sum()).to(like)
-
-
 def _ssim(image: Tensor, target: Tensor) -> Tensor:
-    window = ssim_window(image)
+    x = torch.arange(11, dtype=torch.float64) - 5
+    window = torch.exp(-(x**2) / (2 * 1.5**2))
+    window = (window / window.sum()).to(image)
     kernel = (window[:, None] * window[None])[None, None].expand(3, 1, -1, -1)
 
     def filtered(value: Tensor) -> Tensor:
-        return conv2d(value.permute(2, 0, 1)[None], kernel, padding=window.numel() // 2, groups=3)
+        return conv2d(value.permute(2, 0, 1)[None], kernel, padding=5, groups=3)
 
     mu_x, mu_y = filtered(image), filtered(target)
     var_x = filtered(image * image) - mu_x**2
@@ -133,6 +106,19 @@ def _ssim(image: Tensor, target: Tensor) -> Tensor:
     c1, c2 = 0.01**2, 0.03**2
     value = (2 * mu_x * mu_y + c1) * (2 * cov + c2) / ((mu_x**2 + mu_y**2 + c1) * (var_x + var_y + c2))
     return value.mean()
+
+
+def _defined(
+    image: Tensor, target: Tensor, valid: Tensor | None, lambda_dssim: float, similarity: Callable[..., Tensor] = _ssim
+) -> Tensor:
+    target = target.detach()
+    target = target.to(image.dtype) / 255 if target.dtype == torch.uint8 else target
+    if valid is not None:
+        image, target = image * valid[..., None], target * valid[..., None]
+    l1 = (image - target).abs().mean()
+    if lambda_dssim == 0:
+        return l1
+    return (1 - lambda_dssim) * l1 + lambda_dssim * (1 - similarity(image, target))
 
 
 # ---- CPU ----
@@ -198,10 +184,6 @@ def _fused_gradient(ctx: Any, incoming: Tensor | None) -> Tensor:
     gradient = torch.empty_like(ctx.memory[0])
     CUDA.dgr_cuda_photometric_backward(byref(ctx.problem), address(incoming), address(gradient), *place(gradient))
     return gradient
-
-
-def _fused(image: Tensor, target: Tensor, valid: Tensor | None, lambda_dssim: float) -> Tensor:
-    return _FusedLoss.apply(image, target, valid, lambda_dssim)
 
 
 def _fused_ssim(image: Tensor, target: Tensor) -> Tensor:

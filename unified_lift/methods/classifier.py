@@ -11,10 +11,9 @@ from torch.nn.functional import linear
 
 from unified_lift.errors import UserError
 from unified_lift.kernels.assignment import pseudo_labels
-from unified_lift.kernels.identity import identity_loss, knn_loss
+from unified_lift.kernels.identity import identity_loss, knn_loss, nearest_points
 from unified_lift.methods.base import LiftData, Method, MethodSettings, StepInfo, ViewPixels
 from unified_lift.model.initialize import random_features
-from unified_lift.ops.neighbors import nearest_points
 from unified_lift.settings.limits import Range
 from unified_lift.types import ZeroId
 

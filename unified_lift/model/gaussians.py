@@ -28,7 +28,8 @@ class Gaussians:
         sizes = {name: len(value) for name, value in table.items()}
         if len(set(sizes.values())) != 1:
             raise ValueError(f"every parameter needs one row per Gaussian, received {sizes}")
-        self.table = {name: _leaf(table[name]) for name in self.NAMES}
+        copies = {name: table[name].detach().clone(memory_format=torch.contiguous_format) for name in self.NAMES}
+        self.table = {name: value.requires_grad_(True) for name, value in copies.items()}
 
     def __len__(self) -> int:
         return len(self.table["means"])
@@ -94,7 +95,3 @@ class Gaussians:
         """Stop gradients to everything but the features."""
         for name in self.GEOMETRY_NAMES:
             self.table[name].requires_grad_(False)
-
-
-def _leaf(value: Tensor) -> Tensor:
-    return value.detach().clone(memory_format=torch.contiguous_format).requires_grad_(True)

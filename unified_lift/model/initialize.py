@@ -13,16 +13,12 @@ _START_OPACITY = 0.1  # [3DGS]
 
 
 def gaussians_from_points(points: PointCloud, *, sh_degree: int) -> Gaussians:
-    """Return isotropic Gaussians at the points.
+    """Return isotropic Gaussians at the points, of which there must be one, with room for `sh_degree` (0..3) SH bands.
 
     Source: 3D-GS section 5.1: scale = root mean squared distance to the 3 nearest points, opacity 0.1.
-    Args:
-        points: At least one finite point.
-        sh_degree: 0..3, room for that many SH bands.
     """
     means = torch.from_numpy(points.positions).float()
-    colors = torch.from_numpy(points.colors).float() / 255
-    count = len(means)
+    colors, count = torch.from_numpy(points.colors).float() / 255, len(means)
     squared = distCUDA2(means).clamp(min=_MIN_SQUARED_DISTANCE)
     quats = torch.zeros(count, 4)
     quats[:, 0] = 1
@@ -42,11 +38,7 @@ def gaussians_from_points(points: PointCloud, *, sh_degree: int) -> Gaussians:
 def random_features(count: int, feature_dim: int, *, unit: bool, generator: torch.Generator) -> Tensor:
     """Return start features, [count, feature_dim].
 
-    Args:
-        count: N.
-        feature_dim: D.
-        unit: Random directions of length 1 [OmniSeg3D-GS]; else uniform in [-1.772, 1.772] per coordinate [released].
-        generator: Source of randomness.
+    With `unit` random directions of length 1 [OmniSeg3D-GS]; else uniform in [-1.772, 1.772] per coordinate [released].
     """
     if unit:
         return normalize(torch.randn(count, feature_dim, generator=generator), dim=1)

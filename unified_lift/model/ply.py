@@ -11,6 +11,7 @@ from unified_lift.model.gaussians import Gaussians
 from unified_lift.plyio import read_vertices, write_vertices
 from unified_lift.types import PointCloud
 
+_PLACE = ("x", "y", "z", "nx", "ny", "nz")  # position and normal, which is 0
 _MAX_LOGIT = 15.0  # of an opacity: 1 - 3e-7
 _FEATURE_PREFIXES = ("obj_dc_", "semantic_", "f_extra_")  # GG/UL/OmniSeg/Gaga, Feature-3DGS, EgoLifter
 
@@ -25,8 +26,7 @@ def write_gaussians(path: Path, gaussians: Gaussians, *, object_ids: np.ndarray 
     table = {name: value.detach().cpu().numpy() for name, value in gaussians}
     count = len(gaussians)
     blocks = [
-        (("x", "y", "z"), table["means"]),
-        (("nx", "ny", "nz"), np.zeros((count, 3), np.float32)),
+        (_PLACE, np.pad(table["means"], ((0, 0), (0, 3)))),
         (_numbered("f_dc_", 3), table["sh0"].reshape(count, 3)),
         (_numbered("f_rest_", 3 * table["shN"].shape[1]), table["shN"].transpose(0, 2, 1)),
         (("opacity",), table["logit_opacities"][:, None]),
@@ -58,7 +58,8 @@ def read_gaussians(path: Path) -> Gaussians:
     missing = [name for name in needed if name not in columns]
     if missing:
         raise UserError(f"{path}: no column {missing[0]!r}; a 3D Gaussian PLY has x y z f_dc_* opacity scale_* rot_*")
-    num_rest = sum(name.startswith("f_rest_") for name in columns)
+    widths = {prefix: sum(name.startswith(prefix) for name in columns) for prefix in ("f_rest_", *_FEATURE_PREFIXES)}
+    num_rest = widths.pop("f_rest_")
     if num_rest not in (0, 9, 24, 45):
         raise UserError(f"{path}: {num_rest} f_rest columns; SH degrees 0 to 3 have 0, 9, 24 or 45")
     if len(rows) == 0:
@@ -68,15 +69,14 @@ def read_gaussians(path: Path) -> Gaussians:
         stacked = [np.asarray(rows[name], np.float32) for name in names]
         return torch.from_numpy(np.stack(stacked, axis=1) if stacked else np.zeros((len(rows), 0), np.float32))
 
-    rest = block(_numbered("f_rest_", num_rest)).reshape(len(rows), 3, num_rest // 3).transpose(1, 2)
     table = {
         "means": block(("x", "y", "z")),
         "quats": block(_numbered("rot_", 4)),
         "log_scales": block(_numbered("scale_", 3)),
         "logit_opacities": block(("opacity",))[:, 0],
         "sh0": block(_numbered("f_dc_", 3))[:, None, :],
-        "shN": rest,
-        "features": block(_feature_columns(columns)),
+        "shN": block(_numbered("f_rest_", num_rest)).reshape(len(rows), 3, num_rest // 3).transpose(1, 2),
+        "features": block(next((_numbered(prefix, width) for prefix, width in widths.items() if width), ())),
     }
     # Converters from quantised formats write alpha 0 and 255 as infinite logits.
     table["logit_opacities"].nan_to_num_(nan=math.nan, posinf=_MAX_LOGIT, neginf=-_MAX_LOGIT)
@@ -88,22 +88,10 @@ def read_gaussians(path: Path) -> Gaussians:
 
 def write_points(path: Path, points: PointCloud) -> None:
     """Write coloured points as 3DGS `input.ply`: x y z nx ny nz float32, red green blue uint8."""
-    fields = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")]
-    rows = np.zeros(len(points.positions), fields + [(name, "u1") for name in ("red", "green", "blue")])
-    for axis, name in enumerate("xyz"):
-        rows[name] = points.positions[:, axis]
-    for channel, name in enumerate(("red", "green", "blue")):
-        rows[name] = points.colors[:, channel]
-    write_vertices(path, rows)
+    fields = [*((name, "<f4") for name in _PLACE), *((name, "u1") for name in ("red", "green", "blue"))]
+    columns = (*points.positions.T, *np.zeros_like(points.positions).T, *points.colors.T)
+    write_vertices(path, np.rec.fromarrays(columns, dtype=fields))
 
 
 def _numbered(prefix: str, count: int) -> tuple[str, ...]:
     return tuple(f"{prefix}{index}" for index in range(count))
-
-
-def _feature_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
-    for prefix in _FEATURE_PREFIXES:
-        count = sum(name.startswith(prefix) for name in columns)
-        if count:
-            return _numbered(prefix, count)
-    return ()

@@ -22,8 +22,6 @@ def render(
 
     Source: 3D-GS Eq. 3 for colour and features alike.
     Args:
-        gaussians: The scene.
-        camera: The view.
         sh_degree: Active SH degree; None = all the table holds.
         background: Colour behind everything in [0, 1], [3]; None = black. Features are composited over zero.
         with_features: Also blend the features.
@@ -32,19 +30,15 @@ def render(
     Gradient: to every parameter; by default that of the features stops at the features [released].
     """
     viewmat, intrinsics = camera.tensors(gaussians.device)
-    degree = gaussians.sh_degree if sh_degree is None else min(sh_degree, gaussians.sh_degree)
+    splats = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.sh)
     out = rasterize(
-        gaussians.means,
-        gaussians.quats,
-        gaussians.scales,
-        gaussians.opacities,
-        gaussians.sh,
+        *splats,
         gaussians.features if with_features and gaussians.feature_dim else None,
         viewmat[None],
         intrinsics[None],
         camera.width,
         camera.height,
-        sh_degree=degree,
+        sh_degree=gaussians.sh_degree if sh_degree is None else min(sh_degree, gaussians.sh_degree),
         backgrounds=None if background is None else background[None],
         means2d=None if means2d is None else means2d[None],
         features_move_geometry=features_move_geometry,
@@ -54,29 +48,15 @@ def render(
     )
 
 
+@torch.no_grad()
 def blending_weights(
     gaussians: Gaussians, camera: Camera, *, pixels: Tensor | None = None, min_weight: float = 0.0
 ) -> PixelWeights:
     """Return the weight of every Gaussian in every pixel of a view: the fixed linear map from features to pixels.
 
-    Args:
-        gaussians: The scene.
-        camera: The view.
-        pixels: (x, y) int64 [P, 2]; None = all pixels, row by row.
-        min_weight: Smaller weights are dropped.
+    `pixels` are (x, y) int64 [P, 2], None = all pixels, row by row; weights below `min_weight` are dropped.
     Gradient: none.
     """
-    viewmat, intrinsics = camera.tensors(gaussians.device)
-    with torch.no_grad():
-        return pixel_weights(
-            gaussians.means,
-            gaussians.quats,
-            gaussians.scales,
-            gaussians.opacities,
-            viewmat,
-            intrinsics,
-            camera.width,
-            camera.height,
-            pixels,
-            min_weight=min_weight,
-        )
+    splats = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities)
+    view = (*camera.tensors(gaussians.device), camera.width, camera.height)
+    return pixel_weights(*splats, *view, pixels, min_weight=min_weight)

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import torch
 
-from unified_lift.ops.quaternions import quaternion_from_rotation, rotation_from_quaternion
+from unified_lift.ops.quaternions import rotation_from_quaternion
 from unified_lift.types import Camera
 
 _FLIP_YZ = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -47,11 +47,6 @@ def rigid_from_quaternion(wxyz: np.ndarray, translation: np.ndarray) -> np.ndarr
     return transform
 
 
-def quaternion_from_rigid(transform: np.ndarray) -> np.ndarray:
-    """Return the quaternion wxyz (w >= 0) of a transform's rotation, float64 [4]."""
-    return quaternion_from_rotation(torch.tensor(transform[:3, :3], dtype=torch.float64)).numpy()
-
-
 def look_at(position: np.ndarray, target: np.ndarray, up: np.ndarray) -> np.ndarray:
     """Return `cam_from_world` of a camera at `position` that sees `target` in its centre and `up` (any length) upright.
 
@@ -86,9 +81,8 @@ def project(points: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]
 
 def unproject(pixels: np.ndarray, depth: np.ndarray, camera: Camera) -> np.ndarray:
     """Return the world points seen at corner-origin pixels [M, 2] with depths along the camera axis [M]; [M, 3]."""
-    pixels, depth = np.asarray(pixels, dtype=np.float64), np.asarray(depth, dtype=np.float64)
-    slope = (pixels - [camera.cx, camera.cy]) / [camera.fx, camera.fy]
-    in_camera = np.concatenate([slope, np.ones((len(pixels), 1))], axis=1) * depth[:, None]
+    slope = (np.asarray(pixels, dtype=np.float64) - [camera.cx, camera.cy]) / [camera.fx, camera.fy]
+    in_camera = np.pad(slope, ((0, 0), (0, 1)), constant_values=1) * np.asarray(depth, dtype=np.float64)[:, None]
     return (in_camera - camera.cam_from_world[:3, 3]) @ camera.cam_from_world[:3, :3]
 
 

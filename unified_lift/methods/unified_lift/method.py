@@ -9,8 +9,7 @@ from torch.nn.functional import normalize
 from unified_lift.errors import UserError
 from unified_lift.kernels.assignment import hungarian
 from unified_lift.kernels.association import associate, association_logits, codebook_terms
-from unified_lift.kernels.contrastive import contrastive_loss
-from unified_lift.kernels.uncertainty import uncertainty
+from unified_lift.kernels.contrastive import contrastive_loss, uncertainty
 from unified_lift.methods.base import FinalFeatures, Method, StepInfo, TrainingViews, ViewPixels
 from unified_lift.methods.unified_lift.codebook import codebook_from_views
 from unified_lift.methods.unified_lift.settings import UnifiedLiftSettings

@@ -27,24 +27,13 @@ KINDS = {
 }
 """What `build` can make -> hue of the first of its kind."""
 CREAM, BROWN = (0.97, 0.92, 0.80), (0.45, 0.28, 0.17)
-# Tilts a ring from lying flat to standing upright (handles).
-UPRIGHT = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
-# Turns the z axis of a solid to +x (noses, bills).
-FORWARD = np.array([[0, 0, 1.0], [0, 1, 0], [-1, 0, 0]])
+UPRIGHT = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # tilts a ring from lying to standing (handles)
+FORWARD = np.array([[0, 0, 1.0], [0, 1, 0], [-1, 0, 0]])  # turns the z axis of a solid to +x (noses, bills)
 
 
 @dataclass(frozen=True)
 class SyntheticObject:
-    """An object of the room.
-
-    Attributes:
-        object_id: Its id in the annotations, 1-based.
-        kind: Name in `KINDS`, or `table`.
-        name: Kind and colour in words, for listings.
-        position: Its place, world units, [3].
-        radius: Radius of its footprint, world units.
-        solids: Its solids in world coordinates.
-    """
+    """An object of the room: id from 1, kind (in `KINDS`, or `table`), kind and colour, place [3], footprint radius."""
 
     object_id: int
     kind: str
@@ -78,7 +67,6 @@ def build(kind: str, tint: float) -> list[Solid]:
     paper = (hue(), hue(0.5, 1, shift=0.45))
     needles = (hue(0.65, 0.62), hue(0.6, 0.8, shift=-0.05))
     leaves = ((0.10, 0.38, 0.16), (0.48, 0.76, 0.30))
-    eye = ((0.08, 0.08, 0.1), (0.08, 0.08, 0.1))
     down = _shade(hue(0.75, 0.97))
     fins = [
         _part("box", (0.3, 0.07, 0.35), (0.55 * x, 0.55 * y, 0.4), _shade(hue(0.8)), rotation=turn_about_z(angle))
@@ -113,8 +101,10 @@ def build(kind: str, tint: float) -> list[Solid]:
             _part("ellipsoid", (0.95, 0.72, 0.58), (-0.05, 0, 0.58), down),
             _part("ellipsoid", (0.5, 0.5, 0.5), (0.42, 0, 1.4), down),
             _part("frustum", (0.24, 0.06, 0.18), (0.94, 0, 1.33), _shade((0.95, 0.45, 0.1)), rotation=FORWARD),
-            _part("ellipsoid", (0.1, 0.1, 0.1), (0.78, 0.3, 1.55), eye),
-            _part("ellipsoid", (0.1, 0.1, 0.1), (0.78, -0.3, 1.55), eye),
+            *(
+                _part("ellipsoid", (0.1, 0.1, 0.1), (0.78, side, 1.55), _shade((0.08, 0.08, 0.1), 1))
+                for side in (0.3, -0.3)
+            ),
         ],
         "rocket": [
             _part("frustum", (0.45, 0.5, 0.8), (0, 0, 1.0), ((0.93, 0.94, 0.96), hue(0.8)), "rings", 0.8),

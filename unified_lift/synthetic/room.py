@@ -1,6 +1,7 @@
 """The room: where the objects are, how light falls on them, and the exact picture a camera takes."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -8,14 +9,12 @@ import numpy as np
 from scipy import ndimage
 
 from unified_lift.synthetic.objects import KINDS, SyntheticObject, build, table_parts
-from unified_lift.synthetic.solids import Solid, dot, nonzero
+from unified_lift.synthetic.solids import Solid, dot, nonzero, unit
 from unified_lift.synthetic.textures import floor_color, smoothstep, wall_color
 from unified_lift.types import Camera
 
-# From this number of objects on, one of them is a table with a quarter of the others on top.
-MIN_OBJECTS_FOR_TABLE = 8
+MIN_OBJECTS_FOR_TABLE = 8  # from here on one of them is a table with some of the others on top
 TABLE_HEIGHT = 0.62
-# Two by two colour rays a pixel, and the ray through its centre for id and depth.
 SUBPIXELS = np.array([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]])
 LAMP_RADIUS = 0.7
 CORNER_SHADE = 0.28
@@ -24,30 +23,15 @@ BOUNCE = np.array([0.53, 0.47, 0.41])
 SUNLIGHT = np.array([0.66, 0.61, 0.53])
 
 
-@dataclass(frozen=True)
-class LightMap:
-    """Light on a horizontal square: the shares of the lamp and of the sky that each texel sees, [2, T, T]."""
-
-    values: np.ndarray
-    centre: np.ndarray
-    half: float
-
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Return (lamp share, sky share) at world points, bilinear; fully lit outside the square, [n, 2]."""
-        texels = (points[:, :2] - self.centre[:2] + self.half) / (2 * self.half) * self.values.shape[1] - 0.5
-        shares = [ndimage.map_coordinates(one, texels.T[::-1], order=1, cval=1) for one in self.values]
-        return np.stack(shares, axis=1)
+LightMap = Callable[[np.ndarray], np.ndarray]
+"""Gives the shares of the lamp and of the sky that points [n, 3] on a horizontal square see, [2, n]."""
 
 
 @dataclass(frozen=True)
 class SyntheticRoom:
     """An analytic scene. Id 0 is the room itself (floor, rug, walls); objects carry ids from 1.
 
-    Attributes:
-        objects: Its furniture and the things on it.
-        half: Half of the room's width, world units.
-        height: Height of the room.
-        rug_radius: Radius of the rug, which is also the radius of the area with objects.
+    `half` is half of the room's width in world units; all objects stand within the radius of the rug.
     """
 
     objects: tuple[SyntheticObject, ...]
@@ -71,12 +55,7 @@ class SyntheticRoom:
         return np.array([-0.35 * self.half, -0.45 * self.half, 0.95 * self.height])
 
     def cast(self, origins: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the index of the solid each ray meets (len(solids) for the room) and the distance to it, [n], [n].
-
-        Args:
-            origins: Ray starts inside the room, [3] or [n, 3].
-            directions: Unit vectors, [n, 3].
-        """
+        """Return which solid (len(solids): the room) rays from [3] or [n, 3] with unit directions meet, and how far."""
         walls = np.where(directions > 0, [self.half, self.half, self.height], [-self.half, -self.half, 0.0])
         nearest = np.minimum.reduce(((walls - origins) * (1 / nonzero(directions))).T.copy())
         which = np.full(len(directions), len(self.solids))
@@ -93,29 +72,20 @@ class SyntheticRoom:
             Colour uint8 [H, W, 3] (2 x 2 rays a pixel), ids int32 [H, W] and depth along the camera's z axis
             float32 [H, W] (both of the ray through the pixel centre).
         """
-        height, width = camera.height, camera.width
-        rows, cols = np.mgrid[:height, :width].reshape(2, -1)
-        corners = np.column_stack([cols, rows]).astype(float)
-        rotation = camera.cam_from_world[:3, :3]
-
+        height, width, rotation = camera.height, camera.width, camera.cam_from_world[:3, :3]
+        corners = np.indices((height, width)).reshape(2, -1).T[:, ::-1].astype(float)
         rays = _rays(camera, corners + 0.5)
         which, t = self.cast(camera.position, rays @ rotation)
-        ids = self.owner[which].reshape(height, width)
-        depth = (t * rays[:, 2]).astype(np.float32).reshape(height, width)
-
+        ids, depth = self.owner[which], (t * rays[:, 2]).astype(np.float32)
         fine = _rays(camera, (corners[:, None] + SUBPIXELS).reshape(-1, 2)) @ rotation
         which, t = self.cast(camera.position, fine)
         color = self.shade(camera.position + t[:, None] * fine, which)
         color = color.reshape(height, width, len(SUBPIXELS), 3).mean(axis=2)
-        return np.floor(np.clip(color * 255 + 0.5, 0, 255)).astype(np.uint8), ids, depth
+        picture = np.floor(np.clip(color * 255 + 0.5, 0, 255)).astype(np.uint8)
+        return picture, ids.reshape(height, width), depth.reshape(height, width)
 
     def shade(self, points: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """Return the colour of surface points in [0, 1], the same from every direction, [n, 3].
-
-        Args:
-            points: Points on surfaces, [n, 3].
-            which: The solid each lies on, as `cast` returns it, [n].
-        """
+        """Return the colour in [0, 1] of points [n, 3] on the solids that `cast` named, the same from all sides."""
         color = np.empty_like(points)
         # One sort groups the points by solid; a mask for every solid would read all points that often.
         order = np.argsort(which, kind="stable")
@@ -130,8 +100,7 @@ class SyntheticRoom:
         """Return the light that arrives, given the shares of lamp and sky that are not hidden, [n, 3]."""
         to_lamp = self.lamp - points
         facing = dot(normals, to_lamp) / np.sqrt(dot(to_lamp, to_lamp))
-        up = 0.5 + 0.5 * normals[:, 2]
-        ambient = BOUNCE + (SKY - BOUNCE) * up[:, None]
+        ambient = BOUNCE + (SKY - BOUNCE) * (0.5 + 0.5 * normals[:, 2:])
         # A wrapped cosine: the large lamp also reaches a little behind the edge of a shape.
         direct = np.maximum((facing + 0.15) / 1.15, 0) * lamp
         return ambient * sky[:, None] + SUNLIGHT * direct[:, None]
@@ -144,7 +113,7 @@ class SyntheticRoom:
         lamp = np.ones(len(points))
         if under.kind == "table":
             top = (normals[:, 2] > 0.9) & (clearance > TABLE_HEIGHT - 0.01)
-            lamp[top], sky[top] = self._table_light(points[top]).T
+            lamp[top], sky[top] = self._table_light(points[top])
             lamp[(clearance < TABLE_HEIGHT - 0.09) | (normals[:, 2] < -0.9)] = 0.0
         return solid.color(points) * self._light(points, normals, lamp, sky)
 
@@ -160,7 +129,7 @@ class SyntheticRoom:
         # Corners of a room are darker: every face but the point's own, at distance 0, takes its share of the sky.
         sky = np.prod(1 - CORNER_SHADE * np.exp(-gaps / (0.12 * self.half)), axis=0) / (1 - CORNER_SHADE)
         lamp = np.ones(len(points))
-        lamp[floor], sky_share = self._floor_light(points[floor]).T
+        lamp[floor], sky_share = self._floor_light(points[floor])
         sky[floor] *= sky_share
         return color * self._light(points, normals, lamp, sky)
 
@@ -186,7 +155,13 @@ class SyntheticRoom:
         # Lifted from the disc to the hemisphere, directions weigh as the cosine of a diffuse surface does.
         sky = np.mean([self._free(points, points + [*(9 * d), 9 * np.sqrt(1 - d @ d)]) for d in disc], axis=0)
         values = np.stack([lamp, sky]).reshape(2, texels, texels).astype(np.float32)
-        return LightMap(ndimage.gaussian_filter(values, (0, 0.9, 0.9), mode="nearest"), centre, half)
+        values = ndimage.gaussian_filter(values, (0, 0.9, 0.9), mode="nearest")
+
+        def shares(points: np.ndarray) -> np.ndarray:
+            at = ((points[:, :2] - centre[:2] + half) / (2 * half) * texels - 0.5).T[::-1]
+            return np.stack([ndimage.map_coordinates(one, at, order=1, cval=1) for one in values])  # lit outside
+
+        return shares
 
     def _free(self, points: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Return 1 where nothing is between a point and its target, else 0, [n]."""
@@ -199,8 +174,7 @@ class SyntheticRoom:
 def _rays(camera: Camera, pixels: np.ndarray) -> np.ndarray:
     """Return unit ray directions through corner-origin pixels, camera frame, [n, 3]."""
     x, y = (pixels[:, 0] - camera.cx) / camera.fx, (pixels[:, 1] - camera.cy) / camera.fy
-    rays = np.column_stack([x, y, np.ones(len(x))])
-    return rays / np.sqrt(dot(rays, rays))[:, None]
+    return unit(np.column_stack([x, y, np.ones(len(x))]))
 
 
 def build_room(num_objects: int, rng: np.random.Generator) -> SyntheticRoom:
@@ -217,12 +191,11 @@ def build_room(num_objects: int, rng: np.random.Generator) -> SyntheticRoom:
     scales[:num_on_table] = np.minimum(scales[:num_on_table], 0.3)
     table_radius = 0.45 + 0.16 * num_on_table if with_table else 0.0
     spots, rug_radius = _arrange(scales, num_on_table, table_radius, rng)
-    yaws = rng.uniform(0, 2 * np.pi, count)
-    objects = []
-    if with_table:
-        table = tuple(table_parts(table_radius, TABLE_HEIGHT))
-        objects.append(SyntheticObject(1, "table", "table", np.zeros(3), table_radius, table))
-    for (kind, shift), scale, spot, yaw in zip(kinds, scales, spots, yaws, strict=True):
+    table = SyntheticObject(
+        1, "table", "table", np.zeros(3), table_radius, tuple(table_parts(table_radius, TABLE_HEIGHT))
+    )
+    objects = [table] if with_table else []
+    for (kind, shift), scale, spot, yaw in zip(kinds, scales, spots, rng.uniform(0, 2 * np.pi, count), strict=True):
         tint = KINDS[kind] + shift
         solids = tuple(part.placed(scale=scale, position=spot, yaw=yaw) for part in build(kind, tint))
         objects.append(SyntheticObject(len(objects) + 1, kind, f"{kind} (hue {tint % 1:.2f})", spot, scale, solids))
@@ -238,22 +211,20 @@ def _arrange(
         angle = 2 * np.pi * index / num_on_table + 0.4
         reach = table_radius - 0.34 if num_on_table > 1 else 0.0
         spots[index] = reach * np.cos(angle), reach * np.sin(angle), TABLE_HEIGHT
-    footprints = 1.15 * scales
-    outer = table_radius + 0.9
-    twin = len(scales) - 2 if len(scales) > 3 else None
-    for index in range(num_on_table, len(scales) if twin is None else twin + 1):
+    footprints, outer = 1.15 * scales, table_radius + 0.9
+    twin = len(scales) - 2 if len(scales) > 3 else len(scales)
+    for index in range(num_on_table, min(twin + 1, len(scales))):
         radius = footprints[index] * (2.1 if index == twin else 1)
         on_floor = slice(num_on_table, index)
         for throw in itertools.count(1):
             angle, reach = rng.uniform(0, 2 * np.pi), np.sqrt(rng.uniform(0, 1)) * outer
-            spot = np.array([reach * np.cos(angle), reach * np.sin(angle), 0.0])
-            is_free = (np.linalg.norm(spots[on_floor] - spot, axis=1) > footprints[on_floor] + radius).all()
-            if is_free and (table_radius == 0 or reach >= table_radius + radius):
+            spots[index] = reach * np.cos(angle), reach * np.sin(angle), 0.0
+            apart = np.linalg.norm(spots[on_floor] - spots[index], axis=1)
+            if (apart > footprints[on_floor] + radius).all() and (not table_radius or reach >= table_radius + radius):
                 break
             if throw % 60 == 0:  # it is too narrow
                 outer *= 1.06
-        spots[index] = spot
-    if twin is not None:
+    if len(scales) > 3:
         spot = spots[twin]
         side = np.array([-spot[1], spot[0], 0]) / max(np.hypot(*spot[:2]), 1e-6) * footprints[twin]
         spots[twin:] = spot - side, spot + side

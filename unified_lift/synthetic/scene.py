@@ -4,13 +4,12 @@ It is written in the `transforms` layout, so that everything downstream runs on 
 """
 
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
-from scipy import ndimage
+from scipy.ndimage import gaussian_filter
 
 from unified_lift.fileio import write_json
 from unified_lift.ops.cameras import flip_opengl_opencv, invert_rigid, look_at, unproject
@@ -70,15 +69,13 @@ def build_cameras(room: SyntheticRoom, settings: SyntheticSettings) -> tuple[Cam
     """Return cameras all around the objects at eye height of a child to an adult, in random order."""
     rng = np.random.default_rng([settings.seed, 1])
     scale = settings.width / 160
-    make = partial(
-        Camera,
-        fx=150.0 * scale,
-        fy=150.0 * scale,
-        cx=settings.width / 2 + 2.5 * scale,
-        cy=settings.height / 2 - 1.5 * scale,
-        width=settings.width,
-        height=settings.height,
-    )
+    lens: dict[str, Any] = {
+        "fx": 150.0 * scale,
+        "fy": 150.0 * scale,
+        "width": settings.width,
+        "height": settings.height,
+    }
+    lens |= {"cx": settings.width / 2 + 2.5 * scale, "cy": settings.height / 2 - 1.5 * scale}
     cameras = []
     # Evenly spread azimuths (a random one each would leave gaps), then shuffled so that the held-out tail is fair.
     azimuths = (rng.permutation(settings.num_views) + rng.uniform(-0.3, 0.3, settings.num_views)) / settings.num_views
@@ -88,7 +85,7 @@ def build_cameras(room: SyntheticRoom, settings: SyntheticSettings) -> tuple[Cam
         target = np.array([*rng.normal(0, 0.08 * room.rug_radius, 2), 0.14 * room.rug_radius])
         flat = np.cos(elevation) * np.array([np.cos(azimuth), np.sin(azimuth)])
         position = target + distance * np.array([*flat, np.sin(elevation)])
-        cameras.append(make(cam_from_world=look_at(position, target, np.array([0.0, 0, 1]))))
+        cameras.append(Camera(cam_from_world=look_at(position, target, np.array([0.0, 0, 1])), **lens))
     return tuple(cameras)
 
 
@@ -102,7 +99,12 @@ def noisy_segments(ids: np.ndarray, settings: SyntheticSettings, rng: np.random.
     Returns:
         Segment ids, 0 = claimed by nothing, int32 [H, W]. Without `shuffle` an intact mask keeps its object's id.
     """
-    segments = _wobble(ids, settings.jitter, rng).astype(np.int32)
+    segments = ids.astype(np.int32)
+    if settings.jitter:  # ids are read at positions moved by a smooth random field
+        field = np.stack([gaussian_filter(rng.standard_normal(ids.shape), 3.0, mode="wrap") for _ in range(2)])
+        field *= settings.jitter / field.std(axis=(1, 2), keepdims=True)
+        rows, cols = np.rint(np.indices(ids.shape) + field).astype(int)
+        segments = segments[rows.clip(0, ids.shape[0] - 1), cols.clip(0, ids.shape[1] - 1)]
     _merge_touching(segments, settings.merge, rng)
     for segment in np.unique(segments[segments > 0]):
         mask = segments == segment
@@ -110,24 +112,16 @@ def noisy_segments(ids: np.ndarray, settings: SyntheticSettings, rng: np.random.
             segments[mask] = 0
         elif rng.random() < settings.split:
             _cut(segments, mask, rng)
-    for _ in range(rng.poisson(settings.false_positives)):
-        segments[(segments == 0) & _blob(ids.shape, rng)] = segments.max() + 1
+    for _ in range(rng.poisson(settings.false_positives)):  # ellipses of 3 to 8 % of the height
+        radii, centre = rng.uniform(0.03, 0.08, 2) * ids.shape[0], rng.uniform(0, 1, 2) * ids.shape
+        rows, cols = (np.indices(ids.shape) - centre[:, None, None]) / radii[:, None, None]
+        segments[(segments == 0) & (rows**2 + cols**2 <= 1)] = segments.max() + 1
     if settings.shuffle:
         values, dense = np.unique(segments, return_inverse=True)
         fresh = np.zeros(len(values), dtype=np.int32)
         fresh[values > 0] = rng.permutation((values > 0).sum()) + 1
         segments = fresh[dense].reshape(segments.shape)
     return segments
-
-
-def _wobble(ids: np.ndarray, jitter: float, rng: np.random.Generator) -> np.ndarray:
-    """Return ids read at positions moved by a smooth random field of `jitter` pixels standard deviation."""
-    if jitter == 0:
-        return ids.copy()
-    field = np.stack([ndimage.gaussian_filter(rng.standard_normal(ids.shape), 3.0, mode="wrap") for _ in range(2)])
-    field *= jitter / field.std(axis=(1, 2), keepdims=True)
-    rows, cols = np.rint(np.indices(ids.shape) + field).astype(int)
-    return ids[rows.clip(0, ids.shape[0] - 1), cols.clip(0, ids.shape[1] - 1)]
 
 
 def _merge_touching(segments: np.ndarray, probability: float, rng: np.random.Generator) -> None:
@@ -151,34 +145,18 @@ def _cut(segments: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> No
         segments[rows[side], cols[side]] = segments.max() + 1
 
 
-def _blob(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Return a random ellipse of 3 to 8 % of the image height, bool [H, W]."""
-    rows, cols = np.indices(shape)
-    radii = rng.uniform(0.03, 0.08, 2) * shape[0]
-    centre = rng.uniform(0, 1, 2) * shape
-    return ((rows - centre[0]) / radii[0]) ** 2 + ((cols - centre[1]) / radii[1]) ** 2 <= 1
-
-
-def surface_points(
-    cameras: list[Camera], images: list[np.ndarray], depths: list[np.ndarray], *, count: int, rng: np.random.Generator
+def _surface_points(
+    views: list[tuple[Camera, np.ndarray, np.ndarray]], count: int, rng: np.random.Generator
 ) -> PointCloud:
-    """Return points on what the views see, in their colours, with a small error in depth.
-
-    Args:
-        cameras: Cameras of the views.
-        images: Colour, uint8 [H, W, 3] each.
-        depths: Depth along camera z, [H, W] each.
-        count: Number of points.
-        rng: Source of randomness.
-    """
-    picks = np.sort(rng.integers(len(cameras), size=count))
+    """Return points on what the views (camera, colour, depth) see, with a small error in depth."""
+    picks = rng.integers(len(views), size=count)
     positions, colors = [], []
     for index, number in zip(*np.unique(picks, return_counts=True), strict=True):
-        camera = cameras[index]
+        camera, image, depth = views[index]
         rows, cols = rng.integers(camera.height, size=number), rng.integers(camera.width, size=number)
-        depth = depths[index][rows, cols] * (1 + DEPTH_NOISE * rng.standard_normal(number))
-        positions.append(unproject(np.column_stack([cols, rows]) + 0.5, depth, camera))
-        colors.append(images[index][rows, cols])
+        away = depth[rows, cols] * (1 + DEPTH_NOISE * rng.standard_normal(number))
+        positions.append(unproject(np.column_stack([cols, rows]) + 0.5, away, camera))
+        colors.append(image[rows, cols])
     return PointCloud(positions=np.concatenate(positions).astype(np.float32), colors=np.concatenate(colors))
 
 
@@ -200,7 +178,7 @@ def write_synthetic(root: Path, settings: SyntheticSettings, *, train_views: int
         raise ValueError(f"a synthetic scene needs a training view, received {train_views}")
     room = synthetic_room(settings)
     cameras = build_cameras(room, settings)
-    images, depths, objects = [], [], []
+    views, objects = [], []
     for index, camera in enumerate(cameras):
         image, ids, depth = room.render(camera)
         segments = noisy_segments(ids, settings, np.random.default_rng([settings.seed, 2, index]))
@@ -210,23 +188,17 @@ def write_synthetic(root: Path, settings: SyntheticSettings, *, train_views: int
             path.parent.mkdir(parents=True, exist_ok=True)
             if not cv2.imwrite(str(path), pixels if folder == "images" else pixels.astype(np.uint16)):
                 raise OSError(f"could not write {path}")
-        images.append(image)
-        depths.append(depth)
-    rng = np.random.default_rng([settings.seed, 3])
-    points = surface_points(list(cameras[:train]), images[:train], depths[:train], count=settings.num_points, rng=rng)
+        views.append((camera, image, depth))
+    points = _surface_points(views[:train], settings.num_points, np.random.default_rng([settings.seed, 3]))
     write_point_cloud(root / "points3D.ply", points)
     write_json(root / "transforms.json", _transforms(cameras, train, settings.num_train))
     for one in room.objects:
         low, high = one.bounds
         centre, size = np.round((low + high) / 2, 4).tolist(), np.round(high - low, 4).tolist()
         objects.append({"id": one.object_id, "kind": one.kind, "name": one.name, "centre": centre, "size": size})
-    description = {
-        "settings": asdict(settings),
-        "zero_id": "segment",
-        "room": {"half_width": room.half, "height": room.height, "rug_radius": room.rug_radius},
-        "objects": objects,
-    }
-    write_json(root / "scene.json", description)
+    walls = {"half_width": room.half, "height": room.height, "rug_radius": room.rug_radius}
+    about = {"settings": asdict(settings), "zero_id": "segment", "room": walls, "objects": objects}
+    write_json(root / "scene.json", about)
 
 
 def _transforms(cameras: tuple[Camera, ...], train: int, test_start: int) -> dict[str, object]:
@@ -241,15 +213,10 @@ def _transforms(cameras: tuple[Camera, ...], train: int, test_start: int) -> dic
         if index < train or index >= test_start
     ]
     names = [frame["file_path"] for frame in frames]
-    first = cameras[0]
+    fields = {"w": "width", "h": "height", "fl_x": "fx", "fl_y": "fy", "cx": "cx", "cy": "cy"}
     return {
         "camera_model": "OPENCV",
-        "w": first.width,
-        "h": first.height,
-        "fl_x": first.fx,
-        "fl_y": first.fy,
-        "cx": first.cx,
-        "cy": first.cy,
+        **{name: getattr(cameras[0], field) for name, field in fields.items()},
         "ply_file_path": "points3D.ply",
         "zero_id": "segment",
         "train_filenames": names[:train],

@@ -1,18 +1,17 @@
 """Solids that a ray meets at a closed-form point: ellipsoid, box, frustum (cylinder, cone) and torus.
 
-All functions work in the solid's own frame after one rigid change of coordinates, so a ray parameter t is the
-distance in world units everywhere (directions have unit length).
+The functions of a shape work in the solid's own frame, a rigid change of coordinates: t is a distance in world units.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from unified_lift.synthetic.textures import PATTERNS, Rgb, mix
+from unified_lift.synthetic.textures import Rgb, mix, pattern_share
 
 Shape = Literal["ellipsoid", "box", "frustum", "torus"]
 Size = tuple[float, ...]
@@ -27,14 +26,13 @@ class Solid:
     """A textured solid.
 
     Attributes:
-        shape: Which surface.
         size: ellipsoid: three radii; box: three half sizes; frustum: radius at the bottom, radius at the top, half
             height along local z; torus: ring radius in the local xy plane, tube radius.
-        centre: Centre, world units, [3].
+        centre: World units, [3].
         colors: The two colours of its pattern, in [0, 1].
-        pattern: A name in `PATTERNS`.
+        pattern: What `pattern_share` can draw.
         frequency: Repeats of the pattern per world unit (around the axis for wedges).
-        rotation: world_from_local rotation, [3, 3].
+        rotation: world_from_local, [3, 3].
     """
 
     shape: Shape
@@ -48,7 +46,7 @@ class Solid:
     @property
     def bounding_radius(self) -> float:
         """Return the radius of a sphere around `centre` that holds the solid."""
-        return float(_BOUNDING_RADIUS[self.shape](self.size))
+        return float(_SURFACES[self.shape].reach(self.size))
 
     def placed(self, *, scale: float, position: np.ndarray, yaw: float) -> Solid:
         """Return the solid scaled, turned about z, then moved so that the origin lies at `position` [3]."""
@@ -68,15 +66,10 @@ class Solid:
 
     def color(self, points: np.ndarray) -> np.ndarray:
         """Return the unlit colour at world points on the surface, [n, 3]."""
-        return mix(*self.colors, PATTERNS[self.pattern](self.local(points), self.frequency))
+        return mix(*self.colors, pattern_share(self.pattern, self.local(points), self.frequency))
 
     def intersect(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """Return the distance along each ray to its first hit, infinite where it misses, [n].
-
-        Args:
-            origins: Ray starts, world units, [3] or [n, 3].
-            directions: Unit vectors, [n, 3].
-        """
+        """Return the distance along rays from [3] or [n, 3] with unit directions to the first hit, inf: none, [n]."""
         to_centre = np.atleast_2d(self.centre - origins)
         along = dot(directions, to_centre)
         away = dot(to_centre, to_centre) - along * along
@@ -86,21 +79,26 @@ class Solid:
         if near.size:
             start = origins if origins.ndim == 1 else origins[near]
             start = np.broadcast_to(self.local(start), (near.size, 3))
-            hit[near] = _INTERSECT[self.shape](self.size, start, directions[near] @ self.rotation)
+            hit[near] = _SURFACES[self.shape].intersect(self.size, start, directions[near] @ self.rotation)
         return hit
 
     def normal(self, points: np.ndarray) -> np.ndarray:
         """Return outward unit normals at world points on the surface, [n, 3]."""
-        return _NORMAL[self.shape](self.size, self.local(points)) @ self.rotation.T
+        return _SURFACES[self.shape].normal(self.size, self.local(points)) @ self.rotation.T
 
     def distance(self, points: np.ndarray) -> np.ndarray:
         """Return the signed distance to the surface, negative inside, [n] (first order for an ellipsoid)."""
-        return _DISTANCE[self.shape](self.size, self.local(points))
+        return _SURFACES[self.shape].distance(self.size, self.local(points))
 
 
 def dot(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return row-wise scalar products of [n, 3] and [n, 3] or [1, 3]: column by column, as short rows sum slowly."""
     return first[:, 0] * second[:, 0] + first[:, 1] * second[:, 1] + first[:, 2] * second[:, 2]
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors [n, 3] at length one."""
+    return vectors / np.maximum(np.sqrt(dot(vectors, vectors)), 1e-12)[:, None]
 
 
 def turn_about_z(angle: float) -> np.ndarray:
@@ -128,8 +126,7 @@ def nonzero(values: np.ndarray) -> np.ndarray:
 
 
 def _intersect_ellipsoid(size: Size, start: np.ndarray, ray: np.ndarray) -> np.ndarray:
-    radii = np.asarray(size)
-    o, d = start / radii, ray / radii
+    o, d = start / size, ray / size
     near, far, real = _quadratic(dot(d, d), dot(o, d), dot(o, o) - 1)
     return _nearest((near, real), (far, real))
 
@@ -174,17 +171,12 @@ def _intersect_torus(size: Size, start: np.ndarray, ray: np.ndarray) -> np.ndarr
     return np.where(t < farthest, t, np.inf)
 
 
-def _normal_box(size: Size, points: np.ndarray) -> np.ndarray:
-    axis = (np.abs(points) - np.asarray(size)).argmax(1)
-    return np.eye(3)[axis] * np.sign(points)
-
-
 def _normal_frustum(size: Size, points: np.ndarray) -> np.ndarray:
     bottom, top, half = size
     slope = (top - bottom) / (2 * half)
     rho = np.hypot(points[:, 0], points[:, 1])
     to_side = np.abs(rho - (top + bottom) / 2 - slope * points[:, 2])
-    side = _unit(np.column_stack([points[:, :2], -slope * rho]))
+    side = unit(np.column_stack([points[:, :2], -slope * rho]))
     return np.where((half - np.abs(points[:, 2]) < to_side)[:, None], np.sign(points) * [0, 0, 1], side)
 
 
@@ -216,31 +208,29 @@ def _distance_torus(size: Size, points: np.ndarray) -> np.ndarray:
     return np.hypot(np.hypot(points[:, 0], points[:, 1]) - size[0], points[:, 2]) - size[1]
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.sqrt(dot(vectors, vectors)), 1e-12)[:, None]
+class _Surface(NamedTuple):
+    """What a shape is: radius of a sphere around it; distance of a ray's hit; unit normals; signed distances."""
+
+    reach: Callable[[Size], Any]
+    intersect: Callable[[Size, np.ndarray, np.ndarray], np.ndarray]
+    normal: Callable[[Size, np.ndarray], np.ndarray]
+    distance: Callable[[Size, np.ndarray], np.ndarray]
 
 
-_BOUNDING_RADIUS: dict[Shape, Callable[[Size], Any]] = {
-    "ellipsoid": max,
-    "box": np.linalg.norm,
-    "frustum": lambda size: np.hypot(max(size[:2]), size[2]),
-    "torus": sum,
-}
-_INTERSECT = {
-    "ellipsoid": _intersect_ellipsoid,
-    "box": _intersect_box,
-    "frustum": _intersect_frustum,
-    "torus": _intersect_torus,
-}
-_NORMAL: dict[Shape, Callable[[Size, np.ndarray], np.ndarray]] = {
-    "ellipsoid": lambda size, points: _unit(points / np.square(size)),
-    "box": _normal_box,
-    "frustum": _normal_frustum,
-    "torus": lambda size, points: _unit(points - size[0] * _unit(points * [1, 1, 0])),
-}
-_DISTANCE = {
-    "ellipsoid": _distance_ellipsoid,
-    "box": _distance_box,
-    "frustum": _distance_frustum,
-    "torus": _distance_torus,
+_SURFACES: dict[Shape, _Surface] = {
+    "ellipsoid": _Surface(
+        max, _intersect_ellipsoid, lambda size, points: unit(points / np.square(size)), _distance_ellipsoid
+    ),
+    "box": _Surface(
+        np.linalg.norm,
+        _intersect_box,
+        lambda size, points: np.eye(3)[(np.abs(points) - size).argmax(1)] * np.sign(points),
+        _distance_box,
+    ),
+    "frustum": _Surface(
+        lambda size: np.hypot(max(size[:2]), size[2]), _intersect_frustum, _normal_frustum, _distance_frustum
+    ),
+    "torus": _Surface(
+        sum, _intersect_torus, lambda size, points: unit(points - size[0] * unit(points * [1, 1, 0])), _distance_torus
+    ),
 }

@@ -1,7 +1,5 @@
 """Procedural colour: patterns on solids, the floor, the rug and the walls. Soft edges, so that few pixels alias."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 Rgb = tuple[float, float, float]
@@ -27,52 +25,31 @@ def _angle(points: np.ndarray) -> np.ndarray:
     return np.arctan2(points[:, 1], points[:, 0])
 
 
-def _plain(points: np.ndarray, frequency: float) -> np.ndarray:
-    # A breath of tone, so that a plain surface still has something for an image loss to hold on to.
+def pattern_share(pattern: str, points: np.ndarray, frequency: float) -> np.ndarray:
+    """Return the share of the second colour at local points [n, 3], given repeats per unit: [n] in about [0, 1]."""
     x, y, z = points.T * frequency
-    return 0.5 + 0.25 * np.sin(5.1 * x + 2.3 * y) + 0.25 * np.sin(4.3 * z - 3.7 * y + 1)
-
-
-def _checker(points: np.ndarray, frequency: float) -> np.ndarray:
-    x, y, z = np.sin(np.pi * (points * frequency + 0.25)).T
-    return smoothstep(x * y * z, -0.12, 0.12)
-
-
-def _dots(points: np.ndarray, frequency: float) -> np.ndarray:
-    cell = points * frequency
-    x, y, z = (cell - np.round(cell)).T
-    return 1 - smoothstep(np.sqrt(x * x + y * y + z * z), 0.28, 0.4)
-
-
-def _ribbon(points: np.ndarray, frequency: float) -> np.ndarray:
-    return 1 - smoothstep(np.abs(points[:, :2]).min(axis=1) * frequency, 0.13, 0.18)
-
-
-def _leaves(points: np.ndarray, frequency: float) -> np.ndarray:
-    x, y, z = points.T * frequency * 2 * np.pi
-    return 0.5 + 0.22 * (np.sin(x + np.sin(y)) + np.sin(y + np.sin(z)) + 0.3 * np.sin(2 * z + x))
-
-
-def _grain(points: np.ndarray, frequency: float) -> np.ndarray:
-    x, y, z = points.T * frequency
-    rings = 0.3 * np.sin(9 * np.hypot(x - 0.9, 0.35 * y) + np.sin(2 * y))
-    return 0.5 + rings + 0.2 * np.sin(17 * x + 2 * np.sin(y) + z)
-
-
-PATTERNS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
-    "plain": _plain,
-    "rings": lambda points, frequency: _wave(points[:, 2] * frequency),
-    "wedges": lambda points, frequency: _wave(_angle(points) / (2 * np.pi) * frequency, 0.35),
-    "checker": _checker,
-    "dots": _dots,
-    "ribbon": _ribbon,
-    "icing": lambda points, frequency: smoothstep(
-        points[:, 2] * frequency + 0.05 * np.sin(5 * _angle(points)), -0.06, 0.04
-    ),
-    "leaves": _leaves,
-    "grain": _grain,
-}
-"""Share of the second colour at local points [n, 3], given repeats per unit: [n] in about [0, 1]."""
+    match pattern:
+        case "plain":  # a breath of tone, so that an image loss has something to hold on to
+            return 0.5 + 0.25 * np.sin(5.1 * x + 2.3 * y) + 0.25 * np.sin(4.3 * z - 3.7 * y + 1)
+        case "rings":
+            return _wave(z)
+        case "wedges":
+            return _wave(_angle(points) / (2 * np.pi) * frequency, 0.35)
+        case "checker":
+            return smoothstep(np.prod([np.sin(np.pi * (each + 0.25)) for each in (x, y, z)], axis=0), -0.12, 0.12)
+        case "dots":
+            return 1 - smoothstep(np.sqrt(sum((each - np.round(each)) ** 2 for each in (x, y, z))), 0.28, 0.4)
+        case "ribbon":
+            return 1 - smoothstep(np.minimum(np.abs(x), np.abs(y)), 0.13, 0.18)
+        case "icing":
+            return smoothstep(z + 0.05 * np.sin(5 * _angle(points)), -0.06, 0.04)
+        case "leaves":
+            x, y, z = (each * 2 * np.pi for each in (x, y, z))
+            return 0.5 + 0.22 * (np.sin(x + np.sin(y)) + np.sin(y + np.sin(z)) + 0.3 * np.sin(2 * z + x))
+        case "grain":
+            rings = 0.3 * np.sin(9 * np.hypot(x - 0.9, 0.35 * y) + np.sin(2 * y))
+            return 0.5 + rings + 0.2 * np.sin(17 * x + 2 * np.sin(y) + z)
+    raise ValueError(f"no pattern {pattern!r}")
 
 
 def floor_color(points: np.ndarray, *, rug_radius: float) -> np.ndarray:
@@ -85,41 +62,28 @@ def floor_color(points: np.ndarray, *, rug_radius: float) -> np.ndarray:
     wood = mix((0.62, 0.42, 0.26), (0.76, 0.55, 0.36), 0.7 * tone + 0.3 * grain) * (1 - 0.25 * seam[:, None])
 
     rho = np.hypot(x, y) / rug_radius
-    angle = np.arctan2(y, x)
-    petals = smoothstep(np.cos(12 * angle) * 0.5 + 0.5, 0.3, 0.7) * smoothstep(rho, 0.66, 0.7)
+    petals = smoothstep(np.cos(12 * _angle(points)) * 0.5 + 0.5, 0.3, 0.7) * smoothstep(rho, 0.66, 0.7)
     rug = mix((0.93, 0.88, 0.78), (0.26, 0.42, 0.62), petals * (1 - smoothstep(rho, 0.86, 0.9)))
     ring = smoothstep(rho, 0.55, 0.58) * (1 - smoothstep(rho, 0.63, 0.66)) + smoothstep(rho, 0.92, 0.95)
     rug = mix(rug, (0.75, 0.30, 0.25), np.clip(ring, 0, 1))
     return mix(wood, rug, 1 - smoothstep(rho, 0.985, 1.015))
 
 
-# One colour per wall, so that the corner one looks at is never in doubt.
 WALL_COLORS = np.array([[0.56, 0.74, 0.76], [0.93, 0.78, 0.62], [0.72, 0.80, 0.64], [0.78, 0.70, 0.84]])
 
 
 def wall_color(points: np.ndarray, wall: np.ndarray, *, half: float, height: float) -> np.ndarray:
-    """Return wallpaper over a white panel, with one picture a wall, [n, 3].
-
-    Args:
-        points: Points on the walls, [n, 3].
-        wall: Which of the four walls (+x, -x, +y, -y), int [n].
-        half: Half of the room's width.
-        height: Height of the room.
-    """
-    u = np.where(wall < 2, points[:, 1], points[:, 0])
-    z = points[:, 2]
+    """Return wallpaper over a white panel, with one picture a wall, at points [n, 3] on walls +x, -x, +y, -y (0..3)."""
+    u, z = np.where(wall < 2, points[:, 1], points[:, 0]), points[:, 2]
     stripes = 0.5 + 0.5 * np.sin(2 * np.pi * u / 0.55)
     paper = WALL_COLORS[wall] * (0.92 + 0.08 * stripes)[:, None]
-    panel_edge = smoothstep(np.abs(np.sin(np.pi * u / 1.2)), 0.06, 0.14)
-    panel = mix((0.80, 0.78, 0.74), (0.94, 0.92, 0.88), panel_edge)
+    panel = mix((0.80, 0.78, 0.74), (0.94, 0.92, 0.88), smoothstep(np.abs(np.sin(np.pi * u / 1.2)), 0.06, 0.14))
     color = mix(panel, paper, smoothstep(z, 0.24 * height, 0.25 * height + 0.02))
     rail = smoothstep(z, 0.225 * height, 0.235 * height) * (1 - smoothstep(z, 0.255 * height, 0.265 * height))
     color = mix(color, (0.97, 0.95, 0.91), rail)
-    return _picture(color, u / (0.34 * half), (z - 0.56 * height) / (0.19 * height), wall)
 
-
-def _picture(color: np.ndarray, u: np.ndarray, v: np.ndarray, wall: np.ndarray) -> np.ndarray:
-    """Return colour with a framed landscape where |u|, |v| < 1."""
+    # A framed landscape where |u|, |v| < 1.
+    u, v = u / (0.34 * half), (z - 0.56 * height) / (0.19 * height)
     edge = np.maximum(np.abs(u), np.abs(v))
     hills = 0.25 * np.sin(3 * u + 1.7 * wall) - 0.1
     sky = mix((0.98, 0.80, 0.55), (0.36, 0.60, 0.86), smoothstep(v, -0.4, 0.8))

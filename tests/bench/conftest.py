@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from unified_lift.bench.grid import Grid, expand
-from unified_lift.bench.robustness import noisy_scene
 from unified_lift.bench.run import run_job
-from unified_lift.bench.tables import KINDS, ROWS, TABLES, SceneFolder, chosen_rows
+from unified_lift.bench.tables import KINDS, ROWS, TABLES, SceneFolder, chosen_rows, noisy_scene
 
 
 @pytest.fixture

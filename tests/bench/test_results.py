@@ -1,7 +1,6 @@
 """From finished jobs to numbers, tables, figures and the page."""
 
 import csv
-import io
 import json
 import re
 
@@ -9,10 +8,9 @@ import numpy as np
 import pytest
 
 from tests.bench.conftest import job_named, run_all
-from unified_lift.bench.figures import all_figures
 from unified_lift.bench.grid import expand
-from unified_lift.bench.page import matched_colors, write_page
-from unified_lift.bench.results import all_tables, csv_text, latex, markdown, measure, of_masks, score, summary
+from unified_lift.bench.report import all_figures, matched_colors, write_report
+from unified_lift.bench.results import all_tables, latex, markdown, measure, of_masks, score
 from unified_lift.bench.run import read_records
 from unified_lift.bench.tables import TABLES
 from unified_lift.evaluation.pictures import BACKGROUND_COLOR, UNMATCHED_COLOR, object_colors, write_picture
@@ -112,7 +110,7 @@ def test_a_score_that_is_not_there_says_why(grid, content, text):
     assert line["F1"] == text
     assert line["F1 paper, its scenes"] == "43.9"
     assert line["mIoU"] == ("50.0" if content and "0.5" in content else text)
-    assert ("not run" in csv_text(frame_of(made))) == (content is None)
+    assert (frame_of(made).state == "not run").all() == (content is None)
 
 
 def test_scenes_without_masks_are_left_out_of_the_mean_and_listed(grid, tmp_path):
@@ -178,12 +176,14 @@ def test_csv_and_summary_hold_every_place_of_the_grid(grid):
     made = table_3(grid)
     fail(made, "detic_instance/b/unified_lift/seed1")
     frame = frame_of(made)
-    by_place = {(r["scene"], r["method"], r["seed"]): r for r in csv.DictReader(io.StringIO(csv_text(frame)))}
+    write_report(made, frame)
+    lines = (made.out / "results.csv").read_text().splitlines()
+    by_place = {(r["scene"], r["method"], r["seed"]): r for r in csv.DictReader(lines)}
     assert len(by_place) == 2 * 2 * 2
     assert by_place["a", "unified_lift", "1"]["PQ_scene"] == "0.9"
     lost = by_place["b", "unified_lift", "1"]
     assert (lost["state"], lost["PQ_scene"], lost["message"]) == ("failed", "", "error: out of memory")
-    content = json.loads(json.dumps(summary(made, frame), allow_nan=False))
+    content = json.loads((made.out / "summary.json").read_text(), parse_constant=pytest.fail)
     assert content["states"] == {"done": 7, "failed": 1}
     ours = content["rows"][0]["metrics"]["PQ_scene"]
     assert (ours["mean"], ours["paper"], ours["known"]) == (pytest.approx(0.675), 0.69, 3)
@@ -246,15 +246,14 @@ def test_a_true_object_has_one_colour_under_every_method():
     assert (matched_colors(ids, {}) == object_colors(ids)).all()
 
 
-def page_of(grid, path):
-    frame = frame_of(grid)
-    write_page(path, grid, frame, all_tables(grid, frame), all_figures(grid, frame))
-    return path.read_text()
+def page_of(grid):
+    write_report(grid, frame_of(grid))
+    return (grid.out / "report.html").read_text()
 
 
-def test_the_page_shows_tables_plots_failures_and_pictures_and_loads_nothing(grid, tmp_path, monkeypatch):
+def test_the_page_shows_tables_plots_failures_and_pictures_and_loads_nothing(grid, monkeypatch):
     truth = {"7": np.full((6, 8), 2, dtype=np.int32)}
-    monkeypatch.setattr("unified_lift.bench.page.load_annotations", lambda settings, names: truth)
+    monkeypatch.setattr("unified_lift.bench.report.load_annotations", lambda settings, names: truth)
     made = table_3(grid)
     for job in expand(made):
         if job.key.startswith("detic_instance/a"):
@@ -263,7 +262,7 @@ def test_the_page_shows_tables_plots_failures_and_pictures_and_loads_nothing(gri
                 write_picture(job.model / f"test/ours_0/gt/{name}.png", photo)
                 write_picture(job.model / f"test/ours_0/objects_pred/{name}.png", np.full((6, 8), 1))
     fail(made, "detic_instance/b/gaga/seed0", message="error: <b> broke")
-    page = page_of(made, tmp_path / "report.html")
+    page = page_of(made)
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert not re.findall(r"https?://|@import|url\(|<script|<link", page)
     assert "<b>70.0 ± 7.1</b>" in page
@@ -276,6 +275,6 @@ def test_the_page_shows_tables_plots_failures_and_pictures_and_loads_nothing(gri
     assert captions == ["photo", "ground truth", *own, "photo", *own]
 
 
-def test_a_page_without_any_result_is_still_a_page(grid, tmp_path):
-    assert "0 of 16 results are there" in page_of(grid("rooms"), tmp_path / "report.html")
+def test_a_page_without_any_result_is_still_a_page(grid):
+    assert "0 of 16 results are there" in page_of(grid("rooms"))
     assert of_masks(frame_of(grid("rooms")), TABLES["rooms"].masks[0]).state.unique().tolist() == ["not run"]

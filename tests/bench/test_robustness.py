@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from unified_lift.bench import robustness
-from unified_lift.bench.robustness import BASE, write_room
-from unified_lift.bench.tables import KINDS
+from unified_lift.bench import tables
+from unified_lift.bench.tables import BASE, KINDS, write_room
 from unified_lift.data import DataSettings, load_scene
 from unified_lift.errors import UserError
 from unified_lift.synthetic.scene import SyntheticSettings, build_cameras, synthetic_room
@@ -16,7 +15,7 @@ TINY = SyntheticSettings(num_objects=3, num_views=10, width=32, height=24, num_p
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setattr(robustness, "BASE", TINY)
+    monkeypatch.setattr(tables, "BASE", TINY)
 
 
 def files(folder):

@@ -301,12 +301,14 @@ def test_jobs_are_submitted_when_their_geometry_is_done_and_one_that_the_schedul
     assert read_record(job_named(made, "detic_instance/b/gaga/seed0")).status == "done"
 
 
-def test_stopping_cancels_what_is_submitted(submitit, job, tmp_path):
+def test_stopping_cancels_what_is_submitted(submitit, grid, tmp_path, monkeypatch):
     submitit.broken = "nothing ends"
-    pool = SubmititPool(1, folder=tmp_path, parameters={})
-    pool.submit(job)
-    pool.stop(signal.SIGINT)
-    assert submitit.submitted[job.key].cancelled()
+    monkeypatch.setattr("unified_lift.bench.run.time.sleep", lambda seconds: signal.raise_signal(signal.SIGINT))
+    made = grid("3", rows=("gaga",), seeds=(0,))
+    with pytest.raises(KeyboardInterrupt):
+        run(made, SubmititPool(1, folder=tmp_path, parameters={}))
+    (submitted,) = submitit.submitted.values()
+    assert submitted.cancelled()
 
 
 def test_without_submitit_or_with_a_wrong_parameter_there_is_one_line(submitit, monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 
 from tests.cli.test_train import SHORT
 from tests.data.fixtures import write_dataset
-from unified_lift.bench import robustness
+from unified_lift.bench import tables
 from unified_lift.bench.run import LocalPool, run_job
 from unified_lift.bench.tables import KINDS
 from unified_lift.cli.bench import bench_main
@@ -184,7 +184,7 @@ def test_presets_are_scored_along_a_timeline_and_not_run_twice(data, tmp_path, c
 
 def test_a_room_is_made_trained_lifted_and_scored(tmp_path, monkeypatch):
     small = SyntheticSettings(num_objects=3, num_views=8, width=40, height=30, num_points=300)
-    monkeypatch.setattr(robustness, "BASE", small)
+    monkeypatch.setattr(tables, "BASE", small)
     monkeypatch.setitem(KINDS, "drop", ("drop", (0.5,)))
     argv = ["--table", "robustness", "--out", str(tmp_path), "--kinds", "drop", "--methods", "gaga"]
     argv += ["--seeds", "0", "--iterations", "20", "--lift_iterations", "10", "--device", "cpu"]

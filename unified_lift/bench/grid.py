@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unified_lift.bench.robustness import BASE, noisy_scene
-from unified_lift.bench.tables import PRESETS, ROBUSTNESS, ROWS, VIEWS, MaskSet, Row, SceneFolder, Table
+from unified_lift.bench.tables import CLEAN, PRESETS, ROBUSTNESS, ROWS, VIEWS, MaskSet, Row, SceneFolder, Table
 from unified_lift.modelfolder.outputs import iteration_dir
 from unified_lift.modelfolder.settings import TrainSettings, changed, with_preset
 
@@ -19,7 +18,7 @@ GEOMETRY = "geometry"
 _CHECKPOINTS = ("chkpnt*.pth",)
 _ALL_BUT_SCORES = (*_CHECKPOINTS, "point_cloud", "test", "train", "plots", "input.ply", "*.html")
 # Lift steps of the robustness table: some methods take up to 5,000 by default, and a sweep on a CPU has to end.
-_DEFAULT_METHOD, _DEFAULT_METHOD_STEPS, _MAX_STEPS = "unified_lift", 600, 2000
+_OUR_STEPS, _MAX_STEPS = 600, 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,18 +30,12 @@ class Grid:
     scenes: tuple[SceneFolder, ...]
     rows: tuple[Row, ...]
     seeds: tuple[int, ...]
-    iterations: int | None
-    """Geometry iterations; None = those of each preset."""
-    device_flags: tuple[str, ...] = ()
-    """Flags of all commands that compute."""
-    extra: tuple[str, ...] = ()
-    """More flags of train.py; `ROW:FLAG` goes to the jobs of that row (or `geometry`) only."""
-    grounding: str = ""
-    """Value of eval.py's --grounding, `{scene}` standing for the scene's name; "" = none."""
-    lift_iterations: int | None = None
-    """Most lift steps of any method in the robustness table."""
-    timeline: tuple[int, ...] = ()
-    """Geometry iterations at which the presets are scored, rising; none = only at the end."""
+    iterations: int | None  # of the geometry; None = those of each preset
+    device_flags: tuple[str, ...] = ()  # of all commands that compute
+    extra: tuple[str, ...] = ()  # more flags of train.py; `ROW:FLAG` goes to the jobs of that row (or `geometry`) only
+    grounding: str = ""  # of eval.py, `{scene}` standing for the scene's name
+    lift_iterations: int | None = None  # most lift steps of any method in the robustness table
+    timeline: tuple[int, ...] = ()  # geometry iterations at which presets are scored, rising; none = only at the end
 
 
 class Place(NamedTuple):
@@ -64,21 +57,15 @@ class Place(NamedTuple):
 class Job:
     """Command lines that are run one after the other, as arguments of `python -m unified_lift`."""
 
-    key: str
-    """Folder below `out`, and its name in messages."""
-    row: str
-    """A row's key, `geometry` or `room`."""
-    folder: Path
-    """Holds record and log."""
+    key: str  # folder below `out`, and its name in messages
+    row: str  # key of a row, `geometry` or `room`
+    folder: Path  # of record and log
     model: Path
     commands: list[list[str]]
-    recorded: list[list[str]]
-    """Commands of its dependencies and its own, with results and scenes as placeholders: both may be moved."""
-    artefacts: list[Path]
-    """Files that exist when it is done."""
+    recorded: list[list[str]]  # those of its dependencies and its own, without the places of results and scenes
+    artefacts: list[Path]  # exist when it is done
     depends_on: tuple[Job, ...] = ()
-    discard: tuple[str, ...] = _CHECKPOINTS
-    """Files of the model folder that are deleted when it is done."""
+    discard: tuple[str, ...] = _CHECKPOINTS  # files of the model folder that are deleted when it is done
 
     @property
     def log(self) -> Path:
@@ -90,10 +77,16 @@ class Job:
         """Return the file that says what was run, how it ended and what it measured."""
         return self.folder / "cell.json"
 
+    def chain(self) -> Iterator[Job]:
+        """Yield all that it depends on, and itself last."""
+        for job in self.depends_on:
+            yield from job.chain()
+        yield self
+
     @property
     def geometry(self) -> Job:
         """Return the job that trained its geometry: one it depends on, or itself."""
-        return next((job.geometry for job in self.depends_on if job.geometry.row == GEOMETRY), self)
+        return next((job for job in self.chain() if job.row == GEOMETRY), self)
 
 
 def places(grid: Grid) -> Iterator[Place]:
@@ -104,17 +97,9 @@ def places(grid: Grid) -> Iterator[Place]:
 
 def expand(grid: Grid) -> list[Job]:
     """Return the jobs in the order in which they are to run, each after those it depends on, scene by scene."""
-    jobs: dict[str, Job] = {}
-
-    def add(job: Job) -> None:
-        for other in job.depends_on:
-            add(other)
-        jobs.setdefault(job.key, job)
-
-    for place in sorted(places(grid), key=lambda p: (grid.scenes.index(p.scene), grid.seeds.index(p.seed))):
-        if place.has_masks:
-            add(job_of(grid, place))
-    return list(jobs.values())
+    wanted = [place for place in places(grid) if place.has_masks]
+    wanted.sort(key=lambda place: (grid.scenes.index(place.scene), grid.seeds.index(place.seed)))
+    return list({job.key: job for place in wanted for job in job_of(grid, place).chain()}.values())
 
 
 def job_of(grid: Grid, place: Place) -> Job:
@@ -126,20 +111,15 @@ def job_of(grid: Grid, place: Place) -> Job:
     trained = _lift_job(grid, place._replace(row=ROWS[place.row.model]))
     if not place.row.is_oracle:
         return trained
-    command, key = _eval(grid, place, trained.model), f"{trained.key}/oracle"
-    return _job(grid, key, place.row.key, [command], ["oracle.json"], model=trained.model, depends_on=(trained,))
+    commands, fields = [_eval(grid, place, trained.model)], dict[str, Any](model=trained.model, depends_on=(trained,))
+    return _job(grid, f"{trained.key}/oracle", place.row.key, commands, ["oracle.json"], **fields)
 
 
 def lift_steps(row: Row, most: int | None) -> int:
     """Return the lift steps of a row of the robustness table: 600 for our method, else its preset's up to 2,000."""
     own = _settings(row).lift.lift_iterations
-    steps = _DEFAULT_METHOD_STEPS if row.key == _DEFAULT_METHOD else min(own if own > 0 else _MAX_STEPS, _MAX_STEPS)
-    return steps if most is None else min(steps, most)
-
-
-def shell_line(command: Sequence[str]) -> str:
-    """Return a command as one types it."""
-    return shlex.join(["python", "-m", "unified_lift", *command])
+    steps = _OUR_STEPS if row.key == "unified_lift" else min(own if own > 0 else _MAX_STEPS, _MAX_STEPS)
+    return min(steps, most or steps)
 
 
 def _settings(row: Row) -> TrainSettings:
@@ -148,21 +128,19 @@ def _settings(row: Row) -> TrainSettings:
     return with_preset(changed(TrainSettings(), method, origin=row.key), name)
 
 
+def shell_line(command: Sequence[str]) -> str:
+    """Return a command as one types it."""
+    return shlex.join(["python", "-m", "unified_lift", *command])
+
+
 def _job(grid: Grid, key: str, row: str, commands: list[list[str]], artefacts: list[str], **fields: Any) -> Job:
-    model = fields.pop("model", grid.out / key)
+    folder = grid.out / key
     own = json.dumps(commands, ensure_ascii=False).replace(str(grid.out), "<out>")
     for scene in grid.scenes if grid.table.key != ROBUSTNESS else ():
         own = own.replace(f'"{scene.path}"', f'"<{scene.name}>"')
-    return Job(
-        key=key,
-        row=row,
-        folder=grid.out / key,
-        model=model,
-        commands=commands,
-        recorded=[*(command for job in fields.get("depends_on", ()) for command in job.recorded), *json.loads(own)],
-        artefacts=[model / name for name in artefacts],
-        **fields,
-    )
+    recorded = [*(command for job in fields.get("depends_on", ()) for command in job.recorded), *json.loads(own)]
+    fields = dict[str, Any](model=folder, commands=commands, recorded=recorded) | fields
+    return Job(key=key, row=row, folder=folder, artefacts=[fields["model"] / name for name in artefacts], **fields)
 
 
 def _room_job(grid: Grid, scene: SceneFolder, seed: int) -> Job:
@@ -176,7 +154,7 @@ def _geometry_job(grid: Grid, scene: SceneFolder, seed: int) -> Job:
     """Return the geometry of a scene and seed; rooms that differ in their masks alone share it."""
     source, rooms, flags = scene.path, tuple[Job, ...](), tuple[str, ...]()
     if grid.table.key == ROBUSTNESS:
-        scene = scene if scene.kind == VIEWS else noisy_scene(VIEWS, BASE.num_train)
+        scene = scene if scene.kind == VIEWS else CLEAN
         rooms, flags = (_room_job(grid, scene, seed),), ("--preset", "demo")
         source = rooms[0].model
     key = f"{GEOMETRY}/{scene.name}/seed{seed}"
@@ -225,18 +203,13 @@ def _preset_job(grid: Grid, place: Place) -> Job:
 
 def _train(grid: Grid, source: Path, model: Path, seed: int, *, own: str, flags: Sequence[str]) -> list[str]:
     """Return the flags that all training has, those of the user among them."""
-    prefixes, given = {GEOMETRY, *ROWS, *(row.key for row in grid.rows)}, []
-    for word in grid.extra:
-        head, colon, rest = word.partition(":")
-        if not colon or head not in prefixes:
-            given.append(word)
-        elif head == own:
-            given.append(rest)
-    places = ["train", "-s", str(source), "-m", str(model), "--eval", *flags]
-    return [*places, *given, "--seed", str(seed), *grid.device_flags, "--logger", "none", "--quiet"]
+    others = tuple(f"{key}:" for key in (GEOMETRY, *ROWS, *(row.key for row in grid.rows)) if key != own)
+    given = [word.removeprefix(f"{own}:") for word in grid.extra if not word.startswith(others)]
+    command = ["train", "-s", str(source), "-m", str(model), "--eval", *flags, *given]
+    return [*command, "--seed", str(seed), *grid.device_flags, "--logger", "none", "--quiet"]
 
 
 def _eval(grid: Grid, place: Place, model: Path) -> list[str]:
     grounding = ["--grounding", grid.grounding.replace("{scene}", place.scene.name)] if grid.grounding else []
-    words = ["eval", "-m", str(model), "--protocol", place.masks.protocol, *grounding, *grid.device_flags, "--quiet"]
-    return [*words, *place.row.eval]
+    command = ["eval", "-m", str(model), "--protocol", place.masks.protocol, *grounding]
+    return [*command, *grid.device_flags, "--quiet", *place.row.eval]

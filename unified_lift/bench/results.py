@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from unified_lift.bench.grid import Grid, job_of, lift_steps, places
@@ -12,11 +13,12 @@ from unified_lift.bench.tables import KINDS, PRESETS, ROBUSTNESS, MaskSet
 from unified_lift.evaluation.protocols import metric_of
 
 NOTHING = "-"
+HIDDEN = ["_model", "_results", "_candidates", "_ran_on"]
+"""Columns for plots and pictures: model folder, name of its results, oracle candidates, what it was trained with."""
 _NOT_LIFT = ("load", "geometry", "finish")
 _TIMES = {"geometry s": "geometry_s", "lift s": "lift_s"}
 _COSTS = _TIMES | {"all s": "all_s", "peak GiB": "peak_GiB", "Gaussians": "Gaussians"}
 _PLACE = ["masks", "scene", "kind", "amount", "iterations", "method", "seed", "state"]
-_HIDDEN = ["_model", "_results", "_candidates", "_ran_on"]
 
 
 class Score(NamedTuple):
@@ -40,11 +42,7 @@ class TextTable:
 
 
 def measure(grid: Grid, records: Mapping[str, Record]) -> pd.DataFrame:
-    """Return a line for every place of the grid; scores are fractions, PSNR in dB, and NaN where there is no result.
-
-    Columns that begin with "_" are for plots and pictures: the model folder, the name of its results, its oracle
-    candidates, and what it was trained with.
-    """
+    """Return a line for every place of the grid; scores are fractions, PSNR in dB, and NaN where there is no result."""
     lines: list[dict[str, Any]] = []
     for place in places(grid):
         masks, scene, row, seed, iterations = place
@@ -56,14 +54,14 @@ def measure(grid: Grid, records: Mapping[str, Record]) -> pd.DataFrame:
             record, geometry = records[job.key], records[job.geometry.key].figures.get("manifest", {})
             line |= {"state": "not run" if record.status == "new" else record.status, "message": record.message}
             if record.status == "done":
-                line |= _measured(record.figures)
-                line |= {"geometry_s": geometry.get("seconds", {}).get("geometry"), "_model": job.model}
+                line |= _measured(record.figures) | {"_model": job.model}
+                line |= {"geometry_s": geometry.get("seconds", {}).get("geometry")}
         lines.append(line)
     frame = pd.DataFrame(lines)
     columns = [*_PLACE, *_COSTS.values(), "num_groups", *(m for masks in grid.table.masks for m in masks.metrics)]
-    others = frame.columns.difference([*columns, "message", *_HIDDEN])
+    others = frame.columns.difference([*columns, "message", *HIDDEN])
     unused = [*(() if grid.timeline else ["iterations"]), *(() if frame.kind.any() else ["kind", "amount"])]
-    return frame.reindex(columns=dict.fromkeys([*columns, *others, "message", *_HIDDEN])).drop(columns=unused)
+    return frame.reindex(columns=dict.fromkeys([*columns, *others, "message", *HIDDEN])).drop(columns=unused)
 
 
 def _measured(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,21 +116,22 @@ def all_tables(grid: Grid, frame: pd.DataFrame) -> list[TextTable]:
     """Return the tables: for each mask set the means, then every metric scene by scene; last what went wrong."""
     tables = []
     for masks in grid.table.masks:
-        part, of = of_masks(frame, masks), f", masks {masks.folder}"
+        part = of_masks(frame, masks)
         if grid.table.key == PRESETS:
             tables.append(_preset_table(grid, part, masks))
         elif grid.table.key == ROBUSTNESS:
             steps = ", ".join(f"{row.key} {lift_steps(row, grid.lift_iterations)}" for row in grid.rows)
             for kind, own in part.groupby("kind", sort=False):
                 title = f"{masks.metrics[0]}, {kind}: {KINDS[str(kind)][0]}. {_scores_note(grid)} Lift steps: {steps}"
-                amounts = {f"{amount:g}": each for amount, each in own.groupby("amount", sort=False)}
-                tables.append(_score_table(grid, title, dict.fromkeys(amounts, masks.metrics[0]), amounts))
+                columns = {
+                    f"{amount:g}": (each, masks.metrics[0]) for amount, each in own.groupby("amount", sort=False)
+                }
+                tables.append(_score_table(grid, title, columns))
         elif len(part):
             tables.append(_mean_table(grid, part, masks))
-            if part.scene.nunique() > 1:
-                tables += [_scene_table(grid, part, metric, f"{metric} by scene{of}") for metric in masks.metrics]
-            if "num_objects_true" in part:
-                tables.append(_count_table(grid, part, f"Objects in the held-out views{of}"))
+            several = masks.metrics if part.scene.nunique() > 1 else ()
+            tables += [_scene_table(grid, part, metric, masks.folder) for metric in several]
+            tables += [_count_table(grid, part, masks.folder)] if "num_objects_true" in part else []
     problems = frame[frame.state != "done"]
     if len(problems):
         cells = problems[["masks", "scene", "method", "seed", "state", "message"]].astype(str).replace("", NOTHING)
@@ -141,27 +140,22 @@ def all_tables(grid: Grid, frame: pd.DataFrame) -> list[TextTable]:
     return tables
 
 
-def _score_table(
-    grid: Grid, title: str, metrics: Mapping[str, str], parts: Mapping[str, pd.DataFrame], *notes: str
-) -> TextTable:
+def _score_table(grid: Grid, title: str, columns: Mapping[str, tuple[pd.DataFrame, str]]) -> TextTable:
     """Return a line for each row of the grid, the best of each column marked where two have a score, oracles aside.
 
     Args:
         grid: The benchmark.
         title: Of the table.
-        metrics: Name of a column -> its metric.
-        parts: Name of a column -> lines of the frame it is about.
-        notes: Sentences below the table.
+        columns: Name -> lines of the frame that the column is about, and its metric.
     """
     cells, best = pd.DataFrame({"method": [row.name for row in grid.rows]}), set()
-    for name, metric in metrics.items():
-        own = [parts[name][parts[name].method == row.key] for row in grid.rows]
+    for name, (part, metric) in columns.items():
+        own = [part[part.method == row.key] for row in grid.rows]
         cells[name] = [score_text(lines, metric) for lines in own]
-        means = [None if row.is_oracle else score(lines, metric).mean for row, lines in zip(grid.rows, own)]
-        known = [mean for mean in means if mean is not None]
-        pick = max if metric_of(metric).higher_is_better else min
-        best |= {(index, name) for index, mean in enumerate(means) if len(known) > 1 and mean == pick(known)}
-    return TextTable(title=title, cells=cells, best=frozenset(best), notes=notes)
+        means = pd.Series([None if row.is_oracle else score(lines, metric).mean for row, lines in zip(grid.rows, own)])
+        pick = means.astype(float).agg("max" if metric_of(metric).higher_is_better else "min")
+        best |= {(index, name) for index in means.index[means == pick] if means.count() > 1}
+    return TextTable(title=title, cells=cells, best=frozenset(best))
 
 
 def _mean_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
@@ -178,8 +172,7 @@ def _mean_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
         notes.append(f"No masks {masks.folder}: {', '.join(missing)}.")
     of = scenes[0] if len(scenes) == 1 else f"{len(scenes)} scenes"
     title = f"{grid.table.title}, masks {masks.folder}: mean of {of}"
-    metrics = {metric: metric for metric in masks.metrics}
-    table = _score_table(grid, title, metrics, dict.fromkeys(metrics, part), *notes)
+    table = _score_table(grid, title, {metric: (part, metric) for metric in masks.metrics})
     own = {row.citation for row in grid.rows}
     only_cited = [cited for key, cited in grid.table.paper.items() if key not in own]
     cells = pd.concat([table.cells, pd.DataFrame({"method": [f"{cited.name} (cited)" for cited in only_cited]})])
@@ -190,39 +183,42 @@ def _mean_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
             name = f"{metric} paper" if on_papers else f"{metric} paper, its scenes"
             cells.insert(cells.columns.get_loc(metric) + 1, name, values)
     for name, column in _TIMES.items():
-        means = part[column].astype(float).groupby(part.method).mean().reindex([row.key for row in grid.rows])
-        cells[name] = [f"{mean:.1f}" if mean == mean else NOTHING for mean in means] + [NOTHING] * len(only_cited)
+        means = part[column].astype(float).groupby(part.method).mean()
+        cells[name] = [_number(means.get(row.key), 1) for row in grid.rows] + [NOTHING] * len(only_cited)
     if any(cited.hours for cited in published):
         cells["paper hours"] = [cited.hours for cited in published]
-    return replace(table, cells=cells.fillna(NOTHING).reset_index(drop=True))
+    return replace(table, cells=cells.fillna(NOTHING).reset_index(drop=True), notes=tuple(notes))
 
 
-def _scene_table(grid: Grid, part: pd.DataFrame, metric: str, title: str) -> TextTable:
+def _number(value: float | None, digits: int) -> str:
+    return NOTHING if value is None or np.isnan(value) else f"{value:.{digits}f}"
+
+
+def _scene_table(grid: Grid, part: pd.DataFrame, metric: str, masks: str) -> TextTable:
     """Return a metric scene by scene, in parentheses the paper's number, and the mean over the scenes."""
-    scenes = dict(list(part.groupby("scene", sort=False)))
-    table = _score_table(grid, title, dict.fromkeys(scenes, metric), scenes)
-    cells, is_quoted = table.cells, False
+    scenes = {str(scene): (own, metric) for scene, own in part.groupby("scene", sort=False)}
+    table = _score_table(grid, f"{metric} by scene, masks {masks}", scenes)
+    cells, notes = table.cells, tuple[str, ...]()
     cells["mean"] = [score_text(part[part.method == row.key], metric) for row in grid.rows]
     for index, row in enumerate(grid.rows):
         for scene, value in zip(grid.table.scenes, grid.table.published(row).scenes.get(metric, ())):
             if scene in scenes:
                 cells.loc[index, scene] += f" ({100 * value:.1f})"
-                is_quoted = True
-    return replace(table, notes=("In parentheses: the paper.",) if is_quoted else ())
+                notes = ("In parentheses: the paper.",)
+    return replace(table, notes=notes)
 
 
 def _preset_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
     """Return scores, times and sizes of every preset on every scene, on a timeline at every number of iterations."""
     axes = ["scene", "method", *(["iterations"] if grid.timeline else [])]
-    lines = []
+    columns, lines = dict(zip(masks.metrics, masks.metrics)) | _COSTS, []
     for place, own in part.groupby(axes, sort=False):
         line = dict(zip(axes, map(str, place))) | {"seeds": str((own.state == "done").sum())}
-        columns = {metric: metric for metric in masks.metrics} | _COSTS
         lines.append(line | {name: score_text(own, column) for name, column in columns.items()})
     return TextTable(title=grid.table.title, cells=pd.DataFrame(lines), notes=(_scores_note(grid),))
 
 
-def _count_table(grid: Grid, part: pd.DataFrame, title: str) -> TextTable:
+def _count_table(grid: Grid, part: pd.DataFrame, masks: str) -> TextTable:
     """Return how many objects each method shows in the held-out views, scene by scene, beside those annotated.
 
     Source: num_objects_pred (for whole-image segments background pieces are among them) and num_objects_true.
@@ -230,13 +226,12 @@ def _count_table(grid: Grid, part: pd.DataFrame, title: str) -> TextTable:
     lines = {"annotated": part.num_objects_true}
     for row in grid.rows:
         own = part[part.method == row.key]
-        lines[row.name] = own.num_objects_pred
-        if own.num_groups.notna().any():
-            lines[f"{row.name}: groups"] = own.num_groups
+        lines |= {row.name: own.num_objects_pred}
+        lines |= {f"{row.name}: groups": own.num_groups} if own.num_groups.notna().any() else {}
     means = {name: values.astype(float).groupby(part.scene).mean() for name, values in lines.items()}
-    table = pd.DataFrame(means).reindex(part.scene.unique()).T
-    cells = table.map(lambda mean: f"{mean:.0f}" if mean == mean else NOTHING)
-    return TextTable(title=title, cells=cells.rename_axis(index="method", columns=None).reset_index())
+    cells = pd.DataFrame(means).reindex(part.scene.unique()).T.map(_number, digits=0)
+    cells = cells.rename_axis(index="method", columns=None).reset_index()
+    return TextTable(title=f"Objects in the held-out views, masks {masks}", cells=cells)
 
 
 def markdown(tables: Iterable[TextTable]) -> str:
@@ -263,11 +258,6 @@ def latex(tables: Iterable[TextTable]) -> str:
             text = text.replace(letter, command)
         parts.append("\n".join([f"% {table.title}", text.strip(), *(f"% {note}" for note in table.notes)]))
     return "\n\n".join(parts) + "\n"
-
-
-def csv_text(frame: pd.DataFrame) -> str:
-    """Return one line for every place of the grid."""
-    return frame.drop(columns=_HIDDEN).to_csv(index=False)
 
 
 def summary(grid: Grid, frame: pd.DataFrame) -> dict[str, Any]:

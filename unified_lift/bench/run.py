@@ -1,6 +1,7 @@
 """Jobs are run: several at a time, on this machine or through submitit, each with a log and a record."""
 
 import fcntl
+import itertools
 import json
 import os
 import queue
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,8 +28,7 @@ from unified_lift.errors import UserError
 from unified_lift.evaluation.report import duration_text
 from unified_lift.fileio import write_json
 
-INTERRUPTED = 130
-"""Exit code of a command that was asked to stop and can go on."""
+INTERRUPTED = 130  # exit code of a command that was asked to stop and can go on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +36,9 @@ class Record:
     """What cell.json says of a job; steps are its commands, the message is the last line of its log."""
 
     commands: list[list[str]] = field(default_factory=list)
-    status: str = "new"
-    """new, running, interrupted, done, failed, or blocked: a job that it depends on failed."""
+    status: str = "new"  # or running, interrupted, done, failed, or blocked: a job that it depends on failed
     finished_steps: int = 0
-    seconds: float = 0.0
-    """Over all attempts."""
+    seconds: float = 0.0  # over all attempts
     exit_code: int | None = None
     message: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
@@ -79,12 +78,7 @@ def start_process(command: list[str], log: Path, **options: Any) -> subprocess.P
         return subprocess.Popen([sys.executable, "-m", "unified_lift", *command], stdout=file, stderr=file, **options)
 
 
-def run_process(command: list[str], log: Path) -> int:
-    """Run a command as a process and return its exit code."""
-    return start_process(command, log).wait()
-
-
-def run_job(job: Job, execute: Callable[[list[str], Path], int] = run_process) -> Record:
+def run_job(job: Job, execute: Callable[[list[str], Path], int] | None = None) -> Record:
     """Run what is still to do of a job and return its record, which says `running` until the end.
 
     A job that was interrupted goes on, from its last checkpoint if it has one; any other begins anew.
@@ -95,24 +89,27 @@ def run_job(job: Job, execute: Callable[[list[str], Path], int] = run_process) -
     if record.status != "interrupted" or not (record.finished_steps or resumes):
         record = Record()
         job.log.write_text("")
-    record = replace(record, commands=job.recorded, status="running", exit_code=None, message="")
     began, spent = time.perf_counter(), record.seconds
-    for command in job.commands[record.finished_steps :]:
+    record = replace(record, commands=job.recorded, status="running", exit_code=None, message="")
+
+    def ended(status: str, **changes: Any) -> Record:
+        return _written(job, replace(record, status=status, **changes))
+
+    for step, command in list(enumerate(job.commands))[record.finished_steps :]:
         _written(job, record)
         words = ["--resume" if resumes and word == "--overwrite" else word for word in command]
         with open(job.log, "a") as log:
             log.write(f"$ {shell_line(words)}\n")
-        code = execute(words, job.log)
+        code = execute(words, job.log) if execute else start_process(words, job.log).wait()
         record = replace(record, exit_code=code, seconds=round(spent + time.perf_counter() - began, 2))
         if code:
-            status = "interrupted" if code == INTERRUPTED else "failed"
-            return _written(job, replace(record, status=status, message=_reason(job, code)))
-        record = replace(record, finished_steps=record.finished_steps + 1)
+            return ended("interrupted" if code == INTERRUPTED else "failed", message=_reason(job, code))
+        record = replace(record, finished_steps=step + 1)
     if missing := [path.name for path in job.artefacts if not path.exists()]:
-        return _written(job, replace(record, status="failed", message=f"it left no {', '.join(missing)}"))
+        return ended("failed", message=f"it left no {', '.join(missing)}")
     for path in [path for pattern in job.discard for path in job.model.glob(pattern)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return _written(job, replace(record, status="done", figures=_figures(job)))
+    return ended("done", figures=_figures(job))
 
 
 def _written(job: Job, record: Record) -> Record:
@@ -127,8 +124,7 @@ class LocalPool:
 
     def __init__(self, jobs: int, *, threads: int | None = None) -> None:
         """Run `jobs` at a time, each with so many CPU threads; None = the cores shared out."""
-        self.capacity = jobs
-        self._executor = ThreadPoolExecutor(jobs)
+        self.capacity, self._executor = jobs, ThreadPoolExecutor(jobs)
         self._environments: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         for environment in environments(jobs, threads=threads):
             self._environments.put(environment)
@@ -167,7 +163,7 @@ class LocalPool:
         self._executor.shutdown(cancel_futures=True)
 
 
-class SubmititPool:
+class SubmititPool(LocalPool):
     """Submits every job to a cluster; `folder` takes submitit's own files, and all nodes must see it."""
 
     poll_s = 2.0
@@ -178,41 +174,28 @@ class SubmititPool:
         Raises:
             UserError: submitit is not installed, or does not know a parameter.
         """
+        super().__init__(jobs)
         try:
             import submitit
+
+            self._cluster = submitit.AutoExecutor(folder=str(folder))
+            values = {name: int(value) if value.isdecimal() else value for name, value in parameters.items()}
+            self._cluster.update_parameters(**values)
         except ImportError:
             raise UserError("--launcher submitit: the package is not installed; pip install submitit") from None
-        self.capacity = jobs
-        self._executor = submitit.AutoExecutor(folder=str(folder))
-        values = {name: int(value) if value.isdecimal() else value for name, value in parameters.items()}
-        try:
-            self._executor.update_parameters(**values)
         except (NameError, TypeError, ValueError) as error:
             raise UserError(f"--slurm: {str(error).splitlines()[0]}; correct the key or its value") from None
-        self._submitted: list[Any] = []
 
     def submit(self, job: Job) -> Any:
         """Submit a job and return its future."""
-        self._submitted.append(self._executor.submit(run_job, job))
-        return self._submitted[-1]
-
-    def stop(self, number: int) -> None:
-        """Cancel what is submitted; the scheduler ends jobs with a signal, and they go on from their checkpoints."""
-        for submitted in self._submitted:
-            if not submitted.done():
-                submitted.cancel()
-
-    def close(self) -> None:
-        """Nothing is held."""
+        return self._cluster.submit(run_job, job)
 
 
-def run_grid(jobs: Sequence[Job], pool: LocalPool | SubmititPool, report: Callable[[str], None]) -> None:
-    """Run every job that is not done; a failure ends only the jobs that depend on it.
+def run_grid(jobs: Sequence[Job], pool: LocalPool, report: Callable[[str], None]) -> None:
+    """Run every job that is not done, each after those it depends on; a failure ends only what depends on it.
 
-    Args:
-        jobs: In the order in which they are to start, each after those it depends on.
-        pool: Runs them.
-        report: Takes a line whenever a job starts or ends.
+    `report` takes a line whenever a job starts or ends.
+
     Raises:
         KeyboardInterrupt: Once everything that ran has saved what it had.
     """
@@ -223,9 +206,7 @@ def run_grid(jobs: Sequence[Job], pool: LocalPool | SubmititPool, report: Callab
     try:
         while len(records) < len(jobs):
             ended = [(job, _result(job, future)) for job, future in running.values() if future.done()]
-            for job in jobs:
-                if job.key in records or job.key in running:
-                    continue
+            for job in [job for job in jobs if job.key not in records and job.key not in running]:
                 states = {records[other.key].status if other.key in records else "new" for other in job.depends_on}
                 if states & {"failed", "blocked", "interrupted"}:
                     ended.append((job, Record(status="blocked", message="what it depends on failed")))
@@ -240,6 +221,8 @@ def run_grid(jobs: Sequence[Job], pool: LocalPool | SubmititPool, report: Callab
                 time.sleep(pool.poll_s)
     except KeyboardInterrupt:
         report(f"stopping: {len(running)} running jobs save what they have (Ctrl-C again: at once)")
+        for _, future in running.values():
+            future.cancel()  # ends what is on a cluster with a signal, and nothing that runs here
         try:
             pool.stop(signal.SIGINT)
             pool.close()
@@ -272,8 +255,8 @@ def environments(jobs: int, *, threads: int | None = None) -> list[dict[str, str
     devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
     shared |= os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
-    own = [{"CUDA_VISIBLE_DEVICES": devices[index % len(devices)]} if len(devices) > 1 else {} for index in range(jobs)]
-    return [shared | changes for changes in own]
+    turns = itertools.islice(itertools.cycle(devices), jobs) if len(devices) > 1 else ()
+    return [shared | {"CUDA_VISIBLE_DEVICES": device} for device in turns] or [dict(shared) for _ in range(jobs)]
 
 
 def _result(job: Job, future: Any) -> Record:
@@ -318,12 +301,10 @@ def _line(job: Job, jobs: Sequence[Job], records: Mapping[str, Record], capacity
     how = f"in {duration_text(record.seconds)}" if record.status == "done" else f"({record.message}; {job.log})"
     text = f"{record.status:<6} {job.key} {how}; {states.count('done')} of {len(jobs)} done"
     text += "".join(f", {states.count(s)} {s}" for s in ("failed", "blocked", "interrupted") if s in states)
-    done = [other for other in jobs if other.key in records and records[other.key].status == "done"]
-    left = [other.row for other in jobs if other.key not in records]
-    if not done or not left:
+    left, spent = [other.row for other in jobs if other.key not in records], defaultdict[str, list[float]](list)
+    for other in [other for other in jobs if other.key in records and records[other.key].status == "done"]:
+        spent[other.row].append(records[other.key].seconds)
+    if not spent or not left:
         return text
-    seconds = 0.0
-    for row in left:
-        alike = [other for other in done if other.row == row] or done
-        seconds += statistics.mean(records[other.key].seconds for other in alike)
+    seconds = sum(statistics.mean(spent.get(row) or itertools.chain(*spent.values())) for row in left)
     return f"{text}; about {duration_text(seconds / min(capacity, len(left)))} left"

@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from unified_lift.data import DATASETS, detect_reader
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
+from unified_lift.fileio import replacing_folder
 from unified_lift.methods import METHODS
 from unified_lift.settings.presets import preset_chain
 from unified_lift.settings.yaml import read_settings_file
+from unified_lift.synthetic.scene import SyntheticSettings, write_synthetic
 
 ROBUSTNESS, PRESETS = "robustness", "presets"
 """Tables with a grid of their own: the scenes are made, or every preset trains its own geometry."""
@@ -23,17 +25,12 @@ VIEWS = "views"
 class Row:
     """A row of a table: a way to train and to score."""
 
-    key: str
-    """What `--methods` calls it."""
+    key: str  # what `--methods` calls it
     name: str
-    train: Sequence[str] = ()
-    """Flags of train.py."""
-    eval: Sequence[str] = ()
-    """Flags of eval.py."""
-    citation: str = ""
-    """Row of the paper's table whose number is printed beside ours; "" = none."""
-    model: str = ""
-    """Row whose trained model this one scores with `eval`, or whose scores it shares; "" = it trains its own."""
+    train: Sequence[str] = ()  # flags of train.py
+    eval: Sequence[str] = ()  # flags of eval.py
+    citation: str = ""  # row of the paper's table whose number is printed beside ours; "" = none
+    model: str = ""  # row whose trained model this one scores with `eval`, or whose scores it shares; "" = its own
 
     @property
     def is_oracle(self) -> bool:
@@ -69,8 +66,7 @@ class Table:
     rows: Sequence[str]
     masks: Sequence[MaskSet]
     scenes: Sequence[str] = ()
-    dataset: str = ""
-    """Which `scripts/prepare_<dataset>.py` checks a download of it."""
+    dataset: str = ""  # whose download `scripts/prepare_<dataset>.py` checks
     paper: Mapping[str, Published] = field(default_factory=dict)
 
     def published(self, row: Row) -> Published:
@@ -94,12 +90,20 @@ def _table(key: str, entry: dict[str, Any]) -> Table:
     return Table(**entry | {"key": key, "masks": masks, "paper": paper})
 
 
+def noisy_scene(kind: str, amount: float) -> SceneFolder:
+    """Return the scene with one kind of noise; jobs make its rooms, one for each seed."""
+    return SceneFolder(name=f"{kind}_{amount:g}", path=Path(), kind=kind, amount=amount)
+
+
 _CONTENT = read_settings_file(Path(__file__).with_name("tables.yaml"))
 ROWS = {key: Row(**{"key": key, "citation": key} | entry) for key, entry in _CONTENT["rows"].items()}
 """All rows; `--methods` also takes other methods and settings files."""
 TABLES = {key: _table(key, entry) for key, entry in _CONTENT["tables"].items()}
 KINDS: dict[str, tuple[str, Sequence[float]]] = _CONTENT["noise"]
 """Kind of noise -> what its amounts are, and these, from the easiest to the hardest."""
+BASE = SyntheticSettings(num_objects=12, width=160, height=120)
+"""Rooms of robustness, whose photos and cameras do not depend on the noise of their masks."""
+CLEAN = noisy_scene(VIEWS, BASE.num_train)
 
 
 def chosen_rows(table: Table, words: Sequence[str] | None) -> list[Row]:
@@ -127,19 +131,25 @@ def _row(word: str, *, is_preset: bool) -> Row:
         return Row(key=path.stem, name=path.stem, train=("--preset", str(path.resolve())))
     if is_preset:
         list(preset_chain(word))
-        return Row(key=word, name=word, train=("--preset", word))
-    if word not in ROWS and word not in METHODS:
+    elif word not in ROWS and word not in METHODS:
         known = ", ".join(dict.fromkeys((*ROWS, *METHODS)))
         raise UserError(f"--methods {word}: no such method; there are {known}, or give a .yaml file of settings")
-    return ROWS.get(word) or Row(key=word, name=word, train=("--method", word))
+    own = Row(key=word, name=word, train=("--preset" if is_preset else "--method", word))
+    return own if is_preset else ROWS.get(word, own)
 
 
-def chosen_scenes(table: Table, data: Path, names: Sequence[str] | None) -> list[SceneFolder]:
-    """Return the table's scenes below `data`, or those that `--scenes` names.
+def chosen_scenes(
+    table: Table, data: Path | None, names: Sequence[str] | None, kinds: Sequence[str] = ()
+) -> list[SceneFolder]:
+    """Return the table's scenes below `data`, or those that `--scenes` names; of robustness those of `--kinds`.
 
     Raises:
         UserError: A scene is missing, or its folder fits no layout.
     """
+    if table.key == ROBUSTNESS:
+        return [noisy_scene(kind, amount) for kind in dict.fromkeys(kinds) for amount in KINDS[kind][1]]
+    if data is None:
+        raise UserError("--data: give the folder that holds the scene folders")
     if not data.is_dir():
         raise UserError(f"{data}: no such folder; give the folder that holds the scenes with --data")
     if names is None:
@@ -151,10 +161,27 @@ def chosen_scenes(table: Table, data: Path, names: Sequence[str] | None) -> list
     # Replica's are spelled room0 or room_0.
     spellings = {name: (data / name, data / re.sub(r"(\d*)$", r"_\1", name, count=1)) for name in names}
     scenes = [SceneFolder(name=name, path=p) for name, paths in spellings.items() for p in paths if p.is_dir()]
-    if missing := spellings.keys() - {scene.name for scene in scenes}:
+    found = {scene.name for scene in scenes}
+    if missing := ", ".join(name for name in spellings if name not in found):
         check = f"; scripts/prepare_{table.dataset}.py checks a download" if table.dataset else ""
-        listed = ", ".join(name for name in spellings if name in missing)
-        raise UserError(f"{data}: no scene {listed} there{check}, and --scenes restricts the table to what you have")
+        raise UserError(f"{data}: no scene {missing} there{check}, and --scenes restricts the table to what you have")
     for scene in scenes:
         detect_reader(DataSettings(source_path=scene.path))
     return scenes
+
+
+def write_room(root: Path, kind: str, amount: str, *, seed: int) -> None:
+    """Write the room of a seed with one kind of noise, or with only so many training views; whole or not at all.
+
+    Raises:
+        UserError: No such kind, or an amount that it cannot have.
+    """
+    if kind not in KINDS:
+        raise UserError(f"--room {kind}: no such kind of noise; there are {', '.join(KINDS)}")
+    try:
+        changes: dict[str, Any] = {} if kind == VIEWS else {kind: float(amount)}
+        with replacing_folder(root) as room:
+            views = int(amount) if kind == VIEWS else None
+            write_synthetic(room, replace(BASE, seed=seed, **changes), train_views=views)
+    except ValueError as error:
+        raise UserError(f"--room {kind} {amount}: {error}") from None

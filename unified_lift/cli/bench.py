@@ -6,12 +6,11 @@ import signal
 from pathlib import Path
 
 from unified_lift.bench.grid import Grid, expand, places, shell_line
-from unified_lift.bench.robustness import noisy_scene, write_room
 from unified_lift.bench.run import LocalPool, SubmititPool, locked, read_records, run_grid
-from unified_lift.bench.tables import KINDS, PRESETS, ROBUSTNESS, TABLES, chosen_rows, chosen_scenes
+from unified_lift.bench.tables import KINDS, PRESETS, ROBUSTNESS, TABLES, chosen_rows, chosen_scenes, write_room
 from unified_lift.cli.flags import canonical
 from unified_lift.errors import UserError
-from unified_lift.fileio import write_json, write_text
+from unified_lift.fileio import write_text
 from unified_lift.modelfolder.settings import GeometrySettings, TrainSettings, with_preset
 
 _GRID_SETS = (  # flags of train.py that place a job in the grid
@@ -20,7 +19,7 @@ _GRID_SETS = (  # flags of train.py that place a job in the grid
 )  # fmt: skip
 
 
-def bench_main(argv: list[str], pool: LocalPool | SubmititPool | None = None) -> int:
+def bench_main(argv: list[str], pool: LocalPool | None = None) -> int:
     """Run what is not done yet in `pool`, write the tables; return 0, or 1 if there are results missing."""
     grid, args = parse(argv)
     if args.room:
@@ -50,22 +49,12 @@ def bench_main(argv: list[str], pool: LocalPool | SubmititPool | None = None) ->
 
 def _report(grid: Grid) -> int:
     """Write and print the tables of the results so far; return 1 if there are results missing."""
-    from unified_lift.bench import results  # pandas is an extra
-    from unified_lift.bench.figures import all_figures
-    from unified_lift.bench.page import write_page
+    from unified_lift.bench.report import write_report  # pandas is an extra
+    from unified_lift.bench.results import measure
 
     records = read_records(expand(grid))
-    frame = results.measure(grid, records)
-    tables, figures = results.all_tables(grid, frame), all_figures(grid, frame)
-    write_text(grid.out / "results.csv", results.csv_text(frame))
-    write_text(grid.out / "table.md", results.markdown(tables))
-    write_text(grid.out / "table.tex", results.latex(tables))
-    write_json(grid.out / "summary.json", results.summary(grid, frame))
-    write_page(grid.out / "report.html", grid, frame, tables, figures)
-    if grid.table.key in (ROBUSTNESS, PRESETS):
-        for figure in figures.values():
-            figure.savefig(grid.out / f"{'timeline' if grid.timeline else grid.table.key}.png", dpi=150)
-    print(f"\n{results.markdown(tables)}\n{grid.out / 'report.html'}: tables, plots and pictures")
+    text = write_report(grid, measure(grid, records))
+    print(f"\n{text}\n{grid.out / 'report.html'}: tables, plots and pictures")
     return int(any(record.status != "done" for record in records.values()))
 
 
@@ -91,13 +80,8 @@ def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
     if args.timeline and (table.key != PRESETS or min(args.timeline) < 1):
         raise UserError("--timeline: give numbers of iterations from 1 on, with --table presets")
     seeds = tuple(dict.fromkeys(args.seeds))
-    if table.key == ROBUSTNESS:
-        scenes = [noisy_scene(kind, amount) for kind in dict.fromkeys(args.kinds) for amount in KINDS[kind][1]]
-        base = with_preset(TrainSettings(), "demo").geometry
-    elif args.data is None:
-        raise UserError("--data: give the folder that holds the scene folders")
-    else:
-        scenes, base = chosen_scenes(table, args.data.resolve(), args.scenes), GeometrySettings()
+    scenes = chosen_scenes(table, args.data and args.data.resolve(), args.scenes, args.kinds)
+    base = with_preset(TrainSettings(), "demo").geometry if table.key == ROBUSTNESS else GeometrySettings()
     grid = Grid(
         table=table,
         out=args.out.resolve(),
@@ -114,7 +98,7 @@ def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
     return grid, args
 
 
-def _pool(grid: Grid, args: argparse.Namespace) -> LocalPool | SubmititPool:
+def _pool(grid: Grid, args: argparse.Namespace) -> LocalPool:
     if args.launcher == "submitit":
         parameters = dict(word.split("=", 1) for word in args.slurm)
         return SubmititPool(args.jobs, folder=grid.out / "submitit", parameters=parameters)

@@ -1,7 +1,9 @@
-"""Figures of a benchmark: scores of the rows, scene by scene, against time, cluster size, noise and training time."""
+"""The files of a benchmark: tables, figures, and one self-contained page with pictures side by side."""
 
+import io
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +11,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from unified_lift.bench.grid import Grid
-from unified_lift.bench.results import of_masks, score
-from unified_lift.bench.robustness import BASE
-from unified_lift.bench.tables import KINDS, PRESETS, ROBUSTNESS, ROWS, VIEWS, MaskSet, Row
+from unified_lift.bench.results import HIDDEN, all_tables, latex, markdown, of_masks, ran_on, score, summary
+from unified_lift.bench.tables import BASE, KINDS, PRESETS, ROBUSTNESS, ROWS, VIEWS, MaskSet, Row
+from unified_lift.data import load_annotations
+from unified_lift.data.settings import DataSettings
+from unified_lift.evaluation.pictures import object_colors, partner_colors, read_picture
 from unified_lift.evaluation.plots import styled, subplots
 from unified_lift.evaluation.protocols import metric_of
+from unified_lift.evaluation.report import chosen_views, data_uri, write_html
+from unified_lift.fileio import read_json, write_json, write_text
 
+VIEWS_SHOWN = 2
 _OURS, _PAPER, _OTHERS = "#b4533c", "#2f6f9f", "#8fb3cc"
 _HIGHLIGHT = ROWS["unified_lift"].name
 _TIMED_SCORES = ("PQ_scene", "mIoU", "PSNR")
@@ -22,6 +29,71 @@ _MARKERS = "osDv^<>PX*hpd"
 _PANEL_INCHES, _ROW_INCHES = (3.6, 2.8), 0.26
 Curves = Mapping[str, list[tuple[float, float, float]]]
 """Label -> points, each x, mean and standard deviation."""
+
+
+def write_report(grid: Grid, frame: pd.DataFrame) -> str:
+    """Write the frame, its tables, figures and page into the folder of the grid, and return the tables as Markdown."""
+    tables, figures = all_tables(grid, frame), all_figures(grid, frame)
+    text = markdown(tables)
+    write_text(grid.out / "results.csv", frame.drop(columns=HIDDEN).to_csv(index=False))
+    write_text(grid.out / "table.md", text)
+    write_text(grid.out / "table.tex", latex(tables))
+    write_json(grid.out / "summary.json", summary(grid, frame))
+    plots = {}
+    for caption, figure in figures.items():
+        figure.savefig(content := io.BytesIO(), format="png", dpi=130)
+        plots[caption] = data_uri("png", content.getvalue())
+        if grid.table.key in (ROBUSTNESS, PRESETS):
+            figure.savefig(grid.out / f"{'timeline' if grid.timeline else grid.table.key}.png", dpi=150)
+    subtitle = f"{len(grid.scenes)} scenes, {len(grid.rows)} methods, {len(grid.seeds)} seeds; "
+    subtitle += f"{(frame.state == 'done').sum()} of {len(frame)} results are there"
+    subtitle += f"; {grid.iterations:,} geometry iterations" if grid.iterations else ""
+    facts = {"grid": grid, "subtitle": subtitle, "tables": tables, "plots": plots, "ran_on": ran_on(frame)}
+    template = Path(__file__).with_name("report.html")
+    write_html(grid.out / "report.html", template, galleries=_galleries(grid, frame), **facts)
+    return text
+
+
+def matched_colors(ids: np.ndarray, details: Mapping[str, Any]) -> np.ndarray:
+    """Return predicted ids in the colours of the true objects they are matched with, uint8 [H, W, 3].
+
+    So an object has one colour in the ground truth and under every method; one without partner is light grey.
+
+    Args:
+        ids: Predicted ids, [H, W].
+        details: Report of the protocol; without a matching every id has a colour of its own.
+    """
+    if "objects" not in details:
+        return object_colors(ids)
+    partners = {entry["pred_id"]: entry["true_id"] for entry in details["objects"] if entry["pred_id"] is not None}
+    if "background_id" in details:
+        partners[details["background_id"]] = 0
+    return partner_colors(ids, partners)
+
+
+def _galleries(grid: Grid, frame: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
+    """Return title -> caption -> picture: some views of each scene, from the first seed that has some."""
+    galleries = {}
+    names = {row.key: row.name for row in grid.rows if not row.model}
+    sources = {scene.name: DataSettings(source_path=scene.path) for scene in grid.scenes}
+    done = frame[(frame.state == "done") & frame.method.isin(names)].drop_duplicates(["masks", "scene", "method"])
+    for (masks, scene), own in done.groupby(["masks", "scene"], sort=False):
+        tests = {names[line.method]: line._model / "test" / line._results for _, line in own.iterrows()}
+        photos = next(iter(tests.values())) / "gt"
+        views = [str(path.relative_to(photos).with_suffix("")) for path in photos.rglob("*.png")]
+        chosen = chosen_views(sorted(views, key=lambda name: (len(name), name)), count=VIEWS_SHOWN)
+        annotations = load_annotations(sources[scene], chosen) if chosen else {}
+        for view in chosen:
+            pictures = {"photo": read_picture(photos / f"{view}.png")}
+            if view in annotations:
+                pictures["ground truth"] = object_colors(annotations[view])
+            for row, test in tests.items():
+                ids, report = test / "objects_pred" / f"{view}.png", test.parents[1] / "evaluation.json"
+                if ids.exists():
+                    details = read_json(report).get(test.name, {}) if report.exists() else {}
+                    pictures[row] = matched_colors(read_picture(ids), details)
+            galleries[f"{scene}, masks {masks}, view {view}"] = pictures
+    return galleries
 
 
 @styled
@@ -32,16 +104,14 @@ def all_figures(grid: Grid, frame: pd.DataFrame) -> dict[str, Figure]:
         part, metric = of_masks(frame, masks), masks.metrics[0]
         if grid.table.key == ROBUSTNESS:
             figures["Score against noise"] = _robustness_figure(grid, part, metric)
-        elif grid.table.key == PRESETS:
-            figures["Quality against training time"] = _timeline_figure(part) if grid.timeline else None
-        else:
-            drawn = {
-                "Mean over the scenes": _mean_figure(grid, part, masks),
-                "Scene by scene": _scene_figure(grid, part, masks),
-                "Quality against time": _lift_time_figure(grid, part, metric),
-                "HDBSCAN: score over the smallest cluster": _cluster_figure(part, metric),
-            }
-            figures |= {f"{caption}, masks {masks.folder}": figure for caption, figure in drawn.items()}
+        elif grid.table.key != PRESETS:
+            of = f", masks {masks.folder}"
+            figures[f"Mean over the scenes{of}"] = _mean_figure(grid, part, masks)
+            figures[f"Scene by scene{of}"] = _scene_figure(grid, part, masks)
+            figures[f"Quality against time{of}"] = _lift_time_figure(grid, part, metric)
+            figures[f"HDBSCAN: score over the smallest cluster{of}"] = _cluster_figure(part, metric)
+        elif grid.timeline:
+            figures["Quality against training time"] = _timeline_figure(part)
     return {caption: figure for caption, figure in figures.items() if figure is not None}
 
 
@@ -54,15 +124,14 @@ def _percent(part: pd.DataFrame, row: Row, metric: str) -> tuple[float, float]:
 def _mean_figure(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> Figure | None:
     """Return a panel for every metric: a bar for each row with its standard deviation, a diamond for the paper."""
     names = [row.name for row in grid.rows]
-    scores = {metric: np.array([_percent(part, row, metric) for row in grid.rows]) for metric in masks.metrics}
-    scores = {metric: found for metric, found in scores.items() if np.isfinite(found[:, 0]).any()}
+    scores = {metric: np.transpose([_percent(part, row, metric) for row in grid.rows]) for metric in masks.metrics}
+    scores = {metric: found for metric, found in scores.items() if np.isfinite(found[0]).any()}
     if not scores:
         return None
     width = 1.6 + _PANEL_INCHES[0] * len(scores)
     figure, axes = subplots(1, len(scores), width=width, height=_ROW_INCHES * len(names) + 0.7)
     colors = [_OURS if name == _HIGHLIGHT else _OTHERS for name in names]
-    for axis, (metric, found) in zip(axes, scores.items()):
-        means, stds = found.T
+    for axis, (metric, (means, stds)) in zip(axes, scores.items()):
         axis.barh(range(len(names)), means, xerr=stds, color=colors, height=0.7, error_kw={"lw": 1})
         for place, row in enumerate(grid.rows):
             if metric in (paper := grid.table.published(row).mean):
@@ -114,13 +183,11 @@ def _curves(grid: Grid, part: pd.DataFrame, metric: str, x: Mapping[str, float])
 
 def _scene_figure(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> Figure | None:
     """Return a panel for every metric, scenes from left to right; None with less than two scenes."""
-    scenes = list(part.scene.unique())
-    if len(scenes) < 2:
-        return None
-    x = {scene: index for index, scene in enumerate(scenes)}
-    figure = _line_figure({f"{metric} [%]": _curves(grid, part, metric, x) for metric in masks.metrics})
+    x = {scene: index for index, scene in enumerate(part.scene.unique())}
+    panels = {f"{metric} [%]": _curves(grid, part, metric, x) for metric in masks.metrics}
+    figure = _line_figure(panels) if len(x) > 1 else None
     for axis in figure.axes if figure else ():
-        axis.set_xticks(list(x.values()), scenes, rotation=20, ha="right")
+        axis.set_xticks(list(x.values()), list(x), rotation=20, ha="right")
         axis.set_ylim(0, 100)
     return figure
 

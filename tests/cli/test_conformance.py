@@ -11,8 +11,8 @@ from tests.data.fixtures import write_dataset
 from unified_lift.cli.main import main
 from unified_lift.data import DATASETS
 from unified_lift.evaluation.protocols import PROTOCOLS
-from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint
+from unified_lift.modelfolder.inference import load_model
 
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
@@ -39,7 +39,8 @@ def test_saved_model_reads_back_as_it_was_trained(tmp_path):
     scene, model = tmp_path / "scene", tmp_path / "model"
     write_dataset("transforms", scene)
     assert main(["train", "-s", str(scene), "-m", str(model), *SHORT]) == 0
-    gaussians, codebook = outputs.read_model(model, -1)
+    loaded = load_model(model)
+    gaussians, codebook = loaded.gaussians, loaded.method.codebook
     state = load_checkpoint(list(checkpoints(model).values())[-1])
     for name, value in gaussians:
         if name != "features":  # which the objects' votes replace at the end

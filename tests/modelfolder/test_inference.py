@@ -11,7 +11,7 @@ from unified_lift.data import load_annotations, load_scene
 from unified_lift.errors import UserError
 from unified_lift.model.render import render
 from unified_lift.modelfolder import inference
-from unified_lift.modelfolder.inference import load_model, render_likely_ids, render_view, segment_view
+from unified_lift.modelfolder.inference import load_model, render_likely_ids, render_view
 from unified_lift.modelfolder.outputs import iteration_dir
 
 
@@ -147,16 +147,3 @@ def test_the_association_agrees_with_the_ids(model, camera):
     assert torch.equal(association.argmax(dim=-1), segmentation.object_ids)
     torch.testing.assert_close(association.max(dim=-1).values, segmentation.confidence)
     torch.testing.assert_close(association.sum(dim=-1), torch.ones(24, 32))
-
-
-def test_several_segmentations_read_one_rendering(model, camera):
-    other = model.settings.build_method(zero_id="ignore")
-    other.load_object_state(model.method.codebook.flip(0))
-    ids = segment_view(model, camera, {"own": model.method, "flipped": other})
-    assert torch.equal(ids["own"], render_view(model, camera).object_ids)
-    assert torch.equal(ids["flipped"], 3 - ids["own"])
-
-
-def test_likely_ids_of_a_scene_without_objects_are_refused(tmp_path, camera):
-    with pytest.raises(ValueError, match="not lifted"):
-        render_likely_ids(load_model(save_model(tmp_path, lifted=False)), camera, threshold=0.2)

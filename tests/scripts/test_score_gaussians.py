@@ -10,7 +10,8 @@ import torch
 
 from tests.saved_model import save_model
 from unified_lift.cli.main import main
-from unified_lift.modelfolder.outputs import iteration_dir, read_labels, read_model, write_objects
+from unified_lift.modelfolder.inference import load_model
+from unified_lift.modelfolder.outputs import iteration_dir, write_objects
 from unified_lift.synthetic.scene import SyntheticSettings, build_cameras, synthetic_room, write_synthetic
 from unified_lift.synthetic.solids import Solid
 
@@ -173,10 +174,9 @@ def test_labels_of_a_trained_room_are_right_and_wrong_ones_are_counted(script, t
     assert scores("--max_distance", "1000")["floaters"] == 0
     assert scores("--min_opacity", "0")["num_opaque"] == before["num_gaussians"] > before["num_opaque"]
 
-    gaussians, _ = read_model(model, -1)
-    labels = read_labels(model, 300)
-    one = replace(labels, object_ids=torch.zeros_like(labels.object_ids))
-    write_objects(iteration_dir(model, 300), gaussians, one)
+    loaded = load_model(model)
+    one = replace(loaded.labels, object_ids=torch.zeros_like(loaded.object_ids))
+    write_objects(iteration_dir(model, 300), loaded.gaussians, one)
     after = scores()
     largest = max(row["gaussians"] for row in after["objects"])
     assert after["accuracy"] == pytest.approx(largest / sum(row["gaussians"] for row in after["objects"]))

@@ -14,7 +14,7 @@ from diff_gaussian_rasterization import native
 
 from tests.scenes import CENTRES, COLORS, RADII, tiny_scene
 from unified_lift.modelfolder.checkpoint import checkpoint_path, load_checkpoint
-from unified_lift.modelfolder.outputs import read_model
+from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.settings import TrainSettings, with_preset
 from unified_lift.settings.yaml import merged
 from unified_lift.train.logs import read_log
@@ -75,7 +75,7 @@ def train(model):
     run(settings, golden_scene())
     log = read_log(model)
     geometry, lift = (load_checkpoint(checkpoint_path(model, total)) for total in (STEPS, 2 * STEPS))
-    features = {"features": read_model(model, -1)[0].features}
+    features = {"features": load_model(model).gaussians.features}
     parameters = {
         "geometry": checksums({k: v for k, v in geometry["gaussians"].items() if v.numel()}),
         "lift": checksums({"features": lift["gaussians"]["features"], "codebook": lift["method"]["codebook"]}),

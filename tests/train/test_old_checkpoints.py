@@ -8,7 +8,7 @@ import torch
 
 from tests.scenes import tiny_scene
 from unified_lift.modelfolder.checkpoint import checkpoint_path, load_checkpoint
-from unified_lift.modelfolder.outputs import read_model
+from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.settings import TrainSettings, changed
 from unified_lift.train.logs import read_log
 from unified_lift.train.run import run
@@ -31,6 +31,6 @@ def test_a_checkpoint_of_before_is_resumed(tmp_path, stage, step):
     after = load_checkpoint(checkpoint_path(tmp_path, 24))
     assert after["stage_state"]["adam"]["steps"] == {"features": 12}
     assert after["seconds"]["geometry"] > before["seconds"]["geometry"] * (stage == "geometry")
-    features = read_model(tmp_path, -1)[0].features
+    features = load_model(tmp_path).gaussians.features
     assert features.shape == after["gaussians"]["features"].shape
     assert bool(torch.isfinite(features).all())

@@ -15,6 +15,7 @@ from unified_lift.model.initialize import gaussians_from_points
 from unified_lift.model.render import blending_weights
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.checkpoint import checkpoint_path, checkpoints, load_checkpoint
+from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.labels import label_gaussians
 from unified_lift.modelfolder.settings import GeometrySettings, LiftSettings, TrainSettings, with_preset
 from unified_lift.settings.yaml import merged
@@ -90,7 +91,7 @@ class CrashAfter(Hook):
 
 
 def saved_features(model_path):
-    return outputs.read_model(model_path, -1)[0].features
+    return load_model(model_path).gaussians.features
 
 
 @pytest.mark.parametrize("stop_at", [11, 24, 33, 44, 46])  # in geometry, lift and refine, and at their ends
@@ -180,8 +181,8 @@ def test_model_folder_has_the_3dgs_layout(tmp_path, scene):
     for name in ("cfg_args", "cameras.json", "input.ply", "config.yaml", "manifest.json", "metrics.jsonl"):
         assert (tmp_path / name).stat().st_size > 0, name
     assert (tmp_path / "cfg_args").read_text().startswith("Namespace(")
-    gaussians, codebook = outputs.read_model(tmp_path, -1)
-    assert gaussians.feature_dim == codebook.shape[1] == 16
+    model = load_model(tmp_path)
+    assert model.gaussians.feature_dim == model.method.codebook.shape[1] == 16
     assert outputs.read_run_settings(tmp_path) == settings_for(tmp_path)
 
 

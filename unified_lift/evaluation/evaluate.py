@@ -19,7 +19,8 @@ from unified_lift.evaluation.protocols import PROTOCOLS, GroundTruth, Prediction
 from unified_lift.methods.base import Method
 from unified_lift.metrics import VIEW_METRICS, ViewBundle
 from unified_lift.metrics.image import quantize_uint8
-from unified_lift.modelfolder.inference import TrainedScene, render_likely_ids, render_view, segment_view
+from unified_lift.model.render import render
+from unified_lift.modelfolder.inference import TrainedScene, render_likely_ids, render_view
 from unified_lift.ops.overlaps import overlap_table
 from unified_lift.ops.resample import nearest
 from unified_lift.types import Scene, View
@@ -200,6 +201,7 @@ def candidates_of(model: TrainedScene) -> dict[str, Method]:
     return dict(found)
 
 
+@torch.no_grad()
 def evaluate_candidates(model: TrainedScene, scene: Scene, result: Result, *, quiet: bool = True) -> dict[str, Any]:
     """Return the scores of every clustering that the method kept, the best of them, and the one it chose itself.
 
@@ -214,8 +216,9 @@ def evaluate_candidates(model: TrainedScene, scene: Scene, result: Result, *, qu
     methods = {AS_TRAINED: model.method, **candidates}
     ids: dict[str, dict[str, np.ndarray]] = {name: {} for name in methods}
     for view in tqdm(scene.test, desc="candidates", disable=quiet, dynamic_ncols=True):
-        for name, seen in segment_view(model, view.camera, methods).items():
-            ids[name][view.name] = seen.numpy().astype(np.int32)
+        features = render(model.gaussians, view.camera, with_features=True).features
+        for name, method in methods.items():
+            ids[name][view.name] = method.segment(features).object_ids.cpu().numpy().astype(np.int32)
     chosen = next((name for name in candidates if _same_partition(ids[name], ids[AS_TRAINED])), AS_TRAINED)
     if chosen in candidates:
         del methods[AS_TRAINED]

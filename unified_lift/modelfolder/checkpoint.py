@@ -84,11 +84,7 @@ class CheckpointWriter:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` so that `path` always holds a whole checkpoint: to a neighbour, synced, then renamed.
-
-    Raises:
-        UserError: The disk is full or not writable; an older checkpoint stays as it was.
-    """
+    """Write `state` whole and synced; a UserError: the disk is full or not writable, and an older one stays."""
     try:  # through Python's file the training thread runs on: the GIL is given back
         with replacing(path, sync=True) as partial, open(partial, "wb") as file:
             torch.save({"format": _FORMAT, **state}, file)
@@ -99,8 +95,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return what `save_checkpoint` wrote; its tensors are mapped from the file and read when they are used.
 
-    Raises:
-        UserError: No such file, cut short, or written by another program.
+    A UserError: no such file, cut short, or written by another program.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -120,9 +115,3 @@ def checkpoints(model_path: Path) -> dict[int, Path]:
     """Return the checkpoints of a model folder by total step, in rising order."""
     found = ((re.fullmatch(r"chkpnt(\d+)\.pth", path.name), path) for path in model_path.glob("chkpnt*.pth"))
     return dict(sorted((int(match[1]), path) for match, path in found if match))
-
-
-def remove_unfinished(model_path: Path) -> None:
-    """Remove checkpoints that were being written when a run was killed."""
-    for path in model_path.glob("chkpnt*.pth.partial"):
-        path.unlink(missing_ok=True)

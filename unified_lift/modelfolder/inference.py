@@ -14,10 +14,10 @@ from torch import Tensor
 from unified_lift.data import load_scene
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
-from unified_lift.fileio import read_json
 from unified_lift.methods.base import Method
 from unified_lift.metrics.prompts import likely_ids
 from unified_lift.model.gaussians import Gaussians
+from unified_lift.model.ply import read_gaussians
 from unified_lift.model.render import render
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.labels import GaussianLabels, segment_by_labels
@@ -47,9 +47,8 @@ class TrainedScene:
     is_edited: bool = False  # whether objects were changed after training
 
     def __post_init__(self) -> None:
-        shapes = [] if self.labels is None else [tuple(self.object_ids.shape), tuple(self.confidence.shape)]
-        if any(shape != (len(self),) for shape in shapes):
-            raise ValueError(f"labels must be [{len(self)}], received {shapes}")
+        if self.labels is not None and not len(self.object_ids) == len(self.confidence) == len(self):
+            raise ValueError(f"{len(self.object_ids)} labels and {len(self.confidence)} confidences of {len(self)}")
 
     def __len__(self) -> int:
         return len(self.gaussians)
@@ -140,26 +139,26 @@ def load_model(
     settings = outputs.read_run_settings(model_path)
     if source_path is not None:
         settings = replace(settings, data=replace(settings.data, source_path=source_path))
-    gaussians, state = outputs.read_model(model_path, iteration)
-    number = outputs.saved_iterations(model_path)[-1] if iteration == -1 else iteration
-    model = TrainedScene(gaussians=gaussians.to(device), settings=settings, path=model_path, iteration=number)
-    model.gaussians.freeze_geometry()
-    if state is None:
+    saved = outputs.saved_iterations(model_path)
+    if not saved:
+        raise UserError(f"{model_path}: no point_cloud/iteration_* there; let train.py finish (or --resume it) first")
+    iteration = saved[-1] if iteration == -1 else iteration
+    if iteration not in saved:
+        raise UserError(f"{model_path}: iteration {iteration} is not saved; there are {', '.join(map(str, saved))}")
+    folder = outputs.iteration_dir(model_path, iteration)
+    is_lifted = (folder / "classifier.pth").exists()
+    gaussians = read_gaussians(folder / ("point_cloud_objects.ply" if is_lifted else "point_cloud.ply")).to(device)
+    gaussians.freeze_geometry()
+    model = TrainedScene(gaussians=gaussians, settings=settings, path=model_path, iteration=iteration)
+    if not is_lifted:
         return model
     method = settings.build_method(zero_id="ignore")  # zero_id matters to training only
-    method.load_object_state(state)
-    method.to(device)
-    saved = outputs.read_labels(model_path, number)
-    labels = GaussianLabels(saved.object_ids.to(device), saved.confidence.to(device))
-    path = outputs.iteration_dir(model_path, number) / "objects.json"
-    objects = read_json(path) if path.exists() else {}
-    try:
-        names = {int(key): str(one["name"]) for key, one in objects.items() if one["name"] != f"object {key}"}
-        num_views = {int(key): int(one.get("views", 0)) for key, one in objects.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a list of objects ({error}); train or --resume again") from None
+    method.load_object_state(torch.load(folder / "classifier.pth", weights_only=True, map_location="cpu"))
+    labels, names, num_views = outputs.read_objects(folder, device)
     is_edited = (model_path / outputs.EDITS_FILE).exists()
-    return replace(model, method=method, labels=labels, names=names, num_views=num_views, is_edited=is_edited)
+    return replace(
+        model, method=method.to(device), labels=labels, names=names, num_views=num_views, is_edited=is_edited
+    )
 
 
 def open_model(
@@ -198,17 +197,9 @@ def render_view(model: TrainedScene, camera: Camera) -> RenderedView:
 
 
 @torch.no_grad()
-def segment_view(model: TrainedScene, camera: Camera, methods: Mapping[str, Method]) -> dict[str, Tensor]:
-    """Return the object ids that each of several methods reads off one rendering of a scene, int64 [H, W]."""
-    features = render(model.gaussians, camera, with_features=True).features
-    return {name: method.segment(features).object_ids.cpu() for name, method in methods.items()}
-
-
-@torch.no_grad()
 def render_likely_ids(model: TrainedScene, camera: Camera, *, threshold: float) -> Tensor:
     """Return the object ids whose association is above the threshold at each pixel, int32 [H, W, K], -1 = none."""
-    if model.method is None:
-        raise ValueError("the scene was not lifted, so no object is known")
+    assert model.method is not None
     features = render(model.gaussians, camera, with_features=True).features
     parts = features.reshape(-1, features.shape[-1]).split(_PIXELS_AT_ONCE)
     likely = torch.cat([likely_ids(model.method.association(part), threshold=threshold).cpu() for part in parts])

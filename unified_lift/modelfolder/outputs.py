@@ -19,10 +19,10 @@ from diff_gaussian_rasterization import backend_info
 
 import unified_lift
 from unified_lift.errors import UserError
-from unified_lift.fileio import replacing, write_json, write_text
+from unified_lift.fileio import read_json, replacing, write_json, write_text
 from unified_lift.methods.base import Method
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.model.ply import read_gaussians, write_gaussians, write_points
+from unified_lift.model.ply import write_gaussians, write_points
 from unified_lift.modelfolder.checkpoint import snapshot
 from unified_lift.modelfolder.labels import GaussianLabels, describe_objects
 from unified_lift.modelfolder.settings import TrainSettings, changed
@@ -51,7 +51,7 @@ def forget_earlier_run(model_path: Path) -> None:
 
 def write_run_header(settings: TrainSettings, scene: Scene) -> None:
     """Write config.yaml, cfg_args, cameras.json and input.ply."""
-    model, data, geometry = settings.model_path, settings.data, settings.geometry
+    model, data = settings.model_path, settings.data
     write_text(model / "config.yaml", yaml.safe_dump(to_dict(settings), sort_keys=False))
     arguments = Namespace(
         data_device="cpu",
@@ -60,9 +60,9 @@ def write_run_header(settings: TrainSettings, scene: Scene) -> None:
         model_path=str(model),
         object_path="object_mask" if data.object_path == "auto" else data.object_path,
         resolution=data.resolution,
-        sh_degree=geometry.sh_degree,
+        sh_degree=settings.geometry.sh_degree,
         source_path=str(data.source_path.absolute()),
-        white_background=geometry.white_background,
+        white_background=settings.geometry.white_background,
     )
     write_text(model / "cfg_args", repr(arguments))
     cameras = [
@@ -141,40 +141,33 @@ def write_objects(
     write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=ids)
 
 
-def read_model(model_path: Path, iteration: int) -> tuple[Gaussians, Any]:
-    """Return the saved Gaussians (with features if lifted) and the method's object state (None if not lifted).
-
-    Iteration -1 is the last one; a UserError where nothing or not that iteration is saved.
-    """
-    saved = saved_iterations(model_path)
-    if not saved:
-        raise UserError(f"{model_path}: no point_cloud/iteration_* there; let train.py finish (or --resume it) first")
-    iteration = saved[-1] if iteration == -1 else iteration
-    if iteration not in saved:
-        raise UserError(f"{model_path}: iteration {iteration} is not saved; there are {', '.join(map(str, saved))}")
-    folder = iteration_dir(model_path, iteration)
-    if not (folder / "classifier.pth").exists():
-        return read_gaussians(folder / "point_cloud.ply"), None
-    state = torch.load(folder / "classifier.pth", weights_only=True, map_location="cpu")
-    return read_gaussians(folder / "point_cloud_objects.ply"), state
-
-
-def read_labels(model_path: Path, iteration: int) -> GaussianLabels:
-    """Return the labels in segmentation.npz; a UserError where the file is missing or damaged."""
-    path = iteration_dir(model_path, iteration) / "segmentation.npz"
+def read_objects(folder: Path, device: torch.device) -> tuple[GaussianLabels, dict[int, str], dict[int, int]]:
+    """Return labels, given names and numbers of views, as `write_objects` wrote them; a UserError: a damaged file."""
+    path = folder / "segmentation.npz"
     try:
-        with np.load(path) as labels:
-            ids, confidence = labels["object_id"].astype(np.int64), labels["confidence"].astype(np.float32)
-            return GaussianLabels(torch.from_numpy(ids), torch.from_numpy(confidence))
+        with np.load(path) as saved:
+            ids, confidence = saved["object_id"].astype(np.int64), saved["confidence"].astype(np.float32)
+        labels = GaussianLabels(*(torch.from_numpy(values).to(device) for values in (ids, confidence)))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not readable ({error}); train or --resume again") from None
+    path = folder / "objects.json"
+    objects = read_json(path) if path.exists() else {}
+    try:
+        names = {int(key): str(one["name"]) for key, one in objects.items() if one["name"] != f"object {key}"}
+        return labels, names, {int(key): int(one.get("views", 0)) for key, one in objects.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a list of objects ({error}); train or --resume again") from None
 
 
 def provenance(settings: TrainSettings, extra: dict[str, Any]) -> dict[str, Any]:
     """Return what a reader of the results needs to know of how they were made."""
+    commit = None
+    with suppress(OSError, subprocess.SubprocessError):
+        command, here = ["git", "rev-parse", "HEAD"], Path(__file__).parent
+        commit = subprocess.check_output(command, cwd=here, stderr=subprocess.DEVNULL, text=True, timeout=5).strip()
     return {
         "program": f"unified-lift {unified_lift.__version__}",
-        "commit": _commit(),
+        "commit": commit,
         "command": " ".join(sys.argv),
         "seed": settings.seed,
         "python": platform.python_version(),
@@ -184,10 +177,3 @@ def provenance(settings: TrainSettings, extra: dict[str, Any]) -> dict[str, Any]
         "rasterizer": backend_info(),
         **extra,
     }
-
-
-def _commit() -> str | None:
-    with suppress(OSError, subprocess.SubprocessError):
-        command, here = ["git", "rev-parse", "HEAD"], Path(__file__).parent
-        return subprocess.check_output(command, cwd=here, stderr=subprocess.DEVNULL, text=True, timeout=5).strip()
-    return None

@@ -9,7 +9,6 @@ from unified_lift.density import strategy_entry
 from unified_lift.fileio import write_json
 from unified_lift.model.ply import write_gaussians
 from unified_lift.modelfolder import outputs
-from unified_lift.modelfolder.checkpoint import remove_unfinished
 from unified_lift.modelfolder.labels import Labelling, by_falling_area, label_gaussians
 from unified_lift.modelfolder.settings import TrainSettings
 from unified_lift.train.geometry import GeometryStage
@@ -80,7 +79,8 @@ def _open_folder(state: TrainingState) -> None:
     """Make the model folder ready: what an earlier run left goes, or what a resumed run is going to do again."""
     model, saved = state.settings.model_path, state.checkpoint
     model.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(model)
+    for unfinished in model.glob("chkpnt*.pth.partial"):  # of a run that was killed
+        unfinished.unlink()
     if saved is None:
         outputs.forget_earlier_run(model)
     else:

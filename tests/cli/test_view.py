@@ -19,7 +19,7 @@ from unified_lift.editing.operations import Duplicate, Recolour, Remove, Rename,
 from unified_lift.editing.script import parse
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.outputs import level_dir
-from unified_lift.viewer.panels import BUTTONS
+from unified_lift.viewer.server import BUTTONS, Viewer
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +102,8 @@ def test_it_serves_one_page_until_interrupted(model):
 
 
 def test_unsaved_edits_are_kept_when_the_viewer_ends(model, monkeypatch, capsys):
-    from unified_lift.viewer.server import Viewer
-
     def edit_and_leave(viewer):
-        viewer.session.remove(2)
+        viewer.session.apply(Remove(objects=(2,)))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Viewer, "wait", edit_and_leave)
@@ -140,7 +138,7 @@ def test_further_levels_are_opened_beside_the_models_own_parts_first(opened, tmp
     viewer = opened(own)
     assert len(viewer.sessions) == 2
     assert viewer.session.original.path == own
-    viewer.session.remove(2)
+    viewer.session.apply(Remove(objects=(2,)))
     viewer.session.select(3)
     own_index = viewer.level
     viewer.use_level(1 - own_index)
@@ -154,7 +152,7 @@ def test_every_button_of_the_table_does_what_its_label_says(model, opened):
     session, client = viewer.session, window_of((1, 0, 0, 0), (0, 0, -3), 1.0, 64, 48)
 
     def press(group, label):
-        BUTTONS[group][label](viewer.panels, client)
+        BUTTONS[group][label](viewer, client)
 
     for group in ("Set", "Look", "Edit"):
         for label in BUTTONS[group]:
@@ -179,7 +177,7 @@ def test_every_button_of_the_table_does_what_its_label_says(model, opened):
     assert session.hidden == set()
     for label, count in [("Drop last", 0), ("Add this view", 1), ("Add this view", 2), ("Drop last", 1), ("Clear", 0)]:
         press("Camera path", label)
-        assert len(viewer.panels.path) == count
+        assert len(viewer.path) == count
 
 
 def test_handles_show_where_an_object_goes_and_move_it_when_let_go(model, opened):

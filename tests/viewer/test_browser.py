@@ -12,7 +12,7 @@ from unified_lift.editing.operations import Duplicate
 from unified_lift.editing.script import parse
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.ops.cameras import look_at, project
-from unified_lift.viewer.cameras import camera_of, saved_cameras, start_view
+from unified_lift.viewer.renderer import camera_of, saved_cameras, start_view
 
 pytestmark = [
     pytest.mark.browser,
@@ -60,9 +60,9 @@ def place_of_object(browser, model_path, object_id):
         " const r = e.getBoundingClientRect(); return r.width > 100 ? [r.x, r.y, r.width, r.height] : null; })()"
     )
     x, y, width, height = wait_for(lambda: browser.evaluate(canvas), what="the canvas")
-    start = start_view(saved_cameras(model_path))
-    pose = np.linalg.inv(look_at(start.position, start.target, start.up))
-    window = window_of(quaternion_from_rigid(pose), start.position, start.fov, round(width), round(height))
+    position, target, up, fov = start_view(saved_cameras(model_path))
+    pose = np.linalg.inv(look_at(position, target, up))
+    window = window_of(quaternion_from_rigid(pose), position, fov, round(width), round(height))
     camera = camera_of(window)
     scene = load_model(model_path)
     centroid = scene.gaussians.means.detach()[scene.mask([object_id])].mean(dim=0).numpy()

@@ -17,10 +17,19 @@ from unified_lift.model.render import render
 from unified_lift.modelfolder.labels import GaussianLabels
 from unified_lift.ops.cameras import look_at, project
 from unified_lift.types import Camera
-from unified_lift.viewer.cameras import camera_of, saved_cameras, start_view
-from unified_lift.viewer.frames import AdaptiveResolution, FrameLoop
-from unified_lift.viewer.renderer import MODES, FeatureColors, Renderer, outlined
-from unified_lift.viewer.thumbnails import SIZE, Thumbnails, thumbnail
+from unified_lift.viewer.frames import FrameLoop, Window
+from unified_lift.viewer.renderer import (
+    MODES,
+    SIZE,
+    Renderer,
+    Thumbnails,
+    camera_of,
+    feature_colors,
+    outlined,
+    saved_cameras,
+    start_view,
+    thumbnail,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +45,7 @@ def above(coins):
 
 @pytest.fixture
 def renderer(coins):
-    return Renderer(FeatureColors(coins))
+    return Renderer(coins)
 
 
 def middle(frame):
@@ -53,12 +62,12 @@ def test_rgb_is_the_rendering_with_its_view_dependent_colour(coins, above, rende
     with torch.no_grad():
         expected = quantize_uint8(render(shiny.gaussians, above, with_features=False).image).numpy()
         plain = quantize_uint8(render(coins.gaussians, above, with_features=False).image).numpy()
-    np.testing.assert_array_equal(renderer.frame(shiny, above, mode="rgb"), expected)
+    np.testing.assert_array_equal(renderer.frame(shiny, above, mode="RGB"), expected)
     assert (expected != plain).any()
 
 
 def test_ids_show_the_palette_colour_of_the_object_over_its_shading(coins, above, renderer):
-    picture, shading = (middle(renderer.frame(coins, above, mode=mode)) for mode in ("ids", "rgb"))
+    picture, shading = (middle(renderer.frame(coins, above, mode=mode)) for mode in ("Object ids", "RGB"))
     with torch.no_grad():
         alpha = float(render(coins.gaussians, above, with_features=False).alpha[32, 48])
     expected = 0.75 * alpha * object_colors(np.array(1)) + 0.25 * shading
@@ -67,34 +76,34 @@ def test_ids_show_the_palette_colour_of_the_object_over_its_shading(coins, above
 
 def test_uncertainty_is_dark_where_votes_agree_and_bright_where_they_do_not(coins, above, renderer):
     doubtful = replace(coins, labels=GaussianLabels(coins.object_ids, torch.where(coins.object_ids == 1, 0.0, 1.0)))
-    sure, unsure = (middle(renderer.frame(scene, above, mode="uncertainty")) for scene in (coins, doubtful))
+    sure, unsure = (middle(renderer.frame(scene, above, mode="Uncertainty")) for scene in (coins, doubtful))
     assert unsure.sum() > sure.sum() + 150
 
 
 def test_features_give_each_object_its_own_colour_whatever_is_edited(coins, above, renderer):
-    colors = FeatureColors(coins)(torch.eye(4, 16))
+    colors = feature_colors(coins)(torch.eye(4, 16))
     assert torch.pdist(colors).min() > 0.2
     assert torch.allclose(colors.mean(dim=0), torch.full((3,), 0.5), atol=1e-5)  # grey is the mean of the objects
-    whole = renderer.frame(coins, above, mode="features")
-    alone = renderer.frame(coins.subset(coins.mask([1])), above, mode="features")
+    whole = renderer.frame(coins, above, mode="Features")
+    alone = renderer.frame(coins.subset(coins.mask([1])), above, mode="Features")
     assert np.abs(middle(whole) - middle(alone)).max() <= 16
 
 
 def test_features_of_a_single_object_and_of_few_dimensions_can_be_drawn(coins, above):
     alone = coins.subset(coins.mask([2]))
-    assert torch.allclose(FeatureColors(alone)(alone.gaussians.features), torch.full((1,), 0.5))
+    assert torch.allclose(feature_colors(alone)(alone.gaussians.features), torch.full((1,), 0.5))
     table = {name: value.detach() for name, value in coins.gaussians}
     table["features"] = table["features"][:, :2]
     narrow = replace(coins, gaussians=type(coins.gaussians)(table))
-    assert Renderer(FeatureColors(narrow)).frame(narrow, above, mode="features").shape == (64, 96, 3)
+    assert Renderer(narrow).frame(narrow, above, mode="Features").shape == (64, 96, 3)
 
 
 def test_the_selected_object_is_outlined_and_its_inside_stays(coins, above, renderer):
-    plain, marked = (renderer.frame(coins, above, mode="rgb", selected=chosen) for chosen in (None, 1))
+    plain, marked = (renderer.frame(coins, above, mode="RGB", selected=chosen) for chosen in (None, 1))
     yellow = (marked == (255, 214, 10)).all(axis=2)
     assert yellow.any()
     np.testing.assert_array_equal(middle(marked), middle(plain))
-    ids = renderer.frame(coins, above, mode="ids")
+    ids = renderer.frame(coins, above, mode="Object ids")
     inside = np.abs(ids.astype(int) - middle(ids)).max(axis=2) < 10
     assert not (yellow & inside).any()
 
@@ -119,10 +128,10 @@ def test_a_scene_of_which_everything_is_hidden_is_background(coins, above, rende
 
 def test_a_renderer_notices_another_scene_mode_and_selection(coins, above, renderer):
     seen = [
-        renderer.frame(coins, above, mode="ids"),
-        renderer.frame(coins, above, mode="ids", selected=1),
-        renderer.frame(coins, above, mode="features", selected=1),
-        renderer.frame(coins.subset(~coins.mask([1])), above, mode="features", selected=1),
+        renderer.frame(coins, above, mode="Object ids"),
+        renderer.frame(coins, above, mode="Object ids", selected=1),
+        renderer.frame(coins, above, mode="Features", selected=1),
+        renderer.frame(coins.subset(~coins.mask([1])), above, mode="Features", selected=1),
     ]
     assert all((a != b).any() for a, b in zip(seen, seen[1:], strict=False))
 
@@ -165,11 +174,11 @@ def test_a_window_opens_where_the_first_camera_was_with_its_field_of_view():
     ring = [np.array([np.cos(t), np.sin(t), 0.5]) * 3 for t in np.arange(0, 6, 1)]
     lens = {"fx": 50.0, "fy": 50.0, "cx": 50.0, "cy": 50.0, "width": 100, "height": 100}
     cameras = [Camera(cam_from_world=look_at(p, np.zeros(3), np.array([0, 0, 1.0])), **lens) for p in ring]
-    start = start_view(cameras)
-    np.testing.assert_allclose(start.position, ring[0])
-    np.testing.assert_allclose(start.target, 0, atol=1e-6)
-    np.testing.assert_allclose(start.up, [0, 0, 1], atol=1e-3)
-    assert start.fov == pytest.approx(np.pi / 2)
+    position, target, up, fov = start_view(cameras)
+    np.testing.assert_allclose(position, ring[0])
+    np.testing.assert_allclose(target, 0, atol=1e-6)
+    np.testing.assert_allclose(up, [0, 0, 1], atol=1e-3)
+    assert fov == pytest.approx(np.pi / 2)
 
 
 def test_saved_cameras_are_read_and_a_broken_list_is_named(tmp_path):
@@ -206,21 +215,19 @@ def test_a_path_passes_through_its_views_evenly_and_turns_with_them():
 
 
 def test_moving_frames_shrink_until_they_keep_the_pace_and_grow_back():
-    resolution = AdaptiveResolution(budget=0.04)
+    window = Window(camera_above((0, 0, 0), width=640, rows=400), send=None)
     seconds_per_pixel = 4e-6  # a whole frame of 640 x 400 takes a second
     for _ in range(20):
-        width, height = resolution.size(640, 400, moving=True)
-        resolution.took(width * height * seconds_per_pixel)
-    assert width * height * seconds_per_pixel == pytest.approx(0.04, rel=0.1)
+        width, height = window.size(moving=True)
+        window.took(width * height * seconds_per_pixel)
+    assert width * height * seconds_per_pixel == pytest.approx(1 / 24, rel=0.1)
     assert width / height == pytest.approx(1.6, rel=0.05)
-    assert resolution.size(640, 400, moving=False) == (640, 400)
-    for _ in range(20):
-        resolution.took(1e-4)
-    assert resolution.size(640, 400, moving=True) == (640, 400)
-    for _ in range(20):
-        resolution.took(10)
-    assert resolution.size(640, 400, moving=True) == (96, 60)  # never unrecognisable
-    assert resolution.size(8192, 4096, moving=False) == (2048, 1024)
+    assert window.size(moving=False) == (640, 400)
+    for seconds, size in ((1e-4, (640, 400)), (10, (96, 60))):  # never unrecognisable
+        for _ in range(20):
+            window.took(seconds)
+        assert window.size(moving=True) == size
+    assert Window(camera_above((0, 0, 0), width=8192, rows=4096), send=None).size(moving=False) == (2048, 1024)
 
 
 class Desk:
@@ -236,9 +243,8 @@ class Desk:
         return np.zeros((camera.height, camera.width, 3), dtype=np.uint8)
 
     def look(self, key="a", width=400):
-        self.loop.watch(
-            key, camera_above((0, 0, 0), width=width, rows=200), lambda frame: self.sent.append((key, frame))
-        )
+        camera = camera_above((0, 0, 0), width=width, rows=200)
+        self.loop.watch(key, camera, lambda picture, moving: self.sent.append((key, picture.shape[1], moving)))
 
 
 def test_a_new_window_gets_one_whole_frame_and_then_nothing():
@@ -246,7 +252,7 @@ def test_a_new_window_gets_one_whole_frame_and_then_nothing():
     desk.look()
     assert desk.loop.step() is None
     assert desk.drawn == [(400, 200)]
-    assert not desk.sent[0][1].moving
+    assert desk.sent == [("a", 400, False)]
     assert desk.loop.step() is None
     assert len(desk.drawn) == 1
 
@@ -259,7 +265,7 @@ def test_a_moving_camera_gets_small_frames_and_a_whole_one_at_rest():
         desk.look()
         wait = desk.loop.step()
         desk.now += 0.05
-    assert all(frame.moving for _, frame in desk.sent[1:])
+    assert all(moving for *_, moving in desk.sent[1:])
     assert all(width < 400 for width, _ in desk.drawn[1:])
     assert 0 < wait <= 0.25
     small = len(desk.drawn)
@@ -287,13 +293,13 @@ def test_an_edit_redraws_every_window_and_a_drag_does_so_roughly():
     desk.loop.step()
     desk.loop.redraw()
     desk.loop.step()
-    assert [(key, frame.picture.shape[1]) for key, frame in desk.sent[2:]] == [("a", 400), ("b", 300)]
+    assert desk.sent[2:] == [("a", 400, False), ("b", 300, False)]
     desk.loop.redraw(rough=True)
     assert desk.loop.step() > 0
-    assert all(frame.moving for _, frame in desk.sent[4:])
+    assert [moving for *_, moving in desk.sent[4:]] == [True, True]
     desk.now += 0.3
     desk.loop.step()
-    assert [frame.picture.shape[1] for _, frame in desk.sent[6:]] == [400, 300]
+    assert [width for _, width, _ in desk.sent[6:]] == [400, 300]
 
 
 def test_a_closed_window_gets_nothing_more():
@@ -309,7 +315,7 @@ def test_the_thread_draws_what_is_asked_and_ends():
     arrived = threading.Event()
     loop = FrameLoop(lambda camera: np.zeros((camera.height, camera.width, 3), dtype=np.uint8))
     loop.start()
-    loop.watch("a", camera_above((0, 0, 0)), lambda frame: arrived.set())
+    loop.watch("a", camera_above((0, 0, 0)), lambda *_: arrived.set())
     assert arrived.wait(10)
     loop.stop()
     assert not loop._thread.is_alive()

@@ -12,6 +12,8 @@ from unified_lift.editing.operations import Duplicate, Move, Recolour, Remove, R
 from unified_lift.errors import UserError
 from unified_lift.viewer.session import Session
 
+REMOVE_1, REMOVE_3 = Remove(objects=(1,)), Remove(objects=(3,))
+
 
 @pytest.fixture(scope="module")
 def opened():
@@ -43,28 +45,23 @@ def test_hiding_changes_what_is_shown_and_not_what_is_saved(session, opened):
     assert set(session.shown.objects) == {0, 1, 3}
     assert session.scene is opened
     assert not session.is_dirty
-    assert session.hidden == {2}
     session.hide(2)
     assert session.shown is opened
-
-
-def test_isolating_shows_one_object_and_show_all_ends_it(session):
     session.isolate(3)
     assert set(session.shown.objects) == {3}
     session.hide(3)
     assert len(session.shown) == 0  # everything may be hidden
-    session.show_all()
-    assert set(session.shown.objects) == {0, 1, 2, 3}
+    session.isolate(None)
+    assert session.shown is opened
 
 
 def test_edits_are_operations_of_the_script_and_replay_to_the_same_scene(session, opened):
     session.rename(1, " mug ")
-    session.recolour(2, (255, 0, 128))
+    session.apply(Recolour(objects=(2,), color="#ff0080"))
     copy = session.duplicate(1, along=(2.0, 0.0, 0.0))
     session.apply(session.move(copy, wxyz=(0.5**0.5, 0, 0, 0.5**0.5), translation=(0.1, 0.2, -1e-9)))
-    session.remove(3)
+    session.apply(REMOVE_3)
     assert [type(operation) for operation in session.operations] == [Rename, Recolour, Duplicate, Move, Remove]
-    assert session.operations[1].color == "#ff0080"
     moved = session.operations[3]
     assert (moved.rotate.axis, moved.rotate.degrees, moved.translate) == ((0, 0, 1), 90, (0.1, 0.2, 0))
     replayed = script.apply(opened, script.parse(script.dump(session.operations)))
@@ -82,8 +79,8 @@ def test_a_copy_stands_beside_its_original_and_is_selected(session):
 
 
 def test_undo_takes_edits_back_one_by_one_to_the_very_scene_and_redo_does_them_again(session, opened):
-    session.remove(1)
-    session.recolour(2, (0, 255, 0))
+    session.apply(REMOVE_1)
+    session.apply(Recolour(objects=(2,), color="#00ff00"))
     edited = session.scene
     session.undo()
     assert set(session.scene.objects) == {0, 2, 3}
@@ -95,15 +92,15 @@ def test_undo_takes_edits_back_one_by_one_to_the_very_scene_and_redo_does_them_a
     session.redo()
     assert equal(session.scene, edited)
     session.undo()
-    session.remove(3)
+    session.apply(REMOVE_3)
     session.redo()  # a new edit forgets those taken back
-    assert session.operations[1:] == (Remove(objects=(3,)),)
+    assert session.operations == (REMOVE_1, REMOVE_3)
 
 
 def test_what_is_removed_is_neither_selected_nor_hidden_any_more(session):
-    session.select(2)
-    session.hide(2)
-    session.remove(2)
+    session.select(1)
+    session.hide(1)
+    session.apply(REMOVE_1)
     assert (session.selected, session.hidden) == (None, frozenset())
     session.undo()
     assert set(session.shown.objects) == {0, 1, 2, 3}
@@ -115,7 +112,8 @@ def test_what_is_removed_is_neither_selected_nor_hidden_any_more(session):
 
 
 def test_an_edit_that_cannot_be_done_leaves_everything_as_it_was(session, opened):
-    for edit in (lambda: session.remove(9), lambda: session.rename(1, "  "), lambda: session.hide(9)):
+    nowhere = Remove(objects=(9,))
+    for edit in (lambda: session.apply(nowhere), lambda: session.rename(1, "  "), lambda: session.hide(9)):
         with pytest.raises(UserError):
             edit()
     assert session.scene is opened
@@ -134,18 +132,22 @@ def test_a_preview_is_shown_but_is_no_edit_and_ends_with_the_next_action(session
     assert session.shown is opened
 
 
-def test_saved_is_what_was_written_and_an_undo_makes_it_unsaved_again(session):
+def test_saved_is_what_was_written_and_an_undo_makes_it_unsaved_again(session, monkeypatch):
     written = []
 
     def write(scene, folder, *, edits, overwrite):
-        written.append((scene, edits))
+        if overwrite:
+            raise UserError("no room")
+        written.append((set(scene.objects), edits))
 
+    monkeypatch.setattr("unified_lift.editing.script.save_model", write)
     session.hide(0)
-    session.remove(1)
+    session.apply(REMOVE_1)
+    with pytest.raises(UserError, match="no room"):
+        session.save(Path("place"), overwrite=True)
     assert session.is_dirty
-    session.save(Path("place"), write=write)
-    assert set(written[0][0].objects) == {0, 2, 3}
-    assert written[0][1] == (Remove(objects=(1,)),)
+    session.save(Path("place"))
+    assert written == [({0, 2, 3}, (REMOVE_1,))]
     assert not session.is_dirty
     session.undo()
     assert session.is_dirty
@@ -153,19 +155,8 @@ def test_saved_is_what_was_written_and_an_undo_makes_it_unsaved_again(session):
     assert not session.is_dirty
 
 
-def test_a_failed_save_leaves_the_edits_unsaved(session):
-    def write(*_, **__):
-        raise UserError("no room")
-
-    session.remove(1)
-    with pytest.raises(UserError, match="no room"):
-        session.save(Path("place"), write=write)
-    assert session.is_dirty
-    assert session.operations == (Remove(objects=(1,)),)
-
-
 def test_edits_given_on_opening_can_be_undone_and_count_as_saved(opened):
-    session = Session(opened, edits=[Remove(objects=(1,))])
+    session = Session(opened, edits=[REMOVE_1])
     assert set(session.scene.objects) == {0, 2, 3}
     assert not session.is_dirty
     session.undo()
@@ -174,20 +165,14 @@ def test_edits_given_on_opening_can_be_undone_and_count_as_saved(opened):
         Session(opened, edits=[Remove(objects=(7,))])
 
 
-def test_labels_differ_even_where_names_do_not(session):
-    session.rename(1, "cup")
-    session.rename(2, "cup")
-    session.rename(3, "object 0")
-    labels = [session.label(object_id) for object_id in session.scene.objects]
-    assert labels == ["object 0", "cup (1)", "cup (2)", "object 0 (3)"]
-
-
-def test_giving_an_object_the_name_it_has_is_no_edit(session):
+def test_labels_differ_even_where_names_do_not_and_giving_the_same_name_is_no_edit(session):
     session.rename(1, "object 1")
     assert session.operations == ()
-    session.rename(1, "cup")
-    session.rename(1, " cup")
-    assert len(session.operations) == 1
+    for object_id, name in ((1, "cup"), (2, "cup"), (1, " cup"), (3, "object 0")):
+        session.rename(object_id, name)
+    assert len(session.operations) == 3
+    labels = [session.label(object_id) for object_id in session.scene.objects]
+    assert labels == ["object 0", "cup (1)", "cup (2)", "object 0 (3)"]
 
 
 def test_windows_may_act_at_the_same_time(session):
@@ -204,5 +189,5 @@ def test_windows_may_act_at_the_same_time(session):
     for thread in threads:
         thread.join()
     assert session.hidden == frozenset()  # 20 times: hidden and shown again
-    assert len(session.operations) == 0
+    assert session.operations == ()
     assert set(session.scene.objects) == {0, 1, 2, 3}

@@ -13,7 +13,7 @@ from unified_lift.errors import UserError
 from unified_lift.fileio import write_text
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.outputs import saved_levels
-from unified_lift.viewer.cameras import saved_cameras
+from unified_lift.viewer.renderer import saved_cameras
 from unified_lift.viewer.server import Viewer
 from unified_lift.viewer.session import Session
 
@@ -55,7 +55,7 @@ def view_main(argv: list[str]) -> int:
         for session in viewer.sessions:
             if session.is_dirty:
                 model = session.original.path
-                path = _beside(model, "_unsaved_edits.yaml")
+                path = model.with_name(f"{model.resolve().name}_unsaved_edits.yaml")
                 write_text(path, script.dump(session.operations))
                 print(f"{path}: your unsaved edits; go on with: unified-lift view -m {model} --edits {path}")
     return 0
@@ -63,29 +63,20 @@ def view_main(argv: list[str]) -> int:
 
 def open_viewer(command: ViewCommand) -> Viewer:
     """Return the viewer, already serving; a UserError where model, edits or address cannot be used."""
-    if not 1 <= command.port <= 65_535:
-        raise UserError(f"--port must lie in 1..65535, received {command.port}")
+    model, host, port = command.model_path, command.host, command.port
+    if not 1 <= port <= 65_535:
+        raise UserError(f"--port must lie in 1..65535, received {port}")
     device = chosen_device(command.device)
-    own = load_model(command.model_path, iteration=command.iteration, device=device)
+    own = load_model(model, iteration=command.iteration, device=device)
     own.require_labels()
-    further = [load_model(command.model_path, level=name, device=device) for name in saved_levels(command.model_path)]
-    cameras = saved_cameras(command.model_path)
-    levels = sorted([own, *further], key=lambda scene: -len(scene.objects))  # parts first, wholes last
+    scenes = [own, *(load_model(model, level=name, device=device) for name in saved_levels(model))]
+    scenes.sort(key=lambda scene: -len(scene.objects))  # parts first, wholes last
+    cameras = saved_cameras(model)
     edits = [] if command.edits is None else script.read_script(command.edits, flag="--edits")
-    return Viewer(
-        [Session(scene, edits=edits if scene is own else ()) for scene in levels],
-        cameras,
-        level=next(index for index, scene in enumerate(levels) if scene is own),
-        title=command.model_path.resolve().name,
-        host=command.host,
-        port=command.port,
-        save_to=command.out or _beside(command.model_path, "_edited"),
-        share=command.share,
-    )
-
-
-def _beside(model_path: Path, ending: str) -> Path:
-    return model_path.with_name(model_path.resolve().name + ending)
+    sessions = [Session(scene, edits=edits if scene is own else ()) for scene in scenes]
+    save_to = command.out or model.with_name(f"{model.resolve().name}_edited")
+    level = [scene is own for scene in scenes].index(True)
+    return Viewer(sessions, cameras, level=level, host=host, port=port, save_to=save_to, share=command.share)
 
 
 def _greeting(command: ViewCommand, viewer: Viewer) -> str:

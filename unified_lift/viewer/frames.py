@@ -4,8 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,39 +15,31 @@ _BUDGET = 1 / 24  # seconds a frame may take while the camera moves
 _MIN_SHARE, _MAX_STEP = 0.15, 1.4  # of the side of a moving frame; change of that share from one frame to the next
 _MAX_SIDE = 2048  # pixels of a whole frame: a screen of twice the density is not worth four times the wait
 
+Send = Callable[[np.ndarray, bool], None]
+"""Takes a frame, uint8 [H, W, 3], and whether the next one follows at once."""
 
-class AdaptiveResolution:
-    """Chooses the size of the frames of a moving camera so that each takes about the budget of seconds."""
 
-    def __init__(self, *, budget: float = _BUDGET) -> None:
-        self._budget, self._share = budget, 0.5  # of the side; the first frames correct it
+@dataclass(eq=False)
+class Window:
+    """Where the camera of a window is, and how large its moving frames may be to keep the pace."""
 
-    def size(self, width: int, height: int, *, moving: bool) -> tuple[int, int]:
-        """Return the size of the next frame of a window of width x height pixels; the shape stays."""
-        share = min(1.0, _MAX_SIDE / max(width, height)) * (self._share if moving else 1.0)
+    camera: Camera
+    send: Send
+    moved_at: float = -math.inf
+    due: bool = True  # something has changed since the last frame
+    rough: bool = False  # the last frame was a small one
+    share: float = 0.5  # of the side of a moving frame; the first frames correct it
+
+    def size(self, *, moving: bool) -> tuple[int, int]:
+        """Return width and height of the next frame in pixels; the shape stays."""
+        width, height = self.camera.width, self.camera.height
+        share = min(1.0, _MAX_SIDE / max(width, height)) * (self.share if moving else 1.0)
         return max(1, round(width * share)), max(1, round(height * share))
 
     def took(self, seconds: float) -> None:
         """Learn what the last frame of a moving camera took."""
-        wanted = math.sqrt(self._budget / max(seconds, 1e-6))
-        self._share = min(1.0, max(_MIN_SHARE, self._share * min(_MAX_STEP, max(1 / _MAX_STEP, wanted))))
-
-
-class Frame(NamedTuple):
-    """A frame for one window: uint8 [H, W, 3], and whether the next one follows at once."""
-
-    picture: np.ndarray
-    moving: bool
-
-
-@dataclass(eq=False)
-class _Window:
-    camera: Camera
-    send: Callable[[Frame], None]
-    moved_at: float
-    resolution: AdaptiveResolution = field(default_factory=AdaptiveResolution)
-    due: bool = True  # something has changed since the last frame
-    rough: bool = False  # the last frame was a small one
+        step = math.sqrt(_BUDGET / max(seconds, 1e-6))
+        self.share = min(1.0, max(_MIN_SHARE, self.share * min(_MAX_STEP, max(1 / _MAX_STEP, step))))
 
 
 class FrameLoop:
@@ -59,19 +50,19 @@ class FrameLoop:
 
     def __init__(self, draw: Callable[[Camera], np.ndarray], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._draw, self._clock = draw, clock
-        self._windows: dict[Hashable, _Window] = {}
+        self._windows: dict[Hashable, Window] = {}
         self._news = threading.Condition()
         self._running = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="frames")
         self._rough_until = -math.inf
 
-    def watch(self, key: Hashable, camera: Camera, send: Callable[[Frame], None]) -> None:
+    def watch(self, key: Hashable, camera: Camera, send: Send) -> None:
         """Tell where the camera of a window is now, and where its frames go."""
         with self._news:
-            # A new window is still: its first frame is a whole one.
-            moved_at = self._clock() if key in self._windows else -math.inf
-            window = self._windows.setdefault(key, _Window(camera, send, moved_at))
-            window.camera, window.send, window.moved_at, window.due = camera, send, moved_at, True
+            if (window := self._windows.get(key)) is None:  # it is still: its first frame is a whole one
+                self._windows[key] = Window(camera, send)
+            else:
+                window.camera, window.send, window.moved_at, window.due = camera, send, self._clock(), True
             self._news.notify()
 
     def forget(self, key: Hashable) -> None:
@@ -95,19 +86,18 @@ class FrameLoop:
         waits = [self._serve(window) for window in windows]
         return min((wait for wait in waits if wait is not None), default=None)
 
-    def _serve(self, window: _Window) -> float | None:
+    def _serve(self, window: Window) -> float | None:
         with self._news:
             start = self._clock()
             settles = max(window.moved_at + _SETTLED, self._rough_until)
             moving = start < settles
             if not window.due and (moving or not window.rough):
                 return settles - start if window.rough else None
-            camera, window.due, window.rough = window.camera, False, moving
-        size = window.resolution.size(camera.width, camera.height, moving=moving)
+            camera, size, window.due, window.rough = window.camera, window.size(moving=moving), False, moving
         picture = self._draw(camera if size == (camera.width, camera.height) else camera.resized(*size))
         if moving:
-            window.resolution.took(self._clock() - start)
-        window.send(Frame(picture, moving))
+            window.took(self._clock() - start)
+        window.send(picture, moving)
         if window.due:
             return 0.0
         return max(0.0, settles - self._clock()) if moving else None

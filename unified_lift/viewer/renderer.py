@@ -1,21 +1,29 @@
-"""Pictures of a scene in the modes of the viewer. A further mode is one entry of `MODES`."""
+"""What the viewer draws: frames of a scene in its modes, and small pictures of objects; and the cameras of both."""
 
+import base64
 import copy
-from collections.abc import Callable
-from typing import NamedTuple
+import html
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import object_colors, uncertainty_picture
+from unified_lift.evaluation.video import centred_camera, up_direction
 from unified_lift.metrics.image import quantize_uint8
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import RenderOutput, render
 from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.ops import cameras as geometry
 from unified_lift.ops.segments import segment_mean
 from unified_lift.types import Camera
+from unified_lift.viewer.session import Session
 
 _MAP_SHARE = 0.75  # of the colour in modes ids and uncertainty: shading stays visible
 _FULL_COLOR = 3.0  # standard deviations of the objects' features that make a full colour
@@ -23,41 +31,104 @@ _OUTLINE = (255, 214, 10)
 _OUTLINE_EDGE = (20, 20, 20)  # around the outline, so that it shows on yellow things too
 _OUTLINE_WIDTH = 1 / 250  # of the height of the frame
 
+SIZE = (88, 66)  # width and height of a small picture in pixels
+_CARDS = 48  # most objects in the list: each picture travels to the browser; the drop-down has all
+_FIELD = 0.8  # of the picture that the object fills
+_EXTENT = (3, 97)  # percentiles between which it counts as wide
+_BACKDROP = (0.93, 0.94, 0.96)
+_MIN_FOCAL, _MAX_FOCAL = 0.4, 40.0  # of the width
+_QUALITY = 80
+_STYLE = """
+<style>
+.ul-list{display:grid;grid-template-columns:repeat(3,1fr);gap:6px;padding:2px 10px 8px;max-height:27em;overflow-y:auto}
+.ul-card{border:2px solid transparent;border-radius:6px;background:rgba(128,128,128,.12);padding:3px;font-size:11px;
+line-height:1.25;overflow:hidden}
+.ul-card img{width:100%;border-radius:4px;display:block;margin-bottom:2px}
+.ul-card b{display:block;font-weight:600;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
+.ul-card span{opacity:.65}
+.ul-card.on{border-color:#f2b705}
+.ul-card.off{opacity:.4}
+.ul-note{padding:0 10px 6px;font-size:12px;opacity:.7}
+</style>
+"""
 
-class FeatureColors:
-    """A fixed linear map from features to colours: the three directions in which objects differ most become R, G, B.
+# ---- cameras ----
 
-    Being linear, it may be applied to Gaussians instead of pixels, so that only three numbers need be blended.
+
+def camera_of(client: Any) -> Camera:
+    """Return the camera of a window of viser, whose `fov` is vertical and whose pose has OpenCV axes."""
+    seen = client.camera
+    focal = geometry.focal_from_fov(seen.fov, seen.image_height)
+    world_from_cam = geometry.rigid_from_quaternion(np.asarray(seen.wxyz), np.asarray(seen.position))
+    return centred_camera(geometry.invert_rigid(world_from_cam), focal, focal, seen.image_width, seen.image_height)
+
+
+def saved_cameras(model_path: Path) -> list[Camera]:
+    """Return the cameras of a model folder, test views first, with centred principal points [3DGS cameras.json].
+
+    A UserError where the list is missing or damaged.
     """
+    path, cameras = model_path / "cameras.json", []
+    try:
+        for entry in json.loads(path.read_text()):
+            world_from_cam = np.eye(4)
+            world_from_cam[:3, :3], world_from_cam[:3, 3] = entry["rotation"], entry["position"]
+            pose, size = geometry.invert_rigid(world_from_cam), (int(entry["width"]), int(entry["height"]))
+            cameras.append(centred_camera(pose, entry["fx"], entry["fy"], *size))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a list of cameras ({error}); train or --resume again") from None
+    if not cameras:
+        raise UserError(f"{path}: no camera is listed; train or --resume again")
+    return cameras
 
-    def __init__(self, scene: TrainedScene) -> None:
-        features = scene.gaussians.features.detach().float()
-        known, index = torch.unique(scene.object_ids, return_inverse=True)
-        means = segment_mean(features, index, len(known))  # of each object, so that a large one counts no more
-        self._mean = means.mean(dim=0)
-        centred = means - self._mean
-        strongest = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, :3]
-        if strongest.numel():  # an eigenvector has no sign of its own: its largest entry is made positive
-            strongest = strongest * torch.sign(strongest.gather(0, strongest.abs().argmax(dim=0, keepdim=True)))
-        self._axes = torch.nn.functional.pad(strongest, (0, 3 - strongest.shape[1]))
-        self._range = (_FULL_COLOR * (centred @ self._axes).std(dim=0, correction=0)).clamp(min=1e-6)
 
-    def __call__(self, features: Tensor) -> Tensor:
-        """Return colours [N, 3]; grey = the mean of the objects, and most objects lie in [0, 1]."""
-        return 0.5 + 0.5 * ((features.detach().float() - self._mean) @ self._axes) / self._range
+def start_view(cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Return how a window opens: position, target and up, [3] each, and vertical field of view in radians.
+
+    It is the view of the first camera, turned about the point on its axis that is nearest to what all look at.
+    """
+    first = cameras[0]
+    forward = first.cam_from_world[2, :3]
+    nearest = float(forward @ (geometry.look_at_point(list(cameras)) - first.position))
+    extent = float(np.linalg.norm(np.ptp([camera.position for camera in cameras], axis=0)))
+    target = first.position + (nearest if nearest > 0 else extent or 1.0) * forward
+    return first.position, target, up_direction(cameras), geometry.fov_from_focal(first.fy, first.height)
+
+
+# ---- frames ----
+
+
+FeatureColors = Callable[[Tensor], Tensor]
+
+
+def feature_colors(scene: TrainedScene) -> FeatureColors:
+    """Return a linear map from features [N, D] to colours [N, 3]: where objects differ most becomes R, G, B.
+
+    Grey is the mean of the objects, and most of them lie in [0, 1]. Being linear, the map may be applied to Gaussians
+    instead of pixels, so that only three numbers need be blended.
+    """
+    features = scene.gaussians.features.detach().float()
+    known, index = torch.unique(scene.object_ids, return_inverse=True)
+    means = segment_mean(features, index, len(known))  # of each object, so that a large one counts no more
+    mean = means.mean(dim=0)
+    centred = means - mean
+    strongest = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, :3]
+    if strongest.numel():  # an eigenvector has no sign of its own: its largest entry is made positive
+        strongest = strongest * torch.sign(strongest.gather(0, strongest.abs().argmax(dim=0, keepdim=True)))
+    axes = torch.nn.functional.pad(strongest, (0, 3 - strongest.shape[1]))
+    spread = (_FULL_COLOR * (centred @ axes).std(dim=0, correction=0)).clamp(min=1e-6)
+    return lambda features: 0.5 + 0.5 * ((features.detach().float() - mean) @ axes) / spread
 
 
 class Mode(NamedTuple):
-    """How a scene is shown.
+    """How a scene is shown: a further one is an entry of `MODES`.
 
     Attributes:
-        label: What the user chooses.
         values: What is blended beside the colours: of each Gaussian, [N, K].
         picture: Makes uint8 [H, W, 3] of the rendering and the blended values [H, W, K] over their background.
         empty: Value of the background; None = the scene's colour.
     """
 
-    label: str
     values: Callable[[TrainedScene, FeatureColors], Tensor]
     picture: Callable[[RenderOutput, Tensor], np.ndarray]
     empty: float | None = None
@@ -77,26 +148,24 @@ def _shaded(colors: np.ndarray, out: RenderOutput) -> np.ndarray:
 
 
 MODES: dict[str, Mode] = {
-    "rgb": Mode("RGB", lambda scene, _: scene.confidence.new_zeros(len(scene), 0), lambda out, _: _pixels(out.image)),
-    "ids": Mode("Object ids", _id_colors, lambda out, colors: _shaded(_pixels(colors), out)),
-    "features": Mode(
-        "Features", lambda scene, colors: colors(scene.gaussians.features), lambda _, colors: _pixels(colors)
-    ),
-    "uncertainty": Mode(
-        "Uncertainty",
+    "RGB": Mode(lambda scene, _: scene.confidence.new_zeros(len(scene), 0), lambda out, _: _pixels(out.image)),
+    "Object ids": Mode(_id_colors, lambda out, colors: _shaded(_pixels(colors), out)),
+    "Features": Mode(lambda scene, colors: colors(scene.gaussians.features), lambda _, colors: _pixels(colors)),
+    "Uncertainty": Mode(
         lambda scene, _: scene.confidence.float()[:, None],
         lambda out, confidence: _shaded(uncertainty_picture(confidence[..., 0].cpu().numpy()), out),
         empty=1.0,
     ),
 }
-"""All modes: `ids` and `uncertainty` (dark = every vote was for the object, bright = few) lie over the shading."""
+"""What the user chooses; in the last one dark = every vote was for the object, bright = few."""
 
 
 class Renderer:
     """Draws a scene in any mode. One rasterization a frame: what a mode needs is blended as the features."""
 
-    def __init__(self, feature_colors: FeatureColors) -> None:
-        self.feature_colors = feature_colors
+    def __init__(self, original: TrainedScene) -> None:
+        """Draw features in the colours of the scene as it was opened, whatever is edited."""
+        self._colors = feature_colors(original)
         self._kept: tuple[tuple[TrainedScene, str, int | None], Gaussians] | None = None
 
     @torch.no_grad()
@@ -117,7 +186,7 @@ class Renderer:
         """Return the Gaussians with what the mode and the outline need in place of their features."""
         wanted = (scene, mode, selected)
         if self._kept is None or self._kept[0] != wanted:
-            values = [MODES[mode].values(scene, self.feature_colors)]
+            values = [MODES[mode].values(scene, self._colors)]
             if selected is not None:
                 values.append((scene.object_ids == selected).float()[:, None])
             gaussians = copy.copy(scene.gaussians)  # shares all but the features, which may be gigabytes
@@ -135,3 +204,75 @@ def outlined(frame: np.ndarray, inside: np.ndarray) -> np.ndarray:
         disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
         frame[(cv2.dilate(inside.astype(np.uint8), disc) > 0) & ~inside] = color
     return frame
+
+
+# ---- small pictures ----
+
+
+class Thumbnails:
+    """Pictures of objects from the training cameras, kept until an object is painted: moving it keeps its picture."""
+
+    def __init__(self, cameras: Sequence[Camera]) -> None:
+        self._cameras = cameras
+        self._kept: dict[int, tuple[float, bytes]] = {}
+
+    def cards(self, session: Session) -> str:
+        """Return the first objects of a session and the selected one as cards, in HTML."""
+        scene, cards = session.scene, []
+        first = [key for index, key in enumerate(scene.objects) if index < _CARDS or key == session.selected]
+        for object_id, data in self.jpegs(scene, first).items():
+            hidden = object_id in session.hidden
+            state = " on" * (object_id == session.selected) + " off" * hidden
+            label, picture = html.escape(session.label(object_id)), base64.b64encode(data).decode()
+            cards.append(
+                f'<div class="ul-card{state}" title="{label}"><img alt="" src="data:image/jpeg;base64,{picture}"/>'
+                f"<b>{label}</b><span>{scene.objects[object_id]:,}{' · hidden' * hidden}</span></div>"
+            )
+        more = len(scene.objects) - len(first)
+        note = f'<div class="ul-note">and {more} more in the list under "Selected"</div>' if more else ""
+        return f'{_STYLE}<div class="ul-list">{"".join(cards)}</div>{note}'
+
+    def jpegs(self, scene: TrainedScene, object_ids: Sequence[int]) -> dict[int, bytes]:
+        """Return JPEG files of objects of the scene."""
+        # The sum of base colours and opacities of an object is the same where a picture of it would be.
+        known, index = torch.unique(scene.object_ids, return_inverse=True)
+        color, opacity = scene.gaussians.sh0.detach()[:, 0], scene.gaussians.logit_opacities.detach()
+        value = (color.sum(dim=1) + 3 * color[:, 0]).double() + opacity
+        looks = dict(zip(known.tolist(), torch.bincount(index, value, len(known)).tolist(), strict=True))
+        for object_id in object_ids:
+            if object_id not in self._kept or self._kept[object_id][0] != looks[object_id]:
+                picture = thumbnail(scene.subset(scene.object_ids == object_id), self._cameras)
+                data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1]
+                self._kept[object_id] = (looks[object_id], data.tobytes())
+        return {object_id: self._kept[object_id][1] for object_id in object_ids}
+
+
+@torch.no_grad()
+def thumbnail(part: TrainedScene, cameras: Sequence[Camera]) -> np.ndarray:
+    """Return a picture of a scene of one object, uint8 [66, 88, 3].
+
+    The nearest camera that has its centre in view, as far as there is one, is turned and zoomed to it.
+    """
+    means = part.gaussians.means.detach().cpu().numpy().astype(np.float64)
+    middle = np.median(means, axis=0)
+
+    def unsuited(camera: Camera) -> tuple[bool, float]:
+        (pixel,), (depth,) = geometry.project(middle[None], camera)
+        inside = depth > 0 and bool(((pixel >= 0) & (pixel < [camera.width, camera.height])).all())
+        return not inside, float(np.linalg.norm(camera.position - middle)) / camera.fx * camera.width
+
+    camera = min(cameras, key=unsuited)
+    pose, up, forward = camera.cam_from_world, -camera.cam_from_world[1, :3], middle - camera.position
+    if np.linalg.norm(np.cross(forward, up)) > 1e-2 * np.linalg.norm(forward) > 1e-11:  # its own up can stay up
+        pose = geometry.look_at(camera.position, middle, up)
+    width, height = SIZE
+    at_unit_focal = Camera(cam_from_world=pose, fx=1.0, fy=1.0, cx=0.0, cy=0.0, width=width, height=height)
+    slopes, depth = geometry.project(means, at_unit_focal)
+    slopes = slopes[depth > 1e-3 * depth.max(initial=1e-6)]
+    low, high = np.percentile(slopes, _EXTENT, axis=0) if len(slopes) else (np.full(2, -1.0), np.full(2, 1.0))
+    focal = float((_FIELD * np.array(SIZE) / np.maximum(high - low, 1e-6)).min())
+    focal = min(max(focal, _MIN_FOCAL * width), _MAX_FOCAL * width)
+    cx, cy = np.array(SIZE) / 2 - focal * (low + high) / 2
+    close = Camera(cam_from_world=pose, fx=focal, fy=focal, cx=cx, cy=cy, width=width, height=height)
+    backdrop = torch.tensor(_BACKDROP, device=part.gaussians.device)
+    return _pixels(render(part.gaussians, close, background=backdrop, with_features=False).image)

@@ -3,23 +3,13 @@
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from unified_lift.editing import script
-from unified_lift.editing.operations import (
-    Duplicate,
-    Move,
-    Operation,
-    Recolour,
-    Remove,
-    Rename,
-    Rotation,
-    Vector,
-    next_ids,
-)
+from unified_lift.editing.operations import Duplicate, Move, Operation, Rename, Rotation, Vector, next_ids
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.inference import TrainedScene
 
@@ -34,21 +24,17 @@ class Session:
     it was opened, so that undoing is leaving out the last one and a saved script replays exactly.
 
     Attributes:
-        original: The scene as it was opened.
-        scene: The scene after all edits, hidden objects included: what is saved.
+        original, scene: The scene as it was opened, and after all edits, hidden objects included: what is saved.
         operations: The edits, oldest first.
-        selected: The selected object.
-        hidden: The hidden objects.
+        selected, hidden: The selected object and the hidden ones.
     """
 
     def __init__(self, original: TrainedScene, *, edits: Sequence[Operation] = ()) -> None:
         self._lock = threading.RLock()
         self.original, self.scene = original, script.apply(original, edits)
-        self.operations: tuple[Operation, ...] = tuple(edits)
+        self.operations = self._saved = self._history = tuple(edits)  # the history goes on with what was undone
         self.selected: int | None = None
         self.hidden: frozenset[int] = frozenset()
-        self._undone: list[Operation] = []
-        self._saved = self.operations
         self._preview: Operation | None = None
         self._shown: tuple[object, TrainedScene] = (None, original)  # what it was made from, and the scene
 
@@ -88,15 +74,10 @@ class Session:
         with self._holding(object_id):
             self.hidden ^= {object_id}
 
-    def isolate(self, object_id: int) -> None:
-        """Show one object only."""
+    def isolate(self, object_id: int | None) -> None:
+        """Show one object only, or all."""
         with self._holding(object_id):
-            self.hidden = frozenset(self.scene.objects) - {object_id}
-
-    def show_all(self) -> None:
-        """Hide nothing."""
-        with self._lock:
-            self.hidden = frozenset()
+            self.hidden = frozenset(() if object_id is None else self.scene.objects) - {object_id}
 
     # ---- edits ----
 
@@ -109,20 +90,12 @@ class Session:
         with self._lock:
             self._preview = None
             self._become(operation.apply(self.scene), (*self.operations, operation))
-            self._undone.clear()
-
-    def remove(self, object_id: int) -> None:
-        """Take an object away."""
-        self.apply(Remove(objects=(object_id,)))
+            self._history = self.operations
 
     def rename(self, object_id: int, name: str) -> None:
         """Give an object a name; nothing happens if it has that name."""
         if name.strip() != self.scene.name_of(object_id):
             self.apply(Rename(names=((object_id, name.strip()),)))
-
-    def recolour(self, object_id: int, rgb: tuple[int, int, int]) -> None:
-        """Paint an object; `rgb` in 0..255."""
-        self.apply(Recolour(objects=(object_id,), color="#{:02x}{:02x}{:02x}".format(*rgb)))
 
     def move(self, object_id: int, *, wxyz: Sequence[float], translation: Sequence[float]) -> Move:
         """Return the edit that turns an object about its centroid and shifts it, ready for `preview` or `apply`."""
@@ -139,29 +112,23 @@ class Session:
             means = self.scene.gaussians.means.detach()[self.scene.mask([object_id])].double().cpu() @ direction
             low, high = torch.quantile(means, torch.tensor(_EXTENT, dtype=torch.float64)).tolist()
             (fresh,) = next_ids(self.scene, 1)
-            offset = _rounded((1.1 * (high - low) * direction).tolist())
-            self.apply(Duplicate(objects=(object_id,), translate=offset))
+            self.apply(Duplicate(objects=(object_id,), translate=_rounded((1.1 * (high - low) * direction).tolist())))
             self.selected = fresh
             return fresh
 
     def undo(self) -> None:
         """Take the last edit back; nothing happens where there is none."""
-        with self._lock:
-            if self.operations:
-                self._undone.append(self.operations[-1])
-                self._replay(self.operations[:-1])
+        self._replay(-1)
 
     def redo(self) -> None:
         """Do the last edit again that was taken back."""
-        with self._lock:
-            if self._undone:
-                self._replay([*self.operations, self._undone.pop()])
+        self._replay(1)
 
-    def save(self, folder: Path, *, overwrite: bool = False, write: Callable[..., None] = script.save_model) -> None:
+    def save(self, folder: Path, *, overwrite: bool = False) -> None:
         """Write the edited scene and its edits as a model folder; then nothing is unsaved. A UserError if it fails."""
         with self._lock:
             scene, operations = self.scene, self.operations
-        write(scene, folder, edits=operations, overwrite=overwrite)  # the picture goes on meanwhile
+        script.save_model(scene, folder, edits=operations, overwrite=overwrite)  # the picture goes on meanwhile
         self._saved = operations
 
     @contextlib.contextmanager
@@ -172,13 +139,17 @@ class Session:
                 raise UserError(f"object {object_id} is not there any more; select another")
             yield
 
-    def _replay(self, operations: Sequence[Operation]) -> None:
-        self._preview = None
-        self._become(script.apply(self.original, operations), operations)
+    def _replay(self, step: int) -> None:
+        """Go so many edits on in the history, where it has them."""
+        with self._lock:
+            count = len(self.operations) + step
+            if 0 <= count <= len(self._history):
+                self._preview = None
+                self._become(script.apply(self.original, self._history[:count]), self._history[:count])
 
-    def _become(self, scene: TrainedScene, operations: Sequence[Operation]) -> None:
+    def _become(self, scene: TrainedScene, operations: tuple[Operation, ...]) -> None:
         """Take an edited scene; objects that are gone are neither hidden nor selected."""
-        self.scene, self.operations = scene, tuple(operations)
+        self.scene, self.operations = scene, operations
         self.hidden &= set(scene.objects)
         if self.selected not in scene.objects:
             self.selected = None

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unified_lift.cli.model_flags import ModelFlags
+from unified_lift.cli.model_flags import ObjectFlags
 from unified_lift.editing import script
 from unified_lift.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditCommand(ModelFlags):
+class EditCommand(ObjectFlags):
     """Edit the objects of a trained scene and write the result as a new model folder, with the edits in edits.yaml.
 
     Edits happen in the order of these flags: first those of --script.
@@ -61,7 +61,7 @@ class EditCommand(ModelFlags):
 
 def edit_main(argv: list[str]) -> int:
     """Parse, load, edit, write. Return the exit code."""
-    command = EditCommand.parsed(argv, name="edit")
+    command = EditCommand.parsed(argv, prog="unified-lift edit")
     edits = [] if command.script is None else script.read_script(command.script, flag="--script")
     edits += [script.read_operation(entry, "flags") for entry in _flag_entries(command)]
     if not edits:

@@ -3,13 +3,9 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import tyro
-
-from unified_lift.cli.flags import canonical
-from unified_lift.device import chosen_device
+from unified_lift.cli.model_flags import SceneFlags
 from unified_lift.errors import UserError
 from unified_lift.evaluation.evaluate import ReferenceImage, Result, candidates_of, evaluate, evaluate_candidates
 from unified_lift.evaluation.grounding import grounding_of
@@ -17,24 +13,18 @@ from unified_lift.evaluation.protocols import PROTOCOLS, metric_of
 from unified_lift.evaluation.renderings import stored_renderings
 from unified_lift.evaluation.results import write_result
 from unified_lift.fileio import write_json
-from unified_lift.modelfolder.inference import TrainedScene, open_model
+from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.train.logs import read_log
 from unified_lift.types import Scene
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalCommand:
+class EvalCommand(SceneFlags):
     """Score a trained scene on its held-out views; pictures that are missing or old are rendered first.
 
     Example: eval.py -m output/desk
     """
 
-    model_path: Path
-    """Model folder (-m) [3DGS]."""
-    iteration: int = -1
-    """Saved iteration; -1 = the last [3DGS]."""
-    source_path: Path | None = None
-    """Scene folder (-s), if it has moved since training."""
     protocol: str = "auto"
     """`generic`, `messy_rooms`, `replica` or `lerf_mask`, see docs/protocols.md; `auto`: the dataset's own."""
     grounding: str | None = None
@@ -44,19 +34,15 @@ class EvalCommand:
     """lerf_mask: the picture in which they are found: the photo or the model's rendering [Gaussian Grouping]."""
     oracle_codebooks: bool = False
     """Also score every clustering that the method kept, into oracle.json; the best of them read the annotations."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to render what is missing; `auto`: a CUDA device if there is one and the rasterizer was built for it."""
-    quiet: bool = False
-    """No progress bars [3DGS]."""
 
 
 def eval_main(argv: list[str]) -> int:
     """Parse, render what is missing, score, write, print. Return the exit code."""
-    command = tyro.cli(EvalCommand, args=canonical(argv), prog="eval.py")
-    path, device = command.model_path, chosen_device(command.device)
+    command = EvalCommand.parsed(argv, prog="eval.py")
     if command.protocol not in ("auto", *PROTOCOLS):
         raise UserError(f"--protocol {command.protocol}: there are auto, {', '.join(PROTOCOLS)}")
-    model, scene = open_model(path, iteration=command.iteration, source_path=command.source_path, device=device)
+    model, scene = command.open()
+    words = command.grounding
     if command.oracle_codebooks:
         candidates_of(model)  # raises early
     result = evaluate(
@@ -64,15 +50,16 @@ def eval_main(argv: list[str]) -> int:
         scene,
         command.protocol,
         renderings=functools.partial(stored_renderings, model, quiet=command.quiet),
-        grounding=grounding_of(command.grounding, device=device) if command.grounding is not None else None,
+        grounding=None if words is None else grounding_of(words, device=model.gaussians.device),
         reference_image=command.reference_image,
     )
-    write_result(model, scene, result, log_lines=read_log(path))
+    write_result(model, scene, result, log_lines=read_log(model.path))
     _print_scores(model, scene, result)
     if command.oracle_codebooks:
         sweep = evaluate_candidates(model, scene, result, quiet=command.quiet)
-        write_json(path / "oracle.json", sweep)
-        _print_sweep(path, sweep)
+        write_json(model.path / "oracle.json", sweep)
+        _print_sweep(sweep)
+        print(f"{model.path / 'oracle.json'}: all candidates")
     return 0
 
 
@@ -93,11 +80,10 @@ def _print_scores(model: TrainedScene, scene: Scene, result: Result) -> None:
     print(f"{model.path / 'report.html'}: pictures and plots")
 
 
-def _print_sweep(path: Path, sweep: Mapping[str, Any]) -> None:
+def _print_sweep(sweep: Mapping[str, Any]) -> None:
     metric = metric_of(sweep["headline"])
     for name, scores in sweep["candidates"].items():
         marks = [mark for mark in ("best", "chosen") if sweep[mark] == name]
         value = metric.text(scores[metric.name]) if metric.name in scores else "does not apply"
         print(f"  {name}: {metric.name} {value} {', '.join(marks)}".rstrip())
     print(f"warning: {sweep['warning']}")
-    print(f"{path / 'oracle.json'}: all candidates")

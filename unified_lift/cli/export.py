@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from unified_lift.cli.model_flags import ModelFlags
+from unified_lift.cli.model_flags import ObjectFlags
 from unified_lift.editing.formats import export
 from unified_lift.settings.limits import Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportCommand(ModelFlags):
+class ExportCommand(ObjectFlags):
     """Write the scene, its objects or its background for other programs.
 
     Example: unified-lift export -m output/desk --objects 7 12 --format ply,html
@@ -30,7 +30,7 @@ class ExportCommand(ModelFlags):
 
 def export_main(argv: list[str]) -> int:
     """Parse, cut out, write. Return the exit code."""
-    command = ExportCommand.parsed(argv, name="export")
+    command = ExportCommand.parsed(argv, prog="unified-lift export")
     scene = command.load()
     made = export(
         scene,

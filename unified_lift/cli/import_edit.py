@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from unified_lift.cli.model_flags import ModelFlags
+from unified_lift.cli.model_flags import ObjectFlags
 from unified_lift.editing.reattach import MAX_DISTANCE, reattach
 from unified_lift.editing.script import save_model
 from unified_lift.fileio import write_json
@@ -14,7 +14,7 @@ from unified_lift.settings.limits import Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportEditCommand(ModelFlags):
+class ImportEditCommand(ObjectFlags):
     """Give the Gaussians of an edited .ply the objects, features and confidence they had, and write a model folder.
 
     Example: unified-lift import-edit -m output/desk --ply edited.ply --out output/desk_edited
@@ -32,7 +32,7 @@ class ImportEditCommand(ModelFlags):
 
 def import_edit_main(argv: list[str]) -> int:
     """Parse, match, write, tell what was found. Return the exit code."""
-    command = ImportEditCommand.parsed(argv, name="import-edit")
+    command = ImportEditCommand.parsed(argv, prog="unified-lift import-edit")
     scene = command.load()
     edited, counts = reattach(read_gaussians(command.ply), scene, max_distance=command.max_distance)
     save_model(edited, command.out, edits=(), overwrite=command.overwrite)

@@ -1,36 +1,47 @@
-"""The flags that name a model and its objects, for every command that handles objects."""
+"""The flags that name a model, for every command that opens one."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
 import tyro
 
 from unified_lift.cli.flags import canonical
-from unified_lift.modelfolder.inference import TrainedScene, load_model
+from unified_lift.device import chosen_device
+from unified_lift.modelfolder.inference import TrainedScene, load_model, open_model
 from unified_lift.settings.limits import check_ranges
+from unified_lift.types import Scene
 
+_DEVICE_HELP = "Where to render; `auto`: a CUDA device if there is one and the rasterizer was built for it."
 Command = TypeVar("Command", bound="ModelFlags")
+Device = Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.arg(help=_DEVICE_HELP)]
+SourcePath = Annotated[Path | None, tyro.conf.arg(help="Scene folder (-s), if it has moved since training.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags:
-    """Which objects of which model."""
+    """Which model."""
 
     model_path: Path
     """Model folder (-m) [3DGS]."""
-    level: str = ""
-    """Name of a further level of objects (train.py --levels); the default is the model's own."""
     iteration: int = -1
     """Saved iteration; -1 = the last [3DGS]."""
 
     @classmethod
-    def parsed(cls: type[Command], argv: list[str], *, name: str) -> Command:
-        """Return the flags of `unified-lift <name>`; a UserError where a number is out of its range."""
-        command = tyro.cli(cls, args=canonical(argv), prog=f"unified-lift {name}")
+    def parsed(cls: type[Command], argv: list[str], *, prog: str, keep: tuple[str, ...] = ()) -> Command:
+        """Return the flags of a command; a UserError where a number is out of its range. `keep` as in `canonical`."""
+        command = tyro.cli(cls, args=canonical(argv, keep=keep), prog=prog)
         check_ranges(command)
         return command
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectFlags(ModelFlags):
+    """Which objects of which model."""
+
+    level: str = ""
+    """Name of a further level of objects (train.py --levels); the default is the model's own."""
 
     def load(self, device: torch.device | str = "cpu", *, source_path: Path | None = None) -> TrainedScene:
         """Return what `load_model` does; a UserError where the model knows no objects."""
@@ -40,3 +51,18 @@ class ModelFlags:
         )
         scene.require_labels()
         return scene
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneFlags(ModelFlags):
+    """Which model, and the scene it was trained on."""
+
+    source_path: SourcePath = None
+    device: Device = "auto"
+    quiet: bool = False
+    """No progress bars [3DGS]."""
+
+    def open(self) -> tuple[TrainedScene, Scene]:
+        """Return what `open_model` does."""
+        device = chosen_device(self.device)
+        return open_model(self.model_path, iteration=self.iteration, source_path=self.source_path, device=device)

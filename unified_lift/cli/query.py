@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from unified_lift.cli.model_flags import ModelFlags
+from unified_lift.cli.model_flags import Device, ObjectFlags, SourcePath
 from unified_lift.device import chosen_device
 from unified_lift.editing import query
 from unified_lift.editing.query import Found
@@ -19,7 +19,7 @@ from unified_lift.types import View
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryCommand(ModelFlags):
+class QueryCommand(ObjectFlags):
     """Tell which objects of a trained scene are meant, and what is known of them. Exit code 1: none was found.
 
     Example: unified-lift query -m output/desk --point 80,60 --view 0051
@@ -43,15 +43,13 @@ class QueryCommand(ModelFlags):
     """Most objects that --like and --text name."""
     out: Path | None = None
     """Folder for <id>.png (the object in --view, or where it is seen best, the rest dimmed) and <id>_mask.png."""
-    source_path: Path | None = None
-    """Scene folder (-s), if it has moved since training."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to render; `auto`: a CUDA device if there is one and the rasterizer was built for it."""
+    source_path: SourcePath = None
+    device: Device = "auto"
 
 
 def query_main(argv: list[str]) -> int:
     """Parse, ask, print, write. Return the exit code."""
-    command = QueryCommand.parsed(argv, name="query")
+    command = QueryCommand.parsed(argv, prog="unified-lift query")
     _check(command)
     scene = command.load(chosen_device(command.device), source_path=command.source_path)
     views: Sequence[View] = ()

@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import tyro
-
-from unified_lift.cli.flags import canonical
+from unified_lift.cli.model_flags import Device, ModelFlags
 from unified_lift.device import chosen_device
 from unified_lift.editing import script
 from unified_lift.errors import UserError
@@ -19,16 +16,12 @@ from unified_lift.viewer.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewCommand:
+class ViewCommand(ModelFlags):
     """Open a trained scene in the browser: look at it, select objects, edit, save, film.
 
     Example: unified-lift view -m output/desk
     """
 
-    model_path: Path
-    """Model folder (-m) [3DGS]."""
-    iteration: int = -1
-    """Saved iteration; -1 = the last [3DGS]."""
     edits: Path | None = None
     """Edits to begin with: an edits.yaml that the viewer or `edit` wrote."""
     out: Path | None = None
@@ -39,13 +32,12 @@ class ViewCommand:
     """Port; the next free one if it is taken."""
     share: bool = False
     """Also ask for a public address, at which the scene travels through a server of the viser project."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to render; `auto`: a CUDA device if there is one and the rasterizer was built for it."""
+    device: Device = "auto"
 
 
 def view_main(argv: list[str]) -> int:
     """Parse, then serve until interrupted."""
-    command = tyro.cli(ViewCommand, args=canonical(argv, keep=("--port",)), prog="unified-lift view")
+    command = ViewCommand.parsed(argv, prog="unified-lift view", keep=("--port",))
     viewer = open_viewer(command)
     try:
         print(_greeting(command, viewer), flush=True)

@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from tests.data.fixtures import write_dataset
-from unified_lift.capture.contact_sheet import contact_sheet, evenly_spaced, tile
 from unified_lift.capture.mask_generators import GENERATORS
 from unified_lift.capture.mask_generators.regions import RegionSettings
-from unified_lift.capture.mask_runs import MaskJob, make_masks, open_folders
+from unified_lift.capture.mask_runs import MaskJob, contact_sheet, make_masks
 from unified_lift.capture.masks import FilterSettings, GeneratorEntry, Proposal
 from unified_lift.cli.main import main
 from unified_lift.data import DATASETS, load_frames, load_scene
@@ -51,9 +50,7 @@ def make(root, folder, provider="regions", *, processes=1):
     job = MaskJob(
         provider=provider, settings=RegionSettings(), filter=FilterSettings(min_area=0), device=torch.device("cpu")
     )
-    frames = frames_of(root)
-    folders = open_folders(job, {"whole": folder}, frames, overwrite=False)
-    make_masks(job, frames, folders, processes=processes, quiet=True)
+    make_masks(job, frames_of(root), {"whole": folder}, overwrite=False, processes=processes, quiet=True)
 
 
 def frames_of(root):
@@ -274,14 +271,10 @@ def test_ctrl_c_ends_all_processes_and_leaves_a_state_to_go_on_from(scene):
 
 def test_the_contact_sheet_shows_photos_beside_their_ids():
     image, ids = np.full((40, 60, 3), 100, dtype=np.uint8), np.full((40, 60), 300, dtype=np.int32)
-    picture = tile(image, ids)
-    assert picture.shape == (40, 120, 3)
-    assert (picture[:, :60] == 100).all()
-    expected = np.rint(0.25 * 100 + 0.75 * object_colors(np.array(300)))
-    assert (picture[:, 60:] == expected).all()
-    assert tile(np.zeros((900, 1200, 3), np.uint8), np.zeros((900, 1200), np.int32)).shape == (240, 640, 3)
-    sheet = contact_sheet([picture] * 4)
-    assert (sheet == 100).all(axis=-1).sum() == 4 * 40 * 60
+    sheet = contact_sheet([(image, ids)] * 4)
     assert sheet.shape == (2 * 46 + 6, 3 * 126 + 6, 3)
-    assert evenly_spaced(3, 12) == [0, 1, 2]
-    assert evenly_spaced(100, 4) == [0, 33, 66, 99]
+    assert (sheet == 100).all(axis=-1).sum() == 4 * 40 * 60
+    assert (sheet[6:46, 6:66] == 100).all()
+    assert (sheet[6:46, 66:126] == np.rint(0.25 * 100 + 0.75 * object_colors(np.array(300)))).all()
+    large = np.zeros((900, 1200, 3), np.uint8)
+    assert contact_sheet([(large, large[..., 0].astype(np.int32))]).shape == (240 + 12, 640 + 12, 3)

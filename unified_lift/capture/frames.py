@@ -111,7 +111,7 @@ def _focal_only(exif: Exif) -> Exif:
     return kept
 
 
-def _shrunk(image: np.ndarray, longest: int) -> np.ndarray:
+def shrunk(image: np.ndarray, longest: int) -> np.ndarray:
     """Return a picture [H, W] or [H, W, 3] whose longer side is at most `longest` pixels."""
     scale = longest / max(image.shape[:2])
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
@@ -119,7 +119,7 @@ def _shrunk(image: np.ndarray, longest: int) -> np.ndarray:
 
 
 def _save(image: Image.Image, path: Path, max_size: int, exif: Exif) -> None:
-    Image.fromarray(_shrunk(np.asarray(image), max_size)).save(path, quality=_QUALITY, subsampling=0, exif=exif)
+    Image.fromarray(shrunk(np.asarray(image), max_size)).save(path, quality=_QUALITY, subsampling=0, exif=exif)
 
 
 def write_sharp_frames(video: Path, folder: Path, count: int, max_size: int, progress: Progress | None = None) -> int:
@@ -154,7 +154,7 @@ def write_sharp_frames(video: Path, folder: Path, count: int, max_size: int, pro
 
 def sharpness(image: np.ndarray) -> float:
     """Return the variance of the Laplacian of a BGR frame [H, W, 3] at 640 px: large where edges are crisp."""
-    grey = _shrunk(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), _SHARPNESS_SIDE)
+    grey = shrunk(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), _SHARPNESS_SIDE)
     return float(cv2.Laplacian(grey, cv2.CV_64F).var())
 
 

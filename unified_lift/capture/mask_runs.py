@@ -7,28 +7,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from tqdm import tqdm
 
 import unified_lift
+from unified_lift.capture.frames import shrunk
 from unified_lift.capture.mask_generators import GENERATORS
 from unified_lift.capture.masks import FilterSettings, GeneratorSettings, Granularity, MaskGenerator, keep_best, paint
 from unified_lift.data.base import Frame
 from unified_lift.data.images import read_image
+from unified_lift.data.masks import read_mask
 from unified_lift.errors import UserError
-from unified_lift.evaluation.pictures import write_picture
+from unified_lift.evaluation.pictures import overlay, write_picture
 from unified_lift.fileio import read_json, write_json
 from unified_lift.progress import progress_bar
 
 RECORD = "masks.json"
 _SAVE_EVERY = 20  # views between two writes of the record; what a killed process did since is done again
 _PHOTOS_PER_PROCESS = 4  # fewer are not worth the second that starting a process takes
+_SHEET_VIEWS, _COLUMNS, _TILE, _GAP, _PAPER = 12, 3, 320, 6, 24  # longest side and gap in pixels, grey value
+_INK = 0.75  # share of the ids' colour, as in the video of render.py: shading stays visible
 Facts = dict[str, Any]
+Paths = Mapping[Granularity, Path]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +58,18 @@ class MaskFolder:
     """A folder of masks and its record: the settings, and for every finished view what was found in which photo."""
 
     def __init__(self, path: Path, settings: Facts, *, overwrite: bool) -> None:
-        """Open the folder; it is made on the first write.
-
-        Raises:
-            UserError: It holds masks of other settings or of unknown origin, and `overwrite` is not given.
-        """
+        """Open the folder, which is made on the first write; a UserError says that other masks are there."""
         self.path, self.settings = path, settings
         self.views: dict[str, Facts] = {}
         self.versions: Facts = {}
         ways_out = "--overwrite replaces {}, --out NAME puts the new ones elsewhere"
         if (path / RECORD).is_file():
-            found = read_json(path / RECORD)
-            views, changed = found.get("views"), _changes(found.get("settings"), settings)
+            record = read_json(path / RECORD)
+            views, found = record.get("views"), record.get("settings")
+            changed = ["no settings"]
+            if isinstance(found, dict):
+                both = [(key, found.get(key), settings.get(key)) for key in {**settings, **found}]
+                changed = [f"{key} {there} there, {now} now" for key, there, now in both if there != now]
             if not changed and isinstance(views, dict):
                 self.views = {} if overwrite else views
             elif views != {} and not overwrite:  # where no mask was finished, nothing is lost
@@ -76,11 +81,6 @@ class MaskFolder:
                 + ways_out.format("the masks of this scene's photos")
             )
 
-    def is_done(self, frame: Frame, digest: str) -> bool:
-        """Return whether the mask of a photo is there and was made from this very photo."""
-        view = self.views.get(frame.name)
-        return view is not None and view.get("photo") == digest and self.mask_path(frame).is_file()
-
     def mask_path(self, frame: Frame) -> Path:
         """Return where the mask of a photo goes: its relative path as .png."""
         return self.path / f"{frame.name}.png"
@@ -89,53 +89,53 @@ class MaskFolder:
         """Write the record, whole or not at all."""
         views = dict(sorted(self.views.items()))
         ids = [view["ids"] for view in views.values()]
-        content = {
-            "settings": self.settings,
-            "versions": {"unified_lift": unified_lift.__version__, **self.versions},
-            "counts": {
-                "views": len(views),
-                "proposals": sum(view["proposals"] for view in views.values()),
-                "ids": sum(ids),
-                "most_ids_in_a_view": max(ids, default=0),
-                "views_without_ids": ids.count(0),
-            },
-            "views": views,
+        counts = {
+            "views": len(views),
+            "proposals": sum(view["proposals"] for view in views.values()),
+            "ids": sum(ids),
+            "most_ids_in_a_view": max(ids, default=0),
+            "views_without_ids": ids.count(0),
         }
+        versions = {"unified_lift": unified_lift.__version__, **self.versions}
+        content = {"settings": self.settings, "versions": versions, "counts": counts, "views": views}
         write_json(self.path / RECORD, content)
 
+    def write_preview(self, frames: Sequence[Frame]) -> Path:
+        """Write evenly spread photos beside their ids in colour to a file next to the folder; return its path."""
+        chosen = np.linspace(0, len(frames) - 1, min(len(frames), _SHEET_VIEWS)).round().astype(int)
+        shown = [frames[index] for index in chosen.tolist()]
+        views = [(read_image(one.image_path, alpha=one.alpha), read_mask(self.mask_path(one))) for one in shown]
+        path = self.path.with_name(f"{self.path.name}_preview.png")
+        write_picture(path, contact_sheet(views))
+        return path
 
-Folders = Mapping[Granularity, MaskFolder]
 
-
-def open_folders(
-    job: MaskJob, paths: Mapping[Granularity, Path], frames: Sequence[Frame], *, overwrite: bool
+def make_masks(
+    job: MaskJob, frames: Sequence[Frame], paths: Paths, *, overwrite: bool, processes: int, quiet: bool
 ) -> dict[Granularity, MaskFolder]:
-    """Return the folders of all granularities, checked before anything is written.
+    """Make what is missing in the folders `paths`, at most `processes` photos at a time; return the folders.
+
+    However it ends, finished masks and their record stay.
 
     Raises:
-        UserError: A folder holds other masks, or masks would be written among the photos.
+        UserError: A folder holds other masks or the photos, a photo is damaged, or the generator cannot be loaded.
     """
     for path in paths.values():
         inside = [frame for frame in frames if path.resolve() in frame.image_path.resolve().parents]
         if inside:
             raise UserError(f"--out {path}: holds {inside[0].image_path}; give the masks a folder without photos")
-    return {one: MaskFolder(path, job.described(one), overwrite=overwrite) for one, path in paths.items()}
-
-
-def make_masks(job: MaskJob, frames: Sequence[Frame], folders: Folders, *, processes: int, quiet: bool) -> None:
-    """Make what is missing in the folders; at most `processes` work at a time, where the generator runs on cores.
-
-    However it ends, finished masks and their record stay.
-
-    Raises:
-        UserError: A photo is damaged, or the generator cannot be loaded.
-    """
+    folders = {one: MaskFolder(path, job.described(one), overwrite=overwrite) for one, path in paths.items()}
     digests = {frame.name: hashlib.sha256(frame.image_path.read_bytes()).hexdigest()[:16] for frame in frames}
-    todo = [one for one in frames if not all(folder.is_done(one, digests[one.name]) for folder in folders.values())]
+
+    def is_done(frame: Frame, folder: MaskFolder) -> bool:
+        was_made_of = folder.views.get(frame.name, {}).get("photo")
+        return was_made_of == digests[frame.name] and folder.mask_path(frame).is_file()
+
+    todo = [frame for frame in frames if not all(is_done(frame, folder) for folder in folders.values())]
     if len(todo) < len(frames):
         tqdm.write(f"{len(frames) - len(todo)} of {len(frames)} photos have their masks already")
     if not todo:
-        return
+        return folders
     entry = GENERATORS[job.provider]
     count = min(processes, max(1, len(todo) // _PHOTOS_PER_PROCESS)) if entry.on_cores else 1
     generator = entry.load(job.settings, job.device)
@@ -155,10 +155,11 @@ def make_masks(job: MaskJob, frames: Sequence[Frame], folders: Folders, *, proce
     finally:
         for folder in folders.values():
             folder.save()
+    return folders
 
 
 def _in_processes(
-    job: MaskJob, photos: Sequence[tuple[Frame, Mapping[Granularity, Path]]], processes: int
+    job: MaskJob, photos: Sequence[tuple[Frame, Paths]], processes: int
 ) -> Iterator[dict[Granularity, Facts]]:
     """Yield the facts of each photo in order, so that all before a broken photo are recorded."""
     # The photos are spread over the cores already: each process gets one thread.
@@ -180,12 +181,11 @@ def _in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _mask_photo(
-    job: MaskJob, generator: MaskGenerator | None, frame: Frame, paths: Mapping[Granularity, Path]
-) -> dict[Granularity, Facts]:
+def _mask_photo(job: MaskJob, generator: MaskGenerator | None, frame: Frame, paths: Paths) -> dict[Granularity, Facts]:
     """Write the masks of a photo at all granularities; return their facts. Without a generator it loads its own."""
     image = read_image(frame.image_path, alpha=frame.alpha)
-    proposals = (generator or _load_once(job.provider, job.settings)).propose(image, list(paths))
+    generator = generator or GENERATORS[job.provider].load(job.settings, torch.device("cpu"))
+    proposals = generator.propose(image, list(paths))
     facts = {}
     for granularity, path in paths.items():
         candidates = [proposal for proposal in proposals if proposal.granularity == granularity]
@@ -202,14 +202,18 @@ def _mask_photo(
     return facts
 
 
-@lru_cache(maxsize=1)
-def _load_once(provider: str, settings: GeneratorSettings) -> MaskGenerator:
-    return GENERATORS[provider].load(settings, torch.device("cpu"))
-
-
-def _changes(found: Any, wanted: Mapping[str, Any]) -> list[str]:
-    """Return what differs between the settings of a record and those wanted, as text."""
-    if not isinstance(found, dict):
-        return ["no settings"]
-    both = [(key, found.get(key), wanted.get(key)) for key in {**wanted, **found}]
-    return [f"{key} {there} there, {now} now" for key, there, now in both if there != now]
+def contact_sheet(views: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return photos, uint8 [H, W, 3], each beside its ids [H, W] in colour, shrunk, row by row in equal columns."""
+    tiles = []
+    for image, ids in views:
+        photo = shrunk(image, _TILE)
+        small = cv2.resize(ids.astype(np.float32), photo.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        tiles.append(np.hstack([photo, overlay(photo, small.astype(np.int32), share=_INK)]))
+    height, width = (max(tile.shape[axis] for tile in tiles) + _GAP for axis in (0, 1))
+    columns = min(_COLUMNS, len(tiles))
+    rows = -(-len(tiles) // columns)
+    sheet = np.full((rows * height + _GAP, columns * width + _GAP, 3), _PAPER, dtype=np.uint8)
+    for index, tile in enumerate(tiles):
+        top, left = _GAP + index // columns * height, _GAP + index % columns * width
+        sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    return sheet

@@ -19,8 +19,7 @@ from unified_lift.settings.limits import Range
 Granularity = Literal["whole", "part", "subpart"]
 GRANULARITIES: tuple[Granularity, ...] = ("whole", "part", "subpart")
 """From coarse to fine."""
-SAM_INDEX: dict[Granularity, int] = {"whole": 2, "part": 1, "subpart": 0}
-"""Which of the three masks that SAM gives per point is which."""
+SAM_INDEX: dict[Granularity, int] = {"whole": 2, "part": 1, "subpart": 0}  # of the three masks SAM gives per point
 SHARE = Range(0, 1)
 Rule = Literal["score_on_top", "large_eats_small", "small_on_top"]
 
@@ -29,18 +28,13 @@ _PIXELS_AT_ONCE = 1 << 16  # bounds the memory of the overlap counts
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Proposal:
-    """A mask that a generator proposes.
-
-    Attributes:
-        mask: bool [H, W].
-        score: The model's own guess of the mask's IoU with a true object, in [0, 1].
-        stability: How little the mask changes with the cut of its logits, in [0, 1].
-        granularity: Its place among nested masks.
-    """
+    """A mask that a generator proposes, bool [H, W]."""
 
     mask: np.ndarray
     score: float
+    """The model's own guess of the mask's IoU with a true object, in [0, 1]."""
     stability: float = 1.0
+    """How little the mask changes with the cut of its logits, in [0, 1]."""
     granularity: Granularity = "whole"
 
 
@@ -93,7 +87,7 @@ class GeneratorEntry:
     load: Callable[[Any, torch.device], MaskGenerator]
     """Makes the generator: (settings, device)."""
     on_cores: bool = False
-    """It runs on CPU cores and holds no weights, so every core gets a process with one of its own."""
+    """It runs on CPU cores and holds no weights, so every core gets a process, which loads it for each photo."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,22 +135,18 @@ def keep_best(proposals: Sequence[Proposal], settings: FilterSettings) -> list[P
 
 
 def paint(proposals: Sequence[Proposal], size: tuple[int, int], *, rule: Rule, min_area: int) -> np.ndarray:
-    """Return the ids 1..K of the proposals that remain visible and 0 where there is none, int32 [H, W].
+    """Return the ids 1..K of the proposals that remain visible and 0 where there is none, int32 of `size` [H, W].
 
     Pixels won by a proposal that a rule then discards become 0; they do not fall to the mask below. Ids count the
     proposals in their order, under `small_on_top` from the largest to the smallest.
 
     Args:
-        proposals: What was kept.
-        size: H and W.
         rule: `score_on_top`: the best predicted IoU wins, and what shows 10 % of itself or less is discarded [Gaga].
             `large_eats_small`: the largest area wins, and what won less than 80 % of itself is discarded [DEVA, as
-            Gaussian Grouping calls it]. `small_on_top`: the smallest area wins.
+            Gaussian Grouping calls it; it decides on masks shrunk to 480 pixels]. `small_on_top`: the smallest wins.
         min_area: Pixels; what shows fewer is discarded.
-
-    Differs: DEVA decides on masks shrunk to 480 pixels; here all pixels decide.
     """
-    area = np.array([int(proposal.mask.sum()) for proposal in proposals], dtype=np.int64)
+    area = np.array([proposal.mask.sum() for proposal in proposals], dtype=np.int64)
     score = np.array([proposal.score for proposal in proposals])
     order = {  # painted first to last: what comes later lies on top
         "score_on_top": np.argsort(score, kind="stable"),

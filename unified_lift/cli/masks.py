@@ -2,33 +2,23 @@
 
 import argparse
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import torch
 import tyro
 
-from unified_lift.capture.contact_sheet import contact_sheet, evenly_spaced, tile
 from unified_lift.capture.mask_generators import GENERATORS
-from unified_lift.capture.mask_runs import RECORD, MaskFolder, MaskJob, make_masks, open_folders
+from unified_lift.capture.mask_runs import RECORD, MaskJob, make_masks
 from unified_lift.capture.masks import GRANULARITIES, FilterSettings, GeneratorSettings, Granularity
 from unified_lift.cli.flags import canonical
 from unified_lift.data import load_frames
-from unified_lift.data.base import OBJECT_PATH, Frame
-from unified_lift.data.images import read_image
-from unified_lift.data.masks import read_mask
+from unified_lift.data.base import OBJECT_PATH
 from unified_lift.data.settings import DataSettings
 from unified_lift.device import chosen_device
-from unified_lift.evaluation.pictures import write_picture
 from unified_lift.settings.limits import Range, check_ranges
 
-_SHEET_VIEWS = 12
-if TYPE_CHECKING:
-    GeneratorName = str
-else:
-    GeneratorName = Literal[tuple(GENERATORS)]
 P = TypeVar("P", bound=GeneratorSettings)
 
 
@@ -47,7 +37,7 @@ class MasksCommand(Generic[P]):
 
     source_path: Path
     """Scene folder (-s), of any layout that train.py reads."""
-    provider: GeneratorName
+    provider: Literal[tuple(GENERATORS)]  # type: ignore[valid-type]
     """The mask generator: segment-anything, a transformers model, or regions of like colour (no weights)."""
     out: Path = Path(OBJECT_PATH)
     """Folder of the masks inside the scene; --granularity all adds _whole, _part and _subpart to its name."""
@@ -69,35 +59,6 @@ class MasksCommand(Generic[P]):
 
 def masks_main(argv: list[str]) -> int:
     """Parse, make what is missing, write the preview. Return the exit code."""
-    command = parse(argv)
-    data = DataSettings(source_path=command.source_path, images=command.images)
-    frames = load_frames(data)
-    if command.device == "auto":  # no rasterizer is needed here, unlike where a scene is trained
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    else:
-        device = chosen_device(command.device)
-    job = MaskJob(provider=command.provider, settings=command.proposals, filter=command.filter, device=device)
-    path = command.source_path / command.out
-    paths: dict[Granularity, Path] = {one: path.with_name(f"{path.name}_{one}") for one in GRANULARITIES}
-    if command.granularity != "all":
-        paths = {command.granularity: path}
-    folders = open_folders(job, paths, frames, overwrite=command.overwrite)
-    make_masks(job, frames, folders, processes=command.jobs or os.cpu_count() or 1, quiet=command.quiet)
-    for granularity, folder in folders.items():
-        _report(granularity, folder, frames)
-    read = {frame.mask.path for frame in load_frames(data) if frame.mask}
-    for folder in folders.values():
-        if not any(folder.mask_path(frame) in read for frame in frames):
-            print(f"train.py reads these with --object_path {folder.path.name}")
-    return 0
-
-
-def parse(argv: list[str]) -> MasksCommand:
-    """Return the command line, with the flags of the mask generator it names.
-
-    Raises:
-        UserError: A value makes no sense.
-    """
     argv = canonical(argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--provider")
@@ -107,23 +68,31 @@ def parse(argv: list[str]) -> MasksCommand:
     config = (tyro.conf.OmitArgPrefixes,)
     command: MasksCommand[Any] = tyro.cli(form[settings], args=argv, prog="unified-lift masks", config=config)
     check_ranges(command)
-    return command
-
-
-def _report(granularity: Granularity, folder: MaskFolder, frames: Sequence[Frame]) -> None:
-    """Write the contact sheet beside the folder and say what came out."""
-    chosen = [frames[index] for index in evenly_spaced(len(frames), _SHEET_VIEWS)]
-    sheet = folder.path.with_name(f"{folder.path.name}_preview.png")
-    tiles = [tile(read_image(f.image_path, alpha=f.alpha), read_mask(folder.mask_path(f))) for f in chosen]
-    write_picture(sheet, contact_sheet(tiles))
-    views = [folder.views[frame.name] for frame in frames]
-    ids = sorted(view["ids"] for view in views)
-    covered = sum(view["covered"] for view in views) / len(views)
-    print(
-        f"{folder.path}: {len(views)} masks ({granularity}), {ids[0]} to {ids[-1]} ids, {covered:.0%} of the pixels; "
-        f"look at {sheet}; how they were made: {RECORD}"
-    )
-    empty = [frame.name for frame in frames if folder.views[frame.name]["ids"] == 0]
-    if empty:
-        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        print(f"note: nothing was found in {len(empty)} of {len(frames)} photos ({shown}); they will train colour only")
+    data = DataSettings(source_path=command.source_path, images=command.images)
+    frames = load_frames(data)
+    is_cuda = command.device == "auto" and torch.cuda.is_available()  # no rasterizer is needed here, unlike in training
+    device = chosen_device("cuda" if is_cuda else command.device)
+    job = MaskJob(provider=command.provider, settings=command.proposals, filter=command.filter, device=device)
+    path = command.source_path / command.out
+    paths: dict[Granularity, Path] = {one: path.with_name(f"{path.name}_{one}") for one in GRANULARITIES}
+    if command.granularity != "all":
+        paths = {command.granularity: path}
+    processes = command.jobs or os.cpu_count() or 1
+    folders = make_masks(job, frames, paths, overwrite=command.overwrite, processes=processes, quiet=command.quiet)
+    for granularity, folder in folders.items():
+        views = [folder.views[frame.name] for frame in frames]
+        ids = sorted(view["ids"] for view in views)
+        covered = sum(view["covered"] for view in views) / len(views)
+        print(
+            f"{folder.path}: {len(views)} masks ({granularity}), {ids[0]} to {ids[-1]} ids, {covered:.0%} of the "
+            f"pixels; look at {folder.write_preview(frames)}; how they were made: {RECORD}"
+        )
+        if empty := [frame.name for frame, view in zip(frames, views) if view["ids"] == 0]:
+            nothing = f"nothing was found in {len(empty)} of {len(frames)} photos"
+            shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+            print(f"note: {nothing} ({shown}); they will train colour only")
+    read = {frame.mask.path for frame in load_frames(data) if frame.mask}
+    for folder in folders.values():
+        if not any(folder.mask_path(frame) in read for frame in frames):
+            print(f"train.py reads these with --object_path {folder.path.name}")
+    return 0

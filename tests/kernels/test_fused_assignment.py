@@ -118,7 +118,9 @@ def test_segments_without_pixel_leave_the_codes_to_others(kernels):
 
 
 def test_wrong_scores_are_named():
-    with pytest.raises(ValueError, match=r"scores must be \[S, L\] and no_match_cost \[S\], got \[3, 2\], \[2\]"):
+    with pytest.raises(ValueError, match=r"scores must be \[S L\], received \[3\]"):
+        hungarian(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"no_match_cost must be \[S\] with S = 3, received \[2\]"):
         hungarian(torch.zeros(3, 2), no_match_cost=torch.zeros(2))
     with pytest.raises(ValueError, match="no_match_cost must be torch.float32"):
         hungarian(torch.zeros(3, 2), no_match_cost=torch.zeros(3).double())

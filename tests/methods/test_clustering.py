@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from unified_lift.methods.clustered import box_without_outliers, centroid_logits, hdbscan_centroids, require_hdbscan
+from unified_lift.methods.clustered import box_without_outliers, hdbscan_centroids, require_hdbscan
+from unified_lift.methods.omniseg3d_gs import OmniSeg3D, OmniSeg3DSettings
 
 
 def blobs(centres, per_blob, noise, seed=0):
@@ -97,7 +98,10 @@ def test_all_points_are_kept_where_each_is_far_out_in_a_dimension_of_its_own():
 def test_largest_logit_is_that_of_the_nearest_centroid():
     generator = torch.Generator().manual_seed(0)
     points, centroids = torch.randn(200, 5, generator=generator), 2 * torch.randn(12, 5, generator=generator)
-    logits = centroid_logits(points, centroids, temperature=0.3)
+    settings = OmniSeg3DSettings(feature_dim=5, cluster_space="box", confidence_temperature=0.3)
+    method = OmniSeg3D(settings, zero_id="segment", seed=0)
+    method.load_object_state({"centroids": centroids, "box": torch.tensor([[0.0], [1.0]]).expand(2, 5)})
+    logits = method.logits(points)
     assert torch.equal(logits.argmax(dim=1), torch.cdist(points, centroids).argmin(dim=1))
     by_definition = -torch.cdist(points, centroids).square() / 0.6
     torch.testing.assert_close(torch.softmax(logits, dim=1), torch.softmax(by_definition, dim=1), rtol=1e-3, atol=1e-5)

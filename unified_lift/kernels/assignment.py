@@ -48,11 +48,9 @@ def hungarian(scores: Tensor, *, no_match_cost: Tensor | None = None) -> Tensor:
     Gradient: none.
     Differs: on a GPU scores are rounded to 2^-29 of their range first; for these numbers the assignment is exact.
     """
-    if scores.ndim != 2 or (no_match_cost is not None and no_match_cost.shape != scores.shape[:1]):
-        raise ValueError(
-            f"scores must be [S, L] and no_match_cost [S], got {list(scores.shape)}"
-            + ("" if no_match_cost is None else f", {list(no_match_cost.shape)}")
-        )
+    check_shapes({"scores": (scores, "S L")})
+    if no_match_cost is not None and no_match_cost.shape != scores.shape[:1]:
+        raise ValueError(f"no_match_cost must be [S] with S = {len(scores)}, received {list(no_match_cost.shape)}")
     if no_match_cost is not None and (no_match_cost.dtype != scores.dtype or no_match_cost.device != scores.device):
         raise ValueError(f"no_match_cost must be {scores.dtype} on {scores.device} like the scores")
     if runs_on(scores, max_width=None):

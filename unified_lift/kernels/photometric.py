@@ -87,9 +87,6 @@ def _require_images(image: Tensor, target: Tensor) -> None:
         raise ValueError(f"image and target must both be [H, W, 3], got {list(image.shape)} and {list(target.shape)}")
 
 
-# ---- definition ----
-
-
 def _ssim(image: Tensor, target: Tensor) -> Tensor:
     x = torch.arange(11, dtype=torch.float64) - 5
     window = torch.exp(-(x**2) / (2 * 1.5**2))
@@ -121,9 +118,6 @@ def _defined(
     return (1 - lambda_dssim) * l1 + lambda_dssim * (1 - similarity(image, target))
 
 
-# ---- CPU ----
-
-
 class _CpuSsim(Function):
     @staticmethod
     def forward(ctx: Any, image: Tensor, target: Tensor) -> Tensor:
@@ -145,9 +139,6 @@ class _CpuSsim(Function):
 
 
 _on_cpu = functools.partial(_defined, similarity=_CpuSsim.apply)
-
-
-# ---- CUDA ----
 
 
 @functools.lru_cache(maxsize=256)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -17,37 +17,23 @@ from unified_lift.types import Camera, ZeroId
 
 
 class ViewPixels(NamedTuple):
-    """Pixels of one training view, as a method sees them.
+    """Pixels of one training view, as a method sees them."""
 
-    Attributes:
-        features: Rendered features, [P, D].
-        slot: Local segment index: the dense index of each pixel's segment in its view, int32 [P], -1 = no label.
-        num_segments: S, number of segments of the view; some may have no pixel here.
-    """
-
-    features: Tensor
-    slot: Tensor
-    num_segments: int
+    features: Tensor  # rendered, [P, D]
+    slot: Tensor  # local segment index: the dense index of each pixel's segment in its view, int32 [P], -1 = no label
+    num_segments: int  # S, of the view; some may have no pixel here
 
 
 class StepInfo(NamedTuple):
-    """What `losses` may know beside the pixels; step and view are -1 while a GPU records a step (see `graph_key`).
+    """What `losses` may know beside the pixels; step and view are -1 while a GPU records a step (see `graph_key`)."""
 
-    Attributes:
-        progress: Share of the schedule done, in [0, 1).
-        step: 0-based.
-        view: Number of the view among those that `prepare` was shown.
-        gaussian_features: Features of all Gaussians, [N, D], for terms on the Gaussians themselves.
-    """
-
-    progress: float
-    step: int
-    view: int
-    gaussian_features: Tensor
+    progress: float  # share of the schedule done, in [0, 1)
+    step: int  # 0-based
+    view: int  # number of the view among those that `prepare` was shown
+    gaussian_features: Tensor  # of all Gaussians, [N, D], for terms on the Gaussians themselves
 
 
-TrainingViews = Callable[[], Iterator[ViewPixels]]
-"""Walks over all labelled training views with their features as rendered now."""
+TrainingViews = Callable[[], Iterator[ViewPixels]]  # walks over all labelled training views with their features now
 
 
 class Segmentation(NamedTuple):
@@ -58,36 +44,27 @@ class Segmentation(NamedTuple):
 
 
 class LabelledView(NamedTuple):
-    """A training view with a mask, before the lift.
-
-    Attributes:
-        slots: Local segment index of each pixel, -1 = no label, int32 [H, W].
-        segment_ids: The id that each slot has in the mask file, int64 [S], rising.
-    """
+    """A training view with a mask, before the lift."""
 
     name: str
     camera: Camera
-    slots: Tensor
-    segment_ids: Tensor
+    slots: Tensor  # local segment index of each pixel, -1 = no label, int32 [H, W]
+    segment_ids: Tensor  # the id that each slot has in the mask file, int64 [S], rising
 
 
 class LiftData(NamedTuple):
-    """Centres of the Gaussians, [N, 3], and a walk over all labelled views, in which `StepInfo.view` counts."""
+    """The finished geometry and the masks that are to be lifted to it."""
 
-    means: Tensor
-    views: Callable[[], Iterator[LabelledView]]
+    means: Tensor  # centres of the Gaussians, [N, 3]
+    views: Callable[[], Iterator[LabelledView]]  # walks over all labelled views, in which `StepInfo.view` counts
 
 
 class FinalFeatures(NamedTuple):
-    """How the features of a finished model are made from a unit feature of each object, `codes` [L, D].
+    """How the features of a finished model are made: each Gaussian gets a mean of unit features of the objects."""
 
-    Each Gaussian gets their mean, weighted by the share of its blending weight in the pixels of each object to the
-    power `power`; `refine_steps` train these means to explain the training pixels, -1 = as many as the views ask for.
-    """
-
-    codes: Tensor
-    power: float
-    refine_steps: int
+    codes: Tensor  # the unit features, [L, D]
+    power: float  # their weights: the share of the Gaussian's blending weight in the object's pixels to this power
+    refine_steps: int  # that train these means to explain the training pixels; -1 = as many as the views ask for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,28 +87,20 @@ class Method(nn.Module, ABC):
     Its own tensors are parameters and buffers. Only `losses`, `rates`, `logits` and `object_tables` must be written.
     """
 
-    object_tables: ClassVar[tuple[str, ...]]
-    """Names of the parameters and buffers that have one row for each object."""
-    allows_joint: ClassVar[bool] = False
-    """Whether it can be trained in one loop with the geometry, while Gaussians come and go."""
+    object_tables: ClassVar[tuple[str, ...]]  # names of the parameters and buffers with one row for each object
+    allows_joint: ClassVar[bool] = False  # whether it can be trained while Gaussians come and go
 
     def __init__(self, settings: Any, *, zero_id: ZeroId, seed: int) -> None:
         """Create the method for a dataset in which id 0 means `zero_id`."""
         super().__init__()
         self.settings = settings
         self.feature_dim: int = settings.feature_dim
+        # Whether segment id 0 means "unlabelled" (slot -1) rather than a segment of its own.
         self.ignore_zero = (zero_id if settings.zero_id == "auto" else settings.zero_id) == "ignore"
-        """Whether segment id 0 means "unlabelled" (slot -1) rather than a segment of its own."""
-        self.weights: dict[str, float] = {
-            field.name.removeprefix("weight_"): getattr(settings, field.name)
-            for field in fields(settings)
-            if field.name.startswith("weight_")
-        }
-        """Factor of each term; a term without one counts once."""
-        self.summary: dict[str, Any] = {}
-        """What is worth keeping about the finished method beside its scores, ready for JSON."""
-        self.generator = torch.Generator().manual_seed(seed)
-        """For draws on the CPU, so that a seed means the same everywhere."""
+        factors = {name: value for name, value in vars(settings).items() if name.startswith("weight_")}
+        self.weights = {name.removeprefix("weight_"): value for name, value in factors.items()}  # 1 for other terms
+        self.summary: dict[str, Any] = {}  # facts about the finished method for manifest.json
+        self.generator = torch.Generator().manual_seed(seed)  # on the CPU, so that a seed means the same everywhere
         self.step_rng, self.num_draws = StepRng(seed), 0
 
     # ---- training ----
@@ -149,13 +118,13 @@ class Method(nn.Module, ABC):
         return random_features(count, self.feature_dim, unit=True, generator=self.generator)
 
     def graph_key(self, progress: float, num_pixels: int) -> Hashable | None:
-        """Return a key: a GPU may replay the CUDA graph of `losses` on that many pixels while it stays the same.
+        """Return a key while which stays the same a GPU may replay the CUDA graph of `losses` on that many pixels.
 
         None: it must not, as where numbers are drawn, or where step or view matter.
         """
         return None
 
-    # ---- moments of a training at which a method may act ----
+    # ---- what may be done at moments of a training ----
 
     def prepare(self, data: LiftData) -> None:
         """Look at geometry and masks before the first step, also of a resumed run: parameters of a checkpoint stay."""

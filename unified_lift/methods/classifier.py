@@ -84,16 +84,11 @@ class IdentityClassifier(Method):
 
 
 class KnownClasses(IdentityClassifier):
-    """A classifier trained by classes that are known before the lift, as Gaussian Grouping trains its own.
-
-    Only `segment_classes` is to be written: to which object each segment of each view belongs.
-    """
+    """A classifier trained by classes that are known before the lift, as Gaussian Grouping trains its own."""
 
     settings: KnownClassesSettings
-    classes: list[Tensor]
-    """Class of each segment of each view, -1 = none, int64 [S] each; made by `prepare`."""
-    neighbours: Tensor
-    """Nearest Gaussians of each, [N, K]; made by `prepare` if they are asked for."""
+    classes: list[Tensor]  # of each segment of each view, -1 = none, int64 [S] each; made by `prepare`
+    neighbours: Tensor  # nearest Gaussians of each, [N, K]; made by `prepare` if they are asked for
 
     @abstractmethod
     def segment_classes(self, data: LiftData) -> tuple[list[Tensor], int]:
@@ -107,9 +102,10 @@ class KnownClasses(IdentityClassifier):
         of_view, num_classes = self.segment_classes(data)
         if not any(bool((classes >= 0).any()) for classes in of_view):
             raise UserError("--object_path: no pixel of any mask has a label; check the masks, or --zero_id segment")
-        self.classes = [classes.to(data.means.device) for classes in of_view]
+        device = data.means.device
+        self.classes = [classes.to(device) for classes in of_view]
         if self.settings.weight_knn:
-            self.neighbours = nearest_points(data.means, self.settings.knn_neighbours).to(data.means.device)
+            self.neighbours = nearest_points(data.means, self.settings.knn_neighbours).to(device)
         self.start_head(num_classes)
 
     def losses(self, pixels: ViewPixels, info: StepInfo) -> dict[str, Tensor]:
@@ -117,12 +113,9 @@ class KnownClasses(IdentityClassifier):
         labels, s = pseudo_labels(self.classes[info.view], pixels.slot), self.settings
         terms = {"identity": identity_loss(self.logits(pixels.features), labels)}
         if s.weight_knn and (info.step + 1) % s.knn_interval == 0:
+            generator = self.step_rng.at(info.step, pixels.features.device)
+            head = (self.weight, self.bias)
             terms["knn"] = knn_loss(
-                info.gaussian_features,
-                self.neighbours,
-                self.weight,
-                self.bias,
-                num_anchors=s.knn_anchors,
-                generator=self.step_rng.at(info.step, pixels.features.device),
+                info.gaussian_features, self.neighbours, *head, num_anchors=s.knn_anchors, generator=generator
             )
         return terms

@@ -14,13 +14,10 @@ from unified_lift.methods.base import LiftData, Method, MethodSettings, Training
 from unified_lift.metrics.panoptic import pq_scene
 from unified_lift.ops.segments import segment_sum
 from unified_lift.settings.limits import Range
-from unified_lift.shapes import check_shapes
 from unified_lift.types import ZeroId
 
 _EPS = 1e-6
 _CPU = torch.device("cpu")
-_MAX_SIGMA = 3.0  # from the mean, up to which a point is kept [Contrastive Lift]
-_MIN_WIDTH = 1e-12  # of a dimension in which all points agree
 _CANDIDATE, _CHOSEN = "candidate/", "chosen/"  # of keys of the saved state
 
 
@@ -41,7 +38,7 @@ class ClusteredSettings(MethodSettings):
     dimension, every dimension scaled to [0, 1] [Contrastive Lift]."""
     score_pixels: Annotated[int, Range(1)] = 4_096
     """Labelled pixels of each training view on which the sizes are compared; the sample is drawn from them. [ours]"""
-    confidence_temperature: float = 0.1
+    confidence_temperature: Annotated[float, Range(above=0)] = 0.1
     """Confidence = softmax of -distance^2 / (2 x this) over the centroids; for unit features cosine / this. It ranks
     pixels, and changes no id. [ours]"""
 
@@ -49,8 +46,6 @@ class ClusteredSettings(MethodSettings):
         super().check()
         if not self.cluster_sizes:
             raise UserError("--cluster_sizes must be one or more numbers, received none")
-        if self.confidence_temperature <= 0:
-            raise UserError(f"--confidence_temperature must be positive, received {self.confidence_temperature}")
 
 
 class ClusteredMethod(Method):
@@ -65,10 +60,8 @@ class ClusteredMethod(Method):
 
     settings: ClusteredSettings
     object_tables = ("centroids",)
-    centroids: Tensor
-    """Of the chosen candidate, in the space that is clustered, [L, C]."""
-    box: Tensor | None
-    """What becomes 0 and the width of what becomes [0, 1] where `cluster_space` is a box, [2, C]."""
+    centroids: Tensor  # of the chosen candidate, in the space that is clustered, [L, C]
+    box: Tensor | None  # what becomes 0 and the width of what becomes [0, 1] where `cluster_space` is a box, [2, C]
 
     def __init__(self, settings: ClusteredSettings, *, zero_id: ZeroId, seed: int) -> None:
         super().__init__(settings, zero_id=zero_id, seed=seed)
@@ -78,19 +71,17 @@ class ClusteredMethod(Method):
         self.chosen: str | None = None  # name of the candidate that `segment` uses
 
     def clustered_part(self, features: Tensor) -> Tensor:
-        """Return what of features [..., D] is clustered, [..., C]; all of them unless a method says otherwise."""
+        """Return what of features [..., D] is clustered, [..., C]."""
         return features
 
     def rates(self, progress: float) -> dict[str, float]:
         return {"features": self.settings.feature_lr}
 
     def prepare(self, data: LiftData) -> None:
-        """See that the clustering will be possible, before anything is trained."""
-        require_hdbscan()
+        require_hdbscan()  # before anything is trained
 
     @torch.no_grad()
     def finish(self, views: TrainingViews) -> None:
-        """Cluster rendered features of all views and choose among the sizes; a UserError where there is no cluster."""
         s, labelled = self.settings, [self._labelled(view, pixels) for view, pixels in enumerate(views())]
         features, slots = torch.cat([seen for seen, _ in labelled]), [slot for _, slot in labelled if len(slot)]
         if not slots:
@@ -118,11 +109,15 @@ class ClusteredMethod(Method):
         self.summary = {"cluster_sweep": sweep, "chosen": self.chosen}
 
     def logits(self, features: Tensor) -> Tensor:
+        """Return -|x - c|^2 / (2 temperature) up to a number of each point x for centroids c; the nearest's is largest.
+
+        Between unit vectors it is the cosine / temperature.
+        """
         centroids = self.centroids if self.box is not None else normalize(self.centroids, dim=1, eps=_EPS)
-        return centroid_logits(self._points(features), centroids, temperature=self.settings.confidence_temperature)
+        nearness = self._points(features) @ centroids.T - centroids.square().sum(dim=1) / 2
+        return nearness / self.settings.confidence_temperature
 
     def candidates(self) -> dict[str, Method]:
-        """Return a method for each size for which there are clusters, by rising size; none before `finish`."""
         methods: dict[str, Method] = {}
         # The clusters of the chosen size may be renumbered by now.
         for name, centroids in (self._found | {self.chosen: self.centroids} if self.chosen else {}).items():
@@ -145,13 +140,10 @@ class ClusteredMethod(Method):
         return normalize(part, dim=1, eps=_EPS) if self.box is None else (part - self.box[0]) / self.box[1]
 
     def object_state(self) -> dict[str, Tensor]:
-        """Return the centroids that `segment` uses, those of every size, and the box if there is one.
-
-        The name of the chosen size is that of an empty tensor: the file holds tensors only.
-        """
+        """Return the centroids that `segment` uses, those of every size, and the box if there is one."""
         state = {"centroids": self.centroids} | {_CANDIDATE + name: value for name, value in self._found.items()}
         if self.chosen is not None:
-            state[_CHOSEN + self.chosen] = torch.zeros(0)
+            state[_CHOSEN + self.chosen] = torch.zeros(0)  # the file holds tensors only: their names tell
         return state if self.box is None else state | {"box": self.box}
 
     def load_object_state(self, state: Mapping[str, Tensor]) -> None:
@@ -173,12 +165,9 @@ class ClusteredMethod(Method):
 
 def _agreement(ids: Tensor, slots: list[Tensor]) -> float:
     """Return the mean over views of the panoptic quality of ids [sum of P] against the segments of each view, [P]."""
-    scores = []
-    for own, slot in zip(ids.split([len(slot) for slot in slots]), slots, strict=True):
-        segments = slot.cpu().numpy()
-        one_class = np.zeros_like(segments)
-        scores.append(pq_scene(one_class, own.cpu().numpy(), one_class, segments, things=[0], stuff=[]).pq)
-    return float(np.mean(scores))
+    views = zip(ids.cpu().split([len(slot) for slot in slots]), (slot.cpu() for slot in slots), strict=True)
+    maps = [(np.zeros(len(true), int), own.numpy(), true.numpy()) for own, true in views]
+    return float(np.mean([pq_scene(one, own, one, true, things=[0], stuff=[]).pq for one, own, true in maps]))
 
 
 def require_hdbscan() -> Any:
@@ -195,16 +184,15 @@ def require_hdbscan() -> Any:
 
 @torch.no_grad()
 def hdbscan_centroids(points: Tensor, *, min_cluster_size: int) -> Tensor:
-    """Return the centroid of each cluster of the points: their mean, weighted by how surely each belongs to it.
+    """Return the mean of each cluster of points [M, D], weighted by how surely each belongs to it, float32 [L, D].
 
-    Points [M, D] with NaN or infinite numbers belong to none. Returns float32 [L, D]; L = 0: nothing is dense enough.
-
+    Points with NaN or infinite numbers belong to none. L = 0: nothing is dense enough.
     Source: HDBSCAN (Campello et al. 2013) as Contrastive Lift calls it: min_samples 1, a single cluster allowed.
     """
     hdbscan = require_hdbscan()
     if len(points) < 2:  # which scikit-learn refuses
         return points.new_zeros(0, points.shape[1], dtype=torch.float32)
-    values = points.detach().double().cpu()
+    values = points.double().cpu()
     # copy=True: older versions may write into the array they are given, newer ones warn where nothing is said
     found = hdbscan(min_cluster_size=min_cluster_size, min_samples=1, allow_single_cluster=True, copy=True)
     found.fit(values.numpy())
@@ -217,21 +205,10 @@ def hdbscan_centroids(points: Tensor, *, min_cluster_size: int) -> Tensor:
 def box_without_outliers(points: Tensor) -> tuple[Tensor, Tensor]:
     """Return which of points [M, D] lie near the mean, bool [M], and the box around them: its corner and sides, [2, D].
 
-    Near is within three standard deviations in every dimension; if no point is, all are kept.
-
-    Source: the clustering protocol of Contrastive Lift.
+    Near is within three standard deviations in every dimension [Contrastive Lift]; if no point is, all are kept.
     """
     deviation = (points - points.mean(dim=0)).abs()
-    kept = (deviation <= _MAX_SIGMA * points.std(dim=0, correction=0)).all(dim=1)
+    kept = (deviation <= 3.0 * points.std(dim=0, correction=0)).all(dim=1)
     kept |= ~kept.any()  # in many dimensions each point may be far out in one of them
-    low, high = points[kept].amin(dim=0), points[kept].amax(dim=0)
-    return kept, torch.stack([low, (high - low).clamp(min=_MIN_WIDTH)])
-
-
-def centroid_logits(points: Tensor, centroids: Tensor, *, temperature: float) -> Tensor:
-    """Return -|x - c|^2 / (2 temperature) up to a number of each point x [P, D] for centroids c [L, D], [P, L].
-
-    The largest is that of the nearest centroid. Between unit vectors it is the cosine / temperature.
-    """
-    check_shapes({"points": (points, "P D"), "centroids": (centroids, "L D")})
-    return (points @ centroids.T - centroids.square().sum(dim=1) / 2) / temperature
+    low, high = torch.aminmax(points[kept], dim=0)
+    return kept, torch.stack([low, (high - low).clamp(min=1e-12)])  # all points may agree in a dimension

@@ -22,7 +22,7 @@ class ContrastiveLiftSettings(ClusteredSettings):
     """Numbers of a Gaussian: the first half is fast, the second slow [Contrastive Lift: 3 and 3]."""
     cluster_space: Literal["unit", "box"] = "box"
     """As of every clustered method; `box` is the original's."""
-    confidence_temperature: float = 0.02
+    confidence_temperature: Annotated[float, Range(above=0)] = 0.02
     """As of every clustered method, smaller because distances in the box are. [ours]"""
 
     slow_momentum: Annotated[float, Range(0, 1)] = 0.9
@@ -52,27 +52,23 @@ class ContrastiveLift(ClusteredMethod):
     def initial_features(self, count: int) -> Tensor:
         """Return random fast unit vectors, and the slow ones equal to them."""
         fast = super().initial_features(count).chunk(2, dim=1)[0]
-        fast = fast / fast.norm(dim=1, keepdim=True)
-        return torch.cat([fast, fast], dim=1)
+        return (fast / fast.norm(dim=1, keepdim=True)).repeat(1, 2)
 
     def clustered_part(self, features: Tensor) -> Tensor:
         return features.chunk(2, dim=-1)[0]
 
     def losses(self, pixels: ViewPixels, info: StepInfo) -> dict[str, Tensor]:
         """Return both terms, on other pixels at every call. Gradient: to the fast half of the features only."""
-        (fast, slow), slot = pixels.features.chunk(2, dim=1), pixels.slot
-        drawn = self._drawn(slot)
-        (fast, fast_slot), (slow, slow_slot) = (
-            (features.index_select(0, half), slot.index_select(0, half))
-            for features, half in ((fast, drawn[0::2]), (slow, drawn[1::2]))
-        )
-        concentration, contrastive = slow_fast_losses(fast, fast_slot, slow, slow_slot, pixels.num_segments)
+        drawn = self._drawn(pixels.slot)
+        halves: list[Tensor] = []
+        for features, rows in zip(pixels.features.chunk(2, dim=1), (drawn[0::2], drawn[1::2]), strict=True):
+            halves += [features.index_select(0, rows), pixels.slot.index_select(0, rows)]
+        concentration, contrastive = slow_fast_losses(*halves, pixels.num_segments)
         return {"concentration": concentration, "contrastive": contrastive}
 
     def after_step(self, features: Tensor) -> None:
-        """Let the slow half follow the fast one."""
         fast, slow = features.chunk(2, dim=1)
-        slow.lerp_(fast, 1 - self.settings.slow_momentum)
+        slow.lerp_(fast, 1 - self.settings.slow_momentum)  # the slow half follows the fast one
 
     def _drawn(self, slot: Tensor) -> Tensor:
         """Return at most `view_pixels` pixels in random order, labelled first, so that a GPU need not count them."""
@@ -99,9 +95,8 @@ def slow_fast_losses(
     Gradient: to the fast features only. On a GPU the host does not wait.
     Differs: the original weighs concentration by a confidence of each pixel; our masks have none.
     """
-    check_shapes(
-        {"fast": (fast, "P D"), "fast_slot": (fast_slot, "P"), "slow": (slow, "Q D"), "slow_slot": (slow_slot, "Q")}
-    )
+    check_shapes({"fast": (fast, "P D"), "fast_slot": (fast_slot, "P")})
+    check_shapes({"slow": (slow, f"Q {fast.shape[1]}"), "slow_slot": (slow_slot, "Q")})
     slow = slow.detach()
     shared = (segment_counts(fast_slot, num_segments) > 0) & (segment_counts(slow_slot, num_segments) > 0)  # [S]
 

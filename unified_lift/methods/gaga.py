@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from diff_gaussian_rasterization.types import NEAR
 
-from unified_lift.errors import UserError
 from unified_lift.methods.base import LiftData, MethodEntry
 from unified_lift.methods.classifier import KnownClasses, KnownClassesSettings
 from unified_lift.ops.cameras import project
@@ -26,24 +25,17 @@ class GagaSettings(KnownClassesSettings):
 
     bank_grid: Annotated[int, Range(1)] = 32
     """Cells per image side, in each of which the nearest Gaussians of a mask are taken [Gaga]."""
-    bank_share: float = 0.2
+    bank_share: Annotated[float, Range(above=0, most=1)] = 0.2
     """Share of a mask's Gaussians in a cell that counts as its front [Gaga]."""
-    bank_min_score: float = 0.1
+    bank_min_score: Annotated[float, Range(above=0, most=0.5)] = 0.1  # 0.5: the front set lies wholly in one group
     """Overlap from which a mask joins a group rather than opening one [Gaga]."""
-
-    def check(self) -> None:
-        super().check()
-        # A score of 0.5 is a front set that lies wholly in one group; above it nothing would ever join.
-        for name, value, most in (("bank_share", self.bank_share, 1), ("bank_min_score", self.bank_min_score, 0.5)):
-            if not 0 < value <= most:
-                raise UserError(f"--{name} must lie in (0, {most}], received {value}")
 
 
 class Gaga(KnownClasses):
     """Masks that see the same Gaussians are one class; a classifier learns it on frozen geometry.
 
-    Views are taken in the order of their names, numbers in them as numbers. Where id 0 is a segment (the background),
-    it is a mask as any other: objects that the detector missed in some views may join its large front set there.
+    Where id 0 is a segment (the background), it is a mask as any other: objects that the detector missed in some views
+    may join its large front set there.
 
     Source: Gaga (Lyu et al.), memory bank and lift.
     Differs: Classes are the groups; theirs are one more, class 0 of pixels without mask, which here train nothing.
@@ -58,15 +50,13 @@ class Gaga(KnownClasses):
         names, fronts = [], []
         for view in data.views():
             slots, count = view.slots.cpu().numpy(), len(view.segment_ids)
-            names.append(view.name)
+            names.append(_natural(view.name))
             fronts.append(front_sets(means, view.camera, slots, count, grid=s.bank_grid, share=s.bank_share))
-        order = sorted(range(len(names)), key=lambda index: _natural(names[index]))
+        order = sorted(range(len(names)), key=names.__getitem__)
         groups, num_groups = memory_bank((fronts[index] for index in order), len(means), min_score=s.bank_min_score)
-        self.summary = {
-            "num_groups": num_groups,
-            "num_masks": sum(front.num_masks for front in fronts),
-            "num_masks_without_gaussians": sum(int((group < 0).sum()) for group in groups),
-        }
+        of_masks = np.concatenate([*groups, []])
+        self.summary = {"num_groups": num_groups, "num_masks": len(of_masks)}
+        self.summary["num_masks_without_gaussians"] = int((of_masks < 0).sum())
         return [torch.from_numpy(groups[place]) for place in np.argsort(order)], num_groups
 
 
@@ -76,13 +66,10 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
 
 class FrontSets(NamedTuple):
-    """Gaussians in front of all others in each mask of one view: index and mask of each, int64 [F]; number of masks.
+    """Gaussians in front of all others in each mask of one view, none in two masks; a mask may have none."""
 
-    No Gaussian is in two masks; a mask may have none. Masks rise.
-    """
-
-    gaussians: np.ndarray
-    slot: np.ndarray
+    gaussians: np.ndarray  # index of each, int64 [F]
+    slot: np.ndarray  # mask of each, rising, int64 [F]
     num_masks: int
 
 
@@ -93,9 +80,7 @@ def front_sets(
 
     Centres `means` [N, 3] in world units are projected; of those that fall into a mask (`slot` [H, W], -1 = none) and
     into one cell of a `grid` x `grid` division of the image, the nearest `share` is taken, at least one. Centres that
-    are nearer than the near plane or fall outside the image are left out.
-
-    Source: Gaga, memory bank.
+    are nearer than the near plane or fall outside the image are left out. Source: Gaga, memory bank.
     """
     pixels, depth = project(means, camera)
     with np.errstate(invalid="ignore"):
@@ -127,9 +112,8 @@ def memory_bank(
     also with what other groups own.
 
     Source: Gaga's code. Its paper describes the score |A n B| / |A| = s / (1 - s), so 0.1 in code is 1/9 as written.
-    Differs: A mask without any Gaussian joins nothing and opens nothing; here it gets -1.
     Returns:
-        Of each view int64 [S], -1 = the mask has no Gaussian; number of groups.
+        Of each view int64 [S], -1 = the mask has no Gaussian, joins nothing and opens nothing; number of groups.
     """
     owned = np.zeros(num_gaussians, dtype=bool)
     members = groups_of = np.zeros(0, dtype=np.int32)  # pairs: a Gaussian may be in several groups

@@ -34,13 +34,9 @@ class OmniSeg3D(ClusteredMethod):
     settings: OmniSeg3DSettings
 
     def losses(self, pixels: ViewPixels, info: StepInfo) -> dict[str, Tensor]:
+        least = self.settings.min_pixels
         contrastive = contrastive_loss(
-            *pixels,
-            temperature=None,
-            min_pixels=self.settings.min_pixels,
-            detach_norm=True,
-            unit_centres=False,
-            mean_over_pixels=False,
+            *pixels, temperature=None, min_pixels=least, detach_norm=True, unit_centres=False, mean_over_pixels=False
         )
         return {"contrastive": contrastive, "norm": (info.gaussian_features.norm(dim=1) - 1).square().mean()}
 

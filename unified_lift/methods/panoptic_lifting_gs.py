@@ -51,11 +51,8 @@ class PanopticLifting(IdentityClassifier):
         """
         features, slot, num_segments = pixels
         logits = self.logits(features)
-        labels = torch.full_like(slot, -1, dtype=torch.int64)
-        if num_segments:
-            likely = torch.softmax(logits.detach(), dim=1)
-            scores = association_scores(likely, slot, num_segments, area_aware=False)
-            labels = pseudo_labels(hungarian(scores), slot)
+        scores = association_scores(torch.softmax(logits.detach(), dim=1), slot, num_segments, area_aware=False)
+        labels = pseudo_labels(hungarian(scores), slot)
         return {"identity": identity_loss(logits, labels, rest_when_right=True)}
 
     def graph_key(self, progress: float, num_pixels: int) -> Hashable:

@@ -10,10 +10,11 @@ from unified_lift.errors import UserError
 
 
 class Range(NamedTuple):
-    """Least and greatest value of a number, or of each number of a tuple."""
+    """Least and greatest value of a number, or of each number of a tuple; it must also be larger than `above`."""
 
     least: float = -math.inf
     most: float = math.inf
+    above: float = -math.inf
 
 
 def leaves(settings: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -39,7 +40,9 @@ def faults(value: Any, hint: Any) -> Iterator[str]:
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
             yield f"must be finite, received {number}"
-        for least, most in ranges:
+        for least, most, above in ranges:
+            if number <= above:
+                yield f"must be larger than {above}, received {number}"
             if number < least:
                 yield f"must be at least {least}, received {number}"
             if number > most:

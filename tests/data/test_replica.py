@@ -12,13 +12,12 @@ from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
 from unified_lift.data.replica import (
     benchmark_frames,
+    benchmark_split,
     depth_points,
     describe,
-    dn_splatter,
     find_recording,
     read_lens,
     read_trajectory,
-    semantic_nerf,
 )
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
@@ -50,10 +49,10 @@ def truth_of(root, *views):
 
 
 def test_split_oracles():
-    train, test = dn_splatter(2000)
+    train, test = benchmark_split("nice_slam", 2000)
     assert (len(train), len(test), train[:6]) == (64, 16, [25, 50, 75, 100, 150, 175])
     assert (test[:4], test[-2:]) == ([0, 125, 250, 375], [1750, 1875])
-    train, test = semantic_nerf(900)
+    train, test = benchmark_split("semantic_nerf", 900)
     assert (len(train), len(test), train[:3], test[:3]) == (180, 180, [0, 5, 10], [2, 7, 12])
     assert [train[-1], test[-1]] == [895, 897]
 

@@ -147,7 +147,7 @@ def _replica_scene(folder: Path, issues: Issues) -> None:
         return
     layout, scene = recording.layout, recording.folder.relative_to(folder.parent).as_posix()
     count, expected = len(replica.read_trajectory(recording.trajectory)), REPLICA_FRAMES[layout]
-    photos = f"{scene}/{Path(recording.photos).parent}"
+    photos = f"{scene}/{recording.photos.parent.name}"
     frames = _described(replica.READER, folder, issues, photos, usual=REPLICA_SIZES[layout]).frames
     numbers, held_out = replica.benchmark_frames(recording, count)
     train, test = (
@@ -175,14 +175,14 @@ def _initial_points(scene: str, folder: Path, recording: Recording, train: Mappi
         return
     numbers = [n for n in train if recording.depth(n).is_file()]
     good = probe(issues, numbers, lambda n: replica.read_depth(recording, n).shape)
-    what = f"{scene}/{Path(recording.depths).parent}: {len(good)} of {len(train)} training views have depth"
+    what = f"{scene}/{recording.depths.parent.name}: {len(good)} of {len(train)} training views have depth"
     fix = "initial points come from the other views" if good else "initial points are triangulated from the photos"
     whole = len(good) == len(train)
     issues.add("ok" if whole else "note", what, "" if whole else f"{fix}; for the usual ones {issues.fix}")
 
 
 def _instance_maps(scene: str, recording: Recording, test: Mapping[int, Frame], issues: Issues) -> None:
-    pattern = recording.annotation_pattern
+    pattern = recording.annotations
     if pattern is None:
         issues.error(f"{scene}: no instance maps of the test views")
         return

@@ -16,10 +16,10 @@ Annotations: the instance maps of the rendering (id 0 = no object); nice-slam's 
 walk. Initial points: `point_cloud.ply` where there is one, else the depth maps of the training frames.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,90 +35,69 @@ from unified_lift.ops.cameras import invert_rigid, unproject
 from unified_lift.plyio import finite_points, read_point_cloud
 from unified_lift.types import PointCloud
 
-SEQUENCES = (".", "Sequence_1", "imap/00")  # where a scene folder may hold its recording, in the order looked at
-PHOTO_SUFFIXES = (".jpg", ".png")
 SAME_WALK = 1e-4  # how far two trajectories may differ in any number to be one walk
 NUM_DEPTH_POINTS = 100_000  # [DN-Splatter: 51 pixels of each of 2000 frames]
-_VMAP_PARENTS = ("imap", "vmap")
 _MILLIMETRES, _NICE_SLAM_DEPTH = 1000.0, 6553.5  # depth units per metre
 _FIRST_CENTRE = 0.5  # corner-origin coordinate of the first pixel's centre
+_POSES, _MAPS = "traj_w_c.txt", "semantic_instance/semantic_instance_{}"  # of Semantic-NeRF and vMAP
 
 
-def dn_splatter(count: int) -> tuple[list[int], list[int]]:
-    """Return training and held-out frames by DN-Splatter's rule: of 0, 25, 50, ... every fifth is held out."""
+def benchmark_split(layout: str, count: int) -> tuple[list[int], list[int]]:
+    """Return the numbers of the training and of the held-out frames out of `count`.
+
+    Semantic-NeRF trains 0, 5, 10, ... and holds out 2, 7, ...; the others, by DN-Splatter's rule, use 0, 25, 50, ... of
+    which every fifth is held out.
+    """
+    if layout == "semantic_nerf":
+        return list(range(0, count, 5)), list(range(2, count, 5))
     return [n for n in range(0, count, 25) if n % 125], list(range(0, count, 125))
 
 
-def semantic_nerf(count: int) -> tuple[list[int], list[int]]:
-    """Return training and held-out frames by Semantic-NeRF's rule: 0, 5, 10, ... and 2, 7, ..."""
-    return list(range(0, count, 5)), list(range(2, count, 5))
+class Recording(NamedTuple):
+    """One rendered walk through a room.
 
-
-@dataclass(frozen=True, kw_only=True)
-class Recording:
-    """One rendered walk through a room; file names are relative to its folder and have the frame's number in them.
-
-    Attributes:
-        layout: Name of the rendering.
-        folder: Where photos and trajectory are.
-        poses, photos, depths: Pose file, photos with the suffix of the release, 16-bit depth along the camera axis.
-        annotations: Instance ids without suffix, in the order looked for.
-        split: Number of frames -> training and held-out frames.
+    `photos`, `depths` (16-bit, along the camera axis) and `annotations` (instance ids; without suffix, None where there
+    are none) are files whose name has a place for the frame's number.
     """
 
     layout: str
-    folder: Path = Path()
-    poses: str = "traj_w_c.txt"
-    photos: str = "rgb/rgb_{}.png"
-    depths: str = "depth/depth_{}.png"
-    annotations: tuple[str, ...] = ("semantic_instance/semantic_instance_{}",)
-    split: Callable[[int], tuple[list[int], list[int]]] = dn_splatter
-
-    @property
-    def trajectory(self) -> Path:
-        """Return the pose file."""
-        return self.folder / self.poses
+    folder: Path
+    trajectory: Path
+    photos: Path
+    depths: Path
+    annotations: Path | None
 
     def photo(self, frame: int) -> Path:
-        """Return the photo of a frame; where it is missing, the path it should have."""
-        path = self.folder / self.photos.format(frame)
-        candidates = (path, *(path.with_suffix(suffix) for suffix in PHOTO_SUFFIXES))
+        """Return the photo of a frame, a JPEG or PNG; where it is missing, the path it should have."""
+        path = self.photos.with_name(self.photos.name.format(frame))
+        candidates = (path, path.with_suffix(".jpg"), path.with_suffix(".png"))
         return next((candidate for candidate in candidates if candidate.is_file()), path)
 
     def depth(self, frame: int) -> Path:
         """Return where the depth of a frame is, if there is one."""
-        return self.folder / self.depths.format(frame)
-
-    @property
-    def annotation_pattern(self) -> Path | None:
-        """Return the first kind of instance maps whose folder exists, None where there is none."""
-        patterns = (self.folder / pattern for pattern in self.annotations)
-        return next((pattern for pattern in patterns if pattern.parent.is_dir()), None)
+        return self.depths.with_name(self.depths.name.format(frame))
 
     def annotation(self, frame: int) -> MaskFile | None:
         """Return the instance map of a frame, None where there is none."""
-        pattern = self.annotation_pattern
-        return find_mask(pattern.parent, pattern.name.format(frame)) if pattern is not None else None
-
-
-SEMANTIC_NERF, VMAP = Recording(layout="semantic_nerf", split=semantic_nerf), Recording(layout="vmap")
-NICE_SLAM = Recording(
-    layout="nice_slam",
-    poses="traj.txt",
-    photos="results/frame{:06d}.jpg",
-    depths="results/depth{:06d}.png",
-    annotations=("annotations/gt_instance/frame{:06d}", *VMAP.annotations),
-)
+        return find_mask(self.annotations.parent, self.annotations.name.format(frame)) if self.annotations else None
 
 
 def find_recording(root: Path) -> Recording | None:
     """Return the recording of the benchmark in a scene folder, None where there is none."""
-    if (root / NICE_SLAM.poses).is_file() and (root / "results").is_dir():
-        return replace(NICE_SLAM, folder=root)
-    for folder in (root / name for name in SEQUENCES):
-        if (folder / VMAP.poses).is_file() and (folder / "rgb").is_dir():
-            is_vmap = folder.resolve().parent.name in _VMAP_PARENTS
-            return replace(VMAP if is_vmap else SEMANTIC_NERF, folder=folder)
+
+    def existing(*patterns: Path) -> Path | None:
+        return next((pattern for pattern in patterns if pattern.parent.is_dir()), None)
+
+    trajectory, photos = root / "traj.txt", root / "results/frame{:06d}.jpg"
+    if trajectory.is_file() and existing(photos):
+        maps = existing(root / "annotations/gt_instance/frame{:06d}", root / _MAPS)
+        return Recording("nice_slam", root, trajectory, photos, photos.with_name("depth{:06d}.png"), maps)
+    for folder in (root, root / "Sequence_1", root / "imap/00"):
+        trajectory, photos = folder / _POSES, folder / "rgb/rgb_{}.png"
+        if trajectory.is_file() and existing(photos):
+            layout = "vmap" if folder.resolve().parent.name in ("imap", "vmap") else "semantic_nerf"
+            depths = folder / "depth/depth_{}.png"
+            return Recording(layout, folder, trajectory, photos, depths, existing(folder / _MAPS))
     return None
 
 
@@ -130,14 +109,14 @@ def read_trajectory(path: Path) -> np.ndarray:
         raise UserError(f"{path}: not readable as text ({error}); fetch it again") from None
     if not lines:
         raise UserError(f"{path}: holds no pose; fetch it again")
-    poses = np.empty((len(lines), 4, 4))
-    for n, line in enumerate(lines):
+    poses = []
+    for line in lines:
         try:
-            poses[n] = np.array(line.split(), dtype=np.float64).reshape(4, 4)
+            poses.append(np.array(line.split(), dtype=np.float64).reshape(4, 4))
         except ValueError:
-            what = f"line {n + 1} does not hold the 16 numbers of a camera-to-world matrix"
+            what = f"line {len(poses) + 1} does not hold the 16 numbers of a camera-to-world matrix"
             raise UserError(f"{path}: {what}; fetch it again") from None
-    return poses
+    return np.stack(poses)
 
 
 def read_lens(recording: Recording, frame: int) -> Lens:
@@ -184,20 +163,19 @@ def check_same_walk(recording: Recording) -> None:
 
     Only the poses can tell: both renderings have 2000 frames of one size.
     """
-    pattern = recording.annotation_pattern
-    if recording.layout != "nice_slam" or pattern is None or pattern.parent.name != "semantic_instance":
+    maps, other = recording.annotations, recording.folder / _POSES
+    if recording.layout != "nice_slam" or maps is None or maps.parent.name != "semantic_instance":
         return
-    other = recording.folder / VMAP.poses
     if not other.is_file():
         raise UserError(
-            f"{other}: the instance maps in {pattern.parent} were rendered along this trajectory; copy it from the "
+            f"{other}: the instance maps in {maps.parent} were rendered along this trajectory; copy it from the "
             "same sequence, so that it can be compared with traj.txt"
         )
     own, theirs = read_trajectory(recording.trajectory), read_trajectory(other)
     if own.shape != theirs.shape or not np.abs(own - theirs).max() <= SAME_WALK:
         raise UserError(
             f"{other}: is another walk than {recording.trajectory.name} ({len(theirs)} and {len(own)} poses); the "
-            f"instance maps in {pattern.parent} do not belong to these photos: render maps along traj.txt into "
+            f"instance maps in {maps.parent} do not belong to these photos: render maps along traj.txt into "
             "annotations/gt_instance/, or use the vMAP recording as the scene"
         )
 
@@ -211,8 +189,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     """Return the frames that the benchmark uses, in numeric order."""
     recording = find_recording(root)
     assert recording is not None, "the folder was recognised"
-    source = recording.trajectory
-    poses = read_trajectory(source)
+    poses = read_trajectory(source := recording.trajectory)
     numbers, test = benchmark_frames(recording, len(poses))
     lens, cloud = read_lens(recording, min(numbers.values())), root / "point_cloud.ply"
 
@@ -226,8 +203,8 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     train = set(split_names(list(numbers), root, settings, held_out=test)[0])
     seen = {numbers[frame.name]: frame for frame in frames if frame.name in train}
     with_depth = {n: frame for n, frame in seen.items() if recording.depth(n).is_file()}
-    notes = [f"{len(numbers)} frames of the {recording.layout} rendering belong to the benchmark"]
     num_without = len(seen) - len(with_depth)
+    notes = [f"{len(numbers)} frames of the {recording.layout} rendering belong to the benchmark"]
     if not settings.random_init and not cloud.is_file() and 0 < num_without < len(seen):
         notes.append(f"{num_without} of {len(seen)} training frames have no depth map for initial points")
 
@@ -249,7 +226,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
 
 def benchmark_frames(recording: Recording, count: int) -> tuple[dict[str, int], list[str]]:
     """Return name -> number of the frames that the benchmark uses out of `count`, and the names held out."""
-    train, test = recording.split(count)
+    train, test = benchmark_split(recording.layout, count)
     names = {n: recording.photo(n).stem for n in sorted((*train, *test))}
     return {name: n for n, name in names.items()}, [names[n] for n in test]
 
@@ -257,12 +234,9 @@ def benchmark_frames(recording: Recording, count: int) -> tuple[dict[str, int], 
 def depth_points(
     frames: Mapping[int, Frame], recording: Recording, *, seed: int, count: int = NUM_DEPTH_POINTS
 ) -> PointCloud | None:
-    """Return about `count` coloured points at random pixels of the frames' depth maps, None without frames.
+    """Return about `count` coloured points at random pixels of the depth maps of `frames`, by number; None without any.
 
     Differs: DN-Splatter takes the same 51 pixels of all 2000 frames, test views included.
-    Args:
-        frames: Number -> training frame that has a depth map.
-        seed: Of the choice of pixels.
     """
     if not frames:
         return None

@@ -21,75 +21,45 @@ _NAMES_SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """A posed photo as the dataset describes it, before any pixel is read.
+    """A posed photo as the dataset describes it, before any pixel is read."""
 
-    Attributes:
-        name: Relative path without suffix; names the view.
-        image_path: The photo.
-        cam_from_world: OpenCV pose, float64 [4, 4].
-        lens: Intrinsics of the photo as stored (or, at another size, of the photo the pose was computed with).
-        source: File the pose came from, for messages.
-        mask: Its segment ids where the dataset names them itself; others are found in the mask folder by name.
-        alpha: What to do with an alpha channel.
-    """
-
-    name: str
+    name: str  # relative path without suffix; names the view
     image_path: Path
-    cam_from_world: np.ndarray
-    lens: Lens
-    source: Path
-    mask: MaskFile | None = None
-    alpha: Alpha = "drop"
+    cam_from_world: np.ndarray  # OpenCV pose, float64 [4, 4]
+    lens: Lens  # of the photo as stored (or, at another size, of the photo the pose was computed with)
+    source: Path  # file the pose came from, for messages
+    mask: MaskFile | None = None  # where the dataset names it itself; others are found in the mask folder by name
+    alpha: Alpha = "drop"  # what to do with an alpha channel
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneDescription:
-    """What a dataset says about one scene folder.
+    """What a dataset says about one scene folder; only evaluation asks for `annotations` and `prompt_masks`."""
 
-    Attributes:
-        frames: All posed photos in the dataset's order.
-        broken: Messages about photos that cannot be used; training stops at the first, check-data lists them all.
-        zero_id: What id 0 of the masks means.
-        held_out: Names of the test views, None where the dataset says nothing.
-        train_only: Names of the only views that may ever train, None = all.
-        points: Reads the dataset's own initial points, None where it has none.
-        notes: What the user should know.
-        annotations: Reads the exact ids of the named views, int32 [H, W] as stored; only evaluation asks.
-        prompt_masks: Finds the mask files of text prompts: names -> view -> prompt -> file; only evaluation asks.
-    """
-
-    frames: Sequence[Frame]
-    broken: Sequence[str] = ()
-    zero_id: ZeroId = "ignore"
-    held_out: Collection[str] | None = None
-    train_only: Collection[str] | None = None
-    points: Callable[[], PointCloud | None] = lambda: None
-    notes: Sequence[str] = ()
+    frames: Sequence[Frame]  # all posed photos in the dataset's order
+    broken: Sequence[str] = ()  # messages about unusable photos; training stops at the first, check-data lists them all
+    zero_id: ZeroId = "ignore"  # what id 0 of the masks means
+    held_out: Collection[str] | None = None  # names of the test views, None where the dataset says nothing
+    train_only: Collection[str] | None = None  # names of the only views that may ever train, None = all
+    points: Callable[[], PointCloud | None] = lambda: None  # reads the dataset's own initial points
+    notes: Sequence[str] = ()  # what the user should know
+    # Reads the exact ids of the named views, int32 [H, W] as stored.
     annotations: Callable[[Collection[str]], Mapping[str, np.ndarray]] = lambda names: {}
+    # Finds the mask files of text prompts: names -> view -> prompt -> file.
     prompt_masks: Callable[[Collection[str]], Mapping[str, Mapping[str, Path]]] = lambda names: {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """One dataset layout.
+    """One dataset layout."""
 
-    Attributes:
-        name: Key in `DATASETS`.
-        looks_for: The files by which the layout is known, for messages.
-        detect: Whether a folder has this layout.
-        describe: What the folder holds; settings decide between what it offers (image folder, split).
-        mask_folder: The dataset's own name for the folder of input masks.
-        protocol: The benchmark that scores it, unless the user chooses another.
-        precedence: Folders that fit several layouts are read by the reader with the smallest number.
-    """
-
-    name: str
-    looks_for: str
+    name: str  # key in `DATASETS`
+    looks_for: str  # the files by which the layout is known, for messages
     detect: Callable[[Path], bool]
-    describe: Callable[[Path, DataSettings], SceneDescription]
-    mask_folder: str = OBJECT_PATH
-    protocol: str = "generic"
-    precedence: int = 50
+    describe: Callable[[Path, DataSettings], SceneDescription]  # settings choose image folder and split
+    mask_folder: str = OBJECT_PATH  # the dataset's own name for the folder of input masks
+    protocol: str = "generic"  # the benchmark that scores it, unless the user chooses another
+    precedence: int = 50  # folders that fit several layouts are read by the reader with the smallest number
 
 
 def sound_frames(make: Callable[[In], Frame], items: Iterable[In]) -> tuple[list[Frame], list[str]]:
@@ -141,10 +111,10 @@ def fit_lens(frame: Frame, *, width: int, height: int) -> Lens:
 
 def make_camera(frame: Frame, lens: Lens | None = None) -> Camera:
     """Return the pinhole camera of a frame; `lens` is that of the photo at another size, None = the frame's own."""
-    lens, pose = lens or frame.lens, frame.cam_from_world
-    size = {"width": lens.width, "height": lens.height}
+    lens = lens or frame.lens
+    intrinsics = {key: getattr(lens, key) for key in ("fx", "fy", "cx", "cy", "width", "height")}
     try:
-        return Camera(cam_from_world=pose, fx=lens.fx, fy=lens.fy, cx=lens.cx, cy=lens.cy, **size)
+        return Camera(cam_from_world=frame.cam_from_world, **intrinsics)
     except ValueError as error:
         raise UserError(f"{frame.source}: camera of {frame.name}: {error}; correct or remove this entry") from None
 

@@ -33,8 +33,7 @@ def black_frame(images: Iterable[np.ndarray]) -> np.ndarray | None:
     frame = np.isin(regions, np.setdiff1d(edge, 0))
     if not frame.any() or frame.mean() > _MAX_SHARE_OF_IMAGE:
         return None
-    side = 2 * _MARGIN + 1
-    return cv2.dilate(frame.astype(np.uint8), np.ones((side, side), np.uint8)).astype(bool)
+    return cv2.dilate(frame.astype(np.uint8), np.ones((2 * _MARGIN + 1,) * 2, np.uint8)).astype(bool)
 
 
 def without_black_frames(views: Sequence[View]) -> tuple[list[View], list[str]]:

@@ -48,9 +48,8 @@ class CacheChoice(NamedTuple):
 def choose_cache(wanted: Wanted, num_bytes: int, free: dict[DataDevice, int]) -> CacheChoice:
     """Return where `num_bytes` of photos and masks are kept; a UserError says that they do not fit.
 
-    `auto` takes the first of GPU, main memory and disk of which they fill only a part: of the free GPU memory a
-    quarter, since Gaussians, their moments and working memory must fit as well, of the free main memory half. `free`
-    holds the free bytes of each place there is; without a GPU there is no `cuda`.
+    `auto` takes the first of GPU, main memory and disk of which they fill only a part: the Gaussians, their moments and
+    working memory must fit as well. `free` holds the free bytes of each place there is; without a GPU no `cuda`.
     """
     if wanted == "auto":
         fitting = [place for place in _SHARES if place in free and num_bytes <= _SHARES[place][0] * free[place]]
@@ -72,16 +71,13 @@ def as_tensor(array: np.ndarray) -> Tensor:
 
 
 class DataCache:
-    """Keeps the pixels of a scene: arrays as the reader decodes them, so that they need not all fit in memory first.
-
-    `choice` says where they are kept; None before that is decided.
-    """
+    """Keeps the pixels of a scene: arrays as the reader decodes them, so that they need not all fit in memory first."""
 
     def __init__(self, wanted: Wanted, *, device: torch.device, folder: Path) -> None:
         self._wanted, self._device, self._folder = wanted, device, folder
         self._write: Callable[[Tensor], Tensor] | None = None  # None: as the reader made them
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # by id: a tensor and the one that takes its place
-        self.choice: CacheChoice | None = None
+        self.choice: CacheChoice | None = None  # where they are kept; None before that is decided
 
     def expect(self, num_bytes: int) -> CacheChoice:
         """Decide, before anything is decoded, where about `num_bytes` are going to be kept."""
@@ -108,16 +104,16 @@ class DataCache:
         """Return the scene with all photos and masks where they are kept; those that are there already stay."""
         num_bytes = scene_bytes(scene)
         choice = self.choice = (self.choice or self.expect(num_bytes))._replace(num_bytes=num_bytes)
-
         write = self._write or (lambda tensor: tensor.to(self._device if choice.kept_on == "cuda" else "cpu"))
 
         def moved(view: View) -> View:
             """Return the view with its tensors where they are kept; views that share one (a black frame) still do."""
-            tensors = {name: getattr(view, name) for name in _PIXELS if getattr(view, name) is not None}
-            for tensor in tensors.values():
-                if id(tensor) not in self._kept:
-                    self._kept[id(tensor)] = (tensor, write(tensor))
-            placed: dict[str, Any] = {name: self._kept[id(tensor)][1] for name, tensor in tensors.items()}
+            placed: dict[str, Any] = {}
+            for name in _PIXELS:
+                if (tensor := getattr(view, name)) is not None:
+                    if id(tensor) not in self._kept:
+                        self._kept[id(tensor)] = (tensor, write(tensor))
+                    placed[name] = self._kept[id(tensor)][1]
             return replace(view, **placed)
 
         train, test = (tuple(map(moved, views)) for views in (scene.train, scene.test))

@@ -24,11 +24,7 @@ FISHEYE = ("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "SIMPLE_
 class Lens:
     """Intrinsics with distortion, corner-origin pixels of the stored photo.
 
-    Attributes:
-        fx, fy, cx, cy: Intrinsics in pixels.
-        width, height: Size of the stored photo in pixels.
-        model: `perspective`: Brown-Conrady, rational; `fisheye`: equidistant with a polynomial in the angle.
-        coefficients: In the order of `COEFFICIENTS`; missing ones are zero.
+    `perspective` is Brown-Conrady, rational; `fisheye` equidistant with a polynomial in the angle.
     """
 
     fx: float
@@ -38,7 +34,7 @@ class Lens:
     width: int
     height: int
     model: LensModel = "perspective"
-    coefficients: tuple[float, ...] = ()
+    coefficients: tuple[float, ...] = ()  # in the order of `COEFFICIENTS`; missing ones are zero
 
     @property
     def size(self) -> tuple[int, int]:
@@ -53,9 +49,8 @@ class Lens:
     def resized(self, width: int, height: int) -> Lens:
         """Return the lens of the same photo stored at another size."""
         sx, sy = width / self.width, height / self.height
-        return replace(
-            self, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy, width=width, height=height
-        )
+        fx, fy, cx, cy = self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy
+        return replace(self, fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height)
 
 
 def distort(x: np.ndarray, y: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.ndarray]:

@@ -83,10 +83,8 @@ def _check_frames(described: SceneDescription, root: Path) -> None:
         if not frame.image_path.is_file():
             raise UserError(missing_photo(frame.image_path, frame.source))
         if frame.mask is not None and masks.setdefault(frame.mask, frame.name) != frame.name:
-            raise UserError(
-                f"{frame.mask.path}: serves both {masks[frame.mask]} and {frame.name}; "
-                "put the masks into the same sub-folders as the images"
-            )
+            what = f"serves both {masks[frame.mask]} and {frame.name}"
+            raise UserError(f"{frame.mask.path}: {what}; put the masks into the same sub-folders as the images")
     name, count = Counter(frame.name for frame in described.frames).most_common(1)[0]
     if count > 1:
         source = described.frames[0].source
@@ -96,13 +94,9 @@ def _check_frames(described: SceneDescription, root: Path) -> None:
 def load_scene(settings: DataSettings, *, progress: Progress | None = None, cache: DataCache | None = None) -> Scene:
     """Return the scene: described by its reader, split, loaded, undistorted, resized, with initial points.
 
-    Args:
-        progress: Called with (done, total) after each loaded view.
-        cache: Keeps photos and masks; None = in memory.
-    Raises:
-        UserError: Names the file or flag and the fix.
+    Photos and masks are kept by `cache`, None = in memory. A UserError names the file or flag and the fix.
     """
-    root, reader = settings.source_path, detect_reader(settings)
+    reader = detect_reader(settings)
     described = describe(reader, settings)
     train, test = _split_frames(described, settings)
     used = [*train, *test]
@@ -114,32 +108,27 @@ def load_scene(settings: DataSettings, *, progress: Progress | None = None, cach
     views, border_notes = without_black_frames([view for view, _ in loaded])
     train_views = tuple(views[: len(train)])
     cloud, point_note = initial_points(train_views, settings, own=None if settings.random_init else described.points())
+    notes = [*described.notes, *(f"{count} of {len(views)} views {note}" for note, count in sorted(counts.items()))]
+    notes += border_notes
+    if 0 < len(missing := [view.name for view in train_views if view.segments is None]) < len(train):
+        notes.append(f"{len(missing)} of {len(train)} training views have no mask: {listed(missing)}")
     return Scene(
-        name=root.resolve().name,
+        name=settings.source_path.resolve().name,
         dataset=reader.name,
         train=train_views,
         test=tuple(views[len(train) :]),
         points=cloud,
         zero_id=described.zero_id,
-        notes=(
-            *described.notes,
-            *(f"{count} of {len(views)} views {note}" for note, count in sorted(counts.items())),
-            *border_notes,
-            *_unlabelled_note(train_views),
-            point_note,
-        ),
+        notes=(*notes, point_note),
     )
 
 
 def _split_frames(described: SceneDescription, settings: DataSettings) -> tuple[list[Frame], list[Frame]]:
     """Return the training and the test frames; a UserError names a broken frame or an impossible split."""
     _check_frames(described, settings.source_path)
-    by_name = {frame.name: frame for frame in described.frames}
-    parts = split_names(
-        list(by_name), settings.source_path, settings, held_out=described.held_out, train_only=described.train_only
-    )
-    train, test = ([by_name[name] for name in names] for names in parts)
-    return train, test
+    by_name, lists = {frame.name: frame for frame in described.frames}, (described.held_out, described.train_only)
+    train, test = split_names(list(by_name), settings.source_path, settings, *lists)
+    return [by_name[name] for name in train], [by_name[name] for name in test]
 
 
 def expected_bytes(settings: DataSettings) -> int:
@@ -175,7 +164,7 @@ def _load_view(
         image = undistort_image(image, lens)
         segments = undistort_ids(segments, lens) if segments is not None else None
         valid = undistort_ids(np.ones((lens.height, lens.width), np.int32), lens)
-    width, height = target_size(lens.width, lens.height, settings.resolution)
+    width, height = target_size(*lens.size, settings.resolution)
     if (width, height) != lens.size:
         sizes = f"from {lens.width}x{lens.height} to {width}x{height}"
         notes.append(f"resized {sizes} (--resolution {settings.resolution})")
@@ -192,24 +181,20 @@ def _load_view(
 def _read_mask_like(mask: MaskFile, lens: Lens) -> np.ndarray:
     """Return the ids of a mask at its photo's size, int32 [H, W]; nearest by the centre rule."""
     ids = read_mask(mask)
-    height, width = ids.shape
-    if (width, height) != lens.size and not same_aspect((width, height), lens.size):
-        what = f"the mask is {width}x{height} but its image is {lens.width}x{lens.height}, another shape"
-        raise UserError(f"{mask.path}: {what}; make the mask from this image or remove it")
+    _check_aspect(mask.path, ids, lens, "its image", "make the mask from this image or remove it")
     return nearest(ids, lens.height, lens.width)
 
 
-def _unlabelled_note(train: Sequence[View]) -> list[str]:
-    missing = [view.name for view in train if view.segments is None]
-    note = f"{len(missing)} of {len(train)} training views have no mask: {listed(missing)}"
-    return [note] if 0 < len(missing) < len(train) else []
+def _check_aspect(path: Path, mask: np.ndarray, lens: Lens, photo: str, fix: str) -> None:
+    """Raise a UserError unless a mask [H, W] has the shape of its photo, scaled."""
+    height, width = mask.shape
+    if not same_aspect((width, height), lens.size):
+        what = f"the mask is {width}x{height} but {photo} is {lens.width}x{lens.height}, another shape"
+        raise UserError(f"{path}: {what}; {fix}")
 
 
 def load_annotations(settings: DataSettings, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the exact ids of the named views, int32 [H, W] at native size, undistorted; for evaluation only.
-
-    Views without annotation are absent; the dictionary is empty where the dataset has none.
-    """
+    """Return the exact ids of the named views that have any, int32 [H, W] at native size, undistorted."""
     described = _for_evaluation(settings)
     lenses = {frame.name: frame.lens for frame in described.frames}
     found = described.annotations([name for name in names if name in lenses])
@@ -217,10 +202,7 @@ def load_annotations(settings: DataSettings, names: Sequence[str]) -> dict[str, 
 
 
 def load_prompt_masks(settings: DataSettings, names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Return view -> prompt -> exact mask, bool [H, W] at native size, undistorted; for evaluation only.
-
-    Views without any are absent; the dictionary is empty where the dataset annotates no prompts.
-    """
+    """Return view -> prompt -> exact mask of the named views that have any, bool [H, W] at native size, undistorted."""
     described = _for_evaluation(settings)
     frames = {frame.name: frame for frame in described.frames}
     return {
@@ -245,9 +227,5 @@ def _as_pinhole(ids: np.ndarray, lens: Lens) -> np.ndarray:
 def _read_prompt_mask(path: Path, frame: Frame) -> np.ndarray:
     """Return where the mask is foreground, bool [H, W]; of a colour picture the brightest channel counts."""
     mask = read_image(path).max(axis=-1) > _FOREGROUND
-    height, width = mask.shape
-    if not same_aspect((width, height), frame.lens.size):
-        photo = f"{frame.lens.width}x{frame.lens.height}"
-        what = f"the mask is {width}x{height} but the photo of {frame.name} is {photo}, another shape"
-        raise UserError(f"{path}: {what}; fetch it again")
+    _check_aspect(path, mask, frame.lens, f"the photo of {frame.name}", "fetch it again")
     return _as_pinhole(mask.astype(np.int32), frame.lens) > 0

@@ -17,41 +17,33 @@ def thin(count: int, n_views: int) -> list[int]:
     if n_views < 1:
         raise UserError(f"--n_views {n_views}: must be at least 1")
     wanted = {ALL_VIEWS: count, HALF_OF_VIEWS: max(1, round(0.5 * count))}.get(n_views, min(n_views, count))
-    return list(range(count)) if wanted >= count else [round(i) for i in np.linspace(0, count - 1, wanted)]
+    return [round(i) for i in np.linspace(0, count - 1, wanted)]
 
 
 def split_names(
     names: Sequence[str],
     root: Path,
     settings: DataSettings,
-    *,
     held_out: Collection[str] | None = None,
     train_only: Collection[str] | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Return the names of the training and of the test views, in the order given.
+    """Return the training and the test views among `names`, all views of the scene folder `root`, in the order given.
 
-    Without `eval` every view trains. With it the scene's own list decides, else every llffhold-th name. `train_split`
-    takes the names in `images_train/` for training, with or without `eval`.
-
-    Args:
-        names: All views, in the dataset's order.
-        root: Scene folder.
-        held_out: Names that the dataset itself holds out, None where it says nothing.
-        train_only: Names of the only views that the dataset lets train, None where it says nothing.
-    Raises:
-        UserError: The split is contradictory or leaves nothing to train on.
+    Without `eval` every view trains. With it the dataset's own list of `held_out` names decides, else every llffhold-th
+    name. `train_split` takes the names in `images_train/` for training, with or without `eval`; `train_only` are the
+    only ones that the dataset lets train. A UserError says that the split is contradictory or leaves nothing to train.
     """
     if settings.train_split or train_only is not None:
         if settings.eval and held_out is not None:
             raise UserError(f"{root}: the scene has its own list of test views; drop --train_split or remove that list")
         train = list(names_in_images_train(names, root) if train_only is None else train_only)
-    elif not settings.eval:
-        train = list(names)
-    else:
+    elif settings.eval:
         if settings.llffhold < 1:
             raise UserError(f"--llffhold {settings.llffhold}: must be at least 1")
         held = set(names[:: settings.llffhold] if held_out is None else held_out)  # every llffhold-th [3DGS]
         train = [name for name in names if name not in held]
+    else:
+        train = list(names)
     if not train:
         raise UserError(f"{root}: all {len(names)} views are held out, none is left to train on; drop --eval")
     kept = set(train)
@@ -64,8 +56,6 @@ def names_in_images_train(names: Sequence[str], root: Path) -> list[str]:
     folder = root / "images_train"
     stems = {path.relative_to(folder).with_suffix("").as_posix() for path in photos_in(folder)}
     if not stems:
-        raise UserError(
-            f"{folder}: --train_split needs this folder with the training images; add it or drop the flag "
-            "(a LERF-Mask scene needs it in any case)"
-        )
+        fix = "add it or drop the flag (a LERF-Mask scene needs it in any case)"
+        raise UserError(f"{folder}: --train_split needs this folder with the training images; {fix}")
     return [name for name in names if name in stems or PurePosixPath(name).name in stems]

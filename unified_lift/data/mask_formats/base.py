@@ -20,21 +20,14 @@ class MaskFile(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskFormat:
-    """One way to store segment ids.
+    """One way to store segment ids. A view's mask is `<view><suffix>` unless `locate` says otherwise."""
 
-    Attributes:
-        looks_for: How its files are named, for messages.
-        suffixes: Of its files. A view's mask is `<view><suffix>` unless `locate` says otherwise.
-        read: A mask -> its ids, [H, W] or uint8 RGB [H, W, 3], and how they are stored, such as "16-bit".
-        locate: (mask folder, view name) -> file or folder and the part of it, None where the view has no mask.
-        precedence: Where a view has masks in several formats, that with the smallest number is read.
-    """
-
-    looks_for: str
+    looks_for: str  # how its files are named, for messages
     suffixes: tuple[str, ...]
-    read: Callable[[MaskFile], tuple[np.ndarray, str]]
+    read: Callable[[MaskFile], tuple[np.ndarray, str]]  # ids, [H, W] or uint8 RGB [H, W, 3], and kind, as "16-bit"
+    # (mask folder, view name) -> file or folder and the part of it, None where the view has no mask
     locate: Callable[[Path, str], tuple[Path, str] | None] | None = None
-    precedence: int = 50
+    precedence: int = 50  # where a view has masks in several formats, that with the smallest number is read
 
     def find(self, folder: Path, name: str) -> MaskFile | None:
         """Return the mask of a view in a folder, None where it has none in this format."""

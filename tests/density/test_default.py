@@ -14,8 +14,7 @@ from unified_lift.errors import UserError
 from unified_lift.settings.limits import Range
 from unified_lift.train.hooks import Interrupted
 from unified_lift.train.optim import NamedAdam
-from unified_lift.train.run import run
-from unified_lift.train.start import latest_checkpoint
+from unified_lift.train.run import latest_checkpoint, run
 
 SETTINGS = DefaultStrategySettings(
     densify_from_iter=0, densify_until_iter=1000, densification_interval=10, opacity_reset_interval=30

@@ -20,8 +20,7 @@ from unified_lift.modelfolder.checkpoint import (
 )
 from unified_lift.train import geometry
 from unified_lift.train.hooks import Hook, Interrupted
-from unified_lift.train.run import run
-from unified_lift.train.start import latest_checkpoint
+from unified_lift.train.run import latest_checkpoint, run
 
 
 def run_settings(path, **run):

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tests.train.test_training import SHORT, CrashAfter, settings_for
+from unified_lift.model.initialize import gaussians_from_points
 from unified_lift.train.hooks import Hook, fit
 from unified_lift.train.profiling import Profile, device_times, profile_table, windows
 from unified_lift.train.run import run
 from unified_lift.train.stage import Stage, no_op
-from unified_lift.train.start import start
 
 
 def test_windows_lie_after_a_quarter_of_the_steps_and_at_their_end():
@@ -45,13 +45,13 @@ class Listening(Hook):
         time.sleep(0.003)
 
 
-def test_time_is_that_of_the_phases_and_the_rest_lies_between_steps(tmp_path, scene):
-    state = start(settings_for(tmp_path, run=SHORT["run"] | {"profile": True}), scene, None)
-    stage, listening = Sleeper(scene, [], state.gaussians, None, fields=(), num_steps=16, seed=0), Listening()
-    fit(stage, [Profile(state), listening])
+def test_time_is_that_of_the_phases_and_the_rest_lies_between_steps(scene):
+    gaussians, listening, profile = gaussians_from_points(scene.points, sh_degree=0), Listening(), {}
+    method = settings_for("model").build_method(zero_id="ignore")
+    fit(Sleeper(scene, [], gaussians, None, num_steps=16, seed=0), [Profile(method, profile), listening])
     assert listening.steps == [4, 5, 12, 13]
-    first, second = state.profile["sleeper"]
-    assert (first["steps"], second["steps"], first["gaussians"]) == ([5, 6], [13, 14], len(state.gaussians))
+    first, second = profile["sleeper"]
+    assert (first["steps"], second["steps"], first["gaussians"]) == ([5, 6], [13, 14], len(gaussians))
     for result in (first, second):
         spent = result["host_ms"]
         assert 2 <= spent["forward"] < 500

@@ -23,8 +23,7 @@ from unified_lift.train.batches import weights_at
 from unified_lift.train.hooks import Hook, fit
 from unified_lift.train.logs import read_log
 from unified_lift.train.refine import RefineStage, pixel_targets
-from unified_lift.train.run import run
-from unified_lift.train.start import latest_checkpoint
+from unified_lift.train.run import latest_checkpoint, run
 
 
 @pytest.fixture

@@ -23,8 +23,7 @@ from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.hooks import Hook, Interrupted
 from unified_lift.train.lift import LiftStage
 from unified_lift.train.logs import read_log
-from unified_lift.train.run import run
-from unified_lift.train.start import latest_checkpoint
+from unified_lift.train.run import latest_checkpoint, run
 
 SHORT = {
     "geometry": {"iterations": 24, "sh_degree": 1, "sh_interval": 8},

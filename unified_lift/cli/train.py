@@ -15,8 +15,7 @@ from unified_lift.modelfolder.settings import D, M, TrainSettings, changed, with
 from unified_lift.settings.yaml import read_settings_file
 from unified_lift.train.hooks import Interrupted
 from unified_lift.train.profiling import profile_table
-from unified_lift.train.run import run
-from unified_lift.train.start import latest_checkpoint
+from unified_lift.train.run import latest_checkpoint, run
 
 
 @dataclass(frozen=True, kw_only=True)

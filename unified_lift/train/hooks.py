@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from unified_lift.methods.base import Method
 from unified_lift.model.ply import write_gaussians
 from unified_lift.model.render import render
 from unified_lift.modelfolder.checkpoint import CheckpointWriter, checkpoint_path, named_tensors, snapshot
 from unified_lift.modelfolder.outputs import iteration_dir
+from unified_lift.modelfolder.settings import RunSettings, TrainSettings
 from unified_lift.settings.yaml import to_dict
 from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.logs import RunLog
 from unified_lift.train.stage import Stage
-from unified_lift.train.start import TrainingState
 from unified_lift.train.views import Prefetcher
+from unified_lift.types import Scene
 
 _UNCHECKED_STEPS = 1_000
 
@@ -115,26 +117,25 @@ class Finite(Hook):
         """
         self.last_terms()
         for name, value in named_tensors(state):
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                count = int((~torch.isfinite(value)).sum())
+            if count := int((~torch.isfinite(value)).sum()):
                 raise FloatingPointError(f"{name} holds {count} values that are not finite after {step} steps")
 
 
 class Log(Hook):
     """Writes terms, total and statistics every `log_interval` steps, and moves the progress bar."""
 
-    def __init__(self, state: TrainingState, log: RunLog, finite: Finite) -> None:
-        self._run, self._log, self._finite = state.settings.run, log, finite
+    def __init__(self, settings: RunSettings, log: RunLog, finite: Finite) -> None:
+        self._settings, self._log, self._finite = settings, log, finite
 
     def before_stage(self, stage: Stage) -> None:
         self._since = stage.first, time.perf_counter()
-        options = {"desc": stage.name, "disable": self._run.quiet, "dynamic_ncols": True}
+        options = {"desc": stage.name, "disable": self._settings.quiet, "dynamic_ncols": True}
         self._bar = tqdm(total=stage.num_steps, initial=stage.first, **options)
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
         self._bar.update()
         done, now = step + 1, time.perf_counter()
-        if done % self._run.log_interval and done != stage.num_steps:
+        if done % self._settings.log_interval and done != stage.num_steps:
             return
         values = dict(self._finite.last_terms())
         values["total"] = sum(stage.weights.get(name, 1.0) * value for name, value in values.items())
@@ -155,11 +156,11 @@ class GeometryResults(Hook):
     That is after the iterations of --test_iterations, and at the end of geometry.
     """
 
-    def __init__(self, state: TrainingState, log: RunLog, finite: Finite) -> None:
-        self._state, self._log, self._finite = state, log, finite
+    def __init__(self, settings: TrainSettings, scene: Scene, log: RunLog, finite: Finite) -> None:
+        self._settings, self._scene, self._log, self._finite = settings, scene, log, finite
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
-        settings, iteration = self._state.settings, step + 1
+        settings, iteration = self._settings, step + 1
         if not isinstance(stage, GeometryStage):
             return
         if iteration in settings.run.save_iterations and iteration < stage.num_steps:
@@ -171,8 +172,8 @@ class GeometryResults(Hook):
 
     @torch.no_grad()
     def _score(self, stage: GeometryStage, iteration: int) -> None:
-        scene, device, scores = self._state.scene, stage.gaussians.device, []
-        views = Prefetcher(scene.test, kept_on=scene.kept_on, device=device, fields=("image", "valid"))
+        device, scores = stage.gaussians.device, []
+        views = Prefetcher(self._scene.test, kept_on=self._scene.kept_on, device=device, fields=("image", "valid"))
         for view in views.all():
             image = render(stage.gaussians, view.camera, background=stage.background, with_features=False).image
             error = (image.clamp(0, 1) - view.image.float() / 255).square().mean(dim=2)
@@ -191,8 +192,11 @@ class Checkpoints(Hook):
     at once.
     """
 
-    def __init__(self, state: TrainingState, finite: Finite) -> None:
-        self._state, self._finite, self.writer = state, finite, CheckpointWriter()
+    def __init__(
+        self, settings: TrainSettings, method: Method, seconds: Callable[[], dict[str, float]], finite: Finite
+    ) -> None:
+        self._settings, self._method, self._seconds, self._finite = settings, method, seconds, finite
+        self.writer = CheckpointWriter()
         self._handlers: dict[int, Any] = {}
         self._asked_to_stop = False
 
@@ -215,7 +219,7 @@ class Checkpoints(Hook):
         self._saved_at = time.perf_counter()
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
-        run, total_steps = self._state.settings.run, stage.steps_before + step + 1
+        run, total_steps = self._settings.run, stage.steps_before + step + 1
         if self._asked_to_stop:
             self.save(stage, step + 1)
             self.writer.wait()
@@ -235,16 +239,16 @@ class Checkpoints(Hook):
 
     def save(self, stage: Stage, step: int) -> None:
         """Begin to write a checkpoint, after which the rolling ones before it go; the end of a stage is kept."""
-        settings, total_steps = self._state.settings, stage.steps_before + step
+        settings, total_steps = self._settings, stage.steps_before + step
         state = {
             "stage": stage.name,
             "step": step,
             "total_steps": total_steps,
             "gaussians": stage.gaussians.state_dict(),
             "stage_state": stage.state_dict(),
-            "method": self._state.method.state_dict(),
+            "method": self._method.state_dict(),
             "settings": to_dict(settings),
-            "seconds": self._state.clock.seconds(),
+            "seconds": self._seconds(),
         }
         self._finite.check(state, step)
         path = checkpoint_path(settings.model_path, total_steps)

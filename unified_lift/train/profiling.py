@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unified_lift.methods.base import Method
 from unified_lift.train.hooks import Hook
 from unified_lift.train.stage import Stage, no_op
-from unified_lift.train.start import TrainingState
 
 _MOST_STEPS = 100  # steps of a window that are timed, and as many again that are traced
 _KERNELS_SHOWN = 25
@@ -32,27 +32,30 @@ def windows(start: int, num_steps: int) -> list[range]:
 class Profile(Hook):
     """Looks at windows of steps of each stage."""
 
-    def __init__(self, state: TrainingState) -> None:
-        self._state, self._on_gpu = state, state.clock.device.type == "cuda"
+    def __init__(self, method: Method, profile: dict[str, list[dict[str, Any]]]) -> None:
+        """`profile` gets a list of results for each stage that is long enough."""
+        self._method, self._profile = method, profile
         self._trace: torch.profiler.profile | None = None
 
     def before_stage(self, stage: Stage) -> None:
         self._windows = windows(stage.first, stage.num_steps)
+        self._on_gpu = stage.gaussians.device.type == "cuda"
 
-    def before_step(self, stage: Stage, step: int) -> None:
+    def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
+        stage.on_phase(_BETWEEN_STEPS)
         if not self._windows:
             return
-        window = self._windows[0]
+        window, done = self._windows[0], step + 1
         size = len(window) // 2
-        if step == window.start:
-            sizes = {"gaussians": len(stage.gaussians), "codes": self._state.method.num_objects}
-            self._result: dict[str, Any] = {"steps": [step + 1, step + size], **sizes}
-            self._state.profile.setdefault(stage.name, []).append(self._result)
+        if done == window.start:
+            sizes = {"gaussians": len(stage.gaussians), "codes": self._method.num_objects}
+            self._result: dict[str, Any] = {"steps": [done + 1, done + size], **sizes}
+            self._profile.setdefault(stage.name, []).append(self._result)
             self._wait()
             self._marks: list[tuple[str, float]] = []
             stage.on_phase = self._mark
             self._mark(_BETWEEN_STEPS)
-        elif step == window.start + size:
+        elif done == window.start + size:
             self._mark(_WAITING)
             stage.on_phase = no_op
             self._wait()
@@ -61,19 +64,13 @@ class Profile(Hook):
             if self._on_gpu:
                 self._trace = torch.profiler.profile(activities=list(torch.profiler.supported_activities()))
                 self._trace.start()
-        elif step == window.stop:
+        elif done == window.stop:
             if self._trace is not None:
                 self._wait()
                 self._trace.stop()
                 self._result |= device_times(self._trace, steps=size)
                 self._trace = None
             self._windows.pop(0)
-
-    def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
-        stage.on_phase(_BETWEEN_STEPS)
-
-    def after_stage(self, stage: Stage) -> None:
-        self.before_step(stage, stage.num_steps)
 
     def close(self, stage: Stage) -> None:
         stage.on_phase = no_op

@@ -175,8 +175,7 @@ def test_markdown_and_latex_hold_the_same_cells_which_names_cannot_break(grid):
 def test_csv_and_summary_hold_every_place_of_the_grid(grid):
     made = table_3(grid)
     fail(made, "detic_instance/b/unified_lift/seed1")
-    frame = frame_of(made)
-    write_report(made, frame)
+    write_report(made, read_records(expand(made)))
     lines = (made.out / "results.csv").read_text().splitlines()
     by_place = {(r["scene"], r["method"], r["seed"]): r for r in csv.DictReader(lines)}
     assert len(by_place) == 2 * 2 * 2
@@ -247,7 +246,7 @@ def test_a_true_object_has_one_colour_under_every_method():
 
 
 def page_of(grid):
-    write_report(grid, frame_of(grid))
+    write_report(grid, read_records(expand(grid)))
     return (grid.out / "report.html").read_text()
 
 

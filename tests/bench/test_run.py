@@ -239,7 +239,6 @@ def test_a_process_that_dies_fails_its_job_and_one_that_we_stop_was_interrupted(
     pool.stop(signal.SIGKILL)
     thread.join(timeout=60)
     assert [*codes, pool.execute(["--help"], log)] == [130, 130]
-    pool.close()
 
 
 def test_processes_share_cores_and_gpus(monkeypatch):

@@ -59,23 +59,14 @@ class Job:
 
     key: str  # folder below `out`, and its name in messages
     row: str  # key of a row, `geometry` or `room`
-    folder: Path  # of record and log
+    log: Path  # takes everything the job prints
+    record: Path  # says what was run, how it ended and what it measured
     model: Path
     commands: list[list[str]]
     recorded: list[list[str]]  # those of its dependencies and its own, without the places of results and scenes
     artefacts: list[Path]  # exist when it is done
     depends_on: tuple[Job, ...] = ()
     discard: tuple[str, ...] = _CHECKPOINTS  # files of the model folder that are deleted when it is done
-
-    @property
-    def log(self) -> Path:
-        """Return the file that takes everything the job prints."""
-        return self.folder / "log.txt"
-
-    @property
-    def record(self) -> Path:
-        """Return the file that says what was run, how it ended and what it measured."""
-        return self.folder / "cell.json"
 
     def chain(self) -> Iterator[Job]:
         """Yield all that it depends on, and itself last."""
@@ -140,7 +131,8 @@ def _job(grid: Grid, key: str, row: str, commands: list[list[str]], artefacts: l
         own = own.replace(f'"{scene.path}"', f'"<{scene.name}>"')
     recorded = [*(command for job in fields.get("depends_on", ()) for command in job.recorded), *json.loads(own)]
     fields = dict[str, Any](model=folder, commands=commands, recorded=recorded) | fields
-    return Job(key=key, row=row, folder=folder, artefacts=[fields["model"] / name for name in artefacts], **fields)
+    fields["artefacts"] = [fields["model"] / name for name in artefacts]
+    return Job(key=key, row=row, log=folder / "log.txt", record=folder / "cell.json", **fields)
 
 
 def _room_job(grid: Grid, scene: SceneFolder, seed: int) -> Job:

@@ -11,7 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from unified_lift.bench.grid import Grid
-from unified_lift.bench.results import HIDDEN, all_tables, latex, markdown, of_masks, ran_on, score, summary
+from unified_lift.bench.results import HIDDEN, all_tables, latex, markdown, measure, of_masks, score, summary
+from unified_lift.bench.run import Record
 from unified_lift.bench.tables import BASE, KINDS, PRESETS, ROBUSTNESS, ROWS, VIEWS, MaskSet, Row
 from unified_lift.data import load_annotations
 from unified_lift.data.settings import DataSettings
@@ -31,14 +32,16 @@ Curves = Mapping[str, list[tuple[float, float, float]]]
 """Label -> points, each x, mean and standard deviation."""
 
 
-def write_report(grid: Grid, frame: pd.DataFrame) -> str:
-    """Write the frame, its tables, figures and page into the folder of the grid, and return the tables as Markdown."""
+def write_report(grid: Grid, records: Mapping[str, Record]) -> str:
+    """Write results, tables, figures and page into the folder of the grid, and return the tables as Markdown."""
+    frame = measure(grid, records)
     tables, figures = all_tables(grid, frame), all_figures(grid, frame)
     text = markdown(tables)
     write_text(grid.out / "results.csv", frame.drop(columns=HIDDEN).to_csv(index=False))
     write_text(grid.out / "table.md", text)
     write_text(grid.out / "table.tex", latex(tables))
-    write_json(grid.out / "summary.json", summary(grid, frame))
+    means = summary(grid, frame)
+    write_json(grid.out / "summary.json", means)
     plots = {}
     for caption, figure in figures.items():
         figure.savefig(content := io.BytesIO(), format="png", dpi=130)
@@ -48,20 +51,17 @@ def write_report(grid: Grid, frame: pd.DataFrame) -> str:
     subtitle = f"{len(grid.scenes)} scenes, {len(grid.rows)} methods, {len(grid.seeds)} seeds; "
     subtitle += f"{(frame.state == 'done').sum()} of {len(frame)} results are there"
     subtitle += f"; {grid.iterations:,} geometry iterations" if grid.iterations else ""
-    facts = {"grid": grid, "subtitle": subtitle, "tables": tables, "plots": plots, "ran_on": ran_on(frame)}
+    facts = {"grid": grid, "subtitle": subtitle, "tables": tables, "plots": plots, "ran_on": means["ran_on"]}
     template = Path(__file__).with_name("report.html")
     write_html(grid.out / "report.html", template, galleries=_galleries(grid, frame), **facts)
     return text
 
 
 def matched_colors(ids: np.ndarray, details: Mapping[str, Any]) -> np.ndarray:
-    """Return predicted ids in the colours of the true objects they are matched with, uint8 [H, W, 3].
+    """Return predicted ids [H, W] in the colours of the true objects they are matched with, uint8 [H, W, 3].
 
-    So an object has one colour in the ground truth and under every method; one without partner is light grey.
-
-    Args:
-        ids: Predicted ids, [H, W].
-        details: Report of the protocol; without a matching every id has a colour of its own.
+    `details`: report of the protocol. An object has one colour in the ground truth and under every method; one without
+    partner is light grey. Without a matching every id has a colour of its own.
     """
     if "objects" not in details:
         return object_colors(ids)

@@ -1,7 +1,7 @@
 """From the records of the jobs to one line for every place of the grid, and from those to tables of text."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,6 @@ from unified_lift.evaluation.protocols import metric_of
 NOTHING = "-"
 HIDDEN = ["_model", "_results", "_candidates", "_ran_on"]
 """Columns for plots and pictures: model folder, name of its results, oracle candidates, what it was trained with."""
-_NOT_LIFT = ("load", "geometry", "finish")
 _TIMES = {"geometry s": "geometry_s", "lift s": "lift_s"}
 _COSTS = _TIMES | {"all s": "all_s", "peak GiB": "peak_GiB", "Gaussians": "Gaussians"}
 _PLACE = ["masks", "scene", "kind", "amount", "iterations", "method", "seed", "state"]
@@ -28,17 +27,16 @@ class Score(NamedTuple):
     std: float | None
     known: int
     expected: int
-    problem: str = ""
+    problem: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextTable:
+class TextTable(NamedTuple):
     """A table of text; `best`: (line, column) of the best of ours in each column of scores."""
 
     title: str
     cells: pd.DataFrame
-    best: frozenset[tuple[int, str]] = frozenset()
-    notes: tuple[str, ...] = ()
+    best: Collection[tuple[int, str]] = ()
+    notes: Sequence[str] = ()
 
 
 def measure(grid: Grid, records: Mapping[str, Record]) -> pd.DataFrame:
@@ -54,29 +52,26 @@ def measure(grid: Grid, records: Mapping[str, Record]) -> pd.DataFrame:
             record, geometry = records[job.key], records[job.geometry.key].figures.get("manifest", {})
             line |= {"state": "not run" if record.status == "new" else record.status, "message": record.message}
             if record.status == "done":
-                line |= _measured(record.figures) | {"_model": job.model}
-                line |= {"geometry_s": geometry.get("seconds", {}).get("geometry")}
+                manifest, scores = record.figures["manifest"], record.figures["scores"]
+                seconds, memory = manifest.get("seconds", {}), manifest.get("peak_gpu_bytes", {})
+                ran_on = [str(manifest[key]) for key in ("program", "commit", "torch", "device") if manifest.get(key)]
+                line |= {
+                    "geometry_s": geometry.get("seconds", {}).get("geometry"),
+                    "lift_s": sum(s for name, s in seconds.items() if name not in ("load", "geometry", "finish")),
+                    "all_s": sum(seconds.values()),
+                    "peak_GiB": max(part["reserved"] for part in memory.values()) / 2**30 if memory else None,
+                    "Gaussians": manifest.get("num_gaussians"),
+                    "num_groups": manifest.get("method", {}).get("num_groups"),
+                    **{name: value for name, value in scores.items() if isinstance(value, int | float)},
+                    **{"_model": job.model, "_results": record.figures["results"], "_ran_on": ", ".join(ran_on)},
+                    "_candidates": record.figures["candidates"] or None,
+                }
         lines.append(line)
     frame = pd.DataFrame(lines)
     columns = [*_PLACE, *_COSTS.values(), "num_groups", *(m for masks in grid.table.masks for m in masks.metrics)]
-    others = frame.columns.difference([*columns, "message", *HIDDEN])
+    columns += [*frame.columns.difference([*columns, "message", *HIDDEN]), "message", *HIDDEN]
     unused = [*(() if grid.timeline else ["iterations"]), *(() if frame.kind.any() else ["kind", "amount"])]
-    return frame.reindex(columns=dict.fromkeys([*columns, *others, "message", *HIDDEN])).drop(columns=unused)
-
-
-def _measured(figures: Mapping[str, Any]) -> dict[str, Any]:
-    manifest = figures["manifest"]
-    seconds, memory = manifest.get("seconds", {}), manifest.get("peak_gpu_bytes", {})
-    ran_on = [str(manifest[key]) for key in ("program", "commit", "torch", "device") if manifest.get(key)]
-    return {
-        "lift_s": sum(value for name, value in seconds.items() if name not in _NOT_LIFT),
-        "all_s": sum(seconds.values()),
-        "peak_GiB": max(part["reserved"] for part in memory.values()) / 2**30 if memory else None,
-        "Gaussians": manifest.get("num_gaussians"),
-        "num_groups": manifest.get("method", {}).get("num_groups"),
-        **{name: value for name, value in figures["scores"].items() if isinstance(value, int | float)},
-        **{"_results": figures["results"], "_candidates": figures["candidates"] or None, "_ran_on": ", ".join(ran_on)},
-    }
+    return frame.reindex(columns=dict.fromkeys(columns)).drop(columns=unused)
 
 
 def score(part: pd.DataFrame, column: str) -> Score:
@@ -126,36 +121,35 @@ def all_tables(grid: Grid, frame: pd.DataFrame) -> list[TextTable]:
                 columns = {
                     f"{amount:g}": (each, masks.metrics[0]) for amount, each in own.groupby("amount", sort=False)
                 }
-                tables.append(_score_table(grid, title, columns))
+                tables.append(TextTable(title, *_scored(grid, columns)))
         elif len(part):
             tables.append(_mean_table(grid, part, masks))
             several = masks.metrics if part.scene.nunique() > 1 else ()
             tables += [_scene_table(grid, part, metric, masks.folder) for metric in several]
             tables += [_count_table(grid, part, masks.folder)] if "num_objects_true" in part else []
-    problems = frame[frame.state != "done"]
+    problems = frame[frame.state != "done"].rename(columns={"message": "why"}).reset_index(drop=True)
     if len(problems):
-        cells = problems[["masks", "scene", "method", "seed", "state", "message"]].astype(str).replace("", NOTHING)
-        cells = cells.rename(columns={"message": "why"}).reset_index(drop=True)
-        tables.append(TextTable(title="Jobs without a result", cells=cells))
+        cells = problems[["masks", "scene", "method", "seed", "state", "why"]].astype(str).replace("", NOTHING)
+        tables.append(TextTable("Jobs without a result", cells))
     return tables
 
 
-def _score_table(grid: Grid, title: str, columns: Mapping[str, tuple[pd.DataFrame, str]]) -> TextTable:
-    """Return a line for each row of the grid, the best of each column marked where two have a score, oracles aside.
+def _scored(
+    grid: Grid, columns: Mapping[str, tuple[pd.DataFrame, str]]
+) -> tuple[pd.DataFrame, Collection[tuple[int, str]]]:
+    """Return a line for each row of the grid, and the best of each column where two have a score, oracles aside.
 
-    Args:
-        grid: The benchmark.
-        title: Of the table.
-        columns: Name -> lines of the frame that the column is about, and its metric.
+    `columns`: name -> the lines of the frame that the column is about, and its metric.
     """
-    cells, best = pd.DataFrame({"method": [row.name for row in grid.rows]}), set()
+    cells, best = pd.DataFrame({"method": [row.name for row in grid.rows]}), set[tuple[int, str]]()
     for name, (part, metric) in columns.items():
         own = [part[part.method == row.key] for row in grid.rows]
         cells[name] = [score_text(lines, metric) for lines in own]
-        means = pd.Series([None if row.is_oracle else score(lines, metric).mean for row, lines in zip(grid.rows, own)])
-        pick = means.astype(float).agg("max" if metric_of(metric).higher_is_better else "min")
-        best |= {(index, name) for index in means.index[means == pick] if means.count() > 1}
-    return TextTable(title=title, cells=cells, best=frozenset(best))
+        means = [None if row.is_oracle else score(lines, metric).mean for row, lines in zip(grid.rows, own)]
+        known = [mean for mean in means if mean is not None]
+        pick = max if metric_of(metric).higher_is_better else min
+        best |= {(index, name) for index, mean in enumerate(means) if len(known) > 1 and mean == pick(known)}
+    return cells, best
 
 
 def _mean_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
@@ -172,40 +166,40 @@ def _mean_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
         notes.append(f"No masks {masks.folder}: {', '.join(missing)}.")
     of = scenes[0] if len(scenes) == 1 else f"{len(scenes)} scenes"
     title = f"{grid.table.title}, masks {masks.folder}: mean of {of}"
-    table = _score_table(grid, title, {metric: (part, metric) for metric in masks.metrics})
+    cells, best = _scored(grid, {metric: (part, metric) for metric in masks.metrics})
     own = {row.citation for row in grid.rows}
     only_cited = [cited for key, cited in grid.table.paper.items() if key not in own]
-    cells = pd.concat([table.cells, pd.DataFrame({"method": [f"{cited.name} (cited)" for cited in only_cited]})])
     published = [*map(grid.table.published, grid.rows), *only_cited]
+    cells = cells.reindex(range(len(published)), fill_value=NOTHING)
+    cells.loc[len(grid.rows) :, "method"] = [f"{cited.name} (cited)" for cited in only_cited]
     for metric in masks.metrics:
         values = [f"{100 * cited.mean[metric]:.1f}" if metric in cited.mean else NOTHING for cited in published]
         if set(values) != {NOTHING}:
             name = f"{metric} paper" if on_papers else f"{metric} paper, its scenes"
             cells.insert(cells.columns.get_loc(metric) + 1, name, values)
     for name, column in _TIMES.items():
-        means = part[column].astype(float).groupby(part.method).mean()
-        cells[name] = [_number(means.get(row.key), 1) for row in grid.rows] + [NOTHING] * len(only_cited)
+        means = part[column].astype(float).groupby(part.method).mean().reindex([row.key for row in grid.rows])
+        cells[name] = [_number(mean, 1) for mean in means] + [NOTHING] * len(only_cited)
     if any(cited.hours for cited in published):
         cells["paper hours"] = [cited.hours for cited in published]
-    return replace(table, cells=cells.fillna(NOTHING).reset_index(drop=True), notes=tuple(notes))
+    return TextTable(title, cells, best, notes)
 
 
-def _number(value: float | None, digits: int) -> str:
-    return NOTHING if value is None or np.isnan(value) else f"{value:.{digits}f}"
+def _number(value: float, digits: int) -> str:
+    return NOTHING if np.isnan(value) else f"{value:.{digits}f}"
 
 
 def _scene_table(grid: Grid, part: pd.DataFrame, metric: str, masks: str) -> TextTable:
     """Return a metric scene by scene, in parentheses the paper's number, and the mean over the scenes."""
     scenes = {str(scene): (own, metric) for scene, own in part.groupby("scene", sort=False)}
-    table = _score_table(grid, f"{metric} by scene, masks {masks}", scenes)
-    cells, notes = table.cells, tuple[str, ...]()
+    (cells, best), notes = _scored(grid, scenes), tuple[str, ...]()
     cells["mean"] = [score_text(part[part.method == row.key], metric) for row in grid.rows]
     for index, row in enumerate(grid.rows):
         for scene, value in zip(grid.table.scenes, grid.table.published(row).scenes.get(metric, ())):
             if scene in scenes:
                 cells.loc[index, scene] += f" ({100 * value:.1f})"
                 notes = ("In parentheses: the paper.",)
-    return replace(table, notes=notes)
+    return TextTable(f"{metric} by scene, masks {masks}", cells, best, notes)
 
 
 def _preset_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
@@ -215,7 +209,7 @@ def _preset_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
     for place, own in part.groupby(axes, sort=False):
         line = dict(zip(axes, map(str, place))) | {"seeds": str((own.state == "done").sum())}
         lines.append(line | {name: score_text(own, column) for name, column in columns.items()})
-    return TextTable(title=grid.table.title, cells=pd.DataFrame(lines), notes=(_scores_note(grid),))
+    return TextTable(grid.table.title, pd.DataFrame(lines), notes=[_scores_note(grid)])
 
 
 def _count_table(grid: Grid, part: pd.DataFrame, masks: str) -> TextTable:
@@ -231,14 +225,14 @@ def _count_table(grid: Grid, part: pd.DataFrame, masks: str) -> TextTable:
     means = {name: values.astype(float).groupby(part.scene).mean() for name, values in lines.items()}
     cells = pd.DataFrame(means).reindex(part.scene.unique()).T.map(_number, digits=0)
     cells = cells.rename_axis(index="method", columns=None).reset_index()
-    return TextTable(title=f"Objects in the held-out views, masks {masks}", cells=cells)
+    return TextTable(f"Objects in the held-out views, masks {masks}", cells)
 
 
 def markdown(tables: Iterable[TextTable]) -> str:
     """Return the tables as Markdown, the best of ours bold."""
     parts = []
     for table in tables:
-        lines = [list(table.cells.columns), ["---"] * len(table.cells.columns)]
+        lines = [list(table.cells), ["---"] * len(table.cells.columns)]
         for index, line in enumerate(table.cells.to_dict("records")):
             lines.append([f"**{text}**" if (index, name) in table.best else text for name, text in line.items()])
         rows = ["| " + " | ".join(text.replace("|", r"\|") for text in line) + " |" for line in lines]
@@ -263,16 +257,14 @@ def latex(tables: Iterable[TextTable]) -> str:
 def summary(grid: Grid, frame: pd.DataFrame) -> dict[str, Any]:
     """Return the means as JSON-able values, with what they were computed on."""
     entries = []
-    for masks in grid.table.masks:
-        for row in grid.rows:
-            part = of_masks(frame, masks)
-            part, paper = part[part.method == row.key], grid.table.published(row).mean
-            metrics: dict[str, Any] = {}
-            for metric in masks.metrics:
-                scenes = {name: score(own, metric)._asdict() for name, own in part.groupby("scene")}
-                metrics[metric] = score(part, metric)._asdict() | {"paper": paper.get(metric), "scenes": scenes}
-            seconds = {name: score(part, f"{name}_s")._asdict() for name in ("geometry", "lift")}
-            entries.append({"masks": masks.folder, "method": row.key, "metrics": metrics, "seconds": seconds})
+    for masks, row in itertools.product(grid.table.masks, grid.rows):
+        part, paper = of_masks(frame, masks), grid.table.published(row).mean
+        part, metrics = part[part.method == row.key], {}
+        for metric in masks.metrics:
+            scenes = {name: score(own, metric)._asdict() for name, own in part.groupby("scene")}
+            metrics[metric] = score(part, metric)._asdict() | {"paper": paper.get(metric), "scenes": scenes}
+        seconds = {name: score(part, f"{name}_s")._asdict() for name in ("geometry", "lift")}
+        entries.append({"masks": masks.folder, "method": row.key, "metrics": metrics, "seconds": seconds})
     return {
         "table": grid.table.key,
         "scenes": [scene.name for scene in grid.scenes],
@@ -281,14 +273,9 @@ def summary(grid: Grid, frame: pd.DataFrame) -> dict[str, Any]:
         "extra": grid.extra,
         "std": "sample standard deviation over the seeds",
         "states": frame.state.value_counts().to_dict(),
-        "ran_on": ran_on(frame),
+        "ran_on": [text for text in frame._ran_on.dropna().unique() if text],
         "rows": entries,
     }
-
-
-def ran_on(frame: pd.DataFrame) -> list[str]:
-    """Return what the models were trained with: program, commit, torch and device, each combination once."""
-    return [text for text in frame._ran_on.dropna().unique() if text]
 
 
 def _scores_note(grid: Grid) -> str:

@@ -83,7 +83,7 @@ def run_job(job: Job, execute: Callable[[list[str], Path], int] | None = None) -
 
     A job that was interrupted goes on, from its last checkpoint if it has one; any other begins anew.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
     record = read_record(job)
     resumes = record.status == "interrupted" and not record.finished_steps and any(job.model.glob("chkpnt*.pth"))
     if record.status != "interrupted" or not (record.finished_steps or resumes):
@@ -118,13 +118,15 @@ def _written(job: Job, record: Record) -> Record:
 
 
 class LocalPool:
-    """Runs jobs in processes of this machine, spread over its GPUs."""
+    """Runs `jobs` at a time in processes of this machine, spread over its GPUs.
+
+    `threads`: CPU threads of each; None = the cores shared out.
+    """
 
     poll_s = 0.1
 
     def __init__(self, jobs: int, *, threads: int | None = None) -> None:
-        """Run `jobs` at a time, each with so many CPU threads; None = the cores shared out."""
-        self.capacity, self._executor = jobs, ThreadPoolExecutor(jobs)
+        self.capacity, self.executor = jobs, ThreadPoolExecutor(jobs)
         self._environments: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         for environment in environments(jobs, threads=threads):
             self._environments.put(environment)
@@ -133,7 +135,7 @@ class LocalPool:
 
     def submit(self, job: Job) -> Any:
         """Start a job and return its future."""
-        return self._executor.submit(run_job, job, self.execute)
+        return self.executor.submit(run_job, job, self.execute)
 
     def execute(self, command: list[str], log: Path) -> int:
         """Run a command on the next free GPU; what a signal of ours ended was interrupted."""
@@ -158,22 +160,17 @@ class LocalPool:
                 if child.poll() is None:
                     os.killpg(child.pid, number)
 
-    def close(self) -> None:
-        """Wait for what runs."""
-        self._executor.shutdown(cancel_futures=True)
-
 
 class SubmititPool(LocalPool):
-    """Submits every job to a cluster; `folder` takes submitit's own files, and all nodes must see it."""
+    """Submits every job to a cluster; `folder` takes submitit's own files, and all nodes must see it.
+
+    Raises:
+        UserError: submitit is not installed, or does not know a parameter.
+    """
 
     poll_s = 2.0
 
     def __init__(self, jobs: int, *, folder: Path, parameters: Mapping[str, str]) -> None:
-        """Make the executor.
-
-        Raises:
-            UserError: submitit is not installed, or does not know a parameter.
-        """
         super().__init__(jobs)
         try:
             import submitit
@@ -225,12 +222,12 @@ def run_grid(jobs: Sequence[Job], pool: LocalPool, report: Callable[[str], None]
             future.cancel()  # ends what is on a cluster with a signal, and nothing that runs here
         try:
             pool.stop(signal.SIGINT)
-            pool.close()
+            pool.executor.shutdown(cancel_futures=True)
         except KeyboardInterrupt:
             pool.stop(signal.SIGKILL)
         raise
     finally:
-        pool.close()
+        pool.executor.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -263,14 +260,13 @@ def _result(job: Job, future: Any) -> Record:
     """Return how a job ended; one that the scheduler or a defect ended has failed, with its last words."""
     if (problem := future.exception()) is None:
         return future.result()
-    lines = str(problem).strip().splitlines() or ["the job left no message"]
-    return _written(job, Record(commands=job.recorded, status="failed", message=lines[-1]))
+    last = (str(problem).strip() or "the job left no message").splitlines()[-1]
+    return _written(job, Record(commands=job.recorded, status="failed", message=last))
 
 
 def _figures(job: Job) -> dict[str, Any]:
     manifest, results = _read(job.model / "manifest.json"), _read(job.model / "results.json")
-    name, scores = next(reversed(results.items()), ("", {}))
-    candidates = {}
+    (name, scores), candidates = next(reversed(results.items()), ("", {})), {}
     if job.artefacts[0].name == "oracle.json":
         oracle = _read(job.artefacts[0])
         candidates = oracle.get("candidates", {})

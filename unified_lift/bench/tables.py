@@ -116,32 +116,27 @@ def chosen_rows(table: Table, words: Sequence[str] | None) -> list[Row]:
     """
     rows: dict[str, Row] = {}
     for word in table.rows if words is None else words:
-        row = _row(word, is_preset=table.key == PRESETS)
+        row = Row(key=word, name=word, train=("--method", word))
+        if word.endswith((".yaml", ".yml")):
+            if not (path := Path(word)).is_file():
+                raise UserError(f"--methods {word}: no such settings file")
+            row = Row(key=path.stem, name=path.stem, train=("--preset", str(path.resolve())))
+        elif table.key == PRESETS:
+            list(preset_chain(word))
+            row = replace(row, train=("--preset", word))
+        elif word not in METHODS and word not in ROWS:
+            known = ", ".join(dict.fromkeys((*ROWS, *METHODS)))
+            raise UserError(f"--methods {word}: no such method; there are {known}, or give a .yaml file of settings")
+        else:
+            row = ROWS.get(word, row)
         rows[row.key] = row
         if table.key not in (ROBUSTNESS, PRESETS):
             rows |= {other.key: other for other in ROWS.values() if other.is_oracle and other.model == row.key}
     return list(rows.values())
 
 
-def _row(word: str, *, is_preset: bool) -> Row:
-    if word.endswith((".yaml", ".yml")):
-        path = Path(word)
-        if not path.is_file():
-            raise UserError(f"--methods {word}: no such settings file")
-        return Row(key=path.stem, name=path.stem, train=("--preset", str(path.resolve())))
-    if is_preset:
-        list(preset_chain(word))
-    elif word not in ROWS and word not in METHODS:
-        known = ", ".join(dict.fromkeys((*ROWS, *METHODS)))
-        raise UserError(f"--methods {word}: no such method; there are {known}, or give a .yaml file of settings")
-    own = Row(key=word, name=word, train=("--preset" if is_preset else "--method", word))
-    return own if is_preset else ROWS.get(word, own)
-
-
-def chosen_scenes(
-    table: Table, data: Path | None, names: Sequence[str] | None, kinds: Sequence[str] = ()
-) -> list[SceneFolder]:
-    """Return the table's scenes below `data`, or those that `--scenes` names; of robustness those of `--kinds`.
+def chosen_scenes(table: Table, data: Path | None, names: Sequence[str] | None, *kinds: str) -> list[SceneFolder]:
+    """Return the table's scenes below `data`, or those that `--scenes` names; of robustness those of some kinds.
 
     Raises:
         UserError: A scene is missing, or its folder fits no layout.

@@ -39,22 +39,19 @@ def bench_main(argv: list[str], pool: LocalPool | None = None) -> int:
         if not args.report:
             for number in (signal.SIGTERM, signal.SIGINT):  # which a shell ignores for what runs in the background
                 signal.signal(number, signal.default_int_handler)
+            if pool is None and args.launcher == "submitit":
+                parameters = dict(word.split("=", 1) for word in args.slurm)
+                pool = SubmititPool(args.jobs, folder=grid.out / "submitit", parameters=parameters)
+            pool = pool or LocalPool(args.jobs, threads=1 if grid.table.key == ROBUSTNESS else None)
             try:
-                run_grid(jobs, pool or _pool(grid, args), lambda line: print(line, flush=True))
+                run_grid(jobs, pool, lambda line: print(line, flush=True))
             except KeyboardInterrupt:
                 print("interrupted; the same command goes on where this one stopped")
                 return 130
-        return _report(grid)
+        from unified_lift.bench.report import write_report  # its libraries are slow to import
 
-
-def _report(grid: Grid) -> int:
-    """Write and print the tables of the results so far; return 1 if there are results missing."""
-    from unified_lift.bench.report import write_report  # pandas is an extra
-    from unified_lift.bench.results import measure
-
-    records = read_records(expand(grid))
-    text = write_report(grid, measure(grid, records))
-    print(f"\n{text}\n{grid.out / 'report.html'}: tables, plots and pictures")
+        records = read_records(jobs)
+        print(f"\n{write_report(grid, records)}\n{grid.out / 'report.html'}: tables, plots and pictures")
     return int(any(record.status != "done" for record in records.values()))
 
 
@@ -80,7 +77,7 @@ def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
     if args.timeline and (table.key != PRESETS or min(args.timeline) < 1):
         raise UserError("--timeline: give numbers of iterations from 1 on, with --table presets")
     seeds = tuple(dict.fromkeys(args.seeds))
-    scenes = chosen_scenes(table, args.data and args.data.resolve(), args.scenes, args.kinds)
+    scenes = chosen_scenes(table, args.data and args.data.resolve(), args.scenes, *args.kinds)
     base = with_preset(TrainSettings(), "demo").geometry if table.key == ROBUSTNESS else GeometrySettings()
     grid = Grid(
         table=table,
@@ -96,13 +93,6 @@ def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
         timeline=tuple(sorted(set(args.timeline))),
     )
     return grid, args
-
-
-def _pool(grid: Grid, args: argparse.Namespace) -> LocalPool:
-    if args.launcher == "submitit":
-        parameters = dict(word.split("=", 1) for word in args.slurm)
-        return SubmititPool(args.jobs, folder=grid.out / "submitit", parameters=parameters)
-    return LocalPool(args.jobs, threads=1 if grid.table.key == ROBUSTNESS else None)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -109,7 +109,7 @@ def count(gaussians: Gaussians, views: tuple[View, ...]) -> Counts:
         for view in views[:: max(1, len(views) // 4)][:4]:
             camera, device = view.camera, gaussians.device
             shape = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities)
-            viewmat, K = camera.viewmat.to(device), camera.K.to(device)
+            viewmat, K = camera.tensors(device)
             size = (camera.width, camera.height)
             out = rasterize(*shape, gaussians.sh, None, viewmat[None], K[None], *size, sh_degree=0)
             some = torch.stack([torch.randint(n, (4096,)) for n in size], -1).to(device)

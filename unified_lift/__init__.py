@@ -10,17 +10,8 @@ if TYPE_CHECKING:
     from unified_lift.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = [
-    "UserError",
-    "__version__",
-    "evaluate",
-    "export",
-    "load_model",
-    "load_scene",
-    "render",
-    "segment",
-    "train_scene",
-]
+__all__ = ["UserError", "__version__"]
+__all__ += ["evaluate", "export", "load_model", "load_scene", "render", "segment", "train_scene"]
 
 
 def __getattr__(name: str) -> Any:

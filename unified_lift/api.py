@@ -29,10 +29,7 @@ def load_scene(path: str | Path, *, images: str = "images", resolution: int = -1
     """Return the scene in a folder of any layout that training reads: photos, cameras, masks and points.
 
     `images` is the image folder of a COLMAP scene. Resolutions of 1, 2, 4 and 8 divide the size of the photos, another
-    number is their width in pixels, -1 shrinks those wider than 1600 px.
-
-    Raises:
-        UserError: Names the file and what to do about it.
+    number is their width in pixels, -1 shrinks those wider than 1600 px. A UserError names the file and the cure.
     """
     return data.load_scene(DataSettings(source_path=Path(path), images=images, resolution=resolution))
 
@@ -63,10 +60,7 @@ def train_scene(
 def load_model(path: str | Path, *, iteration: int = -1, device: str | torch.device = "cpu") -> TrainedScene:
     """Return the trained scene in a model folder (`-m` of train.py), ready to be rendered on a device.
 
-    Args:
-        iteration: Saved iteration; -1 = the last.
-    Raises:
-        UserError: The folder holds no run, nothing is saved, or not that iteration.
+    `iteration` -1 is the last saved one. A UserError: the folder holds no run, nothing is saved, or not that iteration.
     """
     return inference.load_model(Path(path), iteration=iteration, device=torch.device(device))
 
@@ -81,9 +75,7 @@ def segment(model: TrainedScene, camera: Camera) -> Tensor:
 
     An object has the same id in every view and in everything that is saved of the model. Ids are keys of
     `model.objects`; every pixel gets one, and 0 is the largest object of a trained scene, usually the background.
-
-    Raises:
-        UserError: The scene was trained without a lift, so that it knows no objects.
+    A UserError: the scene was trained without a lift, so that it knows no objects.
     """
     model.require_labels()
     ids = inference.render_view(model, camera).object_ids
@@ -107,13 +99,9 @@ def evaluate(model: TrainedScene, *, scene: str | Path | None = None, protocol: 
 
 
 def export(model: TrainedScene, path: str | Path, *, objects: Sequence[int] | None = None) -> None:
-    """Write a scene, or some of its objects together, to one file: .ply, .splat, .spz or .html.
+    """Write a scene, or objects of it with these ids, to one file, which is replaced: .ply, .splat, .spz or .html.
 
-    Args:
-        path: The file; it is replaced.
-        objects: Ids of the objects; None = the whole scene.
-    Raises:
-        UserError: No such object, or no format of one file that is called like the suffix.
+    A UserError: no such object, or no format of one file that is called like the suffix.
     """
     path = Path(path)
     part = model if objects is None else model.subset(model.mask(objects))

@@ -19,8 +19,9 @@ def chosen_device(wanted: str) -> torch.device:
 
 def require_rasterizer(rasterizer: str, device: torch.device) -> None:
     """Raise a UserError if `gsplat` is wanted and is missing or has no GPU."""
-    problem = "gsplat" if rasterizer == "ours" else backend_info()["gsplat"]
-    if problem != "gsplat":
+    if rasterizer == "ours":
+        return
+    if (problem := backend_info()["gsplat"]) != "gsplat":
         raise UserError(f"--rasterizer gsplat: {problem}")
-    if rasterizer != "ours" and device.type != "cuda":
+    if device.type != "cuda":
         raise UserError(f"--rasterizer gsplat renders on a GPU, and this run is on {device}; use --device cuda")

@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,7 @@ from unified_lift.errors import UserError
 def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """Give a scratch path beside `path` to write to, and put it in place of `path` once the block ends without error.
 
-    Args:
-        path: The file to write; folders above it are made.
-        sync: Wait until the disk has it, so that it survives a power cut.
+    Folders above it are made. `sync` waits until the disk has it, so that it survives a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -38,11 +36,8 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
 def replacing_folder(path: Path, *, outdated: Iterable[str] = ()) -> Iterator[Path]:
     """Give an empty scratch folder, and move its files into `path` once the block ends without error.
 
-    Files of the same names are replaced, others stay. No old file is deleted before all new ones are in place.
-
-    Args:
-        path: The folder to write; folders above it are made.
-        outdated: Glob patterns of what else in `path` goes when the new files come.
+    Files of the same names are replaced, and what fits `outdated`, glob patterns, goes; others stay. No old file is
+    deleted before all new ones are in place. Folders above `path` are made.
     """
     place = path.resolve()  # `.` has no name of its own
     # Inside an existing folder: what holds it may be another disk, or not writable.
@@ -55,33 +50,25 @@ def replacing_folder(path: Path, *, outdated: Iterable[str] = ()) -> Iterator[Pa
             _swap(new, place, old, outdated)
         else:
             new.rename(place)
-    except BaseException:
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
         shutil.rmtree(new, ignore_errors=True)
-        if any(left.is_file() for left in old.rglob("*")):
-            raise  # they could not be put back, so that they stay here
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    shutil.rmtree(scratch, ignore_errors=True)
+        if not any(left.is_file() for left in old.rglob("*")):  # they could not be put back, so that they stay here
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _swap(new: Path, place: Path, old: Path, outdated: Iterable[str]) -> None:
     """Move the files of `new` into `place`, and what they replace into `old`; or leave all where it was."""
-    names = [file.relative_to(new) for file in new.rglob("*") if file.is_file()]
-    replaced = [found for pattern in outdated for found in place.glob(pattern)] + [place / name for name in names]
-    moved: list[tuple[Path, Path]] = []
-    try:
-        for source, target in (
-            *((source, old / source.relative_to(place)) for source in replaced),
-            *((new / name, place / name) for name in names),
-        ):
+    fresh = [(file, place / file.relative_to(new)) for file in new.rglob("*") if file.is_file()]
+    replaced = [*(found for pattern in outdated for found in place.glob(pattern)), *(target for _, target in fresh)]
+    moves = [(path, old / path.relative_to(place)) for path in replaced] + fresh
+    with ExitStack() as undo:
+        for source, target in moves:
             if source.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.rename(target)
-                moved.append((source, target))
-    except BaseException:
-        for source, target in reversed(moved):
-            target.rename(source)
-        raise
+                undo.callback(target.rename, source)
+        undo.pop_all()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -96,11 +83,7 @@ def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """Return the object a JSON file holds.
-
-    Raises:
-        UserError: The file is missing, is not JSON or holds something else.
-    """
+    """Return the object a JSON file holds; a UserError: the file is missing, is not JSON or holds something else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -113,11 +96,7 @@ def read_json(path: Path) -> dict:
 
 
 def number(data: dict, key: str, source: Path, *, default: float | None = None) -> float:
-    """Return a finite number of a JSON object.
-
-    Raises:
-        UserError: It is missing without a default, or not a finite number.
-    """
+    """Return a number of a JSON object; a UserError: it is missing without a default, or not a finite number."""
     value = data.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         state = "is missing" if value is None else f"is {value!r}, not a finite number"

@@ -10,14 +10,12 @@ from unified_lift.fileio import replacing
 from unified_lift.types import PointCloud
 
 _COLORS = ("red", "green", "blue")
-_GREY = 127
 
 
 def read_vertices(path: Path) -> np.ndarray:
     """Return the vertices of an ASCII or binary PLY as a structured array, one field per property, [N].
 
-    Raises:
-        UserError: No such file, no PLY, cut short, no vertices element, or a vertex property that is a list.
+    A UserError: no such file, no PLY, cut short, no vertices element, or a vertex property that is a list.
     """
     try:
         vertex = PlyData.read(str(path))["vertex"]  # maps the file; without that it reads number by number
@@ -49,7 +47,7 @@ def read_point_cloud(path: Path) -> PointCloud:
     if not {"x", "y", "z"} <= names:
         raise UserError(f"{path}: has no x, y, z; write a point cloud with these properties or use --random_init")
     positions = np.stack([vertices[axis] for axis in "xyz"], axis=1).astype(np.float32)
-    colors = np.full((len(vertices), 3), _GREY, dtype=np.uint8)
+    colors = np.full((len(vertices), 3), 127, dtype=np.uint8)
     if set(_COLORS) <= names:
         values = np.stack([vertices[color] for color in _COLORS], axis=1)
         if values.dtype.kind == "f":

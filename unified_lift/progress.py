@@ -9,14 +9,7 @@ from tqdm import tqdm
 
 @contextmanager
 def progress_bar(label: str, *, quiet: bool, then: str = "", **looks: Any) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar, and give the function that moves it: called with (done, total).
-
-    Args:
-        label: What is being done.
-        quiet: Show nothing.
-        then: What is being done once all are done; empty = the same.
-        looks: Options of tqdm.
-    """
+    """Show a bar with options of tqdm, labelled `then` in the end; give what moves it, called with (done, total)."""
     with tqdm(desc=label, disable=quiet, dynamic_ncols=True, **looks) as bar:
 
         def move(done: int, total: int) -> None:

@@ -14,22 +14,17 @@ import torch
 from torch import Tensor
 
 ZeroId = Literal["segment", "ignore"]
+"""What segment id 0 means in a data set: a segment of its own (background), or unlabelled."""
 DataDevice = Literal["cuda", "cpu", "disk"]
 """Where photos and masks are kept: GPU memory, main memory (pinned if a GPU reads it), or memory-mapped files."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # compared and hashed by identity, so that it can key a cache
 class Camera:
-    """A pinhole camera: OpenCV axes (x right, y down, z forward), corner-origin pixels (first pixel centre at 0.5).
+    """A pinhole camera: OpenCV axes (x right, y down, z forward), corner-origin pixels (first pixel centre at 0.5)."""
 
-    Attributes:
-        cam_from_world: Rigid transform, float64 [4, 4].
-        fx, fy, cx, cy: Intrinsics in pixels.
-        width, height: Image size in pixels.
-    """
-
-    cam_from_world: np.ndarray
-    fx: float
+    cam_from_world: np.ndarray  # rigid transform, float64 [4, 4]
+    fx: float  # intrinsics and image size in pixels
     fy: float
     cx: float
     cy: float
@@ -46,19 +41,15 @@ class Camera:
             raise ValueError(f"focal lengths and image size must be positive, received {self}")
 
     @property
-    def viewmat(self) -> Tensor:
-        """Return cam_from_world, float32 [4, 4]."""
-        return torch.from_numpy(self.cam_from_world.astype(np.float32))
-
-    @property
-    def K(self) -> Tensor:  # noqa: N802 (the field's name for the intrinsic matrix)
-        """Return the intrinsic matrix, float32 [3, 3]."""
-        return torch.tensor([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], dtype=torch.float32)
+    def intrinsics(self) -> np.ndarray:
+        """Return the intrinsic matrix K, float32 [3, 3]."""
+        return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], dtype=np.float32)
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return viewmat and K on `device`; kept, since a copy to a GPU would stall it every step."""
+        """Return `cam_from_world` and K on `device`, float32; kept, since a copy to a GPU would stall it every step."""
         if device not in self._tensors:
-            self._tensors[device] = self.viewmat.to(device), self.K.to(device)
+            viewmat = torch.from_numpy(self.cam_from_world.astype(np.float32))
+            self._tensors[device] = viewmat.to(device), torch.from_numpy(self.intrinsics).to(device)
         return self._tensors[device]
 
     @property
@@ -77,21 +68,13 @@ class Camera:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A posed photo with the segment ids a 2D model gave it.
+    """A posed photo with the segment ids a 2D model gave it."""
 
-    Attributes:
-        name: Relative path of the image without suffix, unique in the scene; names every output of this view.
-        camera: Its camera; size equals the image's.
-        image: Colour, uint8 [H, W, 3].
-        segments: Per-view ids, int32 [H, W]; predictions, local to this view. None where the view has no mask.
-        valid: Pixels the lens saw, bool [H, W]; the others neither train nor count. None = all.
-    """
-
-    name: str
-    camera: Camera
-    image: Tensor
-    segments: Tensor | None = None
-    valid: Tensor | None = None
+    name: str  # relative path of the image without suffix, unique in the scene; names every output of this view
+    camera: Camera  # of the size of the image
+    image: Tensor  # uint8 [H, W, 3]
+    segments: Tensor | None = None  # predicted ids, local to this view, int32 [H, W]; None: the view has no mask
+    valid: Tensor | None = None  # pixels the lens saw, bool [H, W]; the others neither train nor count; None = all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,26 +87,16 @@ class PointCloud:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A loaded scene. Annotations are not part of it: only evaluation reads them, through the reader.
+    """A loaded scene. Annotations are not part of it: only evaluation reads them, through the reader."""
 
-    Attributes:
-        name: Folder name.
-        dataset: Name of the reader that made it.
-        train, test: Views; `test` is empty where nothing is held out.
-        points: Initial points of the geometry.
-        zero_id: What segment id 0 means in this data: a `segment` of its own (background) or `ignore` (unlabelled).
-        kept_on: Where the pixels of the views are kept.
-        notes: What the reader did that the user should know (rescaling, undistortion, missing masks), printed once.
-    """
-
-    name: str
-    dataset: str
+    name: str  # of the folder
+    dataset: str  # name of the reader that made it
     train: tuple[View, ...]
-    test: tuple[View, ...]
-    points: PointCloud
+    test: tuple[View, ...]  # empty where nothing is held out
+    points: PointCloud  # initial points of the geometry
     zero_id: ZeroId = "ignore"
     kept_on: DataDevice = "cpu"
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()  # what the reader did that the user should know (such as rescaling), printed once
 
     @property
     def labelled(self) -> tuple[View, ...]:
@@ -140,18 +113,10 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class RenderOutput:
-    """One rendered view.
+    """One rendered view."""
 
-    Attributes:
-        image: Colour, not clamped, [H, W, 3].
-        features: Blended instance features, composited over zero, [H, W, D].
-        alpha: Accumulated opacity in [0, 1], [H, W].
-        depth: Sum of weight x camera depth in world units, not normalised, [H, W].
-        radii: Screen radius of each Gaussian in pixels, 0 = culled, int32 [N].
-    """
-
-    image: Tensor
-    features: Tensor
-    alpha: Tensor
-    depth: Tensor
-    radii: Tensor
+    image: Tensor  # colour, not clamped, [H, W, 3]
+    features: Tensor  # blended instance features, composited over zero, [H, W, D]
+    alpha: Tensor  # accumulated opacity in [0, 1], [H, W]
+    depth: Tensor  # sum of weight x camera depth in world units, not normalised, [H, W]
+    radii: Tensor  # screen radius of each Gaussian in pixels, 0 = culled, int32 [N]

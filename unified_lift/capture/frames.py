@@ -4,13 +4,10 @@ They are upright (EXIF rotation is applied) RGB JPEG files no longer than a chos
 data but what tells the focal length: no places, no times.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -19,12 +16,8 @@ from PIL import Image, ImageOps
 from unified_lift.data.images import IMAGE_SUFFIXES, Progress, parallel_map, read_image
 from unified_lift.errors import UserError
 
-if TYPE_CHECKING:
-    from PIL.Image import Exif
-
-HEIC_SUFFIXES = (".heic", ".heif")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".3gp")
-_PHOTO_SUFFIXES = frozenset(suffix.lower() for suffix in IMAGE_SUFFIXES)
+_HEIC_SUFFIXES = (".heic", ".heif")
+_VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".3gp")
 _QUALITY = 97  # of the JPEG files: features and later training should not see our compression
 _MAKE, _MODEL, _ORIENTATION, _EXIF_IFD = 0x010F, 0x0110, 0x0112, 0x8769
 _FOCAL, _FOCAL_35MM = 0x920A, 0xA405
@@ -32,17 +25,12 @@ _SHARPNESS_SIDE = 640  # px: noise would count as sharpness at full size
 
 
 def is_video(source: Path) -> bool:
-    """Return whether the path is a video file rather than a folder of photos.
-
-    Raises:
-        UserError: It is neither.
-    """
+    """Return whether the path is a video file rather than a folder of photos; a UserError says that it is neither."""
     if not source.exists():
         raise UserError(f"{source}: no such folder or file; give a folder of photos or a video")
-    if source.is_file() and source.suffix.lower() not in VIDEO_SUFFIXES:
-        raise UserError(
-            f"{source}: neither a folder of photos nor a video ({', '.join(VIDEO_SUFFIXES)}); give one of them"
-        )
+    if source.is_file() and source.suffix.lower() not in _VIDEO_SUFFIXES:
+        kinds = ", ".join(_VIDEO_SUFFIXES)
+        raise UserError(f"{source}: neither a folder of photos nor a video ({kinds}); give one of them")
     return source.is_file()
 
 
@@ -52,14 +40,16 @@ def list_photos(folder: Path) -> list[Path]:
     Raises:
         UserError: There is none, some are HEIC files that cannot be read here, or two have one name but for the suffix.
     """
-    kinds = sorted({*_PHOTO_SUFFIXES, *HEIC_SUFFIXES})
+    kinds = sorted({*_HEIC_SUFFIXES, *(suffix.lower() for suffix in IMAGE_SUFFIXES)})
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in kinds and path.is_file()]
     photos = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    heic = [path for path in photos if path.suffix.lower() in HEIC_SUFFIXES]
-    if heic and not _reads_heic():
-        raise UserError(
-            f"{heic[0]}: {len(heic)} HEIC photos cannot be read here; pip install pillow-heif, or export them as JPEG"
-        )
+    if heic := [path for path in photos if path.suffix.lower() in _HEIC_SUFFIXES]:
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            cannot = f"{len(heic)} HEIC photos cannot be read here"
+            raise UserError(f"{heic[0]}: {cannot}; pip install pillow-heif, or export them as JPEG") from None
+        register_heif_opener()
     if not photos:
         raise UserError(f"{folder}: holds no photos ({', '.join(kinds)}); give the folder they are in")
     seen: dict[str, Path] = {}
@@ -78,11 +68,8 @@ def photo_name(path: Path, folder: Path) -> str:
 def write_photos(
     photos: Sequence[Path], source: Path, folder: Path, *, max_size: int, progress: Progress | None = None
 ) -> None:
-    """Write every photo below `folder` as an upright JPEG whose longer side is at most `max_size`.
+    """Write photos below `source` to `folder` as upright JPEG files of at most `max_size` pixels a side.
 
-    Args:
-        photos: Files below `source`.
-        progress: Called with (done, total) after each photo.
     Raises:
         UserError: A photo is damaged.
     """
@@ -99,16 +86,11 @@ def _write_photo(path: Path, *, source: Path, folder: Path, max_size: int) -> No
         shutil.copyfile(path, target)  # encoding again could only lose
         return
     picture.getexif()[_ORIENTATION] = exif.get(_ORIENTATION, 1)
-    _save(ImageOps.exif_transpose(picture), target, max_size, _focal_only(exif))
-
-
-def _focal_only(exif: Exif) -> Exif:
-    """Return the tags from which a reconstruction guesses the focal length, and no others."""
     kept, details = Image.Exif(), exif.get_ifd(_EXIF_IFD)
     kept.update({tag: exif[tag] for tag in (_MAKE, _MODEL) if tag in exif})
     if focal := {tag: details[tag] for tag in (_FOCAL, _FOCAL_35MM) if tag in details}:
         kept[_EXIF_IFD] = focal
-    return kept
+    _save(ImageOps.exif_transpose(picture), target, max_size, kept)
 
 
 def shrunk(image: np.ndarray, longest: int) -> np.ndarray:
@@ -118,7 +100,7 @@ def shrunk(image: np.ndarray, longest: int) -> np.ndarray:
     return image if scale >= 1 else cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _save(image: Image.Image, path: Path, max_size: int, exif: Exif) -> None:
+def _save(image: Image.Image, path: Path, max_size: int, exif: Image.Exif) -> None:
     Image.fromarray(shrunk(np.asarray(image), max_size)).save(path, quality=_QUALITY, subsampling=0, exif=exif)
 
 
@@ -130,7 +112,6 @@ def write_sharp_frames(video: Path, folder: Path, count: int, max_size: int, pro
 
     Args:
         count: Frames to choose; a shorter video gives all of its own.
-        max_size: Longer side of a written frame in pixels.
         progress: Called with (done, total) frames over both passes; the total is an estimate during the first.
     Raises:
         UserError: The video cannot be decoded.
@@ -169,13 +150,3 @@ def _decoded(video: Path) -> Iterator[np.ndarray]:
     capture = cv2.VideoCapture(str(video))
     while (frame := capture.read()[1]) is not None:
         yield frame
-
-
-def _reads_heic() -> bool:
-    """Return whether Pillow reads HEIC once its optional plugin is registered."""
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        return False
-    register_heif_opener()
-    return True

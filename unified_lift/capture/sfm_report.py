@@ -18,15 +18,18 @@ _MAX_DRAWN = 20_000
 _CAMERAS_SHOWN = 2
 
 
-def sparse_report(scene: Path, photos: Path, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the report of a reconstructed scene as JSON values.
+def sparse_report(scene: Path, photos: Path, stages: Mapping[str, Mapping[str, Any]], picture: Path) -> dict[str, Any]:
+    """Return the report of a reconstructed scene as JSON values, and draw its points and cameras.
 
     Args:
         scene: Folder with `images/` and `sparse/0/`.
         photos: All photos that were tried.
         stages: Per stage `seconds` and `facts`.
+        picture: The file to draw.
     """
-    frames, points = _read(scene)
+    frames = describe(scene, DataSettings(source_path=scene)).frames
+    points = read_points(scene / "sparse/0/points3D.bin")
+    _draw(picture, frames, points)
     observed = {name_of(image.name): image for image in read_images(scene / "sparse/0/images.bin").values()}
     errors = {frame.name: _errors(frame, observed[frame.name], points) for frame in frames}
     every = np.concatenate(list(errors.values()))
@@ -85,15 +88,18 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     return [f"{name:<13} {text}" for name, text in table.items()] + [f"note: {line}" for line in report["advice"]]
 
 
-def write_sparse_picture(path: Path, scene: Path) -> None:
+def _draw(path: Path, frames: Sequence[Frame], points: ColmapPoints) -> None:
     """Draw the points and the cameras of a scene, seen from above and from the side."""
     from matplotlib.figure import Figure  # half a second to import
 
-    frames, points = _read(scene)
     poses = np.stack([invert_rigid(frame.cam_from_world) for frame in frames])
     centres, ahead = poses[:, :3, 3], poses[:, :3, 2]
     axes = level_axes(poses)
-    shown = _inliers(points.positions, centres)
+    # Far outliers would shrink everything else to a dot.
+    middle = np.median(np.concatenate([points.positions, centres]), axis=0)
+    distance = np.linalg.norm(points.positions - middle, axis=1)
+    reach = max(np.quantile(distance, 0.95), np.linalg.norm(centres - middle, axis=1).max())
+    shown = np.flatnonzero(distance <= reach)
     shown = shown[:: max(1, len(shown) // _MAX_DRAWN)]
     flat, colors = points.positions[shown] @ axes.T, points.colors[shown] / 255.0
     cameras, looks = centres @ axes.T, ahead @ axes.T
@@ -129,19 +135,12 @@ def level_axes(world_from_cam: np.ndarray) -> np.ndarray:
     return np.stack([right, np.cross(up, right), up])
 
 
-def _read(scene: Path) -> tuple[list[Frame], ColmapPoints]:
-    frames = describe(scene, DataSettings(source_path=scene)).frames
-    return list(frames), read_points(scene / "sparse/0/points3D.bin")
-
-
 def _errors(frame: Frame, image: ColmapImage, points: ColmapPoints) -> np.ndarray:
     """Return the distance in pixels between each observed point of a photo and its projection, [K]."""
     observed = image.points2d[image.points2d["point3d"] >= 0]
     order = np.argsort(points.ids)
     seen = order[np.searchsorted(points.ids, observed["point3d"], sorter=order)]
-    camera = make_camera(frame)
-    pixels = project(points.positions[seen], camera)[0]
-    return np.linalg.norm(pixels - observed["xy"], axis=1)
+    return np.linalg.norm(project(points.positions[seen], make_camera(frame))[0] - observed["xy"], axis=1)
 
 
 def _cameras(scene: Path) -> list[dict[str, Any]]:
@@ -152,14 +151,6 @@ def _cameras(scene: Path) -> list[dict[str, Any]]:
         found.append((camera.width, camera.height, round(camera.params[0], 1), round(degrees, 1)))
     names = ("width", "height", "focal_px", "fov_degrees")
     return [dict(zip(names, values, strict=True)) for values in dict.fromkeys(found)]
-
-
-def _inliers(positions: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Return the indices of points that are not far outliers, which would shrink everything else to a dot."""
-    middle = np.median(np.concatenate([positions, centres]), axis=0)
-    distance = np.linalg.norm(positions - middle, axis=1)
-    reach = max(np.quantile(distance, 0.95), np.linalg.norm(centres - middle, axis=1).max())
-    return np.flatnonzero(distance <= reach)
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

@@ -34,7 +34,7 @@ from unified_lift.density.default import DefaultStrategy, DefaultStrategySetting
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import render
-from unified_lift.modelfolder.inference import open_model
+from unified_lift.modelfolder.inference import load_model, views_of
 from unified_lift.modelfolder.settings import GeometrySettings, LiftSettings
 from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.lift import LiftStage
@@ -277,7 +277,8 @@ class Bench:
 
 
 def trained(path: Path, device: torch.device) -> tuple[Scene, Gaussians]:
-    model, scene = open_model(path, iteration=-1, source_path=None, device=device)
+    model = load_model(path, device=device)
+    scene = views_of(model)
     table = {name: value.detach() for name, value in model.gaussians}
     table["features"] = table["features"][:, :0]
     return DataCache(device.type, device=device, folder=path).cached(scene), Gaussians(table)

@@ -30,7 +30,7 @@ from unified_lift.evaluation.evaluate import load_ground_truth, protocol_named, 
 from unified_lift.fileio import write_json
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import blending_weights
-from unified_lift.modelfolder.inference import open_model, render_view
+from unified_lift.modelfolder.inference import load_model, render_view, views_of
 from unified_lift.ops.resample import nearest
 from unified_lift.types import Camera
 
@@ -72,7 +72,8 @@ def main(argv: list[str] | None = None) -> int:
 def ceilings(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Return the scores of the model, where it was lifted, of votes and of fitted channels."""
     device = chosen_device(args.device)
-    model, scene = open_model(args.model_path, iteration=args.iteration, source_path=args.source_path, device=device)
+    model = load_model(args.model_path, iteration=args.iteration, source_path=args.source_path, device=device)
+    scene = views_of(model)
     data = model.settings.data
     protocol, annotations = protocol_named("auto", data), load_annotations(data, [view.name for view in scene.train])
     ground_truth = load_ground_truth(protocol, data, [view.name for view in scene.test])

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     model = load_model(args.model_path)
-    views = views_of(model.settings.data).test
+    views = views_of(model).test
     true_ids = load_annotations(model.settings.data, [view.name for view in views])
     if not true_ids:
         parser.error(f"{args.model_path}: no held-out view has annotations; train with --eval on a scene with them")

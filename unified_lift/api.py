@@ -95,7 +95,7 @@ def evaluate(model: TrainedScene, *, scene: str | Path | None = None, protocol: 
     if scene is not None:
         moved = replace(model.settings.data, source_path=Path(scene))
         model = replace(model, settings=replace(model.settings, data=moved))
-    return scoring.evaluate(model, inference.views_of(model.settings.data), protocol)
+    return scoring.evaluate(model, inference.views_of(model), protocol)
 
 
 def export(model: TrainedScene, path: str | Path, *, objects: Sequence[int] | None = None) -> None:

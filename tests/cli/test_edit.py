@@ -99,7 +99,7 @@ def test_rendered_ids_of_an_edited_model_are_those_of_its_gaussians(model, tmp_p
 def test_removing_an_object_leaves_the_rest_of_the_picture(model, tmp_path):
     before = load_model(model)
     edited(model, tmp_path / "out", "--remove", 2)
-    view = views_of(outputs.read_run_settings(model).data).train[0]
+    view = views_of(before).train[0]
     silhouette = segment_by_labels(before.gaussians, before.object_ids, view.camera).object_ids == 2
     assert silhouette.any()
     outside = ~torch.from_numpy(cv2.dilate(silhouette.numpy().astype(np.uint8), np.ones((5, 5))) > 0)

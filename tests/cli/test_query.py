@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -16,7 +15,6 @@ from unified_lift.cli.main import main
 from unified_lift.cli.query import query_main
 from unified_lift.editing.query import object_masks
 from unified_lift.modelfolder.inference import load_model, views_of
-from unified_lift.modelfolder.outputs import read_run_settings
 from unified_lift.ops.cameras import project
 
 
@@ -28,7 +26,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def view(model):
-    return views_of(read_run_settings(model).data).train[0]
+    return views_of(load_model(model)).train[0]
 
 
 def pixel_of(model, view, object_id):
@@ -124,7 +122,7 @@ def test_a_scene_that_moved_is_found_by_s(tmp_path, capsys):
     model = save_model(tmp_path)
     shutil.move(tmp_path / "scene", tmp_path / "elsewhere")
     assert main(["query", "-m", str(model), "--list"]) == 0  # needs no photo
-    name = views_of(replace(read_run_settings(model).data, source_path=tmp_path / "elsewhere")).train[0].name
+    name = views_of(load_model(model, source_path=tmp_path / "elsewhere")).train[0].name
     ask = ["query", "-m", str(model), "--point", "16,20", "--view", name]
     assert main(ask) == 2
     assert "give its place with -s" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from unified_lift.evaluation.pictures import object_colors, read_picture
 from unified_lift.methods import METHODS
 from unified_lift.methods.unified_lift import UnifiedLift
 from unified_lift.metrics import VIEW_METRICS
-from unified_lift.modelfolder.inference import open_model
+from unified_lift.modelfolder.inference import load_model, views_of
 
 KINDS = ("renders", "gt", "depth", "objects_pred", "objects_color", "overlay", "uncertainty")
 
@@ -165,7 +165,8 @@ def test_pictures_that_are_missing_or_older_than_the_model_are_rendered_again(tm
 
 def test_scoring_writes_nothing_by_itself_and_agrees_with_the_stored_pictures(tmp_path, scored):
     path = save_model(tmp_path)
-    model, scene = open_model(path, iteration=-1, source_path=None, device=torch.device("cpu"))
+    model = load_model(path)
+    scene = views_of(model)
     before = sorted(path.rglob("*"))
     result = evaluate(model, scene)
     assert sorted(path.rglob("*")) == before
@@ -180,7 +181,8 @@ def test_a_metric_of_views_also_sees_depth_ids_and_annotation(tmp_path, monkeypa
         return float(bundle.depth()[on_coin].mean()) if bundle.object_ids[on_coin].any() else None
 
     monkeypatch.setitem(VIEW_METRICS, "coin_depth", depth_of_coins)
-    model, scene = open_model(save_model(tmp_path), iteration=-1, source_path=None, device=torch.device("cpu"))
+    model = load_model(save_model(tmp_path))
+    scene = views_of(model)
     result = evaluate(model, scene)
     distances = [np.linalg.norm(view.camera.position) for view in scene.test]  # from the middle of the floor
     assert list(result.per_view["coin_depth"].values()) == pytest.approx(distances, rel=0.3)

@@ -10,7 +10,7 @@ from diff_gaussian_rasterization import blend
 from tests.saved_model import floor_gaussians, save_model
 from unified_lift.data import load_annotations
 from unified_lift.model.render import blending_weights
-from unified_lift.modelfolder.inference import open_model
+from unified_lift.modelfolder.inference import load_model, views_of
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,8 @@ def script():
 @pytest.fixture
 def seen(tmp_path):
     """Return cameras of the miniature and the channel of each pixel: is it on a coin?"""
-    model, scene = open_model(save_model(tmp_path), iteration=-1, source_path=None, device=CPU)
+    model = load_model(save_model(tmp_path))
+    scene = views_of(model)
     truth = load_annotations(model.settings.data, [view.name for view in scene.train])
     return [(view.camera, torch.from_numpy(truth[view.name] > 0).long().reshape(-1)) for view in scene.train]
 

@@ -1,4 +1,4 @@
-"""unified-lift export: scene, objects or background as files that other programs open."""
+"""unified-lift export and import-edit: out to the files of other programs, and back from one that edited them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,11 @@ from typing import Annotated
 
 from unified_lift.cli.model_flags import ObjectFlags
 from unified_lift.editing.formats import export
+from unified_lift.editing.reattach import MAX_DISTANCE, reattach
+from unified_lift.editing.script import save_model
+from unified_lift.fileio import write_json
+from unified_lift.model.ply import read_gaussians
+from unified_lift.modelfolder.outputs import provenance
 from unified_lift.settings.limits import Range
 
 
@@ -28,21 +33,54 @@ class ExportCommand(ObjectFlags):
     """No progress bar."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportEditCommand(ObjectFlags):
+    """Give the Gaussians of an edited .ply the objects, features and confidence they had, and write a model folder.
+
+    Example: unified-lift import-edit -m output/desk --ply edited.ply --out output/desk_edited
+    """
+
+    ply: Path
+    """The edited 3D Gaussian .ply."""
+    out: Path
+    """Model folder to write."""
+    max_distance: Annotated[float, Range(0)] = MAX_DISTANCE
+    """How far a changed Gaussian may be from the one it was, in standard deviations of that one."""
+    overwrite: bool = False
+    """Replace the model in --out."""
+
+
 def export_main(argv: list[str]) -> int:
     """Parse, cut out, write. Return the exit code."""
     command = ExportCommand.parsed(argv, prog="unified-lift export")
-    scene = command.load()
-    made = export(
-        scene,
-        command.out or scene.path / "export",
-        objects=command.objects,
-        formats=command.format,
-        min_confidence=command.min_conf,
-        quiet=command.quiet,
-    )
+    scene, least = command.load(), command.min_conf
+    out, parts = command.out or scene.path / "export", command.objects
+    made = export(scene, out, objects=parts, formats=command.format, min_confidence=least, quiet=command.quiet)
     empty = [stem for stem, files in made.items() if not files]
     if empty:
-        print(f"note: no Gaussian of {', '.join(empty)} is as certain as --min_conf {command.min_conf:g}: not written")
+        print(f"note: no Gaussian of {', '.join(empty)} is as certain as --min_conf {least:g}: not written")
     for path in sorted(path for files in made.values() for path in files):
         print(f"{path}: {path.stat().st_size / 2**20:.2f} MiB")
+    return 0
+
+
+def import_edit_main(argv: list[str]) -> int:
+    """Parse, match, write, tell what was found. Return the exit code."""
+    command = ImportEditCommand.parsed(argv, prog="unified-lift import-edit")
+    scene = command.load()
+    edited, counts = reattach(read_gaussians(command.ply), scene, max_distance=command.max_distance)
+    save_model(edited, command.out, edits=(), overwrite=command.overwrite)
+    manifest = provenance(scene.settings, {"imported": str(command.ply), **counts})
+    write_json(command.out / "manifest.json", manifest)
+    print(f"{command.ply}: {len(edited)} Gaussians, {len(scene)} before")
+    print(f"  {counts['num_same']} where they were")
+    print(f"  {counts['num_moved']} moved or copied: another place, the same colour and opacity")
+    print(f"  {counts['num_near']} changed, within {command.max_distance:g} standard deviations of an old one")
+    if counts["num_unknown"]:
+        print(f"  {counts['num_unknown']} not known: they got the object of the nearest, with confidence 0")
+    print(f"  {counts['num_removed']} old ones are gone")
+    gone = [scene.name_of(object_id) for object_id in scene.objects if object_id not in edited.objects]
+    if gone:
+        print(f"  objects that are gone: {', '.join(gone)}")
+    print(f"{command.out}: {len(edited.objects)} objects; look at it: render.py -m {command.out}")
     return 0

@@ -22,7 +22,7 @@ COMMANDS = {
     "edit": ("unified_lift.cli.edit", "edit_main", "remove, copy, move, paint and rename objects of a trained scene"),
     "view": ("unified_lift.cli.view", "view_main", "open a trained scene in the browser: select, edit, save, film"),
     "export": ("unified_lift.cli.export", "export_main", "write scene, objects or background for other programs"),
-    "import-edit": ("unified_lift.cli.import_edit", "import_edit_main", "label a .ply that was edited elsewhere"),
+    "import-edit": ("unified_lift.cli.export", "import_edit_main", "label a .ply that was edited elsewhere"),
     "bench": ("unified_lift.cli.bench", "bench_main", "train and score a table of the paper: scenes, methods, seeds"),
 }
 

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-import torch
 import tyro
 
 from unified_lift.cli.flags import canonical
 from unified_lift.device import chosen_device
-from unified_lift.modelfolder.inference import TrainedScene, load_model, open_model
+from unified_lift.modelfolder.inference import TrainedScene, load_model, views_of
 from unified_lift.settings.limits import check_ranges
 from unified_lift.types import Scene
 
@@ -43,12 +42,9 @@ class ObjectFlags(ModelFlags):
     level: str = ""
     """Name of a further level of objects (train.py --levels); the default is the model's own."""
 
-    def load(self, device: torch.device | str = "cpu", *, source_path: Path | None = None) -> TrainedScene:
+    def load(self, **options: Any) -> TrainedScene:
         """Return what `load_model` does; a UserError where the model knows no objects."""
-        device = torch.device(device)
-        scene = load_model(
-            self.model_path, level=self.level, iteration=self.iteration, source_path=source_path, device=device
-        )
+        scene = load_model(self.model_path, level=self.level, iteration=self.iteration, **options)
         scene.require_labels()
         return scene
 
@@ -63,6 +59,7 @@ class SceneFlags(ModelFlags):
     """No progress bars [3DGS]."""
 
     def open(self) -> tuple[TrainedScene, Scene]:
-        """Return what `open_model` does."""
-        device = chosen_device(self.device)
-        return open_model(self.model_path, iteration=self.iteration, source_path=self.source_path, device=device)
+        """Return what `load_model` and `views_of` do."""
+        path, device = self.source_path, chosen_device(self.device)
+        model = load_model(self.model_path, iteration=self.iteration, source_path=path, device=device)
+        return model, views_of(model)

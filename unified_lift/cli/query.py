@@ -9,7 +9,6 @@ from typing import Annotated
 from unified_lift.cli.model_flags import Device, ObjectFlags, SourcePath
 from unified_lift.device import chosen_device
 from unified_lift.editing import query
-from unified_lift.editing.query import Found
 from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import grounding_of
 from unified_lift.modelfolder.inference import TrainedScene, object_at, views_of
@@ -50,11 +49,21 @@ class QueryCommand(ObjectFlags):
 def query_main(argv: list[str]) -> int:
     """Parse, ask, print, write. Return the exit code."""
     command = QueryCommand.parsed(argv, prog="unified-lift query")
-    _check(command)
-    scene = command.load(chosen_device(command.device), source_path=command.source_path)
+    asked = [command.list, command.point is not None, command.like is not None, command.text is not None]
+    if sum(asked) != 1:
+        raise UserError("ask one thing: --list, --point U,V --view NAME, --text WORDS --model DIR, or --like ID")
+    if command.point is not None and command.view is None:
+        raise UserError("--point needs --view NAME: the view whose pixel it is")
+    if command.text is not None and (command.model is None) == (command.grounding is None):
+        raise UserError("--text needs --model DIR (CLIP), or --grounding and --view NAME; one of them")
+    if command.grounding is not None and (command.text is None or command.view is None):
+        raise UserError("--grounding needs --text and --view NAME: what is sought, and the photo in which it is")
+    if command.model is not None and command.text is None:
+        raise UserError("--model needs --text: what is sought")
+    scene = command.load(device=chosen_device(command.device), source_path=command.source_path)
     views: Sequence[View] = ()
     if command.point or command.text or command.out:
-        views = query.views_to_ask(views_of(scene.settings.data), command.view)
+        views = query.views_to_ask(views_of(scene), command.view)
     found = _found(command, scene, views)
     if not found:
         print("no object there" if command.point else "no object found")
@@ -70,21 +79,7 @@ def query_main(argv: list[str]) -> int:
     return 0
 
 
-def _check(command: QueryCommand) -> None:
-    asked = [command.list, command.point is not None, command.like is not None, command.text is not None]
-    if sum(asked) != 1:
-        raise UserError("ask one thing: --list, --point U,V --view NAME, --text WORDS --model DIR, or --like ID")
-    if command.point is not None and command.view is None:
-        raise UserError("--point needs --view NAME: the view whose pixel it is")
-    if command.text is not None and (command.model is None) == (command.grounding is None):
-        raise UserError("--text needs --model DIR (CLIP), or --grounding and --view NAME; one of them")
-    if command.grounding is not None and (command.text is None or command.view is None):
-        raise UserError("--grounding needs --text and --view NAME: what is sought, and the photo in which it is")
-    if command.model is not None and command.text is None:
-        raise UserError("--model needs --text: what is sought")
-
-
-def _found(command: QueryCommand, scene: TrainedScene, views: Sequence[View]) -> Found:
+def _found(command: QueryCommand, scene: TrainedScene, views: Sequence[View]) -> query.Found:
     device, text = scene.gaussians.device, command.text or ""
     if command.list:
         return dict.fromkeys(scene.objects, 1.0)
@@ -106,7 +101,7 @@ def _found(command: QueryCommand, scene: TrainedScene, views: Sequence[View]) ->
     return dict(islice(found.items(), command.top))
 
 
-def _print_table(scene: TrainedScene, found: Found, *, score: str) -> None:
+def _print_table(scene: TrainedScene, found: query.Found, *, score: str) -> None:
     """Print what is known of the objects; boxes are those of Gaussians that a camera saw, if there are any."""
     facts = describe_objects(scene.gaussians, scene.require_labels(), names=scene.names)
     width = max(len(facts[object_id]["name"]) for object_id in found)

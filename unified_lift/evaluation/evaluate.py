@@ -56,7 +56,7 @@ def evaluate(
     """Return the scores of a trained scene on its held-out views.
 
     Args:
-        model, scene: As `open_model` returns them.
+        model, scene: As `load_model` and `views_of` return them.
         protocol: How objects are scored, or its name; `auto`: as the dataset's reader says.
         renderings: Gives the rendering of each of several views, such as stored pictures; None = renders them.
         grounding: Finds text prompts in an image, where the protocol has some.

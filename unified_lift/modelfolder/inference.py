@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from unified_lift.data import load_scene
-from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.methods.base import Method
 from unified_lift.metrics.prompts import likely_ids
@@ -161,16 +160,9 @@ def load_model(
     )
 
 
-def open_model(
-    model_path: Path, *, iteration: int, source_path: Path | None, device: torch.device
-) -> tuple[TrainedScene, Scene]:
-    """Return what `load_model` and `views_of` return."""
-    model = load_model(model_path, iteration=iteration, source_path=source_path, device=device)
-    return model, views_of(model.settings.data)
-
-
-def views_of(data: DataSettings) -> Scene:
+def views_of(model: TrainedScene) -> Scene:
     """Return the views a model was trained on, split as then, points replaced; a UserError if they are gone."""
+    data = model.settings.data
     if not data.source_path.is_dir():
         raise UserError(f"{data.source_path}: the scene this model was trained on is not there; give its place with -s")
     # Initial points are for training; triangulating them again would take a minute in scenes that bring none.

@@ -4,7 +4,7 @@ from tests.data.fixtures import write_dataset
 from unified_lift.bench.tables import ROWS, TABLES, chosen_rows, chosen_scenes
 from unified_lift.errors import UserError
 from unified_lift.methods import METHODS
-from unified_lift.settings.presets import PRESET_DIR
+from unified_lift.settings.yaml import PRESET_DIR
 
 
 def make_scenes(root, *names):

@@ -15,8 +15,7 @@ from unified_lift.errors import UserError
 from unified_lift.methods import METHODS
 from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint
 from unified_lift.modelfolder.settings import TrainSettings, with_preset
-from unified_lift.settings.presets import PRESET_DIR
-from unified_lift.settings.yaml import differences
+from unified_lift.settings.yaml import PRESET_DIR, differences
 
 ROOT = Path(__file__).parents[2]
 SHORT = [

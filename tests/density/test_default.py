@@ -9,7 +9,7 @@ from tests.train.test_training import StopAt, final_state, settings_for
 from unified_lift.cli.train import parse
 from unified_lift.density import STRATEGIES
 from unified_lift.density.base import DensityStep, Strategy, StrategyEntry, StrategySettings, keep_rows
-from unified_lift.density.default import DefaultStrategy, DefaultStrategySettings, reset_opacities
+from unified_lift.density.default import DefaultStrategy, DefaultStrategySettings
 from unified_lift.errors import UserError
 from unified_lift.settings.limits import Range
 from unified_lift.train.hooks import Interrupted
@@ -106,7 +106,7 @@ def test_huge_gaussians_are_removed_only_after_the_first_reset(gaussians, adam):
 
 def test_opacity_reset_lowers_to_one_percent_and_forgets_moments(gaussians, adam):
     gaussians.set("logit_opacities", torch.tensor([0.5, 0.008, 0.5, 0.9]).logit())
-    reset_opacities(gaussians, adam)
+    Control([0.0] * 4, gaussians).act(gaussians, adam, 29)
     torch.testing.assert_close(gaussians.opacities.detach(), torch.tensor([0.01, 0.008, 0.01, 0.01]))
     assert bool((adam.moments["logit_opacities"][0] == 0).all())
     assert bool((adam.moments["means"][0] != 0).all())

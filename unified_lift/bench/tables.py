@@ -11,8 +11,7 @@ from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.fileio import replacing_folder
 from unified_lift.methods import METHODS
-from unified_lift.settings.presets import preset_chain
-from unified_lift.settings.yaml import read_settings_file
+from unified_lift.settings.yaml import preset_chain, read_settings_file
 from unified_lift.synthetic.scene import SyntheticSettings, write_synthetic
 
 ROBUSTNESS, PRESETS = "robustness", "presets"

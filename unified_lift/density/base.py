@@ -32,9 +32,9 @@ class DensityStep(NamedTuple):
 class RowOptimizer(Protocol):
     """What a strategy asks of an optimiser."""
 
-    def keep_rows(self, keep: Tensor) -> None: ...  # noqa: D102
-    def append_rows(self, count: int) -> None: ...  # noqa: D102
-    def zero_moments(self, name: str) -> None: ...  # noqa: D102
+    def keep_rows(self, keep: Tensor) -> None: ...
+    def append_rows(self, count: int) -> None: ...
+    def zero_moments(self, name: str) -> None: ...
 
 
 class Strategy(ABC):
@@ -48,10 +48,9 @@ class Strategy(ABC):
         return {}
 
     def statistics(self, state: State, step: int, num_steps: int) -> State:
-        """Return the tensors [N] of `state` that 0-based `step` is to add to; a step that adds nothing is faster.
+        """Return the tensors [N] of `state` that 0-based `step` is to add to, both or none; to add nothing is faster.
 
-        grad_sum: length of d loss / d position on the screen, in units of half its size (NDC), where a Gaussian is
-        seen. num_seen: 1 where it is seen. Both or none.
+        grad_sum: length of d loss / d position on the screen, NDC units; num_seen: 1. Of the Gaussians that are seen.
         """
         return {}
 

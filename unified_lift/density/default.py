@@ -22,7 +22,6 @@ from unified_lift.settings.limits import Range
 
 _SPLIT_CHILDREN = 2
 _SPLIT_SHRINK = 1.6  # scale of a child = parent / (0.8 * children) [3DGS]
-_RESET_OPACITY = 0.01  # [3DGS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,30 +52,33 @@ class DefaultStrategy(Strategy):
     """Adaptive density control of 3D-GS. Its state: sums of the screen-space gradient, and of the views that count.
 
     Source: 3D-GS section 5.2 and its released code.
-    Differs: the code's pruning by screen size is dead there (its radii are zeroed just before the test), so it is
-        absent here.
+    Differs: no pruning by screen size, which is dead in that code (its radii are zeroed just before the test).
     """
 
     settings: DefaultStrategySettings
 
     def initial_state(self, count: int, device: torch.device) -> State:
-        """Return sums of nothing."""
         return {"grad_sum": torch.zeros(count, device=device), "num_seen": torch.zeros(count, device=device)}
 
     def statistics(self, state: State, step: int, num_steps: int) -> State:
-        """Return both sums until the last round."""
         return state if step + 1 < (self.settings.densify_until_iter or num_steps // 2) else {}
 
     def update(self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep) -> None:
-        """Densify, prune or reset opacities if this step is one of those that do."""
         s, iteration = self.settings, info.step + 1
         if not self.statistics(state, info.step, info.num_steps):
             return
         if iteration > s.densify_from_iter and iteration % s.densification_interval == 0:
             self._densify(gaussians, optimizer, state, info)
-            self._prune(gaussians, optimizer, state, info, large=0 < s.opacity_reset_interval < iteration)
+            with torch.no_grad():
+                keep = gaussians.opacities >= s.min_opacity
+                if 0 < s.opacity_reset_interval < iteration:
+                    keep &= gaussians.scales.max(dim=1).values <= s.max_world_scale * info.radius
+            if not bool(keep.all()) and bool(keep.any()):
+                keep_rows(gaussians, optimizer, state, keep)
         if s.opacity_reset_interval and iteration % s.opacity_reset_interval == 0:
-            reset_opacities(gaussians, optimizer)
+            ceiling = float(torch.tensor(0.01).logit())  # the photos must argue for each Gaussian again [3DGS]
+            gaussians.set("logit_opacities", gaussians.logit_opacities.detach().clamp(max=ceiling))
+            optimizer.zero_moments("logit_opacities")
 
     def _densify(self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep) -> None:
         gradient = state["grad_sum"] / state["num_seen"].clamp(min=1)
@@ -91,31 +93,11 @@ class DefaultStrategy(Strategy):
         append_rows(gaussians, optimizer, clones, children)
         state |= self.initial_state(len(gaussians), gaussians.device)
 
-    def _prune(
-        self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep, *, large: bool
-    ) -> None:
-        with torch.no_grad():
-            keep = gaussians.opacities >= self.settings.min_opacity
-            if large:
-                keep &= gaussians.scales.max(dim=1).values <= self.settings.max_world_scale * info.radius
-        if not bool(keep.all()) and bool(keep.any()):
-            keep_rows(gaussians, optimizer, state, keep)
-
-
-def reset_opacities(gaussians: Gaussians, optimizer: RowOptimizer) -> None:
-    """Lower every opacity to at most 0.01 and forget its moments; the photos must argue for each Gaussian again."""
-    with torch.no_grad():
-        ceiling = torch.tensor(_RESET_OPACITY).logit()
-        gaussians.set("logit_opacities", gaussians.logit_opacities.clamp(max=float(ceiling)))
-    optimizer.zero_moments("logit_opacities")
-
 
 def _split(gaussians: Gaussians, chosen: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     parents = {name: value.detach()[chosen].repeat_interleave(_SPLIT_CHILDREN, dim=0) for name, value in gaussians}
-    scales = parents["log_scales"].exp()
-    # [2n, 3], in the Gaussian's own axes
-    offsets = torch.randn(scales.shape, generator=generator).to(scales.device) * scales
-    rotations = rotation_from_quaternion(parents["quats"])
+    scales, rotations = parents["log_scales"].exp(), rotation_from_quaternion(parents["quats"])
+    offsets = torch.randn(scales.shape, generator=generator).to(scales.device) * scales  # [2n, 3], in its own axes
     parents["means"] = parents["means"] + (rotations @ offsets[:, :, None])[:, :, 0]
     parents["log_scales"] = (scales / _SPLIT_SHRINK).log()
     return parents

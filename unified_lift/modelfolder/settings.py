@@ -14,8 +14,7 @@ from unified_lift.methods import method_entry
 from unified_lift.methods.base import Method, MethodSettings
 from unified_lift.methods.unified_lift import UnifiedLiftSettings
 from unified_lift.settings.limits import Range, check_ranges
-from unified_lift.settings.presets import preset_chain
-from unified_lift.settings.yaml import merged
+from unified_lift.settings.yaml import merged, preset_chain
 from unified_lift.types import ZeroId
 
 M = TypeVar("M", bound=MethodSettings)

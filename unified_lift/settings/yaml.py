@@ -1,11 +1,11 @@
-"""Settings as trees of frozen dataclasses: from YAML, to YAML, with errors that name the file and the nearest key."""
+"""Settings as trees of frozen dataclasses, from and to YAML: errors name the file and the nearest key; presets."""
 
 import dataclasses
 import difflib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,13 +17,12 @@ from unified_lift.settings.limits import faults, leaves
 
 T = TypeVar("T", bound=Any)
 
+PRESET_DIR = Path(__file__).with_name("presets")
+"""YAML files of differences that the package ships; `configs/` in the repository is the same folder."""
+
 
 def read_settings_file(path: Path) -> dict[str, Any]:
-    """Return the content of a YAML or JSON settings file.
-
-    Raises:
-        UserError: No such file, not YAML, or not a mapping.
-    """
+    """Return the content of a YAML or JSON settings file; a UserError says that it cannot be read or is no mapping."""
     try:
         text = path.read_text()
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -36,6 +35,24 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected `key: value` lines, received a {type(content).__name__}")
     return content
+
+
+def preset_chain(preset: str) -> Iterator[tuple[Path, dict]]:
+    """Yield file and content of a preset (a shipped name or a YAML file), then of what it extends, and so on."""
+    seen: list[Path] = []
+    name: str | None = preset
+    while name is not None:
+        path = Path(name) if name.endswith((".yaml", ".yml")) else PRESET_DIR / f"{name}.yaml"
+        if not path.exists():
+            names = sorted(str(p.relative_to(PRESET_DIR).with_suffix("")) for p in PRESET_DIR.rglob("*.yaml"))
+            origin = f"{seen[-1]}: extends" if seen else "--preset"
+            raise UserError(f"{origin} {name}: no such preset; there are {', '.join(names)}, or give a .yaml file")
+        if path in seen:
+            raise UserError(f"{path}: extends itself, through {' -> '.join(map(str, seen))}")
+        seen.append(path)
+        content = read_settings_file(path)
+        name = content.pop("extends", None)
+        yield path, content
 
 
 def merged(settings: T, changes: Mapping[str, Any], *, origin: str) -> T:
@@ -69,13 +86,9 @@ def to_dict(settings: Any) -> dict[str, Any]:
     """Return the tree as plain YAML-able values."""
 
     def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
-            return to_dict(value)
-        if isinstance(value, Path):
-            return str(value)
-        return list(value) if isinstance(value, tuple) else value
+        return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
 
-    return {field.name: plain(getattr(settings, field.name)) for field in fields(settings)}
+    return dataclasses.asdict(settings, dict_factory=lambda items: {name: plain(value) for name, value in items})
 
 
 def differences(left: Any, right: Any) -> dict[str, tuple[Any, Any]]:
@@ -96,9 +109,9 @@ def _coerced(hint: Any, value: Any, name: str) -> Any:
     try:
         value = _as_type(kind, value)
     except (TypeError, ValueError):
-        is_choice = typing.get_origin(kind) is typing.Literal
         wanted = getattr(kind, "__name__", str(kind))
-        wanted = "one of " + ", ".join(map(str, typing.get_args(kind))) if is_choice else wanted
+        if typing.get_origin(kind) is typing.Literal:
+            wanted = "one of " + ", ".join(map(str, typing.get_args(kind)))
         raise UserError(f"{name} must be {wanted}, received {value!r}") from None
     for fault in faults(value, hint):
         raise UserError(f"{name} {fault}")
@@ -117,10 +130,8 @@ def _as_type(hint: Any, value: Any) -> Any:
         if not isinstance(value, (list, tuple)):
             raise TypeError
         return tuple(_as_type(arguments[0], item) for item in value)
-    if hint is bool or isinstance(value, bool):
-        if hint is not bool or not isinstance(value, bool):
-            raise TypeError
-        return value
-    if hint is int and isinstance(value, float) and value != int(value):
+    if (hint is bool) != isinstance(value, bool):
+        raise TypeError
+    if hint is int and isinstance(value, float) and not value.is_integer():
         raise ValueError
     return hint(value)

@@ -59,11 +59,10 @@ class ContrastiveLift(ClusteredMethod):
 
     def losses(self, pixels: ViewPixels, info: StepInfo) -> dict[str, Tensor]:
         """Return both terms, on other pixels at every call. Gradient: to the fast half of the features only."""
-        drawn = self._drawn(pixels.slot)
-        halves: list[Tensor] = []
-        for features, rows in zip(pixels.features.chunk(2, dim=1), (drawn[0::2], drawn[1::2]), strict=True):
-            halves += [features.index_select(0, rows), pixels.slot.index_select(0, rows)]
-        concentration, contrastive = slow_fast_losses(*halves, pixels.num_segments)
+        (fast, slow), slot, drawn = pixels.features.chunk(2, dim=1), pixels.slot, self._drawn(pixels.slot)
+        some, others = drawn[0::2], drawn[1::2]
+        halves = fast.index_select(0, some), slot.index_select(0, some), slow.index_select(0, others)
+        concentration, contrastive = slow_fast_losses(*halves, slot.index_select(0, others), pixels.num_segments)
         return {"concentration": concentration, "contrastive": contrastive}
 
     def after_step(self, features: Tensor) -> None:

@@ -14,6 +14,8 @@ from diff_gaussian_rasterization import _backend
 from . import fake_gsplat
 from .scenes import INPUTS, MAPS, SCALES, assert_agrees, gradients, random_inputs, render
 from .test_cuda import to_gpu
+from .test_pixel_weights import weights_of
+from .test_robustness import assert_background_only, assert_unusable_disappear
 from .test_step import assert_same_step
 from .test_step import run as step_of
 from .tolerances import BASELINE_ANGLE, BASELINE_IMAGE, CUT_FRACTION
@@ -48,18 +50,17 @@ def compare(seed, x, implementation, **options):
     assert actual.meta.num_pairs > 0
 
 
-@pytest.mark.parametrize("dim", [0, 3, 16, 19, 40])
-def test_every_map_and_gradient_agrees_for_every_feature_width(dim, gsplat):
-    compare(dim, inputs(dim, dim=dim), gsplat)
+CASES = [
+    *({"dim": dim} for dim in (0, 3, 16, 19, 40)),
+    *({"sh_degree": degree, "dim": 2} for degree in (0, 1, 2, 3)),
+    {"cameras": 2, "sh_degree": 1},
+]
 
 
-@pytest.mark.parametrize("sh_degree", [0, 1, 2, 3])
-def test_every_map_and_gradient_agrees_for_every_harmonics_degree(sh_degree, gsplat):
-    compare(50 + sh_degree, inputs(50 + sh_degree, sh_degree=sh_degree, dim=2), gsplat)
-
-
-def test_a_batch_of_cameras_without_background_or_centre_gradient(gsplat):
-    compare(60, replace(inputs(60, cameras=2, sh_degree=1), backgrounds=None, means2d=None), gsplat)
+@pytest.mark.parametrize("options", CASES, ids=str)
+def test_every_map_and_gradient_agrees(options, gsplat):
+    x = inputs(50, **options)
+    compare(50, replace(x, backgrounds=None, means2d=None) if "cameras" in options else x, gsplat)
 
 
 def test_features_move_geometry_only_when_asked(gsplat):
@@ -70,30 +71,12 @@ def test_features_move_geometry_only_when_asked(gsplat):
 
 def test_the_empty_scene_and_one_behind_the_camera_show_the_background(gsplat):
     for x in (inputs(62, num=0), replace(inputs(62), means=inputs(62).means - torch.tensor([0, 0, 50.0]))):
-        out, grads = gradients(x, gsplat, 62)
-        assert torch.allclose(out.image, x.backgrounds[:, None, None].expand_as(out.image))
-        assert not bool((out.alpha != 0).any())
-        assert out.meta.num_pairs == 0
-        assert not any(bool((g != 0).any()) for name, g in grads.items() if name != "backgrounds" and g is not None)
+        assert_background_only(x, gsplat, 62)
 
 
-@pytest.mark.parametrize("name", ["means", "quats", "scales", "opacities", "colors", "features"])
-def test_non_finite_gaussians_and_zero_quaternions_disappear(name, gsplat):
-    x = inputs(63, num=60)
-    bad = torch.arange(60) % 7 == 3
-    x.quats[1] = 0
-    value = getattr(x, name).clone()
-    value.view(60, -1)[bad, -1] = math.nan
-    good = ~bad & (torch.arange(60) != 1)
-    clean = {n: getattr(x, n)[good] for n in INPUTS[:6]}
-    expected = render(replace(x, **clean, means2d=None), gsplat)
-    out, grads = gradients(replace(x, **{name: value}), gsplat, 63)
-    for before, after in zip(expected[:4], out[:4]):
-        assert torch.allclose(before, after, atol=1e-6)
-    assert int(out.meta.radii[:, ~good].max()) == 0
-    assert not bool((out.meta.means2d[:, ~good] != 0).any())
-    assert all(bool(torch.isfinite(g).all()) for g in grads.values())
-    assert not bool((grads["means"][~good] != 0).any())
+@pytest.mark.parametrize("name", INPUTS[:6])
+def test_gaussians_that_are_not_finite_or_have_no_rotation_disappear(name, gsplat):
+    assert_unusable_disappear(inputs(63, num=60), name, math.nan, gsplat, 63)
 
 
 def test_a_training_step_with_it_is_the_step_of_the_definition(gsplat):
@@ -110,11 +93,8 @@ def test_a_camera_gradient_is_refused(gsplat):
 
 
 def test_anything_but_a_whole_view_is_refused(gsplat):
-    x = inputs(65)
     with pytest.raises(ValueError, match="renders whole views and nothing else"):
-        dgr.pixel_weights(
-            x.means, x.quats, x.scales, x.opacities, x.viewmats[0], x.Ks[0], x.width, x.height, implementation=gsplat
-        )
+        weights_of(inputs(65), implementation=gsplat)
 
 
 def test_tensors_on_a_cpu_are_refused_by_name():

@@ -13,14 +13,14 @@ K5 = torch.tensor([[[10.0, 0, 2.5], [0, 10.0, 2.5], [0, 0, 1]]])
 EYE = torch.eye(4)[None]
 
 
-def blobs(depths, opacities, colors, *, scale=0.2, **options):
-    """Isotropic Gaussians on the optical axis in a 5x5 image."""
+def blobs(
+    depths, opacities, colors, *, scales=(0.2, 0.2, 0.2), quat=(1.0, 0, 0, 0), features=None, K=K5, size=5, **options
+):
+    """Gaussians on the axis z in a square image."""
     n = len(depths)
-    means = torch.zeros(n, 3)
-    means[:, 2] = torch.tensor(depths)
-    quats = torch.tensor([[1.0, 0, 0, 0]]).repeat(n, 1)
-    tensors = (means, quats, torch.full((n, 3), scale), torch.tensor(opacities), torch.tensor(colors))
-    return dgr.rasterize(*tensors, options.pop("features", None), EYE, K5, 5, 5, **options)
+    means = torch.nn.functional.pad(torch.tensor(depths)[:, None], (2, 0))
+    shape = (torch.tensor([quat]).repeat(n, 1), torch.tensor([scales]).repeat(n, 1), torch.as_tensor(opacities))
+    return dgr.rasterize(means, *shape, torch.as_tensor(colors), features, EYE, K, size, size, **options)
 
 
 def test_one_gaussian_falls_off_as_its_projected_covariance_says(implementation):
@@ -108,11 +108,9 @@ def test_derivatives_of_a_single_pixel(implementation):
         "means2d": torch.zeros(1, 1, 2),
     }
     leaves = {k: v.requires_grad_() for k, v in leaves.items()}
-    out = dgr.rasterize(
-        torch.tensor([[0.0, 0, 2]]), torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([[0.2, 0.2, 0]]), leaves["opacities"],
-        leaves["colors"], None, EYE, K, 1, 1,
-        backgrounds=leaves["background"], means2d=leaves["means2d"], implementation=implementation,
-    )  # fmt: skip
+    shape = {"scales": (0.2, 0.2, 0.0), "K": K, "size": 1, "implementation": implementation}
+    moved = {"backgrounds": leaves["background"], "means2d": leaves["means2d"]}
+    out = blobs([2.0], leaves["opacities"], leaves["colors"], **moved, **shape)
     out.image[0, 0, 0, 0].backward()
     g = math.exp(-0.5 / 1.3)
     alpha = 0.5 * g
@@ -127,19 +125,15 @@ def test_derivatives_of_a_single_pixel(implementation):
 def test_capped_alpha_passes_no_gradient(implementation):
     opacity = torch.tensor([1.0], requires_grad=True)
     K = torch.tensor([[[10.0, 0, 0.5], [0, 10.0, 0.5], [0, 0, 1]]])
-    out = dgr.rasterize(
-        torch.tensor([[0.0, 0, 2]]), torch.tensor([[1.0, 0, 0, 0]]), torch.full((1, 3), 0.2), opacity,
-        torch.ones(1, 3), None, EYE, K, 1, 1, implementation=implementation,
-    )  # fmt: skip
+    out = blobs([2.0], opacity, torch.ones(1, 3), K=K, size=1, implementation=implementation)
     out.image.sum().backward()
     assert opacity.grad.item() == 0
 
 
 def test_rotation_turns_the_long_axis(implementation):
     # long axis along x, then a quarter turn about z: long along y
-    turn = torch.tensor([[math.sqrt(0.5), 0, 0, math.sqrt(0.5)]])
-    inputs = (torch.tensor([[0.0, 0, 2]]), turn, torch.tensor([[0.4, 0.1, 0.1]]), torch.tensor([0.5]))
-    out = dgr.rasterize(*inputs, torch.ones(1, 3), None, EYE, K5, 5, 5, implementation=implementation)
+    turn = {"quat": (math.sqrt(0.5), 0.0, 0.0, math.sqrt(0.5)), "scales": (0.4, 0.1, 0.1)}
+    out = blobs([2.0], [0.5], torch.ones(1, 3), **turn, implementation=implementation)
     # variances (5 * 0.4)^2 + 0.3 = 4.3 along y and (5 * 0.1)^2 + 0.3 = 0.55 along x
     assert out.alpha[0, 3, 2].item() == pytest.approx(0.5 * math.exp(-0.5 / 4.3), abs=HAND)
     assert out.alpha[0, 2, 3].item() == pytest.approx(0.5 * math.exp(-0.5 / 0.55), abs=HAND)

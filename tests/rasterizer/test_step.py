@@ -26,20 +26,13 @@ def start(seed, *, num=300, degree=3, bands=16, dim=0, width=37, height=29, devi
         "shN": x.colors[:, 1:bands].contiguous(),
     }
     features = {"features": x.features} if dim else {}
-    adam = {
-        name: dgr.AdamState(
-            1e-3 * torch.randn(value.shape, generator=g),
-            1e-6 * (1 + torch.rand(value.shape, generator=g)),
-            0.01 * (i + 1),
-            7,
-        )
-        for i, (name, value) in enumerate((parameters | features).items())
-    }
     target = torch.randint(0, 256, (height, width, 3), generator=g, dtype=torch.uint8)
-    scene = {"viewmat": x.viewmats[0], "K": x.Ks[0]}
     moved = {name: value.clone().to(device) for name, value in (parameters | features).items()}
-    adam = {n: dgr.AdamState(m.clone().to(device), v.clone().to(device), *rest) for n, (m, v, *rest) in adam.items()}
-    scene = {name: value.to(device) for name, value in scene.items()} | {"width": width, "height": height}
+    adam = {}
+    for i, (name, value) in enumerate(moved.items()):
+        first, second = torch.randn(value.shape, generator=g), torch.rand(value.shape, generator=g)
+        adam[name] = dgr.AdamState((1e-3 * first).to(device), (1e-6 * (1 + second)).to(device), 0.01 * (i + 1), 7)
+    scene = {"viewmat": x.viewmats[0].to(device), "K": x.Ks[0].to(device), "width": width, "height": height}
     return moved, adam, scene, target.to(device)
 
 
@@ -79,25 +72,25 @@ def assert_same_step(expected, actual, seed):
             assert error <= GRADIENT_RELATIVE * size, f"seed {seed}: {name} differs by {error / size} of its norm"
 
 
-@pytest.mark.parametrize(("degree", "bands"), [(0, 1), (0, 4), (1, 4), (2, 9), (1, 16), (3, 16)])
-def test_step_kernels_agree_with_the_definition_for_every_degree(cuda_device, degree, bands):
-    expected = run("reference", degree, degree=degree, bands=bands)
-    actual = run("cuda", degree, degree=degree, bands=bands, device=cuda_device)
-    assert_same_step(expected, actual, degree)
+COUNTED = {
+    "background": torch.tensor([1.0, 0.5, 0.25]),
+    "valid": torch.rand(29, 37, generator=torch.Generator().manual_seed(0)) > 0.2,
+}
+STEPS = {
+    "degree 0": {"degree": 0, "bands": 1},
+    "degree 0 of 1": {"degree": 0, "bands": 4},
+    "degree 1": {"degree": 1, "bands": 4},
+    "degree 2": {"degree": 2, "bands": 9},
+    "degree 1 of 3": {"degree": 1, "bands": 16},
+    "3 features": {"dim": 3},
+    "16 features": {"dim": 16},
+    **{f"background, mask, lambda {share}": COUNTED | {"lambda_dssim": share} for share in (0.0, 0.2, 1.0)},
+}
 
 
-@pytest.mark.parametrize("dim", [3, 16])
-def test_step_renders_features_and_updates_them(cuda_device, dim):
-    expected, actual = run("reference", 20, dim=dim), run("cuda", 20, dim=dim, device=cuda_device)
-    assert float(expected["features"].abs().max()) > 1e-3
-    assert_same_step(expected, actual, 20)
-
-
-@pytest.mark.parametrize("lambda_dssim", [0.0, 0.2, 1.0])
-def test_step_with_background_and_pixels_that_do_not_count(cuda_device, lambda_dssim):
-    valid = torch.rand(29, 37, generator=torch.Generator().manual_seed(0)) > 0.2
-    options = {"background": torch.tensor([1.0, 0.5, 0.25]), "valid": valid, "lambda_dssim": lambda_dssim}
-    assert_same_step(run("reference", 30, **options), run("cuda", 30, device=cuda_device, **options), 30)
+@pytest.mark.parametrize("options", STEPS.values(), ids=STEPS)
+def test_step_kernels_agree_with_the_definition(cuda_device, options):
+    assert_same_step(run("reference", 20, **options), run("cuda", 20, device=cuda_device, **options), 20)
 
 
 @pytest.mark.parametrize("num", [1, 31, 32, 33, 129, 1000])
@@ -112,16 +105,20 @@ def test_cpu_kernels_agree_with_the_definition():
     assert_same_step(run("reference", 50, dim=16), run("cpu", 50, dim=16), 50)
 
 
+def step_on_colour(step, parameters, adam, scene, photo):
+    out = step.forward(parameters, **scene, sh_degree=3)
+    loss = photometric_loss(out.image, photo, lambda_dssim=0.2, implementation="cuda")
+    backward(loss)
+    step.update(adam, loss=loss, **BETAS)
+    return loss
+
+
 def test_gaussians_that_no_pixel_sees_still_follow_their_momentum(cuda_device):
     # m = 0.9 m, v = 0.999 v, p -= lr m / (1 - 0.9^7) / sqrt(v / (1 - 0.999^7))
     parameters, adam, scene, photo = start(60, device=cuda_device)
     parameters["means"][:, 2] = -5  # behind the camera
     before = {n: (parameters[n].clone(), adam[n].exp_avg.clone(), adam[n].exp_avg_sq.clone()) for n in PARAMETERS}
-    step = dgr.TrainingStep(implementation="cuda")
-    out = step.forward(parameters, **scene, sh_degree=3)
-    loss = photometric_loss(out.image, photo, lambda_dssim=0.2, implementation="cuda")
-    backward(loss)
-    step.update(adam, loss=loss, **BETAS)
+    step_on_colour(dgr.TrainingStep(implementation="cuda"), parameters, adam, scene, photo)
     for name, (value, m, v) in before.items():
         m, v = 0.9 * m, 0.999 * v
         expected = value - adam[name].lr * m / (1 - 0.9**7) / (v / (1 - 0.999**7)).sqrt()
@@ -159,10 +156,11 @@ def test_any_loss_in_torch_gives_the_update_of_plain_autograd(cuda_device, imple
     device = cuda_device if implementation == "cuda" else "cpu"
     table, _, scene, _ = start(91, dim=3, device=device)
     leaves = {name: value.clone().requires_grad_() for name, value in table.items()}
+    means2d = torch.zeros(1, 300, 2, device=device, requires_grad=True)
     plain = dgr.rasterize(
         leaves["means"], leaves["quats"], leaves["log_scales"].exp(), leaves["logit_opacities"].sigmoid(),
         torch.cat([leaves["sh0"], leaves["shN"]], 1), leaves["features"], scene["viewmat"][None], scene["K"][None],
-        37, 29, sh_degree=3, implementation=implementation,
+        37, 29, sh_degree=3, means2d=means2d, implementation=implementation,
     )  # fmt: skip
     loss_of(dgr.RasterOutput(*(m[0] for m in plain[:4]), plain.meta), leaves).backward()
     zero = {n: dgr.AdamState(torch.zeros_like(v), torch.zeros_like(v), 0.01, 1) for n, v in table.items()}
@@ -173,7 +171,14 @@ def test_any_loss_in_torch_gives_the_update_of_plain_autograd(cuda_device, imple
     torch.testing.assert_close(out.depth, plain.depth[0])
     total = loss_of(out, table)
     total.backward()
-    step.update(zero, loss=total, **BETAS)
+    statistics = {"grad_sum": torch.zeros(300, device=device), "num_seen": torch.zeros(300, device=device)}
+    step.update(zero, loss=total, **BETAS, **statistics)
+    assert 0 < int(statistics["num_seen"].sum()) < 300
+    assert torch.equal(statistics["num_seen"] > 0, plain.meta.radii[0] > 0)
+    # pixels -> NDC: half of 37 across, half of 29 down
+    slope = torch.zeros(1, 300, 2) if means2d.grad is None else means2d.grad.cpu()
+    lengths = (slope[0] * torch.tensor([18.5, 14.5])).norm(dim=1)
+    torch.testing.assert_close(statistics["grad_sum"].cpu(), lengths, rtol=1e-3, atol=1e-6)
     moved = [name for name, leaf in leaves.items() if leaf.grad is not None and bool((leaf.grad != 0).any())]
     assert moved
     for name, leaf in leaves.items():
@@ -190,41 +195,10 @@ def test_working_memory_serves_steps_of_every_size(cuda_device):
     for num, width, height in ((300, 37, 29), (40, 16, 16), (900, 64, 33), (300, 37, 29)):
         parameters, adam, scene, photo = start(80, num=num, width=width, height=height, device=cuda_device)
         before = parameters["shN"].clone()
-        out = step.forward(parameters, **scene, sh_degree=3)
-        loss = photometric_loss(out.image, photo, lambda_dssim=0.2, implementation="cuda")
-        backward(loss)
-        step.update(adam, loss=loss, **BETAS)
+        loss = step_on_colour(step, parameters, adam, scene, photo)
         expected = run("reference", 80, num=num, width=width, height=height)
         torch.testing.assert_close(loss.detach().cpu(), expected["loss"], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close((parameters["shN"] - before).cpu(), expected["shN"], rtol=2e-3, atol=2e-5)
-
-
-def test_definition_is_what_autograd_and_torch_adam_do():
-    parameters, _, scene, photo = start(90, dim=0)
-    leaves = {n: parameters[n].clone().requires_grad_() for n in PARAMETERS}
-    zero = {n: dgr.AdamState(torch.zeros_like(v), torch.zeros_like(v), 0.01, 1) for n, v in parameters.items()}
-    step = dgr.TrainingStep(implementation="reference")
-    statistics = {"grad_sum": torch.zeros(300), "num_seen": torch.zeros(300)}
-    loss = (step.forward(parameters, **scene, sh_degree=3).image - photo / 255).abs().mean()
-    backward(loss)
-    step.update(zero, loss=loss, **BETAS, **statistics)
-    means2d = torch.zeros(1, 300, 2, requires_grad=True)
-    out = dgr.rasterize(
-        leaves["means"], leaves["quats"], leaves["log_scales"].exp(), leaves["logit_opacities"].sigmoid(),
-        torch.cat([leaves["sh0"], leaves["shN"]], 1), None, scene["viewmat"][None], scene["K"][None], 37, 29,
-        sh_degree=3, means2d=means2d, implementation="reference",
-    )  # fmt: skip
-    (out.image[0] - photo / 255).abs().mean().backward()
-    optimizer = torch.optim.Adam(list(leaves.values()), lr=0.01, eps=1e-15)
-    optimizer.step()
-    for name, leaf in leaves.items():
-        assert float(leaf.grad.norm()) > 0
-        torch.testing.assert_close(parameters[name], leaf.detach())
-    assert 0 < int(statistics["num_seen"].sum()) < 300
-    assert torch.equal(statistics["num_seen"] > 0, out.meta.radii[0] > 0)
-    # pixels -> NDC: half of 37 across, half of 29 down
-    x, y = (means2d.grad[0] * torch.tensor([18.5, 14.5])).unbind(1)
-    torch.testing.assert_close(statistics["grad_sum"], (x * x + y * y).sqrt())
 
 
 def test_wrong_masks_and_strides_are_named():

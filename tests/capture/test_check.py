@@ -42,7 +42,7 @@ def notes(check):
 def test_every_fixture_is_fine_and_its_numbers_are_those_of_the_loaded_scene(name, dataset):
     root = dataset(name)
     check = checked(root)
-    assert check.is_fine, check.issues
+    assert check.facts["fine"], check.issues
     scene = load_scene(DataSettings(source_path=root, eval=True, num_random_points=50))
     facts = check.facts
     assert facts["layout"] == name
@@ -53,7 +53,7 @@ def test_every_fixture_is_fine_and_its_numbers_are_those_of_the_loaded_scene(nam
     assert facts["zero_id"] == scene.zero_id
     assert sum(facts["truth"].values()) > 0
     assert check_lines(check)[-1] == "fine: this scene can be trained"
-    json.dumps(check.as_json())
+    json.dumps(check.facts)
 
 
 def test_numbers_of_masks_by_hand(dataset):
@@ -179,14 +179,14 @@ def test_truth_is_never_opened(dataset):
     root = dataset("colmap")
     for path in (root / "annotations").rglob("*.png"):
         path.write_bytes(b"secret")
-    assert checked(root).is_fine
+    assert checked(root).facts["fine"]
 
 
 def test_a_scene_without_masks_is_fine_for_colour_and_says_how_to_make_them(dataset):
     root = dataset("colmap")
     shutil.rmtree(root / "object_mask")
     check = checked(root)
-    assert check.is_fine
+    assert check.facts["fine"]
     assert notes(check) == ["no masks: only colour can be trained"]
     assert check_lines(check)[-1] == "fine: this scene can be trained (colour only)"
     assert any("unified-lift masks" in line for line in check_lines(check))
@@ -214,7 +214,7 @@ def test_odd_masks_are_noted(dataset):
     write_mask(root / "object_mask/0001.png", np.arange(24 * 32).reshape(24, 32))
     Image.fromarray(np.zeros((24, 32), np.uint8)).save(root / "object_mask/0001.jpg")
     check = checked(root)
-    assert check.is_fine
+    assert check.facts["fine"]
     assert notes(check) == [
         "0000.png: ids reach 255",
         "0001.png: more than 300 segments",
@@ -272,7 +272,7 @@ def test_cameras_that_look_away_from_the_points_are_a_problem(dataset):
 
 def test_a_split_that_cannot_be_is_noted_and_training_without_it_is_fine(dataset):
     check = checked(dataset("colmap"), llffhold=1)
-    assert check.is_fine
+    assert check.facts["fine"]
     assert check.facts["split"] == {"train": 9, "test_with_eval": 0}
     assert any("with --eval: " in line and "all 9 views are held out" in line for line in notes(check))
 

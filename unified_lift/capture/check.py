@@ -6,14 +6,14 @@ Annotations and masks of prompts are counted, never opened.
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from unified_lift.data import detect_reader, load_scene
-from unified_lift.data.base import Frame, Reader, listed
+from unified_lift.data.base import Frame, listed
 from unified_lift.data.images import Progress, photos_in
 from unified_lift.data.issues import Issues, check_masks, check_photos, issue_lines
 from unified_lift.data.masks import LOOKS_FOR, MASK_SUFFIXES
@@ -43,22 +43,11 @@ _SAID_ELSEWHERE = ("resized from", "initial points", "have no mask", "no mask fo
 _LABELS = {"error": "problem", "note": "note", "ok": "found"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class SceneCheck:
-    """What was found: `facts` as JSON values by topic (layout, views, masks, split, ...), `issues` worth attention."""
+class SceneCheck(NamedTuple):
+    """What was found: `facts` as JSON values by topic (layout, views, ..., findings), and the issues in them."""
 
     facts: dict[str, Any]
     issues: Issues
-
-    @property
-    def is_fine(self) -> bool:
-        """Return whether there is no problem."""
-        return not self.issues.errors
-
-    def as_json(self) -> dict[str, Any]:
-        """Return facts and issues as JSON values."""
-        listing = [{"status": _LABELS[i.severity], "what": i.text, "cure": i.fix} for i in self.issues]
-        return {**self.facts, "fine": self.is_fine, "findings": listing}
 
 
 def check_scene(settings: DataSettings, *, progress: Progress | None = None) -> SceneCheck:
@@ -70,7 +59,15 @@ def check_scene(settings: DataSettings, *, progress: Progress | None = None) -> 
     Raises:
         UserError: It is no scene folder, or a flag names a folder that is not there.
     """
-    root, reader, issues = settings.source_path, _reader(settings), Issues()
+    root, issues = settings.source_path, Issues()
+    try:
+        reader = detect_reader(settings)
+    except UserError as error:
+        folders = [path for path in (root, root / settings.images) if path.is_dir()]
+        if not any(photos_in(folder, "*") for folder in folders):
+            raise
+        fix = f"there are photos but no poses: unified-lift sfm {folders[-1]} -s SCENE makes a scene of them"
+        raise UserError(f"{error}; {fix}") from None
     masks = mask_folder(reader, settings)
     facts: dict[str, Any] = {"scene": root.resolve().name, "layout": reader.name}
     frames: Sequence[Frame] = ()
@@ -81,16 +78,8 @@ def check_scene(settings: DataSettings, *, progress: Progress | None = None) -> 
             issues.refused(message)
     except UserError as error:
         issues.refused(error)
-    whole = not issues
     if frames:
-        photos = check_photos(issues, frames, progress=progress)
-        sizes = Counter(f"{width}x{height}" for width, height in photos.values())
-        facts["views"] = {"posed": len(frames), "readable_photos": len(photos), "sizes": dict(sizes.most_common())}
-        _check_poses(issues, frames)
-        facts["cameras"] = _cameras(frames)
-        facts["masks"] = _check_masks(issues, frames, masks)
-        if whole and facts["masks"]["views"]:  # else masks of the frames left out would seem to belong to no view
-            _check_strays(issues, [frame.mask.path for frame in frames if frame.mask])
+        facts |= _check_views(issues, frames, masks, progress)
     facts["truth"] = {
         name: sum(path.is_file() for path in (root / name).rglob("*"))
         for name in ANNOTATION_FOLDERS
@@ -98,19 +87,29 @@ def check_scene(settings: DataSettings, *, progress: Progress | None = None) -> 
     }
     if not issues.errors:
         facts |= _check_loading(issues, settings)
-    return SceneCheck(facts=facts, issues=issues)
+    listing = [{"status": _LABELS[issue.severity], "what": issue.text, "cure": issue.fix} for issue in issues]
+    return SceneCheck({**facts, "fine": not issues.errors, "findings": listing}, issues)
 
 
-def _reader(settings: DataSettings) -> Reader:
-    """Return the reader; of a folder that holds only photos the message says how to get poses."""
-    try:
-        return detect_reader(settings)
-    except UserError as error:
-        folders = [path for path in (settings.source_path, settings.source_path / settings.images) if path.is_dir()]
-        if not any(photos_in(folder, "*") for folder in folders):
-            raise
-        fix = f"there are photos but no poses: unified-lift sfm {folders[-1]} -s SCENE makes a scene of them"
-        raise UserError(f"{error}; {fix}") from None
+def _check_views(issues: Issues, frames: Sequence[Frame], masks: Path, progress: Progress | None) -> dict[str, Any]:
+    """Return numbers of photos, cameras and masks; add what is wrong with any of them."""
+    whole = not issues  # else masks of the frames left out would seem to belong to no view
+    photos = check_photos(issues, frames, progress=progress)
+    sizes = Counter(f"{width}x{height}" for width, height in photos.values())
+    _check_poses(issues, frames)
+    cameras = [
+        {
+            "views": count,
+            "width": lens.width,
+            "height": lens.height,
+            "focal_px": round(lens.fx, 1),
+            "fov_degrees": round(float(np.degrees(fov_from_focal(lens.fx, lens.width))), 1),
+            "distorted": lens.is_distorted,
+        }
+        for lens, count in Counter(frame.lens for frame in frames).most_common()
+    ]
+    views = {"posed": len(frames), "readable_photos": len(photos), "sizes": dict(sizes.most_common())}
+    return {"views": views, "cameras": cameras, "masks": _check_masks(issues, frames, masks, strays=whole)}
 
 
 def _check_poses(issues: Issues, frames: Sequence[Frame]) -> None:
@@ -125,23 +124,8 @@ def _check_poses(issues: Issues, frames: Sequence[Frame]) -> None:
     issues.note(text, "look at its pose; remove it if wrong", when=far and len(frames) > 2)
 
 
-def _cameras(frames: Sequence[Frame]) -> list[dict[str, Any]]:
-    """Return the different lenses with the number of views each has taken."""
-    return [
-        {
-            "views": count,
-            "width": lens.width,
-            "height": lens.height,
-            "focal_px": round(lens.fx, 1),
-            "fov_degrees": round(float(np.degrees(fov_from_focal(lens.fx, lens.width))), 1),
-            "distorted": lens.is_distorted,
-        }
-        for lens, count in Counter(frame.lens for frame in frames).most_common()
-    ]
-
-
-def _check_masks(issues: Issues, frames: Sequence[Frame], folder: Path) -> dict[str, Any]:
-    """Return numbers of the masks; add what is wrong with any of them."""
+def _check_masks(issues: Issues, frames: Sequence[Frame], folder: Path, *, strays: bool) -> dict[str, Any]:
+    """Return numbers of the masks; add what is wrong with any, and with `strays` what belongs to none of the frames."""
     without = [frame.name for frame in frames if frame.mask is None]
     facts: dict[str, Any] = {"views": len(frames) - len(without), "views_without": without}
     if facts["views"]:
@@ -155,6 +139,8 @@ def _check_masks(issues: Issues, frames: Sequence[Frame], folder: Path) -> dict[
                 "share_of_id_0": round(float(np.mean([mask.zero_share for mask in masks])), 4),
                 "all_black": sum(mask.largest == 0 for mask in masks),
             }
+        if strays:
+            _check_strays(issues, [frame.mask.path for frame in frames if frame.mask])
         return facts
     files = sorted(path.name for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
     text = f"{folder}: none of its {len(files)} files is the mask of a photo ({listed(files)})"
@@ -226,7 +212,11 @@ def check_lines(check: SceneCheck) -> list[str]:
         sizes = ", ".join(f"{size} ({count})" for size, count in facts["views"]["sizes"].items())
         rows["views"] = f"{facts['views']['posed']} with a pose; photos {sizes or 'none readable'}"
         more = len(facts["cameras"]) - 3
-        cameras = [*map(_camera_words, facts["cameras"][:3]), *([f"and {more} more"] if more > 0 else [])]
+        words = "{views} views{lens} {width}x{height}, focal {focal_px:g} px, {fov_degrees:.0f} degrees"
+        lenses = [
+            {"lens": " distorted, undistorted on load," * one["distorted"], **one} for one in facts["cameras"][:3]
+        ]
+        cameras = [*(words.format_map(lens) for lens in lenses), *([f"and {more} more"] if more > 0 else [])]
         rows["cameras"], rows["masks"] = "; ".join(cameras), _mask_words(facts)
     if "split" in facts:
         split, points = facts["split"], facts["points"]
@@ -246,12 +236,6 @@ def check_lines(check: SceneCheck) -> list[str]:
     notes = [issue for issue in check.issues if issue.severity == "note"]
     topics = [f"{name:<8} {text}" for name, text in rows.items()]
     return [*topics, *issue_lines([*errors, *notes], _LABELS), verdict]
-
-
-def _camera_words(camera: Mapping[str, Any]) -> str:
-    lens = " distorted, undistorted on load," if camera["distorted"] else ""
-    words = "{views} views{lens} {width}x{height}, focal {focal_px:g} px, {fov_degrees:.0f} degrees"
-    return words.format(**camera, lens=lens)
 
 
 def _mask_words(facts: Mapping[str, Any]) -> str:

@@ -93,7 +93,7 @@ def _write_photo(path: Path, *, source: Path, folder: Path, max_size: int) -> No
     _save(ImageOps.exif_transpose(picture), target, max_size, kept)
 
 
-def shrunk(image: np.ndarray, longest: int) -> np.ndarray:
+def shrunk(image: np.ndarray, longest: float) -> np.ndarray:
     """Return a picture [H, W] or [H, W, 3] whose longer side is at most `longest` pixels."""
     scale = longest / max(image.shape[:2])
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])

@@ -46,5 +46,5 @@ def check_data_main(argv: list[str]) -> int:
         check = check_scene(settings, progress=progress)
     print("\n".join(check_lines(check)))
     if command.json is not None:
-        write_json(command.json, check.as_json())
-    return 0 if check.is_fine else 1
+        write_json(command.json, check.facts)
+    return 0 if check.facts["fine"] else 1

@@ -9,14 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unified_lift.capture.masks import (
-    SAM_INDEX,
-    GeneratorEntry,
-    Granularity,
-    Proposal,
-    SamLikeSettings,
-    needed_library,
-)
+from unified_lift.capture.masks import SAM_INDEX, GeneratorEntry, Granularity, Proposal, SamLikeSettings, needed_library
 from unified_lift.errors import UserError
 from unified_lift.settings.limits import Range
 
@@ -54,7 +47,7 @@ class HfGenerator:
         """
         proposals, asked = [], asdict(self._settings)
         asked["points_per_crop"] = asked.pop("points_per_side")
-        del asked["weights"]
+        asked.pop("weights")
         for granularity in granularities:
             self._granularity = granularity
             found = self._pipeline(Image.fromarray(image), **asked)
@@ -79,25 +72,21 @@ class HfGenerator:
 
 
 def _load(settings: HfSettings, device: torch.device) -> HfGenerator:
-    if settings.weights is None or not settings.weights.is_dir():
-        given = "missing" if settings.weights is None else f"{settings.weights}: no such folder"
+    weights = settings.weights
+    if weights is None or not weights.is_dir():
+        given = "missing" if weights is None else f"{weights}: no such folder"
         raise UserError(f"--weights {given}; give the folder of a mask-generation model as transformers saves it")
     library = needed_library("transformers", "hf", "transformers torchvision")
     needed_library("torchvision", "hf", "transformers torchvision")  # the pipeline's box NMS
     try:
-        config = library.AutoConfig.from_pretrained(settings.weights, local_files_only=True)
-        pipeline = library.pipeline("mask-generation", model=str(settings.weights), device=device)
+        config = library.AutoConfig.from_pretrained(weights, local_files_only=True)
+        pipeline = library.pipeline("mask-generation", model=str(weights), device=device)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"--weights {settings.weights}: not a mask-generation model of transformers ({reason}); check the folder"
-        ) from None
-    facts = {
-        "transformers": library.__version__,
-        "torch": torch.__version__,
-        "weights": settings.weights.name,
-        "model_type": config.model_type,
-    }
+        what = f"not a mask-generation model of transformers ({reason})"
+        raise UserError(f"--weights {weights}: {what}; check the folder") from None
+    versions = {"transformers": library.__version__, "torch": torch.__version__}
+    facts = {**versions, "weights": weights.name, "model_type": config.model_type}
     return HfGenerator(pipeline, settings, facts=facts)
 
 

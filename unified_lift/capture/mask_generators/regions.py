@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import torch
 
+from unified_lift.capture.frames import shrunk
 from unified_lift.capture.masks import GRANULARITIES, GeneratorEntry, GeneratorSettings, Granularity, Proposal
 from unified_lift.settings.limits import Range
 
@@ -61,10 +62,7 @@ class RegionGenerator:
 def regions(image: np.ndarray, settings: RegionSettings) -> dict[Granularity, np.ndarray]:
     """Return the region of every pixel at every granularity, numbered from 0, int32 [H, W] each."""
     height, width = image.shape[:2]
-    shrink = min(1.0, (_MAX_PIXELS / (height * width)) ** 0.5)
-    if shrink < 1:
-        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    image = shrunk(image, max(height, width) * (_MAX_PIXELS / (height * width)) ** 0.5)
     smooth = cv2.bilateralFilter(image, *_SMOOTHING)
     lab = cv2.cvtColor(smooth.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     blurred = cv2.GaussianBlur(lab, (0, 0), 1.0)
@@ -152,10 +150,9 @@ class _Graph:
         distance = sum((x - y) ** 2 for x, y in zip(self._color[a], self._color[b])) ** 0.5
         contrast = 0.5 * (distance + _GRADIENT_WEIGHT * gradient / length)
         small = min(self._count[a], self._count[b])
-        weight = (small / self._total) ** _SIZE_POWER if small >= self._min_count else 0.0
         # What is too small merges at every limit; the contrast then decides with whom.
-        hardness = contrast * weight if weight else contrast * 1e-9
-        return hardness, a, b, self._version[a], self._version[b]
+        weight = (small / self._total) ** _SIZE_POWER if small >= self._min_count else 1e-9
+        return contrast * weight, a, b, self._version[a], self._version[b]
 
     def _join(self, a: int, b: int) -> None:
         """Let region a take in region b."""

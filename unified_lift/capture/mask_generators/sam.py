@@ -15,19 +15,9 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from unified_lift.capture.masks import (
-    SAM_INDEX,
-    SHARE,
-    GeneratorEntry,
-    Granularity,
-    Proposal,
-    SamLikeSettings,
-    needed_library,
-)
+from unified_lift.capture.masks import SAM_INDEX, GeneratorEntry, Granularity, Proposal, SamLikeSettings, needed_library
 from unified_lift.errors import UserError
 from unified_lift.settings.limits import Range
-
-_MODELS = ("vit_h", "vit_l", "vit_b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +28,7 @@ class SamSettings(SamLikeSettings):
     """Checkpoint file, such as sam_vit_h_4b8939.pth."""
     model: str = "vit_h"
     """Network the checkpoint belongs to: vit_h, vit_l or vit_b."""
-    box_nms_thresh: Annotated[float, SHARE] = 0.7
+    box_nms_thresh: Annotated[float, Range(0, 1)] = 0.7
     """Of two masks whose boxes overlap by more than this IoU the better stays [SAM]."""
     crop_n_layers: Annotated[int, Range(0)] = 0
     """Also ask crops of the photo, 2^n along each side in layer n [SAM]; LangSplat: 1."""
@@ -53,12 +43,12 @@ class SamGenerator:
         asked = {key: value for key, value in asdict(settings).items() if key not in ("weights", "model")}
         self.facts, self._network = facts, network
         self._generator = _library().SamAutomaticMaskGenerator(network, **asked)
-        self._encoded: dict[bytes, dict[str, Any]] = {}
+        self._encoded: dict[tuple, dict[str, Any]] = {}
         predictor = self._generator.predictor
         encode = predictor.set_image
 
         def encode_once(image: np.ndarray, image_format: str = "RGB") -> None:
-            key = str(image.shape).encode() + image.tobytes()
+            key = image.shape, image.tobytes()
             if key not in self._encoded:
                 encode(image, image_format)
                 names = ("original_size", "input_size", "features")
@@ -71,8 +61,7 @@ class SamGenerator:
         """Return the proposals of these granularities; each crop of the photo is encoded once for all of them."""
         proposals = []
         for granularity in granularities:
-            index = SAM_INDEX[granularity]
-            chosen = slice(index, index + 1)  # of masks [B, 3, h, w] and predicted IoU [B, 3]
+            chosen = [SAM_INDEX[granularity]]  # of masks [B, 3, h, w] and predicted IoU [B, 3]
             # Before the step to full size, which is the costly one.
             hook = self._network.mask_decoder.register_forward_hook(
                 lambda module, inputs, outputs, chosen=chosen: tuple(one[:, chosen] for one in outputs)
@@ -94,26 +83,21 @@ _library = partial(needed_library, "segment_anything", "sam", '"unified-lift[mas
 def _load(settings: SamSettings, device: torch.device) -> SamGenerator:
     library = _library()
     if settings.model not in library.sam_model_registry:
-        raise UserError(f"--model {settings.model}: no such SAM; there are {', '.join(_MODELS)}")
-    if settings.weights is None:
+        raise UserError(f"--model {settings.model}: no such SAM; there are vit_h, vit_l, vit_b")
+    weights = settings.weights
+    if weights is None:
         raise UserError("--weights: missing; give the checkpoint file of SAM, such as sam_vit_h_4b8939.pth")
-    if not settings.weights.is_file():
-        raise UserError(f"--weights {settings.weights}: no such file; download the checkpoint and give its path")
+    if not weights.is_file():
+        raise UserError(f"--weights {weights}: no such file; download the checkpoint and give its path")
     network = library.sam_model_registry[settings.model](checkpoint=None)
     try:
-        network.load_state_dict(torch.load(settings.weights, map_location="cpu", weights_only=True))
+        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     except Exception as error:  # noqa: BLE001 (torch raises anything from OSError to UnpicklingError on damaged files)
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"--weights {settings.weights}: not a checkpoint of {settings.model} ({reason}); fetch it again or name "
-            "its network with --model"
-        ) from None
-    facts = {
-        "segment_anything": version("segment_anything"),
-        "torch": torch.__version__,
-        "weights": settings.weights.name,
-        "weights_bytes": settings.weights.stat().st_size,
-    }
+        what = f"not a checkpoint of {settings.model} ({reason})"
+        raise UserError(f"--weights {weights}: {what}; fetch it again or name its network with --model") from None
+    versions = {"segment_anything": version("segment_anything"), "torch": torch.__version__}
+    facts = {**versions, "weights": weights.name, "weights_bytes": weights.stat().st_size}
     return SamGenerator(network.to(device).eval(), settings, facts=facts)
 
 

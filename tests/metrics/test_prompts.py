@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from unified_lift.metrics.masks import iou
 from unified_lift.metrics.prompts import (
     best_ids,
+    boundary,
+    boundary_iou,
+    boundary_width,
+    iou,
     likely_ids,
     mask_of,
     means,
     select_ids,
-    shares_inside,
 )
 from unified_lift.ops.resample import nearest_indices
 
@@ -36,6 +38,40 @@ def test_means_go_over_views_then_prompts_then_scenes(kind):
     assert np.mean(scenes) != pytest.approx(MEANS["not_this_flat_mean"][kind], abs=0.01)
 
 
+def boxes_to_mask(hw: list[int], boxes: list[list[int]]) -> np.ndarray:
+    mask = np.zeros(hw, dtype=bool)
+    for row0, row1, col0, col1 in boxes:
+        mask[row0:row1, col0:col1] = True
+    return mask
+
+
+@pytest.mark.parametrize("case", ORACLES["mask_scores"], ids=lambda case: case["name"])
+def test_iou_and_boundary_iou_equal_the_oracles(case):
+    true, pred = boxes_to_mask(case["hw"], case["gt_boxes"]), boxes_to_mask(case["hw"], case["pred_boxes"])
+    assert boundary_width(*case["hw"]) == case["dilation"]
+    assert boundary(true, width=case["dilation"]).sum() == case["gt_boundary"]
+    assert boundary(pred, width=case["dilation"]).sum() == case["pred_boundary"]
+    for score, name in ((iou, "iou"), (boundary_iou, "biou")):
+        assert score(pred, true) == (None if case[name] is None else pytest.approx(case[name], abs=1e-6))
+
+
+@pytest.mark.parametrize("case", ORACLES["boundary_width"], ids=lambda case: str(case["hw"]))
+def test_boundary_width_equals_the_table(case):
+    assert boundary_width(*case["hw"]) == case["dilation"]
+
+
+def test_boundary_is_the_chebyshev_band_of_a_ragged_mask():
+    mask = np.random.default_rng(0).random((20, 30)) < 0.9
+    for width in (1, 2, 4):
+        padded = np.pad(mask, width)
+        expected = np.zeros_like(mask)
+        for row, col in np.argwhere(mask):
+            expected[row, col] = not padded[row : row + 2 * width + 1, col : col + 2 * width + 1].all()
+        assert (boundary(mask, width=width) == expected).all()
+    with pytest.raises(ValueError, match="one shape"):
+        iou(mask, mask.T)
+
+
 def test_what_cannot_be_scored_does_not_count():
     assert means([("cup", None), ("hat", 0.5), ("cup", 0.25)]) == {"hat": 0.5, "cup": 0.25}
     assert means([("cup", None)]) == {}
@@ -44,17 +80,17 @@ def test_what_cannot_be_scored_does_not_count():
 def test_ids_are_chosen_by_the_share_of_their_own_pixels():
     ids, mask = np.array(IDS["class_map"]), np.array(IDS["text_mask"], dtype=bool)
     expected = {int(label): share for label, share in IDS["ioa"].items()}
-    assert shares_inside(ids, mask) == pytest.approx(expected, abs=1e-6)
+    assert select_ids(ids, mask, min_share=-1) == pytest.approx(expected, abs=1e-6)
     assert list(select_ids(ids, mask)) == IDS["selected"]
 
 
 def test_a_share_of_exactly_the_threshold_is_too_little():
     ids = np.zeros((2, 10), dtype=np.int32)
     mask = np.arange(10) < np.array([[7], [7]])
-    assert select_ids(ids, mask) == ()
+    assert select_ids(ids, mask) == {}
     mask[1, 7] = True
-    assert select_ids(ids, mask) == (0,)  # 15 of 20 pixels, and 0 is an id like others
-    assert select_ids(ids, mask & False) == ()
+    assert select_ids(ids, mask) == {0: 15 / 20}  # 0 is an id like others
+    assert select_ids(ids, mask & False) == {}
 
 
 def test_a_pixel_belongs_to_every_id_that_is_likely_enough():

@@ -10,9 +10,8 @@ import torch
 
 from tests.viewer.objects_on_a_floor import camera_above, floor_scene, window_of
 from unified_lift.errors import UserError
-from unified_lift.evaluation.pictures import object_colors
+from unified_lift.evaluation.pictures import object_colors, quantize_uint8
 from unified_lift.evaluation.video import path_through
-from unified_lift.metrics.image import quantize_uint8
 from unified_lift.model.render import render
 from unified_lift.modelfolder.labels import GaussianLabels
 from unified_lift.ops.cameras import look_at, project
@@ -60,8 +59,8 @@ def test_rgb_is_the_rendering_with_its_view_dependent_colour(coins, above, rende
     table["shN"] = 0.2 * torch.ones_like(table["shN"])
     shiny = replace(coins, gaussians=type(coins.gaussians)(table))
     with torch.no_grad():
-        expected = quantize_uint8(render(shiny.gaussians, above, with_features=False).image).numpy()
-        plain = quantize_uint8(render(coins.gaussians, above, with_features=False).image).numpy()
+        expected = quantize_uint8(render(shiny.gaussians, above, with_features=False).image)
+        plain = quantize_uint8(render(coins.gaussians, above, with_features=False).image)
     np.testing.assert_array_equal(renderer.frame(shiny, above, mode="RGB"), expected)
     assert (expected != plain).any()
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import Grounding, pretrained
-from unified_lift.evaluation.pictures import borders, write_picture
-from unified_lift.metrics.image import quantize_uint8
+from unified_lift.evaluation.pictures import borders, quantize_uint8, write_picture
 from unified_lift.model.render import render
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.modelfolder.labels import segment_by_labels
@@ -128,7 +127,7 @@ def clip_encoder(folder: Path, *, device: torch.device) -> TextEncoder:
 def picture(scene: TrainedScene, camera: Camera) -> np.ndarray:
     """Return the rendering of a scene, uint8 RGB [H, W, 3]."""
     out = render(scene.gaussians, camera, background=scene.background, with_features=False)
-    return quantize_uint8(out.image.cpu()).numpy()
+    return quantize_uint8(out.image)
 
 
 def views_to_ask(scene: Scene, name: str | None) -> list[View]:

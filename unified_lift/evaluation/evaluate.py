@@ -15,10 +15,10 @@ from unified_lift.data.masks import same_aspect
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import Grounding, TextMasks
+from unified_lift.evaluation.pictures import quantize_uint8
 from unified_lift.evaluation.protocols import PROTOCOLS, GroundTruth, PredictionBundle, Protocol, ProtocolResult
 from unified_lift.methods.base import Method
 from unified_lift.metrics import VIEW_METRICS, ViewBundle
-from unified_lift.metrics.image import quantize_uint8
 from unified_lift.model.render import render
 from unified_lift.modelfolder.inference import TrainedScene, render_likely_ids, render_view
 from unified_lift.ops.overlaps import overlap_table
@@ -151,7 +151,7 @@ def rendered(model: TrainedScene, views: Iterable[View]) -> Iterator[Rendering]:
     for view in views:
         shown = render_view(model, view.camera)
         ids = None if shown.object_ids is None else shown.object_ids.numpy().astype(np.int32)
-        yield Rendering(quantize_uint8(shown.image).numpy(), ids)
+        yield Rendering(quantize_uint8(shown.image), ids)
 
 
 def score_objects(

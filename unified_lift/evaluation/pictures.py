@@ -9,6 +9,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from unified_lift.errors import UserError
 from unified_lift.fileio import replacing
@@ -81,6 +83,11 @@ def depth_picture(depth: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     picture = _mapped(np.clip((inverse - low) / max(high - low, 1e-12), 0, 1), cv2.COLORMAP_TURBO)
     picture[~seen] = 0
     return picture
+
+
+def quantize_uint8(image: Tensor) -> np.ndarray:
+    """Return floor(clamp(255 x + 0.5, 0, 255)) of values in [0, 1], any shape: what a stored picture holds."""
+    return (image * 255 + 0.5).clamp(0, 255).floor().to(torch.uint8).cpu().numpy()
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

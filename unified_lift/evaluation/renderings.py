@@ -10,7 +10,6 @@ from tqdm import tqdm
 from unified_lift.errors import UserError
 from unified_lift.evaluation import pictures
 from unified_lift.evaluation.evaluate import Rendering
-from unified_lift.metrics.image import quantize_uint8
 from unified_lift.modelfolder.inference import RenderedView, TrainedScene, render_view
 from unified_lift.modelfolder.outputs import iteration_dir
 from unified_lift.types import View
@@ -42,7 +41,7 @@ def write_renderings(model: TrainedScene, views: Sequence[View], folder: Path, *
 
 
 def _pictures_of(rendered: RenderedView) -> dict[str, np.ndarray]:
-    image = quantize_uint8(rendered.image).numpy()
+    image = pictures.quantize_uint8(rendered.image)
     shown = {"renders": image, "depth": pictures.depth_picture(rendered.depth.numpy(), rendered.alpha.numpy())}
     if rendered.object_ids is not None and rendered.confidence is not None:
         ids, unsure = rendered.object_ids.numpy(), pictures.uncertainty_picture(rendered.confidence.numpy())

@@ -73,6 +73,19 @@ class Metric:
         return f"{value:.2f} {self.unit}" if self.unit else f"{value:.4f}"
 
 
+_COUNTS = {
+    "num_objects_true": "annotated objects in the held-out views",
+    "num_objects_pred": "predicted objects in the held-out views",
+    "num_objects_found": "pairs with IoU > 0.5",
+    "num_prompts": "text prompts",
+    "num_prompt_masks": "their annotated masks",
+    "num_objects_3d": "objects that own Gaussians, background included",
+    "num_gaussians": "Gaussians",
+    "num_objects": "annotated objects in the view",
+}
+METRICS = tuple(Metric(name=name, label=label, unit="count", higher_is_better=None) for name, label in _COUNTS.items())
+
+
 def require_same_shape(image: Tensor, target: Tensor) -> None:
     """Raise a ValueError unless both are [H, W, 3] of one size."""
     if image.shape != target.shape or image.ndim != 3:

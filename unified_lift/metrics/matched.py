@@ -48,16 +48,12 @@ class MatchedScores:
     pair_iou: tuple[float, ...]
 
 
-def match_matrix(
-    matrix: np.ndarray, *, true_ids: np.ndarray | None = None, pred_ids: np.ndarray | None = None
-) -> MatchedScores:
-    """Return the scores of the one-to-one matching with the largest sum of IoU.
+def match_matrix(matrix: np.ndarray, true_ids: np.ndarray, pred_ids: np.ndarray) -> MatchedScores:
+    """Return the scores of the one-to-one matching with the largest sum of IoU; a ValueError without a true object.
 
     Args:
         matrix: IoU of every true (row) with every predicted (column) object, [T, P].
-        true_ids, pred_ids: Names of the rows and columns; their indices by default.
-    Raises:
-        ValueError: There is no true object.
+        true_ids, pred_ids: Names of the rows [T] and columns [P].
     """
     num_true, num_pred = matrix.shape
     if not num_true:
@@ -65,7 +61,6 @@ def match_matrix(
     rows, columns = linear_sum_assignment(matrix, maximize=True)
     values = matrix[rows, columns]
     matched, tp = values > 0, int((values > MIN_HIT_IOU).sum())
-    trues, preds = rows if true_ids is None else true_ids[rows], columns if pred_ids is None else pred_ids[columns]
     return MatchedScores(
         miou=float(values.sum() / num_true),
         f1=2 * tp / (num_pred + num_true),
@@ -74,7 +69,7 @@ def match_matrix(
         tp=tp,
         num_pred=num_pred,
         num_true=num_true,
-        pairs=tuple(zip(trues[matched].tolist(), preds[matched].tolist(), strict=True)),
+        pairs=tuple(zip(true_ids[rows][matched].tolist(), pred_ids[columns][matched].tolist(), strict=True)),
         pair_iou=tuple(values[matched].tolist()),
     )
 
@@ -88,7 +83,7 @@ def iou_from_counts(counts: np.ndarray) -> np.ndarray:
 def matched_scores(
     preds: Sequence[np.ndarray], trues: Sequence[np.ndarray], *, profile: Profile = "scene"
 ) -> MatchedScores:
-    """Return mIoU and F1 of a scene.
+    """Return mIoU and F1 of a scene from the ids of each view, integers [H, W].
 
     Profiles:
         scene: One IoU per pair over the pixels of all views together; true id 0 is dropped, every predicted id
@@ -97,8 +92,6 @@ def matched_scores(
         viewmean: IoU per view, averaged over the views that show the true object; 0 is an id like others. Blind to
             an id that is used again for another object in a view without the first.
         scene_from_100_px: As `scene`, without ids of fewer pixels, so that stray pixels cannot move it.
-    Args:
-        preds, trues: Predicted and true ids of each view, integers [H, W].
     Raises:
         ValueError: No views, unequal shapes, an unknown profile or no true object.
     """
@@ -109,7 +102,14 @@ def matched_scores(
     pred_ids, true_ids, counts = overlap_table(*(np.concatenate([v.reshape(-1) for v in vs]) for vs in (preds, trues)))
     rows, columns = true_ids != 0, np.ones(len(pred_ids), dtype=bool)
     if profile == "viewmean":
-        rows[:], matrix = True, _mean_iou_of_views(preds, trues, pred_ids, true_ids)
+        rows[:] = True
+        total, num_views = np.zeros(counts.T.shape), np.zeros((len(true_ids), 1))
+        for pred, true in zip(preds, trues, strict=True):
+            in_pred, in_true, shared = overlap_table(pred, true)
+            places = np.searchsorted(true_ids, in_true), np.searchsorted(pred_ids, in_pred)
+            total[np.ix_(*places)] += iou_from_counts(shared).T
+            num_views[places[0]] += 1
+        matrix = total / num_views
     else:
         if profile == "scene_masked":
             counts = counts * rows
@@ -118,16 +118,4 @@ def matched_scores(
             rows &= counts.sum(axis=0) >= MIN_SEGMENT_PIXELS
             columns = counts.sum(axis=1) >= MIN_SEGMENT_PIXELS
         matrix = iou_from_counts(counts).T
-    return match_matrix(matrix[rows][:, columns], true_ids=true_ids[rows], pred_ids=pred_ids[columns])
-
-
-def _mean_iou_of_views(
-    preds: Sequence[np.ndarray], trues: Sequence[np.ndarray], pred_ids: np.ndarray, true_ids: np.ndarray
-) -> np.ndarray:
-    total, num_views = np.zeros((len(true_ids), len(pred_ids))), np.zeros((len(true_ids), 1))
-    for pred, true in zip(preds, trues, strict=True):
-        in_pred, in_true, counts = overlap_table(pred, true)
-        rows, columns = np.searchsorted(true_ids, in_true), np.searchsorted(pred_ids, in_pred)
-        total[np.ix_(rows, columns)] += iou_from_counts(counts).T
-        num_views[rows] += 1
-    return total / num_views
+    return match_matrix(matrix[rows][:, columns], true_ids[rows], pred_ids[columns])

@@ -63,25 +63,22 @@ def pq_scene(
     Args:
         pred_sem, pred_ids, true_sem, true_ids: Class and id of every pixel, integers of one shape.
         things, stuff: Classes with and without instances.
-        min_share: Least share of a class, see `MIN_CLASS_SHARE`.
     Raises:
         ValueError: Unequal shapes, or no class is left to score.
     """
     planes = [np.asarray(plane).reshape(-1) for plane in (pred_sem, pred_ids, true_sem, true_ids)]
     if len({plane.shape for plane in planes}) != 1:
         raise ValueError(f"the four label maps must have one shape, received {[p.shape for p in planes]}")
-    used: list[int] = []
-    dropped: list[int] = []
-    for label in (*things, *stuff):
-        shares = [np.count_nonzero(plane == label) / max(len(plane), 1) for plane in planes[::2]]
-        if any(shares):  # only a side that has the class can drop it: predicting none of it must not remove it
-            (dropped if any(0 < share < min_share for share in shares) else used).append(label)
+    shares = {label: [np.mean(sem == label) for sem in planes[::2] if len(sem)] for label in (*things, *stuff)}
+    # Only a side that has the class can drop it: predicting none of it must not remove it.
+    dropped = tuple(label for label, found in shares.items() if any(0 < share < min_share for share in found))
+    used = [label for label, found in shares.items() if any(found) and label not in dropped]
     if not used:
         raise ValueError("no class fills its least share of the pixels in both prediction and annotation")
     pred, true = (_segments(sem, ids, used, stuff) for sem, ids in (planes[:2], planes[2:]))
     per_class = _score(*pred, *true, used)
     pq, sq, rq = np.mean([(c.pq, c.sq, c.rq) for c in per_class.values()], axis=0).tolist()
-    return PanopticScores(pq=pq, sq=sq, rq=rq, per_class=per_class, dropped=tuple(dropped))
+    return PanopticScores(pq=pq, sq=sq, rq=rq, per_class=per_class, dropped=dropped)
 
 
 def _segments(sem: np.ndarray, ids: np.ndarray, used: list[int], stuff: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +94,6 @@ def _segments(sem: np.ndarray, ids: np.ndarray, used: list[int], stuff: Sequence
 def _score(
     pred: np.ndarray, pred_class: np.ndarray, true: np.ndarray, true_class: np.ndarray, used: list[int]
 ) -> dict[int, ClassScores]:
-    """Return the scores of every class from the table of shared pixels."""
     pred_numbers, true_numbers, counts = overlap_table(pred, true)
     pred_class, true_class = pred_class[pred_numbers], true_class[true_numbers]
     pred_on_void = counts[:, true_class < 0].sum(axis=1)  # [P]
@@ -122,9 +118,7 @@ def _score(
 def largest_area_background(preds: Sequence[np.ndarray]) -> int:
     """Return the id that covers the most pixels of all views [H, W] together, the smallest of equals.
 
-    Source: Section 4.1 of the paper: this segment is the background, its complement the objects.
-    Raises:
-        ValueError: No pixels.
+    Source: Section 4.1 of the paper: this segment is the background. A ValueError: there are no pixels.
     """
     values, dense = compress(np.concatenate([np.zeros(0, int), *(np.asarray(view).reshape(-1) for view in preds)]))
     if not values.size:

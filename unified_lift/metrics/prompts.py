@@ -1,9 +1,10 @@
-"""From object ids to text prompts, as LERF-Mask scores them: choosing ids in one view, masks in any, and the mean."""
+"""Text prompts as LERF-Mask scores them: ids chosen in one view, masks in any, (boundary) IoU of masks, and means."""
 
 import functools
 import math
 from collections.abc import Iterable, Sequence
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from unified_lift.ops.overlaps import overlap_table
 
 MIN_SHARE = 0.7  # an id belongs to a prompt when more of its own pixels lie in the prompt's mask, strictly
 MIN_PROBABILITY = 0.2  # a pixel belongs to every id that is more likely there, strictly
+BOUNDARY_RATIO = 0.02  # of the image diagonal: the width of the band [Cheng et al. 2021]
 MASK_LEVEL = 128  # a mask file shows its object where it is brighter, strictly
 NO_ID = -1  # fills the places of `likely_ids` that no id takes
 METRICS = (
@@ -23,29 +25,53 @@ METRICS = (
 )
 
 
-def shares_inside(ids: np.ndarray, mask: np.ndarray) -> dict[int, float]:
-    """Return the share of the pixels of every id [H, W] that lies in the mask, bool [H, W] (else a ValueError)."""
+def iou(pred: np.ndarray, true: np.ndarray) -> float | None:
+    """Return intersection over union of two masks, bool [H, W], None where both are empty (nothing to score).
+
+    A ValueError: the shapes differ.
+    """
+    if pred.shape != true.shape:
+        raise ValueError(f"masks must have one shape, received {pred.shape} and {true.shape}")
+    union = np.count_nonzero(pred | true)
+    return np.count_nonzero(pred & true) / union if union else None
+
+
+def boundary_iou(pred: np.ndarray, true: np.ndarray) -> float | None:
+    """Return the IoU of the boundary bands of two masks, None where both are empty; see `iou`."""
+    width = boundary_width(*true.shape)
+    return iou(boundary(pred, width=width), boundary(true, width=width))
+
+
+def boundary_width(height: int, width: int) -> int:
+    """Return the width of the boundary band, pixels: 2 % of the diagonal, rounded half to even, at least 1."""
+    return max(1, round(BOUNDARY_RATIO * float(np.hypot(height, width))))
+
+
+def boundary(mask: np.ndarray, *, width: int) -> np.ndarray:
+    """Return the pixels of a mask within `width` of the background, bool [H, W].
+
+    Source: Boundary IoU, Cheng et al. 2021: the mask minus `width` erosions by a 3 x 3 window, so `width` is a
+    Chebyshev distance in pixels; everything outside the image counts as background.
+    """
+    window = np.ones((3, 3), dtype=np.uint8)
+    eroded = cv2.erode(mask.astype(np.uint8), window, iterations=width, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return mask & ~eroded.astype(bool)
+
+
+def select_ids(ids: np.ndarray, mask: np.ndarray, *, min_share: float = MIN_SHARE) -> dict[int, float]:
+    """Return the ids, rising, of whose pixels more than `min_share` lie in the mask, with that share; both [H, W].
+
+    Id 0 is one like others. Source: Gaussian Grouping.
+    """
     present, inside, counts = overlap_table(ids, mask.astype(np.uint8))
     shares = counts[:, inside == 1].sum(axis=1) / counts.sum(axis=1)
-    return dict(zip(present.tolist(), shares.tolist(), strict=True))
-
-
-def select_ids(ids: np.ndarray, mask: np.ndarray, *, min_share: float = MIN_SHARE) -> tuple[int, ...]:
-    """Return the ids of whose pixels more than `min_share` lie in the mask, rising; 0 is an id like others.
-
-    Source: Gaussian Grouping.
-    """
-    return tuple(label for label, share in shares_inside(ids, mask).items() if share > min_share)
+    return {label: share for label, share in zip(present.tolist(), shares.tolist(), strict=True) if share > min_share}
 
 
 def likely_ids(probabilities: Tensor, *, threshold: float = MIN_PROBABILITY) -> Tensor:
-    """Return the ids whose probability is above the threshold, most likely first, int32 [..., K].
+    """Return the ids whose probability [..., L], of sum 1, is above the threshold, likeliest first, int32 [..., K].
 
     Fewer than 1 / threshold ids can be that likely at once, so K = ceil(1 / threshold) places hold them all.
-
-    Args:
-        probabilities: Of every id, each row sums to 1, [..., L].
-        threshold: In (0, 1).
     """
     top = probabilities.topk(min(math.ceil(1 / threshold), probabilities.shape[-1]), dim=-1)
     return torch.where(top.values > threshold, top.indices, NO_ID).int()
@@ -59,8 +85,7 @@ def mask_of(likely: np.ndarray, chosen: Iterable[int]) -> np.ndarray:
 def means(scores: Iterable[tuple[str, float | None]]) -> dict[str, float]:
     """Return the mean score of every prompt or view, from (name, score) pairs; a score of None does not count.
 
-    Source: Gaussian Grouping's scorer: the score of a scene is the plain mean of those of its prompts, each the mean
-    over views, so that a prompt seen in one view weighs like others; the benchmark is the plain mean of the scenes.
+    Source: Gaussian Grouping's scorer: plain means over the views of a prompt, then over prompts, then over scenes.
     """
     values: dict[str, list[float]] = {}
     for name, value in scores:
@@ -75,11 +100,7 @@ def best_ids(
     """Return the ids whose mask has the largest mean IoU with the ground truth over the views, and that IoU.
 
     The search adds or removes one id at a time while that helps, from no ids and from each of `starts`, so it is at
-    least as good as all of these.
-
-    Args:
-        likely: Likely ids of each view in which the true mask is not empty, [H, W, K].
-        trues: True mask of each, bool [H, W].
+    least as good as all of these. Given are ids [H, W, K] and true mask, bool [H, W], where that is not empty.
     """
     views = [_combinations(ids, true) for ids, true in zip(likely, trues, strict=True)]
     candidates = {label for ids, inside, _ in views for label in ids[inside > 0].reshape(-1).tolist()} - {NO_ID}
@@ -105,8 +126,7 @@ def best_ids(
 
 
 def _combinations(likely: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return which ids are likely together [C, K], and on how many pixels inside and outside the true mask [C]."""
-    # Order does not matter, so pixels with the same ids become one.
+    """Return which ids are likely together [C, K], in any order, and on how many pixels in and outside the mask [C]."""
     ids, index = np.unique(np.sort(likely.reshape(-1, likely.shape[-1]), axis=1), axis=0, return_inverse=True)
     parts = index.reshape(true.shape)[true], index.reshape(true.shape)[~true]
     inside, outside = (np.bincount(part, minlength=len(ids)) for part in parts)

@@ -9,9 +9,7 @@ from unified_lift.metrics.base import Metric, ViewBundle, require_same_shape
 def psnr(image: Tensor, target: Tensor) -> float:
     """Return the peak signal-to-noise ratio of two pictures in [0, 1], [H, W, 3], in dB; infinite for equal ones.
 
-    Source: -10 log10(mean squared error), over all channels at once.
-    Raises:
-        ValueError: The shapes differ.
+    Source: -10 log10(mean squared error), over all channels at once. A ValueError: the shapes differ.
     Differs: Training logs of 3DGS average the PSNR of the three channels, which is another number.
     """
     require_same_shape(image, target)

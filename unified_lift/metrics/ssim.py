@@ -2,28 +2,25 @@
 
 import cv2
 import numpy as np
-import torch
 from torch import Tensor
 
 from unified_lift.metrics.base import Metric, ViewBundle, require_same_shape
 
 WINDOW, SIGMA = 11, 1.5  # the Gaussian window of Wang et al. 2004, pixels
-K1, K2 = 0.01, 0.03  # their stabilising constants for a data range of 1
+K1, K2 = 0.01, 0.03  # its stabilising constants for a data range of 1
 
 
 def ssim(image: Tensor, target: Tensor) -> float:
     """Return the structural similarity of two pictures in [0, 1], [H, W, 3], mean over all pixels and channels.
 
     Source: Wang et al. 2004; Gaussian window, zero padding at the border, each channel by itself [3DGS].
-    Raises:
-        ValueError: The shapes differ.
     Differs: Libraries that crop the border or use a uniform window give other values.
     """
     return float(ssim_map(image, target).mean())
 
 
-def ssim_map(image: Tensor, target: Tensor) -> Tensor:
-    """Return the structural similarity at every pixel and channel, float64 [H, W, 3]; see `ssim`."""
+def ssim_map(image: Tensor, target: Tensor) -> np.ndarray:
+    """Return the structural similarity at every pixel and channel, float64 [H, W, 3]; a ValueError: shapes differ."""
     require_same_shape(image, target)
     offsets = np.arange(WINDOW) - WINDOW // 2
     window = np.exp(-(offsets**2) / (2 * SIGMA**2))
@@ -38,12 +35,11 @@ def ssim_map(image: Tensor, target: Tensor) -> Tensor:
     var_a, var_b, covariance = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2, blur(a * b) - mean_a * mean_b
     luminance = (2 * mean_a * mean_b + K1**2) / (mean_a**2 + mean_b**2 + K1**2)
     structure = (2 * covariance + K2**2) / (var_a + var_b + K2**2)
-    return torch.from_numpy(luminance * structure)
+    return luminance * structure
 
 
 def _of_view(bundle: ViewBundle) -> float:
-    """Return the SSIM; it needs neighbours, so pixels the lens did not see are black in both pictures."""
-    valid = bundle.valid[..., None]
+    valid = bundle.valid[..., None]  # neighbours count, so pixels the lens did not see are black in both pictures
     return ssim(bundle.image * valid, bundle.photo * valid)
 
 

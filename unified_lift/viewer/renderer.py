@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from unified_lift.errors import UserError
-from unified_lift.evaluation.pictures import object_colors, uncertainty_picture
+from unified_lift.evaluation.pictures import object_colors, quantize_uint8, uncertainty_picture
 from unified_lift.evaluation.video import centred_camera, up_direction
-from unified_lift.metrics.image import quantize_uint8
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import RenderOutput, render
 from unified_lift.modelfolder.inference import TrainedScene
@@ -139,18 +138,14 @@ def _id_colors(scene: TrainedScene, _: FeatureColors) -> Tensor:
     return torch.from_numpy(object_colors(known.cpu().numpy())).to(index.device).float()[index] / 255
 
 
-def _pixels(image: Tensor) -> np.ndarray:
-    return quantize_uint8(image).cpu().numpy()
-
-
 def _shaded(colors: np.ndarray, out: RenderOutput) -> np.ndarray:
-    return cv2.addWeighted(colors, _MAP_SHARE, _pixels(out.image), 1 - _MAP_SHARE, 0)
+    return cv2.addWeighted(colors, _MAP_SHARE, quantize_uint8(out.image), 1 - _MAP_SHARE, 0)
 
 
 MODES: dict[str, Mode] = {
-    "RGB": Mode(lambda scene, _: scene.confidence.new_zeros(len(scene), 0), lambda out, _: _pixels(out.image)),
-    "Object ids": Mode(_id_colors, lambda out, colors: _shaded(_pixels(colors), out)),
-    "Features": Mode(lambda scene, colors: colors(scene.gaussians.features), lambda _, colors: _pixels(colors)),
+    "RGB": Mode(lambda scene, _: scene.confidence.new_zeros(len(scene), 0), lambda out, _: quantize_uint8(out.image)),
+    "Object ids": Mode(_id_colors, lambda out, colors: _shaded(quantize_uint8(colors), out)),
+    "Features": Mode(lambda scene, colors: colors(scene.gaussians.features), lambda _, colors: quantize_uint8(colors)),
     "Uncertainty": Mode(
         lambda scene, _: scene.confidence.float()[:, None],
         lambda out, confidence: _shaded(uncertainty_picture(confidence[..., 0].cpu().numpy()), out),
@@ -275,4 +270,4 @@ def thumbnail(part: TrainedScene, cameras: Sequence[Camera]) -> np.ndarray:
     cx, cy = np.array(SIZE) / 2 - focal * (low + high) / 2
     close = Camera(cam_from_world=pose, fx=focal, fy=focal, cx=cx, cy=cy, width=width, height=height)
     backdrop = torch.tensor(_BACKDROP, device=part.gaussians.device)
-    return _pixels(render(part.gaussians, close, background=backdrop, with_features=False).image)
+    return quantize_uint8(render(part.gaussians, close, background=backdrop, with_features=False).image)

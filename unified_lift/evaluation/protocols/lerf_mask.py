@@ -14,7 +14,7 @@ import numpy as np
 
 from unified_lift.evaluation.grounding import TextMasks
 from unified_lift.evaluation.protocols.base import GroundTruth, PredictionBundle, Protocol, ProtocolResult, sizes
-from unified_lift.metrics import masks, prompts
+from unified_lift.metrics import prompts
 from unified_lift.ops.resample import nearest, nearest_indices
 
 
@@ -66,7 +66,7 @@ class _Scoring:
         if mask is None or name not in self.ids:
             return ()
         ids = np.asarray(self.ids[name])
-        return prompts.select_ids(ids, nearest(mask, *ids.shape))
+        return tuple(prompts.select_ids(ids, nearest(mask, *ids.shape)))
 
     def choose(self, row: str, places: Mapping[str, tuple[str, np.ndarray | None]], *, leave_out: bool) -> None:
         """Choose the ids in the mask of each prompt's view, and score them in all views, or in all but that one."""
@@ -75,7 +75,7 @@ class _Scoring:
         for (name, prompt), true in self.true.items():
             if not leave_out or name != places[prompt][0]:
                 pred = prompts.mask_of(self.likely_at(name, true.shape), chosen[prompt])
-                scores = masks.iou(pred, true), masks.boundary_iou(pred, true)
+                scores = prompts.iou(pred, true), prompts.boundary_iou(pred, true)
                 self.records[name, prompt] |= zip(self.columns[-2:], scores, strict=True)
 
     def values(self, column: str) -> list[tuple[str, str, float | None]]:
@@ -110,7 +110,7 @@ class _Scoring:
                 "ioa_threshold": prompts.MIN_SHARE,
                 "prob_threshold": prompts.MIN_PROBABILITY,
                 "mask_level": prompts.MASK_LEVEL,
-                "boundary_ratio": masks.BOUNDARY_RATIO,
+                "boundary_ratio": prompts.BOUNDARY_RATIO,
             },
             "reference_view": self.names[0],
             "grounding": self.text.facts if self.text is not None else None,

@@ -1,12 +1,6 @@
 """The scripts are programs, not a package: tests import them from their folder."""
 
+import sys
 from pathlib import Path
 
-import pytest
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-@pytest.fixture(autouse=True)
-def _scripts_can_be_imported(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))

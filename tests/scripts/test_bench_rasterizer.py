@@ -1,11 +1,11 @@
 """The benchmark runs anywhere, says what its figures depend on, and has no ratio for what renders something else."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
+from itertools import product
 
+import bench_rasterizer as bench
 import diff_gaussian_rasterization as dgr
 import numpy as np
 import pytest
@@ -20,13 +20,6 @@ FACTS = ("gaussians", "visible", "pairs", "blends_per_pixel", "channels", "width
 
 
 @pytest.fixture
-def bench():
-    import bench_rasterizer
-
-    return bench_rasterizer
-
-
-@pytest.fixture
 def gsplat(monkeypatch):
     """A stand-in for the package that runs on a CPU."""
     module = fake_gsplat.module()
@@ -34,31 +27,25 @@ def gsplat(monkeypatch):
     return module
 
 
-def tiny(bench, dim=16, degree=None):
+def tiny(dim=16, degree=None):
     small = {"num": 60, "width": 40, "height": 24, "size": 5e-4, "views": 2}
     return bench.random_scene(replace(bench.CASES["1M_rgb"], dim=dim, degree=degree, **small), torch.device("cpu"))
 
 
-def run(bench, scene, *baselines):
+def run(scene, *baselines):
     return bench.run_case("tiny", scene, list(baselines), threads=1, rounds=2, warmup=2)
 
 
-def test_quick_run_prints_a_table_and_writes_all_figures(tmp_path):
+def test_quick_run_prints_a_table_and_writes_all_figures(tmp_path, capsys):
     path = tmp_path / "bench.json"
-    command = [sys.executable, "scripts/bench_rasterizer.py", "--quick", "--device", "cpu", "--threads", "1"]
-    command += ["--json", str(path)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].split()[:3] == ["case", "what", "backend"]
+    assert bench.main(["--quick", "--device", "cpu", "--threads", "1", "--json", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["case", "what", "backend"]
     report = json.loads(path.read_text())
     assert report["machine"]["torch"] == torch.__version__
     rows = report["results"]
-    assert {(r["case"], r["what"], r["backend"]) for r in rows} == {
-        (case, what, name)
-        for case in ("500_48x32_rgb", "500_48x32_rgb16")
-        for what in ("forward", "both")
-        for name in ("ours", "reference")
-    }
+    assert {(r["case"], r["what"], r["backend"]) for r in rows} == set(
+        product(("500_48x32_rgb", "500_48x32_rgb16"), ("forward", "both"), ("ours", "reference"))
+    )
     for row in rows:
         assert all(row[fact] > 0 for fact in FACTS)
         assert 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
@@ -67,17 +54,12 @@ def test_quick_run_prints_a_table_and_writes_all_figures(tmp_path):
         assert (row["backend"] == "ours") == (row["ratio"] == 1)
 
 
+@pytest.mark.parametrize("degree", [None, 3])
 @pytest.mark.parametrize(
-    ("dim", "degree", "names"),
-    [
-        (0, None, {"gsplat", "gsplat packed"}),
-        (16, None, {"gsplat", "gsplat packed", "gsplat 3+16"}),
-        (0, 3, {"gsplat", "gsplat packed"}),
-        (16, 3, {"gsplat", "gsplat packed", "gsplat 3+16"}),
-    ],
+    ("dim", "names"), [(0, {"gsplat", "gsplat packed"}), (16, {"gsplat", "gsplat packed", "gsplat 3+16"})]
 )
-def test_every_variant_of_gsplat_agrees_and_the_fastest_counts(dim, degree, names, bench, gsplat, capsys):
-    rows = run(bench, tiny(bench, dim, degree), "gsplat")
+def test_every_variant_of_gsplat_agrees_and_the_fastest_counts(dim, degree, names, gsplat, capsys):
+    rows = run(tiny(dim, degree), "gsplat")
     assert {r["backend"] for r in rows} == {"ours"} | names
     assert all(r["agreement"]["agrees"] for r in rows), rows
     assert all(r["pairs"] > 0 for r in rows)
@@ -90,7 +72,7 @@ def test_every_variant_of_gsplat_agrees_and_the_fastest_counts(dim, degree, name
     assert "both: ours / best of gsplat" in capsys.readouterr().out
 
 
-def test_what_renders_something_else_gets_no_ratio(bench, gsplat, monkeypatch, capsys):
+def test_what_renders_something_else_gets_no_ratio(gsplat, monkeypatch, capsys):
     rasterization = gsplat.rasterization
 
     def brighter(*args, **options):
@@ -98,7 +80,7 @@ def test_what_renders_something_else_gets_no_ratio(bench, gsplat, monkeypatch, c
         return (1.01 * image, *rest)
 
     monkeypatch.setattr(gsplat, "rasterization", brighter)
-    rows = run(bench, tiny(bench, 0), "gsplat")
+    rows = run(tiny(0), "gsplat")
     assert [r["ratio"] for r in rows if r["backend"] != "ours"] == [None] * 4
     assert bench.best_of_gsplat(rows) == []
     text = capsys.readouterr().out
@@ -106,59 +88,54 @@ def test_what_renders_something_else_gets_no_ratio(bench, gsplat, monkeypatch, c
     assert "differs" in text
 
 
-def outcome(bench, maps, **gradients):
-    return bench.Outcome((maps,), 1, gradients)
+def verdict(maps, others, *, gradients=None, other_gradients=None):
+    ours = bench.Outcome((maps,), 1, gradients or {"means": torch.ones(3)})
+    return bench.compare(ours, bench.Outcome((others,), 1, other_gradients or ours.gradients))
 
 
-def test_a_few_cut_pixels_are_counted_and_allowed(bench):
-    g = torch.Generator().manual_seed(0)
-    maps, slope = torch.rand(1, 100, 100, 3, generator=g), torch.randn(50, generator=g)
-    ours = outcome(bench, maps, means=slope)
+def test_a_few_cut_pixels_are_counted_and_allowed():
+    maps = torch.rand(1, 100, 100, 3, generator=torch.Generator().manual_seed(0))
     changed = maps.clone()
     changed[0, :2, :7, 1] += 0.004  # 14 pixels
     changed[0, 50, 50] += 0.0005
-    facts = bench.compare(ours, outcome(bench, changed, means=slope))
-    assert facts["agrees"]
-    assert facts["cut_pixels"] == 14
+    facts = verdict(maps, changed)
+    assert (facts["agrees"], facts["cut_pixels"]) == (True, 14)
     assert facts["image_error"] == pytest.approx(0.0005, abs=1e-6)
     assert facts["cut_error"] == pytest.approx(0.004, abs=1e-6)
     changed[0, 2, :7, 1] += 0.004  # 21 of 10,000 are more than 0.2 %
-    assert not bench.compare(ours, outcome(bench, changed, means=slope))["agrees"]
+    assert not verdict(maps, changed)["agrees"]
     far = maps.clone()
     far[0, 0, 0, 0] += 0.03
-    assert not bench.compare(ours, outcome(bench, far, means=slope))["agrees"]
+    assert not verdict(maps, far)["agrees"]
 
 
-def test_a_turned_gradient_is_named(bench):
+def test_a_turned_gradient_is_named_and_black_maps_say_nothing():
     maps, slope = torch.rand(1, 8, 8, 3), torch.eye(2)[0]
-    ours = outcome(bench, maps, means=slope, quats=slope)
+    gradients = {"means": slope, "quats": slope}
     turned = torch.tensor([1.0, 0.02])  # cosine 0.9998
-    facts = bench.compare(ours, outcome(bench, maps, means=slope, quats=turned))
+    facts = verdict(maps, maps, gradients=gradients, other_gradients=gradients | {"quats": turned})
     assert (facts["agrees"], facts["least_cosine_of"]) == (False, "quats")
     assert facts["least_cosine"] == pytest.approx(0.9998, abs=1e-5)
-    assert bench.compare(ours, outcome(bench, maps, means=slope, quats=3 * slope))["agrees"]
+    assert verdict(maps, maps, gradients=gradients, other_gradients=gradients | {"quats": 3 * slope})["agrees"]
+    assert not verdict(0 * maps, 0 * maps)["agrees"]
 
 
-def test_black_maps_say_nothing(bench):
-    black = outcome(bench, torch.zeros(1, 4, 4, 3), means=torch.ones(3))
-    assert not bench.compare(black, black)["agrees"]
-
-
-def test_pictures_that_are_only_alike_need_a_correlation(bench):
+def test_pictures_that_are_only_alike_need_a_correlation():
     maps = torch.rand(1, 30, 30, 3)
-    noisy = maps + 0.1 * torch.randn_like(maps)
-    ours = outcome(bench, maps)
-    assert bench.correlate(ours, outcome(bench, noisy))["agrees"]
-    assert not bench.correlate(ours, outcome(bench, torch.rand(1, 30, 30, 3)))["agrees"]
+    ours, alike, other = (
+        bench.Outcome((m,), 1, {}) for m in (maps, maps + 0.1 * torch.randn_like(maps), torch.rand_like(maps))
+    )
+    assert bench.correlate(ours, alike)["agrees"]
+    assert not bench.correlate(ours, other)["agrees"]
 
 
-def test_percentiles_are_those_of_the_sorted_times(bench):
+def test_percentiles_are_those_of_the_sorted_times():
     figures = bench.spread([float(t) for t in range(100, 0, -1)], [3.0, 1.0, 2.0])
     assert (figures["median_ms"], figures["p10_ms"], figures["p90_ms"], figures["min_ms"]) == (50.5, 11, 90, 1)
     assert (figures["wall_ms"], figures["rounds"]) == (2.0, 100)
 
 
-def test_a_trained_scene_is_seen_as_by_the_renderer(bench, tmp_path):
+def test_a_trained_scene_is_seen_as_by_the_renderer(tmp_path):
     gaussians = floor_gaussians()
     pose = np.eye(4)
     pose[:3, 3] = [0.1, 0.2, 4.0]
@@ -173,12 +150,12 @@ def test_a_trained_scene_is_seen_as_by_the_renderer(bench, tmp_path):
     assert (scene.num_views, scene.width, scene.height, scene.dim) == (8, 40, 24, 4)
     assert torch.allclose(scene.viewmats[3], torch.from_numpy(pose).float(), atol=1e-6)
     assert torch.equal(scene.Ks[0], torch.tensor([[50.0, 0, 20], [0, 52, 12], [0, 0, 1]]))
-    rows = run(bench, scene, "reference")
+    rows = run(scene, "reference")
     assert all(r["agreement"]["agrees"] for r in rows), rows
     assert rows[0]["sh_degree"] == gaussians.sh_degree
 
 
-def test_the_case_with_six_million_pairs_has_six_tiles_per_gaussian(bench):
+def test_the_case_with_six_million_pairs_has_six_tiles_per_gaussian():
     case = replace(bench.CASES["1M_6M_pairs_rgb"], views=1)
     few = replace(case, num=10_000, size=case.size / 10)  # the same Gaussians, fewer of them
     scene = bench.random_scene(few, torch.device("cpu"))
@@ -196,7 +173,7 @@ def test_the_case_with_six_million_pairs_has_six_tiles_per_gaussian(bench):
         (["--cases", "1M_rgb15"], "invalid choice: '1M_rgb15'"),
     ],
 )
-def test_what_cannot_run_is_said_before_anything_runs(argv, message, bench, capsys):
+def test_what_cannot_run_is_said_before_anything_runs(argv, message, capsys):
     with pytest.raises(SystemExit):
         bench.parse(argv)
     assert message in capsys.readouterr().err

@@ -2,12 +2,11 @@
 
 import json
 
+import bench_step
 import pytest
 
 
 def test_quick_run_writes_geometry_and_lift(tmp_path, monkeypatch, capsys):
-    import bench_step
-
     path = tmp_path / "step.json"
     monkeypatch.setattr("sys.argv", ["bench_step.py", "--quick", "--device", "cpu", "--json", str(path)])
     assert bench_step.main() == 0
@@ -22,8 +21,6 @@ def test_quick_run_writes_geometry_and_lift(tmp_path, monkeypatch, capsys):
 
 def test_floor_is_the_larger_of_bytes_and_operations():
     # 3000 MB at 3 TB/s: 1000 us; 6.7 GFLOP at 67 TFLOP/s: 100 us
-    import bench_step
-
     parts = [bench_step.Part("moves", "copy", 3000.0, 6.7), bench_step.Part("computes", "multiply", 3.0, 6.7)]
     kernels = [("copy_kernel", 2000.0, 1.0), ("multiply_kernel", 400.0, 2.0), ("stray", 100.0, 1.0)]
     moves, computes, rest, total = bench_step.against_floor(parts, kernels, 3e12, 67.0)

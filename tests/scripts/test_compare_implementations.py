@@ -1,11 +1,9 @@
 """Two implementations of the rasterizer on a trained scene: what agrees, what does not, and what is explained."""
 
 import json
-import subprocess
-import sys
 from itertools import chain, repeat
-from pathlib import Path
 
+import compare_implementations as script
 import pytest
 import torch
 from diff_gaussian_rasterization import cpu
@@ -15,22 +13,12 @@ from unified_lift.cli.train import train_main
 from unified_lift.synthetic.scene import SyntheticSettings, write_synthetic
 
 
-@pytest.fixture
-def script():
-    import compare_implementations
-
-    return compare_implementations
-
-
-def test_the_cpu_kernels_agree_with_the_definition_on_a_saved_model(tmp_path):
-    model, path = save_model(tmp_path), tmp_path / "found.json"
-    command = [sys.executable, "scripts/compare_implementations.py", "-m", str(model), "--second", "reference"]
-    command += ["--views", "2", "--channels", "3", "--json", str(path)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_the_cpu_kernels_agree_with_the_definition_on_a_saved_model(tmp_path, capsys):
+    path, arguments = tmp_path / "found.json", ["--second", "reference", "--views", "2", "--channels", "3"]
+    assert script.main(["-m", str(save_model(tmp_path)), *arguments, "--json", str(path)]) == 0
     rows = json.loads(path.read_text())
     assert len(rows) == 2
-    assert "Gaussians, cpu against reference" in done.stdout
+    assert "Gaussians, cpu against reference" in capsys.readouterr().out
     for row in rows:
         assert 0 < row["map_error"] < 1e-4
         assert row["unexplained"] == 0
@@ -39,7 +27,7 @@ def test_the_cpu_kernels_agree_with_the_definition_on_a_saved_model(tmp_path):
         assert 0 < row["quats_by_rounding"] < 1e-3
 
 
-def test_a_kernel_that_is_wrong_in_some_pixels_or_in_a_gradient_is_found_out(script, tmp_path, monkeypatch):
+def test_a_kernel_that_is_wrong_in_some_pixels_or_in_a_gradient_is_found_out(tmp_path, monkeypatch):
     model, right = save_model(tmp_path), cpu.rasterize
 
     def brighter(inputs, options):
@@ -60,7 +48,7 @@ def test_a_kernel_that_is_wrong_in_some_pixels_or_in_a_gradient_is_found_out(scr
         assert json.loads((tmp_path / "found.json").read_text())[0]["unexplained"] == unexplained
 
 
-def test_a_gradient_may_differ_where_the_last_bit_of_the_inputs_changes_it_too(script):
+def test_a_gradient_may_differ_where_the_last_bit_of_the_inputs_changes_it_too():
     row = {"unexplained": 0, "gradient_errors": {"means": 9e-4, "quats": 1.4e-3}, "quats_by_rounding": 3e-4}
     assert script.agrees(row)
     assert not script.agrees(row | {"quats_by_rounding": 2e-4})
@@ -68,14 +56,14 @@ def test_a_gradient_may_differ_where_the_last_bit_of_the_inputs_changes_it_too(s
     assert not script.agrees(row | {"unexplained": 1})
 
 
-def test_a_folder_without_a_model_is_an_error_that_says_so(script, tmp_path, capsys):
+def test_a_folder_without_a_model_is_an_error_that_says_so(tmp_path, capsys):
     with pytest.raises(SystemExit):
         script.main(["-m", str(tmp_path)])
     assert "no point_cloud/iteration_<N> there" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
-def test_cuda_agrees_with_the_cpu_on_a_trained_scene(script, tmp_path):
+def test_cuda_agrees_with_the_cpu_on_a_trained_scene(tmp_path):
     write_synthetic(tmp_path / "room", SyntheticSettings())
     arguments = ["-s", str(tmp_path / "room"), "-m", str(tmp_path / "model"), "--iterations=2000", "--device=cuda"]
     assert train_main([*arguments, "--lift_iterations=300", "--quiet"]) == 0

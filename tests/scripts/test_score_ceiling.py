@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import score_ceiling as script
 import torch
 from diff_gaussian_rasterization import blend
 
@@ -16,13 +17,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def script():
-    import score_ceiling
-
-    return score_ceiling
-
-
-@pytest.fixture
 def seen(tmp_path):
     """Return cameras of the miniature and the channel of each pixel: is it on a coin?"""
     model = load_model(save_model(tmp_path))
@@ -31,7 +25,7 @@ def seen(tmp_path):
     return [(view.camera, torch.from_numpy(truth[view.name] > 0).long().reshape(-1)) for view in scene.train]
 
 
-def test_shares_are_those_of_the_blending_weights(script, seen):
+def test_shares_are_those_of_the_blending_weights(seen):
     gaussians, seen = floor_gaussians(), seen[:2]
     expected = np.zeros((len(gaussians), 2))
     for camera, channel in seen:
@@ -45,7 +39,7 @@ def test_shares_are_those_of_the_blending_weights(script, seen):
     assert (found[total[:, 0] == 0] == 0).all()
 
 
-def test_fitted_channels_explain_more_training_pixels_than_votes(script, seen):
+def test_fitted_channels_explain_more_training_pixels_than_votes(seen):
     gaussians = floor_gaussians()
     # So wide and thin that many share a pixel, and that the border of a coin runs through many.
     gaussians.set("log_scales", gaussians.log_scales + 0.7)
@@ -59,7 +53,7 @@ def test_fitted_channels_explain_more_training_pixels_than_votes(script, seen):
     assert 0 < wrong(fitted) < 0.9 * wrong(shares)
 
 
-def test_the_table_has_the_model_and_both_ceilings(script, tmp_path, capsys):
+def test_the_table_has_the_model_and_both_ceilings(tmp_path, capsys):
     model = save_model(tmp_path)
     before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
     out = tmp_path / "found.json"
@@ -75,7 +69,7 @@ def test_the_table_has_the_model_and_both_ceilings(script, tmp_path, capsys):
     assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
 
 
-def test_a_scene_that_was_not_lifted_has_ceilings_all_the_same(script, tmp_path):
+def test_a_scene_that_was_not_lifted_has_ceilings_all_the_same(tmp_path):
     args = ["-m", str(save_model(tmp_path, lifted=False)), "--steps", "2", "--quiet"]
     assert script.main([*args, "--json", str(tmp_path / "found.json")]) == 0
     assert list(json.loads((tmp_path / "found.json").read_text())) == ["votes", "fitted"]
@@ -89,7 +83,7 @@ def test_a_scene_that_was_not_lifted_has_ceilings_all_the_same(script, tmp_path)
         (save_model, ["--steps", "0"], "--steps must be at least 1"),
     ],
 )
-def test_what_cannot_be_scored_is_an_error_that_says_so(script, tmp_path, capsys, make, flags, message):
+def test_what_cannot_be_scored_is_an_error_that_says_so(tmp_path, capsys, make, flags, message):
     with pytest.raises(SystemExit):
         script.main(["-m", str(make(tmp_path)), *flags])
     assert message in capsys.readouterr().err

@@ -3,21 +3,15 @@
 import json
 
 import pytest
+import score_objects as script
 
 from tests.saved_model import save_model
 from unified_lift.cli.main import main
 from unified_lift.synthetic.scene import SyntheticSettings, write_synthetic
 
 
-@pytest.fixture
-def script():
-    import score_objects
-
-    return score_objects
-
-
 @pytest.mark.slow
-def test_objects_of_a_trained_room_are_cut_out_and_taken_away_cleanly(script, tmp_path, capsys):
+def test_objects_of_a_trained_room_are_cut_out_and_taken_away_cleanly(tmp_path, capsys):
     write_synthetic(
         tmp_path / "scene", SyntheticSettings(num_objects=4, num_views=30, width=96, height=72, num_points=6000)
     )
@@ -35,7 +29,7 @@ def test_objects_of_a_trained_room_are_cut_out_and_taken_away_cleanly(script, tm
     assert "IoU: worst" in capsys.readouterr().out
 
 
-def test_a_model_whose_views_were_not_held_out_is_an_error_that_says_so(script, tmp_path, capsys):
+def test_a_model_whose_views_were_not_held_out_is_an_error_that_says_so(tmp_path, capsys):
     with pytest.raises(SystemExit):
         script.main(["-m", str(save_model(tmp_path, hold_out=False))])
     assert "train with --eval" in capsys.readouterr().err

@@ -39,11 +39,11 @@ class PixelSampler:
         if settings.lift_pool:
             self.size = max(settings.lift_pool, self._pixels)
         self.keeps_weights = affordable >= min(self.size, largest)
-        self._visits_before_renewal = max(1, self.DRAWS * self.size // self._pixels)
+        self.visits_before_renewal = max(1, self.DRAWS * self.size // self._pixels)
 
     def of(self, index: int, visit: int = 0) -> SegmentPixels:
         """Return the pixels of view `index` at its 0-based `visit`, with weights if all of these fit."""
-        generation = visit // self._visits_before_renewal
+        generation = visit // self.visits_before_renewal
         if index not in self._made or self._made[index][0] not in (generation, self._WHOLE):
             slot, num_segments, pixel_ids, is_whole = self._choose(index, generation, self.size)
             weights = self.weights_at(index, pixel_ids) if self.keeps_weights else None

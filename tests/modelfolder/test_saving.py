@@ -27,6 +27,17 @@ def run_settings(path, **run):
     return settings_for(path, run=SHORT["run"] | run)
 
 
+def before(monkeypatch, where, name, action):
+    """Have `action` called before a function, with its arguments."""
+    function = getattr(where, name)
+
+    def both(*arguments, **options):
+        action(*arguments)
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(where, name, both)
+
+
 def test_snapshot_does_not_change_with_what_it_was_taken_from():
     tree = {"a": torch.zeros(3), "b": [(torch.ones(2, requires_grad=True), 5)], "c": "x"}
     copy = snapshot(tree)
@@ -46,13 +57,7 @@ def test_every_tensor_of_a_tree_has_a_name():
 def test_a_checkpoint_holds_the_moment_it_was_asked_for_however_slowly_it_is_written(tmp_path, scene, monkeypatch):
     fast, slow = (run_settings(tmp_path / name, checkpoint_iterations=[9, 30]) for name in ("fast", "slow"))
     run(fast, scene)
-    save = torch.save
-
-    def slow_save(*arguments):
-        time.sleep(0.3)  # the steps until the end take less
-        save(*arguments)
-
-    monkeypatch.setattr(torch, "save", slow_save)
+    before(monkeypatch, torch, "save", lambda *_: time.sleep(0.3))  # the steps until the end take less
     run(slow, scene)
     assert list(checkpoints(tmp_path / "slow")) == [9, 24, 30, 44]
     for total in (9, 24, 30, 44):
@@ -80,14 +85,12 @@ def test_rolling_checkpoints_by_time_resume_bit_for_bit(tmp_path, scene, monkeyp
 
 def test_by_time_no_checkpoint_is_begun_while_another_is_written(tmp_path, scene, monkeypatch):
     written, release = [], threading.Event()
-    save = checkpoint.save_checkpoint
 
     def slow_save(path, state):
         written.append(state["total_steps"])
         assert release.wait(30)
-        save(path, state)
 
-    monkeypatch.setattr(checkpoint, "save_checkpoint", slow_save)
+    before(monkeypatch, checkpoint, "save_checkpoint", slow_save)
 
     class Release(Hook):
         def before_step(self, stage, step):
@@ -101,66 +104,39 @@ def test_by_time_no_checkpoint_is_begun_while_another_is_written(tmp_path, scene
 
 
 def test_no_rolling_checkpoints_if_none_are_wanted(tmp_path, scene, monkeypatch):
-    written, save = [], checkpoint.save_checkpoint
-    monkeypatch.setattr(
-        checkpoint, "save_checkpoint", lambda path, state: (written.append(state["total_steps"]), save(path, state))
-    )
+    written = []
+    before(monkeypatch, checkpoint, "save_checkpoint", lambda path, state: written.append(state["total_steps"]))
     run(run_settings(tmp_path, checkpoint_minutes=0), scene)
     assert written == [24, 44]
 
 
-def test_full_disk_ends_the_run_and_keeps_the_checkpoint_before(tmp_path, scene, monkeypatch):
-    save = torch.save
-
+@pytest.mark.parametrize(("first_failing", "kept"), [(10, 5), (44, 40)])  # amid the run; at its very end
+def test_full_disk_ends_the_run_and_keeps_the_checkpoint_before(tmp_path, scene, monkeypatch, first_failing, kept):
     def full(state, file):
-        if state.get("total_steps", 0) > 5:
+        if isinstance(state, dict) and state.get("total_steps", 0) >= first_failing:
             raise OSError(28, "No space left on device")
-        save(state, file)
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match=r"chkpnt10.pth: could not be written .*No space left.*--resume"):
+    before(monkeypatch, torch, "save", full)
+    with pytest.raises(UserError, match=rf"chkpnt{first_failing}.pth: could not be written .*No space left.*--resume"):
         run(run_settings(tmp_path, checkpoint_interval=5), scene)
-    assert list(checkpoints(tmp_path)) == [5]
-    assert load_checkpoint(checkpoint_path(tmp_path, 5))["step"] == 5
+    assert max(checkpoints(tmp_path)) == kept
+    assert load_checkpoint(checkpoint_path(tmp_path, kept))["total_steps"] == kept
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_full_disk_at_the_very_end_is_told(tmp_path, scene, monkeypatch):
-    save = torch.save
-
-    def full(state, file):
-        if isinstance(state, dict) and state.get("total_steps") == 44:
-            raise OSError(28, "No space left on device")
-        save(state, file)
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="chkpnt44.pth"):
-        run(settings_for(tmp_path), scene)
-    assert list(checkpoints(tmp_path)) == [24]
-
-
 def test_interrupt_waits_until_its_checkpoint_is_on_disk(tmp_path, scene, monkeypatch):
-    save = checkpoint.save_checkpoint
-
-    def slow_save(path, state):
-        time.sleep(0.2)
-        save(path, state)
-
-    monkeypatch.setattr(checkpoint, "save_checkpoint", slow_save)
+    before(monkeypatch, checkpoint, "save_checkpoint", lambda *_: time.sleep(0.2))
     with pytest.raises(Interrupted):
         run(settings_for(tmp_path), scene, hooks=[StopAt(1)])
     assert list(checkpoints(tmp_path)) == [1]
 
 
 def test_writer_raises_an_error_once_and_goes_on(tmp_path, monkeypatch):
-    save = checkpoint.save_checkpoint
-
     def fail_first(path, state):
         if path.name == "chkpnt1.pth":
             raise UserError("no disk")
-        save(path, state)
 
-    monkeypatch.setattr(checkpoint, "save_checkpoint", fail_first)
+    before(monkeypatch, checkpoint, "save_checkpoint", fail_first)
     writer = CheckpointWriter()
     writer.write(tmp_path / "chkpnt1.pth", {"total_steps": 1}, kept=())
     while writer._running is not None and not writer._running.done():
@@ -171,7 +147,7 @@ def test_writer_raises_an_error_once_and_goes_on(tmp_path, monkeypatch):
     writer.write(tmp_path / "chkpnt2.pth", {"total_steps": 2}, kept=())
     writer.wait()
     assert list(checkpoints(tmp_path)) == [2]
-    writer.close()
+    writer.shutdown()
 
 
 def test_half_written_checkpoint_of_a_killed_run_is_removed(tmp_path, scene):

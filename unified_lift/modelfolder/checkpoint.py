@@ -43,11 +43,11 @@ def snapshot(tree: Any) -> Any:
     return tree
 
 
-class CheckpointWriter:
+class CheckpointWriter(ThreadPoolExecutor):
     """Writes checkpoints in a thread, one at a time. An error of it, a UserError, is raised by the next call."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        super().__init__(1, thread_name_prefix="checkpoint")
         self._running: Future[None] | None = None
 
     def is_busy(self) -> bool:
@@ -57,20 +57,9 @@ class CheckpointWriter:
         return self._running is not None
 
     def write(self, path: Path, state: dict[str, Any], *, kept: Collection[int]) -> None:
-        """Wait for the checkpoint before, then let the thread write `state`, which must not change any more.
-
-        Once it is written, older checkpoints go, except those after the total steps `kept`.
-        """
-
-        def replace_older() -> None:
-            save_checkpoint(path, state)
-            for number, old in checkpoints(path.parent).items():
-                if number not in kept and number < state["total_steps"]:
-                    with suppress(OSError):
-                        old.unlink()
-
+        """Wait for the one before, then let the thread do `save_checkpoint`; `state` must not change any more."""
         self.wait()
-        self._running = self._pool.submit(replace_older)
+        self._running = self.submit(save_checkpoint, path, state, kept=kept)
 
     def wait(self) -> None:
         """Wait until everything is on disk."""
@@ -78,18 +67,21 @@ class CheckpointWriter:
         if running is not None:
             running.result()
 
-    def close(self) -> None:
-        """Wait and end the thread. It hides no error that is on its way up."""
-        self._pool.shutdown(wait=True)
 
+def save_checkpoint(path: Path, state: dict[str, Any], *, kept: Collection[int]) -> None:
+    """Write `state` whole and synced; then older checkpoints go, except those after the total steps `kept`.
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` whole and synced; a UserError: the disk is full or not writable, and an older one stays."""
+    A UserError: the disk is full or not writable; then older ones stay.
+    """
     try:  # through Python's file the training thread runs on: the GIL is given back
         with replacing(path, sync=True) as partial, open(partial, "wb") as file:
             torch.save({"format": _FORMAT, **state}, file)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: could not be written ({error}); free disk space, then go on with --resume") from None
+    for number, old in checkpoints(path.parent).items():
+        if number not in kept and number < state["total_steps"]:
+            with suppress(OSError):
+                old.unlink()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

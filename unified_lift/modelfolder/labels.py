@@ -98,19 +98,14 @@ def by_falling_area(method: Method, labels: Labelling) -> Labelling:
 
 @torch.no_grad()
 def segment_by_labels(
-    gaussians: Gaussians,
-    object_ids: Tensor,
-    camera: Camera,
-    *,
-    pixels: Tensor | None = None,
-    max_votes: int = _MAX_VOTES,
+    gaussians: Gaussians, ids: Tensor, camera: Camera, *, pixels: Tensor | None = None, max_votes: int = _MAX_VOTES
 ) -> Segmentation:
     """Return the object of every pixel by label voting of the Gaussians it shows, weighted by their blending weights.
 
     Unlike features it tells a copy from its original, since both have the same features.
 
     Args:
-        object_ids: Object of each Gaussian, int64 [N].
+        ids: Object of each Gaussian, int64 [N].
         pixels: (x, y) int64 [P, 2]; None = all.
         max_votes: Most float32 votes in memory; pixels are asked in blocks.
     Returns:
@@ -119,7 +114,7 @@ def segment_by_labels(
     shape = (camera.height, camera.width) if pixels is None else (len(pixels),)
     if pixels is None:
         pixels = torch.cartesian_prod(torch.arange(camera.height), torch.arange(camera.width)).flip(1)
-    values, slots = torch.unique(object_ids, return_inverse=True)
+    values, slots = torch.unique(ids, return_inverse=True)
     found = []
     for block in pixels.to(gaussians.device).split(max(1, max_votes // max(len(values), 1))):
         weights = blending_weights(gaussians, camera, pixels=block, min_weight=_MIN_VOTE_WEIGHT)
@@ -140,9 +135,8 @@ def describe_objects(
 ) -> dict[int, dict[str, Any]]:
     """Return id -> {name, count, color, bbox, centroid, views, score} of every object with a Gaussian.
 
-    An object without an entry in `names` is called `object <id>`. Colour is the mean SH degree 0 colour, 0..255; bbox
-    is [min, max] of the centres that some camera saw; score is the mean confidence. `views` is left out without
-    `num_views`.
+    Colour is the mean SH degree 0 colour, 0..255; bbox is [min, max] of the centres that some camera saw; score is the
+    mean confidence. `views` is left out without `num_views`.
     """
     means = gaussians.means.detach().cpu().numpy()
     colors = (gaussians.sh0.detach()[:, 0] * SH_C0 + 0.5).clamp(0, 1).cpu().numpy() * 255

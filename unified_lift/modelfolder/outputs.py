@@ -29,10 +29,8 @@ from unified_lift.modelfolder.settings import TrainSettings, changed
 from unified_lift.settings.yaml import read_settings_file, to_dict
 from unified_lift.types import Scene
 
-EDITS_FILE = "edits.yaml"
-"""In the model folder of an edited scene: all edits since it was trained."""
-FILES_OF_RUN = ("chkpnt*.pth", "metrics.jsonl", "profile.json", EDITS_FILE, "tb", "point_cloud", "levels")
-"""Patterns of checkpoints, logs and saved iterations in a model folder."""
+EDITS_FILE = "edits.yaml"  # all edits since the scene was trained
+FILES_OF_RUN = ("chkpnt*.pth", "metrics.jsonl", "profile.json", EDITS_FILE, "tb", "point_cloud", "levels")  # patterns
 
 
 def holds_run(model_path: Path) -> bool:
@@ -123,20 +121,16 @@ def write_objects(
 ) -> None:
     """Write objects.json, the point_cloud_objects.ply of Gaussian Grouping's scripts, and segmentation.npz.
 
-    The last holds object_id int32, confidence float16 [N], feature float16 [N, D]. With a method, classifier.pth too:
-    what reads ids off features.
+    The last holds object_id int32, confidence float16 [N], feature float16 [N, D]. With a method, classifier.pth too.
     """
     if method is not None:
         with replacing(folder / "classifier.pth") as partial:
             torch.save(snapshot(method.object_state()), partial)
-    ids = labels.object_ids.cpu().numpy()
+    ids, confidence = labels.object_ids.cpu().numpy(), labels.confidence.cpu().numpy().astype(np.float16)
+    features = gaussians.features.detach().cpu().numpy().astype(np.float16)
     with replacing(folder / "segmentation.npz") as partial, open(partial, "wb") as file:
-        np.savez(  # uncompressed: features hardly shrink, and half a million Gaussians would take a second longer
-            file,
-            object_id=ids.astype(np.int32),
-            confidence=labels.confidence.cpu().numpy().astype(np.float16),
-            feature=gaussians.features.detach().cpu().numpy().astype(np.float16),
-        )
+        # Uncompressed: features hardly shrink, and half a million Gaussians would take a second longer.
+        np.savez(file, object_id=ids.astype(np.int32), confidence=confidence, feature=features)
     write_json(folder / "objects.json", describe_objects(gaussians, labels, names=names, num_views=num_views))
     write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=ids)
 

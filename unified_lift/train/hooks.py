@@ -208,7 +208,7 @@ class Checkpoints(Hook):
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self.writer.close()
+        self.writer.shutdown()  # waits; hides no error that is on its way up
 
     def _ask(self, *_: object) -> None:
         if self._asked_to_stop:

@@ -25,8 +25,6 @@ from unified_lift.types import Camera, DataDevice
 
 GIB = 2**30
 _LITTLE_DISK = 2 * GIB  # a model of a million Gaussians with its checkpoint takes about that
-_COPIES = 4  # of every trained number: itself, its gradient, two moments of Adam
-_REST = 0.5  # of the memory that remains, for what a step computes
 
 OPTIONAL = {
     "pycolmap": ("sfm: poses of own photos", 'pip install "unified-lift[sfm]"'),
@@ -40,8 +38,6 @@ OPTIONAL = {
 """Module of an optional package -> what it is for, and the line that installs it."""
 NEEDED = tuple("scipy plyfile cv2 PIL tqdm tensorboard tyro yaml matplotlib jinja2 imageio_ffmpeg".split())
 """Modules of the packages that an installation always brings."""
-
-
 State = Literal["ok", "note", "broken"]
 """`note`: something optional or fast is missing; `broken`: training cannot run."""
 
@@ -55,22 +51,13 @@ class Diagnosis(NamedTuple):
 
 
 def examine(folder: Path) -> list[Diagnosis]:
-    """Return what this machine has; none of it is `broken` if training can run.
-
-    Args:
-        folder: Where models are to be written.
-    """
+    """Return what this machine has, `folder` being where models go; none of it is `broken` if training can run."""
     info = backend_info()
     is_slow = info["implementation"] == "reference"
     cpu = f"{info['implementation']} ({info['isa']}): {info['reason']}" + ("; this is very slow" if is_slow else "")
     program = f"{unified_lift.__version__}, Python {platform.python_version()}, {platform.platform()}"
-    missing = [module for module in NEEDED if importlib.util.find_spec(module) is None]
-    packages = f"missing: {', '.join(missing)}; pip install --upgrade unified-lift"
-    found: dict[str, tuple[State, str]] = {
-        "unified-lift": ("ok", program),
-        "device": _torch(),
-        "rasterizer cpu": ("note" if is_slow else "ok", cpu),
-    }
+    found: dict[str, tuple[State, str]] = {"unified-lift": ("ok", program), "device": _torch()}
+    found["rasterizer cpu"] = ("note" if is_slow else "ok", cpu)
     for name in ("cuda", "gsplat"):
         found[f"rasterizer {name}"] = ("ok", "built") if info[name] == name else ("note", str(info[name]))
     for topic, attempt in (("render", _try_render), ("simple_knn", _try_neighbours)):
@@ -78,20 +65,26 @@ def examine(folder: Path) -> list[Diagnosis]:
             found[topic] = "ok", attempt()
         except Exception as error:  # noqa: BLE001 (whatever goes wrong there is what the user wants to be told)
             found[topic] = "broken", f"{type(error).__name__}: {error}; reinstall the package"
-    found["packages"] = ("broken", packages) if missing else ("ok", "all that are needed are installed")
-    found |= {module: _optional(module, *about) for module, about in OPTIONAL.items()}
-    found["disk"] = _disk(folder)
+    missing = ", ".join(module for module in NEEDED if importlib.util.find_spec(module) is None)
+    found["packages"] = "ok", "all that are needed are installed"
+    if missing:
+        found["packages"] = "broken", f"missing: {missing}; pip install --upgrade unified-lift"
+    for module, (purpose, install) in OPTIONAL.items():
+        found[module] = "note", f"not installed ({purpose}); {install}"
+        if importlib.util.find_spec(module) is not None:
+            names = importlib.metadata.packages_distributions().get(module, [])
+            number = importlib.metadata.version(names[0]) if names else "of unknown version"
+            found[module] = "ok", f"{number} ({purpose})"
+    parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(parent).free
+    more = f"; a large model with its checkpoint needs {_LITTLE_DISK / GIB:.0f} GiB" if free < _LITTLE_DISK else ""
+    found["disk"] = "note" if more else "ok", f"{free / GIB:.1f} GiB free in {folder}{more}"
     found["memory"] = "ok", f"{available_memory() / GIB:.1f} GiB of main memory can be taken"
     return [Diagnosis(topic, *answer) for topic, answer in found.items()]
 
 
 def scene_budget(data: DataSettings, folder: Path) -> list[Diagnosis]:
-    """Return what a scene needs of memory; no pixel is decoded.
-
-    Args:
-        data: The scene.
-        folder: Where its model is to be written.
-    """
+    """Return what a scene needs of memory, its model being written to `folder`; no pixel is decoded."""
     device = chosen_device("auto")
     free = free_bytes(device, folder)
     try:
@@ -101,10 +94,11 @@ def scene_budget(data: DataSettings, folder: Path) -> list[Diagnosis]:
         return [Diagnosis("scene", "broken", str(error))]
     settings: TrainSettings[Any, Any] = TrainSettings()
     sh_degree, feature_dim = settings.geometry.sh_degree, settings.method.feature_dim
-    each = 4 * _COPIES * (3 + 4 + 3 + 1 + 3 * (sh_degree + 1) ** 2 + feature_dim)
+    # Four times four bytes: each number itself, its gradient, two moments of Adam.
+    each = 4 * 4 * (3 + 4 + 3 + 1 + 3 * (sh_degree + 1) ** 2 + feature_dim)
     where: DataDevice = "cuda" if device.type == "cuda" else "cpu"
     taken = num_bytes if choice.kept_on == where else 0
-    fit = int(_REST * max(free[where] - taken, 0) / each)
+    fit = int(max(free[where] - taken, 0) / 2 / each)
     count = f"{fit / 10**6:.1f} million" if fit >= 10**6 else f"{fit:,}"
     text = (
         f"{each * 10**6 / GIB:.2f} GiB a million with gradients and moments (SH degree {sh_degree}, {feature_dim} "
@@ -129,13 +123,12 @@ def _torch() -> tuple[State, str]:
 def _try_render() -> str:
     """Render a red Gaussian in the middle of a small picture where training would, forward and backward."""
     device = chosen_device("auto")
-    red = (torch.tensor([1.0, 0.0, 0.0]) - 0.5) / SH_C0
     table = {
         "means": torch.tensor([[0.0, 0.0, 2.0]]),
         "quats": torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
         "log_scales": torch.full((1, 3), -1.0),
         "logit_opacities": torch.full((1,), 3.0),
-        "sh0": red.view(1, 1, 3),
+        "sh0": (torch.tensor([[[1.0, 0.0, 0.0]]]) - 0.5) / SH_C0,
         "shN": torch.zeros(1, 0, 3),
         "features": torch.ones(1, 4),
     }
@@ -143,8 +136,7 @@ def _try_render() -> str:
     camera = Camera(cam_from_world=np.eye(4), fx=16.0, fy=16.0, cx=8.0, cy=8.0, width=16, height=16)
     image = render(gaussians, camera).image
     image.sum().backward()
-    middle = image[8, 8].tolist()
-    gradient = gaussians.sh0.grad
+    middle, gradient = image[8, 8].tolist(), gaussians.sh0.grad
     if not (middle[0] > 0.5 and middle[1] < 0.1 and gradient is not None and bool(gradient.abs().sum() > 0)):
         raise RuntimeError(f"a red Gaussian came out as {[round(value, 3) for value in middle]}")
     return f"a test picture is right on {device}, and so is its gradient"
@@ -157,19 +149,3 @@ def _try_neighbours() -> str:
     if not torch.allclose(found, torch.full((4,), 4 / 3)):
         raise RuntimeError(f"distances on a unit square came out as {found.tolist()}")
     return "distances to neighbours are right"
-
-
-def _optional(module: str, purpose: str, install: str) -> tuple[State, str]:
-    if importlib.util.find_spec(module) is None:
-        return "note", f"not installed ({purpose}); {install}"
-    names = importlib.metadata.packages_distributions().get(module, [])
-    return "ok", f"{importlib.metadata.version(names[0]) if names else 'of unknown version'} ({purpose})"
-
-
-def _disk(folder: Path) -> tuple[State, str]:
-    parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(parent).free
-    text = f"{free / GIB:.1f} GiB free in {folder}"
-    if free < _LITTLE_DISK:
-        return "note", f"{text}; a large model with its checkpoint needs {_LITTLE_DISK / GIB:.0f} GiB"
-    return "ok", text

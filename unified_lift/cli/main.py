@@ -26,8 +26,6 @@ COMMANDS = {
     "bench": ("unified_lift.cli.bench", "bench_main", "train and score a table of the paper: scenes, methods, seeds"),
 }
 
-_OWN_PACKAGES = {"diff_gaussian_rasterization": "diff-gaussian-rasterization", "simple_knn": "simple-knn"}
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run a sub-command and return the exit code: 0 done, 1 diverged, 2 the user can repair it, 130 interrupted."""
@@ -54,16 +52,11 @@ def run(command: str, argv: list[str] | None = None) -> int:
     except UserError as error:
         code, text = 2, f"error: {error}"
     except ModuleNotFoundError as error:
-        package = _OWN_PACKAGES.get((error.name or "").partition(".")[0])
-        if package is None:
+        package = (error.name or "").partition(".")[0].replace("_", "-")
+        if package not in ("diff-gaussian-rasterization", "simple-knn"):
             raise
-        code, text = (
-            2,
-            (
-                f"error: the package {package} is missing; install it from this repository: pip install "
-                f"--no-build-isolation ./submodules/{package} (the wheel from `make dist` works too)"
-            ),
-        )
+        fix = f"pip install --no-build-isolation ./submodules/{package} (the wheel from `make dist` works too)"
+        code, text = 2, f"error: the package {package} is missing; install it from this repository: {fix}"
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         return 0
     except OSError as error:

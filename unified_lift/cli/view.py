@@ -1,5 +1,6 @@
 """unified-lift view: a trained scene in the browser."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,15 @@ def view_main(argv: list[str]) -> int:
     command = ViewCommand.parsed(argv, prog="unified-lift view", keep=("--port",))
     viewer = open_viewer(command)
     try:
-        print(_greeting(command, viewer), flush=True)
+        if (port := viewer.port) != command.port:
+            print(f"note: port {command.port} is taken, so it is {port}")
+        print(f"{command.model_path}: open {viewer.url} in a browser; Ctrl-C ends")
+        if command.host in ("127.0.0.1", "localhost"):
+            print(f"over SSH, on your own machine first: ssh -L {port}:127.0.0.1:{port} THIS_MACHINE")
+        if command.share:
+            shared = viewer.shared_at
+            print(f"public address: {shared}" if shared else "note: the sharing server gave no public address")
+        sys.stdout.flush()
         viewer.wait()
     finally:
         viewer.stop()
@@ -55,10 +64,9 @@ def view_main(argv: list[str]) -> int:
 
 def open_viewer(command: ViewCommand) -> Viewer:
     """Return the viewer, already serving; a UserError where model, edits or address cannot be used."""
-    model, host, port = command.model_path, command.host, command.port
-    if not 1 <= port <= 65_535:
-        raise UserError(f"--port must lie in 1..65535, received {port}")
-    device = chosen_device(command.device)
+    if not 1 <= command.port <= 65_535:
+        raise UserError(f"--port must lie in 1..65535, received {command.port}")
+    model, device = command.model_path, chosen_device(command.device)
     own = load_model(model, iteration=command.iteration, device=device)
     own.require_labels()
     scenes = [own, *(load_model(model, level=name, device=device) for name in saved_levels(model))]
@@ -66,18 +74,6 @@ def open_viewer(command: ViewCommand) -> Viewer:
     cameras = saved_cameras(model)
     edits = [] if command.edits is None else script.read_script(command.edits, flag="--edits")
     sessions = [Session(scene, edits=edits if scene is own else ()) for scene in scenes]
-    save_to = command.out or model.with_name(f"{model.resolve().name}_edited")
+    out = command.out or model.with_name(f"{model.resolve().name}_edited")
     level = [scene is own for scene in scenes].index(True)
-    return Viewer(sessions, cameras, level=level, host=host, port=port, save_to=save_to, share=command.share)
-
-
-def _greeting(command: ViewCommand, viewer: Viewer) -> str:
-    lines = [f"{command.model_path}: open {viewer.url} in a browser; Ctrl-C ends"]
-    if viewer.port != command.port:
-        lines.insert(0, f"note: port {command.port} is taken, so it is {viewer.port}")
-    if command.host in ("127.0.0.1", "localhost"):
-        lines.append(f"over SSH, on your own machine first: ssh -L {viewer.port}:127.0.0.1:{viewer.port} THIS_MACHINE")
-    if command.share:
-        shared = viewer.shared_at
-        lines.append(f"public address: {shared}" if shared else "note: the sharing server gave no public address")
-    return "\n".join(lines)
+    return Viewer(sessions, cameras, level=level, host=command.host, port=command.port, out=out, share=command.share)

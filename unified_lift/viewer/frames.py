@@ -52,7 +52,7 @@ class FrameLoop:
         self._draw, self._clock = draw, clock
         self._windows: dict[Hashable, Window] = {}
         self._news = threading.Condition()
-        self._running = False
+        self._running = True
         self._thread = threading.Thread(target=self._run, daemon=True, name="frames")
         self._rough_until = -math.inf
 
@@ -104,7 +104,6 @@ class FrameLoop:
 
     def start(self) -> None:
         """Draw in a thread until `stop`."""
-        self._running = True
         self._thread.start()
 
     def stop(self) -> None:
@@ -112,8 +111,7 @@ class FrameLoop:
         with self._news:
             self._running = False
             self._news.notify()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._thread.join()
 
     def _run(self) -> None:
         while self._running:

@@ -63,10 +63,7 @@ def camera_of(client: Any) -> Camera:
 
 
 def saved_cameras(model_path: Path) -> list[Camera]:
-    """Return the cameras of a model folder, test views first, with centred principal points [3DGS cameras.json].
-
-    A UserError where the list is missing or damaged.
-    """
+    """Return the cameras of a model folder, test views first, principal points centred; a UserError: there are none."""
     path, cameras = model_path / "cameras.json", []
     try:
         for entry in json.loads(path.read_text()):
@@ -166,7 +163,16 @@ class Renderer:
     @torch.no_grad()
     def frame(self, scene: TrainedScene, camera: Camera, *, mode: str, selected: int | None = None) -> np.ndarray:
         """Return a frame in one of `MODES`, uint8 [H, W, 3]; `selected` is outlined where it is in front."""
-        gaussians, chosen = self._with_values(scene, mode, selected), MODES[mode]
+        wanted, chosen = (scene, mode, selected), MODES[mode]
+        if self._kept is None or self._kept[0] != wanted:
+            further = [chosen.values(scene, self._colors)]
+            if selected is not None:
+                further.append((scene.object_ids == selected).float()[:, None])
+            gaussians = copy.copy(scene.gaussians)  # shares all but the features, which may be gigabytes
+            gaussians.table = dict(scene.gaussians.table)
+            gaussians.set("features", torch.cat(further, dim=1))
+            self._kept = (wanted, gaussians)
+        gaussians = self._kept[1]
         out = render(gaussians, camera, background=scene.background, with_features=gaussians.feature_dim > 0)
         values, inside = out.features, None
         if selected is not None:
@@ -176,19 +182,6 @@ class Renderer:
             values = values + (1 - out.alpha[..., None]) * empty
         frame = chosen.picture(out, values)
         return frame if inside is None else outlined(frame, inside)
-
-    def _with_values(self, scene: TrainedScene, mode: str, selected: int | None) -> Gaussians:
-        """Return the Gaussians with what the mode and the outline need in place of their features."""
-        wanted = (scene, mode, selected)
-        if self._kept is None or self._kept[0] != wanted:
-            values = [MODES[mode].values(scene, self._colors)]
-            if selected is not None:
-                values.append((scene.object_ids == selected).float()[:, None])
-            gaussians = copy.copy(scene.gaussians)  # shares all but the features, which may be gigabytes
-            gaussians.table = dict(scene.gaussians.table)
-            gaussians.set("features", torch.cat(values, dim=1))
-            self._kept = (wanted, gaussians)
-        return self._kept[1]
 
 
 def outlined(frame: np.ndarray, inside: np.ndarray) -> np.ndarray:

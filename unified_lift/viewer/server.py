@@ -24,6 +24,7 @@ from unified_lift.viewer.session import Session
 _JPEG_QUALITY, _ROUGH_JPEG_QUALITY = 90, 60
 _GIZMO_SHARE = 0.12  # of the distance from the first camera to what it looks at
 _NOTHING = "(click an object)"
+_HERE = ("0.0.0.0", "127.0.0.1", "::")  # noqa: S104
 
 BUTTONS: dict[str, dict[str, Callable[["Viewer", Any], object]]] = {
     "History": {"Undo": lambda viewer, _: viewer.session.undo(), "Redo": lambda viewer, _: viewer.session.redo()},
@@ -56,14 +57,14 @@ BUTTONS: dict[str, dict[str, Callable[["Viewer", Any], object]]] = {
 class Panels:
     """What the user reads, chooses and presses."""
 
-    def __init__(self, viewer: "Viewer", gui: Any, icon: Any, *, save_to: Path) -> None:
+    def __init__(self, viewer: "Viewer", gui: Any, icon: Any, out: Path) -> None:
         self._viewer, self._gui = viewer, gui
         self._status = gui.add_markdown("")
         self.mode = gui.add_dropdown("Show", tuple(MODES))
         self.mode.on_update(lambda _: viewer.loop.redraw())
         if len(viewer.sessions) > 1:
-            last, hint = len(viewer.sessions) - 1, "From parts to wholes."
-            level = gui.add_slider("Level", min=0, max=last, step=1, initial_value=viewer.level, hint=hint)
+            looks = {"min": 0, "max": len(viewer.sessions) - 1, "step": 1, "hint": "From parts to wholes."}
+            level = gui.add_slider("Level", initial_value=viewer.level, **looks)
             self._on(level.on_update, lambda _: viewer.use_level(int(level.value)))
         self._add_buttons("History")
         tabs = gui.add_tab_group()
@@ -80,7 +81,7 @@ class Panels:
             self._list = gui.add_html("")
         with tabs.add_tab("Save", icon.DEVICE_FLOPPY):
             hint = "New model folder, on the machine that serves this."
-            self.folder = gui.add_text("Folder", str(save_to), hint=hint)
+            self.folder = gui.add_text("Folder", str(out), hint=hint)
             told = "Writes a model folder with the edited scene, and the edits as `edits.yaml`. Hiding is no edit."
             gui.add_markdown(told)
             save = gui.add_button("Save edits", icon=icon.DEVICE_FLOPPY)
@@ -89,8 +90,8 @@ class Panels:
             self._path_text = gui.add_markdown("")
             self._add_buttons("Camera path")
             self.seconds = gui.add_slider("Seconds", min=1, max=60, step=1, initial_value=6)
-            video = save_to.with_name(f"{save_to.name}_path.mp4")
-            self.video_file = gui.add_text("File", str(video), hint="On the machine that serves this.")
+            video = str(out.with_name(f"{out.name}_path.mp4"))
+            self.video_file = gui.add_text("File", video, hint="On the machine that serves this.")
             self.progress = gui.add_progress_bar(0, visible=False)
             gui.add_button("Write video", icon=icon.VIDEO).on_click(viewer.film)
 
@@ -137,31 +138,18 @@ class Viewer:
     panels: Panels
 
     def __init__(
-        self,
-        sessions: Sequence[Session],
-        cameras: Sequence[Camera],
-        *,
-        level: int = 0,
-        host: str,
-        port: int,
-        save_to: Path,
-        share: bool = False,
+        self, sessions: list[Session], cameras: list[Camera], level: int, host: str, port: int, out: Path, share: bool
     ) -> None:
-        """Start serving at `host` and `port`, or the next free port; `share`: also ask viser's relay for an address.
+        """Serve Gaussians labelled at one or more granularities, fine to coarse; a window opens with the first camera.
 
-        Args:
-            sessions: The same Gaussians labelled at one or more granularities, fine to coarse; each has its own edits.
-            cameras: Those of its photos; the first one is how a window opens.
-            level: The session to begin with.
-            save_to: Folder suggested for edited scenes; videos go beside what it would hold.
-        Raises:
-            UserError: viser is not installed, or the address cannot be used.
+        `level` is the session to begin with, `port` may become the next free one, and `share` asks viser's relay for an
+        address too. `out` is suggested for edited scenes. A UserError: no viser, or the address cannot be used.
         """
         try:
             import viser
         except ImportError:
             raise UserError('view: viser is not installed; pip install "unified-lift[viewer]"') from None
-        self.sessions, self.level, self._host = sessions, level, host
+        self.sessions, self.level = sessions, level
         self.title = self.session.original.path.resolve().name
         self.path: list[Camera] = []  # views that a video passes through
         self.thumbnails = Thumbnails(cameras)
@@ -178,6 +166,8 @@ class Viewer:
             raise UserError(f"--host {host}: {reason}; use 127.0.0.1, or 0.0.0.0 for all") from None
         with contextlib.redirect_stdout(io.StringIO()):  # its banner; the command prints its own line
             self._server = viser.ViserServer(host=host, port=port, label=self.title, verbose=False)
+        self.port = self._server.get_port()
+        self.url = f"http://{'localhost' if host in _HERE else host}:{self.port}"  # what to open on this machine
         self._server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=share)
         self._server.gui.main_panel.dock_right()
         position, target, up, fov = start_view(cameras)
@@ -187,24 +177,13 @@ class Viewer:
         first.position, first.look_at, first.up, first.fov = position, target, up, fov
         first.near, first.far = 1e-3 * self._reach, 1e3 * self._reach
         self.gizmo: Any = None  # handles of the selected object, while they are shown
-        self.panels = Panels(self, self._server.gui, viser.Icon, save_to=save_to)
+        self.panels = Panels(self, self._server.gui, viser.Icon, out)
         self.refresh()
         self._server.on_client_connect(self._welcome)
         self._server.on_client_disconnect(lambda client: self.loop.forget(client.client_id))
         self._server.scene.on_click()(self._clicked)
         self.loop.start()
         self.shared_at = self._server.request_share_url(verbose=False) if share else None
-
-    @property
-    def port(self) -> int:
-        """Return the port it serves on."""
-        return self._server.get_port()
-
-    @property
-    def url(self) -> str:
-        """Return what to open on this machine."""
-        host = "localhost" if self._host in ("0.0.0.0", "127.0.0.1", "::") else self._host  # noqa: S104
-        return f"http://{host}:{self.port}"
 
     @property
     def session(self) -> Session:

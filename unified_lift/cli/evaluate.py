@@ -9,9 +9,9 @@ from unified_lift.cli.model_flags import SceneFlags
 from unified_lift.errors import UserError
 from unified_lift.evaluation.evaluate import ReferenceImage, Result, candidates_of, evaluate, evaluate_candidates
 from unified_lift.evaluation.grounding import grounding_of
+from unified_lift.evaluation.pictures import stored_renderings
 from unified_lift.evaluation.protocols import PROTOCOLS, metric_of
-from unified_lift.evaluation.renderings import stored_renderings
-from unified_lift.evaluation.results import write_result
+from unified_lift.evaluation.report import write_result
 from unified_lift.fileio import write_json
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.train.logs import read_log

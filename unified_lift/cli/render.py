@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from unified_lift.cli.model_flags import SceneFlags
-from unified_lift.evaluation.renderings import pictures_dir, write_renderings
+from unified_lift.evaluation.pictures import pictures_dir, write_renderings
 from unified_lift.evaluation.video import orbit_frames, write_video
 from unified_lift.settings.limits import Range
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from unified_lift.data.masks import same_aspect
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import Grounding, TextMasks
-from unified_lift.evaluation.pictures import quantize_uint8
+from unified_lift.evaluation.pictures import Rendering, quantize_uint8
 from unified_lift.evaluation.protocols import PROTOCOLS, GroundTruth, PredictionBundle, Protocol, ProtocolResult
 from unified_lift.methods.base import Method
 from unified_lift.metrics import VIEW_METRICS, ViewBundle
@@ -27,13 +27,6 @@ from unified_lift.types import Scene, View
 
 ReferenceImage = Literal["dataset", "render"]
 AS_TRAINED = "as trained"  # the method's own clustering, where it is none of the candidates
-
-
-class Rendering(NamedTuple):
-    """A view as stored pictures hold it: colour uint8 [H, W, 3]; object ids int32 [H, W], None without a lift."""
-
-    image: np.ndarray
-    object_ids: np.ndarray | None
 
 
 @dataclass(frozen=True, kw_only=True)

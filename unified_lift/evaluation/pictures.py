@@ -1,20 +1,28 @@
-"""Pictures of a rendered view: object colours, overlays, uncertainty, depth, and PNG files that are whole or absent.
+"""Pictures of rendered views: colours of objects, uncertainty, depth, and the PNG files of a model folder.
 
-Colours are uint8 RGB, [H, W, 3]; ids are integers [H, W].
+Colours are uint8 RGB, [H, W, 3]; ids are integers [H, W]. Files: `<model>/{train,test}/ours_<N>/<kind>/<view>.png`.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from unified_lift.errors import UserError
 from unified_lift.fileio import replacing
+from unified_lift.modelfolder.inference import TrainedScene, render_view
+from unified_lift.modelfolder.outputs import iteration_dir
+from unified_lift.types import View
 
+OBJECT_PICTURES = ("objects_pred", "objects_color", "overlay", "uncertainty")
+"""Kinds only a lifted scene has, beside renders, gt and depth."""
 MAX_ID = 65_535  # of a 16-bit PNG
 BACKGROUND_COLOR = (58, 63, 74)  # of id 0: slate, so that objects stand out
 UNMATCHED_COLOR = (214, 214, 214)  # of a true object that no predicted object is matched with
@@ -34,11 +42,7 @@ _LINEAR_FROM_CONE = [
 
 
 def object_colors(ids: np.ndarray) -> np.ndarray:
-    """Return the colour of every id, uint8 [..., 3]; an id has the same colour in every picture of every scene.
-
-    Raises:
-        ValueError: An id is negative.
-    """
+    """Return the colour of every id, uint8 [..., 3], the same in every picture; a ValueError: an id is negative."""
     ids = np.asarray(ids)
     if ids.size and int(ids.min()) < 0:
         raise ValueError(f"ids must not be negative, received {int(ids.min())}")
@@ -93,19 +97,16 @@ def quantize_uint8(image: Tensor) -> np.ndarray:
 def write_picture(path: Path, picture: np.ndarray) -> None:
     """Write a PNG file, whole or not at all: colour uint8 [H, W, 3], ids [H, W] (16-bit grey) or bool [H, W] (0, 255).
 
-    Raises:
-        ValueError: An id does not fit in 16 bits, or the shape or type is none of these.
+    A ValueError: an id does not fit in 16 bits.
     """
-    if picture.dtype == bool and picture.ndim == 2:
-        pixels = picture.astype(np.uint8) * 255
-    elif picture.ndim == 2:
-        if picture.size and not 0 <= picture.min() <= picture.max() <= MAX_ID:
-            raise ValueError(f"{path}: ids must lie in 0..{MAX_ID}, received {picture.min()}..{picture.max()}")
-        pixels = picture.astype(np.uint16)
-    elif picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8:
+    if picture.ndim == 3:
         pixels = picture[..., ::-1]
+    elif picture.dtype == bool:
+        pixels = picture.astype(np.uint8) * 255
+    elif picture.size and not 0 <= picture.min() <= picture.max() <= MAX_ID:
+        raise ValueError(f"{path}: ids must lie in 0..{MAX_ID}, received {picture.min()}..{picture.max()}")
     else:
-        raise ValueError(f"{path}: expected uint8 [H, W, 3] or ids [H, W], received {picture.dtype} {picture.shape}")
+        pixels = picture.astype(np.uint16)
     with replacing(path) as partial:
         partial.write_bytes(cv2.imencode(".png", pixels, (cv2.IMWRITE_PNG_COMPRESSION, 3))[1].tobytes())
 
@@ -116,6 +117,69 @@ def read_picture(path: Path) -> np.ndarray:
     if pixels is None:
         raise UserError(f"{path}: missing or damaged picture; write it again with render.py")
     return pixels.astype(np.int32) if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1])
+
+
+def pictures_dir(model_path: Path, split: str, iteration: int) -> Path:
+    """Return `<model>/{train,test}/ours_<N>`."""
+    return model_path / split / f"ours_{iteration}"
+
+
+def picture_path(folder: Path, kind: str, name: str) -> Path:
+    """Return `<folder>/<kind>/<view name>.png`; sub-folders of the name stay, so no two views collide."""
+    return folder / kind / f"{name}.png"
+
+
+def write_renderings(model: TrainedScene, views: Sequence[View], folder: Path, *, quiet: bool) -> None:
+    """Write all pictures of the views below `folder`."""
+    with ThreadPoolExecutor(4) as pool:
+        jobs = []
+        for view in tqdm(views, desc=f"render {folder.parent.name}", disable=quiet, dynamic_ncols=True):
+            for kind, picture in _pictures_of(model, view).items():
+                jobs.append(pool.submit(write_picture, picture_path(folder, kind, view.name), picture))
+    for job in jobs:
+        job.result()  # passes errors on
+
+
+def _pictures_of(model: TrainedScene, view: View) -> dict[str, np.ndarray]:
+    rendered = render_view(model, view.camera)
+    image = quantize_uint8(rendered.image)
+    depth = depth_picture(rendered.depth.numpy(), rendered.alpha.numpy())
+    shown = {"renders": image, "gt": view.image.numpy(), "depth": depth}
+    if rendered.object_ids is not None and rendered.confidence is not None:
+        ids, unsure = rendered.object_ids.numpy(), uncertainty_picture(rendered.confidence.numpy())
+        shown |= zip(OBJECT_PICTURES, (ids, object_colors(ids), overlay(image, ids), unsure), strict=True)
+    return shown
+
+
+class Rendering(NamedTuple):
+    """A view as stored pictures hold it: colour uint8 [H, W, 3]; object ids int32 [H, W], None without a lift."""
+
+    image: np.ndarray
+    object_ids: np.ndarray | None
+
+
+def stored_renderings(model: TrainedScene, views: Sequence[View], *, quiet: bool = True) -> Iterator[Rendering]:
+    """Yield the stored rendering of each held-out view, after rendering those that are missing or older than the model.
+
+    A picture that is damaged or of another size than the photo is a UserError.
+    """
+    folder = pictures_dir(model.path, "test", model.iteration)
+    saved = max(path.stat().st_mtime for path in iteration_dir(model.path, model.iteration).iterdir())
+    kinds = ("renders", "gt", *(OBJECT_PICTURES if model.is_lifted else ()))
+
+    def is_stale(path: Path) -> bool:
+        return not path.exists() or path.stat().st_mtime < saved
+
+    stale = [view for view in views if any(is_stale(picture_path(folder, kind, view.name)) for kind in kinds)]
+    if stale:
+        write_renderings(model, stale, folder, quiet=quiet)
+    for view in views:
+        path = picture_path(folder, "renders", view.name)
+        image = read_picture(path)
+        if image.shape != tuple(view.image.shape):
+            raise UserError(f"{path}: size differs from the photo's; delete {folder} and run eval.py again")
+        ids = picture_path(folder, "objects_pred", view.name)
+        yield Rendering(image, read_picture(ids) if model.is_lifted else None)
 
 
 def _mapped(values: np.ndarray, colormap: int) -> np.ndarray:

@@ -1,20 +1,89 @@
-"""Self-contained HTML pages: the report of a trained scene, and what other pages share with it."""
+"""What scoring writes: results.json, per_view.json, evaluation.json, masks, plots and a self-contained HTML report."""
 
 import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import jinja2
 import numpy as np
 
-from unified_lift.evaluation.pictures import UNMATCHED_COLOR, object_colors
+from unified_lift.evaluation import pictures
+from unified_lift.evaluation.evaluate import Result
+from unified_lift.evaluation.pictures import object_colors, picture_path, read_picture
+from unified_lift.evaluation.plots import write_plots
 from unified_lift.evaluation.protocols import metric_of
-from unified_lift.fileio import write_text
+from unified_lift.fileio import read_json, write_json, write_text
+from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.modelfolder.settings import TrainSettings, changed
+from unified_lift.settings.yaml import differences
+from unified_lift.types import Scene
 
 REPORT = Path(__file__).with_name("report.html")  # the page of a trained scene
 MAX_VIEWS = 12  # shown in the page, so that it stays small enough to send by mail
 MAX_WIDTH = 480  # pixels, to which pictures in the page are reduced
+
+
+def write_result(model: TrainedScene, scene: Scene, result: Result, *, log_lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write all files, keeping what they say about other iterations; a UserError if one is damaged.
+
+    Args:
+        result: What `evaluate` returned for the stored renderings of the model.
+        log_lines: Of metrics.jsonl, for the plots.
+    """
+    path, shown, names = model.path, f"ours_{model.iteration}", [view.name for view in scene.test]
+    folder = pictures.pictures_dir(path, "test", model.iteration)
+    # As Gaussian Grouping's scorer reads them; those that words found can be the start of other models.
+    masks = {f"test_mask/{index}": result.masks.get(name, {}) for index, name in enumerate(sorted(names))}
+    masks["reference_mask"] = result.text.masks if result.text is not None else {}
+    for group, found in masks.items():
+        for prompt, mask in found.items():
+            pictures.write_picture(picture_path(folder.with_name(f"{folder.name}_text"), group, prompt), mask)
+    contents = {"results": result.scores, "per_view": result.per_view, "evaluation": result.report}
+    for name, content in contents.items():
+        if content:
+            file = path / f"{name}.json"
+            write_json(file, (read_json(file) if file.exists() else {}) | {shown: content})
+    manifest = path / "manifest.json"
+    defaults = changed(TrainSettings(), {"method_name": model.settings.method_name}, origin="method_name")
+    write_html(
+        path / "report.html",
+        REPORT,
+        title=f"{scene.name}, iteration {model.iteration}",
+        shown=shown,
+        results=read_json(path / "results.json"),
+        per_view={name: values for name, values in result.per_view.items() if values},
+        plots=write_plots(path / "plots", per_view=result.per_view, log_lines=log_lines),
+        pictures={name: _pictures_of(folder, name, result) for name in chosen_views(names)},
+        num_views=len(names),
+        manifest=read_json(manifest) if manifest.exists() else {},
+        settings=differences(defaults, model.settings),
+        details=result.report,
+    )
+
+
+def _pictures_of(folder: Path, name: str, result: Result) -> dict[str, np.ndarray]:
+    """Return caption -> picture of one view, in the order of the report; what does not apply is absent."""
+    ground_truth, report = result.ground_truth, result.report
+    render = read_picture(picture_path(folder, "renders", name))
+    shown = {"photo": read_picture(picture_path(folder, "gt", name)), "render": render}
+    if name in ground_truth.annotations:
+        partners = {entry["true_id"]: entry["pred_id"] for entry in report.get("objects", ())}
+        partners[0] = report.get("background_id", 0)
+        shown["true objects"] = pictures.partner_colors(ground_truth.annotations[name], partners)
+    prompts = [entry["prompt"] for entry in report.get("prompts", ())]
+    for caption, masks in (("true prompts", ground_truth.prompt_masks), ("predicted prompts", result.masks)):
+        if name in ground_truth.prompt_masks and name in masks:
+            ids = np.zeros(next(iter(masks[name].values())).shape, dtype=np.int32)
+            for prompt, mask in masks[name].items():  # where several overlap the last is seen
+                ids[mask] = 1 + prompts.index(prompt)
+            shown[caption] = object_colors(ids)
+    if picture_path(folder, "objects_pred", name).exists():
+        ids = read_picture(picture_path(folder, "objects_pred", name))
+        shown |= {"predicted objects": object_colors(ids), "overlay": pictures.overlay(render, ids)}
+        shown["uncertainty"] = read_picture(picture_path(folder, "uncertainty", name))
+    return shown
 
 
 def write_html(path: Path, template: Path, **facts: object) -> None:
@@ -26,12 +95,13 @@ def write_html(path: Path, template: Path, **facts: object) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    unmatched = pictures.UNMATCHED_COLOR
     environment.filters |= {
         "metric": metric_of,
         "score": lambda value, name: "" if jinja2.is_undefined(value) else metric_of(name).text(value),
         "words": _words,
         "duration": duration_text,
-        "color": lambda i: "#%02x%02x%02x" % tuple(UNMATCHED_COLOR if i is None else object_colors(np.array(i))),
+        "color": lambda i: "#%02x%02x%02x" % tuple(unmatched if i is None else object_colors(np.array(i))),
         "picture": _inline,
         "png": lambda file: data_uri("png", file.read_bytes()),
         "keys": lambda mappings: list(dict.fromkeys(key for mapping in mappings for key in mapping)),

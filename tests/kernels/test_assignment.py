@@ -10,21 +10,13 @@ PROBABILITIES = torch.tensor([[0.8, 0.2]] * 4 + [[0.9, 0.1]])
 SLOT = torch.tensor([0, 0, 0, 0, 1])
 
 
-def test_area_aware_score_is_the_sum_over_pixels():
-    scores = association_scores(PROBABILITIES, SLOT, 2, area_aware=True)
-    torch.testing.assert_close(scores, torch.tensor([[3.2, 0.8], [0.9, 0.1]]))
-
-
-def test_plain_score_is_the_mean_over_pixels():
-    scores = association_scores(PROBABILITIES, SLOT, 2, area_aware=False)
-    torch.testing.assert_close(scores, torch.tensor([[0.8, 0.2], [0.9, 0.1]]), atol=2e-4, rtol=0)
-
-
-def test_area_aware_matching_prefers_large_segments():
+def test_scores_are_the_sum_or_the_mean_over_pixels_and_the_sum_prefers_large_segments():
     # Sum: 3.2 + 0.1 = 3.3 beats 0.8 + 0.9 = 1.7, so the large segment gets code 0.
     # Mean: 0.8 + 0.1 = 0.9 loses to 0.2 + 0.9 = 1.1, so the single pixel takes it.
-    assert hungarian(association_scores(PROBABILITIES, SLOT, 2, area_aware=True)).tolist() == [0, 1]
-    assert hungarian(association_scores(PROBABILITIES, SLOT, 2, area_aware=False)).tolist() == [1, 0]
+    total, mean = (association_scores(PROBABILITIES, SLOT, 2, area_aware=flag) for flag in (True, False))
+    torch.testing.assert_close(total, torch.tensor([[3.2, 0.8], [0.9, 0.1]]))
+    torch.testing.assert_close(mean, torch.tensor([[0.8, 0.2], [0.9, 0.1]]), atol=2e-4, rtol=0)
+    assert (hungarian(total).tolist(), hungarian(mean).tolist()) == ([0, 1], [1, 0])
 
 
 @pytest.mark.parametrize("seed", range(10))

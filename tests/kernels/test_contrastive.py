@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from unified_lift.kernels.contrastive import contrastive_loss, released_temperature
+from unified_lift.kernels.contrastive import contrastive_loss, released_temperature, uncertainty
 
 OURS = {"temperature": 0.5, "min_pixels": 0, "detach_norm": False, "unit_centres": True, "mean_over_pixels": True}
 RELEASED = {"temperature": None, "min_pixels": 0, "detach_norm": True, "unit_centres": False, "mean_over_pixels": False}
@@ -30,15 +30,10 @@ def released_loop(features, slot, min_pixels):
 def test_two_opposite_segments_by_hand():
     # x = +-e1, centres +-e1, t = 0.5: logits (2, -2), loss = log(1 + e^-4) for every pixel.
     features = torch.tensor([[3.0, 0.0], [1.0, 0.0], [-2.0, 0.0]])
-    loss = contrastive_loss(features, torch.tensor([0, 0, 1]), 2, **OURS)
-    assert math.isclose(float(loss), math.log(1 + math.exp(-4)), rel_tol=1e-4)
-
-
-def test_sum_over_pixels_divides_by_the_number_of_segments():
-    features = torch.tensor([[3.0, 0.0], [1.0, 0.0], [-2.0, 0.0]])
-    settings = OURS | {"mean_over_pixels": False}
-    loss = contrastive_loss(features, torch.tensor([0, 0, 1]), 2, **settings)
-    assert math.isclose(float(loss), 3 / 2 * math.log(1 + math.exp(-4)), rel_tol=1e-4)
+    for mean_over_pixels, factor in ((True, 1), (False, 3 / 2)):  # the sum is divided by the number of segments
+        settings = OURS | {"mean_over_pixels": mean_over_pixels}
+        loss = contrastive_loss(features, torch.tensor([0, 0, 1]), 2, **settings)
+        assert math.isclose(float(loss), factor * math.log(1 + math.exp(-4)), rel_tol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -107,3 +102,41 @@ def test_gradient_agrees_with_finite_differences():
     features = torch.randn(12, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64, requires_grad=True)
     slot = torch.arange(12) % 3
     assert torch.autograd.gradcheck(lambda f: contrastive_loss(f, slot, 3, **OURS), features)
+
+
+def slots(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def test_uncertainty_is_one_minus_own_softmax_by_hand():
+    # Centres e1 (of 3 e1 and e1) and -e1, temperature 0.5: logits (2, -2) of a pixel at e1, whatever its length.
+    features = torch.tensor([[3.0, 0.0], [1.0, 0.0], [-2.0, 0.0]])
+    own = 1 / (1 + math.exp(-4))
+    torch.testing.assert_close(
+        uncertainty(features, slots(0, 0, 1), 2, temperature=0.5), torch.full((3,), 1 - own), atol=1e-5, rtol=0
+    )
+
+
+def test_mislabelled_pixel_is_uncertain():
+    features = torch.tensor([[1.0, 0.0]] * 9 + [[0.0, 1.0]] * 9 + [[0.0, 1.0]])
+    unsure = uncertainty(features, slots(*[0] * 9, *[1] * 9, 0), 2, temperature=0.1)
+    assert unsure[-1] > 0.99
+    assert unsure[:-1].max() < 0.01
+
+
+def test_pixel_without_label_is_fully_uncertain():
+    assert uncertainty(torch.ones(2, 3), slots(-1, 0), 1, temperature=0.1).tolist() == [1.0, 0.0]
+    assert uncertainty(torch.ones(2, 3), slots(-1, -1), 0, temperature=0.1).tolist() == [1.0, 1.0]
+
+
+def test_uncertainty_does_not_count_segments_without_pixel():
+    generator = torch.Generator().manual_seed(0)
+    features, slot = torch.randn(40, 4, generator=generator), torch.arange(40, dtype=torch.int32) % 3
+    few = uncertainty(features, slot, 3, temperature=0.1)
+    many = uncertainty(features, slot * 4, 12, temperature=0.1)
+    assert few.std() > 0.05
+    torch.testing.assert_close(many, few)
+
+
+def test_uncertainty_sends_no_gradient():
+    assert not uncertainty(torch.eye(2, requires_grad=True), slots(0, 1), 2, temperature=0.1).requires_grad

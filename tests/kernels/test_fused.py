@@ -15,10 +15,11 @@ from unified_lift.modelfolder.settings import TrainSettings, with_preset
 OURS = {"temperature": 0.15, "min_pixels": 4, "detach_norm": False, "unit_centres": True, "mean_over_pixels": True}
 PAPER = {"temperature": 1.0, "min_pixels": 0, "detach_norm": True, "unit_centres": False, "mean_over_pixels": True}
 RELEASED = PAPER | {"temperature": None, "min_pixels": 20, "mean_over_pixels": False}
+HOWS = (OURS, RELEASED, PAPER)
 WIDTHS = [1, 3, 8, 16, 17, 33, 64]
 
 
-def make_view(seed, *, pixels=300, segments=9, dim=16, in_order=True, noise=0.7, length=1.5):
+def make_view(seed, *, pixels=300, segments=9, dim=16, in_order=True, noise=0.7, zeros=False):
     """Features bundled around a direction per segment, some pixels without label, some segments without pixel."""
     g = torch.Generator().manual_seed(seed)
     share = torch.rand(segments, generator=g) ** 3
@@ -28,7 +29,8 @@ def make_view(seed, *, pixels=300, segments=9, dim=16, in_order=True, noise=0.7,
     slot = slot.sort().values if in_order else slot
     directions = torch.randn(segments, dim, generator=g)
     features = directions[slot.clamp(min=0)] + noise * torch.randn(pixels, dim, generator=g)
-    features *= length * torch.rand(pixels, 1, generator=g)
+    features *= 1.5 * torch.rand(pixels, 1, generator=g)
+    features[::7] *= not zeros
     return features, slot.int()
 
 
@@ -44,69 +46,39 @@ def assert_close(actual, expected, tolerance, what):
     assert error < tolerance, f"{what}: relative error {error:.2e}"
 
 
-def with_gradient(function, leaf, upstream=None):
-    """Return function(leaf) and the gradient of its sum, or of its product with `upstream`."""
+def with_gradient(function, leaf):
+    """Return function(leaf) and its gradient."""
     leaf = leaf.detach().clone().requires_grad_()
     value = function(leaf)
-    total = value.sum() if upstream is None else (value * upstream).sum()
-    return value, torch.autograd.grad(total, leaf)[0]
+    return value, torch.autograd.grad(value, leaf)[0]
 
 
-def compare_contrastive(kernels, features, slot, segments, how):
+CONTRASTS = [
+    *((how, {"seed": s, "in_order": s % 2 == 0, "pixels": 200 + 90 * s}) for how in HOWS for s in range(4)),
+    *((OURS | {"detach_norm": d == 1}, {"seed": 10 + d, "dim": d}) for d in WIDTHS),  # a line's directions do not turn
+    *((OURS | {n: v}, {"seed": 20}) for n, v in (RELEASED | {"min_pixels": 30, "mean_over_pixels": False}).items()),
+    # more than one round of columns in shared memory and more than one block of columns
+    (OURS | {"min_pixels": 2}, {"seed": 21, "segments": 400, "pixels": 3000, "dim": 8}),
+    # blocks of the column pass take several rounds of pixels
+    (OURS, {"seed": 22, "segments": 3, "pixels": 270_000, "dim": 3, "noise": 2.5}),
+    (OURS, {"seed": 25, "zeros": True}),
+]
+
+
+@pytest.mark.parametrize(("how", "view"), CONTRASTS, ids=str)
+def test_contrastive_loss_agrees_with_the_definition(how, view, kernels):
+    features, slot = make_view(**view)
+
     def loss(f):
-        return 3 * contrastive_loss(f, slot, segments, **how)
+        return 3 * contrastive_loss(f, slot, view.get("segments", 9), **how)
 
     kernels(False)
     expected, expected_gradient = with_gradient(loss, features.double())
     kernels(True)
     actual, gradient = with_gradient(loss, features)
     assert_close(actual, expected, LIFT_RELATIVE, "loss")
+    assert_close(loss(features), expected, LIFT_RELATIVE, "loss without gradient")
     assert_close(gradient, expected_gradient, LIFT_GRADIENT_RELATIVE, "gradient")
-
-
-@pytest.mark.parametrize("how", [OURS, RELEASED, PAPER], ids=["ours", "released", "paper"])
-@pytest.mark.parametrize("seed", range(4))
-def test_contrastive_loss_agrees_with_the_definition(seed, how, kernels):
-    view = make_view(seed, in_order=seed % 2 == 0, pixels=200 + 90 * seed)
-    compare_contrastive(kernels, *view, 9, how)
-
-
-@pytest.mark.parametrize("dim", WIDTHS)
-def test_contrastive_loss_agrees_for_every_feature_width(dim, kernels):
-    how = OURS | {"detach_norm": dim == 1}  # on a line, the true derivative of a direction is zero
-    compare_contrastive(kernels, *make_view(10 + dim, dim=dim), 9, how)
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("detach_norm", True),
-        ("unit_centres", False),
-        ("mean_over_pixels", False),
-        ("temperature", None),
-        ("min_pixels", 30),
-    ],
-)
-def test_contrastive_loss_agrees_for_every_option(option, value, kernels):
-    compare_contrastive(kernels, *make_view(20), 9, OURS | {option: value})
-
-
-def test_contrastive_loss_agrees_for_many_segments(kernels):
-    # more than one round of columns in shared memory and more than one block of columns
-    compare_contrastive(kernels, *make_view(21, segments=400, pixels=3000, dim=8), 400, OURS | {"min_pixels": 2})
-
-
-def test_contrastive_loss_agrees_for_many_pixels(kernels):
-    # blocks of the column pass take several rounds of pixels
-    compare_contrastive(kernels, *make_view(22, segments=3, pixels=270_000, dim=3, noise=2.5), 3, OURS)
-
-
-def test_contrastive_loss_without_gradient(kernels):
-    features, slot = make_view(23)
-    kernels(False)
-    expected = contrastive_loss(features.double(), slot, 9, **OURS)
-    kernels(True)
-    assert_close(contrastive_loss(features, slot, 9, **OURS), expected, LIFT_RELATIVE, "loss")
 
 
 @pytest.mark.parametrize("how", [OURS, RELEASED], ids=["ours", "released"])
@@ -119,12 +91,6 @@ def test_fewer_than_two_segments_cost_nothing_and_pull_nothing(case, how, kernel
     loss.backward()
     assert float(loss.detach()) == 0
     assert not bool(features.grad.any())
-
-
-def test_contrastive_gradient_survives_features_of_length_zero(kernels):
-    features, slot = make_view(25)
-    features[::7] = 0
-    compare_contrastive(kernels, features, slot, 9, OURS)
 
 
 def test_slots_outside_the_range_take_no_part(kernels):
@@ -173,8 +139,24 @@ def test_uncertainty_of_a_view_without_segments_is_one(kernels):
     assert bool((uncertainty(features, torch.full_like(slot, -1), 0, temperature=0.1) == 1).all())
 
 
-def compare_association(kernels, features, slot, segments, codebook, temperature, area_aware):
-    options = {"temperature": temperature, "area_aware": area_aware}
+MANY = {"seed": 41, "segments": 3, "pixels": 270_000, "dim": 3}
+
+
+@pytest.mark.parametrize("area_aware", [True, False])
+@pytest.mark.parametrize(
+    ("view", "codes", "temperature"),
+    [
+        *(({"seed": 40 + c, "in_order": c == 5}, c, t) for c in (1, 5, 150) for t in (0.1, None)),
+        # on a line, all cosines are 1 or -1
+        *(({"seed": 50 + d, "dim": d, "in_order": d % 2 == 0}, 20, None if d == 1 else 0.2) for d in WIDTHS),
+        (MANY, 2, 0.2),
+    ],
+    ids=str,
+)
+def test_association_agrees_with_the_definition(view, codes, temperature, area_aware, kernels):
+    features, slot = make_view(**view)
+    codebook = make_codebook(view["seed"], codes, features.shape[1])
+    segments, options = view.get("segments", 9), {"temperature": temperature, "area_aware": area_aware}
     kernels(False)
     expected = associate(features.double(), codebook.double(), slot, segments, **options)
     kernels(True)
@@ -185,26 +167,6 @@ def compare_association(kernels, features, slot, segments, codebook, temperature
     assert not actual.log_normaliser.requires_grad
 
 
-@pytest.mark.parametrize("temperature", [0.1, None])
-@pytest.mark.parametrize("area_aware", [True, False])
-@pytest.mark.parametrize("codes", [1, 5, 150])
-def test_association_agrees_with_the_definition(codes, area_aware, temperature, kernels):
-    view = make_view(40 + codes, in_order=area_aware)
-    compare_association(kernels, *view, 9, make_codebook(codes, codes, 16), temperature, area_aware)
-
-
-@pytest.mark.parametrize("dim", WIDTHS)
-def test_association_agrees_for_every_feature_width(dim, kernels):
-    view = make_view(50 + dim, dim=dim, in_order=dim % 2 == 0)
-    # on a line, all cosines are 1 or -1
-    compare_association(kernels, *view, 9, make_codebook(dim, 20, dim), None if dim == 1 else 0.2, True)
-
-
-def test_association_agrees_for_many_pixels(kernels):
-    view = make_view(41, segments=3, pixels=270_000, dim=3)
-    compare_association(kernels, *view, 3, make_codebook(41, 2, 3), 0.2, True)
-
-
 def test_association_of_a_view_without_segments(kernels):
     kernels(True)
     features, slot = make_view(42)
@@ -213,44 +175,38 @@ def test_association_of_a_view_without_segments(kernels):
     assert bool(out.log_normaliser.isfinite().all())
 
 
-def compare_terms(kernels, features, slot, codebook, codes, temperature, unit_codes, scale=(2.0, 5.0)):
-    def terms(double):
-        f, c = (features.double(), codebook.double()) if double else (features, codebook)
+CODES = [3, 19, -1, 0, 7, 12, 5, 1, 2]
+
+
+@pytest.mark.parametrize(("temperature", "unit_codes"), [(0.1, True), (0.1, False), (None, True), (None, False)])
+@pytest.mark.parametrize(
+    ("view", "num_codes", "codes"),
+    [
+        # on a line, directions have no derivative
+        *(({"seed": 60 + d, "dim": d, "in_order": d % 2 == 0}, 20, CODES) for d in WIDTHS[1:]),
+        (MANY, 2, [0, -1, 1]),
+        ({"seed": 73, "pixels": 400}, 300, range(200, 209)),
+    ],
+    ids=str,
+)
+def test_codebook_terms_and_their_gradients_agree(view, num_codes, codes, temperature, unit_codes, kernels):
+    features, slot = make_view(**view)
+    trusted = torch.where(torch.arange(len(slot)) % 5 == 0, -1, slot)
+    codes, codebook = torch.tensor(codes), make_codebook(view["seed"], num_codes, features.shape[1])
+
+    def terms(f, c):
         c = c.clone().requires_grad_()
         association = associate(f, c, slot, len(codes), temperature=temperature, area_aware=True)
-        trusted = torch.where(torch.arange(len(slot)) % 5 == 0, -1, slot)
         both = codebook_terms(f, c, association, codes, trusted, temperature=temperature, unit_codes=unit_codes)
-        total = sum(s * term for s, term in zip(scale, both) if s)
-        return *both, torch.autograd.grad(total, c)[0]
+        few = both if len(slot) < 1000 else ()  # of many pixels the gradient of one term alone cancels
+        alone = [torch.autograd.grad(term, c, retain_graph=True)[0] for term in few]
+        return *both, *alone, torch.autograd.grad(2 * both[0] + 5 * both[1], c)[0]
 
     kernels(False)
-    expected = terms(double=True)
+    expected = terms(features.double(), codebook.double())
     kernels(True)
-    actual = terms(double=False)
-    for name, a, b in zip(("class", "concentration", "gradient"), actual, expected):
-        assert_close(a, b, LIFT_GRADIENT_RELATIVE if name == "gradient" else LIFT_RELATIVE, name)
-
-
-@pytest.mark.parametrize("temperature", [0.1, None])
-@pytest.mark.parametrize("unit_codes", [True, False])
-@pytest.mark.parametrize("dim", WIDTHS[1:])  # on a line, directions have no derivative
-def test_codebook_terms_agree_with_the_definition(dim, unit_codes, temperature, kernels):
-    features, slot = make_view(60 + dim, dim=dim, in_order=dim % 2 == 0)
-    codes = torch.tensor([3, 19, -1, 0, 7, 12, 5, 1, 2])
-    compare_terms(kernels, features, slot, make_codebook(dim, 20, dim), codes, temperature, unit_codes)
-
-
-def test_codebook_terms_agree_for_many_pixels_and_codes(kernels):
-    features, slot = make_view(72, segments=3, pixels=270_000, dim=3)
-    compare_terms(kernels, features, slot, make_codebook(72, 2, 3), torch.tensor([0, -1, 1]), 0.2, True)
-    features, slot = make_view(73, segments=9, pixels=400)
-    compare_terms(kernels, features, slot, make_codebook(73, 300, 16), torch.arange(200, 209), 0.2, True)
-
-
-@pytest.mark.parametrize("scale", [(1.0, 0.0), (0.0, 1.0)], ids=["class", "concentration"])
-def test_each_term_alone_has_its_own_gradient(scale, kernels):
-    features, slot = make_view(70)
-    compare_terms(kernels, features, slot, make_codebook(70, 20, 16), torch.arange(9), 0.1, True, scale)
+    for number, (a, b) in enumerate(zip(terms(features, codebook), expected)):
+        assert_close(a, b, LIFT_GRADIENT_RELATIVE if number > 1 else LIFT_RELATIVE, f"term or gradient {number}")
 
 
 def test_class_term_rests_where_every_pixel_agrees(kernels):
@@ -289,6 +245,16 @@ OTHER_OPTIONS = UnifiedLiftSettings(
 )
 
 
+def differentiated(settings, features, slot, num_segments, codebook, device):
+    """Return the terms of a view, the gradients of their sum by features and codebook, and the statistics."""
+    method = UnifiedLift(settings, zero_id="segment", seed=0)
+    method.to(device).load_object_state(codebook)
+    leaf = features.to(device, copy=True).requires_grad_()
+    terms = method.losses(ViewPixels(leaf, slot.to(device), num_segments), StepInfo(0.9, 0, 0, leaf))
+    sum(method.weights[name] * term for name, term in terms.items()).backward()
+    return terms, leaf.grad, method.codebook.grad, method.statistics
+
+
 @pytest.mark.parametrize(
     "settings", [*PRESETS, OTHER_OPTIONS], ids=["unified_lift", "released", "paper", "other options"]
 )
@@ -299,12 +265,7 @@ def test_the_method_with_kernels_is_the_same_method(settings, kernels):
     results = []
     for on in (False, True):
         kernels(on)
-        method = UnifiedLift(settings, zero_id="segment", seed=0)
-        method.load_object_state(codebook)
-        leaf = features.clone().requires_grad_()
-        terms = method.losses(ViewPixels(leaf, slot, 12), StepInfo(0.9, 0, 0, leaf))
-        sum(method.weights[name] * term for name, term in terms.items()).backward()
-        results.append((terms, leaf.grad, method.codebook.grad, method.statistics))
+        results.append(differentiated(settings, features, slot, 12, codebook, "cpu"))
     (terms, by_features, by_codes, statistics), actual = results
     assert terms.keys() == actual[0].keys()
     assert set(terms) >= {"contrastive", "class", "concentration"}
@@ -371,14 +332,7 @@ def test_kernels_run_where_they_can_and_the_variable_turns_them_off(monkeypatch)
 def test_a_large_view_agrees_with_the_definition(settings, segments, codes):
     features, slot = make_view(90, pixels=32_768, segments=segments, noise=0.3)
     codebook = make_codebook(90, codes, 16)
-    results = []
-    for device in ("cpu", "cuda"):
-        method = UnifiedLift(settings, zero_id="segment", seed=0)
-        method.to(device).load_object_state(codebook)
-        leaf = features.to(device, copy=True).requires_grad_()
-        terms = method.losses(ViewPixels(leaf, slot.to(device), segments), StepInfo(0.9, 0, 0, leaf))
-        sum(method.weights[name] * term for name, term in terms.items()).backward()
-        results.append((terms, leaf.grad, method.codebook.grad))
+    results = [differentiated(settings, features, slot, segments, codebook, device) for device in ("cpu", "cuda")]
     for name, term in results[0][0].items():
         assert_close(results[1][0][name].cpu(), term.double(), 1e-4, name)
     assert_close(results[1][1].cpu(), results[0][1].double(), 3e-4, "gradient by the features")

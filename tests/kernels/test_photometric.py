@@ -93,20 +93,9 @@ def test_ssim_kernels_agree_with_their_twin(height, width, implementation, instr
     assert_agrees(lambda leaf, name: 1 - ssim(leaf, target, implementation=name), image, implementation)
 
 
-def test_ssim_of_an_image_with_itself_is_one(implementation):
-    image, _ = image_pair(20, 30)
-    assert ssim(image, image, implementation=implementation).item() == pytest.approx(1.0, abs=SSIM_VALUE)
-
-
 def test_ssim_of_constant_images_is_the_luminance_term(implementation):
     # far from the border variances vanish: (2 a b + C1) / (a^2 + b^2 + C1); with 0.4 and 0.6 that is 0.4801 / 0.5201
-    a, b = torch.full((41, 41, 3), 0.4), torch.full((41, 41, 3), 0.6)
-    inner = a.clone().requires_grad_()
-    value = ssim(inner, b, implementation=implementation)
-    # the border of 5 px sees zeros outside, which couple both images: only a bound there
-    assert 0.8 < value.item() < 1.0
-    big = 401
-    wide = ssim(torch.full((big, big, 3), 0.4), torch.full((big, big, 3), 0.6), implementation=implementation)
+    wide = ssim(*(torch.full((401, 401, 3), grey) for grey in (0.4, 0.6)), implementation=implementation)
     assert wide.item() == pytest.approx(0.4801 / 0.5201, abs=5e-3)
 
 

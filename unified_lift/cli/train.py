@@ -44,13 +44,20 @@ class TrainCommand(Generic[M, D]):
 def train_main(argv: list[str]) -> int:
     """Parse, train, print where the result is. Return the exit code."""
     command = parse(argv)
-    resume_from, granularities = _where_to_start(command), list(_granularities(command))
-    for settings in (command.settings, *granularities):
-        if settings is not command.settings:
-            go_on = command.resume and holds_run(settings.model_path)
-            resume_from = latest_checkpoint(settings) if go_on else None
+    model, start = command.settings.model_path, command.start_checkpoint
+    if start is None and command.resume:
+        start = latest_checkpoint(command.settings)
+        if start is None:
+            raise UserError(f"{model}: no chkpnt<N>.pth there to resume from; leave --resume out to start anew")
+    if start is None and holds_run(model) and not command.overwrite:
+        raise UserError(f"{model}: already holds a run; --resume goes on with it, --overwrite replaces it")
+    runs = [(command.settings, start)]
+    for settings in _granularities(command):
+        go_on = command.resume and holds_run(settings.model_path)
+        runs.append((settings, latest_checkpoint(settings) if go_on else None))
+    for settings, start in runs:
         try:
-            state = run(settings, resume_from=resume_from)
+            state = run(settings, resume_from=start)
         except Interrupted:
             print(f"\ninterrupted; go on with: train.py -m {settings.model_path} --resume")
             return 130
@@ -78,7 +85,10 @@ def parse(argv: list[str]) -> TrainCommand:
     if known.strategy:
         base = changed(base, {"strategy": known.strategy}, origin="command line")
     if known.config:
-        base = changed(base, _translated(read_settings_file(known.config)), origin=str(known.config))
+        # As in the JSON of Unified-Lift and Gaussian Grouping; only the latter's code runs their 3D regulariser.
+        content = {key: value for key, value in read_settings_file(known.config).items() if str(key)[:6] != "reg3d_"}
+        content = {"num_codes" if key == "num_classes" else key: value for key, value in content.items()}
+        base = changed(base, content, origin=str(known.config))
     generic: tuple[Any, Any] = (tyro.conf.OmitArgPrefixes, TrainCommand)  # Any: the types are known only now
     kind = generic[0][generic[1][type(base.method), type(base.density)]]
     command = tyro.cli(kind, args=argv, default=TrainCommand(settings=base), prog="train.py")
@@ -93,19 +103,8 @@ def parse(argv: list[str]) -> TrainCommand:
     return command
 
 
-def _translated(content: dict) -> dict:
-    """Return settings with the keys of Unified-Lift's and Gaussian Grouping's train.json in our words."""
-    names = {"num_classes": "num_codes"}
-    # Their 3D regulariser belongs to Gaussian Grouping; Unified-Lift's own code never runs it.
-    return {names.get(key, key): value for key, value in content.items() if not key.startswith("reg3d_")}
-
-
 def _granularities(command: TrainCommand) -> Iterator[TrainSettings]:
-    """Yield the settings that lift the masks of each level onto the geometry of the run, into a folder of its own.
-
-    Raises:
-        UserError: Not NAME=FOLDER, a name twice, or no such folder.
-    """
+    """Yield the settings that lift the masks of each level onto the geometry of the run, into a folder of its own."""
     base, names = command.settings, set()
     for word in command.levels:
         name, equals, folder = word.partition("=")
@@ -123,17 +122,3 @@ def _granularities(command: TrainCommand) -> Iterator[TrainSettings]:
             data=replace(base.data, object_path=folder, random_init=True, num_random_points=4),  # the splat has its own
             geometry=replace(base.geometry, iterations=0),
         )
-
-
-def _where_to_start(command: TrainCommand) -> Path | None:
-    model = command.settings.model_path
-    if command.start_checkpoint is not None:
-        return command.start_checkpoint
-    if command.resume:
-        found = latest_checkpoint(command.settings)
-        if found is None:
-            raise UserError(f"{model}: no chkpnt<N>.pth there to resume from; leave --resume out to start anew")
-        return found
-    if holds_run(model) and not command.overwrite:
-        raise UserError(f"{model}: already holds a run; --resume goes on with it, --overwrite replaces it")
-    return None

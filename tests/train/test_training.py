@@ -186,9 +186,10 @@ def test_model_folder_has_the_3dgs_layout(tmp_path, scene):
 
 
 def test_rolling_checkpoints_keep_the_last_the_asked_for_and_the_ends_of_stages(tmp_path, scene):
-    options = SHORT["run"] | {"checkpoint_interval": 5, "checkpoint_iterations": [7]}
+    options = SHORT["run"] | {"checkpoint_interval": 5, "checkpoint_iterations": [7], "save_iterations": [12]}
     run(settings_for(tmp_path, run=options), scene)
     assert list(checkpoints(tmp_path)) == [7, 24, 44, 45]
+    assert outputs.saved_iterations(tmp_path) == [12, 24]
 
 
 def test_checkpoint_of_other_settings_is_refused_by_name(tmp_path, scene):
@@ -223,7 +224,7 @@ def test_views_without_mask_are_trained_on_colour_only(tmp_path, scene):
     views = [dataclasses.replace(v, segments=None) if i % 2 else v for i, v in enumerate(scene.train)]
     partly = dataclasses.replace(scene, train=tuple(views))
     stage = LiftStage(partly, gaussians_from_points(scene.points, sh_degree=0), method(), LiftSettings(), seed=0)
-    assert len(stage.views) == 3
+    assert len(stage.cameras) == 3
     assert len(list(stage.labelled_pixels())) == 3
 
 

@@ -16,9 +16,9 @@ from unified_lift.types import Camera
 class PixelSampler:
     """For every view, a part of its pixels that represents all, each segment with its share; renewed now and then.
 
-    Steps need the blending weights of the pixels they draw. Kept for a part, they are computed once for some draws of
-    each pixel instead of at every step. A part that never changed would leave the Gaussians that only other pixels see
-    untrained (docs/experiments.md), so after `DRAWS` draws of each pixel others take their place.
+    Steps need the blending weights of their pixels. Kept for a part, they are computed once for some draws of each
+    pixel. A part that never changed would leave the Gaussians that only other pixels see untrained
+    (docs/experiments.md), so after `DRAWS` draws of each pixel others take their place.
 
     Attributes:
         size: Most pixels of a view.
@@ -98,13 +98,8 @@ def weights_at(gaussians: Gaussians, camera: Camera, pixel_ids: Tensor, *, min_w
 
 
 def copies_for(slot: Tensor, num_segments: int, *, samples: int, share: float) -> Tensor:
-    """Return how often each pixel must be in a list for its segment to get its samples, int64 [P].
-
-    Args:
-        slot: Segment of each pixel, -1 = no label, int32 [P].
-        num_segments: S.
-        samples: Pixels to be drawn of every segment, or all it has.
-        share: Part of the list that is drawn.
+    """Return how often each pixel must be in a list of which a `share` is drawn, int64 [P], for its segment to get
+    `samples` pixels, or all it has. `slot` is the segment of each pixel, -1 = no label, int32 [P].
     """
     counts = torch.bincount(slot + 1, minlength=num_segments + 1)  # unlabelled pixels first
     wanted = counts.clamp(max=samples)

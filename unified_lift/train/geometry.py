@@ -47,7 +47,6 @@ class GeometryStage(Stage):
         self.renderer = TrainingStep(implementation="auto" if settings.rasterizer == "ours" else settings.rasterizer)
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """Do 0-based `step` and return the unweighted, detached terms."""
         self.on_phase("view")
         index, view = self.next_view()
         if self.method is not None:
@@ -62,8 +61,8 @@ class GeometryStage(Stage):
             background=self.background,
         )
         self.on_phase("losses")
-        lambda_dssim = self.settings.lambda_dssim
-        terms = {"photometric": photometric_loss(out.image, view.image, lambda_dssim=lambda_dssim, valid=view.valid)}
+        share = self.settings.lambda_dssim
+        terms = {"photometric": photometric_loss(out.image, view.image, lambda_dssim=share, valid=view.valid)}
         terms |= {loss.name: loss.function(out, self.gaussians, view) for loss in self.losses}
         if self.method is not None and view.segments is not None:
             seen = self.maps.of(index, view).seen(out.features)  # the gradient stops at the features [released]
@@ -103,14 +102,11 @@ class GeometryStage(Stage):
         }
 
     def state_dict(self) -> dict:
-        """Return everything but Gaussians and method."""
         return super().state_dict() | {"density": dict(self.density)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take what `state_dict` returned."""
         super().load_state_dict(state)
-        device = self.gaussians.device
-        self.density = {name: value.to(device, copy=True) for name, value in state["density"].items()}
+        self.density = {name: value.to(self.gaussians.device, copy=True) for name, value in state["density"].items()}
 
 
 def log_linear(first: float, last: float, progress: float) -> float:

@@ -24,10 +24,7 @@ from unified_lift.settings.yaml import to_dict
 from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.logs import RunLog
 from unified_lift.train.stage import Stage
-from unified_lift.train.views import Prefetcher
 from unified_lift.types import Scene
-
-_UNCHECKED_STEPS = 1_000
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the run can be resumed)
@@ -89,7 +86,7 @@ class Finite(Hook):
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
         self._recent.append((step, tuple(terms), torch.stack(tuple(terms.values()))))
-        if len(self._recent) >= _UNCHECKED_STEPS:
+        if len(self._recent) >= 1_000:
             self.last_terms()
 
     def close(self, stage: Stage) -> None:
@@ -129,8 +126,8 @@ class Log(Hook):
 
     def before_stage(self, stage: Stage) -> None:
         self._since = stage.first, time.perf_counter()
-        options = {"desc": stage.name, "disable": self._settings.quiet, "dynamic_ncols": True}
-        self._bar = tqdm(total=stage.num_steps, initial=stage.first, **options)
+        first, count, quiet = stage.first, stage.num_steps, self._settings.quiet
+        self._bar = tqdm(initial=first, total=count, desc=stage.name, disable=quiet, dynamic_ncols=True)
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
         self._bar.update()
@@ -151,36 +148,32 @@ class Log(Hook):
 
 
 class GeometryResults(Hook):
-    """Writes the geometry after the iterations of --save_iterations, and logs the PSNR of the held-out views.
-
-    That is after the iterations of --test_iterations, and at the end of geometry.
-    """
+    """Writes the geometry after --save_iterations; logs the held-out PSNR after --test_iterations and at the end."""
 
     def __init__(self, settings: TrainSettings, scene: Scene, log: RunLog, finite: Finite) -> None:
         self._settings, self._scene, self._log, self._finite = settings, scene, log, finite
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
-        settings, iteration = self._settings, step + 1
+        run, iteration = self._settings.run, step + 1
         if not isinstance(stage, GeometryStage):
             return
-        if iteration in settings.run.save_iterations and iteration < stage.num_steps:
+        if iteration in run.save_iterations and iteration < stage.num_steps:
             self._finite.check({"gaussians": stage.gaussians.table}, iteration)
-            folder = iteration_dir(settings.model_path, iteration)
+            folder = iteration_dir(self._settings.model_path, iteration)
             write_gaussians(folder / "point_cloud.ply", stage.gaussians)
-        if iteration in settings.run.test_iterations or iteration == stage.num_steps:
+        if iteration in run.test_iterations or iteration == stage.num_steps:
             self._score(stage, iteration)
 
     @torch.no_grad()
     def _score(self, stage: GeometryStage, iteration: int) -> None:
-        device, scores = stage.gaussians.device, []
-        views = Prefetcher(self._scene.test, kept_on=self._scene.kept_on, device=device, fields=("image", "valid"))
-        for view in views.all():
+        scores = []
+        for view in self._scene.test:
             image = render(stage.gaussians, view.camera, background=stage.background, with_features=False).image
-            error = (image.clamp(0, 1) - view.image.float() / 255).square().mean(dim=2)
-            scores.append(-10 * torch.log10((error if view.valid is None else error[view.valid]).mean()))
+            error = (image.clamp(0, 1) - view.image.to(image.device).float() / 255).square().mean(dim=2)
+            seen = error if view.valid is None else error[view.valid.to(image.device)]
+            scores.append(-10 * torch.log10(seen.mean()))
             if len(scores) == 1:
                 self._log.image(f"test/{view.name}", iteration, image)
-        views.close()
         if scores:
             self._log.scalars("test", iteration, iteration, {"psnr": float(torch.stack(scores).mean())})
 
@@ -188,8 +181,7 @@ class GeometryResults(Hook):
 class Checkpoints(Hook):
     """Writes checkpoints when they are due: after chosen steps, at intervals of steps and of time, at a stage's end.
 
-    As a context it listens to Ctrl-C and SIGTERM: the first ends the run after its step, with a checkpoint; the second
-    at once.
+    As a context it listens to Ctrl-C and SIGTERM: the first ends the run after its step, saved; the second at once.
     """
 
     def __init__(

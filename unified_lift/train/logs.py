@@ -47,7 +47,6 @@ class RunLog:
             self._writer.add_image(tag, image.clamp(0, 1), total_steps, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush and close."""
         self._file.close()
         if self._writer is not None:
             self._writer.close()

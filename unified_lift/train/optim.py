@@ -13,8 +13,8 @@ class NamedAdam:
     Source: Kingma and Ba; eps 1e-15 for Gaussians [3DGS], so that a global factor on a loss changes nothing.
     """
 
-    def __init__(self, *, eps: float, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self.constants = {"beta1": betas[0], "beta2": betas[1], "eps": eps}
+    def __init__(self, *, eps: float) -> None:
+        self.constants = {"beta1": 0.9, "beta2": 0.999, "eps": eps}
         self.moments: dict[str, tuple[Tensor, Tensor]] = {}
         self.steps: dict[str, int] = {}
 
@@ -49,10 +49,8 @@ class NamedAdam:
             moment.zero_()
 
     def state_dict(self) -> dict:
-        """Return moments, not copies, and step counts."""
         return {"moments": dict(self.moments), "steps": dict(self.steps)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take what `state_dict` returned."""
         self.moments = {name: (m.clone(), v.clone()) for name, (m, v) in state["moments"].items()}
         self.steps = dict(state["steps"])

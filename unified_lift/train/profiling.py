@@ -23,9 +23,8 @@ def windows(start: int, num_steps: int) -> list[range]:
 
     The first half of a window is timed by the clock, the second traced by torch's profiler, which slows it down.
     """
-    count = num_steps - start
-    size = min(_MOST_STEPS, count // 8)
-    firsts = (start + count // 4, num_steps - 2 * size) if size else ()
+    size = min(_MOST_STEPS, (num_steps - start) // 8)
+    firsts = (start + (num_steps - start) // 4, num_steps - 2 * size) if size else ()
     return [range(first, first + 2 * size) for first in firsts]
 
 
@@ -97,12 +96,9 @@ def device_times(trace: torch.profiler.profile, *, steps: int) -> dict[str, Any]
     """Return device time and launches per step, in all and by kernel, copies and fills among them."""
     events = [e for e in trace.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
     events.sort(key=lambda event: -event.self_device_time_total)
-    kernels = [
-        {"name": event.key, "ms": event.self_device_time_total / steps / 1e3, "launches": event.count / steps}
-        for event in events
-    ]
-    device_ms, launches = (sum(kernel[key] for kernel in kernels) for key in ("ms", "launches"))
-    return {"device_ms": device_ms, "launches": launches, "kernels": kernels}
+    times = [(event.key, event.self_device_time_total / steps / 1e3, event.count / steps) for event in events]
+    kernels = [dict(zip(("name", "ms", "launches"), values)) for values in times]
+    return {"device_ms": sum(t[1] for t in times), "launches": sum(t[2] for t in times), "kernels": kernels}
 
 
 def profile_table(profile: Mapping[str, list[dict[str, Any]]]) -> str:

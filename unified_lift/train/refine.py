@@ -69,7 +69,6 @@ class RefineStage(Stage):
         self.features = labels.features.detach().clone().requires_grad_(True)
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """Do 0-based `step` and return the cross-entropy, summed over the pixels drawn."""
         self.on_phase("view")
         index, view = self.next_view()
         pixels = self.maps.of(index, view)
@@ -94,22 +93,18 @@ class RefineStage(Stage):
         return {"refine": loss.detach()}
 
     def rate(self, step: int) -> float:
-        """Return the learning rate at a 0-based step."""
         is_late = self.progress(step) >= 1 - self.settings.refine_lr_final_share
         return self.settings.refine_lr_final if is_late else self.settings.refine_lr
 
     def statistics(self) -> dict[str, float]:
-        """Return none: those of the method belong to the lift."""
-        return {}
+        return {}  # those of the method belong to the lift
 
     def state_dict(self) -> dict:
-        """Return everything but Gaussians and method."""
         labels = {name: value for name, value in vars(self.labels).items() if name != "features"}
         return super().state_dict() | {"features": self.features.detach(), "labels": labels}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take what `state_dict` returned; the labels are given to `__init__`."""
-        super().load_state_dict(state)
+        super().load_state_dict(state)  # the labels are given to `__init__`
         self.features = state["features"].to(self.features.device, copy=True).requires_grad_(True)
 
     def _drawn(self, count: int, step: int) -> Tensor:
@@ -121,18 +116,14 @@ class RefineStage(Stage):
 
 
 def pixel_targets(own: Tensor, slot: Tensor, num_segments: int, num_codes: int) -> Tensor:
-    """Return the code that each pixel of a view is to have, int64 [P]; -1 = its mask says nothing.
+    """Return the code that each pixel of a view is to have, int64 [P]; -1 = its mask says nothing. Source: ours.
 
     It is the code of most of its segment, so that errors of the features at the segment's border are put right. Except
     where another object lies in it: pixels of a code keep it of which the segment holds most of what the view shows.
 
-    Source: ours.
-
     Args:
-        own: Code that each pixel's feature has, int64 [P].
-        slot: Segment of each pixel, int32 [P], -1 = none.
-        num_segments: S.
-        num_codes: L.
+        own: Code that each pixel's feature has, below `num_codes`, int64 [P].
+        slot: Segment of each pixel, below `num_segments`, -1 = none, int32 [P].
     """
     pair = (slot.long() + 1) * num_codes + own  # row 0: pixels without label
     # Summed by index_add_: told the size, it lets a GPU go on without waiting.

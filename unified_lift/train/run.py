@@ -114,9 +114,9 @@ def run(
         lifts, joint, labels = bool(scene.labelled), settings.schedule == "joint", None
         if begin == "geometry":
             with state.clock.part("geometry"):
-                strategy, joined = strategy_entry(settings.strategy).build(settings.density), joint and lifts
-                trained = method if joined else None
-                stage = GeometryStage(scene, gaussians, settings.geometry, strategy, seed=seed + 1, method=trained)
+                strategy = strategy_entry(settings.strategy).build(settings.density)
+                joined = method if joint and lifts else None
+                stage = GeometryStage(scene, gaussians, settings.geometry, strategy, seed=seed + 1, method=joined)
                 fit(_placed(stage, state), watch)
                 del stage  # with the moments of its optimiser
             gaussians.zero_grad()
@@ -273,6 +273,6 @@ def _loaded(settings: TrainSettings, cache: DataCache) -> Scene:
     for note in scene.notes:
         tqdm.write(f"note: {note}")
     if not settings.run.quiet:
-        run = f"preset {settings.preset}, schedule {settings.schedule}, seed {settings.seed}"
-        tqdm.write(f"{run} -> {settings.model_path}")
+        of_run = f"preset {settings.preset}, schedule {settings.schedule}, seed {settings.seed}"
+        tqdm.write(f"{of_run} -> {settings.model_path}")
     return scene

@@ -14,9 +14,6 @@ from unified_lift.train.optim import NamedAdam
 from unified_lift.train.views import Prefetcher, SegmentMaps, ViewOrder
 from unified_lift.types import Scene, View
 
-_GAUSSIAN_EPS = 1e-15  # Adam's eps for Gaussian parameters [3DGS]
-_METHOD_EPS = 1e-8  # Adam's eps for the codebook [released]
-
 
 def no_op(phase: str) -> None:
     """Do nothing with the phase of a step: no profiler listens."""
@@ -28,11 +25,8 @@ class Stage(ABC):
     Attributes:
         name: What logs, checkpoints and tables call it.
         saves_end: Whether a checkpoint is kept of its end.
-        num_steps: Length.
-        first: 0-based step to begin with: where a checkpoint was taken.
-        steps_before: Steps of the stages before it.
-        cameras: Of the views that it trains on.
-        maps: The labelled pixels of these views, where it needs them.
+        first, steps_before: 0-based step to begin with, where a checkpoint was taken; steps of the stages before it.
+        cameras, maps: Of the views that it trains on; their labelled pixels, where it needs them.
         weights: Factor of each loss term; a term without one counts once.
         on_phase: Profiler hook: called with the name of each phase of a step as it begins.
     """
@@ -61,7 +55,7 @@ class Stage(ABC):
         self.order = ViewOrder(len(views), seed=seed)
         self.generator = torch.Generator().manual_seed(seed + 1)
         self.on_phase: Callable[[str], None] = no_op
-        self.adam, self.method_adam = NamedAdam(eps=_GAUSSIAN_EPS), NamedAdam(eps=_METHOD_EPS)
+        self.adam, self.method_adam = NamedAdam(eps=1e-15), NamedAdam(eps=1e-8)  # [3DGS], [released]
 
     @abstractmethod
     def step(self, step: int) -> dict[str, Tensor]:
@@ -100,7 +94,6 @@ class Stage(ABC):
         return parts | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take what `state_dict` returned."""
         for name in ("order", "adam", "method_adam"):
             getattr(self, name).load_state_dict(state[name])
         self.generator.set_state(state["generator"])

@@ -13,8 +13,7 @@ from unified_lift.methods.base import ViewPixels
 from unified_lift.ops.segments import dense_slots
 from unified_lift.types import DataDevice, View
 
-_Copies = tuple[dict[str, Any], torch.cuda.Event | None]
-"""Copies by field, and when a GPU has them."""
+_Copies = tuple[dict[str, Any], torch.cuda.Event | None]  # by field, and when a GPU has them
 
 
 class ViewOrder:
@@ -25,7 +24,6 @@ class ViewOrder:
         self.generator = torch.Generator().manual_seed(seed)
 
     def next_index(self) -> int:
-        """Return the index of the next view."""
         self.peek()
         return self.stack.pop()
 
@@ -36,11 +34,9 @@ class ViewOrder:
         return self.stack[-1]
 
     def state_dict(self) -> dict:
-        """Return what a resumed run needs."""
         return {"stack": list(self.stack), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take what `state_dict` returned."""
         self.stack = list(state["stack"])
         self.generator.set_state(state["generator"])
 
@@ -48,8 +44,8 @@ class ViewOrder:
 class Prefetcher:
     """Views with photos and ids on the computing device, wherever they are kept; the next one is fetched ahead.
 
-    Kept on that device, a view is handed out as it is. From pinned memory the next view is copied on a stream of its
-    own; from disk a thread reads it, so that a step waits neither for a copy nor, if the disk keeps up, for reading.
+    Kept there, it is handed out as it is. From pinned memory the next view is copied on a stream of its own; from disk
+    a thread reads it, so that a step waits neither for a copy nor, if the disk keeps up, for reading.
     """
 
     def __init__(
@@ -65,9 +61,6 @@ class Prefetcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="views") if kept_on == "disk" else None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" and not self._hands_out else None
         self._coming: tuple[int, Callable[[], _Copies]] | None = None
-
-    def __len__(self) -> int:
-        return len(self._views)
 
     def get(self, index: int, *, then: int | None = None) -> View:
         """Return view `index`, its other fields where the scene keeps them; `then` will be asked for next."""
@@ -86,8 +79,8 @@ class Prefetcher:
 
     def all(self) -> Iterator[View]:  # noqa: A003
         """Walk over all views in order."""
-        for index in range(len(self)):
-            yield self.get(index, then=index + 1 if index + 1 < len(self) else None)
+        for index in range(len(self._views)):
+            yield self.get(index, then=index + 1 if index + 1 < len(self._views) else None)
 
     def close(self) -> None:
         """Drop what was fetched ahead and end the thread."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.data.fixtures.colmap_model import points_of, read_model, write_model
-from unified_lift.data.colmap_io import MODELS, ColmapCamera, read_cameras, read_images, read_points
+from unified_lift.data.colmap import MODELS, ColmapCamera, read_cameras, read_images, read_points
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
 from unified_lift.errors import UserError

@@ -14,7 +14,7 @@ from unified_lift.errors import UserError
 from unified_lift.types import Camera, PointCloud, ZeroId
 
 OBJECT_PATH = "object_mask"
-ANNOTATIONS = "annotations/gt_instance"  # where scenes without a layout of their own keep exact ids
+ANNOTATIONS = "annotations/gt_instance"  # where scenes without a layout of their own keep exact ids, <view>.png
 _MAX_SHEAR = 1e-2  # how much longer the longest axis of a pose may be than the shortest before it is called broken
 _NAMES_SHOWN = 5
 
@@ -43,8 +43,8 @@ class SceneDescription:
     train_only: Collection[str] | None = None  # names of the only views that may ever train, None = all
     points: Callable[[], PointCloud | None] = lambda: None  # reads the dataset's own initial points
     notes: Sequence[str] = ()  # what the user should know
-    # Reads the exact ids of the named views, int32 [H, W] as stored.
-    annotations: Callable[[Collection[str]], Mapping[str, np.ndarray]] = lambda names: {}
+    # Reads the exact ids of the named views, int32 [H, W] as stored; None: those in the folder `ANNOTATIONS`.
+    annotations: Callable[[Collection[str]], Mapping[str, np.ndarray]] | None = None
     # Finds the mask files of text prompts: names -> view -> prompt -> file.
     prompt_masks: Callable[[Collection[str]], Mapping[str, Mapping[str, Path]]] = lambda names: {}
 
@@ -90,9 +90,8 @@ def rigid_pose(matrix: object, *, source: Path, name: str) -> np.ndarray:
     left, sizes, right = np.linalg.svd(pose[:3, :3])
     rotation, stretch = left @ right, sizes.max() / max(sizes.min(), 1e-300)
     if stretch > 1 + _MAX_SHEAR or np.linalg.det(rotation) < 0:
-        raise UserError(
-            f"{source}: the pose of {name} is not a rotation and translation (it shears or mirrors); fix it"
-        )
+        what = "is not a rotation and translation (it shears or mirrors)"
+        raise UserError(f"{source}: the pose of {name} {what}; fix it")
     rigid = np.eye(4)
     rigid[:3, :3], rigid[:3, 3] = rotation, pose[:3, 3]
     return rigid
@@ -101,11 +100,9 @@ def rigid_pose(matrix: object, *, source: Path, name: str) -> np.ndarray:
 def fit_lens(frame: Frame, *, width: int, height: int) -> Lens:
     """Return the frame's lens, scaled if the stored photo is a resized copy; a UserError names one of another shape."""
     lens = frame.lens
-    if lens.size != (width, height) and not same_aspect(lens.size, (width, height)):
-        raise UserError(
-            f"{frame.image_path}: the image is {width}x{height} but {frame.source.name} says "
-            f"{lens.width}x{lens.height}, another shape; use the images the poses were computed with"
-        )
+    if not same_aspect(lens.size, (width, height)):
+        what = f"the image is {width}x{height} but {frame.source.name} says {lens.width}x{lens.height}, another shape"
+        raise UserError(f"{frame.image_path}: {what}; use the images the poses were computed with")
     return lens if lens.size == (width, height) else lens.resized(width, height)
 
 
@@ -125,15 +122,9 @@ def name_of(path: str) -> str:
     return str(PurePosixPath(*parts).with_suffix("")) if parts else ""
 
 
-def missing_photo(path: Path, source: Path) -> str:
-    """Return the message about a posed photo whose file is missing."""
-    return f"{path}: {source.name} has a pose for this image but the file is missing; restore it or remove its entry"
-
-
 def masks_in(folder: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Return the ids of the named views that have a mask in the folder, int32 [H, W]."""
-    found = {name: find_mask(folder, name) for name in names}
-    return {name: read_mask(mask) for name, mask in found.items() if mask is not None}
+    return {name: read_mask(mask) for name in names if (mask := find_mask(folder, name)) is not None}
 
 
 def without_pose_note(folder: Path, posed: Iterable[Path], source: Path) -> list[str]:

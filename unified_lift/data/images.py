@@ -38,10 +38,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Return the decoded picture in its own mode; a UserError names a missing or damaged file.
-
-    EXIF rotation is not applied: poses refer to pixels as stored.
-    """
+    """Return the decoded picture in its own mode, not rotated as EXIF says; a UserError names a damaged file."""
     with _naming(path):
         image = Image.open(path)
         image.load()
@@ -55,11 +52,9 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def read_image(path: Path, *, alpha: Alpha = "drop") -> np.ndarray:
-    """Return the photo as uint8 RGB, [H, W, 3].
+    """Return the photo of 8 or 16 bits as uint8 RGB, [H, W, 3]; grey, palette and CMYK are converted.
 
-    Args:
-        path: 8- or 16-bit file; grey, palette and CMYK are converted.
-        alpha: `drop` ignores an alpha channel [3DGS on COLMAP scenes]; `black` composites over black.
+    Alpha is ignored (`drop`) [3DGS on COLMAP scenes] or composited over black.
     """
     image = open_image(path)
     if image.mode.startswith(("I", "F")):  # 16-bit grey
@@ -115,5 +110,5 @@ def parallel_map(function: Callable[[In], Out], items: Sequence[In], progress: P
                 if progress is not None:
                     progress(len(results), len(items))
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
     return results

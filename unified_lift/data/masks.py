@@ -40,18 +40,12 @@ def read_mask(mask: MaskFile | Path) -> np.ndarray:
 def read_stored_mask(mask: MaskFile | Path) -> tuple[np.ndarray, str]:
     """Return the segment ids of a view, int32 [H, W], and how they are stored, such as "16-bit" or "npy".
 
-    Raises:
-        UserError: The file is missing, damaged, of another shape, or holds negative or fractional ids.
+    A UserError names a file that is missing, damaged, of another shape, or holds negative or fractional ids.
     """
     mask = mask_at(mask) if isinstance(mask, Path) else mask
-    array, kind = mask.format.read(mask)
-    return _whole_ids(array, mask.path), kind
-
-
-def _whole_ids(array: np.ndarray, path: Path) -> np.ndarray:
-    """Return int32 [H, W] from [H, W], [H, W, 1] or uint8 RGB [H, W, 3]."""
+    path, (array, kind) = mask.path, mask.format.read(mask)
     if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
-        return array.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+        return array.astype(np.int32) @ np.array([1, 256, 65536], np.int32), kind
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim != 2 or array.size == 0:
@@ -61,18 +55,13 @@ def _whole_ids(array: np.ndarray, path: Path) -> np.ndarray:
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.round(array)).all()):
         raise UserError(f"{path}: ids must be whole numbers, received fractions or NaN; save integers")
     if array.min() < 0 or array.max() > np.iinfo(np.int32).max:
-        raise UserError(
-            f"{path}: ids must lie in 0..2^31-1, received {array.min()}..{array.max()}; write unlabelled as 0"
-        )
-    return array.astype(np.int32)
+        received = f"{array.min()}..{array.max()}"
+        raise UserError(f"{path}: ids must lie in 0..2^31-1, received {received}; write unlabelled as 0")
+    return array.astype(np.int32), kind
 
 
 def write_mask(path: Path, ids: np.ndarray) -> None:
-    """Write segment ids [H, W] as 16-bit grey PNG; missing folders are made.
-
-    Raises:
-        ValueError: An id lies outside 0..65535 or the map is not two-dimensional.
-    """
+    """Write segment ids [H, W] as 16-bit grey PNG; missing folders are made. A ValueError names ids beyond 0..65535."""
     ids = np.asarray(ids)
     if ids.ndim != 2:
         raise ValueError(f"ids must be [H, W], received {list(ids.shape)}")

@@ -38,10 +38,9 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     images = sorted(photos_in(root / "color", "*"), key=_numeric)
     positions, quaternions = camera["positions"], camera["quaternions"]
     if not len(positions) == len(quaternions) == len(images):
-        raise UserError(
-            f"{source}: {len(positions)} positions and {len(quaternions)} quaternions but "
-            f"{len(images)} images in {root / 'color'}; image i needs pose i: restore the missing ones"
-        )
+        poses, photos = f"{len(positions)} positions and {len(quaternions)} quaternions", f"{len(images)} images"
+        fix = "image i needs pose i: restore the missing ones"
+        raise UserError(f"{source}: {poses} but {photos} in {root / 'color'}; {fix}")
 
     def frame_of(item: tuple[Path, list[float], list[float]]) -> Frame:
         path, position, quaternion = item
@@ -96,9 +95,10 @@ def _lens(camera: dict, size: tuple[int, int], source: Path) -> Lens:
         if matrix.shape != (3, 3):
             raise UserError(f"{source}: K is not a 3x3 matrix; fetch the file again")
         (fx, _, cx), (_, fy, cy) = matrix[0] * width, matrix[1] * height
-        return Lens(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height)
-    focal = number(camera, "focal_length", source) / number(camera, "sensor_width", source) * width
-    return Lens(fx=focal, fy=focal, cx=width / 2, cy=height / 2, width=width, height=height)
+    else:
+        fx = fy = number(camera, "focal_length", source) / number(camera, "sensor_width", source) * width
+        cx, cy = width / 2, height / 2
+    return Lens(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height)
 
 
 READER = Reader(

@@ -167,10 +167,8 @@ def check_same_walk(recording: Recording) -> None:
     if recording.layout != "nice_slam" or maps is None or maps.parent.name != "semantic_instance":
         return
     if not other.is_file():
-        raise UserError(
-            f"{other}: the instance maps in {maps.parent} were rendered along this trajectory; copy it from the "
-            "same sequence, so that it can be compared with traj.txt"
-        )
+        what = f"the instance maps in {maps.parent} were rendered along this trajectory"
+        raise UserError(f"{other}: {what}; copy it from the same sequence, so that it can be compared with traj.txt")
     own, theirs = read_trajectory(recording.trajectory), read_trajectory(other)
     if own.shape != theirs.shape or not np.abs(own - theirs).max() <= SAME_WALK:
         raise UserError(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from unified_lift.data.base import Frame, Reader, SceneDescription, fit_lens, listed, make_camera, missing_photo
+from unified_lift.data.base import ANNOTATIONS, Frame, Reader, SceneDescription, fit_lens, listed, make_camera, masks_in
 from unified_lift.data.borders import without_black_frames
 from unified_lift.data.cache import DataCache, as_tensor
 from unified_lift.data.images import Progress, image_size, parallel_map, read_image, resize_image, target_size
@@ -81,7 +81,8 @@ def _check_frames(described: SceneDescription, root: Path) -> None:
     masks: dict[MaskFile, str] = {}
     for frame in described.frames:
         if not frame.image_path.is_file():
-            raise UserError(missing_photo(frame.image_path, frame.source))
+            what = f"{frame.source.name} has a pose for this image but the file is missing"
+            raise UserError(f"{frame.image_path}: {what}; restore it or remove its entry")
         if frame.mask is not None and masks.setdefault(frame.mask, frame.name) != frame.name:
             what = f"serves both {masks[frame.mask]} and {frame.name}"
             raise UserError(f"{frame.mask.path}: {what}; put the masks into the same sub-folders as the images")
@@ -197,7 +198,8 @@ def load_annotations(settings: DataSettings, names: Sequence[str]) -> dict[str, 
     """Return the exact ids of the named views that have any, int32 [H, W] at native size, undistorted."""
     described = _for_evaluation(settings)
     lenses = {frame.name: frame.lens for frame in described.frames}
-    found = described.annotations([name for name in names if name in lenses])
+    annotations = described.annotations or partial(masks_in, settings.source_path / ANNOTATIONS)
+    found = annotations([name for name in names if name in lenses])
     return {name: _as_pinhole(ids, lenses[name]) for name, ids in found.items()}
 
 

@@ -13,18 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from unified_lift.data.base import (
-    ANNOTATIONS,
-    Frame,
-    Reader,
-    SceneDescription,
-    masks_in,
-    missing_photo,
-    name_of,
-    rigid_pose,
-    sound_frames,
-    without_pose_note,
-)
+from unified_lift.data.base import Frame, Reader, SceneDescription, name_of, rigid_pose, sound_frames, without_pose_note
 from unified_lift.data.images import IMAGE_SUFFIXES, image_size
 from unified_lift.data.lens import COEFFICIENTS, PERSPECTIVE, Lens, LensModel
 from unified_lift.data.masks import mask_at
@@ -57,8 +46,6 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
 
     def frame_of(item: tuple[tuple[Path, dict], Path, str]) -> Frame:
         (source, entry), image, name = item
-        if not image.is_file():
-            raise UserError(missing_photo(image, source))
         pose = rigid_pose(entry.get("transform_matrix"), source=source, name=entry["file_path"])
         mask = root / str(entry["object_mask_path"]) if "object_mask_path" in entry else None
         if mask is not None and not mask.is_file():
@@ -94,7 +81,6 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
         held_out=held_out,
         points=partial(_read_points, root, head),
         notes=notes,
-        annotations=partial(masks_in, root / ANNOTATIONS),
     )
 
 
@@ -120,9 +106,8 @@ def _lens(fields: dict, image: Path, source: Path, size_of: Callable[[Path], tup
     model = str(fields.get("camera_model", "OPENCV")).upper()
     fisheye = model == "OPENCV_FISHEYE" or bool(fields.get("is_fisheye"))
     if not fisheye and model not in PERSPECTIVE:
-        raise UserError(
-            f"{source}: camera_model {model} is not supported; undistort the images to OPENCV or PINHOLE first"
-        )
+        fix = "undistort the images to OPENCV or PINHOLE first"
+        raise UserError(f"{source}: camera_model {model} is not supported; {fix}")
     sizes = (0, 0) if {"w", "h"} <= fields.keys() else size_of(image)
     width, height = (int(number(fields, key, source, default=size)) for key, size in zip("wh", sizes, strict=True))
     if width < 1 or height < 1:
@@ -143,13 +128,14 @@ def _lens(fields: dict, image: Path, source: Path, size_of: Callable[[Path], tup
 
 def _focals(fields: dict, width: int, height: int, source: Path) -> tuple[float, float]:
     """Return fx and fy in pixels from fl_x, fl_y or the fields of view; one of the two serves both axes."""
-    focals = [0.0, 0.0]
-    for n, (axis, size) in enumerate((("x", width), ("y", height))):
-        if f"fl_{axis}" in fields:
-            focals[n] = number(fields, f"fl_{axis}", source)
-        elif f"camera_angle_{axis}" in fields:
-            focals[n] = focal_from_fov(number(fields, f"camera_angle_{axis}", source), size)
-    fx, fy = focals[0] or focals[1], focals[1] or focals[0]
+
+    def focal(axis: str, size: int) -> float:
+        if f"fl_{axis}" not in fields and f"camera_angle_{axis}" in fields:
+            return focal_from_fov(number(fields, f"camera_angle_{axis}", source), size)
+        return number(fields, f"fl_{axis}", source, default=0.0)
+
+    x, y = focal("x", width), focal("y", height)
+    fx, fy = x or y, y or x
     if fx <= 0 or fy <= 0:
         raise UserError(f"{source}: no positive focal length; give fl_x or camera_angle_x at the top or in every frame")
     return fx, fy
@@ -157,8 +143,7 @@ def _focals(fields: dict, width: int, height: int, source: Path) -> tuple[float,
 
 def _listed_split(head: dict, source: Path, root: Path, names: Mapping[Path, str]) -> tuple[list[str] | None, set[str]]:
     """Return the names held out (None where no list says) and those in no list; lists may leave out suffixes."""
-    by_path = {str(path.with_suffix("")): name for path, name in names.items()}
-    by_path |= {str(path): name for path, name in names.items()}
+    by_path = {str(key): name for path, name in names.items() for key in (path.with_suffix(""), path)}
 
     def listed(*keys: str) -> set[str]:
         found = set()
@@ -180,9 +165,8 @@ def _listed_split(head: dict, source: Path, root: Path, names: Mapping[Path, str
 
 def _read_points(root: Path, head: dict) -> PointCloud | None:
     """Return the seed cloud, None where there is none. A cloud that is named but missing is an error."""
-    if head.get("ply_file_path"):
-        return read_point_cloud(root / str(head["ply_file_path"]))
-    found = [root / name for name in _CLOUDS if (root / name).is_file()]
+    named = head.get("ply_file_path")
+    found = [root / str(named)] if named else [root / name for name in _CLOUDS if (root / name).is_file()]
     return read_point_cloud(found[0]) if found else None
 
 

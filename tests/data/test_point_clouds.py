@@ -7,8 +7,15 @@ import pytest
 import torch
 
 from tests.data.fixtures.floor import floor_colors, floor_photos, orbit
-from unified_lift.data import triangulation
-from unified_lift.data.points import initial_points, look_at_distance, random_in_frusta
+from unified_lift.data.points import (
+    Tracks,
+    fundamental_matrix,
+    initial_points,
+    linear_triangulation,
+    look_at_distance,
+    random_in_frusta,
+    triangulate,
+)
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import look_at, project
@@ -134,7 +141,7 @@ def floor_views():
 
 
 def test_triangulated_points_lie_on_the_floor_with_its_colour(floor_views):
-    cloud = triangulation.triangulate(floor_views)
+    cloud = triangulate(floor_views)
     assert len(cloud.positions) > 150
     height = np.abs(cloud.positions[:, 2])
     assert np.median(height) < 0.01  # a pixel is about 0.015 wide here
@@ -144,21 +151,21 @@ def test_triangulated_points_lie_on_the_floor_with_its_colour(floor_views):
 
 
 def test_triangulation_is_deterministic(floor_views):
-    same(triangulation.triangulate(floor_views[:6]), triangulation.triangulate(floor_views[:6]))
+    same(triangulate(floor_views[:6]), triangulate(floor_views[:6]))
 
 
 def test_triangulation_of_too_little_is_empty(floor_views):
-    assert len(triangulation.triangulate(floor_views[:2]).positions) == 0
+    assert len(triangulate(floor_views[:2]).positions) == 0
     blank = [
         View(name=v.name, camera=v.camera, image=torch.zeros(120, 160, 3, dtype=torch.uint8)) for v in floor_views[:4]
     ]
-    assert len(triangulation.triangulate(blank).positions) == 0
-    assert len(triangulation.triangulate([floor_views[0]] * 5).positions) == 0  # no angle, no depth
+    assert len(triangulate(blank).positions) == 0
+    assert len(triangulate([floor_views[0]] * 5).positions) == 0  # no angle, no depth
 
 
 def test_epipolar_lines_pass_through_projections():
     first, second = orbit(9, width=32, height=24, cx=15.0, cy=13.0)[:2]
-    matrix = triangulation.fundamental_matrix(first, second)
+    matrix = fundamental_matrix(first, second)
     points = np.random.default_rng(0).normal(scale=0.4, size=(20, 3))
     a, b = (np.c_[project(points, camera)[0], np.ones(20)] for camera in (first, second))
     lines = a @ matrix.T
@@ -174,8 +181,8 @@ def test_linear_triangulation_returns_exact_points():
     moved = [dataclasses.replace(camera, cam_from_world=camera.cam_from_world @ shift) for camera in cameras]
     view, track = np.repeat(np.arange(9), 7), np.tile(np.arange(7), 9)
     pixels = np.concatenate([project(points, camera)[0] for camera in moved])
-    tracks = triangulation.Tracks(view=view, feature=np.zeros_like(view), pixels=pixels, track=track)
-    np.testing.assert_allclose(triangulation.linear_triangulation(tracks, moved), points, atol=1e-7)
+    tracks = Tracks(view=view, feature=np.zeros_like(view), pixels=pixels, track=track)
+    np.testing.assert_allclose(linear_triangulation(tracks, moved), points, atol=1e-7)
 
 
 def test_own_points_are_used_as_they_are(floor_views):
@@ -191,5 +198,5 @@ def test_few_triangulated_points_are_filled_up_with_random_ones(floor_views):
     assert len(cloud.positions) == len(cloud.colors) == 900
     assert "triangulated" in note
     assert "random" in note
-    found = triangulation.triangulate(floor_views[:8])
+    found = triangulate(floor_views[:8])
     np.testing.assert_array_equal(cloud.positions[: len(found.positions)], found.positions)

@@ -201,7 +201,7 @@ def fundamental_matrix(first: Camera, second: Camera) -> np.ndarray:
     relative = second.cam_from_world @ np.linalg.inv(first.cam_from_world)
     x, y, z = relative[:3, 3]
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    inverse = [np.linalg.inv(camera.K.double().numpy()) for camera in (first, second)]
+    inverse = [np.linalg.inv(camera.intrinsics.astype(np.float64)) for camera in (first, second)]
     return inverse[1].T @ cross @ relative[:3, :3] @ inverse[0]
 
 

@@ -18,27 +18,21 @@ def value_of(command, flag):
     return command[command.index(flag) + 1]
 
 
-def test_the_grid_is_scenes_by_masks_by_rows_by_seeds_with_one_geometry_for_all_rows(grid):
-    assert kinds_of(expand(grid(seeds=(0, 1, 2)))) == {"geometry": 2 * 3, "method": 2 * 2 * 2 * 3}
-
-
-def test_every_job_comes_after_those_it_depends_on(grid):
-    seen = set()
-    for job in expand(grid(rows=("omniseg3d_gs", "omniseg3d_gs_oracle", "gaga"))):
-        assert {other.key for other in job.depends_on} <= seen
-        seen.add(job.key)
-    assert len(seen) == 4 + 2 * 2 * 2 * 3
+def test_the_grid_is_scenes_by_masks_by_rows_by_seeds_each_job_after_those_it_depends_on(grid):
+    assert kinds_of(expand(grid(seeds=(0, 1, 2)))) == {"geometry": 2 * 3, "method": 2 * 2 * 2 * 3}  # one for all rows
+    jobs = expand(grid(rows=("omniseg3d_gs", "omniseg3d_gs_oracle", "gaga")))
+    for index, job in enumerate(jobs):
+        assert {other.key for other in job.depends_on} <= {other.key for other in jobs[:index]}
+    assert len(jobs) == 4 + 2 * 2 * 2 * 3
 
 
 def test_the_oracle_row_scores_the_model_of_the_honest_one(grid):
     geometry, honest, oracle = expand(grid("3", rows=("omniseg3d_gs_oracle",), scenes=("a",), seeds=(0,)))
-    assert oracle.depends_on == (honest,)
-    assert honest.depends_on == (geometry,)
+    assert (oracle.depends_on, honest.depends_on, oracle.geometry) == ((honest,), (geometry,), geometry)
     (command,) = oracle.commands
     assert (command[0], command[2]) == ("eval", str(honest.model))
     assert "--oracle_codebooks" in command
     assert oracle.record != honest.record
-    assert oracle.geometry == geometry
 
 
 def test_commands_parse_and_start_from_the_shared_geometry(grid, tmp_path):
@@ -110,13 +104,10 @@ def test_rooms_share_the_geometry_of_their_seed_and_number_of_views(robustness):
 @pytest.mark.parametrize(
     ("method", "most", "steps"),
     [
-        ("unified_lift", None, 600),
-        ("gaga", None, 2000),  # its preset: 4,000
-        ("released", None, 2000),  # its preset: 5,000
-        ("gaga", 50, 50),
-        ("unified_lift", 1000, 600),
+        ("unified_lift", None, 600), ("unified_lift", 1000, 600), ("gaga", 50, 50),
+        ("gaga", None, 2000), ("released", None, 2000),  # their presets: 4,000 and 5,000
     ],
-)
+)  # fmt: skip
 def test_lift_steps_of_the_robustness_table_are_limited(method, most, steps):
     assert lift_steps(ROWS[method], most) == steps
 

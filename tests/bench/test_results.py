@@ -10,7 +10,7 @@ import pytest
 from tests.bench.conftest import job_named, run_all
 from unified_lift.bench.grid import expand
 from unified_lift.bench.report import all_figures, matched_colors, write_report
-from unified_lift.bench.results import all_tables, latex, markdown, measure, of_masks, score
+from unified_lift.bench.results import all_tables, latex, markdown, measure, score
 from unified_lift.bench.run import read_records
 from unified_lift.bench.tables import TABLES
 from unified_lift.evaluation.pictures import BACKGROUND_COLOR, UNMATCHED_COLOR, object_colors, write_picture
@@ -36,8 +36,8 @@ def tables_of(grid):
     return all_tables(grid, frame_of(grid))
 
 
-def line_of(table, index=0):
-    return list(table.cells.iloc[index])
+def cells_of(table):
+    return table.cells.values.tolist()
 
 
 def fail(grid, key, message="error: out of memory"):
@@ -58,24 +58,20 @@ def test_mean_and_standard_deviation_over_seeds_and_scenes(grid):
     assert (frame_of(grid("3")).lift_s == 35).all()  # stages before the lift belong to its time
 
 
-def test_a_failed_job_is_named_and_is_not_zero(grid):
+def test_a_failed_job_is_named_and_not_zero_and_a_scene_without_any_result_leaves_no_mean(grid):
     made = table_3(grid)
     fail(made, "detic_instance/b/unified_lift/seed1")
     tables = tables_of(made)
-    assert line_of(tables[0])[1] == "67.5 [3 of 4, rest failed]"  # (0.85 + 0.5) / 2; one whole seed has no deviation
-    assert line_of(tables[-1]) == ["detic_instance", "b", "unified_lift", "1", "failed", "error: out of memory"]
-
-
-def test_a_scene_without_any_result_leaves_no_mean(grid):
-    made = table_3(grid)
+    assert cells_of(tables[0])[0][1] == "67.5 [3 of 4, rest failed]"  # (0.85 + 0.5) / 2; one whole seed: no deviation
+    assert cells_of(tables[-1]) == [["detic_instance", "b", "unified_lift", "1", "failed", "error: out of memory"]]
     for seed in (0, 1):
         fail(made, f"geometry/b/seed{seed}")
         for row in ("unified_lift", "gaga"):
             job_named(made, f"detic_instance/b/{row}/seed{seed}").record.unlink()
     tables = tables_of(made)
-    assert line_of(tables[1]) == ["Unified-Lift (ours)", "85.0 ± 7.1", "failed", "failed"]
+    assert cells_of(tables[1])[0] == ["Unified-Lift (ours)", "85.0 ± 7.1", "failed", "failed"]
     why = "geometry/b/seed0 failed: error: out of memory"
-    assert ["detic_instance", "b", "gaga", "0", "blocked", why] in tables[-1].cells.values.tolist()
+    assert ["detic_instance", "b", "gaga", "0", "blocked", why] in cells_of(tables[-1])
 
 
 def test_objects_are_counted_beside_those_annotated_and_gagas_groups(grid):
@@ -90,7 +86,7 @@ def test_objects_are_counted_beside_those_annotated_and_gagas_groups(grid):
 
     run_all(made, scores=scores)
     (table,) = [table for table in tables_of(made) if table.title.startswith("Objects")]
-    assert table.cells.values.tolist() == [
+    assert cells_of(table) == [
         ["annotated", "25", "60"], ["Unified-Lift (ours)", "21", "21"], ["Gaga", "31", "31"],
         ["Gaga: groups", "105", "105"],
     ]  # fmt: skip
@@ -121,26 +117,22 @@ def test_scenes_without_masks_are_left_out_of_the_mean_and_listed(grid, tmp_path
     assert tables[0].cells["mIoU"].tolist()[0] == "50.0"
     assert "No masks object_mask: b." in tables[0].notes
     why = "no folder object_mask/ in the scene"
-    assert tables[-1].cells.values.tolist() == [["object_mask", "b", "5_filter", "0", "no masks", why]]
+    assert cells_of(tables[-1]) == [["object_mask", "b", "5_filter", "0", "no masks", why]]
 
 
-def test_the_papers_numbers_are_printed_beside_ours(grid):
+def test_the_papers_numbers_are_printed_beside_ours_and_on_its_scenes_scene_by_scene(grid):
     table = tables_of(table_3(grid, rows=("unified_lift", "gaga", "omniseg3d_gs_oracle")))[0]
     shown = table.cells.set_index("method")["PQ_scene paper, its scenes"]
-    assert shown["Unified-Lift (ours)"] == "69.0"
-    assert shown["Gaga"] == "-"
+    assert shown[["Unified-Lift (ours)", "Gaga"]].tolist() == ["69.0", "-"]
     assert shown["OmniSeg3D-GS + HDBSCAN (oracle)"] == "66.0"
     assert shown["Panoptic Lifting (NeRF) (cited)"] == "63.2"
     assert any("for reference only" in note for note in table.notes)
-
-
-def test_on_the_papers_scenes_its_number_of_each_is_quoted(grid):
     made = grid("3", rows=("unified_lift",), scenes=TABLES["3"].scenes, seeds=(0,))
     run_all(made, scores=lambda job: {"PQ_scene": 0.5})
     tables = tables_of(made)
     assert "PQ_scene paper" in tables[0].cells
     paper = ("79.1", "72.2", "65.9", "53.9", "77.0", "78.9", "70.7", "54.1")
-    assert line_of(tables[1])[1:] == [*(f"50.0 ({value})" for value in paper), "50.0"]
+    assert cells_of(tables[1])[0][1:] == [*(f"50.0 ({value})" for value in paper), "50.0"]
 
 
 def test_the_oracle_shows_its_best_candidate_and_is_never_bold(grid):
@@ -195,10 +187,9 @@ def test_bars_have_a_diamond_for_the_paper(grid):
     figures = all_figures(made, frame_of(made))
     axis = figures["Mean over the scenes, masks detic_instance"].axes[0]
     assert [bar.get_width() for bar in axis.patches] == pytest.approx([70, 40])
-    diamonds = [line for line in axis.lines if line.get_marker() == "D"]
-    assert [line.get_xdata()[0] for line in diamonds] == pytest.approx([69])
-    scenes = figures["Scene by scene, masks detic_instance"].axes[0].lines
-    assert scenes[0].get_ydata() == pytest.approx([85, 55])
+    (diamond,) = [line for line in axis.lines if line.get_marker() == "D"]
+    assert diamond.get_xdata() == pytest.approx([69])
+    assert figures["Scene by scene, masks detic_instance"].axes[0].lines[0].get_ydata() == pytest.approx([85, 55])
 
 
 def test_robustness_has_a_table_and_a_panel_for_each_kind_of_noise(robustness):
@@ -207,9 +198,9 @@ def test_robustness_has_a_table_and_a_panel_for_each_kind_of_noise(robustness):
     fail(made, "object_mask/views_3/gaga/seed0")
     drop, views, problems = tables_of(made)
     assert list(drop.cells) == ["method", "0", "0.5"]
-    assert line_of(drop) == ["Unified-Lift (ours)", "90.5 ± 0.7", "50.5 ± 0.7"]
+    assert cells_of(drop)[0] == ["Unified-Lift (ours)", "90.5 ± 0.7", "50.5 ± 0.7"]
     assert list(views.cells) == ["method", "48", "3"]
-    assert line_of(views, 1) == ["Gaga", "90.5 ± 0.7", "91.0 [1 of 2, rest failed]"]
+    assert cells_of(views)[1] == ["Gaga", "90.5 ± 0.7", "91.0 [1 of 2, rest failed]"]
     assert len(problems.cells) == 1
     (figure,) = all_figures(made, frame_of(made)).values()
     assert [axis.get_title("left") for axis in figure.axes] == ["drop", "views"]
@@ -245,11 +236,6 @@ def test_a_true_object_has_one_colour_under_every_method():
     assert (matched_colors(ids, {}) == object_colors(ids)).all()
 
 
-def page_of(grid):
-    write_report(grid, read_records(expand(grid)))
-    return (grid.out / "report.html").read_text()
-
-
 def test_the_page_shows_tables_plots_failures_and_pictures_and_loads_nothing(grid, monkeypatch):
     truth = {"7": np.full((6, 8), 2, dtype=np.int32)}
     monkeypatch.setattr("unified_lift.bench.report.load_annotations", lambda settings, names: truth)
@@ -261,7 +247,8 @@ def test_the_page_shows_tables_plots_failures_and_pictures_and_loads_nothing(gri
                 write_picture(job.model / f"test/ours_0/gt/{name}.png", photo)
                 write_picture(job.model / f"test/ours_0/objects_pred/{name}.png", np.full((6, 8), 1))
     fail(made, "detic_instance/b/gaga/seed0", message="error: <b> broke")
-    page = page_of(made)
+    write_report(made, read_records(expand(made)))
+    page = (made.out / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert not re.findall(r"https?://|@import|url\(|<script|<link", page)
     assert "<b>70.0 ± 7.1</b>" in page
@@ -272,8 +259,3 @@ def test_the_page_shows_tables_plots_failures_and_pictures_and_loads_nothing(gri
     captions = re.findall(r"<figcaption>([^<]*)</figcaption>", page)
     own = ["Unified-Lift (ours)", "Gaga"]
     assert captions == ["photo", "ground truth", *own, "photo", *own]
-
-
-def test_a_page_without_any_result_is_still_a_page(grid):
-    assert "0 of 16 results are there" in page_of(grid("rooms"))
-    assert of_masks(frame_of(grid("rooms")), TABLES["rooms"].masks[0]).state.unique().tolist() == ["not run"]

@@ -31,16 +31,14 @@ def random_gaussians(count: int, *, degree: int = 3, seed: int = 0) -> Gaussians
     def normal(*shape):
         return torch.randn(*shape, generator=generator)
 
-    return Gaussians(
-        {
-            "means": normal(count, 3),
-            "quats": normal(count, 4),
-            "log_scales": normal(count, 3) - 4,
-            "logit_opacities": normal(count),
-            "sh0": normal(count, 1, 3) * 0.5,
-            "shN": normal(count, (degree + 1) ** 2 - 1, 3) * 0.2,
-            "features": normal(count, 16),
-        }
+    return gaussians_of(
+        means=normal(count, 3),
+        quats=normal(count, 4),
+        log_scales=normal(count, 3) - 4,
+        logit_opacities=normal(count),
+        sh0=normal(count, 1, 3) * 0.5,
+        shN=normal(count, (degree + 1) ** 2 - 1, 3) * 0.2,
+        features=normal(count, 16),
     )
 
 

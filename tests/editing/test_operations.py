@@ -34,10 +34,6 @@ def three_objects(**changes):
     )
 
 
-def with_confidence(scene, values):
-    return replace(scene, labels=GaussianLabels(scene.object_ids, torch.tensor(values)))
-
-
 def camera_at(position, *, up=(0, 0, 1)):
     pose = look_at(np.array(position, float), np.zeros(3), np.array(up, float))
     return Camera(cam_from_world=pose, fx=60, fy=60, cx=32.5, cy=23.5, width=64, height=48)
@@ -172,7 +168,8 @@ def test_the_pivot_can_be_a_point_and_outliers_do_not_shift_the_middle():
     moved = done(Move, scene, [2], rotate=Rotation(degrees=180), about=(0.0, 0.0, 0.0))
     assert torch.allclose(moved.gaussians.means[1:3], torch.tensor([[-1.0, 0, 0], [-3, 0, 0]]), atol=1e-6)
     for values, middle in (([1, 1, 0.0, 0.5, 0.5], 1), ([0.0] * 5, 2)):
-        turned = done(Move, with_confidence(scene, values), [2], rotate=Rotation(degrees=180))
+        doubted = replace(scene, labels=GaussianLabels(scene.object_ids, torch.tensor(values)))
+        turned = done(Move, doubted, [2], rotate=Rotation(degrees=180))
         assert turned.gaussians.means[1:3, 0].tolist() == pytest.approx([2 * middle - 1, 2 * middle - 3])
 
 
@@ -242,19 +239,13 @@ def test_ids_of_copies_must_be_free(new_ids, problem):
 # ---- colours ----
 
 
-def mean_colors(scene, object_id):
-    return (scene.gaussians.sh0.detach()[scene.object_ids == object_id, 0] * SH_C0 + 0.5).mean(dim=0)
-
-
 def test_painted_objects_have_the_colour_on_average_and_keep_their_shading():
     scene = scene_of(random_gaussians(400))
     painted = done(Recolour, scene, [4], color="#cc1933")
-    assert mean_colors(painted, 4).tolist() == pytest.approx([0.8, 25 / 255, 0.2], abs=1e-5)
-    luma = torch.tensor([0.2126, 0.7152, 0.0722])
-    rows = scene.object_ids == 4
-    before = (scene.gaussians.sh0.detach()[rows, 0] * SH_C0 + 0.5) @ luma
-    after = (painted.gaussians.sh0.detach()[rows, 0] * SH_C0 + 0.5) @ luma
-    assert float(torch.corrcoef(torch.stack([before, after]))[0, 1]) > 0.999
+    rows, luma = scene.object_ids == 4, torch.tensor([0.2126, 0.7152, 0.0722])
+    before, after = (each.gaussians.sh0.detach()[rows, 0] * SH_C0 + 0.5 for each in (scene, painted))
+    assert after.mean(dim=0).tolist() == pytest.approx([0.8, 25 / 255, 0.2], abs=1e-5)
+    assert float(torch.corrcoef(torch.stack([before @ luma, after @ luma]))[0, 1]) > 0.999
     assert torch.equal(painted.gaussians.sh0[~rows], scene.gaussians.sh0[~rows])
     assert torch.equal(painted.gaussians.shN[~rows], scene.gaussians.shN[~rows])
 

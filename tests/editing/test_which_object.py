@@ -112,37 +112,30 @@ def test_unseen_gaussians_do_not_decide_what_an_object_is_like():
     assert next(iter(query.objects_like(scene, 1))) == 2
 
 
-class ByColor:
-    """Words are colours; a picture is the colour of what stands out of the grey or black in it."""
-
-    WORDS = {"red": RED, "green": GREEN, "object": (1, 1, 1), "nothing here": (-1, -1, -1)}
-
-    def __call__(self, images, texts):
-        self.sizes = [image.shape for image in images]
-        assert all(image.dtype == np.uint8 for image in images)
-        colors = []
-        for image in images:
-            pixels = image.reshape(-1, 3).astype(float)
-            spread = np.ptp(pixels, axis=1)[:, None]
-            colors.append((pixels * spread).sum(axis=0) + 1e-6)
-        words = [self.WORDS.get(text, (1, 1, 1)) for text in texts]
-        return tuple(
-            torch.nn.functional.normalize(torch.tensor(np.array(rows, float)), dim=1).float()
-            for rows in (colors, words)
-        )
+def by_color(images, texts):
+    """Encode a picture as the channel that stands out most in it; words are red, nothing, or grey."""
+    spread = [(image - image.min(axis=2, keepdims=True)).sum(axis=(0, 1)) for image in images]
+    words = {"red": (1.0, 0, 0), "nothing here": (-1.0, -1, -1)}
+    words = torch.tensor([words.get(text, (1.0, 1, 1)) for text in texts])
+    return torch.eye(3)[np.argmax(spread, axis=1)], torch.nn.functional.normalize(words, dim=1)
 
 
 def test_words_find_what_fits_them_better_than_the_word_object(balls):
-    encoder = ByColor()
-    found = query.objects_by_text(balls, "red", [camera()], encoder)
+    shown = []
+
+    def encode(images, texts):
+        shown.extend(images)
+        return by_color(images, texts)
+
+    found = query.objects_by_text(balls, "red", [camera()], encode)
     assert list(found) == [3]
     assert found[3] > query.MIN_RELEVANCY
-    assert len(encoder.sizes) == 6  # each of three objects with and without its surroundings
-    assert all(size[0] < 30 and size[1] < 40 for size in encoder.sizes)
-    assert query.objects_by_text(balls, "nothing here", [camera()], encoder) == {}
+    assert len(shown) == 6  # each of three objects with and without its surroundings
+    assert all(image.dtype == np.uint8 and image.shape[0] < 30 and image.shape[1] < 40 for image in shown)
+    assert query.objects_by_text(balls, "nothing here", [camera()], by_color) == {}
     away = camera()
     away.cam_from_world[:3, 3] += [0, 0, -50]
-    assert query.objects_by_text(balls, "red", [away], encoder) == {}
+    assert query.objects_by_text(balls, "red", [away], by_color) == {}
 
 
 # ---- CLIP behind a stand-in for transformers ----

@@ -26,7 +26,7 @@ LEFT_RED[:, :50, 0] = 255
 
 def prepared(tmp_path, name, *, max_size=200):
     source, target = tmp_path / "in", tmp_path / "out"
-    write_photos(list_photos(source), source, target, max_size=max_size)
+    write_photos(list_photos(source), source, target, max_size, lambda *_: None)
     return target / name
 
 
@@ -172,4 +172,4 @@ def test_sharp_frames_of_a_video_are_written_under_their_numbers(tmp_path):
 def test_a_file_that_is_no_video_is_named(tmp_path):
     (tmp_path / "v.mp4").write_bytes(b"not a video")
     with pytest.raises(UserError, match=r"v\.mp4: no frame.*H\.264"):
-        write_sharp_frames(tmp_path / "v.mp4", tmp_path / "out", 3, 100)
+        write_sharp_frames(tmp_path / "v.mp4", tmp_path / "out", 3, 100, lambda *_: None)

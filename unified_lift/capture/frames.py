@@ -1,7 +1,6 @@
-"""Photos as they come from a phone or camera, or the sharp frames of a video, as pictures a reconstruction can use.
+"""Photos or the sharp frames of a video as pictures for a reconstruction: upright RGB JPEG files of a chosen size.
 
-They are upright (EXIF rotation is applied) RGB JPEG files no longer than a chosen size, and keep nothing of their EXIF
-data but what tells the focal length: no places, no times.
+Of the EXIF data they keep only what tells the focal length: no places, no times.
 """
 
 import shutil
@@ -37,8 +36,7 @@ def is_video(source: Path) -> bool:
 def list_photos(folder: Path) -> list[Path]:
     """Return the photos below a folder, sorted by relative path; hidden files and folders are left out.
 
-    Raises:
-        UserError: There is none, some are HEIC files that cannot be read here, or two have one name but for the suffix.
+    A UserError says that there is none, that HEIC files cannot be read here, or that two differ only in the suffix.
     """
     kinds = sorted({*_HEIC_SUFFIXES, *(suffix.lower() for suffix in IMAGE_SUFFIXES)})
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in kinds and path.is_file()]
@@ -65,14 +63,8 @@ def photo_name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).with_suffix(".jpg").as_posix()
 
 
-def write_photos(
-    photos: Sequence[Path], source: Path, folder: Path, *, max_size: int, progress: Progress | None = None
-) -> None:
-    """Write photos below `source` to `folder` as upright JPEG files of at most `max_size` pixels a side.
-
-    Raises:
-        UserError: A photo is damaged.
-    """
+def write_photos(photos: Sequence[Path], source: Path, folder: Path, max_size: int, progress: Progress) -> None:
+    """Write photos below `source` to `folder`, at most `max_size` pixels long; a UserError names a damaged photo."""
     parallel_map(partial(_write_photo, source=source, folder=folder, max_size=max_size), photos, progress)
 
 
@@ -104,21 +96,15 @@ def _save(image: Image.Image, path: Path, max_size: int, exif: Image.Exif) -> No
     Image.fromarray(shrunk(np.asarray(image), max_size)).save(path, quality=_QUALITY, subsampling=0, exif=exif)
 
 
-def write_sharp_frames(video: Path, folder: Path, count: int, max_size: int, progress: Progress | None = None) -> int:
+def write_sharp_frames(video: Path, folder: Path, count: int, max_size: int, progress: Progress) -> int:
     """Write the sharpest frame of each of `count` equal stretches of a video, and return how many the video has.
 
-    Files are called `frame_<number in the video>.jpg`. The video is decoded twice: containers often misstate how many
-    frames they hold.
-
-    Args:
-        count: Frames to choose; a shorter video gives all of its own.
-        progress: Called with (done, total) frames over both passes; the total is an estimate during the first.
-    Raises:
-        UserError: The video cannot be decoded.
+    Files are called `frame_<number in the video>.jpg`. The video is decoded twice, as containers often misstate how
+    many frames they hold; until the second pass the total for `progress` is an estimate. A UserError says that the
+    video cannot be decoded.
     """
     folder.mkdir(parents=True, exist_ok=True)
     guess, scores = int(cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT)), []
-    progress = progress or (lambda done, total: None)
     for frame in _decoded(video):
         scores.append(sharpness(frame))
         progress(len(scores), 2 * max(guess, len(scores)))

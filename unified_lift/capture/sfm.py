@@ -1,11 +1,7 @@
 """Structure from motion through COLMAP: photos or a video in, an undistorted scene with poses and points out.
 
-    <scene>/images/, sparse/0/     what train.py reads
-    <scene>/sfm_report.json, sfm_sparse.png
-    <scene>/sfm/                   work folder: photos/, features.db, matches.db, model/, stages.json
-
-Each stage leaves its result in the work folder with a key of all settings that led to it, so that a second call repeats
-only what was not finished or is asked for with other settings.
+`images/` and `sparse/0/` of the scene are what train.py reads. `sfm/` is the work folder: each stage leaves its result
+there with a key of all settings that led to it, so that a second call repeats only what is not there yet.
 """
 
 import hashlib
@@ -36,8 +32,7 @@ from unified_lift.fileio import read_json, replacing, write_json
 from unified_lift.progress import progress_bar
 
 Facts = dict[str, Any]
-Work = Callable[[Path, Progress], Facts]
-"""Does a stage, given a scratch folder and what to call with (done, total); returns facts for the report."""
+Work = Callable[[Path, Progress], Facts]  # does a stage, given a scratch folder; returns facts for the report
 
 MIN_REGISTERED = 3  # two views give points, but no scene that could be trained
 REPORT, PICTURE = "sfm_report.json", "sfm_sparse.png"
@@ -88,9 +83,8 @@ class SfmSettings:
 def reconstruct(settings: SfmSettings) -> Facts:
     """Run the stages that are not done yet, write the scene and its report, and return the report.
 
-    Raises:
-        UserError: A setting makes no sense, COLMAP is not installed, the photos cannot be read, too few of them fit
-            together, or the scene folder holds images or a model of another origin.
+    A UserError says that a setting makes no sense, COLMAP is not installed, photos cannot be read, too few of them fit
+    together, or the scene folder holds images or a model of another origin.
     """
     source, scene = settings.photos.resolve(), settings.source_path.resolve()
     is_inside = source.is_dir() and (scene == source or source in scene.parents)
@@ -194,7 +188,7 @@ class _Reconstruction:
         if is_video(source):
             facts["video_frames"] = write_sharp_frames(source, scratch, self.settings.frames, max_size, progress)
         else:
-            write_photos(list_photos(source), source, scratch, max_size=max_size, progress=progress)
+            write_photos(list_photos(source), source, scratch, max_size, progress)
         count = len(_prepared(scratch))
         if count < MIN_REGISTERED:
             raise UserError(f"{source}: gives {count} photos, at least {MIN_REGISTERED} are needed; {_ADVICE}")
@@ -220,15 +214,16 @@ class _Reconstruction:
                 # Through SQLite: part of a database may still be in its write-ahead log.
                 with closing(sqlite3.connect(self.features)) as old, closing(sqlite3.connect(partial)) as new:
                     old.backup(new)
-        pairs = num_pairs(_count(self.features, "images"), matcher)
-        with watched(database, "two_view_geometries", pairs, progress):
+        with watched(database, "two_view_geometries", num_pairs(len(_prepared(self.photos)), matcher), progress):
             if matcher == "exhaustive":
                 options = self.colmap.ExhaustivePairingOptions()
                 options.block_size = _BLOCK_SIZE
                 self.colmap.match_exhaustive(str(database), pairing_options=options)
             else:
                 self.colmap.match_sequential(str(database))
-        return {"matcher": matcher, "pairs": _count(database, "two_view_geometries")}
+        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            pairs = connection.execute("SELECT COUNT(*) FROM two_view_geometries").fetchone()[0]
+        return {"matcher": matcher, "pairs": pairs}
 
     def _map(self, scratch: Path, progress: Progress) -> Facts:
         """Estimate poses and points; the largest of the models found stays."""
@@ -279,12 +274,12 @@ def watched(database: Path, table: str, total: int, progress: Progress) -> Itera
     command = [sys.executable, "-I", "-c", _COUNTER, database.absolute().as_uri(), table, str(_POLL_S)]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     progress(0, total)
+
+    def look() -> None:
+        for line in counter.stdout or ():
+            progress(min(int(line), total), total)
+
     with subprocess.Popen(command, start_new_session=True, **pipes) as counter:  # Ctrl-C is for us; we end it
-
-        def look() -> None:
-            for line in counter.stdout or ():
-                progress(min(int(line), total), total)
-
         watcher = threading.Thread(target=look, daemon=True)
         watcher.start()
         try:
@@ -293,12 +288,6 @@ def watched(database: Path, table: str, total: int, progress: Progress) -> Itera
             counter.kill()
             watcher.join()
     progress(total, total)
-
-
-def _count(database: Path, table: str) -> int:
-    """Return the rows of a table of a database that COLMAP does not have open."""
-    with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        return connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
 
 
 def _prepared(folder: Path) -> list[str]:

@@ -12,19 +12,16 @@ from unified_lift.data.settings import DataSettings
 from unified_lift.fileio import replacing
 from unified_lift.ops.cameras import fov_from_focal, invert_rigid, project
 
-_GOOD_SHARE, _GOOD_ERROR, _GOOD_TRACK = 0.9, 2.0, 3.0
 _MAX_DRAWN = 20_000
 _CAMERAS_SHOWN = 2
 
 
 def sparse_report(scene: Path, photos: Path, stages: Mapping[str, Mapping[str, Any]], picture: Path) -> dict[str, Any]:
-    """Return the report of a reconstructed scene as JSON values, and draw its points and cameras.
+    """Return the report of a scene as JSON values, and draw its points and cameras to the file `picture`.
 
     Args:
-        scene: Folder with `images/` and `sparse/0/`.
-        photos: All photos that were tried.
+        photos: Folder of all photos that were tried.
         stages: Per stage `seconds` and `facts`.
-        picture: The file to draw.
     """
     frames = describe(scene, DataSettings(source_path=scene)).frames
     points = read_points(scene / "sparse/0/points3D.bin")
@@ -55,17 +52,18 @@ def sparse_report(scene: Path, photos: Path, stages: Mapping[str, Mapping[str, A
 
 def advice(numbers: Mapping[str, Any]) -> list[str]:
     """Return what to look at, one line each; empty for a sound reconstruction."""
-    found, lost = [], len(numbers["not_registered"])
-    if len(numbers["models"]) > 1:
-        sizes = " and ".join(map(str, numbers["models"]))
-        found.append(f"the photos fall into groups that do not overlap ({sizes}): take some photos between them")
-    if numbers["registered"] < _GOOD_SHARE * numbers["photos"]:
-        found.append(f"{lost} photos found no place: add photos that overlap with them, or leave them out")
-    if numbers["mean_reprojection_error_px"] > _GOOD_ERROR:
-        found.append("the reprojection error is large: did something move, or the zoom change (--cameras each)?")
-    if numbers["mean_track_length"] < _GOOD_TRACK:
-        found.append("points are seen in few photos each: smaller steps between photos make poses firmer")
-    return found
+    sizes, lost = " and ".join(map(str, numbers["models"])), len(numbers["not_registered"])
+    apart = f"the photos fall into groups that do not overlap ({sizes}): take some photos between them"
+    homeless = f"{lost} photos found no place: add photos that overlap with them, or leave them out"
+    inexact = "the reprojection error is large: did something move, or the zoom change (--cameras each)?"
+    short = "points are seen in few photos each: smaller steps between photos make poses firmer"
+    weaknesses = {
+        apart: len(numbers["models"]) > 1,
+        homeless: numbers["registered"] < 0.9 * numbers["photos"],
+        inexact: numbers["mean_reprojection_error_px"] > 2,
+        short: numbers["mean_track_length"] < 3,
+    }
+    return [text for text, is_weak in weaknesses.items() if is_weak]
 
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:
@@ -120,11 +118,7 @@ def _draw(path: Path, frames: Sequence[Frame], points: ColmapPoints) -> None:
 
 
 def level_axes(world_from_cam: np.ndarray) -> np.ndarray:
-    """Return right, forward and up of a upright observer as rows [3, 3]: up is the photographer's mean up.
-
-    Args:
-        world_from_cam: Poses [M, 4, 4], OpenCV axes.
-    """
+    """Return right, forward and up of an upright observer as rows [3, 3]; poses [M, 4, 4] have OpenCV axes."""
     up = -world_from_cam[:, :3, 1].mean(axis=0)
     if np.linalg.norm(up) < 1e-6:  # cameras in all orientations: any direction will do
         up = np.array([0.0, 0.0, 1.0])

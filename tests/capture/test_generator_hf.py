@@ -63,9 +63,8 @@ def proposed(model, granularities, **settings):
 )
 def test_a_granularity_is_one_of_the_three_masks_of_each_point(granularity, rows, score):
     found = proposed(Model(), (granularity,), pred_iou_thresh=0.5)
-    assert [(p.granularity, int(p.mask.sum()), round(p.score, 2)) for p in found] == [
-        (granularity, 8 * rows, score)
-    ] * 2
+    of_a_point = (granularity, 8 * rows, score)
+    assert [(p.granularity, int(p.mask.sum()), round(p.score, 2)) for p in found] == [of_a_point] * 2
     assert [bool(p.mask[0, 0]) for p in found] == [True, False]
 
 
@@ -73,15 +72,8 @@ def test_each_granularity_is_filtered_by_the_pipeline_with_our_settings():
     generator = HfGenerator(Pipeline(Model()), HfSettings(points_per_side=9, crops_n_layers=1), facts={})
     found = generator.propose(PHOTO, GRANULARITIES)
     assert [p.granularity for p in found] == ["part", "part", "subpart", "subpart"]  # 0.79 is below 0.88
-    assert generator._pipeline.asked == 3 * [
-        {
-            "points_per_crop": 9,
-            "points_per_batch": 64,
-            "pred_iou_thresh": 0.88,
-            "stability_score_thresh": 0.95,
-            "crops_n_layers": 1,
-        }  # noqa: E501
-    ]
+    asked = dict(points_per_crop=9, points_per_batch=64, pred_iou_thresh=0.88, stability_score_thresh=0.95)
+    assert generator._pipeline.asked == 3 * [{**asked, "crops_n_layers": 1}]
 
 
 def test_a_model_without_granularities_gives_all_its_masks_as_whole_and_refuses_parts():
@@ -104,9 +96,8 @@ def library(monkeypatch):
         assert (task, device) == ("mask-generation", CPU)
         return Pipeline(Model())
 
-    fake = SimpleNamespace(
-        __version__="1.2", AutoConfig=SimpleNamespace(from_pretrained=from_pretrained), pipeline=pipeline
-    )
+    config = SimpleNamespace(from_pretrained=from_pretrained)
+    fake = SimpleNamespace(__version__="1.2", AutoConfig=config, pipeline=pipeline)
     monkeypatch.setitem(sys.modules, "transformers", fake)
     monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace())
 
@@ -120,16 +111,14 @@ def test_loading_tells_versions_and_model(library, tmp_path):
     assert len(generator.propose(PHOTO, ("subpart",))) == 2
 
 
-def test_wrong_folders_are_named(library, tmp_path):
-    with pytest.raises(UserError, match="--weights missing"):
-        GENERATOR.load(HfSettings(), CPU)
-    with pytest.raises(UserError, match="nowhere: no such folder"):
-        GENERATOR.load(HfSettings(weights=tmp_path / "nowhere"), CPU)
-    with pytest.raises(UserError, match="not a mask-generation model"):
-        GENERATOR.load(HfSettings(weights=tmp_path), CPU)
-
-
-def test_a_missing_library_is_named(monkeypatch, tmp_path):
+def test_wrong_folders_and_a_missing_library_are_named(library, tmp_path, monkeypatch):
+    for weights, words in (
+        (None, "--weights missing"),
+        (tmp_path / "nowhere", "nowhere: no such folder"),
+        (tmp_path, "not a mask-generation model"),
+    ):
+        with pytest.raises(UserError, match=words):
+            GENERATOR.load(HfSettings(weights=weights), CPU)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match="transformers is not installed"):
         GENERATOR.load(HfSettings(weights=tmp_path), CPU)

@@ -54,11 +54,6 @@ def strip(start, stop, score=0.9, *, stability=1.0):
     return box((0, 1, start, stop), score, size=(1, 100), stability=stability)
 
 
-def kept(*proposals, **settings):
-    found = keep_best(proposals, FilterSettings(**settings))
-    return [index for index, proposal in enumerate(proposals) if any(proposal is one for one in found)]
-
-
 @pytest.mark.parametrize("rule", RULES)
 def test_overlap_rules_agree_with_the_other_programs(rule):
     proposals = [box(rows_columns, score) for rows_columns, score in BOXES]
@@ -91,50 +86,38 @@ def test_large_eats_small_keeps_what_won_four_fifths_of_itself():
     np.testing.assert_array_equal(ids[0], [1] * 60 + [0] * 40)
 
 
-def test_ids_are_not_limited_to_256():
-    size = (20, 100)
-    dots = [box((n // 100, n // 100 + 1, n % 100, n % 100 + 1), size=size) for n in range(2000)]
-    ids = paint(dots, size, rule="score_on_top", min_area=0)
-    np.testing.assert_array_equal(ids.ravel(), np.arange(1, 2001))
+LARGE = strip(0, 60, 0.75)
+A, B = strip(0, 90, 0.8), strip(0, 100, 0.9)  # IoU 0.9
 
 
-def test_of_two_masks_with_much_overlap_the_better_stays():
-    a, b = strip(0, 90, 0.8), strip(0, 100, 0.9)  # IoU 0.9
-    assert kept(a, b) == [1]
-    assert kept(a, b, max_mask_iou=0.9) == [0, 1]
-    assert kept(strip(0, 90, 0.9), strip(0, 100, 0.8)) == [0]
-
-
-def test_better_means_stability_times_score():
-    assert kept(strip(0, 90, 0.99, stability=0.8), strip(0, 100, 0.9, stability=0.95)) == [1]
-
-
-def test_of_equals_the_first_stays():
-    assert kept(strip(0, 50), strip(0, 50), strip(0, 50)) == [0]
-
-
-def test_a_mask_that_goes_itself_still_judges_others():
-    chain = [strip(0, 100, 0.95), strip(8, 108, 0.9), strip(16, 100, 0.85)]  # IoU 0.92, 0.84 next to each other ...
-    assert kept(*chain) == [0]  # ... the third's IoU with the first is 0.84 too
-    far = [strip(0, 90, 0.95), strip(5, 95, 0.9), strip(10, 100, 0.85)]  # 85/95 = 0.89 between neighbours, 0.80 across
-    assert kept(*far, max_mask_iou=0.85) == [0]
-
-
-def test_low_scores_go():
-    assert kept(strip(0, 10, 0.7), strip(20, 30, 0.71), strip(40, 50, 0.9, stability=0.75)) == [1]
-
-
-def test_a_mask_inside_one_that_it_covers_by_less_than_half_goes_whatever_its_score():
-    large = strip(0, 60, 0.75)
-    assert kept(large, strip(40, 60, 0.95)) == [0]  # all of it inside, covering a third
-    assert kept(large, strip(43, 63, 0.95)) == [0]  # 17 of 20: exactly 85 %
-    assert kept(large, strip(44, 64, 0.95)) == [0, 1]  # 16 of 20
-    assert kept(large, strip(30, 60, 0.95)) == [0, 1]  # it covers half
-
-
-def test_empty_masks_go():
-    assert kept(strip(5, 5), strip(0, 50)) == [1]
-    assert keep_best([], FilterSettings()) == []
+@pytest.mark.parametrize(
+    ("proposals", "settings", "expected"),
+    [
+        ([A, B], {}, [1]),  # of much overlap the better stays
+        ([A, B], {"max_mask_iou": 0.9}, [0, 1]),
+        ([strip(0, 90, 0.9), strip(0, 100, 0.8)], {}, [0]),
+        ([strip(0, 90, 0.99, stability=0.8), strip(0, 100, 0.9, stability=0.95)], {}, [1]),  # stability times score
+        ([strip(0, 50), strip(0, 50), strip(0, 50)], {}, [0]),  # of equals the first
+        # A mask that goes itself still judges others: IoU 0.92, then 0.84 between neighbours, 0.84 across.
+        ([strip(0, 100, 0.95), strip(8, 108, 0.9), strip(16, 100, 0.85)], {}, [0]),
+        # 85/95 = 0.89 between neighbours, 0.80 across
+        ([strip(0, 90, 0.95), strip(5, 95, 0.9), strip(10, 100, 0.85)], {"max_mask_iou": 0.85}, [0]),
+        ([strip(0, 10, 0.7), strip(20, 30, 0.71), strip(40, 50, 0.9, stability=0.75)], {}, [1]),  # low scores go
+        (
+            [LARGE, strip(40, 60, 0.95)],
+            {},
+            [0],
+        ),  # all of it inside, covering a third of the other: its score is no help
+        ([LARGE, strip(43, 63, 0.95)], {}, [0]),  # 17 of 20: exactly 85 %
+        ([LARGE, strip(44, 64, 0.95)], {}, [0, 1]),  # 16 of 20
+        ([LARGE, strip(30, 60, 0.95)], {}, [0, 1]),  # it covers half
+        ([strip(5, 5), strip(0, 50)], {}, [1]),  # empty
+        ([], {}, []),
+    ],
+)
+def test_which_masks_stay_by_hand(proposals, settings, expected):
+    found = keep_best(proposals, FilterSettings(**settings))
+    assert [index for index, proposal in enumerate(proposals) if any(proposal is one for one in found)] == expected
 
 
 def test_overlaps_are_counted_over_all_of_a_large_photo():

@@ -70,7 +70,9 @@ def test_ctrl_c_ends_with_130_and_the_next_call_goes_on(photos, colmap, capsys):
     [
         (["gone", "-s", "scene"], "no such folder or file"),
         (["photos", "-s", "scene", "--max_size", "8"], "--max_size 8"),
+        (["photos", "-s", "scene", "--frames", "2"], "--frames 2"),
         (["photos", "-s", "photos"], "choose a scene folder beside it"),
+        (["photos", "-s", "photos/scene"], "choose a scene folder beside it"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(argv, words, photos, colmap, capsys, monkeypatch):

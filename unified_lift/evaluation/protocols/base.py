@@ -25,15 +25,13 @@ class PredictionBundle:
     """A model's answers on the views of a split.
 
     Attributes:
-        names: All views of the split.
-        object_ids: Predicted ids; a view without them has no prediction.
         likely_ids: (view, threshold) -> ids whose probability is above it, int32 [H, W, K] with -1 in unused places;
             None = each pixel's id is certain.
         find_prompts: (view, prompts) -> masks of the prompts found by their words alone; None = nothing does that.
     """
 
-    names: Sequence[str]
-    object_ids: Labels
+    names: Sequence[str]  # all views of the split
+    object_ids: Labels  # predicted; a view without them has no prediction
     likely_ids: Callable[[str, float], np.ndarray] | None = None
     find_prompts: Callable[[str, Sequence[str]], TextMasks] | None = None
 
@@ -51,39 +49,24 @@ class GroundTruth:
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolResult:
-    """Scores of one model on one scene; fractions in [0, 1]. A score that does not apply is absent.
+    """Scores of one model on one scene; fractions in [0, 1]. A score that does not apply is absent."""
 
-    Attributes:
-        scores: Name -> score or count of the scene.
-        per_view: Name -> view -> score.
-        report: How the scores came about, ready for JSON.
-        masks: View -> prompt -> predicted mask, bool [H, W], where prompts are what is predicted.
-        text: What words alone found in the reference view, where they were used.
-    """
-
-    scores: dict[str, float] = field(default_factory=dict)
-    per_view: dict[str, dict[str, float]] = field(default_factory=dict)
-    report: dict[str, Any] = field(default_factory=dict)
-    masks: PromptMasks = field(default_factory=dict)
-    text: TextMasks | None = None
+    scores: dict[str, float] = field(default_factory=dict)  # name -> score or count of the scene
+    per_view: dict[str, dict[str, float]] = field(default_factory=dict)  # name -> view -> score
+    report: dict[str, Any] = field(default_factory=dict)  # how the scores came about, ready for JSON
+    masks: PromptMasks = field(default_factory=dict)  # predicted ones, where prompts are what is predicted
+    text: TextMasks | None = None  # what words alone found in the reference view, where they were used
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """One benchmark.
-
-    Attributes:
-        ground_truth: The field of `GroundTruth` that it compares with.
-        headline: The scores by which models are ranked: of these names, the first that the result has.
-        score: Returns the scores. Raises ValueError where there is no ground truth or sizes differ.
-        metrics: Scores of its own that `unified_lift.metrics` does not declare.
-    """
+    """One benchmark; its `score` raises a ValueError where there is no ground truth or sizes differ."""
 
     name: str
-    ground_truth: Literal["annotations", "prompt_masks"]
-    headline: tuple[str, ...]
+    ground_truth: Literal["annotations", "prompt_masks"]  # the field of `GroundTruth` that it compares with
+    headline: tuple[str, ...]  # the scores by which models are ranked: of these names, the first that the result has
     score: Callable[[PredictionBundle, GroundTruth], ProtocolResult]
-    metrics: tuple[Metric, ...] = ()
+    metrics: tuple[Metric, ...] = ()  # scores of its own that `unified_lift.metrics` does not declare
 
     def headline_of(self, scores: Mapping[str, float]) -> str | None:
         """Return the name of the score that ranks models, None where there is none."""
@@ -92,19 +75,14 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignedViews:
-    """Label maps of the annotated views, at the size of their annotations, and what was decided about them.
-
-    Attributes:
-        background: Predicted id with the largest area over all views of the split, annotated or not.
-        without_annotation, without_prediction: Views that are left out, and those that count as all background.
-    """
+    """Label maps of the annotated views, at the size of their annotations, and what was decided about them."""
 
     names: Sequence[str]
     preds: Sequence[np.ndarray]
     trues: Sequence[np.ndarray]
-    background: int
-    without_annotation: Sequence[str]
-    without_prediction: Sequence[str]
+    background: int  # predicted id with the largest area over all views of the split, annotated or not
+    without_annotation: Sequence[str]  # left out
+    without_prediction: Sequence[str]  # count as all background
 
     @cached_property
     def pixels(self) -> tuple[np.ndarray, np.ndarray]:
@@ -150,30 +128,26 @@ class AlignedViews:
     ) -> ProtocolResult:
         """Return scores of the scene with those of its views, all matchings and every true object in the report."""
         report = {"protocol": protocol, **self.facts(), **facts, "warnings": [*warnings, *self.warnings()]}
+        partner: dict[int, int] = {}
         if self.matched:
             report["matching"] = {
                 profile: {key: value for key, value in vars(matched).items() if key not in ("pairs", "pair_iou")}
                 for profile, matched in self.matched.items()
             }
-            report["objects"] = self._objects(self.matched["scene"])
+            partner = dict(self.matched["scene"].pairs)
+            iou = dict(zip(partner, self.matched["scene"].pair_iou, strict=True))
+            areas = dict(zip(self.table[1].tolist(), self.table[2].sum(axis=0).tolist(), strict=True))
+            report["objects"] = [
+                {"true_id": true_id, "pred_id": partner.get(true_id), "iou": iou.get(true_id, 0.0), "area": area}
+                for true_id, area in areas.items()
+                if true_id != 0
+            ]
         else:
             report["warnings"].append("no true object occurs in the scored views, so mIoU and F1 do not apply")
-        return ProtocolResult(scores=dict(scores), per_view=self._per_view(), report=report)
+        return ProtocolResult(scores=dict(scores), per_view=self._per_view(partner), report=report)
 
-    def _objects(self, matched: MatchedScores) -> list[dict[str, Any]]:
-        """Return every true object with its area, partner and IoU."""
-        partner = dict(matched.pairs)
-        iou = dict(zip(partner, matched.pair_iou, strict=True))
-        areas = dict(zip(self.table[1].tolist(), self.table[2].sum(axis=0).tolist(), strict=True))
-        areas.pop(0, None)
-        return [
-            {"true_id": true_id, "pred_id": partner.get(true_id), "iou": iou.get(true_id, 0.0), "area": area}
-            for true_id, area in areas.items()
-        ]
-
-    def _per_view(self) -> dict[str, dict[str, float]]:
+    def _per_view(self, partner: Mapping[int, int]) -> dict[str, dict[str, float]]:
         """Return mIoU of the true objects in each view with their partners in the scene, their number and share."""
-        partner = dict(self.matched["scene"].pairs) if self.matched else {}
         scores: dict[str, dict[str, float]] = {"num_objects": {}, "object_share": {}}
         for name, pred, true in zip(self.names, self.preds, self.trues, strict=True):
             pred_ids, true_ids, counts = overlap_table(pred, true)
@@ -189,8 +163,7 @@ class AlignedViews:
 def aligned(predictions: PredictionBundle, ground_truth: GroundTruth) -> AlignedViews:
     """Return the label maps of the annotated views, missing predictions filled with background.
 
-    Raises:
-        ValueError: No annotated view, or a prediction of another size than its annotation.
+    A ValueError: there is no annotated view, or a prediction has another size than its annotation.
     """
     names, annotations = predictions.names, ground_truth.annotations
     preds = {name: np.asarray(predictions.object_ids[name]) for name in names if name in predictions.object_ids}
@@ -201,11 +174,8 @@ def aligned(predictions: PredictionBundle, ground_truth: GroundTruth) -> Aligned
     without = [name for name in scored if name not in preds]
     preds |= {name: np.full(annotations[name].shape, background, dtype=np.int32) for name in without}
     for name in scored:
-        if preds[name].shape != annotations[name].shape:
-            raise ValueError(
-                f"view {name}: prediction {preds[name].shape} and annotation {annotations[name].shape} differ in "
-                "size; render at the size of the annotations"
-            )
+        if (size := preds[name].shape) != (expected := annotations[name].shape):
+            raise ValueError(f"view {name}: prediction {size} differs from annotation {expected}; render at that size")
     return AlignedViews(
         names=scored,
         preds=[preds[name] for name in scored],

@@ -17,6 +17,11 @@ from unified_lift.evaluation.protocols.base import GroundTruth, PredictionBundle
 from unified_lift.metrics import prompts
 from unified_lift.ops.resample import nearest, nearest_indices
 
+_NO_WORDS = (
+    "no mIoU and mBIoU, which need the prompts found by their words: give --grounding FOLDER with the mask of every "
+    "prompt in the reference view {} as <prompt>.png, or --grounding dino:DIR,sam:DIR"
+)
+
 
 class _Scoring:
     """One model on one scene.
@@ -34,10 +39,7 @@ class _Scoring:
         self.prompts = sorted({prompt for _, prompt in self.true})
         likely_ids = predictions.likely_ids or (lambda name, _: np.asarray(self.ids[name])[..., None])
         self.likely = functools.cache(lambda name: likely_ids(name, prompts.MIN_PROBABILITY))
-        self.shown: dict[str, dict[str, np.ndarray]] = {prompt: {} for prompt in self.prompts}
-        for (name, prompt), mask in self.true.items():
-            if mask.any():
-                self.shown[prompt][name] = mask
+        self.shown = {p: {v: mask for (v, q), mask in self.true.items() if p == q and mask.any()} for p in self.prompts}
         self.columns: list[str] = []
         self.chosen: dict[str, dict[str, tuple[int, ...]]] = {}
         self.text: TextMasks | None = None
@@ -46,7 +48,7 @@ class _Scoring:
             self.choose("", {p: (self.names[0], self.text.masks.get(p)) for p in self.prompts}, leave_out=False)
         self.first = {prompt: next(iter(shown.items()), ("", None)) for prompt, shown in self.shown.items()}
         self.choose("_oracle", self.first, leave_out=True)
-        self.best: dict[str, tuple[tuple[int, ...], float]] = {}
+        self.best = {}
         for prompt, shown in self.shown.items():
             if shown:
                 likely = [self.likely_at(name, mask.shape) for name, mask in shown.items()]
@@ -94,6 +96,7 @@ class _Scoring:
         missing = [name for name in views if name not in self.ids]
         absent = [name for name in self.names if name not in views]
         not_scored = {f"m{c}": sum(value is None for *_, value in self.values(c)) for c in self.columns}
+        thresholds = {"ioa_threshold": prompts.MIN_SHARE, "prob_threshold": prompts.MIN_PROBABILITY}
         report = {
             "protocol": "lerf_mask",
             "views": views,
@@ -106,12 +109,7 @@ class _Scoring:
             ),
             "resolution": sizes(list(self.true.values())),
             "resampling": "masks of prompts to the size of the ground truth, nearest, centre rule",
-            "thresholds": {
-                "ioa_threshold": prompts.MIN_SHARE,
-                "prob_threshold": prompts.MIN_PROBABILITY,
-                "mask_level": prompts.MASK_LEVEL,
-                "boundary_ratio": prompts.BOUNDARY_RATIO,
-            },
+            "thresholds": thresholds | {"mask_level": prompts.MASK_LEVEL, "boundary_ratio": prompts.BOUNDARY_RATIO},
             "reference_view": self.names[0],
             "grounding": self.text.facts if self.text is not None else None,
             "prompts": [self.prompt_entry(prompt, means) for prompt in self.prompts],
@@ -119,11 +117,8 @@ class _Scoring:
             "warnings": self.warnings(missing, absent, not_scored),
         }
         by_words = self.chosen.get("", {}).items()
-        found = {
-            name: {prompt: prompts.mask_of(self.likely(name), ids) for prompt, ids in by_words}
-            for name in self.names
-            if by_words and name in self.ids
-        }
+        known = [name for name in self.names if by_words and name in self.ids]
+        found = {name: {p: prompts.mask_of(self.likely(name), ids) for p, ids in by_words} for name in known}
         per_view = {name: values for name, values in of_views.items() if values}
         return ProtocolResult(scores=scores, per_view=per_view, report=report, masks=found, text=self.text)
 
@@ -137,18 +132,11 @@ class _Scoring:
         return entry
 
     def warnings(self, missing: list[str], absent: list[str], not_scored: Mapping[str, int]) -> list[str]:
-        found = list(self.text.warnings) if self.text is not None else []
-        if self.text is None:
-            found.append(
-                "no mIoU and mBIoU, which need the prompts found by their words: give --grounding FOLDER with the mask"
-                f" of every prompt in the reference view {self.names[0]} as <prompt>.png, or --grounding "
-                "dino:DIR,sam:DIR"
-            )
-        without = [prompt for prompt, ids in self.chosen.get("", {}).items() if not ids]
-        once = [prompt for prompt, shown in self.shown.items() if len(shown) == 1]
+        by_words = self.chosen.get("", {}).items()
+        found = list(self.text.warnings) if self.text is not None else [_NO_WORDS.format(self.names[0])]
         lists = {
-            "no object lies in the mask of these prompts, which score 0": without,
-            "seen in one view only, so without oracle score": once,
+            "no object lies in the mask of these prompts, which score 0": [p for p, ids in by_words if not ids],
+            "seen in one view only, so without oracle score": [p for p, shown in self.shown.items() if len(shown) == 1],
             f"{len(missing)} views have no prediction and score 0": missing,
             f"{len(absent)} views have no prompt mask and were left out": absent,
         }
@@ -160,9 +148,7 @@ class _Scoring:
 def score(predictions: PredictionBundle, ground_truth: GroundTruth) -> ProtocolResult:
     """Return the scores of a model on the annotated test views of a scene.
 
-    Source: Gaussian Grouping's scorer and prompt selection, which Unified-Lift uses.
-    Raises:
-        ValueError: No view has a prompt mask.
+    Source: Gaussian Grouping's scorer and prompt selection, which Unified-Lift uses. A ValueError: no prompt mask.
     Differs: A view without prediction scores 0 and is counted (public: skipped); where prediction and ground truth are
         both empty there is nothing to score, which is counted (public: the mean becomes NaN).
     """

@@ -13,10 +13,8 @@ def score(predictions: PredictionBundle, ground_truth: GroundTruth) -> ProtocolR
 
     Every annotated id counts, however small, and so does every predicted id that wins a pixel in an annotated view;
     there is no background rule, and true id 0 is not an object. A view without prediction counts as the predicted id
-    with the largest area, which adds no id, and is listed; a view without annotation is left out and listed.
-
-    Raises:
-        ValueError: No annotated view, or a prediction of another size than its annotation.
+    with the largest area, which adds no id, and is listed; a view without annotation is left out and listed. Errors as
+    in `aligned`.
     """
     views = aligned(predictions, ground_truth)
     scores: dict[str, float] = {}
@@ -24,10 +22,9 @@ def score(predictions: PredictionBundle, ground_truth: GroundTruth) -> ProtocolR
         suffix = "" if profile == "scene" else "_" + profile.removeprefix("scene_")
         scores |= {f"mIoU{suffix}": matched.miou, f"F1{suffix}": matched.f1}
     scores["num_objects_true"] = 0
-    if views.matched:
-        scene = views.matched["scene"]
-        counts = {"true": scene.num_true, "pred": scene.num_pred, "found": scene.tp}
-        scores |= {f"num_objects_{kind}": count for kind, count in counts.items()}
+    if scene := views.matched.get("scene"):
+        scores |= {"num_objects_true": scene.num_true, "num_objects_pred": scene.num_pred}
+        scores["num_objects_found"] = scene.tp
     thresholds = {"hit_iou": MIN_HIT_IOU}
     return views.result("replica", scores, resampling="none", profile="scene", thresholds=thresholds)
 

@@ -70,8 +70,6 @@ def test_one_camera_is_enough():
     camera = camera_at(np.array([1.0, 2.0, 1.0]), np.zeros(3))
     (only,) = video_path([camera], count=1)
     assert np.allclose(only.position, camera.position)
-    with pytest.raises(ValueError, match="a camera and a frame"):
-        video_path([], count=3)
 
 
 def test_frames_have_even_sizes_the_shape_and_the_field_of_view_of_the_photos():
@@ -102,10 +100,3 @@ def test_an_interrupted_video_leaves_no_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_video(tmp_path / "a.mp4", frames())
     assert not list(tmp_path.iterdir())
-
-
-def test_odd_sizes_and_empty_videos_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="even, received 33x32"):
-        write_video(tmp_path / "a.mp4", [np.zeros((32, 33, 3), np.uint8)])
-    with pytest.raises(ValueError, match="no frame"):
-        write_video(tmp_path / "a.mp4", [])

@@ -46,14 +46,12 @@ def evaluate(
     grounding: Grounding | None = None,
     reference_image: ReferenceImage = "dataset",
 ) -> Result:
-    """Return the scores of a trained scene on its held-out views.
+    """Return the scores of a trained scene on its held-out views (`scene`).
 
     Args:
-        model, scene: As `load_model` and `views_of` return them.
         protocol: How objects are scored, or its name; `auto`: as the dataset's reader says.
         renderings: Gives the rendering of each of several views, such as stored pictures; None = renders them.
-        grounding: Finds text prompts in an image, where the protocol has some.
-        reference_image: In which image: the dataset's photo or the model's rendering.
+        grounding: Finds the prompts of a protocol in the photo or the rendering, as `reference_image` says.
     Raises:
         UserError: No such protocol, no view is held out, the scene was edited after training, there is no ground truth
             for a protocol that was asked for, no prompt for `grounding`, or pictures and annotations differ in shape.
@@ -72,7 +70,13 @@ def evaluate(
     if protocol != "auto" and model.is_lifted and not ground_truth:
         lacking = f"{scene.name} has no {chosen.ground_truth}"
         raise UserError(f"--protocol {chosen.name}: {lacking}; leave it out or add them")
-    per_view, object_ids = _score_views(model, scene.test, renderings(scene.test), ground_truth)
+    per_view: dict[str, dict[str, float]] = {name: {} for name in VIEW_METRICS}
+    object_ids = {}
+    for view, rendering in zip(scene.test, renderings(scene.test), strict=True):
+        if rendering.object_ids is not None:
+            object_ids[view.name] = rendering.object_ids
+        for name, value in _scores_of(model, view, rendering, ground_truth).items():
+            per_view[name][view.name] = value
     scores = {name: float(np.mean(list(values.values()))) for name, values in per_view.items() if values}
     scores["num_gaussians"] = len(model)
     if model.is_lifted:
@@ -95,41 +99,31 @@ def evaluate(
     return Result(**vars(objects), protocol=chosen, ground_truth=ground_truth)
 
 
-def _score_views(
-    model: TrainedScene, views: Sequence[View], renderings: Iterable[Rendering], ground_truth: GroundTruth
-) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
-    """Return metric -> view -> value of all metrics of views, and the rendered ids by view."""
-    per_view: dict[str, dict[str, float]] = {name: {} for name in VIEW_METRICS}
-    object_ids = {}
-    for view, rendering in zip(views, renderings, strict=True):
-        if rendering.object_ids is not None:
-            object_ids[view.name] = rendering.object_ids
-        bundle = ViewBundle(
-            view=view,
-            image=torch.from_numpy(rendering.image) / 255,
-            object_ids=rendering.object_ids,
-            annotation=ground_truth.annotations.get(view.name),
-            depth=partial(lambda camera: render_view(model, camera).depth, view.camera),
-        )
-        for name, metric in VIEW_METRICS.items():
-            value = metric(bundle)
-            if value is not None and math.isfinite(value):  # equal images have no finite PSNR
-                per_view[name][view.name] = value
-    return per_view, object_ids
+def _scores_of(model: TrainedScene, view: View, rendering: Rendering, ground_truth: GroundTruth) -> dict[str, float]:
+    """Return the metrics of a view that apply."""
+    bundle = ViewBundle(
+        view=view,
+        image=torch.from_numpy(rendering.image) / 255,
+        object_ids=rendering.object_ids,
+        annotation=ground_truth.annotations.get(view.name),
+        depth=lambda: render_view(model, view.camera).depth,
+    )
+    found = {name: metric(bundle) for name, metric in VIEW_METRICS.items()}
+    # Equal images have no finite PSNR.
+    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
 def protocol_named(name: str, data: DataSettings) -> Protocol:
     """Return the protocol of a name, a UserError if there is none; `auto`: the one that the dataset's reader names."""
     known = ", ".join(PROTOCOLS)
-    if name in PROTOCOLS:
-        return PROTOCOLS[name]
-    if name != "auto":
+    if name not in ("auto", *PROTOCOLS):
         raise UserError(f"--protocol {name}: there are auto, {known}")
-    reader = detect_reader(data)
-    if reader.protocol not in PROTOCOLS:
-        named = f"reader {reader.name} names {reader.protocol}"
-        raise UserError(f"--protocol auto: {named}, but there are {known}; choose one of these")
-    return PROTOCOLS[reader.protocol]
+    if name == "auto":
+        reader = detect_reader(data)
+        if (name := reader.protocol) not in PROTOCOLS:
+            problem = f"reader {reader.name} names {name}, but there are {known}"
+            raise UserError(f"--protocol auto: {problem}; choose one of these")
+    return PROTOCOLS[name]
 
 
 def load_ground_truth(protocol: Protocol, data: DataSettings, names: Sequence[str]) -> GroundTruth:
@@ -156,10 +150,9 @@ def score_objects(
     *,
     find_prompts: Callable[[str, Sequence[str]], TextMasks] | None = None,
 ) -> ProtocolResult:
-    """Return the protocol's scores of rendered ids, [H, W] by held-out view.
+    """Return the protocol's scores of rendered ids, [H, W] by held-out view; a UserError: other aspects than annotated.
 
-    Ids rendered at a reduced size (-r) are compared at that of the annotations, nearest pixel, and the report says so;
-    another aspect is a UserError.
+    Ids rendered at a reduced size (-r) are compared at that of the annotations, nearest pixel, and the report says so.
     """
     cameras = {view.name: view.camera for view in scene.test}
     resized = dict(object_ids)
@@ -198,34 +191,25 @@ def candidates_of(model: TrainedScene) -> dict[str, Method]:
 def evaluate_candidates(model: TrainedScene, scene: Scene, result: Result, *, quiet: bool = True) -> dict[str, Any]:
     """Return the scores of every clustering that the method kept, the best of them, and the one it chose itself.
 
-    Args:
-        result: What `evaluate` returned for the model; prompts are not sought again.
-    Raises:
-        UserError: There are no candidates or no annotations, or the annotations show no object.
+    Prompts are those of the `result` of `evaluate`. A UserError: there are no candidates, annotations or true objects.
     """
     candidates = candidates_of(model)
     if not result.ground_truth or model.method is None:
         raise UserError("--oracle_codebooks: there are no objects or no annotations to choose by; leave it out")
-    methods = {AS_TRAINED: model.method, **candidates}
+    methods = candidates | {AS_TRAINED: model.method}
     ids: dict[str, dict[str, np.ndarray]] = {name: {} for name in methods}
     for view in tqdm(scene.test, desc="candidates", disable=quiet, dynamic_ncols=True):
         features = render(model.gaussians, view.camera, with_features=True).features
         for name, method in methods.items():
             ids[name][view.name] = method.segment(features).object_ids.cpu().numpy().astype(np.int32)
     chosen = next((name for name in candidates if _same_partition(ids[name], ids[AS_TRAINED])), AS_TRAINED)
-    if chosen in candidates:
-        del methods[AS_TRAINED]
     text = result.text
-    score = partial(
-        score_objects,
-        scene=scene,
-        protocol=result.protocol,
-        ground_truth=result.ground_truth,
-        find_prompts=(lambda _, prompts: text) if text is not None else None,
-    )
-    scores = {
-        name: score(replace(model, method=method), object_ids=ids[name]).scores for name, method in methods.items()
-    }
+    find = (lambda *_: text) if text is not None else None
+    scores = {}
+    for name in dict.fromkeys([*candidates, chosen]):
+        one = replace(model, method=methods[name])
+        found = score_objects(one, scene, result.protocol, result.ground_truth, ids[name], find_prompts=find)
+        scores[name] = found.scores
     headline = next(filter(None, map(result.protocol.headline_of, scores.values())), None)
     if headline is None:
         raise UserError("--oracle_codebooks: the annotations show no object, so no candidate is better than another")
@@ -247,7 +231,7 @@ def _same_partition(first: Mapping[str, np.ndarray], second: Mapping[str, np.nda
 
 
 def _require_same_aspect(what: str, mask: np.ndarray, picture: np.ndarray, view: str) -> None:
-    sizes = [(shape[1], shape[0]) for shape in (mask.shape, picture.shape)]
+    sizes = mask.shape[1::-1], picture.shape[1::-1]
     if not same_aspect(*sizes):
         given, expected = (f"{width}x{height}" for width, height in sizes)
         raise UserError(f"{what} is {given} but view {view} is {expected}, another shape; make it from this view")

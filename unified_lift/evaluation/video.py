@@ -33,12 +33,7 @@ def video_path(cameras: Sequence[Camera], *, count: int) -> list[Camera]:
 
     Cameras that surround a common point give a circle around it, whose radius and height follow the cameras nearby;
     where they leave a wide gap the path swings between its two sides. Other cameras are followed in their order.
-
-    Raises:
-        ValueError: There is no camera or no frame.
     """
-    if not cameras or count < 1:
-        raise ValueError(f"a video needs a camera and a frame, received {len(cameras)} and {count}")
     target = look_at_point(list(cameras))
     in_front = [camera.cam_from_world[2] @ [*target, 1] > 0 for camera in cameras]
     is_orbit = len(cameras) > 2 and np.mean(in_front) >= _MIN_SHARE_IN_FRONT
@@ -95,24 +90,18 @@ def _orbit(cameras: Sequence[Camera], target: np.ndarray, count: int) -> list[np
     angles = np.arctan2(offsets @ north, offsets @ east)
     heights, radii = offsets @ up, np.hypot(offsets @ north, offsets @ east)
     poses = []
-    for angle in _angles(angles, count):
+    rising = np.sort(angles)
+    gaps = np.diff(np.append(rising, rising[0] + 2 * math.pi))
+    widest = int(gaps.argmax())
+    turn = 2 * math.pi * (np.arange(count) / count)
+    if gaps[widest] > _MAX_GAP:  # there and back over the arc that has cameras
+        turn = (2 * math.pi - gaps[widest]) * (0.5 - 0.5 * np.cos(turn))
+    for angle in rising[(widest + 1) % len(rising)] + turn:
         weight = softmax(_CONCENTRATION * np.cos(angles - angle))
         radius, height = weight @ radii, weight @ heights
         position = target + radius * (math.cos(angle) * east + math.sin(angle) * north) + height * up
         poses.append(look_at(position, target, up))
     return poses
-
-
-def _angles(angles: np.ndarray, count: int) -> np.ndarray:
-    """Return the angles of the path: a full turn, or there and back over the arc that has cameras."""
-    rising = np.sort(angles)
-    gaps = np.diff(np.append(rising, rising[0] + 2 * math.pi))
-    widest = int(gaps.argmax())
-    start = rising[(widest + 1) % len(rising)]
-    phase = np.arange(count) / count
-    if gaps[widest] <= _MAX_GAP:
-        return start + 2 * math.pi * phase
-    return start + (2 * math.pi - gaps[widest]) * (0.5 - 0.5 * np.cos(2 * math.pi * phase))
 
 
 def _walk(cameras: Sequence[Camera], count: int) -> list[np.ndarray]:
@@ -140,20 +129,12 @@ def orbit_frames(model: TrainedScene, scene: Scene, *, seconds: float, quiet: bo
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: int = FPS) -> None:
-    """Write RGB frames, uint8 [H, W, 3], all of one even size, as H.264 in MP4, whole or not at all.
-
-    Raises:
-        ValueError: There is no frame, or a size is odd.
-    """
+    """Write RGB frames, uint8 [H, W, 3], one or more of one even size, as H.264 in MP4, whole or not at all."""
     import imageio_ffmpeg  # carries an encoder of 30 MB; scoring must not need it
 
     frames = iter(frames)
-    first = next(frames, None)
-    if first is None:
-        raise ValueError(f"{path}: there is no frame to write")
+    first = next(frames)
     height, width = first.shape[:2]
-    if height % 2 or width % 2:
-        raise ValueError(f"{path}: frame sizes must be even, received {width}x{height}")
     options = "-f mp4 -crf 18 -preset veryfast -movflags +faststart".split()  # a partial file has no suffix to go by
     with replacing(path) as partial:
         writer = imageio_ffmpeg.write_frames(

@@ -22,6 +22,23 @@ def _one_thread():
 
 
 @pytest.fixture
+def open_viewer(tmp_path):
+    """What opens a viewer of a model folder; it is ended with the test."""
+    from unified_lift.cli import view
+
+    viewers = []
+
+    def start(model):
+        flags = view.ViewCommand(model_path=model, port=8190, out=tmp_path / "edited", device="cpu")
+        viewers.append(view.open_viewer(flags))
+        return viewers[-1]
+
+    yield start
+    for viewer in viewers:
+        viewer.stop()
+
+
+@pytest.fixture
 def scene():
     """Three coloured balls seen by six cameras, exact masks shuffled per view."""
     return tiny_scene()

@@ -58,9 +58,9 @@ def run(copy, *argv, code=0):
 def trained(copy):
     """A fixture of the toy dataset and a model of it by the toy method; the flags and what the program said."""
     run(copy, "-c", "from pathlib import Path; from tests.data.fixtures import *; write_dataset('toy', Path('scene'))")
-    points = ["--random_init", "--num_random_points", "300"]
-    short = ["--iterations", "200", "--sh_degree", "0", "--lift_pixels", "400", "--logger", "none", "--quiet"]
-    flags = ["-s", "scene", "--eval", "--method", "toy", *points, *short, "--checkpoint_iterations", "350"]
+    points = "--random_init --num_random_points 300 --sh_degree 0 --lift_pixels 400"
+    flags = f"-s scene --eval --method toy {points} --iterations 200 --checkpoint_iterations 350 --logger none --quiet"
+    flags = flags.split()
     return flags, run(copy, "train.py", *flags, "-m", "model")
 
 
@@ -98,17 +98,8 @@ def test_a_resumed_toy_run_ends_where_the_uninterrupted_one_did(copy, trained):
 
 def test_a_depth_loss_and_a_density_strategy_take_part(copy, trained):
     flags, _ = trained
-    more = [
-        "--strategy",
-        "toy",
-        "--prune_interval",
-        "20",
-        "--loss_weights",
-        "depth_smooth=0.01",
-        "--lift_iterations",
-        "5",
-    ]
-    said = run(copy, "train.py", *flags, "-m", "pruned", "--iterations", "60", *more, "--log_interval", "10")
+    more = "--strategy toy --prune_interval 20 --loss_weights depth_smooth=0.01 --lift_iterations 5 --log_interval 10"
+    said = run(copy, "train.py", *flags, "-m", "pruned", "--iterations", "60", *more.split())
     assert 220 <= int(re.search(r"pruned: (\d+) Gaussians", said)[1]) < 260  # of 300, three times five percent less
     lines = [json.loads(line) for line in (copy / "pruned" / "metrics.jsonl").read_text().splitlines()]
     geometry = [line for line in lines if line["stage"] == "geometry"]
@@ -119,20 +110,21 @@ def test_a_depth_loss_and_a_density_strategy_take_part(copy, trained):
 
 def test_help_and_errors_know_the_toys(copy, trained):
     (copy / "empty").mkdir()
-    train = ["train", "-s", "scene", "-m", "other", "--method"]
     calls = {
-        "help": ["train", "--method", "toy", "--help"],
-        "method": [*train, "tay"],
-        "setting": [*train, "toy", "--num_anchors", "0"],
-        "dataset": ["train", "-s", "empty", "-m", "other"],
-        "protocol": ["eval", "-m", "model", "--protocol", "tay"],
+        "train --method toy --help": r"--num-anchors",
+        "train -s scene -m other --method tay": r"--method tay: .* there are .*\btoy\b",
+        "train -s scene -m other --method toy --num_anchors 0": r"error: --num_anchors must be at least 1, received 0",
+        "train -s empty -m other": r"toy\.json \(toy\)",
+        "eval -m model --protocol tay": r"error: --protocol tay: there are .*\btoy\b",
     }
-    said = json.loads(run(copy, "-c", ALL_IN_ONE, json.dumps(calls)))
-    assert "--num-anchors" in said["help"]
-    assert re.search(r"--method tay: .* there are .*\btoy\b", said["method"])
-    assert "error: --num_anchors must be at least 1, received 0" in said["setting"]
-    assert "toy.json (toy)" in said["dataset"]
-    assert re.search(r"error: --protocol tay: there are .*\btoy\b", said["protocol"])
+    in_one_process = (  # it takes seconds to start
+        "import contextlib, sys; from unified_lift.cli.main import main\n"
+        "for call in sys.argv[1:]:\n  print('>', call, flush=True)\n"
+        "  with contextlib.suppress(SystemExit), contextlib.redirect_stderr(sys.stdout):\n    main(call.split())"
+    )
+    said = run(copy, "-c", in_one_process, *calls)
+    for call, message in calls.items():
+        assert re.search(message, said.split(f"> {call}\n")[1].split("\n> ")[0]), call
 
 
 def test_everything_added_works_together_on_the_demo_scene(copy):
@@ -146,32 +138,16 @@ def test_everything_added_works_together_on_the_demo_scene(copy):
         frame.pop("object_mask_path", None)
     (scene / "transforms.json").write_text(json.dumps(described))
     assert "csv" in run(copy, "-m", "unified_lift", "check-data", "-s", "demo_scene")
-    added = ["--method", "toy", "--strategy", "toy", "--loss_weights", "depth_smooth=0.01"]
-    short = ["--iterations", "60", "--sh_degree", "0", "--lift_iterations", "60", "--logger", "none", "--quiet"]
-    said = run(copy, "train.py", "-s", "demo_scene", "-m", "demo_model", "--eval", *added, *short)
+    added = "--method toy --strategy toy --loss_weights depth_smooth=0.01"
+    short = "--eval --iterations 60 --sh_degree 0 --lift_iterations 60 --logger none --quiet"
+    said = run(copy, "train.py", "-s", "demo_scene", "-m", "demo_model", *added.split(), *short.split())
     assert "6 training views (6 with masks), 2 held out" in said
     assert re.search(r"MAE +0\.\d{4}", run(copy, "eval.py", "-m", "demo_model", "--quiet"))
     (scores,) = json.loads((copy / "demo_model" / "results.json").read_text()).values()
     assert {"PQ_scene", "mIoU", "PSNR", "MAE"} <= set(scores)
 
 
-ALL_IN_ONE = """
-import contextlib, io, json, sys
-from unified_lift.cli.main import main
-said = {}
-for name, argv in json.loads(sys.argv[1]).items():
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
-        with contextlib.suppress(SystemExit):
-            main(argv)
-    said[name] = out.getvalue()
-print(json.dumps(said))
-"""
-"""One process for several calls: it takes seconds to start."""
-
-
 def test_the_toys_pass_the_tests_of_every_reader_and_module(copy):
-    said = run(
-        copy, "-m", "pytest", "-p", "no:cacheprovider", "-k", "toy",
-        "tests/data/test_readers.py", "tests/test_layers.py",
-    )  # fmt: skip
+    pytest_of = "-m pytest -p no:cacheprovider -k toy tests/data/test_readers.py tests/test_layers.py"
+    said = run(copy, *pytest_of.split())
     assert int(re.search(r"(\d+) passed", said)[1]) > 15

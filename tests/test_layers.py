@@ -37,7 +37,7 @@ def imported(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_one_way(path):
+def test_imports_go_one_way_and_nothing_below_training_prints_or_touches_global_random_state(path):
     own = path.relative_to(ROOT).parts[0].removesuffix(".py")
     if own in ("__init__", "__main__"):
         return
@@ -48,19 +48,12 @@ def test_imports_go_one_way(path):
         assert name in RANK, f"{path}: imports {name}, which has no layer"
         assert RANK[name] < RANK[own], f"{path}: {own} must not import {name}"
         assert name not in FORBIDDEN.get(own, ()), f"{path}: {own} must not import {name}"
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_nothing_below_training_prints_or_touches_global_random_state(path):
-    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    if own in ("__init__", "__main__") or RANK[own] >= RANK["train"]:
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call):
-            call = ast.unparse(node.func)
-            assert call not in {"print", "torch.manual_seed", "np.random.seed", "time.time", "time.perf_counter"}, (
-                f"{path}:{node.lineno} calls {call}"
-            )
+    if RANK[own] < RANK["train"]:
+        called = {
+            ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+        }
+        forbidden = {"print", "torch.manual_seed", "np.random.seed", "time.time", "time.perf_counter"} & called
+        assert not forbidden, f"{path}: calls {forbidden}"
 
 
 def test_the_rasterizer_does_not_know_the_package():

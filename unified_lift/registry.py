@@ -7,12 +7,7 @@ from typing import Any
 
 
 def members(package: ModuleType, attribute: str) -> list[Any]:
-    """Return the value of `attribute` of every module or sub-package that has it, in the order of their names.
-
-    Args:
-        package: Whose modules and sub-packages are imported.
-        attribute: Such as `READER`: what a module calls its entry.
-    """
+    """Return `attribute`, such as `READER`, of every module and sub-package that has it, sorted by their names."""
     names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
     modules = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
     return [getattr(module, attribute) for module in modules if hasattr(module, attribute)]

@@ -13,7 +13,6 @@ import pytest
 
 from tests.saved_model import save_model
 from tests.viewer.objects_on_a_floor import window_of
-from unified_lift.cli.flags import canonical
 from unified_lift.cli.main import main
 from unified_lift.editing.operations import Duplicate, Recolour, Remove, Rename, centroid
 from unified_lift.editing.script import parse
@@ -33,54 +32,32 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def test_help_names_an_example(capsys):
-    with pytest.raises(SystemExit) as left:
-        main(["view", "--help"])
-    assert left.value.code == 0
-    assert "unified-lift view -m output/desk" in capsys.readouterr().out
-
-
-def test_the_port_that_other_commands_ignore_is_kept():
-    assert canonical(["--port", "9", "--ip=x"], keep=("--port",)) == ["--port", "9"]
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--port", "0"], "--port must lie in 1..65535"),
         (["--iteration", "7"], "iteration 7 is not saved"),
         (["--edits", "nowhere.yaml"], "--edits nowhere.yaml: not readable"),
+        (["--edits", "unknown.yaml"], "no operation 'fly'"),
+        (["--edits", "impossible.yaml"], "no object 9"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1"),
+        (["-m", "none"], "no trained model"),
+        (["-m", "unlifted/model"], "knows no objects"),
     ],
 )
-def test_bad_flags_are_one_line_and_exit_code_2(model, flags, message, capsys):
+def test_what_cannot_be_opened_is_named_with_exit_code_2(model, flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "unlifted", lifted=False)
+    (tmp_path / "unknown.yaml").write_text("- fly: [1]")
+    (tmp_path / "impossible.yaml").write_text("- remove: [9]")
     assert main(["view", "-m", str(model), *flags]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_no_model_and_a_model_without_objects_are_errors_that_say_so(tmp_path, capsys):
-    assert main(["view", "-m", str(tmp_path / "none")]) == 2
-    assert "no trained model" in capsys.readouterr().err
-    assert main(["view", "-m", str(save_model(tmp_path, lifted=False))]) == 2
-    assert "knows no objects" in capsys.readouterr().err
-
-
-def test_damaged_and_impossible_edits_are_named(model, tmp_path, capsys):
-    edits = tmp_path / "edits.yaml"
-    for text, message in (("- fly: [1]", "no operation 'fly'"), ("- remove: [9]", "no object 9")):
-        edits.write_text(text)
-        assert main(["view", "-m", str(model), "--edits", str(edits)]) == 2
-        assert message in capsys.readouterr().err
 
 
 def test_without_viser_the_extra_is_named(model, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "viser", None)
     assert main(["view", "-m", str(model)]) == 2
     assert 'pip install "unified-lift[viewer]"' in capsys.readouterr().err
-
-
-def test_an_address_that_is_not_ours_is_an_error(model, capsys):
-    assert main(["view", "-m", str(model), "--host", "192.0.2.1", "--port", str(free_port())]) == 2
-    assert "--host 192.0.2.1" in capsys.readouterr().err
 
 
 def test_it_serves_one_page_until_interrupted(model):
@@ -113,29 +90,13 @@ def test_unsaved_edits_are_kept_when_the_viewer_ends(model, monkeypatch, capsys)
     assert parse(path.read_text()) == [Remove(objects=(2,))]
 
 
-@pytest.fixture
-def opened():
-    """Return what opens a viewer of a model folder; it is ended with the test."""
-    from unified_lift.cli.view import ViewCommand, open_viewer
-
-    viewers = []
-
-    def start(model_path):
-        viewers.append(open_viewer(ViewCommand(model_path=model_path, port=free_port(), device="cpu")))
-        return viewers[-1]
-
-    yield start
-    for viewer in viewers:
-        viewer.stop()
-
-
-def test_further_levels_are_opened_beside_the_models_own_parts_first(opened, tmp_path):
+def test_further_levels_are_opened_beside_the_models_own_parts_first(open_viewer, tmp_path):
     own = save_model(tmp_path)
     level = level_dir(own, "whole")
     level.parent.mkdir(parents=True)
     save_model(tmp_path / "other").rename(level)
     (level / "manifest.json").write_text("{}")
-    viewer = opened(own)
+    viewer = open_viewer(own)
     assert len(viewer.sessions) == 2
     assert viewer.session.original.path == own
     viewer.session.apply(Remove(objects=(2,)))
@@ -147,8 +108,8 @@ def test_further_levels_are_opened_beside_the_models_own_parts_first(opened, tmp
     assert viewer.session.selected == 3
 
 
-def test_every_button_of_the_table_does_what_its_label_says(model, opened):
-    viewer = opened(model)
+def test_every_button_of_the_table_does_what_its_label_says(model, open_viewer):
+    viewer = open_viewer(model)
     session, client = viewer.session, window_of((1, 0, 0, 0), (0, 0, -3), 1.0, 64, 48)
 
     def press(group, label):
@@ -180,8 +141,8 @@ def test_every_button_of_the_table_does_what_its_label_says(model, opened):
         assert len(viewer.path) == count
 
 
-def test_handles_show_where_an_object_goes_and_move_it_when_let_go(model, opened):
-    viewer = opened(model)
+def test_handles_show_where_an_object_goes_and_move_it_when_let_go(model, open_viewer):
+    viewer = open_viewer(model)
     session = viewer.session
     session.select(1)
     viewer.panels.handles.value = True

@@ -27,22 +27,6 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def serve(tmp_path):
-    """Return what opens a viewer of a model folder; it is ended with the test."""
-    from unified_lift.cli.view import ViewCommand, open_viewer
-
-    opened = []
-
-    def start(model_path):
-        opened.append(open_viewer(ViewCommand(model_path=model_path, port=8190, out=tmp_path / "edited", device="cpu")))
-        return opened[-1]
-
-    yield start
-    for viewer in opened:
-        viewer.stop()
-
-
-@pytest.fixture
 def browser(tmp_path):
     with Browser(find_chromium(), tmp_path / "profile", **SIZE) as opened:
         yield opened
@@ -75,8 +59,8 @@ def color_at(browser, place):
     return picture[round(place[1]), round(place[0])].astype(int)
 
 
-def test_an_object_is_clicked_hidden_copied_saved_and_there_after_a_reload(model, serve, browser, tmp_path):
-    viewer = serve(model)
+def test_an_object_is_clicked_hidden_copied_saved_and_there_after_a_reload(model, open_viewer, browser, tmp_path):
+    viewer = open_viewer(model)
     browser.open(viewer.url)
     wait_for(lambda: "4 objects" in browser.text(), what="the panel")
     place = place_of_object(browser, model, 2)
@@ -117,7 +101,7 @@ def test_an_object_is_clicked_hidden_copied_saved_and_there_after_a_reload(model
     browser.open(viewer.url)
     wait_for(lambda: "5 objects" in browser.text(), what="the panel after a reload")
 
-    again = serve(tmp_path / "edited")
+    again = open_viewer(tmp_path / "edited")
     browser.open(again.url)
     wait_for(lambda: "5 objects" in browser.text() and "no edits" in browser.text(), what="the saved scene")
     outside = [
@@ -126,8 +110,8 @@ def test_an_object_is_clicked_hidden_copied_saved_and_there_after_a_reload(model
     assert [url for url in outside if not url.startswith(("ws://localhost:", "chrome:"))] == []
 
 
-def test_what_goes_wrong_is_said_in_the_window_and_changes_nothing(model, serve, browser):
-    viewer = serve(model)
+def test_what_goes_wrong_is_said_in_the_window_and_changes_nothing(model, open_viewer, browser):
+    viewer = open_viewer(model)
     browser.open(viewer.url)
     wait_for(lambda: "4 objects" in browser.text(), what="the panel")
     browser.press("Save")
@@ -144,8 +128,8 @@ def test_what_goes_wrong_is_said_in_the_window_and_changes_nothing(model, serve,
     wait_for(lambda: "two views at least, there are 1" in browser.text(), what="the message")
 
 
-def test_a_camera_path_becomes_a_video(model, serve, browser, tmp_path):
-    viewer = serve(model)
+def test_a_camera_path_becomes_a_video(model, open_viewer, browser, tmp_path):
+    viewer = open_viewer(model)
     browser.open(viewer.url)
     wait_for(lambda: "4 objects" in browser.text(), what="the panel")
     browser.press("Video")

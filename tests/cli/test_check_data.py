@@ -55,9 +55,3 @@ def test_flags_reach_the_reader(scene, capsys):
     assert "6 train, 3 held out" in capsys.readouterr().out
     assert main(["check-data", "-s", str(scene), "--quiet"]) == 1
     assert "no such image folder" in capsys.readouterr().out
-
-
-def test_help_has_an_example(capsys):
-    with pytest.raises(SystemExit):
-        main(["check-data", "--help"])
-    assert "unified-lift check-data -s scenes/holiday" in " ".join(capsys.readouterr().out.split())

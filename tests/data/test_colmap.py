@@ -181,13 +181,3 @@ def test_points_come_from_a_ply_beside_the_model_else_from_the_photos(dataset, r
     cloud = PointCloud(positions=np.arange(15, dtype=np.float32).reshape(5, 3), colors=np.full((5, 3), 9, np.uint8))
     write_point_cloud(folder / "points3D.ply", cloud)
     np.testing.assert_array_equal(read(root).points.positions, cloud.positions)
-
-
-def test_points_that_are_not_finite_are_dropped(dataset, read):
-    root = dataset("colmap")
-    folder = root / "sparse" / "0"
-    cameras, images, points = read_model(folder)
-    positions = points.positions.copy()
-    positions[[3, 8], 1] = [np.nan, np.inf]
-    write_model(folder, cameras, images, dataclasses.replace(points, positions=positions))
-    assert len(read(root).points.positions) == 298

@@ -10,7 +10,6 @@ from tests.data.fixtures import write_dataset
 from tests.data.fixtures.replica import write_rgb
 from unified_lift.data import downloads
 from unified_lift.data.downloads import check_download
-from unified_lift.data.issues import Issue, issue_lines
 from unified_lift.data.lerf_mask import PROMPTS
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -63,28 +62,6 @@ def download(written, tmp_path):
     return lambda name: Path(shutil.copytree(written[name], tmp_path / name))
 
 
-@pytest.fixture
-def two(written, tmp_path):
-    """Return a function: dataset name, scene -> a download of this scene, to be damaged, and of a whole one."""
-
-    def copy(name, victim):
-        other = next(path.name for path in sorted(written[name].iterdir()) if path.name != victim)
-        for scene in (victim, other):
-            shutil.copytree(written[name] / scene, tmp_path / name / scene)
-        return tmp_path / name
-
-    return copy
-
-
-def assert_lost(name, scene, break_it, expected, two):
-    """Of a damaged and a whole scene only the damaged one has errors, and one of them is as expected."""
-    root = two(name, scene)
-    break_it(root)
-    lost = [what for what in of(check_download(name, root), "error") if "no such scene" not in what]
-    assert any(expected in what for what in lost), lost
-    assert all(scene in what for what in lost)
-
-
 @pytest.fixture(autouse=True)
 def _short_walks(monkeypatch):
     monkeypatch.setattr(downloads, "REPLICA_FRAMES", FIXTURE_FRAMES)
@@ -115,13 +92,17 @@ class TestEveryDataset:
         assert capsys.readouterr().out.endswith("complete\n")
         shutil.rmtree(sorted(root.iterdir())[0])
         assert script.main([str(root)]) == 1
-        assert "missing " in capsys.readouterr().out
+        assert {"missing", "->"} <= set(capsys.readouterr().out.split())
         assert script.main([str(root / "nowhere")]) == 2
         assert "nowhere: no such folder" in capsys.readouterr().err
 
 
-def remove(path):
-    return lambda root: (root / path).unlink()
+def remove(*paths):
+    def unlink(root):
+        for path in paths:
+            shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
+
+    return unlink
 
 
 def damage(path):
@@ -140,13 +121,16 @@ def rename(path, name):
     return lambda root: (root / path).rename((root / path).with_name(name))
 
 
-@pytest.mark.parametrize(
-    ("break_it", "expected"),
-    [
-        (
-            remove("ramen/images/frame_00003.jpg"),
-            "ramen/images: frame_00003.jpg: images.bin has a pose for this photo but",
-        ),
+def save_array(array):
+    return lambda root: np.save(root / f"{ROOM}/instance/7.npy", array)
+
+
+TRUTH, ROOM = "annotations/gt_instance/frame000125.png", "large_corridor_500"
+
+
+BROKEN = {
+    ("lerf_mask", "ramen"): [
+        (remove("ramen/images/frame_00003.jpg"), "ramen/images: frame_00003.jpg: images.bin has a pose for this photo"),
         (damage("ramen/images/frame_00003.jpg"), "frame_00003.jpg: not a readable image"),
         (remove("ramen/object_mask/frame_00003.png"), "ramen/object_mask: 1 of 8 views have no mask: frame_00003"),
         (damage("ramen/object_mask/frame_00003.png"), "frame_00003.png: not a readable image"),
@@ -154,19 +138,15 @@ def rename(path, name):
             replace_mask("ramen/object_mask/frame_00003.png", np.ones((32, 24), np.uint8)),
             "frame_00003.png: 24x32 is another shape than the camera's 32x24",
         ),
-        (lambda root: shutil.rmtree(root / "ramen/sparse"), "ramen/sparse/0: no COLMAP model"),
-        (lambda root: shutil.rmtree(root / "ramen/test_mask"), "ramen/test_mask: no such folder"),
-        (remove("ramen/sparse/0/images.bin"), "images.bin: neither this file nor images.txt"),
+        (remove("ramen/sparse"), "ramen/sparse/0: no COLMAP model"),
+        (remove("ramen/test_mask"), "ramen/test_mask: no such folder"),
         (remove("ramen/test_mask/0/egg.png"), "ramen/test_mask: no view has a readable mask of egg"),
         (damage("ramen/test_mask/2/chopsticks.png"), "2/chopsticks.png: not a readable image"),
         (rename("ramen/test_mask/2", "3"), "ramen/test_mask/3: there is no test view 3, only 3"),
         (rename("ramen/test_mask/2", "two"), "test_mask/two: is not named after the index"),
+        (rename("ramen/test_mask/0/pork belly.png", "pork_belly.png"), "ramen/test_mask/0: pork_belly is no prompt of"),
         (
-            rename("ramen/test_mask/0/pork belly.png", "pork_belly.png"),
-            "ramen/test_mask/0: pork_belly is no prompt of this scene",
-        ),
-        (
-            lambda root: [remove(f"ramen/images_train/frame_0000{n}.jpg")(root) for n in (1, 2)],
+            remove("ramen/images_train/frame_00001.jpg", "ramen/images_train/frame_00002.jpg"),
             "ramen/images_train: leaves 5 test views (frame_00001, frame_00002, test_0, test_1, test_2)",
         ),
         (
@@ -178,9 +158,56 @@ def rename(path, name):
             "ramen/images: extra.jpg: no pose in images.bin",
         ),
     ],
+    ("replica", "room1"): [
+        (remove("room1/results/frame000050.jpg"), "room1/results: frame000050.jpg: traj.txt has a pose for this photo"),
+        (
+            lambda root: Image.new("RGB", (64, 48)).save(root / "room1/results/frame000050.jpg"),
+            "room1/results: frame000050.jpg has another size",
+        ),
+        (remove("room1/traj.txt"), "room1: neither traj.txt and results/"),
+        (
+            lambda root: (root / "room1/traj.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1\n" * 200),
+            "room1/traj.txt: 200 poses (nice_slam rendering), 250 are expected",
+        ),
+        (damage("room1/traj.txt"), "does not hold the 16 numbers"),
+        (damage("room1/results/depth000050.png"), "depth000050.png: not a readable image"),
+        (remove("room1/annotations"), "room1: no instance maps of the test views"),
+        (remove(f"room1/{TRUTH}"), "room1/annotations/gt_instance: 1 of 2 views have no mask: frame000125"),
+        (damage(f"room1/{TRUTH}"), "frame000125.png: not a readable image"),
+        (
+            remove("room1/object_mask"),
+            "8 of 8 views have no mask: frame000025, frame000050, frame000075, frame000100, frame000150 and 3 more",
+        ),
+        (lambda root: (root / "room1/point_cloud.ply").write_text("no cloud"), "point_cloud.ply"),
+    ],
+    ("messy_rooms", ROOM): [
+        (remove(f"{ROOM}/metadata.json"), f"{ROOM}: metadata.json and color/ are not both there"),
+        (damage(f"{ROOM}/color/7.png"), "7.png: not a readable image"),
+        (remove(f"{ROOM}/instance/7.npy"), f"{ROOM}/instance: no array of 7"),
+        (remove(f"{ROOM}/semantic/7.npy"), f"{ROOM}/semantic: no array of 7"),
+        (remove(f"{ROOM}/detic_instance/7.npy"), f"{ROOM}/detic_instance: no array of 7"),
+        (damage(f"{ROOM}/detic_instance/7.npy"), "7.npy: not a readable array"),
+        (lambda root: (root / f"{ROOM}/instance/7.npy").write_bytes(b""), "7.npy: not a readable array"),
+        (save_array(np.zeros((24, 32), np.uint8)), f"{ROOM}/instance: 7.npy has 8 bits"),
+        (save_array(np.zeros((32, 24), np.int32)), "7.npy: 24x32 is another shape than the camera's 32x24"),
+        (save_array(np.zeros((24, 32))), "7.npy: float64 [24, 32] where whole numbers"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "scene", "break_it", "expected"), [(*key, *case) for key, cases in BROKEN.items() for case in cases]
 )
-def test_broken_lerf_mask(break_it, expected, two):
-    assert_lost("lerf_mask", "ramen", break_it, expected, two)
+def test_of_a_damaged_and_a_whole_scene_only_the_damaged_one_has_errors(
+    name, scene, break_it, expected, written, tmp_path
+):
+    other = next(path.name for path in sorted(written[name].iterdir()) if path.name != scene)
+    for folder in (scene, other):
+        shutil.copytree(written[name] / folder, tmp_path / folder)
+    break_it(tmp_path)
+    lost = [what for what in of(check_download(name, tmp_path), "error") if "no such scene" not in what]
+    assert any(expected in what for what in lost), lost
+    assert all(scene in what for what in lost)
 
 
 def test_lerf_mask_tells_of_masks_that_are_not_the_released_ones(download):
@@ -194,47 +221,6 @@ def test_lerf_mask_tells_of_masks_that_are_not_the_released_ones(download):
         "ramen/object_mask: frame_00001.png: one segment fills the picture",
         "ramen/object_mask: frame_00001.png is not 8-bit",
     ]
-
-
-TRUTH = "annotations/gt_instance/frame000125.png"
-
-
-@pytest.mark.parametrize(
-    ("break_it", "expected"),
-    [
-        (remove("room1/results/frame000050.jpg"), "room1/results: frame000050.jpg: traj.txt has a pose for this photo"),
-        (damage("room1/results/frame000050.jpg"), "frame000050.jpg: not a readable image"),
-        (
-            lambda root: Image.new("RGB", (64, 48)).save(root / "room1/results/frame000050.jpg"),
-            "room1/results: frame000050.jpg has another size",
-        ),
-        (remove("room1/cam_params.json"), "cam_params.json: neither here nor one folder up"),
-        (remove("room1/traj.txt"), "room1: neither traj.txt and results/"),
-        (
-            lambda root: (root / "room1/traj.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1\n" * 200),
-            "room1/traj.txt: 200 poses (nice_slam rendering), 250 are expected",
-        ),
-        (damage("room1/traj.txt"), "does not hold the 16 numbers"),
-        (damage("room1/results/depth000050.png"), "depth000050.png: not a readable image"),
-        (lambda root: shutil.rmtree(root / "room1/annotations"), "room1: no instance maps of the test views"),
-        (remove(f"room1/{TRUTH}"), "room1/annotations/gt_instance: 1 of 2 views have no mask: frame000125"),
-        (damage(f"room1/{TRUTH}"), "frame000125.png: not a readable image"),
-        (remove("room1/object_mask/frame000025.png"), "room1/object_mask: 1 of 8 views have no mask: frame000025"),
-        (
-            lambda root: shutil.rmtree(root / "room1/object_mask"),
-            "8 of 8 views have no mask: frame000025, frame000050, frame000075, frame000100, frame000150 and 3 more",
-        ),
-        (lambda root: (root / "room1/point_cloud.ply").write_text("no cloud"), "point_cloud.ply"),
-    ],
-)
-def test_broken_replica(break_it, expected, two):
-    assert_lost("replica", "room1", break_it, expected, two)
-
-
-def test_replica_masks_of_held_out_views_are_not_needed(download):
-    root = download("replica")
-    remove("room1/object_mask/frame000000.png")(root)
-    assert of(check_download("replica", root), "error") == []
 
 
 def test_replica_says_how_to_make_what_no_download_has(download):
@@ -251,8 +237,10 @@ def test_replica_says_how_to_make_what_no_download_has(download):
 def test_replica_depth_is_welcome_not_required(download):
     root = download("replica")
     remove("room1/results/depth000050.png")(root)
+    remove("room1/object_mask/frame000000.png")(root)  # of a held-out view: not needed
     issues = check_download("replica", root)
     assert of(issues, "error") == []
+    assert "room0/results: 32x24 where 1200x680 is usual" in of(issues, "note")
     assert "room1/results: 7 of 8 training views have depth" in of(issues, "note")
 
 
@@ -276,43 +264,6 @@ def test_replica_trajectories_have_the_released_lengths(download, monkeypatch):
     assert "office_4/Sequence_1/traj_w_c.txt: 40 poses (semantic_nerf rendering), 900 are expected" in lost
 
 
-def test_replica_pictures_of_another_size_are_noted(download):
-    assert "room0/results: 32x24 where 1200x680 is usual" in of(check_download("replica", download("replica")), "note")
-
-
-ROOM = "large_corridor_500"
-
-
-@pytest.mark.parametrize(
-    ("break_it", "expected"),
-    [
-        (remove(f"{ROOM}/metadata.json"), f"{ROOM}: metadata.json and color/ are not both there"),
-        (damage(f"{ROOM}/metadata.json"), "metadata.json: not readable as JSON"),
-        (remove(f"{ROOM}/color/7.png"), "12 positions and 12 quaternions but 11 images"),
-        (damage(f"{ROOM}/color/7.png"), "7.png: not a readable image"),
-        (remove(f"{ROOM}/instance/7.npy"), f"{ROOM}/instance: no array of 7"),
-        (remove(f"{ROOM}/semantic/7.npy"), f"{ROOM}/semantic: no array of 7"),
-        (remove(f"{ROOM}/detic_instance/7.npy"), f"{ROOM}/detic_instance: no array of 7"),
-        (damage(f"{ROOM}/detic_instance/7.npy"), "7.npy: not a readable array"),
-        (lambda root: (root / f"{ROOM}/instance/7.npy").write_bytes(b""), "7.npy: not a readable array"),
-        (
-            lambda root: np.save(root / f"{ROOM}/instance/7.npy", np.zeros((24, 32), np.uint8)),
-            f"{ROOM}/instance: 7.npy has 8 bits",
-        ),
-        (
-            lambda root: np.save(root / f"{ROOM}/instance/7.npy", np.zeros((32, 24), np.int32)),
-            "7.npy: 24x32 is another shape than the camera's 32x24",
-        ),
-        (
-            lambda root: np.save(root / f"{ROOM}/instance/7.npy", np.zeros((24, 32))),
-            "7.npy: float64 [24, 32] where whole numbers",
-        ),
-    ],
-)
-def test_broken_messy_rooms(break_it, expected, two):
-    assert_lost("messy_rooms", ROOM, break_it, expected, two)
-
-
 def test_messy_rooms_split_and_visible_ids_are_told(download):
     root = download("messy_rooms")
     for n, ids in ((9, 25), (10, 12), (11, 3)):  # the test views; a 26-entry count needs ids 0..25
@@ -323,9 +274,3 @@ def test_messy_rooms_split_and_visible_ids_are_told(download):
     assert "old_room_25: 26 exact ids in the test views, background included" in of(issues, "ok")
     assert any(what.startswith("old_room_50: 4 exact ids") for what in of(issues, "note"))
     assert any("others report 454" in issue.fix for issue in issues)
-
-
-def test_the_fix_is_printed_below_what_is_missing():
-    issues = [Issue(severity="ok", text="a/b: 3 photos"), Issue(severity="error", text="a/c: gone", fix="fetch")]
-    lines = ["found    a/b: 3 photos", "missing  a/c: gone", "           -> fetch"]
-    assert issue_lines(issues, {"ok": "found", "error": "missing"}) == lines

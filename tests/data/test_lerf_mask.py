@@ -78,14 +78,11 @@ class TestPromptMasks:
         grey = np.asarray(Image.open(root / "test_mask" / "0" / f"{LONG}.png"))
         assert {128, 129} <= set(np.unique(grey))
         view = read(root, eval=True).test[0]
-        found = masks_of(root, "test_0")["test_0"]
+        found = masks_of(root, "test_0", resolution=2)["test_0"]  # which changes nothing
         ids = floor_photos([view.camera])[0].ids
         assert found[LONG].dtype == bool
         np.testing.assert_array_equal(found[LONG], ids == 300)
         np.testing.assert_array_equal(found["blue coin"], ids == 301)
-
-    def test_masks_keep_their_size_whatever_the_resolution(self, dataset):
-        assert masks_of(dataset("lerf_mask"), "test_0", resolution=2)["test_0"][LONG].shape == (24, 32)
 
     def test_the_prompt_ends_at_the_first_dot(self, dataset):
         root = dataset("lerf_mask")
@@ -106,16 +103,13 @@ class TestPromptMasks:
         (root / "test_mask" / ".cache").mkdir()
         assert set(masks_of(root, "test_2")["test_2"]) == {LONG}
 
-    def test_folder_without_its_test_view_names_both(self, dataset):
+    @pytest.mark.parametrize(
+        ("name", "message"), [("3", "there is no test view 3 .*test_0, test_1, test_2"), ("two", ".*rename it")]
+    )
+    def test_folder_without_its_test_view_is_named(self, name, message, dataset):
         root = dataset("lerf_mask")
-        (root / "test_mask" / "2").rename(root / "test_mask" / "3")
-        with pytest.raises(UserError, match=r"test_mask/3: there is no test view 3 .*test_0, test_1, test_2"):
-            masks_of(root, "test_0")
-
-    def test_folder_that_is_no_number_is_named(self, dataset):
-        root = dataset("lerf_mask")
-        (root / "test_mask" / "2").rename(root / "test_mask" / "two")
-        with pytest.raises(UserError, match="test_mask/two: .*rename it"):
+        (root / "test_mask" / "2").rename(root / "test_mask" / name)
+        with pytest.raises(UserError, match=f"test_mask/{name}: {message}"):
             masks_of(root, "test_0")
 
     def test_unreadable_mask_and_one_of_another_shape_than_its_photo_are_named(self, dataset):

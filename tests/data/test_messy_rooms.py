@@ -66,9 +66,3 @@ def test_focal_length_stands_in_for_a_missing_matrix(dataset, read):
     camera = read(root).train[0].camera
     assert (camera.fx, camera.fy) == pytest.approx((1.1 * 32, 1.1 * 32))
     assert (camera.cx, camera.cy) == (expected.cx, expected.cy)
-
-
-def test_points_are_made_and_the_note_says_how(dataset, read):
-    scene = read(dataset("messy_rooms"), num_random_points=80)
-    assert len(scene.points.positions) >= 80
-    assert any("random" in note for note in scene.notes)

@@ -92,14 +92,6 @@ class TestEveryReader:
         assert seen == [(n, count) for n in range(1, count + 1)]
         assert load_annotations(settings, ["unknown"]) == {}
 
-    def test_loading_twice_gives_the_same_scene(self, name, dataset, read):
-        root = dataset(name)
-        first, second = read(root, eval=True), read(root, eval=True)
-        for a, b in zip(first.train, second.train, strict=True):
-            assert a.name == b.name
-            assert torch.equal(a.image, b.image)
-        np.testing.assert_array_equal(first.points.positions, second.points.positions)
-
 
 @pytest.mark.parametrize("name", TRUTH_MAPS)
 class TestEveryReaderOfTruthMaps:

@@ -24,19 +24,3 @@ def test_only_parameters_with_a_gradient_move():
     torch.testing.assert_close(table["a"].detach(), torch.full((2,), -0.1))
     assert table["b"].tolist() == [0.0, 0.0]
     assert set(adam.moments) == {"a"}
-
-
-def test_state_survives_a_round_trip_and_row_surgery():
-    x = torch.ones(3, 2, requires_grad=True)
-    x.grad = torch.arange(6.0).view(3, 2)
-    adam = NamedAdam(eps=1e-8)
-    adam.step({"x": x}, {"x": 0.1})
-    copy = NamedAdam(eps=1e-8)
-    copy.load_state_dict(adam.state_dict())
-    assert torch.equal(copy.moments["x"][1], adam.moments["x"][1])
-    adam.keep_rows(torch.tensor([True, False, True]))
-    adam.append_rows(2)
-    first = adam.moments["x"][0]
-    assert first.shape == (4, 2)
-    assert torch.equal(first[:2], copy.moments["x"][0][[0, 2]])
-    assert bool((first[2:] == 0).all())

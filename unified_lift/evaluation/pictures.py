@@ -80,10 +80,8 @@ def depth_picture(depth: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     It is stretched over the 2nd to 98th percentile of inverse depth.
     """
     seen = (alpha > 0.5) & (depth > 0)
-    if not seen.any():
-        return np.zeros((*depth.shape, 3), dtype=np.uint8)
     inverse = 1 / np.where(seen, depth, 1)
-    low, high = np.percentile(inverse[seen], (2, 98))
+    low, high = np.percentile(inverse[seen], (2, 98)) if seen.any() else (0, 1)
     picture = _mapped(np.clip((inverse - low) / max(high - low, 1e-12), 0, 1), cv2.COLORMAP_TURBO)
     picture[~seen] = 0
     return picture
@@ -95,10 +93,7 @@ def quantize_uint8(image: Tensor) -> np.ndarray:
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write a PNG file, whole or not at all: colour uint8 [H, W, 3], ids [H, W] (16-bit grey) or bool [H, W] (0, 255).
-
-    A ValueError: an id does not fit in 16 bits.
-    """
+    """Write a whole PNG file: colour uint8 [H, W, 3], ids [H, W] (16 bits or a ValueError) or bool [H, W] (0, 255)."""
     if picture.ndim == 3:
         pixels = picture[..., ::-1]
     elif picture.dtype == bool:
@@ -134,21 +129,17 @@ def write_renderings(model: TrainedScene, views: Sequence[View], folder: Path, *
     with ThreadPoolExecutor(4) as pool:
         jobs = []
         for view in tqdm(views, desc=f"render {folder.parent.name}", disable=quiet, dynamic_ncols=True):
-            for kind, picture in _pictures_of(model, view).items():
+            rendered = render_view(model, view.camera)
+            image = quantize_uint8(rendered.image)
+            depth = depth_picture(rendered.depth.numpy(), rendered.alpha.numpy())
+            shown = {"renders": image, "gt": view.image.numpy(), "depth": depth}
+            if rendered.object_ids is not None and rendered.confidence is not None:
+                ids, unsure = rendered.object_ids.numpy(), uncertainty_picture(rendered.confidence.numpy())
+                shown |= zip(OBJECT_PICTURES, (ids, object_colors(ids), overlay(image, ids), unsure), strict=True)
+            for kind, picture in shown.items():
                 jobs.append(pool.submit(write_picture, picture_path(folder, kind, view.name), picture))
     for job in jobs:
         job.result()  # passes errors on
-
-
-def _pictures_of(model: TrainedScene, view: View) -> dict[str, np.ndarray]:
-    rendered = render_view(model, view.camera)
-    image = quantize_uint8(rendered.image)
-    depth = depth_picture(rendered.depth.numpy(), rendered.alpha.numpy())
-    shown = {"renders": image, "gt": view.image.numpy(), "depth": depth}
-    if rendered.object_ids is not None and rendered.confidence is not None:
-        ids, unsure = rendered.object_ids.numpy(), uncertainty_picture(rendered.confidence.numpy())
-        shown |= zip(OBJECT_PICTURES, (ids, object_colors(ids), overlay(image, ids), unsure), strict=True)
-    return shown
 
 
 class Rendering(NamedTuple):

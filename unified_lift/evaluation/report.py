@@ -26,11 +26,9 @@ MAX_WIDTH = 480  # pixels, to which pictures in the page are reduced
 
 
 def write_result(model: TrainedScene, scene: Scene, result: Result, *, log_lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write all files, keeping what they say about other iterations; a UserError if one is damaged.
+    """Write all files for the scores of stored renderings, keeping what they say about other iterations.
 
-    Args:
-        result: What `evaluate` returned for the stored renderings of the model.
-        log_lines: Of metrics.jsonl, for the plots.
+    `log_lines` are those of metrics.jsonl, for the plots. A UserError: a file is damaged.
     """
     path, shown, names = model.path, f"ours_{model.iteration}", [view.name for view in scene.test]
     folder = pictures.pictures_dir(path, "test", model.iteration)

@@ -134,11 +134,10 @@ def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: int = FPS) -> 
 
     frames = iter(frames)
     first = next(frames)
-    height, width = first.shape[:2]
     options = "-f mp4 -crf 18 -preset veryfast -movflags +faststart".split()  # a partial file has no suffix to go by
     with replacing(path) as partial:
         writer = imageio_ffmpeg.write_frames(
-            str(partial), (width, height), fps=fps, quality=None, macro_block_size=2, output_params=options
+            str(partial), first.shape[1::-1], fps=fps, quality=None, macro_block_size=2, output_params=options
         )
         with contextlib.closing(writer):
             writer.send(None)

@@ -13,11 +13,11 @@ __all__ = ["PROTOCOLS", "GroundTruth", "PredictionBundle", "Protocol", "Protocol
 
 PROTOCOLS: dict[str, Protocol] = {entry.name: entry for entry in members(sys.modules[__name__], "PROTOCOL")}
 """All protocols by name; a reader names its own, eval.py takes another with --protocol."""
-_OF_PROTOCOLS = {metric.name: metric for protocol in PROTOCOLS.values() for metric in protocol.metrics}
+_DECLARED = METRICS | {metric.name: metric for protocol in PROTOCOLS.values() for metric in protocol.metrics}
 
 
 def metric_of(name: str) -> Metric:
     """Return what is declared of a score; undeclared ones are counts if called num_..., else fractions."""
     is_count = name.startswith("num_")
     undeclared = Metric(name=name, unit="count" if is_count else "%", higher_is_better=None if is_count else True)
-    return _OF_PROTOCOLS.get(name) or METRICS.get(name) or undeclared
+    return _DECLARED.get(name, undeclared)

@@ -87,8 +87,7 @@ class AlignedViews:
     @cached_property
     def pixels(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the predicted and the true id of every pixel of all views, [P] each."""
-        pred, true = (np.concatenate([view.reshape(-1) for view in views]) for views in (self.preds, self.trues))
-        return pred, true
+        return np.concatenate([*map(np.ravel, self.preds)]), np.concatenate([*map(np.ravel, self.trues)])
 
     @cached_property
     def table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -186,6 +185,6 @@ def aligned(predictions: PredictionBundle, ground_truth: GroundTruth) -> Aligned
     )
 
 
-def sizes(maps: Sequence[np.ndarray]) -> list[str]:
+def sizes(maps: Iterable[np.ndarray]) -> list[str]:
     """Return the sizes that occur, as `640x480`."""
     return sorted({f"{view.shape[1]}x{view.shape[0]}" for view in maps})

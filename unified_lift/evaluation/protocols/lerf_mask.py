@@ -63,16 +63,13 @@ class _Scoring:
         rows, columns = (nearest_indices(size, wanted) for size, wanted in zip(ids.shape[:2], shape, strict=True))
         return ids[rows][:, columns]
 
-    def select(self, name: str, mask: np.ndarray | None) -> tuple[int, ...]:
-        """Return the ids that lie in a mask of a view; the mask may have another size than the ids."""
-        if mask is None or name not in self.ids:
-            return ()
-        ids = np.asarray(self.ids[name])
-        return tuple(prompts.select_ids(ids, nearest(mask, *ids.shape)))
-
     def choose(self, row: str, places: Mapping[str, tuple[str, np.ndarray | None]], *, leave_out: bool) -> None:
         """Choose the ids in the mask of each prompt's view, and score them in all views, or in all but that one."""
-        chosen = self.chosen[row] = {prompt: self.select(*place) for prompt, place in places.items()}
+        chosen: dict[str, tuple[int, ...]] = dict.fromkeys(places, ())
+        for prompt, (view, mask) in places.items():
+            if mask is not None and view in self.ids:
+                chosen[prompt] = tuple(prompts.select_ids(self.ids[view], nearest(mask, *self.ids[view].shape)))
+        self.chosen[row] = chosen
         self.columns += [f"IoU{row}", f"BIoU{row}"]
         for (name, prompt), true in self.true.items():
             if not leave_out or name != places[prompt][0]:
@@ -80,22 +77,19 @@ class _Scoring:
                 scores = prompts.iou(pred, true), prompts.boundary_iou(pred, true)
                 self.records[name, prompt] |= zip(self.columns[-2:], scores, strict=True)
 
-    def values(self, column: str) -> list[tuple[str, str, float | None]]:
-        """Return view, prompt and value of one score wherever it was taken."""
-        return [(*key, record[column]) for key, record in self.records.items() if column in record]
-
     def result(self) -> ProtocolResult:
         """Return everything; the report holds every choice behind the scores, and every prompt and mask."""
-        means = {c: prompts.means((prompt, value) for _, prompt, value in self.values(c)) for c in self.columns}
+        taken = {c: [record for record in self.records.values() if c in record] for c in self.columns}
+        means = {c: prompts.means((record["prompt"], record[c]) for record in found) for c, found in taken.items()}
         scores = {f"m{column}": float(np.mean(list(found.values()))) for column, found in means.items() if found}
         if self.best:
             scores["mIoU_best_id"] = float(np.mean([value for _, value in self.best.values()]))
         scores |= {"num_prompts": len(self.prompts), "num_prompt_masks": len(self.true)}
-        of_views = {f"m{c}": prompts.means((view, value) for view, _, value in self.values(c)) for c in self.columns}
+        of_views = {f"m{c}": prompts.means((one["view"], one[c]) for one in found) for c, found in taken.items()}
         views = list(dict.fromkeys(view for view, _ in self.true))
         missing = [name for name in views if name not in self.ids]
         absent = [name for name in self.names if name not in views]
-        not_scored = {f"m{c}": sum(value is None for *_, value in self.values(c)) for c in self.columns}
+        not_scored = {f"m{c}": sum(record[c] is None for record in found) for c, found in taken.items()}
         thresholds = {"ioa_threshold": prompts.MIN_SHARE, "prob_threshold": prompts.MIN_PROBABILITY}
         report = {
             "protocol": "lerf_mask",
@@ -107,7 +101,7 @@ class _Scoring:
             "predictions_resampled_to_annotations": sum(
                 name in self.ids and self.ids[name].shape != mask.shape for (name, _), mask in self.true.items()
             ),
-            "resolution": sizes(list(self.true.values())),
+            "resolution": sizes(self.true.values()),
             "resampling": "masks of prompts to the size of the ground truth, nearest, centre rule",
             "thresholds": thresholds | {"mask_level": prompts.MASK_LEVEL, "boundary_ratio": prompts.BOUNDARY_RATIO},
             "reference_view": self.names[0],
@@ -118,9 +112,9 @@ class _Scoring:
         }
         by_words = self.chosen.get("", {}).items()
         known = [name for name in self.names if by_words and name in self.ids]
-        found = {name: {p: prompts.mask_of(self.likely(name), ids) for p, ids in by_words} for name in known}
+        shown = {name: {p: prompts.mask_of(self.likely(name), ids) for p, ids in by_words} for name in known}
         per_view = {name: values for name, values in of_views.items() if values}
-        return ProtocolResult(scores=scores, per_view=per_view, report=report, masks=found, text=self.text)
+        return ProtocolResult(scores=scores, per_view=per_view, report=report, masks=shown, text=self.text)
 
     def prompt_entry(self, prompt: str, means: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         entry: dict[str, Any] = {"prompt": prompt, "num_views": sum(prompt == p for _, p in self.true)}

@@ -10,30 +10,24 @@ import time
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-
-
-def find_chromium() -> str | None:
-    """Return the program, or None."""
-    named = os.environ.get("CHROMIUM")
-    return named or next((path for path in map(shutil.which, NAMES) if path), None)
+PROGRAM = os.environ.get("CHROMIUM") or next((path for path in map(shutil.which, NAMES) if path), None)
 
 
 class Browser:
     """One page of a fresh profile. Use as a context manager."""
 
-    def __init__(self, program: str, profile: Path, *, width: int, height: int):
+    def __init__(self, profile: Path, *, width: int, height: int):
         """Start the program with software WebGL and open an empty page."""
         from websockets.sync.client import connect
 
         self.requests: list[str] = []
         self._numbers = itertools.count(1)
-        command = [
-            *(program, "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--no-first-run"),
-            *("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--hide-scrollbars", "--disable-extensions"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *(f"--user-data-dir={profile}", f"--window-size={width},{height}", "--remote-debugging-port=0"),
-            "about:blank",
-        ]
+        flags = (
+            "--headless=new --no-sandbox --disable-dev-shm-usage --no-first-run --use-angle=swiftshader"
+            " --enable-unsafe-swiftshader --hide-scrollbars --disable-extensions --disable-background-networking"
+            f" --disable-component-update --disable-sync --window-size={width},{height} --remote-debugging-port=0"
+        )
+        command = [PROGRAM, *flags.split(), f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             port_file = profile / "DevToolsActivePort"
@@ -45,9 +39,8 @@ class Browser:
             self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
             for domain in ("Page", "Network", "Runtime"):
                 self.call(f"{domain}.enable")
-            self.call(
-                "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-            )
+            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+            self.call("Emulation.setDeviceMetricsOverride", **size)
         except BaseException:
             self._process.kill()
             raise
@@ -92,28 +85,20 @@ class Browser:
         return self.evaluate("document.body ? document.body.innerText : null") or ""
 
     def click(self, x: float, y: float):
-        self._mouse("mouseMoved", x, y, buttons=0)
-        self._mouse("mousePressed", x, y, buttons=1)
-        time.sleep(0.05)
-        self._mouse("mouseReleased", x, y, buttons=0)
+        self.drag((x, y), (x, y), steps=0)
 
     def drag(self, start, end, *, steps: int = 8):
-        self._mouse("mouseMoved", *start, buttons=0)
-        time.sleep(0.2)  # handles light up under the pointer before they can be taken
+        self._mouse("mouseMoved", *start, button="none", clickCount=0)
         self._mouse("mousePressed", *start, buttons=1)
         for step in range(1, steps + 1):
             x, y = (a + (b - a) * step / steps for a, b in zip(start, end, strict=True))
-            self._mouse("mouseMoved", x, y, buttons=1)
-            time.sleep(0.05)
-        self._mouse("mouseReleased", *end, buttons=0)
+            self._mouse("mouseMoved", x, y, buttons=1, clickCount=0)
+        self._mouse("mouseReleased", *end)
 
-    def _mouse(self, kind: str, x: float, y: float, *, buttons: int):
-        self.call(
-            "Input.dispatchMouseEvent",
-            **{"type": kind, "x": x, "y": y, "button": "none" if kind == "mouseMoved" and not buttons else "left"},
-            buttons=buttons,
-            clickCount=0 if kind == "mouseMoved" else 1,
-        )
+    def _mouse(self, kind: str, x: float, y: float, **settings):
+        defaults = {"button": "left", "buttons": 0, "clickCount": 1}
+        self.call("Input.dispatchMouseEvent", **{"type": kind, "x": x, "y": y} | defaults | settings)
+        time.sleep(0.05)
 
     def press(self, label: str):
         """Click the visible button, tab or check box with exactly that text."""
@@ -137,19 +122,15 @@ class Browser:
         wait_for(lambda: self.evaluate(search), what=f"an input that reads {old!r}")
         self.call("Input.insertText", text=new)
 
-    def screenshot(self, path: Path | None = None) -> bytes:
-        data = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
-        if path is not None:
-            path.write_bytes(data)
-        return data
+    def screenshot(self) -> bytes:
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
 
 def wait_for(found, *, what: str, seconds: float = 30):
     """Return the first true value of `found()`; fail after that many seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        value = found()
-        if value:
+        if value := found():
             return value
         time.sleep(0.05)
     raise AssertionError(f"waited {seconds} s for {what}")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.data.fixtures.floor import quaternion_from_rigid
 from tests.saved_model import save_model
-from tests.viewer.chromium import Browser, find_chromium, wait_for
+from tests.viewer.chromium import PROGRAM, Browser, wait_for
 from tests.viewer.objects_on_a_floor import window_of
 from unified_lift.editing.operations import Duplicate
 from unified_lift.editing.script import parse
@@ -16,9 +16,8 @@ from unified_lift.viewer.renderer import camera_of, saved_cameras, start_view
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(find_chromium() is None, reason="no Chromium; install one or name it in CHROMIUM"),
+    pytest.mark.skipif(PROGRAM is None, reason="no Chromium; install one or name it in CHROMIUM"),
 ]
-SIZE = {"width": 1100, "height": 700}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def browser(tmp_path):
-    with Browser(find_chromium(), tmp_path / "profile", **SIZE) as opened:
+    with Browser(tmp_path / "profile", width=1100, height=700) as opened:
         yield opened
 
 

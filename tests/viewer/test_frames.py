@@ -16,19 +16,8 @@ from unified_lift.model.render import render
 from unified_lift.modelfolder.labels import GaussianLabels
 from unified_lift.ops.cameras import look_at, project
 from unified_lift.types import Camera
+from unified_lift.viewer import renderer as drawing
 from unified_lift.viewer.frames import FrameLoop, Window
-from unified_lift.viewer.renderer import (
-    MODES,
-    SIZE,
-    Renderer,
-    Thumbnails,
-    camera_of,
-    feature_colors,
-    outlined,
-    saved_cameras,
-    start_view,
-    thumbnail,
-)
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +33,23 @@ def above(coins):
 
 @pytest.fixture
 def renderer(coins):
-    return Renderer(coins)
+    return drawing.Renderer(coins)
 
 
 def middle(frame):
     return frame[len(frame) // 2, frame.shape[1] // 2].astype(int)
 
 
+def with_values(scene, **values):
+    table = {name: value.detach() for name, value in scene.gaussians} | values
+    return replace(scene, gaussians=type(scene.gaussians)(table))
+
+
 # ---- pictures ----
 
 
 def test_rgb_is_the_rendering_with_its_view_dependent_colour(coins, above, renderer):
-    table = {name: value.detach() for name, value in coins.gaussians}
-    table["shN"] = 0.2 * torch.ones_like(table["shN"])
-    shiny = replace(coins, gaussians=type(coins.gaussians)(table))
+    shiny = with_values(coins, shN=torch.full_like(coins.gaussians.shN, 0.2))
     with torch.no_grad():
         expected = quantize_uint8(render(shiny.gaussians, above, with_features=False).image)
         plain = quantize_uint8(render(coins.gaussians, above, with_features=False).image)
@@ -80,7 +72,7 @@ def test_uncertainty_is_dark_where_votes_agree_and_bright_where_they_do_not(coin
 
 
 def test_features_give_each_object_its_own_colour_whatever_is_edited(coins, above, renderer):
-    colors = feature_colors(coins)(torch.eye(4, 16))
+    colors = drawing.feature_colors(coins)(torch.eye(4, 16))
     assert torch.pdist(colors).min() > 0.2
     assert torch.allclose(colors.mean(dim=0), torch.full((3,), 0.5), atol=1e-5)  # grey is the mean of the objects
     whole = renderer.frame(coins, above, mode="Features")
@@ -90,11 +82,9 @@ def test_features_give_each_object_its_own_colour_whatever_is_edited(coins, abov
 
 def test_features_of_a_single_object_and_of_few_dimensions_can_be_drawn(coins, above):
     alone = coins.subset(coins.mask([2]))
-    assert torch.allclose(feature_colors(alone)(alone.gaussians.features), torch.full((1,), 0.5))
-    table = {name: value.detach() for name, value in coins.gaussians}
-    table["features"] = table["features"][:, :2]
-    narrow = replace(coins, gaussians=type(coins.gaussians)(table))
-    assert Renderer(narrow).frame(narrow, above, mode="Features").shape == (64, 96, 3)
+    assert torch.allclose(drawing.feature_colors(alone)(alone.gaussians.features), torch.full((1,), 0.5))
+    narrow = with_values(coins, features=coins.gaussians.features[:, :2].detach())
+    assert drawing.Renderer(narrow).frame(narrow, above, mode="Features").shape == (64, 96, 3)
 
 
 def test_the_selected_object_is_outlined_and_its_inside_stays(coins, above, renderer):
@@ -110,14 +100,14 @@ def test_the_selected_object_is_outlined_and_its_inside_stays(coins, above, rend
 def test_an_outline_surrounds_a_mask_by_hand():
     inside = np.zeros((250, 250), dtype=bool)
     inside[100:150, 100:150] = True
-    frame = outlined(np.full((250, 250, 3), 90, dtype=np.uint8), inside)
+    frame = drawing.outlined(np.full((250, 250, 3), 90, dtype=np.uint8), inside)
     assert tuple(frame[125, 125]) == (90, 90, 90)  # inside
     assert tuple(frame[125, 150]) == (255, 214, 10)  # 1/250 of the height beside it
     assert tuple(frame[125, 151]) == (20, 20, 20)  # and a dark edge
     assert tuple(frame[125, 152]) == (90, 90, 90)
 
 
-@pytest.mark.parametrize("mode", list(MODES))
+@pytest.mark.parametrize("mode", list(drawing.MODES))
 def test_a_scene_of_which_everything_is_hidden_is_background(coins, above, renderer, mode):
     nothing = coins.subset(torch.zeros(len(coins), dtype=torch.bool))
     frame = renderer.frame(nothing, above, mode=mode, selected=1)
@@ -137,32 +127,30 @@ def test_a_renderer_notices_another_scene_mode_and_selection(coins, above, rende
 
 def test_thumbnails_fill_their_frame_and_are_drawn_again_only_if_looks_change(coins):
     cameras = [camera_above((0.5, 0.5, 0)), camera_above((-2, -2, 0))]
-    thumbnails = Thumbnails(cameras)
+    thumbnails = drawing.Thumbnails(cameras)
     first = thumbnails.jpegs(coins, [1, 2])
     assert all(data[:2] == b"\xff\xd8" for data in first.values())
     moved = replace(coins, names={1: "cup"})
     assert thumbnails.jpegs(moved, [1])[1] is first[1]
-    table = {name: value.detach().clone() for name, value in coins.gaussians}
-    table["sh0"][coins.object_ids == 1] = -1.0
-    painted = replace(coins, gaussians=type(coins.gaussians)(table))
-    again = thumbnails.jpegs(painted, [1, 2])
+    color = torch.where((coins.object_ids == 1)[:, None, None], -1.0, coins.gaussians.sh0.detach())
+    again = thumbnails.jpegs(with_values(coins, sh0=color), [1, 2])
     assert again[1] != first[1]
     assert again[2] is first[2]
 
 
 def test_the_thumbnail_of_a_coin_reaches_the_borders(coins):
-    picture = thumbnail(coins.subset(coins.mask([1])), [camera_above((0, 0, 0))]).astype(int)
+    picture = drawing.thumbnail(coins.subset(coins.mask([1])), [camera_above((0, 0, 0))]).astype(int)
     backdrop = picture[0, 0]
     rows = np.flatnonzero((np.abs(picture - backdrop).max(axis=2) > 40).any(axis=1))
-    assert picture.shape == (SIZE[1], SIZE[0], 3)
-    assert 0.6 * SIZE[1] < np.ptp(rows) <= SIZE[1]
+    assert picture.shape == (drawing.SIZE[1], drawing.SIZE[0], 3)
+    assert 0.6 * drawing.SIZE[1] < np.ptp(rows) <= drawing.SIZE[1]
 
 
 # ---- cameras ----
 
 
 def test_a_window_camera_sees_what_the_browser_says():
-    camera = camera_of(window_of((1, 0, 0, 0), (1, 2, 3), np.pi / 2, 400, 200))
+    camera = drawing.camera_of(window_of((1, 0, 0, 0), (1, 2, 3), np.pi / 2, 400, 200))
     assert camera.fx == camera.fy == pytest.approx(100)  # 90 degrees from top to bottom
     pixels, depth = project(np.array([[1.0, 2, 5], [1, 4, 5]]), camera)
     np.testing.assert_allclose(pixels, [[200, 100], [200, 200]], atol=1e-9)  # y points down
@@ -173,7 +161,7 @@ def test_a_window_opens_where_the_first_camera_was_with_its_field_of_view():
     ring = [np.array([np.cos(t), np.sin(t), 0.5]) * 3 for t in np.arange(0, 6, 1)]
     lens = {"fx": 50.0, "fy": 50.0, "cx": 50.0, "cy": 50.0, "width": 100, "height": 100}
     cameras = [Camera(cam_from_world=look_at(p, np.zeros(3), np.array([0, 0, 1.0])), **lens) for p in ring]
-    position, target, up, fov = start_view(cameras)
+    position, target, up, fov = drawing.start_view(cameras)
     np.testing.assert_allclose(position, ring[0])
     np.testing.assert_allclose(target, 0, atol=1e-6)
     np.testing.assert_allclose(up, [0, 0, 1], atol=1e-3)
@@ -183,13 +171,13 @@ def test_a_window_opens_where_the_first_camera_was_with_its_field_of_view():
 def test_saved_cameras_are_read_and_a_broken_list_is_named(tmp_path):
     entry = {"id": 0, "img_name": "a", "width": 8, "height": 6, "position": [1, 2, 3], "fx": 5.0, "fy": 6.0}
     (tmp_path / "cameras.json").write_text(json.dumps([entry | {"rotation": np.eye(3).tolist()}]))
-    (camera,) = saved_cameras(tmp_path)
+    (camera,) = drawing.saved_cameras(tmp_path)
     np.testing.assert_allclose(camera.position, [1, 2, 3])
     assert (camera.fx, camera.fy, camera.cx, camera.cy) == (5, 6, 4, 3)
     for text in ("[]", "{", "[{}]", "[1]"):
         (tmp_path / "cameras.json").write_text(text)
         with pytest.raises(UserError, match=r"cameras\.json"):
-            saved_cameras(tmp_path)
+            drawing.saved_cameras(tmp_path)
 
 
 def test_a_path_passes_through_its_views_evenly_and_turns_with_them():
@@ -246,20 +234,13 @@ class Desk:
         self.loop.watch(key, camera, lambda picture, moving: self.sent.append((key, picture.shape[1], moving)))
 
 
-def test_a_new_window_gets_one_whole_frame_and_then_nothing():
-    desk = Desk()
-    desk.look()
-    assert desk.loop.step() is None
-    assert desk.drawn == [(400, 200)]
-    assert desk.sent == [("a", 400, False)]
-    assert desk.loop.step() is None
-    assert len(desk.drawn) == 1
-
-
-def test_a_moving_camera_gets_small_frames_and_a_whole_one_at_rest():
+def test_a_window_gets_a_whole_frame_and_small_ones_while_its_camera_moves_and_a_whole_one_at_rest():
     desk = Desk(cost=0.01)
     desk.look()
-    desk.loop.step()
+    assert desk.loop.step() is None
+    assert desk.loop.step() is None
+    assert desk.drawn == [(400, 200)]  # a new window: one whole frame, then nothing
+    assert desk.sent == [("a", 400, False)]
     for _ in range(3):
         desk.look()
         wait = desk.loop.step()
@@ -299,15 +280,10 @@ def test_an_edit_redraws_every_window_and_a_drag_does_so_roughly():
     desk.now += 0.3
     desk.loop.step()
     assert [width for _, width, _ in desk.sent[6:]] == [400, 300]
-
-
-def test_a_closed_window_gets_nothing_more():
-    desk = Desk()
-    desk.look()
     desk.loop.forget("a")
     desk.loop.redraw()
-    assert desk.loop.step() is None
-    assert desk.sent == []
+    desk.loop.step()
+    assert desk.sent[8:] == [("b", 300, False)]  # a closed window gets nothing more
 
 
 def test_the_thread_draws_what_is_asked_and_ends():

@@ -13,8 +13,8 @@ from diff_gaussian_rasterization import backend_info
 from simple_knn import distCUDA2
 
 import unified_lift
-from unified_lift.data import expected_bytes
 from unified_lift.data.cache import available_memory, choose_cache, free_bytes
+from unified_lift.data.scene import expected_bytes
 from unified_lift.data.settings import DataSettings
 from unified_lift.device import chosen_device
 from unified_lift.errors import UserError

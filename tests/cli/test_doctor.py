@@ -8,8 +8,9 @@ import torch
 from tests.data.fixtures import write_dataset
 from unified_lift import doctor
 from unified_lift.cli.main import main
-from unified_lift.data import expected_bytes, load_scene
+from unified_lift.data import load_scene
 from unified_lift.data.cache import scene_bytes
+from unified_lift.data.scene import expected_bytes
 from unified_lift.data.settings import DataSettings
 
 HEALTHY = {"implementation": "cpu", "isa": "avx2", "threads": 1, "reason": "compiled kernels are loaded"}

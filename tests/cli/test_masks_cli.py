@@ -17,9 +17,10 @@ from unified_lift.capture.mask_generators.regions import RegionSettings
 from unified_lift.capture.mask_runs import MaskJob, contact_sheet, make_masks
 from unified_lift.capture.masks import FilterSettings, GeneratorEntry, Proposal
 from unified_lift.cli.main import main
-from unified_lift.data import DATASETS, load_frames, load_scene
+from unified_lift.data import DATASETS, load_scene
 from unified_lift.data.images import read_image, write_image
 from unified_lift.data.masks import read_mask, write_mask
+from unified_lift.data.scene import load_frames
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import object_colors

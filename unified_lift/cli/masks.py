@@ -13,8 +13,8 @@ from unified_lift.capture.mask_generators import GENERATORS
 from unified_lift.capture.mask_runs import RECORD, MaskJob, make_masks
 from unified_lift.capture.masks import GRANULARITIES, FilterSettings, GeneratorSettings, Granularity
 from unified_lift.cli.flags import canonical
-from unified_lift.data import load_frames
 from unified_lift.data.base import OBJECT_PATH
+from unified_lift.data.scene import load_frames
 from unified_lift.data.settings import DataSettings
 from unified_lift.device import chosen_device
 from unified_lift.settings.limits import Range, check_ranges

@@ -3,26 +3,8 @@
 Adding a dataset is one file with a `READER`.
 """
 
-from unified_lift.data.scene import (
-    datasets,
-    detect_reader,
-    expected_bytes,
-    load_annotations,
-    load_frames,
-    load_prompt_masks,
-    load_scene,
-)
+from unified_lift.data.scene import datasets, detect_reader, load_annotations, load_prompt_masks, load_scene
 from unified_lift.data.settings import DataSettings
 
 DATASETS = datasets()
-
-__all__ = [
-    "DATASETS",
-    "DataSettings",
-    "detect_reader",
-    "expected_bytes",
-    "load_annotations",
-    "load_frames",
-    "load_prompt_masks",
-    "load_scene",
-]
+__all__ = ["DATASETS", "DataSettings", "detect_reader", "load_annotations", "load_prompt_masks", "load_scene"]

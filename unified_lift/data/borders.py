@@ -50,8 +50,6 @@ def without_black_frames(views: Sequence[View]) -> tuple[list[View], list[str]]:
         for index in indices:
             known = views[index].valid
             result[index] = replace(views[index], valid=seen if known is None else seen & known)
-        notes.append(
-            f"{len(indices)} of {len(views)} views have a black frame, as undistortion leaves it: "
-            f"{frame.mean():.1%} of their pixels neither train nor count"
-        )
+        what = f"{len(indices)} of {len(views)} views have a black frame, as undistortion leaves it"
+        notes.append(f"{what}: {frame.mean():.1%} of their pixels neither train nor count")
     return result, notes

@@ -129,7 +129,6 @@ class _Chunks:
         self._chunk, self._used = torch.empty(0, dtype=torch.uint8), 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """Return a copy of the tensor in a block."""
         with self._lock:
             if self._used + tensor.nbytes > len(self._chunk):
                 size = max(_CHUNK, tensor.nbytes)
@@ -174,11 +173,11 @@ def available_memory(root: Path = Path("/")) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
     available = 1024 * int(lines["MemAvailable"].split()[0])
-    for limit, used, statistics in _CGROUPS:
-        paths = [root / "sys/fs/cgroup" / name for name in (limit, used, statistics)]
+    for names in _CGROUPS:
+        paths = [root / "sys/fs/cgroup" / name for name in names]
         if all(path.exists() for path in paths):
-            most, taken = (path.read_text().strip() for path in paths[:2])
-            cached = dict(line.split() for line in paths[2].read_text().splitlines()).get("inactive_file", "0")
+            most, taken, statistics = (path.read_text().strip() for path in paths)
+            cached = dict(line.split() for line in statistics.splitlines()).get("inactive_file", "0")
             if most != "max":
                 available = min(available, max(int(most) - int(taken) + int(cached), 0))
     return available

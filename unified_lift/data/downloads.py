@@ -45,11 +45,7 @@ _INSTANCE_MAPS = {
 
 
 def check_download(benchmark: str, root: Path) -> Issues:
-    """Return what is present and what is missing of all scenes of one of `BENCHMARKS`.
-
-    Raises:
-        UserError: There is no such folder.
-    """
+    """Return what is present and what is missing of all scenes of one of `BENCHMARKS`; a UserError: no such folder."""
     scenes, source, check = BENCHMARKS[benchmark]
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the one that holds {', '.join(names[0] for names in scenes)}")

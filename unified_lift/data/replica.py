@@ -159,10 +159,7 @@ def _camera_parameters(recording: Recording) -> tuple[Path, dict]:
 
 
 def check_same_walk(recording: Recording) -> None:
-    """Raise a UserError where instance maps of vMAP lie beside nice-slam photos of another walk, or one cannot tell.
-
-    Only the poses can tell: both renderings have 2000 frames of one size.
-    """
+    """Raise a UserError where instance maps of vMAP lie beside nice-slam photos of another walk; only poses tell."""
     maps, other = recording.annotations, recording.folder / _POSES
     if recording.layout != "nice_slam" or maps is None or maps.parent.name != "semantic_instance":
         return
@@ -171,11 +168,9 @@ def check_same_walk(recording: Recording) -> None:
         raise UserError(f"{other}: {what}; copy it from the same sequence, so that it can be compared with traj.txt")
     own, theirs = read_trajectory(recording.trajectory), read_trajectory(other)
     if own.shape != theirs.shape or not np.abs(own - theirs).max() <= SAME_WALK:
-        raise UserError(
-            f"{other}: is another walk than {recording.trajectory.name} ({len(theirs)} and {len(own)} poses); the "
-            f"instance maps in {maps.parent} do not belong to these photos: render maps along traj.txt into "
-            "annotations/gt_instance/, or use the vMAP recording as the scene"
-        )
+        what = f"is another walk than {recording.trajectory.name} ({len(theirs)} and {len(own)} poses)"
+        fix = "render maps along traj.txt into annotations/gt_instance/, or use the vMAP recording as the scene"
+        raise UserError(f"{other}: {what}; the instance maps in {maps.parent} do not belong to these photos: {fix}")
 
 
 def detect(root: Path) -> bool:

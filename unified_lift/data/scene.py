@@ -1,5 +1,6 @@
 """From what a reader describes to a loaded scene, to annotations and to masks of prompts: the same for all readers."""
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -67,17 +68,17 @@ def describe(reader: Reader, settings: DataSettings) -> SceneDescription:
 
 def load_frames(settings: DataSettings) -> list[Frame]:
     """Return the posed photos of `settings.source_path` as files, each with its mask file; no pixel is read."""
-    described = describe(detect_reader(settings), settings)
-    _check_frames(described, settings.source_path)
-    return list(described.frames)
+    return list(_sound_scene(settings)[1].frames)
 
 
-def _check_frames(described: SceneDescription, root: Path) -> None:
-    """Raise a UserError unless every frame has a photo, a name and a mask of its own and a sound pose."""
+def _sound_scene(settings: DataSettings) -> tuple[Reader, SceneDescription]:
+    """Return reader and description, where every frame has a photo, a name and a mask of its own and a sound pose."""
+    reader = detect_reader(settings)
+    described = describe(reader, settings)
     if described.broken:
         raise UserError(described.broken[0])
     if not described.frames:
-        raise UserError(f"{root}: no posed images; the pose file lists none")
+        raise UserError(f"{settings.source_path}: no posed images; the pose file lists none")
     masks: dict[MaskFile, str] = {}
     for frame in described.frames:
         if not frame.image_path.is_file():
@@ -90,6 +91,7 @@ def _check_frames(described: SceneDescription, root: Path) -> None:
     if count > 1:
         source = described.frames[0].source
         raise UserError(f"{source}: image {name} occurs twice (suffixes do not count); rename one of them")
+    return reader, described
 
 
 def load_scene(settings: DataSettings, *, progress: Progress | None = None, cache: DataCache | None = None) -> Scene:
@@ -97,8 +99,7 @@ def load_scene(settings: DataSettings, *, progress: Progress | None = None, cach
 
     Photos and masks are kept by `cache`, None = in memory. A UserError names the file or flag and the fix.
     """
-    reader = detect_reader(settings)
-    described = describe(reader, settings)
+    reader, described = _sound_scene(settings)
     train, test = _split_frames(described, settings)
     used = [*train, *test]
     if cache is not None:
@@ -125,8 +126,7 @@ def load_scene(settings: DataSettings, *, progress: Progress | None = None, cach
 
 
 def _split_frames(described: SceneDescription, settings: DataSettings) -> tuple[list[Frame], list[Frame]]:
-    """Return the training and the test frames; a UserError names a broken frame or an impossible split."""
-    _check_frames(described, settings.source_path)
+    """Return the training and the test frames; a UserError names an impossible split."""
     by_name, lists = {frame.name: frame for frame in described.frames}, (described.held_out, described.train_only)
     train, test = split_names(list(by_name), settings.source_path, settings, *lists)
     return [by_name[name] for name in train], [by_name[name] for name in test]
@@ -134,17 +134,17 @@ def _split_frames(described: SceneDescription, settings: DataSettings) -> tuple[
 
 def expected_bytes(settings: DataSettings) -> int:
     """Return about how many bytes photos and masks of the scene take once loaded; no pixel is read."""
-    train, test = _split_frames(describe(detect_reader(settings), settings), settings)
+    train, test = _split_frames(_sound_scene(settings)[1], settings)
     return _bytes_of([*train, *test], settings)
 
 
 def _bytes_of(frames: Sequence[Frame], settings: DataSettings) -> int:
     """Return the bytes of photos (3 per pixel), masks (4) and, of distorted photos, the pixels the lens saw (1)."""
-    total = 0
-    for frame in frames:
-        width, height = target_size(*image_size(frame.image_path), settings.resolution)
-        total += width * height * (3 + 4 * (frame.mask is not None) + frame.lens.is_distorted)
-    return total
+    return sum(
+        math.prod(target_size(*image_size(frame.image_path), settings.resolution))
+        * (3 + 4 * (frame.mask is not None) + frame.lens.is_distorted)
+        for frame in frames
+    )
 
 
 def _load_view(
@@ -157,7 +157,9 @@ def _load_view(
     if lens.size != frame.lens.size:
         notes.append(f"intrinsics of {frame.lens.width}x{frame.lens.height} scaled to {lens.width}x{lens.height}")
     if frame.mask is not None:
-        segments = _read_mask_like(frame.mask, lens)
+        segments = read_mask(frame.mask)
+        _check_aspect(frame.mask.path, segments, lens, "its image", "make the mask from this image or remove it")
+        segments = nearest(segments, lens.height, lens.width)
         if zero_id == "ignore" and not segments.any():
             segments = None  # an all-black mask is a view without a label (LERF-Mask's test views)
     if lens.is_distorted:
@@ -177,13 +179,6 @@ def _load_view(
         image=keep(resize_image(image, width, height)),
     )
     return view, notes
-
-
-def _read_mask_like(mask: MaskFile, lens: Lens) -> np.ndarray:
-    """Return the ids of a mask at its photo's size, int32 [H, W]; nearest by the centre rule."""
-    ids = read_mask(mask)
-    _check_aspect(mask.path, ids, lens, "its image", "make the mask from this image or remove it")
-    return nearest(ids, lens.height, lens.width)
 
 
 def _check_aspect(path: Path, mask: np.ndarray, lens: Lens, photo: str, fix: str) -> None:
@@ -215,9 +210,7 @@ def load_prompt_masks(settings: DataSettings, names: Sequence[str]) -> dict[str,
 
 def _for_evaluation(settings: DataSettings) -> SceneDescription:
     """Return the description with all frames, whatever the split and the mask folder."""
-    described = describe(detect_reader(settings), replace(settings, eval=False, object_path="auto"))
-    _check_frames(described, settings.source_path)
-    return described
+    return _sound_scene(replace(settings, eval=False, object_path="auto"))[1]
 
 
 def _as_pinhole(ids: np.ndarray, lens: Lens) -> np.ndarray:

@@ -20,21 +20,19 @@ def test_total_is_the_weighted_sum_of_the_terms():
     assert float(total) == pytest.approx(2.903)
 
 
-def add(record, step, terms):
+def add(record, step, **values):
+    terms = {name: torch.tensor(value) for name, value in values.items()}
     record.after_step(None, step, terms)
-
-
-def terms_of(**values):
-    return {name: torch.tensor(value) for name, value in values.items()}
+    return terms
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_the_first_step_that_is_not_finite_is_named_although_it_is_found_later(bad):
     record = Finite()
-    add(record, 6, terms_of(photometric=0.25))
-    add(record, 7, terms_of(photometric=0.5, contrastive=bad))
-    add(record, 8, terms_of(photometric=bad, contrastive=0.5))
-    add(record, 9, terms_of(photometric=0.5))
+    add(record, 6, photometric=0.25)
+    add(record, 7, photometric=0.5, contrastive=bad)
+    add(record, 8, photometric=bad, contrastive=0.5)
+    add(record, 9, photometric=0.5)
     with pytest.raises(FloatingPointError, match=f"step 7: photometric = 0.5, contrastive = {bad:g}$"):
         record.last_terms()
 
@@ -42,17 +40,17 @@ def test_the_first_step_that_is_not_finite_is_named_although_it_is_found_later(b
 def test_record_returns_the_terms_of_the_last_step_and_forgets_what_was_checked():
     record = Finite()
     assert record.last_terms() == {}
-    add(record, 0, terms_of(a=1.0, b=2.0))
-    add(record, 1, terms_of(a=3.0))
+    add(record, 0, a=1.0, b=2.0)
+    add(record, 1, a=3.0)
     assert record.last_terms() == {"a": 3.0}
     assert record.last_terms() == {"a": 3.0}
-    add(record, 2, terms_of(b=4.0, a=5.0))
+    add(record, 2, b=4.0, a=5.0)
     assert record.last_terms() == {"b": 4.0, "a": 5.0}
 
 
 def test_record_keeps_values_that_are_overwritten_afterwards():
-    record, terms = Finite(), terms_of(a=float("nan"))
-    add(record, 3, terms)
+    record = Finite()
+    terms = add(record, 3, a=float("nan"))
     terms["a"].fill_(1.0)
     with pytest.raises(FloatingPointError, match="step 3: a = nan"):
         record.last_terms()
@@ -60,11 +58,11 @@ def test_record_keeps_values_that_are_overwritten_afterwards():
 
 def test_a_record_that_nobody_asks_checks_itself_after_a_thousand_steps():
     record = Finite()
-    add(record, 0, terms_of(a=float("nan")))
+    add(record, 0, a=float("nan"))
     for step in range(1, 999):
-        add(record, step, terms_of(a=0.0))
+        add(record, step, a=0.0)
     with pytest.raises(FloatingPointError, match="step 0"):
-        add(record, 999, terms_of(a=0.0))
+        add(record, 999, a=0.0)
 
 
 def test_position_rate_falls_on_a_log_scale_and_then_stays():

@@ -1,8 +1,4 @@
-"""Lift stage: features and codebook on frozen geometry.
-
-With geometry frozen a rendered feature is a fixed linear map of the Gaussian features. So a step needs no colour, no
-SSIM, and only the sampled pixels; the map (the blending weights) is computed once per view if it fits in memory.
-"""
+"""Lift stage: features and codebook on frozen geometry."""
 
 from collections.abc import Iterator, Sequence
 
@@ -33,7 +29,11 @@ def steps_of(settings: LiftSettings, cameras: Sequence[Camera]) -> int:
 
 
 class LiftStage(Stage):
-    """One view per step: sampled pixels, the method's losses, Adam on features and on the method's parameters."""
+    """One view per step: sampled pixels, the method's losses, Adam on features and on the method's parameters.
+
+    A rendered feature is a fixed linear map of the Gaussian features. So a step needs no colour, no SSIM, and only the
+    sampled pixels; the map (the blending weights) is computed once per view if it fits in memory.
+    """
 
     name = "lift"
     method: Method
@@ -41,11 +41,7 @@ class LiftStage(Stage):
     def __init__(
         self, scene: Scene, gaussians: Gaussians, method: Method, settings: LiftSettings, *, seed: int
     ) -> None:
-        """Freeze the geometry, start the features if there are none of the method's width.
-
-        Raises:
-            UserError: No training view has a mask.
-        """
+        """Freeze the geometry, start features of the method's width; a UserError says that no view has a mask."""
         if not scene.labelled:
             raise UserError(f"{scene.name}: no training view has a mask, nothing can be lifted; check --object_path")
         num_steps = steps_of(settings, [view.camera for view in scene.labelled])

@@ -30,9 +30,9 @@ def steps_of(wanted: int, settings: RefineSettings, scene: Scene) -> int:
 
 
 def temperature_for(num_codes: int) -> float:
-    """Return 1 / (1 + ln L), at which a pixel that shows its code alone is as sure of it for every number L of codes.
+    """Return 1 / (1 + ln L): a pixel that shows its code alone is as sure of it for every number L of codes.
 
-    At one temperature for all, the pixels inside of hundreds of objects would never be sure, and outweigh the borders.
+    Else the pixels inside of hundreds of objects would never be sure, and outweigh the borders.
     """
     return 1 / (1 + math.log(num_codes))
 
@@ -50,14 +50,7 @@ class RefineStage(Stage):
     method: Method
 
     def __init__(
-        self,
-        scene: Scene,
-        gaussians: Gaussians,
-        method: Method,
-        settings: RefineSettings,
-        labels: Labelling,
-        *,
-        seed: int,
+        self, scene: Scene, gaussians: Gaussians, method: Method, settings: RefineSettings, labels: Labelling, seed: int
     ) -> None:
         final = method.final_features()
         assert final is not None
@@ -89,12 +82,10 @@ class RefineStage(Stage):
         self.features.grad = None
         loss.backward()
         self.on_phase("update")
-        self.adam.step({"features": self.features}, {"features": self.rate(step)})
-        return {"refine": loss.detach()}
-
-    def rate(self, step: int) -> float:
         is_late = self.progress(step) >= 1 - self.settings.refine_lr_final_share
-        return self.settings.refine_lr_final if is_late else self.settings.refine_lr
+        rate = self.settings.refine_lr_final if is_late else self.settings.refine_lr
+        self.adam.step({"features": self.features}, {"features": rate})
+        return {"refine": loss.detach()}
 
     def statistics(self) -> dict[str, float]:
         return {}  # those of the method belong to the lift

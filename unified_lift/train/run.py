@@ -90,18 +90,15 @@ def run(
     """Train a scene into its model folder: geometry, lift, label voting, refinement.
 
     Args:
-        settings: The run.
         scene: What to train on; None = load it, and print what was found.
         resume_from: Checkpoint to go on from.
         hooks: Further hooks of the training loop.
     Raises:
         Interrupted: It was asked to stop; a checkpoint is saved.
-        UserError: The data cannot be read; the checkpoint belongs to other settings; the method cannot be trained so;
-            the disk is full.
+        UserError: The data, the checkpoint or the method do not fit the settings; the disk is full.
         FloatingPointError: A loss or a parameter became NaN or infinite; nothing of it was saved.
     """
     state = _start(settings, scene, resume_from)
-    _open_folder(state)
     finite = Finite()
     log = RunLog(settings.model_path, tensorboard=settings.run.logger == "tensorboard")
     with closing(log), Checkpoints(settings, state.method, state.clock.seconds, finite) as saving:
@@ -137,19 +134,6 @@ def run(
             saving.writer.wait()
         _write_manifest(state)
         return state
-
-
-def _open_folder(state: TrainingState) -> None:
-    """Make the model folder ready: what an earlier run left goes, or what a resumed run is going to do again."""
-    model, saved = state.settings.model_path, state.checkpoint
-    model.mkdir(parents=True, exist_ok=True)
-    for unfinished in model.glob("chkpnt*.pth.partial"):  # of a run that was killed
-        unfinished.unlink()
-    if saved is None:
-        outputs.forget_earlier_run(model)
-    else:
-        rewind_log(model, stage=saved["stage"], step=saved["step"])
-    outputs.write_run_header(state.settings, state.scene)
 
 
 def _placed(stage: Stage, state: TrainingState) -> Stage:
@@ -207,7 +191,10 @@ def _write_manifest(state: TrainingState) -> None:
 
 
 def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | None) -> TrainingState:
-    """Return the state before the first step: from the scene's points, a trained .ply, or a checkpoint."""
+    """Return the state before the first step: from the scene's points, a trained .ply, or a checkpoint.
+
+    The model folder is made ready: what an earlier run left goes, or what a resumed run is going to do again.
+    """
     device = chosen_device(settings.run.device)
     require_rasterizer(settings.geometry.rasterizer, device)
     chosen_losses(settings.geometry.loss_weights)
@@ -233,6 +220,14 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
         gaussians = read_gaussians(settings.init_ply)
     else:
         gaussians = gaussians_from_points(scene.points, sh_degree=settings.geometry.sh_degree)
+    settings.model_path.mkdir(parents=True, exist_ok=True)
+    for unfinished in settings.model_path.glob("chkpnt*.pth.partial"):  # of a run that was killed
+        unfinished.unlink()
+    if saved is None:
+        outputs.forget_earlier_run(settings.model_path)
+    else:
+        rewind_log(settings.model_path, stage=saved["stage"], step=saved["step"])
+    outputs.write_run_header(settings, scene)
     return TrainingState(settings, scene, cache.choice, gaussians.to(device), method, clock, checkpoint=saved)
 
 

@@ -108,19 +108,12 @@ class Prefetcher:
 
 
 class SegmentPixels(NamedTuple):
-    """Pixels of a labelled view that its lens saw: all, or a part in which those of a small segment may be repeated.
+    """Pixels of a labelled view that its lens saw: all, or a part in which those of a small segment may be repeated."""
 
-    Attributes:
-        slot: Local segment index of each, -1 = no label, int32 [P].
-        num_segments: S; some may have no pixel in a part.
-        pixel_ids: y * width + x of each, int32 [P]; None = all pixels, row by row.
-        weights: Which Gaussians make up each pixel, P rows, where they are kept.
-    """
-
-    slot: Tensor
-    num_segments: int
-    pixel_ids: Tensor | None
-    weights: PixelWeights | None = None
+    slot: Tensor  # local segment index of each, -1 = no label, int32 [P]
+    num_segments: int  # S; some may have no pixel in a part
+    pixel_ids: Tensor | None  # y * width + x of each, int32 [P]; None = all pixels, row by row
+    weights: PixelWeights | None = None  # which Gaussians make up each pixel, P rows, where they are kept
 
     def seen(self, features: Tensor) -> ViewPixels:
         """Return what a method sees of the view with features [H, W, D]."""

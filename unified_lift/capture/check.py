@@ -51,13 +51,9 @@ class SceneCheck(NamedTuple):
 
 
 def check_scene(settings: DataSettings, *, progress: Progress | None = None) -> SceneCheck:
-    """Return what the scene folder contains and what is wrong with it.
+    """Return what the scene folder of training's data settings contains and what is wrong with it.
 
-    Args:
-        settings: Folder, image folder, mask folder and split, as training would be told.
-        progress: Called with (done, total) views.
-    Raises:
-        UserError: It is no scene folder, or a flag names a folder that is not there.
+    A UserError says that it is no scene folder, or that a flag names a folder that is not there.
     """
     root, issues = settings.source_path, Issues()
     try:
@@ -139,25 +135,22 @@ def _check_masks(issues: Issues, frames: Sequence[Frame], folder: Path, *, stray
                 "share_of_id_0": round(float(np.mean([mask.zero_share for mask in masks])), 4),
                 "all_black": sum(mask.largest == 0 for mask in masks),
             }
-        if strays:
-            _check_strays(issues, [frame.mask.path for frame in frames if frame.mask])
+        paths = [frame.mask.path for frame in frames if frame.mask]
+        used, suffixes = {path.resolve() for path in paths}, {*MASK_SUFFIXES, ".jpg", ".jpeg"}
+        files = sorted(
+            path for folder in {path.parent for path in paths} for path in folder.iterdir() if path.is_file()
+        )
+        others = [path for path in files if path.suffix.lower() in suffixes and path.resolve() not in used]
+        if strays and others:
+            folder = Path(os.path.commonpath([path.parent for path in paths]))
+            text = f"{folder}: {listed([path.relative_to(folder).as_posix() for path in others])} belongs to no view"
+            issues.note(text, f"{_NAME_MASKS} (JPEG destroys ids); remove the others")
         return facts
-    files = sorted(path.name for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
-    text = f"{folder}: none of its {len(files)} files is the mask of a photo ({listed(files)})"
-    issues.error(text, _NAME_MASKS, when=files)
-    issues.note("no masks: only colour can be trained", _MAKE_MASKS, when=not files)
+    names = sorted(path.name for path in folder.rglob("*") if path.is_file())
+    text = f"{folder}: none of its {len(names)} files is the mask of a photo ({listed(names)})"
+    issues.error(text, _NAME_MASKS, when=names)
+    issues.note("no masks: only colour can be trained", _MAKE_MASKS, when=not names)
     return facts
-
-
-def _check_strays(issues: Issues, masks: Sequence[Path]) -> None:
-    """Add a note on mask-like files in the folders of the masks that belong to no view."""
-    used, suffixes = {path.resolve() for path in masks}, {*MASK_SUFFIXES, ".jpg", ".jpeg"}
-    files = sorted(path for parent in {path.parent for path in masks} for path in parent.iterdir() if path.is_file())
-    strays = [path for path in files if path.suffix.lower() in suffixes and path.resolve() not in used]
-    if strays:
-        folder = Path(os.path.commonpath([path.parent for path in masks]))
-        names = listed([path.relative_to(folder).as_posix() for path in strays])
-        issues.note(f"{folder}: {names} belongs to no view", f"{_NAME_MASKS} (JPEG destroys ids); remove the others")
 
 
 def _check_loading(issues: Issues, settings: DataSettings) -> dict[str, Any]:
@@ -184,17 +177,11 @@ def _check_loading(issues: Issues, settings: DataSettings) -> dict[str, Any]:
     points: dict[str, Any] = {"of_the_scene": len(scene.points.positions) if own else 0}
     if own:
         share = points["visible_share"] = round(visible_share(scene), 4)
-        issues.error(
-            f"the cameras hardly see the scene's points ({100 * share:.1f} % of them in a view)",
-            "poses and points disagree: check axes (OpenCV or OpenGL), camera-to-world, and scale",
-            when=share < _FEW_VISIBLE,
-        )
-    return {
-        "split": {"train": len(scene.train), "test_with_eval": len(scene.test)},
-        "radius": round(scene.radius, 4),
-        "zero_id": scene.zero_id,
-        "points": points,
-    }
+        text = f"the cameras hardly see the scene's points ({100 * share:.1f} % of them in a view)"
+        fix = "poses and points disagree: check axes (OpenCV or OpenGL), camera-to-world, and scale"
+        issues.error(text, fix, when=share < _FEW_VISIBLE)
+    split = {"train": len(scene.train), "test_with_eval": len(scene.test)}
+    return {"split": split, "radius": round(scene.radius, 4), "zero_id": scene.zero_id, "points": points}
 
 
 def visible_share(scene: Scene) -> float:
@@ -211,13 +198,11 @@ def check_lines(check: SceneCheck) -> list[str]:
     if "views" in facts:
         sizes = ", ".join(f"{size} ({count})" for size, count in facts["views"]["sizes"].items())
         rows["views"] = f"{facts['views']['posed']} with a pose; photos {sizes or 'none readable'}"
-        more = len(facts["cameras"]) - 3
         words = "{views} views{lens} {width}x{height}, focal {focal_px:g} px, {fov_degrees:.0f} degrees"
-        lenses = [
-            {"lens": " distorted, undistorted on load," * one["distorted"], **one} for one in facts["cameras"][:3]
-        ]
-        cameras = [*(words.format_map(lens) for lens in lenses), *([f"and {more} more"] if more > 0 else [])]
-        rows["cameras"], rows["masks"] = "; ".join(cameras), _mask_words(facts)
+        lenses = ["", " distorted, undistorted on load,"]
+        cameras = [words.format(lens=lenses[one["distorted"]], **one) for one in facts["cameras"]]
+        more = [f"and {len(cameras) - 3} more"] if len(cameras) > 3 else []
+        rows["cameras"], rows["masks"] = "; ".join(cameras[:3] + more), _mask_words(facts)
     if "split" in facts:
         split, points = facts["split"], facts["points"]
         rows["split"] = f"{split['train']} train, {split['test_with_eval']} held out with --eval"

@@ -66,11 +66,8 @@ class SyntheticRoom:
         return which, nearest
 
     def render(self, camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return what a camera inside the room sees.
-
-        Returns:
-            Colour uint8 [H, W, 3] (2 x 2 rays a pixel), ids int32 [H, W] and depth along the camera's z axis
-            float32 [H, W] (both of the ray through the pixel centre).
+        """Return what a camera inside the room sees: colour uint8 [H, W, 3] by 2 x 2 rays a pixel, and by its centre
+        ids int32 [H, W] and depth along the camera's z axis float32 [H, W].
         """
         height, width, rotation = camera.height, camera.width, camera.cam_from_world[:3, :3]
         corners = np.indices((height, width)).reshape(2, -1).T[:, ::-1].astype(float)

@@ -90,14 +90,9 @@ def build_cameras(room: SyntheticRoom, settings: SyntheticSettings) -> tuple[Cam
 
 
 def noisy_segments(ids: np.ndarray, settings: SyntheticSettings, rng: np.random.Generator) -> np.ndarray:
-    """Return what a 2D model would make of one view: segments with wobbly borders, some lost, merged, cut or made up.
+    """Return what a 2D model would make of exact ids, int32 [H, W], 0 = room: segment ids, int32 [H, W], 0 = nothing.
 
-    Args:
-        ids: Exact object ids, 0 = room, int32 [H, W].
-        settings: Rates of the errors.
-        rng: Source of randomness; views must not share a state.
-    Returns:
-        Segment ids, 0 = claimed by nothing, int32 [H, W]. Without `shuffle` an intact mask keeps its object's id.
+    Borders wobble; segments are lost, merged, cut or made up. Without `shuffle` an intact one keeps its object's id.
     """
     segments = ids.astype(np.int32)
     if settings.jitter:  # ids are read at positions moved by a smooth random field
@@ -164,12 +159,10 @@ def write_synthetic(root: Path, settings: SyntheticSettings, *, train_views: int
     """Write the scene in the `transforms` layout, with annotations and `scene.json` (all parameters, object list).
 
     Args:
-        root: A new or empty folder.
+        root: A new or empty folder, else a ValueError.
         settings: The room and the errors of its masks.
         train_views: Only so many of the training views are listed, and initial points are on what these see; the views
             held out are those of the whole scene, so that scores can be compared. None = all.
-    Raises:
-        ValueError: The folder exists and is not empty, or there is no training view left.
     """
     if root.exists() and any(root.iterdir()):
         raise ValueError(f"{root} is not empty: name a new folder for the synthetic scene")

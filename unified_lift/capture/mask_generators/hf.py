@@ -28,8 +28,7 @@ class HfGenerator:
     """The `mask-generation` pipeline of transformers.
 
     The pipeline forgets which of a point's three masks is which; a hook on the model hands it one of the three at a
-    time. Of a model that gives another number of masks per point the granularities are unknown: it can make whole
-    objects only, from all of its masks, of which the filter drops those that lie inside larger ones.
+    time. A model that gives another number of masks per point can make whole objects only, from all of its masks.
     """
 
     def __init__(self, pipeline: Any, settings: HfSettings, *, facts: dict[str, Any]) -> None:
@@ -38,13 +37,7 @@ class HfGenerator:
         pipeline.model.register_forward_hook(self._choose)
 
     def propose(self, image: np.ndarray, granularities: Collection[Granularity]) -> list[Proposal]:
-        """Return the proposals of these granularities; each is one pass of the network.
-
-        The pipeline applies the stability threshold but does not tell the stability, which therefore counts as 1.
-
-        Raises:
-            UserError: Parts are wanted of a model that does not tell granularities.
-        """
+        """Return the proposals of these granularities, each a pass of the network; stability, not told, counts as 1."""
         proposals, asked = [], asdict(self._settings)
         asked["points_per_crop"] = asked.pop("points_per_side")
         asked.pop("weights")

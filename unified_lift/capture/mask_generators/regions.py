@@ -1,11 +1,9 @@
-"""Masks without a network: regions of like colour between strong borders.
+"""Masks without a network: regions of like colour between strong borders. It knows nothing of objects.
 
 The photo is smoothed, cut into some thousands of small patches by a watershed, and neighbouring patches are merged,
 the pair with the weakest border first. A border is weak where the mean colours on both sides are close and the
 gradient along it is small, and the more so the smaller its smaller side is, so that specks go early and large
 regions merge only over faint borders. The three granularities are three stages of one sequence of merges, hence nested.
-
-It knows nothing of objects: things of several colours fall apart, things of one colour beside each other run together.
 """
 
 import heapq
@@ -124,8 +122,7 @@ class _Graph:
         self._color: list[list[float]] = (np.stack(sums, axis=1) / count[:, None]).tolist()
         self._owner = np.arange(len(count))
         self._version = [0] * len(count)  # tells borders on the heap from those that have changed since
-        self._total = float(count.sum())
-        self._min_count = min_share * self._total
+        self._total, self._min_count = float(count.sum()), min_share * float(count.sum())
         self._borders: list[dict[int, list[float]]] = [{} for _ in count]  # neighbour -> [length, gradient sum]
         for (a, b), length, total in zip(*(values.tolist() for values in _borders(patches, gradient)), strict=True):
             self._borders[a][b] = self._borders[b][a] = [length, total]
@@ -157,9 +154,8 @@ class _Graph:
     def _join(self, a: int, b: int) -> None:
         """Let region a take in region b."""
         count_a, count_b = self._count[a], self._count[b]
-        total = count_a + count_b
+        self._count[a] = total = count_a + count_b
         self._color[a] = [(count_a * x + count_b * y) / total for x, y in zip(self._color[a], self._color[b])]
-        self._count[a] = total
         self._owner[b] = a
         self._version[a] += 1
         self._version[b] = -1

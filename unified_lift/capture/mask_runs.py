@@ -3,10 +3,11 @@
 import hashlib
 import multiprocessing
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ _PHOTOS_PER_PROCESS = 4  # fewer are not worth the second that starting a proces
 _SHEET_VIEWS, _COLUMNS, _TILE, _GAP, _PAPER = 12, 3, 320, 6, 24  # longest side and gap in pixels, grey value
 _INK = 0.75  # share of the ids' colour, as in the video of render.py: shading stays visible
 Facts = dict[str, Any]
+Found = dict[Granularity, Facts]
 Paths = Mapping[Granularity, Path]
 
 
@@ -54,6 +56,11 @@ class MaskJob:
         return {"provider": self.provider, "granularity": granularity, **settings}
 
 
+def mask_path(folder: Path, frame: Frame) -> Path:
+    """Return where the mask of a photo goes: its relative path as .png."""
+    return folder / f"{frame.name}.png"
+
+
 class MaskFolder:
     """A folder of masks and its record: the settings, and for every finished view what was found in which photo."""
 
@@ -62,7 +69,7 @@ class MaskFolder:
         self.path, self.settings = path, settings
         self.views: dict[str, Facts] = {}
         self.versions: Facts = {}
-        ways_out = "--overwrite replaces {}, --out NAME puts the new ones elsewhere"
+        elsewhere = "--out NAME puts the new ones elsewhere"
         if (path / RECORD).is_file():
             record = read_json(path / RECORD)
             views, found = record.get("views"), record.get("settings")
@@ -73,17 +80,11 @@ class MaskFolder:
             if not changed and isinstance(views, dict):
                 self.views = {} if overwrite else views
             elif views != {} and not overwrite:  # where no mask was finished, nothing is lost
-                what = ", ".join(changed) or "an unreadable record"
-                raise UserError(f"{path}: holds masks made with other settings ({what}); {ways_out.format('them')}")
+                what = f"made with other settings ({', '.join(changed) or 'an unreadable record'})"
+                raise UserError(f"{path}: holds masks {what}; --overwrite replaces them, {elsewhere}")
         elif path.is_dir() and any(path.iterdir()) and not overwrite:
-            raise UserError(
-                f"{path}: holds files but no {RECORD}, so this command did not make them; "
-                + ways_out.format("the masks of this scene's photos")
-            )
-
-    def mask_path(self, frame: Frame) -> Path:
-        """Return where the mask of a photo goes: its relative path as .png."""
-        return self.path / f"{frame.name}.png"
+            what = f"holds files but no {RECORD}, so this command did not make them"
+            raise UserError(f"{path}: {what}; --overwrite replaces the masks of this scene's photos, {elsewhere}")
 
     def save(self) -> None:
         """Write the record, whole or not at all."""
@@ -104,7 +105,7 @@ class MaskFolder:
         """Write evenly spread photos beside their ids in colour to a file next to the folder; return its path."""
         chosen = np.linspace(0, len(frames) - 1, min(len(frames), _SHEET_VIEWS)).round().astype(int)
         shown = [frames[index] for index in chosen.tolist()]
-        views = [(read_image(one.image_path, alpha=one.alpha), read_mask(self.mask_path(one))) for one in shown]
+        views = [(read_image(one.image_path, alpha=one.alpha), read_mask(mask_path(self.path, one))) for one in shown]
         path = self.path.with_name(f"{self.path.name}_preview.png")
         write_picture(path, contact_sheet(views))
         return path
@@ -129,7 +130,7 @@ def make_masks(
 
     def is_done(frame: Frame, folder: MaskFolder) -> bool:
         was_made_of = folder.views.get(frame.name, {}).get("photo")
-        return was_made_of == digests[frame.name] and folder.mask_path(frame).is_file()
+        return was_made_of == digests[frame.name] and mask_path(folder.path, frame).is_file()
 
     todo = [frame for frame in frames if not all(is_done(frame, folder) for folder in folders.values())]
     if len(todo) < len(frames):
@@ -142,8 +143,8 @@ def make_masks(
     for folder in folders.values():
         folder.versions = generator.facts
         folder.save()  # from here on the folder says what is being made in it
-    photos = [(frame, {one: folder.mask_path(frame) for one, folder in folders.items()}) for frame in todo]
-    results = _in_processes(job, photos, count) if count > 1 else (_mask_photo(job, generator, *one) for one in photos)
+    work = partial(_mask_photo, job, None if count > 1 else generator, paths)
+    results = _in_processes(work, todo, count) if count > 1 else map(work, todo)
     try:
         with progress_bar(f"masks ({job.provider})", quiet=quiet) as progress:
             for done, (frame, found) in enumerate(zip(todo, results), start=1):
@@ -158,9 +159,7 @@ def make_masks(
     return folders
 
 
-def _in_processes(
-    job: MaskJob, photos: Sequence[tuple[Frame, Paths]], processes: int
-) -> Iterator[dict[Granularity, Facts]]:
+def _in_processes(work: Callable[[Frame], Found], frames: Sequence[Frame], processes: int) -> Iterator[Found]:
     """Yield the facts of each photo in order, so that all before a broken photo are recorded."""
     # The photos are spread over the cores already: each process gets one thread.
     context = multiprocessing.get_context("spawn")
@@ -168,20 +167,18 @@ def _in_processes(
     try:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # processes inherit this: the parent handles Ctrl-C
         try:
-            running = [pool.submit(_mask_photo, job, None, *each) for each in photos]
+            results = pool.map(work, frames)
         finally:
             signal.signal(signal.SIGINT, before)
-        for one in running:
-            yield one.result()
+        yield from results
     except BrokenProcessPool:
-        raise UserError(
-            f"--jobs {processes}: a process died, most likely for lack of memory; use --jobs 1 to go on"
-        ) from None
+        what = "a process died, most likely for lack of memory"
+        raise UserError(f"--jobs {processes}: {what}; use --jobs 1 to go on") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _mask_photo(job: MaskJob, generator: MaskGenerator | None, frame: Frame, paths: Paths) -> dict[Granularity, Facts]:
+def _mask_photo(job: MaskJob, generator: MaskGenerator | None, paths: Paths, frame: Frame) -> Found:
     """Write the masks of a photo at all granularities; return their facts. Without a generator it loads its own."""
     image = read_image(frame.image_path, alpha=frame.alpha)
     generator = generator or GENERATORS[job.provider].load(job.settings, torch.device("cpu"))
@@ -191,7 +188,7 @@ def _mask_photo(job: MaskJob, generator: MaskGenerator | None, frame: Frame, pat
         candidates = [proposal for proposal in proposals if proposal.granularity == granularity]
         kept = keep_best(candidates, job.filter)
         ids = paint(kept, image.shape[:2], rule=job.filter.rule, min_area=job.filter.min_area)
-        write_picture(path, ids)
+        write_picture(mask_path(path, frame), ids)
         facts[granularity] = {
             "size": [image.shape[1], image.shape[0]],
             "proposals": len(candidates),

@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from unified_lift.capture.mask_generators import GENERATORS
-from unified_lift.capture.mask_runs import RECORD, MaskJob, make_masks
+from unified_lift.capture.mask_runs import RECORD, MaskJob, make_masks, mask_path
 from unified_lift.capture.masks import GRANULARITIES, FilterSettings, GeneratorSettings, Granularity
 from unified_lift.cli.flags import canonical
 from unified_lift.data.base import OBJECT_PATH
@@ -93,6 +93,6 @@ def masks_main(argv: list[str]) -> int:
             print(f"note: {nothing} ({shown}); they will train colour only")
     read = {frame.mask.path for frame in load_frames(data) if frame.mask}
     for folder in folders.values():
-        if not any(folder.mask_path(frame) in read for frame in frames):
+        if not any(mask_path(folder.path, frame) in read for frame in frames):
             print(f"train.py reads these with --object_path {folder.path.name}")
     return 0

@@ -95,27 +95,10 @@ def test_mask_of_another_size_but_the_same_shape_is_resampled(name, factor, data
     assert (view.segments == 777).all()
 
 
-@pytest.mark.parametrize(
-    ("name", "file", "poison", "pattern"),
-    [
-        (
-            "transforms",
-            "transforms.json",
-            lambda data: data["frames"][2]["transform_matrix"][0].__setitem__(3, float("nan")),
-            r"transforms\.json: the pose of images/0007.* NaN.*remove",
-        ),
-        (
-            "messy_rooms",
-            "metadata.json",
-            lambda data: data["camera"]["quaternions"][4].__setitem__(1, float("nan")),
-            r"metadata\.json: the pose of 4 is NaN.*correct",
-        ),
-    ],
-)
-def test_nan_pose_in_json(name, file, poison, pattern, dataset, read):
-    root = dataset(name)
-    edit_json(root / file, poison)
-    refused(read, root, pattern)
+def test_nan_pose_in_json(dataset, read):
+    root = dataset("messy_rooms")
+    edit_json(root / "metadata.json", lambda data: data["camera"]["quaternions"][4].__setitem__(1, float("nan")))
+    refused(read, root, r"metadata\.json: the pose of 4 is NaN.*correct")
 
 
 @pytest.mark.parametrize("text", [False, True])
@@ -125,7 +108,7 @@ def test_nan_pose_in_colmap(text, dataset, read):
     refused(read, root, r"images\.(bin|txt): the pose of cam1/a\.b\.png is NaN.*remove")
 
 
-@pytest.mark.parametrize("change", ["mirror", "shear", "slight shear", "shape", "words"])
+@pytest.mark.parametrize("change", ["mirror", "shear", "slight shear", "shape", "words", "nan"])
 def test_pose_that_is_not_rigid(change, dataset, read):
     root = dataset("transforms")
 
@@ -137,12 +120,14 @@ def test_pose_that_is_not_rigid(change, dataset, read):
             matrix[0, 1] += 0.3
         elif change == "slight shear":
             matrix[:3, 0] *= 1.02  # one axis 2 % longer
+        elif change == "nan":
+            matrix[0, 3] = np.nan
         elif change == "shape":
             matrix = matrix[:2]
         data["frames"][2]["transform_matrix"] = "left" if change == "words" else matrix.tolist()
 
     edit_json(root / "transforms.json", poison)
-    refused(read, root, r"transforms\.json: the pose of images/0007.* is not")
+    refused(read, root, rf"transforms\.json: the pose of images/0007.* {'holds NaN' if change == 'nan' else 'is not'}")
 
 
 def edit_model(root, *, text=False, poison):
@@ -154,14 +139,15 @@ def edit_model(root, *, text=False, poison):
         images[key] = dataclasses.replace(images[key], tvec=(0.0, float("nan"), 1.0))
     elif poison == "points":
         points = dataclasses.replace(points, positions=np.full_like(points.positions, np.nan))
-    elif poison == "camera":
-        cameras = {3: cameras[3]}
-    elif poison == "focal":
-        cameras[7] = dataclasses.replace(cameras[7], params=(0.0, 1.0, 1.0, 1.0))
     elif poison == "images":
         images = {}
-    elif poison == "model":
-        cameras[7] = dataclasses.replace(cameras[7], model="FOV", params=(1.0, 1.0, 1.0, 1.0, 0.5))
+    elif poison == "camera":
+        del cameras[7]
+    else:
+        model, params = {"focal": ("PINHOLE", (0.0, 1.0, 1.0, 1.0)), "model": ("FOV", (1.0, 1.0, 1.0, 1.0, 0.5))}[
+            poison
+        ]
+        cameras[7] = dataclasses.replace(cameras[7], model=model, params=params)
     for path in folder.iterdir():
         path.unlink()
     write_model(folder, cameras, images, points, text=text)

@@ -59,17 +59,6 @@ def test_choices_and_refusals_name_flag_numbers_and_fix():
         choose_cache("auto", 200 * GIB, GPU_RUN)
 
 
-def fake_root(tmp_path, available_kib, **files):
-    (tmp_path / "proc").mkdir()
-    text = f"MemTotal: 99999999 kB\nMemAvailable:   {available_kib} kB\nHugePages_Total:       0\n"
-    (tmp_path / "proc/meminfo").write_text(text)
-    for name, text in files.items():
-        path = tmp_path / "sys/fs/cgroup" / name.replace("__", "/").replace("_of_", ".")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return tmp_path
-
-
 @pytest.mark.parametrize(
     ("limit", "expected"),
     # taken 600, of which 200 are file cache that can go: 900 - 600 + 200
@@ -78,13 +67,18 @@ def fake_root(tmp_path, available_kib, **files):
 @pytest.mark.parametrize(
     "names",
     [
-        ("memory_of_max", "memory_of_current", "memory_of_stat"),
-        ("memory__memory_of_limit_in_bytes", "memory__memory_of_usage_in_bytes", "memory__memory_of_stat"),
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
     ],
 )
 def test_memory_of_a_container_is_what_its_limit_leaves(tmp_path, names, limit, expected):
-    files = dict(zip(names, (limit, "600\n", "anon 400\ninactive_file 200\n"), strict=True))
-    assert available_memory(fake_root(tmp_path, 1000, **files)) == expected
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "sys/fs/cgroup/memory").mkdir(parents=True)
+    text = "MemTotal: 99999999 kB\nMemAvailable:   1000 kB\nHugePages_Total:       0\n"
+    (tmp_path / "proc/meminfo").write_text(text)
+    for name, text in zip(names, (limit, "600\n", "anon 400\ninactive_file 200\n"), strict=True):
+        (tmp_path / "sys/fs/cgroup" / name).write_text(text)
+    assert available_memory(tmp_path) == expected
     assert 0 < available_memory() < 2**50
 
 

@@ -6,7 +6,6 @@ import pytest
 from tests.data.fixtures.colmap_model import points_of, read_model, write_model
 from unified_lift.data.colmap import MODELS, ColmapCamera, read_cameras, read_images, read_points
 from unified_lift.data.images import write_image
-from unified_lift.data.masks import write_mask
 from unified_lift.errors import UserError
 from unified_lift.plyio import write_point_cloud
 from unified_lift.types import PointCloud
@@ -127,18 +126,6 @@ def test_test_list_decides_the_split_with_eval(dataset, read):
     (root / "test.txt").write_text("unknown.png\n")
     with pytest.raises(UserError, match=r"test\.txt: unknown\.png is not a registered image"):
         read(root, eval=True)
-
-
-def test_lerf_style_train_split_and_black_masks(dataset, read):
-    root = dataset("colmap")
-    for n in range(4):
-        write_image(root / "images_train" / "cam2" / f"{n:04d}.png", np.zeros((24, 32, 3), np.uint8))
-    write_mask(root / "object_mask" / "cam2" / "0005.png", np.zeros((24, 32)))
-    scene = read(root, train_split=True, eval=True)
-    assert [view.name for view in scene.train] == [f"cam2/{n:04d}" for n in range(4)]
-    assert scene.test[-1].segments is None  # black everywhere is no label
-    assert scene.test[0].segments is not None
-    assert len(read(root, train_split=True).test) == 0
 
 
 def test_prescaled_images_scale_the_intrinsics(dataset, read):

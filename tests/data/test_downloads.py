@@ -171,13 +171,8 @@ BROKEN = {
         ),
         (damage("room1/traj.txt"), "does not hold the 16 numbers"),
         (damage("room1/results/depth000050.png"), "depth000050.png: not a readable image"),
-        (remove("room1/annotations"), "room1: no instance maps of the test views"),
         (remove(f"room1/{TRUTH}"), "room1/annotations/gt_instance: 1 of 2 views have no mask: frame000125"),
         (damage(f"room1/{TRUTH}"), "frame000125.png: not a readable image"),
-        (
-            remove("room1/object_mask"),
-            "8 of 8 views have no mask: frame000025, frame000050, frame000075, frame000100, frame000150 and 3 more",
-        ),
         (lambda root: (root / "room1/point_cloud.ply").write_text("no cloud"), "point_cloud.ply"),
     ],
     ("messy_rooms", ROOM): [
@@ -227,11 +222,12 @@ def test_replica_says_how_to_make_what_no_download_has(download):
     root = download("replica")
     shutil.rmtree(root / "room1/annotations")
     shutil.rmtree(root / "room1/object_mask")
-    truth, masks = [issue.fix for issue in check_download("replica", root) if issue.severity == "error"]
-    assert "mesh_semantic.ply" in truth
-    assert "traj.txt" in truth
-    assert "SAM" in masks
-    assert "PNG of ids" in masks
+    truth, masks = check_download("replica", root).errors
+    assert truth.text == "room1: no instance maps of the test views"
+    assert "mesh_semantic.ply along traj.txt" in truth.fix
+    assert "8 of 8 views have no mask: frame000025, frame000050" in masks.text
+    assert "frame000150 and 3 more" in masks.text
+    assert "SAM" in masks.fix
 
 
 def test_replica_depth_is_welcome_not_required(download):

@@ -26,13 +26,6 @@ def test_resolution_rule(size, resolution, expected):
     assert target_size(*size, resolution) == expected
 
 
-def test_rgb_returns_as_written(tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    write_image(tmp_path / "sub" / "a.png", image)
-    np.testing.assert_array_equal(read_image(tmp_path / "sub" / "a.png"), image)
-    assert image_size(tmp_path / "sub" / "a.png") == (7, 5)
-
-
 def test_alpha_is_dropped_or_composited_over_black(tmp_path):
     write_image(tmp_path / "a.png", np.array([[[200, 100, 50, 0], [200, 100, 50, 51], [200, 100, 50, 255]]], np.uint8))
     assert read_image(tmp_path / "a.png").tolist() == [[[200, 100, 50]] * 3]
@@ -64,12 +57,6 @@ def test_shrinking_averages_and_growing_keeps_the_range():
     assert (resize_image(image, 2, 2) == 100).all()
     assert resize_image(image, 8, 8).max() <= 200
     assert resize_image(image, 4, 4) is image
-
-
-def test_parallel_map_keeps_order_and_reports_every_item():
-    seen = []
-    assert parallel_map(lambda n: n * n, range(20), lambda *count: seen.append(count)) == [n * n for n in range(20)]
-    assert seen == [(n, 20) for n in range(1, 21)]
 
 
 def test_parallel_map_raises_the_first_error():

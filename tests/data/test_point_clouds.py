@@ -181,14 +181,6 @@ def test_linear_triangulation_returns_exact_points():
     np.testing.assert_allclose(linear_triangulation(tracks, moved), points, atol=1e-7)
 
 
-def test_own_points_are_used_as_they_are(floor_views):
-    positions = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
-    own = PointCloud(positions=positions, colors=np.zeros((9, 3), np.uint8))
-    cloud, note = initial_points(floor_views, DataSettings(), own=own)
-    assert cloud is own
-    assert note == "9 initial points from the scene"
-
-
 def test_few_triangulated_points_are_filled_up_with_random_ones(floor_views):
     cloud, note = initial_points(floor_views[:8], DataSettings(num_random_points=900), own=None)
     assert len(cloud.positions) == len(cloud.colors) == 900

@@ -263,12 +263,6 @@ class TestInitialPoints:
 
 
 class TestBadInput:
-    def test_missing_photo_of_semantic_nerf_is_named(self, rgb_scene, read):
-        root = rgb_scene()
-        (root / "Sequence_1/rgb/rgb_0.png").unlink()
-        with pytest.raises(UserError, match=r"rgb_0\.png: no such file"):
-            read(root)
-
     @pytest.mark.parametrize(
         ("line", "pattern"),
         [

@@ -1,14 +1,18 @@
-"""The console command itself: what it answers without loading anything, and what it says of a missing package."""
+"""The console command itself: what it answers without loading anything, flags and help of all commands, demo."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import unified_lift
+from unified_lift.cli.flags import canonical
 from unified_lift.cli.main import COMMANDS, main
 
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = dict.fromkeys(("render", "eval", "demo"), "train") | {"import-edit": "export", "check-data": "check_data"}
 HEAVY = "{'torch', 'numpy', 'scipy', 'cv2', 'PIL', 'tyro'}"
 
 
@@ -68,3 +72,37 @@ def test_public_names_are_listed_and_load_on_demand():
         assert getattr(unified_lift, name)
     with pytest.raises(AttributeError, match="no_such_name"):
         unified_lift.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_the_docs_have_a_page(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert "Example: " in " ".join(capsys.readouterr().out.split())
+    page = (DOCS / f"{PAGES.get(command, command)}.md").read_text()
+    assert any(f"{start}{command}" in page for start in ("unified-lift ", "-m unified_lift ", "")), command
+    assert len(page) > 500
+
+
+def test_short_and_historic_flags_become_ours_and_values_stay():
+    given = "-s a -m b -r 2 --num_classes 256 --source_path=x --images my_images"
+    ours = "--source-path a --model-path b --resolution 2 --num-codes 256 --source-path=x --images my_images"
+    assert canonical(given.split()) == ours.split()
+
+
+def test_flags_without_meaning_go_with_their_value_and_a_note(capsys):
+    assert canonical(["--port", "6009", "--eval", "--ip=0.0.0.0", "--quiet"]) == ["--eval", "--quiet"]
+    assert "--port has no meaning here" in capsys.readouterr().err
+    assert canonical(["--port", "9", "--ip=x"], keep=("--port",)) == ["--port", "9"]  # as the viewer does
+
+
+@pytest.mark.parametrize("precious", ["mine/config.yaml", "mine/point_cloud/a.ply", "mine_scene/a.txt"])
+def test_demo_never_replaces_what_is_no_demo(precious, tmp_path, capsys):
+    path = tmp_path / precious
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    assert main(["demo", "--out", str(tmp_path / "mine")]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
+    assert path.read_text() == "{}"

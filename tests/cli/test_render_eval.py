@@ -39,6 +39,18 @@ def scores_of(model, *flags):
     return read(model)
 
 
+@pytest.fixture
+def refused(capsys):
+    """Run a command that must fail; return what it says."""
+
+    def run(command, model, *flags):
+        assert main([command, "-m", str(model), "--quiet", *map(str, flags)]) == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        return error
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
     """A model folder after `render.py`, for reading only."""
@@ -56,54 +68,37 @@ def scored(tmp_path_factory):
     return model
 
 
-def test_every_view_has_every_picture(rendered):
+def test_every_view_has_every_picture_and_ids_agree_with_their_colors(rendered):
     for split, count in (("test", 2), ("train", 8)):
         folder = rendered / split / "ours_40"
         assert sorted(path.name for path in folder.iterdir()) == sorted(KINDS)
-        for kind in KINDS:
-            assert len(list((folder / kind).rglob("*.png"))) == count
+        assert [len(list((folder / kind).rglob("*.png"))) for kind in KINDS] == [count] * len(KINDS)
+        for path in (folder / "objects_pred").rglob("*.png"):
+            ids = read_picture(path)
+            assert set(np.unique(ids)) <= set(range(len(COIN_IDS)))
+            assert (read_picture(folder / "objects_color" / path.name) == object_colors(ids)).all()
     assert not list(rendered.rglob("*.partial*"))
-
-
-def test_id_pictures_are_16_bit_and_agree_with_their_colors(rendered):
-    for path in (rendered / "test" / "ours_40" / "objects_pred").rglob("*.png"):
-        assert cv2.imread(str(path), cv2.IMREAD_UNCHANGED).dtype == np.uint16
-        ids = read_picture(path)
-        assert set(np.unique(ids)) <= set(range(len(COIN_IDS)))
-        colors = rendered / "test" / "ours_40" / "objects_color" / path.name
-        assert (read_picture(colors) == object_colors(ids)).all()
 
 
 def test_the_video_shows_colour_beside_objects(rendered):
     capture = cv2.VideoCapture(str(rendered / "orbit_40.mp4"))
-    good, frame = capture.read()
-    assert good
-    assert frame.shape == (240, 640, 3)
+    assert capture.read()[1].shape == (240, 640, 3)
     assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == 2
 
 
 def test_views_with_the_same_stem_in_two_folders_do_not_collide(tmp_path):
-    model = save_model(tmp_path)
-    scene = tmp_path / "scene"
+    model, scene = save_model(tmp_path), tmp_path / "scene"
     content = json.loads((scene / "transforms.json").read_text())
-    for index, frame in enumerate(content["frames"]):
-        old = scene / (frame["file_path"].removesuffix(".png") + ".png")
-        new = scene / f"images/cam{index % 2}/{index // 2}.png"
-        new.parent.mkdir(exist_ok=True)
-        old.rename(new)
-        frame["file_path"] = new.relative_to(scene).as_posix()
-    names = [frame["file_path"] for frame in content["frames"]]
+    names = [f"images/cam{index % 2}/{index // 2}.png" for index in range(len(content["frames"]))]
+    for name, frame in zip(names, content["frames"]):
+        (scene / name).parent.mkdir(exist_ok=True)
+        (scene / (frame["file_path"].removesuffix(".png") + ".png")).rename(scene / name)
+        frame["file_path"] = name
     content |= {"train_filenames": names[:-2], "val_filenames": names[-2:], "test_filenames": names[-2:]}
     (scene / "transforms.json").write_text(json.dumps(content))
     assert render_main(["-m", str(model), "--skip_train", "--no-video", "--quiet"]) == 0
     assert len(list((model / "test" / "ours_40" / "gt").rglob("4.png"))) == 2
-
-
-def test_splits_and_video_can_be_left_out(tmp_path, capsys):
-    model = save_model(tmp_path)
-    assert main(["render", "-m", str(model), "--skip-train", "--no-video", "--quiet"]) == 0
     assert not [*model.glob("train"), *model.glob("*.mp4")]
-    assert "2 views" in capsys.readouterr().out
 
 
 def test_an_unlifted_model_gives_colour_only_and_says_so(tmp_path, capsys):
@@ -124,32 +119,22 @@ def test_eval_renders_what_is_missing_and_writes_every_file(scored):
     report = read(scored, "evaluation.json")
     assert (report["protocol"], report["predictions_resampled_to_annotations"]) == ("generic", 0)
     assert {entry["true_id"] for entry in report["objects"]} == set(COIN_IDS[1:])
+    page = (scored / "report.html").read_text()
+    for caption in ("photo", "render", "true objects", "predicted objects", "overlay", "uncertainty"):
+        assert page.count(f"<figcaption>{caption}</figcaption>") == 2
 
 
 def test_scores_are_fractions_and_high_for_a_model_that_is_right(scored):
-    scores = read(scored)
+    scores, per_view = read(scored), read(scored, "per_view.json")
     fractions = ("PQ_scene", "SQ_scene", "RQ_scene", "PQ_things", "PQ_stuff", "mIoU", "F1", "SSIM")
     assert all(0 <= scores[name] <= 1 for name in fractions)
     assert scores["PQ_scene"] > 0.75
     assert scores["F1"] == 6 / 7  # the predicted background counts as an object that is not there
     assert scores["PSNR"] > 18
     assert (scores["num_objects_true"], scores["num_objects_pred"], scores["num_objects_3d"]) == (3, 3, 4)
-
-
-def test_scores_of_views_average_to_those_of_the_scene(scored):
-    scores = read(scored)
-    per_view = read(scored, "per_view.json")
     assert {len(values) for values in per_view.values()} == {2}
     for metric in ("PSNR", "SSIM"):
         assert np.mean(list(per_view[metric].values())) == pytest.approx(scores[metric])
-    assert all(0 <= value <= 1 for value in per_view["mIoU"].values())
-
-
-def test_the_page_shows_both_views_with_six_pictures_each(scored):
-    page = (scored / "report.html").read_text()
-    for caption in ("photo", "render", "true objects", "predicted objects", "overlay", "uncertainty"):
-        assert page.count(f"<figcaption>{caption}</figcaption>") == 2
-    assert "http" not in page.replace("data:image", "")
 
 
 def test_pictures_that_are_missing_or_older_than_the_model_are_rendered_again(tmp_path):
@@ -165,14 +150,12 @@ def test_pictures_that_are_missing_or_older_than_the_model_are_rendered_again(tm
 
 def test_scoring_writes_nothing_by_itself_and_agrees_with_the_stored_pictures(tmp_path, scored):
     path = save_model(tmp_path)
-    model = load_model(path)
-    scene = views_of(model)
     before = sorted(path.rglob("*"))
-    result = evaluate(model, scene)
+    model = load_model(path)
+    result = evaluate(model, views_of(model))
     assert sorted(path.rglob("*")) == before
-    assert result.scores == read(scored)
-    assert result.per_view == read(scored, "per_view.json")
-    assert result.report == read(scored, "evaluation.json")
+    for found, name in ((result.scores, "results"), (result.per_view, "per_view"), (result.report, "evaluation")):
+        assert found == read(scored, f"{name}.json")
 
 
 def test_a_metric_of_views_also_sees_depth_ids_and_annotation(tmp_path, monkeypatch):
@@ -201,26 +184,28 @@ def test_results_of_other_iterations_are_kept(tmp_path):
         eval_main(["-m", str(model), "--quiet"])
 
 
-def test_messy_rooms_scenes_are_scored_by_their_own_protocol_unless_told_otherwise(tmp_path):
-    model = save_model(tmp_path, reader="messy_rooms")
-    for protocol, flags in (("messy_rooms", ()), ("generic", ("--protocol", "generic"))):
-        scores_of(model, *flags)
-        assert read(model, "evaluation.json")["protocol"] == protocol
+@pytest.mark.parametrize(
+    ("reader", "flags", "protocol", "known", "unknown"),
+    [
+        ("messy_rooms", (), "messy_rooms", "PQ_scene", "mIoU_masked"),
+        ("messy_rooms", ("--protocol", "generic"), "generic", "PQ_scene", "mIoU_masked"),
+        ("replica", (), "replica", "F1_viewmean", "PQ_scene"),
+    ],
+)
+def test_scenes_are_scored_by_their_own_protocol_unless_told_otherwise(
+    tmp_path, reader, flags, protocol, known, unknown
+):
+    model = save_model(tmp_path, reader=reader)
+    scores = scores_of(model, *flags)
+    assert read(model, "evaluation.json")["protocol"] == protocol
+    assert known in scores
+    assert unknown not in scores
+    assert (known == "F1_viewmean") == ("averaged view by view" in (model / "report.html").read_text())
 
 
-def test_a_reader_that_names_an_unknown_protocol_is_told(tmp_path, monkeypatch, capsys):
-    model = save_model(tmp_path)
+def test_a_reader_that_names_an_unknown_protocol_is_told(tmp_path, monkeypatch, refused):
     monkeypatch.setitem(DATASETS, "transforms", replace(DATASETS["transforms"], protocol="coco"))
-    assert main(["eval", "-m", str(model), "--quiet"]) == 2
-    assert "reader transforms names coco, but there are generic" in capsys.readouterr().err
-
-
-def test_replica_scenes_have_matched_scores_in_every_profile_and_no_panoptic_ones(tmp_path):
-    model = save_model(tmp_path, reader="replica")
-    scores = scores_of(model)
-    assert {"mIoU", "F1", "mIoU_masked", "F1_masked", "mIoU_viewmean", "F1_viewmean"} < set(scores)
-    assert "PQ_scene" not in scores
-    assert "averaged view by view" in (model / "report.html").read_text()
+    assert "reader transforms names coco, but there are generic" in refused("eval", save_model(tmp_path))
 
 
 @pytest.fixture
@@ -279,17 +264,13 @@ def test_words_look_at_the_photo_or_at_the_rendering(prompted, monkeypatch, kind
     assert read(model, "evaluation.json")["grounding"]["reference_image"] == kind
 
 
-def test_grounding_that_does_not_fit_is_refused(prompted, capsys):
+def test_grounding_that_does_not_fit_is_refused(prompted, refused):
     model, masks = prompted
     for path in masks.iterdir():
         cv2.imwrite(str(path), np.zeros((9, 5), np.uint8))
-    assert main(["eval", "-m", str(model), "--quiet", "--grounding", str(masks)]) == 2
-    assert main(["eval", "-m", str(model), "--quiet", "--grounding", str(masks), "--protocol", "generic"]) == 2
-    assert main(["eval", "-m", str(model), "--quiet", "--protocol", "replica"]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert "is 5x9 but view test_0 is 32x24" in errors[0]
-    assert "protocol generic has no prompts" in errors[1]
-    assert "--protocol replica: scene has no annotations" in errors[2]
+    assert "is 5x9 but view test_0 is 32x24" in refused("eval", model, "--grounding", masks)
+    assert "generic has no prompts" in refused("eval", model, "--grounding", masks, "--protocol", "generic")
+    assert "--protocol replica: scene has no annotations" in refused("eval", model, "--protocol", "replica")
 
 
 class Swept(UnifiedLift):
@@ -308,48 +289,50 @@ class Swept(UnifiedLift):
 
 @pytest.fixture
 def swept(monkeypatch):
-    """Models are loaded as ones that kept several codebooks."""
+    """Models are loaded as ones that kept several codebooks; scores by flags and returns oracle.json."""
     monkeypatch.setitem(METHODS, "unified_lift", METHODS["unified_lift"]._replace(build=Swept))
 
+    def sweep(model, *flags):
+        scores_of(model, "--oracle_codebooks", *flags)
+        return json.loads((model / "oracle.json").read_text())
 
-def test_the_best_of_several_clusterings_is_told_apart_from_the_one_that_was_chosen(tmp_path, swept, capsys):
+    return sweep
+
+
+def test_the_best_of_several_clusterings_is_told_apart_from_the_one_that_was_chosen(
+    tmp_path, swept, monkeypatch, capsys
+):
     model = save_model(tmp_path)
-    scores = scores_of(model, "--oracle_codebooks")
-    sweep = json.loads((model / "oracle.json").read_text())
-    assert list(sweep["candidates"]) == ["coarse", "fine", "bad"]
+    sweep = swept(model)
+    of = {name: scores["PQ_scene"] for name, scores in sweep["candidates"].items()}
+    assert list(of) == ["coarse", "fine", "bad"]
     assert (sweep["best"], sweep["chosen"], sweep["headline"]) == ("fine", "fine", "PQ_scene")
-    assert sweep["candidates"]["fine"]["PQ_scene"] == pytest.approx(scores["PQ_scene"])
-    assert sweep["candidates"]["coarse"]["PQ_scene"] < scores["PQ_scene"]
+    assert of["coarse"] < of["fine"] == pytest.approx(read(model)["PQ_scene"])
     output = capsys.readouterr().out
     assert "fine: PQ_scene" in output
     assert "chosen with the annotations" in output
-
-
-def test_a_choice_that_is_no_candidate_is_scored_beside_them(tmp_path, swept, monkeypatch):
-    model = save_model(tmp_path)
+    # A choice that is no candidate is scored beside them.
     monkeypatch.setattr(Swept, "names", ("coarse", "bad"))
-    scores_of(model, "--oracle_codebooks")
-    sweep = json.loads((model / "oracle.json").read_text())
+    sweep = swept(model)
     assert sorted(sweep["candidates"]) == ["as trained", "bad", "coarse"]
     assert sweep["chosen"] == sweep["best"] == "as trained"
 
 
 def test_masks_of_prompts_are_swept_as_well(prompted, swept):
     model, masks = prompted
-    scores_of(model, "--oracle_codebooks", "--grounding", masks)
-    sweep = json.loads((model / "oracle.json").read_text())
+    sweep = swept(model, "--grounding", masks)
     assert (sweep["headline"], sweep["best"]) == ("mIoU", "fine")
     assert sweep["candidates"]["bad"]["mIoU"] < 0.1
 
 
-def test_a_sweep_needs_candidates_and_annotations(tmp_path, monkeypatch, capsys):
+def test_without_annotations_only_images_are_scored_and_nothing_is_swept(tmp_path, monkeypatch, capsys, refused):
     model = save_model(tmp_path)
-    assert main(["eval", "-m", str(model), "--quiet", "--oracle_codebooks"]) == 2
-    assert "keeps no candidates" in capsys.readouterr().err
-    monkeypatch.setitem(METHODS, "unified_lift", METHODS["unified_lift"]._replace(build=Swept))
+    assert "keeps no candidates" in refused("eval", model, "--oracle_codebooks")
     shutil.rmtree(tmp_path / "scene" / "annotations")
-    assert main(["eval", "-m", str(model), "--quiet", "--oracle_codebooks"]) == 2
-    assert "no annotations to choose by" in capsys.readouterr().err
+    assert sorted(scores_of(model)) == ["PSNR", "SSIM", "num_gaussians", "num_objects_3d"]
+    assert "no annotations: only image scores" in capsys.readouterr().out
+    monkeypatch.setitem(METHODS, "unified_lift", METHODS["unified_lift"]._replace(build=Swept))
+    assert "no annotations to choose by" in refused("eval", model, "--oracle_codebooks")
     assert not (model / "oracle.json").exists()
 
 
@@ -364,36 +347,22 @@ def test_ids_rendered_small_are_compared_at_the_size_of_the_annotations(tmp_path
     assert report["resolution"] == ["32x24"]
 
 
-def test_without_annotations_only_images_are_scored(tmp_path, capsys):
-    model = save_model(tmp_path)
-    shutil.rmtree(tmp_path / "scene" / "annotations")
-    assert sorted(scores_of(model)) == ["PSNR", "SSIM", "num_gaussians", "num_objects_3d"]
-    assert "no annotations: only image scores" in capsys.readouterr().out
-
-
-def test_a_scene_that_moved_is_found_with_s(tmp_path, capsys):
+def test_a_scene_that_moved_is_found_with_s(tmp_path, refused):
     model = save_model(tmp_path)
     (tmp_path / "scene").rename(tmp_path / "elsewhere")
-    assert main(["eval", "-m", str(model), "--quiet"]) == 2
-    assert "give its place with -s" in capsys.readouterr().err
-    assert main(["eval", "-m", str(model), "-s", str(tmp_path / "elsewhere"), "--quiet"]) == 0
+    assert "give its place with -s" in refused("eval", model)
+    assert scores_of(model, "-s", tmp_path / "elsewhere")["PSNR"] > 18
 
 
-def test_a_model_without_held_out_views_cannot_be_scored(tmp_path, capsys):
+def test_a_model_without_held_out_views_cannot_be_scored(tmp_path, capsys, refused):
     model = save_model(tmp_path, hold_out=False)
-    assert main(["eval", "-m", str(model)]) == 2
-    assert "train.py ... --eval" in capsys.readouterr().err
+    assert "train.py ... --eval" in refused("eval", model)
     assert main(["render", "-m", str(model), "--no-video", "--quiet"]) == 0
     assert "no view is held out" in capsys.readouterr().out
 
 
-def test_wrong_arguments_are_one_line_each(tmp_path, capsys):
-    assert main(["render", "-m", str(tmp_path / "nowhere")]) == 2
-    assert main(["eval", "-m", str(tmp_path / "nowhere")]) == 2
-    assert main(["eval", "-m", str(tmp_path), "--protocol", "best"]) == 2
-    assert main(["render", "-m", str(tmp_path), "--video-seconds", "0"]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 4
-    assert "nowhere: no config.yaml" in errors[0]
-    assert "--protocol best: there are auto, generic, lerf_mask, messy_rooms, replica" in errors[2]
-    assert "--video_seconds" in errors[3]
+def test_wrong_arguments_are_one_line_each(tmp_path, refused):
+    for command in ("render", "eval"):
+        assert "nowhere: no config.yaml" in refused(command, tmp_path / "nowhere")
+    assert "--protocol best: there are auto, generic, lerf_mask" in refused("eval", tmp_path, "--protocol", "best")
+    assert "--video_seconds must be at least" in refused("render", tmp_path, "--video-seconds", "0")

@@ -2,7 +2,6 @@
 
 import shutil
 import sqlite3
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,23 +17,14 @@ ERROR_PX = 0.5  # of every observation: (0.3, 0.4)
 
 
 class FakeColmap:
-    """What `import pycolmap` gives in tests.
-
-    Attributes:
-        calls: Names of the functions called, in order.
-        groups: Sizes of the models that mapping finds; None = one model of all photos.
-        interrupt: Function in which to raise `error`, once.
-    """
+    """What `import pycolmap` gives in tests."""
 
     CameraMode = SimpleNamespace(SINGLE="single", PER_IMAGE="each")
 
-    def __init__(
-        self, *, groups: Sequence[int] | None = None, interrupt: str = "", error: type = KeyboardInterrupt
-    ) -> None:
-        self.calls: list[str] = []
+    def __init__(self, *, groups=None, interrupt="", error=KeyboardInterrupt):
+        """Let mapping find models of these sizes, None = one of all photos, and raise `error` once in a function."""
         self.groups, self.interrupt, self.error = groups, interrupt, error
-        self.extracted: list[tuple[list[str], str]] = []
-        self.matched: list[int] = []
+        self.calls, self.extracted, self.matched = [], [], []  # names of the functions called, and what they saw
         self.block_size = 0
         self.logging = SimpleNamespace(minloglevel=0)
 
@@ -56,14 +46,11 @@ class FakeColmap:
             connection.commit()
         self._called("extract_features")
 
-    def match_exhaustive(self, database: str, *, pairing_options: SimpleNamespace) -> None:
-        self.block_size = pairing_options.block_size
-        self._match(database, "match_exhaustive")
-
     def match_sequential(self, database: str) -> None:
-        self._match(database, "match_sequential")
+        self.match_exhaustive(database, function="match_sequential")
 
-    def _match(self, database: str, function: str) -> None:
+    def match_exhaustive(self, database: str, *, pairing_options=None, function: str = "match_exhaustive") -> None:
+        self.block_size = 0 if pairing_options is None else pairing_options.block_size
         with closing(sqlite3.connect(database)) as connection:
             names = [name for (name,) in connection.execute("SELECT key FROM images ORDER BY key")]
             known = {pair for (pair,) in connection.execute("SELECT key FROM two_view_geometries")}
@@ -76,9 +63,7 @@ class FakeColmap:
         self.matched.append(len(wanted))
         self._called(function)
 
-    def incremental_mapping(
-        self, database: str, photos: str, output: str, *, initial_image_pair_callback, next_image_callback
-    ) -> None:
+    def incremental_mapping(self, database, photos, output, *, initial_image_pair_callback, next_image_callback):
         names = sorted(path.relative_to(photos).as_posix() for path in Path(photos).rglob("*.jpg"))
         start = 0
         for n, size in enumerate(self.groups if self.groups is not None else [len(names)]):
@@ -114,13 +99,10 @@ def _write_group(folder: Path, photos: Path, names: list[str]) -> None:
     for n, (name, camera) in enumerate(zip(names, cameras, strict=True)):
         pixels = project(points.positions, camera)[0] + [0.3, 0.4]
         observed = [(u, v, key) for (u, v), key in zip(pixels.tolist(), points.ids.tolist(), strict=True)]
-        images[n + 1] = ColmapImage(
-            qvec=tuple(quaternion_from_rigid(camera.cam_from_world).tolist()),
-            tvec=tuple(camera.cam_from_world[:3, 3].tolist()),
-            camera_id=1,
-            name=name,
-            points2d=points_2d([(1.0, 2.0, -1), *observed]),
-        )
+        pose = camera.cam_from_world
+        qvec, tvec = tuple(quaternion_from_rigid(pose).tolist()), tuple(pose[:3, 3].tolist())
+        points2d = points_2d([(1.0, 2.0, -1), *observed])
+        images[n + 1] = ColmapImage(qvec=qvec, tvec=tvec, camera_id=1, name=name, points2d=points2d)
     lens = (cameras[0].fx, cameras[0].fy, cameras[0].cx, cameras[0].cy)
     pinhole = ColmapCamera(model="PINHOLE", width=width, height=height, params=lens)
     write_model(folder, {1: pinhole}, images, points)

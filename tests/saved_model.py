@@ -16,8 +16,7 @@ from unified_lift.modelfolder.labels import label_gaussians
 from unified_lift.modelfolder.settings import TrainSettings
 
 SPACING, EXTENT = 0.09, 2.6
-COIN_IDS = (0, 7, 300, 301)
-"""Annotated ids in the order of the codes."""
+COIN_IDS = (0, 7, 300, 301)  # annotated ids in the order of the codes
 
 
 def floor_gaussians() -> Gaussians:
@@ -70,8 +69,8 @@ def save_model(
 
 def shift_gaussians(model: Path, iteration: int, offset: float) -> None:
     """Move the saved scene, so that its pictures change."""
-    for name, with_ids in (("point_cloud.ply", False), ("point_cloud_objects.ply", True)):
-        gaussians = floor_gaussians()
-        gaussians.set("means", gaussians.means + offset)
-        ids = gaussians.features.detach().argmax(dim=1).numpy() if with_ids else None
-        write_gaussians(outputs.iteration_dir(model, iteration) / name, gaussians, object_ids=ids)
+    gaussians, folder = floor_gaussians(), outputs.iteration_dir(model, iteration)
+    gaussians.set("means", gaussians.means + offset)
+    write_gaussians(folder / "point_cloud.ply", gaussians)
+    ids = gaussians.features.detach().argmax(dim=1).numpy()
+    write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=ids)

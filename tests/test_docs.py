@@ -14,7 +14,7 @@ from unified_lift.synthetic.scene import SyntheticSettings, write_synthetic
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("submodules/*/README.md")])
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+each_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 DOORS = {"train.py": "train", "render.py": "render", "eval.py": "eval"}
 
 
@@ -22,7 +22,7 @@ def slug(heading):
     return re.sub(r"[^\w\- ]", "", heading.strip().lower().replace("`", "")).replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@each_page
 def test_links_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -64,7 +64,11 @@ def called(words):
     return None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def flags_in(words):
+    return [word.split("=")[0] for word in words if re.match(r"--[a-zA-Z][\w-]*(=|$)", word)]
+
+
+@each_page
 def test_commands_exist_with_these_flags(page):
     for words in commands_of(page):
         call = called(words)
@@ -74,19 +78,13 @@ def test_commands_exist_with_these_flags(page):
                 continue  # `train|render|eval`
             assert command in COMMANDS, f"{page.name}: no command {command}"
             known = flags_of(command) | flags_of("train") if "--" in arguments else flags_of(command)
-            for word in arguments:
-                flag = word.split("=")[0]
-                if re.fullmatch(r"--[a-zA-Z][\w-]*", flag):
-                    spelling = flag.replace("_", "-")
-                    assert spelling in known, f"{page.name}: {command} has no {flag}"
+            gone = {flag.replace("_", "-") for flag in flags_in(arguments)} - known
+            assert not gone, f"{page.name}: {command} has no {gone}"
         elif words[0].startswith("scripts/"):
             script = ROOT / words[0]
             assert script.is_file(), f"{page.name}: {words[0]} is not there"
-            own = words[1 : words.index("--")] if "--" in words else words[1:]
-            for word in own:
-                flag = word.split("=")[0]
-                if re.fullmatch(r"--[a-zA-Z][\w-]*", flag):
-                    assert flag in script.read_text(), f"{page.name}: {words[0]} has no {flag}"
+            for flag in flags_in(words[1 : words.index("--")] if "--" in words else words[1:]):
+                assert flag in script.read_text(), f"{page.name}: {words[0]} has no {flag}"
 
 
 def test_the_three_commands_of_the_readme_run(tmp_path):
@@ -100,10 +98,9 @@ def test_the_three_commands_of_the_readme_run(tmp_path):
     write_synthetic(scene, SyntheticSettings(num_views=6, width=48, height=36, num_points=300))
     short = ["--iterations", "40", "--lift_iterations", "30", "--sh_degree", "0", "--logger", "none", "--quiet"]
     for door, extra in (("train.py", short), ("render.py", ["--video_seconds", "0.1"]), ("eval.py", [])):
-        words = [{"SCENE": str(scene), "output/MODEL": str(model)}.get(word, word) for word in wanted[door]]
-        done = subprocess.run(
-            [sys.executable, str(ROOT / door), *words[1:], *extra], cwd=tmp_path, capture_output=True, text=True
-        )
+        words = [{"SCENE": str(scene), "output/MODEL": str(model)}.get(word, word) for word in wanted[door][1:]]
+        command = [sys.executable, str(ROOT / door), *words, *extra]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     written = {plain(path.relative_to(model).as_posix()) for path in model.rglob("*") if path.is_file()}
     gone = {plain(path) for path in SURFACE["model_files"]} - written

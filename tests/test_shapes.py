@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from unified_lift.kernels.contrastive import contrastive_loss
+from unified_lift.kernels.assignment import association_scores
 from unified_lift.shapes import check_shapes
 
 
@@ -25,7 +25,4 @@ def test_disagreement_names_tensor_expected_and_received(tensors, message):
 
 def test_public_doors_check_their_tensors():
     with pytest.raises(ValueError, match="slot must be"):
-        contrastive_loss(
-            torch.zeros(5, 3), torch.zeros(4, dtype=torch.int64), 1, temperature=0.1, min_pixels=0, detach_norm=False,
-            unit_centres=True, mean_over_pixels=True,
-        )  # fmt: skip
+        association_scores(torch.zeros(5, 3), torch.zeros(4, dtype=torch.int64), 1, area_aware=True)

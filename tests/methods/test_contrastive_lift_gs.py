@@ -1,18 +1,16 @@
+import math
+from functools import partial
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from tests.methods.calls import losses
+from tests.methods.calls import build, losses
+from tests.methods.test_classifier import lift_stage
 from unified_lift.methods.clustered import hdbscan_centroids
-from unified_lift.methods.contrastive_lift_gs import ContrastiveLift, ContrastiveLiftSettings, slow_fast_losses
-from unified_lift.model.initialize import gaussians_from_points
-from unified_lift.modelfolder.settings import TrainSettings, with_preset
-from unified_lift.settings.yaml import merged
-from unified_lift.train.lift import LiftStage
+from unified_lift.methods.contrastive_lift_gs import slow_fast_losses
 
-
-def method_with(**changes):
-    return ContrastiveLift(ContrastiveLiftSettings(**{"feature_dim": 4} | changes), zero_id="segment", seed=0)
+method_with = partial(build, "contrastive_lift_gs", feature_dim=4)
 
 
 def view(count=60, num_segments=3, dim=4, seed=0):
@@ -75,19 +73,16 @@ def test_labelled_pixels_are_drawn_first_and_shared_evenly():
     assert int(labelled[0::2].sum()) == int(labelled[1::2].sum()) == 15
 
 
-def test_the_host_need_not_know_any_number():
+def test_the_host_need_not_know_any_number_and_no_graph_may_replay_a_draw():
     # Tensors without values: whatever would make the host wait for a GPU raises.
     method = method_with()
+    assert method.graph_key(0.5, 1000) is None
     with FakeTensorMode():
         features, slot = torch.randn(50, 4, requires_grad=True), torch.zeros(50, dtype=torch.int32)
         sum(losses(method, features, slot, 3, 0.0, view=0).values()).backward()
         assert features.grad.shape == (50, 4)
         with pytest.raises(DataDependentOutputException):
             float(features.detach().sum())
-
-
-def test_no_graph_may_replay_a_step_that_draws():
-    assert method_with().graph_key(0.5, 1000) is None
 
 
 def blobs(scale=1.0):
@@ -164,16 +159,95 @@ def test_state_holds_box_clusters_and_draws(tmp_path):
 
 
 def test_slow_features_follow_in_a_lift_whose_loss_falls(scene):
-    changes = {
-        "lift": {"lift_iterations": 60, "lift_pixels": 300},
-        "method": {"cluster_sizes": [10, 60], "feature_dim": 8, "feature_lr": 0.05},
-    }
-    settings = merged(with_preset(TrainSettings(), "contrastive_lift_gs"), changes, origin="test")
-    gaussians = gaussians_from_points(scene.points, sh_degree=0)
-    stage = LiftStage(scene, gaussians, settings.build_method(zero_id=scene.zero_id), settings.lift, seed=3)
+    stage = lift_stage(scene, method_with(cluster_sizes=(10, 60), feature_dim=8, feature_lr=0.05), steps=240)
     terms = [{name: float(v) for name, v in stage.step(step).items()} for step in range(stage.num_steps)]
-    first, last = terms[:6], terms[-6:]  # every view once
-    assert sum(t["contrastive"] for t in last) < sum(t["contrastive"] for t in first)
+    first, last = terms[:12], terms[-12:]  # every view twice
+    assert sum(t["contrastive"] for t in last) < 0.95 * sum(t["contrastive"] for t in first)
     fast, slow = stage.gaussians.features.detach().split(4, dim=1)
     assert not torch.equal(fast, slow)
     assert float((fast - slow).abs().max()) < 1.0  # ten steps of 0.05 behind at most, and some
+
+
+# ---- the losses ----
+
+
+def slow_twin(fast, fast_slot, slow, slow_slot):
+    """Contrastive Lift's recipe, pixel by pixel (reference/method 9.5)."""
+    labels = [k for k in sorted(set(fast_slot.tolist()) & set(slow_slot.tolist())) if k >= 0]
+    concentration, terms = 0.0, []
+    for k in labels:
+        centre = slow[slow_slot == k].mean(dim=0)
+        own = fast[fast_slot == k]
+        concentration -= sum(math.exp(-float((f - centre) @ (f - centre))) for f in own) / len(own) / len(labels)
+        for f in own:
+            same = everything = 0.0
+            for s, j in zip(slow, slow_slot.tolist(), strict=True):
+                if j >= 0:
+                    value = math.exp(math.exp(-float((f - s).norm())))
+                    everything += value
+                    same += value * (j == k)
+            terms.append(-math.log(same / everything))
+    return concentration, sum(terms) / len(terms) if terms else 0.0
+
+
+def test_two_segments_by_hand():
+    # Fast 0 and 3; slow 1 and 1 of segment 0 (mean 1), 3 of segment 1.
+    fast, slow = torch.tensor([[0.0], [3.0]]), torch.tensor([[1.0], [1.0], [3.0]])
+    concentration, contrastive = slow_fast_losses(fast, torch.tensor([0, 1]), slow, torch.tensor([0, 0, 1]), 2)
+    assert math.isclose(float(concentration), -(math.exp(-1) + 1) / 2, rel_tol=1e-6)
+    near, far, hit = (math.exp(math.exp(-d)) for d in (1, 3, 0))
+    first = -math.log(2 * near / (2 * near + far))
+    second = -math.log(hit / (hit + 2 * math.exp(math.exp(-2))))
+    assert math.isclose(float(contrastive), (first + second) / 2, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_equals_the_slow_twin(seed):
+    generator = torch.Generator().manual_seed(seed)
+    fast = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    slow = torch.randn(30, 3, generator=generator, dtype=torch.float64)
+    fast_slot = torch.randint(-1, 6, (40,), generator=generator, dtype=torch.int32)
+    slow_slot = torch.randint(-1, 9, (30,), generator=generator, dtype=torch.int32)
+    fast_slot[fast_slot == 2] = -1  # segment 2 in the slow half only, 6 to 8 likewise
+    found = slow_fast_losses(fast, fast_slot, slow, slow_slot, 9)
+    expected = slow_twin(fast, fast_slot, slow, slow_slot)
+    assert expected[0] < 0 < expected[1]
+    assert [float(value) for value in found] == pytest.approx(expected, rel=1e-9)
+
+
+def test_gradient_reaches_the_fast_features_only_and_is_right():
+    generator = torch.Generator().manual_seed(0)
+    fast = torch.randn(12, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    slow = torch.randn(10, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    fast_slot, slow_slot = torch.arange(12) % 4 - 1, torch.arange(10) % 5 - 1
+    for term in slow_fast_losses(fast, fast_slot, slow, slow_slot, 4):
+        grads = torch.autograd.grad(term, (fast, slow), allow_unused=True)
+        assert grads[1] is None
+        assert bool((grads[0][fast_slot >= 0] != 0).any())
+        assert bool((grads[0][fast_slot < 0] == 0).all())
+    fixed = slow.detach()
+    assert torch.autograd.gradcheck(lambda f: sum(slow_fast_losses(f, fast_slot, fixed, slow_slot, 4)), fast)
+
+
+def test_equal_fast_and_slow_features_have_a_finite_gradient():
+    fast = torch.ones(6, 4, requires_grad=True)
+    terms = slow_fast_losses(fast, torch.zeros(6).int(), torch.ones(6, 4), torch.zeros(6).int(), 1)
+    sum(terms).backward()
+    assert [float(term.detach()) for term in terms] == pytest.approx([-1.0, 0.0], abs=1e-6)
+    assert bool(torch.isfinite(fast.grad).all())
+
+
+@pytest.mark.parametrize(("fast_id", "slow_id"), [(-1, -1), (0, 1), (0, -1), (-1, 0)])
+def test_without_a_segment_in_both_halves_there_is_nothing_to_learn(fast_id, slow_id):
+    fast = (torch.arange(15.0).view(5, 3) / 10).requires_grad_(True)
+    slots = torch.full((5,), fast_id, dtype=torch.int32), torch.full((4,), slow_id, dtype=torch.int32)
+    terms = slow_fast_losses(fast, slots[0], torch.ones(4, 3), slots[1], 2)
+    sum(terms).backward()
+    assert [float(term.detach()) for term in terms] == [0.0, 0.0]
+    assert bool((fast.grad == 0).all())
+
+
+def test_no_pixels_or_segments_at_all():
+    none = torch.zeros(0, dtype=torch.int32)
+    terms = slow_fast_losses(torch.zeros(0, 3), none, torch.zeros(0, 3), none, 0)
+    assert [float(term) for term in terms] == [0.0, 0.0]

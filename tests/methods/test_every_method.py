@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.data.fixtures import write_dataset
+from tests.methods.calls import build
 from unified_lift.cli.main import main
 from unified_lift.errors import UserError
 from unified_lift.methods import METHODS
@@ -53,7 +54,10 @@ def test_a_method_goes_through_the_whole_program(name, trained, tmp_path, capsys
     assert saved.method.num_objects > 0
     manifest = json.loads((model / "manifest.json").read_text())
     assert manifest["method"]["name"] == name
-    assert all(row["clusters"] >= 0 for row in manifest["method"].get("cluster_sweep", []))
+    sweep = manifest["method"].get("cluster_sweep", [])
+    sizes = [f"min_cluster_size={row['min_cluster_size']}" for row in sweep if row["clusters"]]
+    assert list(saved.method.candidates()) == sizes
+    assert not sizes or saved.method.chosen == manifest["method"]["chosen"]
     features = torch.randn(50, saved.method.feature_dim, generator=torch.Generator().manual_seed(0))
     ids, confidence = saved.method.segment(features)
     assert int(ids.min()) >= 0
@@ -74,41 +78,29 @@ def test_a_new_method_knows_nothing_and_has_its_preset(name):
     assert ids.shape == confidence.shape == (3, 4)
     assert method.num_objects == int(ids.abs().max()) == int(confidence.max()) == 0
     assert method.candidates() == {}
-    for data_says, setting, ignored in (
-        ("ignore", "auto", True),
-        ("segment", "auto", False),
-        ("segment", "ignore", True),
-    ):
-        asked = entry.settings(zero_id=setting)
-        assert entry.build(asked, zero_id=data_says, seed=0).ignore_zero == ignored
+    asked = [("ignore", "auto"), ("segment", "ignore"), ("segment", "auto"), ("ignore", "segment")]
+    ignored = [build(name, data_says=data, zero_id=setting).ignore_zero for data, setting in asked]
+    assert ignored == [True, True, False, False]
 
 
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("unified_lift", {"num_codes": -1}),
-        ("unified_lift", {"feature_dim": 0}),
-        ("gaga", {"bank_grid": 0}),
-        ("gaga", {"bank_share": 0.0}),
-        ("gaga", {"bank_share": 1.5}),
-        ("gaga", {"bank_min_score": 0.0}),
-        ("gaga", {"bank_min_score": 0.51}),
-        ("gaga", {"knn_interval": 0}),
-        ("gaga", {"knn_neighbours": 0}),
-        ("gaga", {"knn_anchors": 0}),
-        ("gaussian_grouping", {"num_codes": 0}),
-        ("panoptic_lifting_gs", {"num_codes": 0}),
-        ("omniseg3d_gs", {"cluster_sizes": ()}),
-        ("omniseg3d_gs", {"cluster_sizes": (1, 5)}),
-        ("omniseg3d_gs", {"cluster_sample": 1}),
-        ("omniseg3d_gs", {"score_pixels": 0}),
-        ("omniseg3d_gs", {"confidence_temperature": 0.0}),
-        ("contrastive_lift_gs", {"feature_dim": 7}),
-        ("contrastive_lift_gs", {"slow_momentum": 1.5}),
-        ("contrastive_lift_gs", {"view_pixels": 1}),
+NONSENSE = {
+    "unified_lift": [{"num_codes": -1}, {"feature_dim": 0}],
+    "gaga": [
+        *({name: 0} for name in ("bank_grid", "knn_interval", "knn_neighbours", "knn_anchors")),
+        *({"bank_share": share} for share in (0.0, 1.5)),
+        *({"bank_min_score": score} for score in (0.0, 0.51)),
     ],
-    ids=str,
-)
+    "gaussian_grouping": [{"num_codes": 0}],
+    "panoptic_lifting_gs": [{"num_codes": 0}],
+    "omniseg3d_gs": [
+        *({"cluster_sizes": sizes} for sizes in ((), (1, 5))),
+        *({"cluster_sample": 1}, {"score_pixels": 0}, {"confidence_temperature": 0.0}),
+    ],
+    "contrastive_lift_gs": [{"feature_dim": 7}, {"slow_momentum": 1.5}, {"view_pixels": 1}],
+}
+
+
+@pytest.mark.parametrize(("name", "change"), [(n, change) for n, own in NONSENSE.items() for change in own], ids=str)
 def test_settings_that_make_no_sense_name_their_flag(name, change):
     METHODS[name].settings().check()
     with pytest.raises(UserError, match=f"--{next(iter(change))}"):

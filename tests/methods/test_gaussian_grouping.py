@@ -1,5 +1,8 @@
+from functools import partial
+
 import torch
 
+from tests.methods.calls import build
 from tests.methods.test_classifier import (
     assert_saved_model_shows_what_was_trained,
     consistent,
@@ -8,13 +11,11 @@ from tests.methods.test_classifier import (
     share_told_apart,
 )
 from tests.scenes import tiny_scene
-from unified_lift.methods.gaussian_grouping import GaussianGrouping, GaussianGroupingSettings
 
 NAME = "gaussian_grouping"
 
 
-def method_with(*, data_says="segment", **changes):
-    return GaussianGrouping(GaussianGroupingSettings(**changes), zero_id=data_says, seed=0)
+method_with = partial(build, NAME)
 
 
 def test_classes_are_the_ids_of_the_masks_in_all_views():
@@ -33,10 +34,8 @@ def test_head_has_no_fewer_classes_than_the_released_one():
     assert method.num_objects == 400
 
 
-def test_zero_is_a_class_whatever_the_data_say_unless_they_are_asked():
+def test_zero_is_a_class_whatever_the_data_say():
     assert not method_with(data_says="ignore").ignore_zero
-    assert method_with(data_says="ignore", zero_id="auto").ignore_zero
-    assert not method_with(data_says="segment", zero_id="auto").ignore_zero
 
 
 def test_objects_are_told_apart_by_consistent_ids_and_not_by_ids_that_change_from_view_to_view():

@@ -1,23 +1,16 @@
 import pytest
 import torch
 
-from tests.methods.calls import losses
-from tests.methods.test_classifier import (
-    bundles,
-    data_of,
-    lift_stage,
-    share_told_apart,
-    terms_without_waiting,
-)
+from tests.methods.calls import build, losses
+from tests.methods.test_classifier import bundles, data_of, lift_stage, share_told_apart, terms_without_waiting
 from unified_lift.kernels.identity import identity_loss
-from unified_lift.methods.panoptic_lifting_gs import PanopticLifting, PanopticLiftingSettings
 from unified_lift.ops.segments import dense_slots
 
 NAME = "panoptic_lifting_gs"
 
 
 def method_with(*, data_says="segment", **changes):
-    method = PanopticLifting(PanopticLiftingSettings(**{"num_codes": 12} | changes), zero_id=data_says, seed=0)
+    method = build(NAME, data_says=data_says, **{"num_codes": 12} | changes)
     method.prepare(data_of([]))
     return method
 
@@ -101,7 +94,7 @@ def test_segments_that_no_sampled_pixel_shows_do_not_change_the_others():
 
 
 def test_objects_of_a_scene_are_told_apart_though_ids_change_from_view_to_view(scene):
-    method = PanopticLifting(PanopticLiftingSettings(feature_lr=0.05, head_lr=0.05), zero_id="segment", seed=0)
+    method = build(NAME, feature_lr=0.05, head_lr=0.05)
     stage = lift_stage(scene, method, steps=120)
     terms = [float(stage.step(step)["identity"]) for step in range(120)]
     assert method.num_objects == 500
@@ -116,7 +109,7 @@ def test_objects_of_a_scene_are_told_apart_though_ids_change_from_view_to_view(s
 def test_steps_are_replayed_without_the_host_waiting_and_learn_what_they_learn_on_a_cpu(scene):
     terms = {}
     for device in ("cpu", "cuda"):
-        method = PanopticLifting(PanopticLiftingSettings(feature_lr=0.05, head_lr=0.05), zero_id="segment", seed=0)
+        method = build(NAME, feature_lr=0.05, head_lr=0.05)
         stage = lift_stage(scene, method, steps=120, device=device)
         if device == "cpu":
             terms[device] = [stage.step(step) for step in range(120)][20:]

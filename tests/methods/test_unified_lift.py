@@ -3,13 +3,13 @@ import torch
 from torch.nn.functional import normalize
 
 from tests.methods import calls
-from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
+from unified_lift.methods.unified_lift import UnifiedLift
 from unified_lift.modelfolder.settings import TrainSettings, with_preset
 from unified_lift.ops.segments import dense_slots
 
 
-def method_with(codebook=None, *, zero_id="segment", **changes):
-    method = UnifiedLift(UnifiedLiftSettings(**changes), zero_id=zero_id, seed=0)
+def method_with(codebook=None, **changes):
+    method = calls.build("unified_lift", **changes)
     if codebook is not None:
         method.load_object_state(codebook)
     return method
@@ -37,10 +37,13 @@ def observations(views):
         yield features, slot, len(ids)
 
 
-PRESETS = [with_preset(TrainSettings(), name).method for name in ("unified_lift", "released", "paper")]
+NAMES = ("unified_lift", "released", "paper")
+every_preset = pytest.mark.parametrize(
+    "settings", [with_preset(TrainSettings(), name).method for name in NAMES], ids=NAMES
+)
 
 
-@pytest.mark.parametrize("settings", PRESETS, ids=["unified_lift", "released", "paper"])
+@every_preset
 def test_relabelling_the_ids_of_a_view_changes_nothing(settings):
     features, segments, directions = view()
     renamed = torch.tensor([700, 3, 90000, 41])[(segments - 5) // 11]
@@ -54,7 +57,7 @@ def test_relabelling_the_ids_of_a_view_changes_nothing(settings):
     assert results[0]["contrastive"] > 0
 
 
-@pytest.mark.parametrize("settings", PRESETS, ids=["unified_lift", "released", "paper"])
+@every_preset
 def test_permuting_codebook_rows_permutes_the_ids_only(settings):
     features, segments, directions = view()
     order = torch.tensor([3, 1, 0, 2])
@@ -68,7 +71,7 @@ def test_permuting_codebook_rows_permutes_the_ids_only(settings):
     assert torch.equal(order[permuted.segment(features).object_ids], plain.segment(features).object_ids)
 
 
-@pytest.mark.parametrize("settings", PRESETS, ids=["unified_lift", "released", "paper"])
+@every_preset
 def test_codebook_terms_never_reach_the_features_and_contrastive_never_the_codebook(settings):
     features, segments, directions = view()
     features.requires_grad_(True)
@@ -84,25 +87,15 @@ def test_codebook_terms_never_reach_the_features_and_contrastive_never_the_codeb
     assert method.codebook.grad is None
 
 
-def test_zero_is_a_segment_or_unlabelled_as_the_dataset_says_and_the_preset_overrules():
-    features, segments, _ = view(num_segments=3)
-    segments = torch.where(segments == 5, 0, segments)
-    features.requires_grad_(True)
-    for zero_id, setting, ignored in (
-        ("ignore", "auto", True),
-        ("segment", "auto", False),
-        ("ignore", "segment", False),
-        ("segment", "ignore", True),
-    ):
-        features.grad = None
-        method = UnifiedLift(UnifiedLiftSettings(zero_id=setting), zero_id=zero_id, seed=0)
-        losses(method, features, segments, 0.0)["contrastive"].backward()
-        assert bool((features.grad[segments == 0] == 0).all()) == ignored
+def mislabelled():
+    """Two segments, of which ten pixels of the first carry the label of the other."""
+    features, segments, directions = view(num_segments=2, noise=0.01)
+    segments[:10] = segments[-1]
+    return features, segments, directions
 
 
 def test_unreliable_pixels_do_not_train_the_codebook():
-    features, segments, directions = view(num_segments=2, noise=0.01)
-    segments[:10] = segments[-1]  # ten pixels of segment 0 carry the other label
+    features, segments, directions = mislabelled()
     wrong = torch.arange(len(segments)) < 10
     reliable_only = method_with(directions)
     losses(reliable_only, features, segments, 0.9)
@@ -117,8 +110,7 @@ def test_unreliable_pixels_do_not_train_the_codebook():
 
 
 def test_filter_waits_for_its_start():
-    features, segments, directions = view(num_segments=2, noise=0.01)
-    segments[:10] = segments[-1]
+    features, segments, directions = mislabelled()
     method = method_with(directions, filter_start=0.5)
     losses(method, features, segments, 0.4)
     assert method.statistics["filtered_ratio"] == 0
@@ -127,8 +119,7 @@ def test_filter_waits_for_its_start():
 
 
 def test_filter_can_protect_the_contrastive_term_too():
-    features, segments, _ = view(num_segments=2, noise=0.01)
-    segments[:10] = segments[-1]
+    features, segments, _ = mislabelled()
     features.requires_grad_(True)
     for flag in (False, True):
         features.grad = None
@@ -202,29 +193,16 @@ def test_random_codebook_has_the_size_asked_for():
     assert 0.2 < method.codebook.abs().max() <= 0.25  # the released range
 
 
-def test_scattered_data_give_a_clear_error_instead_of_an_empty_codebook():
-    features = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
-    method = method_with(codebook_start=0.0)
-    with pytest.raises(ValueError, match="codebook_init random"):
-        method.before_step(0.0, lambda: observations([(features, torch.ones(100, dtype=torch.int64))]))
+NOISE = torch.randn(100, 16, generator=torch.Generator().manual_seed(0)), torch.ones(100, dtype=torch.int64)
 
 
-def test_codes_that_no_mask_supports_give_the_same_error():
-    views = [view(seed=0, noise=0.05)[:2] for _ in range(5)]
-    method = method_with(codebook_start=0.0, codebook_min_support=1.1)
+@pytest.mark.parametrize(
+    ("views", "support"), [([NOISE], 0.5), ([view(noise=0.05)[:2]] * 5, 1.1)], ids=["scattered", "no mask supports it"]
+)
+def test_data_that_found_no_code_give_a_clear_error_instead_of_an_empty_codebook(views, support):
+    method = method_with(codebook_start=0.0, codebook_min_support=support)
     with pytest.raises(ValueError, match="codebook_init random"):
         method.before_step(0.0, lambda: observations(views))
-
-
-def test_state_round_trip_gives_the_same_next_draw():
-    features, segments, directions = view(per_segment=200)
-    method = method_with(directions, contrastive_samples=64)
-    losses(method, features, segments, 0.9)
-    copy = method_with(contrastive_samples=64)
-    copy.load_state_dict(method.state_dict())
-    assert torch.equal(copy.codebook, method.codebook)
-    a, b = (float(losses(m, features, segments, 0.9)["contrastive"]) for m in (method, copy))
-    assert a == b
 
 
 @pytest.mark.parametrize("dim", [3, 16, 33])
@@ -235,51 +213,38 @@ def test_any_feature_width(dim):
     assert all(torch.isfinite(v) for v in losses(method, features, segments, 0.9).values())
 
 
+def codebook_of_cut_masks(directions, pixels, *, num_views, **changes):
+    """A codebook of views of three bundles of pixels; only in four of them the second has a mask of its own."""
+    features = directions.repeat_interleave(torch.tensor(pixels), dim=0)
+    masks = [torch.tensor(ids).repeat_interleave(torch.tensor(pixels)) for ids in ((1, 2, 3), (1, 1, 3))]
+    views = [(features, masks[index >= 4]) for index in range(num_views)]
+    method = method_with(**{"codebook_start": 0.0, "feature_dim": 3, "codebook_min_pixels": 1} | changes)
+    method.before_step(0.0, lambda: observations(views))
+    return method
+
+
 def test_code_that_grew_from_cut_masks_is_dropped():
     # Segment 1 has 100 pixels; in four of ten views a cut makes 20 of them, whose features lean away, a segment 2.
-    whole, cut = normalize(torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0]]), dim=1)
-    other = torch.tensor([0.0, 0.0, 1.0])
-    views = []
-    for index in range(10):
-        features = torch.cat([whole.expand(80, 3), cut.expand(20, 3), other.expand(200, 3)])  # the largest: background
-        segments = torch.tensor([1] * 80 + [2 if index < 4 else 1] * 20 + [3] * 200)
-        views.append((features, segments))
-    counts = []
-    for support in (0.0, 0.5):
-        method = method_with(
-            codebook_start=0.0, feature_dim=3, codebook_min_support=support, codebook_min_pixels=1,
-            codebook_min_evidence=3.0,
-        )  # fmt: skip
-        method.before_step(0.0, lambda: observations(views))
-        counts.append(len(method.codebook))
-    assert counts == [3, 2]
+    directions = normalize(torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]]), dim=1)
+    for support, expected in ((0.0, 3), (0.5, 2)):
+        options = {"codebook_min_support": support, "codebook_min_evidence": 3.0}
+        method = codebook_of_cut_masks(directions, (80, 20, 200), num_views=10, **options)
+        assert len(method.codebook) == expected
 
 
 def test_code_of_a_part_joins_the_code_of_the_whole():
-    whole, part = normalize(torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0]]), dim=1)
-    other = torch.tensor([0.0, 0.0, 1.0])
-    views = []
-    for index in range(12):  # cut in four of twelve views
-        features = torch.cat([whole.expand(80, 3), part.expand(20, 3), other.expand(200, 3)])
-        views.append((features, torch.tensor([1] * 80 + [2 if index < 4 else 1] * 20 + [3] * 200)))
-    method = method_with(codebook_start=0.0, feature_dim=3, codebook_min_pixels=1, codebook_min_support=0.0)
-    method.before_step(0.0, lambda: observations(views))
+    directions = normalize(torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]]), dim=1)
+    method = codebook_of_cut_masks(directions, (80, 20, 200), num_views=12, codebook_min_support=0.0)
     assert len(method.codebook) == 2
-    ids = method.segment(torch.stack([whole, part, other])).object_ids.tolist()
+    ids = method.segment(directions).object_ids.tolist()
     assert ids[0] == ids[1] != ids[2]
 
 
-@pytest.mark.parametrize(("zero_id", "expected"), [("segment", 3), ("ignore", 2)])
-def test_an_object_that_most_masks_miss_is_kept_where_it_hid_in_the_background(zero_id, expected):
+@pytest.mark.parametrize(("data_says", "expected"), [("segment", 3), ("ignore", 2)])
+def test_an_object_that_most_masks_miss_is_kept_where_it_hid_in_the_background(data_says, expected):
     # Segment 2 has a mask in 4 of 12 views. Where id 0 is background it hides there in the others; where whole images
     # are segmented, what it lies in otherwise is a mask of its surroundings, and speaks against it.
-    directions = torch.eye(3)
-    views = []
-    for index in range(12):
-        features = torch.cat([directions[0].expand(200, 3), directions[1].expand(30, 3), directions[2].expand(60, 3)])
-        views.append((features, torch.tensor([1] * 200 + [2 if index < 4 else 1] * 30 + [3] * 60)))
-    method = method_with(codebook_start=0.0, feature_dim=3, codebook_min_pixels=1, zero_id=zero_id)
-    method.before_step(0.0, lambda: observations(views))
+    method = codebook_of_cut_masks(torch.eye(3), (200, 30, 60), num_views=12, data_says=data_says)
     assert len(method.codebook) == expected
 
 

@@ -2,12 +2,12 @@
 
 import importlib
 import pkgutil
-from types import ModuleType
+import sys
 from typing import Any
 
 
-def members(package: ModuleType, attribute: str) -> list[Any]:
+def members(package: str, attribute: str) -> list[Any]:
     """Return `attribute`, such as `READER`, of every module and sub-package that has it, sorted by their names."""
-    names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
-    modules = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
+    names = sorted(info.name for info in pkgutil.iter_modules(sys.modules[package].__path__))
+    modules = [importlib.import_module(f"{package}.{name}") for name in names]
     return [getattr(module, attribute) for module in modules if hasattr(module, attribute)]

@@ -5,12 +5,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from unified_lift.data import mask_formats
 from unified_lift.data.mask_formats.base import MaskFile, MaskFormat
 from unified_lift.errors import UserError
 from unified_lift.registry import members
 
-FORMATS: list[MaskFormat] = sorted(members(mask_formats, "FORMAT"), key=lambda form: form.precedence)
+_FOUND: list[MaskFormat] = members("unified_lift.data.mask_formats", "FORMAT")
+FORMATS = sorted(_FOUND, key=lambda form: form.precedence)
 """All formats; a view's mask is read by the first that finds one."""
 MASK_SUFFIXES = tuple(suffix for form in FORMATS for suffix in form.suffixes)
 LOOKS_FOR = ", ".join(form.looks_for for form in FORMATS)

@@ -1,7 +1,6 @@
 """From what a reader describes to a loaded scene, to annotations and to masks of prompts: the same for all readers."""
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,7 +30,7 @@ _FOREGROUND = 128  # grey values of prompt masks above it are foreground [Gaussi
 @cache
 def datasets() -> dict[str, Reader]:
     """Return all readers by name; a folder is read by the first that recognises it."""
-    readers = members(sys.modules["unified_lift.data"], "READER")
+    readers = members("unified_lift.data", "READER")
     return {reader.name: reader for reader in sorted(readers, key=lambda reader: reader.precedence)}
 
 

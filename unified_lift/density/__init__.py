@@ -1,12 +1,10 @@
 """Density strategies, one file each; a file with a `STRATEGY` is a strategy."""
 
-import sys
-
 from unified_lift.density.base import StrategyEntry
 from unified_lift.errors import UserError
 from unified_lift.registry import members
 
-STRATEGIES: dict[str, StrategyEntry] = {entry.name: entry for entry in members(sys.modules[__name__], "STRATEGY")}
+STRATEGIES: dict[str, StrategyEntry] = {entry.name: entry for entry in members(__name__, "STRATEGY")}
 """All strategies by name."""
 
 

@@ -1,12 +1,10 @@
 """Lifting methods, one file each; a file with a `METHOD` is a method."""
 
-import sys
-
 from unified_lift.errors import UserError
 from unified_lift.methods.base import MethodEntry
 from unified_lift.registry import members
 
-METHODS: dict[str, MethodEntry] = {entry.name: entry for entry in members(sys.modules[__name__], "METHOD")}
+METHODS: dict[str, MethodEntry] = {entry.name: entry for entry in members(__name__, "METHOD")}
 """All methods by name."""
 
 

@@ -1,7 +1,6 @@
 """Export of objects and scenes. A file format is a file of this package with a `write`; it is called like the file."""
 
 import errno
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,9 +14,7 @@ from unified_lift.registry import members
 BACKGROUND_ID = 0  # objects are numbered by falling area
 Writer = Callable[[Path, str, TrainedScene], None]
 """Writes Gaussians, in their order, into a folder under names that begin with a stem: (folder, stem, scene)."""
-FORMATS: dict[str, Writer] = {
-    write.__module__.rpartition(".")[2]: write for write in members(sys.modules[__name__], "write")
-}
+FORMATS: dict[str, Writer] = {write.__module__.rpartition(".")[2]: write for write in members(__name__, "write")}
 
 
 def export(

@@ -3,15 +3,13 @@
 Adding a protocol is one file with a `PROTOCOL`.
 """
 
-import sys
-
 from unified_lift.evaluation.protocols.base import GroundTruth, PredictionBundle, Protocol, ProtocolResult
 from unified_lift.metrics import METRICS, Metric
 from unified_lift.registry import members
 
 __all__ = ["PROTOCOLS", "GroundTruth", "PredictionBundle", "Protocol", "ProtocolResult", "metric_of"]
 
-PROTOCOLS: dict[str, Protocol] = {entry.name: entry for entry in members(sys.modules[__name__], "PROTOCOL")}
+PROTOCOLS: dict[str, Protocol] = {entry.name: entry for entry in members(__name__, "PROTOCOL")}
 """All protocols by name; a reader names its own, eval.py takes another with --protocol."""
 _DECLARED = METRICS | {metric.name: metric for protocol in PROTOCOLS.values() for metric in protocol.metrics}
 

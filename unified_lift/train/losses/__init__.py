@@ -1,13 +1,12 @@
 """Further losses of the geometry stage, one file each; a file with a `LOSS` is a loss, and a weight turns it on."""
 
-import sys
 from collections.abc import Sequence
 
 from unified_lift.errors import UserError
 from unified_lift.registry import members
 from unified_lift.train.losses.base import GeometryLoss
 
-LOSSES: dict[str, GeometryLoss] = {loss.name: loss for loss in members(sys.modules[__name__], "LOSS")}
+LOSSES: dict[str, GeometryLoss] = {loss.name: loss for loss in members(__name__, "LOSS")}
 """All losses by name."""
 
 

@@ -63,8 +63,8 @@ def needed_library(name: str, provider: str, install: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        missing = error.name or name
-        raise UserError(f"--provider {provider}: {missing} is not installed; run pip install {install}") from None
+        what = f"{error.name or name} is not installed"
+        raise UserError(f"--provider {provider}: {what}; run pip install {install}") from None
 
 
 class MaskGenerator(Protocol):
@@ -148,11 +148,8 @@ def paint(proposals: Sequence[Proposal], size: tuple[int, int], *, rule: Rule, m
     """
     area = np.array([proposal.mask.sum() for proposal in proposals], dtype=np.int64)
     score = np.array([proposal.score for proposal in proposals])
-    order = {  # painted first to last: what comes later lies on top
-        "score_on_top": np.argsort(score, kind="stable"),
-        "large_eats_small": np.argsort(area, kind="stable"),
-        "small_on_top": np.argsort(-area, kind="stable"),
-    }[rule]
+    height = {"score_on_top": score, "large_eats_small": area, "small_on_top": -area}[rule]
+    order = np.argsort(height, kind="stable")  # painted first to last: what comes later lies on top
     painted = np.zeros(size, dtype=np.int32)
     for index in order.tolist():
         painted[proposals[index].mask] = index + 1

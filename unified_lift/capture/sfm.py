@@ -36,10 +36,9 @@ Work = Callable[[Path, Progress], Facts]  # does a stage, given a scratch folder
 
 MIN_REGISTERED = 3  # two views give points, but no scene that could be trained
 REPORT, PICTURE = "sfm_report.json", "sfm_sparse.png"
-_POLL_S = 0.5
 _COUNTER = """
 import sqlite3, sys, time
-place, table, pause = sys.argv[1:]
+place, table = sys.argv[1:]
 while True:
     try:
         connection = sqlite3.connect(place + "?mode=ro", uri=True)
@@ -47,7 +46,7 @@ while True:
         connection.close()
     except sqlite3.Error:  # being created
         pass
-    time.sleep(float(pause))
+    time.sleep(0.5)
 """
 _BLOCK_SIZE = 10  # photos; Ctrl-C is heard only between blocks of this size squared [COLMAP: 50]
 _OVERLAP = 10  # neighbours each frame is matched with, and as many at distances 1, 2, 4, ... [COLMAP]
@@ -125,9 +124,8 @@ class _Reconstruction:
             with suppress(UserError):
                 self.entries = read_json(self.stages)
             if not self.entries or not all(isinstance(entry, dict) for entry in self.entries.values()):
-                raise UserError(
-                    f"{self.stages}: not readable; delete the folder {self.work}, all stages then run again"
-                )
+                fix = f"delete the folder {self.work}, all stages then run again"
+                raise UserError(f"{self.stages}: not readable; {fix}")
         for path in (self.scene / "images", self.scene / "sparse"):
             if "undistortion" not in self.entries and path.exists():
                 raise UserError(f"{path}: exists and was not made by sfm; choose another -s, or move it away")
@@ -174,10 +172,8 @@ class _Reconstruction:
         except UserError:
             raise
         except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"{self.work}: COLMAP failed in {name} ({error}); delete {self.work} and run again; if that does not "
-                "help, report it with this message"
-            ) from error
+            fix = f"delete {self.work} and run again; if that does not help, report it with this message"
+            raise UserError(f"{self.work}: COLMAP failed in {name} ({error}); {fix}") from error
         finally:  # also when interrupted: matching that goes on later has taken both times together
             entry["seconds"] = round(seconds + time.perf_counter() - start, 1)
             write_json(self.stages, self.entries)
@@ -197,12 +193,12 @@ class _Reconstruction:
 
     def _extract(self, scratch: Path, progress: Progress) -> Facts:
         """Find features; photos of one size are one call, because a shared camera has one size."""
-        names, cameras, modes = _prepared(self.photos), self.settings.cameras, self.colmap.CameraMode
-        groups: dict[tuple[int, int], list[str]] = defaultdict(list)
-        for name in names:
-            groups[image_size(self.photos / name)].append(name)
+        cameras, modes = self.settings.cameras, self.colmap.CameraMode
         mode = modes.SINGLE if cameras == "shared" else modes.PER_IMAGE
-        with watched(self.features, "keypoints", len(names), progress):
+        groups: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for name in _prepared(self.photos):
+            groups[image_size(self.photos / name)].append(name)
+        with watched(self.features, "keypoints", sum(map(len, groups.values())), progress):
             for group in groups.values():
                 self.colmap.extract_features(str(self.features), str(self.photos), group, mode)
         return {"cameras": cameras, "sizes": [f"{width}x{height}" for width, height in groups]}
@@ -271,7 +267,7 @@ def watched(database: Path, table: str, total: int, progress: Progress) -> Itera
     Another process looks. COLMAP brings its own copy of SQLite, and a file that two copies in one process have open is
     unlocked by whichever closes it first: the other then writes to memory that is gone.
     """
-    command = [sys.executable, "-I", "-c", _COUNTER, database.absolute().as_uri(), table, str(_POLL_S)]
+    command = [sys.executable, "-I", "-c", _COUNTER, database.absolute().as_uri(), table]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     progress(0, total)
 

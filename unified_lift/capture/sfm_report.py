@@ -7,13 +7,10 @@ from typing import Any
 import numpy as np
 
 from unified_lift.data.base import Frame, make_camera, name_of
-from unified_lift.data.colmap import ColmapImage, ColmapPoints, describe, read_cameras, read_images, read_points
+from unified_lift.data.colmap import ColmapPoints, describe, read_cameras, read_images, read_points
 from unified_lift.data.settings import DataSettings
 from unified_lift.fileio import replacing
 from unified_lift.ops.cameras import fov_from_focal, invert_rigid, project
-
-_MAX_DRAWN = 20_000
-_CAMERAS_SHOWN = 2
 
 
 def sparse_report(scene: Path, photos: Path, stages: Mapping[str, Mapping[str, Any]], picture: Path) -> dict[str, Any]:
@@ -26,20 +23,23 @@ def sparse_report(scene: Path, photos: Path, stages: Mapping[str, Mapping[str, A
     frames = describe(scene, DataSettings(source_path=scene)).frames
     points = read_points(scene / "sparse/0/points3D.bin")
     _draw(picture, frames, points)
-    observed = {name_of(image.name): image for image in read_images(scene / "sparse/0/images.bin").values()}
-    errors = {frame.name: _errors(frame, observed[frame.name], points) for frame in frames}
+    points2d = {name_of(image.name): image.points2d for image in read_images(scene / "sparse/0/images.bin").values()}
+    order, errors = np.argsort(points.ids), {}
+    for frame in frames:  # distances in pixels between observed points and their projections, [K]
+        observed = points2d[frame.name][points2d[frame.name]["point3d"] >= 0]
+        seen = order[np.searchsorted(points.ids, observed["point3d"], sorter=order)]
+        pixels = project(points.positions[seen], make_camera(frame))[0]
+        errors[frame.name] = np.linalg.norm(pixels - observed["xy"], axis=1)
     every = np.concatenate(list(errors.values()))
     tried = sorted(name_of(path.relative_to(photos).as_posix()) for path in photos.rglob("*.jpg"))
-    lost = [name for name in tried if name not in errors]
-    track = len(every) / max(1, len(points.ids))
     worst = sorted(errors, key=lambda name: -_mean(errors[name]))[:5]
     numbers = {
         "photos": len(tried),
         "registered": len(errors),
-        "not_registered": lost,
+        "not_registered": [name for name in tried if name not in errors],
         "points": len(points.ids),
         "observations": len(every),
-        "mean_track_length": round(track, 2),
+        "mean_track_length": round(len(every) / max(1, len(points.ids)), 2),
         "mean_reprojection_error_px": round(_mean(every), 3),
         "worst_photos_px": {name: round(_mean(errors[name]), 3) for name in worst},
         "cameras": _cameras(scene),
@@ -69,15 +69,14 @@ def advice(numbers: Mapping[str, Any]) -> list[str]:
 def report_lines(report: Mapping[str, Any]) -> list[str]:
     """Return the report as a table for the terminal."""
     form = "{width}x{height}, focal {focal_px:.0f} px ({fov_degrees:.0f} degrees)"
-    cameras = "; ".join(form.format_map(camera) for camera in report["cameras"][:_CAMERAS_SHOWN])
-    if len(report["cameras"]) > _CAMERAS_SHOWN:
-        cameras += f"; and {len(report['cameras']) - _CAMERAS_SHOWN} more"
+    cameras = [form.format_map(camera) for camera in report["cameras"]]
+    more = [f"and {len(cameras) - 2} more"] if len(cameras) > 2 else []
     seconds = ", ".join(f"{name} {seconds:.0f}" for name, seconds in report["seconds"].items())
     table = {
         "registered": f"{report['registered']} of {report['photos']} photos",
         "reprojection": f"{report['mean_reprojection_error_px']:.2f} px mean error",
         "points": f"{report['points']}, each seen in {report['mean_track_length']:.1f} photos on average",
-        "camera": cameras,
+        "camera": "; ".join(cameras[:2] + more),
         "time": f"{sum(report['seconds'].values()):.0f} s ({seconds})",
     }
     if report["not_registered"]:
@@ -97,7 +96,7 @@ def _draw(path: Path, frames: Sequence[Frame], points: ColmapPoints) -> None:
     distance = np.linalg.norm(points.positions - middle, axis=1)
     reach = max(np.quantile(distance, 0.95), np.linalg.norm(centres - middle, axis=1).max())
     shown = np.flatnonzero(distance <= reach)
-    shown = shown[:: max(1, len(shown) // _MAX_DRAWN)]
+    shown = shown[:: max(1, len(shown) // 20_000)]
     flat, colors = points.positions[shown] @ axes.T, points.colors[shown] / 255.0
     cameras, looks = centres @ axes.T, ahead @ axes.T
     length = 0.08 * float(np.ptp(np.concatenate([flat, cameras]), axis=0).max())
@@ -124,16 +123,8 @@ def level_axes(world_from_cam: np.ndarray) -> np.ndarray:
         up = np.array([0.0, 0.0, 1.0])
     up = up / np.linalg.norm(up)
     right = np.cross(np.eye(3)[np.argmin(np.abs(up))], up)
-    right = right / np.linalg.norm(right)
+    right /= np.linalg.norm(right)
     return np.stack([right, np.cross(up, right), up])
-
-
-def _errors(frame: Frame, image: ColmapImage, points: ColmapPoints) -> np.ndarray:
-    """Return the distance in pixels between each observed point of a photo and its projection, [K]."""
-    observed = image.points2d[image.points2d["point3d"] >= 0]
-    order = np.argsort(points.ids)
-    seen = order[np.searchsorted(points.ids, observed["point3d"], sorter=order)]
-    return np.linalg.norm(project(points.positions[seen], make_camera(frame))[0] - observed["xy"], axis=1)
 
 
 def _cameras(scene: Path) -> list[dict[str, Any]]:

@@ -37,12 +37,11 @@ def load_scene(path: str | Path, *, images: str = "images", resolution: int = -1
 def train_scene(
     scene: str | Path, out: str | Path, *, preset: str = "unified_lift", overwrite: bool = False, **settings: Any
 ) -> TrainedScene:
-    """Train a scene into a model folder, as train.py does, and return what was trained.
+    """Train a scene folder into a model folder, as train.py does, and return what was trained.
 
     Args:
-        scene, out: Scene folder and model folder.
         preset: A preset's or method's name, or a YAML file.
-        overwrite: Replace a run that the folder holds.
+        overwrite: Replace a run that the model folder holds.
         settings: What differs from the preset, called like the flags of train.py: iterations=7000, eval=True.
     Raises:
         UserError: A setting or the data make no sense, the folder holds a run, or the disk is full.
@@ -86,11 +85,8 @@ def segment(model: TrainedScene, camera: Camera) -> Tensor:
 def evaluate(model: TrainedScene, *, scene: str | Path | None = None, protocol: str = "auto") -> Result:
     """Return the scores of a trained scene on its held-out views: `result.scores` is a dictionary.
 
-    Args:
-        scene: Scene folder, if it has moved since training.
-        protocol: How objects are scored, a name in docs/protocols.md; `auto`: as the dataset's reader says.
-    Raises:
-        UserError: No such protocol, no view was held out, the scene folder is gone, or the protocol's ground truth is.
+    `scene` is the scene folder if it has moved since training; `protocol` a name in docs/protocols.md, `auto`: as the
+    reader says. A UserError: no such protocol, no view was held out, or the scene folder or its ground truth is gone.
     """
     if scene is not None:
         moved = replace(model.settings.data, source_path=Path(scene))

@@ -74,24 +74,20 @@ def test_depth_shows_empty_pixels_black_and_near_ones_red():
     assert depth_picture(depth * 0, depth * 0).max() == 0
 
 
-def test_ids_up_to_65535_survive_the_file(tmp_path):
-    ids = np.array([[0, 255, 256], [300, 40_000, 65_535]])
-    write_picture(tmp_path / "cam 1" / "a.b.png", ids)
-    assert cv2.imread(str(tmp_path / "cam 1" / "a.b.png"), cv2.IMREAD_UNCHANGED).dtype == np.uint16
-    assert (read_picture(tmp_path / "cam 1" / "a.b.png") == ids).all()
-
-
-def test_colors_survive_the_file(tmp_path):
-    picture = np.arange(60, dtype=np.uint8).reshape(5, 4, 3)
-    write_picture(tmp_path / "a.png", picture)
-    assert (read_picture(tmp_path / "a.png") == picture).all()
-
-
-def test_masks_are_black_and_white(tmp_path):
-    write_picture(tmp_path / "a.png", np.array([[True, False]]))
-    pixels = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED)
-    assert (pixels.dtype, pixels.tolist()) == (np.uint8, [[255, 0]])
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+@pytest.mark.parametrize(
+    ("picture", "stored"),
+    [
+        (np.array([[0, 255, 256], [300, 40_000, 65_535]]), np.uint16),
+        (np.arange(60, dtype=np.uint8).reshape(5, 4, 3), np.uint8),
+        (np.array([[True, False]]), np.uint8),
+    ],
+)
+def test_pictures_survive_the_file_and_masks_are_black_and_white(picture, stored, tmp_path):
+    path = tmp_path / "cam 1" / "a.b.png"
+    write_picture(path, picture)
+    assert cv2.imread(str(path), cv2.IMREAD_UNCHANGED).dtype == stored
+    assert (read_picture(path) == picture * (255 if picture.dtype == bool else 1)).all()
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_an_id_beyond_16_bits_is_refused(tmp_path):

@@ -38,18 +38,10 @@ def evaluate(protocol: str, predictions: dict, annotations: dict, names: list[st
 def test_generic_scores_by_hand():
     result = evaluate("generic", views(PRED), views(TRUE), NAMES)
     # Panoptic values are those of the oracle; matching: 1-4 at 7/8, 2-6 at 7/8, and 3 takes 8 at 2/34.
-    assert result.scores["PQ_scene"] == pytest.approx(0.791176, abs=1e-6)
-    assert result.scores["SQ_scene"] == pytest.approx(0.878676, abs=1e-6)
-    assert result.scores["RQ_scene"] == pytest.approx(0.9)
-    assert result.scores["PQ_things"] == pytest.approx(0.7)
-    assert result.scores["PQ_stuff"] == pytest.approx(30 / 34)
-    assert result.scores["mIoU"] == pytest.approx((7 / 8 + 7 / 8 + 2 / 34) / 3)
-    assert result.scores["F1"] == pytest.approx(2 * 2 / (3 + 3))
-    assert (result.scores["num_objects_true"], result.scores["num_objects_pred"]) == (3, 2)
-
-
-def test_per_view_scores_keep_the_partners_of_the_scene():
-    result = evaluate("generic", views(PRED), views(TRUE), NAMES)
+    panoptic = {"PQ_scene": 0.791176, "SQ_scene": 0.878676, "RQ_scene": 0.9, "PQ_things": 0.7, "PQ_stuff": 30 / 34}
+    matched = {"mIoU": (7 / 8 + 7 / 8 + 2 / 34) / 3, "F1": 2 * 2 / (3 + 3)}
+    counts = {"num_objects_true": 3, "num_objects_pred": 2}
+    assert result.scores == pytest.approx(panoptic | matched | counts, abs=1e-6)
     # View a: 4 of 4 pixels and 3 of 4; view b: 3 of 4, 4 of 4, and object 3 with partner 8 at 2 of 17.
     assert result.per_view["mIoU"]["a"] == pytest.approx((1 + 3 / 4) / 2)
     assert result.per_view["mIoU"]["b"] == pytest.approx((3 / 4 + 1 + 2 / 17) / 3)

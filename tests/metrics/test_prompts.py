@@ -21,7 +21,7 @@ from unified_lift.metrics.prompts import (
 from unified_lift.ops.resample import nearest_indices
 
 ORACLES = json.loads((Path(__file__).parent / "oracles.json").read_text())
-MEANS, IDS = ORACLES["prompt_means"], ORACLES["prompt_ids"]
+MEANS, IDS, WIDTHS = ORACLES["prompt_means"], ORACLES["prompt_ids"], ORACLES["boundary_width"]
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["iou", "biou"])
@@ -55,9 +55,8 @@ def test_iou_and_boundary_iou_equal_the_oracles(case):
         assert score(pred, true) == (None if case[name] is None else pytest.approx(case[name], abs=1e-6))
 
 
-@pytest.mark.parametrize("case", ORACLES["boundary_width"], ids=lambda case: str(case["hw"]))
-def test_boundary_width_equals_the_table(case):
-    assert boundary_width(*case["hw"]) == case["dilation"]
+def test_boundary_width_equals_the_table():
+    assert [boundary_width(*case["hw"]) for case in WIDTHS] == [case["dilation"] for case in WIDTHS]
 
 
 def test_boundary_is_the_chebyshev_band_of_a_ragged_mask():
@@ -73,8 +72,7 @@ def test_boundary_is_the_chebyshev_band_of_a_ragged_mask():
 
 
 def test_what_cannot_be_scored_does_not_count():
-    assert means([("cup", None), ("hat", 0.5), ("cup", 0.25)]) == {"hat": 0.5, "cup": 0.25}
-    assert means([("cup", None)]) == {}
+    assert means([("cup", None), ("hat", 0.5), ("cup", 0.25), ("pen", None)]) == {"hat": 0.5, "cup": 0.25}
 
 
 def test_ids_are_chosen_by_the_share_of_their_own_pixels():
@@ -113,8 +111,7 @@ def test_likely_ids_equal_a_loop_over_all_ids():
     assert not mask_of(likely, []).any()
     assert not mask_of(likely, [12]).any()
 
-
-def test_exactly_the_threshold_is_not_likely_and_few_ids_are_all_looked_at():
+    # Exactly the threshold is not likely, and few ids are all looked at.
     assert likely_ids(torch.full((1, 5), 0.2)).tolist() == [[-1] * 5]
     assert likely_ids(torch.tensor([[0.75, 0.25]])).tolist() == [[0, 1]]
 

@@ -73,8 +73,8 @@ def evaluate(
     per_view: dict[str, dict[str, float]] = {name: {} for name in VIEW_METRICS}
     object_ids = {}
     for view, rendering in zip(scene.test, renderings(scene.test), strict=True):
-        if rendering.object_ids is not None:
-            object_ids[view.name] = rendering.object_ids
+        if rendering[1] is not None:
+            object_ids[view.name] = rendering[1]
         for name, value in _scores_of(model, view, rendering, ground_truth).items():
             per_view[name][view.name] = value
     scores = {name: float(np.mean(list(values.values()))) for name, values in per_view.items() if values}
@@ -85,7 +85,7 @@ def evaluate(
     def find_prompts(name: str, prompts: Sequence[str]) -> TextMasks:
         assert grounding is not None
         view = views[name]
-        image = view.image.numpy() if reference_image == "dataset" else next(iter(renderings([view]))).image
+        image = view.image.numpy() if reference_image == "dataset" else next(iter(renderings([view])))[0]
         found = grounding(image, prompts)
         for prompt, mask in found.masks.items():
             _require_same_aspect(f"--grounding: the mask of {prompt}", mask, image, name)
@@ -103,8 +103,8 @@ def _scores_of(model: TrainedScene, view: View, rendering: Rendering, ground_tru
     """Return the metrics of a view that apply."""
     bundle = ViewBundle(
         view=view,
-        image=torch.from_numpy(rendering.image) / 255,
-        object_ids=rendering.object_ids,
+        image=torch.from_numpy(rendering[0]) / 255,
+        object_ids=rendering[1],
         annotation=ground_truth.annotations.get(view.name),
         depth=lambda: render_view(model, view.camera).depth,
     )
@@ -138,7 +138,7 @@ def rendered(model: TrainedScene, views: Iterable[View]) -> Iterator[Rendering]:
     for view in views:
         shown = render_view(model, view.camera)
         ids = None if shown.object_ids is None else shown.object_ids.numpy().astype(np.int32)
-        yield Rendering(quantize_uint8(shown.image), ids)
+        yield quantize_uint8(shown.image), ids
 
 
 def score_objects(

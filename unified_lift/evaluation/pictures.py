@@ -7,7 +7,6 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,6 +20,8 @@ from unified_lift.modelfolder.inference import TrainedScene, render_view
 from unified_lift.modelfolder.outputs import iteration_dir
 from unified_lift.types import View
 
+Rendering = tuple[np.ndarray, np.ndarray | None]
+"""A view as stored pictures hold it: colour uint8 [H, W, 3]; object ids int32 [H, W], None without a lift."""
 OBJECT_PICTURES = ("objects_pred", "objects_color", "overlay", "uncertainty")
 """Kinds only a lifted scene has, beside renders, gt and depth."""
 MAX_ID = 65_535  # of a 16-bit PNG
@@ -31,7 +32,7 @@ PALETTE_SIZE = 1_024  # ids this far apart share a colour; more colours cannot b
 _LIGHTNESS = np.linspace(0.50, 0.86, 9)  # OKLab: neither near black nor near white, so that borders show
 _CHROMA = np.linspace(0.07, 0.175, 6)
 _HUES = np.arange(120) * (2 * np.pi / 120)
-_FIRST_COLOR = (0.66, 0.17, 0.55)  # lightness, chroma, hue in radians: where the greedy search begins
+_FIRST_COLOR = 2624  # an orange, as an index of those that a screen can show: where the greedy search begins
 _WEIGHTS = (0.75, 1, 1)  # of the axes: hue tells objects apart better than lightness does
 _CONE_FROM_LAB = [[1, 1, 1], [0.3963377774, -0.1055613458, -0.0894841775], [0.2158037573, -0.0638541728, -1.2914855480]]
 _LINEAR_FROM_CONE = [
@@ -142,13 +143,6 @@ def write_renderings(model: TrainedScene, views: Sequence[View], folder: Path, *
         job.result()  # passes errors on
 
 
-class Rendering(NamedTuple):
-    """A view as stored pictures hold it: colour uint8 [H, W, 3]; object ids int32 [H, W], None without a lift."""
-
-    image: np.ndarray
-    object_ids: np.ndarray | None
-
-
 def stored_renderings(model: TrainedScene, views: Sequence[View], *, quiet: bool = True) -> Iterator[Rendering]:
     """Yield the stored rendering of each held-out view, after rendering those that are missing or older than the model.
 
@@ -170,7 +164,7 @@ def stored_renderings(model: TrainedScene, views: Sequence[View], *, quiet: bool
         if image.shape != tuple(view.image.shape):
             raise UserError(f"{path}: size differs from the photo's; delete {folder} and run eval.py again")
         ids = picture_path(folder, "objects_pred", view.name)
-        yield Rendering(image, read_picture(ids) if model.is_lifted else None)
+        yield image, read_picture(ids) if model.is_lifted else None
 
 
 def _mapped(values: np.ndarray, colormap: int) -> np.ndarray:
@@ -181,15 +175,13 @@ def _mapped(values: np.ndarray, colormap: int) -> np.ndarray:
 @functools.lru_cache(maxsize=1)
 def _palette() -> np.ndarray:
     """Return PALETTE_SIZE colours, each the farthest from all before it in OKLab [B. Ottosson 2020]."""
-    grid = np.meshgrid(_LIGHTNESS, _CHROMA, _HUES, indexing="ij")
-    lightness, chroma, hue = (np.append(first, axis) for first, axis in zip(_FIRST_COLOR, grid))
+    lightness, chroma, hue = map(np.ravel, np.meshgrid(_LIGHTNESS, _CHROMA, _HUES, indexing="ij"))
     lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
-    first, lab = lab[0], lab[1:]
     linear = (lab @ _CONE_FROM_LAB) ** 3 @ _LINEAR_FROM_CONE
     shown = ((linear >= 0) & (linear <= 1)).all(axis=1)  # by a screen
     linear, space = linear[shown], lab[shown] * _WEIGHTS
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    chosen = [int(np.square(space - first * _WEIGHTS).sum(axis=1).argmin())]
+    chosen = [_FIRST_COLOR]
     distance = np.full(len(space), np.inf)
     for _ in range(PALETTE_SIZE - 2):
         distance = np.minimum(distance, np.square(space - space[chosen[-1]]).sum(axis=1))

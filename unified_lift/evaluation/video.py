@@ -38,7 +38,7 @@ def video_path(cameras: Sequence[Camera], *, count: int) -> list[Camera]:
     in_front = [camera.cam_from_world[2] @ [*target, 1] > 0 for camera in cameras]
     is_orbit = len(cameras) > 2 and np.mean(in_front) >= _MIN_SHARE_IN_FRONT
     height = min(max(cameras[0].height, MIN_HEIGHT), MAX_HEIGHT)
-    width = _even_width(cameras[0], height)
+    width = 2 * max(1, round(cameras[0].width * height / cameras[0].height / 2))
     height -= height % 2
     fx = float(np.median([camera.fx / camera.width for camera in cameras])) * width
     fy = float(np.median([camera.fy / camera.height for camera in cameras])) * height
@@ -56,7 +56,7 @@ def path_through(keys: Sequence[Camera], *, count: int, height: int = MAX_HEIGHT
     path[:, :3, 3] = CubicSpline(at, poses[:, :3, 3])(times)
     path[:, :3, :3] = RotationSpline(at, Rotation.from_matrix(poses[:, :3, :3]))(times).as_matrix()
     focals = np.exp(PchipInterpolator(at, np.log([camera.fy / camera.height for camera in keys]))(times)) * height
-    width = _even_width(keys[0], height)
+    width = 2 * max(1, round(keys[0].width * height / keys[0].height / 2))
     return [
         centred_camera(invert_rigid(pose), focal, focal, width, height)
         for pose, focal in zip(path, focals.tolist(), strict=True)
@@ -66,10 +66,6 @@ def path_through(keys: Sequence[Camera], *, count: int, height: int = MAX_HEIGHT
 def centred_camera(pose: np.ndarray, fx: float, fy: float, width: int, height: int) -> Camera:
     """Return a camera of a pose (cam_from_world) whose principal point is the middle of its image."""
     return Camera(cam_from_world=pose, fx=fx, fy=fy, cx=width / 2, cy=height / 2, width=width, height=height)
-
-
-def _even_width(camera: Camera, height: int) -> int:
-    return 2 * max(1, round(camera.width * height / camera.height / 2))
 
 
 def up_direction(cameras: Sequence[Camera]) -> np.ndarray:

@@ -12,20 +12,13 @@ from unified_lift.types import View
 
 @dataclass(frozen=True, kw_only=True)
 class ViewBundle:
-    """What a model shows in one held-out view, and what is known of that view.
-
-    Attributes:
-        image: The rendering as a stored 8-bit picture holds it, in [0, 1], [H, W, 3].
-        object_ids: Predicted ids, int32 [H, W]; None where the model knows no objects.
-        annotation: Annotated ids at their own size, 0 = no object; None where there are none.
-        depth: Renders the mean camera depth in world units, 0 where nothing is, [H, W].
-    """
+    """What a model shows in one held-out view, and what is known of that view."""
 
     view: View
-    image: Tensor
-    object_ids: np.ndarray | None
-    annotation: np.ndarray | None
-    depth: Callable[[], Tensor]
+    image: Tensor  # the rendering as a stored 8-bit picture holds it, in [0, 1], [H, W, 3]
+    object_ids: np.ndarray | None  # predicted, int32 [H, W]; None where the model knows no objects
+    annotation: np.ndarray | None  # ids at their own size, 0 = no object; None where there are none
+    depth: Callable[[], Tensor]  # renders the mean camera depth in world units, 0 where nothing is, [H, W]
 
     @property
     def photo(self) -> Tensor:
@@ -42,21 +35,16 @@ class ViewBundle:
 class Metric:
     """One number in results.json.
 
-    Attributes:
-        unit: `%`: a fraction in [0, 1], printed in percent; `count`; `dB` or another unit, printed behind it; "": none.
-        higher_is_better: None = a fact about the scene and no score.
-        limit: Largest value, where plots end; None = there is none.
-        is_headline: Whether it is among the large numbers at the top of the report.
-        function: Returns the value of a view, None (or no finite number) where it does not apply; the scene's is the
-            mean over views. None = a protocol computes it.
+    `function` returns the value of a view, None (or no finite number) where it does not apply; the scene's is the mean
+    over views. Without one, a protocol computes it.
     """
 
     name: str
     label: str = ""
-    unit: str = "%"
-    higher_is_better: bool | None = True
-    limit: float | None = 1
-    is_headline: bool = False
+    unit: str = "%"  # a fraction in [0, 1], printed in percent; `count`; another, printed behind it; "": none
+    higher_is_better: bool | None = True  # None: a fact about the scene and no score
+    limit: float | None = 1  # largest value, where plots end
+    is_headline: bool = False  # among the large numbers at the top of the report
     function: Callable[[ViewBundle], float | None] | None = None
 
     @property

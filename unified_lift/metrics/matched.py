@@ -29,22 +29,16 @@ METRICS = (
 
 @dataclass(frozen=True, kw_only=True)
 class MatchedScores:
-    """Result of a matching.
+    """Result of a matching; `f1`, `precision` and `recall` are those of the `tp` pairs with IoU above 0.5."""
 
-    Attributes:
-        miou: Sum of matched IoU over the number of true objects; an unmatched one counts 0.
-        f1, precision, recall: Of the `tp` pairs with IoU above 0.5.
-        pairs, pair_iou: (true id, predicted id) of every matched pair that overlaps at all, and its IoU.
-    """
-
-    miou: float
+    miou: float  # sum of matched IoU over the number of true objects; an unmatched one counts 0
     f1: float
     precision: float
     recall: float
     tp: int
     num_pred: int
     num_true: int
-    pairs: tuple[tuple[int, int], ...]
+    pairs: tuple[tuple[int, int], ...]  # true id, predicted id of every matched pair that overlaps at all
     pair_iou: tuple[float, ...]
 
 

@@ -24,10 +24,8 @@ PromptMasks = Mapping[str, Mapping[str, np.ndarray]]
 class PredictionBundle:
     """A model's answers on the views of a split.
 
-    Attributes:
-        likely_ids: (view, threshold) -> ids whose probability is above it, int32 [H, W, K] with -1 in unused places;
-            None = each pixel's id is certain.
-        find_prompts: (view, prompts) -> masks of the prompts found by their words alone; None = nothing does that.
+    `likely_ids(view, threshold)` gives the ids whose probability is above it, int32 [H, W, K] with -1 in unused places;
+    None: each pixel's id is certain. `find_prompts(view, prompts)` gives the masks that words alone find, if anything.
     """
 
     names: Sequence[str]  # all views of the split

@@ -58,12 +58,6 @@ def overlaps_of(*views):
     return Overlaps.of_views(torch.tensor(view) for view in views)
 
 
-def merged(codes, *views, min_cooccurrence=0.4, min_score=1.1, min_pixels=1, **more):
-    codes = normalize(torch.tensor(codes), dim=1)
-    settings = dict(min_cooccurrence=min_cooccurrence, min_score=min_score, min_pixels=min_pixels) | more
-    return merged_codes(codes, overlaps_of(*views), **settings).tolist()
-
-
 def test_overlaps_are_the_entries_that_are_not_zero():
     found = overlaps_of([[0, 7], [2, 0]], [[0, 0]], [[0, 1]])
     assert found.segment.tolist() == [0, 1, 4]  # two segments a view
@@ -72,72 +66,61 @@ def test_overlaps_are_the_entries_that_are_not_zero():
     assert found.pixels.tolist() == [7, 2, 1]
 
 
+def at(*degrees):
+    return [[math.cos(math.radians(each)), math.sin(math.radians(each))] for each in degrees]
+
+
 WHOLE, APART = [[50, 30]], [[50, 0], [0, 30]]  # one mask holds both codes; each has a mask of its own
-ALIKE = [[1.0, 0.0], [1.0, 0.5]]
+ALIKE, CROSSED = [[1.0, 0.0], [1.0, 0.5]], [[1.0, 0.0], [0.0, 1.0]]
+HALF, MOST = (WHOLE, APART) * 4, (WHOLE,) * 7 + (APART,)
+SCATTERED = [[50, 10], [0, 11], [0, 12]]  # no segment holds half of the second code
+# Codes 0 and 1 are together always; 2 is with them wherever all are seen, but is seen with each alone only twice.
+THREE, PARTS = [[1.0, 0.0], [1.0, 0.3], [1.0, -0.3]], [[[9, 9, 0]]] * 3 + [[[9, 0, 9]]] * 2 + [[[0, 9, 9]]] * 2
 
 
-def test_codes_that_share_their_segment_in_enough_views_are_one_object():
-    assert merged(ALIKE, WHOLE, WHOLE, APART) == [0, 0]  # 2 of 3
-    assert merged(ALIKE, WHOLE, APART, APART) == [0, 1]
-    assert merged(ALIKE, WHOLE, WHOLE, APART, min_cooccurrence=0.7) == [0, 1]
+@pytest.mark.parametrize(
+    ("codes", "views", "options", "expected"),
+    [
+        # codes that share their segment in enough views are one object: 2 of 3
+        (ALIKE, (WHOLE, WHOLE, APART), {}, [0, 0]),
+        (ALIKE, (WHOLE, APART, APART), {}, [0, 1]),
+        (ALIKE, (WHOLE, WHOLE, APART), {"min_cooccurrence": 0.7}, [0, 1]),
+        # the more alike codes are the fewer views must show them together
+        (at(0, 50), HALF, {}, [0, 0]),  # 0.5 + 0.64 = 1.14
+        (at(0, 55), HALF, {}, [0, 1]),  # 0.5 + 0.57 = 1.07
+        (at(0, 75), MOST, {}, [0, 0]),  # 0.875 + 0.26 = 1.13
+        (at(0, 80), MOST, {}, [0, 1]),  # 0.875 + 0.17 = 1.05
+        # twins side by side stay two however alike, and so do codes that are not alike or seldom seen together
+        (at(0, 0), (APART, APART, APART, WHOLE), {}, [0, 1]),
+        (CROSSED, (WHOLE, WHOLE, WHOLE), {}, [0, 1]),
+        (CROSSED, (WHOLE, WHOLE, WHOLE), {"min_score": 1.0}, [0, 0]),
+        (ALIKE, (WHOLE, WHOLE), {}, [0, 1]),
+        (ALIKE, (WHOLE, WHOLE), {"min_views": 2}, [0, 0]),
+        # a code spread over segments or too small has no home
+        (ALIKE, [SCATTERED] * 5, {}, [0, 1]),
+        (ALIKE, [[[50, 4]]] * 5, {}, [0, 0]),
+        (ALIKE, [[[50, 4]]] * 5, {"min_pixels": 4}, [0, 1]),
+        # an object in three parts becomes one step by step
+        (THREE, PARTS, {}, [0, 0, 0]),
+        (THREE, PARTS[:5], {}, [0, 0, 1]),
+        # Of equal ratios the pair seen in more views is merged first. Code 1 lies between 0 and 2, which are not alike;
+        # in every view all that is seen lies in one segment. Code 0 is seen in three views, 1 and 2 in ten. Once 1 is
+        # one with 2, it is too far from 0: 1 + cos 40 = 1.77, 1 + cos 60 = 1.5.
+        (at(0, 40, 80), [[[9, 9, 9]]] * 3 + [[[0, 9, 9]]] * 7, {"min_score": 1.7}, [0, 1, 1]),
+        # numbered in the order of their largest codes: 0 and 2 are one, and code 2 is its larger part
+        ([*CROSSED, [1.0, 0.1]], [[[3, 0, 90], [0, 8, 0]]] * 3, {}, [1, 0, 1]),
+        ([[0.0, 1.0]], [[[4]]], {}, [0]),
+    ],
+)
+def test_codes_of_one_object_are_merged(codes, views, options, expected):
+    settings = dict(min_cooccurrence=0.4, min_score=1.1, min_pixels=1) | options
+    assert merged_codes(normalize(torch.tensor(codes), dim=1), overlaps_of(*views), **settings).tolist() == expected
 
 
-def test_the_more_alike_codes_are_the_fewer_views_must_show_them_together():
-    def at(degrees):
-        return [[1.0, 0.0], [math.cos(math.radians(degrees)), math.sin(math.radians(degrees))]]
-
-    half, most = (WHOLE, APART) * 4, (WHOLE,) * 7 + (APART,)
-    assert merged(at(50), *half) == [0, 0]  # 0.5 + 0.64 = 1.14
-    assert merged(at(55), *half) == [0, 1]  # 0.5 + 0.57 = 1.07
-    assert merged(at(75), *most) == [0, 0]  # 0.875 + 0.26 = 1.13
-    assert merged(at(80), *most) == [0, 1]  # 0.875 + 0.17 = 1.05
-
-
-def test_twins_side_by_side_stay_two_however_alike():
-    assert merged([[1.0, 0.0], [1.0, 0.0]], APART, APART, APART, WHOLE) == [0, 1]
-
-
-def test_codes_that_are_not_alike_stay_two_and_so_do_those_seldom_seen_together():
-    assert merged([[1.0, 0.0], [0.0, 1.0]], WHOLE, WHOLE, WHOLE) == [0, 1]
-    assert merged([[1.0, 0.0], [0.0, 1.0]], WHOLE, WHOLE, WHOLE, min_score=1.0) == [0, 0]
-    assert merged(ALIKE, WHOLE, WHOLE) == [0, 1]
-    assert merged(ALIKE, WHOLE, WHOLE, min_views=2) == [0, 0]
-
-
-def test_a_code_spread_over_segments_or_too_small_has_no_home():
-    scattered = [[50, 10], [0, 11], [0, 12]]  # no segment holds half of the second code
-    assert merged(ALIKE, *[scattered] * 5) == [0, 1]
-    assert merged(ALIKE, *[[[50, 4]]] * 5) == [0, 0]
-    assert merged(ALIKE, *[[[50, 4]]] * 5, min_pixels=4) == [0, 1]
-
-
-def test_an_object_in_three_parts_becomes_one_step_by_step():
-    # Codes 0 and 1 are together always; 2 is with them wherever all are seen, but is seen with each alone only twice.
-    codes = [[1.0, 0.0], [1.0, 0.3], [1.0, -0.3]]
-    views = [[[9, 9, 0]], [[9, 9, 0]], [[9, 9, 0]], [[9, 0, 9]], [[9, 0, 9]], [[0, 9, 9]], [[0, 9, 9]]]
-    assert merged(codes, *views) == [0, 0, 0]
-    assert merged(codes, *views[:5]) == [0, 0, 2 - 1]
-
-
-def test_of_equal_ratios_the_pair_seen_in_more_views_is_merged_first():
-    # Code 1 lies between 0 and 2, which are not alike; in every view all that is seen lies in one segment. Code 0 is
-    # seen in three views, 1 and 2 in ten. Once 1 is one with 2, it is too far from 0.
-    codes = [[math.cos(math.radians(degrees)), math.sin(math.radians(degrees))] for degrees in (0, 40, 80)]
-    views = [[[9, 9, 9]]] * 3 + [[[0, 9, 9]]] * 7
-    assert merged(codes, *views, min_score=1.7) == [0, 1, 1]  # 1 + cos 40 = 1.77, 1 + cos 60 = 1.5
-
-
-def test_objects_are_numbered_in_the_order_of_their_largest_codes():
-    codes = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]]
-    views = [[[3, 0, 90], [0, 8, 0]]] * 3  # codes 0 and 2 are one, and code 2 is its larger part
-    assert merged(codes, *views) == [1, 0, 1]
-
-
-def test_no_code_or_one_stays_as_it_is():
+def test_no_code_stays_none():
     empty = overlaps_of([[]])
     settings = dict(min_cooccurrence=0.6, min_score=1.1, min_pixels=1)
     assert merged_codes(torch.zeros(0, 3), empty, **settings).shape == (0,)
-    assert merged([[0.0, 1.0]], [[4]]) == [0]
     assert len(purity(empty, torch.zeros(0, dtype=torch.int64))) == 0
 
 

@@ -85,17 +85,6 @@ def test_min_weight_only_removes_entries(implementation):
     assert torch.equal(strong.weights, full.weights[keep])
 
 
-def test_scatter_is_the_transpose_of_blend(implementation):
-    # <W f, g> = <f, W^T g>
-    x = random_inputs(7, dim=3)
-    weights = weights_of(x)
-    g = torch.randn(weights.num_rows, 3, generator=torch.Generator().manual_seed(7))
-    left = (dgr.blend(weights, x.features, implementation=implementation).double() * g).sum()
-    right = (dgr.scatter(weights, g, 300, implementation=implementation).double() * x.features).sum()
-    assert abs(float(left)) > 1
-    assert float(left) == pytest.approx(float(right), rel=1e-4)
-
-
 def test_concatenate_joins_rows():
     x = random_inputs(8)
     everything = weights_of(x)

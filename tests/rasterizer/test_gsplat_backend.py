@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import diff_gaussian_rasterization as dgr
 import pytest
 import torch
-from diff_gaussian_rasterization import _backend
+from diff_gaussian_rasterization import native
 
 from . import fake_gsplat
 from .scenes import INPUTS, MAPS, SCALES, assert_agrees, gradients, random_inputs, render
@@ -29,8 +29,8 @@ def gsplat(monkeypatch):
     monkeypatch.delitem(sys.modules, name, raising=False)
     baseline = importlib.import_module(name)
     monkeypatch.delitem(sys.modules, name)
-    select = _backend.select
-    monkeypatch.setattr(_backend, "select", lambda name, tensor: baseline if name == "gsplat" else select(name, tensor))
+    select = native.select
+    monkeypatch.setattr(native, "select", lambda name, tensor: baseline if name == "gsplat" else select(name, tensor))
     return "gsplat"
 
 
@@ -103,10 +103,10 @@ def test_tensors_on_a_cpu_are_refused_by_name():
 
 
 def test_a_missing_package_is_named_with_its_cure(monkeypatch):
-    monkeypatch.setattr(_backend.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: None)
     fix = r"the package gsplat is missing: pip install gsplat==1\.5\.3"
     with pytest.raises(RuntimeError, match=fix):
-        _backend.select("gsplat", SimpleNamespace(dtype=torch.float32, device=torch.device("cuda")))
+        native.select("gsplat", SimpleNamespace(dtype=torch.float32, device=torch.device("cuda")))
     assert "pip install gsplat==1.5.3" in dgr.backend_info()["gsplat"]
 
 

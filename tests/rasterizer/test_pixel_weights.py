@@ -3,7 +3,7 @@
 import diff_gaussian_rasterization as dgr
 import pytest
 import torch
-from diff_gaussian_rasterization import _backend
+from diff_gaussian_rasterization import native
 
 from .scenes import random_inputs, render
 from .tolerances import BLEND
@@ -134,7 +134,7 @@ def test_rows_out_of_range_are_refused(rows):
 
 
 def test_rows_out_of_range_show_as_nan_on_a_gpu(cuda):
-    module = _backend.select("cuda", torch.empty(0))
+    module = native.select("cuda", torch.empty(0))
     rows = torch.tensor([0, 3, -1])
     blended = module.blend(SMALL, torch.ones(3, 4), rows)
     assert blended[0].tolist() == [0.75] * 4

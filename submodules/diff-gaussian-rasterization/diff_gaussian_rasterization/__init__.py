@@ -1,10 +1,10 @@
 """Differentiable Gaussian splatting: one definition in torch and fast kernels that agree with it."""
 
 from . import native
-from ._backend import backend_info
 from .adam import AdamState, adam_steps
 from .api import blend, pixel_weights, rasterize, scatter
 from .dropin import GaussianRasterizationSettings, GaussianRasterizer
+from .native import backend_info
 from .sampled import Sample, blend_sample, draw
 from .step import TrainingStep
 from .types import PixelWeights, RasterMeta, RasterOutput

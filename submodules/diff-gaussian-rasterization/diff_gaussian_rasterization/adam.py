@@ -13,18 +13,12 @@ from .native import CPU, CUDA, PLACE, address, pick, place
 
 
 class AdamState(NamedTuple):
-    """What Adam knows of one parameter.
+    """What Adam knows of one parameter."""
 
-    Attributes:
-        exp_avg, exp_avg_sq: First and second moment, contiguous, of the parameter's shape.
-        lr: Learning rate.
-        step: Number of this step, 1 for the first, as bias correction counts.
-    """
-
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
+    exp_avg: Tensor  # first moment, contiguous, of the parameter's shape
+    exp_avg_sq: Tensor  # second moment, likewise
     lr: float
-    step: int
+    step: int  # number of this step, 1 for the first, as bias correction counts
 
 
 class AdamStruct(Structure):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _backend
+from . import native
 from .types import NEAR, Inputs, Options, PixelWeights, RasterOutput
 
 
@@ -122,7 +122,7 @@ def rasterize(
         raise ValueError("viewmats must hold at least one camera")
     inputs = Inputs(means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, backgrounds, means2d)
     options = Options(int(width), int(height), float(near), sh_degree, features_move_geometry)
-    return _backend.select(implementation, means).rasterize(inputs, options)
+    return native.select(implementation, means).rasterize(inputs, options)
 
 
 def pixel_weights(
@@ -172,7 +172,7 @@ def pixel_weights(
     geometry = (t.detach() for t in (means, quats, scales, opacities))
     inputs = Inputs(*geometry, None, None, viewmat.detach()[None], K.detach()[None])
     options = Options(int(width), int(height), float(near))
-    return _backend.select(implementation, means).pixel_weights(inputs, options, pixels, float(min_weight))
+    return native.select(implementation, means).pixel_weights(inputs, options, pixels, float(min_weight))
 
 
 def _require_pixels(pixels: Tensor, width: int, height: int) -> None:
@@ -225,7 +225,7 @@ def blend(
     _require_shapes({}, features=(features, ("N", "D")))
     _require_ids_below(weights, features.shape[0])
     _require_rows(weights, rows)
-    return _backend.select(implementation, features).blend(weights, features, rows)
+    return native.select(implementation, features).blend(weights, features, rows)
 
 
 def scatter(
@@ -251,4 +251,4 @@ def scatter(
     """
     _require_shapes({"P": _require_rows(weights, rows)}, values=(values, ("P", "D")))
     _require_ids_below(weights, num_gaussians)
-    return _backend.select(implementation, values).scatter(weights, values.detach(), num_gaussians, rows)
+    return native.select(implementation, values).scatter(weights, values.detach(), num_gaussians, rows)

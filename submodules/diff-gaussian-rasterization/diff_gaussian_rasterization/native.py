@@ -8,11 +8,14 @@ memory comes from torch's caching allocator and all work goes to torch's current
 from __future__ import annotations
 
 import ctypes
+import importlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import c_char_p, c_int32, c_void_p
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -181,6 +184,48 @@ def pick(implementation: str, tensor: Tensor, **functions: Callable[..., Any]) -
     if name not in functions:
         raise ValueError(f"implementation='{name}' renders whole views and nothing else; leave it at 'auto' here")
     return functions[name]
+
+
+def select(implementation: str, tensor: Tensor) -> ModuleType:
+    """Return the module for a call on tensors like `tensor`; the choice and its errors are those of `choose`.
+
+    A module has rasterize, pixel_weights, blend and scatter, which take the checked arguments of `api.py`, and perhaps
+    a TrainingStep.
+
+    Raises:
+        RuntimeError: The implementation was asked for by name and cannot be loaded.
+    """
+    name = choose(implementation, tensor)
+    problems = {"cpu": CPU.problem, "cuda": CUDA.problem, "gsplat": gsplat_problem}
+    problem = problems[name]() if name in problems else None
+    if problem is not None:
+        raise RuntimeError(problem)
+    return importlib.import_module(f"{__package__}.{'gsplat_backend' if name == 'gsplat' else name}")
+
+
+def gsplat_problem() -> str | None:
+    """Return why the gsplat package cannot be used, with the fix, or None when it can."""
+    if importlib.util.find_spec("gsplat") is None:
+        return "the package gsplat is missing: pip install gsplat==1.5.3"
+    return None if torch.cuda.is_available() else "gsplat needs an NVIDIA GPU, and torch sees none"
+
+
+def backend_info() -> dict[str, object]:
+    """Return what float32 CPU tensors run on: implementation, isa, threads and the reason for the choice.
+
+    The entry cuda says the same of tensors on a GPU: "cuda", or why they would run on the reference. The entry gsplat
+    says whether that implementation can be asked for: "gsplat", or why not.
+    """
+    name = requested("auto")
+    reason = "asked for by DGR_IMPLEMENTATION"
+    if name == "auto":
+        name, reason = automatic(torch.empty(0))
+        reason = reason or "compiled kernels are loaded"
+    return {
+        "implementation": name, "isa": isa() if name == "cpu" else "torch",
+        "threads": torch.get_num_threads(), "reason": reason,
+        "cuda": CUDA.problem() or "cuda", "gsplat": gsplat_problem() or "gsplat",
+    }  # fmt: skip
 
 
 def address(tensor: Tensor | None) -> int | None:

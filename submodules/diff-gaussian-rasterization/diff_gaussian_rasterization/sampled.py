@@ -18,17 +18,11 @@ CUDA.declare({"dgr_cuda_draw": [c_void_p] * 4 + [c_int64, c_int64, c_uint64] + [
 
 
 class Sample(NamedTuple):
-    """Pixels that were drawn from stored weights. Its tensors are overwritten by every draw and never replaced.
+    """Pixels that were drawn from stored weights. Its tensors are overwritten by every draw and never replaced."""
 
-    Attributes:
-        rows: Row of the weights of each pixel, int64 [P].
-        slot: Segment of each pixel, int32 [P].
-        source: Addresses of the parts of the weights, and their number of rows, int64 [4].
-    """
-
-    rows: Tensor
-    slot: Tensor
-    source: Tensor
+    rows: Tensor  # row of the weights of each pixel, int64 [P]
+    slot: Tensor  # segment of each pixel, int32 [P]
+    source: Tensor  # addresses of the parts of the weights, and their number of rows, int64 [4]
 
     @staticmethod
     def empty(count: int, device: torch.device) -> Sample:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from . import _backend
+from . import native
 from .adam import AdamState, adam_steps
 from .api import rasterize
 from .types import RasterMeta, RasterOutput
@@ -64,7 +64,7 @@ class TrainingStep:
                 raise ValueError(f"{name} must be contiguous, because it is updated in place")
         device = parameters["means"].device
         if device not in self._steps:
-            own = getattr(_backend.select(self.implementation, parameters["means"]), "TrainingStep", None)
+            own = getattr(native.select(self.implementation, parameters["means"]), "TrainingStep", None)
             self._steps[device] = _Composed(self.implementation) if own is None else own(device)
         self._current = self._steps[device]
         return self._current.forward(

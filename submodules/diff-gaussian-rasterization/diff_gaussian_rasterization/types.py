@@ -11,9 +11,7 @@ from torch import Tensor
 # The same numbers stand in csrc/constants.h for the kernels; tests/rasterizer compares the two.
 ALPHA_MIN = 1.0 / 255.0  # a fainter contribution is below one step of an 8-bit image and is skipped [3DGS]
 ALPHA_MAX = 0.99  # keeps 1 - alpha away from zero, which backward divides by [3DGS]
-TRANSMITTANCE_MIN = (
-    1e-4  # a Gaussian that would leave less transmittance than this, and all behind it, is dropped [3DGS]
-)
+TRANSMITTANCE_MIN = 1e-4  # a Gaussian that would leave less transmittance, and all behind it, is dropped [3DGS]
 LOW_PASS = 0.3  # px^2 added to the diagonal of the 2D covariance [3DGS]
 FRUSTUM_MARGIN = 0.3  # the Jacobian is taken at most this many half-fields-of-view outside the image [3DGS: factor 1.3]
 NEAR = 0.2  # world units; closer Gaussians are culled [3DGS]
@@ -45,52 +43,31 @@ class Options(NamedTuple):
 
 
 class RasterMeta(NamedTuple):
-    """By-products of a rasterization, all without gradient.
+    """By-products of a rasterization, all without gradient."""
 
-    Attributes:
-        radii: ceil(3 sigma) in pixels of each Gaussian in each view, 0 = culled, int32 [C, N].
-        means2d: Projected centres in corner-origin pixels, 0 for culled ones, [C, N, 2]; None from a `TrainingStep`.
-        num_pairs: (tile, Gaussian) pairs that were processed; the tile size is the implementation's own.
-    """
-
-    radii: Tensor
-    means2d: Tensor | None
-    num_pairs: int
+    radii: Tensor  # ceil(3 sigma) in pixels of each Gaussian in each view, 0 = culled, int32 [C, N]
+    means2d: Tensor | None  # centres in corner-origin pixels, 0 for culled ones, [C, N, 2]; None from a `TrainingStep`
+    num_pairs: int  # (tile, Gaussian) pairs that were processed; the tile size is the implementation's own
 
 
 class RasterOutput(NamedTuple):
-    """Rendered maps, channels last.
+    """Rendered maps, channels last."""
 
-    Attributes:
-        image: Colour over the background, [C, H, W, 3].
-        features: Features over zero, [C, H, W, D]; D = 0 if none were given.
-        alpha: Accumulated opacity in [0, 1), [C, H, W].
-        depth: Sum of weight times camera z, not divided by alpha, [C, H, W].
-        meta: By-products without gradient.
-    """
-
-    image: Tensor
-    features: Tensor
-    alpha: Tensor
-    depth: Tensor
+    image: Tensor  # colour over the background, [C, H, W, 3]
+    features: Tensor  # features over zero, [C, H, W, D]; D = 0 if none were given
+    alpha: Tensor  # accumulated opacity in [0, 1), [C, H, W]
+    depth: Tensor  # sum of weight times camera z, not divided by alpha, [C, H, W]
     meta: RasterMeta
 
 
 @dataclass(frozen=True)
 class PixelWeights:
-    """Blending weights of chosen pixels in compressed sparse rows, front to back inside a row.
+    """Blending weights of chosen pixels in compressed sparse rows, front to back inside a row."""
 
-    Attributes:
-        offsets: Row i owns entries offsets[i] to offsets[i + 1], int64 [P + 1].
-        gaussian_ids: Gaussian of each entry, int32 [M].
-        weights: alpha times transmittance of each entry, float [M].
-        num_gaussians: All ids are below it. Known beforehand, so that the host need not wait for a GPU to find out.
-    """
-
-    offsets: Tensor
-    gaussian_ids: Tensor
-    weights: Tensor
-    num_gaussians: int
+    offsets: Tensor  # row i owns entries offsets[i] to offsets[i + 1], int64 [P + 1]
+    gaussian_ids: Tensor  # Gaussian of each entry, int32 [M]
+    weights: Tensor  # alpha times transmittance of each entry, float [M]
+    num_gaussians: int  # all ids are below it; known beforehand, so that the host need not wait for a GPU to find out
 
     @property
     def num_rows(self) -> int:
@@ -119,11 +96,7 @@ class PixelWeights:
 
     @staticmethod
     def concatenate(parts: list[PixelWeights]) -> PixelWeights:
-        """Return one object holding the rows of all parts, in order.
-
-        Raises:
-            ValueError: The list is empty.
-        """
+        """Return one object holding the rows of all parts, in order; a ValueError where there is no part."""
         if not parts:
             raise ValueError("PixelWeights.concatenate needs at least one part")
         base, offsets = 0, [parts[0].offsets[:1]]

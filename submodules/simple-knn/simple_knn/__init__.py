@@ -28,19 +28,11 @@ def distCUDA2(points: Tensor) -> Tensor:  # noqa: N802 (historic name, kept for 
     coordinates = points.detach().cpu().to(torch.float64).numpy()
     if not np.isfinite(coordinates).all():
         raise ValueError("points hold NaN or infinite coordinates")
-    squared = _mean_squared_distance(coordinates)
-    return torch.from_numpy(squared.astype(np.float32)).to(points.device)
-
-
-def _mean_squared_distance(points: np.ndarray) -> np.ndarray:
-    """Return the means for float64 points [N, 3]; [N]."""
-    neighbors = min(_NUM_NEIGHBORS, len(points) - 1)
-    if neighbors < 1:
-        return np.zeros(len(points))
-    tree = cKDTree(points)
-    mean = np.empty(len(points))
-    for start in range(0, len(points), _CHUNK):
+    neighbors = min(_NUM_NEIGHBORS, len(coordinates) - 1)
+    mean = np.zeros(len(coordinates))
+    tree = cKDTree(coordinates)
+    for start in range(0, len(coordinates) if neighbors > 0 else 0, _CHUNK):
         # The first hit is the point itself or a duplicate of it: distance zero in either case, so it may go.
-        distance, _ = tree.query(points[start : start + _CHUNK], k=neighbors + 1, workers=-1)
+        distance, _ = tree.query(coordinates[start : start + _CHUNK], k=neighbors + 1, workers=-1)
         mean[start : start + _CHUNK] = (distance[:, 1:] ** 2).mean(axis=1)
-    return mean
+    return torch.from_numpy(mean.astype(np.float32)).to(points.device)

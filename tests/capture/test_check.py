@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.data.fixtures import edit_json, write_dataset
 from tests.data.fixtures.colmap_model import read_model, write_model
-from unified_lift.capture.check import check_lines, check_scene, visible_share
+from unified_lift.capture.check import ANNOTATION_FOLDERS, check_lines, check_scene, visible_share
 from unified_lift.data import DATASETS, load_scene
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
@@ -41,6 +41,8 @@ def notes(check):
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_fixture_is_fine_and_its_numbers_are_those_of_the_loaded_scene(name, dataset):
     root = dataset(name)
+    for path in (path for folder in ANNOTATION_FOLDERS for path in (root / folder).rglob("*.png")):
+        path.write_bytes(b"never opened")
     check = checked(root)
     assert check.facts["fine"], check.issues
     scene = load_scene(DataSettings(source_path=root, eval=True, num_random_points=50))
@@ -152,10 +154,7 @@ def test_every_bad_pose_of_messy_rooms_and_replica_is_listed(dataset):
     for n in (25, 200):
         lines[n] = " ".join(["nan", *lines[n].split()[1:]])
     (root / "traj.txt").write_text("\n".join(lines))
-    found = problems(checked(root))
-    assert len(found) == 2
-    assert "frame000025" in found[0]
-    assert "frame000200" in found[1]
+    assert [line.split("frame")[1][:6] for line in problems(checked(root))] == ["000025", "000200"]
 
 
 def test_a_cut_model_file_is_one_problem_and_the_truth_is_still_counted(dataset):
@@ -173,13 +172,6 @@ def test_what_only_loading_shows_is_a_problem_too(dataset):
     root = dataset("transforms")
     (root / "points3D.ply").write_bytes(b"ply\n")
     assert ["points3D.ply" in line for line in problems(checked(root))] == [True]
-
-
-def test_truth_is_never_opened(dataset):
-    root = dataset("colmap")
-    for path in (root / "annotations").rglob("*.png"):
-        path.write_bytes(b"secret")
-    assert checked(root).facts["fine"]
 
 
 def test_a_scene_without_masks_is_fine_for_colour_and_says_how_to_make_them(dataset):

@@ -39,7 +39,6 @@ ORACLE = {
         [1, 1, 1, 1, 1, 0, 0, 0],
     ],
 }
-RULES = list(ORACLE)
 
 
 def box(rows_columns, score=0.9, *, size=SIZE, stability=1.0):
@@ -49,12 +48,12 @@ def box(rows_columns, score=0.9, *, size=SIZE, stability=1.0):
     return Proposal(mask=mask, score=score, stability=stability)
 
 
-def strip(start, stop, score=0.9, *, stability=1.0):
+def strip(start, stop, score=0.9, **more):
     """A mask on a line of 100 pixels: overlaps can be counted in the head."""
-    return box((0, 1, start, stop), score, size=(1, 100), stability=stability)
+    return box((0, 1, start, stop), score, size=(1, 100), **more)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ORACLE)
 def test_overlap_rules_agree_with_the_other_programs(rule):
     proposals = [box(rows_columns, score) for rows_columns, score in BOXES]
     ids = paint(proposals, SIZE, rule=rule, min_area=0)
@@ -63,11 +62,7 @@ def test_overlap_rules_agree_with_the_other_programs(rule):
     np.testing.assert_array_equal(ids, expected)
     expected[:2, 6:] = 0  # only the last proposal has four pixels: too few
     np.testing.assert_array_equal(paint(proposals, SIZE, rule=rule, min_area=5), expected)
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_no_proposal_is_an_unlabelled_map(rule):
-    np.testing.assert_array_equal(paint([], SIZE, rule=rule, min_area=0), np.zeros(SIZE, dtype=np.int32))
+    assert not paint([], SIZE, rule=rule, min_area=0).any()
 
 
 def test_score_on_top_discards_what_shows_a_tenth_of_itself_and_leaves_its_pixels_unlabelled():

@@ -33,10 +33,6 @@ ANNOTATION_FOLDERS = (
     "imap/00/semantic_instance",
 )
 """Where the layouts keep what only evaluation reads."""
-_LOAD_WIDTH = 256  # px: enough for split, points and poses, and quick to keep in memory
-_FEW_VIEWS = 8
-_FEW_VISIBLE = 0.02  # share of the initial points in a view, on average
-_POINTS_TRIED = 2000
 _MAKE_MASKS = "make masks with unified-lift masks -s SCENE, or put one PNG of ids per photo into object_mask/"
 _NAME_MASKS = f"name masks like their photos, with {LOOKS_FOR}"
 _SAID_ELSEWHERE = ("resized from", "initial points", "have no mask", "no mask folder")
@@ -76,11 +72,9 @@ def check_scene(settings: DataSettings, *, progress: Progress | None = None) -> 
         issues.refused(error)
     if frames:
         facts |= _check_views(issues, frames, masks, progress)
-    facts["truth"] = {
-        name: sum(path.is_file() for path in (root / name).rglob("*"))
-        for name in ANNOTATION_FOLDERS
-        if (root / name).is_dir()
-    }
+    truth = [root / name for name in ANNOTATION_FOLDERS if (root / name).is_dir()]
+    num_files = [sum(path.is_file() for path in folder.rglob("*")) for folder in truth]
+    facts["truth"] = {path.relative_to(root).as_posix(): count for path, count in zip(truth, num_files)}
     if not issues.errors:
         facts |= _check_loading(issues, settings)
     listing = [{"status": _LABELS[issue.severity], "what": issue.text, "cure": issue.fix} for issue in issues]
@@ -92,7 +86,14 @@ def _check_views(issues: Issues, frames: Sequence[Frame], masks: Path, progress:
     whole = not issues  # else masks of the frames left out would seem to belong to no view
     photos = check_photos(issues, frames, progress=progress)
     sizes = Counter(f"{width}x{height}" for width, height in photos.values())
-    _check_poses(issues, frames)
+    centres = np.stack([-frame.cam_from_world[:3, :3].T @ frame.cam_from_world[:3, 3] for frame in frames])
+    still = len(frames) > 1 and np.ptp(centres, axis=0).max() < 1e-9
+    issues.error("all cameras are at one point: no depth can be seen", "take photos from several places", when=still)
+    distance = np.linalg.norm(centres - np.median(centres, axis=0), axis=1)
+    limit = 20 * max(np.median(distance), 1e-9)
+    far = [frame.name for frame, away in zip(frames, distance, strict=True) if away > limit]
+    text = f"the camera of {listed(far)} is far from all others"
+    issues.note(text, "look at its pose; remove it if wrong", when=far and len(frames) > 2)
     cameras = [
         {
             "views": count,
@@ -106,18 +107,6 @@ def _check_views(issues: Issues, frames: Sequence[Frame], masks: Path, progress:
     ]
     views = {"posed": len(frames), "readable_photos": len(photos), "sizes": dict(sizes.most_common())}
     return {"views": views, "cameras": cameras, "masks": _check_masks(issues, frames, masks, strays=whole)}
-
-
-def _check_poses(issues: Issues, frames: Sequence[Frame]) -> None:
-    centres = np.stack([-frame.cam_from_world[:3, :3].T @ frame.cam_from_world[:3, 3] for frame in frames])
-    if len(frames) > 1 and np.ptp(centres, axis=0).max() < 1e-9:
-        issues.error("all cameras are at one point: no depth can be seen", "take photos from several places")
-        return
-    distance = np.linalg.norm(centres - np.median(centres, axis=0), axis=1)
-    limit = 20 * max(np.median(distance), 1e-9)
-    far = [frame.name for frame, away in zip(frames, distance, strict=True) if away > limit]
-    text = f"the camera of {listed(far)} is far from all others"
-    issues.note(text, "look at its pose; remove it if wrong", when=far and len(frames) > 2)
 
 
 def _check_masks(issues: Issues, frames: Sequence[Frame], folder: Path, *, strays: bool) -> dict[str, Any]:
@@ -155,7 +144,7 @@ def _check_masks(issues: Issues, frames: Sequence[Frame], folder: Path, *, stray
 
 def _check_loading(issues: Issues, settings: DataSettings) -> dict[str, Any]:
     """Load the scene as training does, small; return split, extent and points, and add what the reader says."""
-    small = replace(settings, resolution=_LOAD_WIDTH)
+    small = replace(settings, resolution=256)  # px: enough for split, points and poses
     try:
         scene = load_scene(replace(small, eval=True))
     except UserError as error:
@@ -168,7 +157,7 @@ def _check_loading(issues: Issues, settings: DataSettings) -> dict[str, Any]:
         issues.note(f"with --eval: {text}", fix)
     num_views = len(scene.train) + len(scene.test)
     few = "objects come out blurred; 30 and more are usual"
-    issues.note(f"only {num_views} views", few, when=num_views < _FEW_VIEWS)
+    issues.note(f"only {num_views} views", few, when=num_views < 8)
     for line in scene.notes:
         text, _, fix = line.rpartition("; ")
         said = any(words in line for words in _SAID_ELSEWHERE)
@@ -179,7 +168,7 @@ def _check_loading(issues: Issues, settings: DataSettings) -> dict[str, Any]:
         share = points["visible_share"] = round(visible_share(scene), 4)
         text = f"the cameras hardly see the scene's points ({100 * share:.1f} % of them in a view)"
         fix = "poses and points disagree: check axes (OpenCV or OpenGL), camera-to-world, and scale"
-        issues.error(text, fix, when=share < _FEW_VISIBLE)
+        issues.error(text, fix, when=share < 0.02)
     split = {"train": len(scene.train), "test_with_eval": len(scene.test)}
     return {"split": split, "radius": round(scene.radius, 4), "zero_id": scene.zero_id, "points": points}
 
@@ -187,7 +176,7 @@ def _check_loading(issues: Issues, settings: DataSettings) -> dict[str, Any]:
 def visible_share(scene: Scene) -> float:
     """Return which share of the initial points lies inside a training view's picture, averaged over views."""
     positions = scene.points.positions
-    positions = positions[:: max(1, len(positions) // _POINTS_TRIED)].astype(np.float64)
+    positions = positions[:: max(1, len(positions) // 2000)].astype(np.float64)
     return float(np.mean([in_picture(*project(positions, view.camera), view.camera).mean() for view in scene.train]))
 
 

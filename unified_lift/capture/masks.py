@@ -1,12 +1,8 @@
-"""From the proposals of a mask generator to one map of segment ids: the interface, the filter, and who wins a pixel.
-
-H W: size of the photo, K: number of proposals.
-"""
+"""From the proposals of a mask generator to one map of segment ids: the interface, the filter, and who wins a pixel."""
 
 import importlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, Protocol
 
@@ -47,7 +43,6 @@ class GeneratorSettings:
 class SamLikeSettings(GeneratorSettings):
     """Settings of generators that ask a network at a grid of points; the defaults are those of SAM's own generator."""
 
-    weights: Path | None = None
     points_per_side: Annotated[int, Range(1)] = 32
     """Points along each side of the photo [SAM]; Gaussian Grouping and Gaga: 64."""
     points_per_batch: Annotated[int, Range(1)] = 64
@@ -110,10 +105,10 @@ class FilterSettings:
 
 
 def keep_best(proposals: Sequence[Proposal], settings: FilterSettings) -> list[Proposal]:
-    """Return the proposals that survive mask NMS, in their order.
+    """Return the proposals that survive mask NMS, in their order [LangSplat].
 
-    Source: LangSplat's rule. Every proposal is judged against all others, also those that go themselves: with a chain
-    A > B > C of overlaps, B removes C although A removes B. Of two with equal score the earlier is the better.
+    Every proposal is judged against all others, also those that go themselves: with a chain A > B > C of overlaps, B
+    removes C although A removes B. Of two with equal score the earlier is the better.
     """
     if not proposals:
         return []

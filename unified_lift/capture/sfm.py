@@ -225,11 +225,8 @@ class _Reconstruction:
         """Estimate poses and points; the largest of the models found stays."""
         scratch.mkdir()
         total, placed = len(_prepared(self.photos)), itertools.count(2)  # the first call is for the first pair
-
-        def registered_one() -> None:
-            progress(min(next(placed), total), total)
-
-        callbacks = dict.fromkeys(["initial_image_pair_callback", "next_image_callback"], registered_one)
+        names = ("initial_image_pair_callback", "next_image_callback")
+        callbacks = dict.fromkeys(names, lambda: progress(min(next(placed), total), total))
         self.colmap.incremental_mapping(str(self.matches), str(self.photos), str(scratch), **callbacks)
         sizes = {folder: len(read_images(folder / "images.bin")) for folder in scratch.iterdir() if folder.is_dir()}
         found = max(sizes.values(), default=0)

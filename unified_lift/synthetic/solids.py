@@ -132,9 +132,8 @@ def _intersect_ellipsoid(size: Size, start: np.ndarray, ray: np.ndarray) -> np.n
 
 
 def _intersect_box(size: Size, start: np.ndarray, ray: np.ndarray) -> np.ndarray:
-    half = np.asarray(size)
     inverse = 1 / nonzero(ray)
-    low, high = (-half - start) * inverse, (half - start) * inverse
+    low, high = (np.negative(size) - start) * inverse, (size - start) * inverse
     enter = np.maximum.reduce(np.minimum(low, high).T.copy())
     leave = np.minimum.reduce(np.maximum(low, high).T.copy())
     return _nearest((enter, enter <= leave), (leave, enter <= leave))

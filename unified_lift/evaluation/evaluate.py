@@ -60,16 +60,17 @@ def evaluate(
     chosen = protocol if isinstance(protocol, Protocol) else protocol_named(protocol, model.settings.data)
     views = {view.name: view for view in scene.test}
     if model.is_edited:
-        problem = "this scene was edited, so photos and annotations do not show it; score the model it was made from"
-        raise UserError(f"{model.path}: {problem}")
+        fix = "so photos and annotations do not show it; score the model it was made from"
+        raise UserError(f"{model.path}: this scene was edited, {fix}")
     if not views:
         raise UserError(f"{model.path}: no view was held out, nothing to score on; train with train.py ... --eval")
     if grounding is not None and chosen.ground_truth != "prompt_masks":
         raise UserError(f"--grounding: protocol {chosen.name} has no prompts; leave it out or choose lerf_mask")
     ground_truth = load_ground_truth(chosen, model.settings.data, list(views)) if model.is_lifted else GroundTruth()
     if protocol != "auto" and model.is_lifted and not ground_truth:
-        lacking = f"{scene.name} has no {chosen.ground_truth}"
-        raise UserError(f"--protocol {chosen.name}: {lacking}; leave it out or add them")
+        raise UserError(
+            f"--protocol {chosen.name}: {scene.name} has no {chosen.ground_truth}; leave it out or add them"
+        )
     per_view: dict[str, dict[str, float]] = {name: {} for name in VIEW_METRICS}
     object_ids = {}
     for view, rendering in zip(scene.test, renderings(scene.test), strict=True):
@@ -108,8 +109,7 @@ def _scores_of(model: TrainedScene, view: View, rendering: Rendering, ground_tru
         annotation=ground_truth.annotations.get(view.name),
         depth=lambda: render_view(model, view.camera).depth,
     )
-    found = {name: metric(bundle) for name, metric in VIEW_METRICS.items()}
-    # Equal images have no finite PSNR.
+    found = {name: metric(bundle) for name, metric in VIEW_METRICS.items()}  # equal images have no finite PSNR
     return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
 

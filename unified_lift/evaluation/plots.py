@@ -69,7 +69,14 @@ def loss_figure(log_lines: Sequence[Mapping[str, Any]]) -> Figure | None:
     for axis, ((stage, name), curve) in zip(axes, points.items()):
         steps, values = np.array(sorted(curve.items())).T
         is_loss = stage != "test" and name not in _STATISTICS
-        _draw_curve(axis, steps, values, color=_COLORS.get(stage, _OTHER_COLOR), smooth=is_loss)
+        color, marker = _COLORS.get(stage, _OTHER_COLOR), "o" if len(steps) < 12 else ""
+        shown, window = values, len(values) // 15
+        if is_loss and window > 1:
+            axis.plot(steps, values, color=color, linewidth=0.8, alpha=0.35)
+            kernel = np.hanning(2 * window + 3)[1:-1]
+            mass = np.convolve(np.ones(len(values)), kernel, "same")  # so that the ends are means of fewer points
+            shown = np.convolve(values, kernel, "same") / mass
+        axis.plot(steps, shown, color=color, linewidth=1.6, marker=marker, markersize=3)
         axis.set_title(_TITLES.get(name, name), loc="left")
         axis.set_xlabel(f"{'geometry' if stage == 'test' else stage} step")
         if name in _STATISTICS:
@@ -79,17 +86,6 @@ def loss_figure(log_lines: Sequence[Mapping[str, Any]]) -> Figure | None:
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter("")
     return figure
-
-
-def _draw_curve(axis: Axes, steps: np.ndarray, values: np.ndarray, *, color: str, smooth: bool) -> None:
-    window = len(values) // 15 if smooth else 0
-    if window < 2:
-        axis.plot(steps, values, color=color, linewidth=1.6, marker="o" if len(steps) < 12 else "", markersize=3)
-        return
-    axis.plot(steps, values, color=color, linewidth=0.8, alpha=0.35)
-    kernel = np.hanning(2 * window + 3)[1:-1]
-    mass = np.convolve(np.ones(len(values)), kernel, "same")  # so that the ends are means of fewer points
-    axis.plot(steps, np.convolve(values, kernel, "same") / mass, color=color, linewidth=1.6)
 
 
 @styled

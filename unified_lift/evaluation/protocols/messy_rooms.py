@@ -6,8 +6,7 @@ from unified_lift.evaluation.protocols.base import GroundTruth, PredictionBundle
 from unified_lift.evaluation.protocols.generic import panoptic_result
 from unified_lift.ops.resample import nearest
 
-# The size at which the scorer compares label maps, whatever their own [Contrastive Lift].
-SIZE = 512
+SIZE = 512  # at which the scorer compares label maps, whatever their own [Contrastive Lift]
 
 
 def score(predictions: PredictionBundle, ground_truth: GroundTruth) -> ProtocolResult:

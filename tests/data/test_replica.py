@@ -289,10 +289,7 @@ class TestBadInput:
             ("{}", r"cam_params\.json: has no object named camera"),
             ('{"camera": {"w": 32}}', r"cam_params\.json: h is missing"),
             ("[", r"cam_params\.json: not readable as JSON"),
-            (
-                json.dumps({"camera": NICE_SLAM_CAMERA | {"fx": 0}}),
-                r"cam_params\.json: sizes and focal lengths must",
-            ),
+            (json.dumps({"camera": NICE_SLAM_CAMERA | {"fx": 0}}), r"cam_params\.json: sizes and focal lengths must"),
         ],
     )
     def test_broken_camera_file(self, content, pattern, dataset, read):

@@ -11,6 +11,7 @@ from unified_lift.data.lens import Lens
 from unified_lift.data.masks import MaskFile, find_mask, read_mask, same_aspect
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
+from unified_lift.ops.cameras import rigid_from_quaternion
 from unified_lift.types import Camera, PointCloud, ZeroId
 
 OBJECT_PATH = "object_mask"
@@ -95,6 +96,15 @@ def rigid_pose(matrix: object, *, source: Path, name: str) -> np.ndarray:
     rigid = np.eye(4)
     rigid[:3, :3], rigid[:3, 3] = rotation, pose[:3, 3]
     return rigid
+
+
+def quaternion_pose(wxyz: Sequence[float], translation: Sequence[float], *, source: Path, name: str) -> np.ndarray:
+    """Return a pose as `rigid_pose` does; a UserError names one whose quaternion or translation is unusable."""
+    values = np.array([*wxyz, *translation], dtype=np.float64)
+    if values.shape != (7,) or not np.isfinite(values).all() or not np.linalg.norm(values[:4]) > 1e-9:
+        what = f"the pose of {name} is NaN, infinite or a zero quaternion"
+        raise UserError(f"{source}: {what}; remove or correct this entry")
+    return rigid_pose(rigid_from_quaternion(values[:4], values[4:]), source=source, name=name)
 
 
 def fit_lens(frame: Frame, *, width: int, height: int) -> Lens:

@@ -19,16 +19,22 @@ from typing import TypeVar
 
 import numpy as np
 
-from unified_lift.data.base import Frame, Reader, SceneDescription, name_of, rigid_pose, sound_frames, without_pose_note
+from unified_lift.data.base import (
+    Frame,
+    Reader,
+    SceneDescription,
+    name_of,
+    quaternion_pose,
+    sound_frames,
+    without_pose_note,
+)
 from unified_lift.data.lens import COEFFICIENTS, FISHEYE, PERSPECTIVE, Lens, LensModel
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
-from unified_lift.ops.cameras import rigid_from_quaternion
 from unified_lift.plyio import finite_points, read_point_cloud
 from unified_lift.types import PointCloud
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
-TEST_LIST = "test.txt"
 MODELS: dict[int, tuple[str, str]] = {
     0: ("SIMPLE_PINHOLE", "f cx cy"),
     1: ("PINHOLE", "fx fy cx cy"),
@@ -112,7 +118,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
         return Frame(
             name=name_of(image.name),
             image_path=folder / image.name,
-            cam_from_world=_pose(image, source),
+            cam_from_world=quaternion_pose(image.qvec, image.tvec, source=source, name=image.name),
             lens=lenses[image.camera_id],
             source=source,
         )
@@ -137,16 +143,8 @@ def lens_of(camera: ColmapCamera, source: Path) -> Lens:
     if not np.isfinite(camera.params).all() or min(fx, fy) <= 0 or min(camera.width, camera.height) < 1:
         raise UserError(f"{source}: a {camera.model} camera holds NaN, a size or a focal length that is not positive")
     model: LensModel = "fisheye" if camera.model in FISHEYE else "perspective"
-    return Lens(
-        fx=fx,
-        fy=fy,
-        cx=values["cx"],
-        cy=values["cy"],
-        width=camera.width,
-        height=camera.height,
-        model=model,
-        coefficients=tuple(values.get(name, 0.0) for name in COEFFICIENTS[model]),
-    )
+    coefficients = tuple(values.get(name, 0.0) for name in COEFFICIENTS[model])
+    return Lens(fx, fy, values["cx"], values["cy"], camera.width, camera.height, model, coefficients)
 
 
 def _model_folder(root: Path) -> Path | None:
@@ -161,16 +159,9 @@ def _required(folder: Path, table: str) -> Path:
     return path
 
 
-def _pose(image: ColmapImage, source: Path) -> np.ndarray:
-    qvec, tvec = np.array(image.qvec), np.array(image.tvec)
-    if not np.isfinite([*qvec, *tvec]).all() or not np.linalg.norm(qvec) > 1e-9:
-        raise UserError(f"{source}: the pose of {image.name} is NaN, infinite or a zero quaternion; remove this image")
-    return rigid_pose(rigid_from_quaternion(qvec, tvec), source=source, name=image.name)
-
-
 def _listed_tests(root: Path, names: Collection[str]) -> list[str] | None:
     """Return the views named in test.txt, with or without suffix; None where there is no such list."""
-    path = root / TEST_LIST
+    path = root / "test.txt"
     if not path.is_file():
         return None
     chosen = []

@@ -20,7 +20,7 @@ FISHEYE = ("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "SIMPLE_
 """Names of camera models in those files."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Lens:
     """Intrinsics with distortion, corner-origin pixels of the stored photo.
 

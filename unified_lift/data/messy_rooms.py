@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_lift.data.base import Frame, Reader, SceneDescription, masks_in, rigid_pose, sound_frames
+from unified_lift.data.base import Frame, Reader, SceneDescription, masks_in, quaternion_pose, sound_frames
 from unified_lift.data.images import image_size, photos_in
 from unified_lift.data.lens import Lens
 from unified_lift.data.masks import find_mask
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.fileio import number, read_json
-from unified_lift.ops.cameras import cam_from_world_opengl, rigid_from_quaternion
+from unified_lift.ops.cameras import cam_from_world_opengl
 
 INPUT_MASKS = "detic_instance"
 
@@ -44,10 +44,11 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
 
     def frame_of(item: tuple[Path, list[float], list[float]]) -> Frame:
         path, position, quaternion = item
+        pose = quaternion_pose(quaternion, position, source=source, name=path.stem)
         return Frame(
             name=path.stem,
             image_path=path,
-            cam_from_world=_pose(position, quaternion, source, path.stem),
+            cam_from_world=cam_from_world_opengl(pose),
             lens=_lens(camera, image_size(path), source),
             source=source,
         )
@@ -79,14 +80,6 @@ def _numeric(path: Path) -> tuple[float, str]:
     return (int(path.stem), "") if path.stem.isdecimal() else (float("inf"), path.stem)
 
 
-def _pose(position: list[float], quaternion: list[float], source: Path, name: str) -> np.ndarray:
-    values = np.array([*position, *quaternion], dtype=np.float64)
-    if values.shape != (7,) or not np.isfinite(values).all() or not np.linalg.norm(values[3:]) > 1e-9:
-        raise UserError(f"{source}: the pose of {name} is NaN, infinite or a zero quaternion; correct this entry")
-    world_from_cam = rigid_from_quaternion(values[3:], values[:3])
-    return cam_from_world_opengl(rigid_pose(world_from_cam, source=source, name=name))
-
-
 def _lens(camera: dict, size: tuple[int, int], source: Path) -> Lens:
     """Return the lens from the unit-square K (signs dropped), else from focal length and sensor width."""
     width, height = size
@@ -98,7 +91,7 @@ def _lens(camera: dict, size: tuple[int, int], source: Path) -> Lens:
     else:
         fx = fy = number(camera, "focal_length", source) / number(camera, "sensor_width", source) * width
         cx, cy = width / 2, height / 2
-    return Lens(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height)
+    return Lens(fx, fy, cx, cy, width, height)
 
 
 READER = Reader(

@@ -130,7 +130,7 @@ def read_lens(recording: Recording, frame: int) -> Lens:
         width, height = image_size(recording.photo(frame))
         fx = fy = width / 2
         cx, cy = (width - 1) / 2, (height - 1) / 2
-    return Lens(fx=fx, fy=fy, cx=cx + _FIRST_CENTRE, cy=cy + _FIRST_CENTRE, width=int(width), height=int(height))
+    return Lens(fx, fy, cx + _FIRST_CENTRE, cy + _FIRST_CENTRE, int(width), int(height))
 
 
 def read_depth(recording: Recording, frame: int) -> np.ndarray:

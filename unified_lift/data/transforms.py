@@ -114,16 +114,9 @@ def _lens(fields: dict, image: Path, source: Path, size_of: Callable[[Path], tup
         raise UserError(f"{source}: image size {width}x{height} is not positive; correct w and h")
     fx, fy = _focals(fields, width, height, source)
     lens_model: LensModel = "fisheye" if fisheye else "perspective"
-    return Lens(
-        fx=fx,
-        fy=fy,
-        cx=number(fields, "cx", source, default=width / 2),
-        cy=number(fields, "cy", source, default=height / 2),
-        width=width,
-        height=height,
-        model=lens_model,
-        coefficients=tuple(number(fields, key, source, default=0.0) for key in COEFFICIENTS[lens_model]),
-    )
+    cx, cy = (number(fields, f"c{axis}", source, default=size / 2) for axis, size in (("x", width), ("y", height)))
+    coefficients = tuple(number(fields, key, source, default=0.0) for key in COEFFICIENTS[lens_model])
+    return Lens(fx, fy, cx, cy, width, height, lens_model, coefficients)
 
 
 def _focals(fields: dict, width: int, height: int, source: Path) -> tuple[float, float]:
@@ -156,8 +149,8 @@ def _listed_split(head: dict, source: Path, root: Path, names: Mapping[Path, str
 
     train, test, every = listed("train_filenames"), listed("test_filenames", "val_filenames"), set(names.values())
     if train & test:
-        what = f"{min(train & test)} is listed for training and for testing"
-        raise UserError(f"{source}: {what}; remove it from one list")
+        twice = min(train & test)
+        raise UserError(f"{source}: {twice} is listed for training and for testing; remove it from one list")
     if not train and not test:
         return None, set()
     return sorted(test or every - train), every - train - test if train and test else set()

@@ -57,11 +57,10 @@ def choose_cache(wanted: Wanted, num_bytes: int, free: dict[DataDevice, int]) ->
     if wanted not in free:
         raise UserError(f"--data_device {wanted}: this run computes on the CPU; use auto, cpu or disk")
     if num_bytes > _SHARES[wanted][1] * free[wanted]:
-        raise UserError(
-            f"--data_device {wanted}: photos and masks need {num_bytes / _GIB:.2f} GiB, of {free[wanted] / _GIB:.2f} "
-            f"GiB free {_NAMES[wanted]} they may take {_SHARES[wanted][1]:.0%}; "
-            f"use {'a smaller --resolution' if wanted == 'disk' else 'auto or disk'}, or free some"
-        )
+        place = f"of {free[wanted] / _GIB:.2f} GiB free {_NAMES[wanted]} they may take {_SHARES[wanted][1]:.0%}"
+        what = f"photos and masks need {num_bytes / _GIB:.2f} GiB, {place}"
+        fix = f"use {'a smaller --resolution' if wanted == 'disk' else 'auto or disk'}, or free some"
+        raise UserError(f"--data_device {wanted}: {what}; {fix}")
     return CacheChoice(wanted, num_bytes, free[wanted])
 
 

@@ -60,11 +60,8 @@ class Issues(list[Issue]):
 
 def issue_lines(issues: Iterable[Issue], labels: Mapping[str, str]) -> list[str]:
     """Return issues as text, fixes indented below them; `labels` are the words for the severities."""
-    lines = []
-    for issue in issues:
-        lines.append(f"{labels[issue.severity]:<8} {issue.text}")
-        lines += [f"{'':<8}   -> {issue.fix}"] if issue.fix else []
-    return lines
+    pairs = ((f"{labels[severity]:<8} {text}", f"{'':<8}   -> {fix}" if fix else "") for severity, text, fix in issues)
+    return [line for pair in pairs for line in pair if line]
 
 
 class StoredMask(NamedTuple):

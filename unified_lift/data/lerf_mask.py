@@ -5,9 +5,8 @@
 `test_mask/<k>/<prompt>.png` is the mask of the k-th test view (by sorted name), foreground above grey value 128. Some
 test views have no folder, and no view has every prompt. There is no map of all objects.
 
-Test views never train, with or without `eval`.
-
-Differs: Gaussian Grouping and Unified-Lift train mask id 0 as one more object or segment; here it is unlabelled.
+Test views never train, with or without `eval`. Differs: Gaussian Grouping and Unified-Lift train mask id 0 as one more
+object or segment; here it is unlabelled.
 """
 
 from collections.abc import Collection
@@ -50,10 +49,9 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
         folders = prompt_folders(root)
         for index, folder in folders.items():
             if index >= len(tests):
-                raise UserError(
-                    f"{folder}: there is no test view {index} (counted from 0: {', '.join(tests)}); add its photo to "
-                    f"{root / settings.images} and to the COLMAP model, or remove this folder"
-                )
+                what = f"there is no test view {index} (counted from 0: {', '.join(tests)})"
+                fix = f"add its photo to {root / settings.images} and to the COLMAP model, or remove this folder"
+                raise UserError(f"{folder}: {what}; {fix}")
         return {tests[index]: prompt_files(path) for index, path in folders.items() if tests[index] in wanted}
 
     return replace(described, train_only=train, annotations=lambda _: {}, prompt_masks=prompt_masks)

@@ -32,12 +32,10 @@ _MIN_BASELINE, _MAX_BASELINE = 3.0, 40.0  # degrees between two views, seen from
 _MAX_EPIPOLAR = 1.0  # px from the epipolar line
 _LINES_AT_ONCE = 64  # so that their distances to all pixels of a view stay in the cache
 _MAX_NEAR = 0.3  # share of all pairs of points that may lie near the lines of one pair of views
-_MAX_RATIO = 0.95  # best over second-best descriptor distance near the line, where four views agree
-_MAX_RATIO_SURE = 0.75  # the same, where only three do
+_MAX_RATIO, _MAX_RATIO_SURE = 0.95, 0.75  # descriptor distance over second-best, where four and where three views agree
 _MAX_ERROR = 1.5  # px of reprojection
 _MIN_ANGLE = 1.5  # degrees between the rays of a track
-_MIN_VIEWS = 3  # views of a track; a two-view match on a line cannot be checked
-_MIN_VIEWS_UNSURE = 4  # views of a track whose candidates are less distinct
+_MIN_VIEWS, _MIN_VIEWS_UNSURE = 3, 4  # of a track, and of one of less distinct candidates; two cannot be checked
 _MAX_TRACKS = 2**20  # that start in one view
 
 
@@ -307,10 +305,8 @@ def solve_tracks(tracks: Tracks, cameras: Sequence[Camera]) -> tuple[np.ndarray,
     cosine = np.einsum("ok,ok->o", rays, rays[first][tracks.track])
     angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))  # between the first ray of a track and each other
 
-    good, widest = np.ones(len(points), dtype=bool), np.zeros(len(points))
-    np.logical_and.at(good, tracks.track, fits)
-    np.maximum.at(widest, tracks.track, angle)
-    good &= widest > _MIN_ANGLE
+    good = np.bincount(tracks.track, weights=~fits, minlength=len(points)) == 0
+    good[np.setdiff1d(np.arange(len(points)), tracks.track[angle > _MIN_ANGLE])] = False
     return points[good], tracks.keep(good[tracks.track])
 
 

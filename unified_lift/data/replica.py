@@ -1,11 +1,5 @@
 """Replica, eight rooms in three public renderings; input masks are the user's own.
 
-| layout | photo | trajectory | size | benchmark frames |
-|---|---|---|---|---|
-| nice_slam | `results/frame000025.jpg` | `traj.txt` | `cam_params.json`, also one up | 0, 25, ...; every 5th tests |
-| semantic_nerf | `rgb/rgb_25.png` | `traj_w_c.txt` | the photos', 90 degrees wide | 0, 5, ... train; 2, 7, ... test |
-| vmap | `rgb/rgb_25.png` in `imap/NN/` | `traj_w_c.txt` | the photos', 90 degrees wide | as nice_slam |
-
 Line n of a trajectory is the camera-to-world matrix of frame n, OpenCV axes, 16 numbers by rows. The principal points
 of all three count from the first pixel's centre; here they gain half a pixel. Numbers are numbers: 2 comes before 10.
 Only the frames of the benchmark are read.

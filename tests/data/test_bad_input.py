@@ -15,12 +15,8 @@ from unified_lift.data.masks import write_mask
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 
-IMAGES = {
-    "colmap": "images/cam2/0001.png",
-    "transforms": "images/0001.png",
-    "messy_rooms": "color/1.png",
-    "replica": "results/frame000175.jpg",
-}
+IMAGES = {"colmap": "images/cam2/0001.png", "transforms": "images/0001.png", "messy_rooms": "color/1.png"}
+IMAGES |= {"replica": "results/frame000175.jpg"}
 MASKS = {"colmap": "object_mask/cam2/0001.png", "transforms": "object_mask/0001.png"}
 POSES = {"colmap": "images.bin", "transforms": "transforms.json", "messy_rooms": "metadata.json", "replica": "traj.txt"}
 
@@ -250,11 +246,8 @@ def test_named_mask_that_is_missing(dataset, read):
 
 def test_the_same_frame_twice(dataset, read):
     root = dataset("transforms")
-
-    def repeat(data):
-        data["frames"].append({**data["frames"][0], "object_mask_path": "object_mask/0009.png"})
-
-    edit_json(root / "transforms.json", repeat)
+    mask = {"object_mask_path": "object_mask/0009.png"}
+    edit_json(root / "transforms.json", lambda data: data["frames"].append({**data["frames"][0], **mask}))
     refused(read, root, "image 0009 occurs twice")
 
 

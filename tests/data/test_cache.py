@@ -116,8 +116,7 @@ def test_scene_on_disk_is_equal_and_leaves_nothing_in_the_folder(mixed, tmp_path
     assert placed.kept_on == "disk"
     assert list((tmp_path / "model").iterdir()) == []  # the files have lost their names: any end of the run frees them
     for before, after in zip((*mixed.train, *mixed.test), (*placed.train, *placed.test), strict=True):
-        for name in ("image", "segments", "valid"):
-            a, b = getattr(before, name), getattr(after, name)
+        for a, b in ((before.image, after.image), (before.segments, after.segments), (before.valid, after.valid)):
             assert (a is None) == (b is None)
             assert a is None or (torch.equal(a, b) and a.dtype == b.dtype and a is not b)
     assert placed.train[1].valid is placed.train[2].valid  # shared before, shared after

@@ -7,7 +7,6 @@ import pytest
 from tests.data.fixtures.floor import floor_colors, floor_ids, floor_photos, floor_points, orbit
 from unified_lift.data.colmap import ColmapCamera, lens_of
 from unified_lift.data.lens import Lens, distort, undistort_ids, undistort_image
-from unified_lift.errors import UserError
 from unified_lift.types import Camera
 
 PERSPECTIVE = (-0.25, 0.05, 0.004, -0.006, 0.01)
@@ -114,9 +113,3 @@ def test_colmap_parameters_land_in_their_places(model, params, expected, tmp_pat
     lens = lens_of(ColmapCamera(model=model, width=8, height=6, params=params), tmp_path)
     assert (lens.fx, lens.fy, lens.cx, lens.cy, lens.model, lens.coefficients) == expected
     assert lens.is_distorted == (model not in ("PINHOLE", "SIMPLE_PINHOLE"))
-
-
-@pytest.mark.parametrize("model", ["FOV", "THIN_PRISM_FISHEYE", "EUCM", "EQUIRECTANGULAR", "DIVISION"])
-def test_other_colmap_models_name_the_cure(model, tmp_path):
-    with pytest.raises(UserError, match=f"{model} is not supported; run colmap image_undistorter"):
-        lens_of(ColmapCamera(model=model, width=8, height=6, params=(1.0,) * 12), tmp_path)

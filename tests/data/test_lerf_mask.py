@@ -6,7 +6,7 @@ from PIL import Image
 
 from tests.data.fixtures.floor import floor_photos
 from unified_lift.data import DATASETS, load_annotations, load_prompt_masks
-from unified_lift.data.lerf_mask import PROMPTS, prompt_files
+from unified_lift.data.lerf_mask import prompt_files
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 
@@ -132,10 +132,3 @@ class TestPromptMasks:
 def test_there_is_no_map_of_all_objects_and_other_readers_have_no_prompts(dataset):
     assert load_annotations(DataSettings(source_path=dataset("lerf_mask")), ["test_0", "frame_00001"]) == {}
     assert masks_of(dataset("colmap"), "cam1/0001") == {}
-
-
-def test_prompt_lists():
-    lists = {scene: prompts.split(", ") for scene, prompts in PROMPTS.items()}
-    assert {scene: len(prompts) for scene, prompts in lists.items()} == {"figurines": 7, "ramen": 6, "teatime": 10}
-    assert all(len(set(prompts)) == len(prompts) for prompts in lists.values())
-    assert not any("_" in prompt for prompt in PROMPTS.values())  # file names have spaces

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from plyfile import PlyData, PlyElement
 
 from tests.data.fixtures.floor import floor_colors, floor_photos, orbit
 from unified_lift.data.points import (
@@ -36,8 +37,6 @@ def same(first, second):
 def test_written_ply_returns_and_other_programs_read_it(tmp_path):
     write_point_cloud(tmp_path / "sub" / "a.ply", CLOUD)
     same(read_point_cloud(tmp_path / "sub" / "a.ply"), CLOUD)
-    from plyfile import PlyData
-
     vertex = PlyData.read(tmp_path / "sub" / "a.ply")["vertex"]
     np.testing.assert_array_equal(vertex["x"], CLOUD.positions[:, 0])
     np.testing.assert_array_equal(vertex["green"], CLOUD.colors[:, 1])
@@ -46,8 +45,6 @@ def test_written_ply_returns_and_other_programs_read_it(tmp_path):
 @pytest.mark.parametrize("order", ["ascii", "<", ">"])
 @pytest.mark.parametrize("color", ["u1", "f4"])
 def test_ply_of_other_programs(order, color, tmp_path):
-    from plyfile import PlyData, PlyElement
-
     fields = [("nx", "f4"), ("x", "f8"), ("y", "f4"), ("z", "f4"), ("red", color), ("green", color), ("blue", color)]
     rows = np.zeros(3, dtype=fields)
     for axis, name in enumerate("xyz"):
@@ -134,10 +131,8 @@ def test_cameras_whose_axes_do_not_meet_ahead(cameras, expected):
 
 @pytest.fixture(scope="module")
 def floor_views():
-    views = []
-    for n, view in enumerate(floor_photos(orbit(24, width=160, height=120, cx=83.0, cy=57.0))):
-        views.append(View(name=str(n), camera=view.camera, image=torch.from_numpy(view.image)))
-    return views
+    photos = floor_photos(orbit(24, width=160, height=120, cx=83.0, cy=57.0))
+    return [View(name=str(n), camera=p.camera, image=torch.from_numpy(p.image)) for n, p in enumerate(photos)]
 
 
 def test_triangulated_points_lie_on_the_floor_with_its_colour(floor_views):
@@ -152,9 +147,7 @@ def test_triangulated_points_lie_on_the_floor_with_its_colour(floor_views):
 
 def test_triangulation_of_too_little_is_empty(floor_views):
     assert len(triangulate(floor_views[:2]).positions) == 0
-    blank = [
-        View(name=v.name, camera=v.camera, image=torch.zeros(120, 160, 3, dtype=torch.uint8)) for v in floor_views[:4]
-    ]
+    blank = [dataclasses.replace(view, image=torch.zeros_like(view.image)) for view in floor_views[:4]]
     assert len(triangulate(blank).positions) == 0
     assert len(triangulate([floor_views[0]] * 5).positions) == 0  # no angle, no depth
 

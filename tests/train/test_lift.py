@@ -183,14 +183,6 @@ def test_steps_tell_the_sampler_how_often_a_view_was_seen(scene):
     assert [call.args[1] for call in of.call_args_list] == [0] * 6 + [1] * 6
 
 
-def test_every_segment_has_its_share_of_the_pool(scene):
-    pooled = lift_stage(scene, pool=150, pixels=50).sampler.of(2)
-    segments = scene.train[2].segments.flatten()
-    _, counts = segments.unique(return_counts=True)
-    here = torch.bincount(pooled.slot, minlength=pooled.num_segments)
-    assert bool(((here - counts * 150 / len(segments)).abs() < 2).all())
-
-
 def test_observed_features_are_those_of_the_image_in_the_order_of_their_slots(scene):
     stage = lift_stage(scene)
     for view, (features, slot, count) in zip(scene.train, stage.labelled_pixels(), strict=True):

@@ -208,7 +208,7 @@ def test_views_arrive_on_the_gpu_from_wherever_they_are_kept(mixed, tmp_path, wa
     placed = DataCache(wanted, device=device, folder=tmp_path).cached(mixed)
     assert placed.train[0].image.is_cuda == (wanted == "cuda")
     assert placed.train[0].image.is_pinned() == (wanted == "cpu")
-    source = Prefetcher(placed.train, kept_on=placed.kept_on, device=device)
+    source = Prefetcher(placed.train, ("image", "segments", "valid"), kept_on=placed.kept_on, device=device)
     indices = torch.randint(len(placed.train), (200,), generator=torch.Generator().manual_seed(0)).tolist()
     fetched = []
     for index, then in zip(indices, [*indices[1:], None], strict=True):

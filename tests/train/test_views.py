@@ -30,14 +30,14 @@ def test_looking_ahead_tells_the_next_view_and_changes_no_order():
 
 
 def test_views_in_memory_are_handed_out_as_they_are(scene):
-    source = Prefetcher(scene.train, kept_on="cpu", device=CPU)
+    source = Prefetcher(scene.train, ("image",), kept_on="cpu", device=CPU)
     assert source.get(2, then=4) is scene.train[2]
     assert list(source.all()) == list(scene.train)
 
 
 @pytest.mark.parametrize("fields", [("image", "segments", "valid"), ("segments",)])
 def test_views_on_disk_arrive_in_any_order_and_only_with_the_fields_asked_for(scene, fields):
-    source = Prefetcher(scene.train, kept_on="disk", device=CPU, fields=fields)
+    source = Prefetcher(scene.train, fields, kept_on="disk", device=CPU)
     for index, then in ((0, 3), (3, 5), (1, 1), (1, None), (4, 0)):  # foretold, not foretold, twice, nothing foretold
         view = source.get(index, then=then)
         assert view.name == scene.train[index].name
@@ -67,7 +67,7 @@ def test_the_foretold_view_is_read_before_anybody_asks_for_it(scene):
         return clone
 
     views = [with_clone(view, watched(event)) for view, event in zip(scene.train, read, strict=True)]
-    source = Prefetcher(views, kept_on="disk", device=CPU, fields=("image",))
+    source = Prefetcher(views, ("image",), kept_on="disk", device=CPU)
     source.get(0, then=2)
     assert read[2].wait(10)
     assert [event.is_set() for event in read] == [True, False, True, False, False, False]
@@ -78,7 +78,7 @@ def test_an_error_while_reading_reaches_the_step(scene):
     def clone(image):
         raise OSError("the disk is gone")
 
-    source = Prefetcher([with_clone(scene.train[0], clone)], kept_on="disk", device=CPU, fields=("image",))
+    source = Prefetcher([with_clone(scene.train[0], clone)], ("image",), kept_on="disk", device=CPU)
     with pytest.raises(OSError, match="the disk is gone"):
         source.get(0)
     source.close()

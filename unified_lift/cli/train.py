@@ -79,8 +79,8 @@ def parse(argv: list[str]) -> TrainCommand:
     if known.resume and known.model_path and (known.model_path / "config.yaml").exists():
         base = read_run_settings(known.model_path)
     else:
-        chosen = {} if known.method_name is None else {"method_name": known.method_name}
-        base = changed(TrainSettings(), chosen, origin="command line")
+        given = {} if known.method_name is None else {"method_name": known.method_name}
+        base = changed(TrainSettings(), given, origin="command line")
         base = with_preset(base, known.preset or known.method_name or base.preset)
     if known.strategy:
         base = changed(base, {"strategy": known.strategy}, origin="command line")
@@ -92,14 +92,14 @@ def parse(argv: list[str]) -> TrainCommand:
     generic: tuple[Any, Any] = (tyro.conf.OmitArgPrefixes, TrainCommand)  # Any: the types are known only now
     kind = generic[0][generic[1][type(base.method), type(base.density)]]
     command = tyro.cli(kind, args=argv, default=TrainCommand(settings=base), prog="train.py")
+    chosen = command.settings
     for flag, name in (("--method", "method_name"), ("--strategy", "strategy")):
-        now, before = getattr(command.settings, name), getattr(base, name)
-        if now != before:
+        if (now := getattr(chosen, name)) != (before := getattr(base, name)):
             raise UserError(f"{flag} {now}: contradicts {name} {before} of the settings; give one of them")
-    for path, what in ((command.settings.data.source_path, "scene"), (command.settings.model_path, "model folder")):
+    for path, what in ((chosen.data.source_path, "scene"), (chosen.model_path, "model folder")):
         if path == Path():
             raise UserError(f"no {what} given: train.py -s SCENE_FOLDER -m MODEL_FOLDER")
-    command.settings.check()
+    chosen.check()
     return command
 
 

@@ -38,8 +38,6 @@ class GeometryStage(Stage):
         self.settings, self.radius = settings, scene.radius
         if method is not None:
             self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=scene.kept_on == gaussians.device.type)
-            if gaussians.feature_dim == 0:
-                gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
         self.losses = chosen_losses(settings.loss_weights)
         self.weights = dict(self.weights) | {loss.name: weight for loss, weight in self.losses.items()}
         self.strategy, self.density = strategy, strategy.initial_state(len(gaussians), gaussians.device)

@@ -53,11 +53,7 @@ class Hook:
 def fit(stage: Stage, hooks: Sequence[Hook]) -> None:
     """Do the steps of a stage that are still to do, with hooks around each, in the order of the list.
 
-    A step trains and returns its loss terms. All else is a hook. A hook computes no loss, and a stage knows no hook.
-
-    Raises:
-        Interrupted: A hook ended the run; a checkpoint is saved.
-        FloatingPointError: A loss or a parameter became NaN or infinite.
+    A step trains and returns its loss terms. All else is a hook, which may raise Interrupted or FloatingPointError.
     """
     with ExitStack() as at_the_end:
         at_the_end.callback(stage.views.close)
@@ -93,11 +89,7 @@ class Finite(Hook):
         self.last_terms()  # NaN of an earlier step, if that is the cause of an error, makes a better message
 
     def last_terms(self) -> dict[str, float]:
-        """Return the terms of the last step; those of all steps since the last call are checked.
-
-        Raises:
-            FloatingPointError: A term is NaN or infinite; the message names the first such step and its terms.
-        """
+        """Return the terms of the last step; a FloatingPointError names the first one that is not finite."""
         steps, self._recent = self._recent, []
         values = iter(torch.cat([terms for _, _, terms in steps]).tolist() if steps else ())
         for step, names, _ in steps:

@@ -41,7 +41,7 @@ class LiftStage(Stage):
     def __init__(
         self, scene: Scene, gaussians: Gaussians, method: Method, settings: LiftSettings, *, seed: int
     ) -> None:
-        """Freeze the geometry, start features of the method's width; a UserError says that no view has a mask."""
+        """Freeze the geometry; a UserError says that no view has a mask."""
         if not scene.labelled:
             raise UserError(f"{scene.name}: no training view has a mask, nothing can be lifted; check --object_path")
         num_steps = steps_of(settings, [view.camera for view in scene.labelled])
@@ -49,8 +49,6 @@ class LiftStage(Stage):
         self.settings, self.rng = settings, StepRng(seed)
         self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=False, by_slot=True)
         gaussians.freeze_geometry()
-        if gaussians.feature_dim != method.feature_dim:
-            gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
         self.sampler = PixelSampler(self, settings, self.rng)
         method.prepare(LiftData(gaussians.means.detach(), self.labelled_views))
         self.sample: Sample | None = None

@@ -8,10 +8,7 @@ from torch import Tensor
 
 
 class NamedAdam:
-    """Adam over a table of named leaf tensors; rows can be kept, appended and zeroed as Gaussians come and go.
-
-    Source: Kingma and Ba; eps 1e-15 for Gaussians [3DGS], so that a global factor on a loss changes nothing.
-    """
+    """Adam (Kingma and Ba) of named leaf tensors; rows can be kept, appended and zeroed as Gaussians come and go."""
 
     def __init__(self, *, eps: float) -> None:
         self.constants = {"beta1": 0.9, "beta2": 0.999, "eps": eps}

@@ -29,10 +29,9 @@ def windows(start: int, num_steps: int) -> list[range]:
 
 
 class Profile(Hook):
-    """Looks at windows of steps of each stage."""
+    """Looks at windows of steps of each stage that is long enough; their results go to `profile`."""
 
     def __init__(self, method: Method, profile: dict[str, list[dict[str, Any]]]) -> None:
-        """`profile` gets a list of results for each stage that is long enough."""
         self._method, self._profile = method, profile
         self._trace: torch.profiler.profile | None = None
 

@@ -40,9 +40,9 @@ def temperature_for(num_codes: int) -> float:
 class RefineStage(Stage):
     """One view per step: cross-entropy of blended features and codes, with the `pixel_targets` of the view; Adam.
 
-    Votes tell where a Gaussian lies, not where an object ends: one that reaches across a border gets something of both
-    sides. Trained to explain the pixels, its neighbours make up for it. The scene keeps its features as learnt, which
-    tell the code that each pixel has; `features` are trained, [N, D]. Source: ours (docs/experiments.md).
+    Votes give a Gaussian that reaches across a border something of both sides; trained to explain the pixels, its
+    neighbours make up for it. The scene keeps its features as learnt, which tell the code that each pixel has;
+    `features` are trained, [N, D]. Source: ours (docs/experiments.md).
     """
 
     name = "refine"

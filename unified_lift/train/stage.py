@@ -47,8 +47,10 @@ class Stage(ABC):
         fields: Sequence[str] = ("segments", "valid"),
     ) -> None:
         """Prepare to train on these views of the scene, with their `fields` on the device of the Gaussians."""
+        if method is not None and gaussians.feature_dim != method.feature_dim:
+            gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
         self.gaussians, self.method, self.num_steps = gaussians, method, num_steps
-        self.views = Prefetcher(views, kept_on=scene.kept_on, device=gaussians.device, fields=fields)
+        self.views = Prefetcher(views, fields, kept_on=scene.kept_on, device=gaussians.device)
         self.cameras = [view.camera for view in views]
         self.first = self.steps_before = 0
         self.weights: Mapping[str, float] = {} if method is None else method.weights

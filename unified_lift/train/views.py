@@ -49,12 +49,7 @@ class Prefetcher:
     """
 
     def __init__(
-        self,
-        views: Sequence[View],
-        *,
-        kept_on: DataDevice,
-        device: torch.device,
-        fields: Sequence[str] = ("image", "segments", "valid"),
+        self, views: Sequence[View], fields: Sequence[str], *, kept_on: DataDevice, device: torch.device
     ) -> None:
         self._views, self._fields, self._device = views, fields, device
         self._hands_out = kept_on != "disk" and kept_on in ("cuda", device.type)

@@ -13,11 +13,9 @@ from unified_lift.types import View
 class GeometryLoss(NamedTuple):
     """How a loss is found: `LOSS = GeometryLoss(...)` in a file of this folder; `--loss_weights NAME=0.1` adds it.
 
-    Attributes:
-        name: What logs and --loss_weights call it.
-        function: Returns an unweighted scalar for a rendered view, the Gaussians and the view with its photo. The maps
-            of the view (image, alpha, depth) and the parameters of the Gaussians take gradients.
+    Its function returns an unweighted scalar for a rendered view, the Gaussians and the view with its photo. The maps
+    of the rendered view (image, alpha, depth) and the parameters of the Gaussians take gradients.
     """
 
-    name: str
+    name: str  # what logs and --loss_weights call it
     function: Callable[[RasterOutput, Gaussians, View], Tensor]

@@ -68,9 +68,8 @@ def evaluate(
         raise UserError(f"--grounding: protocol {chosen.name} has no prompts; leave it out or choose lerf_mask")
     ground_truth = load_ground_truth(chosen, model.settings.data, list(views)) if model.is_lifted else GroundTruth()
     if protocol != "auto" and model.is_lifted and not ground_truth:
-        raise UserError(
-            f"--protocol {chosen.name}: {scene.name} has no {chosen.ground_truth}; leave it out or add them"
-        )
+        lacking = f"{scene.name} has no {chosen.ground_truth}"
+        raise UserError(f"--protocol {chosen.name}: {lacking}; leave it out or add them")
     per_view: dict[str, dict[str, float]] = {name: {} for name in VIEW_METRICS}
     object_ids = {}
     for view, rendering in zip(scene.test, renderings(scene.test), strict=True):
@@ -196,7 +195,7 @@ def evaluate_candidates(model: TrainedScene, scene: Scene, result: Result, *, qu
     candidates = candidates_of(model)
     if not result.ground_truth or model.method is None:
         raise UserError("--oracle_codebooks: there are no objects or no annotations to choose by; leave it out")
-    methods = candidates | {AS_TRAINED: model.method}
+    methods = {AS_TRAINED: model.method} | candidates
     ids: dict[str, dict[str, np.ndarray]] = {name: {} for name in methods}
     for view in tqdm(scene.test, desc="candidates", disable=quiet, dynamic_ncols=True):
         features = render(model.gaussians, view.camera, with_features=True).features
@@ -206,7 +205,7 @@ def evaluate_candidates(model: TrainedScene, scene: Scene, result: Result, *, qu
     text = result.text
     find = (lambda *_: text) if text is not None else None
     scores = {}
-    for name in dict.fromkeys([*candidates, chosen]):
+    for name in [*candidates] if chosen in candidates else [*methods]:
         one = replace(model, method=methods[name])
         found = score_objects(one, scene, result.protocol, result.ground_truth, ids[name], find_prompts=find)
         scores[name] = found.scores

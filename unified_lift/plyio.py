@@ -65,7 +65,5 @@ def finite_points(positions: np.ndarray, colors: np.ndarray) -> PointCloud:
 
 def write_point_cloud(path: Path, cloud: PointCloud) -> None:
     """Write a binary PLY with x y z and red green blue."""
-    vertices = np.empty(len(cloud.positions), [*((axis, "<f4") for axis in "xyz"), *((name, "u1") for name in _COLORS)])
-    for name, column in zip(vertices.dtype.names or (), (*cloud.positions.T, *cloud.colors.T), strict=True):
-        vertices[name] = column
-    write_vertices(path, vertices)
+    kinds = [*((axis, "<f4") for axis in "xyz"), *((name, "u1") for name in _COLORS)]
+    write_vertices(path, np.rec.fromarrays([*cloud.positions.T, *cloud.colors.T], dtype=kinds))

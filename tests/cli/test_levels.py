@@ -38,9 +38,8 @@ def test_levels_share_the_geometry_and_are_models_of_their_own(scene, tmp_path, 
     whole, part = load_model(model), load_model(model, level="part")
     assert whole.gaussians.means.equal(part.gaussians.means)
     assert not whole.gaussians.features.equal(part.gaussians.features)
-    plys = [folder / "point_cloud.ply" for folder in (model / "point_cloud" / "iteration_12",
-            level_dir(model, "part") / "point_cloud" / "iteration_0")]  # fmt: skip
-    assert filecmp.cmp(*plys, shallow=False)
+    saved, of_level = model / "point_cloud" / "iteration_12", level_dir(model, "part") / "point_cloud" / "iteration_0"
+    assert filecmp.cmp(saved / "point_cloud.ply", of_level / "point_cloud.ply", shallow=False)
     with pytest.raises(UserError, match="no level parts; there are part"):
         load_model(model, level="parts")
     capsys.readouterr()
@@ -54,10 +53,9 @@ def test_a_level_goes_on_where_it_was_stopped(scene, tmp_path):
     model, flags = tmp_path / "model", ["--levels", "part=object_mask_part"]
     assert train(scene, model, *flags, "--checkpoint_iterations", "5") == 0
     whole = load_model(model, level="part")
-    broken_off = level_dir(model, "part")
-    shutil.rmtree(broken_off / "point_cloud")
+    shutil.rmtree(level_dir(model, "part") / "point_cloud")
     for name in ("manifest.json", "chkpnt10.pth"):
-        (broken_off / name).unlink()
+        (level_dir(model, "part") / name).unlink()
     assert main(["train", "-m", str(model), "--resume", *flags]) == 0
     resumed = load_model(model, level="part")
     assert whole.gaussians.features.equal(resumed.gaussians.features)

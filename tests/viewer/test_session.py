@@ -1,6 +1,6 @@
 """The viewer without a viewer."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -171,18 +171,15 @@ def test_labels_differ_even_where_names_do_not_and_giving_the_same_name_is_no_ed
 
 
 def test_windows_may_act_at_the_same_time(session):
-    def work():
+    def work(_):
         for _ in range(5):
             session.hide(1)
             _ = session.shown
             session.duplicate(2, along=(1, 0, 0))
             session.undo()
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
     assert session.hidden == frozenset()  # 20 times: hidden and shown again
     assert session.operations == ()
     assert set(session.scene.objects) == {0, 1, 2, 3}

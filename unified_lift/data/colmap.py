@@ -183,8 +183,7 @@ def _read_points(folder: Path) -> PointCloud | None:
 
 def table_path(folder: Path, table: str) -> Path | None:
     """Return `<table>.bin`, else `<table>.txt`, else None; binary wins as in COLMAP."""
-    paths = (folder / f"{table}.bin", folder / f"{table}.txt")
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for end in ("bin", "txt") if (path := folder / f"{table}.{end}").is_file()), None)
 
 
 def read_cameras(path: Path) -> dict[int, ColmapCamera]:

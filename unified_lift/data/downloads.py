@@ -21,8 +21,7 @@ from unified_lift.plyio import read_point_cloud
 LERF_MASK_TEST_VIEWS = (2, 4)  # fewest and most
 REPLICA_SCENES = ("room0", "room1", "room2", "office0", "office1", "office2", "office3", "office4")
 REPLICA_FRAMES = {"nice_slam": 2000, "semantic_nerf": 900, "vmap": 2000}
-REPLICA_SIZES = {"nice_slam": (1200, 680), "semantic_nerf": (640, 480), "vmap": (1200, 680)}
-# Exact ids seen in the test views with 25, 50, 100 and 500 objects, background included [PCF-Lift's result table].
+# Exact ids seen in the test views, background included [PCF-Lift's result table].
 MESSY_ROOMS_IDS = {"old_room_25": 26, "old_room_50": 51, "old_room_100": 101, "old_room_500": 465}
 MESSY_ROOMS_IDS |= {"large_corridor_25": 26, "large_corridor_50": 51, "large_corridor_100": 101}
 MESSY_ROOMS_IDS["large_corridor_500"] = 454
@@ -141,7 +140,9 @@ def _replica_scene(folder: Path, issues: Issues) -> None:
     layout, scene = recording.layout, recording.folder.relative_to(folder.parent).as_posix()
     count, expected = len(replica.read_trajectory(recording.trajectory)), REPLICA_FRAMES[layout]
     photos = f"{scene}/{recording.photos.parent.name}"
-    frames = _described(replica.READER, folder, issues, photos, usual=REPLICA_SIZES[layout]).frames
+    frames = _described(
+        replica.READER, folder, issues, photos, usual=(640, 480) if layout == "semantic_nerf" else (1200, 680)
+    ).frames
     numbers, held_out = replica.benchmark_frames(recording, count)
     train, test = (
         {numbers[frame.name]: frame for frame in frames if (frame.name in held_out) == held} for held in (False, True)

@@ -75,14 +75,11 @@ def distort(x: np.ndarray, y: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.nd
 
 @functools.lru_cache(maxsize=4)
 def _source_pixels(lens: Lens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return where each pixel of the pinhole photo (same K) lies in the stored one: u, v [H, W] and whether it exists.
-
-    Behind the fold of a strong polynomial the mapping turns over (negative Jacobian); such pixels do not exist either.
-    """
+    """Return where each pixel of the pinhole photo (same K) lies in the stored one: u, v [H, W], and if it exists."""
     cols, rows = np.meshgrid(np.arange(lens.width) + 0.5, np.arange(lens.height) + 0.5)
     u, v = distort((cols - lens.cx) / lens.fx, (rows - lens.cy) / lens.fy, lens)
     exists = (u >= 0) & (u < lens.width) & (v >= 0) & (v < lens.height)
-    if min(lens.size) > 1:
+    if min(lens.size) > 1:  # behind the fold of a strong polynomial the mapping turns over
         jacobian = np.gradient(u, axis=1) * np.gradient(v, axis=0) - np.gradient(u, axis=0) * np.gradient(v, axis=1)
         exists &= jacobian > 0
     return u.astype(np.float32), v.astype(np.float32), exists
@@ -93,13 +90,11 @@ def undistort_image(image: np.ndarray, lens: Lens) -> np.ndarray:
     u, v, exists = _source_pixels(lens)
     # OpenCV counts from the centre of the first pixel.
     bent = cv2.remap(image, u - 0.5, v - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    bent[~exists] = 0
-    return bent
+    return np.where(exists[..., None], bent, np.uint8(0))
 
 
 def undistort_ids(ids: np.ndarray, lens: Lens) -> np.ndarray:
     """Return the label map [H, W] of the undistorted photo: nearest, 0 (unlabelled) where nothing was seen."""
     u, v, exists = _source_pixels(lens)
-    rows = np.clip(v.astype(np.int64), 0, lens.height - 1)
-    cols = np.clip(u.astype(np.int64), 0, lens.width - 1)
+    rows, cols = v.astype(np.int64).clip(0, lens.height - 1), u.astype(np.int64).clip(0, lens.width - 1)
     return np.where(exists, ids[rows, cols], 0).astype(ids.dtype)

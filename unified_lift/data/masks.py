@@ -23,10 +23,9 @@ def mask_at(path: Path) -> MaskFile:
 
 
 def find_mask(folder: Path, name: str) -> MaskFile | None:
-    """Return the mask of a view, or None.
+    """Return the mask of a view, or None: by its full relative path (`cam1/0001`), then by the stem alone (`0001`).
 
-    The full relative path is tried first (`cam1/0001`), then the stem alone (`0001`). Only the image suffix was cut
-    from `name`, so `a.b` finds `a.b.png`.
+    Only the image suffix was cut from `name`, so `a.b` finds `a.b.png`.
     """
     names = dict.fromkeys((name, PurePosixPath(name).name))
     return next((found for n in names for form in FORMATS if (found := form.find(folder, n))), None)

@@ -38,9 +38,8 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     images = sorted(photos_in(root / "color", "*"), key=_numeric)
     positions, quaternions = camera["positions"], camera["quaternions"]
     if not len(positions) == len(quaternions) == len(images):
-        poses, photos = f"{len(positions)} positions and {len(quaternions)} quaternions", f"{len(images)} images"
-        fix = "image i needs pose i: restore the missing ones"
-        raise UserError(f"{source}: {poses} but {photos} in {root / 'color'}; {fix}")
+        what = f"{len(positions)} positions and {len(quaternions)} quaternions but {len(images)} images"
+        raise UserError(f"{source}: {what} in {root / 'color'}; image i needs pose i: restore the missing ones")
 
     def frame_of(item: tuple[Path, list[float], list[float]]) -> Frame:
         path, position, quaternion = item

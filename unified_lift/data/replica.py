@@ -37,29 +37,21 @@ _POSES, _MAPS = "traj_w_c.txt", "semantic_instance/semantic_instance_{}"  # of S
 
 
 def benchmark_split(layout: str, count: int) -> tuple[list[int], list[int]]:
-    """Return the numbers of the training and of the held-out frames out of `count`.
-
-    Semantic-NeRF trains 0, 5, 10, ... and holds out 2, 7, ...; the others, by DN-Splatter's rule, use 0, 25, 50, ... of
-    which every fifth is held out.
-    """
-    if layout == "semantic_nerf":
+    """Return the numbers of the training and of the held-out frames out of `count`."""
+    if layout == "semantic_nerf":  # its own rule
         return list(range(0, count, 5)), list(range(2, count, 5))
-    return [n for n in range(0, count, 25) if n % 125], list(range(0, count, 125))
+    return [n for n in range(0, count, 25) if n % 125], list(range(0, count, 125))  # every fifth of 25th [DN-Splatter]
 
 
 class Recording(NamedTuple):
-    """One rendered walk through a room.
-
-    `photos`, `depths` (16-bit, along the camera axis) and `annotations` (instance ids; without suffix, None where there
-    are none) are files whose name has a place for the frame's number.
-    """
+    """One rendered walk through a room; names of photos, depths and annotations have a place for the frame's number."""
 
     layout: str
     folder: Path
     trajectory: Path
     photos: Path
-    depths: Path
-    annotations: Path | None
+    depths: Path  # 16-bit, along the camera axis
+    annotations: Path | None  # instance ids, without suffix; None where there are none
 
     def photo(self, frame: int) -> Path:
         """Return the photo of a frame, a JPEG or PNG; where it is missing, the path it should have."""

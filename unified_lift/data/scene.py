@@ -190,7 +190,7 @@ def _check_aspect(path: Path, mask: np.ndarray, lens: Lens, photo: str, fix: str
 
 def load_annotations(settings: DataSettings, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the exact ids of the named views that have any, int32 [H, W] at native size, undistorted."""
-    described = _for_evaluation(settings)
+    described = _sound_scene(replace(settings, eval=False, object_path="auto"))[1]
     lenses = {frame.name: frame.lens for frame in described.frames}
     annotations = described.annotations or partial(masks_in, settings.source_path / ANNOTATIONS)
     found = annotations([name for name in names if name in lenses])
@@ -199,17 +199,12 @@ def load_annotations(settings: DataSettings, names: Sequence[str]) -> dict[str, 
 
 def load_prompt_masks(settings: DataSettings, names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
     """Return view -> prompt -> exact mask of the named views that have any, bool [H, W] at native size, undistorted."""
-    described = _for_evaluation(settings)
+    described = _sound_scene(replace(settings, eval=False, object_path="auto"))[1]
     frames = {frame.name: frame for frame in described.frames}
     return {
         name: {prompt: _read_prompt_mask(path, frames[name]) for prompt, path in files.items()}
         for name, files in described.prompt_masks(names).items()
     }
-
-
-def _for_evaluation(settings: DataSettings) -> SceneDescription:
-    """Return the description with all frames, whatever the split and the mask folder."""
-    return _sound_scene(replace(settings, eval=False, object_path="auto"))[1]
 
 
 def _as_pinhole(ids: np.ndarray, lens: Lens) -> np.ndarray:

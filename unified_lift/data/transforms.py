@@ -10,7 +10,7 @@ black. A top-level `zero_id` (`segment` or `ignore`) says what mask id 0 means.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 from unified_lift.data.base import Frame, Reader, SceneDescription, name_of, rigid_pose, sound_frames, without_pose_note
@@ -22,7 +22,6 @@ from unified_lift.errors import UserError
 from unified_lift.fileio import number, read_json
 from unified_lift.ops.cameras import cam_from_world_opengl, focal_from_fov
 from unified_lift.plyio import read_point_cloud
-from unified_lift.types import PointCloud
 
 _SPLIT_FILES = ("transforms_train.json", "transforms_test.json")
 _CLOUDS = ("points3D.ply", "points3d.ply", "sparse_pc.ply")
@@ -71,6 +70,8 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
         held_out, unused = _listed_split(head, file, root, dict(zip(images, names, strict=True)))
         frames = [frame for frame in frames if frame.name not in unused]
         notes += [f"{file.name}: {len(unused)} frames are in no split list and left out"] if unused else []
+    named = head.get("ply_file_path")  # an error where it is missing
+    clouds = [root / str(named)] if named else [root / name for name in _CLOUDS if (root / name).is_file()]
     zero_id = head.get("zero_id", "ignore")
     if zero_id not in ("segment", "ignore"):
         raise UserError(f"{file}: zero_id is {zero_id!r}; write segment or ignore")
@@ -79,7 +80,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
         broken=broken,
         zero_id=zero_id,
         held_out=held_out,
-        points=partial(_read_points, root, head),
+        points=lambda: read_point_cloud(clouds[0]) if clouds else None,
         notes=notes,
     )
 
@@ -154,13 +155,6 @@ def _listed_split(head: dict, source: Path, root: Path, names: Mapping[Path, str
     if not train and not test:
         return None, set()
     return sorted(test or every - train), every - train - test if train and test else set()
-
-
-def _read_points(root: Path, head: dict) -> PointCloud | None:
-    """Return the seed cloud, None where there is none. A cloud that is named but missing is an error."""
-    named = head.get("ply_file_path")
-    found = [root / str(named)] if named else [root / name for name in _CLOUDS if (root / name).is_file()]
-    return read_point_cloud(found[0]) if found else None
 
 
 READER = Reader(

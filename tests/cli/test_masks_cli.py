@@ -152,7 +152,8 @@ def test_all_granularities_go_to_folders_of_their_own(scene):
     assert not (scene / "mine").exists()
 
 
-def test_wrong_folders_and_values_are_named(scene, tmp_path, capsys):
+def test_wrong_folders_and_values_and_missing_packages_are_named(scene, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "segment_anything", None)
     for root, argv, words in (
         (tmp_path / "nowhere", [], "no such scene folder"),
         (tmp_path, [], "fits no known layout"),
@@ -164,11 +165,6 @@ def test_wrong_folders_and_values_are_named(scene, tmp_path, capsys):
     ):
         assert masks(root, *argv) == 2
         assert words in capsys.readouterr().err
-    assert not (scene / "new").exists()
-
-
-def test_a_missing_package_is_named_with_its_extra(scene, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "segment_anything", None)
     assert main(["masks", "-s", str(scene), "--provider", "sam", "--out", "new", "--weights", "sam.pth"]) == 2
     assert 'pip install "unified-lift[masks]"' in capsys.readouterr().err
     assert not (scene / "new").exists()

@@ -59,24 +59,17 @@ def hits(solid: Solid, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("shape", SIZES)
-def test_rays_end_on_the_surface_and_never_pass_through_it(shape):
+def test_rays_end_on_the_surface_whose_normals_are_the_gradient_and_never_pass_through_it(shape):
     solid = turned(shape)
     origins, directions, t = hits(solid, 400)
     hit = np.isfinite(t)
     assert 50 < hit.sum() < 400
-    assert np.abs(solid.distance(origins[hit] + t[hit, None] * directions[hit])).max() < 2e-5
+    points = origins[hit] + t[hit, None] * directions[hit]
+    assert np.abs(solid.distance(points)).max() < 2e-5
     # Dense samples before the hit, or all the way where there is none, lie outside.
     steps = np.linspace(0, 1, 200, endpoint=False)[:, None, None]
     along = origins + steps * np.where(hit, t, 6.0)[None, :, None] * directions
     assert solid.distance(along.reshape(-1, 3)).min() > -1e-3
-
-
-@pytest.mark.parametrize("shape", SIZES)
-def test_normals_are_the_gradient_of_the_distance(shape):
-    solid = turned(shape)
-    origins, directions, t = hits(solid, 300)
-    hit = np.isfinite(t)
-    points = origins[hit] + t[hit, None] * directions[hit]
     steps = 1e-4 * np.eye(3)
     gradient = np.stack([solid.distance(points + e) - solid.distance(points - e) for e in steps], axis=1) / 2e-4
     agree = (gradient * solid.normal(points)).sum(axis=1)
@@ -93,14 +86,19 @@ def test_rays_that_start_inside_a_solid_leave_it(shape):
     assert np.abs(solid.distance(start + t[:, None] * np.eye(3))).max() < 2e-5
 
 
+def to_surfaces(room, points) -> list[np.ndarray]:
+    """Return the distances of points to every solid and, last, to the walls."""
+    walls = np.column_stack([room.half - np.abs(points[:, :2]), points[:, 2], room.height - points[:, 2]])
+    return [*(np.abs(solid.distance(points)) for solid in room.solids), np.abs(walls).min(axis=1)]
+
+
 def test_depth_leads_back_to_the_surface_of_the_id(room, view):
     camera, _, ids, depth = view
     rows, cols = np.mgrid[: camera.height, : camera.width].reshape(2, -1)
     pixels = np.column_stack([cols, rows]) + 0.5
     points = unproject(pixels, depth.reshape(-1), camera)
     assert np.abs(project(points, camera)[0] - pixels).max() < 1e-3
-    walls = np.column_stack([room.half - np.abs(points[:, :2]), points[:, 2], room.height - points[:, 2]])
-    distances = [*(np.abs(solid.distance(points)) for solid in room.solids), np.abs(walls).min(axis=1)]
+    distances = to_surfaces(room, points)
     # Where two surfaces touch, float32 depth leaves the nearer one open.
     assert (room.owner[np.argmin(distances, axis=0)] == ids.reshape(-1)).mean() > 0.995
 
@@ -165,23 +163,22 @@ def test_pictures_are_lit_and_colourful(view):
     assert np.ptp(image.astype(int), axis=2).mean() > 40
 
 
-def test_without_noise_segments_are_the_ids(view):
+def test_without_noise_segments_are_the_ids_but_for_specks_and_dropped_objects(view):
     ids = view[2]
     assert (noisy_segments(ids, CLEAN, np.random.default_rng(0)) == ids).all()
+    assert not noisy_segments(ids, replace(CLEAN, drop=1), np.random.default_rng(0)).any()
+    speck = np.zeros((20, 20), dtype=np.int32)
+    speck[:2, :3] = 7
+    assert not noisy_segments(speck, CLEAN, np.random.default_rng(0)).any()
 
 
 def test_default_noise_is_moderate_and_differs_between_views(view):
     ids = view[2]
-    first = noisy_segments(ids, SyntheticSettings(), np.random.default_rng(1))
-    second = noisy_segments(ids, SyntheticSettings(), np.random.default_rng(2))
+    first, second = (noisy_segments(ids, SyntheticSettings(), np.random.default_rng(seed)) for seed in (1, 2))
     assert first.dtype == np.int32
     assert (first != second).any()
     assert np.unique(first).tolist() == list(range(first.max() + 1))
     assert ((first > 0) == (ids > 0)).mean() > 0.9
-
-
-def test_dropped_objects_become_background(view):
-    assert not noisy_segments(view[2], replace(CLEAN, drop=1), np.random.default_rng(0)).any()
 
 
 def test_merging_joins_touching_objects_only():
@@ -213,12 +210,6 @@ def test_false_positives_lie_on_the_background(view):
     assert (segments[ids == 0] > ids.max()).any()
 
 
-def test_specks_are_never_proposed():
-    ids = np.zeros((20, 20), dtype=np.int32)
-    ids[:2, :3] = 7
-    assert not noisy_segments(ids, CLEAN, np.random.default_rng(0)).any()
-
-
 def test_the_layout_is_complete(miniature):
     transforms = json.loads((miniature / "transforms.json").read_text())
     assert transforms["zero_id"] == "segment"
@@ -246,9 +237,7 @@ def test_written_poses_and_points_agree_with_the_analytic_room(miniature):
     vertices = PlyData.read(str(miniature / "points3D.ply"))["vertex"]
     points = np.column_stack([vertices[axis] for axis in "xyz"]).astype(float)
     assert len(points) == 300
-    to_surface = np.min([np.abs(solid.distance(points)) for solid in room.solids], axis=0)
-    walls = np.column_stack([room.half - np.abs(points[:, :2]), points[:, 2], room.height - points[:, 2]])
-    assert np.minimum(to_surface, np.abs(walls).min(axis=1)).max() < 0.02 * 3 * room.half
+    assert np.min(to_surfaces(room, points), axis=0).max() < 0.02 * 3 * room.half
 
 
 def test_the_same_seed_writes_the_same_files(miniature, tmp_path):

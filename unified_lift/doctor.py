@@ -24,7 +24,6 @@ from unified_lift.modelfolder.settings import TrainSettings
 from unified_lift.types import Camera, DataDevice
 
 GIB = 2**30
-_LITTLE_DISK = 2 * GIB  # a model of a million Gaussians with its checkpoint takes about that
 
 OPTIONAL = {
     "pycolmap": ("sfm: poses of own photos", 'pip install "unified-lift[sfm]"'),
@@ -77,7 +76,7 @@ def examine(folder: Path) -> list[Diagnosis]:
             found[module] = "ok", f"{number} ({purpose})"
     parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(parent).free
-    more = f"; a large model with its checkpoint needs {_LITTLE_DISK / GIB:.0f} GiB" if free < _LITTLE_DISK else ""
+    more = "; a large model with its checkpoint needs 2 GiB" if free < 2 * GIB else ""
     found["disk"] = "note" if more else "ok", f"{free / GIB:.1f} GiB free in {folder}{more}"
     found["memory"] = "ok", f"{available_memory() / GIB:.1f} GiB of main memory can be taken"
     return [Diagnosis(topic, *answer) for topic, answer in found.items()]

@@ -105,8 +105,12 @@ def noisy_segments(ids: np.ndarray, settings: SyntheticSettings, rng: np.random.
         mask = segments == segment
         if mask.sum() < MIN_SEGMENT_AREA or rng.random() < settings.drop:
             segments[mask] = 0
-        elif rng.random() < settings.split:
-            _cut(segments, mask, rng)
+        elif rng.random() < settings.split:  # along a line through its centre, unless a side would be tiny
+            rows, cols = np.nonzero(mask)
+            angle = rng.uniform(0, np.pi)
+            side = np.cos(angle) * (cols - cols.mean()) + np.sin(angle) * (rows - rows.mean()) > 0
+            if MIN_SEGMENT_AREA <= side.sum() <= len(side) - MIN_SEGMENT_AREA:
+                segments[rows[side], cols[side]] = segments.max() + 1
     for _ in range(rng.poisson(settings.false_positives)):  # ellipses of 3 to 8 % of the height
         radii, centre = rng.uniform(0.03, 0.08, 2) * ids.shape[0], rng.uniform(0, 1, 2) * ids.shape
         rows, cols = (np.indices(ids.shape) - centre[:, None, None]) / radii[:, None, None]
@@ -129,15 +133,6 @@ def _merge_touching(segments: np.ndarray, probability: float, rng: np.random.Gen
         if rng.random() < probability and not used & {first, second}:
             segments[segments == second] = first
             used |= {first, second}
-
-
-def _cut(segments: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> None:
-    """Give one side of a line through the mask's centre a new id, in place, unless a side would be tiny."""
-    rows, cols = np.nonzero(mask)
-    angle = rng.uniform(0, np.pi)
-    side = np.cos(angle) * (cols - cols.mean()) + np.sin(angle) * (rows - rows.mean()) > 0
-    if MIN_SEGMENT_AREA <= side.sum() <= len(side) - MIN_SEGMENT_AREA:
-        segments[rows[side], cols[side]] = segments.max() + 1
 
 
 def _surface_points(

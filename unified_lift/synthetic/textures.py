@@ -21,10 +21,6 @@ def _wave(phase: np.ndarray, softness: float = 0.25) -> np.ndarray:
     return smoothstep(np.sin(2 * np.pi * phase), -softness, softness)
 
 
-def _angle(points: np.ndarray) -> np.ndarray:
-    return np.arctan2(points[:, 1], points[:, 0])
-
-
 def pattern_share(pattern: str, points: np.ndarray, frequency: float) -> np.ndarray:
     """Return the share of the second colour at local points [n, 3], given repeats per unit: [n] in about [0, 1]."""
     x, y, z = points.T * frequency
@@ -34,7 +30,7 @@ def pattern_share(pattern: str, points: np.ndarray, frequency: float) -> np.ndar
         case "rings":
             return _wave(z)
         case "wedges":
-            return _wave(_angle(points) / (2 * np.pi) * frequency, 0.35)
+            return _wave(np.arctan2(points[:, 1], points[:, 0]) / (2 * np.pi) * frequency, 0.35)
         case "checker":
             return smoothstep(np.prod([np.sin(np.pi * (each + 0.25)) for each in (x, y, z)], axis=0), -0.12, 0.12)
         case "dots":
@@ -42,7 +38,7 @@ def pattern_share(pattern: str, points: np.ndarray, frequency: float) -> np.ndar
         case "ribbon":
             return 1 - smoothstep(np.minimum(np.abs(x), np.abs(y)), 0.13, 0.18)
         case "icing":
-            return smoothstep(z + 0.05 * np.sin(5 * _angle(points)), -0.06, 0.04)
+            return smoothstep(z + 0.05 * np.sin(5 * np.arctan2(points[:, 1], points[:, 0])), -0.06, 0.04)
         case "leaves":
             x, y, z = (each * 2 * np.pi for each in (x, y, z))
             return 0.5 + 0.22 * (np.sin(x + np.sin(y)) + np.sin(y + np.sin(z)) + 0.3 * np.sin(2 * z + x))
@@ -62,7 +58,7 @@ def floor_color(points: np.ndarray, *, rug_radius: float) -> np.ndarray:
     wood = mix((0.62, 0.42, 0.26), (0.76, 0.55, 0.36), 0.7 * tone + 0.3 * grain) * (1 - 0.25 * seam[:, None])
 
     rho = np.hypot(x, y) / rug_radius
-    petals = smoothstep(np.cos(12 * _angle(points)) * 0.5 + 0.5, 0.3, 0.7) * smoothstep(rho, 0.66, 0.7)
+    petals = smoothstep(np.cos(12 * np.arctan2(y, x)) * 0.5 + 0.5, 0.3, 0.7) * smoothstep(rho, 0.66, 0.7)
     rug = mix((0.93, 0.88, 0.78), (0.26, 0.42, 0.62), petals * (1 - smoothstep(rho, 0.86, 0.9)))
     ring = smoothstep(rho, 0.55, 0.58) * (1 - smoothstep(rho, 0.63, 0.66)) + smoothstep(rho, 0.92, 0.95)
     rug = mix(rug, (0.75, 0.30, 0.25), np.clip(ring, 0, 1))

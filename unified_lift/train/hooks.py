@@ -145,20 +145,17 @@ class GeometryResults(Hook):
     def __init__(self, settings: TrainSettings, scene: Scene, log: RunLog, finite: Finite) -> None:
         self._settings, self._scene, self._log, self._finite = settings, scene, log, finite
 
+    @torch.no_grad()
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
-        run, iteration = self._settings.run, step + 1
+        run, iteration, scores = self._settings.run, step + 1, []
         if not isinstance(stage, GeometryStage):
             return
         if iteration in run.save_iterations and iteration < stage.num_steps:
             self._finite.check({"gaussians": stage.gaussians.table}, iteration)
             folder = iteration_dir(self._settings.model_path, iteration)
             write_gaussians(folder / "point_cloud.ply", stage.gaussians)
-        if iteration in run.test_iterations or iteration == stage.num_steps:
-            self._score(stage, iteration)
-
-    @torch.no_grad()
-    def _score(self, stage: GeometryStage, iteration: int) -> None:
-        scores = []
+        if iteration not in run.test_iterations and iteration != stage.num_steps:
+            return
         for view in self._scene.test:
             image = render(stage.gaussians, view.camera, background=stage.background, with_features=False).image
             error = (image.clamp(0, 1) - view.image.to(image.device).float() / 255).square().mean(dim=2)

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class Profile(Hook):
     def before_stage(self, stage: Stage) -> None:
         self._windows = windows(stage.first, stage.num_steps)
         self._on_gpu = stage.gaussians.device.type == "cuda"
+        self._wait: Callable[[], None] = torch.cuda.synchronize if self._on_gpu else lambda: None
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
         stage.on_phase(_BETWEEN_STEPS)
@@ -77,10 +78,6 @@ class Profile(Hook):
 
     def _mark(self, phase: str) -> None:
         self._marks.append((phase, time.perf_counter()))
-
-    def _wait(self) -> None:
-        if self._on_gpu:
-            torch.cuda.synchronize()
 
 
 def host_times(marks: Sequence[tuple[str, float]], *, steps: int) -> dict[str, Any]:

@@ -61,10 +61,9 @@ def hungarian(scores: Tensor, *, no_match_cost: Tensor | None = None) -> Tensor:
         staying_out = no_match_cost.detach().cpu().double().numpy()[:, None].repeat(num_segments, axis=1)
         table = np.concatenate([table, staying_out], axis=1)
     rows, columns = linear_sum_assignment(table, maximize=True)
-    codes = torch.full((num_segments,), -1, dtype=torch.int64)  # on the CPU, as the solver is
-    real = columns < num_codes
-    codes[torch.from_numpy(rows[real])] = torch.from_numpy(columns[real])
-    return codes.to(scores.device)
+    codes = np.full(num_segments, -1)
+    codes[rows] = np.where(columns < num_codes, columns, -1)
+    return torch.from_numpy(codes).to(scores.device)
 
 
 def _fused(scores: Tensor, no_match_cost: Tensor | None) -> Tensor:

@@ -184,8 +184,6 @@ class Method(nn.Module, ABC):
         """Return how features are made anew once all is trained; None: Gaussians keep what they learnt."""
         return None
 
-    # ---- state ----
-
     def object_state(self) -> Tensor | dict[str, Tensor]:
         """Return what `segment` needs, as it is saved beside the Gaussians: the only table itself, or all by name."""
         tables = {name: getattr(self, name).detach() for name in self.object_tables}

@@ -153,7 +153,6 @@ class ClusteredMethod(Method):
         self.chosen = next((name.removeprefix(_CHOSEN) for name in moved if name.startswith(_CHOSEN)), None)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return also, after `finish`, clusters and sweep."""
         return super().state_dict() | {"objects": self.object_state(), "sweep": self.summary.get("cluster_sweep", [])}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from unified_lift.errors import UserError
 from unified_lift.methods.base import MethodEntry, StepInfo, ViewPixels
@@ -100,8 +101,7 @@ def slow_fast_losses(
     shared = (segment_counts(fast_slot, num_segments) > 0) & (segment_counts(slow_slot, num_segments) > 0)  # [S]
 
     # Pixels without segment read a row of zeros in front of the centres and then count in no mean.
-    centres = segment_mean(slow, slow_slot, num_segments)
-    own = torch.cat([centres.new_zeros(1, centres.shape[1]), centres]).index_select(0, fast_slot + 1)
+    own = pad(segment_mean(slow, slow_slot, num_segments), (0, 0, 1, 0)).index_select(0, fast_slot + 1)
     nearness = torch.exp(-(fast - own).square().sum(dim=1, keepdim=True))  # [P, 1]
     means = segment_mean(nearness, fast_slot, num_segments)[:, 0]
     concentration = -torch.where(shared, means, 0.0).sum() / shared.sum().clamp(min=1)
@@ -111,7 +111,7 @@ def slow_fast_losses(
     distance = torch.cdist(fast, slow, compute_mode="donot_use_mm_for_euclid_dist")  # [P, Q]
     likeness = torch.exp(torch.exp(-distance)) * (slow_slot >= 0)
     same = fast_slot[:, None] == slow_slot
-    counts = torch.cat([shared.new_zeros(1), shared]).index_select(0, fast_slot + 1)  # [P]
+    counts = pad(shared, (1, 0)).index_select(0, fast_slot + 1)  # [P]
     # 1 where a pixel does not count, before the logarithm: after it, 0 times the slope at 0 would be NaN.
     alike = torch.where(counts, (likeness * same).sum(dim=1), 1.0)
     everything = torch.where(counts, likeness.sum(dim=1), 1.0)

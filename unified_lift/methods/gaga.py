@@ -111,9 +111,8 @@ def memory_bank(
     that reaches `min_score`; B then gains those of A that no group owns. Otherwise A opens a new group with all of A,
     also with what other groups own.
 
+    A mask without any Gaussian joins and opens nothing: -1. The groups of each view are int64 [S].
     Source: Gaga's code. Its paper describes the score |A n B| / |A| = s / (1 - s), so 0.1 in code is 1/9 as written.
-    Returns:
-        Of each view int64 [S], -1 = the mask has no Gaussian, joins nothing and opens nothing; number of groups.
     """
     owned = np.zeros(num_gaussians, dtype=bool)
     members = groups_of = np.zeros(0, dtype=np.int32)  # pairs: a Gaussian may be in several groups

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.methods.calls import build
-from tests.methods.test_classifier import lift_stage
+from tests.methods.test_classifier import lift_stage, share_told_apart
 from tests.scenes import CENTRES, exact_ids, tiny_scene
 from unified_lift.errors import UserError
 from unified_lift.methods.base import LabelledView, LiftData
@@ -138,17 +138,7 @@ def test_three_balls_with_shuffled_masks_are_told_apart(scene):
     stage = lift_stage(dataclasses.replace(scene, zero_id="ignore"), method, steps=60)
     first, *_, last = [float(stage.step(step)["identity"]) for step in range(60)]
     assert last < 0.3 * first
-    right = total = 0
-    winners = {}
-    for index, (features, slot, _) in enumerate(stage.labelled_pixels()):
-        ids = method.segment(features).object_ids
-        _, names = dense_slots(scene.train[index].segments, ignore_zero=True)
-        for number, value in enumerate(names.tolist()):
-            here = ids[slot == number]
-            winner = winners.setdefault(balls_of(scene, index)[value], int(here.mode().values))
-            right, total = right + int((here == winner).sum()), total + len(here)
-    assert len(set(winners.values())) == 3
-    assert right > 0.95 * total
+    assert share_told_apart(stage) > 0.95
 
 
 # ---- front sets and the bank by themselves ----

@@ -115,25 +115,18 @@ def test_of_equal_agreement_the_smallest_size_is_taken():
     assert method.chosen == "min_cluster_size=250"
 
 
-def test_each_candidate_segments_in_its_own_way_and_the_chosen_one_as_the_method_does():
-    method = finished()
-    parts = method.candidates()["min_cluster_size=20"]
-    assert (parts.num_objects, method.num_objects) == (4, 2)
-    assert len(set(parts.segment(PAIRS).object_ids.tolist())) == 4
-    method.reorder(torch.tensor([1, 0]))
-    same = method.candidates()["min_cluster_size=250"]
-    assert torch.equal(same.segment(PAIRS).object_ids, method.segment(PAIRS).object_ids)
-    with pytest.raises(KeyError):
-        method.candidates()["min_cluster_size=7"]
-
-
-def test_reorder_renumbers_the_chosen_clusters_only():
+def test_each_candidate_segments_in_its_own_way_and_renumbering_reaches_the_chosen_one_only():
     method, order = finished(((0,), (1,), (2,), (3,))), torch.tensor([2, 0, 3, 1])
     ids = method.segment(PAIRS).object_ids
-    others = method.candidates()["min_cluster_size=250"].segment(PAIRS).object_ids
+    wholes = method.candidates()["min_cluster_size=250"]
+    assert (method.num_objects, wholes.num_objects) == (4, 2)
+    others = wholes.segment(PAIRS).object_ids
+    assert len(set(others.tolist())) == 2
     method.reorder(order)
     assert torch.equal(order[method.segment(PAIRS).object_ids], ids)
-    assert torch.equal(method.candidates()["min_cluster_size=250"].segment(PAIRS).object_ids, others)
+    parts, wholes = (method.candidates()[f"min_cluster_size={size}"] for size in (20, 250))
+    assert torch.equal(parts.segment(PAIRS).object_ids, method.segment(PAIRS).object_ids)
+    assert torch.equal(wholes.segment(PAIRS).object_ids, others)
 
 
 def test_ids_do_not_depend_on_the_length_of_features_and_confidence_is_a_probability():

@@ -5,6 +5,7 @@ As there, rows of culled Gaussians are left as found in memory: here they hold N
 
 from __future__ import annotations
 
+import itertools
 import math
 import types
 
@@ -63,11 +64,8 @@ def isect_tiles(
         rows = range(int(low[1]), min(int(high[1]), tile_height))
         counts[c, g] = len(columns) * len(rows)
         flat = c * means2d.shape[1] + g
-        found += [
-            (c * tile_width * tile_height + y * tile_width + x, float(depths[c, g]), flat)
-            for y in rows
-            for x in columns
-        ]
+        for y, x in itertools.product(rows, columns):
+            found.append((c * tile_width * tile_height + y * tile_width + x, float(depths[c, g]), flat))
     found.sort()
     keys = torch.tensor([tile for tile, _, _ in found], dtype=torch.int64)
     return counts, keys << 32, torch.tensor([flat for _, _, flat in found], dtype=torch.int32)
@@ -96,11 +94,9 @@ def rasterize_to_pixels(
     for c in range(cameras):
         behind = torch.zeros(channels) if backgrounds is None else backgrounds[c]
         rows = []
-        for y in range(isect_offsets.shape[1]):
-            tiles = []
-            for x in range(isect_offsets.shape[2]):
-                members = flatten_ids[isect_offsets[c, y, x] : ends[c, y, x]].long()
-                tiles.append(_tile(table[members], behind, x * tile_size, y * tile_size, tile_size))
+        for y, (first, last) in enumerate(zip(isect_offsets[c], ends[c])):
+            lists = [flatten_ids[begin:end].long() for begin, end in zip(first, last)]
+            tiles = [_tile(table[own], behind, x * tile_size, y * tile_size, tile_size) for x, own in enumerate(lists)]
             rows.append(torch.cat(tiles, 1))
         images.append(torch.cat(rows)[:image_height, :image_width])
     out = torch.stack(images)
@@ -159,9 +155,7 @@ def module() -> types.ModuleType:
     """Return a module to be put where `import gsplat` looks."""
     fake = types.ModuleType("gsplat")
     fake.__version__ = "0 (fake)"
-    for function in (
-        fully_fused_projection, isect_tiles, isect_offset_encode, rasterize_to_pixels, spherical_harmonics,
-        rasterization,
-    ):  # fmt: skip
+    steps = (fully_fused_projection, isect_tiles, isect_offset_encode, rasterize_to_pixels, spherical_harmonics)
+    for function in (*steps, rasterization):
         setattr(fake, function.__name__, function)
     return fake

@@ -1,7 +1,8 @@
-"""A model folder without training: flat Gaussians on the floor of the miniature world, one code for each coin."""
+"""A model without training: flat Gaussians on the floor of the miniature world, one code for each coin; its viewers."""
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -12,8 +13,11 @@ from unified_lift.data import load_scene
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.model.ply import write_gaussians
 from unified_lift.modelfolder import outputs
-from unified_lift.modelfolder.labels import label_gaussians
+from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.modelfolder.labels import GaussianLabels, label_gaussians
 from unified_lift.modelfolder.settings import TrainSettings
+from unified_lift.ops.cameras import look_at
+from unified_lift.types import Camera
 
 SPACING, EXTENT = 0.09, 2.6
 COIN_IDS = (0, 7, 300, 301)  # annotated ids in the order of the codes
@@ -74,3 +78,23 @@ def shift_gaussians(model: Path, iteration: int, offset: float) -> None:
     write_gaussians(folder / "point_cloud.ply", gaussians)
     ids = gaussians.features.detach().argmax(dim=1).numpy()
     write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=ids)
+
+
+def floor_scene(**changes) -> TrainedScene:
+    """Return the miniature world as objects 0 (the floor) to 3."""
+    gaussians = floor_gaussians()
+    ids = gaussians.features.detach().argmax(dim=1)
+    return TrainedScene(gaussians=gaussians, labels=GaussianLabels(ids, torch.ones(len(ids))), **changes)
+
+
+def camera_above(point, *, height=2.0, width=96, rows=64) -> Camera:
+    """Return a camera that looks straight down at a point of the floor."""
+    x, y = (float(value) for value in torch.as_tensor(point[:2]).detach())
+    pose = look_at(np.array([x, y, height]), np.array([x, y, 0.0]), np.array([0.0, 1.0, 0.0]))
+    return Camera(cam_from_world=pose, fx=80.0, fy=80.0, cx=width / 2, cy=rows / 2, width=width, height=rows)
+
+
+def window_of(wxyz, position, fov, width, height):
+    """Return what viser tells of a browser window."""
+    camera = SimpleNamespace(wxyz=wxyz, position=position, fov=fov, image_width=width, image_height=height)
+    return SimpleNamespace(camera=camera)

@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.saved_model import save_model
-from tests.viewer.objects_on_a_floor import window_of
+from tests.saved_model import save_model, window_of
 from unified_lift.cli.main import main
 from unified_lift.editing.operations import Duplicate, Recolour, Remove, Rename, centroid
 from unified_lift.editing.script import parse

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from tests.data.fixtures.floor import quaternion_from_rigid
-from tests.saved_model import save_model
-from tests.viewer.objects_on_a_floor import window_of
+from tests.saved_model import save_model, window_of
 from unified_lift.editing.operations import Duplicate
 from unified_lift.editing.script import parse
 from unified_lift.modelfolder.inference import load_model

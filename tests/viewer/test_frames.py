@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.viewer.objects_on_a_floor import camera_above, floor_scene, window_of
+from tests.saved_model import camera_above, floor_scene, window_of
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import object_colors, quantize_uint8
 from unified_lift.evaluation.video import path_through

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.viewer.objects_on_a_floor import floor_scene
+from tests.saved_model import floor_scene
 from unified_lift.editing import script
 from unified_lift.editing.operations import Duplicate, Move, Recolour, Remove, Rename, centroid
 from unified_lift.errors import UserError

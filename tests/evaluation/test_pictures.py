@@ -26,18 +26,13 @@ def test_colors_of_ids_never_change_and_are_the_same_wherever_an_id_occurs():
     assert object_colors(np.array([[3, 1], [3, 0]])).tolist() == [[first[3], first[1]], [first[3], first[0]]]
 
 
-def test_many_objects_can_be_told_apart():
+def test_many_objects_can_be_told_apart_and_only_zero_looks_like_the_background():
+    assert not (object_colors(np.arange(1, 65_536)) == BACKGROUND_COLOR).all(axis=-1).any()
     colors = object_colors(np.arange(PALETTE_SIZE)).astype(int)
     assert len(np.unique(colors, axis=0)) == PALETTE_SIZE
     gap = np.abs(colors[:, None] - colors[None]).sum(axis=-1) + 1000 * np.eye(PALETTE_SIZE, dtype=int)
     assert gap[:16, :16].min() >= 80
     assert gap[:64, :64].min() >= 40
-
-
-def test_large_ids_have_a_color_and_only_zero_that_of_the_background():
-    assert not (object_colors(np.arange(1, 65_536)) == BACKGROUND_COLOR).all(axis=-1).any()
-    with pytest.raises(ValueError, match="received -1"):
-        object_colors(np.array([-1, 2]))
 
 
 def test_borders_are_where_the_id_changes_to_the_right_or_below():
@@ -90,7 +85,9 @@ def test_pictures_survive_the_file_and_masks_are_black_and_white(picture, stored
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_id_beyond_16_bits_is_refused(tmp_path):
+def test_ids_below_zero_or_beyond_16_bits_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="received -1"):
+        object_colors(np.array([-1, 2]))
     with pytest.raises(ValueError, match="0..65535, received 0..65536"):
         write_picture(tmp_path / "a.png", np.array([[0, 65_536]]))
 

@@ -74,9 +74,7 @@ def test_no_prediction_at_all_scores_no_object_and_a_view_without_annotation_is_
     assert (result.scores["PQ_things"], result.report["num_missing_predictions"]) == (0, 2)
     result = evaluate("generic", views(PRED), {"b": TRUE[1]}, NAMES)
     assert (list(result.per_view["num_objects"]), result.report["missing_annotations"]) == (["b"], ["a"])
-
-
-def test_the_background_rule_also_sees_views_without_annotation():
+    # The background rule sees it nevertheless.
     pred = {"a": np.full((4, 6), 5, np.int32), "b": np.where(TRUE[1], 5, 8)}
     assert evaluate("generic", pred, {"b": TRUE[1]}, NAMES).report["background_id"] == 5
 

@@ -54,6 +54,10 @@ def test_scores_by_hand():
     assert result.report["grounding"] == {"provider": "by hand"}
     assert entry(result, "cup")["ids"] == [5]
     json.dumps(result.report, allow_nan=False)
+    of_masks = result.report["masks"]
+    assert [(entry["view"], entry["prompt"]) for entry in of_masks] == [("b", "cup"), ("b", "hat"), ("c", "cup")]
+    assert of_masks[2]["IoU"] == of_masks[2]["IoU_oracle"] == pytest.approx(3 / 4)
+    assert "IoU_oracle" not in of_masks[0]
 
 
 def test_oracle_rows_leave_out_the_view_they_were_shown():
@@ -64,6 +68,9 @@ def test_oracle_rows_leave_out_the_view_they_were_shown():
     assert "IoU_oracle" not in entry(result, "hat")
     assert [list(values) for values in result.per_view.values()] == [["c"], ["c"]]
     assert any("one view only" in warning and "hat" in warning for warning in result.report["warnings"])
+    assert result.report["missing_annotations"] == ["a"]
+    with pytest.raises(ValueError, match="none of the 3 views has a prompt mask"):
+        score(prompt_masks={"b": {}})
 
 
 def test_without_grounding_its_rows_are_absent_and_the_fix_is_told():
@@ -121,10 +128,7 @@ def test_a_view_without_prediction_scores_zero_and_is_counted():
     assert result.report["missing_predictions"] == ["c"]
     assert result.report["num_missing_predictions"] == 1
     assert any("no prediction" in warning for warning in result.report["warnings"])
-
-
-def test_a_reference_view_without_prediction_chooses_nothing():
-    ids = {name: IDS[name] for name in "bc"}
+    ids = {name: IDS[name] for name in "bc"}  # without the reference view nothing is chosen
     assert grounded({"cup": CUP, "hat": HAT}, object_ids=ids).scores["mIoU"] == 0
 
 
@@ -150,16 +154,3 @@ def test_masks_of_another_size_are_resampled_and_counted():
     assert small.report["predictions_resampled_to_annotations"] == 0
     assert large.report["resolution"] == ["18x12"]
     assert large.masks["a"]["cup"].shape == (4, 6)
-
-
-def test_views_without_prompt_masks_are_listed():
-    assert score().report["missing_annotations"] == ["a"]
-    with pytest.raises(ValueError, match="none of the 3 views has a prompt mask"):
-        score(prompt_masks={"b": {}})
-
-
-def test_every_mask_has_its_scores_in_the_report():
-    masks = grounded({"cup": CUP, "hat": HAT}).report["masks"]
-    assert [(entry["view"], entry["prompt"]) for entry in masks] == [("b", "cup"), ("b", "hat"), ("c", "cup")]
-    assert masks[2]["IoU"] == masks[2]["IoU_oracle"] == pytest.approx(3 / 4)
-    assert "IoU_oracle" not in masks[0]

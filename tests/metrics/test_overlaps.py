@@ -23,12 +23,9 @@ def test_compress_gives_the_pixels_back():
     assert values.tolist() == [-1, 12, 300]
 
 
-def test_no_pixels_give_an_empty_table():
+def test_no_pixels_give_an_empty_table_and_bad_inputs_are_refused():
     empty = np.zeros((0, 4), dtype=np.int32)
     assert overlap_table(empty, empty)[2].shape == (0, 0)
-
-
-def test_bad_inputs_are_refused():
     with pytest.raises(ValueError, match="one shape"):
         overlap_table(np.zeros((2, 2), int), np.zeros((2, 3), int))
     with pytest.raises(ValueError, match="integers"):

@@ -36,6 +36,8 @@ def test_means_go_over_views_then_prompts_then_scenes(kind):
         scenes.append(scene)
     assert np.mean(scenes) == pytest.approx(MEANS["overall"][kind])
     assert np.mean(scenes) != pytest.approx(MEANS["not_this_flat_mean"][kind], abs=0.01)
+    # What cannot be scored does not count.
+    assert means([("cup", None), ("hat", 0.5), ("cup", 0.25), ("pen", None)]) == {"hat": 0.5, "cup": 0.25}
 
 
 def boxes_to_mask(hw: list[int], boxes: list[list[int]]) -> np.ndarray:
@@ -69,10 +71,6 @@ def test_boundary_is_the_chebyshev_band_of_a_ragged_mask():
         assert (boundary(mask, width=width) == expected).all()
     with pytest.raises(ValueError, match="one shape"):
         iou(mask, mask.T)
-
-
-def test_what_cannot_be_scored_does_not_count():
-    assert means([("cup", None), ("hat", 0.5), ("cup", 0.25), ("pen", None)]) == {"hat": 0.5, "cup": 0.25}
 
 
 def test_ids_are_chosen_by_the_share_of_their_own_pixels():

@@ -1,9 +1,8 @@
 """Scoring a trained scene. `evaluate` returns every number of its held-out views and writes nothing."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +14,7 @@ from unified_lift.data.masks import same_aspect
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import Grounding, TextMasks
-from unified_lift.evaluation.pictures import Rendering, quantize_uint8
+from unified_lift.evaluation.pictures import Rendering, rendering_of
 from unified_lift.evaluation.protocols import PROTOCOLS, GroundTruth, PredictionBundle, Protocol, ProtocolResult
 from unified_lift.methods.base import Method
 from unified_lift.metrics import VIEW_METRICS, ViewBundle
@@ -56,7 +55,7 @@ def evaluate(
         UserError: No such protocol, no view is held out, the scene was edited after training, there is no ground truth
             for a protocol that was asked for, no prompt for `grounding`, or pictures and annotations differ in shape.
     """
-    renderings = renderings or partial(rendered, model)
+    renderings = renderings or (lambda views: (rendering_of(model, view.camera) for view in views))
     chosen = protocol if isinstance(protocol, Protocol) else protocol_named(protocol, model.settings.data)
     views = {view.name: view for view in scene.test}
     if model.is_edited:
@@ -130,14 +129,6 @@ def load_ground_truth(protocol: Protocol, data: DataSettings, names: Sequence[st
     if protocol.ground_truth == "annotations":
         return GroundTruth(annotations=load_annotations(data, names))
     return GroundTruth(prompt_masks=load_prompt_masks(data, names))
-
-
-def rendered(model: TrainedScene, views: Iterable[View]) -> Iterator[Rendering]:
-    """Yield what the model shows in each view."""
-    for view in views:
-        shown = render_view(model, view.camera)
-        ids = None if shown.object_ids is None else shown.object_ids.numpy().astype(np.int32)
-        yield quantize_uint8(shown.image), ids
 
 
 def score_objects(

@@ -18,7 +18,7 @@ from unified_lift.errors import UserError
 from unified_lift.fileio import replacing
 from unified_lift.modelfolder.inference import TrainedScene, render_view
 from unified_lift.modelfolder.outputs import iteration_dir
-from unified_lift.types import View
+from unified_lift.types import Camera, View
 
 Rendering = tuple[np.ndarray, np.ndarray | None]
 """A view as stored pictures hold it: colour uint8 [H, W, 3]; object ids int32 [H, W], None without a lift."""
@@ -141,6 +141,13 @@ def write_renderings(model: TrainedScene, views: Sequence[View], folder: Path, *
                 jobs.append(pool.submit(write_picture, picture_path(folder, kind, view.name), picture))
     for job in jobs:
         job.result()  # passes errors on
+
+
+def rendering_of(model: TrainedScene, camera: Camera) -> Rendering:
+    """Return what a model shows from a camera."""
+    rendered = render_view(model, camera)
+    ids = None if rendered.object_ids is None else rendered.object_ids.numpy().astype(np.int32)
+    return quantize_uint8(rendered.image), ids
 
 
 def stored_renderings(model: TrainedScene, views: Sequence[View], *, quiet: bool = True) -> Iterator[Rendering]:

@@ -13,9 +13,9 @@ from scipy.special import softmax
 from tqdm import tqdm
 
 from unified_lift.errors import UserError
-from unified_lift.evaluation.pictures import overlay, quantize_uint8
+from unified_lift.evaluation.pictures import overlay, rendering_of
 from unified_lift.fileio import replacing
-from unified_lift.modelfolder.inference import TrainedScene, render_view
+from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.ops.cameras import invert_rigid, look_at, look_at_point
 from unified_lift.types import Camera, Scene
 
@@ -117,11 +117,8 @@ def orbit_frames(model: TrainedScene, scene: Scene, *, seconds: float, quiet: bo
     """Yield frames of a video around a scene: colour beside object colours, [H, 2W, 3]; colour alone without a lift."""
     path = video_path([view.camera for view in scene.train], count=max(1, round(seconds * FPS)))
     for camera in tqdm(path, desc="video", disable=quiet, dynamic_ncols=True):
-        rendered = render_view(model, camera)
-        image = quantize_uint8(rendered.image)
-        if rendered.object_ids is not None:
-            image = np.hstack([image, overlay(image, rendered.object_ids.numpy(), share=0.75)])  # shading stays visible
-        yield image
+        image, ids = rendering_of(model, camera)
+        yield image if ids is None else np.hstack([image, overlay(image, ids, share=0.75)])  # shading stays visible
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: int = FPS) -> None:

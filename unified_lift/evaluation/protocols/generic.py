@@ -29,8 +29,7 @@ def panoptic_result(protocol: str, views: AlignedViews, *, resampling: str) -> P
     pred, true = views.pixels
     panoptic = pq_scene(pred != views.background, pred, true != 0, true, things=[OBJECT], stuff=[BACKGROUND])
     scores: dict[str, float] = {"PQ_scene": panoptic.pq, "SQ_scene": panoptic.sq, "RQ_scene": panoptic.rq}
-    names = {OBJECT: "PQ_things", BACKGROUND: "PQ_stuff"}
-    scores |= {names[label]: found.pq for label, found in panoptic.per_class.items()}
+    scores |= {("PQ_stuff", "PQ_things")[label]: found.pq for label, found in panoptic.per_class.items()}
     if views.matched:
         scores |= {"mIoU": views.matched["scene"].miou, "F1": views.matched["scene"].f1}
     pred_ids, true_ids, _ = views.table

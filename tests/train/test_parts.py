@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unified_lift import device as device_module
-from unified_lift.device import chosen_device, require_rasterizer
+from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
 from unified_lift.train.geometry import log_linear
 from unified_lift.train.hooks import Finite
@@ -103,12 +103,11 @@ def test_device_that_is_not_there_is_refused(monkeypatch):
 
 
 def test_gsplat_that_cannot_render_is_refused_with_the_cure(monkeypatch):
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    require_rasterizer("ours", cpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(device_module, "backend_info", lambda: {"gsplat": "the package gsplat is missing: pip install"})
     with pytest.raises(UserError, match="--rasterizer gsplat: the package gsplat is missing: pip install"):
-        require_rasterizer("gsplat", gpu)
+        chosen_device("cuda", rasterizer="gsplat")
     monkeypatch.setattr(device_module, "backend_info", lambda: {"gsplat": "gsplat"})
-    require_rasterizer("gsplat", gpu)
+    assert chosen_device("cuda", rasterizer="gsplat").type == "cuda"
     with pytest.raises(UserError, match="renders on a GPU, and this run is on cpu; use --device cuda"):
-        require_rasterizer("gsplat", cpu)
+        chosen_device("cpu", rasterizer="gsplat")

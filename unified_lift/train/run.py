@@ -13,7 +13,7 @@ from tqdm import tqdm
 from unified_lift.data import load_scene
 from unified_lift.data.cache import CacheChoice, DataCache
 from unified_lift.density import strategy_entry
-from unified_lift.device import chosen_device, require_rasterizer
+from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
 from unified_lift.fileio import write_json
 from unified_lift.methods.base import Method
@@ -195,8 +195,7 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
 
     The model folder is made ready: what an earlier run left goes, or what a resumed run is going to do again.
     """
-    device = chosen_device(settings.run.device)
-    require_rasterizer(settings.geometry.rasterizer, device)
+    device = chosen_device(settings.run.device, rasterizer=settings.geometry.rasterizer)
     chosen_losses(settings.geometry.loss_weights)
     clock, cache = RunClock(device), DataCache(settings.run.data_device, device=device, folder=settings.model_path)
     if scene is None:

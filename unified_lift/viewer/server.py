@@ -63,8 +63,8 @@ class Panels:
         self.mode = gui.add_dropdown("Show", tuple(MODES))
         self.mode.on_update(lambda _: viewer.loop.redraw())
         if len(viewer.sessions) > 1:
-            looks = {"min": 0, "max": len(viewer.sessions) - 1, "step": 1, "hint": "From parts to wholes."}
-            level = gui.add_slider("Level", initial_value=viewer.level, **looks)
+            last, hint = len(viewer.sessions) - 1, "From parts to wholes."
+            level = gui.add_slider("Level", min=0, max=last, step=1, initial_value=viewer.level, hint=hint)
             self._on(level.on_update, lambda _: viewer.use_level(int(level.value)))
         self._add_buttons("History")
         tabs = gui.add_tab_group()
@@ -80,8 +80,7 @@ class Panels:
             self._add_buttons("All")
             self._list = gui.add_html("")
         with tabs.add_tab("Save", icon.DEVICE_FLOPPY):
-            hint = "New model folder, on the machine that serves this."
-            self.folder = gui.add_text("Folder", str(out), hint=hint)
+            self.folder = gui.add_text("Folder", str(out), hint="New model folder, on the machine that serves this.")
             told = "Writes a model folder with the edited scene, and the edits as `edits.yaml`. Hiding is no edit."
             gui.add_markdown(told)
             save = gui.add_button("Save edits", icon=icon.DEVICE_FLOPPY)
@@ -162,8 +161,7 @@ class Viewer:
         try:  # where nothing can listen, viser would wait for ever
             socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
         except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"--host {host}: {reason}; use 127.0.0.1, or 0.0.0.0 for all") from None
+            raise UserError(f"--host {host}: {error.strerror or error}; use 127.0.0.1, or 0.0.0.0 for all") from None
         with contextlib.redirect_stdout(io.StringIO()):  # its banner; the command prints its own line
             self._server = viser.ViserServer(host=host, port=port, label=self.title, verbose=False)
         self.port = self._server.get_port()

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unified_lift.data.images import image_size, parallel_map, read_image, resize_image, target_size, write_image
-from unified_lift.errors import UserError
+from unified_lift.data.images import parallel_map, read_image, resize_image, target_size, write_image
 
 
 @pytest.mark.parametrize(
@@ -62,9 +61,3 @@ def test_shrinking_averages_and_growing_keeps_the_range():
 def test_parallel_map_raises_the_first_error():
     with pytest.raises(ValueError, match="'item 0'"):
         parallel_map(int, [f"item {n}" for n in range(5)])
-
-
-@pytest.mark.parametrize("function", [read_image, image_size])
-def test_missing_file_is_named(function, tmp_path):
-    with pytest.raises(UserError, match=r"gone\.png: no such file"):
-        function(tmp_path / "gone.png")

@@ -46,13 +46,6 @@ class TestSplit:
         scene = read(root, eval=True)
         assert names(scene.test) == ["frame_00003", *self.TESTS]
 
-    def test_an_empty_list_is_an_error(self, dataset, read):
-        root = dataset("lerf_mask")
-        for path in (root / "images_train").iterdir():
-            path.unlink()
-        with pytest.raises(UserError, match=r"images_train: .*LERF-Mask scene needs it"):
-            read(root)
-
 
 def test_input_masks_are_tracked_8_bit_ids_of_which_zero_is_unlabelled_and_black_ones_are_no_labels(dataset, read):
     root = dataset("lerf_mask")

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from unified_lift.data.images import write_image
-from unified_lift.data.settings import DataSettings
-from unified_lift.data.splits import split_names, thin
+from unified_lift.data.settings import DataSettings, split_names, thin
 from unified_lift.errors import UserError
 
 

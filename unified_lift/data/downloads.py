@@ -18,7 +18,6 @@ from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.plyio import read_point_cloud
 
-LERF_MASK_TEST_VIEWS = (2, 4)  # fewest and most
 REPLICA_SCENES = ("room0", "room1", "room2", "office0", "office1", "office2", "office3", "office4")
 REPLICA_FRAMES = {"nice_slam": 2000, "semantic_nerf": 900, "vmap": 2000}
 # Exact ids seen in the test views, background included [PCF-Lift's result table].
@@ -101,10 +100,9 @@ def _lerf_mask_scene(folder: Path, issues: Issues) -> None:
     what = f"{scene}/{lerf_mask.TRAIN_LIST}"
     strangers = sorted({path.stem for path in photos_in(folder / lerf_mask.TRAIN_LIST, "*")} - set(names))
     issues.error(f"{what}: {listed(strangers)} not registered in the COLMAP model", when=strangers)
-    (fewest, most), listing = LERF_MASK_TEST_VIEWS, listed([frame.name for frame in tests])
-    usual = fewest <= len(tests) <= most
+    usual, listing = 2 <= len(tests) <= 4, listed([frame.name for frame in tests])
     issues.add("ok", f"{what}: {len(train)} training views, {len(tests)} test views ({listing})", when=usual)
-    text = f"{what}: leaves {len(tests)} test views ({listing}), {fewest} to {most} are expected"
+    text = f"{what}: leaves {len(tests)} test views ({listing}), 2 to 4 are expected"
     issues.error(text, "list all captures there and no test view", when=not usual)
     _masks(issues, f"{scene}/{OBJECT_PATH}", train, as_released=True)
     _prompt_masks(folder, tests, issues)
@@ -144,16 +142,13 @@ def _replica_scene(folder: Path, issues: Issues) -> None:
         replica.READER, folder, issues, photos, usual=(640, 480) if layout == "semantic_nerf" else (1200, 680)
     ).frames
     numbers, held_out = replica.benchmark_frames(recording, count)
-    train, test = (
-        {numbers[frame.name]: frame for frame in frames if (frame.name in held_out) == held} for held in (False, True)
-    )
+    train, test = ({numbers[f.name]: f for f in frames if (f.name in held_out) == held} for held in (False, True))
     what = f"{scene}/{recording.trajectory.name}: {count} poses ({layout} rendering)"
     whole = count == expected
     issues.add("ok", f"{what}, {len(train)} training and {len(test)} test views", when=whole)
     issues.error(f"{what}, {expected} are expected", when=not whole)
     _initial_points(scene, folder, recording, train, issues)
-    own = Issues(_INSTANCE_MAPS[layout])
-    _instance_maps(scene, recording, test, own)
+    _instance_maps(scene, recording, test, own := Issues(_INSTANCE_MAPS[layout]))
     issues += own
     _masks(issues, f"{folder.name}/{OBJECT_PATH}", list(train.values()), as_released=False)
 

@@ -18,9 +18,6 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) after each loaded view."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp", ".bmp", ".tif", ".tiff")
-_AUTO_MAX_WIDTH = 1600  # -r -1 shrinks wider images to this width [3DGS]
-_DIVISORS = (1, 2, 4, 8)  # -r values that divide the size; others are target widths [3DGS]
-_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on damaged files
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -33,7 +30,7 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; restore it or remove it from the scene") from None
-    except _BROKEN as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable image ({error}); copy or export it again") from None
 
 
@@ -83,10 +80,10 @@ def target_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     Source: the -r rule of 3D-GS: 1, 2, 4, 8 divide, rounded to nearest; -1 shrinks only what is wider than 1600 px; any
     other positive number is the target width, the height being cut to whole pixels.
     """
-    if resolution in _DIVISORS:
+    if resolution in (1, 2, 4, 8):
         return max(1, round(width / resolution)), max(1, round(height / resolution))
     if resolution == -1:
-        resolution = min(width, _AUTO_MAX_WIDTH)
+        resolution = min(width, 1600)
     if resolution < 1:
         raise UserError(f"--resolution {resolution}: choose 1, 2, 4, 8, a target width in pixels, or -1 for automatic")
     return resolution, max(1, height * resolution // width)

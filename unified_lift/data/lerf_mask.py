@@ -16,8 +16,7 @@ from pathlib import Path
 from unified_lift.data import colmap
 from unified_lift.data.base import Reader, SceneDescription
 from unified_lift.data.images import photos_in
-from unified_lift.data.settings import DataSettings
-from unified_lift.data.splits import names_in_images_train
+from unified_lift.data.settings import DataSettings, names_in_images_train
 from unified_lift.errors import UserError
 
 PROMPT_MASKS = "test_mask"

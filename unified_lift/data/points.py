@@ -23,7 +23,6 @@ from unified_lift.types import Camera, PointCloud, View
 MIN_POINTS = 4  # three neighbours are needed for a start scale
 _FAR_OF_LOOK_AT = 1.5  # frusta end at this multiple of the median distance to the look-at point
 _ENOUGH_POINTS = 2000  # triangulated points that need no random company
-_GREY = 127
 _MAX_SIDE = 960  # px: larger photos are shrunk for detection
 _MAX_FEATURES = 2000  # strongest SIFT points per view
 _CONTRAST = 0.004  # SIFT contrast threshold; the library's 0.04 leaves smooth walls and small photos empty
@@ -70,8 +69,7 @@ def random_in_frusta(cameras: Sequence[Camera], *, count: int, seed: int) -> Poi
     """
     if not cameras or count < MIN_POINTS:
         raise UserError(f"--num_random_points {count}: at least {MIN_POINTS} points and one camera are needed")
-    rng = np.random.default_rng(seed)
-    far = _FAR_OF_LOOK_AT * look_at_distance(cameras)
+    rng, far = np.random.default_rng(seed), _FAR_OF_LOOK_AT * look_at_distance(cameras)
     volumes = np.array([camera.width * camera.height / (camera.fx * camera.fy) for camera in cameras])
     kept: list[np.ndarray] = []
     while sum(map(len, kept)) < count:
@@ -85,7 +83,7 @@ def random_in_frusta(cameras: Sequence[Camera], *, count: int, seed: int) -> Poi
         # A point in several frusta counts only for the first of them: that makes the union uniform.
         kept.append(points[_not_in_earlier_frusta(points, chosen, cameras, far)])
     positions = np.concatenate(kept)[:count].astype(np.float32)
-    return PointCloud(positions=positions, colors=np.full((count, 3), _GREY, dtype=np.uint8))
+    return PointCloud(positions=positions, colors=np.full((count, 3), 127, dtype=np.uint8))
 
 
 def look_at_distance(cameras: Sequence[Camera]) -> float:
@@ -94,8 +92,7 @@ def look_at_distance(cameras: Sequence[Camera]) -> float:
     Where the axes do not meet in front of the cameras (parallel or outward views) the scene is taken to lie twice as
     far away as the cameras lie apart; a camera alone looks one unit far.
     """
-    centres = np.stack([camera.position for camera in cameras])
-    point = look_at_point(list(cameras))
+    centres, point = np.stack([camera.position for camera in cameras]), look_at_point(list(cameras))
     ahead = np.array([project(point[None], camera)[1][0] for camera in cameras])
     if np.median(ahead) > 1e-6:
         return float(np.median(np.linalg.norm(centres - point, axis=1)))
@@ -192,10 +189,7 @@ def _normalized(vectors: np.ndarray) -> np.ndarray:
 
 
 def fundamental_matrix(first: Camera, second: Camera) -> np.ndarray:
-    """Return F with x2^T F x1 = 0 for corner-origin pixels x1 of the first and x2 of the second camera, [3, 3].
-
-    Source: F = K2^-T [t]x R K1^-1 with (R, t) taking the first camera's coordinates to the second's.
-    """
+    """Return F = K2^-T [t]x R K1^-1 of two cameras, with x2^T F x1 = 0 for corner-origin pixels, [3, 3]."""
     relative = second.cam_from_world @ np.linalg.inv(first.cam_from_world)
     x, y, z = relative[:3, 3]
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])

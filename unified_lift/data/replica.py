@@ -21,8 +21,7 @@ from unified_lift.data.base import Frame, Reader, SceneDescription, fit_lens, ma
 from unified_lift.data.images import image_size, open_image, parallel_map, read_image, resize_image
 from unified_lift.data.lens import Lens
 from unified_lift.data.masks import MaskFile, find_mask, read_mask
-from unified_lift.data.settings import DataSettings
-from unified_lift.data.splits import split_names
+from unified_lift.data.settings import DataSettings, split_names
 from unified_lift.errors import UserError
 from unified_lift.fileio import number, read_json
 from unified_lift.ops.cameras import invert_rigid, unproject
@@ -31,7 +30,6 @@ from unified_lift.types import PointCloud
 
 SAME_WALK = 1e-4  # how far two trajectories may differ in any number to be one walk
 NUM_DEPTH_POINTS = 100_000  # [DN-Splatter: 51 pixels of each of 2000 frames]
-_MILLIMETRES, _NICE_SLAM_DEPTH = 1000.0, 6553.5  # depth units per metre
 _FIRST_CENTRE = 0.5  # corner-origin coordinate of the first pixel's centre
 _POSES, _MAPS = "traj_w_c.txt", "semantic_instance/semantic_instance_{}"  # of Semantic-NeRF and vMAP
 
@@ -121,10 +119,10 @@ def read_lens(recording: Recording, frame: int) -> Lens:
 
 def read_depth(recording: Recording, frame: int) -> np.ndarray:
     """Return depth along the camera axis in metres, 0 = unknown, float64 [H, W]."""
-    path, scale = recording.depth(frame), _MILLIMETRES
+    path, scale = recording.depth(frame), 1000.0  # units per metre
     if recording.layout == "nice_slam":
         source, camera = _camera_parameters(recording)
-        scale = number(camera, "scale", source, default=_NICE_SLAM_DEPTH)
+        scale = number(camera, "scale", source, default=6553.5)
     image = open_image(path)
     if not image.mode.startswith("I"):
         raise UserError(f"{path}: image mode {image.mode} is not a 16-bit depth map; fetch it again")

@@ -17,8 +17,7 @@ from unified_lift.data.images import Progress, image_size, parallel_map, read_im
 from unified_lift.data.lens import Lens, undistort_ids, undistort_image
 from unified_lift.data.masks import MaskFile, find_mask, read_mask, same_aspect
 from unified_lift.data.points import initial_points
-from unified_lift.data.settings import DataSettings
-from unified_lift.data.splits import split_names
+from unified_lift.data.settings import DataSettings, split_names
 from unified_lift.errors import UserError
 from unified_lift.ops.resample import nearest
 from unified_lift.registry import members

@@ -1,7 +1,15 @@
-"""Which scene is read and how: the settings of all readers."""
+"""Which scene is read and how: the settings of all readers, and the views that train or are held out by them."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from unified_lift.data.images import photos_in
+from unified_lift.errors import UserError
+
+ALL_VIEWS, HALF_OF_VIEWS = 100, 50  # n_views values with a meaning of their own [Gaussian Grouping]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,3 +38,52 @@ class DataSettings:
     """Number of random initial points. [ours] 3DGS takes 100k in a fixed cube; ours fill the camera frusta."""
     points_seed: int = 0
     """Seed of random initial points."""
+
+
+def thin(count: int, n_views: int) -> list[int]:
+    """Return which of `count` training views stay: 100 all, 50 half, another number that many, evenly spaced."""
+    if n_views < 1:
+        raise UserError(f"--n_views {n_views}: must be at least 1")
+    wanted = {ALL_VIEWS: count, HALF_OF_VIEWS: max(1, round(0.5 * count))}.get(n_views, min(n_views, count))
+    return [round(i) for i in np.linspace(0, count - 1, wanted)]
+
+
+def split_names(
+    names: Sequence[str],
+    root: Path,
+    settings: DataSettings,
+    held_out: Collection[str] | None = None,
+    train_only: Collection[str] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Return the training and the test views among `names`, all views of the scene folder `root`, in the order given.
+
+    Without `eval` every view trains. With it the dataset's own list of `held_out` names decides, else every llffhold-th
+    name. `train_split` takes the names in `images_train/` for training, with or without `eval`; `train_only` are the
+    only ones that the dataset lets train. A UserError says that the split is contradictory or leaves nothing to train.
+    """
+    if settings.train_split or train_only is not None:
+        if settings.eval and held_out is not None:
+            raise UserError(f"{root}: the scene has its own list of test views; drop --train_split or remove that list")
+        train = list(names_in_images_train(names, root) if train_only is None else train_only)
+    elif settings.eval:
+        if settings.llffhold < 1:
+            raise UserError(f"--llffhold {settings.llffhold}: must be at least 1")
+        held = set(names[:: settings.llffhold] if held_out is None else held_out)  # every llffhold-th [3DGS]
+        train = [name for name in names if name not in held]
+    else:
+        train = list(names)
+    if not train:
+        raise UserError(f"{root}: all {len(names)} views are held out, none is left to train on; drop --eval")
+    kept = set(train)
+    test = [name for name in names if name not in kept] if settings.eval else []
+    return [train[i] for i in thin(len(train), settings.n_views)], test
+
+
+def names_in_images_train(names: Sequence[str], root: Path) -> list[str]:
+    """Return the views whose relative name or stem occurs in `images_train/`; a UserError says that it is empty."""
+    folder = root / "images_train"
+    stems = {path.relative_to(folder).with_suffix("").as_posix() for path in photos_in(folder)}
+    if not stems:
+        fix = "add it or drop the flag (a LERF-Mask scene needs it in any case)"
+        raise UserError(f"{folder}: --train_split needs this folder with the training images; {fix}")
+    return [name for name in names if name in stems or PurePosixPath(name).name in stems]

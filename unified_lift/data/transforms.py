@@ -38,7 +38,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     heads = {path: read_json(path) for path in ([alone] if alone.is_file() else split) if path.is_file()}
     file, head = next(iter(heads.items()))
     entries = [(path, entry) for path, content in heads.items() for entry in _entries(content, path)]
-    images = [_image_path(root, entry) for _, entry in entries]
+    images = [_image_path(root, entry["file_path"]) for _, entry in entries]
     common = Path(os.path.commonpath([image.parent for image in images]))
     names = [name_of(Path(os.path.relpath(image, common)).as_posix()) for image in images]
     size_of = cache(image_size)
@@ -95,9 +95,9 @@ def _entries(head: dict, source: Path) -> list[dict]:
     return entries
 
 
-def _image_path(root: Path, entry: dict) -> Path:
+def _image_path(root: Path, name: str) -> Path:
     """Return the photo of a frame, whose `file_path` may lack the suffix; it need not exist."""
-    path = Path(os.path.normpath(root / entry["file_path"].replace("\\", "/")))
+    path = Path(os.path.normpath(root / name.replace("\\", "/")))
     candidates = (path, *(path.with_name(path.name + suffix) for suffix in IMAGE_SUFFIXES))
     return next((candidate for candidate in candidates if candidate.is_file()), path)
 

@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor
 
 from unified_lift.metrics.base import Metric, ViewBundle, require_same_shape
@@ -19,7 +20,7 @@ def ssim(image: Tensor, target: Tensor) -> float:
     return float(ssim_map(image, target).mean())
 
 
-def ssim_map(image: Tensor, target: Tensor) -> np.ndarray:
+def ssim_map(image: Tensor, target: Tensor) -> Tensor:
     """Return the structural similarity at every pixel and channel, float64 [H, W, 3]; a ValueError: shapes differ."""
     require_same_shape(image, target)
     offsets = np.arange(WINDOW) - WINDOW // 2
@@ -35,7 +36,7 @@ def ssim_map(image: Tensor, target: Tensor) -> np.ndarray:
     var_a, var_b, covariance = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2, blur(a * b) - mean_a * mean_b
     luminance = (2 * mean_a * mean_b + K1**2) / (mean_a**2 + mean_b**2 + K1**2)
     structure = (2 * covariance + K2**2) / (var_a + var_b + K2**2)
-    return luminance * structure
+    return torch.from_numpy(luminance * structure)
 
 
 def _of_view(bundle: ViewBundle) -> float:

@@ -24,9 +24,8 @@ def test_adam_step_equals_torch_adam(implementation, instruction_set):
 
 def test_adam_leaves_values_without_any_gradient_where_they_are(implementation):
     # 0 / (sqrt(0) + eps) must be 0, not NaN
-    param, moments = torch.ones(20), [torch.zeros(20), torch.zeros(20)]
-    grad = torch.zeros(20)
-    update = [(param, grad, dgr.AdamState(*moments, 0.1, 1))]
+    param, grad, first, second = torch.ones(20), *torch.zeros(3, 20)
+    update = [(param, grad, dgr.AdamState(first, second, 0.1, 1))]
     dgr.adam_steps(update, beta1=0.9, beta2=0.999, eps=1e-15, implementation=implementation)
     assert torch.equal(param, torch.ones(20))
 

@@ -25,11 +25,8 @@ class _Rasterize(Function):
     @staticmethod
     def forward(ctx: Any, renderer: Any, options: Options, num_pairs: list[int], *tensors: Tensor) -> Any:
         inputs, wanted = Inputs(*map(dense, tensors)), any(ctx.needs_input_grad)
-        make, n, dim = (
-            inputs.means.new_empty,
-            len(inputs.means),
-            0 if inputs.features is None else inputs.features.shape[1],
-        )
+        make, n = inputs.means.new_empty, len(inputs.means)
+        dim = 0 if inputs.features is None else inputs.features.shape[1]
         shape = (len(inputs.viewmats), options.height, options.width)
         maps = (make(*shape, 3), make(*shape, dim), make(shape), make(shape))
         radii, centres = make(shape[0], n, dtype=torch.int32), make(shape[0], n, 2)

@@ -10,31 +10,21 @@ from .api import rasterize
 
 
 class GaussianRasterizationSettings(NamedTuple):
-    """One camera in the conventions of 3DGS.
+    """One camera in the conventions of 3DGS; projmatrix, campos, prefiltered and debug change nothing."""
 
-    Attributes:
-        image_height, image_width: Pixels.
-        tanfovx, tanfovy: Tangent of half the field of view; the principal point is the image centre.
-        bg: Background colour, [3].
-        scale_modifier: Factor on the scales.
-        viewmatrix: cam_from_world, transposed, [4, 4].
-        sh_degree: Active degree of the harmonics.
-        projmatrix, campos, prefiltered, debug, antialiasing: Accepted for compatibility; antialiasing must be False.
-    """
-
-    image_height: int
+    image_height: int  # pixels
     image_width: int
-    tanfovx: float
+    tanfovx: float  # tangent of half the field of view; the principal point is the image centre
     tanfovy: float
-    bg: Tensor
-    scale_modifier: float
-    viewmatrix: Tensor
+    bg: Tensor  # background colour, [3]
+    scale_modifier: float  # factor on the scales
+    viewmatrix: Tensor  # cam_from_world, transposed, [4, 4]
     projmatrix: Tensor
-    sh_degree: int
+    sh_degree: int  # active degree of the harmonics
     campos: Tensor
     prefiltered: bool = False
     debug: bool = False
-    antialiasing: bool = False
+    antialiasing: bool = False  # must be so
 
 
 class GaussianRasterizer(nn.Module):

@@ -114,11 +114,7 @@ def isa() -> str:
 
 
 def use_isa(name: str) -> bool:
-    """Switch the CPU kernels to another instruction set, between renders; return whether this machine has it.
-
-    Args:
-        name: "avx512", "avx2" or "baseline".
-    """
+    """Switch the CPU kernels to "avx512", "avx2" or "baseline", between renders; return whether this machine has it."""
     return bool(CPU.dgr_use_isa(name.encode()))
 
 

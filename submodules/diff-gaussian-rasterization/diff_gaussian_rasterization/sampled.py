@@ -51,14 +51,8 @@ def draw(weights: PixelWeights, slot: Tensor, sample: Sample, *, stream: int) ->
     parts = (weights.offsets, weights.gaussian_ids, weights.weights)
     if not all(t.is_contiguous() for t in parts):
         raise ValueError("the parts of the weights must be contiguous")
-    CUDA.dgr_cuda_draw(
-        *map(address, (*parts, slot)),
-        sample.rows.numel(),
-        weights.num_rows,
-        stream,
-        *map(address, sample),
-        *place(slot),
-    )
+    numbers = (sample.rows.numel(), weights.num_rows, stream)
+    CUDA.dgr_cuda_draw(*map(address, (*parts, slot)), *numbers, *map(address, sample), *place(slot))
 
 
 def blend_sample(sample: Sample, features: Tensor) -> Tensor:

@@ -39,18 +39,8 @@ class Rotation:
     @property
     def wxyz(self) -> Tensor:
         """Return the unit quaternion, float64 [4]."""
-        axis = torch.tensor(self.axis, dtype=torch.float64)
-        half = math.radians(self.degrees) / 2
-        return torch.cat([torch.tensor([math.cos(half)], dtype=torch.float64), math.sin(half) * axis / axis.norm()])
-
-    @staticmethod
-    def of_quaternion(wxyz: Sequence[float]) -> Rotation:
-        """Return the rotation of a quaternion of any length but zero; its angle lies in [0, 180] degrees."""
-        w, x, y, z = (float(value) for value in wxyz)
-        sine = math.copysign(math.sqrt(x * x + y * y + z * z), w)
-        if sine == 0:
-            return Rotation()
-        return Rotation((x / sine, y / sine, z / sine), math.degrees(2 * math.atan2(abs(sine), abs(w))))
+        axis, half = torch.tensor(self.axis, dtype=torch.float64), math.radians(self.degrees) / 2
+        return torch.cat([axis.new_tensor([math.cos(half)]), math.sin(half) * axis / axis.norm()])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +132,6 @@ class Recolour(ObjectOperation):
 
     With y the luma of a colour c, c becomes color * (y + 0.1) / (mean y + 0.1); the same linear map acts on the higher
     coefficients, so that highlights and the like take the new colour too.
-
     `color` is #rrggbb; `strength` 0 leaves an object as it was, 1 leaves none of the old hue.
     """
 
@@ -249,8 +238,7 @@ OPERATIONS: dict[str, type[Operation]] = {
 
 def next_ids(scene: TrainedScene, count: int) -> list[int]:
     """Return the ids that the next copies take: above all present ones, and above those of training, removed or not."""
-    trained = scene.method.num_objects if scene.method is not None else 0
-    first = max(int(scene.object_ids.max()) + 1, trained)
+    first = max(int(scene.object_ids.max()) + 1, scene.method.num_objects if scene.method is not None else 0)
     return list(range(first, first + count))
 
 

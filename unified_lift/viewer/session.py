@@ -6,7 +6,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy.spatial import transform
 
 from unified_lift.editing import script
 from unified_lift.editing.operations import Duplicate, Move, Operation, Rename, Rotation, Vector, next_ids
@@ -99,9 +101,9 @@ class Session:
 
     def move(self, object_id: int, *, wxyz: Sequence[float], translation: Sequence[float]) -> Move:
         """Return the edit that turns an object about its centroid and shifts it, ready for `preview` or `apply`."""
-        turn = Rotation.of_quaternion(wxyz)
-        degrees = round(turn.degrees, _DIGITS - 3)
-        rotate = Rotation(_rounded(turn.axis), degrees) if degrees else Rotation()
+        turn = transform.Rotation.from_quat(np.roll(wxyz, -1)).as_rotvec(degrees=True)
+        degrees = round(float(np.linalg.norm(turn)), _DIGITS - 3)
+        rotate = Rotation(_rounded(turn / np.linalg.norm(turn)), degrees) if degrees else Rotation()
         return Move(objects=(object_id,), rotate=rotate, translate=_rounded(translation))
 
     def duplicate(self, object_id: int, *, along: Sequence[float]) -> int:

@@ -15,7 +15,4 @@ def write(folder: Path, stem: str, scene: TrainedScene) -> None:
     """Write `<stem>_points.ply`: x y z float32, red green blue uint8, object_id int32."""
     splats = splat_rows(scene.gaussians)
     columns = (*splats["position"].T, *splats["color"].T[:3], scene.object_ids.cpu().numpy())
-    rows = np.zeros(len(splats), list(_TYPES.items()))
-    for name, column in zip(_TYPES, columns, strict=True):
-        rows[name] = column
-    write_vertices(folder / f"{stem}_points.ply", rows)
+    write_vertices(folder / f"{stem}_points.ply", np.rec.fromarrays(columns, list(_TYPES.items())))

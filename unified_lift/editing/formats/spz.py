@@ -12,9 +12,7 @@ from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.modelfolder.inference import TrainedScene
 
-MAGIC, VERSION = 0x5053474E, 3  # "NGSP"
-HEADER = struct.Struct("<IIIBBBB")  # magic, version, count, SH degree, fractional bits, flags, reserved
-COLOR_SCALE = 0.15  # of SH degree 0; leaves room for colours outside 0..1
+_COLOR_SCALE = 0.15  # of SH degree 0; leaves room for colours outside 0..1
 _MAX_FRACTIONAL_BITS = 16
 _POSITION_LIMIT = 2**23 - 1  # 24 bits with sign
 # The format's own writer keeps 5 bits of 8 in SH degree 1, 4 in degrees 2 and 3: the rest would not compress.
@@ -36,17 +34,20 @@ def encode_spz(gaussians: Gaussians) -> bytes:
     farthest = float(np.abs(table["means"]).max())
     bits = min(_MAX_FRACTIONAL_BITS, math.floor(math.log2(_POSITION_LIMIT / max(farthest, 1e-12))))
     if bits < 0:
-        place = f"a Gaussian is {farthest:.3g} units from the origin"
-        raise UserError(f"--format spz: {place}; SPZ reaches {_POSITION_LIMIT}")
+        problem = f"a Gaussian is {farthest:.3g} units from the origin; SPZ reaches {_POSITION_LIMIT}"
+        raise UserError(f"--format spz: {problem}")
     fixed = np.rint(table["means"].astype(np.float64) * _FLIP_AXES * 2**bits).astype("<i4")
+    # Above degree 0, 128 is zero, in steps of 8 or 16 of 1/128.
+    step, flip = (each[: table["shN"].shape[1], None] for each in (_SH_STEPS, _FLIP_SH))
+    levels = np.rint(table["shN"] * flip * 128) + 128
     columns = (
-        HEADER.pack(MAGIC, VERSION, len(gaussians), gaussians.sh_degree, bits, 0, 0),
+        struct.pack("<4s2I4B", b"NGSP", 3, len(gaussians), gaussians.sh_degree, bits, 0, 0),  # 0: no flags, reserved
         fixed.view(np.uint8).reshape(-1, 4)[:, :3].tobytes(),  # the low three bytes
         to_bytes(gaussians.opacities.detach().cpu().numpy() * 255).tobytes(),
-        to_bytes((table["sh0"][:, 0] * COLOR_SCALE + 0.5) * 255).tobytes(),
+        to_bytes((table["sh0"][:, 0] * _COLOR_SCALE + 0.5) * 255).tobytes(),
         to_bytes((table["log_scales"] + 10) * 16).tobytes(),
         pack_rotations(table["quats"]).tobytes(),
-        _harmonics(table["shN"]),
+        ((np.floor((levels + step / 2) / step) * step).clip(0, 255)).astype(np.uint8).tobytes(),
     )
     return gzip.compress(b"".join(columns), mtime=0)  # no time, so that equal scenes give equal files
 
@@ -68,13 +69,6 @@ def pack_rotations(quats: np.ndarray) -> np.ndarray:
         longer = (packed << 10) | ((turned[:, index] < 0).astype(np.uint32) << 9) | size
         packed = np.where(largest == index, packed, longer)
     return packed.astype("<u4")
-
-
-def _harmonics(coefficients: np.ndarray) -> bytes:
-    """Return the coefficients above degree 0, [N, K - 1, 3], as bytes: 128 = 0, in steps of 8 or 16 of 1/128."""
-    step, flip = (table[: coefficients.shape[1], None] for table in (_SH_STEPS, _FLIP_SH))
-    levels = np.rint(coefficients * flip * 128) + 128
-    return (np.floor((levels + step / 2) / step) * step).clip(0, 255).astype(np.uint8).tobytes()
 
 
 def write(folder: Path, stem: str, scene: TrainedScene) -> None:

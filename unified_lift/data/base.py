@@ -56,7 +56,7 @@ class Reader:
 
     name: str  # key in `DATASETS`
     looks_for: str  # the files by which the layout is known, for messages
-    detect: Callable[[Path], bool]
+    detect: Callable[[Path], object]  # something true of a folder that has this layout
     describe: Callable[[Path, DataSettings], SceneDescription]  # settings choose image folder and split
     mask_folder: str = OBJECT_PATH  # the dataset's own name for the folder of input masks
     protocol: str = "generic"  # the benchmark that scores it, unless the user chooses another

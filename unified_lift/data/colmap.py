@@ -94,14 +94,15 @@ class ColmapPoints:
     colors: np.ndarray
 
 
-def detect(root: Path) -> bool:
-    """Return whether the folder holds a COLMAP model in one of the usual places."""
-    return _model_folder(root) is not None
+def model_folder(root: Path) -> Path | None:
+    """Return the first of the usual places that holds a COLMAP model."""
+    folders = (root / name for name in MODEL_FOLDERS)
+    return next((path for path in folders if table_path(path, "cameras") or table_path(path, "images")), None)
 
 
 def describe(root: Path, settings: DataSettings) -> SceneDescription:
     """Return the registered images, sorted by name as strings [3DGS]."""
-    model, folder = _model_folder(root) or root / MODEL_FOLDERS[0], root / settings.images
+    model, folder = model_folder(root) or root / MODEL_FOLDERS[0], root / settings.images
     if not folder.is_dir():
         raise UserError(f"{folder}: no such image folder; correct -i/--images")
     source = _required(model, "images")
@@ -145,11 +146,6 @@ def lens_of(camera: ColmapCamera, source: Path) -> Lens:
     model: LensModel = "fisheye" if camera.model in FISHEYE else "perspective"
     coefficients = tuple(values.get(name, 0.0) for name in COEFFICIENTS[model])
     return Lens(fx, fy, values["cx"], values["cy"], camera.width, camera.height, model, coefficients)
-
-
-def _model_folder(root: Path) -> Path | None:
-    folders = (root / name for name in MODEL_FOLDERS)
-    return next((path for path in folders if table_path(path, "cameras") or table_path(path, "images")), None)
 
 
 def _required(folder: Path, table: str) -> Path:
@@ -305,7 +301,7 @@ def _records(
 READER = Reader(
     name="colmap",
     looks_for=", ".join(f"{folder}/cameras.bin" for folder in MODEL_FOLDERS) + " (or .txt)",
-    detect=detect,
+    detect=model_folder,
     describe=describe,
     precedence=60,
 )

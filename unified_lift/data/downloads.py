@@ -89,7 +89,7 @@ def _lerf_mask_scene(folder: Path, issues: Issues) -> None:
     scene, before = folder.name, len(issues)
     for name in ("images", lerf_mask.TRAIN_LIST, lerf_mask.PROMPT_MASKS):
         issues.error(f"{scene}/{name}: no such folder", when=not (folder / name).is_dir())
-    issues.error(f"{scene}/sparse/0: no COLMAP model there", when=not colmap.detect(folder))
+    issues.error(f"{scene}/sparse/0: no COLMAP model there", when=not colmap.model_folder(folder))
     if len(issues) > before:
         return
     described = _described(lerf_mask.READER, folder, issues, f"{scene}/images")

@@ -34,7 +34,7 @@ PROMPTS = {
 def detect(root: Path) -> bool:
     """Return whether the folder holds a COLMAP scene with `images_train/` and `test_mask/`."""
     folders = ("images", TRAIN_LIST, PROMPT_MASKS)
-    return all((root / folder).is_dir() for folder in folders) and colmap.detect(root)
+    return all((root / folder).is_dir() for folder in folders) and colmap.model_folder(root) is not None
 
 
 def describe(root: Path, settings: DataSettings) -> SceneDescription:

@@ -157,11 +157,6 @@ def check_same_walk(recording: Recording) -> None:
         raise UserError(f"{other}: {what}; the instance maps in {maps.parent} do not belong to these photos: {fix}")
 
 
-def detect(root: Path) -> bool:
-    """Return whether the folder holds one of the three renderings."""
-    return find_recording(root) is not None
-
-
 def describe(root: Path, settings: DataSettings) -> SceneDescription:
     """Return the frames that the benchmark uses, in numeric order."""
     recording = find_recording(root)
@@ -238,7 +233,7 @@ def depth_points(
 READER = Reader(
     name="replica",
     looks_for="traj.txt and results/, or traj_w_c.txt and rgb/ (also in Sequence_1/ or imap/00/)",
-    detect=detect,
+    detect=find_recording,
     describe=describe,
     protocol="replica",
     precedence=30,

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from unified_lift.bench.grid import Grid, job_of, lift_steps, places
@@ -170,7 +169,7 @@ def _mean_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
     own = {row.citation for row in grid.rows}
     only_cited = [cited for key, cited in grid.table.paper.items() if key not in own]
     published = [*map(grid.table.published, grid.rows), *only_cited]
-    cells = cells.reindex(range(len(published)), fill_value=NOTHING)
+    cells = cells.reindex(range(len(published)))
     cells.loc[len(grid.rows) :, "method"] = [f"{cited.name} (cited)" for cited in only_cited]
     for metric in masks.metrics:
         values = [f"{100 * cited.mean[metric]:.1f}" if metric in cited.mean else NOTHING for cited in published]
@@ -179,14 +178,10 @@ def _mean_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
             cells.insert(cells.columns.get_loc(metric) + 1, name, values)
     for name, column in _TIMES.items():
         means = part[column].astype(float).groupby(part.method).mean().reindex([row.key for row in grid.rows])
-        cells[name] = [_number(mean, 1) for mean in means] + [NOTHING] * len(only_cited)
+        cells[name] = [*means.map("{:.1f}".format, na_action="ignore"), *[NOTHING] * len(only_cited)]
     if any(cited.hours for cited in published):
         cells["paper hours"] = [cited.hours for cited in published]
-    return TextTable(title, cells, best, notes)
-
-
-def _number(value: float, digits: int) -> str:
-    return NOTHING if np.isnan(value) else f"{value:.{digits}f}"
+    return TextTable(title, cells.fillna(NOTHING), best, notes)
 
 
 def _scene_table(grid: Grid, part: pd.DataFrame, metric: str, masks: str) -> TextTable:
@@ -223,7 +218,7 @@ def _count_table(grid: Grid, part: pd.DataFrame, masks: str) -> TextTable:
         lines |= {row.name: own.num_objects_pred}
         lines |= {f"{row.name}: groups": own.num_groups} if own.num_groups.notna().any() else {}
     means = {name: values.astype(float).groupby(part.scene).mean() for name, values in lines.items()}
-    cells = pd.DataFrame(means).reindex(part.scene.unique()).T.map(_number, digits=0)
+    cells = pd.DataFrame(means).reindex(part.scene.unique()).T.map("{:.0f}".format, na_action="ignore").fillna(NOTHING)
     cells = cells.rename_axis(index="method", columns=None).reset_index()
     return TextTable(f"Objects in the held-out views, masks {masks}", cells)
 

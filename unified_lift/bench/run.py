@@ -4,7 +4,6 @@ import fcntl
 import itertools
 import json
 import os
-import queue
 import re
 import shutil
 import signal
@@ -13,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -55,9 +54,11 @@ def read_record(job: Job) -> Record:
         return Record()
     if record.status == "running":
         return replace(record, status="interrupted", message="broken off")
-    if record.status == "done" and not all(path.exists() for path in job.artefacts):
+    if record.status != "done":
+        return record
+    if not all(path.exists() for path in job.artefacts):
         return Record(message="its files are gone")
-    return replace(record, figures=record.figures or _figures(job)) if record.status == "done" else record
+    return replace(record, figures=record.figures or _figures(job))
 
 
 def read_records(jobs: Sequence[Job]) -> dict[str, Record]:
@@ -84,35 +85,33 @@ def run_job(job: Job, execute: Callable[[list[str], Path], int] | None = None) -
     A job that was interrupted goes on, from its last checkpoint if it has one; any other begins anew.
     """
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    record = read_record(job)
+    record, began = read_record(job), time.perf_counter()
     resumes = record.status == "interrupted" and not record.finished_steps and any(job.model.glob("chkpnt*.pth"))
     if record.status != "interrupted" or not (record.finished_steps or resumes):
         record = Record()
         job.log.write_text("")
-    began, spent = time.perf_counter(), record.seconds
     record = replace(record, commands=job.recorded, status="running", exit_code=None, message="")
-
-    def ended(status: str, **changes: Any) -> Record:
-        return _written(job, replace(record, status=status, **changes))
-
-    for step, command in list(enumerate(job.commands))[record.finished_steps :]:
-        _written(job, record)
+    spent = record.seconds
+    for command in job.commands[record.finished_steps :]:
+        _write(job, record)
         words = ["--resume" if resumes and word == "--overwrite" else word for word in command]
         with open(job.log, "a") as log:
             log.write(f"$ {shell_line(words)}\n")
         code = execute(words, job.log) if execute else start_process(words, job.log).wait()
         record = replace(record, exit_code=code, seconds=round(spent + time.perf_counter() - began, 2))
         if code:
-            return ended("interrupted" if code == INTERRUPTED else "failed", message=_reason(job, code))
-        record = replace(record, finished_steps=step + 1)
+            status = "interrupted" if code == INTERRUPTED else "failed"
+            return _write(job, record, status=status, message=_reason(job, code))
+        record = replace(record, finished_steps=record.finished_steps + 1)
     if missing := [path.name for path in job.artefacts if not path.exists()]:
-        return ended("failed", message=f"it left no {', '.join(missing)}")
+        return _write(job, record, status="failed", message=f"it left no {', '.join(missing)}")
     for path in [path for pattern in job.discard for path in job.model.glob(pattern)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return ended("done", figures=_figures(job))
+    return _write(job, record, status="done", figures=_figures(job))
 
 
-def _written(job: Job, record: Record) -> Record:
+def _write(job: Job, record: Record, **changes: Any) -> Record:
+    record = replace(record, **changes)
     write_json(job.record, vars(record))
     return record
 
@@ -127,9 +126,7 @@ class LocalPool:
 
     def __init__(self, jobs: int, *, threads: int | None = None) -> None:
         self.capacity, self.executor = jobs, ThreadPoolExecutor(jobs)
-        self._environments: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-        for environment in environments(jobs, threads=threads):
-            self._environments.put(environment)
+        self._environments = deque(environments(jobs, threads=threads))
         self._children: list[subprocess.Popen] = []
         self._lock, self._stopping = threading.Lock(), False
 
@@ -139,7 +136,7 @@ class LocalPool:
 
     def execute(self, command: list[str], log: Path) -> int:
         """Run a command on the next free GPU; what a signal of ours ended was interrupted."""
-        environment = self._environments.get()
+        environment = self._environments.popleft()
         try:
             with self._lock:
                 if self._stopping:
@@ -149,7 +146,7 @@ class LocalPool:
                 self._children.append(child)
             code = child.wait()
         finally:
-            self._environments.put(environment)
+            self._environments.append(environment)
         return INTERRUPTED if self._stopping and code else code
 
     def stop(self, number: int) -> None:
@@ -261,16 +258,16 @@ def _result(job: Job, future: Any) -> Record:
     if (problem := future.exception()) is None:
         return future.result()
     last = (str(problem).strip() or "the job left no message").splitlines()[-1]
-    return _written(job, Record(commands=job.recorded, status="failed", message=last))
+    return _write(job, Record(commands=job.recorded, status="failed", message=last))
 
 
 def _figures(job: Job) -> dict[str, Any]:
-    manifest, results = _read(job.model / "manifest.json"), _read(job.model / "results.json")
-    (name, scores), candidates = next(reversed(results.items()), ("", {})), {}
+    results, oracle = _read(job.model / "results.json"), {}
+    name, scores = next(reversed(results.items()), ("", {}))
     if job.artefacts[0].name == "oracle.json":
         oracle = _read(job.artefacts[0])
-        candidates = oracle.get("candidates", {})
-        scores = candidates.get(oracle.get("best"), {})
+        scores = oracle.get("candidates", {}).get(oracle.get("best"), {})
+    manifest, candidates = _read(job.model / "manifest.json"), oracle.get("candidates", {})
     return {"results": name, "scores": scores, "manifest": manifest, "candidates": candidates}
 
 

@@ -91,16 +91,11 @@ def _small(num: int, width: int, height: int, dim: int = 0, degree: int | None =
 
 QUICK_CASES = {"500_48x32_rgb": _small(500, 48, 32), "500_48x32_rgb16": _small(500, 48, 32, 16)}
 CPU_CASES = {
-    "10k_160x120_rgb": _small(10_000, 160, 120),
-    "10k_160x120_rgb16": _small(10_000, 160, 120, 16),
-    "10k_400x300_rgb": _small(10_000, 400, 300),
-    "10k_400x300_rgb16": _small(10_000, 400, 300, 16),
-    "50k_160x120_rgb": _small(50_000, 160, 120),
-    "50k_160x120_rgb16": _small(50_000, 160, 120, 16),
-    "50k_400x300_rgb": _small(50_000, 400, 300),
-    "50k_400x300_rgb16": _small(50_000, 400, 300, 16),
-    "60k_256x256_sh3": _small(60_000, 256, 256, 0, 3),
-}
+    f"{num}k_{width}x{height}_rgb{dim or ''}": _small(1000 * num, width, height, dim)
+    for num in (10, 50)
+    for width, height in ((160, 120), (400, 300))
+    for dim in (0, 16)
+} | {"60k_256x256_sh3": _small(60_000, 256, 256, 0, 3)}
 # The last two have six million (tile, Gaussian) pairs, for which the floors of kernels were counted.
 _MANY_PAIRS = functools.partial(Case, 1_000_000, 1296, 840, size=5e-3, opacity=(0.5, 0.95))
 GPU_CASES = {

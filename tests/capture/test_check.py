@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,14 +9,14 @@ from PIL import Image
 
 from tests.data.fixtures import edit_json, write_dataset
 from tests.data.fixtures.colmap_model import read_model, write_model
-from unified_lift.capture.check import ANNOTATION_FOLDERS, check_lines, check_scene, visible_share
+from unified_lift.capture.check import ANNOTATION_FOLDERS, check_lines, check_scene
 from unified_lift.data import DATASETS, load_scene
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
+from unified_lift.data.points import hardly_seen, in_pictures
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import unproject
-from unified_lift.types import PointCloud
 
 
 @pytest.fixture
@@ -81,12 +80,17 @@ def test_points_of_the_scene_are_counted_and_made_ones_are_not(dataset):
     assert any("training makes them from the photos" in line for line in check_lines(check))
 
 
-def test_the_share_of_visible_points_by_hand(scene):
+def test_which_points_are_in_a_picture_by_hand_and_when_they_are_hardly_seen(scene):
     camera = scene.train[0].camera
     inside, beside, behind = [3.0, 4.0], [camera.width + 5.0, 4.0], [3.0, 4.0]
     positions = unproject(np.array([inside, beside, behind]), np.array([2.0, 2.0, -2.0]), camera)
-    points = PointCloud(positions=positions.astype(np.float32), colors=np.zeros((3, 3), np.uint8))
-    assert visible_share(replace(scene, train=scene.train[:1], points=points)) == pytest.approx(1 / 3)
+    assert in_pictures(positions.astype(np.float32), [camera, camera]).tolist() == [[True, False, False]] * 2
+    assert in_pictures(np.zeros((25_000, 3), np.float32), [camera]).shape == (1, 12_500)
+    shown, one = np.eye(3, 100, dtype=bool), np.arange(100) < 1
+    assert hardly_seen(np.array([shown[0], ~one, 0 * one > 0, ~one]), "it") is None  # one of four is blind
+    blind = hardly_seen(np.array([~one, 0 * one > 0, 0 * one > 0]), "it")
+    assert blind == "the cameras hardly see it (33.0 % of them in a view), 2 of 3 views show none"
+    assert hardly_seen(shown, "it") == "the cameras hardly see it (1.0 % of them in a view)"
 
 
 def test_every_damage_of_a_colmap_scene_is_listed(dataset):

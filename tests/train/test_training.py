@@ -1,6 +1,8 @@
 import dataclasses
+import re
 import signal
 import weakref
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,12 +14,14 @@ from unified_lift.errors import UserError
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.initialize import gaussians_from_points
+from unified_lift.model.ply import write_gaussians
 from unified_lift.model.render import blending_weights
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.checkpoint import checkpoint_path, checkpoints, load_checkpoint
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.labels import label_gaussians
 from unified_lift.modelfolder.settings import GeometrySettings, LiftSettings, TrainSettings, with_preset
+from unified_lift.ops.cameras import unproject
 from unified_lift.settings.yaml import merged
 from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.hooks import Hook, Interrupted
@@ -189,6 +193,20 @@ def test_foreign_splat_is_lifted_without_touching_it(tmp_path, scene):
     result = tmp_path / "lifted" / "point_cloud" / "iteration_0"
     assert (result / "point_cloud.ply").read_bytes() == ply.read_bytes()
     assert (result / "segmentation.npz").exists()
+
+
+def test_splat_of_another_frame_is_refused_where_no_view_shows_it_and_else_warned_of(tmp_path, scene, capsys):
+    ply, gaussians = tmp_path / "splat.ply", gaussians_from_points(scene.points, sh_degree=1)
+    settings = settings_for(tmp_path / "m", geometry={"iterations": 0}, init_ply=str(ply), lift_iterations=0)
+    beyond = unproject(np.array([[9.0, 9.0]]), np.array([50.0]), scene.train[0].camera)  # two views show it
+    for centre, share, blind in ((beyond * [1, 0, 1] + [0, 1e6, 0], 0, 6), (beyond, 33.3, 4)):
+        gaussians.set("means", torch.tensor(centre, dtype=torch.float32).expand(len(gaussians), 3))
+        write_gaussians(ply, gaussians)
+        said = f"{ply}: the cameras hardly see its Gaussians ({share:.1f} % of them in a view), {blind} of 6 views show"
+        with pytest.raises(UserError, match=re.escape(said)) if blind == 6 else nullcontext():
+            run(settings, scene)
+        assert (tmp_path / "m").exists() == (blind != 6)
+    assert f"warning: {said} none; export the splat in the frame of the poses" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("preset", ["unified_lift", "released"])

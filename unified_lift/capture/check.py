@@ -17,12 +17,11 @@ from unified_lift.data.base import Frame, listed
 from unified_lift.data.images import Progress, photos_in
 from unified_lift.data.issues import Issues, check_masks, check_photos, issue_lines
 from unified_lift.data.masks import LOOKS_FOR, MASK_SUFFIXES
-from unified_lift.data.points import in_picture
+from unified_lift.data.points import MIN_SEEN, hardly_seen, in_pictures
 from unified_lift.data.scene import describe, mask_folder
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
-from unified_lift.ops.cameras import fov_from_focal, project
-from unified_lift.types import Scene
+from unified_lift.ops.cameras import fov_from_focal
 
 ANNOTATION_FOLDERS = (
     "annotations/gt_instance",
@@ -165,19 +164,13 @@ def _check_loading(issues: Issues, settings: DataSettings) -> dict[str, Any]:
     own = scene.notes[-1].endswith("from the scene")
     points: dict[str, Any] = {"of_the_scene": len(scene.points.positions) if own else 0}
     if own:
-        share = points["visible_share"] = round(visible_share(scene), 4)
-        text = f"the cameras hardly see the scene's points ({100 * share:.1f} % of them in a view)"
+        seen = in_pictures(scene.points.positions, [view.camera for view in scene.train])
+        points["visible_share"] = round(float(seen.mean()), 4)
+        text = hardly_seen(seen, "the scene's points") or ""
         fix = "poses and points disagree: check axes (OpenCV or OpenGL), camera-to-world, and scale"
-        issues.error(text, fix, when=share < 0.02)
+        issues.add("error" if seen.mean() < MIN_SEEN else "note", text, fix, when=text)
     split = {"train": len(scene.train), "test_with_eval": len(scene.test)}
     return {"split": split, "radius": round(scene.radius, 4), "zero_id": scene.zero_id, "points": points}
-
-
-def visible_share(scene: Scene) -> float:
-    """Return which share of the initial points lies inside a training view's picture, averaged over views."""
-    positions = scene.points.positions
-    positions = positions[:: max(1, len(positions) // 2000)].astype(np.float64)
-    return float(np.mean([in_picture(*project(positions, view.camera), view.camera).mean() for view in scene.train]))
 
 
 def check_lines(check: SceneCheck) -> list[str]:

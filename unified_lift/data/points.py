@@ -21,8 +21,10 @@ from unified_lift.ops.cameras import look_at_point, project, unproject
 from unified_lift.types import Camera, PointCloud, View
 
 MIN_POINTS = 4  # three neighbours are needed for a start scale
+MIN_SEEN = 0.02  # share of the points; where the cameras see less, points and poses disagree
 _FAR_OF_LOOK_AT = 1.5  # frusta end at this multiple of the median distance to the look-at point
 _ENOUGH_POINTS = 2000  # triangulated points that need no random company
+_MAX_LOOKED_AT = 10_000  # points that are looked for in every view
 _MAX_SIDE = 960  # px: larger photos are shrunk for detection
 _MAX_FEATURES = 2000  # strongest SIFT points per view
 _CONTRAST = 0.004  # SIFT contrast threshold; the library's 0.04 leaves smooth walls and small photos empty
@@ -103,6 +105,24 @@ def look_at_distance(cameras: Sequence[Camera]) -> float:
 def in_picture(pixels: np.ndarray, depth: np.ndarray, camera: Camera) -> np.ndarray:
     """Return which projected points, pixels [K, 2] and depth [K], the camera has in its picture, bool [K]."""
     return (pixels >= 0).all(axis=1) & (pixels <= [camera.width, camera.height]).all(axis=1) & (depth > 0)
+
+
+def in_pictures(positions: np.ndarray, cameras: Sequence[Camera]) -> np.ndarray:
+    """Return which world points, every k-th of float [M, 3] where there are many, each camera sees, bool [V, K]."""
+    positions = positions[:: max(1, len(positions) // _MAX_LOOKED_AT)]
+    return np.stack([in_picture(*project(positions, camera), camera) for camera in cameras])
+
+
+def hardly_seen(seen: np.ndarray, what: str) -> str | None:
+    """Return that the cameras hardly see the points named `what`, if so by `seen`, bool [V, K]; else None.
+
+    So it is if a view has too few of them on average, or if most views have none.
+    """
+    blind = int((~seen.any(axis=1)).sum())
+    if seen.mean() >= MIN_SEEN and 2 * blind <= len(seen):
+        return None
+    none = f", {blind} of {len(seen)} views show none" if blind else ""
+    return f"the cameras hardly see {what} ({100 * seen.mean():.1f} % of them in a view){none}"
 
 
 def _not_in_earlier_frusta(points: np.ndarray, chosen: np.ndarray, cameras: Sequence[Camera], far: float) -> np.ndarray:

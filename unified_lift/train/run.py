@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from unified_lift.data import load_scene
 from unified_lift.data.cache import CacheChoice, DataCache
+from unified_lift.data.points import MIN_SEEN, hardly_seen, in_pictures
 from unified_lift.density import strategy_entry
 from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
@@ -217,6 +218,7 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
             clock.done[name] = clock.done.get(name, 0.0) + spent
     elif settings.init_ply is not None:
         gaussians = read_gaussians(settings.init_ply)
+        _require_in_sight(gaussians, scene, settings.init_ply)
     else:
         gaussians = gaussians_from_points(scene.points, sh_degree=settings.geometry.sh_degree)
     settings.model_path.mkdir(parents=True, exist_ok=True)
@@ -228,6 +230,16 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
         rewind_log(settings.model_path, stage=saved["stage"], step=saved["step"])
     outputs.write_run_header(settings, scene)
     return TrainingState(settings, scene, cache.choice, gaussians.to(device), method, clock, checkpoint=saved)
+
+
+def _require_in_sight(gaussians: Gaussians, scene: Scene, ply: Path) -> None:
+    """Warn if the training cameras hardly see the Gaussians of a file; a UserError says that they see nearly none."""
+    seen = in_pictures(gaussians.means.detach().numpy(), [view.camera for view in scene.train])
+    if problem := hardly_seen(seen, "its Gaussians"):
+        fix = f"export the splat in the frame of the poses of {scene.name}, or take the poses that belong to it"
+        if seen.any(axis=0).mean() < MIN_SEEN:
+            raise UserError(f"{ply}: {problem}; {fix}")
+        tqdm.write(f"warning: {ply}: {problem}; {fix}")
 
 
 def latest_checkpoint(settings: TrainSettings) -> Path | None:

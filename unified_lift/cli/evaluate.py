@@ -1,9 +1,7 @@
 """eval.py: scores of a trained scene on its held-out views, as a table, JSON files and an HTML report."""
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from unified_lift.cli.model_flags import SceneFlags
 from unified_lift.errors import UserError
@@ -58,7 +56,12 @@ def eval_main(argv: list[str]) -> int:
     if command.oracle_codebooks:
         sweep = evaluate_candidates(model, scene, result, quiet=command.quiet)
         write_json(model.path / "oracle.json", sweep)
-        _print_sweep(sweep)
+        metric = metric_of(sweep["headline"])
+        for name, scores in sweep["candidates"].items():
+            marks = [mark for mark in ("best", "chosen") if sweep[mark] == name]
+            value = metric.text(scores[metric.name]) if metric.name in scores else "does not apply"
+            print(f"  {name}: {metric.name} {value} {', '.join(marks)}".rstrip())
+        print(f"warning: {sweep['warning']}")
         print(f"{model.path / 'oracle.json'}: all candidates")
     return 0
 
@@ -78,12 +81,3 @@ def _print_scores(model: TrainedScene, scene: Scene, result: Result) -> None:
     for warning in result.report.get("warnings", ()):
         print(f"warning: {warning}")
     print(f"{model.path / 'report.html'}: pictures and plots")
-
-
-def _print_sweep(sweep: Mapping[str, Any]) -> None:
-    metric = metric_of(sweep["headline"])
-    for name, scores in sweep["candidates"].items():
-        marks = [mark for mark in ("best", "chosen") if sweep[mark] == name]
-        value = metric.text(scores[metric.name]) if metric.name in scores else "does not apply"
-        print(f"  {name}: {metric.name} {value} {', '.join(marks)}".rstrip())
-    print(f"warning: {sweep['warning']}")

@@ -4,18 +4,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from torch import Tensor
 
-from unified_lift.density.base import (
-    DensityStep,
-    RowOptimizer,
-    State,
-    Strategy,
-    StrategyEntry,
-    StrategySettings,
-    append_rows,
-    keep_rows,
-)
+from unified_lift.density import base
+from unified_lift.density.base import DensityStep, RowOptimizer, State
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.ops.quaternions import rotation_from_quaternion
 from unified_lift.settings.limits import Range
@@ -25,7 +16,7 @@ _SPLIT_SHRINK = 1.6  # scale of a child = parent / (0.8 * children) [3DGS]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DefaultStrategySettings(StrategySettings):
+class DefaultStrategySettings(base.StrategySettings):
     """When and where Gaussians are added and removed."""
 
     densify_from_iter: Annotated[int, Range(0)] = 500
@@ -48,7 +39,7 @@ class DefaultStrategySettings(StrategySettings):
     """Upper bound on N; 0 = none. [ours]"""
 
 
-class DefaultStrategy(Strategy):
+class DefaultStrategy(base.Strategy):
     """Adaptive density control of 3D-GS. Its state: sums of the screen-space gradient, and of the views that count.
 
     Source: 3D-GS section 5.2 and its released code.
@@ -74,7 +65,7 @@ class DefaultStrategy(Strategy):
                 if 0 < s.opacity_reset_interval < iteration:
                     keep &= gaussians.scales.max(dim=1).values <= s.max_world_scale * info.radius
             if not bool(keep.all()) and bool(keep.any()):
-                keep_rows(gaussians, optimizer, state, keep)
+                base.keep_rows(gaussians, optimizer, state, keep)
         if s.opacity_reset_interval and iteration % s.opacity_reset_interval == 0:
             ceiling = float(torch.tensor(0.01).logit())  # the photos must argue for each Gaussian again [3DGS]
             gaussians.set("logit_opacities", gaussians.logit_opacities.detach().clamp(max=ceiling))
@@ -88,19 +79,15 @@ class DefaultStrategy(Strategy):
             coarse &= torch.zeros_like(coarse).index_fill_(0, gradient.topk(min(room, len(gradient))).indices, True)
         large = gaussians.scales.detach().max(dim=1).values > self.settings.percent_dense * info.radius
         clones = {name: value.detach()[coarse & ~large] for name, value in gaussians}
-        children = _split(gaussians, coarse & large, info.generator)
-        keep_rows(gaussians, optimizer, state, ~(coarse & large))
-        append_rows(gaussians, optimizer, clones, children)
+        parents = {name: value.detach()[coarse & large] for name, value in gaussians}
+        children = {name: value.repeat_interleave(_SPLIT_CHILDREN, dim=0) for name, value in parents.items()}
+        scales, rotations = children["log_scales"].exp(), rotation_from_quaternion(children["quats"])
+        offsets = torch.randn(scales.shape, generator=info.generator).to(scales.device) * scales  # [2n, 3], in own axes
+        children["means"] = children["means"] + (rotations @ offsets[:, :, None])[:, :, 0]
+        children["log_scales"] = (scales / _SPLIT_SHRINK).log()
+        base.keep_rows(gaussians, optimizer, state, ~(coarse & large))
+        base.append_rows(gaussians, optimizer, clones, children)
         state |= self.initial_state(len(gaussians), gaussians.device)
 
 
-def _split(gaussians: Gaussians, chosen: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    parents = {name: value.detach()[chosen].repeat_interleave(_SPLIT_CHILDREN, dim=0) for name, value in gaussians}
-    scales, rotations = parents["log_scales"].exp(), rotation_from_quaternion(parents["quats"])
-    offsets = torch.randn(scales.shape, generator=generator).to(scales.device) * scales  # [2n, 3], in its own axes
-    parents["means"] = parents["means"] + (rotations @ offsets[:, :, None])[:, :, 0]
-    parents["log_scales"] = (scales / _SPLIT_SHRINK).log()
-    return parents
-
-
-STRATEGY = StrategyEntry("default", DefaultStrategySettings, DefaultStrategy)
+STRATEGY = base.StrategyEntry("default", DefaultStrategySettings, DefaultStrategy)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import Grounding, pretrained
-from unified_lift.evaluation.pictures import borders, quantize_uint8, write_picture
-from unified_lift.model.render import render
+from unified_lift.evaluation.pictures import borders, rendering_of, write_picture
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.modelfolder.labels import segment_by_labels
 from unified_lift.types import Camera, Scene, View
@@ -91,7 +90,7 @@ def objects_by_text(scene: TrainedScene, text: str, cameras: Sequence[Camera], e
     views = best_views(scene, cameras)
     if not views:
         return {}
-    rendered = {index: picture(scene, cameras[index]) for index in {index for index, _ in views.values()}}
+    rendered = {index: rendering_of(scene, cameras[index])[0] for index in {index for index, _ in views.values()}}
     crops = []
     for index, mask in views.values():
         box, image = _box(mask), rendered[index]
@@ -123,13 +122,6 @@ def clip_encoder(folder: Path, *, device: torch.device) -> TextEncoder:
     return encode
 
 
-@torch.no_grad()
-def picture(scene: TrainedScene, camera: Camera) -> np.ndarray:
-    """Return the rendering of a scene, uint8 RGB [H, W, 3]."""
-    out = render(scene.gaussians, camera, background=scene.background, with_features=False)
-    return quantize_uint8(out.image)
-
-
 def views_to_ask(scene: Scene, name: str | None) -> list[View]:
     """Return the view of that name; without a name, training views evenly spread, among which the best are sought."""
     if name is None:
@@ -145,13 +137,12 @@ def views_to_ask(scene: Scene, name: str | None) -> list[View]:
 def write_best_views(scene: TrainedScene, ids: Collection[int], views: Sequence[View], out: Path) -> dict[int, int]:
     """Write `<id>.png`, the rest dimmed, and `<id>_mask.png` of each object in the view that shows most of it.
 
-    Returns:
-        Object id -> index of its view; objects that no view shows are absent.
+    Returned is object id -> index of its view; objects that no view shows are absent.
     """
     best = best_views(scene, [view.camera for view in views])
     shown = {object_id: best[object_id] for object_id in ids if object_id in best}
     for object_id, (index, mask) in shown.items():
-        image = picture(scene, views[index].camera)
+        image, _ = rendering_of(scene, views[index].camera)
         highlighted = np.where(mask[..., None], image, np.rint(_DIM * image).astype(np.uint8))
         highlighted[borders(mask)] = 255
         write_picture(out / f"{object_id}.png", highlighted)

@@ -18,19 +18,13 @@ _NUM_CANDIDATES = 4  # Gaussians at the very same place that are told apart by t
 def reattach(
     edited: Gaussians, scene: TrainedScene, *, max_distance: float = MAX_DISTANCE
 ) -> tuple[TrainedScene, dict[str, int]]:
-    """Return the edited Gaussians with the labels and features of those they were.
+    """Return the edited Gaussians with the labels and features of those they were, and how they were found.
 
     Each goes back to the old Gaussian at its place (`same`); else to the one that shares colour and opacity with it to
     the last bit, which moving, turning and copying leave alone (`moved`); else to the nearest, within the limit
-    (`near`) or with confidence 0 (`unknown`).
-
-    Args:
-        max_distance: How far the nearest may be, in standard deviations along its longest axis.
-    Returns:
-        The edited scene, and how many of its Gaussians are `num_same`, `num_moved`, `num_near` and `num_unknown`;
-        `num_removed` counts the old ones to which none goes back.
-    Raises:
-        UserError: More than half of the Gaussians are unknown.
+    (`near`: `max_distance` standard deviations along its longest axis) or with confidence 0 (`unknown`). These are
+    counted as `num_same` and so on; `num_removed` are the old ones to which none goes back.
+    A UserError: more than half of the Gaussians are unknown.
     """
     (places, looks), (old_places, old_looks) = map(_places_and_looks, (edited, scene.gaussians))
     count = min(_NUM_CANDIDATES, len(old_places))

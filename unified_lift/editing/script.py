@@ -106,13 +106,9 @@ def dump(edits: Iterable[Operation]) -> str:
 def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], overwrite: bool = False) -> None:
     """Write an edited scene as a model folder, which render, query, view and export read: whole, or nothing of it.
 
-    Settings, cameras and iteration number are those of the model in `scene.path`.
-
-    Args:
-        edits: What was done since it was loaded; `edits.yaml` holds these and those made before.
-        overwrite: Replace an existing model; it may be the one it was loaded from.
-    Raises:
-        UserError: There is a model and no `overwrite`, or something else; or the scene cannot read ids off features.
+    Settings, cameras and iteration number are those of the model in `scene.path`, which may be `out`. `edits` were done
+    since it was loaded; `edits.yaml` holds these and those made before.
+    A UserError: `out` holds a model and no `overwrite`, or something else; or the scene cannot read ids off features.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         if not outputs.holds_run(out):

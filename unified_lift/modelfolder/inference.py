@@ -124,12 +124,9 @@ def load_model(
 ) -> TrainedScene:
     """Return the trained scene in a model folder.
 
-    Args:
-        level: Name of a further granularity of masks (train.py --levels); "" = the model's own.
-        iteration: Saved iteration; -1 = the last.
-        source_path: Where the photos are now, if they moved.
-    Raises:
-        UserError: The folder holds no run, no such level or iteration, or files that are damaged.
+    `level` names a further granularity of masks (train.py --levels), "" = the model's own; `iteration` -1 is the last
+    saved one; `source_path` is where the photos are now, if they moved.
+    A UserError: the folder holds no run, no such level or iteration, or files that are damaged.
     """
     if level and level not in (known := outputs.saved_levels(model_path)):
         listed = ", ".join(known) or "none (train.py --levels)"

@@ -169,8 +169,7 @@ class TrainSettings(Generic[M, D]):
 def changed(settings: TrainSettings, changes: Mapping[str, Any], *, origin: str) -> TrainSettings:
     """Return `settings` with differences applied; another `method_name` or `strategy` brings settings of its own.
 
-    Raises:
-        UserError: As `merged`; no such method or strategy; `origin` is named.
+    A UserError, which names `origin`: as `merged`; no such method or strategy.
     """
     try:
         for key, group, entry_of in (("method_name", "method", method_entry), ("strategy", "density", strategy_entry)):

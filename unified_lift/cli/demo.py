@@ -27,16 +27,15 @@ def demo_main(argv: list[str]) -> int:
     scene = args.out.with_name(args.out.name + "_scene")
     if scene.exists() and any(scene.iterdir()) and not (scene / "scene.json").is_file():
         raise UserError(f"{scene}: is there and no demo scene; choose another --out")
-    if holds_run(args.out):
-        if not (args.out / "config.yaml").is_file() or read_run_settings(args.out).preset != "demo":
-            raise UserError(f"{args.out}: holds a run that is no demo; choose another --out")
+    is_demo = (args.out / "config.yaml").is_file() and read_run_settings(args.out).preset == "demo"
+    if holds_run(args.out) and not is_demo:
+        raise UserError(f"{args.out}: holds a run that is no demo; choose another --out")
     shutil.rmtree(scene, ignore_errors=True)
     write_synthetic(scene, SyntheticSettings(seed=args.seed))
     print(f"{scene}: synthetic room written")
     model = ["-m", str(args.out)]
     train = ["-s", str(scene), *model, "--preset", "demo", "--eval", "--overwrite", "--seed", str(args.seed)]
     code = train_main(train) or render_main([*model, "--skip-train"]) or eval_main(model)
-    if code:
-        return code
-    print(f"done in {time.perf_counter() - began:.0f} s; open {args.out / 'report.html'}")
-    return 0
+    if not code:
+        print(f"done in {time.perf_counter() - began:.0f} s; open {args.out / 'report.html'}")
+    return code

@@ -17,10 +17,7 @@ _WITHOUT_MEANING = ("--ip", "--port", "--debug-from")
 
 
 def canonical(argv: list[str], *, keep: Collection[str] = ()) -> list[str]:
-    """Return `argv` with short and historic spellings replaced.
-
-    Flags that have no meaning here (a GUI port) are left out with a note, unless `keep` names them.
-    """
+    """Return `argv` with short and old spellings replaced, without the flags of no meaning here unless in `keep`."""
     result: list[str] = []
     words = iter(argv)
     for word in words:

@@ -61,9 +61,8 @@ def query_main(argv: list[str]) -> int:
     if command.model is not None and command.text is None:
         raise UserError("--model needs --text: what is sought")
     scene = command.load(device=chosen_device(command.device), source_path=command.source_path)
-    views: Sequence[View] = ()
-    if command.point or command.text or command.out:
-        views = query.views_to_ask(views_of(scene), command.view)
+    needs_views = command.point or command.text or command.out
+    views = query.views_to_ask(views_of(scene), command.view) if needs_views else []
     found = _found(command, scene, views)
     if not found:
         print("no object there" if command.point else "no object found")

@@ -37,10 +37,7 @@ def object_masks(scene: TrainedScene, camera: Camera) -> dict[int, np.ndarray]:
 
 
 def best_views(scene: TrainedScene, cameras: Iterable[Camera]) -> dict[int, tuple[int, np.ndarray]]:
-    """Return object id -> index of the camera that sees most pixels of it, and these pixels, bool [H, W].
-
-    Unseen objects are absent.
-    """
+    """Return object id -> index of the camera that sees most of it, and its pixels, bool [H, W]; unseen: absent."""
     best: dict[int, tuple[int, np.ndarray]] = {}
     for index, camera in enumerate(cameras):
         for object_id, mask in object_masks(scene, camera).items():
@@ -50,10 +47,7 @@ def best_views(scene: TrainedScene, cameras: Iterable[Camera]) -> dict[int, tupl
 
 
 def objects_like(scene: TrainedScene, object_id: int) -> Found:
-    """Return the other objects by falling cosine between their mean features and those of `object_id`.
-
-    A UserError: no such object, or a scene without features.
-    """
+    """Return the other objects by falling cosine of mean features; a UserError: no such object, or no features."""
     scene.mask([object_id])
     if not scene.gaussians.feature_dim:
         raise UserError(f"{scene.path}: has no features, so nothing is like anything; give a lifted model")
@@ -66,10 +60,7 @@ def objects_like(scene: TrainedScene, object_id: int) -> Found:
 
 
 def objects_by_grounding(scene: TrainedScene, text: str, view: View, grounding: Grounding) -> Found:
-    """Return the objects under the mask that a text detector finds in the photo of a view.
-
-    They come by falling IoU of their visible pixels with it. A UserError: the mask is not as large as the view.
-    """
+    """Return objects by falling IoU with what is found in the photo of a view; a UserError: a mask of another size."""
     mask = grounding(view.image.numpy(), [text]).masks.get(text)
     if mask is None:
         return {}
@@ -103,10 +94,7 @@ def objects_by_text(scene: TrainedScene, text: str, cameras: Sequence[Camera], e
 
 
 def clip_encoder(folder: Path, *, device: torch.device) -> TextEncoder:
-    """Return CLIP from a local folder, as `transformers` saves it; nothing is downloaded.
-
-    A UserError: `transformers` is not installed, or the folder is missing or holds no CLIP.
-    """
+    """Return CLIP from a folder of `transformers`; a UserError: that is not installed, or the folder holds none."""
     processor, clip = pretrained(folder, "CLIPProcessor", "CLIPModel", flag="--model ", device=device)
 
     @torch.no_grad()

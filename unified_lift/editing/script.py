@@ -36,10 +36,7 @@ def read_script(path: Path, *, flag: str) -> list[Operation]:
 
 
 def parse(text: str, *, origin: str = "edits") -> list[Operation]:
-    """Return the operations of a script; messages call it `origin`, usually its path.
-
-    A UserError names line and entry: not YAML, an unknown operation or setting, or a value that makes no sense.
-    """
+    """Return the operations of a script, in messages `origin`; a UserError names line and entry of what is wrong."""
     try:
         tree, content = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -45,15 +45,12 @@ def evaluate(
     grounding: Grounding | None = None,
     reference_image: ReferenceImage = "dataset",
 ) -> Result:
-    """Return the scores of a trained scene on its held-out views (`scene`).
+    """Return the scores of a trained scene on its held-out views (`scene`) by a protocol, `auto`: its dataset's own.
 
-    Args:
-        protocol: How objects are scored, or its name; `auto`: as the dataset's reader says.
-        renderings: Gives the rendering of each of several views, such as stored pictures; None = renders them.
-        grounding: Finds the prompts of a protocol in the photo or the rendering, as `reference_image` says.
-    Raises:
-        UserError: No such protocol, no view is held out, the scene was edited after training, there is no ground truth
-            for a protocol that was asked for, no prompt for `grounding`, or pictures and annotations differ in shape.
+    `renderings` gives those of several views, such as stored pictures; None = renders them. `grounding` finds the
+    prompts of a protocol in the photo or the rendering, as `reference_image` says.
+    A UserError: no such protocol, no view is held out, the scene was edited after training, there is no ground truth
+    for a protocol that was asked for, no prompt for `grounding`, or pictures and annotations differ in shape.
     """
     renderings = renderings or (lambda views: (rendering_of(model, view.camera) for view in views))
     chosen = protocol if isinstance(protocol, Protocol) else protocol_named(protocol, model.settings.data)

@@ -61,10 +61,7 @@ def masks_in(folder: Path) -> Grounding:
 
 
 def pretrained(folder: Path, processor: str, model: str, *, flag: str, device: torch.device) -> tuple[Any, Any]:
-    """Return a processor and a model, classes of `transformers`, from a folder as it saves them; downloads nothing.
-
-    A UserError that begins with `flag`: no such folder, `transformers` is not installed, or the folder holds none.
-    """
+    """Return a processor and a model of `transformers` from a folder, no download; a UserError begins with `flag`."""
     if not folder.is_dir():
         raise UserError(f"{flag}{folder}: no such folder; download the weights and give their place")
     try:

@@ -76,10 +76,7 @@ def uncertainty_picture(confidence: np.ndarray) -> np.ndarray:
 
 
 def depth_picture(depth: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Return depth [H, W] in the colour map `turbo`, near = red; mostly empty pixels (alpha [H, W]) are black.
-
-    It is stretched over the 2nd to 98th percentile of inverse depth.
-    """
+    """Return inverse depth [H, W], percentiles 2 to 98, in the map `turbo`: near = red, black where alpha <= 0.5."""
     seen = (alpha > 0.5) & (depth > 0)
     inverse = 1 / np.where(seen, depth, 1)
     low, high = np.percentile(inverse[seen], (2, 98)) if seen.any() else (0, 1)
@@ -151,10 +148,7 @@ def rendering_of(model: TrainedScene, camera: Camera) -> Rendering:
 
 
 def stored_renderings(model: TrainedScene, views: Sequence[View], *, quiet: bool = True) -> Iterator[Rendering]:
-    """Yield the stored rendering of each held-out view, after rendering those that are missing or older than the model.
-
-    A picture that is damaged or of another size than the photo is a UserError.
-    """
+    """Yield the stored pictures of views, missing or old ones drawn anew; a UserError: damaged or of another size."""
     folder = pictures_dir(model.path, "test", model.iteration)
     saved = max(path.stat().st_mtime for path in iteration_dir(model.path, model.iteration).iterdir())
     kinds = ("renders", "gt", *(OBJECT_PICTURES if model.is_lifted else ()))

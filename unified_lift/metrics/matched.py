@@ -43,12 +43,7 @@ class MatchedScores:
 
 
 def match_matrix(matrix: np.ndarray, true_ids: np.ndarray, pred_ids: np.ndarray) -> MatchedScores:
-    """Return the scores of the one-to-one matching with the largest sum of IoU; a ValueError without a true object.
-
-    Args:
-        matrix: IoU of every true (row) with every predicted (column) object, [T, P].
-        true_ids, pred_ids: Names of the rows [T] and columns [P].
-    """
+    """Return the scores of the one-to-one matching with the largest sum of IoU [T, P]; a ValueError if T is 0."""
     num_true, num_pred = matrix.shape
     if not num_true:
         raise ValueError("there is no true object to match")
@@ -86,8 +81,7 @@ def matched_scores(
         viewmean: IoU per view, averaged over the views that show the true object; 0 is an id like others. Blind to
             an id that is used again for another object in a view without the first.
         scene_from_100_px: As `scene`, without ids of fewer pixels, so that stray pixels cannot move it.
-    Raises:
-        ValueError: No views, unequal shapes, an unknown profile or no true object.
+    A ValueError: no views, unequal shapes, an unknown profile or no true object.
     """
     if profile not in get_args(Profile):
         raise ValueError(f"profile must be one of {get_args(Profile)}, received {profile!r}")

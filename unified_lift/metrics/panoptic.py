@@ -54,17 +54,13 @@ def pq_scene(
     stuff: Sequence[int],
     min_share: float = MIN_CLASS_SHARE,
 ) -> PanopticScores:
-    """Return the panoptic quality of a scene whose views form one long list of pixels.
+    """Return the panoptic quality of a scene from class and id of every pixel of all views, integers of one shape.
 
     A segment is a (class, id) pair over all pixels, so an object must keep its id from view to view. All ids of a
-    stuff class are one segment. Pixels of a class that is not scored are void on their side.
+    class of `stuff` are one segment. Pixels of a class that is not scored are void on their side.
 
     Source: Kirillov et al. 2019, scene version of Panoptic Lifting and Contrastive Lift.
-    Args:
-        pred_sem, pred_ids, true_sem, true_ids: Class and id of every pixel, integers of one shape.
-        things, stuff: Classes with and without instances.
-    Raises:
-        ValueError: Unequal shapes, or no class is left to score.
+    A ValueError: unequal shapes, or no class is left to score.
     """
     planes = [np.asarray(plane).reshape(-1) for plane in (pred_sem, pred_ids, true_sem, true_ids)]
     if len({plane.shape for plane in planes}) != 1:

@@ -26,10 +26,7 @@ METRICS = (
 
 
 def iou(pred: np.ndarray, true: np.ndarray) -> float | None:
-    """Return intersection over union of two masks, bool [H, W], None where both are empty (nothing to score).
-
-    A ValueError: the shapes differ.
-    """
+    """Return the IoU of two masks, bool [H, W], None where both are empty; a ValueError: the shapes differ."""
     if pred.shape != true.shape:
         raise ValueError(f"masks must have one shape, received {pred.shape} and {true.shape}")
     union = np.count_nonzero(pred | true)
@@ -59,10 +56,7 @@ def boundary(mask: np.ndarray, *, width: int) -> np.ndarray:
 
 
 def select_ids(ids: np.ndarray, mask: np.ndarray, *, min_share: float = MIN_SHARE) -> dict[int, float]:
-    """Return the ids, rising, of whose pixels more than `min_share` lie in the mask, with that share; both [H, W].
-
-    Id 0 is one like others. Source: Gaussian Grouping.
-    """
+    """Return id -> share of its pixels in the mask, rising ids, where that is above `min_share` [Gaussian Grouping]."""
     present, inside, counts = overlap_table(ids, mask.astype(np.uint8))
     shares = counts[:, inside == 1].sum(axis=1) / counts.sum(axis=1)
     return {label: share for label, share in zip(present.tolist(), shares.tolist(), strict=True) if share > min_share}
@@ -102,7 +96,11 @@ def best_ids(
     The search adds or removes one id at a time while that helps, from no ids and from each of `starts`, so it is at
     least as good as all of these. Given are ids [H, W, K] and true mask, bool [H, W], where that is not empty.
     """
-    views = [_combinations(ids, true) for ids, true in zip(likely, trues, strict=True)]
+    views = []  # of each, which ids are likely together [C, K], and on how many pixels in and outside the mask [C]
+    for view, true in zip(likely, trues, strict=True):
+        ids, index = np.unique(np.sort(view.reshape(-1, view.shape[-1]), axis=1), axis=0, return_inverse=True)
+        parts = index.reshape(true.shape)[true], index.reshape(true.shape)[~true]
+        views.append((ids, *(np.bincount(part, minlength=len(ids)) for part in parts)))
     candidates = {label for ids, inside, _ in views for label in ids[inside > 0].reshape(-1).tolist()} - {NO_ID}
 
     @functools.cache
@@ -123,11 +121,3 @@ def best_ids(
 
     best = max((climb(frozenset(start)) for start in [(), *starts]), key=score)
     return tuple(sorted(best)), score(best)
-
-
-def _combinations(likely: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return which ids are likely together [C, K], in any order, and on how many pixels in and outside the mask [C]."""
-    ids, index = np.unique(np.sort(likely.reshape(-1, likely.shape[-1]), axis=1), axis=0, return_inverse=True)
-    parts = index.reshape(true.shape)[true], index.reshape(true.shape)[~true]
-    inside, outside = (np.bincount(part, minlength=len(ids)) for part in parts)
-    return ids, inside, outside

@@ -45,12 +45,9 @@ def write_gaussians(path: Path, gaussians: Gaussians, *, object_ids: np.ndarray 
 
 
 def read_gaussians(path: Path) -> Gaussians:
-    """Return the Gaussians of a 3DGS PLY from any trainer.
+    """Return the Gaussians of a 3DGS PLY from any trainer, with instance features where columns have a known prefix.
 
-    Instance features are read where a known column prefix holds them; without them D = 0.
-
-    Raises:
-        UserError: Not a PLY, a column is missing, no Gaussian, or numbers that are not finite.
+    A UserError: not a PLY, a column is missing, no Gaussian, or numbers that are not finite.
     """
     rows = read_vertices(path)
     columns = rows.dtype.names or ()

@@ -69,10 +69,7 @@ class CheckpointWriter(ThreadPoolExecutor):
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], *, kept: Collection[int]) -> None:
-    """Write `state` whole and synced; then older checkpoints go, except those after the total steps `kept`.
-
-    A UserError: the disk is full or not writable; then older ones stay.
-    """
+    """Write `state` whole and synced, then remove older ones except steps `kept`; a UserError: not writable, full."""
     try:  # through Python's file the training thread runs on: the GIL is given back
         with replacing(path, sync=True) as partial, open(partial, "wb") as file:
             torch.save({"format": _FORMAT, **state}, file)
@@ -85,10 +82,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, kept: Collection[int])
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return what `save_checkpoint` wrote; its tensors are mapped from the file and read when they are used.
-
-    A UserError: no such file, cut short, or written by another program.
-    """
+    """Return what `save_checkpoint` wrote, tensors mapped from the file; a UserError: missing, cut short or foreign."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:

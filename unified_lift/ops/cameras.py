@@ -48,11 +48,7 @@ def rigid_from_quaternion(wxyz: np.ndarray, translation: np.ndarray) -> np.ndarr
 
 
 def look_at(position: np.ndarray, target: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """Return `cam_from_world` of a camera at `position` that sees `target` in its centre and `up` (any length) upright.
-
-    Raises:
-        ValueError: The view direction is zero or parallel to `up`.
-    """
+    """Return `cam_from_world` of a camera that faces `target` with `up` upright; a ValueError: these are parallel."""
     position, target, up = (np.asarray(vector, dtype=np.float64) for vector in (position, target, up))
     forward = target - position
     right = np.cross(forward, up)
@@ -67,10 +63,7 @@ def look_at(position: np.ndarray, target: np.ndarray, up: np.ndarray) -> np.ndar
 
 
 def project(points: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Return the corner-origin pixel [M, 2] of each world point [M, 3] and its depth along the camera axis [M].
-
-    Pixels are meaningless where the depth, in world units, is not positive.
-    """
+    """Return the corner-origin pixels [M, 2] and depths [M] of world points [M, 3]; a depth <= 0 has no pixel."""
     rotation, translation = camera.cam_from_world[:3, :3], camera.cam_from_world[:3, 3]
     in_camera = np.asarray(points, dtype=np.float64) @ rotation.T + translation  # [M, 3]
     depth = in_camera[:, 2]

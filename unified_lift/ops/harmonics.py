@@ -38,10 +38,7 @@ def harmonics_rotations(rotation: Tensor, *, degree: int) -> tuple[Tensor, ...]:
 
 
 def rotate_harmonics(coefficients: Tensor, rotation: Tensor) -> Tensor:
-    """Return coefficients c' whose colour at R d is what that of c is at d, R = `rotation` [3, 3].
-
-    `coefficients` is `shN`: all but the constant one, [N, K - 1, 3]; a ValueError unless K is 1, 4, 9 or 16.
-    """
+    """Return `shN` [N, K - 1, 3] turned with the world by `rotation` [3, 3]; a ValueError unless K is 1, 4, 9, 16."""
     if coefficients.shape[1] not in _DEGREES:
         raise ValueError(f"shN must be [N, 0, 3, 8 or 15, 3], received {list(coefficients.shape)}")
     turned, start = coefficients.clone(), 0

@@ -27,10 +27,7 @@ def compress(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def overlap_table(pred: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the sorted ids of two label maps, [P] and [T], and how many pixels each pair of ids shares, int64 [P, T].
-
-    The maps may have any integer type and any shape, but the same one, or it is a ValueError.
-    """
+    """Return the sorted ids of two label maps of one shape (else a ValueError), [P], [T], and shared pixels [P, T]."""
     pred, true = np.asarray(pred), np.asarray(true)
     if pred.shape != true.shape:
         raise ValueError(f"label maps must have one shape, received {pred.shape} and {true.shape}")

@@ -117,17 +117,11 @@ def feature_colors(scene: TrainedScene) -> FeatureColors:
 
 
 class Mode(NamedTuple):
-    """How a scene is shown: a further one is an entry of `MODES`.
+    """How a scene is shown: a further one is an entry of `MODES`."""
 
-    Attributes:
-        values: What is blended beside the colours: of each Gaussian, [N, K].
-        picture: Makes uint8 [H, W, 3] of the rendering and the blended values [H, W, K] over their background.
-        empty: Value of the background; None = the scene's colour.
-    """
-
-    values: Callable[[TrainedScene, FeatureColors], Tensor]
-    picture: Callable[[RenderOutput, Tensor], np.ndarray]
-    empty: float | None = None
+    values: Callable[[TrainedScene, FeatureColors], Tensor]  # what is blended beside the colours: of Gaussians, [N, K]
+    picture: Callable[[RenderOutput, Tensor], np.ndarray]  # uint8 [H, W, 3] of it and blended values, [H, W, K]
+    empty: float | None = None  # value of the background; None = the scene's colour
 
 
 def _id_colors(scene: TrainedScene, _: FeatureColors) -> Tensor:
@@ -237,10 +231,7 @@ class Thumbnails:
 
 @torch.no_grad()
 def thumbnail(part: TrainedScene, cameras: Sequence[Camera]) -> np.ndarray:
-    """Return a picture of a scene of one object, uint8 [66, 88, 3].
-
-    The nearest camera that has its centre in view, as far as there is one, is turned and zoomed to it.
-    """
+    """Return a picture of a scene of one object, uint8 [66, 88, 3]: the nearest camera that sees it, zoomed to it."""
     means = part.gaussians.means.detach().cpu().numpy().astype(np.float64)
     middle = np.median(means, axis=0)
 

@@ -23,12 +23,8 @@ class Session:
     """An open scene. Safe to use from several threads; all windows share it.
 
     Hiding changes only what is shown. Everything else is an edit: an operation of the script, applied to the scene as
-    it was opened, so that undoing is leaving out the last one and a saved script replays exactly.
-
-    Attributes:
-        original, scene: The scene as it was opened, and after all edits, hidden objects included: what is saved.
-        operations: The edits, oldest first.
-        selected, hidden: The selected object and the hidden ones.
+    it was opened, so that undoing is leaving out the last one and a saved script replays exactly. `scene` is `original`
+    after all `operations`, oldest first, hidden objects included: what is saved.
     """
 
     def __init__(self, original: TrainedScene, *, edits: Sequence[Operation] = ()) -> None:

@@ -28,14 +28,10 @@ def export(
 ) -> dict[str, list[Path]]:
     """Write objects of a scene into a folder: all files or, if anything goes wrong, none. Other files there stay.
 
-    Args:
-        objects: Object ids, `all` (every object but the background, one each), `background` or `scene`.
-        formats: Names in `FORMATS`; a name may hold several, separated by commas.
-        min_confidence: Gaussians whose label is less certain are left out.
-    Returns:
-        Stem (`scene`, `background` or `object_<id>`) -> its files; none where no Gaussian is certain enough.
-    Raises:
-        UserError: No such object or format, nothing to write, the folder is a file, or the disk is full.
+    Parts are object ids, `all` (every object but the background, one each), `background` or `scene`; formats are names
+    in `FORMATS`. Gaussians whose label is less certain than `min_confidence` are left out.
+    Returned is stem (`scene`, `background` or `object_<id>`) -> its files; none where no Gaussian is certain enough.
+    A UserError: no such object or format, nothing to write, the folder is a file, or the disk is full.
     """
     chosen, writers = chosen_objects(scene, objects), chosen_formats(formats)
     if out.exists() and not out.is_dir():

@@ -21,11 +21,9 @@ _ROOM = 1.3  # what it shows besides, in radii of the bulk
 def first_view(path: Path, positions: np.ndarray, *, is_whole: bool) -> dict[str, Any]:
     """Return the first view: the first camera of the model for a whole scene, else from its side, as near as it fits.
 
-    Args:
-        path: cameras.json of the model; without one it is looked at along +z with -y up. UserError: not readable.
-        positions: Centres of the Gaussians, [N, 3].
-    Returns:
-        Points eye and target and the direction up, in world units, and the vertical fieldOfView in radians.
+    It holds the points eye and target and the direction up, in world units, and the vertical fieldOfView in radians.
+    `path` is cameras.json of the model, a UserError if it is not readable; without one it is looked at along +z with -y
+    up. `positions` are the centres of the Gaussians, [N, 3].
     """
     middle = np.median(positions, axis=0)
     radius = max(float(np.quantile(np.linalg.norm(positions - middle, axis=1), _BULK)), 1e-6)

@@ -53,10 +53,9 @@ def encode_spz(gaussians: Gaussians) -> bytes:
 
 
 def pack_rotations(quats: np.ndarray) -> np.ndarray:
-    """Return rotations in SPZ axes as uint32: index of the largest of x, y, z, w, then sign and 9 bits of the others.
+    """Return rotations in SPZ axes as uint32 [N]: index of the largest of x, y, z, w, sign and 9 bits of the others.
 
-    Args:
-        quats: Rotations wxyz in our axes, any length but zero, [N, 4].
+    `quats` are rotations wxyz in our axes, of any length but zero, [N, 4].
     """
     x, y, z = (quats[:, 1:] * _FLIP_AXES).T  # half a turn about x on both sides
     turned = np.stack([x, y, z, quats[:, 0]], axis=1).astype(np.float64)

@@ -1,7 +1,4 @@
-"""Benchmarks: which ground truth is compared with what, at which size, under which rules.
-
-Adding a protocol is one file with a `PROTOCOL`.
-"""
+"""Benchmarks: what is compared with what, at which size, under which rules; a file with a `PROTOCOL` each."""
 
 from unified_lift.evaluation.protocols.base import GroundTruth, PredictionBundle, Protocol, ProtocolResult
 from unified_lift.metrics import METRICS, Metric

@@ -110,7 +110,7 @@ class AlignedViews:
             "views have no prediction and count as all background": self.without_prediction,
             "views have no annotation and were left out": self.without_annotation,
         }
-        report = {
+        report: dict[str, Any] = {
             "protocol": protocol,
             "views": list(self.names),
             "missing_annotations": list(self.without_annotation),
@@ -153,10 +153,7 @@ class AlignedViews:
 
 
 def aligned(predictions: PredictionBundle, ground_truth: GroundTruth) -> AlignedViews:
-    """Return the label maps of the annotated views, missing predictions filled with background.
-
-    A ValueError: there is no annotated view, or a prediction has another size than its annotation.
-    """
+    """Return the annotated views, missing predictions filled with background; a ValueError: none, or sizes differ."""
     names, annotations = predictions.names, ground_truth.annotations
     preds = {name: np.asarray(predictions.object_ids[name]) for name in names if name in predictions.object_ids}
     scored = [name for name in names if name in annotations]

@@ -10,10 +10,7 @@ SIZE = 512  # at which the scorer compares label maps, whatever their own [Contr
 
 
 def score(predictions: PredictionBundle, ground_truth: GroundTruth) -> ProtocolResult:
-    """Return the scores as Contrastive Lift takes them; rules and errors as in `generic`.
-
-    The background is found before resampling, at the rendered size.
-    """
+    """Return Contrastive Lift's scores: those of `generic` on maps resampled after the background is found."""
     views = aligned(predictions, ground_truth)
     preds, trues = ([nearest(view, SIZE, SIZE) for view in maps] for maps in (views.preds, views.trues))
     return panoptic_result("messy_rooms", replace(views, preds=preds, trues=trues), resampling="nearest, centre rule")

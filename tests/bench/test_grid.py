@@ -77,6 +77,20 @@ def test_scenes_without_the_masks_have_no_jobs(grid, tmp_path):
     assert not [job for job in expand(made) if "/b/" in job.key]  # nor a geometry that nothing needs
 
 
+def test_named_masks_say_what_id_0_is_to_rows_that_leave_it_to_the_data_and_old_jobs_stay(grid, tmp_path):
+    rows, names = ("unified_lift", "released"), ("simulated", "net", "edges", "sam")
+    for name in names[1:]:
+        (tmp_path / f"data/a/object_mask_{name}").mkdir(parents=True)
+    old = grid(rows=rows, scenes=("a",), seeds=(0,))
+    new = {job.key: job for job in expand(replace(old, table=old.table.on(names)))}
+    assert [new[job.key].recorded for job in expand(old)] == [job.recorded for job in expand(old)]
+    found = {key: [w for w in job.commands[0] if w in ("segment", "ignore")] for key, job in new.items()}
+    assert {key.split("/")[0]: zero for key, zero in found.items() if zero} == {
+        "object_mask_net": ["segment"], "object_mask_edges": ["ignore"], "object_mask_sam": ["ignore"],
+    }  # fmt: skip
+    assert not any(found[key] for key in found if "released" in key)  # its preset says it
+
+
 def test_rows_of_the_ablation_that_are_methods_share_their_jobs(grid):
     rows = ("released", "5_filter", "panoptic_lifting_gs", "1_end_to_end")
     made = grid("4", rows=rows, scenes=("a",), seeds=(0,))

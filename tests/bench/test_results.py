@@ -117,7 +117,7 @@ def test_scenes_without_masks_are_left_out_of_the_mean_and_listed(grid, tmp_path
     assert tables[0].cells["mIoU"].tolist()[0] == "50.0"
     assert "No masks object_mask: b." in tables[0].notes
     why = "no folder object_mask/ in the scene"
-    assert cells_of(tables[-1]) == [["object_mask", "b", "5_filter", "0", "no masks", why]]
+    assert cells_of(tables[-1]) == [["object_mask", "b", "all", "all", "no masks", why]]
 
 
 def test_the_papers_numbers_are_printed_beside_ours_and_on_its_scenes_scene_by_scene(grid):

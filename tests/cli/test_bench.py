@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +131,26 @@ def _has_begun(geometry):
     return log.exists() and log.stat().st_size > 0
 
 
+def test_mask_sets_are_taken_by_name_beside_what_is_there(data, tmp_path, capsys):
+    out, scenes = tmp_path / "out", tmp_path / "data"
+    for folder in ("hall", "hall/object_mask_net", "tiny", "tiny/object_mask_net", "tiny/object_mask_edges"):
+        shutil.copytree(data / "tiny/detic_instance" if "/" in folder else data / "tiny", scenes / folder)
+    argv = bench(scenes, out, "--table", "rooms", "--methods", "unified_lift", "--scenes", "hall", "tiny")
+    assert bench_main(argv, InProcess()) == 0
+    assert capsys.readouterr().out.count("start") == 4
+    assert bench_main(["--masks", "simulated", "net", "edges", *argv], InProcess()) == 0
+    printed = capsys.readouterr().out
+    assert "note: hall has no masks edges (object_mask_edges), its jobs are left out" in printed
+    started = [line.split()[1] for line in printed.splitlines() if line.startswith("start")]
+    assert started == [f"object_mask_{job}/unified_lift/seed0" for job in ("net/hall", "net/tiny", "edges/tiny")]
+    config = (out / "object_mask_edges/tiny/unified_lift/seed0/config.yaml").read_text()
+    assert re.search(r"object_path: object_mask_edges\b.* zero_id: ignore\b", config, re.DOTALL)
+    columns = "tiny, simulated (detic_instance)", "hall, net (object_mask_net)", "tiny, edges (object_mask_edges)"
+    for name in ("table.md", "table.tex", "report.html"):
+        assert all(column in (out / name).read_text().replace(r"\_", "_") for column in columns)
+    assert rows(out, by="masks")["edges (object_mask_edges)"]["scene"] == "tiny"
+
+
 def test_a_report_can_be_written_of_what_is_there(data, tmp_path, capsys):
     assert main(["bench", *bench(data, tmp_path / "out", "--methods", "gaga", "--report")]) == 1
     assert "start" not in capsys.readouterr().out
@@ -143,6 +165,7 @@ def test_a_report_can_be_written_of_what_is_there(data, tmp_path, capsys):
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["--iterations", "0"], "--iterations must be at least 1"),
         (["--timeline", "5"], "--timeline: give numbers of iterations from 1 on, with --table presets"),
+        (["--masks", "net"], "--masks: the masks of table 3 are fixed; --table rooms takes mask sets by name"),
         (["--slurm", "partition"], "--slurm partition: write KEY=VALUE"),
         (["--launcher", "submitit"], "pip install submitit"),
     ],

@@ -107,6 +107,14 @@ def test_zero_id_says_whether_an_empty_mask_is_a_label(dataset, read):
     assert (scene.train[2].segments == 0).all()
 
 
+def test_a_mask_folder_that_the_user_names_wins_over_the_masks_that_the_file_names(dataset, read):
+    root = dataset("transforms")
+    write_mask(root / "object_mask_net" / "0002.png", np.full((24, 32), 7))
+    views = read(root, object_path="object_mask_net").train
+    assert [view.name for view in views if view.segments is not None] == ["0002"]
+    assert (views[2].segments == 7).all()
+
+
 def test_a_named_cloud_wins_and_a_conventional_one_is_found(dataset, read):
     root = dataset("transforms")
     (root / "points3D.ply").rename(root / "cloud.ply")

@@ -6,11 +6,13 @@ import itertools
 import json
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from unified_lift.bench.tables import CLEAN, PRESETS, ROBUSTNESS, ROWS, VIEWS, MaskSet, Row, SceneFolder, Table
+from unified_lift.errors import UserError
 from unified_lift.modelfolder.outputs import iteration_dir
 from unified_lift.modelfolder.settings import TrainSettings, changed, with_preset
 
@@ -160,7 +162,7 @@ def _lift_job(grid: Grid, place: Place) -> Job:
     """Return the job that lifts a method onto the geometry that all methods share, and scores it."""
     scene, seed, row = place.scene, place.seed, place.row
     geometry = _geometry_job(grid, scene, seed)
-    source, flags, fields = scene.path, row.train, dict[str, Any](depends_on=(geometry,))
+    source, flags, fields = scene.path, (*row.train, *_zero_flags(place)), dict[str, Any](depends_on=(geometry,))
     if grid.table.key == ROBUSTNESS:
         room = _room_job(grid, scene, seed)
         source, flags = room.model, (*flags, "--lift_iterations", str(lift_steps(row, grid.lift_iterations)))
@@ -171,6 +173,14 @@ def _lift_job(grid: Grid, place: Place) -> Job:
     train += ["--object_path", place.masks.folder, "--random_init", "--num_random_points", "4", "--overwrite"]
     commands = [train, _eval(grid, place, grid.out / key)]
     return _job(grid, key, row.key, commands, ["results.json", "manifest.json"], **fields)
+
+
+def _zero_flags(place: Place) -> tuple[str, ...]:
+    """Return what id 0 of the masks is, as flags; none where dataset or row say it."""
+    with suppress(UserError):  # settings that cannot be read: the job itself says so
+        if place.masks.zero_id and _settings(place.row).method.zero_id == "auto":
+            return "--zero_id", place.masks.zero_id
+    return ()
 
 
 def _preset_job(grid: Grid, place: Place) -> Job:

@@ -105,7 +105,7 @@ def all_figures(grid: Grid, frame: pd.DataFrame) -> dict[str, Figure]:
         if grid.table.key == ROBUSTNESS:
             figures["Score against noise"] = _robustness_figure(grid, part, metric)
         elif grid.table.key != PRESETS:
-            of = f", masks {masks.folder}"
+            of = f", masks {masks.label}"
             figures[f"Mean over the scenes{of}"] = _mean_figure(grid, part, masks)
             figures[f"Scene by scene{of}"] = _scene_figure(grid, part, masks)
             figures[f"Quality against time{of}"] = _lift_time_figure(grid, part, metric)
@@ -204,9 +204,8 @@ def _cluster_figure(part: pd.DataFrame, metric: str) -> Figure | None:
     """Return the main metric over the candidates of an oracle row, a line for each scene (its first seed)."""
     curves = {}
     for _, place in part.dropna(subset="_candidates").drop_duplicates("scene").iterrows():
-        sizes = {name: re.search(r"\d+(?:\.\d+)?", name) for name in place._candidates}
-        known = [(size, place._candidates[name]) for name, size in sizes.items() if size]
-        points = [(float(size.group()), 100 * scores[metric], 0.0) for size, scores in known if metric in scores]
+        known = [(re.search(r"\d+(?:\.\d+)?", name), scores) for name, scores in place._candidates.items()]
+        points = [(float(size[0]), 100 * own[metric], 0.0) for size, own in known if size and metric in own]
         if len(points) > 1:
             curves[place.scene] = sorted(points)
     title = f"{metric} [%], one codebook for each cluster size"

@@ -17,6 +17,8 @@ HIDDEN = ["_model", "_results", "_candidates", "_ran_on"]
 _TIMES = {"geometry s": "geometry_s", "lift s": "lift_s"}
 _COSTS = _TIMES | {"all s": "all_s", "peak GiB": "peak_GiB", "Gaussians": "Gaussians"}
 _PLACE = ["masks", "scene", "kind", "amount", "iterations", "method", "seed", "state"]
+Columns = Mapping[str, tuple[pd.DataFrame, str]]
+"""Name of a column of scores -> the lines of the frame that it is about, and its metric."""
 
 
 class Score(NamedTuple):
@@ -43,9 +45,9 @@ def measure(grid: Grid, records: Mapping[str, Record]) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     for place in places(grid):
         masks, scene, row, seed, iterations = place
-        line = {"masks": masks.folder, "scene": scene.name, "kind": scene.kind, "amount": scene.amount}
-        line |= {"iterations": iterations, "method": row.key, "seed": seed, "state": "no masks"}
-        line |= {"message": f"no folder {masks.folder}/ in the scene"}
+        line = {"masks": masks.label, "scene": scene.name, "kind": scene.kind, "amount": scene.amount}
+        why = f"no folder {masks.folder}/ in the scene"
+        line |= {"iterations": iterations, "method": row.key, "seed": seed, "state": "no masks", "message": why}
         if place.has_masks:
             job = job_of(grid, place)
             record, geometry = records[job.key], records[job.geometry.key].figures.get("manifest", {})
@@ -103,51 +105,47 @@ def score_text(part: pd.DataFrame, column: str) -> str:
 
 def of_masks(frame: pd.DataFrame, masks: MaskSet) -> pd.DataFrame:
     """Return the lines of a mask set, without the scenes that lack it."""
-    return frame[(frame.masks == masks.folder) & (frame.state != "no masks")]
+    return frame[(frame.masks == masks.label) & (frame.state != "no masks")]
 
 
 def all_tables(grid: Grid, frame: pd.DataFrame) -> list[TextTable]:
     """Return the tables: for each mask set the means, then every metric scene by scene; last what went wrong."""
     tables = []
+    there = [masks for masks in grid.table.masks if len(of_masks(frame, masks))]
     for masks in grid.table.masks:
-        part = of_masks(frame, masks)
+        part, metric = of_masks(frame, masks), masks.metrics[0]
         if grid.table.key == PRESETS:
             tables.append(_preset_table(grid, part, masks))
         elif grid.table.key == ROBUSTNESS:
             steps = ", ".join(f"{row.key} {lift_steps(row, grid.lift_iterations)}" for row in grid.rows)
             for kind, own in part.groupby("kind", sort=False):
-                title = f"{masks.metrics[0]}, {kind}: {KINDS[str(kind)][0]}. {_scores_note(grid)} Lift steps: {steps}"
-                columns = {
-                    f"{amount:g}": (each, masks.metrics[0]) for amount, each in own.groupby("amount", sort=False)
-                }
+                title = f"{metric}, {kind}: {KINDS[str(kind)][0]}. {_scores_note(grid)} Lift steps: {steps}"
+                columns = {f"{amount:g}": (each, metric) for amount, each in own.groupby("amount", sort=False)}
                 tables.append(TextTable(title, *_scored(grid, columns)))
         elif len(part):
             tables.append(_mean_table(grid, part, masks))
-            several = masks.metrics if part.scene.nunique() > 1 else ()
-            tables += [_scene_table(grid, part, metric, masks.folder) for metric in several]
-            tables += [_count_table(grid, part, masks.folder)] if "num_objects_true" in part else []
-    problems = frame[frame.state != "done"].rename(columns={"message": "why"}).reset_index(drop=True)
-    if len(problems):
-        cells = problems[["masks", "scene", "method", "seed", "state", "why"]].astype(str).replace("", NOTHING)
-        tables.append(TextTable("Jobs without a result", cells))
+            for metric in masks.metrics:
+                sets = [other for other in there if metric in other.metrics] if masks.name else [masks]
+                if masks is sets[0] and (len(sets) > 1 or part.scene.nunique() > 1):
+                    tables.append(_scene_table(grid, frame, metric, sets))
+            tables += [_count_table(grid, part, masks.label)] if "num_objects_true" in part else []
+    problems = frame[frame.state != "done"].rename(columns={"message": "why"}).astype(str).replace("", NOTHING)
+    problems.loc[problems.state == "no masks", ["method", "seed"]] = "all"
+    cells = problems[["masks", "scene", "method", "seed", "state", "why"]].drop_duplicates().reset_index(drop=True)
+    tables += [TextTable("Jobs without a result", cells)] if len(cells) else []
     return tables
 
 
-def _scored(
-    grid: Grid, columns: Mapping[str, tuple[pd.DataFrame, str]]
-) -> tuple[pd.DataFrame, Collection[tuple[int, str]]]:
-    """Return a line for each row of the grid, and the best of each column where two have a score, oracles aside.
-
-    `columns`: name -> the lines of the frame that the column is about, and its metric.
-    """
+def _scored(grid: Grid, columns: Columns) -> tuple[pd.DataFrame, Collection[tuple[int, str]]]:
+    """Return a line for each row of the grid, and the best of each column where two have a score, oracles aside."""
     cells, best = pd.DataFrame({"method": [row.name for row in grid.rows]}), set[tuple[int, str]]()
     for name, (part, metric) in columns.items():
         own = [part[part.method == row.key] for row in grid.rows]
         cells[name] = [score_text(lines, metric) for lines in own]
-        means = [None if row.is_oracle else score(lines, metric).mean for row, lines in zip(grid.rows, own)]
-        known = [mean for mean in means if mean is not None]
+        means = {index: score(own[index], metric).mean for index, row in enumerate(grid.rows) if not row.is_oracle}
+        known = [mean for mean in means.values() if mean is not None]
         pick = max if metric_of(metric).higher_is_better else min
-        best |= {(index, name) for index, mean in enumerate(means) if len(known) > 1 and mean == pick(known)}
+        best |= {(index, name) for index, mean in means.items() if len(known) > 1 and mean == pick(known)}
     return cells, best
 
 
@@ -162,9 +160,9 @@ def _mean_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
     if any(row.is_oracle for row in grid.rows):
         notes.append("Oracle: the cluster size is the one that scores best on the test views, as the paper's rows do.")
     if missing := [scene.name for scene in grid.scenes if scene.name not in scenes]:
-        notes.append(f"No masks {masks.folder}: {', '.join(missing)}.")
+        notes.append(f"No masks {masks.label}: {', '.join(missing)}.")
     of = scenes[0] if len(scenes) == 1 else f"{len(scenes)} scenes"
-    title = f"{grid.table.title}, masks {masks.folder}: mean of {of}"
+    title = f"{grid.table.title}, masks {masks.label}: mean of {of}"
     cells, best = _scored(grid, {metric: (part, metric) for metric in masks.metrics})
     own = {row.citation for row in grid.rows}
     only_cited = [cited for key, cited in grid.table.paper.items() if key not in own]
@@ -184,17 +182,20 @@ def _mean_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
     return TextTable(title, cells.fillna(NOTHING), best, notes)
 
 
-def _scene_table(grid: Grid, part: pd.DataFrame, metric: str, masks: str) -> TextTable:
-    """Return a metric scene by scene, in parentheses the paper's number, and the mean over the scenes."""
-    scenes = {str(scene): (own, metric) for scene, own in part.groupby("scene", sort=False)}
+def _scene_table(grid: Grid, frame: pd.DataFrame, metric: str, sets: Sequence[MaskSet]) -> TextTable:
+    """Return a metric scene by scene under each mask set, in parentheses the paper's number, and the means."""
+    scenes: dict[str, tuple[pd.DataFrame, str]] = {}
+    for masks in sets:
+        part, of = of_masks(frame, masks), f", {masks.label}" if len(sets) > 1 else ""
+        scenes |= {f"{scene}{of}": (own, metric) for scene, own in part.groupby("scene", sort=False)}
+        scenes |= {f"mean{of}": (part, metric)}
     (cells, best), notes = _scored(grid, scenes), tuple[str, ...]()
-    cells["mean"] = [score_text(part[part.method == row.key], metric) for row in grid.rows]
     for index, row in enumerate(grid.rows):
         for scene, value in zip(grid.table.scenes, grid.table.published(row).scenes.get(metric, ())):
             if scene in scenes:
                 cells.loc[index, scene] += f" ({100 * value:.1f})"
                 notes = ("In parentheses: the paper.",)
-    return TextTable(f"{metric} by scene, masks {masks}", cells, best, notes)
+    return TextTable(f"{metric} by scene, masks {', '.join(masks.label for masks in sets)}", cells, best, notes)
 
 
 def _preset_table(grid: Grid, part: pd.DataFrame, masks: MaskSet) -> TextTable:
@@ -243,8 +244,7 @@ def latex(tables: Iterable[TextTable]) -> str:
         for index, name in table.best:
             style = style.set_properties(subset=([index], [name]), textbf="--rwrap")
         text = style.to_latex(hrules=True, column_format="l" + "r" * (len(table.cells.columns) - 1))
-        for letter, command in (("±", r"$\pm$"), ("<", "$<$"), (">", "$>$")):
-            text = text.replace(letter, command)
+        text = text.replace("±", r"$\pm$").replace("<", "$<$").replace(">", "$>$")
         parts.append("\n".join([f"% {table.title}", text.strip(), *(f"% {note}" for note in table.notes)]))
     return "\n\n".join(parts) + "\n"
 
@@ -259,7 +259,7 @@ def summary(grid: Grid, frame: pd.DataFrame) -> dict[str, Any]:
             scenes = {name: score(own, metric)._asdict() for name, own in part.groupby("scene")}
             metrics[metric] = score(part, metric)._asdict() | {"paper": paper.get(metric), "scenes": scenes}
         seconds = {name: score(part, f"{name}_s")._asdict() for name in ("geometry", "lift")}
-        entries.append({"masks": masks.folder, "method": row.key, "metrics": metrics, "seconds": seconds})
+        entries.append({"masks": masks.label, "method": row.key, "metrics": metrics, "seconds": seconds})
     return {
         "table": grid.table.key,
         "scenes": [scene.name for scene in grid.scenes],

@@ -1,7 +1,6 @@
 """Jobs are run: several at a time, on this machine or through submitit, each with a log and a record."""
 
 import fcntl
-import itertools
 import json
 import os
 import re
@@ -49,16 +48,14 @@ def read_record(job: Job) -> Record:
     try:
         record = Record(**_read(job.record))
     except TypeError:
-        return Record()
+        record = Record()
     if record.commands != job.recorded:
         return Record()
     if record.status == "running":
         return replace(record, status="interrupted", message="broken off")
-    if record.status != "done":
-        return record
-    if not all(path.exists() for path in job.artefacts):
+    if record.status == "done" and not all(path.exists() for path in job.artefacts):
         return Record(message="its files are gone")
-    return replace(record, figures=record.figures or _figures(job))
+    return replace(record, figures=record.figures or _figures(job)) if record.status == "done" else record
 
 
 def read_records(jobs: Sequence[Job]) -> dict[str, Record]:
@@ -117,10 +114,7 @@ def _write(job: Job, record: Record, **changes: Any) -> Record:
 
 
 class LocalPool:
-    """Runs `jobs` at a time in processes of this machine, spread over its GPUs.
-
-    `threads`: CPU threads of each; None = the cores shared out.
-    """
+    """Runs `jobs` at a time in processes of `threads` (None = the cores shared out), spread over the GPUs here."""
 
     poll_s = 0.1
 
@@ -161,8 +155,7 @@ class LocalPool:
 class SubmititPool(LocalPool):
     """Submits every job to a cluster; `folder` takes submitit's own files, and all nodes must see it.
 
-    Raises:
-        UserError: submitit is not installed, or does not know a parameter.
+    A UserError: submitit is not installed, or does not know a parameter.
     """
 
     poll_s = 2.0
@@ -188,10 +181,7 @@ class SubmititPool(LocalPool):
 def run_grid(jobs: Sequence[Job], pool: LocalPool, report: Callable[[str], None]) -> None:
     """Run every job that is not done, each after those it depends on; a failure ends only what depends on it.
 
-    `report` takes a line whenever a job starts or ends.
-
-    Raises:
-        KeyboardInterrupt: Once everything that ran has saved what it had.
+    `report` takes a line whenever a job starts or ends. A KeyboardInterrupt goes on once all that ran has saved itself.
     """
     records = {key: record for key, record in read_records(jobs).items() if record.status == "done"}
     running: dict[str, tuple[Job, Any]] = {}
@@ -229,11 +219,7 @@ def run_grid(jobs: Sequence[Job], pool: LocalPool, report: Callable[[str], None]
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keep a second benchmark from writing into the same folder.
-
-    Raises:
-        UserError: One is at work there.
-    """
+    """Keep a second benchmark from writing into the same folder; a UserError says that one is at work there."""
     out.mkdir(parents=True, exist_ok=True)
     with open(out / ".lock", "w") as file:
         try:
@@ -245,12 +231,11 @@ def locked(out: Path) -> Iterator[None]:
 
 def environments(jobs: int, *, threads: int | None = None) -> list[dict[str, str]]:
     """Return the environment of each process: one GPU after the other, and the cores shared out."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    devices = visible.split(",")
     shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
     shared |= os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
-    turns = itertools.islice(itertools.cycle(devices), jobs) if len(devices) > 1 else ()
-    return [shared | {"CUDA_VISIBLE_DEVICES": device} for device in turns] or [dict(shared) for _ in range(jobs)]
+    return [shared | {"CUDA_VISIBLE_DEVICES": devices[n % len(devices)]} for n in range(jobs)]
 
 
 def _result(job: Job, future: Any) -> Record:
@@ -258,16 +243,15 @@ def _result(job: Job, future: Any) -> Record:
     if (problem := future.exception()) is None:
         return future.result()
     last = (str(problem).strip() or "the job left no message").splitlines()[-1]
-    return _write(job, Record(commands=job.recorded, status="failed", message=last))
+    return _write(job, Record(commands=job.recorded), status="failed", message=last)
 
 
 def _figures(job: Job) -> dict[str, Any]:
-    results, oracle = _read(job.model / "results.json"), {}
-    name, scores = next(reversed(results.items()), ("", {}))
+    name, scores = next(reversed(_read(job.model / "results.json").items()), ("", {}))
+    manifest, candidates = _read(job.model / "manifest.json"), {}
     if job.artefacts[0].name == "oracle.json":
-        oracle = _read(job.artefacts[0])
-        scores = oracle.get("candidates", {}).get(oracle.get("best"), {})
-    manifest, candidates = _read(job.model / "manifest.json"), oracle.get("candidates", {})
+        oracle = {"best": "", "candidates": {}} | _read(job.artefacts[0])
+        candidates, scores = oracle["candidates"], oracle["candidates"].get(oracle["best"], {})
     return {"results": name, "scores": scores, "manifest": manifest, "candidates": candidates}
 
 
@@ -299,5 +283,5 @@ def _line(job: Job, jobs: Sequence[Job], records: Mapping[str, Record], capacity
         spent[other.row].append(records[other.key].seconds)
     if not spent or not left:
         return text
-    seconds = sum(statistics.mean(spent.get(row) or itertools.chain(*spent.values())) for row in left)
+    seconds = sum(statistics.mean(spent.get(row) or sum(spent.values(), [])) for row in left)
     return f"{text}; about {duration_text(seconds / min(capacity, len(left)))} left"

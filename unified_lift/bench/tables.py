@@ -44,6 +44,13 @@ class MaskSet:
     folder: str
     metrics: Sequence[str]
     protocol: str = "auto"
+    zero_id: str = ""  # what id 0 is to methods that leave it to the data; "" = what the dataset says
+    name: str = ""  # what `--masks` calls it; "" = nobody asked by name
+
+    @property
+    def label(self) -> str:
+        """Return what tables call it."""
+        return f"{self.name} ({self.folder})" if self.name else self.folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,7 @@ class Table:
     title: str
     rows: Sequence[str]
     masks: Sequence[MaskSet]
+    mask_sets: Mapping[str, Sequence[dict[str, Any]]] = field(default_factory=dict)  # by names of `--masks`; * = others
     scenes: Sequence[str] = ()
     dataset: str = ""  # whose download `scripts/prepare_<dataset>.py` checks
     paper: Mapping[str, Published] = field(default_factory=dict)
@@ -71,6 +79,14 @@ class Table:
     def published(self, row: Row) -> Published:
         """Return the paper's numbers for a row; without any where it is not cited."""
         return self.paper.get(row.citation, Published(name=""))
+
+    def on(self, names: Sequence[str]) -> "Table":
+        """Return the table on the mask sets that `--masks` names, none = its own; a UserError: its masks are fixed."""
+        if names and not self.mask_sets:
+            raise UserError(f"--masks: the masks of table {self.key} are fixed; --table rooms takes mask sets by name")
+        sets = [(name, each) for name in dict.fromkeys(names) for each in self.mask_sets.get(name, self.mask_sets["*"])]
+        named = [MaskSet(**e | {"name": name, "folder": e["folder"].replace("*", name)}) for name, e in sets]
+        return replace(self, masks=named or self.masks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,26 +124,22 @@ CLEAN = noisy_scene(VIEWS, BASE.num_train)
 def chosen_rows(table: Table, words: Sequence[str] | None) -> list[Row]:
     """Return the table's rows, or those that `--methods` names: rows, other methods, or YAML files of settings.
 
-    Asking for `omniseg3d_gs` brings its oracle row along; the rows of `presets` are presets.
-
-    Raises:
-        UserError: No such method or preset.
+    Asking for `omniseg3d_gs` brings its oracle row along; the rows of `presets` are presets. A UserError: no such row.
     """
     rows: dict[str, Row] = {}
     for word in table.rows if words is None else words:
-        row = Row(key=word, name=word, train=("--method", word))
         if word.endswith((".yaml", ".yml")):
             if not (path := Path(word)).is_file():
                 raise UserError(f"--methods {word}: no such settings file")
             row = Row(key=path.stem, name=path.stem, train=("--preset", str(path.resolve())))
         elif table.key == PRESETS:
             list(preset_chain(word))
-            row = replace(row, train=("--preset", word))
+            row = Row(key=word, name=word, train=("--preset", word))
         elif word not in METHODS and word not in ROWS:
             known = ", ".join(dict.fromkeys((*ROWS, *METHODS)))
             raise UserError(f"--methods {word}: no such method; there are {known}, or give a .yaml file of settings")
         else:
-            row = ROWS.get(word, row)
+            row = ROWS.get(word) or Row(key=word, name=word, train=("--method", word))
         rows[row.key] = row
         if table.key not in (ROBUSTNESS, PRESETS):
             rows |= {other.key: other for other in ROWS.values() if other.is_oracle and other.model == row.key}
@@ -137,8 +149,7 @@ def chosen_rows(table: Table, words: Sequence[str] | None) -> list[Row]:
 def chosen_scenes(table: Table, data: Path | None, names: Sequence[str] | None, *kinds: str) -> list[SceneFolder]:
     """Return the table's scenes below `data`, or those that `--scenes` names; of robustness those of some kinds.
 
-    Raises:
-        UserError: A scene is missing, or its folder fits no layout.
+    A UserError: a scene is missing, or its folder fits no layout.
     """
     if table.key == ROBUSTNESS:
         return [noisy_scene(kind, amount) for kind in dict.fromkeys(kinds) for amount in KINDS[kind][1]]
@@ -167,8 +178,7 @@ def chosen_scenes(table: Table, data: Path | None, names: Sequence[str] | None, 
 def write_room(root: Path, kind: str, amount: str, *, seed: int) -> None:
     """Write the room of a seed with one kind of noise, or with only so many training views; whole or not at all.
 
-    Raises:
-        UserError: No such kind, or an amount that it cannot have.
+    A UserError: there is no such kind, or it cannot have this amount.
     """
     if kind not in KINDS:
         raise UserError(f"--room {kind}: no such kind of noise; there are {', '.join(KINDS)}")

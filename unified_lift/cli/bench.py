@@ -14,9 +14,9 @@ from unified_lift.fileio import write_text
 from unified_lift.modelfolder.settings import GeometrySettings, TrainSettings, with_preset
 
 _GRID_SETS = (  # flags of train.py that place a job in the grid
-    "--iterations", "--seed", "--init-ply", "--source-path", "--model-path", "--object-path", "--schedule", "--preset",
-    "--method", "--method-name", "--resume", "--overwrite", "--eval", "--no-eval", "--device",
-)  # fmt: skip
+    "--iterations --seed --init-ply --source-path --model-path --object-path --schedule --preset --method "
+    "--method-name --resume --overwrite --eval --no-eval --device"
+).split()
 
 
 def bench_main(argv: list[str], pool: LocalPool | None = None) -> int:
@@ -28,9 +28,9 @@ def bench_main(argv: list[str], pool: LocalPool | None = None) -> int:
     if importlib.util.find_spec("pandas") is None:
         raise UserError("bench needs pandas, which is not installed; pip install 'unified-lift[bench]'")
     jobs = expand(grid)
-    missing = {(place.scene.name, place.masks.folder): None for place in places(grid) if not place.has_masks}
-    for scene, folder in missing:
-        print(f"note: {scene} has no masks {folder}/, its jobs are left out")
+    missing = {(place.scene.name, place.masks.label): None for place in places(grid) if not place.has_masks}
+    for scene, masks in missing:
+        print(f"note: {scene} has no masks {masks}, its jobs are left out")
     if not jobs:
         raise UserError("--scenes: none of them has the masks this table trains on; make them first")
     with locked(grid.out):
@@ -56,11 +56,7 @@ def bench_main(argv: list[str], pool: LocalPool | None = None) -> int:
 
 
 def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
-    """Return what the command line asks for.
-
-    Raises:
-        UserError: A scene or method is not there, or a flag for train.py would undo the grid.
-    """
+    """Return what the command line asks for; a UserError: no such scene or row, or a flag that would undo the grid."""
     cut = argv.index("--") if "--" in argv else len(argv)
     args = _parser().parse_args(argv[:cut])
     extra = canonical(argv[cut + 1 :])
@@ -73,7 +69,7 @@ def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
             raise UserError(f"--{name} must be at least 1, received {value}")
     if wrong := [word for word in args.slurm if not word.partition("=")[1]]:
         raise UserError(f"--slurm {wrong[0]}: write KEY=VALUE, such as timeout_min=60")
-    table = TABLES[args.table]
+    table = TABLES[args.table].on(args.masks)
     if args.timeline and (table.key != PRESETS or min(args.timeline) < 1):
         raise UserError("--timeline: give numbers of iterations from 1 on, with --table presets")
     seeds = tuple(dict.fromkeys(args.seeds))
@@ -112,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
     add("--methods", nargs="+", metavar="METHOD", help="rows of the table, other methods, presets, or .yaml files")
     add("--scenes", nargs="+", metavar="SCENE", help="these only; they need not be the table's own")
+    add("--masks", nargs="+", default=[], metavar="NAME", help="rooms: mask sets by name, such as simulated net edges")
     add("--iterations", type=int, help="of the geometry; default: 30000, robustness: 1600, presets: each its own")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--jobs", type=int, default=1, help="jobs at a time")

@@ -57,7 +57,8 @@ def mask_folder(reader: Reader, settings: DataSettings) -> Path:
 def describe(reader: Reader, settings: DataSettings) -> SceneDescription:
     """Return what a reader says about the scene folder, each frame with its mask."""
     folder, described = mask_folder(reader, settings), reader.describe(settings.source_path, settings)
-    frames = [frame if frame.mask else replace(frame, mask=find_mask(folder, frame.name)) for frame in described.frames]
+    own = settings.object_path == "auto"  # a folder that the user names counts, whatever masks the scene's file names
+    frames = [f if own and f.mask else replace(f, mask=find_mask(folder, f.name)) for f in described.frames]
     notes = described.notes
     if not folder.is_dir() and not any(frame.mask for frame in frames):
         notes = (f"no mask folder {folder.name}/: every view is unlabelled, only colour can be trained", *notes)

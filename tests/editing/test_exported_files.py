@@ -199,11 +199,11 @@ def tool():
     found = os.environ.get("SPLAT_TRANSFORM") or shutil.which("splat-transform")
     if found is None:
         pytest.skip("no splat-transform on PATH, nor in SPLAT_TRANSFORM: npm install @playcanvas/splat-transform")
-    return found
+    return lambda *argv: subprocess.run([found, "-q", "-w", *argv], check=True, capture_output=True, timeout=120)
 
 
 def columns(path, names):
-    rows = PlyData.read(str(path))["vertex"].data
+    rows = read(path)
     return np.stack([rows[name].astype(float) for name in names], axis=1)
 
 
@@ -223,9 +223,7 @@ def test_positions_sizes_colours_and_rotations_come_back(
     scene = scene_of(random_gaussians(500))
     export(scene, tmp_path / "out", formats=["ply", name])
     back = tmp_path / "back.ply"
-    subprocess.run(
-        [tool, "-q", "-w", tmp_path / f"out/scene.{name}", back], check=True, capture_output=True, timeout=120
-    )
+    tool(tmp_path / f"out/scene.{name}", back)
     ours = tmp_path / "out/scene.ply"
     assert len(columns(back, "x")) == 500
 
@@ -249,7 +247,5 @@ def test_an_object_can_be_cut_out_of_the_ply_with_labels_by_its_id(tmp_path, too
     scene = scene_of(random_gaussians(30), [0, 4, 7] * 10)
     export(scene, tmp_path / "out", formats=["labels"])
     source, back = tmp_path / "out/scene_labels/point_cloud_objects.ply", tmp_path / "back.ply"
-    subprocess.run(
-        [tool, "-q", "-w", source, "-V", "object_id,eq,7", back], check=True, capture_output=True, timeout=120
-    )
+    tool(source, "-V", "object_id,eq,7", back)
     np.testing.assert_array_equal(columns(back, "xyz"), scene.gaussians.means.detach()[scene.object_ids == 7])

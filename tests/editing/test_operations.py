@@ -34,11 +34,6 @@ def three_objects(**changes):
     )
 
 
-def camera_at(position, *, up=(0, 0, 1)):
-    pose = look_at(np.array(position, float), np.zeros(3), np.array(up, float))
-    return Camera(cam_from_world=pose, fx=60, fy=60, cx=32.5, cy=23.5, width=64, height=48)
-
-
 def pictures(scene, camera):
     with torch.no_grad():
         return render(scene.gaussians, camera, with_features=False)
@@ -185,7 +180,9 @@ def test_a_world_moved_together_with_its_camera_looks_the_same(degree):
     gaussians.set("log_scales", gaussians.log_scales + 2)
     gaussians.set("logit_opacities", gaussians.logit_opacities + 1)
     scene = scene_of(gaussians)
-    camera, turn = camera_at((6, 1, 2)), Rotation((0.3, -1.0, 0.5), 77.0)
+    pose = look_at(np.array([6.0, 1, 2]), np.zeros(3), np.array([0.0, 0, 1]))
+    camera = Camera(cam_from_world=pose, fx=60, fy=60, cx=32.5, cy=23.5, width=64, height=48)
+    turn = Rotation((0.3, -1.0, 0.5), 77.0)
     matrix = rotation_from_quaternion(turn.wxyz).numpy()
     pivot, shift, scale = np.array([0.5, -1, 2]), np.array([3.0, -2, 1]), 1.7
     moved = done(Move, scene, [0, 4], rotate=turn, translate=tuple(shift), scale=scale, about=tuple(pivot))

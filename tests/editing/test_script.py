@@ -34,9 +34,8 @@ def tables(of):
 
 def test_every_operation_is_read():
     found = script.parse(EVERYTHING)
-    assert [operation.key for operation in found] == list(
-        ("clean", "merge", "remove", "isolate", "recolour", "move", "duplicate", "rename")
-    )
+    keys = "clean merge remove isolate recolour move duplicate rename".split()
+    assert [operation.key for operation in found] == keys
     assert found[4] == Recolour(objects=(5,), color="#ff0000", strength=0.5)
     assert found[5].rotate == Rotation((1.0, 0.5, 0.0), -33.3)
     assert found[6].translate == (0.1, 0.0, 1e-7)
@@ -66,10 +65,7 @@ def test_a_replay_gives_the_same_bits():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "- remove: [3]\n- remvoe: [4]",
-            r"edits.yaml, line 2, entry 2: no operation 'remvoe'; did you mean 'remove'\?",
-        ),
+        ("- remove: [3]\n- remvoe: [4]", r"line 2, entry 2: no operation 'remvoe'; did you mean 'remove'\?"),
         ("- move: {objects: [3], translat: [1, 0, 0]}", r"move has no setting 'translat'; did you mean 'translate'\?"),
         ("- move: {translate: [1, 0, 0]}", "line 1, entry 1: move needs 'objects'"),
         ("- recolour: {objects: [3]}", "recolour needs 'color', as \"#ff0000\""),

@@ -18,33 +18,23 @@ from unified_lift.modelfolder.labels import segment_by_labels
 from unified_lift.ops.cameras import look_at
 from unified_lift.types import Camera
 
-RED, GREEN, BLUE = (0.9, 0.1, 0.1), (0.1, 0.9, 0.1), (0.1, 0.1, 0.9)
-
 
 def camera(position=(0.0, 0.0, -4.0)):
     pose = look_at(np.array(position), np.zeros(3), np.array([0.0, -1, 0]))
     return Camera(cam_from_world=pose, fx=40, fy=40, cx=20, cy=15, width=40, height=30)
 
 
-def ball(centre, color, feature, count=1):
-    return {
-        "means": [list(centre)] * count,
-        "sh0": [[[(value - 0.5) / SH_C0 for value in color]]] * count,
-        "features": [list(feature)] * count,
-    }
-
-
 @pytest.fixture
 def balls():
     """Three balls seen from the front: 3 left, 5 right, and 8 behind 5; 3 and 8 have nearly the same feature."""
-    parts = (
-        ball((-1, 0, 0), RED, (1, 0)),
-        ball((1, 0, 0), GREEN, (0, 1)),
-        ball((1, 0, 2), BLUE, (0.9, 0.1)),
+    red_green_blue = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.9]])
+    gaussians = gaussians_of(
+        means=[[-1, 0, 0], [1, 0, 0], [1, 0, 2]],
+        sh0=(red_green_blue[:, None] - 0.5) / SH_C0,
+        features=[[1, 0], [0, 1], [0.9, 0.1]],
+        log_scales=[[-1.2] * 3] * 3,
+        logit_opacities=[4.0] * 3,
     )
-    columns = {name: sum((part[name] for part in parts), []) for name in parts[0]}
-    count = len(columns["means"])
-    gaussians = gaussians_of(**columns, log_scales=[[-1.2] * 3] * count, logit_opacities=[4.0] * count)
     return scene_of(gaussians, [3, 5, 8], confidence=[1.0, 1.0, 1.0])
 
 

@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pytest
 
-from unified_lift.data import DATASETS
 from unified_lift.evaluation.protocols import PROTOCOLS, GroundTruth, PredictionBundle, ProtocolResult
 from unified_lift.metrics.matched import matched_scores
 from unified_lift.ops.resample import nearest
@@ -131,10 +130,6 @@ def test_bad_inputs_are_refused(name):
         evaluate(name, {"a": PRED[0].T}, {"a": TRUE[0]}, ["a"])
     with pytest.raises(ValueError, match="none of the 2 views"):
         evaluate(name, views(PRED), {}, NAMES)
-
-
-def test_every_dataset_names_a_protocol_that_exists():
-    assert {reader.protocol for reader in DATASETS.values()} <= set(PROTOCOLS)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

@@ -196,11 +196,7 @@ def render_likely_ids(model: TrainedScene, camera: Camera, *, threshold: float) 
 
 
 def object_at(model: TrainedScene, camera: Camera, u: float, v: float) -> int | None:
-    """Return the object at a pixel, u to the right and v down in corner-origin pixels; None where nothing is.
-
-    It is the one whose Gaussians the pixel shows most, hence the one that an edit would move. A pixel outside the image
-    is a UserError.
-    """
+    """Return the object a pixel (corner origin) shows most, None where nothing is; a UserError: outside the image."""
     if not (0 <= u < camera.width and 0 <= v < camera.height):
         raise UserError(f"point {u:g},{v:g} lies outside the image of {camera.width} x {camera.height} pixels")
     pixel = torch.tensor([[int(u), int(v)]])

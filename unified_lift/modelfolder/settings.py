@@ -182,10 +182,7 @@ def changed(settings: TrainSettings, changes: Mapping[str, Any], *, origin: str)
 
 
 def with_preset(settings: TrainSettings, preset: str) -> TrainSettings:
-    """Return `settings` with the differences of a preset (a shipped name or a YAML file).
-
-    A preset may begin with `extends: another`, whose differences come first. A UserError lists the presets there are.
-    """
+    """Return `settings` with a preset (shipped name or YAML file) and what it `extends`; a UserError lists all."""
     for path, content in reversed(list(preset_chain(preset))):
         settings = changed(settings, content, origin=str(path))
     return changed(settings, {"preset": preset}, origin=preset)

@@ -91,7 +91,7 @@ def test_rooms_takes_every_scene_found_and_other_tables_what_is_named(tmp_path):
         ("rooms", "old_room_25", None, "no sub-folder there is a scene of a known layout"),
         ("3", ".", None, r"no scene old_room_50, .*prepare_messy_rooms.py .* --scenes restricts"),
         ("3", ".", ["old_room_100"], "no scene old_room_100"),
-        ("3", "gone", None, "give the folder that holds the scenes"),
+        ("3", "gone", None, "give the folder that holds the scene folders"),
     ],
 )
 def test_missing_scenes_are_named_with_what_to_do(tmp_path, table, folder, scenes, message):

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,15 +111,16 @@ def job_of(grid: Grid, place: Place) -> Job:
 
 def lift_steps(row: Row, most: int | None) -> int:
     """Return the lift steps of a row of the robustness table: 600 for our method, else its preset's up to 2,000."""
-    own = _settings(row).lift.lift_iterations
+    own = _settings(*row.train).lift.lift_iterations
     steps = _OUR_STEPS if row.key == "unified_lift" else min(own if own > 0 else _MAX_STEPS, _MAX_STEPS)
     return min(steps, most or steps)
 
 
-def _settings(row: Row) -> TrainSettings:
-    flag, name = row.train  # a method has a preset of its name
+@cache
+def _settings(flag: str, name: str) -> TrainSettings:
+    """Return what the flags of a row choose; a method has a preset of its name."""
     method = {"method_name": name} if flag == "--method" else {}
-    return with_preset(changed(TrainSettings(), method, origin=row.key), name)
+    return with_preset(changed(TrainSettings(), method, origin=name), name)
 
 
 def shell_line(command: Sequence[str]) -> str:
@@ -178,7 +180,7 @@ def _lift_job(grid: Grid, place: Place) -> Job:
 def _zero_flags(place: Place) -> tuple[str, ...]:
     """Return what id 0 of the masks is, as flags; none where dataset or row say it."""
     with suppress(UserError):  # settings that cannot be read: the job itself says so
-        if place.masks.zero_id and _settings(place.row).method.zero_id == "auto":
+        if place.masks.zero_id and _settings(*place.row.train).method.zero_id == "auto":
             return "--zero_id", place.masks.zero_id
     return ()
 
@@ -192,7 +194,7 @@ def _preset_job(grid: Grid, place: Place) -> Job:
     key = f"{place.scene.name}/{place.row.key}/seed{place.seed}"
     key += f"/timeline_{place.iterations}" if grid.timeline else ""
     fields: dict[str, Any] = {"model": grid.out / key}
-    if grid.timeline and _settings(place.row).schedule == "joint":
+    if grid.timeline and _settings(*place.row.train).schedule == "joint":
         earlier = grid.timeline[: grid.timeline.index(place.iterations)]
         before = tuple(_preset_job(grid, place._replace(iterations=count)) for count in earlier[-1:])
         fields = {"model": (grid.out / key).with_name("timeline"), "depends_on": before, "discard": ()}

@@ -153,10 +153,9 @@ def chosen_scenes(table: Table, data: Path | None, names: Sequence[str] | None, 
     """
     if table.key == ROBUSTNESS:
         return [noisy_scene(kind, amount) for kind in dict.fromkeys(kinds) for amount in KINDS[kind][1]]
-    if data is None:
-        raise UserError("--data: give the folder that holds the scene folders")
-    if not data.is_dir():
-        raise UserError(f"{data}: no such folder; give the folder that holds the scenes with --data")
+    if data is None or not data.is_dir():
+        what = f" {data}: no such folder;" if data else ":"
+        raise UserError(f"--data{what} give the folder that holds the scene folders")
     if names is None:
         folders = [path for path in sorted(data.iterdir()) if path.is_dir()]
         names = table.scenes or [p.name for p in folders if any(reader.detect(p) for reader in DATASETS.values())]
@@ -183,9 +182,8 @@ def write_room(root: Path, kind: str, amount: str, *, seed: int) -> None:
     if kind not in KINDS:
         raise UserError(f"--room {kind}: no such kind of noise; there are {', '.join(KINDS)}")
     try:
-        changes: dict[str, Any] = {} if kind == VIEWS else {kind: float(amount)}
+        views, changes = (int(amount), {}) if kind == VIEWS else (None, {kind: float(amount)})
         with replacing_folder(root) as room:
-            views = int(amount) if kind == VIEWS else None
-            write_synthetic(room, replace(BASE, seed=seed, **changes), train_views=views)
+            write_synthetic(room, replace(BASE, seed=seed, **dict[str, Any](changes)), train_views=views)
     except ValueError as error:
         raise UserError(f"--room {kind} {amount}: {error}") from None

@@ -3,10 +3,10 @@
     python scripts/score_gaussians.py -m output/demo
     python scripts/score_gaussians.py -m output/demo --min_opacity 0.1 --max_distance 0.02 --json found.json
 
-The room is built again from the settings in the scene's scene.json. A Gaussian's true id is that of the surface nearest
-to its mean (0: floor, walls, ceiling), its label the saved object. Labels and true ids are matched one to one so that
-as many Gaussians as possible agree. Gaussians farther than --max_distance from every surface lie on nothing, so there
-is no true id for them: they are counted as floaters and left out of all other figures.
+The room, or house of rooms, is built again from the settings in the scene's scene.json. A Gaussian's true id is that of
+the surface nearest to its mean (0: floor, walls, ceiling), its label the saved object. Labels and true ids are matched
+one to one so that as many Gaussians as possible agree. Gaussians farther than --max_distance from every surface lie on
+nothing, so there is no true id for them: they are counted as floaters and left out of all other figures.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from unified_lift.fileio import read_json, write_json
 from unified_lift.metrics.matched import iou_from_counts
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.ops.overlaps import overlap_table
-from unified_lift.synthetic.scene import SyntheticRoom, SyntheticSettings, synthetic_room
+from unified_lift.synthetic.scene import SyntheticRoom, SyntheticSettings, synthetic_house
 from unified_lift.synthetic.solids import Solid, dot
 
 # World units. Of the Gaussians on the demo's objects 99 % lie nearer than this; the smallest has a radius of 0.27.
@@ -55,12 +56,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         model = load_model(args.model_path, iteration=args.iteration)
-        room = read_room(args.source_path or model.settings.data.source_path)
+        house = read_house(args.source_path or model.settings.data.source_path)
         labels = model.object_ids.numpy()
     except UserError as error:
         parser.error(str(error))
     opaque = model.gaussians.opacities.detach().numpy().reshape(-1) > args.min_opacity
-    true_ids, distances = nearest_surfaces(room, model.gaussians.means.detach().numpy()[opaque].astype(float))
+    true_ids, distances = nearest_in_house(house, model.gaussians.means.detach().numpy()[opaque].astype(float))
     on_surface = distances <= args.max_distance
     if not on_surface.any():
         parser.error(f"{args.model_path}: no opaque Gaussian lies on a surface of the room; give its own scene with -s")
@@ -68,23 +69,36 @@ def main(argv: list[str] | None = None) -> int:
     found = summary(rows)
     found |= {"floaters": float((~on_surface).mean()), "median_distance": float(np.median(distances))}
     found |= {"num_opaque": int(opaque.sum()), "num_gaussians": len(opaque)}
-    print_report(room, rows, found)
+    print_report(house, rows, found)
     if args.json:
         write_json(args.json, found | {"objects": [row._asdict() for row in rows]})
     return 0
 
 
-def read_room(scene: Path) -> SyntheticRoom:
-    """Return the room of a folder that `write_synthetic` wrote; a UserError if it is another."""
+def read_house(scene: Path) -> tuple[SyntheticRoom, ...]:
+    """Return the rooms of a folder that `write_synthetic` wrote; a UserError if it is another."""
     path = scene / "scene.json"
     try:
-        return synthetic_room(SyntheticSettings(**read_json(path)["settings"]))
+        return synthetic_house(SyntheticSettings(**read_json(path)["settings"]))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no settings of a synthetic room ({error}); name the folder of one with -s") from None
 
 
+def nearest_in_house(house: Sequence[SyntheticRoom], points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `nearest_surfaces` does, of world points, each in the room it is in or next to."""
+    ids, distances = np.empty(len(points), dtype=np.int32), np.empty(len(points))
+    rooms = np.argmin([np.abs(points - room.centre)[:, :2].max(axis=1) for room in house], axis=0)
+    for room in house:
+        here = rooms == room.number
+        ids[here], distances[here] = nearest_surfaces(room, points[here] - room.centre)
+    return ids, distances
+
+
 def nearest_surfaces(room: SyntheticRoom, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the object id of the surface nearest to each point, 0 for the room, int32 [N], and its distance, [N]."""
+    """Return the object id of the surface nearest to each point of the room's frame, int32 [N], and its distance, [N].
+
+    The id is 0 for the room itself.
+    """
     centre, half = np.array([0, 0, room.height / 2]), np.array([room.half, room.half, room.height / 2])
     beyond = np.abs(points - centre) - half
     outside = np.linalg.norm(np.maximum(beyond, 0), axis=1)
@@ -156,8 +170,8 @@ def summary(rows: list[ObjectScore]) -> dict[str, Any]:
     return {"accuracy": share(rows), "object_accuracy": share(objects), "mean_object_iou": miou}
 
 
-def print_report(room: SyntheticRoom, rows: list[ObjectScore], found: dict[str, Any]) -> None:
-    names = {0: "room"} | {thing.object_id: thing.name for thing in room.objects}
+def print_report(house: Sequence[SyntheticRoom], rows: list[ObjectScore], found: dict[str, Any]) -> None:
+    names = {0: "room"} | {thing.object_id: thing.name for room in house for thing in room.objects}
     print("true  label     IoU  Gaussians   right  name")
     for row in rows:
         head = f"{row.true_id:4d}  {row.label:5d}  {row.iou:6.3f}  {row.gaussians:9d}"

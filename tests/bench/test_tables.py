@@ -138,6 +138,7 @@ def test_noise_changes_masks_and_nothing_else(room):
         ("drop", "2", "--room drop 2: .*drop.* up to 1"),
         ("views", "0", "--room views 0: a synthetic scene needs a training view"),
         ("drp", "0", "--room drp: no such kind of noise; there are drop"),
+        ("rooms", "0", "--room rooms 0: .*rooms must be at least 1"),
     ],
 )
 def test_a_room_that_cannot_be_is_refused_and_leaves_nothing(room, tmp_path, kind, amount, message):

@@ -96,6 +96,18 @@ def test_floor_wall_and_what_is_behind_them_belong_to_the_room(room):
     assert distances == pytest.approx([0.01, 0.02, 5])
 
 
+def test_points_of_a_house_are_asked_of_the_room_they_are_in():
+    house = script.synthetic_house(SyntheticSettings(num_objects=3, rooms=3))
+    directions = np.random.default_rng(2).uniform(-1, 1, (500, 3)) - [0, 0, 1]
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    for room in house:
+        which, t = room.cast(room.lamp, directions)
+        ids, distances = script.nearest_in_house(house, room.centre + room.lamp + t[:, None] * directions)
+        assert distances.max() < 2e-5
+        assert np.array_equal(ids, room.owner[which])
+        assert set(ids) == {0, *(one.object_id for one in room.objects)}
+
+
 def test_scores_by_hand():
     # Room: 4 of 5 Gaussians say 7. Object 1: 2 of 3 say 5. Object 2: both say 7, which the room has: no partner left.
     true_ids = np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2])

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -5,10 +6,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from plyfile import PlyData
 
 from unified_lift.ops.cameras import cam_from_world_opengl, project, unproject
+from unified_lift.plyio import read_point_cloud
 from unified_lift.synthetic.objects import KINDS
+from unified_lift.synthetic.room import build_house
 from unified_lift.synthetic.scene import (
     SyntheticSettings,
     build_cameras,
@@ -16,7 +18,7 @@ from unified_lift.synthetic.scene import (
     synthetic_room,
     write_synthetic,
 )
-from unified_lift.synthetic.solids import Solid
+from unified_lift.synthetic.solids import Solid, unit
 
 CLEAN = SyntheticSettings(drop=0, merge=0, split=0, jitter=0, false_positives=0, shuffle=False)
 MINIATURE = SyntheticSettings(num_objects=3, num_views=6, width=32, height=24, num_points=300)
@@ -92,8 +94,10 @@ def to_surfaces(room, points) -> list[np.ndarray]:
     return [*(np.abs(solid.distance(points)) for solid in room.solids), np.abs(walls).min(axis=1)]
 
 
-def test_depth_leads_back_to_the_surface_of_the_id(room, view):
-    camera, _, ids, depth = view
+def test_pictures_are_lit_and_colourful_and_depth_leads_back_to_the_surface_of_the_id(room, view):
+    camera, image, ids, depth = view
+    assert 90 < image.mean() < 190
+    assert np.ptp(image.astype(int), axis=2).mean() > 40
     rows, cols = np.mgrid[: camera.height, : camera.width].reshape(2, -1)
     pixels = np.column_stack([cols, rows]) + 0.5
     points = unproject(pixels, depth.reshape(-1), camera)
@@ -150,17 +154,10 @@ def test_every_kind_of_object_stands_on_the_floor():
 
 
 def test_cameras_stay_inside_the_room_with_an_off_centre_principal_point(room):
-    settings = SyntheticSettings()
-    for camera in build_cameras(room, settings):
+    for camera in build_cameras(room, SyntheticSettings()):
         assert np.abs(camera.position[:2]).max() < room.half
         assert 0 < camera.position[2] < room.height
         assert (camera.cx, camera.cy) == (82.5, 58.5)
-
-
-def test_pictures_are_lit_and_colourful(view):
-    image = view[1]
-    assert 90 < image.mean() < 190
-    assert np.ptp(image.astype(int), axis=2).mean() > 40
 
 
 def test_without_noise_segments_are_the_ids_but_for_specks_and_dropped_objects(view):
@@ -232,15 +229,48 @@ def test_written_poses_and_points_agree_with_the_analytic_room(miniature):
     room = synthetic_room(MINIATURE)
     frames = json.loads((miniature / "transforms.json").read_text())["frames"]
     for camera, frame in zip(build_cameras(room, MINIATURE), frames, strict=True):
-        read = cam_from_world_opengl(np.array(frame["transform_matrix"]))
-        assert np.allclose(read, camera.cam_from_world)
-    vertices = PlyData.read(str(miniature / "points3D.ply"))["vertex"]
-    points = np.column_stack([vertices[axis] for axis in "xyz"]).astype(float)
+        assert np.allclose(cam_from_world_opengl(np.array(frame["transform_matrix"])), camera.cam_from_world)
+    points = read_point_cloud(miniature / "points3D.ply").positions.astype(float)
     assert len(points) == 300
     assert np.min(to_surfaces(room, points), axis=0).max() < 0.02 * 3 * room.half
 
 
-def test_the_same_seed_writes_the_same_files(miniature, tmp_path):
+def test_rays_through_doors_end_as_in_one_scene_of_all_solids_and_walls_with_gaps():
+    first, second = build_house(2, num_objects=3, seed=0)
+    half, height, thick = first.half, first.height, second.centre[0] / 2 - first.half
+    walls = [((thick, 0.39 * half, height), side * half, 0) for side in (-0.61, 0.61)]
+    walls.append(((thick, half, 0.15 * height), 0, 0.85 * height))
+    solids = [Solid("box", size, np.array([half + thick, y, z]), WHITE) for size, y, z in walls]
+    solids += [replace(one, centre=one.centre + room.centre) for room in (first, second) for one in room.solids]
+    owner = np.array([0, 0, 0, 0, *first.owner[:-1], *second.owner[:-1]])
+    origin = np.array([0.3 * half, 0.1 * half, 0.4 * height])
+    rays = unit(np.random.default_rng(0).uniform([half, -half, 0], [3 * half, half, height], (4000, 3)) - origin)
+    bounds = np.where(rays > 0, [second.centre[0] + half, half, height], [-half, -half, 0])
+    t = [((bounds - origin) / rays).min(axis=1), *(solid.intersect(origin, rays) for solid in solids)]
+    ids, distance = first.trace(origin, rays, lit=False)
+    assert distance == pytest.approx(np.min(t, axis=0), abs=1e-4)
+    assert (ids == owner[np.argmin(t, axis=0)]).all()
+    assert set(ids) >= {0, 4, 5, 6}
+
+
+def test_every_room_of_a_house_has_views_ids_and_points_and_is_seen_from_another(tmp_path):
+    write_synthetic(tmp_path, replace(MINIATURE, rooms=3, num_views=10), train_views=6)
+    transforms = json.loads((tmp_path / "transforms.json").read_text())
+    assert [int(name[7:11]) for name in transforms["train_filenames"]] == [*range(6), *range(10, 16), *range(20, 26)]
+    assert [int(name[7:11]) for name in transforms["test_filenames"]] == [8, 9, 18, 19, 28, 29]
+    assert [one["id"] for one in json.loads((tmp_path / "scene.json").read_text())["objects"]] == list(range(1, 10))
+    truth = [cv2.imread(str(path), -1) for path in sorted((tmp_path / "annotations" / "gt_instance").iterdir())]
+    seen = {(view // 10, room) for view, ids in enumerate(truth) for room in set((ids[ids > 0] - 1) // 3)}
+    assert seen >= {(0, 0), (1, 1), (2, 2), (0, 1), (2, 0)}
+    points = read_point_cloud(tmp_path / "points3D.ply").positions
+    for room in build_house(3, num_objects=3, seed=0):
+        assert 200 < (np.abs(points - room.centre)[:, :2].max(axis=1) < room.half).sum() < 400
+
+
+def test_the_same_seed_writes_the_same_files_and_one_room_those_of_before_there_were_houses(miniature, tmp_path):
+    pictures = (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted(miniature.rglob("*.png")))
+    digest = hashlib.sha256(b"".join(picture.tobytes() for picture in pictures))
+    assert digest.hexdigest() == "b8444aa3e9836e3c17dbf630e3076ed937148866bdd0da39dd2efe164c9342e2"
     write_synthetic(tmp_path / "again", MINIATURE)
     for path in sorted(p for p in miniature.rglob("*") if p.is_file()):
         assert (tmp_path / "again" / path.relative_to(miniature)).read_bytes() == path.read_bytes(), path.name
@@ -255,7 +285,7 @@ def test_a_folder_with_files_is_never_overwritten(tmp_path):
         write_synthetic(tmp_path, CLEAN)
 
 
-@pytest.mark.parametrize("wrong", [{"num_objects": 0}, {"num_views": 1}, {"drop": 1.5}, {"jitter": -1.0}])
+@pytest.mark.parametrize("wrong", [{"rooms": 0}, {"num_objects": 0}, {"num_views": 1}, {"drop": 1.5}, {"jitter": -1.0}])
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="got|received"):
         SyntheticSettings(**wrong)

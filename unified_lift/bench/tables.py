@@ -175,14 +175,15 @@ def chosen_scenes(table: Table, data: Path | None, names: Sequence[str] | None, 
 
 
 def write_room(root: Path, kind: str, amount: str, *, seed: int) -> None:
-    """Write the room of a seed with one kind of noise, or with only so many training views; whole or not at all.
+    """Write the room of a seed with one kind of noise, so many training views, or so many rooms; whole or not at all.
 
     A UserError: there is no such kind, or it cannot have this amount.
     """
-    if kind not in KINDS:
-        raise UserError(f"--room {kind}: no such kind of noise; there are {', '.join(KINDS)}")
+    if kind not in (*KINDS, "rooms"):
+        raise UserError(f"--room {kind}: no such kind of noise; there are {', '.join(KINDS)}, and rooms for a house")
     try:
-        views, changes = (int(amount), {}) if kind == VIEWS else (None, {kind: float(amount)})
+        value = int(amount) if kind in (VIEWS, "rooms") else float(amount)
+        views, changes = (int(value), {}) if kind == VIEWS else (None, {kind: value})
         with replacing_folder(root) as room:
             write_synthetic(room, replace(BASE, seed=seed, **dict[str, Any](changes)), train_views=views)
     except ValueError as error:

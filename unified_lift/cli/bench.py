@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="robustness: these kinds of noise only")
     add("--lift_iterations", type=int, help="robustness: most lift steps of any method, for short runs")
     add("--timeline", type=int, nargs="+", default=[], metavar="ITERATIONS", help="presets: score at each of these")
-    add("--room", nargs=2, metavar=("KIND", "AMOUNT"), help="robustness: only write one of its rooms, as --out")
+    add("--room", nargs=2, metavar=("KIND", "AMOUNT"), help="only write a room of robustness, or a house: rooms 9")
     add("--launcher", choices=["local", "submitit"], default="local")
     add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="such as timeout_min=60 gpus_per_node=1")
     add("--report", action="store_true", help="run nothing, write the tables of the results so far")

@@ -10,21 +10,8 @@ import numpy as np
 from unified_lift.synthetic.solids import Shape, Size, Solid, turn_about_z
 from unified_lift.synthetic.textures import Rgb
 
-KINDS = {
-    "duck": 0.14,
-    "mushroom": 0.0,
-    "gift": 0.78,
-    "plant": 0.05,
-    "rocket": 0.60,
-    "donut": 0.92,
-    "ball": 0.55,
-    "tree": 0.38,
-    "mug": 0.47,
-    "cone": 0.06,
-    "cube": 0.68,
-    "books": 0.0,
-    "lamp": 0.10,
-}
+KINDS = {"duck": 0.14, "mushroom": 0.0, "gift": 0.78, "plant": 0.05, "rocket": 0.60, "donut": 0.92, "ball": 0.55}
+KINDS |= {"tree": 0.38, "mug": 0.47, "cone": 0.06, "cube": 0.68, "books": 0.0, "lamp": 0.10}
 """What `build` can make -> hue of the first of its kind."""
 CREAM, BROWN = (0.97, 0.92, 0.80), (0.45, 0.28, 0.17)
 UPRIGHT = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # tilts a ring from lying to standing (handles)
@@ -66,7 +53,6 @@ def build(kind: str, tint: float) -> list[Solid]:
 
     paper = (hue(), hue(0.5, 1, shift=0.45))
     needles = (hue(0.65, 0.62), hue(0.6, 0.8, shift=-0.05))
-    leaves = ((0.10, 0.38, 0.16), (0.48, 0.76, 0.30))
     down = _shade(hue(0.75, 0.97))
     fins = [
         _part("box", (0.3, 0.07, 0.35), (0.55 * x, 0.55 * y, 0.4), _shade(hue(0.8)), rotation=turn_about_z(angle))
@@ -101,10 +87,7 @@ def build(kind: str, tint: float) -> list[Solid]:
             _part("ellipsoid", (0.95, 0.72, 0.58), (-0.05, 0, 0.58), down),
             _part("ellipsoid", (0.5, 0.5, 0.5), (0.42, 0, 1.4), down),
             _part("frustum", (0.24, 0.06, 0.18), (0.94, 0, 1.33), _shade((0.95, 0.45, 0.1)), rotation=FORWARD),
-            *(
-                _part("ellipsoid", (0.1, 0.1, 0.1), (0.78, side, 1.55), _shade((0.08, 0.08, 0.1), 1))
-                for side in (0.3, -0.3)
-            ),
+            *(_part("ellipsoid", (0.1, 0.1, 0.1), (0.78, y, 1.55), _shade((0.08, 0.08, 0.1), 1)) for y in (0.3, -0.3)),
         ],
         "rocket": [
             _part("frustum", (0.45, 0.5, 0.8), (0, 0, 1.0), ((0.93, 0.94, 0.96), hue(0.8)), "rings", 0.8),
@@ -113,7 +96,7 @@ def build(kind: str, tint: float) -> list[Solid]:
         ],
         "plant": [
             _part("frustum", (0.45, 0.66, 0.42), (0, 0, 0.42), (hue(), hue(brightness=0.7)), "rings", 1.6),
-            _part("ellipsoid", (0.85, 0.85, 0.75), (0, 0, 1.45), leaves, "leaves", 0.8),
+            _part("ellipsoid", (0.85, 0.85, 0.75), (0, 0, 1.45), ((0.1, 0.38, 0.16), (0.48, 0.76, 0.3)), "leaves", 0.8),
         ],
         "books": [
             _part("box", (0.85, 0.62, 0.18), (0, 0, 0.18), covers[0]),
@@ -133,11 +116,11 @@ def build(kind: str, tint: float) -> list[Solid]:
     }[kind]
 
 
-def table_parts(radius: float, height: float) -> list[Solid]:
+def table_parts(radius: float, height: float) -> tuple[Solid, ...]:
     """Return a round table of the given radius and height, already in world units."""
     wood = ((0.96, 0.84, 0.64), (0.86, 0.68, 0.46))
-    return [
+    return (
         _part("frustum", (radius, radius, 0.05), (0, 0, height - 0.05), wood, "grain", 1.6),
         _part("frustum", (0.2, 0.12, height / 2 - 0.05), (0, 0, height / 2 - 0.05), wood),
         _part("frustum", (0.5 * radius, 0.42 * radius, 0.04), (0, 0, 0.04), wood),
-    ]
+    )

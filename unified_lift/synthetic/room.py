@@ -1,8 +1,8 @@
-"""The room: where the objects are, how light falls on them, and the exact picture a camera takes."""
+"""The room, and houses of rooms: where the objects are, how light falls on them, the exact picture a camera takes."""
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from unified_lift.synthetic.objects import KINDS, SyntheticObject, build, table_parts
 from unified_lift.synthetic.solids import Solid, dot, nonzero, unit
-from unified_lift.synthetic.textures import floor_color, smoothstep, wall_color
+from unified_lift.synthetic.textures import DOOR_HEIGHT, DOOR_PAINT, DOOR_WIDTH, floor_color, smoothstep, wall_color
 from unified_lift.types import Camera
 
 MIN_OBJECTS_FOR_TABLE = 8  # from here on one of them is a table with some of the others on top
@@ -21,7 +21,7 @@ CORNER_SHADE = 0.28
 SKY = np.array([0.58, 0.60, 0.65])
 BOUNCE = np.array([0.53, 0.47, 0.41])
 SUNLIGHT = np.array([0.66, 0.61, 0.53])
-
+WALL_THICKNESS = 0.05  # of half a room's width; it is between the rooms of a house
 
 LightMap = Callable[[np.ndarray], np.ndarray]
 """Gives the shares of the lamp and of the sky that points [n, 3] on a horizontal square see, [2, n]."""
@@ -31,13 +31,18 @@ LightMap = Callable[[np.ndarray], np.ndarray]
 class SyntheticRoom:
     """An analytic scene. Id 0 is the room itself (floor, rug, walls); objects carry ids from 1.
 
-    `half` is half of the room's width in world units; all objects stand within the radius of the rug.
+    Everything in it is in the room's frame, whose origin lies at `centre` [3] of the world, in the middle of the floor.
+    `half` is half of the room's width in world units; all objects stand within the radius of the rug. `number` counts
+    the rooms of a house; `doors` are the rooms behind walls +x, -x, +y, -y (0..3).
     """
 
     objects: tuple[SyntheticObject, ...]
     half: float
     height: float
     rug_radius: float
+    number: int = 0
+    centre: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    doors: dict[int, "SyntheticRoom"] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def solids(self) -> tuple[Solid, ...]:
@@ -65,18 +70,45 @@ class SyntheticRoom:
             nearest[closer], which[closer] = t[closer], index
         return which, nearest
 
+    def trace(self, origins: np.ndarray, directions: np.ndarray, *, lit: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return the colours [n, 3] (lit) or ids [n] that rays as in `cast` end on, doors being open, and how far.
+
+        Only rays through a door are traced in the room behind it: a view costs about as much as in a room alone.
+        """
+        which, t = self.cast(origins, directions)
+        points, passed = origins + t[:, None] * directions, []
+        width, height = self.half * DOOR_WIDTH, self.height * DOOR_HEIGHT
+        for wall, behind in self.doors.items():
+            axis, sides = wall // 2, [1 - wall // 2, 2]
+            at_wall = (which == len(self.solids)) & (points[:, axis] * (-1) ** wall > self.half * (1 - 1e-9))
+            rays = np.flatnonzero(at_wall & (np.abs(points[:, sides[0]]) < width) & (points[:, 2] < height))
+            along = directions[rays]
+            # A door is a tunnel: a ray ends on a side of it, which is part of this room, or leaves it into the other.
+            limits = np.where(along[:, sides] > 0, [width, height], [-width, 0])
+            to_side = ((limits - points[rays][:, sides]) / nonzero(along[:, sides])).min(axis=1)
+            to_end = self.half * WALL_THICKNESS / np.abs(along[:, axis])
+            ahead = np.minimum(to_side, to_end)
+            t[rays] += ahead
+            points[rays] += ahead[:, None] * along
+            passed.append((behind, rays[to_side > to_end]))
+        found = self.shade(points, which) if lit else self.owner[which]
+        for behind, rays in ((behind, rays) for behind, rays in passed if rays.size):
+            start = points[rays] + self.centre - behind.centre
+            found[rays], further = behind.trace(start, directions[rays], lit=lit)
+            t[rays] += further
+        return found, t
+
     def render(self, camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return what a camera inside the room sees: colour uint8 [H, W, 3] by 2 x 2 rays a pixel, and by its centre
         ids int32 [H, W] and depth along the camera's z axis float32 [H, W].
         """
         height, width, rotation = camera.height, camera.width, camera.cam_from_world[:3, :3]
         corners = np.indices((height, width)).reshape(2, -1).T[:, ::-1].astype(float)
-        rays = _rays(camera, corners + 0.5)
-        which, t = self.cast(camera.position, rays @ rotation)
-        ids, depth = self.owner[which], (t * rays[:, 2]).astype(np.float32)
+        rays, origin = _rays(camera, corners + 0.5), camera.position - self.centre
+        ids, t = self.trace(origin, rays @ rotation, lit=False)
+        depth = (t * rays[:, 2]).astype(np.float32)
         fine = _rays(camera, (corners[:, None] + SUBPIXELS).reshape(-1, 2)) @ rotation
-        which, t = self.cast(camera.position, fine)
-        color = self.shade(camera.position + t[:, None] * fine, which)
+        color, _ = self.trace(origin, fine, lit=True)
         color = color.reshape(height, width, len(SUBPIXELS), 3).mean(axis=2)
         picture = np.floor(np.clip(color * 255 + 0.5, 0, 255)).astype(np.uint8)
         return picture, ids.reshape(height, width), depth.reshape(height, width)
@@ -103,7 +135,7 @@ class SyntheticRoom:
         return ambient * sky[:, None] + SUNLIGHT * direct[:, None]
 
     def _shade_object(self, index: int, points: np.ndarray) -> np.ndarray:
-        solid, under = self.solids[index], self.objects[self.owner[index] - 1]
+        solid, under = self.solids[index], self.objects[self.owner[index] - self.owner[0]]
         normals = solid.normal(points)
         clearance = points[:, 2] - under.position[2]
         sky = 0.62 + 0.38 * smoothstep(clearance, 0.0, 0.35)
@@ -121,14 +153,16 @@ class SyntheticRoom:
         normals = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, 1], [0, 0, -1.0]])[face]
         color = np.full_like(points, 0.92)
         walls, floor = face < 4, face == 4
-        color[walls] = wall_color(points[walls], face[walls], half=self.half, height=self.height)
-        color[floor] = floor_color(points[floor], rug_radius=self.rug_radius)
+        color[walls] = wall_color(points[walls], face[walls], [*self.doors], half=self.half, height=self.height)
+        color[floor] = floor_color(points[floor], rug_radius=self.rug_radius, style=self.number)
         # Corners of a room are darker: every face but the point's own, at distance 0, takes its share of the sky.
         sky = np.prod(1 - CORNER_SHADE * np.exp(-gaps / (0.12 * self.half)), axis=0) / (1 - CORNER_SHADE)
         lamp = np.ones(len(points))
         lamp[floor], sky_share = self._floor_light(points[floor])
         sky[floor] *= sky_share
-        return color * self._light(points, normals, lamp, sky)
+        # The sides of a door lie beyond the wall; two rooms show them, so that they have the light of neither.
+        beyond = gaps.min(axis=0)[:, None] < -1e-9
+        return np.where(beyond, 0.8 * DOOR_PAINT, color * self._light(points, normals, lamp, sky))
 
     @cached_property
     def _floor_light(self) -> LightMap:
@@ -174,12 +208,31 @@ def _rays(camera: Camera, pixels: np.ndarray) -> np.ndarray:
     return unit(np.column_stack([x, y, np.ones(len(x))]))
 
 
-def build_room(num_objects: int, rng: np.random.Generator) -> SyntheticRoom:
-    """Return a furnished room. The last two objects are twins side by side (with four objects or more)."""
+def build_house(count: int, num_objects: int, seed: int) -> tuple[SyntheticRoom, ...]:
+    """Return rooms on a grid of ceil(sqrt(count)) columns, as large as the largest, with doors between neighbours."""
+    # A last word of 0 leaves a seed what it was: the first room is furnished as if it were alone.
+    rooms = [build_room(num_objects, np.random.default_rng([seed, 0, number]), number) for number in range(count)]
+    half, height = max(room.half for room in rooms), max(room.height for room in rooms)
+    columns, pitch = int(np.ceil(count**0.5)), (2 + WALL_THICKNESS) * half
+    for n, room in enumerate(rooms):
+        rooms[n] = replace(room, half=half, height=height, centre=pitch * np.array([n % columns, n // columns, 0]))
+    for n, room in enumerate(rooms):
+        for wall, step in ((0, 1), (2, columns)):
+            if n + step < count and (wall == 2 or (n + 1) % columns):
+                room.doors[wall], rooms[n + step].doors[wall + 1] = rooms[n + step], room
+    return tuple(rooms)
+
+
+def build_room(num_objects: int, rng: np.random.Generator, number: int = 0) -> SyntheticRoom:
+    """Return a furnished room; ids and kinds go on where those of the room before, `number` - 1, end.
+
+    The last two objects are twins side by side (with four objects or more).
+    """
     with_table = num_objects >= MIN_OBJECTS_FOR_TABLE
     count = num_objects - with_table
     # One kind after the other, a new hue each round.
-    kinds = [(list(KINDS)[index % len(KINDS)], 0.37 * (index // len(KINDS))) for index in range(count)]
+    rounds = (divmod(number * count + index, len(KINDS)) for index in range(count))
+    kinds = [(list(KINDS)[index], 0.37 * turn) for turn, index in rounds]
     scales = rng.uniform(0.27, 0.4, count)
     if count > 3:
         kinds[-1] = kinds[-2]
@@ -188,15 +241,14 @@ def build_room(num_objects: int, rng: np.random.Generator) -> SyntheticRoom:
     scales[:num_on_table] = np.minimum(scales[:num_on_table], 0.3)
     table_radius = 0.45 + 0.16 * num_on_table if with_table else 0.0
     spots, rug_radius = _arrange(scales, num_on_table, table_radius, rng)
-    table = SyntheticObject(
-        1, "table", "table", np.zeros(3), table_radius, tuple(table_parts(table_radius, TABLE_HEIGHT))
-    )
+    first, parts = number * num_objects + 1, table_parts(table_radius, TABLE_HEIGHT)
+    table = SyntheticObject(first, "table", "table", np.zeros(3), table_radius, parts)
     objects = [table] if with_table else []
     for (kind, shift), scale, spot, yaw in zip(kinds, scales, spots, rng.uniform(0, 2 * np.pi, count), strict=True):
         tint = KINDS[kind] + shift
         solids = tuple(part.placed(scale=scale, position=spot, yaw=yaw) for part in build(kind, tint))
-        objects.append(SyntheticObject(len(objects) + 1, kind, f"{kind} (hue {tint % 1:.2f})", spot, scale, solids))
-    return SyntheticRoom(tuple(objects), half=2.35 * rug_radius, height=1.75 * rug_radius, rug_radius=rug_radius)
+        objects.append(SyntheticObject(first + len(objects), kind, f"{kind} (hue {tint % 1:.2f})", spot, scale, solids))
+    return SyntheticRoom(tuple(objects), 2.35 * rug_radius, 1.75 * rug_radius, rug_radius, number)
 
 
 def _arrange(

@@ -15,7 +15,7 @@ from unified_lift.fileio import write_json
 from unified_lift.ops.cameras import flip_opengl_opencv, invert_rigid, look_at, unproject
 from unified_lift.plyio import write_point_cloud
 from unified_lift.settings.limits import Range, check_ranges
-from unified_lift.synthetic.room import SyntheticRoom, build_room
+from unified_lift.synthetic.room import SyntheticRoom, build_house
 from unified_lift.types import Camera, PointCloud
 
 MIN_SEGMENT_AREA = 12  # a 2D model proposes nothing smaller than this, and a cut leaves no smaller piece
@@ -26,6 +26,8 @@ DEPTH_NOISE = 0.005  # relative error of initial points along the ray, as a good
 class SyntheticSettings:
     """What the synthetic room holds and how wrong its masks are."""
 
+    rooms: Annotated[int, Range(1)] = 1
+    """Rooms on a grid, with doors between neighbours. What is counted below is counted for each of them. [ours]"""
     num_objects: Annotated[int, Range(1)] = 12
     """Objects in the room. [ours]"""
     num_views: Annotated[int, Range(2)] = 60
@@ -56,33 +58,33 @@ class SyntheticSettings:
 
     @property
     def num_train(self) -> int:
-        """Return the number of training views: all but the last fifth, at least one of each."""
+        """Return the number of training views of a room: all but the last fifth, at least one of each."""
         return self.num_views - max(1, round(0.2 * self.num_views))
 
 
+def synthetic_house(settings: SyntheticSettings) -> tuple[SyntheticRoom, ...]:
+    """Return the rooms that these settings describe."""
+    return build_house(settings.rooms, settings.num_objects, settings.seed)
+
+
 def synthetic_room(settings: SyntheticSettings) -> SyntheticRoom:
-    """Return the room that these settings describe."""
-    return build_room(settings.num_objects, np.random.default_rng([settings.seed, 0]))
+    """Return the room that these settings describe, the first one of a house."""
+    return synthetic_house(settings)[0]
 
 
 def build_cameras(room: SyntheticRoom, settings: SyntheticSettings) -> tuple[Camera, ...]:
-    """Return cameras all around the objects at eye height of a child to an adult, in random order."""
-    rng = np.random.default_rng([settings.seed, 1])
-    scale = settings.width / 160
-    lens: dict[str, Any] = {
-        "fx": 150.0 * scale,
-        "fy": 150.0 * scale,
-        "width": settings.width,
-        "height": settings.height,
-    }
-    lens |= {"cx": settings.width / 2 + 2.5 * scale, "cy": settings.height / 2 - 1.5 * scale}
+    """Return cameras all around the objects of a room at eye height of a child to an adult, in random order."""
+    rng = np.random.default_rng([settings.seed, 1, room.number])
+    width, height, scale = settings.width, settings.height, settings.width / 160
+    lens: dict[str, Any] = {"width": width, "height": height, "fx": 150.0 * scale, "fy": 150.0 * scale}
+    lens |= {"cx": width / 2 + 2.5 * scale, "cy": height / 2 - 1.5 * scale}
     cameras = []
     # Evenly spread azimuths (a random one each would leave gaps), then shuffled so that the held-out tail is fair.
     azimuths = (rng.permutation(settings.num_views) + rng.uniform(-0.3, 0.3, settings.num_views)) / settings.num_views
     for azimuth in azimuths * 2 * np.pi:
         distance = room.rug_radius * rng.uniform(1.62, 2.05)
         elevation = np.deg2rad(rng.uniform(17, 44))
-        target = np.array([*rng.normal(0, 0.08 * room.rug_radius, 2), 0.14 * room.rug_radius])
+        target = room.centre + [*rng.normal(0, 0.08 * room.rug_radius, 2), 0.14 * room.rug_radius]
         flat = np.cos(elevation) * np.array([np.cos(azimuth), np.sin(azimuth)])
         position = target + distance * np.array([*flat, np.sin(elevation)])
         cameras.append(Camera(cam_from_world=look_at(position, target, np.array([0.0, 0, 1])), **lens))
@@ -164,11 +166,13 @@ def write_synthetic(root: Path, settings: SyntheticSettings, *, train_views: int
     train = settings.num_train if train_views is None else min(train_views, settings.num_train)
     if train < 1:
         raise ValueError(f"a synthetic scene needs a training view, received {train_views}")
-    room = synthetic_room(settings)
-    cameras = build_cameras(room, settings)
+    house = synthetic_house(settings)
+    cameras = [camera for room in house for camera in build_cameras(room, settings)]
+    number = np.arange(len(cameras)) % settings.num_views  # within the room
+    listed, held_out = np.flatnonzero(number < train), np.flatnonzero(number >= settings.num_train)
     views, objects = [], []
     for index, camera in enumerate(cameras):
-        image, ids, depth = room.render(camera)
+        image, ids, depth = house[index // settings.num_views].render(camera)
         segments = noisy_segments(ids, settings, np.random.default_rng([settings.seed, 2, index]))
         pictures = {"images": image[..., ::-1], "object_mask": segments, "annotations/gt_instance": ids}
         for folder, pixels in pictures.items():
@@ -177,38 +181,41 @@ def write_synthetic(root: Path, settings: SyntheticSettings, *, train_views: int
             if not cv2.imwrite(str(path), pixels if folder == "images" else pixels.astype(np.uint16)):
                 raise OSError(f"could not write {path}")
         views.append((camera, image, depth))
-    points = _surface_points(views[:train], settings.num_points, np.random.default_rng([settings.seed, 3]))
+    num_points, rng = settings.rooms * settings.num_points, np.random.default_rng([settings.seed, 3])
+    points = _surface_points([views[index] for index in listed], num_points, rng)
     write_point_cloud(root / "points3D.ply", points)
-    write_json(root / "transforms.json", _transforms(cameras, train, settings.num_train))
-    for one in room.objects:
-        low, high = one.bounds
-        centre, size = np.round((low + high) / 2, 4).tolist(), np.round(high - low, 4).tolist()
-        objects.append({"id": one.object_id, "kind": one.kind, "name": one.name, "centre": centre, "size": size})
-    walls = {"half_width": room.half, "height": room.height, "rug_radius": room.rug_radius}
-    about = {"settings": asdict(settings), "zero_id": "segment", "room": walls, "objects": objects}
+    write_json(root / "transforms.json", _transforms(cameras, listed, held_out))
+    for room in house:
+        for one in room.objects:
+            low, high = room.centre + one.bounds
+            centre, size = np.round((low + high) / 2, 4).tolist(), np.round(high - low, 4).tolist()
+            objects.append({"id": one.object_id, "kind": one.kind, "name": one.name, "centre": centre, "size": size})
+    walls = {"half_width": house[0].half, "height": house[0].height, "rug_radius": house[0].rug_radius}
+    # The file of one room does not say that it is one: it stays what it was before there were houses.
+    described = {name: value for name, value in asdict(settings).items() if (name, value) != ("rooms", 1)}
+    about = {"settings": described, "zero_id": "segment", "room": walls, "objects": objects}
     write_json(root / "scene.json", about)
 
 
-def _transforms(cameras: tuple[Camera, ...], train: int, test_start: int) -> dict[str, object]:
-    """Return the content of transforms.json: OpenGL camera-to-world poses and the split; views between are left out."""
+def _transforms(cameras: list[Camera], train: np.ndarray, test: np.ndarray) -> dict[str, object]:
+    """Return the content of transforms.json: OpenGL camera-to-world poses and the split, given indices of cameras."""
+    paths = [f"images/{index:04d}.png" for index in range(len(cameras))]
     frames = [
         {
-            "file_path": f"images/{index:04d}.png",
+            "file_path": paths[index],
             "object_mask_path": f"object_mask/{index:04d}.png",
-            "transform_matrix": flip_opengl_opencv(invert_rigid(camera.cam_from_world)).tolist(),
+            "transform_matrix": flip_opengl_opencv(invert_rigid(cameras[index].cam_from_world)).tolist(),
         }
-        for index, camera in enumerate(cameras)
-        if index < train or index >= test_start
+        for index in sorted([*train, *test])
     ]
-    names = [frame["file_path"] for frame in frames]
     fields = {"w": "width", "h": "height", "fl_x": "fx", "fl_y": "fy", "cx": "cx", "cy": "cy"}
     return {
         "camera_model": "OPENCV",
         **{name: getattr(cameras[0], field) for name, field in fields.items()},
         "ply_file_path": "points3D.ply",
         "zero_id": "segment",
-        "train_filenames": names[:train],
-        "val_filenames": names[train:],
-        "test_filenames": names[train:],
+        "train_filenames": [paths[index] for index in train],
+        "val_filenames": [paths[index] for index in test],
+        "test_filenames": [paths[index] for index in test],
         "frames": frames,
     }

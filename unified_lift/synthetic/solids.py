@@ -216,20 +216,11 @@ class _Surface(NamedTuple):
     distance: Callable[[Size, np.ndarray], np.ndarray]
 
 
-_SURFACES: dict[Shape, _Surface] = {
-    "ellipsoid": _Surface(
-        max, _intersect_ellipsoid, lambda size, points: unit(points / np.square(size)), _distance_ellipsoid
-    ),
+_SURFACES: dict[Shape, _Surface] = {  # of size s, at points p
+    "ellipsoid": _Surface(max, _intersect_ellipsoid, lambda s, p: unit(p / np.square(s)), _distance_ellipsoid),
     "box": _Surface(
-        np.linalg.norm,
-        _intersect_box,
-        lambda size, points: np.eye(3)[(np.abs(points) - size).argmax(1)] * np.sign(points),
-        _distance_box,
+        np.linalg.norm, _intersect_box, lambda s, p: np.eye(3)[(abs(p) - s).argmax(1)] * np.sign(p), _distance_box
     ),
-    "frustum": _Surface(
-        lambda size: np.hypot(max(size[:2]), size[2]), _intersect_frustum, _normal_frustum, _distance_frustum
-    ),
-    "torus": _Surface(
-        sum, _intersect_torus, lambda size, points: unit(points - size[0] * unit(points * [1, 1, 0])), _distance_torus
-    ),
+    "frustum": _Surface(lambda s: np.hypot(max(s[:2]), s[2]), _intersect_frustum, _normal_frustum, _distance_frustum),
+    "torus": _Surface(sum, _intersect_torus, lambda s, p: unit(p - s[0] * unit(p * [1, 1, 0])), _distance_torus),
 }

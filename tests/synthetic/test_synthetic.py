@@ -109,8 +109,7 @@ def test_pictures_are_lit_and_colourful_and_depth_leads_back_to_the_surface_of_t
 
 def test_every_object_is_seen_and_ids_start_at_one(room):
     cameras = build_cameras(room, SyntheticSettings())[:12]
-    seen = set(np.unique([room.render(camera)[1] for camera in cameras]).tolist())
-    assert seen == set(range(13))
+    assert set(np.unique([room.render(camera)[1] for camera in cameras])) == set(range(13))
     assert [one.object_id for one in room.objects] == list(range(1, 13))
 
 
@@ -213,15 +212,14 @@ def test_the_layout_is_complete(miniature):
     assert [len(transforms[f"{split}_filenames"]) for split in ("train", "val", "test")] == [5, 1, 1]
     assert transforms["test_filenames"] == ["images/0005.png"]
     for frame in transforms["frames"]:
-        image = cv2.imread(str(miniature / frame["file_path"]))
-        assert image.shape == (transforms["h"], transforms["w"], 3)
+        assert cv2.imread(str(miniature / frame["file_path"])).shape == (transforms["h"], transforms["w"], 3)
         mask = cv2.imread(str(miniature / frame["object_mask_path"]), cv2.IMREAD_UNCHANGED)
         assert mask.dtype == np.uint16
         truth = miniature / "annotations" / "gt_instance" / Path(frame["file_path"]).name
         assert set(np.unique(cv2.imread(str(truth), cv2.IMREAD_UNCHANGED))) <= {0, 1, 2, 3}
     description = json.loads((miniature / "scene.json").read_text())
     assert [entry["id"] for entry in description["objects"]] == [1, 2, 3]
-    assert description["settings"]["drop"] == 0.08
+    assert [description["settings"].get(key) for key in ("drop", "rooms")] == [0.08, None]
     assert {"kind", "name", "centre", "size"} <= description["objects"][0].keys()
 
 
@@ -258,13 +256,16 @@ def test_every_room_of_a_house_has_views_ids_and_points_and_is_seen_from_another
     transforms = json.loads((tmp_path / "transforms.json").read_text())
     assert [int(name[7:11]) for name in transforms["train_filenames"]] == [*range(6), *range(10, 16), *range(20, 26)]
     assert [int(name[7:11]) for name in transforms["test_filenames"]] == [8, 9, 18, 19, 28, 29]
-    assert [one["id"] for one in json.loads((tmp_path / "scene.json").read_text())["objects"]] == list(range(1, 10))
+    objects = json.loads((tmp_path / "scene.json").read_text())["objects"]
+    assert [one["id"] for one in objects] == list(range(1, 10))
     truth = [cv2.imread(str(path), -1) for path in sorted((tmp_path / "annotations" / "gt_instance").iterdir())]
     seen = {(view // 10, room) for view, ids in enumerate(truth) for room in set((ids[ids > 0] - 1) // 3)}
     assert seen >= {(0, 0), (1, 1), (2, 2), (0, 1), (2, 0)}
+    house = build_house(3, num_objects=3, seed=0)
+    assert [[*room.doors] for room in house] == [[0, 2], [1], [3]]
     points = read_point_cloud(tmp_path / "points3D.ply").positions
-    for room in build_house(3, num_objects=3, seed=0):
-        assert 200 < (np.abs(points - room.centre)[:, :2].max(axis=1) < room.half).sum() < 400
+    for places, few, many in ((points, 200, 400), (np.array([one["centre"] for one in objects]), 3, 3)):
+        assert all(few <= (np.abs(places - room.centre)[:, :2] < room.half).all(axis=1).sum() <= many for room in house)
 
 
 def test_the_same_seed_writes_the_same_files_and_one_room_those_of_before_there_were_houses(miniature, tmp_path):
@@ -275,8 +276,7 @@ def test_the_same_seed_writes_the_same_files_and_one_room_those_of_before_there_
     for path in sorted(p for p in miniature.rglob("*") if p.is_file()):
         assert (tmp_path / "again" / path.relative_to(miniature)).read_bytes() == path.read_bytes(), path.name
     write_synthetic(tmp_path / "other", replace(MINIATURE, seed=1))
-    other = (tmp_path / "other" / "images" / "0000.png").read_bytes()
-    assert other != (miniature / "images" / "0000.png").read_bytes()
+    assert (tmp_path / "other" / "images" / "0000.png").read_bytes() != (miniature / "images" / "0000.png").read_bytes()
 
 
 def test_a_folder_with_files_is_never_overwritten(tmp_path):

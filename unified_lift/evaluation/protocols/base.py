@@ -102,24 +102,29 @@ class AlignedViews:
                     found[profile] = matched_scores(self.preds, self.trues, profile=profile)
         return found
 
-    def result(
-        self, protocol: str, scores: Mapping[str, float], *, warnings: Iterable[str] = (), **facts: object
-    ) -> ProtocolResult:
-        """Return scores of the scene with those of its views, all matchings and every true object in the report."""
-        lacking = {
-            "views have no prediction and count as all background": self.without_prediction,
-            "views have no annotation and were left out": self.without_annotation,
-        }
-        report: dict[str, Any] = {
-            "protocol": protocol,
+    def facts(self) -> dict[str, Any]:
+        """Return which views were scored at which size, for a report."""
+        return {
             "views": list(self.names),
             "missing_annotations": list(self.without_annotation),
             "missing_predictions": list(self.without_prediction),
             "num_missing_predictions": len(self.without_prediction),
             "resolution": sizes(self.trues),
-            **facts,
-            "warnings": [*warnings, *(f"{len(views)} {what}" for what, views in lacking.items() if views)],
         }
+
+    def warnings(self) -> list[str]:
+        """Return sentences on what the views lack."""
+        lacking = {
+            "views have no prediction and count as all background": self.without_prediction,
+            "views have no annotation and were left out": self.without_annotation,
+        }
+        return [f"{len(views)} {what}" for what, views in lacking.items() if views]
+
+    def result(
+        self, protocol: str, scores: Mapping[str, float], *, warnings: Iterable[str] = (), **facts: object
+    ) -> ProtocolResult:
+        """Return scores of the scene with those of its views, all matchings and every true object in the report."""
+        report = {"protocol": protocol, **self.facts(), **facts, "warnings": [*warnings, *self.warnings()]}
         partner: dict[int, int] = {}
         if self.matched:
             report["matching"] = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from unified_lift.fileio import replacing_folder
+from unified_lift.fileio import replacing_folder, write_json
 
 
 def contents(folder):
@@ -18,6 +18,11 @@ def old(tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("old")
     return folder
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):
+    write_json(tmp_path / "a.json", {"mean": float("nan"), "box": [float("-inf"), 1.5]}, indent=None)
+    assert (tmp_path / "a.json").read_text() == '{"mean": null, "box": [null, 1.5]}'
 
 
 def write(folder):

@@ -78,8 +78,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
-    """Write strict JSON (no NaN) whole or not at all."""
-    write_text(path, json.dumps(content, indent=indent, allow_nan=False))
+    """Write strict JSON whole or not at all; numbers that are not finite become null."""
+    strict = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    write_text(path, json.dumps(strict, indent=indent, allow_nan=False))
 
 
 def read_json(path: Path) -> dict:

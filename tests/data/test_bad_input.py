@@ -43,6 +43,12 @@ def test_image_without_pose_is_left_out_and_named(name, dataset, read):
     assert any("stray.png" in note and POSES[name] in note and "register" in note for note in notes)
 
 
+def test_pose_of_a_name_that_no_file_can_have(dataset, read):
+    root = dataset("transforms")
+    edit_json(root / "transforms.json", lambda data: data["frames"][1].update(file_path="images/a\0b.png"))
+    refused(read, root, "transforms.json has a pose for this image but the file is missing")
+
+
 @pytest.mark.parametrize("name", ["colmap", "transforms", "messy_rooms"])  # a JPEG does not tell of flipped bytes
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
 def test_corrupt_photo_is_named(name, damage, dataset, read):

@@ -91,6 +91,7 @@ def test_a_replay_gives_the_same_bits():
         ("remove: 3", "expected a list, .* received a dict"),
         ("- rename: {7: a}\n- rename: {7: b, 8: c, 7: d}", "line 2: '7' is there twice"),
         ("- remove: [3\n- merge: [4]", "edits.yaml, line [12]: not YAML"),
+        ("- &a0 [3]\n" + "".join(f"- &a{n + 1} [{f'*a{n}, ' * 9}]\n" for n in range(9)), "line 1, entry 1: expected"),
     ],
 )
 def test_mistakes_are_told_with_their_place(text, message):

@@ -139,7 +139,7 @@ def masks_in(folder: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
 
 def without_pose_note(folder: Path, posed: Iterable[Path], source: Path) -> list[str]:
     """Return a note naming the images of a folder that have no pose and are therefore left out."""
-    known = {path.resolve() for path in posed}
+    known = {path.resolve() for path in posed if path.is_file()}  # a name may even be none for a file
     alone = [path.relative_to(folder).as_posix() for path in photos_in(folder) if path.resolve() not in known]
     note = f"{folder}: {listed(alone)}: no pose in {source.name}, left out; register them or remove them"
     return [note] if alone else []

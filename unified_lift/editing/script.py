@@ -105,7 +105,8 @@ def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], ov
 
     Settings, cameras and iteration number are those of the model in `scene.path`, which may be `out`. `edits` were done
     since it was loaded; `edits.yaml` holds these and those made before.
-    A UserError: `out` holds a model and no `overwrite`, or something else; or the scene cannot read ids off features.
+    A UserError: `out` holds a model and no `overwrite`, or something else; or the scene cannot read ids off features;
+    or a number of the Gaussians is not finite, so that nothing could read them.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         if not outputs.holds_run(out):
@@ -114,6 +115,8 @@ def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], ov
             raise UserError(f"--out {out}: holds a model; name another folder, or add --overwrite to replace it")
     if scene.method is None:
         raise UserError(f"{scene.path}: labels without a trained model; export it instead: unified-lift export")
+    if not all(bool(value.isfinite().all()) for _, value in scene.gaussians):
+        raise UserError(f"--out {out}: the edits make NaN or infinite numbers; move and scale by less")
     before, iteration = scene.path / outputs.EDITS_FILE, scene.iteration
     edits = [*(parse(before.read_text(), origin=str(before)) if before.exists() else ()), *edits]
     title = f"# All edits since training, in order; iteration {iteration}. Done again by: unified-lift edit --script"
@@ -134,14 +137,18 @@ def _nearest(name: Any, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _refuse_repeated_keys(node: yaml.Node, origin: str) -> None:
+def _refuse_repeated_keys(tree: yaml.Node, origin: str) -> None:
     """Raise a UserError where a mapping has a key twice, of which YAML would keep the last without a word."""
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    for index, (key, _) in enumerate(pairs):
-        if any(key.value == other.value for other, _ in pairs[:index]):
-            raise UserError(f"{origin}, line {key.start_mark.line + 1}: {key.value!r} is there twice; keep one")
-    for child in [value for _, value in pairs] or (node.value if isinstance(node, yaml.SequenceNode) else ()):
-        _refuse_repeated_keys(child, origin)
+    waiting, found = [tree], {id(tree)}  # each node once: aliases of aliases name a few nodes billions of times
+    for node in waiting:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        for index, (key, _) in enumerate(pairs):
+            if any(key.value == other.value for other, _ in pairs[:index]):
+                raise UserError(f"{origin}, line {key.start_mark.line + 1}: {key.value!r} is there twice; keep one")
+        children = [value for _, value in pairs] or (node.value if isinstance(node, yaml.SequenceNode) else ())
+        fresh = {id(child): child for child in children if id(child) not in found}
+        waiting += fresh.values()
+        found |= fresh.keys()
 
 
 # ---- values: what readers raise, read_operation turns into a message ----

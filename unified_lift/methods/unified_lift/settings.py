@@ -23,7 +23,7 @@ class UnifiedLiftSettings(MethodSettings):
 
     contrastive_samples: int = 32_768
     """Pixels drawn per view for Eq. 1 where more are rendered [released]."""
-    temperature: float = 0.15
+    temperature: Annotated[float, Range(0)] = 0.15
     """Temperature of Eq. 1; 0 = the released clip(10 phi, 0.5, 1). [ours] experiments.md; paper: none, that is 1."""
     min_pixels: int = 4
     """Segments with no more sampled pixels than this stay out of Eq. 1. [ours] released: 20."""
@@ -62,7 +62,7 @@ class UnifiedLiftSettings(MethodSettings):
     """A segment with no more pixels than this founds no code. [ours]"""
     codebook_lr: float = 5e-4
     """Rate of the codebook [paper 4.1]."""
-    association_temperature: float = 0.1
+    association_temperature: Annotated[float, Range(0)] = 0.1
     """Temperature of cosine association (Eq. 2); 0 = raw dot product [paper, released]."""
     area_aware: bool = True
     """Match by Eq. 5 (sum over pixels); otherwise Eq. 3 (mean)."""

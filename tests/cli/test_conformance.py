@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from tests.cli.test_train import SHORT
 from tests.data.fixtures import write_dataset
@@ -41,7 +42,8 @@ def test_miniature_goes_through_the_whole_program(name, tmp_path, capsys):
         if name != "features":  # which the objects' votes replace at the end
             assert torch.equal(value, state["gaussians"][name]), name
     trained = state["method"]["codebook"]  # the saved one is ordered by area
-    assert sorted(codebook.tolist()) == sorted(trained.tolist())
+    codes = sorted(normalize(trained, dim=1).tolist())
+    assert sorted(codebook.tolist()) == codes
     labels = np.load(model / "point_cloud" / "iteration_12" / "segmentation.npz")
     assert labels["object_id"].shape == (len(gaussians),)
     assert labels["object_id"].max() < len(codebook)

@@ -24,12 +24,6 @@ from unified_lift.modelfolder.inference import load_model, render_view, views_of
 from unified_lift.modelfolder.labels import segment_by_labels
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A trained model of four objects (0 is the floor), for reading only."""
-    return save_model(tmp_path_factory.mktemp("edit"))
-
-
 def edited(model, out, *flags):
     assert edit_main(["-m", str(model), "--out", str(out), *map(str, flags)]) == 0
     return load_model(out)

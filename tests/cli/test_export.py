@@ -9,16 +9,10 @@ import pytest
 import torch
 from plyfile import PlyData, PlyElement
 
-from tests.saved_model import save_model
 from unified_lift.cli.main import main
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.labels import GaussianLabels
 from unified_lift.modelfolder.outputs import iteration_dir
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("export"))
 
 
 def rows(path):

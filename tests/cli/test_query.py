@@ -19,12 +19,6 @@ from unified_lift.ops.cameras import project
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A trained model of four objects (0 is the floor), for reading only."""
-    return save_model(tmp_path_factory.mktemp("query"))
-
-
-@pytest.fixture(scope="module")
 def view(model):
     return views_of(load_model(model)).train[0]
 

@@ -2,9 +2,9 @@
 
 import sys
 
-import cv2
 import pytest
 
+from tests.capture.test_capture_frames import write_video
 from tests.data.fixtures.floor import floor_photos, orbit
 from tests.fake_pycolmap import FakeColmap
 from unified_lift.cli.main import main
@@ -36,10 +36,7 @@ def test_photos_become_a_scene_that_check_data_finds_fine(photos, colmap, capsys
 
 
 def test_a_video_gives_as_many_frames_as_asked_for(tmp_path, colmap, capsys):
-    writer = cv2.VideoWriter(str(tmp_path / "v.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
-    for view in floor_photos(orbit(9, width=64, height=48)):
-        writer.write(view.image[..., ::-1])
-    writer.release()
+    write_video(tmp_path / "v.mp4", [view.image[..., ::-1] for view in floor_photos(orbit(9, width=64, height=48))])
     argv = ["sfm", str(tmp_path / "v.mp4"), "-s", str(tmp_path / "scene"), "--frames", "4", "--matcher", "sequential"]
     assert main([*argv, "--max_size", "64", "--quiet"]) == 0
     assert "4 of 4 photos" in capsys.readouterr().out

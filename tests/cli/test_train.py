@@ -230,9 +230,8 @@ def test_photos_from_disk_train_the_same_model_and_the_run_says_where_they_are(m
         out = capsys.readouterr().out
         assert f"photos and masks: 0.00 GiB {'on disk' if place == 'disk' else 'in main memory'} (" in out
         assert json.loads((model / "manifest.json").read_text())["data"]["kept_on"] == place
-    for name in ("point_cloud.ply", "point_cloud_objects.ply"):
-        first, second = ((tmp_path / p / "point_cloud/iteration_12" / name).read_bytes() for p in ("cpu", "disk"))
-        assert first == second
+    files = [tmp_path / p / "point_cloud/iteration_12/point_cloud_objects.ply" for p in ("cpu", "disk")]
+    assert files[0].read_bytes() == files[1].read_bytes()
     assert {path.name for path in (tmp_path / "cpu").iterdir()} == {path.name for path in (tmp_path / "disk").iterdir()}
 
 

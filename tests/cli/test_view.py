@@ -20,11 +20,6 @@ from unified_lift.modelfolder.outputs import level_dir
 from unified_lift.viewer.server import BUTTONS, Viewer
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("view"))
-
-
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

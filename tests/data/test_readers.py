@@ -16,6 +16,13 @@ from unified_lift.ops.cameras import project
 TRUTH_MAPS = [name for name in DATASETS if name != "lerf_mask"]
 
 
+def mask_folder(name, root):
+    if name == "transforms":  # a frame that names a mask must have it; one that names none may lack it
+        text = (root / "transforms.json").read_text()
+        (root / "transforms.json").write_text(text.replace("object_mask_path", "unused"))
+    return root / ("detic_instance" if name == "messy_rooms" else "object_mask")
+
+
 @pytest.mark.parametrize("name", DATASETS)
 class TestEveryReader:
     def test_recognises_its_own_fixture(self, name, dataset):
@@ -62,12 +69,7 @@ class TestEveryReader:
 
     def test_a_missing_mask_leaves_the_view_unlabelled_and_is_noted(self, name, dataset, read):
         root = dataset(name)
-        folder = root / ("detic_instance" if name == "messy_rooms" else "object_mask")
-        victim = sorted(path for path in folder.rglob("*") if path.is_file())[1]
-        victim.unlink()
-        if name == "transforms":  # a frame that names a mask must have it; one that names none may lack it
-            text = (root / "transforms.json").read_text()
-            (root / "transforms.json").write_text(text.replace("object_mask_path", "unused"))
+        sorted(path for path in mask_folder(name, root).rglob("*") if path.is_file())[1].unlink()
         scene = read(root)
         unlabelled = [view.name for view in scene.train if view.segments is None]
         assert len(unlabelled) == 1
@@ -75,11 +77,8 @@ class TestEveryReader:
 
     def test_no_mask_folder_means_no_labels(self, name, dataset, read):
         root = dataset(name)
-        folder = root / ("detic_instance" if name == "messy_rooms" else "object_mask")
+        folder = mask_folder(name, root)
         folder.rename(root / "elsewhere")
-        if name == "transforms":
-            text = (root / "transforms.json").read_text()
-            (root / "transforms.json").write_text(text.replace("object_mask_path", "unused"))
         scene = read(root)
         assert all(view.segments is None for view in scene.train)
         assert any(folder.name in note for note in scene.notes)

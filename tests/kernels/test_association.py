@@ -51,8 +51,17 @@ def test_nearest_code_is_the_one_with_the_largest_cosine(monkeypatch):
     monkeypatch.setattr("unified_lift.kernels.association._CHUNK", 7)
     generator = torch.Generator().manual_seed(2)
     features, codebook = torch.randn(30, 4, generator=generator), torch.randn(5, 4, generator=generator)
-    expected = association_logits(features, codebook, temperature=1.0).argmax(dim=1)
-    assert torch.equal(nearest_code(features, codebook), expected)
+    cosines = association_logits(features, codebook, temperature=1.0)
+    for expected, actual in zip(cosines.max(dim=1), nearest_code(features, codebook), strict=True):
+        torch.testing.assert_close(actual, expected)
+    points = torch.randn(30, 3, generator=generator) + 1e4
+    places = torch.cat([points[:5], torch.full((5, 1), 1.5)], dim=1)
+    near = (points[:, None] - points[None, :5]).norm(dim=2) <= 1.5
+    cosine, code = nearest_code(features, codebook, points=points, places=places)
+    expected = torch.where(near, cosines, -2.0).max(dim=1)
+    torch.testing.assert_close(cosine, expected.values)
+    assert torch.equal(code, expected.indices)
+    assert 0 < int((cosine == -2).sum()) < 25
 
 
 def test_concentration_by_hand():

@@ -107,7 +107,7 @@ def assert_saved_model_shows_what_was_trained(tmp_path, scene, method, **method_
 def share_told_apart(stage):
     """Return the share of the balls' pixels whose id stands for their ball, each ball having one id of its own."""
     table = torch.zeros(3, stage.method.num_objects)
-    for index, (view, (features, _, _)) in enumerate(zip(stage.views.all(), stage.labelled_pixels())):
+    for index, (view, (features, *_)) in enumerate(zip(stage.views.all(), stage.labelled_pixels())):
         truth = torch.from_numpy(exact_ids(view.camera)).flatten()[stage.maps.of(index, view).pixel_ids].long()
         ids = stage.method.segment(features).object_ids
         table.index_put_((truth[truth > 0] - 1, ids[truth > 0]), torch.tensor(1.0), accumulate=True)

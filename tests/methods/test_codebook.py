@@ -6,10 +6,19 @@ from torch.nn.functional import normalize
 
 from unified_lift.methods.unified_lift.codebook import (
     Overlaps,
+    PlacedCodes,
     codebook_from_prototypes,
+    cohesion,
+    final_codes,
     merged_codes,
     purity,
 )
+
+
+def found(prototypes, weights, **limits):
+    """Codes of prototypes that all lie at one place."""
+    here = PlacedCodes(prototypes, torch.zeros(len(prototypes), 3), torch.ones(len(prototypes)))
+    return codebook_from_prototypes(here, weights, **limits).codes
 
 
 def bundle(direction, count, noise, seed):
@@ -19,7 +28,7 @@ def bundle(direction, count, noise, seed):
 
 def test_codes_appear_at_the_modes_largest_first():
     prototypes = torch.cat([bundle([1.0, 0, 0], 6, 0.05, 0), bundle([0, 1.0, 0], 9, 0.05, 1)])
-    codes = codebook_from_prototypes(prototypes, torch.ones(15), min_cosine=0.8, min_members=4)
+    codes = found(prototypes, torch.ones(15), min_cosine=0.8, min_members=4)
     assert codes.shape == (2, 3)
     torch.testing.assert_close(codes, torch.tensor([[0.0, 1, 0], [1, 0, 0]]), atol=0.1, rtol=0)
     torch.testing.assert_close(codes.norm(dim=1), torch.ones(2))
@@ -27,30 +36,56 @@ def test_codes_appear_at_the_modes_largest_first():
 
 def test_rare_prototypes_open_no_code():
     prototypes = torch.cat([bundle([1.0, 0, 0], 6, 0.01, 0), bundle([0, 0, 1.0], 3, 0.01, 1)])
-    assert len(codebook_from_prototypes(prototypes, torch.ones(9), min_cosine=0.8, min_members=4)) == 1
-    assert len(codebook_from_prototypes(prototypes, torch.ones(9), min_cosine=0.8, min_members=3)) == 2
+    assert len(found(prototypes, torch.ones(9), min_cosine=0.8, min_members=4)) == 1
+    assert len(found(prototypes, torch.ones(9), min_cosine=0.8, min_members=3)) == 2
 
 
 def test_number_of_codes_can_be_bounded_and_empty_input_gives_none():
     prototypes = torch.eye(3).repeat_interleave(4, dim=0)
-    assert len(codebook_from_prototypes(prototypes, torch.ones(12), min_cosine=0.9, min_members=2, max_codes=2)) == 2
-    assert codebook_from_prototypes(torch.zeros(0, 3), torch.zeros(0), min_cosine=0.9, min_members=1).shape == (0, 3)
+    assert len(found(prototypes, torch.ones(12), min_cosine=0.9, min_members=2, max_codes=2)) == 2
+    assert found(torch.zeros(0, 3), torch.zeros(0), min_cosine=0.9, min_members=1).shape == (0, 3)
 
 
 def test_comparing_few_prototypes_at_a_time_changes_nothing(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     prototypes = normalize(torch.randn(60, 3, generator=generator), dim=1)
-    expected = codebook_from_prototypes(prototypes, torch.ones(60), min_cosine=0.8, min_members=3)
+    expected = found(prototypes, torch.ones(60), min_cosine=0.8, min_members=3)
     monkeypatch.setattr("unified_lift.methods.unified_lift.codebook._CHUNK", 4)
-    actual = codebook_from_prototypes(prototypes, torch.ones(60), min_cosine=0.8, min_members=3)
+    actual = found(prototypes, torch.ones(60), min_cosine=0.8, min_members=3)
     assert len(expected) > 3
     torch.testing.assert_close(actual, expected)
 
 
 def test_weights_pull_the_code():
     prototypes = normalize(torch.tensor([[1.0, 0.0], [1.0, 0.4]]), dim=1)
-    code = codebook_from_prototypes(prototypes, torch.tensor([1.0, 0.0]), min_cosine=0.5, min_members=2)
+    code = found(prototypes, torch.tensor([1.0, 0.0]), min_cosine=0.5, min_members=2)
     torch.testing.assert_close(code, torch.tensor([[1.0, 0.0]]))
+
+
+def test_alike_prototypes_of_two_places_are_two_codes():
+    # nine of one object seen from around it, four of a twin beside it: spheres of reach 2 * 0.2 + 0.1 touch below 0.9
+    around = torch.tensor([[0.4 * x, 0.4 * y, 0.0] for x in (-1, 0, 1) for y in (-1, 0, 1)])
+    centres = torch.cat([around, torch.tensor([[1.6, 0.0, 0.0]]).repeat(4, 1)]) + 1e4
+    prototypes = PlacedCodes(bundle([1.0, 0, 0], 13, 0.01, 0), centres, torch.full((13,), 0.2))
+    codes = codebook_from_prototypes(prototypes, torch.ones(13), min_cosine=0.9, min_members=3)
+    torch.testing.assert_close(codes.centres[:, 0], torch.tensor([1e4, 1e4 + 1.6]), atol=2e-3, rtol=0)
+    # mean of squares: 6 of 9 centres are 0.4 away along x, as many along y
+    torch.testing.assert_close(codes.spread, torch.tensor([math.sqrt(0.04 + 2 * 0.16 * 6 / 9), 0.2]), atol=2e-3, rtol=0)
+    assert codes.places()[1, 3] < 1.0
+
+
+@pytest.mark.parametrize(("count", "dim"), [(3, 16), (128, 16), (129, 32), (400, 32)])
+def test_many_codes_are_drawn_anew_so_that_no_third_lies_between_two(count, dim):
+    learnt = normalize(torch.randn(count, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    codes = final_codes(3 * learnt)
+    assert codes.shape == (count, dim)
+    torch.testing.assert_close(codes.norm(dim=1), torch.ones(count))
+    if dim == 16:
+        return torch.testing.assert_close(codes, learnt)
+    halfway = normalize(codes[:50] + codes[50:100], dim=1) @ codes.T
+    assert torch.equal(
+        halfway.topk(2, dim=1).indices.sort(dim=1).values, torch.arange(50)[:, None] + torch.tensor([0, 50])
+    )
 
 
 def overlaps_of(*views):
@@ -178,3 +213,13 @@ def test_pixels_hidden_in_the_background_count_less_against_an_object(weight, ag
     overlaps = overlaps_of([[90, 10, 0], [0, 8, 20]], [[100, 0, 0], [0, 30, 0]])
     share = purity(overlaps, torch.arange(3), background_weight=weight)
     torch.testing.assert_close(share, torch.tensor([1.0, 30 / (30 + against), 1.0]))
+
+
+def test_cohesion_is_the_chance_that_two_pixels_of_an_object_share_a_segment():
+    # object 0 is the background; object 1 whole, whole, cut 30 : 10; object 2 always cut in halves; object 3 seen once
+    views = [[[900, 0, 0, 0], [0, 40, 0, 0], [0, 0, 20, 40], [0, 0, 20, 0]]] * 2
+    views += [[[900, 0, 0, 0], [0, 30, 0, 0], [0, 10, 20, 0], [0, 0, 20, 0]]]
+    overlaps = overlaps_of(*views)
+    assert cohesion(overlaps, torch.arange(4)) == pytest.approx(0.5)  # the lower of the two in the middle
+    assert cohesion(overlaps, torch.tensor([0, 1, 0, 0])) == pytest.approx((1 + 1 + 0.75**2 + 0.25**2) / 3)
+    assert cohesion(overlaps, torch.tensor([0, 0, 0, 0])) == 1.0

@@ -3,6 +3,7 @@ import torch
 from torch.nn.functional import normalize
 
 from tests.methods import calls
+from unified_lift.methods.base import ViewPixels
 from unified_lift.methods.unified_lift import UnifiedLift
 from unified_lift.modelfolder.settings import TrainSettings, with_preset
 from unified_lift.ops.segments import dense_slots
@@ -31,10 +32,10 @@ def losses(method, features, segments, progress):
 
 
 def observations(views):
-    """What a stage shows of views of features and ids."""
+    """What a stage shows of views of features and ids, all at one place."""
     for features, segments in views:
         slot, ids = dense_slots(segments, ignore_zero=False)
-        yield features, slot, len(ids)
+        yield ViewPixels(features, slot, len(ids), torch.zeros(len(slot), 3))
 
 
 NAMES = ("unified_lift", "released", "paper")
@@ -199,18 +200,40 @@ NOISE = torch.randn(100, 16, generator=torch.Generator().manual_seed(0)), torch.
 @pytest.mark.parametrize(
     ("views", "support"), [([NOISE], 0.5), ([view(noise=0.05)[:2]] * 5, 1.1)], ids=["scattered", "no mask supports it"]
 )
-def test_data_that_found_no_code_give_a_clear_error_instead_of_an_empty_codebook(views, support):
+def test_data_that_found_no_code_are_said_and_not_asked_again(views, support):
     method = method_with(codebook_start=0.0, codebook_min_support=support)
-    with pytest.raises(ValueError, match="codebook_init random"):
-        method.before_step(0.0, lambda: observations(views))
+    method.before_step(0.0, lambda: observations(views))
+    assert "codebook_init random" in method.summary["no_objects"]
+    assert method.num_objects == 0
+    method.before_step(0.5, lambda: pytest.fail("the data must not be asked"))
 
 
-@pytest.mark.parametrize("dim", [3, 16, 33])
-def test_any_feature_width(dim):
-    features, segments, directions = view(dim=dim)
-    method = method_with(directions, feature_dim=dim)
-    assert method.initial_features(5).shape == (5, dim)
-    assert all(torch.isfinite(v) for v in losses(method, features, segments, 0.9).values())
+def test_a_lift_too_short_to_reach_the_start_of_the_codebook_ends_with_one():
+    method = method_with()
+    method.before_step(0.9, lambda: pytest.fail("the data must not be asked"))
+    method.finish(lambda: observations([view(seed=0, noise=0.05)[:2]] * 5))
+    assert len(method.codebook) == len(method.places) == 4
+
+
+def test_of_one_view_every_segment_founds_a_code_and_a_view_without_labels_none():
+    method = method_with(codebook_start=0.0, data_says="ignore")
+    blank = ViewPixels(torch.randn(9, 16), torch.full((9,), -1, dtype=torch.int32), 0, torch.zeros(9, 3))
+    method.before_step(0.0, lambda: observations([view(seed=0, noise=0.05)[:2]]))
+    assert len(method.codebook) == 4
+    again = method_with(codebook_start=0.0, codebook_min_members=1)
+    again.before_step(0.0, lambda: iter([*observations([view(seed=0, noise=0.05)[:2]]), blank]))
+    assert torch.equal(again.codebook, method.codebook)
+
+
+def test_pixels_vote_for_the_nearest_code_of_their_place_and_for_none_where_all_are_far_in_features_or_place():
+    method = method_with(torch.eye(16)[:3])
+    features, here = torch.eye(16)[[0, 1, 1, 8]] + 0.6 * torch.eye(16)[[1, 0, 0, 0]], torch.zeros(4, 3)
+    assert method.vote(features, here).tolist() == [0, 1, 1, 0]  # no places known: the most probable code
+    method.places = torch.tensor([[0.0, 0, 0, 1], [5, 0, 0, 1], [0, 0, 0, 9]])
+    points = torch.tensor([[0.5, 0, 0], [0.5, 0, 0], [4.5, 0, 0], [0.5, 0, 0]])
+    assert method.vote(features, points).tolist() == [0, 0, 1, 0]
+    assert method.vote(features, points + 20).tolist() == [-1] * 4
+    assert method.vote(torch.eye(16)[[8]], points[:1]).tolist() == [-1]
 
 
 def codebook_of_cut_masks(directions, pixels, *, num_views, **changes):
@@ -230,14 +253,6 @@ def test_code_that_grew_from_cut_masks_is_dropped():
         options = {"codebook_min_support": support, "codebook_min_evidence": 3.0}
         method = codebook_of_cut_masks(directions, (80, 20, 200), num_views=10, **options)
         assert len(method.codebook) == expected
-
-
-def test_code_of_a_part_joins_the_code_of_the_whole():
-    directions = normalize(torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]]), dim=1)
-    method = codebook_of_cut_masks(directions, (80, 20, 200), num_views=12, codebook_min_support=0.0)
-    assert len(method.codebook) == 2
-    ids = method.segment(directions).object_ids.tolist()
-    assert ids[0] == ids[1] != ids[2]
 
 
 @pytest.mark.parametrize(("data_says", "expected"), [("segment", 3), ("ignore", 2)])

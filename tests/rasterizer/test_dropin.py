@@ -90,8 +90,5 @@ def test_unsupported_combinations_are_named(change, message):
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         GaussianRasterizer(settings())(**{**one, **change})
-
-
-def test_antialiasing_is_refused():
     with pytest.raises(ValueError, match="antialiasing"):
         GaussianRasterizer(settings(antialiasing=True))

@@ -1,6 +1,6 @@
 """Twenty steps of every stage give the losses and parameters that tests/golden/*.json hold: numbers never move unseen.
 
-The files were written by the code as it was before `train/` took its present shape. Its checkpoints are gone on with.
+The code before `train/` took its present shape wrote them, but for refine: there pixels vote by place since.
 """
 
 import json

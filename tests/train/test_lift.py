@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -10,6 +11,7 @@ from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.model.initialize import gaussians_from_points
 from unified_lift.model.render import render
 from unified_lift.modelfolder.settings import LiftSettings
+from unified_lift.ops.cameras import unproject
 from unified_lift.ops.segments import dense_slots
 from unified_lift.train.batches import copies_for, stratified
 from unified_lift.train.lift import LiftStage, steps_of
@@ -54,7 +56,7 @@ def test_method_sees_the_features_of_the_seen_pixels(scene):
     for valid in (None, view.valid):
         pixels = SegmentMaps(ignore_zero=False, keep=True).of(0, dataclasses.replace(view, valid=valid))
         expected = features.flatten(0, 1) if valid is None else features[valid]
-        assert torch.equal(pixels.seen(features).features, expected)
+        assert torch.equal(pixels.seen(SimpleNamespace(features=features)).features, expected)
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(10, 10), (1000, 7), (17, 5), (5_000_000, 8192), (3, 3)])
@@ -185,15 +187,17 @@ def test_steps_tell_the_sampler_how_often_a_view_was_seen(scene):
 
 def test_observed_features_are_those_of_the_image_in_the_order_of_their_slots(scene):
     stage = lift_stage(scene)
-    for view, (features, slot, count) in zip(scene.train, stage.labelled_pixels(), strict=True):
+    for view, (features, slot, count, points) in zip(scene.train, stage.labelled_pixels(), strict=True):
         assert count == 4
         expected, order = view.segments.flatten().unique(return_inverse=True)[1].sort(stable=True)
         assert torch.equal(slot.long(), expected)
-        rendered = render(stage.gaussians, view.camera).features.detach()
-        assert torch.equal(features, rendered.flatten(0, 1)[order])
-
-
-# ---- on a real GPU only ------------------------------------------------------------------------------------------
+        out = render(stage.gaussians, view.camera)
+        assert torch.equal(features, out.features.detach().flatten(0, 1)[order])
+        covered = out.alpha.detach().flatten()[order] > 0.01  # they show the points of their rays at the mean depth
+        depth = (out.depth / out.alpha).detach().flatten()[order][covered]
+        pixels = torch.stack([order % view.camera.width, order // view.camera.width], dim=1)[covered] + 0.5
+        expected = torch.tensor(unproject(pixels.numpy(), depth.numpy(), view.camera), dtype=torch.float32)
+        torch.testing.assert_close(points[covered], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.gpu

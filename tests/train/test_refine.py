@@ -42,7 +42,8 @@ def learnt(scene):
 def refined(scene, gaussians, method, start, *, num_steps, **changes):
     """Return features after some steps from `start`."""
     method.settings = replace(method.settings, sharpen_steps=num_steps)
-    labels = Labelling(*torch.zeros(4, 0, dtype=torch.int64), start)
+    codes = normalize(method.codebook.detach(), dim=1)
+    labels = Labelling(*torch.zeros(4, 0, dtype=torch.int64), codes, start)
     stage = RefineStage(scene, gaussians, method, RefineSettings(**changes), labels, seed=5)
     fit(stage, [])
     return stage.features.detach()
@@ -183,9 +184,6 @@ def test_what_is_saved_is_refined(tmp_path, scene):
     assert not torch.equal(keep.stage.features, keep.stage.labels.features)
 
 
-# ---- targets of pixels ----
-
-
 def targets(own, slot, num_segments, num_codes):
     own, slot = torch.tensor(own, dtype=torch.int64), torch.tensor(slot, dtype=torch.int32)
     return pixel_targets(own, slot, num_segments, num_codes).tolist()
@@ -197,6 +195,11 @@ def test_strays_take_the_code_of_their_segment_and_swallowed_objects_keep_their_
     own = [0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 1, 0]
     slot = [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, -1]
     assert targets(own, slot, 2, 3) == [0, 0, 0, 0, 0, 1, 1, 0, 2, 2, 2, 2, -1]
+
+
+def test_pixels_near_no_code_take_that_of_their_segment_if_it_has_one():
+    own, slot = [1, -1, -1, 0, -1, -1, -1], [0, 0, 0, 1, 1, 2, -1]
+    assert targets(own, slot, 3, 2) == [1, 1, 1, 0, 0, -1, -1]
 
 
 def test_half_of_a_code_is_not_most_of_it():

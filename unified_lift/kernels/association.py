@@ -56,10 +56,23 @@ def association_logits(features: Tensor, codebook: Tensor, *, temperature: float
     return normalize(features, dim=-1, eps=_EPS) @ normalize(codebook, dim=-1, eps=_EPS).T / temperature
 
 
-def nearest_code(features: Tensor, codebook: Tensor) -> Tensor:
-    """Return the code with the largest cosine similarity to each feature [P, D], int64 [P]."""
-    codes = normalize(codebook, dim=1, eps=_EPS)
-    return torch.cat([(part @ codes.T).argmax(dim=1) for part in features.split(_CHUNK)])  # bounds [P, L]
+def nearest_code(
+    features: Tensor, codebook: Tensor, *, points: Tensor | None = None, places: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the largest cosine similarity of each feature [P, D] with a code, [P], and that code, int64 [P].
+
+    Pixels at `points` [P, 3] farther from a centre than its reach, `places` [L, 4], do not show the code; -2 = no code.
+    """
+    codes, found = normalize(codebook, dim=1, eps=_EPS), []
+    for first in range(0, len(features), _CHUNK):  # bounds [P, L]
+        cosine = normalize(features[first : first + _CHUNK], dim=1, eps=_EPS) @ codes.T
+        if points is not None and places is not None:
+            middle = places[:, :3].mean(dim=0)  # squares of large coordinates round badly
+            away = torch.cdist(points[first : first + _CHUNK] - middle, places[:, :3] - middle)
+            cosine = torch.where(away <= places[:, 3], cosine, -2.0)
+        found.append(cosine.max(dim=1))
+    cosine, code = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return cosine, code
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ class ViewPixels(NamedTuple):
     features: Tensor  # rendered, [P, D]
     slot: Tensor  # local segment index: the dense index of each pixel's segment in its view, int32 [P], -1 = no label
     num_segments: int  # S, of the view; some may have no pixel here
+    points: Tensor | None = None  # what each pixel shows, in world units, [P, 3]; known where all views are walked over
 
 
 class StepInfo(NamedTuple):
@@ -88,6 +89,7 @@ class Method(nn.Module, ABC):
     """
 
     object_tables: ClassVar[tuple[str, ...]]  # names of the parameters and buffers with one row for each object
+    working_tables: ClassVar[tuple[str, ...]] = ()  # more of them, which only checkpoints keep
     allows_joint: ClassVar[bool] = False  # whether it can be trained while Gaussians come and go
 
     def __init__(self, settings: Any, *, zero_id: ZeroId, seed: int) -> None:
@@ -171,10 +173,15 @@ class Method(nn.Module, ABC):
         confidence, ids = zip(*(self.association(part).max(dim=1) for part in parts), strict=True)
         return Segmentation(torch.cat(ids).view(shape), torch.cat(confidence).view(shape))
 
+    def vote(self, features: Tensor, points: Tensor) -> Tensor:
+        """Return the object for which pixels of features [P, D], at points [P, 3], vote, int64 [P]; -1 = none."""
+        return self.segment(features).object_ids
+
     def reorder(self, order: Tensor) -> None:
         """Renumber the objects: id i becomes what id `order[i]` was."""
-        for name in self.object_tables:
-            self._set_tensor(name, getattr(self, name)[order])
+        for name in (*self.object_tables, *self.working_tables):
+            if len(getattr(self, name)):
+                self._set_tensor(name, getattr(self, name)[order])
 
     def candidates(self) -> dict[str, Method]:
         """Return by name the segmentations among which `finish` chose; usually there is only one and none here."""
@@ -196,13 +203,15 @@ class Method(nn.Module, ABC):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return everything needed to go on."""
-        own = {name: value.detach().clone() for name, value in self.named_parameters()}
+        names = (*dict(self.named_parameters()), *self.working_tables)
+        own = {name: getattr(self, name).detach().clone() for name in names}
         return own | {"generator": self.generator.get_state(), "num_draws": self.num_draws}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take what `state_dict` returned; unlike in other modules, tensors may have another length."""
-        for name in dict(self.named_parameters()):
-            self._set_tensor(name, state_dict[name])
+        for name in (*dict(self.named_parameters()), *self.working_tables):
+            if name in state_dict:  # older versions had fewer working tables
+                self._set_tensor(name, state_dict[name])
         self.generator.set_state(state_dict["generator"])
         self.num_draws = state_dict.get("num_draws", 0)
 

@@ -127,7 +127,7 @@ class ClusteredMethod(Method):
 
     def _labelled(self, view: int, pixels: ViewPixels) -> tuple[Tensor, Tensor]:
         """Return features and slots of at most `score_pixels` labelled pixels of a view."""
-        features, slot, _ = pixels
+        features, slot = pixels[:2]
         entries = (slot >= 0).nonzero()[:, 0]
         if len(entries) > self.settings.score_pixels:
             shuffled = torch.randperm(len(entries), generator=self.step_rng.at(-2 - view, _CPU))

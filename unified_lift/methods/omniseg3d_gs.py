@@ -36,7 +36,12 @@ class OmniSeg3D(ClusteredMethod):
     def losses(self, pixels: ViewPixels, info: StepInfo) -> dict[str, Tensor]:
         least = self.settings.min_pixels
         contrastive = contrastive_loss(
-            *pixels, temperature=None, min_pixels=least, detach_norm=True, unit_centres=False, mean_over_pixels=False
+            *pixels[:3],
+            temperature=None,
+            min_pixels=least,
+            detach_norm=True,
+            unit_centres=False,
+            mean_over_pixels=False,
         )
         return {"contrastive": contrastive, "norm": (info.gaussian_features.norm(dim=1) - 1).square().mean()}
 

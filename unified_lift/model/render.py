@@ -49,6 +49,16 @@ def render(
 
 
 @torch.no_grad()
+def points_seen(rendered: RenderOutput, camera: Camera) -> Tensor:
+    """Return the point of the world that each pixel shows, at its mean depth, row by row, [H * W, 3]."""
+    depth, (height, width) = rendered.depth / rendered.alpha.clamp(min=1e-6), rendered.depth.shape
+    cam_from_world, intrinsics = camera.tensors(depth.device)
+    y, x = torch.meshgrid(*(torch.arange(size, device=depth.device) + 0.5 for size in (height, width)), indexing="ij")
+    ray = torch.stack([(x - intrinsics[0, 2]) / intrinsics[0, 0], (y - intrinsics[1, 2]) / intrinsics[1, 1]], dim=-1)
+    in_camera = torch.cat([ray, torch.ones_like(ray[..., :1])], dim=-1) * depth[..., None]
+    return ((in_camera - cam_from_world[:3, 3]) @ cam_from_world[:3, :3]).flatten(0, 1)
+
+
 def blending_weights(
     gaussians: Gaussians, camera: Camera, *, pixels: Tensor | None = None, min_weight: float = 0.0
 ) -> PixelWeights:

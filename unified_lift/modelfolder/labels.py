@@ -11,8 +11,8 @@ from torch import Tensor
 
 from unified_lift.methods.base import Method, Segmentation
 from unified_lift.model.gaussians import SH_C0, Gaussians
-from unified_lift.model.render import blending_weights
-from unified_lift.types import Camera
+from unified_lift.model.render import blending_weights, points_seen, render
+from unified_lift.types import Camera, View
 
 _MIN_VOTE_WEIGHT = 1e-3  # a thinner share of a pixel says nothing about a Gaussian
 _MAX_VOTES = 2**28  # 1 GiB
@@ -32,6 +32,7 @@ class Labelling(GaussianLabels):
 
     areas: Tensor  # pixels of each object over the cameras, int64 [L]
     num_views: Tensor  # cameras that show a pixel of each object, int64 [L]
+    codes: Tensor | None = None  # unit feature of each object, of which these are made, [L, D]
     features: Tensor | None = None  # what Gaussians get in place of their features, [N, D]; None: they keep them
 
 
@@ -56,20 +57,23 @@ def label_gaussians(
     final, mixed = method.final_features(), torch.zeros(())
     if final is not None:
         mixed = torch.zeros(count, final.codes.shape[1] + 1, device=device)
+    table = torch.cat([gaussians.features, gaussians.means, torch.ones_like(gaussians.means[:, :1])], dim=1)
     block = max(1, min(num_objects, max_votes // max(count, 1)))
     for first in range(0, num_objects, block):
         columns = min(block, num_objects - first)
         votes = torch.zeros(count, columns + 1, device=device)  # the last column: votes for other blocks
         for camera in cameras:
             weights = blending_weights(gaussians, camera, min_weight=_MIN_VOTE_WEIGHT)
-            ids = method.segment(blend(weights, gaussians.features)).object_ids  # [P]
+            blended = blend(weights, table)
+            ids = method.vote(blended[:, :-4], blended[:, -4:-1] / blended[:, -1:].clamp(min=1e-6))  # [P]
             # Told the number of entries, a GPU need not be waited for; 32 bits reach for 2^31 votes.
             column = torch.where((ids >= first) & (ids < first + columns), ids - first, columns).int()
             index = column.repeat_interleave(weights.offsets.diff(), output_size=len(weights.weights))
             index.add_(weights.gaussian_ids, alpha=columns + 1)
             votes.view(-1).index_add_(0, index, weights.weights)
             if first == 0:
-                counts = torch.zeros_like(areas).index_add_(0, ids, (weights.offsets.diff() > 0).long())
+                counted = (ids >= 0) & (weights.offsets.diff() > 0)
+                counts = torch.zeros_like(areas).index_add_(0, ids.clamp(min=0), counted.long())
                 areas += counts
                 num_views += counts > 0
         highest, code = votes[:, :-1].max(dim=1)
@@ -85,15 +89,30 @@ def label_gaussians(
     if final is None:
         return found
     features = torch.where(mixed[:, -1:] > 0, mixed[:, :-1] / mixed[:, -1:], final.codes[object_ids])
-    return replace(found, features=features)
+    return replace(found, codes=final.codes, features=features)
 
 
-def by_falling_area(method: Method, labels: Labelling) -> Labelling:
-    """Renumber the objects of `method` and `labels` by falling area, so that id 0 is usually the background."""
-    order = torch.argsort(labels.areas, descending=True, stable=True)
+@torch.no_grad()
+def unclaimed_object(gaussians: Gaussians, method: Method, views: Sequence[View]) -> int | None:
+    """Return the object that most pixels of mask id 0 show in the labelled views, None where no pixel has this id."""
+    counts = torch.zeros(method.num_objects, device=gaussians.device)
+    for view in views:
+        assert view.segments is not None
+        out = render(gaussians, view.camera)
+        own = method.vote(out.features.flatten(0, 1), points_seen(out, view.camera))
+        free = (view.segments == 0 if view.valid is None else (view.segments == 0) & view.valid).flatten()
+        counts += torch.bincount(own[free.to(own.device) & (own >= 0)], minlength=len(counts))
+    return int(counts.argmax()) if counts.any() else None
+
+
+def by_falling_area(method: Method, labels: Labelling, *, last: int | None = None) -> Labelling:
+    """Renumber the objects by falling area, so that id 0 is usually the background; `last` comes last in any case."""
+    areas = labels.areas if last is None else labels.areas.index_fill(0, labels.areas.new_tensor([last]), -1)
+    order = torch.argsort(areas, descending=True, stable=True)
     method.reorder(order)
     ids = torch.argsort(order)[labels.object_ids]
-    return replace(labels, object_ids=ids, areas=labels.areas[order], num_views=labels.num_views[order])
+    ordered = {"areas": labels.areas[order], "num_views": labels.num_views[order]}
+    return replace(labels, object_ids=ids, **ordered, codes=None if labels.codes is None else labels.codes[order])
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ class GeometryStage(Stage):
         terms = {"photometric": photometric_loss(out.image, view.image, lambda_dssim=share, valid=view.valid)}
         terms |= {loss.name: loss.function(out, self.gaussians, view) for loss in self.losses}
         if self.method is not None and view.segments is not None:
-            seen = self.maps.of(index, view).seen(out.features)  # the gradient stops at the features [released]
+            seen = self.maps.of(index, view).seen(out)  # the gradient stops at the features [released]
             terms |= self.method.losses(seen, StepInfo(self.progress(step), step, index, self.gaussians.features))
         total = weighted_sum(terms, self.weights)
         self.on_phase("backward")

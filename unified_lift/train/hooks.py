@@ -140,7 +140,7 @@ class Log(Hook):
 
 
 class GeometryResults(Hook):
-    """Writes the geometry after --save_iterations; logs the held-out PSNR after --test_iterations and at the end."""
+    """Writes the geometry after --save_iterations, logs the held-out PSNR after --test_iterations; both at the end."""
 
     def __init__(self, settings: TrainSettings, scene: Scene, log: RunLog, finite: Finite) -> None:
         self._settings, self._scene, self._log, self._finite = settings, scene, log, finite
@@ -150,7 +150,7 @@ class GeometryResults(Hook):
         run, iteration, scores = self._settings.run, step + 1, []
         if not isinstance(stage, GeometryStage):
             return
-        if iteration in run.save_iterations and iteration < stage.num_steps:
+        if iteration in run.save_iterations or iteration == stage.num_steps:
             self._finite.check({"gaussians": stage.gaussians.table}, iteration)
             folder = iteration_dir(self._settings.model_path, iteration)
             write_gaussians(folder / "point_cloud.ply", stage.gaussians)

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from unified_lift.methods.base import Method
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.model.render import render
+from unified_lift.model.render import points_seen, render
 from unified_lift.modelfolder.labels import Labelling
 from unified_lift.modelfolder.settings import RefineSettings
 from unified_lift.ops.rng import StepRng
@@ -55,9 +55,10 @@ class RefineStage(Stage):
         final = method.final_features()
         assert final is not None
         assert labels.features is not None
+        assert labels.codes is not None
         num_steps = steps_of(final.refine_steps, settings, scene)
         super().__init__(scene, scene.labelled, gaussians, method, num_steps=num_steps, seed=seed)
-        self.settings, self.labels, self.weights, self.codes = settings, labels, {}, final.codes
+        self.settings, self.labels, self.weights, self.codes = settings, labels, {}, labels.codes
         self.maps, self.rng = SegmentMaps(ignore_zero=method.ignore_zero, keep=False), StepRng(seed)
         self.features = labels.features.detach().clone().requires_grad_(True)
 
@@ -67,7 +68,8 @@ class RefineStage(Stage):
         pixels = self.maps.of(index, view)
         self.on_phase("targets")
         with torch.no_grad():
-            own = self.method.segment(render(self.gaussians, view.camera).features).object_ids.flatten()
+            out = render(self.gaussians, view.camera)
+            own = self.method.vote(out.features.flatten(0, 1), points_seen(out, view.camera))
         own = own if pixels.pixel_ids is None else own.index_select(0, pixels.pixel_ids)
         targets = pixel_targets(own, pixels.slot, pixels.num_segments, len(self.codes))
         chosen = self._drawn(len(targets), step)
@@ -116,10 +118,12 @@ def pixel_targets(own: Tensor, slot: Tensor, num_segments: int, num_codes: int) 
         own: Code that each pixel's feature has, below `num_codes`, int64 [P].
         slot: Segment of each pixel, below `num_segments`, -1 = none, int32 [P].
     """
-    pair = (slot.long() + 1) * num_codes + own  # row 0: pixels without label
+    # Row 0: pixels without label; the last column: pixels near no code.
+    pair = (slot.long() + 1) * (num_codes + 1) + torch.where(own < 0, num_codes, own)
     # Summed by index_add_: told the size, it lets a GPU go on without waiting.
-    table = torch.zeros((num_segments + 1) * num_codes, device=own.device)
-    table = table.index_add_(0, pair, torch.ones_like(own.float())).view(-1, num_codes)
-    dominant = table.argmax(dim=1)[slot.long() + 1]
+    table = torch.zeros((num_segments + 1) * (num_codes + 1), device=own.device)
+    table = table.index_add_(0, pair, torch.ones_like(own.float())).view(-1, num_codes + 1)
+    most, dominant = table[:, :num_codes].max(dim=1)
+    dominant = torch.where(most > 0, dominant, -1)[slot.long() + 1]
     held = 2 * table > table.sum(dim=0)
-    return torch.where(slot < 0, -1, torch.where(held.view(-1)[pair], own, dominant))
+    return torch.where(slot < 0, -1, torch.where((own >= 0) & held.view(-1)[pair], own, dominant))

@@ -23,7 +23,7 @@ from unified_lift.model.initialize import gaussians_from_points
 from unified_lift.model.ply import read_gaussians, write_gaussians
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint
-from unified_lift.modelfolder.labels import Labelling, by_falling_area, label_gaussians
+from unified_lift.modelfolder.labels import Labelling, by_falling_area, label_gaussians, unclaimed_object
 from unified_lift.modelfolder.settings import TrainSettings, changed
 from unified_lift.progress import progress_bar
 from unified_lift.settings.yaml import differences
@@ -35,9 +35,13 @@ from unified_lift.train.losses import chosen_losses
 from unified_lift.train.profiling import Profile
 from unified_lift.train.refine import RefineStage
 from unified_lift.train.stage import Stage
-from unified_lift.types import Scene
+from unified_lift.types import Scene, View, ZeroId
 
-# What may differ between a run and its resumption: how long it is and what it prints, not what it computes.
+NO_OBJECT = "no object"
+_MUCH_UNCLAIMED = 0.25  # masks of whole pictures leave gaps of a few percent
+# What may differ between a run and its resumption: how long it is and what it prints, not what it computes; from a
+# checkpoint of staged geometry on, what the lift computes too.
+_OF_THE_LIFT = ("lift.", "refine.", "method.", "method_name", "preset")
 _FREE_TO_CHANGE = ("model_path", "run.", "data.source_path", "geometry.iterations", "lift.lift_iterations")
 
 
@@ -84,6 +88,11 @@ class TrainingState:
     profile: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # times of steps by stage, with --profile
     manifest: dict[str, Any] = field(default_factory=dict)  # of the finished run
 
+    @property
+    def learns_unclaimed(self) -> bool:
+        """Return whether pixels that no mask claims are a segment, though the dataset calls them unlabelled."""
+        return self.scene.zero_id == "ignore" and not self.method.ignore_zero and self.settings.method.zero_id == "auto"
+
 
 def run(
     settings: TrainSettings, scene: Scene | None = None, *, resume_from: Path | None = None, hooks: Sequence[Hook] = ()
@@ -122,6 +131,8 @@ def run(
             with state.clock.part("lift"):
                 fit(_placed(LiftStage(scene, gaussians, method, settings.lift, seed=seed + 2), state), watch)
             gaussians.zero_grad()
+        if lifts and "no_objects" in method.summary:
+            tqdm.write(f"warning: the model has colours only: {method.summary['no_objects']}")
         if method.num_objects:
             with state.clock.part("finish"):
                 labels = _labelled(state)
@@ -150,22 +161,28 @@ def _placed(stage: Stage, state: TrainingState) -> Stage:
 def _labelled(state: TrainingState) -> Labelling:
     """Return the object of each Gaussian by label voting, which renumbers the method's objects by falling area."""
     if state.checkpoint is not None and state.checkpoint["stage"] == "refine":
-        saved = state.checkpoint["stage_state"]
-        tensors = saved["labels"] | {"features": saved["features"]}
+        saved, final = state.checkpoint["stage_state"], state.method.final_features()
+        assert final is not None
+        tensors = {"codes": final.codes} | saved["labels"] | {"features": saved["features"]}  # older ones lack codes
         return Labelling(**{name: value.to(state.gaussians.device) for name, value in tensors.items()})
-    cameras = [view.camera for view in state.scene.train]
-    return by_falling_area(state.method, label_gaussians(state.gaussians, state.method, cameras))
+    gaussians, method, scene = state.gaussians, state.method, state.scene
+    labels = label_gaussians(gaussians, method, [view.camera for view in scene.train])
+    last = unclaimed_object(gaussians, method, _sample(scene.labelled)) if state.learns_unclaimed else None
+    return by_falling_area(method, labels, last=last)
 
 
 def _write_results(state: TrainingState, labels: Labelling | None) -> None:
     model, iteration = state.settings.model_path, state.settings.geometry.iterations
     folder = outputs.iteration_dir(model, iteration)
-    write_gaussians(folder / "point_cloud.ply", state.gaussians)
+    if not (folder / "point_cloud.ply").is_file():  # geometry is written at its end
+        write_gaussians(folder / "point_cloud.ply", state.gaussians)
     if labels is not None:
         if labels.features is not None:
             state.gaussians.set("features", labels.features)
+            state.method.load_object_state(labels.codes)
         num_views = dict(enumerate(labels.num_views.tolist()))
-        outputs.write_objects(folder, state.gaussians, labels, method=state.method, num_views=num_views)
+        names = {len(num_views) - 1: NO_OBJECT} if state.learns_unclaimed and len(num_views) > 1 else None
+        outputs.write_objects(folder, state.gaussians, labels, method=state.method, names=names, num_views=num_views)
     if state.profile:
         write_json(model / "profile.json", state.profile)
 
@@ -206,14 +223,16 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
     else:
         scene = cache.cached(scene)
     assert cache.choice is not None
-    method = settings.build_method(zero_id=scene.zero_id).to(device)
+    zero_id = _zero_id(scene) if settings.method.zero_id == "auto" else scene.zero_id
+    method = settings.build_method(zero_id=zero_id).to(device)
     if settings.schedule == "joint" and not method.allows_joint:
         raise UserError(f"--method {settings.method_name} needs finished geometry; leave --schedule joint out")
     saved = None if resume_from is None else load_checkpoint(resume_from)
     if saved is not None:
         _require_same_run(settings, saved, origin=str(resume_from))
         gaussians = Gaussians(saved["gaussians"])
-        method.load_state_dict(saved["method"])
+        if saved["stage"] != "geometry" or settings.schedule != "staged":
+            method.load_state_dict(saved["method"])
         for name, spent in saved.get("seconds", {}).items():
             clock.done[name] = clock.done.get(name, 0.0) + spent
     elif settings.init_ply is not None:
@@ -232,6 +251,26 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
     return TrainingState(settings, scene, cache.choice, gaussians.to(device), method, clock, checkpoint=saved)
 
 
+def _sample(views: Sequence[View], most: int = 32) -> Sequence[View]:
+    """Return at most so many views, evenly spaced."""
+    return views[:: -(-len(views) // most)] if views else views
+
+
+def _zero_id(scene: Scene) -> ZeroId:
+    """Return what id 0 of the masks means: not unlabelled where much of the pictures is in no mask, but no object."""
+    shares = []
+    for view in _sample(scene.labelled) if scene.zero_id == "ignore" else ():
+        assert view.segments is not None
+        free = view.segments == 0
+        shares.append(float((free if view.valid is None else free[view.valid]).float().mean()))
+    share = sum(shares) / max(1, len(shares))
+    if share < _MUCH_UNCLAIMED:
+        return scene.zero_id
+    what = f"they are learnt as `{NO_OBJECT}`, the last id; --zero_id ignore leaves them out"
+    tqdm.write(f"note: {share:.0%} of the pixels are in no mask: {what}")
+    return "segment"
+
+
 def _require_in_sight(gaussians: Gaussians, scene: Scene, ply: Path) -> None:
     """Warn if the training cameras hardly see the Gaussians of a file; a UserError says that they see nearly none."""
     seen = in_pictures(gaussians.means.detach().numpy(), [view.camera for view in scene.train])
@@ -243,20 +282,32 @@ def _require_in_sight(gaussians: Gaussians, scene: Scene, ply: Path) -> None:
 
 
 def latest_checkpoint(settings: TrainSettings) -> Path | None:
-    """Return the last checkpoint after which nothing is to be longer than it was: more geometry asks for geometry's."""
+    """Return the last checkpoint after which nothing is to be longer or lifted otherwise than it was.
+
+    More geometry asks for geometry's, and so do other settings of the lift.
+    """
     for path in reversed(checkpoints(settings.model_path).values()):
         state = load_checkpoint(path)
         stage, before = state["stage"], state["settings"]
         same_geometry = before["geometry"]["iterations"] == settings.geometry.iterations
         same_lift = before["lift"]["lift_iterations"] == settings.lift.lift_iterations
-        if stage == "geometry" or (same_geometry and (stage == "lift" or same_lift)):
+        lifted_alike = not any(
+            name.startswith(_OF_THE_LIFT) for name in _differences(settings, state, origin=str(path))
+        )
+        if stage == "geometry" or (same_geometry and lifted_alike and (stage == "lift" or same_lift)):
             return path
     return None
 
 
-def _require_same_run(settings: TrainSettings, saved: dict[str, Any], *, origin: str) -> None:
+def _differences(settings: TrainSettings, saved: dict[str, Any], *, origin: str) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that are not those of a checkpoint, and both values, except those free to change."""
     old = changed(TrainSettings(), saved["settings"], origin=origin)
-    found = {name: pair for name, pair in differences(old, settings).items() if not name.startswith(_FREE_TO_CHANGE)}
+    free = _FREE_TO_CHANGE + (_OF_THE_LIFT if saved["stage"] == "geometry" and settings.schedule == "staged" else ())
+    return {name: pair for name, pair in differences(old, settings).items() if not name.startswith(free)}
+
+
+def _require_same_run(settings: TrainSettings, saved: dict[str, Any], *, origin: str) -> None:
+    found = _differences(settings, saved, origin=origin)
     flags = {"method_name": "--method", "strategy": "--strategy"}  # whose other settings follow from them
     for name, (before, now) in sorted(found.items(), key=lambda item: item[0] not in flags):
         was = f"{flags[name]} {before}" if name in flags else f"{name} = {before}"

@@ -77,7 +77,7 @@ class Stage(ABC):
         """Walk over all labelled views: rendered features, slots and number of segments."""
         for index, view in enumerate(self.views.all()):
             if view.segments is not None:
-                yield self.maps.of(index, view).seen(render(self.gaussians, view.camera).features)
+                yield self.maps.of(index, view).seen(render(self.gaussians, view.camera), view.camera)
 
     def progress(self, step: int) -> float:
         """Return the share of the stage that is done before a 0-based step, in [0, 1)."""

@@ -10,8 +10,9 @@ from diff_gaussian_rasterization import PixelWeights
 from torch import Tensor
 
 from unified_lift.methods.base import ViewPixels
+from unified_lift.model.render import points_seen
 from unified_lift.ops.segments import dense_slots
-from unified_lift.types import DataDevice, View
+from unified_lift.types import Camera, DataDevice, RenderOutput, View
 
 _Copies = tuple[dict[str, Any], torch.cuda.Event | None]  # by field, and when a GPU has them
 
@@ -110,12 +111,14 @@ class SegmentPixels(NamedTuple):
     pixel_ids: Tensor | None  # y * width + x of each, int32 [P]; None = all pixels, row by row
     weights: PixelWeights | None = None  # which Gaussians make up each pixel, P rows, where they are kept
 
-    def seen(self, features: Tensor) -> ViewPixels:
-        """Return what a method sees of the view with features [H, W, D]."""
-        features = features.flatten(0, 1)
+    def seen(self, rendered: RenderOutput, camera: Camera | None = None) -> ViewPixels:
+        """Return what a method sees of the rendered view; with its camera, where the pixels lie as well."""
+        features = rendered.features.flatten(0, 1)
+        points = None if camera is None else points_seen(rendered, camera)
         if self.pixel_ids is not None:
             features = features.index_select(0, self.pixel_ids)
-        return ViewPixels(features, self.slot, self.num_segments)
+            points = None if points is None else points.index_select(0, self.pixel_ids)
+        return ViewPixels(features, self.slot, self.num_segments, points)
 
 
 class SegmentMaps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,101 +17,149 @@ from unified_lift.ops.segments import segment_counts, segment_mean, segment_sum
 from unified_lift.shapes import check_shapes
 
 _EPS = 1e-6
+# Masks that cut objects part their pieces in many views, masks that merge part neighbours in some: one threshold cannot
+# serve both. So it falls from the setting to 1.1 as the cohesion of objects merged at 1.1 falls from 0.83 to 0.73.
+_CUT_SCORE, _CUT_COHESION, _CUT_SLOPE = 1.1, 0.83, 3.0
+_FEW_CODES, _DRAWING_ROUNDS = 128, 100
 _CHUNK = 1_024  # prototypes compared with all others at a time: M may be tens of thousands, and M x M numbers too many
 
 
-def codebook_from_views(views: TrainingViews, settings: UnifiedLiftSettings, *, background_weight: float) -> Tensor:
-    """Return one unit code for each object of the training views, [L, D]; L may be 0.
+class PlacedCodes(NamedTuple):
+    """Unit features with the part of space that their pixels show."""
 
-    Modes of the mean features of consistent segments; modes of one object are merged, and those that grew from cut or
-    merged masks are dropped. `background_weight` is that of `purity`.
+    codes: Tensor  # [L, D]
+    centres: Tensor  # mean of the points, world units, [L, 3]
+    spread: Tensor  # root of the mean squared distance of the points from it, [L]
+
+    def places(self) -> Tensor:
+        """Return the centre of each code and how far from it a pixel may show it, [L, 4]."""
+        # Twice the spread holds every point of a box or a floor; the usual one forgives a depth that mixes at borders.
+        reach = 2 * self.spread + (self.spread.median() if len(self.spread) else 0)
+        return torch.cat([self.centres, reach[:, None]], dim=1)
+
+    def united(self, groups: Tensor, weights: Tensor) -> PlacedCodes:
+        """Return the weighted mean code of each group and the place of all its pixels; both are of each code, [L]."""
+        count = int(groups.max()) + 1
+        share = weights[:, None] / segment_sum(weights[:, None], groups, count)[groups]
+        codes, centres = (segment_sum(share * part, groups, count) for part in (self.codes, self.centres))
+        squares = self.spread.square() + (self.centres - centres[groups]).square().sum(dim=1)
+        spread = segment_sum(share * squares[:, None], groups, count)[:, 0].sqrt()
+        return PlacedCodes(normalize(codes, dim=1), centres, spread)
+
+
+def codebook_from_views(views: TrainingViews, s: UnifiedLiftSettings, *, background_weight: float) -> PlacedCodes:
+    """Return one code for each object of the training views, with its place; L may be 0. `s` are the settings.
+
+    Modes of the mean features of consistent segments that lie at one place; modes of one object are merged, and those
+    that grew from cut or merged masks are dropped. `background_weight` is that of `purity`.
 
     Source: ours (docs/experiments.md).
     """
-    s, prototypes, weights = settings, [], []
-    for features, slot, num_segments in views():
-        mean = segment_mean(normalize(features, dim=1, eps=_EPS), slot, num_segments)
-        counts = segment_counts(slot, num_segments)
-        consistent = (mean.norm(dim=1) > s.codebook_min_consistency) & (counts > s.codebook_min_pixels)
-        prototypes.append(normalize(mean[consistent], dim=1))
-        weights.append(counts[consistent].float().sqrt())
-    codes = codebook_from_prototypes(
-        torch.cat(prototypes),
-        torch.cat(weights),
-        min_cosine=s.codebook_min_cosine,
-        min_members=s.codebook_min_members,
-        max_codes=s.num_codes or None,
-    )
-    if not len(codes):
+    found = []
+    for features, slot, count, points in views():
+        assert points is not None
+        mean, centre = (
+            segment_mean(normalize(features, dim=1, eps=_EPS), slot, count),
+            segment_mean(points, slot, count),
+        )
+        # The last row is for pixels without label, at index -1.
+        squares = (points - torch.cat([centre, points[:1]])[slot.long()]).square().sum(dim=1, keepdim=True)
+        pixels, spread = segment_counts(slot, count), segment_mean(squares, slot, count)[:, 0].sqrt()
+        kept = (mean.norm(dim=1) > s.codebook_min_consistency) & (pixels > s.codebook_min_pixels)
+        found.append([part[kept] for part in (normalize(mean, dim=1), centre, spread, pixels.float().sqrt())])
+    *prototypes, weights = (torch.cat(parts) for parts in zip(*found, strict=True))
+    fewest = min(s.codebook_min_members, len(found))  # of one view, every segment is an object
+    grouped = partial(codebook_from_prototypes, min_cosine=s.codebook_min_cosine, max_codes=s.num_codes or None)
+    codes = grouped(PlacedCodes(*prototypes), weights, min_members=fewest)
+    if not len(codes.codes):
         return codes
-    overlaps = Overlaps.of_views(_pixels_of_codes(views(), codes))
-    merged = merged_codes(
-        codes,
-        overlaps,
-        min_cooccurrence=s.codebook_min_together,
-        min_score=s.codebook_min_evidence,
-        min_pixels=s.codebook_min_pixels,
-    )
-    kept = purity(overlaps, merged, background_weight=background_weight) >= s.codebook_min_support
-    sizes = overlaps.sizes(len(codes)).clamp(min=1).to(codes.device)
-    mean = segment_sum(codes * sizes[:, None], merged.to(codes.device), len(kept))
-    return normalize(mean[kept.to(codes.device)], dim=1)
+    overlaps = Overlaps.of_views(_pixels_of_codes(views(), codes, min_cosine=s.codebook_min_fit))
+    merge = partial(merged_codes, codes.codes, overlaps, min_cooccurrence=s.codebook_min_together)
+    merge = partial(merge, min_pixels=s.codebook_min_pixels)
+    lowered = _CUT_SLOPE * max(0.0, _CUT_COHESION - cohesion(overlaps, merge(min_score=_CUT_SCORE)))
+    merged = merge(min_score=s.codebook_min_evidence - lowered)
+    pure = purity(overlaps, merged, background_weight=background_weight)
+    sizes = overlaps.sizes(len(codes.codes)).clamp(min=1)
+    objects = codes.united(merged.to(weights.device), sizes.to(weights.device))
+    kept = (pure >= s.codebook_min_support * pure.median()).to(weights.device)
+    return PlacedCodes(*(part[kept] for part in objects))
 
 
-def _pixels_of_codes(views: Iterable[ViewPixels], codes: Tensor) -> Iterator[Tensor]:
-    """Yield for each view how many pixels of each segment are nearest to each code, [S, L]."""
-    for features, slot, num_segments in views:
-        pair = (slot + 1) * len(codes) + nearest_code(features, codes)  # row 0: pixels without label
-        yield torch.bincount(pair, minlength=(num_segments + 1) * len(codes)).view(-1, len(codes))[1:]
+def _pixels_of_codes(views: Iterable[ViewPixels], codes: PlacedCodes, *, min_cosine: float) -> Iterator[Tensor]:
+    """Yield for each view how many pixels of each segment are nearest to each code, and near it, [S, L]."""
+    count, places = len(codes.codes), codes.places()
+    for features, slot, num_segments, points in views:
+        cosine, code = nearest_code(features, codes.codes, points=points, places=places)
+        pair = (torch.where(cosine >= min_cosine, slot, -1) + 1) * count + code  # row 0: no label, or near no code
+        yield torch.bincount(pair, minlength=(num_segments + 1) * count).view(-1, count)[1:]
 
 
 def codebook_from_prototypes(
-    prototypes: Tensor, weights: Tensor, *, min_cosine: float, min_members: int, max_codes: int | None = None
-) -> Tensor:
-    """Return unit codes at the density peaks of the prototypes, so that L follows from the data.
+    prototypes: PlacedCodes, weights: Tensor, *, min_cosine: float, min_members: int, max_codes: int | None = None
+) -> PlacedCodes:
+    """Return codes at the density peaks of the prototypes of all (view, segment), largest first; L may be 0.
 
-    Greedy: the prototype with most neighbours above `min_cosine` among those not taken yet; its neighbours are
-    averaged into a code and taken; stop below `min_members`, or at `max_codes`.
+    Neighbours are as alike as `min_cosine`, and their places touch. Greedy: the prototype with most neighbours among
+    those not taken yet; their average by weights [M] is a code; stop below `min_members`, or at `max_codes`.
 
     Source: ours (docs/experiments.md).
-    Args:
-        prototypes, weights: Unit mean feature of each (view, segment), [M, D], and its weight in the average, [M].
-    Returns:
-        Codes, largest first, [L, D]; L may be 0.
     """
-    check_shapes({"prototypes": (prototypes, "M D"), "weights": (weights, "M")})
-    members = torch.cat([(part @ prototypes.T >= min_cosine).sum(dim=1) for part in prototypes.split(_CHUNK)])
-    free = torch.ones(len(prototypes), dtype=torch.bool, device=prototypes.device)
-    codes: list[Tensor] = []
-    while max_codes is None or len(codes) < max_codes:
-        counts = torch.where(free, members, -1)
-        if not len(counts) or int(counts.max()) < min_members:
+    unit, centres, spread = prototypes
+    check_shapes({"codes": (unit, "M D"), "centres": (centres, "M 3"), "weights": (weights, "M")})
+    if not len(unit):
+        return prototypes
+    centres = centres - centres.mean(dim=0)  # squares of large coordinates round badly
+    reach = 2 * spread + spread.median() / 2
+
+    def neighbours(some: Tensor) -> Tensor:
+        """Return which prototypes are neighbours of those at indices `some`, bool [len(some), M]."""
+        touching = torch.cdist(centres[some], centres) <= reach[some, None] + reach
+        return touching & (unit[some] @ unit.T >= min_cosine)
+
+    every = torch.arange(len(unit), device=unit.device)
+    members = torch.cat([neighbours(part).sum(dim=1) for part in every.split(_CHUNK)])
+    owner, count = torch.full_like(every, -1), 0
+    while max_codes is None or count < max_codes:
+        counts = torch.where(owner < 0, members, -1)
+        if int(counts.max()) < min_members:
             break
         peak = counts.argmax()
-        taken = free & (prototypes @ prototypes[peak] >= min_cosine)
+        taken = (owner < 0) & neighbours(peak[None])[0]
         taken[peak] = True  # whatever rounding says
-        chosen = prototypes[taken]
-        codes.append(normalize((chosen * weights[taken, None]).sum(dim=0), dim=0))
-        free &= ~taken
-        for part in chosen.split(_CHUNK):
-            members = members - (part @ prototypes.T >= min_cosine).sum(dim=0)
-    return torch.stack(codes) if codes else prototypes.new_zeros(0, prototypes.shape[1])
+        owner[taken] = count
+        count += 1
+        for part in every[taken].split(_CHUNK):
+            members = members - neighbours(part).sum(dim=0)
+    kept = PlacedCodes(*(part[owner >= 0] for part in prototypes))
+    return kept.united(owner[owner >= 0], weights[owner >= 0]) if count else kept
+
+
+def final_codes(codebook: Tensor) -> Tensor:
+    """Return the unit codes that the features of the finished model are made of, [L, D] or [L, 2 D].
+
+    Those that were learnt, up to `_FEW_CODES`. Of more, many lie between two others, and a border of these two shows a
+    third: they are drawn anew in twice the dimensions, at random and a little apart.
+
+    Source: ours (docs/experiments.md).
+    """
+    count, dim = codebook.shape
+    if count <= _FEW_CODES:
+        return normalize(codebook, dim=1, eps=_EPS)
+    drawn = torch.randn(count, 2 * dim, generator=torch.Generator().manual_seed(0)).to(codebook.device)
+    for _ in range(_DRAWING_ROUNDS):
+        drawn = normalize(drawn, dim=1)
+        crowd = torch.cat([torch.softmax(20 * (part @ drawn.T), dim=1) @ drawn for part in drawn.split(_CHUNK)])
+        drawn = drawn - 0.1 * crowd
+    return normalize(drawn, dim=1)
 
 
 class Overlaps(NamedTuple):
-    """Pixels that the segments of all views share with codes, as far as they share any; on the CPU.
+    """Pixels that the segments of all views share with codes, as far as they share any; on the CPU."""
 
-    Attributes:
-        segment: Number of the view x most segments of a view + index of the segment in its view, int64 [E].
-        code: Index of the code, int64 [E].
-        pixels: Pixels of the segment to which this code is the nearest, float32 [E].
-        shape: Number of views and most segments of a view.
-    """
-
-    segment: Tensor
-    code: Tensor
-    pixels: Tensor
-    shape: tuple[int, int]
+    segment: Tensor  # number of the view x most segments of a view + index of the segment in its view, int64 [E]
+    code: Tensor  # index of the code, int64 [E]
+    pixels: Tensor  # pixels of the segment to which this code is the nearest, float32 [E]
+    shape: tuple[int, int]  # number of views and most segments of a view
 
     @classmethod
     def of_views(cls, tables: Iterable[Tensor]) -> Overlaps:
@@ -139,7 +188,6 @@ def merged_codes(
     Source: ours; the ratio is the view consensus of MaskClustering (CVPR 2024), there between masks.
     Args:
         codes: Unit codes, [L, D].
-        min_cooccurrence, min_score: Least co-occurrence ratio and merge score.
         min_pixels: A code with no more pixels than this has no dominant segment.
         min_views: Views in which both must have one.
     Returns:
@@ -182,6 +230,33 @@ def _dominant_segments(overlaps: Overlaps, members: Tensor, min_pixels: int) -> 
     return torch.where((total > min_pixels) & (2 * most >= total), segment, -1)
 
 
+def _held(overlaps: Overlaps, objects: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return segment, object and pixels of each pair of a segment and an object that share pixels, sorted."""
+    count = int(objects.max()) + 1
+    pair, entry = (overlaps.segment * count + objects[overlaps.code]).unique(return_inverse=True)
+    return pair // count, pair % count, torch.zeros(len(pair)).index_add_(0, entry, overlaps.pixels)
+
+
+def cohesion(overlaps: Overlaps, objects: Tensor, *, min_pixels: int = 30, min_views: int = 3) -> float:
+    """Return the chance that two pixels of the usual object share a segment: 1 where masks never cut; ours.
+
+    Mean over the views that show more than `min_pixels` of an object, median over the objects seen in `min_views` of
+    them but the background, the largest; 1 where there is none. `objects` is that of each code, int64 [L].
+    """
+    if not len(overlaps.code):
+        return 1.0
+    segment, owner, held = _held(overlaps, objects)
+    count, views = int(objects.max()) + 1, overlaps.shape[0]
+    shown = segment // overlaps.shape[1] * count + owner  # (view, object)
+    total, squares = torch.zeros(2, views * count).index_add_(1, shown, torch.stack([held, held.square()]))
+    counts = (total > min_pixels).view(views, count)
+    chance = (squares / total.clamp(min=1).square()).view(views, count)
+    mean = (chance * counts).sum(dim=0) / counts.sum(dim=0).clamp(min=1)
+    usual = counts.sum(dim=0) >= min_views
+    usual[torch.zeros(count).index_add_(0, owner, held).argmax()] = False
+    return float(mean[usual].median()) if usual.any() else 1.0
+
+
 def purity(overlaps: Overlaps, objects: Tensor, *, background_weight: float = 1.0) -> Tensor:
     """Return the share of the pixels of each object that lie in segments of which it holds most, [K].
 
@@ -193,10 +268,8 @@ def purity(overlaps: Overlaps, objects: Tensor, *, background_weight: float = 1.
     count = int(objects.max()) + 1 if len(objects) else 0
     if not len(overlaps.code):
         return torch.zeros(count)
-    # Entries (segment, object), sorted.
-    place, entry = (overlaps.segment * count + objects[overlaps.code]).unique(return_inverse=True)
-    held = torch.zeros(len(place)).index_add_(0, entry, overlaps.pixels)
-    segment, owner = (place // count).unique(return_inverse=True)[1], place % count
+    segment, owner, held = _held(overlaps, objects)
+    segment = segment.unique(return_inverse=True)[1]
     most = torch.zeros(int(segment.max()) + 1).scatter_reduce_(0, segment, held, "amax")
     is_top = held == most[segment]
     holder = torch.full_like(most, count, dtype=torch.int64)

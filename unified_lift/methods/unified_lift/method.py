@@ -4,20 +4,18 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from unified_lift.errors import UserError
 from unified_lift.kernels.assignment import hungarian
-from unified_lift.kernels.association import associate, association_logits, codebook_terms
+from unified_lift.kernels.association import associate, association_logits, codebook_terms, nearest_code
 from unified_lift.kernels.contrastive import contrastive_loss, uncertainty
 from unified_lift.methods.base import FinalFeatures, Method, StepInfo, TrainingViews, ViewPixels
-from unified_lift.methods.unified_lift.codebook import codebook_from_views
+from unified_lift.methods.unified_lift.codebook import codebook_from_views, final_codes
 from unified_lift.methods.unified_lift.settings import UnifiedLiftSettings
 from unified_lift.model.initialize import random_features
 from unified_lift.ops.segments import segment_counts
 from unified_lift.types import ZeroId
 
-_EPS = 1e-6
+_MIN_VOTE_COSINE = 0.5  # a pixel less like every code of its place speaks for none
 
 
 class UnifiedLift(Method):
@@ -26,16 +24,17 @@ class UnifiedLift(Method):
     settings: UnifiedLiftSettings
     allows_joint = True
     object_tables = ("codebook",)  # [L, D]; saved alone, as the released code does
+    working_tables = ("places",)  # centre and reach of each code, [L, 4]; none of codes that began at random
     codebook: Tensor
+    places: Tensor
 
     def __init__(self, settings: UnifiedLiftSettings, *, zero_id: ZeroId, seed: int) -> None:
         super().__init__(settings, zero_id=zero_id, seed=seed)
         self.codebook = nn.Parameter(torch.zeros(0, settings.feature_dim))
+        self.register_buffer("places", torch.zeros(0, 4))
         # Of the last step, read only when logged: pixels that Eq. 7 keeps (None: it did not run); codes and slots.
         self._reliable: Tensor | None = None
         self._matching: tuple[Tensor, Tensor] | None = None
-
-    # ---- training ----
 
     def initial_features(self, count: int) -> Tensor:
         return random_features(count, self.feature_dim, unit=self.settings.features_unit, generator=self.generator)
@@ -47,21 +46,25 @@ class UnifiedLift(Method):
     def before_step(self, progress: float, views: TrainingViews) -> None:
         """Start the codebook once its time has come; `views` is called only if the data are asked."""
         s = self.settings
-        if len(self.codebook) or progress < s.codebook_start:
+        if len(self.codebook) or "no_objects" in self.summary or progress < s.codebook_start:
             return
         if s.codebook_init == "random":
             drawn = torch.rand(s.num_codes or 256, self.feature_dim, generator=self.generator)
             codes = (drawn * 2 - 1) * self.feature_dim**-0.5  # as a bias-free 1x1 convolution begins [released]
         else:
             weight = 1.0 if self.ignore_zero else s.codebook_background_weight
-            codes = codebook_from_views(views, s, background_weight=weight)
+            placed = codebook_from_views(views, s, background_weight=weight)
+            codes = placed.codes
             if len(codes) == 0:
-                raise UserError(
-                    "no segment is consistent enough to found a code: more --lift_iterations, --codebook_init random, "
-                    "or lower --codebook_min_consistency, --codebook_min_pixels, --codebook_min_members, "
-                    "--codebook_min_support"
-                )
+                fix = "--lift_iterations, --codebook_init random, or lower --codebook_min_{consistency,pixels,members}"
+                self.summary["no_objects"] = f"no segment is consistent enough; check the masks, or try more {fix}"
+                return
+            self._set_tensor("places", placed.places())
         self._set_tensor("codebook", codes)
+
+    def finish(self, views: TrainingViews) -> None:
+        """Start the codebook of a lift that was too short to do so on the way."""
+        self.before_step(1.0, views)
 
     def losses(self, pixels: ViewPixels, info: StepInfo) -> dict[str, Tensor]:
         """Return the terms of Eq. 8 for one view.
@@ -96,7 +99,7 @@ class UnifiedLift(Method):
 
     def _contrastive(self, pixels: ViewPixels) -> Tensor:
         """Return Eq. 1 of at most `contrastive_samples` pixels."""
-        s, (features, slot, num_segments) = self.settings, pixels
+        s, (features, slot, num_segments, _) = self.settings, pixels
         if len(slot) > s.contrastive_samples:
             generator = self._next_draw(slot.device)
             chosen = torch.randint(len(slot), (s.contrastive_samples,), generator=generator, device=slot.device)
@@ -118,12 +121,12 @@ class UnifiedLift(Method):
         asked = len(self.codebook) or s.filter_contrastive
         if not (s.label_filter and asked and pixels.num_segments) or progress < s.filter_start:
             return pixels.slot
-        self._reliable = uncertainty(*pixels, temperature=s.filter_temperature) < s.max_uncertainty
+        self._reliable = uncertainty(*pixels[:3], temperature=s.filter_temperature) < s.max_uncertainty
         return torch.where(self._reliable, pixels.slot, -1)
 
     def _codebook_terms(self, pixels: ViewPixels, trusted: Tensor) -> dict[str, Tensor]:
         """Return Eq. 4 and 6 of the trusted pixels, with the codes that Eq. 3 or 5 gives the segments."""
-        s, (features, slot, num_segments) = self.settings, pixels
+        s, (features, slot, num_segments, _) = self.settings, pixels
         temperature = s.association_temperature or None
         association = associate(
             features, self.codebook, slot, num_segments, temperature=temperature, area_aware=s.area_aware
@@ -139,7 +142,12 @@ class UnifiedLift(Method):
         )
         return {"class": class_term} | ({"concentration": concentration} if s.concentration else {})
 
-    # ---- objects ----
+    def vote(self, features: Tensor, points: Tensor) -> Tensor:
+        """Return the nearest code of those whose place a pixel shows, -1 where it shows none."""
+        if not len(self.places):
+            return super().vote(features, points)
+        cosine, code = nearest_code(features, self.codebook, points=points, places=self.places)
+        return torch.where(cosine >= _MIN_VOTE_COSINE, code, -1)
 
     def logits(self, features: Tensor) -> Tensor:
         """Return the logits of the association of features [P, D] with every code (Eq. 2), [P, L]."""
@@ -147,6 +155,5 @@ class UnifiedLift(Method):
 
     def final_features(self) -> FinalFeatures | None:
         """Return what turns label voting into features, unless Gaussians keep what they learnt."""
-        s = self.settings
-        codes = normalize(self.codebook.detach(), dim=1, eps=_EPS)
+        s, codes = self.settings, final_codes(self.codebook.detach())
         return FinalFeatures(codes, s.vote_power, s.sharpen_steps) if s.vote_power else None

@@ -40,19 +40,21 @@ class UnifiedLiftSettings(MethodSettings):
 
     codebook_init: Literal["data", "random"] = "data"
     """Start codes at the modes of the features. [ours] paper and released: random."""
-    codebook_start: float = 0.6
+    codebook_start: float = 0.95
     """Share of the schedule after which the codebook begins. [ours] paper and released: 0."""
     codebook_min_cosine: float = 0.92
     """Neighbourhood of a mode: narrow enough for hundreds of objects; what it splits is put together again. [ours]"""
     codebook_min_members: int = 2
     """A mode needs this many consistent segments. [ours]"""
+    codebook_min_fit: float = 0.8
+    """A pixel counts for the nearest code only if its feature is that similar to it. [ours]"""
     codebook_min_together: float = 0.35
     """Modes that lie in one segment in less than this share of the views that show both stay two objects. [ours]"""
-    codebook_min_evidence: float = 1.1
-    """Modes are one object's if that share and their cosine add up to this; 3 = never. [ours]"""
-    codebook_min_support: float = 0.5
-    """A code is dropped if less than this share of its pixels lie in segments it dominates: it grew from a cut or
-    merged mask, beside the code of the whole object. [ours]"""
+    codebook_min_evidence: float = 1.4
+    """Modes are one object's if that share and their cosine add up to this; lowered where masks cut objects. [ours]"""
+    codebook_min_support: float = 0.55
+    """A code is dropped if the share of its pixels in segments it dominates is below this part of the median: it grew
+    from a cut or merged mask, beside the code of the whole object. [ours]"""
     codebook_background_weight: float = 0.25
     """What a pixel counts in this that lies in a segment of the background, where id 0 is one: missed objects hide
     there. [ours]"""

@@ -58,10 +58,8 @@ def codebook_from_views(views: TrainingViews, s: UnifiedLiftSettings, *, backgro
     found = []
     for features, slot, count, points in views():
         assert points is not None
-        mean, centre = (
-            segment_mean(normalize(features, dim=1, eps=_EPS), slot, count),
-            segment_mean(points, slot, count),
-        )
+        centre = segment_mean(points, slot, count)
+        mean = segment_mean(normalize(features, dim=1, eps=_EPS), slot, count)
         # The last row is for pixels without label, at index -1.
         squares = (points - torch.cat([centre, points[:1]])[slot.long()]).square().sum(dim=1, keepdim=True)
         pixels, spread = segment_counts(slot, count), segment_mean(squares, slot, count)[:, 0].sqrt()
@@ -76,8 +74,8 @@ def codebook_from_views(views: TrainingViews, s: UnifiedLiftSettings, *, backgro
     overlaps = Overlaps.of_views(_pixels_of_codes(views(), codes, min_cosine=s.codebook_min_fit))
     merge = partial(merged_codes, codes.codes, overlaps, min_cooccurrence=s.codebook_min_together)
     merge = partial(merge, min_pixels=s.codebook_min_pixels)
-    lowered = _CUT_SLOPE * max(0.0, _CUT_COHESION - cohesion(overlaps, merge(min_score=_CUT_SCORE)))
-    merged = merge(min_score=s.codebook_min_evidence - lowered)
+    whole = cohesion(overlaps, merge(min_score=_CUT_SCORE))
+    merged = merge(min_score=least_evidence(s.codebook_min_evidence, whole))
     pure = purity(overlaps, merged, background_weight=background_weight)
     sizes = overlaps.sizes(len(codes.codes)).clamp(min=1)
     objects = codes.united(merged.to(weights.device), sizes.to(weights.device))
@@ -255,6 +253,11 @@ def cohesion(overlaps: Overlaps, objects: Tensor, *, min_pixels: int = 30, min_v
     usual = counts.sum(dim=0) >= min_views
     usual[torch.zeros(count).index_add_(0, owner, held).argmax()] = False
     return float(mean[usual].median()) if usual.any() else 1.0
+
+
+def least_evidence(wanted: float, whole: float) -> float:
+    """Return the merge score to ask for: `wanted`, lowered to no less than 1.1 where the cohesion is low; ours."""
+    return max(wanted - _CUT_SLOPE * max(0.0, _CUT_COHESION - whole), min(wanted, _CUT_SCORE))
 
 
 def purity(overlaps: Overlaps, objects: Tensor, *, background_weight: float = 1.0) -> Tensor:

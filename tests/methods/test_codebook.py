@@ -12,6 +12,7 @@ from unified_lift.methods.unified_lift.codebook import (
     final_codes,
     least_evidence,
     merged_codes,
+    one_background,
     purity,
 )
 
@@ -88,9 +89,9 @@ def test_many_codes_are_drawn_anew_so_that_no_third_lies_between_two(count, dim)
     )
 
 
-def overlaps_of(*views):
-    """Each view: rows of pixels [S][L]."""
-    return Overlaps.of_views(torch.tensor(view) for view in views)
+def overlaps_of(*views, has_zero=False):
+    """Each view: rows of pixels [S][L]; the first may be id 0."""
+    return Overlaps.of_views((torch.tensor(view), has_zero) for view in views)
 
 
 def test_overlaps_are_the_entries_that_are_not_zero():
@@ -165,7 +166,7 @@ def test_joining_agrees_with_a_slow_reference():
         codes = normalize(torch.randn(7, 3, generator=generator), dim=1)
         views = [torch.randint(0, 9, (4, 7), generator=generator).float() for _ in range(6)]
         settings = dict(min_cooccurrence=0.3, min_score=0.6, min_pixels=3, min_views=2)
-        got = merged_codes(codes, Overlaps.of_views(views), **settings)
+        got = merged_codes(codes, Overlaps.of_views((view, False) for view in views), **settings)
         assert got.tolist() == slow_merged(codes, views, **settings)
 
 
@@ -213,6 +214,23 @@ def test_pixels_hidden_in_the_background_count_less_against_an_object(weight, ag
     overlaps = overlaps_of([[90, 10, 0], [0, 8, 20]], [[100, 0, 0], [0, 30, 0]])
     share = purity(overlaps, torch.arange(3), background_weight=weight)
     torch.testing.assert_close(share, torch.tensor([1.0, 30 / (30 + against), 1.0]))
+
+
+@pytest.mark.parametrize(("has_zero", "expected"), [(True, [0, 1, 0, 0, 2]), (False, [0, 1, 2, 3, 4])])
+def test_what_lies_more_in_unclaimed_pixels_than_in_masks_of_its_own_is_background(has_zero, expected):
+    # 1: half of it missed, half in masks of its own. 2: a little more missed. 3: never missed, but joins 2 below, which
+    # holds the mask of both. 4: in masks that another holds, and seldom missed.
+    views = [[[900, 40, 51, 9, 0], [0, 0, 50, 8, 0], [0, 40, 0, 0, 9], [0, 0, 0, 0, 0]]]
+    views += [[[900, 0, 0, 0, 0], [0, 0, 0, 0, 9]]]
+    overlaps = overlaps_of(*views, has_zero=has_zero)
+    assert one_background(overlaps, torch.arange(5)).tolist() == expected
+    assert one_background(overlaps_of(*views, has_zero=False), torch.tensor([0, 1, 1, 0, 2])).tolist() == [
+        0,
+        1,
+        1,
+        0,
+        2,
+    ]
 
 
 def test_cohesion_is_the_chance_that_two_pixels_of_an_object_share_a_segment():

@@ -29,7 +29,7 @@ def with_unseen_border(view):
 @pytest.mark.parametrize("border", [True, False])
 def test_segment_map_says_where_the_seen_pixels_of_each_segment_are(scene, border, by_slot, ignore_zero):
     view = with_unseen_border(scene.train[1]) if border else scene.train[1]
-    slot, num_segments, pixel_ids, _ = SegmentMaps(ignore_zero=ignore_zero, keep=False, by_slot=by_slot).of(1, view)
+    slot, num_segments, pixel_ids, *_ = SegmentMaps(ignore_zero=ignore_zero, keep=False, by_slot=by_slot).of(1, view)
     assert slot.dtype == torch.int32
     assert (pixel_ids is None) == (not border and not by_slot)
     pixel_ids = torch.arange(slot.numel()) if pixel_ids is None else pixel_ids
@@ -187,7 +187,7 @@ def test_steps_tell_the_sampler_how_often_a_view_was_seen(scene):
 
 def test_observed_features_are_those_of_the_image_in_the_order_of_their_slots(scene):
     stage = lift_stage(scene)
-    for view, (features, slot, count, points) in zip(scene.train, stage.labelled_pixels(), strict=True):
+    for view, (features, slot, count, points, ids) in zip(scene.train, stage.labelled_pixels(), strict=True):
         assert count == 4
         expected, order = view.segments.flatten().unique(return_inverse=True)[1].sort(stable=True)
         assert torch.equal(slot.long(), expected)

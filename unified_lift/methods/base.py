@@ -22,7 +22,9 @@ class ViewPixels(NamedTuple):
     features: Tensor  # rendered, [P, D]
     slot: Tensor  # local segment index: the dense index of each pixel's segment in its view, int32 [P], -1 = no label
     num_segments: int  # S, of the view; some may have no pixel here
-    points: Tensor | None = None  # what each pixel shows, in world units, [P, 3]; known where all views are walked over
+    # Known where all views are walked over:
+    points: Tensor | None = None  # what each pixel shows, in world units, [P, 3]
+    segment_ids: Tensor | None = None  # the id that each slot has in the mask file, int64 [S], rising
 
 
 class StepInfo(NamedTuple):

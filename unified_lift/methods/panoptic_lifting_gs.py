@@ -49,7 +49,7 @@ class PanopticLifting(IdentityClassifier):
 
         Gradient: to features and head; none through the matching.
         """
-        features, slot, num_segments, _ = pixels
+        features, slot, num_segments, *_ = pixels
         logits = self.logits(features)
         scores = association_scores(torch.softmax(logits.detach(), dim=1), slot, num_segments, area_aware=False)
         labels = pseudo_labels(hungarian(scores), slot)

@@ -77,7 +77,7 @@ class PixelSampler:
 
     def _choose(self, index: int, generation: int, most: int) -> tuple[Tensor, int, Tensor, bool]:
         """Return slot, number of segments and id of at most `most` different pixels, and whether these are all."""
-        slot, num_segments, pixel_ids, _ = self._stage.maps.of(index, self._stage.views.get(index))
+        slot, num_segments, pixel_ids, *_ = self._stage.maps.of(index, self._stage.views.get(index))
         assert pixel_ids is not None  # since the maps are in the order of slots
         is_whole = len(slot) <= most
         if not is_whole:

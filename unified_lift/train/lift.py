@@ -135,7 +135,7 @@ class LiftStage(Stage):
 
     def _drawn(self, index: int, pixels: SegmentPixels, step: int) -> ViewPixels:
         """Return the blended features of the pixels that a step draws from those of a view, or of all there are."""
-        slot, num_segments, pixel_ids, weights = pixels
+        slot, num_segments, pixel_ids, weights, _ = pixels
         chosen = None
         if len(slot) > self.settings.lift_pixels:
             chosen = stratified(len(slot), self.settings.lift_pixels, self.rng.at(step, slot.device))

@@ -110,6 +110,7 @@ class SegmentPixels(NamedTuple):
     num_segments: int  # S; some may have no pixel in a part
     pixel_ids: Tensor | None  # y * width + x of each, int32 [P]; None = all pixels, row by row
     weights: PixelWeights | None = None  # which Gaussians make up each pixel, P rows, where they are kept
+    segment_ids: Tensor | None = None  # the id that each slot has in the mask file, int64 [S], rising, if these are all
 
     def seen(self, rendered: RenderOutput, camera: Camera | None = None) -> ViewPixels:
         """Return what a method sees of the rendered view; with its camera, where the pixels lie as well."""
@@ -118,7 +119,7 @@ class SegmentPixels(NamedTuple):
         if self.pixel_ids is not None:
             features = features.index_select(0, self.pixel_ids)
             points = None if points is None else points.index_select(0, self.pixel_ids)
-        return ViewPixels(features, self.slot, self.num_segments, points)
+        return ViewPixels(features, self.slot, self.num_segments, points, self.segment_ids)
 
 
 class SegmentMaps:
@@ -142,7 +143,7 @@ class SegmentMaps:
         if self._by_slot:
             order = slot.argsort(stable=True)
             slot, seen = slot[order], order if seen is None else seen[order]
-        found = SegmentPixels(slot, len(ids), None if seen is None else seen.int())
+        found = SegmentPixels(slot, len(ids), None if seen is None else seen.int(), segment_ids=ids)
         if self._keep:
             self._kept[index] = found
         return found

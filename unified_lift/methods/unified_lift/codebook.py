@@ -56,7 +56,7 @@ def codebook_from_views(views: TrainingViews, s: UnifiedLiftSettings, *, backgro
     Source: ours (docs/experiments.md).
     """
     found = []
-    for features, slot, count, points in views():
+    for features, slot, count, points, _ in views():
         assert points is not None
         centre = segment_mean(points, slot, count)
         mean = segment_mean(normalize(features, dim=1, eps=_EPS), slot, count)
@@ -75,7 +75,7 @@ def codebook_from_views(views: TrainingViews, s: UnifiedLiftSettings, *, backgro
     merge = partial(merged_codes, codes.codes, overlaps, min_cooccurrence=s.codebook_min_together)
     merge = partial(merge, min_pixels=s.codebook_min_pixels)
     whole = cohesion(overlaps, merge(min_score=_CUT_SCORE))
-    merged = merge(min_score=least_evidence(s.codebook_min_evidence, whole))
+    merged = one_background(overlaps, merge(min_score=least_evidence(s.codebook_min_evidence, whole)))
     pure = purity(overlaps, merged, background_weight=background_weight)
     sizes = overlaps.sizes(len(codes.codes)).clamp(min=1)
     objects = codes.united(merged.to(weights.device), sizes.to(weights.device))
@@ -83,13 +83,19 @@ def codebook_from_views(views: TrainingViews, s: UnifiedLiftSettings, *, backgro
     return PlacedCodes(*(part[kept] for part in objects))
 
 
-def _pixels_of_codes(views: Iterable[ViewPixels], codes: PlacedCodes, *, min_cosine: float) -> Iterator[Tensor]:
-    """Yield for each view how many pixels of each segment are nearest to each code, and near it, [S, L]."""
+def _pixels_of_codes(
+    views: Iterable[ViewPixels], codes: PlacedCodes, *, min_cosine: float
+) -> Iterator[tuple[Tensor, bool]]:
+    """Yield for each view how many pixels of each segment are nearest to each code, and near it, [S, L].
+
+    Beside it: whether the first segment is id 0, what no mask claims.
+    """
     count, places = len(codes.codes), codes.places()
-    for features, slot, num_segments, points in views:
+    for features, slot, num_segments, points, ids in views:
         cosine, code = nearest_code(features, codes.codes, points=points, places=places)
         pair = (torch.where(cosine >= min_cosine, slot, -1) + 1) * count + code  # row 0: no label, or near no code
-        yield torch.bincount(pair, minlength=(num_segments + 1) * count).view(-1, count)[1:]
+        table = torch.bincount(pair, minlength=(num_segments + 1) * count).view(-1, count)[1:]
+        yield table, ids is not None and len(ids) > 0 and int(ids[0]) == 0
 
 
 def codebook_from_prototypes(
@@ -158,15 +164,19 @@ class Overlaps(NamedTuple):
     code: Tensor  # index of the code, int64 [E]
     pixels: Tensor  # pixels of the segment to which this code is the nearest, float32 [E]
     shape: tuple[int, int]  # number of views and most segments of a view
+    unclaimed: Tensor  # whether a segment is id 0, what no mask claims, bool [views x most segments]
 
     @classmethod
-    def of_views(cls, tables: Iterable[Tensor]) -> Overlaps:
-        """Return the entries of the tables of all views, pixels [S, L] each; at least one."""
-        views = [table.cpu().to_sparse().coalesce() for table in tables]
+    def of_views(cls, tables: Iterable[tuple[Tensor, bool]]) -> Overlaps:
+        """Return the entries of the tables of all views, at least one: pixels [S, L], and if the first row is id 0."""
+        found = [(table.cpu().to_sparse().coalesce(), has_zero) for table, has_zero in tables]
+        views = [table for table, _ in found]
         most = max(len(view) for view in views)
         segment = torch.cat([index * most + view.indices()[0] for index, view in enumerate(views)])
         code, pixels = (torch.cat(parts) for parts in zip(*((v.indices()[1], v.values()) for v in views), strict=True))
-        return cls(segment, code, pixels.float(), (len(views), most))
+        unclaimed = torch.zeros(len(views), most, dtype=torch.bool)
+        unclaimed[:, :1] = torch.tensor([has_zero for _, has_zero in found])[:, None]
+        return cls(segment, code, pixels.float(), (len(views), most), unclaimed.flatten())
 
     def sizes(self, num_codes: int) -> Tensor:
         """Return the labelled pixels of each code over all views, float32 [L]."""
@@ -235,6 +245,35 @@ def _held(overlaps: Overlaps, objects: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return pair // count, pair % count, torch.zeros(len(pair)).index_add_(0, entry, overlaps.pixels)
 
 
+def _holders(segment: Tensor, owner: Tensor, held: Tensor) -> Tensor:
+    """Return the object that holds most pixels of the segment of each pair; of several with as many, the first."""
+    segment = segment.unique(return_inverse=True)[1]
+    most = torch.zeros(int(segment.max()) + 1).scatter_reduce_(0, segment, held, "amax")
+    is_top = held == most[segment]
+    holder = torch.full_like(most, int(owner.max()) + 1, dtype=torch.int64)
+    return holder.scatter_reduce_(0, segment[is_top], owner[is_top], "amin")[segment]
+
+
+def one_background(overlaps: Overlaps, objects: Tensor) -> Tensor:
+    """Return the object of each code, int64 [L], of which all that are background are one; `objects` is that before.
+
+    Where id 0 is a segment, it is what no mask claims. An object with more pixels there than in masks of its own, of
+    which it holds most, is background: walls that are now and then taken for a thing, and things found once.
+
+    Source: ours (docs/experiments.md).
+    """
+    if not overlaps.unclaimed.any() or not len(overlaps.code):
+        return objects
+    segment, owner, held = _held(overlaps, objects)
+    free = overlaps.unclaimed[segment]
+    unclaimed, own = (
+        torch.zeros(int(objects.max()) + 1).index_add_(0, owner[some], held[some])
+        for some in (free, ~free & (_holders(segment, owner, held) == owner))
+    )
+    united = torch.where((unclaimed > own)[objects], unclaimed.argmax(), objects)
+    return united.unique(return_inverse=True)[1]
+
+
 def cohesion(overlaps: Overlaps, objects: Tensor, *, min_pixels: int = 30, min_views: int = 3) -> float:
     """Return the chance that two pixels of the usual object share a segment: 1 where masks never cut; ours.
 
@@ -272,12 +311,7 @@ def purity(overlaps: Overlaps, objects: Tensor, *, background_weight: float = 1.
     if not len(overlaps.code):
         return torch.zeros(count)
     segment, owner, held = _held(overlaps, objects)
-    segment = segment.unique(return_inverse=True)[1]
-    most = torch.zeros(int(segment.max()) + 1).scatter_reduce_(0, segment, held, "amax")
-    is_top = held == most[segment]
-    holder = torch.full_like(most, count, dtype=torch.int64)
-    holder.scatter_reduce_(0, segment[is_top], owner[is_top], "amin")  # of several with as many, the first
-    holder = holder[segment]
+    holder = _holders(segment, owner, held)
     background = torch.bincount(owner, held).argmax()
     weight = torch.where(holder == background, background_weight, 1.0)
     own = torch.zeros(count).index_add_(0, owner, torch.where(holder == owner, held, 0.0))

@@ -99,7 +99,7 @@ class UnifiedLift(Method):
 
     def _contrastive(self, pixels: ViewPixels) -> Tensor:
         """Return Eq. 1 of at most `contrastive_samples` pixels."""
-        s, (features, slot, num_segments, _) = self.settings, pixels
+        s, (features, slot, num_segments, *_) = self.settings, pixels
         if len(slot) > s.contrastive_samples:
             generator = self._next_draw(slot.device)
             chosen = torch.randint(len(slot), (s.contrastive_samples,), generator=generator, device=slot.device)
@@ -126,7 +126,7 @@ class UnifiedLift(Method):
 
     def _codebook_terms(self, pixels: ViewPixels, trusted: Tensor) -> dict[str, Tensor]:
         """Return Eq. 4 and 6 of the trusted pixels, with the codes that Eq. 3 or 5 gives the segments."""
-        s, (features, slot, num_segments, _) = self.settings, pixels
+        s, (features, slot, num_segments, *_) = self.settings, pixels
         temperature = s.association_temperature or None
         association = associate(
             features, self.codebook, slot, num_segments, temperature=temperature, area_aware=s.area_aware

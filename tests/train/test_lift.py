@@ -188,7 +188,8 @@ def test_steps_tell_the_sampler_how_often_a_view_was_seen(scene):
 def test_observed_features_are_those_of_the_image_in_the_order_of_their_slots(scene):
     stage = lift_stage(scene)
     for view, (features, slot, count, points, ids) in zip(scene.train, stage.labelled_pixels(), strict=True):
-        assert count == len(ids) == 4 and ids.tolist() == view.segments.unique().tolist()
+        assert count == len(ids) == 4
+        assert ids.tolist() == view.segments.unique().tolist()
         expected, order = view.segments.flatten().unique(return_inverse=True)[1].sort(stable=True)
         assert torch.equal(slot.long(), expected)
         out = render(stage.gaussians, view.camera)

@@ -105,5 +105,5 @@ def export(model: TrainedScene, path: str | Path, *, objects: Sequence[int] | No
     with replacing_folder(path.parent) as folder:
         if write is not None:
             write(folder, path.stem, part)
-        if [file.name for file in folder.iterdir()] != [path.name]:
+        if not (folder / path.name).is_file():
             raise UserError(f"{path}: no format of one file has this suffix; use .ply, .splat, .spz or .html")

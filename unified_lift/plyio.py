@@ -46,7 +46,7 @@ def read_point_cloud(path: Path) -> PointCloud:
     names = set(vertices.dtype.names or ())
     if not {"x", "y", "z"} <= names:
         raise UserError(f"{path}: has no x, y, z; write a point cloud with these properties or use --random_init")
-    positions = np.stack([vertices[axis] for axis in "xyz"], axis=1).astype(np.float32)
+    positions = np.stack([vertices[axis] for axis in "xyz"], axis=1)
     colors = np.full((len(vertices), 3), 127, dtype=np.uint8)
     if set(_COLORS) <= names:
         values = np.stack([vertices[color] for color in _COLORS], axis=1)
@@ -60,7 +60,7 @@ def read_point_cloud(path: Path) -> PointCloud:
 def finite_points(positions: np.ndarray, colors: np.ndarray) -> PointCloud:
     """Return the cloud without points that are NaN or infinite."""
     keep = np.isfinite(positions).all(axis=1)
-    return PointCloud(positions=positions[keep].astype(np.float32), colors=np.ascontiguousarray(colors[keep]))
+    return PointCloud(positions=positions[keep], colors=np.ascontiguousarray(colors[keep]))
 
 
 def write_point_cloud(path: Path, cloud: PointCloud) -> None:

@@ -17,6 +17,8 @@ ZeroId = Literal["segment", "ignore"]
 """What segment id 0 means in a data set: a segment of its own (background), or unlabelled."""
 DataDevice = Literal["cuda", "cpu", "disk"]
 """Where photos and masks are kept: GPU memory, main memory (pinned if a GPU reads it), or memory-mapped files."""
+STILL = 1e-3
+"""Cameras that lie closer together than this share of the points' distance only turn: no depth is seen from them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # compared and hashed by identity, so that it can key a cache
@@ -67,6 +69,41 @@ class Camera:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """Where a scene is worked on: inside = scale x (outside - offset). Outside are the user's coordinates: all files.
+
+    The identity returns what it is given, so that an ordinary scene does not change by a bit.
+    """
+
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)  # in the user's units
+    scale: float = 1.0  # a power of two: float32 numbers lose nothing
+
+    @property
+    def is_identity(self) -> bool:
+        """Return whether inside and outside are the same."""
+        return self == IDENTITY
+
+    def inside(self, points: np.ndarray) -> np.ndarray:
+        """Return the user's points [..., 3] as the scene has them, float64."""
+        return points if self.is_identity else self.scale * (np.asarray(points, np.float64) - self.offset)
+
+    def outside(self, points: np.ndarray) -> np.ndarray:
+        """Return points [..., 3] of the scene as the user has them, float64."""
+        return points if self.is_identity else np.asarray(points, np.float64) / self.scale + self.offset
+
+    def camera_inside(self, camera: Camera) -> Camera:
+        """Return a camera of the user's as the scene has it."""
+        if self.is_identity:
+            return camera
+        pose = camera.cam_from_world.copy()
+        pose[:3, 3] = self.scale * (pose[:3, 3] + pose[:3, :3] @ self.offset)
+        return replace(camera, cam_from_world=pose)
+
+
+IDENTITY = Similarity()
+
+
+@dataclass(frozen=True, kw_only=True)
 class View:
     """A posed photo with the segment ids a 2D model gave it."""
 
@@ -79,7 +116,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class PointCloud:
-    """Coloured points: positions float32 [M, 3] in world units and colours uint8 [M, 3]."""
+    """Coloured points: positions [M, 3], of a scene float32, as read up to float64, and colours uint8 [M, 3]."""
 
     positions: np.ndarray
     colors: np.ndarray
@@ -94,6 +131,7 @@ class Scene:
     train: tuple[View, ...]
     test: tuple[View, ...]  # empty where nothing is held out
     points: PointCloud  # initial points of the geometry
+    frame: Similarity = IDENTITY  # cameras and points are inside of it
     zero_id: ZeroId = "ignore"
     kept_on: DataDevice = "cpu"
     notes: tuple[str, ...] = ()  # what the reader did that the user should know (such as rescaling), printed once
@@ -105,10 +143,14 @@ class Scene:
 
     @property
     def radius(self) -> float:
-        """Return the scene extent: 1.1 x the largest distance of a training camera from their mean [3DGS]."""
+        """Return the scene extent: 1.1 x the largest distance of a training camera from their mean [3DGS].
+
+        Of a camera that only turns it is a quarter of the points' distance, at least 1. [ours]
+        """
         centres = np.stack([view.camera.position for view in self.train])
         distance = np.linalg.norm(centres - centres.mean(axis=0), axis=1).max()
-        return float(1.1 * distance) if distance > 0 else 1.0
+        reach = np.median(np.linalg.norm(self.points.positions - centres.mean(axis=0), axis=1))
+        return float(1.1 * distance) if distance > STILL * reach else max(1.0, float(reach) / 4)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -241,7 +241,8 @@ class TestInitialPoints:
 
     def test_own_cloud_is_preferred(self, dataset, read):
         root = dataset("replica")
-        cloud = PointCloud(positions=np.eye(5, 3, dtype=np.float32), colors=np.zeros((5, 3), np.uint8))
+        cloud = PointCloud(positions=np.eye(5, 3, 1, dtype=np.float32), colors=np.zeros((5, 3), np.uint8))
+        cloud.positions[:, 0] = range(5)
         write_point_cloud(root / "point_cloud.ply", cloud)
         assert len(read(root).points.positions) == 5
 

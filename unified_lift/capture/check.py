@@ -170,7 +170,9 @@ def _check_loading(issues: Issues, settings: DataSettings) -> dict[str, Any]:
         fix = "poses and points disagree: check axes (OpenCV or OpenGL), camera-to-world, and scale"
         issues.add("error" if seen.mean() < MIN_SEEN else "note", text, fix, when=text)
     split = {"train": len(scene.train), "test_with_eval": len(scene.test)}
-    return {"split": split, "radius": round(scene.radius, 4), "zero_id": scene.zero_id, "points": points}
+    radius = scene.radius / scene.frame.scale
+    radius = round(radius, 4) or float(f"{radius:.4g}")
+    return {"split": split, "radius": radius, "zero_id": scene.zero_id, "points": points}
 
 
 def check_lines(check: SceneCheck) -> list[str]:

@@ -1,6 +1,6 @@
 """unified-lift export and import-edit: out to the files of other programs, and back from one that edited them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +10,9 @@ from unified_lift.editing.reattach import MAX_DISTANCE, reattach
 from unified_lift.editing.script import save_model
 from unified_lift.fileio import write_json
 from unified_lift.model.ply import read_gaussians
-from unified_lift.modelfolder.outputs import provenance
+from unified_lift.modelfolder.outputs import FRAME_FILE, provenance, write_frame
 from unified_lift.settings.limits import Range
+from unified_lift.types import IDENTITY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,9 @@ class ExportCommand(ObjectFlags):
     """Folder to write to; by default `export` in the model folder."""
     min_conf: Annotated[float, Range(0, 1)] = 0.0
     """Leave out Gaussians whose label is less certain than this, 0 to 1."""
+    inside: bool = False
+    """Of a scene that is far from the origin, tiny or huge: write it as it was trained, near the origin and of ordinary
+    size, as viewers like it; frame.json beside it tells the way back."""
     quiet: bool = False
     """No progress bar."""
 
@@ -55,12 +59,19 @@ def export_main(argv: list[str]) -> int:
     command = ExportCommand.parsed(argv, prog="unified-lift export")
     scene, least = command.load(), command.min_conf
     out, parts = command.out or scene.path / "export", command.objects
-    made = export(scene, out, objects=parts, formats=command.format, min_confidence=least, quiet=command.quiet)
+    own = replace(scene, frame=IDENTITY) if command.inside else scene
+    made = export(own, out, objects=parts, formats=command.format, min_confidence=least, quiet=command.quiet)
     empty = [stem for stem, files in made.items() if not files]
     if empty:
         print(f"note: no Gaussian of {', '.join(empty)} is as certain as --min_conf {least:g}: not written")
-    for path in sorted(path for files in made.values() for path in files):
+    if command.inside:
+        write_frame(out, scene.frame)
+    paths = sorted({path for files in made.values() for path in files if path.name != FRAME_FILE})
+    for path in paths:
         print(f"{path}: {path.stat().st_size / 2**20:.2f} MiB")
+    if (told := out / FRAME_FILE).exists():
+        which = "what --inside writes is" if command.inside else ".splat and .spz cannot hold your coordinates and are"
+        print(f"note: {which} in those of training; {told} tells the way back")
     return 0
 
 
@@ -68,7 +79,11 @@ def import_edit_main(argv: list[str]) -> int:
     """Parse, match, write, tell what was found. Return the exit code."""
     command = ImportEditCommand.parsed(argv, prog="unified-lift import-edit")
     scene = command.load()
-    edited, counts = reattach(read_gaussians(command.ply), scene, max_distance=command.max_distance)
+    given = [read_gaussians(command.ply, frame) for frame in dict.fromkeys((scene.frame, IDENTITY))]
+    middle, *middles = (each.means.detach().median(dim=0).values for each in (scene.gaussians, *given))
+    # What was exported inside of the frame is by far nearer there.
+    nearest = min(range(len(given)), key=lambda index: float((middles[index] - middle).norm()))
+    edited, counts = reattach(given[nearest], scene, max_distance=command.max_distance)
     save_model(edited, command.out, edits=(), overwrite=command.overwrite)
     manifest = provenance(scene.settings, {"imported": str(command.ply), **counts})
     write_json(command.out / "manifest.json", manifest)

@@ -102,12 +102,13 @@ def _found(command: QueryCommand, scene: TrainedScene, views: Sequence[View]) ->
 
 def _print_table(scene: TrainedScene, found: query.Found, *, score: str) -> None:
     """Print what is known of the objects; boxes are those of Gaussians that a camera saw, if there are any."""
-    facts = describe_objects(scene.gaussians, scene.require_labels(), names=scene.names)
+    facts = describe_objects(scene.gaussians, scene.require_labels(), names=scene.names, frame=scene.frame)
+    digits = 10 if any(scene.frame.offset) else 3
     width = max(len(facts[object_id]["name"]) for object_id in found)
     head = f"{'id':>5}  {'name':<{width}}  {'Gaussians':>9}  {'confidence':>10}" + (f"  {score:>6}" if score else "")
     print(f"{head}  box (min .. max)")
     for object_id, fit in found.items():
         entry = facts[object_id]
-        low, high = (" ".join(f"{value:.3g}" for value in corner) for corner in entry["bbox"])
+        low, high = (" ".join(f"{value:.{digits}g}" for value in corner) for corner in entry["bbox"])
         line = f"{object_id:>5}  {entry['name']:<{width}}  {entry['count']:>9}  {entry['score']:>10.3f}"
         print(line + (f"  {fit:>6.3f}" if score else "") + f"  {low} .. {high}")

@@ -71,7 +71,7 @@ def open_viewer(command: ViewCommand) -> Viewer:
     own.require_labels()
     scenes = [own, *(load_model(model, level=name, device=device) for name in saved_levels(model))]
     scenes.sort(key=lambda scene: -len(scene.objects))  # parts first, wholes last
-    cameras = saved_cameras(model)
+    cameras = saved_cameras(model, own.frame)
     edits = [] if command.edits is None else script.read_script(command.edits, flag="--edits")
     sessions = [Session(scene, edits=edits if scene is own else ()) for scene in scenes]
     out = command.out or model.with_name(f"{model.resolve().name}_edited")

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,11 @@ from unified_lift.data.lens import Lens, undistort_ids, undistort_image
 from unified_lift.data.masks import MaskFile, find_mask, read_mask, same_aspect
 from unified_lift.data.points import initial_points
 from unified_lift.data.settings import DataSettings, split_names
+from unified_lift.data.units import frame_note, frame_of, seeds_inside
 from unified_lift.errors import UserError
 from unified_lift.ops.resample import nearest
 from unified_lift.registry import members
-from unified_lift.types import Scene, View, ZeroId
+from unified_lift.types import Scene, Similarity, View, ZeroId
 
 _FOREGROUND = 128  # grey values of prompt masks above it are foreground [Gaussian Grouping]
 
@@ -93,10 +94,17 @@ def _sound_scene(settings: DataSettings) -> tuple[Reader, SceneDescription]:
     return reader, described
 
 
-def load_scene(settings: DataSettings, *, progress: Progress | None = None, cache: DataCache | None = None) -> Scene:
+def load_scene(
+    settings: DataSettings,
+    *,
+    frame: Similarity | None = None,
+    progress: Progress | None = None,
+    cache: DataCache | None = None,
+) -> Scene:
     """Return the scene: described by its reader, split, loaded, undistorted, resized, with initial points.
 
-    Photos and masks are kept by `cache`, None = in memory. A UserError names the file or flag and the fix.
+    It is inside of `frame`, None = that which suits it. Photos and masks are kept by `cache`, None = in memory.
+    A UserError names the file or flag and the fix.
     """
     reader, described = _sound_scene(settings)
     train, test = _split_frames(described, settings)
@@ -107,10 +115,16 @@ def load_scene(settings: DataSettings, *, progress: Progress | None = None, cach
     loaded = parallel_map(partial(_load_view, settings=settings, zero_id=described.zero_id, keep=keep), used, progress)
     counts = Counter(note for _, notes in loaded for note in sorted(set(notes)))
     views, border_notes = without_black_frames([view for view, _ in loaded])
+    read_points = lru_cache(described.points)
+    frame = frame_of(views, read_points) if frame is None else frame
+    views = [replace(view, camera=frame.camera_inside(view.camera)) for view in views]
     train_views = tuple(views[: len(train)])
-    cloud, point_note = initial_points(train_views, settings, own=None if settings.random_init else described.points())
+    own, seed_notes = None if settings.random_init else read_points(), list[str]()
+    if own is not None:
+        own, seed_notes = seeds_inside(own, frame, train_views)
+    points, point_note = initial_points(train_views, settings, own=own)
     notes = [*described.notes, *(f"{count} of {len(views)} views {note}" for note, count in sorted(counts.items()))]
-    notes += border_notes
+    notes += border_notes + seed_notes + frame_note(frame)
     if 0 < len(missing := [view.name for view in train_views if view.segments is None]) < len(train):
         notes.append(f"{len(missing)} of {len(train)} training views have no mask: {listed(missing)}")
     return Scene(
@@ -118,7 +132,8 @@ def load_scene(settings: DataSettings, *, progress: Progress | None = None, cach
         dataset=reader.name,
         train=train_views,
         test=tuple(views[len(train) :]),
-        points=cloud,
+        points=points,
+        frame=frame,
         zero_id=described.zero_id,
         notes=(*notes, point_note),
     )

@@ -158,7 +158,7 @@ class Recolour(ObjectOperation):
 class Move(ObjectOperation):
     """Move objects together: x becomes R scale (x - pivot) + pivot + translate; view-dependent colour turns with them.
 
-    R is `rotate`; `translate` is in world units; `about` is the pivot, None = the centroid.
+    R is `rotate`; `translate` and the pivot `about` are in the user's coordinates; None = the centroid.
     """
 
     rotate: Rotation = Rotation()
@@ -177,8 +177,8 @@ class Move(ObjectOperation):
         """Return the parameters of `chosen` that the move changes; in float64, so that little is rounded."""
         table = {name: value[chosen] for name, value in scene.gaussians.state_dict().items()}
         means = table["means"].double()
-        pivot = means.new_tensor(centroid(scene, self.objects) if self.about is None else self.about)
-        offset = means.new_tensor(self.translate)
+        about = centroid(scene, self.objects) if self.about is None else scene.frame.inside(np.array(self.about))
+        pivot, offset = means.new_tensor(about), scene.frame.scale * means.new_tensor(self.translate)
         if self.rotate.degrees == 0 and self.scale == 1:
             return {"means": (means + offset).float()}
         wxyz = self.rotate.wxyz.to(means.device)
@@ -243,7 +243,10 @@ def next_ids(scene: TrainedScene, count: int) -> list[int]:
 
 
 def centroid(scene: TrainedScene, ids: Sequence[int]) -> Vector:
-    """Return the mean of the centres of objects, each by its confidence, so that outliers hardly count."""
+    """Return the mean of the centres of objects, each by its confidence, so that outliers hardly count.
+
+    It is inside of the scene's frame, as the Gaussians are.
+    """
     chosen = scene.mask(ids)
     weights = scene.confidence[chosen].double()
     weights = weights if bool((weights > 0).any()) else torch.ones_like(weights)

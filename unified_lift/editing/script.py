@@ -22,7 +22,7 @@ from unified_lift.model.ply import write_gaussians
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.inference import TrainedScene
 
-_HEADER = ("config.yaml", "cfg_args", "cameras.json", "input.ply")
+_HEADER = ("config.yaml", "cfg_args", "cameras.json", "input.ply", outputs.FRAME_FILE)
 _OF_THE_UNEDITED = ("results.json", "per_view.json", "evaluation.json", "oracle.json", "report.html", "manifest.json")
 
 
@@ -122,10 +122,9 @@ def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], ov
     title = f"# All edits since training, in order; iteration {iteration}. Done again by: unified-lift edit --script"
     with replacing_folder(out, outdated=(*outputs.FILES_OF_RUN, *_OF_THE_UNEDITED)) as folder:
         saved, gaussians, labels = outputs.iteration_dir(folder, iteration), scene.gaussians, scene.require_labels()
-        write_gaussians(saved / "point_cloud.ply", gaussians)
-        outputs.write_objects(
-            saved, gaussians, labels, method=scene.method, names=scene.names, num_views=scene.num_views
-        )
+        write_gaussians(saved / "point_cloud.ply", gaussians, frame=scene.frame)
+        facts: dict[str, Any] = {"names": scene.names, "num_views": scene.num_views, "frame": scene.frame}
+        outputs.write_objects(saved, gaussians, labels, method=scene.method, **facts)
         for path in (scene.path / name for name in _HEADER):
             if path.exists():
                 shutil.copyfile(path, folder / path.name)

@@ -21,7 +21,7 @@ from unified_lift.model.render import render
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.labels import GaussianLabels, segment_by_labels
 from unified_lift.modelfolder.settings import TrainSettings
-from unified_lift.types import Camera, Scene
+from unified_lift.types import IDENTITY, Camera, Scene, Similarity
 
 _CPU = torch.device("cpu")
 _PIXELS_AT_ONCE = 2**16  # whose probabilities of all objects are in memory together
@@ -40,6 +40,7 @@ class TrainedScene:
     method: Method | None = None  # reads ids off rendered features; None: not lifted
     names: Mapping[int, str] = field(default_factory=dict)  # given by the user; others are called `object <id>`
     num_views: Mapping[int, int] = field(default_factory=dict)  # training views that show an object; none for copies
+    frame: Similarity = IDENTITY  # the Gaussians are inside of it; files, names of places and edits are outside
     settings: TrainSettings = field(default_factory=TrainSettings)  # of the training
     path: Path = Path()  # the model folder
     iteration: int = 0  # which of the saved ones
@@ -111,7 +112,7 @@ class RenderedView(NamedTuple):
     object_ids: Tensor | None  # int64 [H, W]
     confidence: Tensor | None  # association of that object, if edited its share of the blending weight, [0, 1], [H, W]
     alpha: Tensor  # accumulated opacity in [0, 1], [H, W]
-    depth: Tensor  # mean camera depth in world units, 0 where nothing is, [H, W]
+    depth: Tensor  # mean camera depth in the user's units, 0 where nothing is, [H, W]
 
 
 def load_model(
@@ -143,9 +144,10 @@ def load_model(
         raise UserError(f"{model_path}: iteration {iteration} is not saved; there are {', '.join(map(str, saved))}")
     folder = outputs.iteration_dir(model_path, iteration)
     is_lifted = (folder / "classifier.pth").exists()
-    gaussians = read_gaussians(folder / ("point_cloud_objects.ply" if is_lifted else "point_cloud.ply")).to(device)
+    ply, frame = "point_cloud_objects.ply" if is_lifted else "point_cloud.ply", outputs.read_frame(model_path)
+    gaussians = read_gaussians(folder / ply, frame).to(device)
     gaussians.freeze_geometry()
-    model = TrainedScene(gaussians=gaussians, settings=settings, path=model_path, iteration=iteration)
+    model = TrainedScene(gaussians=gaussians, frame=frame, settings=settings, path=model_path, iteration=iteration)
     if not is_lifted:
         return model
     method = settings.build_method(zero_id="ignore")  # zero_id matters to training only
@@ -163,7 +165,7 @@ def views_of(model: TrainedScene) -> Scene:
     if not data.source_path.is_dir():
         raise UserError(f"{data.source_path}: the scene this model was trained on is not there; give its place with -s")
     # Initial points are for training; triangulating them again would take a minute in scenes that bring none.
-    return load_scene(replace(data, random_init=True, num_random_points=4))
+    return load_scene(replace(data, random_init=True, num_random_points=4), frame=model.frame)
 
 
 @torch.no_grad()
@@ -174,7 +176,7 @@ def render_view(model: TrainedScene, camera: Camera) -> RenderedView:
     """
     with_features = model.is_lifted and not model.is_edited
     out = render(model.gaussians, camera, background=model.background, with_features=with_features)
-    depth = torch.where(out.alpha > 0, out.depth / out.alpha.clamp(min=1e-6), 0.0)
+    depth = torch.where(out.alpha > 0, out.depth / out.alpha.clamp(min=1e-6), 0.0) / model.frame.scale
     image, alpha, depth = out.image.cpu(), out.alpha.cpu(), depth.cpu()
     if model.is_edited:
         ids, confidence = segment_by_labels(model.gaussians, model.object_ids, camera)

@@ -12,7 +12,7 @@ from torch import Tensor
 from unified_lift.methods.base import Method, Segmentation
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.model.render import blending_weights, points_seen, render
-from unified_lift.types import Camera, View
+from unified_lift.types import IDENTITY, Camera, Similarity, View
 
 _MIN_VOTE_WEIGHT = 1e-3  # a thinner share of a pixel says nothing about a Gaussian
 _MAX_VOTES = 2**28  # 1 GiB
@@ -151,13 +151,14 @@ def describe_objects(
     *,
     names: Mapping[int, str] | None = None,
     num_views: Mapping[int, int] | None = None,
+    frame: Similarity = IDENTITY,
 ) -> dict[int, dict[str, Any]]:
     """Return id -> {name, count, color, bbox, centroid, views, score} of every object with a Gaussian.
 
     Colour is the mean SH degree 0 colour, 0..255; bbox is [min, max] of the centres that some camera saw; score is the
-    mean confidence. `views` is left out without `num_views`.
+    mean confidence. `views` is left out without `num_views`. Places are the user's: outside of `frame`.
     """
-    means = gaussians.means.detach().cpu().numpy()
+    means = frame.outside(gaussians.means.detach().cpu().numpy())
     colors = (gaussians.sh0.detach()[:, 0] * SH_C0 + 0.5).clamp(0, 1).cpu().numpy() * 255
     ids, confidence = labels.object_ids.cpu().numpy(), labels.confidence.cpu().numpy()
     order = np.argsort(ids, kind="stable")

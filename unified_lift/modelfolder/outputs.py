@@ -9,6 +9,7 @@ import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from unified_lift.modelfolder.checkpoint import snapshot
 from unified_lift.modelfolder.labels import GaussianLabels, describe_objects
 from unified_lift.modelfolder.settings import TrainSettings, changed
 from unified_lift.settings.yaml import read_settings_file, to_dict
-from unified_lift.types import Scene
+from unified_lift.types import IDENTITY, Scene, Similarity
 
 EDITS_FILE = "edits.yaml"  # all edits since the scene was trained
-FILES_OF_RUN = ("chkpnt*.pth", "metrics.jsonl", "profile.json", EDITS_FILE, "tb", "point_cloud", "levels")  # patterns
+FRAME_FILE = "frame.json"  # of a scene that is not worked on in the user's coordinates
+FILES_OF_RUN = ("chkpnt*.pth", "metrics.jsonl", "profile.json", EDITS_FILE, FRAME_FILE, "tb", "point_cloud", "levels")
+"""Patterns of what one run must not leave to the next."""
 
 
 def holds_run(model_path: Path) -> bool:
@@ -48,7 +51,7 @@ def forget_earlier_run(model_path: Path) -> None:
 
 
 def write_run_header(settings: TrainSettings, scene: Scene) -> None:
-    """Write config.yaml, cfg_args, cameras.json and input.ply."""
+    """Write config.yaml, cfg_args, cameras.json, input.ply, and frame.json if there is something to say."""
     model, data = settings.model_path, settings.data
     write_text(model / "config.yaml", yaml.safe_dump(to_dict(settings), sort_keys=False))
     arguments = Namespace(
@@ -69,7 +72,7 @@ def write_run_header(settings: TrainSettings, scene: Scene) -> None:
             "img_name": view.name,
             "width": view.camera.width,
             "height": view.camera.height,
-            "position": view.camera.position.tolist(),
+            "position": scene.frame.outside(view.camera.position).tolist(),
             "rotation": view.camera.cam_from_world[:3, :3].T.tolist(),
             "fy": view.camera.fy,
             "fx": view.camera.fx,
@@ -78,7 +81,31 @@ def write_run_header(settings: TrainSettings, scene: Scene) -> None:
         for index, view in enumerate((*scene.test, *scene.train))
     ]
     write_json(model / "cameras.json", cameras, indent=None)
-    write_points(model / "input.ply", scene.points)
+    write_points(model / "input.ply", scene.points, scene.frame)
+    write_frame(model, scene.frame)
+
+
+def write_frame(folder: Path, frame: Similarity) -> None:
+    """Write frame.json into a folder, if the frame is not the identity."""
+    if not frame.is_identity:
+        meaning = "inside = scale * (yours - offset); checkpoints are inside, all other files are in your coordinates"
+        write_json(folder / FRAME_FILE, {**asdict(frame), "meaning": meaning})
+
+
+def read_frame(folder: Path) -> Similarity:
+    """Return the frame of a model folder; the identity without a frame.json; a UserError: a damaged one."""
+    path = folder / FRAME_FILE
+    if not path.exists():
+        return IDENTITY
+    content = read_json(path)
+    try:
+        x, y, z = map(float, content["offset"])
+        frame = Similarity(offset=(x, y, z), scale=float(content["scale"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not an offset and a scale ({error}); train or --resume again") from None
+    if not (np.isfinite(frame.offset).all() and 0 < frame.scale < math.inf):
+        raise UserError(f"{path}: offset {frame.offset} and scale {frame.scale:g} are none; train or --resume again")
+    return frame
 
 
 def read_run_settings(model_path: Path) -> TrainSettings:
@@ -118,6 +145,7 @@ def write_objects(
     method: Method | None = None,
     names: Mapping[int, str] | None = None,
     num_views: Mapping[int, int] | None = None,
+    frame: Similarity = IDENTITY,
 ) -> None:
     """Write objects.json, the point_cloud_objects.ply of Gaussian Grouping's scripts, and segmentation.npz.
 
@@ -131,8 +159,9 @@ def write_objects(
     with replacing(folder / "segmentation.npz") as partial, open(partial, "wb") as file:
         # Uncompressed: features hardly shrink, and half a million Gaussians would take a second longer.
         np.savez(file, object_id=ids.astype(np.int32), confidence=confidence, feature=features)
-    write_json(folder / "objects.json", describe_objects(gaussians, labels, names=names, num_views=num_views))
-    write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=ids)
+    described = describe_objects(gaussians, labels, names=names, num_views=num_views, frame=frame)
+    write_json(folder / "objects.json", described)
+    write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=ids, frame=frame)
 
 
 def read_objects(folder: Path, device: torch.device) -> tuple[GaussianLabels, dict[int, str], dict[int, int]]:

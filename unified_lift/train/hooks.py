@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -153,7 +154,7 @@ class GeometryResults(Hook):
         if iteration in run.save_iterations or iteration == stage.num_steps:
             self._finite.check({"gaussians": stage.gaussians.table}, iteration)
             folder = iteration_dir(self._settings.model_path, iteration)
-            write_gaussians(folder / "point_cloud.ply", stage.gaussians)
+            write_gaussians(folder / "point_cloud.ply", stage.gaussians, frame=self._scene.frame)
         if iteration not in run.test_iterations and iteration != stage.num_steps:
             return
         for view in self._scene.test:
@@ -226,6 +227,7 @@ class Checkpoints(Hook):
             "step": step,
             "total_steps": total_steps,
             "gaussians": stage.gaussians.state_dict(),
+            "frame": asdict(stage.frame),
             "stage_state": stage.state_dict(),
             "method": self._method.state_dict(),
             "settings": to_dict(settings),

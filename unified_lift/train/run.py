@@ -35,7 +35,7 @@ from unified_lift.train.losses import chosen_losses
 from unified_lift.train.profiling import Profile
 from unified_lift.train.refine import RefineStage
 from unified_lift.train.stage import Stage
-from unified_lift.types import Scene, View, ZeroId
+from unified_lift.types import Scene, Similarity, View, ZeroId
 
 NO_OBJECT = "no object"
 _MUCH_UNCLAIMED = 0.25  # masks of whole pictures leave gaps of a few percent
@@ -175,14 +175,15 @@ def _write_results(state: TrainingState, labels: Labelling | None) -> None:
     model, iteration = state.settings.model_path, state.settings.geometry.iterations
     folder = outputs.iteration_dir(model, iteration)
     if not (folder / "point_cloud.ply").is_file():  # geometry is written at its end
-        write_gaussians(folder / "point_cloud.ply", state.gaussians)
+        write_gaussians(folder / "point_cloud.ply", state.gaussians, frame=state.scene.frame)
     if labels is not None:
         if labels.features is not None:
             state.gaussians.set("features", labels.features)
             state.method.load_object_state(labels.codes)
         num_views = dict(enumerate(labels.num_views.tolist()))
         names = {len(num_views) - 1: NO_OBJECT} if state.learns_unclaimed and len(num_views) > 1 else None
-        outputs.write_objects(folder, state.gaussians, labels, method=state.method, names=names, num_views=num_views)
+        facts: dict[str, Any] = {"names": names, "num_views": num_views, "frame": state.scene.frame}
+        outputs.write_objects(folder, state.gaussians, labels, method=state.method, **facts)
     if state.profile:
         write_json(model / "profile.json", state.profile)
 
@@ -216,9 +217,11 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
     device = chosen_device(settings.run.device, rasterizer=settings.geometry.rasterizer)
     chosen_losses(settings.geometry.loss_weights)
     clock, cache = RunClock(device), DataCache(settings.run.data_device, device=device, folder=settings.model_path)
+    saved = None if resume_from is None else load_checkpoint(resume_from)
+    frame = None if saved is None else Similarity(**saved.get("frame", {}))  # older ones were never moved
     if scene is None:
         with clock.part("load"):
-            scene = cache.cached(_loaded(settings, cache))
+            scene = cache.cached(_loaded(settings, cache, frame))
         tqdm.write(str(cache.choice))
     else:
         scene = cache.cached(scene)
@@ -227,8 +230,9 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
     method = settings.build_method(zero_id=zero_id).to(device)
     if settings.schedule == "joint" and not method.allows_joint:
         raise UserError(f"--method {settings.method_name} needs finished geometry; leave --schedule joint out")
-    saved = None if resume_from is None else load_checkpoint(resume_from)
     if saved is not None:
+        if scene.frame != frame:
+            raise UserError(f"{resume_from}: was trained inside of {frame}; load the scene with this frame")
         _require_same_run(settings, saved, origin=str(resume_from))
         gaussians = Gaussians(saved["gaussians"])
         if saved["stage"] != "geometry" or settings.schedule != "staged":
@@ -236,7 +240,7 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
         for name, spent in saved.get("seconds", {}).items():
             clock.done[name] = clock.done.get(name, 0.0) + spent
     elif settings.init_ply is not None:
-        gaussians = read_gaussians(settings.init_ply)
+        gaussians = read_gaussians(settings.init_ply, scene.frame)
         _require_in_sight(gaussians, scene, settings.init_ply)
     else:
         gaussians = gaussians_from_points(scene.points, sh_degree=settings.geometry.sh_degree)
@@ -316,11 +320,11 @@ def _require_same_run(settings: TrainSettings, saved: dict[str, Any], *, origin:
         raise UserError(f"{origin}: is already at iteration {saved['step']}; ask for more --iterations")
 
 
-def _loaded(settings: TrainSettings, cache: DataCache) -> Scene:
-    """Return the scene, and print what it holds."""
+def _loaded(settings: TrainSettings, cache: DataCache, frame: Similarity | None) -> Scene:
+    """Return the scene inside of a frame, None = that which suits it, and print what it holds."""
     looks: dict[str, Any] = {"then": "load: initial points", "unit": " views", "leave": False, "delay": 1}
     with progress_bar("load", quiet=settings.run.quiet, **looks) as show:
-        scene = load_scene(settings.data, progress=show, cache=cache)
+        scene = load_scene(settings.data, frame=frame, progress=show, cache=cache)
     sizes = sorted({(view.camera.width, view.camera.height) for view in (*scene.train, *scene.test)})
     size = ", ".join(f"{w}x{h}" for w, h in sizes[:3]) + (" ..." if len(sizes) > 3 else "")
     tqdm.write(

@@ -26,7 +26,8 @@ class Stage(ABC):
         name: What logs, checkpoints and tables call it.
         saves_end: Whether a checkpoint is kept of its end.
         first, steps_before: 0-based step to begin with, where a checkpoint was taken; steps of the stages before it.
-        cameras, maps: Of the views that it trains on; their labelled pixels, where it needs them.
+        cameras, frame: Of the views that it trains on; what they and the Gaussians are inside of.
+        maps: Labelled pixels of the views, where it needs them.
         weights: Factor of each loss term; a term without one counts once.
         on_phase: Profiler hook: called with the name of each phase of a step as it begins.
     """
@@ -51,7 +52,7 @@ class Stage(ABC):
             gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
         self.gaussians, self.method, self.num_steps = gaussians, method, num_steps
         self.views = Prefetcher(views, fields, kept_on=scene.kept_on, device=gaussians.device)
-        self.cameras = [view.camera for view in views]
+        self.cameras, self.frame = [view.camera for view in views], scene.frame
         self.first = self.steps_before = 0
         self.weights: Mapping[str, float] = {} if method is None else method.weights
         self.order = ViewOrder(len(views), seed=seed)

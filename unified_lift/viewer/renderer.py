@@ -21,7 +21,7 @@ from unified_lift.model.render import RenderOutput, render
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.ops import cameras as geometry
 from unified_lift.ops.segments import segment_mean
-from unified_lift.types import Camera
+from unified_lift.types import IDENTITY, Camera, Similarity
 from unified_lift.viewer.session import Session
 
 _MAP_SHARE = 0.75  # of the colour in modes ids and uncertainty: shading stays visible
@@ -62,15 +62,18 @@ def camera_of(client: Any) -> Camera:
     return centred_camera(geometry.invert_rigid(world_from_cam), focal, focal, seen.image_width, seen.image_height)
 
 
-def saved_cameras(model_path: Path) -> list[Camera]:
-    """Return the cameras of a model folder, test views first, principal points centred; a UserError: there are none."""
+def saved_cameras(model_path: Path, frame: Similarity = IDENTITY) -> list[Camera]:
+    """Return the cameras of a model folder inside of its frame, test views first, principal points centred.
+
+    A UserError: there are none.
+    """
     path, cameras = model_path / "cameras.json", []
     try:
         for entry in json.loads(path.read_text()):
             world_from_cam = np.eye(4)
             world_from_cam[:3, :3], world_from_cam[:3, 3] = entry["rotation"], entry["position"]
             pose, size = geometry.invert_rigid(world_from_cam), (int(entry["width"]), int(entry["height"]))
-            cameras.append(centred_camera(pose, entry["fx"], entry["fy"], *size))
+            cameras.append(frame.camera_inside(centred_camera(pose, entry["fx"], entry["fy"], *size)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a list of cameras ({error}); train or --resume again") from None
     if not cameras:

@@ -100,7 +100,7 @@ class Session:
         turn = transform.Rotation.from_quat(np.roll(wxyz, -1)).as_rotvec(degrees=True)
         degrees = round(float(np.linalg.norm(turn)), _DIGITS - 3)
         rotate = Rotation(_rounded(turn / np.linalg.norm(turn)), degrees) if degrees else Rotation()
-        return Move(objects=(object_id,), rotate=rotate, translate=_rounded(translation))
+        return Move(objects=(object_id,), rotate=rotate, translate=self._in_units(translation))
 
     def duplicate(self, object_id: int, *, along: Sequence[float]) -> int:
         """Put a copy of an object beside it in the direction `along`, of any length; select it and return its id."""
@@ -110,7 +110,8 @@ class Session:
             means = self.scene.gaussians.means.detach()[self.scene.mask([object_id])].double().cpu() @ direction
             low, high = torch.quantile(means, torch.tensor(_EXTENT, dtype=torch.float64)).tolist()
             (fresh,) = next_ids(self.scene, 1)
-            self.apply(Duplicate(objects=(object_id,), translate=_rounded((1.1 * (high - low) * direction).tolist())))
+            step = self._in_units((1.1 * (high - low) * direction).tolist())
+            self.apply(Duplicate(objects=(object_id,), translate=step))
             self.selected = fresh
             return fresh
 
@@ -151,6 +152,10 @@ class Session:
         self.hidden &= set(scene.objects)
         if self.selected not in scene.objects:
             self.selected = None
+
+    def _in_units(self, translation: Sequence[float]) -> Vector:
+        """Return a shift of the picture in the user's units, rounded."""
+        return _rounded([float(value) / self.scene.frame.scale for value in translation])
 
 
 def _rounded(vector: Sequence[float]) -> Vector:

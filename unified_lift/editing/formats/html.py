@@ -11,6 +11,8 @@ from unified_lift.editing.formats.splat import splat_rows
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import object_colors
 from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.modelfolder.outputs import read_frame
+from unified_lift.types import IDENTITY, Similarity
 
 _PAGE = Path(__file__).with_name("page.html")
 _FIELD_OF_VIEW = 0.9  # radians, vertical, where no camera is known
@@ -18,10 +20,10 @@ _BULK = 0.9  # share of the Gaussians that the first view shows
 _ROOM = 1.3  # what it shows besides, in radii of the bulk
 
 
-def first_view(path: Path, positions: np.ndarray, *, is_whole: bool) -> dict[str, Any]:
+def first_view(path: Path, positions: np.ndarray, *, is_whole: bool, frame: Similarity = IDENTITY) -> dict[str, Any]:
     """Return the first view: the first camera of the model for a whole scene, else from its side, as near as it fits.
 
-    It holds the points eye and target and the direction up, in world units, and the vertical fieldOfView in radians.
+    It holds the points eye and target and the direction up, inside of `frame`, and the vertical fieldOfView in radians.
     `path` is cameras.json of the model, a UserError if it is not readable; without one it is looked at along +z with -y
     up. `positions` are the centres of the Gaussians, [N, 3].
     """
@@ -29,7 +31,7 @@ def first_view(path: Path, positions: np.ndarray, *, is_whole: bool) -> dict[str
     radius = max(float(np.quantile(np.linalg.norm(positions - middle, axis=1), _BULK)), 1e-6)
     try:
         cameras = json.loads(path.read_text()) if path.is_file() else []
-        places = np.array([camera["position"] for camera in cameras], np.float64).reshape(-1, 3)
+        places = frame.inside(np.array([camera["position"] for camera in cameras], np.float64).reshape(-1, 3))
         turns = np.array([camera["rotation"] for camera in cameras], np.float64).reshape(-1, 3, 3)
         angles = [2 * np.arctan(camera["height"] / (2 * camera["fy"])) for camera in cameras]
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
@@ -64,7 +66,9 @@ def write(folder: Path, stem: str, scene: TrainedScene) -> None:
             for code, color in zip(ids.tolist(), object_colors(ids.clip(min=0)).tolist())
         ],
         "background": [1, 1, 1] if scene.settings.geometry.white_background else [0, 0, 0],
-        **first_view(scene.path / "cameras.json", rows["position"], is_whole=stem == "scene"),
+        **first_view(
+            scene.path / "cameras.json", rows["position"], is_whole=stem == "scene", frame=read_frame(scene.path)
+        ),
     }
     script = json.dumps(described).replace("<", "\\u003c")  # a name must not end it
     page = _PAGE.read_text().replace("/*SCENE*/", script)

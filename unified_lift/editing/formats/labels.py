@@ -9,4 +9,5 @@ from unified_lift.modelfolder.outputs import write_objects
 def write(folder: Path, stem: str, scene: TrainedScene) -> None:
     """Write these three files to `<stem>_labels`, ordered as `<stem>.ply`."""
     # No `views`: how many photos show an object is not known of a scene that may have been edited.
-    write_objects(folder / f"{stem}_labels", scene.gaussians, scene.require_labels(), names=scene.names)
+    labels = scene.require_labels()
+    write_objects(folder / f"{stem}_labels", scene.gaussians, labels, names=scene.names, frame=scene.frame)

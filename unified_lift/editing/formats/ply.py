@@ -8,4 +8,4 @@ from unified_lift.modelfolder.inference import TrainedScene
 
 def write(folder: Path, stem: str, scene: TrainedScene) -> None:
     """Write `<stem>.ply`."""
-    write_gaussians(folder / f"{stem}.ply", scene.gaussians)
+    write_gaussians(folder / f"{stem}.ply", scene.gaussians, frame=scene.frame)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from unified_lift.editing.formats.splat import splat_rows
+from unified_lift.model.ply import with_place
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.plyio import write_vertices
 
@@ -12,7 +13,9 @@ _TYPES = {"x": "<f4", "y": "<f4", "z": "<f4", "red": "u1", "green": "u1", "blue"
 
 
 def write(folder: Path, stem: str, scene: TrainedScene) -> None:
-    """Write `<stem>_points.ply`: x y z float32, red green blue uint8, object_id int32."""
+    """Write `<stem>_points.ply`: x y z as in `.ply`, red green blue uint8, object_id int32."""
     splats = splat_rows(scene.gaussians)
-    columns = (*splats["position"].T, *splats["color"].T[:3], scene.object_ids.cpu().numpy())
-    write_vertices(folder / f"{stem}_points.ply", np.rec.fromarrays(columns, list(_TYPES.items())))
+    positions = scene.frame.outside(splats["position"])
+    columns = (*positions.T, *splats["color"].T[:3], scene.object_ids.cpu().numpy())
+    rows = np.rec.fromarrays(columns, list(_TYPES.items()))
+    write_vertices(folder / f"{stem}_points.ply", with_place(rows, positions, scene.frame))

@@ -6,6 +6,7 @@ import numpy as np
 
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.modelfolder.outputs import write_frame
 from unified_lift.ops.quaternions import normalise
 
 ROW = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("color", "u1", 4), ("rotation", "u1", 4)])
@@ -33,5 +34,11 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def write(folder: Path, stem: str, scene: TrainedScene) -> None:
-    """Write `<stem>.splat`."""
-    splat_rows(scene.gaussians).tofile(folder / f"{stem}.splat")
+    """Write `<stem>.splat`; far from the origin inside of the scene's frame, with a frame.json beside it."""
+    rows = splat_rows(scene.gaussians)
+    if any(scene.frame.offset):
+        write_frame(folder, scene.frame)
+    else:
+        rows["position"] = scene.frame.outside(rows["position"])
+        rows["scale"] /= scene.frame.scale
+    rows.tofile(folder / f"{stem}.splat")

@@ -11,6 +11,7 @@ from unified_lift.editing.formats.splat import to_bytes
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.modelfolder.outputs import write_frame
 
 _COLOR_SCALE = 0.15  # of SH degree 0; leaves room for colours outside 0..1
 _MAX_FRACTIONAL_BITS = 16
@@ -71,5 +72,6 @@ def pack_rotations(quats: np.ndarray) -> np.ndarray:
 
 
 def write(folder: Path, stem: str, scene: TrainedScene) -> None:
-    """Write `<stem>.spz`."""
+    """Write `<stem>.spz`, inside of the scene's frame, with a frame.json beside it: sizes of 8 bits fit no other."""
+    write_frame(folder, scene.frame)
     (folder / f"{stem}.spz").write_bytes(encode_spz(scene.gaussians))

@@ -1,0 +1,91 @@
+"""Units and place of a scene: the frame that it is worked on in, and seed points that would do harm in it."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from unified_lift.types import STILL, PointCloud, Similarity, View
+
+_ORDINARY = (0.5, 256.0)  # extents at which near plane, start scales and tests for zero are at home
+_USUAL = 4.0  # about the extent of a scene that is scaled
+_FAR_OFF = 32.0  # extents from the origin; beyond, float32 loses the last, small steps of positions
+_BULK = 0.9  # share of the cameras that the extent holds, so that single wrong poses do not count
+_ROUNDING = 1e-12  # of coordinates in float64 and sums of them
+_SAME, _NEARLY_SAME = 1e-6, 1e-4  # of the usual distance of points: as near as this, two are one
+_MANY_TWICE = 0.25  # share of points that are nearly the same; fewer are left alone
+_BEYOND, _ALONE = 1e3, 0.5  # usual distances from the cameras; a neighbour's distance as a share of that
+_AXIS = (math.sqrt(2), math.sqrt(3), math.sqrt(5))  # different cells have different numbers along it
+
+
+def frame_of(views: Sequence[View], read_points: Callable[[], PointCloud | None]) -> Similarity:
+    """Return the frame to work in on views in the user's coordinates; the identity for an ordinary scene.
+
+    The extent of a scene is the distance from the middle of the cameras that 90 % of them keep; where they only turn,
+    that of half of the points. If it is out of 0.5..256, lengths are scaled to make it about 4; if the cameras are 32
+    extents from the origin, their middle becomes the origin.
+    """
+    positions = np.stack([view.camera.position for view in views])
+    centre = np.median(positions, axis=0)
+    extent = float(np.quantile(np.linalg.norm(positions - centre, axis=1), _BULK))
+    if extent < _ORDINARY[0]:
+        cloud = read_points()
+        reach = _usual_distance(cloud.positions, centre) if cloud is not None else 0.0
+        noise = _ROUNDING * float(np.abs(positions).max())
+        extent = extent if extent > max(STILL * reach, noise) else reach or 1.0
+    is_ordinary = _ORDINARY[0] <= extent <= _ORDINARY[1]
+    scale = 1.0 if is_ordinary else 2.0 ** round(math.log2(_USUAL / extent))
+    if np.linalg.norm(centre) <= _FAR_OFF * extent:
+        return Similarity(scale=scale)
+    x, y, z = (round(value, -math.floor(math.log10(extent))) for value in centre.tolist())
+    return Similarity(offset=(x, y, z), scale=scale)
+
+
+def frame_note(frame: Similarity) -> list[str]:
+    """Return a note on how the scene is worked on, if not in the user's coordinates."""
+    if frame.is_identity:
+        return []
+    moved = [f"less {' '.join(f'{value:.10g}' for value in frame.offset)}"] if any(frame.offset) else []
+    scaled = [f"times {frame.scale:g}"] if frame.scale != 1 else []
+    return [f"trained in coordinates {' and '.join(moved + scaled)}, saved in yours (frame.json)"]
+
+
+def seeds_inside(cloud: PointCloud, frame: Similarity, views: Sequence[View]) -> tuple[PointCloud, list[str]]:
+    """Return a scene's own points as they start in a frame, float32, and notes on those that are left out.
+
+    Left out are all but one of points at one place, whose sizes would be nothing, and points alone a thousand times as
+    far off as is usual, whose sizes would be beyond all measure. `views` are inside of the frame.
+    """
+    positions, notes = frame.inside(cloud.positions), list[str]()
+    if len(positions) == 0:
+        return cloud, notes
+    centre = np.median([view.camera.position for view in views], axis=0)
+    usual = _usual_distance(positions, centre)
+    kept = _one_of_each(positions, _SAME * usual)
+    nearly = _one_of_each(positions, _NEARLY_SAME * usual)
+    kept = nearly if len(nearly) < (1 - _MANY_TWICE) * len(kept) else kept
+    if len(kept) < len(positions):
+        notes.append(f"{len(positions) - len(kept)} of {len(positions)} points are where another is: left out")
+    distance = np.linalg.norm(positions[kept] - centre, axis=1)
+    if (beyond := distance > _BEYOND * usual).any():
+        far = positions[kept][beyond]
+        third = cKDTree(far).query(far, k=4)[0][:, 3]  # infinite where there are fewer
+        beyond[beyond] = alone = ~(third < _ALONE * distance[beyond])
+        kept = kept[~beyond]
+        if alone.any():
+            notes.append(f"{alone.sum()} points alone in the far distance are left out")
+    if len(kept) == len(positions):
+        return PointCloud(positions=positions.astype(np.float32, copy=False), colors=cloud.colors), notes
+    return PointCloud(positions=positions[kept].astype(np.float32), colors=cloud.colors[kept]), notes
+
+
+def _usual_distance(points: np.ndarray, centre: np.ndarray) -> float:
+    """Return the distance of half of the points [M, 3] from the centre, 0 of none."""
+    return float(np.median(np.linalg.norm(points - centre, axis=1))) if len(points) else 0.0
+
+
+def _one_of_each(points: np.ndarray, size: float) -> np.ndarray:
+    """Return the first point of every cell of this size, rising indices."""
+    along = sum(weight * np.rint(points[:, axis] / max(size, 1e-30)) for axis, weight in enumerate(_AXIS))
+    return np.sort(np.unique(along, return_index=True)[1])

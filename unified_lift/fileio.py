@@ -1,5 +1,6 @@
 """Files: written whole or not at all, and JSON with errors that a user can act on. The only place that does either."""
 
+import codecs
 import json
 import math
 import os
@@ -83,10 +84,22 @@ def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
     write_text(path, json.dumps(strict, indent=indent, allow_nan=False))
 
 
+def text_encoding(path: Path) -> str:
+    """Return how a text is coded: as its byte order mark says, which editors of Windows write, else UTF-8."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"}
+    marks |= {codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_BE: "utf-16"}  # 32 before 16: one begins like the other
+    return next((name for mark, name in marks.items() if start.startswith(mark)), "utf-8")
+
+
 def read_json(path: Path) -> dict:
-    """Return the object a JSON file holds; a UserError: the file is missing, is not JSON or holds something else."""
+    """Return the object a JSON file holds, in UTF-8, 16 or 32, with or without a byte order mark.
+
+    A UserError says that the file is missing, is not JSON or holds something else.
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; restore it") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -108,7 +108,7 @@ def test_every_damage_of_a_colmap_scene_is_listed(dataset):
     (root / "object_mask/cam2/0003.png").write_bytes(b"no mask")
     write_mask(root / "object_mask/cam2/0004.png", np.eye(30))
     (root / "object_mask/cam1/0001.png").unlink()
-    check = checked(root)
+    check = checked(root, strict=True)
     found = "\n".join(problems(check))
     for words in (
         "pose of cam2/0000.png is NaN",
@@ -138,7 +138,7 @@ def test_every_broken_frame_of_a_transforms_file_is_listed(dataset):
     edit_json(root / "transforms.json", damage)
     (root / "images/0006.png").unlink()
     (root / "object_mask/0007.png").unlink()
-    found = problems(checked(root))
+    found = problems(checked(root, strict=True))
     assert len(found) == 5
     for words in ("0001.png holds NaN", "0002.png is not a 3x4", "no positive focal", "0006.png", "0007.png is miss"):
         assert any(words in line for line in found), words

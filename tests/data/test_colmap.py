@@ -124,7 +124,7 @@ def test_test_list_decides_the_split_with_eval(dataset, read):
     assert [view.name for view in read(root, eval=True).test] == ["cam1/a.b", "cam1/with space"]
     assert read(root).test == ()
     (root / "test.txt").write_text("unknown.png\n")
-    with pytest.raises(UserError, match=r"test\.txt: unknown\.png is not a registered image"):
+    with pytest.raises(UserError, match=r"test\.txt: the split lists unknown\.png, which is no photo"):
         read(root, eval=True)
 
 

@@ -18,8 +18,9 @@ from unified_lift.data.images import Progress, photos_in
 from unified_lift.data.issues import Issues, check_masks, check_photos, issue_lines
 from unified_lift.data.masks import LOOKS_FOR, MASK_SUFFIXES
 from unified_lift.data.points import MIN_SEEN, hardly_seen, in_pictures
-from unified_lift.data.scene import describe, mask_folder
+from unified_lift.data.scene import describe, is_strict, mask_folder
 from unified_lift.data.settings import DataSettings
+from unified_lift.data.usable import LEFT_OUT
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import fov_from_focal
 
@@ -34,7 +35,7 @@ ANNOTATION_FOLDERS = (
 """Where the layouts keep what only evaluation reads."""
 _MAKE_MASKS = "make masks with unified-lift masks -s SCENE, or put one PNG of ids per photo into object_mask/"
 _NAME_MASKS = f"name masks like their photos, with {LOOKS_FOR}"
-_SAID_ELSEWHERE = ("resized from", "initial points", "have no mask", "no mask folder")
+_SAID_ELSEWHERE = ("resized from", "initial points", "have no mask", "no mask folder", LEFT_OUT)
 _LABELS = {"error": "problem", "note": "note", "ok": "found"}
 
 
@@ -62,15 +63,16 @@ def check_scene(settings: DataSettings, *, progress: Progress | None = None) -> 
     masks = mask_folder(reader, settings)
     facts: dict[str, Any] = {"scene": root.resolve().name, "layout": reader.name}
     frames: Sequence[Frame] = ()
+    fatal = is_strict(reader, settings)  # else training leaves photos out that it cannot use
     try:
         described = describe(reader, settings)
         frames = described.frames
         for message in described.broken:
-            issues.refused(message)
+            issues.refused(message, fatal=fatal)
     except UserError as error:
         issues.refused(error)
     if frames:
-        facts |= _check_views(issues, frames, masks, progress)
+        facts |= _check_views(issues, frames, masks, progress, fatal=fatal)
     truth = [root / name for name in ANNOTATION_FOLDERS if (root / name).is_dir()]
     num_files = [sum(path.is_file() for path in folder.rglob("*")) for folder in truth]
     facts["truth"] = {path.relative_to(root).as_posix(): count for path, count in zip(truth, num_files)}
@@ -80,10 +82,12 @@ def check_scene(settings: DataSettings, *, progress: Progress | None = None) -> 
     return SceneCheck({**facts, "fine": not issues.errors, "findings": listing}, issues)
 
 
-def _check_views(issues: Issues, frames: Sequence[Frame], masks: Path, progress: Progress | None) -> dict[str, Any]:
+def _check_views(
+    issues: Issues, frames: Sequence[Frame], masks: Path, progress: Progress | None, *, fatal: bool
+) -> dict[str, Any]:
     """Return numbers of photos, cameras and masks; add what is wrong with any of them."""
     whole = not issues  # else masks of the frames left out would seem to belong to no view
-    photos = check_photos(issues, frames, progress=progress)
+    photos = check_photos(issues, frames, progress=progress, fatal=fatal)
     sizes = Counter(f"{width}x{height}" for width, height in photos.values())
     centres = np.stack([-frame.cam_from_world[:3, :3].T @ frame.cam_from_world[:3, 3] for frame in frames])
     still = len(frames) > 1 and np.ptp(centres, axis=0).max() < 1e-9

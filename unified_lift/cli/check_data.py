@@ -31,6 +31,8 @@ class CheckDataCommand:
     """Train on the names found in images_train/."""
     llffhold: int = DataSettings.llffhold
     """Every llffhold-th view is held out where the dataset has no split of its own."""
+    strict: bool = False
+    """A photo that is missing, broken or twice there is a problem; else training leaves it out, which is noted."""
     json: Path | None = None
     """Write facts and issues to this file too."""
     quiet: bool = False
@@ -40,7 +42,7 @@ class CheckDataCommand:
 def check_data_main(argv: list[str]) -> int:
     """Parse, look, print. Return the exit code."""
     command = tyro.cli(CheckDataCommand, args=canonical(argv), prog="unified-lift check-data")
-    names = ("source_path", "images", "object_path", "train_split", "llffhold")
+    names = ("source_path", "images", "object_path", "train_split", "llffhold", "strict")
     settings = DataSettings(**{name: getattr(command, name) for name in names})
     with progress_bar("read photos", quiet=command.quiet, leave=False) as progress:
         check = check_scene(settings, progress=progress)

@@ -11,7 +11,7 @@ Of the model, cameras, images and points3D are read; rigs, frames and tracks add
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,12 @@ from unified_lift.data.base import (
     sound_frames,
     without_pose_note,
 )
+from unified_lift.data.images import photos_in
 from unified_lift.data.lens import COEFFICIENTS, FISHEYE, PERSPECTIVE, Lens, LensModel
+from unified_lift.data.lookup import find_photos, names_in_list
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
+from unified_lift.fileio import text_encoding
 from unified_lift.plyio import finite_points, read_point_cloud
 from unified_lift.types import PointCloud
 
@@ -110,6 +113,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     images = list(read_images(source).values())
     if not images:
         raise UserError(f"{source}: registers no image; the reconstruction failed, run COLMAP again")
+    photos = find_photos((image.name for image in images), folder, lambda: photos_in(folder), source)
     lenses = {key: lens_of(cameras[key], model) for key in {image.camera_id for image in images} & set(cameras)}
 
     def frame_of(image: ColmapImage) -> Frame:
@@ -118,19 +122,22 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
             raise UserError(f"{source}: {what}; export again")
         return Frame(
             name=name_of(image.name),
-            image_path=folder / image.name,
+            image_path=photos.paths[image.name],
             cam_from_world=quaternion_pose(image.qvec, image.tvec, source=source, name=image.name),
             lens=lenses[image.camera_id],
             source=source,
         )
 
     frames, broken = sound_frames(frame_of, images)
+    held_out, listing = None, list[str]()
+    if settings.eval:
+        held_out, listing = _listed_tests(root, list(photos.paths), strict=settings.strict)
     return SceneDescription(
         frames=sorted(frames, key=lambda frame: frame.name),
         broken=broken,
-        held_out=_listed_tests(root, {name_of(image.name) for image in images}) if settings.eval else None,
+        held_out=held_out,
         points=partial(_read_points, model),
-        notes=without_pose_note(folder, (folder / image.name for image in images), source),
+        notes=[*photos.notes, *listing, *without_pose_note(folder, photos.paths.values(), source)],
     )
 
 
@@ -155,17 +162,15 @@ def _required(folder: Path, table: str) -> Path:
     return path
 
 
-def _listed_tests(root: Path, names: Collection[str]) -> list[str] | None:
-    """Return the views named in test.txt, with or without suffix; None where there is no such list."""
+def _listed_tests(root: Path, names: Sequence[str], *, strict: bool) -> tuple[list[str] | None, list[str]]:
+    """Return the views that test.txt names, with or without suffix, None where there is no such list; and notes."""
     path = root / "test.txt"
     if not path.is_file():
-        return None
-    chosen = []
-    for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
-        chosen.append(line if line in names else name_of(line))
-        if chosen[-1] not in names:
-            raise UserError(f"{path}: {line} is not a registered image; correct or remove this line")
-    return chosen
+        return None, []
+    with path.open(encoding=text_encoding(path), errors="surrogateescape") as file:
+        lines = [line.strip() for line in file if line.strip() and not line.lstrip().startswith("#")]
+    found, notes = names_in_list(lines, names, path, strict=strict)
+    return [name_of(name) for name in found], notes
 
 
 def _read_points(folder: Path) -> PointCloud | None:
@@ -191,8 +196,8 @@ def read_cameras(path: Path) -> dict[int, ColmapCamera]:
             raise UserError(f"{path}: unknown camera model {shown}; {fix}")
         return len(PARAMS[model])
 
-    def from_line(line: str, _: Iterator[str]) -> tuple:
-        first, model, *others = line.split()
+    def from_line(line: str, _: _Lines) -> tuple:
+        first, model, *others = line.partition("#")[0].split()
         count = num_params(model, repr(model))
         key, width, height, *params = map(float, (first, *others))
         if len(params) != count:
@@ -216,9 +221,10 @@ def read_images(path: Path) -> dict[int, ColmapImage]:
         qvec, tvec = tuple(pose[:4]), tuple(pose[4:])
         return int(key), ColmapImage(qvec=qvec, tvec=tvec, camera_id=int(camera), name=name, points2d=points)
 
-    def from_line(line: str, following: Iterator[str]) -> tuple:
+    def from_line(line: str, following: _Lines) -> tuple:
         words = line.split(maxsplit=9)  # the name may hold spaces
-        values = np.array(next(following, "").split(), dtype=np.float64).reshape(-1, 3)  # may be empty, is always there
+        # The line of 2D points may be empty; who writes the table by hand may leave it out.
+        values = np.array((following.take_if(_holds_points) or "").split(), dtype=np.float64).reshape(-1, 3)
         points = np.empty(len(values), dtype=POINT_2D)
         points["xy"], points["point3d"] = values[:, :2], values[:, 2]
         return image(map(float, words[:9]), words[9].strip(), points)
@@ -232,8 +238,8 @@ def read_images(path: Path) -> dict[int, ColmapImage]:
 def read_points(path: Path) -> ColmapPoints:
     """Return the sparse points; a UserError names a file that is cut short or malformed."""
 
-    def from_line(line: str, _: Iterator[str]) -> Sequence[float]:
-        values = [float(word) for word in line.split()]
+    def from_line(line: str, _: _Lines) -> Sequence[float]:
+        values = [float(word) for word in line.partition("#")[0].split()]
         if len(values) < 8 or len(values) % 2:
             raise ValueError(line)
         return values
@@ -249,6 +255,16 @@ def read_points(path: Path) -> ColmapPoints:
         positions=np.array([row[1:4] for row in values], dtype=np.float64).reshape(-1, 3),
         colors=np.array([row[4:7] for row in values]).clip(0, 255).astype(np.uint8).reshape(-1, 3),
     )
+
+
+def _holds_points(line: str) -> bool:
+    """Return whether a line of images.txt holds 2D points, x y id each, rather than the next image."""
+    words = line.split(maxsplit=12)
+    try:
+        list(map(float, words[9:12]))  # where an image has its name
+    except ValueError:
+        return False
+    return len(words) % 3 == 0 or len(words) > 12
 
 
 class _Cursor:
@@ -276,8 +292,25 @@ class _Cursor:
         return self.data[start:end].decode("utf-8", "surrogateescape")
 
 
+class _Lines:
+    """Lines one after the other, of which the next can be taken only if it is what it should be."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines, self._next = iter(lines), list[str]()
+
+    def __iter__(self) -> Iterator[str]:
+        while (line := self.take_if(lambda _: True)) is not None:
+            yield line
+
+    def take_if(self, fits: Callable[[str], bool]) -> str | None:
+        """Return the next line if it fits, else None: it then stays the next."""
+        if not self._next:
+            self._next = [line for line in [next(self._lines, None)] if line is not None]
+        return self._next.pop() if self._next and fits(self._next[0]) else None
+
+
 def _records(
-    path: Path, from_line: Callable[[str, Iterator[str]], Record], from_bytes: Callable[[_Cursor], Record]
+    path: Path, from_line: Callable[[str, _Lines], Record], from_bytes: Callable[[_Cursor], Record]
 ) -> Iterator[Record]:
     """Yield the records of a text file, each from a line and those that follow it, or of a binary one."""
     if path.suffix != ".txt":
@@ -285,8 +318,8 @@ def _records(
         for _ in range(cursor.take(COUNT)[0]):
             yield from_bytes(cursor)
         return
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
-        lines = (line.rstrip("\r\n") for line in file if not line.startswith("#"))
+    with path.open(encoding=text_encoding(path), errors="surrogateescape") as file:
+        lines = _Lines(line.rstrip("\r\n") for line in file if not line.lstrip().startswith("#"))
         for line in lines:
             try:
                 if line.strip():

@@ -17,7 +17,8 @@ Alpha = Literal["drop", "black"]
 Progress = Callable[[int, int], None]
 """Called with (done, total) after each loaded view."""
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
+"""Kinds of photos that are looked for in folders, in lower case; files may have them in any case."""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -70,8 +71,9 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 
 def photos_in(folder: Path, pattern: str = "**/*") -> list[Path]:
-    """Return the photos below a folder, sorted; none where there is no such folder."""
-    return sorted(path for path in folder.glob(pattern) if path.suffix in IMAGE_SUFFIXES) if folder.is_dir() else []
+    """Return the photos below a folder, sorted, hidden files left out; none where there is no such folder."""
+    files = folder.glob(pattern) if folder.is_dir() else ()
+    return sorted(p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
 
 
 def target_size(width: int, height: int, resolution: int) -> tuple[int, int]:

@@ -47,10 +47,11 @@ class Issues(list[Issue]):
         """Add that something is absent, damaged or useless, where `when` holds."""
         self.add("error", text, "; ".join(filter(None, (fix, self.fix))), when=when)
 
-    def refused(self, message: object, prefix: str = "") -> None:
-        """Add an error with a reader's message, which is `<file>: what; the fix`."""
+    def refused(self, message: object, prefix: str = "", *, fatal: bool = True) -> None:
+        """Add a reader's message, which is `<file>: what; the fix`, as an error, or as a note if it is not `fatal`."""
         text, _, fix = str(message).rpartition("; ")
-        self.error(prefix + (text or fix), fix if text else "")
+        add = self.error if fatal else self.note
+        add(prefix + (text or fix), fix if text else "")
 
     @property
     def errors(self) -> list[Issue]:
@@ -88,9 +89,14 @@ def _stored(mask: MaskFile) -> StoredMask:
 
 
 def probe(
-    issues: Issues, files: Iterable[File], look: Callable[[File], Fact], progress: Progress | None = None
+    issues: Issues,
+    files: Iterable[File],
+    look: Callable[[File], Fact],
+    progress: Progress | None = None,
+    *,
+    fatal: bool = True,
 ) -> dict[File, Fact]:
-    """Return file -> look(file) of the readable ones; the others become errors."""
+    """Return file -> look(file) of the readable ones; the others become errors, or notes if that is not `fatal`."""
 
     def attempt(file: File) -> tuple[File, Fact | UserError]:
         try:
@@ -101,32 +107,45 @@ def probe(
     facts = dict(parallel_map(attempt, list(files), progress))
     for fact in facts.values():
         if isinstance(fact, UserError):
-            issues.refused(fact)
+            issues.refused(fact, fatal=fatal)
     return {file: fact for file, fact in facts.items() if not isinstance(fact, UserError)}
 
 
-def check_shape(issues: Issues, path: Path, size: tuple[int, int], frame: Frame, fix: str = "") -> None:
-    """Add an error if (width, height) is not that of the frame's camera, scaled."""
+def check_shape(
+    issues: Issues, path: Path, size: tuple[int, int], frame: Frame, fix: str = "", *, fatal: bool = True
+) -> None:
+    """Add an error, or a note if it is not `fatal`, if (width, height) is not that of the frame's camera, scaled."""
     lens = frame.lens
-    what = f"{size[0]}x{size[1]} is another shape than the camera's {lens.width}x{lens.height}"
-    issues.error(f"{path}: {what}", fix, when=not same_aspect(size, lens.size))
+    what = f"{path}: {size[0]}x{size[1]} is another shape than the camera's {lens.width}x{lens.height}"
+    if not same_aspect(size, lens.size):
+        issues.refused(f"{what}; {fix}" if fix else what, fatal=fatal)
 
 
 def check_photos(
-    issues: Issues, frames: Sequence[Frame], *, folder: str = "", progress: Progress | None = None
+    issues: Issues,
+    frames: Sequence[Frame],
+    *,
+    folder: str = "",
+    progress: Progress | None = None,
+    fatal: bool = True,
 ) -> dict[Path, tuple[int, int]]:
-    """Return the (width, height) of the readable photos. One line lists those absent of a named `folder`."""
+    """Return the (width, height) of the readable photos; what is wrong with one is a note where it is not `fatal`.
+
+    One line lists those absent of a named `folder`, and those that training leaves out.
+    """
     of_path = {frame.image_path: frame for frame in frames if frame.image_path.is_file()}
     absent = [frame.image_path for frame in frames if frame.image_path not in of_path]
-    in_one_line = [f"{folder}: {listed([path.name for path in absent])}"] if absent else []
-    for name in in_one_line if folder else absent:
+    where = f"{folder}: " if folder else ""
+    in_one_line = [f"{where}{listed([path.name for path in absent])}"] if absent else []
+    for name in in_one_line if folder or not fatal else absent:
         what = f"{frames[0].source.name} has a pose for this photo but the file is missing"
-        issues.error(f"{name}: {what}", "restore it or remove its entry")
-    sizes = probe(issues, of_path, photo_size, progress)
+        issues.refused(f"{name}: {what}; restore it or remove its entry", fatal=fatal)
+    sizes = probe(issues, of_path, photo_size, progress, fatal=fatal)
     for path, size in sizes.items():
-        check_shape(issues, path, size, of_path[path], "use the photos the poses were computed with")
+        fix = "use the photos the poses were computed with"
+        check_shape(issues, path, size, of_path[path], fix, fatal=fatal)
     twice = [name for name, count in Counter(frame.name for frame in frames).items() if count > 1]
-    issues.error(f"{listed(twice)}: occurs twice (suffixes do not count)", "rename one of them", when=twice)
+    issues.error(f"{listed(twice)}: occurs twice (suffixes do not count)", "rename one of them", when=twice and fatal)
     return sizes
 
 

@@ -19,6 +19,7 @@ from unified_lift.data.masks import MaskFile, find_mask, read_mask, same_aspect
 from unified_lift.data.points import initial_points
 from unified_lift.data.settings import DataSettings, split_names
 from unified_lift.data.units import frame_note, frame_of, seeds_inside
+from unified_lift.data.usable import usable
 from unified_lift.errors import UserError
 from unified_lift.ops.resample import nearest
 from unified_lift.registry import members
@@ -75,23 +76,20 @@ def _sound_scene(settings: DataSettings) -> tuple[Reader, SceneDescription]:
     """Return reader and description, where every frame has a photo, a name and a mask of its own and a sound pose."""
     reader = detect_reader(settings)
     described = describe(reader, settings)
-    if described.broken:
-        raise UserError(described.broken[0])
-    if not described.frames:
+    if not described.frames and not described.broken:
         raise UserError(f"{settings.source_path}: no posed images; the pose file lists none")
+    described = usable(described, strict=is_strict(reader, settings))
     masks: dict[MaskFile, str] = {}
     for frame in described.frames:
-        if not frame.image_path.is_file():
-            what = f"{frame.source.name} has a pose for this image but the file is missing"
-            raise UserError(f"{frame.image_path}: {what}; restore it or remove its entry")
         if frame.mask is not None and masks.setdefault(frame.mask, frame.name) != frame.name:
             what = f"serves both {masks[frame.mask]} and {frame.name}"
             raise UserError(f"{frame.mask.path}: {what}; put the masks into the same sub-folders as the images")
-    name, count = Counter(frame.name for frame in described.frames).most_common(1)[0]
-    if count > 1:
-        source = described.frames[0].source
-        raise UserError(f"{source}: image {name} occurs twice (suffixes do not count); rename one of them")
     return reader, described
+
+
+def is_strict(reader: Reader, settings: DataSettings) -> bool:
+    """Return whether a photo that cannot be used stops all: as the user wants, and where a benchmark is scored."""
+    return settings.strict or reader.protocol != "generic"
 
 
 def load_scene(

@@ -32,6 +32,9 @@ class DataSettings:
     """100: all training views; 50: half; another number: that many, evenly spaced [Gaussian Grouping]."""
     object_path: str = "auto"
     """Mask folder inside the scene; `auto` = the dataset's own: detic_instance in Messy Rooms, else object_mask."""
+    strict: bool = False
+    """Refuse a scene in which a photo is missing or broken, has no sound pose or stands twice, instead of leaving it
+    out. Scenes of the benchmarks are always read so."""
     random_init: bool = False
     """Start from random points instead of the scene's own."""
     num_random_points: int = 20_000

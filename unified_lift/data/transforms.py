@@ -9,13 +9,24 @@ black. A top-level `zero_id` (`segment` or `ignore`) says what mask id 0 means.
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
-from unified_lift.data.base import Frame, Reader, SceneDescription, name_of, rigid_pose, sound_frames, without_pose_note
-from unified_lift.data.images import IMAGE_SUFFIXES, image_size
+from unified_lift.data.base import (
+    Frame,
+    Reader,
+    SceneDescription,
+    listed,
+    name_of,
+    rigid_pose,
+    sound_frames,
+    without_pose_note,
+)
+from unified_lift.data.images import image_size, photos_in
 from unified_lift.data.lens import COEFFICIENTS, PERSPECTIVE, Lens, LensModel
+from unified_lift.data.lookup import find_photos, names_in_list
 from unified_lift.data.masks import mask_at
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
@@ -24,6 +35,7 @@ from unified_lift.ops.cameras import cam_from_world_opengl, focal_from_fov
 from unified_lift.plyio import read_point_cloud
 
 _SPLIT_FILES = ("transforms_train.json", "transforms_test.json")
+_OTHER_PICTURES = re.compile("mask|depth|normal|segment|semantic|instance|annotation|label")  # folders without photos
 _CLOUDS = ("points3D.ply", "points3d.ply", "sparse_pc.ply")
 
 
@@ -37,11 +49,15 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     alone, split = root / "transforms.json", [root / name for name in _SPLIT_FILES]
     heads = {path: read_json(path) for path in ([alone] if alone.is_file() else split) if path.is_file()}
     file, head = next(iter(heads.items()))
-    entries = [(path, entry) for path, content in heads.items() for entry in _entries(content, path)]
-    images = [_image_path(root, entry["file_path"]) for _, entry in entries]
-    common = Path(os.path.commonpath([image.parent for image in images]))
+    entries, without_path = _entries(heads)
+    if not entries:
+        raise UserError(without_path[0])
+    written = [_relative(root, entry["file_path"]) for _, entry in entries]
+    photos = find_photos(written, root, partial(_photo_files, root, written, settings.images), file)
+    images = [Path(os.path.normpath(photos.paths[name])) for name in written]
+    common = Path(os.path.commonpath([p.parent for p in images if p.parent.is_dir()] or [root]))
     names = [name_of(Path(os.path.relpath(image, common)).as_posix()) for image in images]
-    size_of = cache(image_size)
+    size_of, unmasked = cache(image_size), list[str]()
 
     def frame_of(item: tuple[tuple[Path, dict], Path, str]) -> Frame:
         (source, entry), image, name = item
@@ -49,7 +65,10 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
         mask = root / str(entry["object_mask_path"]) if "object_mask_path" in entry else None
         if mask is not None and not mask.is_file():
             what = f"object_mask_path of {entry['file_path']} is missing"
-            raise UserError(f"{mask}: {what}; restore it or remove the field")
+            if settings.strict:
+                raise UserError(f"{mask}: {what}; restore it or remove the field")
+            unmasked.append(entry["file_path"])
+            mask = None
         return Frame(
             name=name,
             image_path=image,
@@ -62,14 +81,18 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
 
     frames, broken = sound_frames(frame_of, zip(entries, images, names, strict=True))
     frames.sort(key=lambda frame: frame.name)
-    notes = without_pose_note(common, images, file) if common.resolve() != root.resolve() else []
+    notes = list(photos.notes)
+    if unmasked:
+        notes.append(f"{file.name}: object_mask_path of {listed(unmasked)} is missing; restore it or remove the field")
+    notes += without_pose_note(common, images, file) if common.resolve() != root.resolve() else []
     held_out: Sequence[str] | None = None
     if settings.eval and file.name == _SPLIT_FILES[0]:
         held_out = [frame.name for frame in frames if frame.source.name == _SPLIT_FILES[1]] or None
     elif settings.eval:
-        held_out, unused = _listed_split(head, file, root, dict(zip(images, names, strict=True)))
-        frames = [frame for frame in frames if frame.name not in unused]
-        notes += [f"{file.name}: {len(unused)} frames are in no split list and left out"] if unused else []
+        of_name = {os.path.relpath(image, root): name for image, name in zip(images, names)}
+        of_name |= dict(zip(written, names, strict=True))
+        held_out, unused, told = _listed_split(head, file, root, of_name, strict=settings.strict)
+        frames, notes = [frame for frame in frames if frame.name not in unused], notes + told
     named = head.get("ply_file_path")  # an error where it is missing
     clouds = [root / str(named)] if named else [root / name for name in _CLOUDS if (root / name).is_file()]
     zero_id = head.get("zero_id", "ignore")
@@ -77,7 +100,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
         raise UserError(f"{file}: zero_id is {zero_id!r}; write segment or ignore")
     return SceneDescription(
         frames=frames,
-        broken=broken,
+        broken=[*without_path, *broken],
         zero_id=zero_id,
         held_out=held_out,
         points=lambda: read_point_cloud(clouds[0]) if clouds else None,
@@ -85,21 +108,37 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     )
 
 
-def _entries(head: dict, source: Path) -> list[dict]:
-    entries = head.get("frames")
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{source}: lists no frames; write the camera file again")
-    for n, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not isinstance(entry.get("file_path"), str):
-            raise UserError(f"{source}: frame {n} has no file_path; correct or remove this entry")
-    return entries
+def _entries(heads: Mapping[Path, dict]) -> tuple[list[tuple[Path, dict]], list[str]]:
+    """Return the frames of all files, each with its file, and messages on those that name no photo."""
+    entries, broken = [], []
+    for source, head in heads.items():
+        frames = head.get("frames")
+        if not isinstance(frames, list) or not frames:
+            raise UserError(f"{source}: lists no frames; write the camera file again")
+        for n, entry in enumerate(frames):
+            if isinstance(entry, dict) and isinstance(entry.get("file_path"), str):
+                entries.append((source, entry))
+            else:
+                broken.append(f"{source}: frame {n} has no file_path; correct or remove this entry")
+    return entries, broken
 
 
-def _image_path(root: Path, name: str) -> Path:
-    """Return the photo of a frame, whose `file_path` may lack the suffix; it need not exist."""
-    path = Path(os.path.normpath(root / name.replace("\\", "/")))
-    candidates = (path, *(path.with_name(path.name + suffix) for suffix in IMAGE_SUFFIXES))
-    return next((candidate for candidate in candidates if candidate.is_file()), path)
+def _relative(root: Path, name: str) -> str:
+    """Return a path of the file as one relative to the folder, without detours."""
+    return os.path.relpath(root / name.replace("\\", "/"), root)
+
+
+def _photo_files(root: Path, names: Sequence[str], images: str) -> list[Path]:
+    """Return the photos among which those that are not in their place may be: in the folders that names have.
+
+    Where none of them is there: in all folders that do not look like those of masks, depth and the like.
+    """
+    known = {part.casefold() for name in names for part in Path(name).parts[:-1]} | {images.casefold()}
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    chosen = [path for path in folders if path.name.casefold() in known] or [
+        path for path in folders if not _OTHER_PICTURES.search(path.name.lower())
+    ]
+    return [*photos_in(root, "*"), *(photo for path in chosen for photo in photos_in(path))]
 
 
 def _lens(fields: dict, image: Path, source: Path, size_of: Callable[[Path], tuple[int, int]]) -> Lens:
@@ -135,26 +174,27 @@ def _focals(fields: dict, width: int, height: int, source: Path) -> tuple[float,
     return fx, fy
 
 
-def _listed_split(head: dict, source: Path, root: Path, names: Mapping[Path, str]) -> tuple[list[str] | None, set[str]]:
-    """Return the names held out (None where no list says) and those in no list; lists may leave out suffixes."""
-    by_path = {str(key): name for path, name in names.items() for key in (path.with_suffix(""), path)}
+def _listed_split(
+    head: dict, source: Path, root: Path, names: Mapping[str, str], *, strict: bool
+) -> tuple[list[str] | None, set[str], list[str]]:
+    """Return the names held out (None where no list says), those in no list, and notes; lists may lack suffixes."""
+    notes: list[str] = []
 
-    def listed(*keys: str) -> set[str]:
-        found = set()
-        for path in next((head[key] for key in keys if head.get(key)), ()):
-            key = os.path.normpath(root / str(path))
-            if key not in by_path:
-                raise UserError(f"{source}: the split lists name {path}, which no frame has; correct the list")
-            found.add(by_path[key])
-        return found
+    def chosen(*keys: str) -> set[str]:
+        paths = next((head[key] for key in keys if head.get(key)), ())
+        found, told = names_in_list([_relative(root, str(path)) for path in paths], names, source, strict=strict)
+        notes.extend(told)
+        return {names[name] for name in found}
 
-    train, test, every = listed("train_filenames"), listed("test_filenames", "val_filenames"), set(names.values())
+    train, test, every = chosen("train_filenames"), chosen("test_filenames", "val_filenames"), set(names.values())
     if train & test:
         twice = min(train & test)
         raise UserError(f"{source}: {twice} is listed for training and for testing; remove it from one list")
     if not train and not test:
-        return None, set()
-    return sorted(test or every - train), every - train - test if train and test else set()
+        return None, set(), notes
+    unused = every - train - test if train and test else set[str]()
+    notes += [f"{source.name}: {len(unused)} frames are in no split list and left out"] if unused else []
+    return sorted(test or every - train), unused, notes
 
 
 READER = Reader(

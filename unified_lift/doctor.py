@@ -30,6 +30,7 @@ OPTIONAL = {
     "segment_anything": ("masks: the SAM mask generator", 'pip install "unified-lift[masks]"'),
     "transformers": ("masks and text queries by other models", 'pip install "unified-lift[grounding]"'),
     "viser": ("view: the browser viewer", 'pip install "unified-lift[viewer]"'),
+    "zstandard": ("splats in SPZ version 4", 'pip install "unified-lift[spz]"'),
     "gsplat": ("--rasterizer gsplat", 'pip install "unified-lift[gsplat]"'),
     "sklearn": ("baselines that cluster with HDBSCAN", 'pip install "unified-lift[baselines]"'),
     "submitit": ("bench --launcher submitit", "pip install submitit"),

@@ -1,5 +1,6 @@
 """PLY files, through plyfile: the only place that reads or writes the format."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from unified_lift.errors import UserError
 from unified_lift.fileio import replacing
 from unified_lift.types import PointCloud
 
+_MAX_HEADER = 2**20  # bytes
 _COLORS = ("red", "green", "blue")
 
 
@@ -17,18 +19,29 @@ def read_vertices(path: Path) -> np.ndarray:
 
     A UserError: no such file, no PLY, cut short, no vertices element, or a vertex property that is a list.
     """
+    return read_elements(path)["vertex"]
+
+
+def read_elements(path: Path, *further: str) -> dict[str, np.ndarray]:
+    """Return the vertices and those `further` elements that are there, a structured array each; as `read_vertices`."""
     try:
-        vertex = PlyData.read(str(path))["vertex"]  # maps the file; without that it reads number by number
+        with open(path, "rb") as file:
+            head = file.read(_MAX_HEADER).partition(b"end_header")[0]
+        if any(int(count) > path.stat().st_size for count in re.findall(rb"element\s+\S+\s+(\d+)", head)):
+            raise ValueError("it says to hold more than its length allows")  # said before memory is taken for it
+        content = PlyData.read(str(path))  # maps the file; without that it reads number by number
+        found = {"vertex": content["vertex"]} | {item.name: item for item in content if item.name in further}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; restore it or correct the path") from None
     except KeyError:
         raise UserError(f"{path}: holds no vertices; export the points or Gaussians again") from None
-    except (PlyParseError, ValueError, EOFError) as error:
+    except (PlyParseError, ValueError, EOFError, MemoryError, OverflowError) as error:
         raise UserError(f"{path}: not a readable PLY ({error}); fetch or export it again") from None
-    lists = [item.name for item in vertex.properties if isinstance(item, PlyListProperty)]
-    if lists:
-        raise UserError(f"{path}: vertex property {lists[0]!r} is a list, not a number; export without it")
-    return np.array(vertex.data)  # a copy, so that the file can be replaced
+    for name, element in found.items():
+        lists = [item.name for item in element.properties if isinstance(item, PlyListProperty)]
+        if lists:
+            raise UserError(f"{path}: {name} property {lists[0]!r} is a list, not a number; export without it")
+    return {name: np.array(element.data) for name, element in found.items()}  # copies, so that the file can be replaced
 
 
 def write_vertices(path: Path, vertices: np.ndarray) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.editing.small_scene import gaussians_of, random_gaussians
-from unified_lift.editing.formats.spz import encode_spz, pack_rotations
 from unified_lift.errors import UserError
+from unified_lift.model.spz import encode_spz, pack_rotations
 
 
 def encoded(**columns):

@@ -9,7 +9,7 @@ from unified_lift.editing.formats import export
 from unified_lift.editing.reattach import MAX_DISTANCE, reattach
 from unified_lift.editing.script import save_model
 from unified_lift.fileio import write_json
-from unified_lift.model.ply import read_gaussians
+from unified_lift.model.files import read_splat
 from unified_lift.modelfolder.outputs import FRAME_FILE, provenance, write_frame
 from unified_lift.settings.limits import Range
 from unified_lift.types import IDENTITY
@@ -39,13 +39,13 @@ class ExportCommand(ObjectFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportEditCommand(ObjectFlags):
-    """Give the Gaussians of an edited .ply the objects, features and confidence they had, and write a model folder.
+    """Give the Gaussians of an edited splat the objects, features and confidence they had, and write a model folder.
 
     Example: unified-lift import-edit -m output/desk --ply edited.ply --out output/desk_edited
     """
 
     ply: Path
-    """The edited 3D Gaussian .ply."""
+    """The edited splat: .ply, compressed or not, .spz, .splat or .sog."""
     out: Path
     """Model folder to write."""
     max_distance: Annotated[float, Range(0)] = MAX_DISTANCE
@@ -79,7 +79,10 @@ def import_edit_main(argv: list[str]) -> int:
     """Parse, match, write, tell what was found. Return the exit code."""
     command = ImportEditCommand.parsed(argv, prog="unified-lift import-edit")
     scene = command.load()
-    given = [read_gaussians(command.ply, frame) for frame in dict.fromkeys((scene.frame, IDENTITY))]
+    read = [read_splat(command.ply, frame) for frame in dict.fromkeys((scene.frame, IDENTITY))]
+    for note in read[0][1]:
+        print(f"note: {command.ply}: {note}")
+    given = [gaussians for gaussians, _ in read]
     middle, *middles = (each.means.detach().median(dim=0).values for each in (scene.gaussians, *given))
     # What was exported inside of the frame is by far nearer there.
     nearest = min(range(len(given)), key=lambda index: float((middles[index] - middle).norm()))

@@ -1,19 +1,34 @@
 """Gaussian PLY files, exactly as 3D-GS viewers read them, plus the variant with instance features."""
 
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from unified_lift.errors import UserError
+from unified_lift.model.compressed_ply import is_compressed, unpacked
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.plyio import read_vertices, write_vertices
+from unified_lift.model.raw import MAX_SH, RawSplat, base_coefficients, by_channel, logits_of, placed, raw_splat
+from unified_lift.plyio import read_elements, write_vertices
 from unified_lift.types import IDENTITY, PointCloud, Similarity
 
 _PLACE = ("x", "y", "z", "nx", "ny", "nz")  # position and normal, which is 0
-_MAX_LOGIT = 15.0  # of an opacity: 1 - 3e-7
+_COLORS = ("red", "green", "blue")
+_FILTER = "filter_3D"
 _FEATURE_PREFIXES = ("obj_dc_", "semantic_", "f_extra_")  # GG/UL/OmniSeg/Gaga, Feature-3DGS, EgoLifter
+# Columns that are read, or that say nothing of the picture.
+_KNOWN = re.compile(
+    r"[xyz]|n[xyz]|f_dc_[012]|f_rest_\d+|opacity|scale_[012]|rot_[0123]|red|green|blue|alpha|filter_3D"
+    r"|(obj_dc_|semantic_|f_extra_)\d+|(object_|instance_|class_|semantic_)?(id|label|segment)s?|confidence"
+)
+_OTHERS = {
+    "f_anchor_feat": "it holds anchors of Scaffold-GS: export its Gaussians as a 3DGS .ply",
+    "motion_": "it holds a moving scene: export one moment of it as a 3DGS .ply",
+    "trbf_": "it holds a moving scene: export one moment of it as a 3DGS .ply",
+}
+_SHOWN = 6
 
 
 def write_gaussians(
@@ -50,48 +65,72 @@ def write_gaussians(
 
 
 def read_gaussians(path: Path, frame: Similarity = IDENTITY) -> Gaussians:
-    """Return the Gaussians of a 3DGS PLY from any trainer, with instance features where columns have a known prefix.
+    """Return the Gaussians of a .ply of this program, all of them, inside of `frame`; the file is in the user's units.
 
-    They are inside of `frame`, the file is in the user's coordinates.
-    A UserError: not a PLY, a column is missing, no Gaussian, or numbers that are not finite.
+    A UserError: as `read_ply`, or a broken number.
     """
-    rows = read_vertices(path)
-    columns = rows.dtype.names or ()
-    needed = ("x", "y", "z", *_numbered("f_dc_", 3), "opacity", *_numbered("scale_", 3), *_numbered("rot_", 4))
-    missing = [name for name in needed if name not in columns]
-    if missing:
-        raise UserError(f"{path}: no column {missing[0]!r}; a 3D Gaussian PLY has x y z f_dc_* opacity scale_* rot_*")
+    table = read_ply(path).table
+    for name, value in table.items():
+        if not np.isfinite(value).all():
+            raise UserError(f"{path}: {name} holds NaN or infinite numbers; repair or retrain the splat")
+    return placed(table, frame)
+
+
+def read_ply(path: Path) -> RawSplat:
+    """Return the splat in a PLY of any trainer or of SuperSplat, with features where columns have a known prefix.
+
+    Columns may stand in any order and be of any type. Colours may also be red, green, blue, as nerfstudio writes them;
+    without scale_2 the Gaussians are discs; Mip-Splatting's filter_3D is fused into sizes and opacities.
+    A UserError: not a PLY, a column is missing, or no Gaussian.
+    """
+    elements = read_elements(path, "chunk", "sh")
+    if is_compressed(elements):
+        return unpacked(elements, path)
+    rows = elements["vertex"]
+    columns, notes = rows.dtype.names or (), list[str]()
+
+    def block(names: Sequence[str]) -> np.ndarray:
+        if missing := [name for name in names if name not in columns]:
+            fix = "a 3D Gaussian PLY has x y z f_dc_* opacity scale_* rot_*"
+            raise UserError(f"{path}: no column {missing[0]!r}; {_what_else(columns) or fix}")
+        return np.stack([rows[name] for name in names], axis=1) if names else np.zeros((len(rows), 0), np.float32)
+
+    is_rgb = _COLORS[0] in columns and "f_dc_0" not in columns
+    is_flat = "scale_1" in columns and "scale_2" not in columns
+    means, opacity, quats = block(("x", "y", "z")), block(("opacity",))[:, 0], block(_numbered("rot_", 4))
+    sh0 = base_coefficients(_shares(block(_COLORS))) if is_rgb else block(_numbered("f_dc_", 3))
+    log_scales = block(_numbered("scale_", 2 if is_flat else 3))
+    if is_flat:
+        log_scales = np.pad(log_scales, ((0, 0), (0, 1)), constant_values=-np.inf)
     widths = {prefix: sum(name.startswith(prefix) for name in columns) for prefix in ("f_rest_", *_FEATURE_PREFIXES)}
     num_rest = widths.pop("f_rest_")
-    if num_rest not in (0, 9, 24, 45):
+    if num_rest not in (0, 9, 24, 45, 72):
         raise UserError(f"{path}: {num_rest} f_rest columns; SH degrees 0 to 3 have 0, 9, 24 or 45")
-    if len(rows) == 0:
-        raise UserError(f"{path}: holds no Gaussian")
-
-    def block(names: tuple[str, ...]) -> torch.Tensor:
-        stacked = [np.asarray(rows[name], np.float32) for name in names]
-        return torch.from_numpy(np.stack(stacked, axis=1) if stacked else np.zeros((len(rows), 0), np.float32))
-
-    table = {
-        "means": torch.from_numpy(frame.inside(np.stack([rows[axis] for axis in "xyz"], axis=1)).astype(np.float32)),
-        "quats": block(_numbered("rot_", 4)),
-        "log_scales": block(_numbered("scale_", 3)) - math.log(1 / frame.scale),
-        "logit_opacities": block(("opacity",))[:, 0],
-        "sh0": block(_numbered("f_dc_", 3))[:, None, :],
-        "shN": block(_numbered("f_rest_", num_rest)).reshape(len(rows), 3, num_rest // 3).transpose(1, 2),
-        "features": block(next((_numbered(prefix, width) for prefix, width in widths.items() if width), ())),
-    }
-    # Converters from quantised formats write alpha 0 and 255 as infinite logits.
-    table["logit_opacities"].nan_to_num_(nan=math.nan, posinf=_MAX_LOGIT, neginf=-_MAX_LOGIT)
-    for name, value in table.items():
-        if not bool(torch.isfinite(value).all()):
-            raise UserError(f"{path}: {name} holds NaN or infinite numbers; repair or retrain the splat")
-    return Gaussians(table)
+    if num_rest > 3 * MAX_SH:
+        notes.append("SH degree 4 is left out: colours are drawn up to degree 3")
+    if _FILTER in columns:
+        log_scales, opacity = _with_filter(log_scales, opacity, rows[_FILTER])
+        notes.append(f"{_FILTER} of Mip-Splatting is fused into sizes and opacities")
+    if unknown := [name for name in columns if not _KNOWN.fullmatch(name)]:
+        listed = ", ".join(unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
+        other = _what_else(columns) or "if its program draws with them, it looks different here"
+        notes.append(f"columns that are not read: {listed}; {other}")
+    features = next((_numbered(prefix, width) for prefix, width in widths.items() if width), ())
+    return raw_splat(
+        means=means,
+        quats=quats,
+        log_scales=log_scales,
+        logit_opacities=opacity,
+        sh0=sh0,
+        shN=by_channel(block(_numbered("f_rest_", num_rest))),
+        features=block(features),
+        notes=notes,
+    )
 
 
 def write_points(path: Path, points: PointCloud, frame: Similarity = IDENTITY) -> None:
     """Write coloured points as 3DGS `input.ply`, x y z as `write_gaussians`: nx ny nz float32, red green blue uint8."""
-    fields = [*((name, "<f4") for name in _PLACE), *((name, "u1") for name in ("red", "green", "blue"))]
+    fields = [*((name, "<f4") for name in _PLACE), *((name, "u1") for name in _COLORS)]
     positions = frame.outside(points.positions)
     columns = (*positions.T, *np.zeros_like(positions).T, *points.colors.T)
     write_vertices(path, with_place(np.rec.fromarrays(columns, dtype=fields), positions, frame))
@@ -106,6 +145,33 @@ def with_place(rows: np.ndarray, positions: np.ndarray, frame: Similarity) -> np
     for axis, values in zip("xyz", positions.T, strict=True):
         wide[axis] = values
     return wide
+
+
+def _shares(colors: np.ndarray) -> np.ndarray:
+    """Return colours in [0, 1] of bytes, or of floats of either range."""
+    return colors if colors.dtype.kind == "f" and not colors.max(initial=0) > 1 else colors / 255
+
+
+def _with_filter(log_scales: np.ndarray, logits: np.ndarray, filter_3d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return sizes and opacities smoothed by filters, standard deviations in world units [N].
+
+    Source: Mip-Splatting, create_fused_ply: s'^2 = s^2 + f^2, and opacity times prod(s) / prod(s').
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares, added = np.exp(2 * log_scales.astype(np.float64)), filter_3d.astype(np.float64)[:, None] ** 2
+        smooth = squares + added
+        share = np.sqrt((squares / smooth).prod(axis=1)) / (1 + np.exp(-logits.astype(np.float64)))
+        return np.log(smooth) / 2, logits_of(share)
+
+
+def _what_else(columns: Sequence[str]) -> str:
+    """Return what a file of other columns than those of 3DGS is, and what to do; empty where that is not known."""
+    known = (column for column in columns if column.startswith(tuple(_OTHERS)))
+    if found := next(known, None):
+        return next(text for prefix, text in _OTHERS.items() if found.startswith(prefix))
+    if "x" in columns and not any(name.startswith(("opacity", "scale_", "rot_")) for name in columns):
+        return "it is a point cloud: put it into the scene folder as points3D.ply and train without --init_ply"
+    return ""
 
 
 def _numbered(prefix: str, count: int) -> tuple[str, ...]:

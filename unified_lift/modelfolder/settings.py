@@ -145,7 +145,7 @@ class TrainSettings(Generic[M, D]):
     seed: int = 0
     """Seed of every random draw."""
     init_ply: Path | None = None
-    """Start from this trained 3D Gaussian .ply of any trainer instead of points."""
+    """Start from this trained splat of any trainer instead of points: .ply, compressed or not, .spz, .splat or .sog."""
     data: DataSettings = field(default_factory=DataSettings)
     geometry: GeometrySettings = field(default_factory=GeometrySettings)
     density: D = field(default_factory=DefaultStrategySettings)  # type: ignore[assignment]  # the default of a type variable

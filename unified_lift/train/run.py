@@ -18,9 +18,10 @@ from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
 from unified_lift.fileio import write_json
 from unified_lift.methods.base import Method
+from unified_lift.model.files import read_splat
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.initialize import gaussians_from_points
-from unified_lift.model.ply import read_gaussians, write_gaussians
+from unified_lift.model.ply import write_gaussians
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint
 from unified_lift.modelfolder.labels import Labelling, by_falling_area, label_gaussians, unclaimed_object
@@ -240,7 +241,9 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
         for name, spent in saved.get("seconds", {}).items():
             clock.done[name] = clock.done.get(name, 0.0) + spent
     elif settings.init_ply is not None:
-        gaussians = read_gaussians(settings.init_ply, scene.frame)
+        gaussians, notes = read_splat(settings.init_ply, scene.frame)
+        for note in notes:
+            tqdm.write(f"note: {settings.init_ply}: {note}")
         _require_in_sight(gaussians, scene, settings.init_ply)
     else:
         gaussians = gaussians_from_points(scene.points, sh_degree=settings.geometry.sh_degree)

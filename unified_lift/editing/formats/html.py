@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from unified_lift.editing.formats.splat import splat_rows
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import object_colors
+from unified_lift.model.splat import splat_rows
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.modelfolder.outputs import read_frame
 from unified_lift.types import IDENTITY, Similarity

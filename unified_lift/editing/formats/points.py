@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_lift.editing.formats.splat import splat_rows
 from unified_lift.model.ply import with_place
+from unified_lift.model.splat import splat_rows
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.plyio import write_vertices
 

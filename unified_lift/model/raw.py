@@ -1,0 +1,123 @@
+"""What a splat file holds, as its reader found it; and the sound Gaussians of it."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from unified_lift.errors import UserError
+from unified_lift.model.gaussians import SH_C0, Gaussians
+from unified_lift.types import IDENTITY, Similarity
+
+MAX_SH = 15  # coefficients of a colour above degree 0 that are drawn: those of degree 3
+_MAX_LOGIT = 15.0  # of an opacity: 1 - 3e-7
+_LARGEST = 1e18  # of positions, sizes and coefficients: their squares still fit into float32
+_FLATNESS = 1e-3  # thickness of a disc, of the smaller of its other two standard deviations
+_MOST = 0.5  # of the Gaussians: if as many are broken, the file is; if as many have no thickness, they are discs
+_SHOWN_ROWS = 5
+_WORDS = {"means": "position", "quats": "rotation", "log_scales": "size", "logit_opacities": "opacity"}
+
+
+class RawSplat(NamedTuple):
+    """Columns as `Gaussians` names them, with any numbers in them, and what its reader decided."""
+
+    table: dict[str, np.ndarray]  # means float64, the others float32
+    notes: list[str]
+
+
+def raw_splat(
+    *,
+    means: np.ndarray,
+    quats: np.ndarray,
+    log_scales: np.ndarray,
+    logit_opacities: np.ndarray,
+    sh0: np.ndarray,
+    shN: np.ndarray | None = None,  # noqa: N803
+    features: np.ndarray | None = None,
+    notes: Sequence[str] = (),
+) -> RawSplat:
+    """Return columns [N, 3], wxyz [N, 4], [N, 3], [N], [N, 3], [N, K-1, 3], [N, D] as a splat."""
+    empty = np.zeros((len(means), 0, 3))
+    columns = {
+        "quats": quats,
+        "log_scales": log_scales,
+        # Converters from quantised formats write alpha 0 and 255 as infinite logits.
+        "logit_opacities": np.nan_to_num(logit_opacities, nan=np.nan, posinf=_MAX_LOGIT, neginf=-_MAX_LOGIT),
+        "sh0": sh0[:, None, :],
+        "shN": empty if shN is None else shN,
+        "features": empty[..., 0] if features is None else features,
+    }
+    with np.errstate(over="ignore"):  # what does not fit is infinite: broken
+        table = {name: np.ascontiguousarray(value, np.float32) for name, value in columns.items()}
+    return RawSplat({"means": np.asarray(means, np.float64), **table}, list(notes))
+
+
+def logits_of(opacities: np.ndarray) -> np.ndarray:
+    """Return the logits of opacities in [0, 1], infinite at both ends."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(opacities) - np.log1p(-opacities)
+
+
+def base_coefficients(colors: np.ndarray) -> np.ndarray:
+    """Return the coefficients of SH degree 0 of colours in [0, 1]."""
+    return (colors - 0.5) / SH_C0
+
+
+def by_channel(rest: np.ndarray) -> np.ndarray:
+    """Return coefficients [N, 3 (K-1)], all red ones first, as [N, K-1, 3]; beyond degree 3 they are left out."""
+    return rest.reshape(len(rest), 3, rest.shape[1] // 3).transpose(0, 2, 1)[:, :MAX_SH]
+
+
+def from_smallest_three(largest: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return unit quaternions [N, 4] whose entry `largest` [N] is positive and whose others, in order, are [N, 3]."""
+    quats = np.zeros((len(others), 4))
+    np.put_along_axis(quats, np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])[largest], others, axis=1)
+    rest = np.sqrt(np.maximum(0, 1 - (others**2).sum(axis=1)))
+    np.put_along_axis(quats, largest[:, None].astype(np.int64), rest[:, None], axis=1)
+    return quats
+
+
+def placed(table: dict[str, np.ndarray], frame: Similarity) -> Gaussians:
+    """Return the Gaussians of columns in the user's coordinates, inside of a frame."""
+    moved = {"means": frame.inside(table["means"]), "log_scales": table["log_scales"] - math.log(1 / frame.scale)}
+    return Gaussians({name: torch.from_numpy(np.float32(value)) for name, value in (table | moved).items()})
+
+
+def sound_gaussians(
+    raw: RawSplat, path: Path, frame: Similarity = IDENTITY, *, strict: bool = False
+) -> tuple[Gaussians, list[str]]:
+    """Return the Gaussians of a file without those that are broken, inside of `frame`, and notes on what was decided.
+
+    Broken are those with a number that is NaN, infinite or beyond 1e18. Discs become thin, and a rotation of zeros is
+    none. A UserError: no Gaussian, most are broken, or with `strict` any.
+    """
+    table, notes = dict(raw.table), list(raw.notes)
+    count = len(table["means"])
+    if count == 0:
+        raise UserError(f"{path}: holds no Gaussian")
+    num_flat = np.count_nonzero(table["log_scales"] == -np.inf, axis=0)
+    if num_flat.max() > _MOST * count:
+        axis = int(num_flat.argmax())
+        others = np.delete(table["log_scales"], axis, axis=1)
+        table["log_scales"] = np.insert(others, axis, others.min(axis=1) + np.log(_FLATNESS), axis=1)
+        notes.append(f"its Gaussians are discs, as those of 2DGS; they are made {_FLATNESS:g} of their width thick")
+    unturned = (table["quats"] == 0).all(axis=1)
+    if num_zero := int(unturned.sum()):
+        table["quats"] = np.where(unturned[:, None], np.array([1, 0, 0, 0], np.float32), table["quats"])
+        notes.append(f"{num_zero} of {count} Gaussians have rotation 0 0 0 0: they are not turned")
+    table["features"] = np.nan_to_num(table["features"], posinf=0, neginf=0)
+    broken = {name: ~(np.abs(value).reshape(count, -1) <= _LARGEST).all(axis=1) for name, value in table.items()}
+    broken["log_scales"] |= (table["log_scales"] > np.log(_LARGEST)).any(axis=1)
+    left_out = np.any(list(broken.values()), axis=0)
+    if num_broken := int(left_out.sum()):
+        kinds = [f"{_WORDS.get(name, 'colour')} of {int(rows.sum())}" for name, rows in broken.items() if rows.any()]
+        first = ", ".join(map(str, np.flatnonzero(left_out)[:_SHOWN_ROWS])) + ", ..." * (num_broken > _SHOWN_ROWS)
+        what = f"NaN, infinite or senseless numbers ({', '.join(kinds)}; rows {first})"
+        if strict or num_broken > _MOST * count:
+            raise UserError(f"{path}: {num_broken} of {count} Gaussians hold {what}; repair or retrain the splat")
+        table = {name: value[~left_out] for name, value in table.items()}
+        notes.append(f"{num_broken} of {count} Gaussians are left out, as they hold {what}")
+    return placed(table, frame), notes

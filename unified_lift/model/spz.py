@@ -1,0 +1,158 @@
+"""`.spz`: quantised and compressed, about a tenth of the `.ply`; versions 1 to 4 are read, 3 is written."""
+
+import gzip
+import importlib
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from unified_lift.errors import UserError
+from unified_lift.model.gaussians import Gaussians
+from unified_lift.model.raw import MAX_SH, RawSplat, from_smallest_three, logits_of, raw_splat
+from unified_lift.model.splat import to_bytes
+
+MAGIC, GZIP = b"NGSP", b"\x1f\x8b"
+_COLOR_SCALE = 0.15  # of SH degree 0; leaves room for colours outside 0..1
+_MAX_FRACTIONAL_BITS = 16
+_POSITION_LIMIT = 2**23 - 1  # 24 bits with sign
+# The format's own writer keeps 5 bits of 8 in SH degree 1, 4 in degrees 2 and 3: the rest would not compress.
+_SH_STEPS = np.array([8.0] * 3 + [16.0] * 12)
+# Ours is right-down-front, SPZ is right-up-back: half a turn about x. Coefficients of y and z change sign, those of
+# y z and of even powers do not.
+_FLIP_AXES = np.array([1, -1, -1], np.float32)
+_FLIP_SH = np.array([-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1], np.float32)
+_HEADER, _HEADER_4 = struct.Struct("<4s2I4B"), struct.Struct("<4s2I4BI12x")
+_MOST_GZIP, _MOST_ZSTD = 1032, 2**15  # bytes that one byte of a file can become
+_ANTIALIASED = 1  # a flag
+
+
+def encode_spz(gaussians: Gaussians) -> bytes:
+    """Return the bytes of a `.spz` file; a UserError: a position is too far out for 24 bits.
+
+    Source: the public description of SPZ.
+    Differs: Its own writer always takes 12 fractional bits for positions. We take up to 16, as many as let the farthest
+        Gaussian fit; readers take the number from the header.
+    """
+    table = {name: value.detach().cpu().numpy() for name, value in gaussians}
+    farthest = float(np.abs(table["means"]).max())
+    bits = min(_MAX_FRACTIONAL_BITS, math.floor(math.log2(_POSITION_LIMIT / max(farthest, 1e-12))))
+    if bits < 0:
+        problem = f"a Gaussian is {farthest:.3g} units from the origin; SPZ reaches {_POSITION_LIMIT}"
+        raise UserError(f"--format spz: {problem}")
+    fixed = np.rint(table["means"].astype(np.float64) * _FLIP_AXES * 2**bits).astype("<i4")
+    # Above degree 0, 128 is zero, in steps of 8 or 16 of 1/128.
+    step, flip = (each[: table["shN"].shape[1], None] for each in (_SH_STEPS, _FLIP_SH))
+    levels = np.rint(table["shN"] * flip * 128) + 128
+    columns = (
+        _HEADER.pack(MAGIC, 3, len(gaussians), gaussians.sh_degree, bits, 0, 0),  # 0: no flags, reserved
+        fixed.view(np.uint8).reshape(-1, 4)[:, :3].tobytes(),  # the low three bytes
+        to_bytes(gaussians.opacities.detach().cpu().numpy() * 255).tobytes(),
+        to_bytes((table["sh0"][:, 0] * _COLOR_SCALE + 0.5) * 255).tobytes(),
+        to_bytes((table["log_scales"] + 10) * 16).tobytes(),
+        pack_rotations(table["quats"]).tobytes(),
+        ((np.floor((levels + step / 2) / step) * step).clip(0, 255)).astype(np.uint8).tobytes(),
+    )
+    return gzip.compress(b"".join(columns), mtime=0)  # no time, so that equal scenes give equal files
+
+
+def pack_rotations(quats: np.ndarray) -> np.ndarray:
+    """Return rotations in SPZ axes as uint32 [N]: index of the largest of x, y, z, w, sign and 9 bits of the others.
+
+    `quats` are rotations wxyz in our axes, of any length but zero, [N, 4].
+    """
+    x, y, z = (quats[:, 1:] * _FLIP_AXES).T  # half a turn about x on both sides
+    turned = np.stack([x, y, z, quats[:, 0]], axis=1).astype(np.float64)
+    turned /= np.linalg.norm(turned, axis=1, keepdims=True).clip(1e-12)
+    largest = np.abs(turned).argmax(axis=1)
+    turned *= np.where(np.take_along_axis(turned, largest[:, None], axis=1) < 0, -1, 1)  # -q is the same rotation
+    packed = largest.astype(np.uint32)
+    for index in range(4):
+        size = np.floor(511 * np.abs(turned[:, index]) * math.sqrt(2) + 0.5).astype(np.uint32).clip(0, 511)
+        longer = (packed << 10) | ((turned[:, index] < 0).astype(np.uint32) << 9) | size
+        packed = np.where(largest == index, packed, longer)
+    return packed.astype("<u4")
+
+
+def read_spz(path: Path) -> RawSplat:
+    """Return the splat of a `.spz` file of version 1 to 4, in our axes.
+
+    Nothing is allocated before the counts of the header were held against the length of the file.
+    A UserError: damaged, of another version, or of version 4 without a package that knows zstd.
+    """
+    data = path.read_bytes()
+    try:
+        packed = data[:4] == MAGIC
+        head = data if packed else zlib.decompressobj(31).decompress(data, _HEADER.size)
+        magic, version, count, degree, bits, flags, *further = (_HEADER_4 if packed else _HEADER).unpack_from(head)
+        if magic != MAGIC or version not in ((4,) if packed else (1, 2, 3)) or degree > 4 or bits > 24:
+            raise UserError(f"{path}: no SPZ of version 1 to 4; convert it to .ply, for example with SuperSplat")
+        widths = (6 if version == 1 else 9, 1, 3, 3, 4 if version > 2 else 3, 3 * ((degree + 1) ** 2 - 1))
+        total = count * sum(widths)
+        if total > len(data) * (_MOST_ZSTD if packed else _MOST_GZIP):
+            raise UserError(f"{path}: says to hold {count} Gaussians, too many for {len(data)} bytes; fetch it again")
+        if packed:
+            content = _zstd_streams(path, data, further[1], [count * width for width in widths if count * width])
+        else:
+            content = zlib.decompressobj(31).decompress(data, _HEADER.size + total)[_HEADER.size :]
+    except (struct.error, zlib.error) as error:
+        raise UserError(f"{path}: not a readable SPZ ({error}); fetch or export it again") from None
+    if len(content) != total:
+        raise UserError(f"{path}: cut short: {len(content)} of {total} bytes; fetch or export it again")
+    ends = np.cumsum([count * width for width in widths])[:-1]
+    parts = np.split(np.frombuffer(content, np.uint8), ends)
+    position, alpha, color, scale, rotation, sh = (part.reshape(count, n) for part, n in zip(parts, widths))
+    if version == 1:
+        means = position.copy().view("<f2").astype(np.float64)
+    else:
+        low, middle, high = position.reshape(count, 3, 3).transpose(2, 0, 1).astype(np.int32)
+        means = (low | middle << 8 | high.astype(np.uint8).view(np.int8).astype(np.int32) << 16) / 2.0**bits
+    xyzw = _unpack_rotations(rotation) if version > 2 else _with_w(rotation / 127.5 - 1)
+    notes = ["it was trained with the antialiasing of Mip-Splatting, which is not drawn"] * (flags & _ANTIALIASED)
+    if degree > 3:
+        notes.append("SH degree 4 is left out: colours are drawn up to degree 3")
+    coefficients = (sh.reshape(count, widths[5] // 3, 3)[:, :MAX_SH] - np.float32(128)) / 128
+    return raw_splat(
+        means=means * _FLIP_AXES,
+        quats=np.roll(xyzw, 1, axis=1) * [1, *_FLIP_AXES],
+        log_scales=scale / 16 - 10,
+        logit_opacities=logits_of(alpha[:, 0] / 255),
+        sh0=(color / 255 - 0.5) / _COLOR_SCALE,
+        shN=coefficients * _FLIP_SH[: coefficients.shape[1], None],
+        notes=notes,
+    )
+
+
+def _zstd_streams(path: Path, data: bytes, start: int, sizes: list[int]) -> bytes:
+    """Return the streams of version 4: a table of packed and full sizes at `start`, then one zstd frame each."""
+    try:
+        open_stream = importlib.import_module("zstandard").ZstdDecompressor().stream_reader
+    except ImportError:
+        fix = 'pip install "unified-lift[spz]", or convert it to .ply or to SPZ version 3'
+        raise UserError(f"{path}: SPZ version 4 is packed with zstd, which needs a package: {fix}") from None
+    table = [struct.unpack_from("<2Q", data, start + 16 * index) for index in range(len(sizes))]
+    if [size for _, size in table] != sizes:
+        raise UserError(f"{path}: its table of streams does not fit its header; fetch or export it again")
+    content, at = [], start + 16 * len(sizes)
+    for packed, size in table:
+        try:
+            content.append(open_stream(data[at : at + packed]).read(size))
+        except importlib.import_module("zstandard").ZstdError as error:
+            raise UserError(f"{path}: not a readable SPZ ({error}); fetch or export it again") from None
+        at += packed
+    return b"".join(content)
+
+
+def _unpack_rotations(packed: np.ndarray) -> np.ndarray:
+    """Return x, y, z, w of what `pack_rotations` writes, uint8 [N, 4]."""
+    bits = packed.copy().view("<u4")
+    fields = bits >> np.array([20, 10, 0], np.uint32) & 1023  # [N, 3]
+    sizes = (fields & 511) / 511 / math.sqrt(2)
+    return from_smallest_three(bits[:, 0] >> 30, np.where(fields >> 9, -sizes, sizes))
+
+
+def _with_w(xyz: np.ndarray) -> np.ndarray:
+    """Return x, y, z, w of unit quaternions whose w is not negative."""
+    return np.concatenate([xyz, np.sqrt(np.maximum(0, 1 - (xyz**2).sum(axis=1, keepdims=True)))], axis=1)

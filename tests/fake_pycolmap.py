@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from tests.data.fixtures.colmap_model import points_2d, points_of, write_model
 from tests.data.fixtures.floor import floor_cloud, orbit, quaternion_from_rigid
-from unified_lift.data.colmap import ColmapCamera, ColmapImage, read_images
+from unified_lift.data.colmap_tables import ColmapCamera, ColmapImage, read_images
 from unified_lift.data.images import image_size
 from unified_lift.ops.cameras import project
 

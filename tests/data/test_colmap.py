@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.data.fixtures.colmap_model import points_of, read_model, write_model
-from unified_lift.data.colmap import MODELS, ColmapCamera, read_cameras, read_images, read_points
+from unified_lift.data.colmap_tables import MODELS, ColmapCamera, read_cameras, read_images, read_points
 from unified_lift.data.images import write_image
 from unified_lift.errors import UserError
 from unified_lift.plyio import write_point_cloud
@@ -168,3 +168,118 @@ def test_points_come_from_a_ply_beside_the_model_else_from_the_photos(dataset, r
     cloud = PointCloud(positions=np.arange(15, dtype=np.float32).reshape(5, 3), colors=np.full((5, 3), 9, np.uint8))
     write_point_cloud(folder / "points3D.ply", cloud)
     np.testing.assert_array_equal(read(root).points.positions, cloud.positions)
+
+
+def as_text(root):
+    """Leave the text model alone in its place and return its folder."""
+    (root / "sparse").rename(root / "binary")
+    (root / "sparse_text").rename(root / "sparse")
+    return root / "sparse/0"
+
+
+def without_second_lines(text):
+    return "".join(line for line in text.splitlines(keepends=True) if line.startswith("#") or len(line.split()) > 9)
+
+
+def half_of_second_lines(text):
+    lines = text.splitlines(keepends=True)
+    return "".join(line for n, line in enumerate(lines) if len(line.split()) > 9 or n % 4 == 0)
+
+
+def commented(text):
+    return "  # by hand\n" + "".join(f"{line}# and on\n" for line in text.splitlines(keepends=True))
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        without_second_lines,
+        half_of_second_lines,
+        commented,
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("\n", "\r"),
+        lambda text: text.rstrip("\n"),
+        lambda text: text.replace("\n\n", "\n\n\n\n"),
+    ],
+)
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_tables_are_read_as_people_write_them(rewrite, coding, dataset, read):
+    root = dataset("colmap")
+    expected = read(root)
+    folder = as_text(root)
+    for path in folder.iterdir():
+        text = path.read_text()
+        path.write_bytes((rewrite(text) if path.name == "images.txt" else text).encode(coding))
+    scenes_agree(read(root), expected)
+
+
+@pytest.mark.parametrize("name", ["0001", "12 13", "a b c.png", "#1.png"])
+def test_names_of_numbers_and_words_are_no_2d_points(name, tmp_path):
+    line = f"{{}} 1 0 0 0 0 0 1 1 {name}\n"
+    for between in ("", "\n", "1.5 2.5 -1\n", "1.5 2.5 -1 4 5 6 7 8 9 10 11 12\n"):
+        (tmp_path / "images.txt").write_text((line.format(1) + between + line.format(2) + between))
+        images = read_images(tmp_path / "images.txt")
+        assert [(key, image.name, image.camera_id) for key, image in images.items()] == [(1, name, 1), (2, name, 1)]
+        assert [len(image.points2d) for image in images.values()] == [len(between.split()) // 3] * 2
+
+
+def test_of_several_models_the_largest_is_read_or_the_one_chosen(dataset, read):
+    root = dataset("colmap")
+    expected = read(root)
+    cameras, images, points = read_model(root / "sparse/0")
+    (root / "sparse/0").rename(root / "sparse/2")
+    few = dict(list(images.items())[:4])
+    write_model(root / "sparse/0", cameras, few, points)
+    write_model(root / "sparse/10", cameras, dict(list(images.items())[:2]), points, text=True)
+    write_model(root / "sparse/copy", cameras, images, points)
+    scene = read(root)
+    scenes_agree(scene, expected)
+    note = (
+        "sparse/2 is read, of 4 COLMAP models the largest: 2 (9 images), copy (9 images), 0 (4 images), 10 (2 images)"
+    )
+    assert any(note in line and "--sparse" in line for line in scene.notes)
+    for chosen in ("0", "sparse/0"):
+        assert {view.name for view in read(root, sparse=chosen).train} == {
+            image.name.removesuffix(".png") for image in few.values()
+        }
+    with pytest.raises(UserError, match=r"sparse/5: no COLMAP model; correct --sparse \(there is 2 \(9 images\)"):
+        read(root, sparse="5")
+
+
+def test_a_cut_model_beside_a_whole_one_does_no_harm(dataset, read):
+    root = dataset("colmap")
+    expected = read(root)
+    (root / "sparse/1").mkdir()
+    for table in ("cameras", "images"):
+        (root / f"sparse/1/{table}.bin").write_bytes(b"")
+    scenes_agree(read(root), expected)
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_an_empty_table_of_points_is_none(text, dataset, read):
+    root = dataset("colmap")
+    folder = as_text(root) if text else root / "sparse/0"
+    if text:
+        (folder / "points3D.txt").write_text("# 3D point list\n")
+    else:
+        (folder / "points3D.bin").write_bytes(bytes(8))
+    (root / "binary").mkdir(exist_ok=True)
+    notes = read(root).notes
+    assert "own cloud holds 0 usable points, " in notes[-1]
+    assert "in the camera frusta" in notes[-1]
+
+
+def test_a_ply_beside_the_table_is_read_as_3dgs_does_unless_it_is_its_copy(dataset, read):
+    root = dataset("colmap")
+    folder = root / "sparse/0"
+    table = read_points(folder / "points3D.bin")
+    copy = PointCloud(positions=table.positions.astype(np.float32) + 7, colors=table.colors)
+    write_point_cloud(folder / "points3D.ply", copy)
+    np.testing.assert_array_equal(read(root).points.positions, table.positions.astype(np.float32))
+    more = PointCloud(positions=np.tile(copy.positions, (2, 1)), colors=np.tile(table.colors, (2, 1)))
+    more.positions[len(copy.positions) :, 0] += 0.5
+    write_point_cloud(folder / "points3D.ply", more)
+    scene = read(root)
+    assert len(scene.points.positions) == len(more.positions)
+    told = f"points3D.ply gives the initial points, as in 3DGS; remove it for the {len(table.ids)} of points3D.bin"
+    assert told in scene.notes

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from tests.data.fixtures.floor import floor_colors, floor_ids, floor_photos, floor_points, orbit
-from unified_lift.data.colmap import ColmapCamera, lens_of
+from unified_lift.data.colmap import lens_of
+from unified_lift.data.colmap_tables import ColmapCamera
 from unified_lift.data.lens import Lens, distort, undistort_ids, undistort_image
 from unified_lift.types import Camera
 

@@ -157,3 +157,12 @@ def test_blender_files(tmp_path, read):
     (tmp_path / "transforms_test.json").unlink()
     scene = read(tmp_path, eval=True)
     assert ([view.name for view in scene.test], len(scene.train)) == (["r_0"], 3)
+
+
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_the_file_may_be_coded_as_editors_of_windows_do(coding, dataset, read):
+    root = dataset("transforms")
+    expected = [view.name for view in read(root).train]
+    text = (root / "transforms.json").read_text()
+    (root / "transforms.json").write_bytes(text.replace("\n", "\r\n").encode(coding))
+    assert [view.name for view in read(root).train] == expected

@@ -25,7 +25,7 @@ from tyro.conf import Positional
 
 from unified_lift.capture.frames import is_video, list_photos, photo_name, write_photos, write_sharp_frames
 from unified_lift.capture.sfm_report import sparse_report
-from unified_lift.data.colmap import read_images
+from unified_lift.data.colmap_tables import read_images
 from unified_lift.data.images import Progress, image_size
 from unified_lift.errors import UserError
 from unified_lift.fileio import read_json, replacing, write_json

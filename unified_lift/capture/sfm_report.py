@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from unified_lift.data.base import Frame, make_camera, name_of
-from unified_lift.data.colmap import ColmapPoints, describe, read_cameras, read_images, read_points
+from unified_lift.data.colmap import describe
+from unified_lift.data.colmap_tables import ColmapPoints, read_cameras, read_images, read_points
 from unified_lift.data.settings import DataSettings
 from unified_lift.fileio import replacing
 from unified_lift.ops.cameras import fov_from_focal, invert_rigid, project

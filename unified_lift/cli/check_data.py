@@ -25,6 +25,8 @@ class CheckDataCommand:
     """Scene folder (-s)."""
     images: str = DataSettings.images
     """Image folder inside a COLMAP scene (-i)."""
+    sparse: str = DataSettings.sparse
+    """Which COLMAP model of several to look at: its folder inside `sparse/`; `auto` = that with the most images."""
     object_path: str = DataSettings.object_path
     """Mask folder inside the scene; `auto` = the dataset's own."""
     train_split: bool = False
@@ -42,7 +44,7 @@ class CheckDataCommand:
 def check_data_main(argv: list[str]) -> int:
     """Parse, look, print. Return the exit code."""
     command = tyro.cli(CheckDataCommand, args=canonical(argv), prog="unified-lift check-data")
-    names = ("source_path", "images", "object_path", "train_split", "llffhold", "strict")
+    names = ("source_path", "images", "sparse", "object_path", "train_split", "llffhold", "strict")
     settings = DataSettings(**{name: getattr(command, name) for name in names})
     with progress_bar("read photos", quiet=command.quiet, leave=False) as progress:
         check = check_scene(settings, progress=progress)

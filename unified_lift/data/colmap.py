@@ -1,6 +1,7 @@
 """COLMAP scenes, the folder that 3D-GS, Gaussian Grouping and Unified-Lift read.
 
-`images/` (or the folder of -i), the model in `sparse/0`, `sparse` or `colmap/sparse/0`, binary or text, `object_mask/`.
+`images/` (or the folder of -i), the model in `sparse/*`, `sparse` or `colmap/sparse/*`, binary or text, `object_mask/`.
+Of several models the largest is read, unless the settings name one. Photos are found as `lookup` says.
 Distorted camera models are undistorted on load to a pinhole with the same K; masks and annotations follow. The split:
 with `train_split` the names in `images_train/`; with `eval` the names in `test.txt` (one a line) where it exists, else
 every llffhold-th. Exact ids, where there are any: `annotations/gt_instance/<name>.png`.
@@ -10,12 +11,10 @@ Of the model, cameras, images and points3D are read; rigs, frames and tracks add
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+import re
+from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -23,89 +22,82 @@ from unified_lift.data.base import (
     Frame,
     Reader,
     SceneDescription,
+    listed,
     name_of,
     quaternion_pose,
     sound_frames,
     without_pose_note,
+)
+from unified_lift.data.colmap_tables import (
+    PARAMS,
+    ColmapCamera,
+    ColmapImage,
+    num_records,
+    read_cameras,
+    read_images,
+    read_points,
+    table_path,
+    text_lines,
 )
 from unified_lift.data.images import photos_in
 from unified_lift.data.lens import COEFFICIENTS, FISHEYE, PERSPECTIVE, Lens, LensModel
 from unified_lift.data.lookup import find_photos, names_in_list
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
-from unified_lift.fileio import text_encoding
 from unified_lift.plyio import finite_points, read_point_cloud
 from unified_lift.types import PointCloud
 
-MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
-MODELS: dict[int, tuple[str, str]] = {
-    0: ("SIMPLE_PINHOLE", "f cx cy"),
-    1: ("PINHOLE", "fx fy cx cy"),
-    2: ("SIMPLE_RADIAL", "f cx cy k1"),
-    3: ("RADIAL", "f cx cy k1 k2"),
-    4: ("OPENCV", "fx fy cx cy k1 k2 p1 p2"),
-    5: ("OPENCV_FISHEYE", "fx fy cx cy k1 k2 k3 k4"),
-    6: ("FULL_OPENCV", "fx fy cx cy k1 k2 p1 p2 k3 k4 k5 k6"),
-    7: ("FOV", "fx fy cx cy omega"),
-    8: ("SIMPLE_RADIAL_FISHEYE", "f cx cy k1"),
-    9: ("RADIAL_FISHEYE", "f cx cy k1 k2"),
-    10: ("THIN_PRISM_FISHEYE", "fx fy cx cy k1 k2 p1 p2 k3 k4 sx1 sy1"),
-    11: ("RAD_TAN_THIN_PRISM_FISHEYE", "fx fy cx cy k0 k1 k2 k3 k4 k5 p0 p1 s0 s1 s2 s3"),
-    12: ("SIMPLE_DIVISION", "f cx cy k"),
-    13: ("DIVISION", "fx fy cx cy k"),
-    14: ("SIMPLE_FISHEYE", "f cx cy"),
-    15: ("FISHEYE", "fx fy cx cy"),
-    16: ("EUCM", "fx fy cx cy alpha beta"),
-    17: ("EQUIRECTANGULAR", "w h"),
-}
-"""Camera model id -> name and parameters; without every count a reader loses its place in the file."""
-PARAMS = {model: names.split() for model, names in MODELS.values()}
-POINT_2D = np.dtype([("xy", "<f8", 2), ("point3d", "<i8")])
-"""A 2D point of an image: pixel, and the id of its 3D point or -1."""
-COUNT, CAMERA, IMAGE, POINT_3D = (struct.Struct(layout) for layout in ("<Q", "<IiQQ", "<I7dI", "<Q3d3BdQ"))
-"""The packed little-endian records of the binary files; variable parts follow each."""
-Record = TypeVar("Record")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColmapCamera:
-    """A camera: model name, size in pixels and parameters, in the order of `MODELS`."""
-
-    model: str
-    width: int
-    height: int
-    params: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColmapImage:
-    """A registered image: world-to-camera quaternion wxyz and translation, camera id, name, 2D points (`POINT_2D`)."""
-
-    qvec: tuple[float, ...]
-    tvec: tuple[float, ...]
-    camera_id: int
-    name: str
-    points2d: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=POINT_2D))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColmapPoints:
-    """The sparse points: ids [M], positions float64 [M, 3], colours uint8 [M, 3]."""
-
-    ids: np.ndarray
-    positions: np.ndarray
-    colors: np.ndarray
+MODEL_FOLDERS = ("sparse/*", "sparse", "colmap/sparse/*")
+"""Where a model may lie; the first of these places that holds any counts."""
 
 
 def model_folder(root: Path) -> Path | None:
-    """Return the first of the usual places that holds a COLMAP model."""
-    folders = (root / name for name in MODEL_FOLDERS)
-    return next((path for path in folders if table_path(path, "cameras") or table_path(path, "images")), None)
+    """Return the folder of the COLMAP model that is read unless the user chooses, None where there is none."""
+    return next(iter(_models(root)), None)
+
+
+def _models(root: Path) -> dict[Path, int]:
+    """Return the models in the first place that holds any, with their numbers of images, the largest first.
+
+    Of equals the mapper's own, called 0, 1, 2, ..., come first. A model that stands alone is not looked into.
+    """
+    for place in MODEL_FOLDERS:
+        folders = [path for path in root.glob(place) if table_path(path, "cameras") or table_path(path, "images")]
+        counts = {path: _num_images(path) if len(folders) > 1 else 0 for path in folders}
+        if counts:
+            names = sorted(counts, key=lambda path: (not path.name.isdecimal(), len(path.name), path.name))
+            return {path: counts[path] for path in sorted(names, key=lambda path: -counts[path])}
+    return {}
+
+
+def _num_images(model: Path) -> int:
+    path = table_path(model, "images")
+    try:
+        if path is None or path.suffix == ".bin":
+            return num_records(path) if path else 0
+        return len(read_images(path))
+    except UserError:  # named once it is read, if it is the model chosen
+        return 0
+
+
+def _chosen_model(root: Path, chosen: str) -> tuple[Path, list[str]]:
+    """Return the folder of the model to read, and a note on how it was chosen among several."""
+    models = _models(root)
+    there = listed([f"{path.name} ({count} images)" if count else path.name for path, count in models.items()])
+    if chosen == "auto":
+        model = next(iter(models), root / "sparse/0")
+        text = f"{model.relative_to(root).as_posix()} is read, of {len(models)} COLMAP models the largest"
+        return model, [f"{text}: {there}; --sparse NAME reads another"] if len(models) > 1 else []
+    for path in [*(path for path in models if path.name == chosen), root / "sparse" / chosen, root / chosen]:
+        if table_path(path, "images"):
+            return path, []
+    raise UserError(f"{root / 'sparse' / chosen}: no COLMAP model; correct --sparse (there is {there or 'none'})")
 
 
 def describe(root: Path, settings: DataSettings) -> SceneDescription:
     """Return the registered images, sorted by name as strings [3DGS]."""
-    model, folder = model_folder(root) or root / MODEL_FOLDERS[0], root / settings.images
+    model, choice = _chosen_model(root, settings.sparse)
+    folder = root / settings.images
     if not folder.is_dir():
         raise UserError(f"{folder}: no such image folder; correct -i/--images")
     source = _required(model, "images")
@@ -114,21 +106,22 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     if not images:
         raise UserError(f"{source}: registers no image; the reconstruction failed, run COLMAP again")
     photos = find_photos((image.name for image in images), folder, lambda: photos_in(folder), source)
-    lenses = {key: lens_of(cameras[key], model) for key in {image.camera_id for image in images} & set(cameras)}
+    lens_of_camera = cache(lambda key: lens_of(cameras[key], model))
 
     def frame_of(image: ColmapImage) -> Frame:
-        if image.camera_id not in lenses:
+        if image.camera_id not in cameras:
             what = f"{image.name} uses camera {image.camera_id}, which is not in cameras"
             raise UserError(f"{source}: {what}; export again")
         return Frame(
             name=name_of(image.name),
             image_path=photos.paths[image.name],
             cam_from_world=quaternion_pose(image.qvec, image.tvec, source=source, name=image.name),
-            lens=lenses[image.camera_id],
+            lens=lens_of_camera(image.camera_id),
             source=source,
         )
 
     frames, broken = sound_frames(frame_of, images)
+    cloud, cloud_note = _chosen_cloud(model)
     held_out, listing = None, list[str]()
     if settings.eval:
         held_out, listing = _listed_tests(root, list(photos.paths), strict=settings.strict)
@@ -136,8 +129,14 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
         frames=sorted(frames, key=lambda frame: frame.name),
         broken=broken,
         held_out=held_out,
-        points=partial(_read_points, model),
-        notes=[*photos.notes, *listing, *without_pose_note(folder, photos.paths.values(), source)],
+        points=partial(_read_points, model, cloud),
+        notes=[
+            *choice,
+            *cloud_note,
+            *photos.notes,
+            *listing,
+            *without_pose_note(folder, photos.paths.values(), source),
+        ],
     )
 
 
@@ -167,173 +166,40 @@ def _listed_tests(root: Path, names: Sequence[str], *, strict: bool) -> tuple[li
     path = root / "test.txt"
     if not path.is_file():
         return None, []
-    with path.open(encoding=text_encoding(path), errors="surrogateescape") as file:
-        lines = [line.strip() for line in file if line.strip() and not line.lstrip().startswith("#")]
+    lines = [line.strip() for line in text_lines(path) if line.strip()]
     found, notes = names_in_list(lines, names, path, strict=strict)
     return [name_of(name) for name in found], notes
 
 
-def _read_points(folder: Path) -> PointCloud | None:
-    """Return the finite sparse points, else those of points3D.ply beside the model, else None."""
-    path, cloud = table_path(folder, "points3D"), folder / "points3D.ply"
-    if path is None:
-        return read_point_cloud(cloud) if cloud.is_file() else None
-    points = read_points(path)
-    return finite_points(points.positions, points.colors)
+def _chosen_cloud(model: Path) -> tuple[Path | None, list[str]]:
+    """Return points3D.ply beside the model where its points are read instead of the table's, and a note on that.
+
+    So do 3D-GS and its kin, which write it where it is missing: of as many points as the table it is a copy in float32.
+    """
+    table, cloud = table_path(model, "points3D"), model / "points3D.ply"
+    if not cloud.is_file():
+        return None, []
+    with cloud.open("rb") as file:
+        count = re.search(rb"element vertex (\d+)", file.read(1 << 12))
+    num, num_table = int(count[1]) if count else -1, num_records(table) if table else 0
+    if num_table > 0 and num in (0, num_table):
+        return None, []
+    text = f"{cloud.name} gives the initial points, as in 3DGS"
+    return cloud, [f"{text}; remove it for the {num_table} of {table.name}"] if table and num_table else []
 
 
-def table_path(folder: Path, table: str) -> Path | None:
-    """Return `<table>.bin`, else `<table>.txt`, else None; binary wins as in COLMAP."""
-    return next((path for end in ("bin", "txt") if (path := folder / f"{table}.{end}").is_file()), None)
-
-
-def read_cameras(path: Path) -> dict[int, ColmapCamera]:
-    """Return the cameras by id; a UserError names a file that is cut short, malformed or of an unknown model."""
-
-    def num_params(model: str, shown: object) -> int:
-        if model not in PARAMS:
-            fix = "run colmap image_undistorter to get PINHOLE cameras"
-            raise UserError(f"{path}: unknown camera model {shown}; {fix}")
-        return len(PARAMS[model])
-
-    def from_line(line: str, _: _Lines) -> tuple:
-        first, model, *others = line.partition("#")[0].split()
-        count = num_params(model, repr(model))
-        key, width, height, *params = map(float, (first, *others))
-        if len(params) != count:
-            raise ValueError(line)
-        return int(key), ColmapCamera(model=model, width=int(width), height=int(height), params=tuple(params))
-
-    def from_bytes(cursor: _Cursor) -> tuple:
-        key, number, width, height = cursor.take(CAMERA)
-        model = MODELS.get(number, ("",))[0]
-        params = cursor.array(np.dtype("<f8"), num_params(model, number)).tolist()
-        return key, ColmapCamera(model=model, width=width, height=height, params=tuple(params))
-
-    return dict(_records(path, from_line, from_bytes))
-
-
-def read_images(path: Path) -> dict[int, ColmapImage]:
-    """Return the registered images by id; a UserError names a file that is cut short or malformed."""
-
-    def image(numbers: Iterable[float], name: str, points: np.ndarray) -> tuple:
-        key, *pose, camera = numbers
-        qvec, tvec = tuple(pose[:4]), tuple(pose[4:])
-        return int(key), ColmapImage(qvec=qvec, tvec=tvec, camera_id=int(camera), name=name, points2d=points)
-
-    def from_line(line: str, following: _Lines) -> tuple:
-        words = line.split(maxsplit=9)  # the name may hold spaces
-        # The line of 2D points may be empty; who writes the table by hand may leave it out.
-        values = np.array((following.take_if(_holds_points) or "").split(), dtype=np.float64).reshape(-1, 3)
-        points = np.empty(len(values), dtype=POINT_2D)
-        points["xy"], points["point3d"] = values[:, :2], values[:, 2]
-        return image(map(float, words[:9]), words[9].strip(), points)
-
-    def from_bytes(cursor: _Cursor) -> tuple:
-        return image(cursor.take(IMAGE), cursor.text(), cursor.array(POINT_2D, cursor.take(COUNT)[0]))
-
-    return dict(_records(path, from_line, from_bytes))
-
-
-def read_points(path: Path) -> ColmapPoints:
-    """Return the sparse points; a UserError names a file that is cut short or malformed."""
-
-    def from_line(line: str, _: _Lines) -> Sequence[float]:
-        values = [float(word) for word in line.partition("#")[0].split()]
-        if len(values) < 8 or len(values) % 2:
-            raise ValueError(line)
-        return values
-
-    def from_bytes(cursor: _Cursor) -> Sequence[float]:
-        *values, length = cursor.take(POINT_3D)
-        cursor.skip(8 * length)  # the track: so many bytes an observation
-        return values
-
-    values = list(_records(path, from_line, from_bytes))
-    return ColmapPoints(
-        ids=np.array([row[0] for row in values], dtype=np.int64),
-        positions=np.array([row[1:4] for row in values], dtype=np.float64).reshape(-1, 3),
-        colors=np.array([row[4:7] for row in values]).clip(0, 255).astype(np.uint8).reshape(-1, 3),
-    )
-
-
-def _holds_points(line: str) -> bool:
-    """Return whether a line of images.txt holds 2D points, x y id each, rather than the next image."""
-    words = line.split(maxsplit=12)
-    try:
-        list(map(float, words[9:12]))  # where an image has its name
-    except ValueError:
-        return False
-    return len(words) % 3 == 0 or len(words) > 12
-
-
-class _Cursor:
-    """Reads packed numbers from a file's bytes and names the file when they run out."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.data, self.at = path, path.read_bytes(), 0
-
-    def skip(self, size: int) -> int:
-        """Move on by `size` bytes and return where they begin."""
-        start, self.at = self.at, self.at + size
-        if self.at > len(self.data):
-            raise UserError(f"{self.path}: cut short after {len(self.data)} bytes; copy or export the model again")
-        return start
-
-    def take(self, layout: struct.Struct) -> tuple:
-        return layout.unpack_from(self.data, self.skip(layout.size))
-
-    def array(self, dtype: np.dtype, count: int) -> np.ndarray:
-        return np.frombuffer(self.data, dtype=dtype, count=count, offset=self.skip(count * dtype.itemsize))
-
-    def text(self) -> str:
-        end = self.data.find(b"\0", self.at)
-        start = self.skip((end if end >= 0 else len(self.data)) + 1 - self.at)
-        return self.data[start:end].decode("utf-8", "surrogateescape")
-
-
-class _Lines:
-    """Lines one after the other, of which the next can be taken only if it is what it should be."""
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        self._lines, self._next = iter(lines), list[str]()
-
-    def __iter__(self) -> Iterator[str]:
-        while (line := self.take_if(lambda _: True)) is not None:
-            yield line
-
-    def take_if(self, fits: Callable[[str], bool]) -> str | None:
-        """Return the next line if it fits, else None: it then stays the next."""
-        if not self._next:
-            self._next = [line for line in [next(self._lines, None)] if line is not None]
-        return self._next.pop() if self._next and fits(self._next[0]) else None
-
-
-def _records(
-    path: Path, from_line: Callable[[str, _Lines], Record], from_bytes: Callable[[_Cursor], Record]
-) -> Iterator[Record]:
-    """Yield the records of a text file, each from a line and those that follow it, or of a binary one."""
-    if path.suffix != ".txt":
-        cursor = _Cursor(path)
-        for _ in range(cursor.take(COUNT)[0]):
-            yield from_bytes(cursor)
-        return
-    with path.open(encoding=text_encoding(path), errors="surrogateescape") as file:
-        lines = _Lines(line.rstrip("\r\n") for line in file if not line.lstrip().startswith("#"))
-        for line in lines:
-            try:
-                if line.strip():
-                    yield from_line(line, lines)
-            except UserError:
-                raise
-            except (ValueError, IndexError, OverflowError):
-                what = f"cannot read the line {line[:60]!r}"
-                raise UserError(f"{path}: {what}; copy or export the model again") from None
+def _read_points(model: Path, cloud: Path | None) -> PointCloud | None:
+    """Return the finite points of the chosen cloud, else of the table, else None."""
+    if cloud is not None:
+        return read_point_cloud(cloud)
+    table = table_path(model, "points3D")
+    points = read_points(table) if table is not None else None
+    return finite_points(points.positions, points.colors) if points is not None else None
 
 
 READER = Reader(
     name="colmap",
-    looks_for=", ".join(f"{folder}/cameras.bin" for folder in MODEL_FOLDERS) + " (or .txt)",
+    looks_for="sparse/0/cameras.bin, sparse/cameras.bin, colmap/sparse/0/cameras.bin (or .txt)",
     detect=model_folder,
     describe=describe,
     precedence=60,

@@ -44,16 +44,15 @@ def initial_points(views: Sequence[View], settings: DataSettings, *, own: PointC
     """Return the points the geometry starts from and a note on where they come from.
 
     The scene's `own` points, else points triangulated from the training views, filled up with random ones where those
-    are few. With `random_init` all points are random. A UserError says that the scene's own cloud is (almost) empty.
+    are few. With `random_init` all points are random. A cloud of its own that is (almost) empty counts as none.
     """
-    if own is not None and not settings.random_init:
-        if len(own.positions) < MIN_POINTS:
-            what = f"its point cloud holds {len(own.positions)} usable points, {MIN_POINTS} are needed"
-            raise UserError(f"{settings.source_path}: {what}; add points or use --random_init")
+    if own is not None and len(own.positions) >= MIN_POINTS and not settings.random_init:
         return own, f"{len(own.positions)} initial points from the scene"
     found = triangulate([] if settings.random_init else views)
     num_found, count = len(found.positions), settings.num_random_points
-    notes = [f"{num_found} initial points triangulated from the photos"] if num_found else []
+    empty = own is not None and not settings.random_init
+    notes = [f"the scene's own cloud holds {len(own.positions) if own else 0} usable points"] if empty else []
+    notes += [f"{num_found} initial points triangulated from the photos"] if num_found else []
     if num_found < _ENOUGH_POINTS:
         missing = max(count - num_found, MIN_POINTS) if num_found else count
         cloud = random_in_frusta([view.camera for view in views], count=missing, seed=settings.points_seed)

@@ -23,7 +23,7 @@ from unified_lift.data.lens import Lens
 from unified_lift.data.masks import MaskFile, find_mask, read_mask
 from unified_lift.data.settings import DataSettings, split_names
 from unified_lift.errors import UserError
-from unified_lift.fileio import number, read_json
+from unified_lift.fileio import number, read_json, text_encoding
 from unified_lift.ops.cameras import invert_rigid, unproject
 from unified_lift.plyio import finite_points, read_point_cloud
 from unified_lift.types import PointCloud
@@ -88,7 +88,7 @@ def find_recording(root: Path) -> Recording | None:
 def read_trajectory(path: Path) -> np.ndarray:
     """Return the camera-to-world matrices of all frames as stored, float64 [N, 4, 4]."""
     try:
-        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
+        lines = path.read_text(encoding=text_encoding(path)).rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as text ({error}); fetch it again") from None
     if not lines:

@@ -20,6 +20,8 @@ class DataSettings:
     """Scene folder (3DGS -s)."""
     images: str = "images"
     """Image folder inside a COLMAP scene (3DGS -i)."""
+    sparse: str = "auto"
+    """Which COLMAP model of several to read: its folder inside `sparse/`, such as 1; `auto` = that with most images."""
     resolution: int = -1
     """1, 2, 4, 8 divide the size; another positive number is the target width; -1 shrinks only images over 1600 px."""
     eval: bool = False

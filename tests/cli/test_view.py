@@ -36,12 +36,10 @@ def free_port():
         (["--edits", "impossible.yaml"], "no object 9"),
         (["--host", "192.0.2.1"], "--host 192.0.2.1"),
         (["-m", "none"], "no trained model"),
-        (["-m", "unlifted/model"], "knows no objects"),
     ],
 )
 def test_what_cannot_be_opened_is_named_with_exit_code_2(model, flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    save_model(tmp_path / "unlifted", lifted=False)
     (tmp_path / "unknown.yaml").write_text("- fly: [1]")
     (tmp_path / "impossible.yaml").write_text("- remove: [9]")
     assert main(["view", "-m", str(model), *flags]) == 2

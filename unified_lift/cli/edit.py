@@ -3,18 +3,20 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from unified_lift.cli.model_flags import ObjectFlags
+from unified_lift.cli.model_flags import ObjectFlags, with_objects
 from unified_lift.editing import script
 from unified_lift.errors import UserError
+
+Objects = tuple[int | Literal["scene"], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditCommand(ObjectFlags):
     """Edit the objects of a trained scene and write the result as a new model folder, with the edits in edits.yaml.
 
-    Edits happen in the order of these flags: first those of --script.
+    Edits happen in the order of these flags: first those of --script. In place of object ids `scene` means all.
 
     Example: unified-lift edit -m output/desk --remove 3 4 --recolour 5 --color "#ff0000" --out output/desk_edited
     """
@@ -23,27 +25,27 @@ class EditCommand(ObjectFlags):
     """Model folder to be written."""
     script: Path | None = None
     """YAML list of edits, as docs/edit.md describes and the viewer writes."""
-    clean: tuple[int, ...] = ()
+    clean: Objects = ()
     """Objects whose unsure and outlying Gaussians are given to the nearest other objects."""
     min_confidence: float = 0.5
     """With --clean: Gaussians below it are given away."""
     outliers: float = 5.0
     """With --clean: parts farther off than this many spacings are given away; 0 = none."""
-    remove: tuple[int, ...] = ()
+    remove: Objects = ()
     """Objects to take away."""
-    isolate: tuple[int, ...] = ()
+    isolate: Objects = ()
     """Objects to keep, and nothing else."""
-    merge: tuple[int, ...] = ()
+    merge: Objects = ()
     """Objects to make one: the first of them."""
-    recolour: tuple[int, ...] = ()
+    recolour: Objects = ()
     """Objects to paint; needs --color."""
     color: str | None = None
     """With --recolour: mean colour, as "#ff0000"."""
     strength: float = 1.0
     """With --recolour: 0 = as it was, 1 = none of the old hue."""
-    move: tuple[int, ...] = ()
+    move: Objects = ()
     """Objects to move as one body, by the flags below."""
-    duplicate: tuple[int, ...] = ()
+    duplicate: Objects = ()
     """Objects to copy; the copies are moved by the flags below."""
     translate: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """With --move or --duplicate: shift, world units."""
@@ -66,7 +68,7 @@ def edit_main(argv: list[str]) -> int:
     edits += [script.read_operation(entry, "flags") for entry in _flag_entries(command)]
     if not edits:
         raise UserError("nothing to do; give --script, --remove, --duplicate or another edit, see --help")
-    scene = command.load()
+    scene = with_objects(command.load())
     edited = script.apply(scene, edits)
     script.save_model(edited, command.out, edits=edits, overwrite=command.overwrite)
     before, after = (f"{len(each.objects)} objects ({len(each)} Gaussians)" for each in (scene, edited))

@@ -58,7 +58,8 @@ def export_main(argv: list[str]) -> int:
     """Parse, cut out, write. Return the exit code."""
     command = ExportCommand.parsed(argv, prog="unified-lift export")
     scene, least = command.load(), command.min_conf
-    out, parts = command.out or scene.path / "export", command.objects
+    beside = scene.path if scene.path.is_dir() else scene.path.parent
+    out, parts = command.out or beside / "export", command.objects
     own = replace(scene, frame=IDENTITY) if command.inside else scene
     made = export(own, out, objects=parts, formats=command.format, min_confidence=least, quiet=command.quiet)
     empty = [stem for stem, files in made.items() if not files]
@@ -79,6 +80,7 @@ def import_edit_main(argv: list[str]) -> int:
     """Parse, match, write, tell what was found. Return the exit code."""
     command = ImportEditCommand.parsed(argv, prog="unified-lift import-edit")
     scene = command.load()
+    scene.require_labels()
     read = [read_splat(command.ply, frame) for frame in dict.fromkeys((scene.frame, IDENTITY))]
     for note in read[0][1]:
         print(f"note: {command.ply}: {note}")

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 import tyro
 
 from unified_lift.cli.flags import canonical
 from unified_lift.device import chosen_device
+from unified_lift.model.files import read_splat
 from unified_lift.modelfolder.inference import TrainedScene, load_model, views_of
 from unified_lift.settings.limits import check_ranges
 from unified_lift.types import Scene
@@ -23,7 +25,7 @@ class ModelFlags:
     """Which model."""
 
     model_path: Path
-    """Model folder (-m) [3DGS]."""
+    """Model folder (-m) [3DGS]; for view, edit and export also a splat: .ply, .spz, .splat, .sog."""
     iteration: int = -1
     """Saved iteration; -1 = the last [3DGS]."""
 
@@ -43,10 +45,30 @@ class ObjectFlags(ModelFlags):
     """Name of a further level of objects (train.py --levels); the default is the model's own."""
 
     def load(self, **options: Any) -> TrainedScene:
-        """Return what `load_model` does; a UserError where the model knows no objects."""
-        scene = load_model(self.model_path, level=self.level, iteration=self.iteration, **options)
-        scene.require_labels()
-        return scene
+        """Return what `opened` does."""
+        return opened(self.model_path, level=self.level, iteration=self.iteration, **options)
+
+
+def opened(path: Path, *, device: torch.device | None = None, **options: Any) -> TrainedScene:
+    """Return the model in a folder, as `load_model`, or a splat file, which knows no objects, and tell what was found.
+
+    A UserError: as `load_model` or `read_splat`.
+    """
+    device = device or torch.device("cpu")
+    if not path.is_file():
+        return load_model(path, device=device, **options)
+    gaussians, notes = read_splat(path)
+    gaussians.set("features", gaussians.features[:, :0])
+    for note in notes:
+        print(f"note: {path}: {note}")
+    return TrainedScene(gaussians=gaussians.to(device), path=path)
+
+
+def with_objects(scene: TrainedScene) -> TrainedScene:
+    """Return a scene that knows no objects as a single one, and say so; any other as it is."""
+    if scene.labels is None:
+        print(f"note: {scene.path}: knows no objects; the whole scene is object 0")
+    return scene.as_one_object()
 
 
 @dataclass(frozen=True, kw_only=True)

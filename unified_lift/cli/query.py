@@ -61,6 +61,7 @@ def query_main(argv: list[str]) -> int:
     if command.model is not None and command.text is None:
         raise UserError("--model needs --text: what is sought")
     scene = command.load(device=chosen_device(command.device), source_path=command.source_path)
+    scene.require_labels()
     needs_views = command.point or command.text or command.out
     views = query.views_to_ask(views_of(scene), command.view) if needs_views else []
     found = _found(command, scene, views)

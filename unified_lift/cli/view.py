@@ -4,14 +4,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from unified_lift.cli.model_flags import Device, ModelFlags
+from unified_lift.cli.model_flags import Device, ModelFlags, opened, with_objects
 from unified_lift.device import chosen_device
 from unified_lift.editing import script
 from unified_lift.errors import UserError
 from unified_lift.fileio import write_text
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.outputs import saved_levels
-from unified_lift.viewer.renderer import saved_cameras
+from unified_lift.viewer.renderer import cameras_of
 from unified_lift.viewer.server import Viewer
 from unified_lift.viewer.session import Session
 
@@ -67,11 +67,10 @@ def open_viewer(command: ViewCommand) -> Viewer:
     if not 1 <= command.port <= 65_535:
         raise UserError(f"--port must lie in 1..65535, received {command.port}")
     model, device = command.model_path, chosen_device(command.device)
-    own = load_model(model, iteration=command.iteration, device=device)
-    own.require_labels()
+    own = with_objects(opened(model, iteration=command.iteration, device=device))
     scenes = [own, *(load_model(model, level=name, device=device) for name in saved_levels(model))]
     scenes.sort(key=lambda scene: -len(scene.objects))  # parts first, wholes last
-    cameras = saved_cameras(model, own.frame)
+    cameras = cameras_of(own)
     edits = [] if command.edits is None else script.read_script(command.edits, flag="--edits")
     sessions = [Session(scene, edits=edits if scene is own else ()) for scene in scenes]
     out = command.out or model.with_name(f"{model.resolve().name}_edited")

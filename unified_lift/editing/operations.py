@@ -22,6 +22,8 @@ from unified_lift.ops.harmonics import rotate_harmonics
 from unified_lift.ops.quaternions import multiply, rotation_from_quaternion
 
 Vector = tuple[float, float, float]
+WHOLE = (-1,)
+"""In place of object ids: all there are. A script calls it `scene`."""
 
 _LUMA = (0.2126, 0.7152, 0.0722)  # Rec. 709
 _DARK = 0.1  # shading of an object much darker than this is not blown up when it is painted bright
@@ -54,9 +56,14 @@ class Operation(ABC):
 
     def apply(self, scene: TrainedScene) -> TrainedScene:
         """Return the scene after it; a UserError: no such object, or nothing would be left."""
-        edited = self._edited(scene)
+        scene = scene.as_one_object()
+        edited = self._of(scene)._edited(scene)
         names = {object_id: name for object_id, name in edited.names.items() if object_id in edited.objects}
         return replace(edited, names=names, is_edited=True)  # ids of objects that are gone may be given again
+
+    def _of(self, scene: TrainedScene) -> Operation:  # noqa: ARG002
+        """Return the edit with the ids of a scene."""
+        return self
 
     @abstractmethod
     def _edited(self, scene: TrainedScene) -> TrainedScene: ...
@@ -64,9 +71,12 @@ class Operation(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectOperation(Operation):
-    """An edit of objects that are given by their ids."""
+    """An edit of objects that are given by their ids, or of `WHOLE`, the scene."""
 
     objects: tuple[int, ...]
+
+    def _of(self, scene: TrainedScene) -> Operation:
+        return replace(self, objects=tuple(scene.objects)) if self.objects == WHOLE else self
 
 
 class Remove(ObjectOperation):

@@ -15,12 +15,13 @@ from typing import Any
 
 import yaml
 
-from unified_lift.editing.operations import OPERATIONS, Operation, Rename, Rotation, Vector
+from unified_lift.editing.operations import OPERATIONS, WHOLE, Operation, Rename, Rotation, Vector
 from unified_lift.errors import UserError
 from unified_lift.fileio import replacing_folder, write_text
 from unified_lift.model.ply import write_gaussians
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.settings.yaml import to_dict
 
 _HEADER = ("config.yaml", "cfg_args", "cameras.json", "input.ply", outputs.FRAME_FILE)
 _OF_THE_UNEDITED = ("results.json", "per_view.json", "evaluation.json", "oracle.json", "report.html", "manifest.json")
@@ -95,6 +96,8 @@ def dump(edits: Iterable[Operation]) -> str:
         defaults = {field.name: field.default for field in dataclasses.fields(operation)}
         given = [name for name, default in defaults.items() if getattr(operation, name) != default]
         settings = {name: value for name, value in dataclasses.asdict(operation).items() if name in given}
+        if settings.get("objects") == WHOLE:
+            settings["objects"] = "scene"
         value = dict(settings["names"]) if "names" in given else settings["objects"] if len(given) == 1 else settings
         entries.append({operation.key: value})
     return yaml.safe_dump(entries, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
@@ -113,7 +116,7 @@ def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], ov
             raise UserError(f"--out {out}: is there and no model; name a new folder")
         if not overwrite:
             raise UserError(f"--out {out}: holds a model; name another folder, or add --overwrite to replace it")
-    if scene.method is None:
+    if scene.method is None and scene.gaussians.feature_dim:
         raise UserError(f"{scene.path}: labels without a trained model; export it instead: unified-lift export")
     if not all(bool(value.isfinite().all()) for _, value in scene.gaussians):
         raise UserError(f"--out {out}: the edits make NaN or infinite numbers; move and scale by less")
@@ -121,10 +124,13 @@ def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], ov
     edits = [*(parse(before.read_text(), origin=str(before)) if before.exists() else ()), *edits]
     title = f"# All edits since training, in order; iteration {iteration}. Done again by: unified-lift edit --script"
     with replacing_folder(out, outdated=(*outputs.FILES_OF_RUN, *_OF_THE_UNEDITED)) as folder:
-        saved, gaussians, labels = outputs.iteration_dir(folder, iteration), scene.gaussians, scene.require_labels()
+        saved, gaussians = outputs.iteration_dir(folder, iteration), scene.gaussians
         write_gaussians(saved / "point_cloud.ply", gaussians, frame=scene.frame)
-        facts: dict[str, Any] = {"names": scene.names, "num_views": scene.num_views, "frame": scene.frame}
-        outputs.write_objects(saved, gaussians, labels, method=scene.method, **facts)
+        if scene.method is not None:  # else it knows no objects, and is one only while it is edited
+            facts: dict[str, Any] = {"names": scene.names, "num_views": scene.num_views, "frame": scene.frame}
+            outputs.write_objects(saved, gaussians, scene.require_labels(), method=scene.method, **facts)
+        if not scene.path.is_dir():  # a splat
+            write_text(folder / _HEADER[0], yaml.safe_dump(to_dict(scene.settings), sort_keys=False))
         for path in (scene.path / name for name in _HEADER):
             if path.exists():
                 shutil.copyfile(path, folder / path.name)
@@ -154,6 +160,8 @@ def _refuse_repeated_keys(tree: yaml.Node, origin: str) -> None:
 
 
 def _ids(given: Any) -> tuple[int, ...]:
+    if given in ("scene", ["scene"]):
+        return WHOLE
     ids = given if isinstance(given, (list, tuple)) else [given]
     if not ids or len(set(ids)) != len(ids) or any(type(value) is not int or value < 0 for value in ids):
         raise ValueError
@@ -196,7 +204,7 @@ def _names(given: Any) -> tuple[tuple[int, str], ...]:
 
 _SHARE = (partial(_number, least=0, most=1), "a number in [0, 1]")
 _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {  # setting -> how it is read, and what is expected
-    "objects": (_ids, "an object id or a list of different ones, as [3, 4]"),
+    "objects": (_ids, "an object id or a list of different ones, as [3, 4]; or scene, for all"),
     "new_ids": (_ids, "a list of different ids, as [12]"),
     "color": (_color, 'a colour in quotes, as "#ff0000"'),
     "strength": _SHARE,

@@ -101,8 +101,15 @@ class TrainedScene:
     def subset(self, chosen: Tensor) -> TrainedScene:
         """Return the scene with only the Gaussians of `chosen`, bool [N] or indices."""
         table = {name: value[chosen] for name, value in self.gaussians.state_dict().items()}
-        labels = GaussianLabels(self.object_ids[chosen], self.confidence[chosen])
+        labels = None if self.labels is None else GaussianLabels(self.object_ids[chosen], self.confidence[chosen])
         return replace(self, gaussians=Gaussians(table), labels=labels)
+
+    def as_one_object(self) -> TrainedScene:
+        """Return the scene; where it knows no objects, with all of it as object 0."""
+        if self.labels is not None:
+            return self
+        ids = torch.zeros(len(self), dtype=torch.int64, device=self.gaussians.device)
+        return replace(self, labels=GaussianLabels(ids, torch.ones_like(ids).float()), names={0: "scene"})
 
 
 class RenderedView(NamedTuple):
@@ -148,15 +155,13 @@ def load_model(
     gaussians = read_gaussians(folder / ply, frame).to(device)
     gaussians.freeze_geometry()
     model = TrainedScene(gaussians=gaussians, frame=frame, settings=settings, path=model_path, iteration=iteration)
+    model = replace(model, is_edited=(model_path / outputs.EDITS_FILE).exists())
     if not is_lifted:
         return model
     method = settings.build_method(zero_id="ignore")  # zero_id matters to training only
     method.load_object_state(torch.load(folder / "classifier.pth", weights_only=True, map_location="cpu"))
     labels, names, num_views = outputs.read_objects(folder, device)
-    is_edited = (model_path / outputs.EDITS_FILE).exists()
-    return replace(
-        model, method=method.to(device), labels=labels, names=names, num_views=num_views, is_edited=is_edited
-    )
+    return replace(model, method=method.to(device), labels=labels, names=names, num_views=num_views)
 
 
 def views_of(model: TrainedScene) -> Scene:
@@ -178,7 +183,7 @@ def render_view(model: TrainedScene, camera: Camera) -> RenderedView:
     out = render(model.gaussians, camera, background=model.background, with_features=with_features)
     depth = torch.where(out.alpha > 0, out.depth / out.alpha.clamp(min=1e-6), 0.0) / model.frame.scale
     image, alpha, depth = out.image.cpu(), out.alpha.cpu(), depth.cpu()
-    if model.is_edited:
+    if model.is_edited and model.labels is not None:
         ids, confidence = segment_by_labels(model.gaussians, model.object_ids, camera)
     elif model.method is not None:
         ids, confidence = model.method.segment(out.features)

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from unified_lift.editing.formats.html import first_view
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import object_colors, quantize_uint8, uncertainty_picture
 from unified_lift.evaluation.video import centred_camera, up_direction
@@ -24,6 +26,7 @@ from unified_lift.ops.segments import segment_mean
 from unified_lift.types import IDENTITY, Camera, Similarity
 from unified_lift.viewer.session import Session
 
+_SIDEWAYS, _SPLAT_SIZE = 0.7, (800, 600)  # radians between the cameras of a splat, and their pixels
 _MAP_SHARE = 0.75  # of the colour in modes ids and uncertainty: shading stays visible
 _FULL_COLOR = 3.0  # standard deviations of the objects' features that make a full colour
 _OUTLINE = (255, 214, 10)
@@ -79,6 +82,18 @@ def saved_cameras(model_path: Path, frame: Similarity = IDENTITY) -> list[Camera
     if not cameras:
         raise UserError(f"{path}: no camera is listed; train or --resume again")
     return cameras
+
+
+def cameras_of(scene: TrainedScene) -> list[Camera]:
+    """Return the cameras of a scene's model folder; of a splat, which brings none, three that look at it."""
+    path = scene.path / "cameras.json"
+    if path.exists():
+        return saved_cameras(scene.path, scene.frame)
+    seen = first_view(path, scene.gaussians.means.detach().cpu().numpy(), is_whole=False)
+    eye, target, up = (np.array(seen[key]) for key in ("eye", "target", "up"))
+    places = [target + Rotation.from_rotvec(turn * up).apply(eye - target) for turn in (0, _SIDEWAYS, -_SIDEWAYS)]
+    focal = geometry.focal_from_fov(seen["fieldOfView"], _SPLAT_SIZE[1])
+    return [centred_camera(geometry.look_at(place, target, up), focal, focal, *_SPLAT_SIZE) for place in places]
 
 
 def start_view(cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:

@@ -36,7 +36,7 @@ def export(
     chosen, writers = chosen_objects(scene, objects), chosen_formats(formats)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder with --out")
-    certain, num_files = scene.confidence >= min_confidence, len(chosen) * len(writers)
+    certain, num_files = scene.as_one_object().confidence >= min_confidence, len(chosen) * len(writers)
     made: dict[str, list[Path]] = {}
     try:
         with (

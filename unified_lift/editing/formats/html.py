@@ -55,7 +55,7 @@ def _unit(vector: np.ndarray, *, otherwise: list[float]) -> np.ndarray:
 
 def write(folder: Path, stem: str, scene: TrainedScene) -> None:
     """Write `<stem>.html`."""
-    rows = splat_rows(scene.gaussians)
+    rows, scene = splat_rows(scene.gaussians), scene.as_one_object()
     ids, index = np.unique(scene.object_ids.cpu().numpy(), return_inverse=True)
     if len(ids) > 2**16:
         raise UserError(f"--format html: {len(ids)} objects; a page can list {2**16}, export fewer with --objects")

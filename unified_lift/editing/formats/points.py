@@ -16,6 +16,6 @@ def write(folder: Path, stem: str, scene: TrainedScene) -> None:
     """Write `<stem>_points.ply`: x y z as in `.ply`, red green blue uint8, object_id int32."""
     splats = splat_rows(scene.gaussians)
     positions = scene.frame.outside(splats["position"])
-    columns = (*positions.T, *splats["color"].T[:3], scene.object_ids.cpu().numpy())
+    columns = (*positions.T, *splats["color"].T[:3], scene.as_one_object().object_ids.cpu().numpy())
     rows = np.rec.fromarrays(columns, list(_TYPES.items()))
     write_vertices(folder / f"{stem}_points.ply", with_place(rows, positions, scene.frame))

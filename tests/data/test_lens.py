@@ -11,6 +11,7 @@ from unified_lift.data.lens import Lens, distort, undistort_ids, undistort_image
 from unified_lift.types import Camera
 
 PERSPECTIVE = (-0.25, 0.05, 0.004, -0.006, 0.01)
+BROWN = (-0.25, 0.05, 0.004, -0.006, 0.01, 0.3)
 FISHEYE = (0.03, -0.01, 0.004, 0.001)
 
 
@@ -43,7 +44,9 @@ def photo_through(lens, camera):
     return floor_colors(points).round().astype(np.uint8).reshape(*shape, 3), floor_ids(points).reshape(shape)
 
 
-@pytest.mark.parametrize(("model", "coefficients"), [("perspective", PERSPECTIVE), ("fisheye", FISHEYE)])
+@pytest.mark.parametrize(
+    ("model", "coefficients"), [("perspective", PERSPECTIVE), ("brown", BROWN), ("fisheye", FISHEYE)]
+)
 def test_undistorted_photo_is_what_a_pinhole_sees(model, coefficients):
     lens = lens_with(model, coefficients)
     pose = orbit(5, width=96, height=72)[1].cam_from_world
@@ -59,6 +62,13 @@ def test_undistorted_photo_is_what_a_pinhole_sees(model, coefficients):
     assert error < 0.25 * raw_error  # the raw photo is far away, so the comparison means something
     assert error < 7.0  # bilinear sampling of a fine texture
     assert got_ids.dtype == np.int32
+
+
+def test_k4_of_brown_multiplies_r_to_the_8_and_that_of_opencv_divides_by_r_squared():
+    radius, k1, k4 = np.array([0.5]), 0.1, 0.3
+    brown, opencv = (lens_with(model, (k1, 0, 0, 0, 0, k4)) for model in ("brown", "perspective"))
+    assert distort(radius, 0 * radius, brown)[0] == pytest.approx(50 + 80 * 0.5 * (1 + k1 / 4 + k4 / 256))
+    assert distort(radius, 0 * radius, opencv)[0] == pytest.approx(50 + 80 * 0.5 * (1 + k1 / 4) / (1 + k4 / 4))
 
 
 def test_pixels_that_nothing_saw_are_black_and_unlabelled():

@@ -5,8 +5,10 @@ import pytest
 
 from tests.data.fixtures import edit_json
 from tests.data.fixtures.floor import floor_photos, orbit, world_from_cam_opengl
+from unified_lift.data import transforms
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
+from unified_lift.data.settings import DataSettings
 
 
 def write_blender(root):
@@ -166,3 +168,30 @@ def test_the_file_may_be_coded_as_editors_of_windows_do(coding, dataset, read):
     text = (root / "transforms.json").read_text()
     (root / "transforms.json").write_bytes(text.replace("\n", "\r\n").encode(coding))
     assert [view.name for view in read(root).train] == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "model", "coefficients"),
+    [
+        ({"k1": 0.1, "k4": 0.3}, "brown", (0.1, 0, 0, 0, 0, 0.3)),
+        ({"k1": 0.1, "k4": 0.3, "k6": 0.0, "camera_model": "SIMPLE_RADIAL"}, "brown", (0.1, 0, 0, 0, 0, 0.3)),
+        ({"k1": 0.1, "k4": 0.3, "camera_model": "FULL_OPENCV"}, "perspective", (0.1, 0, 0, 0, 0, 0.3, 0, 0)),
+        ({"k1": 0.1, "k4": 0.3, "k5": 0.2}, "perspective", (0.1, 0, 0, 0, 0, 0.3, 0.2, 0)),
+        ({"k1": 0.1, "k4": 0.0}, "perspective", (0.1, 0, 0, 0, 0, 0, 0, 0)),
+        ({"k4": 0.3, "camera_model": "OPENCV_FISHEYE"}, "fisheye", (0, 0, 0, 0.3)),
+    ],
+)
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_k4_is_what_nerfstudio_means_by_it_unless_the_model_is_that_of_opencv(
+    dataset, change, model, coefficients, per_frame
+):
+    root = dataset("transforms")
+
+    def edit(data):
+        for place in data["frames"] if per_frame else [data]:
+            place.update(change)
+
+    edit_json(root / "transforms.json", edit)
+    described = transforms.describe(root, DataSettings(source_path=root))
+    assert {(frame.lens.model, frame.lens.coefficients) for frame in described.frames} == {(model, coefficients)}
+    assert any("k4 is read as nerfstudio means it" in note for note in described.notes) == (model == "brown")

@@ -9,9 +9,10 @@ from typing import Literal
 import cv2
 import numpy as np
 
-LensModel = Literal["perspective", "fisheye"]
+LensModel = Literal["perspective", "brown", "fisheye"]
 COEFFICIENTS: dict[LensModel, tuple[str, ...]] = {
     "perspective": ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
+    "brown": ("k1", "k2", "p1", "p2", "k3", "k4"),
     "fisheye": ("k1", "k2", "k3", "k4"),
 }
 """Names of the distortion coefficients in their order, as COLMAP and transforms files have them."""
@@ -24,7 +25,8 @@ FISHEYE = ("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "SIMPLE_
 class Lens:
     """Intrinsics with distortion, corner-origin pixels of the stored photo.
 
-    `perspective` is Brown-Conrady, rational; `fisheye` equidistant with a polynomial in the angle.
+    `perspective` is Brown-Conrady, rational as in OpenCV; `brown` the same as a polynomial up to k4 r^8, as nerfstudio has
+    it; `fisheye` equidistant with a polynomial in the angle.
     """
 
     fx: float
@@ -57,7 +59,7 @@ def distort(x: np.ndarray, y: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.nd
     """Return the corner-origin pixel (u, v) of pinhole directions (x, y, 1).
 
     Source: perspective x' = x (1 + k1 r^2 + k2 r^4 + k3 r^6) / (1 + k4 r^2 + k5 r^4 + k6 r^6) + 2 p1 x y +
-    p2 (r^2 + 2 x^2), likewise y' with p1 and p2 exchanged; fisheye r' = theta (1 + k1 theta^2 + ... + k4 theta^8).
+    p2 (r^2 + 2 x^2), likewise y' with p1 and p2 exchanged; brown with k4 r^8 in the numerator and no denominator; fisheye r' = theta (1 + k1 theta^2 + ... + k4 theta^8).
     """
     k1, k2, p1, p2, k3, k4, k5, k6 = (*lens.coefficients, *[0.0] * 8)[:8]
     if lens.model == "fisheye":
@@ -67,7 +69,9 @@ def distort(x: np.ndarray, y: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.nd
         scale = np.where(radius > 1e-9, bent / np.maximum(radius, 1e-9), 1.0)
         return lens.fx * x * scale + lens.cx, lens.fy * y * scale + lens.cy
     square = x * x + y * y
-    radial = (1 + square * (k1 + square * (k2 + square * k3))) / (1 + square * (k4 + square * (k5 + square * k6)))
+    power, k4 = (k4, 0.0) if lens.model == "brown" else (0.0, k4)
+    radial = 1 + square * (k1 + square * (k2 + square * (k3 + square * power)))
+    radial /= 1 + square * (k4 + square * (k5 + square * k6))
     bent_x = x * radial + 2 * p1 * x * y + p2 * (square + 2 * x * x)
     bent_y = y * radial + p1 * (square + 2 * y * y) + 2 * p2 * x * y
     return lens.fx * bent_x + lens.cx, lens.fy * bent_y + lens.cy

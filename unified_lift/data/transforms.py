@@ -82,6 +82,10 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     frames, broken = sound_frames(frame_of, zip(entries, images, names, strict=True))
     frames.sort(key=lambda frame: frame.name)
     notes = list(photos.notes)
+    if any(frame.lens.model == "brown" for frame in frames):
+        notes.append(
+            f"{file.name}: k4 is read as nerfstudio means it, the factor of r^8; FULL_OPENCV is OpenCV's model"
+        )
     if unmasked:
         notes.append(f"{file.name}: object_mask_path of {listed(unmasked)} is missing; restore it or remove the field")
     notes += without_pose_note(common, images, file) if common.resolve() != root.resolve() else []
@@ -154,6 +158,8 @@ def _lens(fields: dict, image: Path, source: Path, size_of: Callable[[Path], tup
         raise UserError(f"{source}: image size {width}x{height} is not positive; correct w and h")
     fx, fy = _focals(fields, width, height, source)
     lens_model: LensModel = "fisheye" if fisheye else "perspective"
+    if not fisheye and fields.get("k4") and model != "FULL_OPENCV" and not (fields.get("k5") or fields.get("k6")):
+        lens_model = "brown"  # what nerfstudio means by k4, unlike OpenCV
     cx, cy = (number(fields, f"c{axis}", source, default=size / 2) for axis, size in (("x", width), ("y", height)))
     coefficients = tuple(number(fields, key, source, default=0.0) for key in COEFFICIENTS[lens_model])
     return Lens(fx, fy, cx, cy, width, height, lens_model, coefficients)

@@ -241,7 +241,7 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
         for name, spent in saved.get("seconds", {}).items():
             clock.done[name] = clock.done.get(name, 0.0) + spent
     elif settings.init_ply is not None:
-        gaussians, notes = read_splat(settings.init_ply, scene.frame)
+        gaussians, notes = read_splat(settings.init_ply, scene.frame, strict=settings.data.strict)
         for note in notes:
             tqdm.write(f"note: {settings.init_ply}: {note}")
         _require_in_sight(gaussians, scene, settings.init_ply)

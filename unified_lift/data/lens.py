@@ -25,8 +25,8 @@ FISHEYE = ("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "SIMPLE_
 class Lens:
     """Intrinsics with distortion, corner-origin pixels of the stored photo.
 
-    `perspective` is Brown-Conrady, rational as in OpenCV; `brown` the same as a polynomial up to k4 r^8, as nerfstudio has
-    it; `fisheye` equidistant with a polynomial in the angle.
+    `perspective` is Brown-Conrady, rational as in OpenCV; `brown` is a polynomial up to k4 r^8, as in nerfstudio;
+    `fisheye` equidistant with a polynomial in the angle.
     """
 
     fx: float
@@ -59,7 +59,8 @@ def distort(x: np.ndarray, y: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.nd
     """Return the corner-origin pixel (u, v) of pinhole directions (x, y, 1).
 
     Source: perspective x' = x (1 + k1 r^2 + k2 r^4 + k3 r^6) / (1 + k4 r^2 + k5 r^4 + k6 r^6) + 2 p1 x y +
-    p2 (r^2 + 2 x^2), likewise y' with p1 and p2 exchanged; brown with k4 r^8 in the numerator and no denominator; fisheye r' = theta (1 + k1 theta^2 + ... + k4 theta^8).
+    p2 (r^2 + 2 x^2), likewise y' with p1 and p2 exchanged; brown with k4 r^8 as a further term and no denominator;
+    fisheye r' = theta (1 + k1 theta^2 + ... + k4 theta^8).
     """
     k1, k2, p1, p2, k3, k4, k5, k6 = (*lens.coefficients, *[0.0] * 8)[:8]
     if lens.model == "fisheye":

@@ -83,9 +83,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     frames.sort(key=lambda frame: frame.name)
     notes = list(photos.notes)
     if any(frame.lens.model == "brown" for frame in frames):
-        notes.append(
-            f"{file.name}: k4 is read as nerfstudio means it, the factor of r^8; FULL_OPENCV is OpenCV's model"
-        )
+        notes.append(f"{file.name}: k4 is read as nerfstudio means it, the factor of r^8 (OpenCV's: FULL_OPENCV)")
     if unmasked:
         notes.append(f"{file.name}: object_mask_path of {listed(unmasked)} is missing; restore it or remove the field")
     notes += without_pose_note(common, images, file) if common.resolve() != root.resolve() else []

@@ -191,7 +191,9 @@ def test_broken_rows_are_left_out_counted_and_named(rows, gaussians, tmp_path):
     assert torch.equal(found.means, gaussians.means[kept])
     assert torch.equal(found.shN, gaussians.shN[kept])
     assert f"8 of {COUNT} Gaussians are left out" in note
-    assert "position of 2, rotation of 1, size of 2, opacity of 1, colour of 1, colour of 1; rows 0, 10, 20, 30" in note
+    for kind in ("position of 2", "rotation of 1", "size of 2", "opacity of 1", "colour of 1"):
+        assert kind in note
+    assert "rows 0, 10, 20, 30, 40, ..." in note
     with pytest.raises(UserError, match=r"a\.ply: 8 of 300 Gaussians hold NaN"):
         read_splat(tmp_path / "a.ply", strict=True)
 
@@ -482,10 +484,10 @@ def spz_head(version, count, degree, length=0):
         ),
         (
             spz_head(9, 1, 0),
-            "no SPZ of version 1 to 4; convert it to .ply",
+            "not of version 1 to 4.*convert it to .ply",
         ),
-        (spz_head(3, 1, 200), "no SPZ of version 1 to 4"),
-        (gzip.compress(b"a gzipped text that is long enough"), "no SPZ of version 1 to 4"),
+        (spz_head(3, 1, 200), "not of version 1 to 4, or of degree"),
+        (gzip.compress(b"a gzipped text that is long enough"), "not of version 1 to 4, or of degree"),
         (gzip.compress(b"short"), "not a readable SPZ"),
         (b"\x1f\x8b\x08nothing gzipped at all", "not a readable SPZ"),
         (spz_head(3, 5, 0, 100)[:-30], "SPZ|cut short"),
@@ -505,7 +507,7 @@ def test_an_spz_of_version_4_that_lies_or_cannot_be_unpacked_ends_in_one_line(ga
     if fault == "no package":
         monkeypatch.setitem(sys.modules, "zstandard", None)
         path.write_bytes(struct.pack("<4s2I4BI12x", b"NGSP", 4, 1, 0, 12, 0, 5, 32) + bytes(200))
-        return refused(path, r'pip install "unified-lift\[spz\]", or convert it to .ply')
+        return refused(path, r'pip install "unified-lift\[spz\]".*convert it to .ply')
     data = bytearray(spz_of(gaussians, 4))
     if fault == "table":
         data[48:56] = struct.pack("<Q", 2**60)

@@ -10,7 +10,7 @@ import numpy as np
 from unified_lift.errors import UserError
 from unified_lift.model.compressed_ply import is_compressed, unpacked
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.model.raw import MAX_SH, RawSplat, base_coefficients, by_channel, logits_of, placed, raw_splat
+from unified_lift.model.raw import MAX_LOGIT, RawSplat, base_coefficients, by_channel, logits_of, placed
 from unified_lift.plyio import read_elements, write_vertices
 from unified_lift.types import IDENTITY, PointCloud, Similarity
 
@@ -95,37 +95,34 @@ def read_ply(path: Path) -> RawSplat:
             raise UserError(f"{path}: no column {missing[0]!r}; {_what_else(columns) or fix}")
         return np.stack([rows[name] for name in names], axis=1) if names else np.zeros((len(rows), 0), np.float32)
 
-    is_rgb = _COLORS[0] in columns and "f_dc_0" not in columns
-    is_flat = "scale_1" in columns and "scale_2" not in columns
-    means, opacity, quats = block(("x", "y", "z")), block(("opacity",))[:, 0], block(_numbered("rot_", 4))
-    sh0 = base_coefficients(_shares(block(_COLORS))) if is_rgb else block(_numbered("f_dc_", 3))
-    log_scales = block(_numbered("scale_", 2 if is_flat else 3))
-    if is_flat:
-        log_scales = np.pad(log_scales, ((0, 0), (0, 1)), constant_values=-np.inf)
+    table = {"means": block(("x", "y", "z")), "quats": block(_numbered("rot_", 4))}
+    if _COLORS[0] in columns and "f_dc_0" not in columns:
+        colors = block(_COLORS)
+        is_share = colors.dtype.kind == "f" and not colors.max(initial=0) > 1
+        table["sh0"] = base_coefficients(colors if is_share else colors / 255)[:, None]
+    else:
+        table["sh0"] = block(_numbered("f_dc_", 3))[:, None]
+    # Converters from quantised formats write alpha 0 and 255 as infinite logits.
+    logits = np.nan_to_num(block(("opacity",))[:, 0], nan=np.nan, posinf=MAX_LOGIT, neginf=-MAX_LOGIT)
+    table["logit_opacities"] = logits
+    if "scale_1" in columns and "scale_2" not in columns:
+        table["log_scales"] = np.pad(block(("scale_0", "scale_1")), ((0, 0), (0, 1)), constant_values=-np.inf)
+    else:
+        table["log_scales"] = block(_numbered("scale_", 3))
     widths = {prefix: sum(name.startswith(prefix) for name in columns) for prefix in ("f_rest_", *_FEATURE_PREFIXES)}
     num_rest = widths.pop("f_rest_")
     if num_rest not in (0, 9, 24, 45, 72):
         raise UserError(f"{path}: {num_rest} f_rest columns; SH degrees 0 to 3 have 0, 9, 24 or 45")
-    if num_rest > 3 * MAX_SH:
-        notes.append("SH degree 4 is left out: colours are drawn up to degree 3")
+    table["shN"] = by_channel(block(_numbered("f_rest_", num_rest)))
+    table["features"] = block(next((_numbered(prefix, width) for prefix, width in widths.items() if width), ()))
     if _FILTER in columns:
-        log_scales, opacity = _with_filter(log_scales, opacity, rows[_FILTER])
+        table |= _with_filter(table["log_scales"], table["logit_opacities"], rows[_FILTER])
         notes.append(f"{_FILTER} of Mip-Splatting is fused into sizes and opacities")
     if unknown := [name for name in columns if not _KNOWN.fullmatch(name)]:
         listed = ", ".join(unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
         other = _what_else(columns) or "if its program draws with them, it looks different here"
         notes.append(f"columns that are not read: {listed}; {other}")
-    features = next((_numbered(prefix, width) for prefix, width in widths.items() if width), ())
-    return raw_splat(
-        means=means,
-        quats=quats,
-        log_scales=log_scales,
-        logit_opacities=opacity,
-        sh0=sh0,
-        shN=by_channel(block(_numbered("f_rest_", num_rest))),
-        features=block(features),
-        notes=notes,
-    )
+    return RawSplat(table, notes)
 
 
 def write_points(path: Path, points: PointCloud, frame: Similarity = IDENTITY) -> None:
@@ -147,13 +144,8 @@ def with_place(rows: np.ndarray, positions: np.ndarray, frame: Similarity) -> np
     return wide
 
 
-def _shares(colors: np.ndarray) -> np.ndarray:
-    """Return colours in [0, 1] of bytes, or of floats of either range."""
-    return colors if colors.dtype.kind == "f" and not colors.max(initial=0) > 1 else colors / 255
-
-
-def _with_filter(log_scales: np.ndarray, logits: np.ndarray, filter_3d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return sizes and opacities smoothed by filters, standard deviations in world units [N].
+def _with_filter(log_scales: np.ndarray, logits: np.ndarray, filter_3d: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the columns of sizes and opacities smoothed by filters, standard deviations in world units [N].
 
     Source: Mip-Splatting, create_fused_ply: s'^2 = s^2 + f^2, and opacity times prod(s) / prod(s').
     """
@@ -161,14 +153,14 @@ def _with_filter(log_scales: np.ndarray, logits: np.ndarray, filter_3d: np.ndarr
         squares, added = np.exp(2 * log_scales.astype(np.float64)), filter_3d.astype(np.float64)[:, None] ** 2
         smooth = squares + added
         share = np.sqrt((squares / smooth).prod(axis=1)) / (1 + np.exp(-logits.astype(np.float64)))
-        return np.log(smooth) / 2, logits_of(share)
+        return {"log_scales": np.log(smooth) / 2, "logit_opacities": logits_of(share)}
 
 
 def _what_else(columns: Sequence[str]) -> str:
     """Return what a file of other columns than those of 3DGS is, and what to do; empty where that is not known."""
-    known = (column for column in columns if column.startswith(tuple(_OTHERS)))
-    if found := next(known, None):
-        return next(text for prefix, text in _OTHERS.items() if found.startswith(prefix))
+    for prefix, text in _OTHERS.items():
+        if any(name.startswith(prefix) for name in columns):
+            return text
     if "x" in columns and not any(name.startswith(("opacity", "scale_", "rot_")) for name in columns):
         return "it is a point cloud: put it into the scene folder as points3D.ply and train without --init_ply"
     return ""

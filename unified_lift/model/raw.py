@@ -1,7 +1,6 @@
 """What a splat file holds, as its reader found it; and the sound Gaussians of it."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +11,8 @@ from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.types import IDENTITY, Similarity
 
-MAX_SH = 15  # coefficients of a colour above degree 0 that are drawn: those of degree 3
-_MAX_LOGIT = 15.0  # of an opacity: 1 - 3e-7
+_MAX_SH = 15  # coefficients of a colour above degree 0 that are drawn: those of degree 3
+MAX_LOGIT = 15.0  # of an opacity: 1 - 3e-7
 _LARGEST = 1e18  # of positions, sizes and coefficients: their squares still fit into float32
 _FLATNESS = 1e-3  # thickness of a disc, of the smaller of its other two standard deviations
 _MOST = 0.5  # of the Gaussians: if as many are broken, the file is; if as many have no thickness, they are discs
@@ -22,43 +21,16 @@ _WORDS = {"means": "position", "quats": "rotation", "log_scales": "size", "logit
 
 
 class RawSplat(NamedTuple):
-    """Columns as `Gaussians` names them, with any numbers in them, and what its reader decided."""
+    """What a file says, in the user's coordinates, with any numbers in it, and what its reader decided."""
 
-    table: dict[str, np.ndarray]  # means float64, the others float32
+    table: dict[str, np.ndarray]  # as `Gaussians` names its columns, of any float type; without those that are empty
     notes: list[str]
 
 
-def raw_splat(
-    *,
-    means: np.ndarray,
-    quats: np.ndarray,
-    log_scales: np.ndarray,
-    logit_opacities: np.ndarray,
-    sh0: np.ndarray,
-    shN: np.ndarray | None = None,  # noqa: N803
-    features: np.ndarray | None = None,
-    notes: Sequence[str] = (),
-) -> RawSplat:
-    """Return columns [N, 3], wxyz [N, 4], [N, 3], [N], [N, 3], [N, K-1, 3], [N, D] as a splat."""
-    empty = np.zeros((len(means), 0, 3))
-    columns = {
-        "quats": quats,
-        "log_scales": log_scales,
-        # Converters from quantised formats write alpha 0 and 255 as infinite logits.
-        "logit_opacities": np.nan_to_num(logit_opacities, nan=np.nan, posinf=_MAX_LOGIT, neginf=-_MAX_LOGIT),
-        "sh0": sh0[:, None, :],
-        "shN": empty if shN is None else shN,
-        "features": empty[..., 0] if features is None else features,
-    }
-    with np.errstate(over="ignore"):  # what does not fit is infinite: broken
-        table = {name: np.ascontiguousarray(value, np.float32) for name, value in columns.items()}
-    return RawSplat({"means": np.asarray(means, np.float64), **table}, list(notes))
-
-
 def logits_of(opacities: np.ndarray) -> np.ndarray:
-    """Return the logits of opacities in [0, 1], infinite at both ends."""
+    """Return the logits of opacities in [0, 1], at most 15 at both ends."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.log(opacities) - np.log1p(-opacities)
+        return np.clip(np.log(opacities) - np.log1p(-opacities), -MAX_LOGIT, MAX_LOGIT)
 
 
 def base_coefficients(colors: np.ndarray) -> np.ndarray:
@@ -67,8 +39,8 @@ def base_coefficients(colors: np.ndarray) -> np.ndarray:
 
 
 def by_channel(rest: np.ndarray) -> np.ndarray:
-    """Return coefficients [N, 3 (K-1)], all red ones first, as [N, K-1, 3]; beyond degree 3 they are left out."""
-    return rest.reshape(len(rest), 3, rest.shape[1] // 3).transpose(0, 2, 1)[:, :MAX_SH]
+    """Return coefficients [N, 3 (K-1)], all red ones first, as [N, K-1, 3]."""
+    return rest.reshape(len(rest), 3, rest.shape[1] // 3).transpose(0, 2, 1)
 
 
 def from_smallest_three(largest: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -82,8 +54,10 @@ def from_smallest_three(largest: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def placed(table: dict[str, np.ndarray], frame: Similarity) -> Gaussians:
     """Return the Gaussians of columns in the user's coordinates, inside of a frame."""
+    empty = np.zeros((len(table["means"]), 0, 3))
     moved = {"means": frame.inside(table["means"]), "log_scales": table["log_scales"] - math.log(1 / frame.scale)}
-    return Gaussians({name: torch.from_numpy(np.float32(value)) for name, value in (table | moved).items()})
+    columns = {"shN": empty, "features": empty[..., 0]} | table | moved
+    return Gaussians({name: torch.from_numpy(np.float32(value)) for name, value in columns.items()})
 
 
 def sound_gaussians(
@@ -98,7 +72,8 @@ def sound_gaussians(
     count = len(table["means"])
     if count == 0:
         raise UserError(f"{path}: holds no Gaussian")
-    num_flat = np.count_nonzero(table["log_scales"] == -np.inf, axis=0)
+    flat = table["log_scales"] == -np.inf
+    num_flat = np.count_nonzero(flat, axis=0)
     if num_flat.max() > _MOST * count:
         axis = int(num_flat.argmax())
         others = np.delete(table["log_scales"], axis, axis=1)
@@ -108,7 +83,11 @@ def sound_gaussians(
     if num_zero := int(unturned.sum()):
         table["quats"] = np.where(unturned[:, None], np.array([1, 0, 0, 0], np.float32), table["quats"])
         notes.append(f"{num_zero} of {count} Gaussians have rotation 0 0 0 0: they are not turned")
-    table["features"] = np.nan_to_num(table["features"], posinf=0, neginf=0)
+    if table.get("shN", flat).shape[1] > _MAX_SH:
+        table["shN"] = table["shN"][:, :_MAX_SH]
+        notes.append("SH degree 4 is left out: colours are drawn up to degree 3")
+    if "features" in table:
+        table["features"] = np.nan_to_num(table["features"], posinf=0, neginf=0)
     broken = {name: ~(np.abs(value).reshape(count, -1) <= _LARGEST).all(axis=1) for name, value in table.items()}
     broken["log_scales"] |= (table["log_scales"] > np.log(_LARGEST)).any(axis=1)
     left_out = np.any(list(broken.values()), axis=0)

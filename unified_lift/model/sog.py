@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from unified_lift.errors import UserError
-from unified_lift.model.raw import MAX_SH, RawSplat, from_smallest_three, logits_of, raw_splat
+from unified_lift.model.raw import RawSplat, from_smallest_three, logits_of
 
 META = "meta.json"
 _MOST_PIXELS = 1024  # of positions, which hardly compress, to a byte of their picture
@@ -18,8 +18,8 @@ _MOST_SPARE = 2**16  # pixels of a picture beyond four a Gaussian
 _MOST_DEFLATED = 1032  # bytes that one byte of a zip file can become
 _MOST_SH = 24  # coefficients a colour: those of degree 4
 _FAULTS = (OSError, EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile, Image.DecompressionBombError)
+_MOST_LOG = 88.0  # of a position: float32 ends there
 _PALETTE_WIDTH = 64  # entries in a row of the palette of harmonics
-_FIRST_TAG = 252  # of a rotation whose largest entry is w
 
 
 def read_sog(path: Path) -> RawSplat:
@@ -33,17 +33,12 @@ def read_sog(path: Path) -> RawSplat:
             folder = path if path.is_dir() else path.parent
             return _Parts(lambda name: (folder / Path(name).name).read_bytes()).splat()
         with zipfile.ZipFile(path) as archive:
-            names = {Path(name).name: name for name in archive.namelist()}
-            return _Parts(lambda name: _entry(archive, names[name])).splat()
+            entries = {Path(entry.filename).name: entry for entry in archive.infolist()}
+            if any(entry.file_size > _MOST_DEFLATED * (entry.compress_size + 1) for entry in entries.values()):
+                raise ValueError("an entry lies about its size")
+            return _Parts(lambda name: archive.read(entries[name])).splat()
     except _FAULTS as error:
         raise UserError(f"{path}: not a readable SOG ({error!r}); fetch or export it again") from None
-
-
-def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
-    info = archive.getinfo(name)
-    if info.file_size > _MOST_DEFLATED * max(info.compress_size, 1):
-        raise ValueError(f"{name} lies about its size")
-    return archive.read(info)
 
 
 class _Parts:
@@ -90,22 +85,19 @@ class _Parts:
         share = (self.rows("means")[:, :3] + 256.0 * self.rows("means", 1)[:, :3]) / 65_535
         place = low + np.where(high == low, 1, high - low) * share  # its logarithm: sign(x) ln(1 + |x|)
         color, turn = self.rows("sh0"), self.rows("quats")
-        tag = turn[:, 3].astype(np.int64) - _FIRST_TAG
-        quats = from_smallest_three(tag.clip(0), (turn[:, :3] / 127.5 - 1) / np.sqrt(2))
-        with np.errstate(over="ignore"):
-            means = np.sign(place) * np.expm1(np.abs(place))
-        return raw_splat(
-            means=means,
-            quats=np.where(tag[:, None] < 0, [1.0, 0, 0, 0], quats),
-            log_scales=self.values("scales", self.rows("scales")[:, :3]),
-            logit_opacities=logits_of(color[:, 3] / 255) if self.version == 2 else self.values("sh0", color[:, 3], 3),
-            sh0=self.values("sh0", color[:, :3]),
-            shN=self.harmonics() if self.meta.get("shN") else None,
-        )
+        opacity = logits_of(color[:, 3] / 255) if self.version == 2 else self.values("sh0", color[:, 3], 3)
+        table = {
+            "means": np.sign(place) * np.expm1(np.minimum(np.abs(place), _MOST_LOG)),
+            "quats": from_smallest_three(turn[:, 3] & 3, (turn[:, :3] / 127.5 - 1) / np.sqrt(2)),  # 252: w
+            "log_scales": self.values("scales", self.rows("scales")[:, :3]),
+            "logit_opacities": opacity,
+            "sh0": self.values("sh0", color[:, :3])[:, None],
+        }
+        return RawSplat(table | ({"shN": self.harmonics()} if self.meta.get("shN") else {}), [])
 
     def harmonics(self) -> np.ndarray:
         """Return the higher coefficients [N, K-1, 3]: of each Gaussian, a row of a palette."""
         palette = self.picture("shN", 0, least=1, most=2**16 * _MOST_SH)
         num_sh, label = palette.shape[1] // _PALETTE_WIDTH, self.rows("shN", 1).astype(np.int64)
-        entries = palette[:, : _PALETTE_WIDTH * num_sh].reshape(-1, num_sh, 4)[label[:, 0] + 256 * label[:, 1], :MAX_SH]
+        entries = palette[:, : _PALETTE_WIDTH * num_sh].reshape(-1, num_sh, 4)[label[:, 0] + 256 * label[:, 1]]
         return self.values("shN", entries[..., :3])

@@ -6,7 +6,7 @@ import numpy as np
 
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0, Gaussians
-from unified_lift.model.raw import RawSplat, base_coefficients, logits_of, raw_splat
+from unified_lift.model.raw import RawSplat, base_coefficients, logits_of
 from unified_lift.ops.quaternions import normalise
 
 ROW = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("color", "u1", 4), ("rotation", "u1", 4)])
@@ -41,10 +41,6 @@ def read_splat_rows(path: Path) -> RawSplat:
     color = rows["color"] / 255
     with np.errstate(divide="ignore", invalid="ignore"):
         log_scales = np.log(rows["scale"])
-    return raw_splat(
-        means=rows["position"],
-        quats=rows["rotation"] / 128 - 1,
-        log_scales=log_scales,
-        logit_opacities=logits_of(color[:, 3]),
-        sh0=base_coefficients(color[:, :3]),
-    )
+    table = {"means": rows["position"], "quats": rows["rotation"] / 128 - 1, "log_scales": log_scales}
+    table |= {"logit_opacities": logits_of(color[:, 3]), "sh0": base_coefficients(color[:, None, :3])}
+    return RawSplat(table, [])

@@ -11,7 +11,7 @@ import numpy as np
 
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.model.raw import MAX_SH, RawSplat, from_smallest_three, logits_of, raw_splat
+from unified_lift.model.raw import RawSplat, from_smallest_three, logits_of
 from unified_lift.model.splat import to_bytes
 
 MAGIC, GZIP = b"NGSP", b"\x1f\x8b"
@@ -23,10 +23,9 @@ _SH_STEPS = np.array([8.0] * 3 + [16.0] * 12)
 # Ours is right-down-front, SPZ is right-up-back: half a turn about x. Coefficients of y and z change sign, those of
 # y z and of even powers do not.
 _FLIP_AXES = np.array([1, -1, -1], np.float32)
-_FLIP_SH = np.array([-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1], np.float32)
+_FLIP_SH = np.array([-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1, -1, 1, -1, 1, 1, -1, 1, -1, 1], np.float32)
 _HEADER, _HEADER_4 = struct.Struct("<4s2I4B"), struct.Struct("<4s2I4BI12x")
 _MOST_GZIP, _MOST_ZSTD = 1032, 2**15  # bytes that one byte of a file can become
-_ANTIALIASED = 1  # a flag
 
 
 def encode_spz(gaussians: Gaussians) -> bytes:
@@ -82,65 +81,62 @@ def read_spz(path: Path) -> RawSplat:
     Nothing is allocated before the counts of the header were held against the length of the file.
     A UserError: damaged, of another version, or of version 4 without a package that knows zstd.
     """
-    data = path.read_bytes()
     try:
-        packed = data[:4] == MAGIC
-        head = data if packed else zlib.decompressobj(31).decompress(data, _HEADER.size)
-        magic, version, count, degree, bits, flags, *further = (_HEADER_4 if packed else _HEADER).unpack_from(head)
-        if magic != MAGIC or version not in ((4,) if packed else (1, 2, 3)) or degree > 4 or bits > 24:
-            raise UserError(f"{path}: no SPZ of version 1 to 4; convert it to .ply, for example with SuperSplat")
-        widths = (6 if version == 1 else 9, 1, 3, 3, 4 if version > 2 else 3, 3 * ((degree + 1) ** 2 - 1))
-        total = count * sum(widths)
-        if total > len(data) * (_MOST_ZSTD if packed else _MOST_GZIP):
-            raise UserError(f"{path}: says to hold {count} Gaussians, too many for {len(data)} bytes; fetch it again")
-        if packed:
-            content = _zstd_streams(path, data, further[1], [count * width for width in widths if count * width])
-        else:
-            content = zlib.decompressobj(31).decompress(data, _HEADER.size + total)[_HEADER.size :]
-    except (struct.error, zlib.error) as error:
-        raise UserError(f"{path}: not a readable SPZ ({error}); fetch or export it again") from None
-    if len(content) != total:
-        raise UserError(f"{path}: cut short: {len(content)} of {total} bytes; fetch or export it again")
-    ends = np.cumsum([count * width for width in widths])[:-1]
-    parts = np.split(np.frombuffer(content, np.uint8), ends)
+        return _decoded(path.read_bytes())
+    except (struct.error, zlib.error, ValueError) as error:
+        raise UserError(f"{path}: not a readable SPZ ({error}); fetch it again, or convert it to .ply") from None
+
+
+def _decoded(data: bytes) -> RawSplat:
+    is_new = data[:4] == MAGIC
+    head = data if is_new else zlib.decompressobj(31).decompress(data, _HEADER.size)
+    magic, version, count, degree, bits, flags, *further = (_HEADER_4 if is_new else _HEADER).unpack_from(head)
+    if magic != MAGIC or version not in ((4,) if is_new else (1, 2, 3)) or degree > 4 or bits > 24:
+        raise ValueError(f"not of version 1 to 4, or of degree {degree}")
+    widths = (6 if version == 1 else 9, 1, 3, 3, 4 if version > 2 else 3, 3 * ((degree + 1) ** 2 - 1))
+    sizes = [count * width for width in widths]
+    if sum(sizes) > len(data) * (_MOST_ZSTD if is_new else _MOST_GZIP):
+        raise ValueError(f"it says to hold {count} Gaussians, too many for {len(data)} bytes")
+    if is_new:
+        content = _zstd_streams(data, further[1], [size for size in sizes if size])
+    else:
+        content = zlib.decompressobj(31).decompress(data, _HEADER.size + sum(sizes))[_HEADER.size :]
+    if len(content) != sum(sizes):
+        raise ValueError(f"cut short: {len(content)} of {sum(sizes)} bytes")
+    parts = np.split(np.frombuffer(content, np.uint8), np.cumsum(sizes)[:-1])
     position, alpha, color, scale, rotation, sh = (part.reshape(count, n) for part, n in zip(parts, widths))
     if version == 1:
         means = position.copy().view("<f2").astype(np.float64)
     else:
         low, middle, high = position.reshape(count, 3, 3).transpose(2, 0, 1).astype(np.int32)
-        means = (low | middle << 8 | high.astype(np.uint8).view(np.int8).astype(np.int32) << 16) / 2.0**bits
+        means = (low | middle << 8 | (high ^ 128) - 128 << 16) / 2.0**bits
     xyzw = _unpack_rotations(rotation) if version > 2 else _with_w(rotation / 127.5 - 1)
-    notes = ["it was trained with the antialiasing of Mip-Splatting, which is not drawn"] * (flags & _ANTIALIASED)
-    if degree > 3:
-        notes.append("SH degree 4 is left out: colours are drawn up to degree 3")
-    coefficients = (sh.reshape(count, widths[5] // 3, 3)[:, :MAX_SH] - np.float32(128)) / 128
-    return raw_splat(
-        means=means * _FLIP_AXES,
-        quats=np.roll(xyzw, 1, axis=1) * [1, *_FLIP_AXES],
-        log_scales=scale / 16 - 10,
-        logit_opacities=logits_of(alpha[:, 0] / 255),
-        sh0=(color / 255 - 0.5) / _COLOR_SCALE,
-        shN=coefficients * _FLIP_SH[: coefficients.shape[1], None],
-        notes=notes,
-    )
+    table = {
+        "means": means * _FLIP_AXES,
+        "quats": np.roll(xyzw, 1, axis=1) * [1, *_FLIP_AXES],
+        "log_scales": scale / 16 - 10,
+        "logit_opacities": logits_of(alpha[:, 0] / 255),
+        "sh0": ((color / 255 - 0.5) / _COLOR_SCALE)[:, None],
+        "shN": (sh.reshape(count, widths[5] // 3, 3) / np.float32(128) - 1) * _FLIP_SH[: widths[5] // 3, None],
+    }
+    return RawSplat(table, ["it was trained with the antialiasing of Mip-Splatting, which is not drawn"] * (flags & 1))
 
 
-def _zstd_streams(path: Path, data: bytes, start: int, sizes: list[int]) -> bytes:
+def _zstd_streams(data: bytes, start: int, sizes: list[int]) -> bytes:
     """Return the streams of version 4: a table of packed and full sizes at `start`, then one zstd frame each."""
     try:
-        open_stream = importlib.import_module("zstandard").ZstdDecompressor().stream_reader
+        zstd = importlib.import_module("zstandard")
     except ImportError:
-        fix = 'pip install "unified-lift[spz]", or convert it to .ply or to SPZ version 3'
-        raise UserError(f"{path}: SPZ version 4 is packed with zstd, which needs a package: {fix}") from None
+        raise ValueError('version 4 needs a package: pip install "unified-lift[spz]"') from None
     table = [struct.unpack_from("<2Q", data, start + 16 * index) for index in range(len(sizes))]
     if [size for _, size in table] != sizes:
-        raise UserError(f"{path}: its table of streams does not fit its header; fetch or export it again")
+        raise ValueError("its table of streams does not fit its header")
     content, at = [], start + 16 * len(sizes)
     for packed, size in table:
         try:
-            content.append(open_stream(data[at : at + packed]).read(size))
-        except importlib.import_module("zstandard").ZstdError as error:
-            raise UserError(f"{path}: not a readable SPZ ({error}); fetch or export it again") from None
+            content.append(zstd.ZstdDecompressor().stream_reader(data[at : at + packed]).read(size))
+        except zstd.ZstdError as error:
+            raise ValueError(error) from None
         at += packed
     return b"".join(content)
 

@@ -522,6 +522,7 @@ def test_an_spz_of_version_4_that_lies_or_cannot_be_unpacked_ends_in_one_line(ga
     [
         (lambda files, meta: meta.update(count=2**40), "Gaussians in .* bytes"),
         (lambda files, meta: meta.update(count=500), "means of 20x20 pixels"),
+        (lambda files, meta: meta.update(count=float("inf")), "not a readable SOG"),
         (lambda files, meta: meta.update(version=7), "version 7"),
         (lambda files, meta: meta["scales"].update(codebook=[1.0]), "not a readable SOG"),
         (lambda files, meta: meta["means"].update(files=["../../etc/passwd", "x"]), "not a readable SOG"),

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,8 @@ _MOST_PIXELS = 1024  # of positions, which hardly compress, to a byte of their p
 _MOST_SPARE = 2**16  # pixels of a picture beyond four a Gaussian
 _MOST_DEFLATED = 1032  # bytes that one byte of a zip file can become
 _MOST_SH = 24  # coefficients a colour: those of degree 4
-_FAULTS = (OSError, EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile, Image.DecompressionBombError)
-_MOST_LOG = 88.0  # of a position: float32 ends there
+_FAULTS = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+_FAULTS_OF_FILES = (zlib.error, zipfile.BadZipFile, Image.DecompressionBombError)
 _PALETTE_WIDTH = 64  # entries in a row of the palette of harmonics
 
 
@@ -35,9 +36,9 @@ def read_sog(path: Path) -> RawSplat:
         with zipfile.ZipFile(path) as archive:
             entries = {Path(entry.filename).name: entry for entry in archive.infolist()}
             if any(entry.file_size > _MOST_DEFLATED * (entry.compress_size + 1) for entry in entries.values()):
-                raise ValueError("an entry lies about its size")
+                raise ValueError("a file in it is too large for its length")
             return _Parts(lambda name: archive.read(entries[name])).splat()
-    except _FAULTS as error:
+    except (*_FAULTS, *_FAULTS_OF_FILES) as error:
         raise UserError(f"{path}: not a readable SOG ({error!r}); fetch or export it again") from None
 
 
@@ -79,6 +80,7 @@ class _Parts:
         low, high = (bound[channels] if bound.ndim else bound for bound in (low, high))
         return low + (high - low) * levels / 255
 
+    @np.errstate(all="ignore")  # what is not finite is broken
     def splat(self) -> RawSplat:
         """Return what the files hold."""
         low, high = (np.array(self.meta["means"][end], np.float64) for end in ("mins", "maxs"))
@@ -87,7 +89,7 @@ class _Parts:
         color, turn = self.rows("sh0"), self.rows("quats")
         opacity = logits_of(color[:, 3] / 255) if self.version == 2 else self.values("sh0", color[:, 3], 3)
         table = {
-            "means": np.sign(place) * np.expm1(np.minimum(np.abs(place), _MOST_LOG)),
+            "means": np.sign(place) * np.expm1(np.abs(place)),
             "quats": from_smallest_three(turn[:, 3] & 3, (turn[:, :3] / 127.5 - 1) / np.sqrt(2)),  # 252: w
             "log_scales": self.values("scales", self.rows("scales")[:, :3]),
             "logit_opacities": opacity,

@@ -111,7 +111,8 @@ class View:
     camera: Camera  # of the size of the image
     image: Tensor  # uint8 [H, W, 3]
     segments: Tensor | None = None  # predicted ids, local to this view, int32 [H, W]; None: the view has no mask
-    valid: Tensor | None = None  # pixels the lens saw, bool [H, W]; the others neither train nor count; None = all
+    # Pixels that count, bool [H, W], None = all; those the lens did not see or the scene leaves out do not, nor train.
+    valid: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +134,9 @@ class Scene:
     points: PointCloud  # initial points of the geometry
     frame: Similarity = IDENTITY  # cameras and points are inside of it
     zero_id: ZeroId = "ignore"
+    void_ids: tuple[
+        int, ...
+    ] = ()  # of the mask files: made 0, where others were counted up by one; () = as in the files
     kept_on: DataDevice = "cpu"
     notes: tuple[str, ...] = ()  # what the reader did that the user should know (such as rescaling), printed once
 

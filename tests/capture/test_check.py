@@ -191,8 +191,9 @@ def test_a_scene_without_masks_is_fine_for_colour_and_says_how_to_make_them(data
 def test_masks_under_other_names_are_a_problem(dataset):
     root = dataset("colmap")
     for path in list((root / "object_mask").rglob("*.png")):
-        path.rename(path.with_name(f"mask_{path.name}"))
-    assert "none of its 9 files is the mask of a photo" in problems(checked(root))[0]
+        path.rename(path.with_name(f"x{path.name}"))
+    (found,) = problems(checked(root))
+    assert "none of its 9 files is the mask of a photo (cam1/x0001.png, " in found
 
 
 def test_black_masks_are_a_note_for_some_views_and_a_problem_for_all(dataset):

@@ -265,3 +265,21 @@ def test_model_folder_of_another_trainer_is_not_touched(miniature, tmp_path, cap
     assert main(["train", "-s", str(miniature), "-m", str(tmp_path / "model"), *SHORT]) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert foreign.read_text() == "precious"
+
+
+def test_masks_of_no_photo_stop_training_as_check_data_does_and_none_at_all_are_named_at_the_end(
+    miniature, tmp_path, capsys
+):
+    described = json.loads((miniature / "transforms.json").read_text())
+    for frame in described["frames"]:
+        del frame["object_mask_path"]
+    (miniature / "transforms.json").write_text(json.dumps(described))
+    for path in (miniature / "object_mask").glob("*.png"):
+        path.rename(path.with_suffix(".jpg"))
+    argv = ["train", "-s", str(miniature), "-m", str(tmp_path / "model"), *SHORT]
+    assert main(argv) == 2
+    assert "none of its 10 files is the mask of a photo (0000.jpg, " in capsys.readouterr().err
+    assert main(["check-data", "-s", str(miniature), "--quiet"]) == 1
+    assert "none of its 10 files is the mask of a photo (0000.jpg, " in capsys.readouterr().out
+    assert main([*argv, "--object_path", "none"]) == 0
+    assert "no training view has a mask" in capsys.readouterr().out.splitlines()[-2]

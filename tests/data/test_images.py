@@ -28,7 +28,7 @@ def test_resolution_rule(size, resolution, expected):
 def test_alpha_is_dropped_or_composited_over_black(tmp_path):
     write_image(tmp_path / "a.png", np.array([[[200, 100, 50, 0], [200, 100, 50, 51], [200, 100, 50, 255]]], np.uint8))
     assert read_image(tmp_path / "a.png").tolist() == [[[200, 100, 50]] * 3]
-    assert read_image(tmp_path / "a.png", alpha="black").tolist() == [[[0, 0, 0], [40, 20, 10], [200, 100, 50]]]
+    assert read_image(tmp_path / "a.png", alpha="background").tolist() == [[[0, 0, 0], [40, 20, 10], [200, 100, 50]]]
 
 
 def test_grey_palette_and_16_bit_become_rgb(tmp_path):

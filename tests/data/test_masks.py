@@ -74,9 +74,11 @@ def test_npz_by_known_key_or_single_array_and_omniseg_by_its_patch_indices(tmp_p
     [
         (np.array([[0, -1]]), "write unlabelled as 0"),
         (np.array([[0.5]]), "fractions"),
-        (np.array([[np.nan]]), "NaN"),
+        (np.array([[np.inf]]), "infinity"),
+        (np.array([[2, np.nan]]), "received -1..2"),
         (np.array([[2**40]]), r"2\^31"),
-        (np.zeros((2, 3, 4)), r"\[2, 3, 4\]"),
+        (np.arange(30).reshape(2, 3, 5), r"\[2, 3, 5\]"),
+        (np.linspace(0, 1, 30).reshape(2, 3, 5), "a stack of masks of 0 and 1"),
         (np.zeros((0, 3)), r"\[0, 3\]"),
         (np.array([["a"]]), "whole numbers"),
     ],
@@ -89,7 +91,7 @@ def test_arrays_that_are_no_id_map(tmp_path, array, message):
 
 def test_pickled_arrays_are_never_executed(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match="not a readable array"):
+    with pytest.raises(UserError, match=r"pickled list or object.*np\.stack"):
         read_mask(tmp_path / "a.npy")
 
 
@@ -118,8 +120,17 @@ def test_many_threads_read_arrays_while_the_collector_runs_python(tmp_path, suff
 
 
 def test_missing_and_unusable_files_are_named(tmp_path):
-    Image.new("CMYK", (2, 2)).save(tmp_path / "a.jpg")
-    for name, message in (("b.npy", "no such file"), ("b.png", "no such file"), ("a.jpg", "mode CMYK")):
+    Image.new("L", (2, 2)).save(tmp_path / "a.jpg")
+    Image.new("CMYK", (2, 2)).save(tmp_path / "a.tif")
+    Image.new("L", (2, 2)).save(tmp_path / "c.png", "JPEG")
+    messages = {
+        "b.npy": "no such file",
+        "b.png": "no such file",
+        "a.tif": "mode CMYK",
+        "a.jpg": "JPEG",
+        "c.png": "JPEG",
+    }
+    for name, message in messages.items():
         with pytest.raises(UserError, match=f"{name}.*{message}"):
             read_mask(tmp_path / name)
 
@@ -151,7 +162,7 @@ def test_a_format_may_keep_the_masks_of_all_views_in_one_file(tmp_path):
     found = stack.find(tmp_path, "two")
     assert found != stack.find(tmp_path, "one")
     assert stack.find(tmp_path, "three") is None
-    ids, kind = read_stored_mask(found)
+    ids, kind, *_ = read_stored_mask(found)
     np.testing.assert_array_equal(ids, IDS + 1)
     assert kind == "stack"
 

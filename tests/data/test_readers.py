@@ -126,7 +126,7 @@ class TestEveryReaderOfTruthMaps:
 
 def test_annotations_are_not_part_of_a_scene(dataset, read):
     fields = {field.name for field in dataclasses.fields(read(dataset("colmap")))}
-    assert fields == {"name", "dataset", "train", "test", "points", "frame", "zero_id", "kept_on", "notes"}
+    assert fields == {"name", "dataset", "train", "test", "points", "frame", "zero_id", "void_ids", "kept_on", "notes"}
 
 
 def test_a_folder_that_is_missing_or_fits_no_layout_is_named(tmp_path, read):

@@ -179,3 +179,22 @@ def test_models_are_ranked_by_the_first_headline_that_applies():
     assert lerf.headline_of({"mIoU_oracle": 0.5, "mIoU": 0.4}) == "mIoU"
     assert lerf.headline_of({"mIoU_oracle": 0.5}) == "mIoU_oracle"
     assert PROTOCOLS["replica"].headline_of({"num_objects_true": 0}) is None
+
+
+@pytest.mark.parametrize("protocol", ["generic", "replica", "messy_rooms"])
+def test_pixels_that_do_not_count_are_as_if_the_views_ended_there(protocol):
+    counted = {"a": np.ones((4, 4), bool)}
+    counted["a"][:, 2:] = False
+    pred, true = np.array([[5, 5, 9, 5]] * 4), np.array([[1, 1, 0, 7]] * 4)
+    pred[:2], true[:2] = 3, 0
+
+    def score(pred, true, **more):
+        bundle = PredictionBundle(names=["a"], object_ids={"a": pred}, **more)
+        return PROTOCOLS[protocol].score(bundle, GroundTruth(annotations={"a": true}))
+
+    whole, cut = score(pred, true, counted=counted), score(pred[:, :2], true[:, :2])
+    # The background is found in the whole prediction, here as there.
+    assert whole.scores == cut.scores != score(pred, true).scores
+    assert whole.per_view == cut.per_view
+    with pytest.raises(ValueError, match="nothing to score"):
+        score(pred, true, counted={"a": np.zeros((4, 4), bool)})

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from unified_lift.evaluation.pictures import quantize_uint8
+from unified_lift.metrics import VIEW_METRICS, ViewBundle
 from unified_lift.metrics.psnr import psnr
 from unified_lift.metrics.ssim import ssim, ssim_map
 
@@ -66,3 +68,21 @@ def test_single_precision_agrees_to_five_decimals_and_unequal_shapes_are_refused
     assert score(a.float(), b.float()) == pytest.approx(score(a, b), abs=1e-5)
     with pytest.raises(ValueError, match="received"):
         score(torch.zeros(4, 4, 3), torch.zeros(4, 5, 3))
+
+
+def test_pixels_that_do_not_count_change_nothing_and_a_view_without_others_has_no_score(scene):
+    view, valid = scene.train[0], torch.ones(20, 24, dtype=torch.bool)
+    valid[:, 12:] = False
+    image = (view.image / 255).roll(1, 0)
+    other = torch.where(valid[..., None], image, 0.5)
+    half = image * valid[..., None], view.image / 255 * valid[..., None]
+    for name, expected in (("PSNR", psnr(half[0], half[1]) - 10 * np.log10(2)), ("SSIM", None)):
+        metric = VIEW_METRICS[name]
+        one, two = (metric(bundle_of(view, valid, picture)) for picture in (image, other))
+        assert one == two == pytest.approx(expected or float(ssim_map(*half)[:, :12].mean()), abs=1e-4)
+        assert not np.isfinite(metric(bundle_of(view, valid & False, image)))
+
+
+def bundle_of(view, valid, image):
+    view = dataclasses.replace(view, valid=valid)
+    return ViewBundle(view=view, image=image, object_ids=None, annotation=None, depth=lambda: None)

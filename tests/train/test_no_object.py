@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 import torch
 
 from tests.train.test_training import assert_same_state, final_state, saved_features, settings_for
@@ -42,3 +43,19 @@ def test_what_no_mask_claims_is_no_object_and_comes_last(tmp_path, scene, capsys
     assert model.names == {last: "no object"}
     counts = torch.bincount(model.labels.object_ids)
     assert counts[last] > 0.7 * counts.sum()  # the ball has 4 % to 9 % of the pixels
+
+
+@pytest.mark.parametrize(
+    ("asked", "learnt", "said"),
+    [
+        ("auto", True, "learnt as `no object`"),  # as other pixels in no mask, where there are many
+        ("segment", False, ""),
+        ("ignore", False, "--void_id 0,-1 leaves out those of id 0 too"),
+    ],
+)
+def test_void_pixels_are_never_a_segment_where_zero_id_is_asked_for(tmp_path, scene, capsys, asked, learnt, said):
+    void = dataclasses.replace(scene, zero_id="ignore", void_ids=(-1,))
+    state = run(settings_for(tmp_path, zero_id=asked), void)
+    assert (not state.method.ignore_zero, state.learns_unclaimed) == (learnt, learnt)
+    told = "".join(capsys.readouterr())
+    assert said in told if said else "void" not in told

@@ -3,22 +3,19 @@
 Annotations and masks of prompts are counted, never opened.
 """
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from unified_lift.data import detect_reader, load_scene
-from unified_lift.data.base import Frame, listed
+from unified_lift.data.base import Frame, Reader, SceneDescription, listed
 from unified_lift.data.images import Progress, photos_in
 from unified_lift.data.issues import Issues, check_masks, check_photos, issue_lines
-from unified_lift.data.masks import LOOKS_FOR, MASK_SUFFIXES
 from unified_lift.data.points import MIN_SEEN, hardly_seen, in_pictures
-from unified_lift.data.scene import describe, is_strict, mask_folder
+from unified_lift.data.scene import describe, is_strict, mask_folder, require_used
 from unified_lift.data.settings import DataSettings
 from unified_lift.data.usable import LEFT_OUT
 from unified_lift.errors import UserError
@@ -34,7 +31,6 @@ ANNOTATION_FOLDERS = (
 )
 """Where the layouts keep what only evaluation reads."""
 _MAKE_MASKS = "make masks with unified-lift masks -s SCENE, or put one PNG of ids per photo into object_mask/"
-_NAME_MASKS = f"name masks like their photos, with {LOOKS_FOR}"
 _SAID_ELSEWHERE = ("resized from", "initial points", "have no mask", "no mask folder", LEFT_OUT)
 _LABELS = {"error": "problem", "note": "note", "ok": "found"}
 
@@ -60,19 +56,19 @@ def check_scene(settings: DataSettings, *, progress: Progress | None = None) -> 
             raise
         fix = f"there are photos but no poses: unified-lift sfm {folders[-1]} -s SCENE makes a scene of them"
         raise UserError(f"{error}; {fix}") from None
-    masks = mask_folder(reader, settings)
+    mask_folder(reader, settings)
     facts: dict[str, Any] = {"scene": root.resolve().name, "layout": reader.name}
-    frames: Sequence[Frame] = ()
+    described = SceneDescription(frames=())
     fatal = is_strict(reader, settings)  # else training leaves photos out that it cannot use
     try:
         described = describe(reader, settings)
-        frames = described.frames
         for message in described.broken:
             issues.refused(message, fatal=fatal)
     except UserError as error:
         issues.refused(error)
-    if frames:
-        facts |= _check_views(issues, frames, masks, progress, fatal=fatal)
+    if described.frames:
+        facts |= _check_views(issues, described.frames, progress, fatal=fatal)
+        facts["masks"] = _check_masks(issues, described, reader, settings)
     truth = [root / name for name in ANNOTATION_FOLDERS if (root / name).is_dir()]
     num_files = [sum(path.is_file() for path in folder.rglob("*")) for folder in truth]
     facts["truth"] = {path.relative_to(root).as_posix(): count for path, count in zip(truth, num_files)}
@@ -82,11 +78,8 @@ def check_scene(settings: DataSettings, *, progress: Progress | None = None) -> 
     return SceneCheck({**facts, "fine": not issues.errors, "findings": listing}, issues)
 
 
-def _check_views(
-    issues: Issues, frames: Sequence[Frame], masks: Path, progress: Progress | None, *, fatal: bool
-) -> dict[str, Any]:
-    """Return numbers of photos, cameras and masks; add what is wrong with any of them."""
-    whole = not issues  # else masks of the frames left out would seem to belong to no view
+def _check_views(issues: Issues, frames: Sequence[Frame], progress: Progress | None, *, fatal: bool) -> dict[str, Any]:
+    """Return numbers of photos and cameras; add what is wrong with any of them."""
     photos = check_photos(issues, frames, progress=progress, fatal=fatal)
     sizes = Counter(f"{width}x{height}" for width, height in photos.values())
     centres = np.stack([-frame.cam_from_world[:3, :3].T @ frame.cam_from_world[:3, 3] for frame in frames])
@@ -109,39 +102,32 @@ def _check_views(
         for lens, count in Counter(frame.lens for frame in frames).most_common()
     ]
     views = {"posed": len(frames), "readable_photos": len(photos), "sizes": dict(sizes.most_common())}
-    return {"views": views, "cameras": cameras, "masks": _check_masks(issues, frames, masks, strays=whole)}
+    return {"views": views, "cameras": cameras}
 
 
-def _check_masks(issues: Issues, frames: Sequence[Frame], folder: Path, *, strays: bool) -> dict[str, Any]:
-    """Return numbers of the masks; add what is wrong with any, and with `strays` what belongs to none of the frames."""
+def _check_masks(issues: Issues, described: SceneDescription, reader: Reader, settings: DataSettings) -> dict[str, Any]:
+    """Return numbers of the masks; add what is wrong with any, and that none of those that are there can be used."""
+    frames = described.frames
     without = [frame.name for frame in frames if frame.mask is None]
     facts: dict[str, Any] = {"views": len(frames) - len(without), "views_without": without}
     if facts["views"]:
-        masks = list(check_masks(issues, frames, make=_MAKE_MASKS).values())
-        if masks:
+        found, void = check_masks(issues, frames, make=_MAKE_MASKS, void_id=settings.void_id)
+        if masks := list(found.values()):
             segments = [mask.num_segments for mask in masks]
             facts |= {
                 "kinds": dict(Counter(mask.kind for mask in masks)),
                 "segments_per_view": dict(least=min(segments), median=float(np.median(segments)), most=max(segments)),
                 "largest_id": max(mask.largest for mask in masks),
-                "share_of_id_0": round(float(np.mean([mask.zero_share for mask in masks])), 4),
-                "all_black": sum(mask.largest == 0 for mask in masks),
+                "void_ids": sorted(void),
+                "share_of_id_0": round(float(np.mean([mask.free_share for mask in masks])), 4),
+                "all_black": sum(mask.num_segments == 0 for mask in masks),
             }
-        paths = [frame.mask.path for frame in frames if frame.mask]
-        used, suffixes = {path.resolve() for path in paths}, {*MASK_SUFFIXES, ".jpg", ".jpeg"}
-        files = sorted(
-            path for folder in {path.parent for path in paths} for path in folder.iterdir() if path.is_file()
-        )
-        others = [path for path in files if path.suffix.lower() in suffixes and path.resolve() not in used]
-        if strays and others:
-            folder = Path(os.path.commonpath([path.parent for path in paths]))
-            text = f"{folder}: {listed([path.relative_to(folder).as_posix() for path in others])} belongs to no view"
-            issues.note(text, f"{_NAME_MASKS} (JPEG destroys ids); remove the others")
         return facts
-    names = sorted(path.name for path in folder.rglob("*") if path.is_file())
-    text = f"{folder}: none of its {len(names)} files is the mask of a photo ({listed(names)})"
-    issues.error(text, _NAME_MASKS, when=names)
-    issues.note("no masks: only colour can be trained", _MAKE_MASKS, when=not names)
+    try:
+        require_used(described, mask_folder(reader, settings))
+    except UserError as error:
+        issues.refused(error)
+    issues.note("no masks: only colour can be trained", _MAKE_MASKS, when=not described.unused_masks)
     return facts
 
 
@@ -149,10 +135,10 @@ def _check_loading(issues: Issues, settings: DataSettings) -> dict[str, Any]:
     """Load the scene as training does, small; return split, extent and points, and add what the reader says."""
     small = replace(settings, resolution=256)  # px: enough for split, points and poses
     try:
-        scene = load_scene(replace(small, eval=True))
+        scene = load_scene(replace(small, eval=True), refuse_unused=True)
     except UserError as error:
         try:
-            scene = load_scene(replace(small, eval=False))
+            scene = load_scene(replace(small, eval=False), refuse_unused=True)
         except UserError as other:
             issues.refused(other)
             return {}
@@ -176,7 +162,9 @@ def _check_loading(issues: Issues, settings: DataSettings) -> dict[str, Any]:
     split = {"train": len(scene.train), "test_with_eval": len(scene.test)}
     radius = scene.radius / scene.frame.scale
     radius = round(radius, 4) or float(f"{radius:.4g}")
-    return {"split": split, "radius": radius, "zero_id": scene.zero_id, "points": points}
+    shares = [1 - float(view.valid.float().mean()) for view in (*scene.train, *scene.test) if view.valid is not None]
+    left_out = {"views": len(shares), "share": round(float(np.mean(shares)), 4) if shares else 0.0}
+    return {"split": split, "radius": radius, "zero_id": scene.zero_id, "points": points, "left_out": left_out}
 
 
 def check_lines(check: SceneCheck) -> list[str]:
@@ -199,6 +187,8 @@ def check_lines(check: SceneCheck) -> list[str]:
         if points["of_the_scene"]:
             seen = f"a view shows {100 * points['visible_share']:.0f} % of them on average"
             rows["points"] = f"{points['of_the_scene']} of the scene; {seen}"
+    if (left := facts.get("left_out", {"views": 0}))["views"]:
+        rows["left out"] = f"{100 * left['share']:.1f} % of the pixels of {left['views']} views neither train nor count"
     counted = ", ".join(f"{name}/ ({count} files)" for name, count in facts["truth"].items())
     rows["truth"] = counted or "none: nothing to score"
     if errors:
@@ -218,8 +208,9 @@ def _mask_words(facts: Mapping[str, Any]) -> str:
         return words
     segments = masks["segments_per_view"]
     meaning = {"segment": "a segment of its own", "ignore": "unlabelled"}.get(facts.get("zero_id", ""), "no mask")
+    free = ", ".join(map(str, masks["void_ids"] or [0]))
     return (
         f"{words}, {' and '.join(masks['kinds'])}; {segments['least']} to {segments['most']} segments a view (median "
         f"{segments['median']:g}), ids up to {masks['largest_id']}; {100 * masks['share_of_id_0']:.0f} % of the pixels "
-        f"have id 0 ({meaning})"
+        f"have id {free} ({meaning})"
     )

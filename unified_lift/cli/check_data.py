@@ -1,12 +1,13 @@
 """unified-lift check-data: what a scene folder contains, what is wrong with it and how to repair it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import tyro
 
 from unified_lift.capture.check import check_lines, check_scene
 from unified_lift.cli.flags import canonical
+from unified_lift.data.images import Alpha
 from unified_lift.data.settings import DataSettings
 from unified_lift.fileio import write_json
 from unified_lift.progress import progress_bar
@@ -29,6 +30,12 @@ class CheckDataCommand:
     """Which COLMAP model of several to look at: its folder inside `sparse/`; `auto` = that with the most images."""
     object_path: str = DataSettings.object_path
     """Mask folder inside the scene; `auto` = the dataset's own."""
+    void_id: str = DataSettings.void_id
+    """Id of pixels that are in no mask, where that is not 0: auto, none or an id."""
+    exclude: str = DataSettings.exclude
+    """Pixels that neither train nor count: auto, none or a folder of pictures that are black there."""
+    alpha: Alpha = DataSettings.alpha
+    """What the alpha of photos means."""
     train_split: bool = False
     """Train on the names found in images_train/."""
     llffhold: int = DataSettings.llffhold
@@ -44,7 +51,7 @@ class CheckDataCommand:
 def check_data_main(argv: list[str]) -> int:
     """Parse, look, print. Return the exit code."""
     command = tyro.cli(CheckDataCommand, args=canonical(argv), prog="unified-lift check-data")
-    names = ("source_path", "images", "sparse", "object_path", "train_split", "llffhold", "strict")
+    names = {field.name for field in fields(command)} - {"json", "quiet"}
     settings = DataSettings(**{name: getattr(command, name) for name in names})
     with progress_bar("read photos", quiet=command.quiet, leave=False) as progress:
         check = check_scene(settings, progress=progress)

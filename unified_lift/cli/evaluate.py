@@ -74,7 +74,7 @@ def _print_scores(model: TrainedScene, scene: Scene, result: Result) -> None:
         print(f"  {name:<{width}}  {metric_of(name).text(value):>10}")
     unseen = [1 - float(view.valid.float().mean()) for view in scene.test if view.valid is not None]
     if unseen:
-        print(f"note: {max(unseen):.1%} of the pixels (black frame) are left out of the image scores")
+        print(f"note: {max(unseen):.1%} of the pixels (black frame, excluded) are left out of the scores")
     if not result.report:
         unlifted = "this model knows no objects (no lift was trained)"
         print(f"note: {'the held-out views have no annotations' if model.is_lifted else unlifted}: only image scores")

@@ -63,6 +63,9 @@ def train_main(argv: list[str]) -> int:
             return 130
         if settings.run.profile:
             print(profile_table(state.profile))
+        if not state.scene.labelled:
+            fix = f"make masks with unified-lift masks -s {settings.data.source_path}, then go on with --resume"
+            print(f"note: no training view has a mask, so no object can be told from another; {fix}")
         codes, minutes = state.manifest["num_codes"], sum(state.manifest["seconds"].values()) / 60
         print(f"{settings.model_path}: {len(state.gaussians)} Gaussians, {codes} object codes, {minutes:.1f} min")
     return 0

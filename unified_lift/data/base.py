@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,9 +16,17 @@ from unified_lift.ops.cameras import rigid_from_quaternion
 from unified_lift.types import Camera, PointCloud, ZeroId
 
 OBJECT_PATH = "object_mask"
+DYNAMIC_MASK = "dynamic_mask_"  # what pictures beside the photos begin with that are white where pixels are left out
 ANNOTATIONS = "annotations/gt_instance"  # where scenes without a layout of their own keep exact ids, <view>.png
 _MAX_SHEAR = 1e-2  # how much longer the longest axis of a pose may be than the shortest before it is called broken
 _NAMES_SHOWN = 5
+
+
+class Exclusion(NamedTuple):
+    """A picture that leaves out pixels of a photo: those of value 0, or with `is_white` all others."""
+
+    path: Path
+    is_white: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +39,8 @@ class Frame:
     lens: Lens  # of the photo as stored (or, at another size, of the photo the pose was computed with)
     source: Path  # file the pose came from, for messages
     mask: MaskFile | None = None  # where the dataset names it itself; others are found in the mask folder by name
-    alpha: Alpha = "drop"  # what to do with an alpha channel
+    alpha: Alpha = "ignore"  # what an alpha channel means
+    exclusions: tuple[Exclusion, ...] = ()  # pixels that neither train nor count, where the dataset names such pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +54,9 @@ class SceneDescription:
     train_only: Collection[str] | None = None  # names of the only views that may ever train, None = all
     points: Callable[[], PointCloud | None] = lambda: None  # reads the dataset's own initial points
     notes: Sequence[str] = ()  # what the user should know
+    unused_masks: Sequence[
+        Path
+    ] = ()  # files of the mask folder that are the mask of no photo, as `describe` finds them
     # Reads the exact ids of the named views, int32 [H, W] as stored; None: those in the folder `ANNOTATIONS`.
     annotations: Callable[[Collection[str]], Mapping[str, np.ndarray]] | None = None
     # Finds the mask files of text prompts: names -> view -> prompt -> file.
@@ -140,7 +153,8 @@ def masks_in(folder: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
 def without_pose_note(folder: Path, posed: Iterable[Path], source: Path) -> list[str]:
     """Return a note naming the images of a folder that have no pose and are therefore left out."""
     known = {path.resolve() for path in posed if path.is_file()}  # a name may even be none for a file
-    alone = [path.relative_to(folder).as_posix() for path in photos_in(folder) if path.resolve() not in known]
+    photos = (path for path in photos_in(folder) if not path.name.startswith(DYNAMIC_MASK))
+    alone = [path.relative_to(folder).as_posix() for path in photos if path.resolve() not in known]
     note = f"{folder}: {listed(alone)}: no pose in {source.name}, left out; register them or remove them"
     return [note] if alone else []
 

@@ -143,7 +143,7 @@ def _mapped(tensor: Tensor, *, folder: Path) -> Tensor:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=_PREFIX, suffix=_SUFFIX) as file:
             file.write(tensor.numpy().tobytes())
             file.flush()
-            flat = torch.from_file(file.name, shared=False, size=tensor.numel(), dtype=tensor.dtype)
+            flat = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
             return flat.view(tensor.shape)
     except (OSError, RuntimeError) as error:
         what = f"photos and masks could not be kept there ({error})"

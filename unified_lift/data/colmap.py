@@ -118,6 +118,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
             cam_from_world=quaternion_pose(image.qvec, image.tvec, source=source, name=image.name),
             lens=lens_of_camera(image.camera_id),
             source=source,
+            alpha="auto",
         )
 
     frames, broken = sound_frames(frame_of, images)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from unified_lift.errors import UserError
 
-Alpha = Literal["drop", "black"]
+Alpha = Literal["auto", "ignore", "mask", "background"]
+"""What the alpha of photos means: what they tell, nothing, which pixels count, or where the background shows."""
 Progress = Callable[[int, int], None]
 """Called with (done, total) after each loaded view."""
 
@@ -49,19 +50,36 @@ def image_size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def read_image(path: Path, *, alpha: Alpha = "drop") -> np.ndarray:
-    """Return the photo of 8 or 16 bits as uint8 RGB, [H, W, 3]; grey, palette and CMYK are converted.
+def has_alpha(image: Image.Image) -> bool:
+    """Return whether a picture has an alpha channel, or a colour that is transparent."""
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
-    Alpha is ignored (`drop`) [3DGS on COLMAP scenes] or composited over black.
+
+def read_photo(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the photo of 8 or 16 bits as uint8 RGB, [H, W, 3], and its alpha, uint8 [H, W], None = opaque.
+
+    Grey, palette and CMYK are converted; colours are those below the alpha.
     """
     image = open_image(path)
     if image.mode.startswith(("I", "F")):  # 16-bit grey
         deep = np.clip(np.asarray(image, dtype=np.float64) / 257.0, 0, 255)
-        return np.repeat(np.round(deep).astype(np.uint8)[..., None], 3, axis=-1)
-    if alpha == "black" and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
-        rgba = np.asarray(image.convert("RGBA"), dtype=np.uint16)
-        return ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
-    return np.array(image.convert("RGB"))
+        return np.repeat(np.round(deep).astype(np.uint8)[..., None], 3, axis=-1), None
+    if not has_alpha(image):
+        return np.array(image.convert("RGB")), None
+    rgba = np.asarray(image.convert("RGBA"))
+    return np.ascontiguousarray(rgba[..., :3]), None if rgba[..., 3].min() == 255 else rgba[..., 3]
+
+
+def composited(image: np.ndarray, alpha: np.ndarray, *, background: int) -> np.ndarray:
+    """Return colours uint8 [H, W, 3] of some alpha uint8 [H, W] over grey of a value in 0..255, uint8 [H, W, 3]."""
+    share = alpha[..., None].astype(np.uint32)
+    return ((image * share + background * (255 - share) + 127) // 255).astype(np.uint8)
+
+
+def read_image(path: Path, *, alpha: Alpha = "ignore") -> np.ndarray:
+    """Return the photo as uint8 RGB, [H, W, 3], as `read_photo` does; with alpha = `background` over black."""
+    image, opacity = read_photo(path)
+    return composited(image, opacity, background=0) if alpha == "background" and opacity is not None else image
 
 
 def write_image(path: Path, image: np.ndarray) -> None:

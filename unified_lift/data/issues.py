@@ -1,7 +1,7 @@
 """What a check of files on disk found, and the checks of photos and masks that check-data and downloads share."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -10,6 +10,7 @@ import numpy as np
 from unified_lift.data.base import Frame, listed
 from unified_lift.data.images import Progress, parallel_map, read_image
 from unified_lift.data.masks import MaskFile, read_stored_mask, same_aspect
+from unified_lift.data.void import TellingIds, void_ids
 from unified_lift.errors import UserError
 
 Severity = Literal["ok", "note", "error"]
@@ -65,14 +66,14 @@ def issue_lines(issues: Iterable[Issue], labels: Mapping[str, str]) -> list[str]
     return [line for pair in pairs for line in pair if line]
 
 
-class StoredMask(NamedTuple):
-    """Numbers of one mask file: size as (width, height), how it is stored, and what ids it holds."""
+class MaskNumbers(NamedTuple):
+    """Numbers of one mask file: size as (width, height), how it is stored, and what its ids say."""
 
     size: tuple[int, int]
     kind: str
     num_segments: int
     largest: int
-    zero_share: float
+    free_share: float  # of the pixels, that have id 0 or a void one
 
 
 def photo_size(path: Path) -> tuple[int, int]:
@@ -81,11 +82,28 @@ def photo_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-def _stored(mask: MaskFile) -> StoredMask:
-    ids, kind = read_stored_mask(mask)
-    values, counts = np.unique(ids, return_counts=True)
-    zeros, segments = int(counts[values == 0].sum()), int((values > 0).sum())
-    return StoredMask((ids.shape[1], ids.shape[0]), kind, segments, int(values[-1]), zeros / ids.size)
+class _Stored(NamedTuple):
+    """The ids of a mask file, rising, how many pixels have each, and what they tell about void ones."""
+
+    size: tuple[int, int]
+    kind: str
+    ids: np.ndarray
+    counts: np.ndarray
+    telling: TellingIds
+
+    @classmethod
+    def of(cls, mask: MaskFile, size: tuple[int, int]) -> "_Stored":
+        """Return that of a mask whose photo has the (width, height)."""
+        stored = read_stored_mask(mask, size=size)
+        ids, counts = np.unique(stored.ids, return_counts=True)
+        return cls(stored.ids.shape[::-1], stored.kind, ids, counts, TellingIds.of(mask.path, stored))
+
+    def numbers(self, void: Collection[int]) -> MaskNumbers:
+        """Return the numbers of the mask where these ids, or else 0, are in no mask."""
+        free = np.isin(self.ids, list(void) or [0])
+        share = float(self.counts[free].sum() / self.counts.sum())
+        largest = int(self.ids[~free].max(initial=0))
+        return MaskNumbers(self.size, self.kind, int((~free).sum()), largest, share)
 
 
 def probe(
@@ -150,21 +168,35 @@ def check_photos(
 
 
 def check_masks(
-    issues: Issues, frames: Sequence[Frame], *, make: str, folder: str = "", needed: bool = False
-) -> dict[Path, StoredMask]:
-    """Return the numbers of the readable masks; `make` says how to make them, `folder` names theirs in messages."""
+    issues: Issues,
+    frames: Sequence[Frame],
+    *,
+    make: str,
+    folder: str = "",
+    needed: bool = False,
+    void_id: str = "auto",
+) -> tuple[dict[Path, MaskNumbers], Collection[int]]:
+    """Return the numbers of the readable masks, and their void ids.
+
+    `make` says how to make masks, `folder` names theirs in messages; `void_id` is as in `void_ids`.
+    """
     where, without = f"{folder}: " if folder else "", [frame.name for frame in frames if frame.mask is None]
     text = f"{where}{len(without)} of {len(frames)} views have no mask: {listed(without)}"
     issues.add("error" if needed else "note", text, make, when=without)
     of_mask = {frame.mask: frame for frame in frames if frame.mask is not None}
-    masks = probe(issues, of_mask, _stored)
+    stored, void = probe(issues, of_mask, lambda mask: _Stored.of(mask, of_mask[mask].lens.size)), frozenset[int]()
+    try:
+        void, _ = void_ids([one.telling for one in stored.values()], void_id)
+    except UserError as error:
+        issues.refused(error)
+    masks = {mask: one.numbers(void) for mask, one in stored.items()}
     for mask, numbers in masks.items():
         check_shape(issues, mask.path, numbers.size, of_mask[mask], "make the mask from this photo, or remove it")
 
-    def named(is_odd: Callable[[StoredMask], bool]) -> list[str]:
+    def named(is_odd: Callable[[MaskNumbers], bool]) -> list[str]:
         return [mask.path.name for mask, numbers in masks.items() if is_odd(numbers)]
 
-    black = named(lambda mask: mask.largest == 0)
+    black = named(lambda mask: mask.num_segments == 0)
     all_black = bool(masks) and len(black) == len(masks)
     issues.add("error", f"{where}all masks are black: nothing is labelled", make, when=all_black)
     for what, fix, names in (
@@ -182,8 +214,8 @@ def check_masks(
         (
             "one segment fills the picture",
             "is this a mask of objects?",
-            named(lambda mask: mask.num_segments == 1 and mask.zero_share == 0),
+            named(lambda mask: mask.num_segments == 1 and mask.free_share == 0),
         ),
     ):
         issues.note(f"{where}{listed(names)}: {what}", fix, when=names)
-    return {mask.path / mask.part: numbers for mask, numbers in masks.items()}
+    return {mask.path / mask.part: numbers for mask, numbers in masks.items()}, void

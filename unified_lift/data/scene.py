@@ -1,11 +1,13 @@
 """From what a reader describes to a loaded scene, to annotations and to masks of prompts: the same for all readers."""
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -13,18 +15,40 @@ from torch import Tensor
 from unified_lift.data.base import ANNOTATIONS, Frame, Reader, SceneDescription, fit_lens, listed, make_camera, masks_in
 from unified_lift.data.borders import without_black_frames
 from unified_lift.data.cache import DataCache, as_tensor
-from unified_lift.data.images import Progress, image_size, parallel_map, read_image, resize_image, target_size
+from unified_lift.data.exclusions import (
+    ALPHA_WORDS,
+    Excluded,
+    pixels_left_out,
+    with_alpha,
+    with_exclusions,
+    without_excluded,
+)
+from unified_lift.data.images import (
+    Progress,
+    composited,
+    image_size,
+    parallel_map,
+    read_image,
+    read_photo,
+    resize_image,
+    target_size,
+)
 from unified_lift.data.lens import Lens, undistort_ids, undistort_image
-from unified_lift.data.masks import MaskFile, find_mask, read_mask, same_aspect
+from unified_lift.data.masks import LOOKS_FOR, MaskFile, find_masks, read_stored_mask, same_aspect
 from unified_lift.data.points import initial_points
 from unified_lift.data.settings import DataSettings, split_names
 from unified_lift.data.units import frame_note, frame_of, seeds_inside
 from unified_lift.data.usable import usable
+from unified_lift.data.void import TellingIds, void_ids, void_to_zero
 from unified_lift.errors import UserError
 from unified_lift.ops.resample import nearest
 from unified_lift.registry import members
 from unified_lift.types import Scene, Similarity, View, ZeroId
 
+NO_MASKS = "none"
+NAME_MASKS = f"name masks like their photos, with {LOOKS_FOR} (JPEG mixes ids)"
+"""What to do about masks that are not found."""
+_SMALL = 256  # px: largest side at which excluded pixels are remembered until the scene is loaded
 _FOREGROUND = 128  # grey values of prompt masks above it are foreground [Gaussian Grouping]
 
 
@@ -48,23 +72,46 @@ def detect_reader(settings: DataSettings) -> Reader:
 
 
 def mask_folder(reader: Reader, settings: DataSettings) -> Path:
-    """Return the folder of input masks; a UserError names one that the user chose and that does not exist."""
-    chosen = settings.object_path != "auto"
+    """Return the folder of input masks, or a file of all; a UserError names one that was chosen and is not there."""
+    chosen = settings.object_path not in ("auto", NO_MASKS)
     folder = settings.source_path / (settings.object_path if chosen else reader.mask_folder)
-    if chosen and not folder.is_dir():
+    if chosen and not folder.exists():
         raise UserError(f"{folder}: no such mask folder; correct --object_path or make the masks first")
     return folder
 
 
 def describe(reader: Reader, settings: DataSettings) -> SceneDescription:
-    """Return what a reader says about the scene folder, each frame with its mask."""
+    """Return what a reader says about the scene folder, each frame with its mask and what leaves out its pixels."""
     folder, described = mask_folder(reader, settings), reader.describe(settings.source_path, settings)
     own = settings.object_path == "auto"  # a folder that the user names counts, whatever masks the scene's file names
-    frames = [f if own and f.mask else replace(f, mask=find_mask(folder, f.name)) for f in described.frames]
-    notes = described.notes
-    if not folder.is_dir() and not any(frame.mask for frame in frames):
-        notes = (f"no mask folder {folder.name}/: every view is unlabelled, only colour can be trained", *notes)
-    return replace(described, frames=frames, notes=notes)
+    if settings.object_path == NO_MASKS:
+        frames, unused = [replace(frame, mask=None) for frame in described.frames], list[Path]()
+        notes = [f"no masks (--object_path {NO_MASKS}): every view is unlabelled, only colour can be trained"]
+    else:
+        searched = [frame.name for frame in described.frames if not (own and frame.mask)]
+        found, notes, unused = find_masks(folder, searched)
+        frames = [f if own and f.mask else replace(f, mask=found.get(f.name)) for f in described.frames]
+        used = {frame.mask.path.resolve() for frame in frames if frame.mask}
+        unused = [path for path in unused if path.resolve() not in used]
+        if used and unused and not described.broken:  # those of photos left out would seem to belong to none
+            notes.append(f"{unused_masks(folder, unused)} belongs to no view; {NAME_MASKS}, and remove the others")
+        if not folder.exists() and not used:
+            notes.append(f"no mask folder {folder.name}/: every view is unlabelled, only colour can be trained")
+    frames, told = with_exclusions(with_alpha(frames, settings), settings, ids=folder)
+    return replace(described, frames=frames, notes=(*notes, *told, *described.notes), unused_masks=unused)
+
+
+def unused_masks(folder: Path, files: Sequence[Path]) -> str:
+    """Return the mask folder and the names of files in it, for messages."""
+    return f"{folder}: {listed([path.relative_to(folder).as_posix() for path in files])}"
+
+
+def require_used(described: SceneDescription, folder: Path) -> None:
+    """Raise a UserError if the mask folder holds files and none of them is the mask of a photo."""
+    if described.unused_masks and not any(frame.mask for frame in described.frames):
+        what = f"none of its {len(described.unused_masks)} files is the mask of a photo"
+        names = unused_masks(folder, described.unused_masks).removeprefix(f"{folder}: ")
+        raise UserError(f"{folder}: {what} ({names}); {NAME_MASKS}, or train colour only with --object_path {NO_MASKS}")
 
 
 def load_frames(settings: DataSettings) -> list[Frame]:
@@ -96,23 +143,30 @@ def load_scene(
     settings: DataSettings,
     *,
     frame: Similarity | None = None,
+    white: bool = False,
+    refuse_unused: bool = False,
     progress: Progress | None = None,
     cache: DataCache | None = None,
 ) -> Scene:
     """Return the scene: described by its reader, split, loaded, undistorted, resized, with initial points.
 
     It is inside of `frame`, None = that which suits it. Photos and masks are kept by `cache`, None = in memory.
-    A UserError names the file or flag and the fix.
+    Transparent photos lie over black, or `white`. A UserError names the file or flag and the fix, with `refuse_unused`
+    also a mask folder that holds files of which none is used.
     """
     reader, described = _sound_scene(settings)
+    if refuse_unused:
+        require_used(described, mask_folder(reader, settings))
     train, test = _split_frames(described, settings)
     used = [*train, *test]
     if cache is not None:
         cache.expect(_bytes_of(used, settings))
     keep = as_tensor if cache is None else cache.keep
-    loaded = parallel_map(partial(_load_view, settings=settings, zero_id=described.zero_id, keep=keep), used, progress)
-    counts = Counter(note for _, notes in loaded for note in sorted(set(notes)))
-    views, border_notes = without_black_frames([view for view, _ in loaded])
+    load = partial(_load_view, settings=settings, background=255 * white, keep=keep)
+    loaded = parallel_map(load, used, progress)
+    counts = Counter(note for one in loaded for note in sorted(set(one.notes)))
+    views, zero_id, void, void_notes = _labelled(loaded, described.zero_id, settings)
+    views, border_notes = without_black_frames(views)
     read_points = lru_cache(described.points)
     frame = frame_of(views, read_points) if frame is None else frame
     views = [replace(view, camera=frame.camera_inside(view.camera)) for view in views]
@@ -121,8 +175,10 @@ def load_scene(
     if own is not None:
         own, seed_notes = seeds_inside(own, frame, train_views)
     points, point_note = initial_points(train_views, settings, own=own)
+    excluded = [one.excluded for one in loaded]
+    points, excluded_notes = without_excluded(points, train_views, excluded)
     notes = [*described.notes, *(f"{count} of {len(views)} views {note}" for note, count in sorted(counts.items()))]
-    notes += border_notes + seed_notes + frame_note(frame)
+    notes += void_notes + border_notes + excluded_notes + seed_notes + frame_note(frame)
     if 0 < len(missing := [view.name for view in train_views if view.segments is None]) < len(train):
         notes.append(f"{len(missing)} of {len(train)} training views have no mask: {listed(missing)}")
     return Scene(
@@ -132,7 +188,8 @@ def load_scene(
         test=tuple(views[len(train) :]),
         points=points,
         frame=frame,
-        zero_id=described.zero_id,
+        zero_id=zero_id,
+        void_ids=void,
         notes=(*notes, point_note),
     )
 
@@ -159,26 +216,48 @@ def _bytes_of(frames: Sequence[Frame], settings: DataSettings) -> int:
     )
 
 
+class _Loaded(NamedTuple):
+    """A view at the size in use, and what else is known of it."""
+
+    view: View
+    ids: TellingIds | None  # of its mask
+    excluded: Excluded | None  # the pixels that the scene leaves out, small
+    notes: list[str]
+
+
 def _load_view(
-    frame: Frame, *, settings: DataSettings, zero_id: ZeroId, keep: Callable[[np.ndarray], Tensor]
-) -> tuple[View, list[str]]:
-    """Return the view at the size in use, its arrays as `keep` returns them, and short notes on what was done to it."""
+    frame: Frame, *, settings: DataSettings, background: int, keep: Callable[[np.ndarray], Tensor]
+) -> _Loaded:
+    """Return the view, its arrays as `keep` returns them, with ids as in the file, and notes on what was done to it."""
     notes = []
-    image = read_image(frame.image_path, alpha=frame.alpha)
-    lens, segments, valid = fit_lens(frame, width=image.shape[1], height=image.shape[0]), None, None
+    image, alpha = read_photo(frame.image_path)
+    lens, segments, ids = fit_lens(frame, width=image.shape[1], height=image.shape[0]), None, None
     if lens.size != frame.lens.size:
         notes.append(f"intrinsics of {frame.lens.width}x{frame.lens.height} scaled to {lens.width}x{lens.height}")
+    parts = []
+    for exclusion in frame.exclusions:
+        parts.append(pixels_left_out(exclusion))
+        _check_aspect(exclusion.path, parts[-1], lens, "its image", "make it from this image, or use --exclude none")
+    if alpha is not None:
+        notes.append(f"are partly transparent: {ALPHA_WORDS[frame.alpha]} (--alpha)")
+        if frame.alpha == "background":
+            image = composited(image, alpha, background=background)
+        elif frame.alpha == "mask":
+            parts.append(alpha < 128)
+    out = functools.reduce(np.logical_or, [nearest(part, lens.height, lens.width) for part in parts]) if parts else None
     if frame.mask is not None:
-        segments = read_mask(frame.mask)
+        stored = read_stored_mask(frame.mask, size=lens.size)
+        segments, ids = stored.ids, TellingIds.of(frame.mask.path, stored)
         _check_aspect(frame.mask.path, segments, lens, "its image", "make the mask from this image or remove it")
         segments = nearest(segments, lens.height, lens.width)
-        if zero_id == "ignore" and not segments.any():
-            segments = None  # an all-black mask is a view without a label (LERF-Mask's test views)
+    valid = None if out is None else ~out
     if lens.is_distorted:
         notes.append("undistorted to a pinhole with the same intrinsics (left out where the lens saw nothing)")
         image = undistort_image(image, lens)
         segments = undistort_ids(segments, lens) if segments is not None else None
-        valid = undistort_ids(np.ones((lens.height, lens.width), np.int32), lens)
+        left = np.ones((lens.height, lens.width), bool) if valid is None else valid
+        valid = undistort_ids(left.astype(np.int32), lens) > 0
+        out = None if out is None else undistort_ids(out.astype(np.int32), lens) > 0
     width, height = target_size(*lens.size, settings.resolution)
     if (width, height) != lens.size:
         sizes = f"from {lens.width}x{lens.height} to {width}x{height}"
@@ -187,10 +266,41 @@ def _load_view(
         name=frame.name,
         camera=make_camera(frame, lens).resized(width, height),
         segments=None if segments is None else keep(nearest(segments, height, width)),
-        valid=None if valid is None or valid.all() else keep(nearest(valid, height, width) > 0),
+        valid=None if valid is None or valid.all() else keep(nearest(valid, height, width)),
         image=keep(resize_image(image, width, height)),
     )
-    return view, notes
+    excluded = None
+    if out is not None and out.any():
+        small = nearest(out, min(height, _SMALL), min(width, _SMALL))
+        excluded = Excluded(small, str(frame.exclusions[0].path) if frame.exclusions else "transparent")
+    return _Loaded(view, ids, excluded, notes)
+
+
+def _labelled(
+    loaded: Sequence[_Loaded], zero_id: ZeroId, settings: DataSettings
+) -> tuple[list[View], ZeroId, tuple[int, ...], list[str]]:
+    """Return the views with void ids made 0, what 0 then is, the void ids, and a note on what was decided about them.
+
+    A view whose mask says nothing (all black, as of LERF-Mask's test views, or nothing where pixels count) has none.
+    """
+    void, note = void_ids([one.ids for one in loaded if one.ids], settings.void_id)
+    views = []
+    for view, ids, *_ in loaded:
+        if ids is not None and view.segments is not None:
+            if void:
+                void_to_zero(view.segments, void)
+            if void or zero_id == "ignore":
+                whole = not void and view.valid is None
+                told = (
+                    ids.largest > 0
+                    if whole
+                    else bool((view.segments * (1 if view.valid is None else view.valid)).any())
+                )
+            else:
+                told = view.valid is None or bool(view.valid.any())
+            view = view if told else replace(view, segments=None)
+        views.append(view)
+    return views, "ignore" if void else zero_id, tuple(sorted(void)), [note] if note else []
 
 
 def _check_aspect(path: Path, mask: np.ndarray, lens: Lens, photo: str, fix: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from unified_lift.data.images import photos_in
+from unified_lift.data.images import Alpha, photos_in
 from unified_lift.errors import UserError
 
 ALL_VIEWS, HALF_OF_VIEWS = 100, 50  # n_views values with a meaning of their own [Gaussian Grouping]
@@ -33,10 +33,20 @@ class DataSettings:
     n_views: int = 100
     """100: all training views; 50: half; another number: that many, evenly spaced [Gaussian Grouping]."""
     object_path: str = "auto"
-    """Mask folder inside the scene; `auto` = the dataset's own: detic_instance in Messy Rooms, else object_mask."""
+    """Mask folder inside the scene, or a COCO file of all masks; `auto` = the dataset's own: detic_instance in Messy
+    Rooms, else object_mask; `none` = no masks."""
     strict: bool = False
     """Refuse a scene in which a photo is missing or broken, has no sound pose or stands twice, instead of leaving it
     out. Scenes of the benchmarks are always read so."""
+    void_id: str = "auto"
+    """Id of pixels that are in no mask, where that is not 0: `auto` = what the masks tell (-1, or 255 far above all
+    others), `none`, or an id (several: 0,255). What they are is `zero_id`; 0 is then a segment like others."""
+    exclude: str = "auto"
+    """Pixels that neither train nor count: `auto` = those that the scene marks (mask_path, dynamic_mask_*.png, black in
+    masks/), `none`, or a folder of pictures that are black there."""
+    alpha: Alpha = "auto"
+    """What the alpha of photos means: `ignore` = nothing, `mask` = transparent pixels neither train nor count,
+    `background` = photos lie over the background; `auto` = by layout and photos (docs/masks.md)."""
     random_init: bool = False
     """Start from random points instead of the scene's own."""
     num_random_points: int = 20_000

@@ -5,7 +5,8 @@ Poses are camera-to-world with OpenGL axes. Intrinsics may be given at the top, 
 sorted name is held out (nerfstudio's own default, a fraction of 0.9, differs). Of Blender's files `test` is held out
 with `eval` and trains without; `val` is not read. Poses are used as saved: `applied_transform`, `aabb_scale`, `scale`
 and `offset` do not concern the geometry and nothing is recentred. Photos with an alpha channel are composited over
-black. A top-level `zero_id` (`segment` or `ignore`) says what mask id 0 means.
+the background. Pixels that are 0 in a frame's `mask_path` are left out. A top-level `zero_id` (`segment` or `ignore`)
+says what mask id 0 means.
 """
 
 import os
@@ -15,6 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from unified_lift.data.base import (
+    Exclusion,
     Frame,
     Reader,
     SceneDescription,
@@ -76,7 +78,8 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
             cam_from_world=cam_from_world_opengl(pose),
             lens=_lens({**heads[source], **entry}, image, source, size_of),
             source=source,
-            alpha="black",
+            alpha="background",
+            exclusions=_exclusions(root, entry) if settings.exclude == "auto" else (),
         )
 
     frames, broken = sound_frames(frame_of, zip(entries, images, names, strict=True))
@@ -141,6 +144,16 @@ def _photo_files(root: Path, names: Sequence[str], images: str) -> list[Path]:
         path for path in folders if not _OTHER_PICTURES.search(path.name.lower())
     ]
     return [*photos_in(root, "*"), *(photo for path in chosen for photo in photos_in(path))]
+
+
+def _exclusions(root: Path, entry: dict) -> tuple[Exclusion, ...]:
+    """Return the picture that a frame's `mask_path` names; a UserError: it is missing."""
+    if not entry.get("mask_path"):
+        return ()
+    path = root / str(entry["mask_path"]).replace("\\", "/")
+    if not path.is_file():
+        raise UserError(f"{path}: mask_path of {entry['file_path']} is missing; restore it or use --exclude none")
+    return (Exclusion(path),)
 
 
 def _lens(fields: dict, image: Path, source: Path, size_of: Callable[[Path], tuple[int, int]]) -> Lens:

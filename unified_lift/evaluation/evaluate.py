@@ -152,6 +152,7 @@ def score_objects(
     predictions = PredictionBundle(
         names=list(cameras),
         object_ids=resized,
+        counted={view.name: view.valid.cpu().numpy() for view in scene.test if view.valid is not None},
         likely_ids=lambda name, threshold: render_likely_ids(model, cameras[name], threshold=threshold).numpy(),
         find_prompts=find_prompts,
     )

@@ -40,8 +40,8 @@ def ssim_map(image: Tensor, target: Tensor) -> Tensor:
 
 
 def _of_view(bundle: ViewBundle) -> float:
-    valid = bundle.valid[..., None]  # neighbours count, so pixels the lens did not see are black in both pictures
-    return ssim(bundle.image * valid, bundle.photo * valid)
+    valid = bundle.valid[..., None]  # neighbours have a share, so pixels that do not count are black in both pictures
+    return float(ssim_map(bundle.image * valid, bundle.photo * valid)[bundle.valid].mean())
 
 
 METRIC = Metric(name="SSIM", label="structural similarity", unit="", is_headline=True, function=_of_view)

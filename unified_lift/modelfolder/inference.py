@@ -170,7 +170,8 @@ def views_of(model: TrainedScene) -> Scene:
     if not data.source_path.is_dir():
         raise UserError(f"{data.source_path}: the scene this model was trained on is not there; give its place with -s")
     # Initial points are for training; triangulating them again would take a minute in scenes that bring none.
-    return load_scene(replace(data, random_init=True, num_random_points=4), frame=model.frame)
+    white = model.settings.geometry.white_background
+    return load_scene(replace(data, random_init=True, num_random_points=4), frame=model.frame, white=white)
 
 
 @torch.no_grad()

@@ -228,7 +228,7 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
         scene = cache.cached(scene)
     assert cache.choice is not None
     zero_id = _zero_id(scene) if settings.method.zero_id == "auto" else scene.zero_id
-    method = settings.build_method(zero_id=zero_id).to(device)
+    method = _about_void(settings, scene).build_method(zero_id=zero_id).to(device)
     if settings.schedule == "joint" and not method.allows_joint:
         raise UserError(f"--method {settings.method_name} needs finished geometry; leave --schedule joint out")
     if saved is not None:
@@ -276,6 +276,17 @@ def _zero_id(scene: Scene) -> ZeroId:
     what = f"they are learnt as `{NO_OBJECT}`, the last id; --zero_id ignore leaves them out"
     tqdm.write(f"note: {share:.0%} of the pixels are in no mask: {what}")
     return "segment"
+
+
+def _about_void(settings: TrainSettings, scene: Scene) -> TrainSettings:
+    """Return the settings; where masks have void ids and --zero_id is given, with one that never learns these."""
+    void, asked = scene.void_ids, settings.method.zero_id
+    if not void or asked == "auto":
+        return settings
+    if asked == "ignore" and 0 not in void:
+        both = ",".join(map(str, sorted((0, *void), reverse=True)))
+        tqdm.write(f"note: --zero_id ignore: void pixels are unlabelled; --void_id {both} leaves out those of id 0 too")
+    return replace(settings, method=replace(settings.method, zero_id="ignore"))
 
 
 def _require_in_sight(gaussians: Gaussians, scene: Scene, ply: Path) -> None:
@@ -327,7 +338,8 @@ def _loaded(settings: TrainSettings, cache: DataCache, frame: Similarity | None)
     """Return the scene inside of a frame, None = that which suits it, and print what it holds."""
     looks: dict[str, Any] = {"then": "load: initial points", "unit": " views", "leave": False, "delay": 1}
     with progress_bar("load", quiet=settings.run.quiet, **looks) as show:
-        scene = load_scene(settings.data, frame=frame, progress=show, cache=cache)
+        white = settings.geometry.white_background
+        scene = load_scene(settings.data, frame=frame, white=white, refuse_unused=True, progress=show, cache=cache)
     sizes = sorted({(view.camera.width, view.camera.height) for view in (*scene.train, *scene.test)})
     size = ", ".join(f"{w}x{h}" for w, h in sizes[:3]) + (" ..." if len(sizes) > 3 else "")
     tqdm.write(

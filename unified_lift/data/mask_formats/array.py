@@ -31,6 +31,10 @@ def read(mask: MaskFile) -> tuple[np.ndarray, str]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; restore it or remove it from the scene") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if "allow_pickle" in str(error):
+            what = "not a readable array but a pickled list or object, which could run code"
+            fix = 'of SAM\'s masks save np.stack([mask["segmentation"] for mask in masks])'
+            raise UserError(f"{path}: {what}; {fix}") from None
         raise UserError(f"{path}: not a readable array ({error}); write the mask again") from None
     return loaded, path.suffix.removeprefix(".")
 

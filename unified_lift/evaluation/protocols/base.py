@@ -13,6 +13,7 @@ from unified_lift.metrics.base import Metric
 from unified_lift.metrics.matched import MatchedScores, Profile, iou_from_counts, matched_scores
 from unified_lift.metrics.panoptic import largest_area_background
 from unified_lift.ops.overlaps import overlap_table
+from unified_lift.ops.resample import nearest
 
 Labels = Mapping[str, np.ndarray]
 """View name -> ids, integers [H, W]."""
@@ -30,6 +31,7 @@ class PredictionBundle:
 
     names: Sequence[str]  # all views of the split
     object_ids: Labels  # predicted; a view without them has no prediction
+    counted: Labels = field(default_factory=dict)  # pixels that count, bool [H, W]; all of views that are not here
     likely_ids: Callable[[str, float], np.ndarray] | None = None
     find_prompts: Callable[[str, Sequence[str]], TextMasks] | None = None
 
@@ -81,11 +83,22 @@ class AlignedViews:
     background: int  # predicted id with the largest area over all views of the split, annotated or not
     without_annotation: Sequence[str]  # left out
     without_prediction: Sequence[str]  # count as all background
+    counted: Labels = field(default_factory=dict)  # as in `PredictionBundle`
+
+    @cached_property
+    def pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the predicted and the true id of every pixel that counts, [P] each, of every view."""
+        found = []
+        for name, pred, true in zip(self.names, self.preds, self.trues, strict=True):
+            counted = self.counted.get(name)
+            found.append((pred.ravel(), true.ravel()) if counted is None else (pred[counted], true[counted]))
+        return found
 
     @cached_property
     def pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the predicted and the true id of every pixel of all views, [P] each."""
-        return np.concatenate([*map(np.ravel, self.preds)]), np.concatenate([*map(np.ravel, self.trues)])
+        """Return the predicted and the true id of every pixel of all views that counts, [P] each."""
+        preds, trues = zip(*self.pairs, strict=True)
+        return np.concatenate(preds), np.concatenate(trues)
 
     @cached_property
     def table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -99,7 +112,7 @@ class AlignedViews:
         if (self.table[1] != 0).any():
             for profile in get_args(Profile):
                 with contextlib.suppress(ValueError):  # no object may have 100 pixels
-                    found[profile] = matched_scores(self.preds, self.trues, profile=profile)
+                    found[profile] = matched_scores(*zip(*self.pairs, strict=True), profile=profile)
         return found
 
     def facts(self) -> dict[str, Any]:
@@ -146,7 +159,7 @@ class AlignedViews:
     def _per_view(self, partner: Mapping[int, int]) -> dict[str, dict[str, float]]:
         """Return mIoU of the true objects in each view with their partners in the scene, their number and share."""
         scores: dict[str, dict[str, float]] = {"num_objects": {}, "object_share": {}}
-        for name, pred, true in zip(self.names, self.preds, self.trues, strict=True):
+        for name, (pred, true) in zip(self.names, self.pairs, strict=True):
             pred_ids, true_ids, counts = overlap_table(pred, true)
             iou = dict(zip(pred_ids.tolist(), iou_from_counts(counts), strict=True))
             nothing = np.zeros(len(true_ids))  # of an object without partner in the view
@@ -161,7 +174,7 @@ def aligned(predictions: PredictionBundle, ground_truth: GroundTruth) -> Aligned
     """Return the annotated views, missing predictions filled with background; a ValueError: none, or sizes differ."""
     names, annotations = predictions.names, ground_truth.annotations
     preds = {name: np.asarray(predictions.object_ids[name]) for name in names if name in predictions.object_ids}
-    scored = [name for name in names if name in annotations]
+    scored = [name for name in names if name in annotations and np.any(predictions.counted.get(name, True))]
     if not scored:
         raise ValueError(f"none of the {len(names)} views has an annotation, so there is nothing to score")
     background = largest_area_background(list(preds.values())) if preds else 0
@@ -177,6 +190,11 @@ def aligned(predictions: PredictionBundle, ground_truth: GroundTruth) -> Aligned
         background=background,
         without_annotation=[name for name in names if name not in annotations],
         without_prediction=without,
+        counted={
+            name: nearest(counted, *annotations[name].shape)
+            for name, counted in predictions.counted.items()
+            if name in scored
+        },
     )
 
 

@@ -13,7 +13,9 @@ def score(predictions: PredictionBundle, ground_truth: GroundTruth) -> ProtocolR
     """Return Contrastive Lift's scores: those of `generic` on maps resampled after the background is found."""
     views = aligned(predictions, ground_truth)
     preds, trues = ([nearest(view, SIZE, SIZE) for view in maps] for maps in (views.preds, views.trues))
-    return panoptic_result("messy_rooms", replace(views, preds=preds, trues=trues), resampling="nearest, centre rule")
+    counted = {name: nearest(pixels, SIZE, SIZE) for name, pixels in views.counted.items()}
+    resampled = replace(views, preds=preds, trues=trues, counted=counted)
+    return panoptic_result("messy_rooms", resampled, resampling="nearest, centre rule")
 
 
 PROTOCOL = Protocol(name="messy_rooms", ground_truth="annotations", headline=("PQ_scene",), score=score)

@@ -1,0 +1,175 @@
+"""JSON with run lengths or polygons: a file per photo (segment-anything, SA-1B, LabelMe), or COCO's one file of all.
+
+`<view>.json`: a list of masks, or an object with them under `annotations` or `shapes`. COCO: any JSON file of the mask
+folder with `images` and `annotations`; images are known by their `file_name`. Ids count the masks of a photo.
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unified_lift.data.mask_formats.base import MaskFile, MaskFormat, painted
+from unified_lift.errors import UserError
+
+Size = tuple[int, int]  # height, width
+
+
+class _Coco(NamedTuple):
+    images: dict[str, str]  # file name without suffix, in lower case, and its last part where only one has it -> id
+    sizes: dict[str, Size]
+    annotations: dict[str, list[dict]]  # by id of the image
+
+
+def locate(folder: Path, name: str) -> tuple[Path, str] | None:
+    """Return the JSON file of a view, else a COCO file that lists it and the image's id there.
+
+    `folder` may be a COCO file itself.
+    """
+    own, key = folder / f"{name}.json", name.casefold()
+    if own.is_file() and _coco_at(own) is None:
+        return own, ""
+    for path in [folder] if folder.is_file() else sorted(folder.glob("*.json")):
+        images = found.images if (found := _coco_at(path)) else {}
+        if image := images.get(key) or images.get(PurePosixPath(key).name):
+            return path, image
+    return None
+
+
+def read(mask: MaskFile) -> tuple[np.ndarray, str]:
+    """Return the painted ids and "RLE" or "polygons"; a UserError names what cannot be read as masks."""
+    coco = _coco_at(mask.path) if mask.part else None
+    content: Any = {} if coco else _content(mask.path)
+    try:
+        if coco:
+            size, entries = coco.sizes.get(mask.part), coco.annotations.get(mask.part, [])
+        elif isinstance(content, Mapping):
+            size = _size(content) or _size(content.get("image", {}))
+            entries = content["annotations"] if "annotations" in content else content["shapes"]
+        else:
+            size, entries = None, content
+        shapes = [entry.get("segmentation", entry.get("points", entry)) for entry in entries]
+        size = size or next((_size(shape) for shape in shapes if isinstance(shape, Mapping)), None)
+        if size is None:
+            raise ValueError("it tells no size of the photo")
+        kind = "polygons" if shapes and not isinstance(shapes[0], Mapping) else "RLE"
+        return painted((_mask(shape, size) for shape in shapes), height=size[0], width=size[1]), kind
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        what = f"no masks as run lengths or polygons ({type(error).__name__}: {error})"
+        raise UserError(f"{mask.path}: {what}; write it again, or one PNG of ids per photo") from None
+
+
+def _size(fields: Mapping) -> Size | None:
+    """Return (height, width) as COCO's images and run lengths or LabelMe tell it."""
+    if "size" in fields:
+        height, width = fields["size"]
+    else:
+        height, width = (fields.get(key, fields.get(f"image{key.title()}")) for key in ("height", "width"))
+    return (int(height), int(width)) if height and width else None
+
+
+def _mask(shape: Any, size: Size) -> np.ndarray:
+    """Return the mask of run lengths, or of a polygon or several, bool [H, W]."""
+    if isinstance(shape, Mapping):
+        counts = shape["counts"]
+        return run_lengths(unpacked(counts) if isinstance(counts, str) else counts, size)
+    mask = np.zeros(size, bool)
+    several = bool(shape) and isinstance(shape[0], Sequence) and len(shape[0]) != 2  # LabelMe's points are pairs
+    for polygon in shape if several else [shape]:
+        corners = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+        if len(corners) == 2:  # two corners of a LabelMe rectangle
+            (left, top), (right, bottom) = corners
+            corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+        mask |= inside_polygon(corners, size)
+    return mask
+
+
+def inside_polygon(corners: np.ndarray, size: Size) -> np.ndarray:
+    """Return the pixels whose centres lie inside a polygon of corner-origin points (x, y), [K, 2], bool [H, W]."""
+    crossings = np.zeros((size[0], size[1] + 1), np.int32)
+    for (x, y), (next_x, next_y) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        low, high = sorted((y, next_y))
+        rows = np.arange(max(0, math.ceil(low - 0.5)), min(size[0], math.ceil(high - 0.5)))
+        if len(rows):
+            crossed = x + (rows + 0.5 - y) * (next_x - x) / (next_y - y)
+            crossings[rows, np.ceil(crossed - 0.5).clip(0, size[1]).astype(np.int64)] += 1
+    return crossings.cumsum(axis=1)[:, :-1] % 2 == 1
+
+
+def run_lengths(counts: Sequence[int] | np.ndarray, size: Size) -> np.ndarray:
+    """Return the mask of COCO's run lengths, bool [H, W]: zeros first, column by column; a ValueError: they miss it."""
+    lengths = np.asarray(counts, dtype=np.int64)
+    if lengths.sum() != size[0] * size[1] or (lengths < 0).any():
+        raise ValueError(f"run lengths of {lengths.sum()} pixels for {size[1]}x{size[0]}")
+    flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+    return flat.reshape(size[1], size[0]).T
+
+
+def unpacked(text: str) -> np.ndarray:
+    """Return the run lengths in COCO's packed text, int64.
+
+    Source: pycocotools: 5 bits a letter, the lowest first; 32 = more follows, 16 in the last = negative. From the
+    fourth number on each is the difference to that two places before.
+    """
+    letters = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(letters & 32 == 0)
+    if not len(last) or last[-1] != len(letters) - 1 or (letters < 0).any() or (letters > 63).any():
+        raise ValueError("packed run lengths are cut or damaged")
+    first = np.concatenate([[0], last[:-1] + 1])
+    place = np.arange(len(letters)) - np.repeat(first, last - first + 1)
+    numbers = np.add.reduceat((letters & 31) << (5 * place), first)
+    numbers -= np.where(letters[last] & 16, np.int64(1) << (5 * (place[last] + 1)), 0)
+    numbers[1::2] = numbers[1::2].cumsum()
+    numbers[2::2] = numbers[2::2].cumsum()
+    return numbers
+
+
+def _coco_at(path: Path) -> _Coco | None:
+    """Return the tables of a COCO file, None where it is none."""
+    state = path.stat()
+    return _tables(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=4096)  # so that each is parsed once; of others than COCO's nothing is kept
+def _tables(path: Path, *_: int) -> _Coco | None:
+    with path.open("rb") as file:
+        if file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
+            return None
+    content = _content(path)
+    if not (isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list)):
+        return None
+    try:
+        sizes = {str(image["id"]): size for image in content["images"] if (size := _size(image))}
+        annotations: dict[str, list[dict]] = defaultdict(list)
+        for one in content["annotations"]:
+            annotations[str(one["image_id"])].append(one)
+        named = [(name, str(image["id"])) for image in content["images"] for name in _names(image)]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: not COCO's images and annotations ({error!r}); export it again") from None
+    ends: dict[str, set[str]] = defaultdict(set)
+    for name, image in named:
+        ends[PurePosixPath(name).name].add(image)
+    alone = {name: next(iter(images)) for name, images in ends.items() if len(images) == 1}
+    return _Coco(alone | dict(named), sizes, dict(annotations))
+
+
+def _names(image: Mapping) -> Iterator[str]:
+    """Yield what an image may be called: its file name, and as it was before Roboflow renamed it."""
+    for name in (image["file_name"], image.get("extra", {}).get("name")):
+        if name:
+            yield str(PurePosixPath(name.replace("\\", "/")).with_suffix("")).casefold()
+
+
+def _content(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); write it again") from None
+
+
+FORMAT = MaskFormat(looks_for=".json (RLE, COCO)", suffixes=(".json",), read=read, locate=locate, precedence=60)

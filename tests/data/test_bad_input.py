@@ -12,6 +12,7 @@ from tests.data.fixtures.colmap_model import read_model, write_model
 from unified_lift.data import load_annotations
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
+from unified_lift.data.scene import load_frames
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 
@@ -33,6 +34,33 @@ def test_pose_without_image(name, dataset, read):
     (root / IMAGES[name]).unlink()
     told = "metadata.json: 12 positions.*11 images" if name == "messy_rooms" else f"{IMAGES[name]}: {POSES[name]}"
     refused(read, root, f"{told}.*restore", strict=True)
+
+
+def spoil(root, paths, how):
+    for path in paths:
+        path.unlink() if how == "missing" else path.write_bytes(path.read_bytes()[: 40 if how == "cut" else 0])
+
+
+@pytest.mark.parametrize("name", ["colmap", "transforms"])
+@pytest.mark.parametrize("how", ["missing", "cut", "empty"])
+def test_photos_that_cannot_be_used_are_left_out_counted_and_named(name, how, dataset, read):
+    root = dataset(name)
+    whole = read(root)
+    photos = sorted((root / "images").rglob("*.png"))
+    spoil(root, photos[1:3], how)
+    scene = read(root, eval=True, llffhold=4)
+    names = {view.name for view in (*scene.train, *scene.test)}
+    assert len(names) == len(whole.train) - 2
+    note = next(note for note in scene.notes if "cannot be used" in note)
+    assert note.startswith(f"2 of {len(whole.train)} photos cannot be used")
+    assert photos[1].name in note
+    assert photos[2].name in note
+    assert "--strict" in note
+    assert len(load_frames(DataSettings(source_path=root))) == len(names)
+    spoil(root, photos[3:], how)
+    refused(read, root, f"\\(1 of {len(whole.train)} photos can be used\\); ")
+    spoil(root, photos[:1], how)
+    refused(read, root, f"\\(none of {len(whole.train)} photos can be used\\); ")
 
 
 @pytest.mark.parametrize("name", ["colmap", "transforms"])
@@ -57,7 +85,12 @@ def test_corrupt_photo_is_named(name, damage, dataset, read):
         "text": b"not a picture",
     }[damage]
     path.write_bytes(damaged)
-    refused(read, root, f"{re.escape(IMAGES[name])}.*not a readable image.*again")
+    refused(read, root, f"{re.escape(IMAGES[name])}.*not a readable image.*again", strict=True)
+    if name != "messy_rooms":  # a benchmark is read whole or not at all
+        scene = read(root)
+        assert len(scene.train) == (8 if name == "colmap" else 9)
+        told = f"1 of {len(scene.train) + 1} photos cannot be used: .*{re.escape(IMAGES[name])}: not a readable image"
+        assert any(re.match(told, note) for note in scene.notes)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +236,8 @@ def test_half_a_colmap_model_and_a_missing_image_folder_are_named(dataset, read)
 def test_image_of_another_shape_than_its_camera(dataset, read):
     root = dataset("colmap")
     write_image(root / IMAGES["colmap"], np.zeros((32, 32, 3), np.uint8))
-    refused(read, root, r"cam2/0001\.png: the image is 32x32 but images\.bin says 32x24")
+    refused(read, root, r"cam2/0001\.png: the image is 32x32 but images\.bin says 32x24", strict=True)
+    assert "cam2/0001" not in {view.name for view in read(root).train}
 
 
 def test_two_views_may_not_share_a_mask(dataset, read):

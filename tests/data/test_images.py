@@ -1,8 +1,14 @@
+import struct
+import warnings
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from unified_lift.data.images import parallel_map, read_image, resize_image, target_size, write_image
+from unified_lift.data import images, scene
+from unified_lift.data.images import image_size, parallel_map, read_image, resize_image, target_size, write_image
+from unified_lift.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -61,3 +67,44 @@ def test_shrinking_averages_and_growing_keeps_the_range():
 def test_parallel_map_raises_the_first_error():
     with pytest.raises(ValueError, match="'item 0'"):
         parallel_map(int, [f"item {n}" for n in range(5)])
+
+
+def solid(path, width, height):
+    """Write a picture of one colour, which compresses well: many pixels in few bytes."""
+    Image.new("RGB", (width, height), (120, 110, 100)).save(path)
+    return path
+
+
+def test_pictures_beyond_pillows_limits_are_pictures(tmp_path, monkeypatch):
+    path = solid(tmp_path / "a.png", 40, 30)
+    for limit in (100, 1000):  # Pillow warns beyond it and refuses twice as much
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert image_size(path) == (40, 30)
+            assert read_image(path).shape == (30, 40, 3)
+        assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize(("width", "height"), [(60_000, 40_000), (100_000, 50_000)])
+def test_a_file_that_lies_about_its_size_is_refused_before_it_is_decoded(width, height, tmp_path):
+    content = solid(tmp_path / "a.png", 4, 3).read_bytes()
+    header = content[12:16] + struct.pack(">II", width, height) + content[24:29]
+    (tmp_path / "a.png").write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
+    for read in (image_size, read_image):
+        with pytest.raises(UserError, match=rf"a\.png: not a readable image \(its \d+ bytes claim {width}x{height}"):
+            read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("resolution", [-1, 8, 640, 1])
+def test_a_large_photo_is_shrunk_at_once_to_the_size_in_use(resolution, dataset, read, monkeypatch):
+    root = dataset("colmap")
+    expected = read(root, resolution=resolution)
+    for module in (images, scene):
+        monkeypatch.setattr(module, "LARGE", 32 * 24 - 1)
+    found = read(root, resolution=resolution)
+    for view, other in zip(found.train, expected.train, strict=True):
+        assert view.image.shape == other.image.shape
+        assert (view.image == other.image).all()
+        assert (view.camera.fx, view.camera.cx) == pytest.approx((other.camera.fx, other.camera.cx))
+        assert view.segments is None or view.segments.shape == other.segments.shape

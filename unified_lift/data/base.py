@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unified_lift.data.images import Alpha, In, photos_in
+from unified_lift.data.images import Alpha, In, exif_orientation, photos_in, upright
 from unified_lift.data.lens import Lens
 from unified_lift.data.masks import MaskFile, find_mask, read_mask, same_aspect
 from unified_lift.data.settings import DataSettings
@@ -41,6 +41,8 @@ class Frame:
     mask: MaskFile | None = None  # where the dataset names it itself; others are found in the mask folder by name
     alpha: Alpha = "ignore"  # what an alpha channel means
     exclusions: tuple[Exclusion, ...] = ()  # pixels that neither train nor count, where the dataset names such pictures
+    stored: tuple[int, int] | None = None  # (width, height) of the file; not of the reader: set when it was looked into
+    turn: int = 1  # the EXIF orientation that the pose is for a photo turned by, 1 = as stored; set likewise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,29 @@ def fit_lens(frame: Frame, *, width: int, height: int) -> Lens:
         what = f"the image is {width}x{height} but {frame.source.name} says {lens.width}x{lens.height}, another shape"
         raise UserError(f"{frame.image_path}: {what}; use the images the poses were computed with")
     return lens if lens.size == (width, height) else lens.resized(width, height)
+
+
+def is_turned(size: tuple[int, int], frame: Frame) -> bool:
+    """Return whether a stored picture of this (width, height) is a view on its side, as its photo's EXIF data say."""
+    fits, fits_turned = (same_aspect(one, frame.lens.size) for one in (size, size[::-1]))
+    return fits_turned and not fits and exif_orientation(frame.image_path) > 4
+
+
+def posed_size(size: tuple[int, int], frame: Frame) -> tuple[int, int]:
+    """Return the (width, height) of a photo or mask of the view the way up that its pose is for."""
+    return size[::-1] if is_turned(size, frame) else size
+
+
+def as_posed(mask: np.ndarray, frame: Frame) -> np.ndarray:
+    """Return a mask of the photo, [H, W, ...], the way up that the photo's pose is for.
+
+    It may have been made of the photo as stored or as shown; which one its shape tells.
+    """
+    if not is_turned((mask.shape[1], mask.shape[0]), frame):
+        return mask
+    orientation = exif_orientation(frame.image_path)
+    back = {6: 8, 8: 6}.get(orientation, orientation)
+    return upright(mask, orientation if frame.turn == orientation else back)
 
 
 def make_camera(frame: Frame, lens: Lens | None = None) -> Camera:

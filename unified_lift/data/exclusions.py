@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from unified_lift.data.base import DYNAMIC_MASK, Exclusion, Frame, listed
-from unified_lift.data.images import Alpha, has_alpha, open_image, photos_in, read_photo
+from unified_lift.data.images import Alpha, has_alpha, open_image, opened, photos_in, read_photo
 from unified_lift.data.masks import named_like
 from unified_lift.data.points import MIN_POINTS, in_picture
 from unified_lift.data.settings import DataSettings
@@ -126,9 +125,9 @@ def _meaning(photos: Sequence[Path]) -> Alpha:
     shares = []
     for path in _some([path for path in photos if path.suffix.lower() in _WITH_ALPHA and path.is_file()]):
         try:
-            with Image.open(path) as image:
+            with opened(path) as image:
                 alpha = read_photo(path)[1] if has_alpha(image) else None
-        except (OSError, SyntaxError, ValueError, UserError, Image.DecompressionBombError):
+        except (OSError, SyntaxError, ValueError, UserError):
             continue  # whoever loads it names it
         clear = np.zeros((1, 1), bool) if alpha is None else alpha < 128
         border = np.concatenate([clear[0], clear[-1], clear[:, 0], clear[:, -1]])

@@ -1,9 +1,11 @@
 """Reading and resizing photos, and the loop that does it in parallel."""
 
+import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -25,6 +27,13 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
+LARGE = 2**27  # pixels from which photos are decoded one at a time; they are some hundred megabytes each
+_MOST = 2**32  # pixels that are ever decoded
+_SUSPECT, _PER_BYTE = 178_956_970, 2**14  # beyond Pillow's own limit of pixels, no photo has so many in a byte
+_OPENING, _DECODING_LARGE = threading.Lock(), threading.RLock()
+_EXIF_ORIENTATION = 0x0112
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Turn what Pillow raises into an error that names the file."""
@@ -32,27 +41,61 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; restore it or remove it from the scene") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: not a readable image ({error}); copy or export it again") from None
 
 
 def open_image(path: Path) -> Image.Image:
     """Return the decoded picture in its own mode, not rotated as EXIF says; a UserError names a damaged file."""
     with _naming(path):
-        image = Image.open(path)
-        image.load()
+        image = opened(path)
+        with one_at_a_time(image.size):
+            image.load()
         return image
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) from the file's header; a UserError names a missing or damaged file."""
-    with _naming(path), Image.open(path) as image:
+    with _naming(path), opened(path) as image:
         return image.size
 
 
 def has_alpha(image: Image.Image) -> bool:
     """Return whether a picture has an alpha channel, or a colour that is transparent."""
     return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def exif_orientation(path: Path) -> int:
+    """Return by which of EXIF's eight orientations the stored picture is to be shown, 1 = as it is stored."""
+    with _naming(path), opened(path) as image:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
+
+
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Return a picture [H, W, ...] that is stored in an EXIF orientation as it is to be shown; 5 to 8 swap its axes."""
+    turned = image.swapaxes(0, 1) if orientation > 4 else image
+    rows, cols = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return np.ascontiguousarray(turned[:: -1 if rows else 1, :: -1 if cols else 1])
+
+
+def one_at_a_time(size: tuple[int, int]) -> AbstractContextManager[object]:
+    """Return a context in which no two pictures of a large size (width, height) are at the same time."""
+    return _DECODING_LARGE if math.prod(size) > LARGE else nullcontext()
+
+
+def opened(path: Path) -> Image.Image:
+    """Return a picture with only its header read; a ValueError says that it claims more pixels than it can hold."""
+    with _OPENING:  # Pillow's own limit is that of a program which opens pictures of strangers, and no photo's
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    pixels, num_bytes = math.prod(image.size), path.stat().st_size
+    if pixels > _MOST or (pixels > _SUSPECT and pixels > _PER_BYTE * num_bytes):
+        raise ValueError(f"its {num_bytes} bytes claim {image.width}x{image.height} pixels")
+    return image
 
 
 def read_photo(path: Path) -> tuple[np.ndarray, np.ndarray | None]:

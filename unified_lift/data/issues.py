@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from unified_lift.data.base import Frame, listed
+from unified_lift.data.base import Frame, listed, posed_size
 from unified_lift.data.images import Progress, parallel_map, read_image
 from unified_lift.data.masks import MaskFile, read_stored_mask, same_aspect
 from unified_lift.data.void import TellingIds, void_ids
@@ -133,7 +133,7 @@ def check_shape(
     issues: Issues, path: Path, size: tuple[int, int], frame: Frame, fix: str = "", *, fatal: bool = True
 ) -> None:
     """Add an error, or a note if it is not `fatal`, if (width, height) is not that of the frame's camera, scaled."""
-    lens = frame.lens
+    lens, size = frame.lens, posed_size(size, frame)
     what = f"{path}: {size[0]}x{size[1]} is another shape than the camera's {lens.width}x{lens.height}"
     if not same_aspect(size, lens.size):
         issues.refused(f"{what}; {fix}" if fix else what, fatal=fatal)

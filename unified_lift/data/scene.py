@@ -12,7 +12,18 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from unified_lift.data.base import ANNOTATIONS, Frame, Reader, SceneDescription, fit_lens, listed, make_camera, masks_in
+from unified_lift.data.base import (
+    ANNOTATIONS,
+    Frame,
+    Reader,
+    SceneDescription,
+    as_posed,
+    fit_lens,
+    listed,
+    make_camera,
+    masks_in,
+    posed_size,
+)
 from unified_lift.data.borders import without_black_frames
 from unified_lift.data.cache import DataCache, as_tensor
 from unified_lift.data.exclusions import (
@@ -24,21 +35,24 @@ from unified_lift.data.exclusions import (
     without_excluded,
 )
 from unified_lift.data.images import (
+    LARGE,
     Progress,
     composited,
     image_size,
+    one_at_a_time,
     parallel_map,
     read_image,
     read_photo,
     resize_image,
     target_size,
+    upright,
 )
 from unified_lift.data.lens import Lens, undistort_ids, undistort_image
 from unified_lift.data.masks import LOOKS_FOR, MaskFile, find_masks, read_stored_mask, same_aspect
 from unified_lift.data.points import initial_points
 from unified_lift.data.settings import DataSettings, split_names
 from unified_lift.data.units import frame_note, frame_of, seeds_inside
-from unified_lift.data.usable import usable
+from unified_lift.data.usable import left_out_notes, require_enough, usable
 from unified_lift.data.void import TellingIds, void_ids, void_to_zero
 from unified_lift.errors import UserError
 from unified_lift.ops.resample import nearest
@@ -163,14 +177,20 @@ def load_scene(
         cache.expect(_bytes_of(used, settings))
     keep = as_tensor if cache is None else cache.keep
     load = partial(_load_view, settings=settings, background=255 * white, keep=keep)
-    loaded = parallel_map(load, used, progress)
+    attempts = parallel_map(load, used, progress)
+    problems = [one for one in attempts if isinstance(one, str)]
+    loaded = [one for one in attempts if not isinstance(one, str)]
+    require_enough(problems, left=len(loaded), strict=is_strict(reader, settings))
+    num_train = sum(not isinstance(one, str) for one in attempts[: len(train)])
+    if not num_train:
+        raise UserError(problems[0])
     counts = Counter(note for one in loaded for note in sorted(set(one.notes)))
     views, zero_id, void, void_notes = _labelled(loaded, described.zero_id, settings)
     views, border_notes = without_black_frames(views)
     read_points = lru_cache(described.points)
     frame = frame_of(views, read_points) if frame is None else frame
     views = [replace(view, camera=frame.camera_inside(view.camera)) for view in views]
-    train_views = tuple(views[: len(train)])
+    train_views = tuple(views[:num_train])
     own, seed_notes = None if settings.random_init else read_points(), list[str]()
     if own is not None:
         own, seed_notes = seeds_inside(own, frame, train_views)
@@ -178,14 +198,15 @@ def load_scene(
     excluded = [one.excluded for one in loaded]
     points, excluded_notes = without_excluded(points, train_views, excluded)
     notes = [*described.notes, *(f"{count} of {len(views)} views {note}" for note, count in sorted(counts.items()))]
-    notes += void_notes + border_notes + excluded_notes + seed_notes + frame_note(frame)
-    if 0 < len(missing := [view.name for view in train_views if view.segments is None]) < len(train):
-        notes.append(f"{len(missing)} of {len(train)} training views have no mask: {listed(missing)}")
+    notes += left_out_notes(problems, total=len(attempts)) + void_notes + border_notes
+    notes += excluded_notes + seed_notes + frame_note(frame)
+    if 0 < len(missing := [view.name for view in train_views if view.segments is None]) < num_train:
+        notes.append(f"{len(missing)} of {num_train} training views have no mask: {listed(missing)}")
     return Scene(
         name=settings.source_path.resolve().name,
         dataset=reader.name,
         train=train_views,
-        test=tuple(views[len(train) :]),
+        test=tuple(views[num_train:]),
         points=points,
         frame=frame,
         zero_id=zero_id,
@@ -210,8 +231,7 @@ def expected_bytes(settings: DataSettings) -> int:
 def _bytes_of(frames: Sequence[Frame], settings: DataSettings) -> int:
     """Return the bytes of photos (3 per pixel), masks (4) and, of distorted photos, the pixels the lens saw (1)."""
     return sum(
-        math.prod(target_size(*image_size(frame.image_path), settings.resolution))
-        * (3 + 4 * (frame.mask is not None) + frame.lens.is_distorted)
+        math.prod(_size_in_use(frame, settings)) * (3 + 4 * (frame.mask is not None) + frame.lens.is_distorted)
         for frame in frames
     )
 
@@ -225,18 +245,29 @@ class _Loaded(NamedTuple):
     notes: list[str]
 
 
+def _size_in_use(frame: Frame, settings: DataSettings) -> tuple[int, int]:
+    """Return the (width, height) at which the photo is used, the way up that its pose is for."""
+    return target_size(*posed_size(frame.stored or image_size(frame.image_path), frame), settings.resolution)
+
+
 def _load_view(
     frame: Frame, *, settings: DataSettings, background: int, keep: Callable[[np.ndarray], Tensor]
-) -> _Loaded:
-    """Return the view, its arrays as `keep` returns them, with ids as in the file, and notes on what was done to it."""
-    notes = []
-    image, alpha = read_photo(frame.image_path)
+) -> _Loaded | str:
+    """Return the view, its arrays as `keep` returns them, with ids as in the file, and notes on what was done to it.
+
+    Of a photo that cannot be decoded it is what is wrong with it.
+    """
+    notes, (width, height) = list[str](), _size_in_use(frame, settings)
+    try:
+        image, alpha = _read_photo(frame, width, height)
+    except UserError as error:
+        return str(error)
     lens, segments, ids = fit_lens(frame, width=image.shape[1], height=image.shape[0]), None, None
     if lens.size != frame.lens.size:
         notes.append(f"intrinsics of {frame.lens.width}x{frame.lens.height} scaled to {lens.width}x{lens.height}")
     parts = []
     for exclusion in frame.exclusions:
-        parts.append(pixels_left_out(exclusion))
+        parts.append(as_posed(pixels_left_out(exclusion), frame))
         _check_aspect(exclusion.path, parts[-1], lens, "its image", "make it from this image, or use --exclude none")
     if alpha is not None:
         notes.append(f"are partly transparent: {ALPHA_WORDS[frame.alpha]} (--alpha)")
@@ -247,7 +278,9 @@ def _load_view(
     out = functools.reduce(np.logical_or, [nearest(part, lens.height, lens.width) for part in parts]) if parts else None
     if frame.mask is not None:
         stored = read_stored_mask(frame.mask, size=lens.size)
-        segments, ids = stored.ids, TellingIds.of(frame.mask.path, stored)
+        segments, ids = as_posed(stored.ids, frame), TellingIds.of(frame.mask.path, stored)
+        if segments is not stored.ids:
+            notes.append("have a mask that is turned as their EXIF data say")
         _check_aspect(frame.mask.path, segments, lens, "its image", "make the mask from this image or remove it")
         segments = nearest(segments, lens.height, lens.width)
     valid = None if out is None else ~out
@@ -258,7 +291,6 @@ def _load_view(
         left = np.ones((lens.height, lens.width), bool) if valid is None else valid
         valid = undistort_ids(left.astype(np.int32), lens) > 0
         out = None if out is None else undistort_ids(out.astype(np.int32), lens) > 0
-    width, height = target_size(*lens.size, settings.resolution)
     if (width, height) != lens.size:
         sizes = f"from {lens.width}x{lens.height} to {width}x{height}"
         notes.append(f"resized {sizes} (--resolution {settings.resolution})")
@@ -303,6 +335,16 @@ def _labelled(
     return views, "ignore" if void else zero_id, tuple(sorted(void)), [note] if note else []
 
 
+def _read_photo(frame: Frame, width: int, height: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return colour and alpha of the photo the way up that its pose is for; of a large one at the size in use."""
+    with one_at_a_time(size := frame.stored or image_size(frame.image_path)):
+        # What follows takes many times the memory of a photo.
+        shrinks = math.prod(size) > LARGE > width * height
+        found = [upright(part, frame.turn) for part in read_photo(frame.image_path) if part is not None]
+        image, *alpha = [resize_image(part, width, height) if shrinks else part for part in found]
+        return image, alpha[0] if alpha else None
+
+
 def _check_aspect(path: Path, mask: np.ndarray, lens: Lens, photo: str, fix: str) -> None:
     """Raise a UserError unless a mask [H, W] has the shape of its photo, scaled."""
     height, width = mask.shape
@@ -314,10 +356,10 @@ def _check_aspect(path: Path, mask: np.ndarray, lens: Lens, photo: str, fix: str
 def load_annotations(settings: DataSettings, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the exact ids of the named views that have any, int32 [H, W] at native size, undistorted."""
     described = _sound_scene(replace(settings, eval=False, object_path="auto"))[1]
-    lenses = {frame.name: frame.lens for frame in described.frames}
+    frames = {frame.name: frame for frame in described.frames}
     annotations = described.annotations or partial(masks_in, settings.source_path / ANNOTATIONS)
-    found = annotations([name for name in names if name in lenses])
-    return {name: _as_pinhole(ids, lenses[name]) for name, ids in found.items()}
+    found = annotations([name for name in names if name in frames])
+    return {name: _as_pinhole(as_posed(ids, frames[name]), frames[name].lens) for name, ids in found.items()}
 
 
 def load_prompt_masks(settings: DataSettings, names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
@@ -338,6 +380,6 @@ def _as_pinhole(ids: np.ndarray, lens: Lens) -> np.ndarray:
 
 def _read_prompt_mask(path: Path, frame: Frame) -> np.ndarray:
     """Return where the mask is foreground, bool [H, W]; of a colour picture the brightest channel counts."""
-    mask = read_image(path).max(axis=-1) > _FOREGROUND
+    mask = as_posed(read_image(path).max(axis=-1) > _FOREGROUND, frame)
     _check_aspect(path, mask, frame.lens, f"the photo of {frame.name}", "fetch it again")
     return _as_pinhole(mask.astype(np.int32), frame.lens) > 0

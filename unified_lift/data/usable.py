@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from unified_lift.data.base import Frame, SceneDescription, listed
+from unified_lift.data.base import Frame, SceneDescription, fit_lens, listed, posed_size
+from unified_lift.data.images import exif_orientation, image_size, parallel_map
 from unified_lift.errors import UserError
 
 FEWEST, FEWEST_SHARE = 2, 0.1  # photos that must remain, and their share of all, once one has to be left out
@@ -22,16 +23,22 @@ def usable(described: SceneDescription, *, strict: bool) -> SceneDescription:
     A UserError names the first of the others if `strict` or if too few remain; and always two photos of one name that
     are not the same.
     """
-    frames = [frame for frame in described.frames if frame.image_path.is_file()]
     missing = [frame for frame in described.frames if not frame.image_path.is_file()]
-    problems = [*described.broken, *map(_missing, missing)]
+    there = [frame for frame in described.frames if frame.image_path.is_file()]
+    looked = parallel_map(_looked_into, there)
+    frames = [frame for frame in looked if isinstance(frame, Frame)]
+    broken = [*described.broken, *(problem for problem in looked if isinstance(problem, str))]
+    problems = [*described.broken, *map(_missing, missing), *broken[len(described.broken) :]]
     require_enough(problems, left=len(frames), strict=strict)
-    notes = left_out_notes(described.broken, total=len(problems) + len(frames))
+    notes = left_out_notes(broken, total=len(problems) + len(frames))
     if missing:
         names, source = [frame.image_path.name for frame in missing], missing[0].source.name
         what = f"{len(missing)} of {len(problems) + len(frames)} photos {LEFT_OUT}"
         text = f"{what}, {source} has a pose for them but the files are missing: {listed(names)}"
         notes.append(f"{text}; restore them, or refuse such scenes with --strict")
+    if turned := [frame.name for frame in frames if frame.turn != 1]:
+        what = f"{len(turned)} of {len(frames)} photos are turned as their EXIF data say, which is how their poses are"
+        notes.append(f"{what}: {listed(turned)}")
     frames, twice = _once(frames, strict=strict)
     if twice:
         notes.append(f"{len(twice)} photos stand in {frames[0].source.name} twice, with one pose: {listed(twice)}")
@@ -56,6 +63,18 @@ def left_out_notes(problems: Sequence[str], *, total: int) -> list[str]:
     shown = "; ".join(problem.rpartition("; ")[0] or problem for problem in problems[:_SHOWN])
     fix = "repair them, or refuse such scenes with --strict"
     return [f"{len(problems)} of {total} photos {LEFT_OUT}: {shown}{more}; {fix}"] if problems else []
+
+
+def _looked_into(frame: Frame) -> Frame | str:
+    """Return the frame with what the header of its photo says, or what is wrong with that."""
+    try:
+        stored = image_size(frame.image_path)
+        width, height = posed_size(stored, frame)
+        fit_lens(frame, width=width, height=height)
+        turn = exif_orientation(frame.image_path) if (width, height) != stored else 1
+    except UserError as error:
+        return str(error)
+    return replace(frame, stored=stored, turn=turn)
 
 
 def _missing(frame: Frame) -> str:

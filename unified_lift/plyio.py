@@ -27,7 +27,7 @@ def read_elements(path: Path, *further: str) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
             head = file.read(_MAX_HEADER).partition(b"end_header")[0]
-        if any(int(count) > path.stat().st_size for count in re.findall(rb"element\s+\S+\s+(\d+)", head)):
+        if any(int(count) > path.stat().st_size for count in re.findall(rb"(?m)^element\s+\S+\s+(\d+)", head)):
             raise ValueError("it says to hold more than its length allows")  # said before memory is taken for it
         content = PlyData.read(str(path))  # maps the file; without that it reads number by number
         found = {"vertex": content["vertex"]} | {item.name: item for item in content if item.name in further}
@@ -53,7 +53,7 @@ def write_vertices(path: Path, vertices: np.ndarray) -> None:
 def read_point_cloud(path: Path) -> PointCloud:
     """Return positions and colours of a PLY file; points that are not finite are dropped, missing colours are grey.
 
-    Colours are 8-bit, or floats in [0, 1] or [0, 255]. A UserError names a file that is no point cloud.
+    Colours are 8-bit or 16-bit, or floats in [0, 1] or [0, 255]. A UserError names a file that is no point cloud.
     """
     vertices = read_vertices(path)
     names = set(vertices.dtype.names or ())
@@ -66,6 +66,8 @@ def read_point_cloud(path: Path) -> PointCloud:
         if values.dtype.kind == "f":
             values = np.nan_to_num(values)
             values = values * 255.0 if values.max(initial=0.0) <= 1.0 else values
+        elif values.max(initial=0) > 255:  # 16 bits, as programs of surveyors write
+            values = values / 257
         colors = np.clip(np.round(values), 0, 255).astype(np.uint8)
     return finite_points(positions, colors)
 

@@ -43,14 +43,14 @@ def test_written_ply_returns_and_other_programs_read_it(tmp_path):
 
 
 @pytest.mark.parametrize("order", ["ascii", "<", ">"])
-@pytest.mark.parametrize("color", ["u1", "f4"])
-def test_ply_of_other_programs(order, color, tmp_path):
+@pytest.mark.parametrize(("color", "largest"), [("u1", 255), ("u2", 65_535), ("f4", 1), ("f4", 255)])
+def test_ply_of_other_programs(order, color, largest, tmp_path):
     fields = [("nx", "f4"), ("x", "f8"), ("y", "f4"), ("z", "f4"), ("red", color), ("green", color), ("blue", color)]
     rows = np.zeros(3, dtype=fields)
     for axis, name in enumerate("xyz"):
         rows[name] = CLOUD.positions[:, axis]
     for channel, name in enumerate(("red", "green", "blue")):
-        rows[name] = CLOUD.colors[:, channel] / (255 if color == "f4" else 1)
+        rows[name] = CLOUD.colors[:, channel] * (largest / 255)
     faces = np.array([([0, 1, 2],)], dtype=[("vertex_indices", "i4", (3,))])
     elements = [PlyElement.describe(rows, "vertex"), PlyElement.describe(faces, "face")]
     data = PlyData(elements, text=order == "ascii", byte_order="<" if order == "ascii" else order, comments=["hello"])

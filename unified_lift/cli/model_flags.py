@@ -55,7 +55,7 @@ def opened(path: Path, *, device: torch.device | None = None, **options: Any) ->
     A UserError: as `load_model` or `read_splat`.
     """
     device = device or torch.device("cpu")
-    if not path.is_file():
+    if not path.is_file() or options.get("level"):
         return load_model(path, device=device, **options)
     gaussians, notes = read_splat(path)
     gaussians.set("features", gaussians.features[:, :0])

@@ -92,7 +92,7 @@ def _decoded(data: bytes) -> RawSplat:
     head = data if is_new else zlib.decompressobj(31).decompress(data, _HEADER.size)
     magic, version, count, degree, bits, flags, *further = (_HEADER_4 if is_new else _HEADER).unpack_from(head)
     if magic != MAGIC or version not in ((4,) if is_new else (1, 2, 3)) or degree > 4 or bits > 24:
-        raise ValueError(f"not of version 1 to 4, or of degree {degree}")
+        raise ValueError("not of version 1 to 4 and degree 0 to 4")
     widths = (6 if version == 1 else 9, 1, 3, 3, 4 if version > 2 else 3, 3 * ((degree + 1) ** 2 - 1))
     sizes = [count * width for width in widths]
     if sum(sizes) > len(data) * (_MOST_ZSTD if is_new else _MOST_GZIP):

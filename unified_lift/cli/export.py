@@ -71,7 +71,7 @@ def export_main(argv: list[str]) -> int:
     for path in paths:
         print(f"{path}: {path.stat().st_size / 2**20:.2f} MiB")
     if (told := out / FRAME_FILE).exists():
-        which = "what --inside writes is" if command.inside else ".splat and .spz cannot hold your coordinates and are"
+        which = "what --inside writes is" if command.inside else "what cannot hold your coordinates (.spz, .splat) is"
         print(f"note: {which} in those of training; {told} tells the way back")
     return 0
 

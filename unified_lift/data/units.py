@@ -47,7 +47,7 @@ def frame_note(frame: Similarity) -> list[str]:
     if frame.is_identity:
         return []
     moved = [f"less {' '.join(f'{value:.10g}' for value in frame.offset)}"] if any(frame.offset) else []
-    scaled = [f"times {frame.scale:g}"] if frame.scale != 1 else []
+    scaled = [f"times {frame.scale:.10g}"] if frame.scale != 1 else []
     return [f"trained in coordinates {' and '.join(moved + scaled)}, saved in yours (frame.json)"]
 
 
@@ -55,12 +55,17 @@ def seeds_inside(cloud: PointCloud, frame: Similarity, views: Sequence[View]) ->
     """Return a scene's own points as they start in a frame, float32, and notes on those that are left out.
 
     Left out are all but one of points at one place, whose sizes would be nothing, and points alone a thousand times as
-    far off as is usual, whose sizes would be beyond all measure. `views` are inside of the frame.
+    far off as is usual, whose sizes would be beyond all measure. Far from the origin, points of float32 files stand on
+    a coarse grid: they are spread over its cells. `views` are inside of the frame.
     """
     positions, notes = frame.inside(cloud.positions), list[str]()
     if len(positions) == 0:
         return cloud, notes
     centre = np.median([view.camera.position for view in views], axis=0)
+    if any(frame.offset) and np.array_equal(cloud.positions, rounded := cloud.positions.astype(np.float32)):
+        step = np.spacing(np.abs(rounded)).astype(np.float64)
+        positions = positions + frame.scale * step * np.random.default_rng(0).uniform(-0.5, 0.5, step.shape)
+        notes.append(f"points are spread again over the {step.max():g} units to which float32 has rounded them")
     usual = _usual_distance(positions, centre)
     kept = _one_of_each(positions, _SAME * usual)
     nearly = _one_of_each(positions, _NEARLY_SAME * usual)

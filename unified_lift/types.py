@@ -123,6 +123,14 @@ class PointCloud:
     colors: np.ndarray
 
 
+def distances(points: np.ndarray, centre: np.ndarray) -> tuple[float, float]:
+    """Return the distances from the centre that 1 % and half of the points [M, 3] have at most; 0 of none."""
+    with np.errstate(over="ignore"):
+        found = np.linalg.norm(points - centre, axis=1) if len(points) else np.zeros(1)
+    near, usual = np.quantile(found, [0.01, 0.5]).tolist()
+    return near, usual
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scene:
     """A loaded scene. Annotations are not part of it: only evaluation reads them, through the reader."""
@@ -153,8 +161,8 @@ class Scene:
         """
         centres = np.stack([view.camera.position for view in self.train])
         distance = np.linalg.norm(centres - centres.mean(axis=0), axis=1).max()
-        reach = np.median(np.linalg.norm(self.points.positions - centres.mean(axis=0), axis=1))
-        return float(1.1 * distance) if distance > STILL * reach else max(1.0, float(reach) / 4)
+        near, usual = distances(self.points.positions, centres.mean(axis=0))
+        return float(1.1 * distance) if distance > STILL * near else max(1.0, usual / 4)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
 import torch
 import tyro
 
@@ -11,6 +12,7 @@ from unified_lift.cli.flags import canonical
 from unified_lift.device import chosen_device
 from unified_lift.model.files import read_splat
 from unified_lift.modelfolder.inference import TrainedScene, load_model, views_of
+from unified_lift.ops.similarity import similarity_for
 from unified_lift.settings.limits import check_ranges
 from unified_lift.types import Scene
 
@@ -58,10 +60,15 @@ def opened(path: Path, *, device: torch.device | None = None, **options: Any) ->
     if not path.is_file() or options.get("level"):
         return load_model(path, device=device, **options)
     gaussians, notes = read_splat(path)
+    means = gaussians.means.detach().double().numpy()
+    distance = float(np.median(np.linalg.norm(means - np.median(means, axis=0), axis=1)))
+    frame = similarity_for(np.median(means, axis=0), distance or 1.0)
+    if not frame.is_identity:
+        gaussians = read_splat(path, frame)[0]
     gaussians.set("features", gaussians.features[:, :0])
     for note in notes:
         print(f"note: {path}: {note}")
-    return TrainedScene(gaussians=gaussians.to(device), path=path)
+    return TrainedScene(gaussians=gaussians.to(device), frame=frame, path=path)
 
 
 def with_objects(scene: TrainedScene) -> TrainedScene:

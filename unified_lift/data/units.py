@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.spatial import cKDTree
 
-from unified_lift.types import STILL, PointCloud, Similarity, View
+from unified_lift.ops.similarity import similarity_for
+from unified_lift.types import STILL, PointCloud, Similarity, View, distances
 
-_ORDINARY = (0.5, 256.0)  # extents at which near plane, start scales and tests for zero are at home
-_USUAL = 4.0  # about the extent of a scene that is scaled
-_FAR_OFF = 32.0  # extents from the origin; beyond, float32 loses the last, small steps of positions
 _BULK = 0.9  # share of the cameras that the extent holds, so that single wrong poses do not count
+_MAY_TURN = 0.5  # a smaller extent may be the trembling of a tripod, which the points tell
 _ROUNDING = 1e-12  # of coordinates in float64 and sums of them
-_SAME, _NEARLY_SAME = 1e-6, 1e-4  # of the usual distance of points: as near as this, two are one
+_SAME, _NEARLY_SAME = 1e-6, 1e-3  # of the distance of the nearest points: as near to each other, two are one
 _MANY_TWICE = 0.25  # share of points that are nearly the same; fewer are left alone
 _BEYOND, _ALONE = 1e3, 0.5  # usual distances from the cameras; a neighbour's distance as a share of that
 _AXIS = (math.sqrt(2), math.sqrt(3), math.sqrt(5))  # different cells have different numbers along it
@@ -22,24 +21,18 @@ _AXIS = (math.sqrt(2), math.sqrt(3), math.sqrt(5))  # different cells have diffe
 def frame_of(views: Sequence[View], read_points: Callable[[], PointCloud | None]) -> Similarity:
     """Return the frame to work in on views in the user's coordinates; the identity for an ordinary scene.
 
-    The extent of a scene is the distance from the middle of the cameras that 90 % of them keep; where they only turn,
-    that of half of the points. If it is out of 0.5..256, lengths are scaled to make it about 4; if the cameras are 32
-    extents from the origin, their middle becomes the origin.
+    The extent is the distance from the middle of the cameras that 90 % of them keep; where they only turn, that of half
+    of the points.
     """
     positions = np.stack([view.camera.position for view in views])
     centre = np.median(positions, axis=0)
     extent = float(np.quantile(np.linalg.norm(positions - centre, axis=1), _BULK))
-    if extent < _ORDINARY[0]:
+    if extent < _MAY_TURN:
         cloud = read_points()
-        reach = _usual_distance(cloud.positions, centre) if cloud is not None else 0.0
-        noise = _ROUNDING * float(np.abs(positions).max())
-        extent = extent if extent > max(STILL * reach, noise) else reach or 1.0
-    is_ordinary = _ORDINARY[0] <= extent <= _ORDINARY[1]
-    scale = 1.0 if is_ordinary else 2.0 ** round(math.log2(_USUAL / extent))
-    if np.linalg.norm(centre) <= _FAR_OFF * extent:
-        return Similarity(scale=scale)
-    x, y, z = (round(value, -math.floor(math.log10(extent))) for value in centre.tolist())
-    return Similarity(offset=(x, y, z), scale=scale)
+        near, usual = (0.0, 1.0) if cloud is None else distances(cloud.positions, centre)
+        only_turn = extent <= max(STILL * near, _ROUNDING * float(np.abs(positions).max()))
+        extent = (usual or 1.0) if only_turn else extent
+    return similarity_for(centre, extent)
 
 
 def frame_note(frame: Similarity) -> list[str]:
@@ -66,17 +59,17 @@ def seeds_inside(cloud: PointCloud, frame: Similarity, views: Sequence[View]) ->
         step = np.spacing(np.abs(rounded)).astype(np.float64)
         positions = positions + frame.scale * step * np.random.default_rng(0).uniform(-0.5, 0.5, step.shape)
         notes.append(f"points are spread again over the {step.max():g} units to which float32 has rounded them")
-    usual = _usual_distance(positions, centre)
-    kept = _one_of_each(positions, _SAME * usual)
-    nearly = _one_of_each(positions, _NEARLY_SAME * usual)
+    near, usual = distances(positions, centre)
+    kept, nearly = (_one_of_each(positions, share * near) for share in (_SAME, _NEARLY_SAME))
     kept = nearly if len(nearly) < (1 - _MANY_TWICE) * len(kept) else kept
     if len(kept) < len(positions):
         notes.append(f"{len(positions) - len(kept)} of {len(positions)} points are where another is: left out")
-    distance = np.linalg.norm(positions[kept] - centre, axis=1)
-    if (beyond := distance > _BEYOND * usual).any():
-        far = positions[kept][beyond]
-        third = cKDTree(far).query(far, k=4)[0][:, 3]  # infinite where there are fewer
-        beyond[beyond] = alone = ~(third < _ALONE * distance[beyond])
+    with np.errstate(over="ignore"):
+        distance = np.linalg.norm(positions - centre, axis=1)
+    if (beyond := distance[kept] > _BEYOND * usual).any():
+        far = kept[beyond]
+        third = cKDTree(positions[far]).query(positions[far], k=4)[0][:, 3]  # infinite where there are fewer
+        beyond[beyond] = alone = ~(third < _ALONE * distance[far])
         kept = kept[~beyond]
         if alone.any():
             notes.append(f"{alone.sum()} points alone in the far distance are left out")
@@ -85,12 +78,10 @@ def seeds_inside(cloud: PointCloud, frame: Similarity, views: Sequence[View]) ->
     return PointCloud(positions=positions[kept].astype(np.float32), colors=cloud.colors[kept]), notes
 
 
-def _usual_distance(points: np.ndarray, centre: np.ndarray) -> float:
-    """Return the distance of half of the points [M, 3] from the centre, 0 of none."""
-    return float(np.median(np.linalg.norm(points - centre, axis=1))) if len(points) else 0.0
-
-
 def _one_of_each(points: np.ndarray, size: float) -> np.ndarray:
-    """Return the first point of every cell of this size, rising indices."""
-    along = sum(weight * np.rint(points[:, axis] / max(size, 1e-30)) for axis, weight in enumerate(_AXIS))
-    return np.sort(np.unique(along, return_index=True)[1])
+    """Return the first point of every cell of this size, rising indices; then of cells half a cell further on."""
+    kept = np.arange(len(points))
+    for shift in (0.0, 0.5):
+        cells = (weight * np.rint(points[kept, axis] / max(size, 1e-30) + shift) for axis, weight in enumerate(_AXIS))
+        kept = kept[np.sort(np.unique(sum(cells), return_index=True)[1])]
+    return kept

@@ -84,7 +84,8 @@ def test_files_of_the_model_are_in_the_users_coordinates(models, place):
     )
     for new, old in zip(*(json.loads((each / "cameras.json").read_text()) for each in (model, models["origin"]))):
         np.testing.assert_allclose(new.pop("position"), moved(old.pop("position")), atol=accuracy)
-        assert new == pytest.approx(old, abs=1e-6) if "rotation" not in new else new["img_name"] == old["img_name"]
+        np.testing.assert_allclose(new.pop("rotation"), old.pop("rotation"), atol=1e-6)
+        assert new == old
     found, before = table_of(model), table_of(models["origin"])
     assert len(found) == len(before)
     for corner in (0, 1):

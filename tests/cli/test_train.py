@@ -140,7 +140,7 @@ def test_parity_presets_hold_the_published_numbers():
         (["train", "-s", "x", "-m", "y", "--sh_degree", "4"], "--sh_degree goes up to 3"),
         (["train", "-s", "x", "-m", "y", "--checkpoint_minutes", "-1"], "--checkpoint_minutes must be at least 0"),
         (["train", "-s", "x", "-m", "y", "--resume"], "no chkpnt<N>.pth there to resume from"),
-        (["train", "-s", "x", "-m", "y", "--start_checkpoint", "gone.pth"], "x"),
+        (["train", "-s", "x", "-m", "y", "--start_checkpoint", "gone.pth"], "gone.pth: no such checkpoint"),
         (["tarin"], "no command 'tarin'"),
     ],
 )

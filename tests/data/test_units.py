@@ -146,6 +146,8 @@ def test_a_clean_cloud_starts_as_it_is(surface):
     found, notes = seeds(pair)
     np.testing.assert_array_equal(found, pair)
     assert notes == []
+    many = np.random.default_rng(4).normal(size=(20_000, 3)).astype(np.float32)
+    assert len(seeds(many)[0]) == 20_000
     assert seeds(np.zeros((0, 3)))[1] == []
 
 

@@ -80,8 +80,10 @@ def seeds_inside(cloud: PointCloud, frame: Similarity, views: Sequence[View]) ->
 
 def _one_of_each(points: np.ndarray, size: float) -> np.ndarray:
     """Return the first point of every cell of this size, rising indices; then of cells half a cell further on."""
-    kept = np.arange(len(points))
+    kept, at = np.arange(len(points)), points.astype(np.float64) / max(size, 1e-30)  # float32 has too few numbers
     for shift in (0.0, 0.5):
-        cells = (weight * np.rint(points[kept, axis] / max(size, 1e-30) + shift) for axis, weight in enumerate(_AXIS))
-        kept = kept[np.sort(np.unique(sum(cells), return_index=True)[1])]
+        along = np.zeros(len(kept))
+        for axis, weight in enumerate(_AXIS):
+            along += weight * np.rint(at[kept, axis] + shift)
+        kept = kept[np.sort(np.unique(along, return_index=True)[1])]
     return kept

@@ -76,6 +76,15 @@ def test_the_whole_scene_is_edited_by_its_name_or_as_object_0(source, tmp_path, 
     assert [type(edit) for edit in parse((tmp_path / "red/edits.yaml").read_text())] == [Move, Recolour]
 
 
+def test_what_another_program_changed_comes_back(source, tmp_path, capsys):
+    gaussians = opened(source).gaussians
+    write_gaussians(tmp_path / "cut.ply", Gaussians({name: value[100:] for name, value in gaussians}))
+    argv = ["import-edit", "-m", str(source), "--ply", str(tmp_path / "cut.ply"), "--out", str(tmp_path / "new")]
+    assert main(argv) == 0
+    assert "100 old ones are gone" in capsys.readouterr().out
+    assert torch.equal(load_model(tmp_path / "new").gaussians.means, gaussians.means[100:])
+
+
 def test_other_ids_and_removing_everything_are_errors(source, tmp_path, capsys):
     for words, message in (
         (["--remove", "3"], "no object 3; there are 0"),

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from unified_lift.cli.model_flags import ObjectFlags
+from unified_lift.cli.model_flags import ObjectFlags, with_objects
 from unified_lift.editing.formats import export
 from unified_lift.editing.reattach import MAX_DISTANCE, reattach
 from unified_lift.editing.script import save_model
@@ -79,8 +79,7 @@ def export_main(argv: list[str]) -> int:
 def import_edit_main(argv: list[str]) -> int:
     """Parse, match, write, tell what was found. Return the exit code."""
     command = ImportEditCommand.parsed(argv, prog="unified-lift import-edit")
-    scene = command.load()
-    scene.require_labels()
+    scene = with_objects(command.load())
     read = [read_splat(command.ply, frame) for frame in dict.fromkeys((scene.frame, IDENTITY))]
     for note in read[0][1]:
         print(f"note: {command.ply}: {note}")

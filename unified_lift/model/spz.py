@@ -25,7 +25,7 @@ _SH_STEPS = np.array([8.0] * 3 + [16.0] * 12)
 _FLIP_AXES = np.array([1, -1, -1], np.float32)
 _FLIP_SH = np.array([-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1, -1, 1, -1, 1, 1, -1, 1, -1, 1], np.float32)
 _HEADER, _HEADER_4 = struct.Struct("<4s2I4B"), struct.Struct("<4s2I4BI12x")
-_MOST_GZIP, _MOST_ZSTD = 1032, 2**15  # bytes that one byte of a file can become
+_MOST, _SMALL = 1032, 2**25  # bytes that one byte of a file can become; what any file may
 
 
 def encode_spz(gaussians: Gaussians) -> bytes:
@@ -95,7 +95,7 @@ def _decoded(data: bytes) -> RawSplat:
         raise ValueError("not of version 1 to 4 and degree 0 to 4")
     widths = (6 if version == 1 else 9, 1, 3, 3, 4 if version > 2 else 3, 3 * ((degree + 1) ** 2 - 1))
     sizes = [count * width for width in widths]
-    if sum(sizes) > len(data) * (_MOST_ZSTD if is_new else _MOST_GZIP):
+    if sum(sizes) > max(_MOST * len(data), _SMALL):
         raise ValueError(f"it says to hold {count} Gaussians, too many for {len(data)} bytes")
     if is_new:
         content = _zstd_streams(data, further[1], [size for size in sizes if size])

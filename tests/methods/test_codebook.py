@@ -216,21 +216,31 @@ def test_pixels_hidden_in_the_background_count_less_against_an_object(weight, ag
     torch.testing.assert_close(share, torch.tensor([1.0, 30 / (30 + against), 1.0]))
 
 
-@pytest.mark.parametrize(("has_zero", "expected"), [(True, [0, 1, 0, 0, 2]), (False, [0, 1, 2, 3, 4])])
-def test_what_lies_more_in_unclaimed_pixels_than_in_masks_of_its_own_is_background(has_zero, expected):
-    # 1: half of it missed, half in masks of its own. 2: a little more missed. 3: never missed, but joins 2 below, which
-    # holds the mask of both. 4: in masks that another holds, and seldom missed.
-    views = [[[900, 40, 51, 9, 0], [0, 0, 50, 8, 0], [0, 40, 0, 0, 9], [0, 0, 0, 0, 0]]]
-    views += [[[900, 0, 0, 0, 0], [0, 0, 0, 0, 9]]]
-    overlaps = overlaps_of(*views, has_zero=has_zero)
-    assert one_background(overlaps, torch.arange(5)).tolist() == expected
-    assert one_background(overlaps_of(*views, has_zero=False), torch.tensor([0, 1, 1, 0, 2])).tolist() == [
-        0,
-        1,
-        1,
-        0,
-        2,
-    ]
+@pytest.mark.parametrize(
+    ("missed", "has_zero", "expected"),
+    [
+        # Of 90 pixels, so many lie in no mask; the others lie in a mask of the object's own. The usual: 0.
+        ([0, 0, 0, 29, 31], True, [0, 1, 2, 3, 4, 0]),  # 31/90 > 0.5 x 59/90, 29/90 < 0.5 x 61/90
+        ([0, 0, 0, 29, 31], False, [0, 1, 2, 3, 4, 5]),
+        # half of every object is missed: that is usual, and only 75 of 90 are more by half of 15
+        ([45, 45, 45, 45, 75], True, [0, 1, 2, 3, 4, 0]),
+        ([45, 45, 45, 45, 58], True, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_what_lies_in_no_mask_more_than_the_usual_object_does_is_background(missed, has_zero, expected):
+    claimed = torch.diag(torch.tensor([0, *(90 - each for each in missed)]))[1:]
+    views = [torch.cat([torch.tensor([[900, *missed]]), claimed]).tolist()]
+    assert one_background(overlaps_of(*views, has_zero=has_zero), torch.arange(6)).tolist() == expected
+
+
+def test_masks_that_another_object_holds_are_not_ones_own():
+    views = [[[900, 30, 0, 0], [0, 60, 0, 0], [0, 0, 50, 0], [0, 0, 0, 50]]]
+    assert one_background(overlaps_of(*views, has_zero=True), torch.arange(4)).tolist() == [0, 1, 2, 3]
+    views[0][2] = [0, 0, 50, 0]
+    views[0][1] = [0, 40, 0, 70]  # code 3 holds most of the mask that 1 lies in
+    views[0][0] = [900, 10, 0, 0]
+    assert one_background(overlaps_of(*views, has_zero=True), torch.arange(4)).tolist() == [0, 0, 1, 2]
+    assert len(one_background(overlaps_of([[]], has_zero=True), torch.zeros(0, dtype=torch.int64))) == 0
 
 
 def test_cohesion_is_the_chance_that_two_pixels_of_an_object_share_a_segment():

@@ -20,6 +20,7 @@ _EPS = 1e-6
 # Masks that cut objects part their pieces in many views, masks that merge part neighbours in some: one threshold cannot
 # serve both. So it falls from the setting to 1.1 as the cohesion of objects merged at 1.1 falls from 0.83 to 0.73.
 _CUT_SCORE, _CUT_COHESION, _CUT_SLOPE = 1.1, 0.83, 3.0
+_EXCESS = 0.5
 _FEW_CODES, _DRAWING_ROUNDS = 128, 100
 _CHUNK = 1_024  # prototypes compared with all others at a time: M may be tens of thousands, and M x M numbers too many
 
@@ -257,8 +258,9 @@ def _holders(segment: Tensor, owner: Tensor, held: Tensor) -> Tensor:
 def one_background(overlaps: Overlaps, objects: Tensor) -> Tensor:
     """Return the object of each code, int64 [L], of which all that are background are one; `objects` is that before.
 
-    Where id 0 is a segment, it is what no mask claims. An object with more pixels there than in masks of its own, of
-    which it holds most, is background: walls that are now and then taken for a thing, and things found once.
+    Where id 0 is a segment, it is what no mask claims. Where detectors miss much, every object lies there now and then;
+    background does so more: the share of its pixels exceeds that of the usual object by half of the share that lies in
+    masks of its own, of which it holds most. So walls that are now and then taken for a thing are no objects.
 
     Source: ours (docs/experiments.md).
     """
@@ -266,11 +268,14 @@ def one_background(overlaps: Overlaps, objects: Tensor) -> Tensor:
         return objects
     segment, owner, held = _held(overlaps, objects)
     free = overlaps.unclaimed[segment]
-    unclaimed, own = (
+    size, unclaimed, own = (
         torch.zeros(int(objects.max()) + 1).index_add_(0, owner[some], held[some])
-        for some in (free, ~free & (_holders(segment, owner, held) == owner))
+        for some in (torch.ones_like(free), free, ~free & (_holders(segment, owner, held) == owner))
     )
-    united = torch.where((unclaimed > own)[objects], unclaimed.argmax(), objects)
+    background, share = unclaimed.argmax(), unclaimed / size.clamp(min=1)
+    others = torch.arange(len(size)) != background
+    usual = share[others].median() if others.any() else 0
+    united = torch.where((share - usual > _EXCESS * own / size.clamp(min=1))[objects], background, objects)
     return united.unique(return_inverse=True)[1]
 
 

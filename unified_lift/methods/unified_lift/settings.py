@@ -52,7 +52,7 @@ class UnifiedLiftSettings(MethodSettings):
     """Modes that lie in one segment in less than this share of the views that show both stay two objects. [ours]"""
     codebook_min_evidence: float = 1.4
     """Modes are one object's if that share and their cosine add up to this; lowered where masks cut objects. [ours]"""
-    codebook_min_support: float = 0.55
+    codebook_min_support: float = 0.45
     """A code is dropped if the share of its pixels in segments it dominates is below this part of the median: it grew
     from a cut or merged mask, beside the code of the whole object. [ours]"""
     codebook_background_weight: float = 0.25

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from unified_lift.methods.unified_lift.codebook import (
+    FoundObjects,
     Overlaps,
     PlacedCodes,
     codebook_from_prototypes,
@@ -252,3 +253,9 @@ def test_cohesion_is_the_chance_that_two_pixels_of_an_object_share_a_segment():
     assert cohesion(overlaps, torch.tensor([0, 1, 0, 0])) == pytest.approx((1 + 1 + 0.75**2 + 0.25**2) / 3)
     assert cohesion(overlaps, torch.tensor([0, 0, 0, 0])) == 1.0
     assert [least_evidence(1.4, whole) for whole in (1, 0.83, 0.78, 0.2)] == pytest.approx([1.4, 1.4, 1.25, 1.1])
+
+
+def test_the_code_of_an_object_is_that_of_its_largest_piece():
+    pieces = PlacedCodes(torch.eye(5), torch.zeros(5, 3), torch.ones(5))
+    found = FoundObjects(pieces, torch.tensor([1, 0, 1, 0, 2]), torch.tensor([3.0, 5, 9, 4, 1]))
+    assert torch.equal(found.codebook(), torch.eye(5)[[1, 2, 4]])

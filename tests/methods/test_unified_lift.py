@@ -229,11 +229,18 @@ def test_pixels_vote_for_the_nearest_code_of_their_place_and_for_none_where_all_
     method = method_with(torch.eye(16)[:3])
     features, here = torch.eye(16)[[0, 1, 1, 8]] + 0.6 * torch.eye(16)[[1, 0, 0, 0]], torch.zeros(4, 3)
     assert method.vote(features, here).tolist() == [0, 1, 1, 0]  # no places known: the most probable code
+    method.pieces, method.owners = torch.eye(16)[:3], torch.arange(3)
     method.places = torch.tensor([[0.0, 0, 0, 1], [5, 0, 0, 1], [0, 0, 0, 9]])
     points = torch.tensor([[0.5, 0, 0], [0.5, 0, 0], [4.5, 0, 0], [0.5, 0, 0]])
     assert method.vote(features, points).tolist() == [0, 0, 1, 0]
     assert method.vote(features, points + 20).tolist() == [-1] * 4
     assert method.vote(torch.eye(16)[[8]], points[:1]).tolist() == [-1]
+    # the first two are pieces of one object, which keep codes and places when objects are numbered anew
+    method.owners = torch.tensor([1, 1, 0])
+    assert method.vote(features, points).tolist() == [1, 1, 1, 1]
+    method.reorder(torch.tensor([1, 0, 2]))
+    assert method.vote(features, points).tolist() == [0, 0, 0, 0]
+    assert torch.equal(method.codebook, torch.eye(16)[[1, 0, 2]])
 
 
 def codebook_of_cut_masks(directions, pixels, *, num_views, **changes):

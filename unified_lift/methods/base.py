@@ -91,7 +91,7 @@ class Method(nn.Module, ABC):
     """
 
     object_tables: ClassVar[tuple[str, ...]]  # names of the parameters and buffers with one row for each object
-    working_tables: ClassVar[tuple[str, ...]] = ()  # more of them, which only checkpoints keep
+    working_tables: ClassVar[tuple[str, ...]] = ()  # names of others, which only checkpoints keep
     allows_joint: ClassVar[bool] = False  # whether it can be trained while Gaussians come and go
 
     def __init__(self, settings: Any, *, zero_id: ZeroId, seed: int) -> None:
@@ -181,9 +181,8 @@ class Method(nn.Module, ABC):
 
     def reorder(self, order: Tensor) -> None:
         """Renumber the objects: id i becomes what id `order[i]` was."""
-        for name in (*self.object_tables, *self.working_tables):
-            if len(getattr(self, name)):
-                self._set_tensor(name, getattr(self, name)[order])
+        for name in self.object_tables:
+            self._set_tensor(name, getattr(self, name)[order])
 
     def candidates(self) -> dict[str, Method]:
         """Return by name the segmentations among which `finish` chose; usually there is only one and none here."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from diff_gaussian_rasterization import blend
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from unified_lift.methods.base import Method, Segmentation
@@ -43,7 +44,8 @@ def label_gaussians(
     """Return labels of all lifted Gaussians by label voting of the pixels of all cameras.
 
     Every pixel gives its object to the Gaussians in front of it, in proportion to their blending weights: only blends
-    of features were trained, never single features. A Gaussian no camera sees takes the object of its own feature.
+    of features were trained, never single features. A Gaussian that no camera sees takes the object of the nearest one
+    that is seen.
     Where the method has a feature for each object, a mean of these by the votes is returned too.
 
     Source: ours; the paper applies Eq. 2 to the single feature.
@@ -84,7 +86,9 @@ def label_gaussians(
             mixed[:, :-1] += shares @ final.codes[first : first + columns]
             mixed[:, -1] += shares.sum(dim=1)
     unseen, total = total == 0, total.clamp(min=1e-12)
-    object_ids[unseen] = method.segment(gaussians.features[unseen]).object_ids
+    if unseen.any() and not unseen.all():
+        nearest = cKDTree(gaussians.means[~unseen].cpu()).query(gaussians.means[unseen].cpu())[1]
+        object_ids[unseen] = object_ids[~unseen][torch.from_numpy(nearest).to(device)]
     found = Labelling(object_ids, torch.where(unseen, 0.0, best / total), areas, num_views)
     if final is None:
         return found

@@ -18,12 +18,15 @@ from unified_lift.train.stage import Stage, weighted_sum
 from unified_lift.train.views import SegmentMaps, SegmentPixels
 from unified_lift.types import Camera, Scene
 
+_MOST_DRAWS = 819_200  # of pixels of a view, docs/experiments.md: a lift need not take longer for larger photos
+
 
 def steps_of(settings: LiftSettings, cameras: Sequence[Camera]) -> int:
     """Return the number of steps of a lift of these labelled views, which the settings may leave to their pixels."""
     if settings.lift_iterations >= 0:
         return settings.lift_iterations
-    draws = 3 * sum(camera.width * camera.height for camera in cameras)  # fewer lose small objects of large scenes
+    # Fewer than three for each pixel lose small objects of large scenes. Large photos show nothing smaller for it.
+    draws = sum(min(3 * camera.width * camera.height, _MOST_DRAWS) for camera in cameras)
     return max(2_000, draws // settings.lift_pixels)  # more fit the errors of the masks
 
 

@@ -48,8 +48,22 @@ class PlacedCodes(NamedTuple):
         return PlacedCodes(normalize(codes, dim=1), centres, spread)
 
 
-def codebook_from_views(views: TrainingViews, s: UnifiedLiftSettings, *, background_weight: float) -> PlacedCodes:
-    """Return one code for each object of the training views, with its place; L may be 0. `s` are the settings.
+class FoundObjects(NamedTuple):
+    """Objects of the training views; one that lies in pieces, such as the background, has several codes."""
+
+    pieces: PlacedCodes  # K of them
+    owners: Tensor  # object of each piece, int64 [K]
+    sizes: Tensor  # pixels of each piece, [K]
+
+    def codebook(self) -> Tensor:
+        """Return the code of the largest piece of each object, unit, [L, D]."""
+        order = self.owners[by_size := self.sizes.argsort(descending=True, stable=True)].argsort(stable=True)
+        counts = torch.bincount(self.owners)
+        return self.pieces.codes[by_size[order[counts.cumsum(0) - counts]].to(self.pieces.codes.device)]
+
+
+def codebook_from_views(views: TrainingViews, s: UnifiedLiftSettings, *, background_weight: float) -> FoundObjects:
+    """Return the objects of the training views, with codes and places; there may be none. `s` are the settings.
 
     Modes of the mean features of consistent segments that lie at one place; modes of one object are merged, and those
     that grew from cut or merged masks are dropped. `background_weight` is that of `purity`.
@@ -71,17 +85,22 @@ def codebook_from_views(views: TrainingViews, s: UnifiedLiftSettings, *, backgro
     grouped = partial(codebook_from_prototypes, min_cosine=s.codebook_min_cosine, max_codes=s.num_codes or None)
     codes = grouped(PlacedCodes(*prototypes), weights, min_members=fewest)
     if not len(codes.codes):
-        return codes
+        return FoundObjects(codes, torch.zeros(0, dtype=torch.int64), torch.zeros(0))
     overlaps = Overlaps.of_views(_pixels_of_codes(views(), codes, min_cosine=s.codebook_min_fit))
     merge = partial(merged_codes, codes.codes, overlaps, min_cooccurrence=s.codebook_min_together)
     merge = partial(merge, min_pixels=s.codebook_min_pixels)
     whole = cohesion(overlaps, merge(min_score=_CUT_SCORE))
-    merged = one_background(overlaps, merge(min_score=least_evidence(s.codebook_min_evidence, whole)))
-    pure = purity(overlaps, merged, background_weight=background_weight)
+    merged = merge(min_score=least_evidence(s.codebook_min_evidence, whole))
+    objects = one_background(overlaps, merged)
+    pure = purity(overlaps, objects, background_weight=background_weight)
     sizes = overlaps.sizes(len(codes.codes)).clamp(min=1)
-    objects = codes.united(merged.to(weights.device), sizes.to(weights.device))
-    kept = (pure >= s.codebook_min_support * pure.median()).to(weights.device)
-    return PlacedCodes(*(part[kept] for part in objects))
+    pieces = codes.united(merged.to(weights.device), sizes.to(weights.device))
+    owners = torch.zeros(len(pieces.codes), dtype=torch.int64).index_put_((merged,), objects)
+    total = torch.zeros(len(pieces.codes)).index_add_(0, merged, sizes)
+    kept = (pure >= s.codebook_min_support * pure.median())[owners]
+    owners = owners[kept].unique(return_inverse=True)[1]
+    on_device = kept.to(weights.device)
+    return FoundObjects(PlacedCodes(*(part[on_device] for part in pieces)), owners, total[kept])
 
 
 def _pixels_of_codes(

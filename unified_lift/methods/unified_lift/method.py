@@ -24,14 +24,19 @@ class UnifiedLift(Method):
     settings: UnifiedLiftSettings
     allows_joint = True
     object_tables = ("codebook",)  # [L, D]; saved alone, as the released code does
-    working_tables = ("places",)  # centre and reach of each code, [L, 4]; none of codes that began at random
+    # What pixels vote by, of K >= L pieces of objects; none where codes began at random.
+    working_tables = ("pieces", "places", "owners")  # unit code [K, D], centre and reach [K, 4], object [K] of each
     codebook: Tensor
+    pieces: Tensor
     places: Tensor
+    owners: Tensor
 
     def __init__(self, settings: UnifiedLiftSettings, *, zero_id: ZeroId, seed: int) -> None:
         super().__init__(settings, zero_id=zero_id, seed=seed)
         self.codebook = nn.Parameter(torch.zeros(0, settings.feature_dim))
+        self.register_buffer("pieces", torch.zeros(0, settings.feature_dim))
         self.register_buffer("places", torch.zeros(0, 4))
+        self.register_buffer("owners", torch.zeros(0, dtype=torch.int64))
         # Of the last step, read only when logged: pixels that Eq. 7 keeps (None: it did not run); codes and slots.
         self._reliable: Tensor | None = None
         self._matching: tuple[Tensor, Tensor] | None = None
@@ -53,13 +58,15 @@ class UnifiedLift(Method):
             codes = (drawn * 2 - 1) * self.feature_dim**-0.5  # as a bias-free 1x1 convolution begins [released]
         else:
             weight = 1.0 if self.ignore_zero else s.codebook_background_weight
-            placed = codebook_from_views(views, s, background_weight=weight)
-            codes = placed.codes
-            if len(codes) == 0:
+            found = codebook_from_views(views, s, background_weight=weight)
+            if not len(found.owners):
                 fix = "--lift_iterations, --codebook_init random, or lower --codebook_min_{consistency,pixels,members}"
                 self.summary["no_objects"] = f"no segment is consistent enough; check the masks, or try more {fix}"
                 return
-            self._set_tensor("places", placed.places())
+            codes = found.codebook()
+            self._set_tensor("pieces", found.pieces.codes)
+            self._set_tensor("places", found.pieces.places())
+            self._set_tensor("owners", found.owners)
         self._set_tensor("codebook", codes)
 
     def finish(self, views: TrainingViews) -> None:
@@ -143,11 +150,15 @@ class UnifiedLift(Method):
         return {"class": class_term} | ({"concentration": concentration} if s.concentration else {})
 
     def vote(self, features: Tensor, points: Tensor) -> Tensor:
-        """Return the nearest code of those whose place a pixel shows, -1 where it shows none."""
-        if not len(self.places):
+        """Return the object of the nearest piece of those whose place a pixel shows, -1 where it shows none."""
+        if not len(self.pieces):
             return super().vote(features, points)
-        cosine, code = nearest_code(features, self.codebook, points=points, places=self.places)
-        return torch.where(cosine >= _MIN_VOTE_COSINE, code, -1)
+        cosine, piece = nearest_code(features, self.pieces, points=points, places=self.places)
+        return torch.where(cosine >= _MIN_VOTE_COSINE, self.owners[piece], -1)
+
+    def reorder(self, order: Tensor) -> None:
+        super().reorder(order)
+        self._set_tensor("owners", torch.argsort(order)[self.owners])
 
     def logits(self, features: Tensor) -> Tensor:
         """Return the logits of the association of features [P, D] with every code (Eq. 2), [P, L]."""

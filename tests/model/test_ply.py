@@ -94,6 +94,12 @@ def test_missing_and_poisoned_files_are_refused(tmp_path):
         read_gaussians(tmp_path / "nan.ply")
 
 
+def test_a_file_without_gaussians_is_refused(tmp_path):
+    write_gaussians(tmp_path / "none.ply", random_gaussians(0))
+    with pytest.raises(UserError, match="holds no Gaussian"):
+        read_gaussians(tmp_path / "none.ply")
+
+
 def test_infinite_opacity_logits_of_converters_are_read_as_all_but_opaque_or_clear(tmp_path):
     gaussians = random_gaussians(3)
     gaussians.set("logit_opacities", torch.tensor([torch.inf, -torch.inf, 2.0]))

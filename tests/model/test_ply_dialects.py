@@ -95,6 +95,7 @@ def test_the_filter_of_mip_splatting_is_fused(tmp_path):
     [
         (dict(shape=1.0, beta=2.0), "columns that are not read: shape, beta; if its program draws with them"),
         (dict(trbf_center=0.5), "columns that are not read: trbf_center; it holds a moving scene"),
+        (dict(semantic_id=2, obj_dc_7=1.0), None),
         (dict(object_id=3, red=7, id=1, semantic_id=2, confidence=0.5, obj_dc_0=1.0), None),
     ],
 )

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,8 @@ def read_gaussians(path: Path, frame: Similarity = IDENTITY) -> Gaussians:
     A UserError: as `read_ply`, or a broken number.
     """
     table = read_ply(path).table
+    if len(table["means"]) == 0:
+        raise UserError(f"{path}: holds no Gaussian")
     for name, value in table.items():
         if not np.isfinite(value).all():
             raise UserError(f"{path}: {name} holds NaN or infinite numbers; repair or retrain the splat")
@@ -81,7 +84,7 @@ def read_ply(path: Path) -> RawSplat:
 
     Columns may stand in any order and be of any type. Colours may also be red, green, blue, as nerfstudio writes them;
     without scale_2 the Gaussians are discs; Mip-Splatting's filter_3D is fused into sizes and opacities.
-    A UserError: not a PLY, a column is missing, or no Gaussian.
+    A UserError: not a PLY, or a column is missing.
     """
     elements = read_elements(path, "chunk", "sh")
     if is_compressed(elements):
@@ -105,16 +108,15 @@ def read_ply(path: Path) -> RawSplat:
     # Converters from quantised formats write alpha 0 and 255 as infinite logits.
     logits = np.nan_to_num(block(("opacity",))[:, 0], nan=np.nan, posinf=MAX_LOGIT, neginf=-MAX_LOGIT)
     table["logit_opacities"] = logits
-    if "scale_1" in columns and "scale_2" not in columns:
-        table["log_scales"] = np.pad(block(("scale_0", "scale_1")), ((0, 0), (0, 1)), constant_values=-np.inf)
-    else:
-        table["log_scales"] = block(_numbered("scale_", 3))
-    widths = {prefix: sum(name.startswith(prefix) for name in columns) for prefix in ("f_rest_", *_FEATURE_PREFIXES)}
-    num_rest = widths.pop("f_rest_")
+    flat = int("scale_1" in columns and "scale_2" not in columns)
+    table["log_scales"] = np.pad(block(_numbered("scale_", 3 - flat)), ((0, 0), (0, flat)), constant_values=-np.inf)
+    num_rest = sum(name.startswith("f_rest_") for name in columns)
     if num_rest not in (0, 9, 24, 45, 72):
         raise UserError(f"{path}: {num_rest} f_rest columns; SH degrees 0 to 3 have 0, 9, 24 or 45")
     table["shN"] = by_channel(block(_numbered("f_rest_", num_rest)))
-    table["features"] = block(next((_numbered(prefix, width) for prefix, width in widths.items() if width), ()))
+    prefix = next((prefix for prefix in _FEATURE_PREFIXES if f"{prefix}0" in columns), "none")
+    width = next(index for index in count() if f"{prefix}{index}" not in columns)
+    table["features"] = block(_numbered(prefix, width))
     if _FILTER in columns:
         table |= _with_filter(table["log_scales"], table["logit_opacities"], rows[_FILTER])
         notes.append(f"{_FILTER} of Mip-Splatting is fused into sizes and opacities")

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,13 +58,10 @@ class Operation(ABC):
     def apply(self, scene: TrainedScene) -> TrainedScene:
         """Return the scene after it; a UserError: no such object, or nothing would be left."""
         scene = scene.as_one_object()
-        edited = self._of(scene)._edited(scene)
+        ids: dict[str, Any] = {"objects": tuple(scene.objects)} if getattr(self, "objects", None) == WHOLE else {}
+        edited = replace(self, **ids)._edited(scene)
         names = {object_id: name for object_id, name in edited.names.items() if object_id in edited.objects}
         return replace(edited, names=names, is_edited=True)  # ids of objects that are gone may be given again
-
-    def _of(self, scene: TrainedScene) -> Operation:  # noqa: ARG002
-        """Return the edit with the ids of a scene."""
-        return self
 
     @abstractmethod
     def _edited(self, scene: TrainedScene) -> TrainedScene: ...
@@ -74,9 +72,6 @@ class ObjectOperation(Operation):
     """An edit of objects that are given by their ids, or of `WHOLE`, the scene."""
 
     objects: tuple[int, ...]
-
-    def _of(self, scene: TrainedScene) -> Operation:
-        return replace(self, objects=tuple(scene.objects)) if self.objects == WHOLE else self
 
 
 class Remove(ObjectOperation):

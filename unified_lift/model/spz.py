@@ -110,7 +110,8 @@ def _decoded(data: bytes) -> RawSplat:
     else:
         low, middle, high = position.reshape(count, 3, 3).transpose(2, 0, 1).astype(np.int32)
         means = (low | middle << 8 | (high ^ 128) - 128 << 16) / 2.0**bits
-    xyzw = _unpack_rotations(rotation) if version > 2 else _with_w(rotation / 127.5 - 1)
+    w = np.full(count, 3)  # the entry that versions 1 and 2 leave out
+    xyzw = _unpack_rotations(rotation) if version > 2 else from_smallest_three(w, rotation / 127.5 - 1)
     table = {
         "means": means * _FLIP_AXES,
         "quats": np.roll(xyzw, 1, axis=1) * [1, *_FLIP_AXES],
@@ -147,8 +148,3 @@ def _unpack_rotations(packed: np.ndarray) -> np.ndarray:
     fields = bits >> np.array([20, 10, 0], np.uint32) & 1023  # [N, 3]
     sizes = (fields & 511) / 511 / math.sqrt(2)
     return from_smallest_three(bits[:, 0] >> 30, np.where(fields >> 9, -sizes, sizes))
-
-
-def _with_w(xyz: np.ndarray) -> np.ndarray:
-    """Return x, y, z, w of unit quaternions whose w is not negative."""
-    return np.concatenate([xyz, np.sqrt(np.maximum(0, 1 - (xyz**2).sum(axis=1, keepdims=True)))], axis=1)

@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from tests.data.fixtures import edit_json
 from tests.data.fixtures.colmap_model import read_model, write_model
 from unified_lift.data import load_annotations
+from unified_lift.data.base import rigid_pose
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
 from unified_lift.data.scene import load_frames
@@ -158,6 +161,17 @@ def test_pose_that_is_not_rigid(change, dataset, read):
     edit_json(root / "transforms.json", poison)
     told = rf"transforms\.json: the pose of images/0007.* {'holds NaN' if change == 'nan' else 'is not'}"
     refused(read, root, told, strict=True)
+
+
+@pytest.mark.parametrize("scale", [1, 2.5, 100])
+@pytest.mark.parametrize("decimals", [2, 3, 6])
+def test_poses_that_were_rounded_or_scaled_are_rotations_again(decimals, scale):
+    for turn in Rotation.random(100, random_state=7).as_matrix():
+        written = np.pad(np.round(scale * turn, decimals), ((0, 0), (0, 1)), constant_values=0.5)
+        pose = rigid_pose(written, source=Path("transforms.json"), name="0009")
+        np.testing.assert_allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-12)
+        np.testing.assert_allclose(pose[:3, :3], turn, atol=10**-decimals)
+        assert pose[:3, 3].tolist() == [0.5, 0.5, 0.5]
 
 
 def edit_model(root, *, text=False, poison):

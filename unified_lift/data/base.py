@@ -18,7 +18,7 @@ from unified_lift.types import Camera, PointCloud, ZeroId
 OBJECT_PATH = "object_mask"
 DYNAMIC_MASK = "dynamic_mask_"  # what pictures beside the photos begin with that are white where pixels are left out
 ANNOTATIONS = "annotations/gt_instance"  # where scenes without a layout of their own keep exact ids, <view>.png
-_MAX_SHEAR = 1e-2  # how much longer the longest axis of a pose may be than the shortest before it is called broken
+_MAX_SHEAR = 1.8e-2  # by which the longest axis of a pose may exceed the shortest; two decimals make it up to 1.7e-2
 _NAMES_SHOWN = 5
 
 

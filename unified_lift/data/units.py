@@ -13,6 +13,7 @@ _BULK = 0.9  # share of the cameras that the extent holds, so that single wrong 
 _MAY_TURN = 0.5  # a smaller extent may be the trembling of a tripod, which the points tell
 _ROUNDING = 1e-12  # of coordinates in float64 and sums of them
 _SAME, _NEARLY_SAME = 1e-6, 1e-3  # of the distance of the nearest points: as near to each other, two are one
+_COARSE = 1e-4  # of the distance of the nearest points: as coarse a grid of float32 shows
 _MANY_TWICE = 0.25  # share of points that are nearly the same; fewer are left alone
 _BEYOND, _ALONE = 1e3, 0.5  # usual distances from the cameras; a neighbour's distance as a share of that
 _AXIS = (math.sqrt(2), math.sqrt(3), math.sqrt(5))  # different cells have different numbers along it
@@ -55,11 +56,13 @@ def seeds_inside(cloud: PointCloud, frame: Similarity, views: Sequence[View]) ->
     if len(positions) == 0:
         return cloud, notes
     centre = np.median([view.camera.position for view in views], axis=0)
-    if any(frame.offset) and np.array_equal(cloud.positions, rounded := cloud.positions.astype(np.float32)):
-        step = np.spacing(np.abs(rounded)).astype(np.float64)
-        positions = positions + frame.scale * step * np.random.default_rng(0).uniform(-0.5, 0.5, step.shape)
-        notes.append(f"points are spread again over the {step.max():g} units to which float32 has rounded them")
     near, usual = distances(positions, centre)
+    if any(frame.offset) and np.array_equal(cloud.positions, rounded := cloud.positions.astype(np.float32)):
+        step = frame.scale * np.spacing(np.abs(rounded)).astype(np.float64)
+        if step.max() > _COARSE * near:
+            positions = positions + step * np.random.default_rng(0).uniform(-0.5, 0.5, step.shape)
+            units = f"{step.max() / frame.scale:g} units"
+            notes.append(f"points are spread again over the {units} to which float32 has rounded them")
     kept, nearly = (_one_of_each(positions, share * near) for share in (_SAME, _NEARLY_SAME))
     kept = nearly if len(nearly) < (1 - _MANY_TWICE) * len(kept) else kept
     if len(kept) < len(positions):

@@ -181,3 +181,21 @@ def test_few_triangulated_points_are_filled_up_with_random_ones(floor_views):
     assert "random" in note
     found = triangulate(floor_views[:8])
     np.testing.assert_array_equal(cloud.positions[: len(found.positions)], found.positions)
+
+
+@pytest.mark.parametrize(("random_init", "share"), [(False, 0.5), (True, 0.0)])
+def test_half_of_the_random_points_are_for_what_lies_behind(random_init, share, floor_views):
+    settings = DataSettings(num_random_points=4000, random_init=random_init)
+    views = floor_views[:2]  # of two views nothing is triangulated
+    cloud, note = initial_points(views, settings, own=None)
+    assert note == "4000 random initial points in the camera frusta"
+    cameras = [view.camera for view in views]
+    near = 1.5 * look_at_distance(cameras)
+    depth = np.min([project(cloud.positions, camera)[1] for camera in cameras], axis=0)
+    assert (depth > near).mean() == pytest.approx(share * (1 - (1.5 / 4) ** 3), abs=0.1)
+
+
+def test_small_photos_are_enlarged_so_that_more_is_found(floor_views, monkeypatch):
+    found = len(triangulate(floor_views).positions)
+    monkeypatch.setattr("unified_lift.data.points._MIN_SIDE", 1)
+    assert found > 1.2 * len(triangulate(floor_views).positions) > 0

@@ -23,9 +23,10 @@ from unified_lift.types import Camera, PointCloud, View
 MIN_POINTS = 4  # three neighbours are needed for a start scale
 MIN_SEEN = 0.02  # share of the points; where the cameras see less, points and poses disagree
 _FAR_OF_LOOK_AT = 1.5  # frusta end at this multiple of the median distance to the look-at point
+_BACKGROUND = 4.0  # the multiple at which they end for that half of random points which is for what lies behind
 _ENOUGH_POINTS = 2000  # triangulated points that need no random company
 _MAX_LOOKED_AT = 10_000  # points that are looked for in every view
-_MAX_SIDE = 960  # px: larger photos are shrunk for detection
+_MAX_SIDE, _MIN_SIDE = 960, 480  # px: larger photos are shrunk for detection, smaller ones enlarged up to twice
 _MAX_FEATURES = 2000  # strongest SIFT points per view
 _CONTRAST = 0.004  # SIFT contrast threshold; the library's 0.04 leaves smooth walls and small photos empty
 _NUM_NEIGHBORS = 10  # views in which each view looks for its points
@@ -55,22 +56,26 @@ def initial_points(views: Sequence[View], settings: DataSettings, *, own: PointC
     notes += [f"{num_found} initial points triangulated from the photos"] if num_found else []
     if num_found < _ENOUGH_POINTS:
         missing = max(count - num_found, MIN_POINTS) if num_found else count
-        cloud = random_in_frusta([view.camera for view in views], count=missing, seed=settings.points_seed)
-        positions = np.concatenate([found.positions, cloud.positions])
-        found = PointCloud(positions=positions, colors=np.concatenate([found.colors, cloud.colors]))
+        cameras, halves = [view.camera for view in views], missing >= 2 * MIN_POINTS and not settings.random_init
+        behind = missing // 2 if halves else 0
+        clouds = [found, random_in_frusta(cameras, count=missing - behind, seed=settings.points_seed)]
+        if behind:
+            clouds.append(random_in_frusta(cameras, count=behind, seed=settings.points_seed + 1, far=_BACKGROUND))
+        positions, colors = (np.concatenate([getattr(one, key) for one in clouds]) for key in ("positions", "colors"))
+        found = PointCloud(positions=positions, colors=colors)
         notes.append(f"{missing} random {'ones' if num_found else 'initial points'} in the camera frusta")
     return found, ", ".join(notes)
 
 
-def random_in_frusta(cameras: Sequence[Camera], *, count: int, seed: int) -> PointCloud:
+def random_in_frusta(cameras: Sequence[Camera], *, count: int, seed: int, far: float = _FAR_OF_LOOK_AT) -> PointCloud:
     """Return grey points, uniform in the union of the camera frusta; equal seeds give equal points.
 
-    The frusta end at 1.5 x the median distance between the camera centres and the point closest to all optical axes
+    The frusta end at `far` x the median distance between the camera centres and the point closest to all optical axes
     [ours]; 3D-GS fills a fixed cube instead, which fits no other scene.
     """
     if not cameras or count < MIN_POINTS:
         raise UserError(f"--num_random_points {count}: at least {MIN_POINTS} points and one camera are needed")
-    rng, far = np.random.default_rng(seed), _FAR_OF_LOOK_AT * look_at_distance(cameras)
+    rng, far = np.random.default_rng(seed), far * look_at_distance(cameras)
     volumes = np.array([camera.width * camera.height / (camera.fx * camera.fy) for camera in cameras])
     kept: list[np.ndarray] = []
     while sum(map(len, kept)) < count:
@@ -174,9 +179,11 @@ def triangulate(views: Sequence[View]) -> PointCloud:
 def detect_features(view: View) -> Features:
     """Return the SIFT points of a view."""
     grey = cv2.cvtColor(view.image.numpy(), cv2.COLOR_RGB2GRAY)
-    scale = min(1.0, _MAX_SIDE / max(grey.shape))
-    if scale < 1:
-        grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    scale = min(1.0, _MAX_SIDE / max(grey.shape)) * min(2.0, max(1.0, _MIN_SIDE / max(grey.shape)))
+    if scale != 1:
+        grey = cv2.resize(
+            grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        )
     sift = cv2.SIFT_create(nfeatures=_MAX_FEATURES, contrastThreshold=_CONTRAST)  # type: ignore[attr-defined]  # no stub
     points, descriptors = sift.detectAndCompute(grey, None)
     if not points:

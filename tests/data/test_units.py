@@ -194,3 +194,14 @@ def test_the_radius_of_a_camera_that_only_turns_is_a_share_of_the_points_distanc
     points = cloud_of(ring(50, radius=40.0))
     assert dataclasses.replace(scene, train=tuple(still), points=points).radius == pytest.approx(10, rel=0.1)
     assert dataclasses.replace(scene, train=tuple(still)).radius == 1
+
+
+@pytest.mark.parametrize("distance", [1e3, 1e6])
+def test_a_wrong_pose_does_not_spoil_the_radius(scene, distance):
+    camera = scene.train[0].camera
+    pose = camera.cam_from_world.copy()
+    pose[:3, 3] += distance
+    wrong = dataclasses.replace(scene.train[0], camera=dataclasses.replace(camera, cam_from_world=pose))
+    many = scene.train * 3
+    expected = dataclasses.replace(scene, train=many).radius
+    assert dataclasses.replace(scene, train=(*many, wrong)).radius == pytest.approx(expected)

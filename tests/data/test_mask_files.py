@@ -79,12 +79,28 @@ def test_masks_are_found_under_the_usual_names_each_for_its_photo(tmp_path, name
 
 
 def test_of_case_folders_and_words_the_nearer_name_wins_and_the_rest_is_named(tmp_path):
-    touch(tmp_path, "a.png", "a_mask.png", "vis/b.png", "b_mask.PNG", "d_mask.jpg", "notes.txt", "masks.json", ".c.png")
+    touch(
+        tmp_path,
+        "a.png",
+        "a_mask.png",
+        "vis/b.png",
+        "b_mask.PNG",
+        "vis/c.png",
+        "c-seg.tif",
+        "d_mask.jpg",
+        "notes.txt",
+        "masks.json",
+        ".c.png",
+    )
     found = find_masks(tmp_path, ["a", "b", "c", "d"])
-    assert {view: mask.path.name for view, mask in found.masks.items()} == {"a": "a.png", "b": "b_mask.PNG"}
-    assert [path.name for path in found.unused] == ["a_mask.png", "d_mask.jpg", "b.png"]
+    assert {view: mask.path.name for view, mask in found.masks.items()} == {
+        "a": "a.png",
+        "b": "b_mask.PNG",
+        "c": "c-seg.tif",
+    }
+    assert [path.name for path in found.unused] == ["a_mask.png", "d_mask.jpg", "b.png", "c.png"]
     (note,) = found.notes
-    assert note.endswith(": 1 of 4 masks are found under another name (a word for masks): b is b_mask.PNG")
+    assert note.endswith(": 2 of 4 masks are found under another name (a word for masks): b is b_mask.PNG")
 
 
 def test_two_masks_that_fit_equally_are_an_error_with_both(tmp_path):
@@ -112,11 +128,11 @@ def test_a_folder_of_which_nothing_is_used_stops_training_and_part_of_it_is_note
 @pytest.mark.parametrize(
     ("array", "kind"),
     [
-        (LAYERS, "npy stack"),
-        (np.moveaxis(LAYERS, 0, 2), "npy stack"),  # Mask R-CNN
-        (LAYERS[:, None], "npy stack"),  # SAM's predict_torch
-        (LAYERS[None].astype(np.float32), "npy stack"),
-        (LAYERS[..., None].astype(np.uint8) * 255, "npy stack"),
+        (LAYERS, "npy masks"),
+        (np.moveaxis(LAYERS, 0, 2), "npy masks"),  # Mask R-CNN
+        (LAYERS[:, None], "npy masks"),  # SAM's predict_torch
+        (LAYERS[None].astype(np.float32), "npy masks"),
+        (LAYERS[..., None].astype(np.uint8) * 255, "npy masks"),
         (IDS[None], "npy"),
         (np.stack([IDS * 7, IDS - 1, IDS * 2, IDS]), "npy, coarsest of 4 levels"),  # LangSplat
     ],
@@ -148,10 +164,6 @@ def write_tiff(path):
     grey(LAYERS[0]).save(path.with_suffix(".tif"), save_all=True, append_images=[grey(one) for one in LAYERS[1:]])
 
 
-def write_torch(path):
-    torch.save(torch.from_numpy(LAYERS), path.with_suffix(".pt"))
-
-
 def write_amg(path):
     for n, layer in enumerate(LAYERS):
         path.mkdir(exist_ok=True)
@@ -176,7 +188,7 @@ def write_coco(path):
     (path.parent / "instances_default.json").write_text("\ufeff" + json.dumps(content))
 
 
-@pytest.mark.parametrize("write", [write_tiff, write_torch, write_amg, write_sa1b, write_rle, write_coco])
+@pytest.mark.parametrize("write", [write_tiff, write_amg, write_sa1b, write_rle, write_coco])
 def test_masks_of_other_programs_become_ids(tmp_path, write):
     write(tmp_path / "0001")
     found = find_masks(tmp_path, ["0001"])
@@ -196,11 +208,13 @@ def test_one_coco_file_may_be_the_mask_folder_and_its_other_views_have_none(tmp_
 def test_polygons_of_coco_and_labelme(tmp_path):
     square = np.zeros((6, 8), bool)
     square[1:4, 1:5] = True
-    shapes = [{"points": [[1, 1], [5, 1], [5, 4], [1, 4]]}, {"points": [[1, 1], [5, 4]], "shape_type": "rectangle"}]
-    for shape in shapes:
-        (tmp_path / "a.json").write_text(json.dumps({"shapes": [shape], "imageWidth": 8, "imageHeight": 6}))
+    labelme = {"shapes": [{"points": [[1, 1], [5, 1], [5, 4], [1, 4]]}], "imageWidth": 8, "imageHeight": 6}
+    two_parts = [[1, 1, 3, 1, 3, 4, 1, 4], [3, 1, 5, 1, 5, 4, 3, 4]]
+    of_photo = {"annotations": [{"segmentation": two_parts}], "image": {"width": 8, "height": 6}}
+    for content in (labelme, of_photo):
+        (tmp_path / "a.json").write_text(json.dumps(content))
         found = read_stored_mask(find_mask(tmp_path, "a"))
-        assert found.kind == "polygons"
+        assert found.kind == "polygon masks"
         np.testing.assert_array_equal(found.ids, square)
 
 
@@ -238,15 +252,10 @@ def test_json_that_is_no_mask_is_named(tmp_path, content):
         read_stored_mask(find_mask(tmp_path, "a"))
 
 
-def test_a_broken_coco_table_and_a_file_that_is_no_tensor_are_named(tmp_path):
+def test_a_broken_coco_table_is_named(tmp_path):
     (tmp_path / "all.json").write_text('{"images": [{"id": 1}], "annotations": []}')
     with pytest.raises(UserError, match=r"all\.json: not COCO's images and annotations"):
         find_mask(tmp_path, "a")
-    (tmp_path / "b.pt").write_bytes(b"no tensor")
-    torch.save({"masks": torch.zeros(2)}, tmp_path / "c.pt")
-    for name in "bc":
-        with pytest.raises(UserError, match=rf"{name}\.pt: not a readable tensor"):
-            read_stored_mask(tmp_path / f"{name}.pt")
 
 
 def test_views_of_two_cameras_keep_their_own_folders_of_masks(dataset, read):
@@ -260,6 +269,10 @@ def test_views_of_two_cameras_keep_their_own_folders_of_masks(dataset, read):
         path.unlink()
     views = read(root).labelled
     assert [view.name for view in views] == list(expected)
+    assert any(
+        "9 of 9 views have folders of masks in object_mask, made into one map of ids" in note
+        for note in read(root).notes
+    )
     for view in views:  # the same pixels in the same parts, whatever their numbers
         pairs = torch.unique(torch.stack([view.segments.flatten(), expected[view.name].flatten()]), dim=1)
         assert pairs.shape[1] == len(expected[view.name].unique())

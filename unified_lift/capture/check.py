@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unified_lift.data import detect_reader, load_scene
-from unified_lift.data.base import Frame, Reader, SceneDescription, listed
+from unified_lift.data.base import Frame, SceneDescription, listed
 from unified_lift.data.images import Progress, photos_in
 from unified_lift.data.issues import Issues, check_masks, check_photos, issue_lines
 from unified_lift.data.points import MIN_SEEN, hardly_seen, in_pictures
-from unified_lift.data.scene import describe, is_strict, mask_folder, require_used
+from unified_lift.data.scene import describe, is_strict, mask_folder
 from unified_lift.data.settings import DataSettings
 from unified_lift.data.usable import LEFT_OUT
 from unified_lift.errors import UserError
@@ -68,7 +68,7 @@ def check_scene(settings: DataSettings, *, progress: Progress | None = None) -> 
         issues.refused(error)
     if described.frames:
         facts |= _check_views(issues, described.frames, progress, fatal=fatal)
-        facts["masks"] = _check_masks(issues, described, reader, settings)
+        facts["masks"] = _check_masks(issues, described)
     truth = [root / name for name in ANNOTATION_FOLDERS if (root / name).is_dir()]
     num_files = [sum(path.is_file() for path in folder.rglob("*")) for folder in truth]
     facts["truth"] = {path.relative_to(root).as_posix(): count for path, count in zip(truth, num_files)}
@@ -105,29 +105,25 @@ def _check_views(issues: Issues, frames: Sequence[Frame], progress: Progress | N
     return {"views": views, "cameras": cameras}
 
 
-def _check_masks(issues: Issues, described: SceneDescription, reader: Reader, settings: DataSettings) -> dict[str, Any]:
+def _check_masks(issues: Issues, described: SceneDescription) -> dict[str, Any]:
     """Return numbers of the masks; add what is wrong with any, and that none of those that are there can be used."""
     frames = described.frames
     without = [frame.name for frame in frames if frame.mask is None]
     facts: dict[str, Any] = {"views": len(frames) - len(without), "views_without": without}
     if facts["views"]:
-        found, void = check_masks(issues, frames, make=_MAKE_MASKS, void_id=settings.void_id)
-        if masks := list(found.values()):
+        if masks := list(check_masks(issues, frames, make=_MAKE_MASKS).values()):
             segments = [mask.num_segments for mask in masks]
             facts |= {
                 "kinds": dict(Counter(mask.kind for mask in masks)),
                 "segments_per_view": dict(least=min(segments), median=float(np.median(segments)), most=max(segments)),
                 "largest_id": max(mask.largest for mask in masks),
-                "void_ids": sorted(void),
-                "share_of_id_0": round(float(np.mean([mask.free_share for mask in masks])), 4),
+                "share_of_id_0": round(float(np.mean([mask.zero_share for mask in masks])), 4),
                 "all_black": sum(mask.num_segments == 0 for mask in masks),
             }
         return facts
-    try:
-        require_used(described, mask_folder(reader, settings))
-    except UserError as error:
-        issues.refused(error)
-    issues.note("no masks: only colour can be trained", _MAKE_MASKS, when=not described.unused_masks)
+    if described.no_mask_used:
+        issues.refused(described.no_mask_used)
+    issues.note("no masks: only colour can be trained", _MAKE_MASKS, when=not described.no_mask_used)
     return facts
 
 
@@ -164,7 +160,8 @@ def _check_loading(issues: Issues, settings: DataSettings) -> dict[str, Any]:
     radius = round(radius, 4) or float(f"{radius:.4g}")
     shares = [1 - float(view.valid.float().mean()) for view in (*scene.train, *scene.test) if view.valid is not None]
     left_out = {"views": len(shares), "share": round(float(np.mean(shares)), 4) if shares else 0.0}
-    return {"split": split, "radius": radius, "zero_id": scene.zero_id, "points": points, "left_out": left_out}
+    meaning = {"zero_id": scene.zero_id, "void_ids": list(scene.void_ids)}
+    return {"split": split, "radius": radius, **meaning, "points": points, "left_out": left_out}
 
 
 def check_lines(check: SceneCheck) -> list[str]:
@@ -208,9 +205,10 @@ def _mask_words(facts: Mapping[str, Any]) -> str:
         return words
     segments = masks["segments_per_view"]
     meaning = {"segment": "a segment of its own", "ignore": "unlabelled"}.get(facts.get("zero_id", ""), "no mask")
-    free = ", ".join(map(str, masks["void_ids"] or [0]))
+    void = facts.get("void_ids") or [0]
+    share = "some" if max(void) > 0 else f"{100 * masks['share_of_id_0']:.0f} %"
     return (
         f"{words}, {' and '.join(masks['kinds'])}; {segments['least']} to {segments['most']} segments a view (median "
-        f"{segments['median']:g}), ids up to {masks['largest_id']}; {100 * masks['share_of_id_0']:.0f} % of the pixels "
-        f"have id {free} ({meaning})"
+        f"{segments['median']:g}), ids up to {masks['largest_id']}; {share} of the pixels have id "
+        f"{', '.join(map(str, void))} ({meaning})"
     )

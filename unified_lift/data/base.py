@@ -56,9 +56,7 @@ class SceneDescription:
     train_only: Collection[str] | None = None  # names of the only views that may ever train, None = all
     points: Callable[[], PointCloud | None] = lambda: None  # reads the dataset's own initial points
     notes: Sequence[str] = ()  # what the user should know
-    unused_masks: Sequence[
-        Path
-    ] = ()  # files of the mask folder that are the mask of no photo, as `describe` finds them
+    no_mask_used: str = ""  # message where the mask folder holds files and none can be used; no reader says this
     # Reads the exact ids of the named views, int32 [H, W] as stored; None: those in the folder `ANNOTATIONS`.
     annotations: Callable[[Collection[str]], Mapping[str, np.ndarray]] | None = None
     # Finds the mask files of text prompts: names -> view -> prompt -> file.

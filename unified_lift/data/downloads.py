@@ -78,7 +78,7 @@ def _described(
 
 def _masks(issues: Issues, what: str, train: Sequence[Frame], *, as_released: bool) -> None:
     """Check that every training view has an input mask of its photo's shape; those released are 8-bit."""
-    masks, _ = check_masks(issues, train, make=_MAKE_MASKS, folder=what, needed=True)
+    masks = check_masks(issues, train, make=_MAKE_MASKS, folder=what, needed=True)
     other = [path.name for path, numbers in masks.items() if not numbers.kind.startswith("8-bit")]
     fix = "they are read; as released the masks are 8-bit: record where these come from"
     issues.note(f"{what}: {listed(other)} is not 8-bit", fix, when=as_released and other)
@@ -181,7 +181,7 @@ def _instance_maps(scene: str, recording: Recording, test: Mapping[int, Frame], 
     except UserError as error:
         issues.refused(error, f"{scene}: ")
     annotated = [replace(frame, mask=recording.annotation(n)) for n, frame in test.items()]
-    maps, _ = check_masks(issues, annotated, make=issues.fix, folder=what, needed=True)
+    maps = check_masks(issues, annotated, make=issues.fix, folder=what, needed=True)
     narrow = [path.name for path, numbers in maps.items() if numbers.kind.startswith("8-bit")]
     text = f"{what}: {listed(narrow)} has 8 bits, ids above 255 would have been cut"
     released = pattern.parent.name == "semantic_instance"  # these have 16 bits

@@ -1,7 +1,7 @@
 """What a check of files on disk found, and the checks of photos and masks that check-data and downloads share."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -10,7 +10,6 @@ import numpy as np
 from unified_lift.data.base import Frame, listed, posed_size
 from unified_lift.data.images import Progress, parallel_map, read_image
 from unified_lift.data.masks import MaskFile, read_stored_mask, same_aspect
-from unified_lift.data.void import TellingIds, void_ids
 from unified_lift.errors import UserError
 
 Severity = Literal["ok", "note", "error"]
@@ -66,14 +65,14 @@ def issue_lines(issues: Iterable[Issue], labels: Mapping[str, str]) -> list[str]
     return [line for pair in pairs for line in pair if line]
 
 
-class MaskNumbers(NamedTuple):
-    """Numbers of one mask file: size as (width, height), how it is stored, and what its ids say."""
+class StoredMask(NamedTuple):
+    """Numbers of one mask file: size as (width, height), how it is stored, and what ids it holds."""
 
     size: tuple[int, int]
     kind: str
     num_segments: int
     largest: int
-    free_share: float  # of the pixels, that have id 0 or a void one
+    zero_share: float  # of the pixels that have id 0, or a negative one where there are such
 
 
 def photo_size(path: Path) -> tuple[int, int]:
@@ -82,28 +81,12 @@ def photo_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-class _Stored(NamedTuple):
-    """The ids of a mask file, rising, how many pixels have each, and what they tell about void ones."""
-
-    size: tuple[int, int]
-    kind: str
-    ids: np.ndarray
-    counts: np.ndarray
-    telling: TellingIds
-
-    @classmethod
-    def of(cls, mask: MaskFile, size: tuple[int, int]) -> "_Stored":
-        """Return that of a mask whose photo has the (width, height)."""
-        stored = read_stored_mask(mask, size=size)
-        ids, counts = np.unique(stored.ids, return_counts=True)
-        return cls(stored.ids.shape[::-1], stored.kind, ids, counts, TellingIds.of(mask.path, stored))
-
-    def numbers(self, void: Collection[int]) -> MaskNumbers:
-        """Return the numbers of the mask where these ids, or else 0, are in no mask."""
-        free = np.isin(self.ids, list(void) or [0])
-        share = float(self.counts[free].sum() / self.counts.sum())
-        largest = int(self.ids[~free].max(initial=0))
-        return MaskNumbers(self.size, self.kind, int((~free).sum()), largest, share)
+def _stored(mask: MaskFile, frame: Frame) -> StoredMask:
+    ids, kind, lowest, _ = read_stored_mask(mask, size=frame.lens.size)
+    values, counts = np.unique(ids, return_counts=True)
+    free = values < (0 if lowest < 0 else 1)
+    share, segments = float(counts[free].sum() / ids.size), int((~free).sum())
+    return StoredMask((ids.shape[1], ids.shape[0]), kind, segments, int(values[-1]), share)
 
 
 def probe(
@@ -168,32 +151,18 @@ def check_photos(
 
 
 def check_masks(
-    issues: Issues,
-    frames: Sequence[Frame],
-    *,
-    make: str,
-    folder: str = "",
-    needed: bool = False,
-    void_id: str = "auto",
-) -> tuple[dict[Path, MaskNumbers], Collection[int]]:
-    """Return the numbers of the readable masks, and their void ids.
-
-    `make` says how to make masks, `folder` names theirs in messages; `void_id` is as in `void_ids`.
-    """
+    issues: Issues, frames: Sequence[Frame], *, make: str, folder: str = "", needed: bool = False
+) -> dict[Path, StoredMask]:
+    """Return the numbers of the readable masks; `make` says how to make them, `folder` names theirs in messages."""
     where, without = f"{folder}: " if folder else "", [frame.name for frame in frames if frame.mask is None]
     text = f"{where}{len(without)} of {len(frames)} views have no mask: {listed(without)}"
     issues.add("error" if needed else "note", text, make, when=without)
     of_mask = {frame.mask: frame for frame in frames if frame.mask is not None}
-    stored, void = probe(issues, of_mask, lambda mask: _Stored.of(mask, of_mask[mask].lens.size)), frozenset[int]()
-    try:
-        void, _ = void_ids([one.telling for one in stored.values()], void_id)
-    except UserError as error:
-        issues.refused(error)
-    masks = {mask: one.numbers(void) for mask, one in stored.items()}
+    masks = probe(issues, of_mask, lambda mask: _stored(mask, of_mask[mask]))
     for mask, numbers in masks.items():
         check_shape(issues, mask.path, numbers.size, of_mask[mask], "make the mask from this photo, or remove it")
 
-    def named(is_odd: Callable[[MaskNumbers], bool]) -> list[str]:
+    def named(is_odd: Callable[[StoredMask], bool]) -> list[str]:
         return [mask.path.name for mask, numbers in masks.items() if is_odd(numbers)]
 
     black = named(lambda mask: mask.num_segments == 0)
@@ -214,8 +183,8 @@ def check_masks(
         (
             "one segment fills the picture",
             "is this a mask of objects?",
-            named(lambda mask: mask.num_segments == 1 and mask.free_share == 0),
+            named(lambda mask: mask.num_segments == 1 and mask.zero_share == 0),
         ),
     ):
         issues.note(f"{where}{listed(names)}: {what}", fix, when=names)
-    return {mask.path / mask.part: numbers for mask, numbers in masks.items()}, void
+    return {mask.path / mask.part: numbers for mask, numbers in masks.items()}

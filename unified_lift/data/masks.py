@@ -1,5 +1,6 @@
 """Segment masks of views: found by name and read, whatever their format (`mask_formats/`)."""
 
+import itertools
 import os
 import re
 from collections import defaultdict
@@ -75,14 +76,17 @@ def named_like(
     """
     found: dict[str, Path] = {}
     alike: dict[str, list[str]] = defaultdict(list)
-    for how_else, cut in (("", str), ("a word for masks", lambda key: _WORD.sub(r"\g<1>\g<2>", key))):
+    for elsewhere, word in itertools.product((False, True), ("", "a word for masks")):  # in its place before elsewhere
         keys: dict[str, list[Path]] = defaultdict(list)
         for path in (*paths, *known.values()):
             key = _relative(path, folder)
-            keys[cut(key if path.is_dir() else os.path.splitext(key)[0])].append(path)
+            key = key if path.is_dir() else os.path.splitext(key)[0]
+            keys[_WORD.sub(r"\g<1>\g<2>", key) if word else key].append(path)
         matching, taken = match_names(names, keys), {*known.values(), *found.values()}
         for name in (name for name in names if name not in known and name not in found):
             match = matching.found.get(name)
+            if not elsewhere and (match is None or "folder" in match.how):
+                continue
             several = match is None and name in matching.unclear
             meant = matching.unclear[name] if several else [match.present] if match else []
             options = [_relative(path, folder) for key in meant for path in keys[key] if path not in taken]
@@ -91,7 +95,7 @@ def named_like(
                 raise UserError(f"{folder}: {what}; name masks like their photos, and remove the others")
             if options and match is not None:
                 found[name] = folder / options[0]
-                alike[how_else or match.how].append(f"{name} is {options[0]}")
+                alike[word or match.how].append(f"{name} is {options[0]}")
     notes = [
         f"{folder.name}: {len(group)} of {len(names)} masks are found under another name ({how}): {group[0]}"
         for how, group in alike.items()
@@ -180,7 +184,7 @@ def _flattened(array: np.ndarray, kind: str, size: tuple[int, int] | None) -> tu
     layers = np.moveaxis(array, 2, 0) if last and (not first or array.shape[2] < array.shape[0]) else array
     if array.dtype == bool or ((layers == 0) | (layers == layers.max(initial=0))).all():
         ids = painted((layer > 0 for layer in layers), height=layers.shape[1], width=layers.shape[2])
-        return ids, f"{kind} stack"
+        return ids, f"{kind} masks"
     if len(layers) in (3, 4) and (layers == np.round(layers)).all():  # default, small, medium, large [LangSplat]
         return layers[-1], f"{kind}, coarsest of {len(layers)} levels"
     return array, kind

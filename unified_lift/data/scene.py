@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -48,7 +49,7 @@ from unified_lift.data.images import (
     upright,
 )
 from unified_lift.data.lens import Lens, undistort_ids, undistort_image
-from unified_lift.data.masks import LOOKS_FOR, MaskFile, find_masks, read_stored_mask, same_aspect
+from unified_lift.data.masks import LOOKS_FOR, FoundMasks, MaskFile, find_masks, read_stored_mask, same_aspect
 from unified_lift.data.points import initial_points
 from unified_lift.data.settings import DataSettings, split_names
 from unified_lift.data.units import frame_note, frame_of, seeds_inside
@@ -60,8 +61,7 @@ from unified_lift.registry import members
 from unified_lift.types import Scene, Similarity, View, ZeroId
 
 NO_MASKS = "none"
-NAME_MASKS = f"name masks like their photos, with {LOOKS_FOR} (JPEG mixes ids)"
-"""What to do about masks that are not found."""
+_NAME_MASKS = f"name masks like their photos, with {LOOKS_FOR} (JPEG mixes ids)"
 _SMALL = 256  # px: largest side at which excluded pixels are remembered until the scene is loaded
 _FOREGROUND = 128  # grey values of prompt masks above it are foreground [Gaussian Grouping]
 
@@ -98,34 +98,21 @@ def describe(reader: Reader, settings: DataSettings) -> SceneDescription:
     """Return what a reader says about the scene folder, each frame with its mask and what leaves out its pixels."""
     folder, described = mask_folder(reader, settings), reader.describe(settings.source_path, settings)
     own = settings.object_path == "auto"  # a folder that the user names counts, whatever masks the scene's file names
-    if settings.object_path == NO_MASKS:
-        frames, unused = [replace(frame, mask=None) for frame in described.frames], list[Path]()
-        notes = [f"no masks (--object_path {NO_MASKS}): every view is unlabelled, only colour can be trained"]
-    else:
-        searched = [frame.name for frame in described.frames if not (own and frame.mask)]
-        found, notes, unused = find_masks(folder, searched)
-        frames = [f if own and f.mask else replace(f, mask=found.get(f.name)) for f in described.frames]
-        used = {frame.mask.path.resolve() for frame in frames if frame.mask}
-        unused = [path for path in unused if path.resolve() not in used]
-        if used and unused and not described.broken:  # those of photos left out would seem to belong to none
-            notes.append(f"{unused_masks(folder, unused)} belongs to no view; {NAME_MASKS}, and remove the others")
-        if not folder.exists() and not used:
-            notes.append(f"no mask folder {folder.name}/: every view is unlabelled, only colour can be trained")
+    searched = [frame.name for frame in described.frames if not (own and frame.mask)]
+    found, notes, unused = find_masks(folder, searched) if settings.object_path != NO_MASKS else FoundMasks({}, [], [])
+    frames = [f if own and f.mask else replace(f, mask=found.get(f.name)) for f in described.frames]
+    used, problem = {frame.mask.path.resolve() for frame in frames if frame.mask}, ""
+    if names := [path.relative_to(folder).as_posix() for path in unused if path.resolve() not in used]:
+        if not used:
+            what = f"none of its {len(names)} files is the mask of a photo ({listed(names)})"
+            problem = f"{folder}: {what}; {_NAME_MASKS}, or train colour only with --object_path {NO_MASKS}"
+        elif not described.broken:  # masks of the photos that are left out would seem to belong to none
+            notes.append(f"{folder}: {listed(names)} belongs to no view; {_NAME_MASKS}, and remove the others")
+    elif not used:
+        what = f"--object_path {NO_MASKS}" if settings.object_path == NO_MASKS else f"no mask folder {folder.name}/"
+        notes.append(f"{what}: every view is unlabelled, only colour can be trained")
     frames, told = with_exclusions(with_alpha(frames, settings), settings, ids=folder)
-    return replace(described, frames=frames, notes=(*notes, *told, *described.notes), unused_masks=unused)
-
-
-def unused_masks(folder: Path, files: Sequence[Path]) -> str:
-    """Return the mask folder and the names of files in it, for messages."""
-    return f"{folder}: {listed([path.relative_to(folder).as_posix() for path in files])}"
-
-
-def require_used(described: SceneDescription, folder: Path) -> None:
-    """Raise a UserError if the mask folder holds files and none of them is the mask of a photo."""
-    if described.unused_masks and not any(frame.mask for frame in described.frames):
-        what = f"none of its {len(described.unused_masks)} files is the mask of a photo"
-        names = unused_masks(folder, described.unused_masks).removeprefix(f"{folder}: ")
-        raise UserError(f"{folder}: {what} ({names}); {NAME_MASKS}, or train colour only with --object_path {NO_MASKS}")
+    return replace(described, frames=frames, notes=(*notes, *told, *described.notes), no_mask_used=problem)
 
 
 def load_frames(settings: DataSettings) -> list[Frame]:
@@ -169,8 +156,8 @@ def load_scene(
     also a mask folder that holds files of which none is used.
     """
     reader, described = _sound_scene(settings)
-    if refuse_unused:
-        require_used(described, mask_folder(reader, settings))
+    if refuse_unused and described.no_mask_used:
+        raise UserError(described.no_mask_used)
     train, test = _split_frames(described, settings)
     used = [*train, *test]
     if cache is not None:
@@ -229,9 +216,10 @@ def expected_bytes(settings: DataSettings) -> int:
 
 
 def _bytes_of(frames: Sequence[Frame], settings: DataSettings) -> int:
-    """Return the bytes of photos (3 per pixel), masks (4) and, of distorted photos, the pixels the lens saw (1)."""
+    """Return the bytes of photos (3 per pixel), masks (4) and, where they may not be all, those that count (1)."""
     return sum(
-        math.prod(_size_in_use(frame, settings)) * (3 + 4 * (frame.mask is not None) + frame.lens.is_distorted)
+        math.prod(_size_in_use(frame, settings))
+        * (3 + 4 * (frame.mask is not None) + (frame.lens.is_distorted or bool(frame.exclusions)))
         for frame in frames
     )
 
@@ -278,6 +266,9 @@ def _load_view(
     out = functools.reduce(np.logical_or, [nearest(part, lens.height, lens.width) for part in parts]) if parts else None
     if frame.mask is not None:
         stored = read_stored_mask(frame.mask, size=lens.size)
+        if stored.kind.endswith(("masks", "levels")):
+            place = Path(os.path.relpath(frame.mask.path, settings.source_path)).parts[0]
+            notes.append(f"have {stored.kind} in {place}, made into one map of ids")
         segments, ids = as_posed(stored.ids, frame), TellingIds.of(frame.mask.path, stored)
         if segments is not stored.ids:
             notes.append("have a mask that is turned as their EXIF data say")
@@ -316,23 +307,18 @@ def _labelled(
     A view whose mask says nothing (all black, as of LERF-Mask's test views, or nothing where pixels count) has none.
     """
     void, note = void_ids([one.ids for one in loaded if one.ids], settings.void_id)
-    views = []
-    for view, ids, *_ in loaded:
-        if ids is not None and view.segments is not None:
+    views, zero_id = [], "ignore" if void else zero_id
+    for view, ids, excluded, _ in loaded:
+        if view.segments is not None and ids is not None:
             if void:
                 void_to_zero(view.segments, void)
-            if void or zero_id == "ignore":
-                whole = not void and view.valid is None
-                told = (
-                    ids.largest > 0
-                    if whole
-                    else bool((view.segments * (1 if view.valid is None else view.valid)).any())
-                )
-            else:
-                told = view.valid is None or bool(view.valid.any())
+            told = ids.largest > 0 or zero_id == "segment"
+            if void or excluded is not None:
+                counts = view.segments if view.valid is None else view.segments[view.valid]
+                told = bool(counts.any() if zero_id == "ignore" else counts.numel())
             view = view if told else replace(view, segments=None)
         views.append(view)
-    return views, "ignore" if void else zero_id, tuple(sorted(void)), [note] if note else []
+    return views, zero_id, tuple(sorted(void)), [note] if note else []
 
 
 def _read_photo(frame: Frame, width: int, height: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -30,9 +30,8 @@ class TellingIds:
         negative = {-1} if mask.lowest == -1 else np.unique(mask.ids[mask.ids < 0]).tolist()
         is_top = mask.highest in _TOPS and mask.lowest >= 0
         counts = np.bincount(mask.ids.ravel()) if is_top else np.zeros(0)
-        return cls(
-            path, mask.highest, frozenset(negative if mask.lowest < 0 else ()), frozenset(counts.nonzero()[0].tolist())
-        )
+        found = counts.nonzero()[0].tolist()
+        return cls(path, mask.highest, frozenset(negative if mask.lowest < 0 else ()), frozenset(found))
 
 
 def void_ids(masks: Sequence[TellingIds], wanted: str) -> tuple[frozenset[int], str]:
@@ -62,9 +61,7 @@ def void_ids(masks: Sequence[TellingIds], wanted: str) -> tuple[frozenset[int], 
             raise UserError(f"{asked}: choose auto, none or an id such as 255 (several: 0,255)") from None
     for value, path in sorted(negative.items()):
         if value not in found:
-            fix = (
-                f"--void_id={','.join(map(str, sorted(negative)))} says that they mean no mask, or write ids from 0 on"
-            )
+            fix = f"use --void_id={','.join(map(str, sorted(negative)))} if they mean no mask, or write ids from 0 on"
             raise UserError(f"{path}: ids must lie in 0..2^31-1, received {value} ({asked}); {fix}")
     if not found:
         return frozenset(), "" if wanted == "auto" else f"masks have no void id ({asked})"

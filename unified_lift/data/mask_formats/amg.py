@@ -28,7 +28,7 @@ def read(mask: MaskFile) -> tuple[np.ndarray, str]:
     """Return the painted ids and the word for them; a UserError: masks differ in size."""
     pictures = (np.asarray(open_image(path).convert("L")) for path in layers(mask.path))
     try:
-        return painted(picture > picture.max() / 2 for picture in pictures), "folder of masks"
+        return painted(picture > picture.max() / 2 for picture in pictures), "folders of masks"
     except ValueError as error:
         raise UserError(f"{mask.path}: {error}; make the masks of this photo again") from None
 

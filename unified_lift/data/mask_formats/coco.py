@@ -6,8 +6,8 @@ folder with `images` and `annotations`; images are known by their `file_name`. I
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -42,7 +42,7 @@ def locate(folder: Path, name: str) -> tuple[Path, str] | None:
 
 
 def read(mask: MaskFile) -> tuple[np.ndarray, str]:
-    """Return the painted ids and "RLE" or "polygons"; a UserError names what cannot be read as masks."""
+    """Return the painted ids and "RLE masks" or "polygon masks"; a UserError names what cannot be read as masks."""
     coco = _coco_at(mask.path) if mask.part else None
     content: Any = {} if coco else _content(mask.path)
     try:
@@ -57,7 +57,7 @@ def read(mask: MaskFile) -> tuple[np.ndarray, str]:
         size = size or next((_size(shape) for shape in shapes if isinstance(shape, Mapping)), None)
         if size is None:
             raise ValueError("it tells no size of the photo")
-        kind = "polygons" if shapes and not isinstance(shapes[0], Mapping) else "RLE"
+        kind = "polygon masks" if shapes and not isinstance(shapes[0], Mapping) else "RLE masks"
         return painted((_mask(shape, size) for shape in shapes), height=size[0], width=size[1]), kind
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         what = f"no masks as run lengths or polygons ({type(error).__name__}: {error})"
@@ -82,9 +82,6 @@ def _mask(shape: Any, size: Size) -> np.ndarray:
     several = bool(shape) and isinstance(shape[0], Sequence) and len(shape[0]) != 2  # LabelMe's points are pairs
     for polygon in shape if several else [shape]:
         corners = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
-        if len(corners) == 2:  # two corners of a LabelMe rectangle
-            (left, top), (right, bottom) = corners
-            corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
         mask |= inside_polygon(corners, size)
     return mask
 
@@ -148,21 +145,13 @@ def _tables(path: Path, *_: int) -> _Coco | None:
         annotations: dict[str, list[dict]] = defaultdict(list)
         for one in content["annotations"]:
             annotations[str(one["image_id"])].append(one)
-        named = [(name, str(image["id"])) for image in content["images"] for name in _names(image)]
+        names = {str(image["id"]): image["file_name"].replace("\\", "/").casefold() for image in content["images"]}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: not COCO's images and annotations ({error!r}); export it again") from None
-    ends: dict[str, set[str]] = defaultdict(set)
-    for name, image in named:
-        ends[PurePosixPath(name).name].add(image)
-    alone = {name: next(iter(images)) for name, images in ends.items() if len(images) == 1}
-    return _Coco(alone | dict(named), sizes, dict(annotations))
-
-
-def _names(image: Mapping) -> Iterator[str]:
-    """Yield what an image may be called: its file name, and as it was before Roboflow renamed it."""
-    for name in (image["file_name"], image.get("extra", {}).get("name")):
-        if name:
-            yield str(PurePosixPath(name.replace("\\", "/")).with_suffix("")).casefold()
+    paths = {image: PurePosixPath(name).with_suffix("") for image, name in names.items()}
+    times = Counter(path.name for path in paths.values())
+    alone = {path.name: image for image, path in paths.items() if times[path.name] == 1}
+    return _Coco(alone | {str(path): image for image, path in paths.items()}, sizes, dict(annotations))
 
 
 def _content(path: Path) -> Any:

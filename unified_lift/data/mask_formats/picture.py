@@ -23,7 +23,7 @@ def read(mask: MaskFile) -> tuple[np.ndarray, str]:
         pages = [_ids(page, mask)[0] for page in ImageSequence.Iterator(image)]
         if len({page.shape for page in pages}) > 1:
             raise UserError(f"{mask.path}: its pages differ in size; save one mask a page, or one page of ids")
-        return np.stack(pages), "TIFF pages"
+        return np.stack(pages), "TIFF"
     return _ids(image, mask)
 
 

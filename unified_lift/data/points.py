@@ -103,7 +103,7 @@ def look_at_distance(cameras: Sequence[Camera]) -> float:
     if np.median(ahead) > 1e-6:
         return float(np.median(np.linalg.norm(centres - point, axis=1)))
     spread = float(np.linalg.norm(centres - centres.mean(axis=0), axis=1).max())
-    return 2 * spread if spread > 1e-9 else 1.0
+    return 2 * spread if spread > 1e-6 else 1.0
 
 
 def in_picture(pixels: np.ndarray, depth: np.ndarray, camera: Camera) -> np.ndarray:

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from plyfile import PlyData
+from plyfile import PlyData, PlyElement
 
 from tests.data.fixtures import write_dataset
 from tests.data.fixtures.moved import move_scene
@@ -169,8 +169,19 @@ def test_what_is_exported_comes_back(place, tmp_path, capsys, way):
         argv = ["import-edit", "-m", str(model), "--ply", str(out / file), "--out", str(tmp_path / file)]
         assert main(argv) == 0
         text = capsys.readouterr().out
+        assert "rounded" not in text
         assert ("400 where they were" in text) if file == "scene.ply" else "not known" not in text
         np.testing.assert_allclose(load_model(tmp_path / file).gaussians.means.detach(), inside, atol=1e-3)
+
+
+def test_positions_that_another_program_has_rounded_are_told(models, tmp_path, capsys):
+    rows = PlyData.read(str(iteration_dir(models["map"], 80) / "point_cloud.ply"))["vertex"].data
+    PlyData([PlyElement.describe(rows.astype([(name, "<f4") for name in rows.dtype.names]), "vertex")]).write(
+        str(tmp_path / "rounded.ply")
+    )
+    argv = ["import-edit", "-m", str(models["map"]), "--ply", str(tmp_path / "rounded.ply")]
+    assert main([*argv, "--max_distance", "100", "--out", str(tmp_path / "new")]) == 0
+    assert "rounded.ply: positions are rounded to 0.5 units by float32" in capsys.readouterr().out
 
 
 def test_edits_are_in_the_users_units(place, tmp_path, capsys):

@@ -16,14 +16,18 @@ from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.model.ply import write_gaussians
 from unified_lift.model.spz import encode_spz
 from unified_lift.modelfolder.inference import load_model, render_view, views_of
+from unified_lift.types import Similarity
 from unified_lift.viewer.renderer import MODES, Renderer, cameras_of
 
 
-@pytest.fixture(params=["model", "ply", "spz"])
+@pytest.fixture(params=["model", "3dgs", "ply", "spz"])
 def source(request, tmp_path):
-    """Return a model that was not lifted, and splats of the same Gaussians, one with features of another program."""
-    if request.param == "model":
-        return save_model(tmp_path, lifted=False)
+    """Return a model that was not lifted, that of 3DGS, and splats of these Gaussians, one with another's features."""
+    if request.param in ("model", "3dgs"):
+        folder = save_model(tmp_path, lifted=False)
+        if request.param == "3dgs":
+            (folder / "config.yaml").unlink()
+        return folder
     path, gaussians = tmp_path / f"splat.{request.param}", floor_gaussians()
     if request.param == "ply":
         write_gaussians(path, gaussians, object_ids=np.zeros(len(gaussians)))
@@ -83,6 +87,17 @@ def test_what_another_program_changed_comes_back(source, tmp_path, capsys):
     assert main(argv) == 0
     assert "100 old ones are gone" in capsys.readouterr().out
     assert torch.equal(load_model(tmp_path / "new").gaussians.means, gaussians.means[100:])
+
+
+@pytest.mark.parametrize("place", [(4e5, 5e6, 100.0), (0.0, 0.0, 0.0)])
+def test_a_splat_on_a_map_keeps_its_place_when_it_is_edited(tmp_path, place):
+    gaussians = floor_gaussians()
+    write_gaussians(tmp_path / "a.ply", gaussians, frame=Similarity(offset=place))
+    argv = ["edit", "-m", str(tmp_path / "a.ply"), "--move", "scene", "--translate", "1", "0", "0", "--out"]
+    assert main([*argv, str(tmp_path / "new")]) == 0
+    new = load_model(tmp_path / "new")
+    found = new.frame.outside(new.gaussians.means.detach().numpy())
+    np.testing.assert_allclose(found, gaussians.means.detach().double().numpy() + place + [1, 0, 0], atol=1e-4)
 
 
 def test_other_ids_and_removing_everything_are_errors(source, tmp_path, capsys):

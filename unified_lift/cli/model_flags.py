@@ -12,6 +12,7 @@ from unified_lift.cli.flags import canonical
 from unified_lift.device import chosen_device
 from unified_lift.model.files import read_splat
 from unified_lift.modelfolder.inference import TrainedScene, load_model, views_of
+from unified_lift.modelfolder.outputs import iteration_dir, saved_iterations
 from unified_lift.ops.similarity import similarity_for
 from unified_lift.settings.limits import check_ranges
 from unified_lift.types import Scene
@@ -52,22 +53,25 @@ class ObjectFlags(ModelFlags):
 
 
 def opened(path: Path, *, device: torch.device | None = None, **options: Any) -> TrainedScene:
-    """Return the model in a folder, as `load_model`, or a splat file, which knows no objects, and tell what was found.
+    """Return the model in a folder, as `load_model`, and tell what was found.
 
+    A splat file, and the model of another 3DGS trainer, know no objects.
     A UserError: as `load_model` or `read_splat`.
     """
-    device = device or torch.device("cpu")
-    if not path.is_file() or options.get("level"):
+    device, wanted, splat = device or torch.device("cpu"), options.get("iteration", -1), path
+    if not (path / "config.yaml").exists() and (saved := saved_iterations(path)):
+        splat = iteration_dir(path, saved[-1] if wanted == -1 else wanted) / "point_cloud.ply"
+    if not splat.is_file() or options.get("level"):
         return load_model(path, device=device, **options)
-    gaussians, notes = read_splat(path)
+    gaussians, notes = read_splat(splat)
     means = gaussians.means.detach().double().numpy()
     distance = float(np.median(np.linalg.norm(means - np.median(means, axis=0), axis=1)))
     frame = similarity_for(np.median(means, axis=0), distance or 1.0)
     if not frame.is_identity:
-        gaussians = read_splat(path, frame)[0]
+        gaussians = read_splat(splat, frame)[0]
     gaussians.set("features", gaussians.features[:, :0])
     for note in notes:
-        print(f"note: {path}: {note}")
+        print(f"note: {splat}: {note}")
     return TrainedScene(gaussians=gaussians.to(device), frame=frame, path=path)
 
 

@@ -129,11 +129,12 @@ def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], ov
         if scene.method is not None:  # else it knows no objects, and is one only while it is edited
             facts: dict[str, Any] = {"names": scene.names, "num_views": scene.num_views, "frame": scene.frame}
             outputs.write_objects(saved, gaussians, scene.require_labels(), method=scene.method, **facts)
-        if not scene.path.is_dir():  # a splat
-            write_text(folder / _HEADER[0], yaml.safe_dump(to_dict(scene.settings), sort_keys=False))
         for path in (scene.path / name for name in _HEADER):
             if path.exists():
                 shutil.copyfile(path, folder / path.name)
+        if not (folder / "config.yaml").exists():  # a splat of another program
+            write_text(folder / "config.yaml", yaml.safe_dump(to_dict(scene.settings), sort_keys=False))
+            outputs.write_frame(folder, scene.frame)
         write_text(folder / outputs.EDITS_FILE, f"{title}\n{dump(edits)}")
 
 

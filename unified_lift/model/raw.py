@@ -15,6 +15,7 @@ _MAX_SH = 15  # coefficients of a colour above degree 0 that are drawn: those of
 MAX_LOGIT = 15.0  # of an opacity: 1 - 3e-7
 _LARGEST = 1e18  # of positions, sizes and coefficients: their squares still fit into float32
 _FLATNESS = 1e-3  # thickness of a disc, of the smaller of its other two standard deviations
+_NO_TURN = 1e-12  # entries of a quaternion: nothing is left to normalise
 _MOST = 0.5  # of the Gaussians: if as many are broken, the file is; if as many have no thickness, they are discs
 _SHOWN_ROWS = 5
 _WORDS = {"means": "position", "quats": "rotation", "log_scales": "size", "logit_opacities": "opacity"}
@@ -79,7 +80,7 @@ def sound_gaussians(
         others = np.delete(table["log_scales"], axis, axis=1)
         table["log_scales"] = np.insert(others, axis, others.min(axis=1) + np.log(_FLATNESS), axis=1)
         notes.append(f"its Gaussians are discs, as those of 2DGS; they are made {_FLATNESS:g} of their width thick")
-    unturned = (table["quats"] == 0).all(axis=1)
+    unturned = (np.abs(table["quats"]) < _NO_TURN).all(axis=1)
     if num_zero := int(unturned.sum()):
         table["quats"] = np.where(unturned[:, None], np.array([1, 0, 0, 0], np.float32), table["quats"])
         notes.append(f"{num_zero} of {count} Gaussians have rotation 0 0 0 0: they are not turned")

@@ -66,13 +66,13 @@ def test_colours_may_be_red_green_blue(rows, gaussians, tmp_path, kind, largest)
 def test_discs_become_thin_along_the_axis_that_is_missing_or_zero(rows, gaussians, tmp_path):
     flat = [name for name in rows.dtype.names if name != "scale_2"]
     zero = rows.copy()
-    zero["scale_1"] = -np.inf
+    zero["scale_1"][100:] = -np.inf
     for axis, path in ((2, write(tmp_path / "a.ply", rows, names=flat)), (1, write(tmp_path / "b.ply", zero))):
         found, (note,) = read_splat(path)
         assert "discs, as those of 2DGS" in note
         others = [other for other in range(3) if other != axis]
         assert torch.equal(found.log_scales[:, others], gaussians.log_scales[:, others])
-        thin = found.scales[:, axis] / gaussians.scales[:, others].min(dim=1).values
+        thin = (found.scales[:, axis] / gaussians.scales[:, others].min(dim=1).values)[100:]
         assert torch.allclose(thin, torch.tensor(1e-3), rtol=1e-4)
 
 

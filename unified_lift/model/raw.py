@@ -77,8 +77,8 @@ def sound_gaussians(
     num_flat = np.count_nonzero(flat, axis=0)
     if num_flat.max() > _MOST * count:
         axis = int(num_flat.argmax())
-        others = np.delete(table["log_scales"], axis, axis=1)
-        table["log_scales"] = np.insert(others, axis, others.min(axis=1) + np.log(_FLATNESS), axis=1)
+        thin = np.delete(table["log_scales"], axis, axis=1).min(axis=1) + np.log(_FLATNESS)
+        table["log_scales"] = np.where(flat & (np.arange(3) == axis), thin[:, None], table["log_scales"])
         notes.append(f"its Gaussians are discs, as those of 2DGS; they are made {_FLATNESS:g} of their width thick")
     unturned = (np.abs(table["quats"]) < _NO_TURN).all(axis=1)
     if num_zero := int(unturned.sum()):

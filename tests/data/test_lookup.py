@@ -80,8 +80,9 @@ def test_a_name_that_is_missing_takes_no_other_photo(wanted, present):
     assert not matching.unclear
 
 
-def test_two_spellings_of_one_name_mean_one_file():
-    found = match_names(["images/1.png", ".\\images\\1.png"], ["images/1.png"]).found
+def test_spellings_of_one_name_mean_one_file():
+    found = match_names(["images/1.png", ".\\images\\1.png", "Images/1.PNG"], ["images/1.png"]).found
+    assert len(found) == 3
     assert {match.present for match in found.values()} == {"images/1.png"}
 
 

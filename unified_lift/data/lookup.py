@@ -85,8 +85,8 @@ def match_names(wanted: Iterable[str], present: Iterable[str]) -> Matching:
         for depth in range(max((len(plain(there).split("/")) for there in free), default=0), 0, -1):
             for cut in (_folded, _bare):
                 apply("another folder", _tail(cut, depth), [name for name in moved if name in rest()])
-    spellings = {plain(name): match for name, match in found.items()}
-    again = {name: spellings[plain(name)] for name in rest() if plain(name) in spellings}
+    spellings = {_folded(name): match for name, match in found.items()}  # of one file under two names
+    again = {name: spellings[_folded(name)] for name in rest() if _folded(name) in spellings}
     return Matching({**found, **again}, unclear)
 
 

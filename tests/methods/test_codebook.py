@@ -154,6 +154,25 @@ def test_codes_of_one_object_are_merged(codes, views, options, expected):
     assert merged_codes(normalize(torch.tensor(codes), dim=1), overlaps_of(*views), **settings).tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("degrees", "views", "touching", "expected"),
+    [
+        # two sides of an object, seen together twice or never
+        ((0, 30), (WHOLE, WHOLE), True, [0, 0]),
+        ((0, 30), ([[50, 0]], [[0, 30]]), True, [0, 0]),
+        ((0, 30), (WHOLE, APART), True, [0, 1]),  # a view tells them apart
+        ((0, 40), (WHOLE, WHOLE), True, [0, 1]),  # cos 40 = 0.77
+        ((0, 30), (WHOLE, WHOLE), False, [0, 1]),  # at two places
+        ((0, 30, 65), ([[50, 0, 0]], [[0, 30, 0]], [[0, 0, 9]]), True, [0, 0, 1]),  # 65 is too far from the mean of two
+    ],
+)
+def test_sides_of_an_object_that_are_seldom_seen_together_are_one(degrees, views, touching, expected):
+    codes, count = torch.tensor(at(*degrees)), len(degrees)
+    settings = dict(min_cooccurrence=0.35, min_score=1.1, min_pixels=1)
+    touch = torch.full((count, count), touching)
+    assert merged_codes(codes, overlaps_of(*views), touching=touch, **settings).tolist() == expected
+
+
 def test_no_code_stays_none():
     empty = overlaps_of([[]])
     settings = dict(min_cooccurrence=0.6, min_score=1.1, min_pixels=1)

@@ -61,7 +61,7 @@ class LiftSettings:
 
     lift_iterations: Annotated[int, Range(-1)] = -1
     """Steps of the lift stage; 0 = no lift, -1 = as many as draw each pixel of the labelled views three times, but no
-    more than 819,200 of a view, and at least 2,000 steps. [ours] experiments.md"""
+    more than 442,368 of a view, and at least 2,000 steps. [ours] experiments.md"""
     lift_pixels: Annotated[int, Range(1)] = 8_192
     """Pixels drawn per step. [ours] released: 32,768 for Eq. 1, the whole image for the rest."""
     lift_pool: Annotated[int, Range(0)] = 0

@@ -18,7 +18,7 @@ from unified_lift.train.stage import Stage, weighted_sum
 from unified_lift.train.views import SegmentMaps, SegmentPixels
 from unified_lift.types import Camera, Scene
 
-_MOST_DRAWS = 819_200  # of pixels of a view, docs/experiments.md: a lift need not take longer for larger photos
+_MOST_DRAWS = 3 * 384 * 384  # of pixels of a view: larger photos ask for no more steps, docs/experiments.md
 
 
 def steps_of(settings: LiftSettings, cameras: Sequence[Camera]) -> int:

@@ -21,6 +21,7 @@ _EPS = 1e-6
 # serve both. So it falls from the setting to 1.1 as the cohesion of objects merged at 1.1 falls from 0.83 to 0.73.
 _CUT_SCORE, _CUT_COHESION, _CUT_SLOPE = 1.1, 0.83, 3.0
 _EXCESS = 0.5
+_MIN_COSINE_OF_SIDES = 0.8  # codes of different objects that are never seen together: 0.6 on average, seldom above
 _FEW_CODES, _DRAWING_ROUNDS = 128, 100
 _CHUNK = 1_024  # prototypes compared with all others at a time: M may be tens of thousands, and M x M numbers too many
 
@@ -37,6 +38,12 @@ class PlacedCodes(NamedTuple):
         # Twice the spread holds every point of a box or a floor; the usual one forgives a depth that mixes at borders.
         reach = 2 * self.spread + (self.spread.median() if len(self.spread) else 0)
         return torch.cat([self.centres, reach[:, None]], dim=1)
+
+    def touching(self, some: Tensor) -> Tensor:
+        """Return whether the places of the codes at indices `some` touch that of each code, bool [len(some), L]."""
+        centres = self.centres - self.centres.mean(dim=0)  # squares of large coordinates round badly
+        reach = 2 * self.spread + self.spread.median() / 2
+        return torch.cdist(centres[some], centres) <= reach[some, None] + reach
 
     def united(self, groups: Tensor, weights: Tensor) -> PlacedCodes:
         """Return the weighted mean code of each group and the place of all its pixels; both are of each code, [L]."""
@@ -88,7 +95,8 @@ def codebook_from_views(views: TrainingViews, s: UnifiedLiftSettings, *, backgro
         return FoundObjects(codes, torch.zeros(0, dtype=torch.int64), torch.zeros(0))
     overlaps = Overlaps.of_views(_pixels_of_codes(views(), codes, min_cosine=s.codebook_min_fit))
     merge = partial(merged_codes, codes.codes, overlaps, min_cooccurrence=s.codebook_min_together)
-    merge = partial(merge, min_pixels=s.codebook_min_pixels)
+    touching = codes.touching(torch.arange(len(codes.codes), device=weights.device)).cpu()
+    merge = partial(merge, min_pixels=s.codebook_min_pixels, touching=touching)
     whole = cohesion(overlaps, merge(min_score=_CUT_SCORE))
     merged = merge(min_score=least_evidence(s.codebook_min_evidence, whole))
     objects = one_background(overlaps, merged)
@@ -132,13 +140,10 @@ def codebook_from_prototypes(
     check_shapes({"codes": (unit, "M D"), "centres": (centres, "M 3"), "weights": (weights, "M")})
     if not len(unit):
         return prototypes
-    centres = centres - centres.mean(dim=0)  # squares of large coordinates round badly
-    reach = 2 * spread + spread.median() / 2
 
     def neighbours(some: Tensor) -> Tensor:
         """Return which prototypes are neighbours of those at indices `some`, bool [len(some), M]."""
-        touching = torch.cdist(centres[some], centres) <= reach[some, None] + reach
-        return touching & (unit[some] @ unit.T >= min_cosine)
+        return prototypes.touching(some) & (unit[some] @ unit.T >= min_cosine)
 
     every = torch.arange(len(unit), device=unit.device)
     members = torch.cat([neighbours(part).sum(dim=1) for part in every.split(_CHUNK)])
@@ -204,25 +209,35 @@ class Overlaps(NamedTuple):
 
 
 def merged_codes(
-    codes: Tensor, overlaps: Overlaps, *, min_cooccurrence: float, min_score: float, min_pixels: int, min_views: int = 3
+    codes: Tensor,
+    overlaps: Overlaps,
+    *,
+    min_cooccurrence: float,
+    min_score: float,
+    min_pixels: int,
+    min_views: int = 3,
+    touching: Tensor | None = None,
 ) -> Tensor:
     """Return the object of each code, where several codes may have grown from one object.
 
     The dominant segment of a code in a view is the one that holds most of its pixels. The co-occurrence ratio of two
     codes is the share of the views in which it is the same, of those in which both have one. Masks that are often cut
     lower it, but the halves of an object stay alike, as objects merged as often do not: so the merge score is ratio +
-    cosine. Greedy: the two with the highest ratio become one; until there are none.
+    cosine. Greedy: the two with the highest ratio become one; until there are none. Two sides of a small object are
+    seldom seen together: codes as alike as 0.8 that no view tells apart are one where their places touch.
 
     Source: ours; the ratio is the view consensus of MaskClustering (CVPR 2024), there between masks.
     Args:
         codes: Unit codes, [L, D].
         min_pixels: A code with no more pixels than this has no dominant segment.
         min_views: Views in which both must have one.
+        touching: Whether the places of two codes touch, bool [L, L]; None = not known, and fewer views say nothing.
     Returns:
         Object of each code, int64 [L], numbered in the order of their largest codes.
     """
     count, codes = len(codes), codes.detach().cpu().clone()
     owner, sizes = torch.arange(count), overlaps.sizes(count)
+    touching = torch.zeros(count, count, dtype=torch.bool) if touching is None else touching.clone()
     if not len(overlaps.code):
         return owner
     dominant = torch.stack([_dominant_segments(overlaps, owner == code, min_pixels) for code in range(count)], dim=1)
@@ -231,11 +246,15 @@ def merged_codes(
         """Return the co-occurrence ratio of `code` with each other code, a little less in few views, [L]; -1 = two."""
         mine = dominant[:, code : code + 1]
         both = ((dominant >= 0) & (mine >= 0)).sum(dim=0)
-        ratio = ((dominant == mine) & (mine >= 0)).sum(dim=0) / both.clamp(min=1)
-        is_one = (both >= min_views) & (ratio >= min_cooccurrence) & (ratio + codes @ codes[code] >= min_score)
-        is_one[code] = False
+        same, cosine = ((dominant == mine) & (mine >= 0)).sum(dim=0), codes @ codes[code]
+        ratio = same / both.clamp(min=1)
+        is_one = (both >= min_views) & (ratio >= min_cooccurrence) & (ratio + cosine >= min_score)
         # Of equal ratios, the one seen in more views is surer.
-        return torch.where(is_one, ratio * (1 - 1 / (1 + both)), -1.0)
+        score = torch.where(is_one, ratio * (1 - 1 / (1 + both)), -1.0)
+        sides = (both < min_views) & (same == both) & touching[code] & (cosine >= _MIN_COSINE_OF_SIDES)
+        score = torch.where(sides & (owner == torch.arange(count)), 1e-3 * cosine, score)  # after all others
+        score[code] = -1.0
+        return score
 
     scores = torch.stack([scores_of(code) for code in range(count)])
     while scores.max() >= 0:
@@ -244,6 +263,7 @@ def merged_codes(
         codes[a] = normalize(codes[a] * sizes[a] + codes[b] * sizes[b], dim=0)
         sizes[a] += sizes[b]
         owner[owner == b] = a
+        touching[a] = touching[:, a] = touching[a] | touching[b]
         dominant[:, a], dominant[:, b] = _dominant_segments(overlaps, owner == a, min_pixels), -1
         scores[a] = scores[:, a] = scores_of(a)
         scores[b] = scores[:, b] = -1.0

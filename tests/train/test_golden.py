@@ -1,6 +1,7 @@
 """Twenty steps of every stage give the losses and parameters that tests/golden/*.json hold: numbers never move unseen.
 
-The code before `train/` took its present shape wrote them, but for refine: there pixels vote by pieces of objects and their places since.
+The code before `train/` took its present shape wrote them, but for refine: there pixels vote by pieces of objects
+and their places since.
 """
 
 import json

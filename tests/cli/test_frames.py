@@ -10,6 +10,7 @@ from plyfile import PlyData, PlyElement
 
 from tests.data.fixtures import write_dataset
 from tests.data.fixtures.moved import move_scene
+from unified_lift.api import load_scene
 from unified_lift.cli.main import main
 from unified_lift.cli.model_flags import opened
 from unified_lift.modelfolder.inference import load_model, render_view, views_of
@@ -90,6 +91,11 @@ def test_files_of_the_model_are_in_the_users_coordinates(models, place):
     assert len(found) == len(before)
     for corner in (0, 1):
         np.testing.assert_allclose(found["0"]["bbox"][corner], moved(before["0"]["bbox"][corner]), atol=300 * accuracy)
+
+
+def test_the_scene_is_loaded_into_the_frame_of_its_model(place):
+    model = load_model(place[0])
+    assert load_scene(model.settings.data.source_path).frame == model.frame
 
 
 def test_scores_are_those_of_the_scene_at_the_origin(models, place, capsys):
@@ -181,7 +187,7 @@ def test_positions_that_another_program_has_rounded_are_told(models, tmp_path, c
     )
     argv = ["import-edit", "-m", str(models["map"]), "--ply", str(tmp_path / "rounded.ply")]
     assert main([*argv, "--max_distance", "100", "--out", str(tmp_path / "new")]) == 0
-    assert "rounded.ply: positions are rounded to 0.5 units by float32" in capsys.readouterr().out
+    assert "rounded.ply: float32 has rounded places to 0.5 units" in capsys.readouterr().out
 
 
 def test_edits_are_in_the_users_units(place, tmp_path, capsys):

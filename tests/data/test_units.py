@@ -9,7 +9,7 @@ from tests.data.fixtures.floor import LANDMARK, orbit
 from tests.data.fixtures.moved import move_scene
 from unified_lift.data import load_scene
 from unified_lift.data.settings import DataSettings
-from unified_lift.data.units import frame_note, frame_of, seeds_inside
+from unified_lift.data.units import frame_notes, frame_of, seeds_inside
 from unified_lift.ops.cameras import look_at, project
 from unified_lift.types import IDENTITY, PointCloud, Similarity, View
 
@@ -47,7 +47,7 @@ def test_an_ordinary_scene_is_worked_on_as_it_is(extent, distance):
 
     centre = (distance * extent, 0, 0)
     assert frame_of(views_at(ring(radius=extent, centre=centre), centre), unread) == IDENTITY
-    assert frame_note(IDENTITY) == []
+    assert frame_notes(IDENTITY, views_at(ring())) == []
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.1, 1, 1e3, 1e6])
@@ -125,6 +125,16 @@ def test_a_frame_that_is_given_is_taken(dataset):
     assert scene.frame == frame
     position = before.train[0].camera.position
     np.testing.assert_allclose(scene.train[0].camera.position, 2 * (position - [1, 0, 0]))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_poses_that_float32_has_rounded_are_told(kind):
+    views = views_at((ring() + UTM).astype(kind), target=UTM)
+    frame = frame_of(views, no_points)
+    inside = [dataclasses.replace(view, camera=frame.camera_inside(view.camera)) for view in views]
+    notes = frame_notes(frame, inside)
+    assert notes[0] == "trained in coordinates less 435000 5650000 110, saved in yours (frame.json)"
+    assert ("the cameras' places are rounded to 0.5 units by float32; write" in notes[-1]) == (kind == np.float32)
 
 
 # ---- seed points ----

@@ -4,8 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-
 from unified_lift.cli.model_flags import ObjectFlags, with_objects
 from unified_lift.editing.formats import export
 from unified_lift.editing.reattach import MAX_DISTANCE, reattach
@@ -13,6 +11,7 @@ from unified_lift.editing.script import save_model
 from unified_lift.fileio import write_json
 from unified_lift.model.files import read_splat
 from unified_lift.modelfolder.outputs import FRAME_FILE, provenance, write_frame
+from unified_lift.ops.similarity import float32_step
 from unified_lift.settings.limits import Range
 from unified_lift.types import IDENTITY
 
@@ -89,12 +88,9 @@ def import_edit_main(argv: list[str]) -> int:
     middle, *middles = (each.means.detach().median(dim=0).values for each in (scene.gaussians, *given))
     # What was exported inside of the frame is by far nearer there.
     nearest = min(range(len(given)), key=lambda index: float((middles[index] - middle).norm()))
-    places = scene.frame.outside(given[0].means.detach().numpy())
-    step = np.spacing(np.abs(places).astype(np.float32)).max()  # at which float32 has rounded them, if so
-    if nearest == 0 and any(scene.frame.offset) and np.abs(places - places.astype(np.float32)).max() < 1e-3 * step:
-        print(
-            f"warning: {command.ply}: positions are rounded to {step:g} units by float32; export with --inside to edit"
-        )
+    step = float32_step(scene.frame.outside(given[0].means.detach().numpy()))
+    if nearest == 0 and any(scene.frame.offset) and step:
+        print(f"warning: {command.ply}: float32 has rounded places to {step:g} units; edit what export --inside writes")
     edited, counts = reattach(given[nearest], scene, max_distance=command.max_distance)
     save_model(edited, command.out, edits=(), overwrite=command.overwrite)
     manifest = provenance(scene.settings, {"imported": str(command.ply), **counts})

@@ -52,7 +52,7 @@ from unified_lift.data.lens import Lens, undistort_ids, undistort_image
 from unified_lift.data.masks import LOOKS_FOR, FoundMasks, MaskFile, find_masks, read_stored_mask, same_aspect
 from unified_lift.data.points import initial_points
 from unified_lift.data.settings import DataSettings, split_names
-from unified_lift.data.units import frame_note, frame_of, seeds_inside
+from unified_lift.data.units import frame_notes, frame_of, seeds_inside
 from unified_lift.data.usable import left_out_notes, require_enough, usable
 from unified_lift.data.void import TellingIds, void_ids, void_to_zero
 from unified_lift.errors import UserError
@@ -186,7 +186,7 @@ def load_scene(
     points, excluded_notes = without_excluded(points, train_views, excluded)
     notes = [*described.notes, *(f"{count} of {len(views)} views {note}" for note, count in sorted(counts.items()))]
     notes += left_out_notes(problems, total=len(attempts)) + void_notes + border_notes
-    notes += excluded_notes + seed_notes + frame_note(frame)
+    notes += excluded_notes + seed_notes + frame_notes(frame, views)
     if 0 < len(missing := [view.name for view in train_views if view.segments is None]) < num_train:
         notes.append(f"{len(missing)} of {num_train} training views have no mask: {listed(missing)}")
     return Scene(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.spatial import cKDTree
 
-from unified_lift.ops.similarity import similarity_for
+from unified_lift.ops.similarity import float32_step, similarity_for
 from unified_lift.types import STILL, PointCloud, Similarity, View, distances
 
 _BULK = 0.9  # share of the cameras that the extent holds, so that single wrong poses do not count
@@ -36,13 +36,18 @@ def frame_of(views: Sequence[View], read_points: Callable[[], PointCloud | None]
     return similarity_for(centre, extent)
 
 
-def frame_note(frame: Similarity) -> list[str]:
-    """Return a note on how the scene is worked on, if not in the user's coordinates."""
+def frame_notes(frame: Similarity, views: Sequence[View]) -> list[str]:
+    """Return notes on how a scene is worked on, if not in the user's coordinates, of its views inside of the frame."""
     if frame.is_identity:
         return []
     moved = [f"less {' '.join(f'{value:.10g}' for value in frame.offset)}"] if any(frame.offset) else []
     scaled = [f"times {frame.scale:.10g}"] if frame.scale != 1 else []
-    return [f"trained in coordinates {' and '.join(moved + scaled)}, saved in yours (frame.json)"]
+    notes = [f"trained in coordinates {' and '.join(moved + scaled)}, saved in yours (frame.json)"]
+    inside = np.stack([view.camera.position for view in views])
+    step = float32_step(frame.outside(inside))
+    if any(frame.offset) and step * frame.scale > _COARSE * np.ptp(inside, axis=0).max():
+        notes.append(f"the cameras' places are rounded to {step:g} units by float32; write the poses with all digits")
+    return notes
 
 
 def seeds_inside(cloud: PointCloud, frame: Similarity, views: Sequence[View]) -> tuple[PointCloud, list[str]]:
@@ -57,12 +62,10 @@ def seeds_inside(cloud: PointCloud, frame: Similarity, views: Sequence[View]) ->
         return cloud, notes
     centre = np.median([view.camera.position for view in views], axis=0)
     near, usual = distances(positions, centre)
-    if any(frame.offset) and np.array_equal(cloud.positions, rounded := cloud.positions.astype(np.float32)):
-        step = frame.scale * np.spacing(np.abs(rounded)).astype(np.float64)
-        if step.max() > _COARSE * near:
-            positions = positions + step * np.random.default_rng(0).uniform(-0.5, 0.5, step.shape)
-            units = f"{step.max() / frame.scale:g} units"
-            notes.append(f"points are spread again over the {units} to which float32 has rounded them")
+    if any(frame.offset) and (step := float32_step(cloud.positions)) * frame.scale > _COARSE * near:
+        cells = frame.scale * np.spacing(np.abs(cloud.positions).astype(np.float32)).astype(np.float64)
+        positions = positions + cells * np.random.default_rng(0).uniform(-0.5, 0.5, cells.shape)
+        notes.append(f"points are spread again over the {step:g} units to which float32 has rounded them")
     kept, nearly = (_one_of_each(positions, share * near) for share in (_SAME, _NEARLY_SAME))
     kept = nearly if len(nearly) < (1 - _MANY_TWICE) * len(kept) else kept
     if len(kept) < len(positions):

@@ -23,3 +23,11 @@ def similarity_for(centre: np.ndarray, extent: float) -> Similarity:
         return Similarity(scale=scale)
     x, y, z = (round(value, -math.floor(math.log10(extent))) for value in np.asarray(centre, np.float64).tolist())
     return Similarity(offset=(x, y, z), scale=scale)
+
+
+def float32_step(places: np.ndarray) -> float:
+    """Return the coarsest step of float32 at places [M, 3] if all lie on its grid: so they were rounded; else 0."""
+    with np.errstate(over="ignore"):
+        rounded = places.astype(np.float32)
+    step = float(np.spacing(np.abs(rounded)).max(initial=0))
+    return step if np.abs(places - rounded).max(initial=0) < 1e-3 * step else 0.0

@@ -201,7 +201,7 @@ def test_one_coco_file_may_be_the_mask_folder_and_its_other_views_have_none(tmp_
     path = tmp_path / "instances_default.json"
     found = find_masks(path, ["cam/0001", "0002"])
     assert list(found.masks) == ["cam/0001"]
-    assert find_mask(path, "OTHER").part == "4"
+    assert find_mask(path, "OTHER").part == "other"
     assert set(np.unique(read_stored_mask(find_mask(path, "other")).ids)) == {1}
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from unified_lift.data.masks import read_stored_mask
-from unified_lift.data.void import TellingIds, void_ids, void_to_zero
+from unified_lift.data.void import telling_ids, void_ids, void_to_zero
 from unified_lift.errors import UserError
 
 
@@ -16,7 +16,7 @@ def decided(tmp_path, *maps, wanted="auto"):
     for n, values in enumerate(maps):
         path = tmp_path / f"{n}.npy"
         np.save(path, np.atleast_2d(values))
-        told.append(TellingIds.of(path, read_stored_mask(path)))
+        told.append(telling_ids(path, read_stored_mask(path)))
     return void_ids(told, wanted)
 
 

@@ -38,28 +38,26 @@ def with_exclusions(frames: Sequence[Frame], settings: DataSettings, *, ids: Pat
 
     `ids` is the folder of the masks that are lifted, which are no such pictures.
     """
-    root, wanted = settings.source_path, settings.exclude
+    wanted, names = settings.exclude, [frame.name for frame in frames]
     if wanted == "none":
         return [replace(frame, exclusions=()) for frame in frames], []
-    folder = root / (FOLDER if wanted == "auto" else wanted)
-    if wanted != "auto" and not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; correct --exclude, or use none")
+    folder = settings.source_path / (FOLDER if wanted == "auto" else wanted)
     if wanted == "auto":
         frames, named = [_with_dynamic_mask(frame) for frame in frames], any(frame.exclusions for frame in frames)
-        if named or not folder.is_dir() or folder.resolve() == ids.resolve():
-            return frames, []
-    files = photos_in(folder)
-    if files and wanted == "auto" and not all(map(_is_black_and_white, _some(files))):
-        return list(frames), [f"{folder}: holds ids, not black and white; --object_path {FOLDER} lifts them"]
-    found, notes = named_like([frame.name for frame in frames], folder, files)
-    without = [frame.name for frame in frames if frame.name not in found]
-    if files and without:
-        notes.append(f"{folder}: {len(without)} of {len(frames)} photos have no picture there: {listed(without)}")
-    if not found and wanted != "auto":
-        raise UserError(f"{folder}: holds no picture of a photo; name them like the photos, or use --exclude none")
-    with_picture = (replace(f, exclusions=(*f.exclusions, Exclusion(found[f.name]))) for f in frames if f.name in found)
-    by_name = {frame.name: frame for frame in with_picture}
-    return [by_name.get(frame.name, frame) for frame in frames], notes
+        files = [] if named or folder.resolve() == ids.resolve() else photos_in(folder)
+        if not all(map(_is_black_and_white, _some(files))):
+            return list(frames), [f"{folder}: holds ids, not black and white; --object_path {FOLDER} lifts them"]
+    else:
+        files = photos_in(folder)
+    found, notes = named_like(names, folder, files)
+    if wanted != "auto" and not found:
+        raise UserError(f"{folder}: holds no picture of a photo; correct --exclude, or use none")
+    if files and (without := [name for name in names if name not in found]):
+        notes.append(f"{folder}: {len(without)} of {len(names)} photos have no picture there: {listed(without)}")
+    return [
+        replace(frame, exclusions=(*frame.exclusions, Exclusion(found[frame.name]))) if frame.name in found else frame
+        for frame in frames
+    ], notes
 
 
 def pixels_left_out(exclusion: Exclusion) -> np.ndarray:
@@ -114,11 +112,10 @@ def with_alpha(frames: Sequence[Frame], settings: DataSettings) -> list[Frame]:
     Where neither does, photos that are mostly transparent, and so along most of their border, were cut out and lie over
     the background; in others alpha says which pixels count.
     """
-    alpha: Alpha | None = settings.alpha if settings.alpha != "auto" else None
-    if alpha is None and any(frame.alpha == "auto" for frame in frames):
-        alpha = _meaning([frame.image_path for frame in frames if frame.alpha == "auto"])
-        return [replace(frame, alpha=alpha) if frame.alpha == "auto" else frame for frame in frames]
-    return [replace(frame, alpha=alpha) for frame in frames] if alpha else list(frames)
+    given = settings.alpha != "auto"
+    asked = [] if given else [frame.image_path for frame in frames if frame.alpha == "auto"]
+    alpha = _meaning(asked) if asked else settings.alpha
+    return [replace(frame, alpha=alpha) if given or frame.alpha == "auto" else frame for frame in frames]
 
 
 def _meaning(photos: Sequence[Path]) -> Alpha:

@@ -74,6 +74,8 @@ def named_like(
     Names are those of `match_names`; what none of them means also without a word such as `_mask`. Of paths that differ
     in their own suffix alone the first is taken. A UserError lists the candidates where several are left.
     """
+    if not paths:
+        return {}, []
     found: dict[str, Path] = {}
     alike: dict[str, list[str]] = defaultdict(list)
     for elsewhere, word in itertools.product((False, True), ("", "a word for masks")):  # in its place before elsewhere

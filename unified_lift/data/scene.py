@@ -54,7 +54,7 @@ from unified_lift.data.points import initial_points
 from unified_lift.data.settings import DataSettings, split_names
 from unified_lift.data.units import frame_notes, frame_of, seeds_inside
 from unified_lift.data.usable import left_out_notes, require_enough, usable
-from unified_lift.data.void import TellingIds, void_ids, void_to_zero
+from unified_lift.data.void import TellingIds, telling_ids, void_ids, void_to_zero
 from unified_lift.errors import UserError
 from unified_lift.ops.resample import nearest
 from unified_lift.registry import members
@@ -269,7 +269,7 @@ def _load_view(
         if stored.kind.endswith(("masks", "levels")):
             place = Path(os.path.relpath(frame.mask.path, settings.source_path)).parts[0]
             notes.append(f"have {stored.kind} in {place}, made into one map of ids")
-        segments, ids = as_posed(stored.ids, frame), TellingIds.of(frame.mask.path, stored)
+        segments, ids = as_posed(stored.ids, frame), telling_ids(frame.mask.path, stored)
         if segments is not stored.ids:
             notes.append("have a mask that is turned as their EXIF data say")
         _check_aspect(frame.mask.path, segments, lens, "its image", "make the mask from this image or remove it")

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from unified_lift.data.base import (
     Exclusion,
@@ -150,10 +150,11 @@ def _exclusions(root: Path, entry: dict) -> tuple[Exclusion, ...]:
     """Return the picture that a frame's `mask_path` names; a UserError: it is missing."""
     if not entry.get("mask_path"):
         return ()
-    path = root / str(entry["mask_path"]).replace("\\", "/")
-    if not path.is_file():
-        raise UserError(f"{path}: mask_path of {entry['file_path']} is missing; restore it or use --exclude none")
-    return (Exclusion(path),)
+    parts = PurePosixPath(str(entry["mask_path"]).replace("\\", "/")).parts
+    paths = [root.joinpath(*parts[first:]) for first in range(len(parts))]  # the file may be of another machine
+    if not any(path.is_file() for path in paths):
+        raise UserError(f"{paths[0]}: mask_path of {entry['file_path']} is missing; restore it or use --exclude none")
+    return (Exclusion(next(path for path in paths if path.is_file())),)
 
 
 def _lens(fields: dict, image: Path, source: Path, size_of: Callable[[Path], tuple[int, int]]) -> Lens:

@@ -1,8 +1,8 @@
 """Which ids of masks mean "in no mask" where that is not 0: -1 or 255, as many programs write them."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,23 +15,22 @@ _TOPS = (255, 65535)  # -1 in files of 8 and 16 bits, and what segmentation benc
 _LEAST_GAP = 32  # between such an id and the largest of an object, which else may have come to it by counting
 
 
-@dataclass(frozen=True)
-class TellingIds:
+class TellingIds(NamedTuple):
     """The ids of a mask file that tell what is void: the negative ones, and all where 255 or 65535 is the largest."""
 
     path: Path
     largest: int
-    negative: frozenset[int]
-    all: frozenset[int] = frozenset()
+    negative: Collection[int]
+    all: Collection[int]
 
-    @classmethod
-    def of(cls, path: Path, mask: StoredMask) -> "TellingIds":
-        """Return those of a stored mask."""
-        negative = {-1} if mask.lowest == -1 else np.unique(mask.ids[mask.ids < 0]).tolist()
-        is_top = mask.highest in _TOPS and mask.lowest >= 0
-        counts = np.bincount(mask.ids.ravel()) if is_top else np.zeros(0)
-        found = counts.nonzero()[0].tolist()
-        return cls(path, mask.highest, frozenset(negative if mask.lowest < 0 else ()), frozenset(found))
+
+def telling_ids(path: Path, mask: StoredMask) -> TellingIds:
+    """Return those of a stored mask."""
+    negative = [-1] if mask.lowest == -1 else []
+    if mask.lowest < -1:
+        negative = np.unique(mask.ids[mask.ids < 0]).tolist()
+    is_top = mask.highest in _TOPS and mask.lowest >= 0
+    return TellingIds(path, mask.highest, negative, np.unique(mask.ids).tolist() if is_top else [])
 
 
 def void_ids(masks: Sequence[TellingIds], wanted: str) -> tuple[frozenset[int], str]:
@@ -43,26 +42,23 @@ def void_ids(masks: Sequence[TellingIds], wanted: str) -> tuple[frozenset[int], 
     """
     if not masks:
         return frozenset(), ""
-    asked = f"--void_id {wanted}"
-    negative = {value: mask.path for mask in masks for value in mask.negative}
+    asked, negative = f"--void_id {wanted}", {value: mask.path for mask in masks for value in mask.negative}
+    found: set[int] = set()
     if wanted == "auto":
-        seen = set().union(*(mask.all for mask in masks)) - {top := max(mask.largest for mask in masks)}
+        seen = {value for mask in masks for value in mask.all} - {top := max(mask.largest for mask in masks)}
         is_top = top in _TOPS and not negative
         counted = any(value + 1 in seen for value in seen) and max(seen) + _LEAST_GAP <= top
         found = set(negative) if len(negative) == 1 else {top} if is_top and counted else set()
         if not found and is_top and seen - {0}:
             return frozenset(), f"id {top} of the masks is a segment like others; --void_id {top} if it means no mask"
-    elif wanted == "none":
-        found = set()
-    else:
+    elif wanted != "none":
         try:
             found = {int(word) for word in wanted.split(",")}
         except ValueError:
             raise UserError(f"{asked}: choose auto, none or an id such as 255 (several: 0,255)") from None
-    for value, path in sorted(negative.items()):
-        if value not in found:
-            fix = f"use --void_id={','.join(map(str, sorted(negative)))} if they mean no mask, or write ids from 0 on"
-            raise UserError(f"{path}: ids must lie in 0..2^31-1, received {value} ({asked}); {fix}")
+    if left := sorted(set(negative) - found):
+        fix = f"use --void_id={','.join(map(str, sorted(negative)))} if they mean no mask, or write ids from 0 on"
+        raise UserError(f"{negative[left[0]]}: ids must lie in 0..2^31-1, received {left[0]} ({asked}); {fix}")
     if not found:
         return frozenset(), "" if wanted == "auto" else f"masks have no void id ({asked})"
     zero = "" if 0 in found else ", and 0 is a segment like others"

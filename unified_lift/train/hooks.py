@@ -161,7 +161,8 @@ class GeometryResults(Hook):
             image = render(stage.gaussians, view.camera, background=stage.background, with_features=False).image
             error = (image.clamp(0, 1) - view.image.to(image.device).float() / 255).square().mean(dim=2)
             seen = error if view.valid is None else error[view.valid.to(image.device)]
-            scores.append(-10 * torch.log10(seen.mean()))
+            if seen.numel():  # the scene may leave out all of a view
+                scores.append(-10 * torch.log10(seen.mean()))
             if len(scores) == 1:
                 self._log.image(f"test/{view.name}", iteration, image)
         if scores:

@@ -6,11 +6,11 @@ folder with `images` and `annotations`; images are known by their `file_name`. I
 
 import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,37 +20,26 @@ from unified_lift.errors import UserError
 Size = tuple[int, int]  # height, width
 
 
-class _Coco(NamedTuple):
-    images: dict[str, str]  # file name without suffix, in lower case, and its last part where only one has it -> id
-    sizes: dict[str, Size]
-    annotations: dict[str, list[dict]]  # by id of the image
-
-
 def locate(folder: Path, name: str) -> tuple[Path, str] | None:
-    """Return the JSON file of a view, else a COCO file that lists it and the image's id there.
-
-    `folder` may be a COCO file itself.
-    """
+    """Return the JSON file of a view, else a COCO file that lists it, which `folder` may be, and its name there."""
     own, key = folder / f"{name}.json", name.casefold()
-    if own.is_file() and _coco_at(own) is None:
+    if own.is_file() and not _photos(own):
         return own, ""
     for path in [folder] if folder.is_file() else sorted(folder.glob("*.json")):
-        images = found.images if (found := _coco_at(path)) else {}
-        if image := images.get(key) or images.get(PurePosixPath(key).name):
-            return path, image
+        for part in (key, PurePosixPath(key).name):
+            if part in _photos(path):
+                return path, part
     return None
 
 
 def read(mask: MaskFile) -> tuple[np.ndarray, str]:
     """Return the painted ids and "RLE masks" or "polygon masks"; a UserError names what cannot be read as masks."""
-    coco = _coco_at(mask.path) if mask.part else None
-    content: Any = {} if coco else _content(mask.path)
     try:
-        if coco:
-            size, entries = coco.sizes.get(mask.part), coco.annotations.get(mask.part, [])
-        elif isinstance(content, Mapping):
+        if mask.part:
+            size, entries = _photos(mask.path)[mask.part]
+        elif isinstance(content := _content(mask.path), Mapping):
             size = _size(content) or _size(content.get("image", {}))
-            entries = content["annotations"] if "annotations" in content else content["shapes"]
+            entries = content["annotations" if "annotations" in content else "shapes"]
         else:
             size, entries = None, content
         shapes = [entry.get("segmentation", entry.get("points", entry)) for entry in entries]
@@ -126,32 +115,32 @@ def unpacked(text: str) -> np.ndarray:
     return numbers
 
 
-def _coco_at(path: Path) -> _Coco | None:
-    """Return the tables of a COCO file, None where it is none."""
+def _photos(path: Path) -> Mapping[str, tuple[Size | None, list]]:
+    """Return size and masks of the photos in a COCO file; their names are lower case without suffix, and those of files
+    without folders where only one is called so. Empty for another file.
+    """
     state = path.stat()
     return _tables(path, state.st_mtime_ns, state.st_size)
 
 
 @lru_cache(maxsize=4096)  # so that each is parsed once; of others than COCO's nothing is kept
-def _tables(path: Path, *_: int) -> _Coco | None:
+def _tables(path: Path, *_: int) -> Mapping[str, tuple[Size | None, list]]:
     with path.open("rb") as file:
-        if file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
-            return None
-    content = _content(path)
+        is_object = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
+    content = _content(path) if is_object else {}
     if not (isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list)):
-        return None
+        return {}
     try:
-        sizes = {str(image["id"]): size for image in content["images"] if (size := _size(image))}
-        annotations: dict[str, list[dict]] = defaultdict(list)
+        names = {image["id"]: image["file_name"].replace("\\", "/").casefold() for image in content["images"]}
+        masks: dict[object, tuple[Size | None, list]] = {image["id"]: (_size(image), []) for image in content["images"]}
         for one in content["annotations"]:
-            annotations[str(one["image_id"])].append(one)
-        names = {str(image["id"]): image["file_name"].replace("\\", "/").casefold() for image in content["images"]}
+            masks[one["image_id"]][1].append(one)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: not COCO's images and annotations ({error!r}); export it again") from None
-    paths = {image: PurePosixPath(name).with_suffix("") for image, name in names.items()}
+    paths = {key: PurePosixPath(name).with_suffix("") for key, name in names.items()}
     times = Counter(path.name for path in paths.values())
-    alone = {path.name: image for image, path in paths.items() if times[path.name] == 1}
-    return _Coco(alone | {str(path): image for image, path in paths.items()}, sizes, dict(annotations))
+    alone = {path.name: masks[key] for key, path in paths.items() if times[path.name] == 1}
+    return alone | {str(path): masks[key] for key, path in paths.items()}
 
 
 def _content(path: Path) -> Any:

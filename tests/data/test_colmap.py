@@ -213,6 +213,15 @@ def test_text_tables_are_read_as_people_write_them(rewrite, coding, dataset, rea
     scenes_agree(read(root), expected)
 
 
+def test_tables_by_hand_may_name_models_in_lower_case_and_points_without_errors(tmp_path):
+    (tmp_path / "cameras.txt").write_text("1 pinhole 64 48 50 51 32 24  # the phone\n")
+    assert read_cameras(tmp_path / "cameras.txt")[1].model == "PINHOLE"
+    (tmp_path / "points3D.txt").write_text("1 1 2 3 255 128 0\n2 4 5 6 1 2 3 0.5\n3 7 8 9 4 5 6 0.5 1 2 3 4\n")
+    points = read_points(tmp_path / "points3D.txt")
+    assert points.positions.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert points.colors[0].tolist() == [255, 128, 0]
+
+
 @pytest.mark.parametrize("name", ["0001", "12 13", "a b c.png", "#1.png"])
 def test_names_of_numbers_and_words_are_no_2d_points(name, tmp_path):
     line = f"{{}} 1 0 0 0 0 0 1 1 {name}\n"

@@ -3,6 +3,7 @@
 import os
 import re
 
+import numpy as np
 import pytest
 
 from tests.data.fixtures import edit_json
@@ -83,6 +84,10 @@ def test_a_name_that_is_missing_takes_no_other_photo(wanted, present):
 def test_spellings_of_one_name_mean_one_file():
     found = match_names(["images/1.png", ".\\images\\1.png", "Images/1.PNG"], ["images/1.png"]).found
     assert len(found) == 3
+    found |= match_names(
+        ["./images/1.png", ".\\images\\1.png", "C:\\images\\2.png", "C:/images/2.png"], ["images/1.png"]
+    ).found
+    assert len(found) == 4
     assert {match.present for match in found.values()} == {"images/1.png"}
 
 
@@ -137,7 +142,9 @@ def test_paths_of_another_machine_are_read_by_their_ends(prefix, lists, dataset,
 
     def moved(data):
         for frame in data["frames"]:
-            frame["file_path"] = prefix + frame["file_path"]
+            for key in ("file_path", "object_mask_path"):
+                frame[key] = prefix + frame[key]
+        data["ply_file_path"] = prefix + data["ply_file_path"]
         for split in ("train", "val", "test") if lists else ():
             data[f"{split}_filenames"] = [prefix + path for path in data[f"{split}_filenames"]]
 
@@ -145,6 +152,9 @@ def test_paths_of_another_machine_are_read_by_their_ends(prefix, lists, dataset,
     scene = read(root, eval=True)
     for part in ("train", "test"):
         assert [view.name for view in getattr(scene, part)] == [view.name for view in getattr(expected, part)]
+        assert all(view.segments is not None for view in getattr(scene, part))
+    np.testing.assert_array_equal(scene.points.positions, expected.points.positions)
+    assert any("11 other files of transforms.json are found by the ends" in note for note in scene.notes)
 
 
 @pytest.mark.parametrize("name", ["colmap", "transforms"])

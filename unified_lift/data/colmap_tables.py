@@ -95,7 +95,7 @@ def read_cameras(path: Path) -> dict[int, ColmapCamera]:
         return len(PARAMS[model])
 
     def from_line(line: str, _: _Lines) -> tuple:
-        first, model, *others = line.partition("#")[0].split()
+        first, model, *others = line.partition("#")[0].upper().split()
         count = num_params(model, repr(model))
         key, width, height, *params = map(float, (first, *others))
         if len(params) != count:
@@ -138,7 +138,7 @@ def read_points(path: Path) -> ColmapPoints:
 
     def from_line(line: str, _: _Lines) -> Sequence[float]:
         values = [float(word) for word in line.partition("#")[0].split()]
-        if len(values) < 8 or len(values) % 2:
+        if len(values) != 7 and (len(values) < 8 or len(values) % 2):  # written by hand they may end with the colour
             raise ValueError(line)
         return values
 

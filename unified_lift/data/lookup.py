@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -54,17 +55,18 @@ def match_names(wanted: Iterable[str], present: Iterable[str]) -> Matching:
     unclear: dict[str, list[str]] = {}
 
     def apply(how: str, keys: Keys, names: Sequence[str]) -> None:
+        names = [name for name in names if name not in found and name not in unclear]
+        if not names or not free:
+            return
         index: dict[str, list[str]] = defaultdict(list)
         for there in free:
             for key in dict.fromkeys(keys(there)):
                 index[key].append(there)
         meant = {name: list(dict.fromkeys(there for key in keys(name) for there in index[key])) for name in names}
-        claims: dict[str, set[str]] = defaultdict(set)
+        claims = {(there, _folded(name)) for name, options in meant.items() for there in options}
+        claimed = Counter(there for there, _ in claims)
         for name, options in meant.items():
-            for there in options:
-                claims[there].add(plain(name))
-        for name, options in meant.items():
-            if len(options) == 1 and len(claims[options[0]]) == 1:
+            if len(options) == 1 and claimed[options[0]] == 1:
                 found[name] = Match(options[0], how)
             elif options:
                 unclear[name] = options
@@ -72,21 +74,17 @@ def match_names(wanted: Iterable[str], present: Iterable[str]) -> Matching:
             if name in found:
                 free.pop(found[name].present, None)
 
-    def rest() -> list[str]:
-        return [name for name in names if name not in found and name not in unclear]
-
-    apply("", lambda name: [name], rest())
     for how, keys in _IN_PLACE:
-        apply(how, keys, rest() if free else [])
+        apply(how, keys, names)
     in_place = {_folder(name) for name in (*found, *unclear)}
-    moved = [name for name in rest() if _folder(name) not in in_place]
-    if moved:
-        apply("folders joined into the name", _joined, moved)
-        for depth in range(max((len(plain(there).split("/")) for there in free), default=0), 0, -1):
-            for cut in (_folded, _bare):
-                apply("another folder", _tail(cut, depth), [name for name in moved if name in rest()])
+    moved = [name for name in names if _folder(name) not in in_place]
+    deepest = max((len(plain(there).split("/")) for there in free), default=0) if moved else 0
+    apply("folders joined into the name", _joined, moved)
+    for depth in range(deepest, 0, -1):
+        for cut in (_folded, _bare):
+            apply("another folder", _tail(cut, depth), moved)
     spellings = {_folded(name): match for name, match in found.items()}  # of one file under two names
-    again = {name: spellings[_folded(name)] for name in rest() if _folded(name) in spellings}
+    again = {name: spellings[_folded(name)] for name in names if name not in found and _folded(name) in spellings}
     return Matching({**found, **again}, unclear)
 
 
@@ -143,6 +141,7 @@ def names_in_list(
     return [match.present for match in found.values()], [f"{source}: {text}; correct the list"]
 
 
+@lru_cache(1 << 16)
 def plain(name: str) -> str:
     """Return a relative path with `/` between its parts, without `.` parts, its accents as single letters (NFC)."""
     path = PurePosixPath(unicodedata.normalize("NFC", name).replace("\\", "/"))
@@ -191,6 +190,7 @@ def _tail(cut: Callable[[str], str], depth: int) -> Keys:
 
 
 _IN_PLACE: tuple[tuple[str, Keys], ...] = (
+    ("", lambda name: [name]),
     ("other separators or accents", lambda name: [plain(name)]),
     ("upper and lower case", lambda name: [_folded(name)]),
     (_SUFFIX, lambda name: [_bare(name)]),

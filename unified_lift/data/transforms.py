@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from unified_lift.data.base import (
     Exclusion,
@@ -28,7 +28,7 @@ from unified_lift.data.base import (
 )
 from unified_lift.data.images import image_size, photos_in
 from unified_lift.data.lens import COEFFICIENTS, PERSPECTIVE, Lens, LensModel
-from unified_lift.data.lookup import find_photos, names_in_list
+from unified_lift.data.lookup import find_photos, names_in_list, plain
 from unified_lift.data.masks import mask_at
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
@@ -59,12 +59,12 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     images = [Path(os.path.normpath(photos.paths[name])) for name in written]
     common = Path(os.path.commonpath([p.parent for p in images if p.parent.is_dir()] or [root]))
     names = [name_of(Path(os.path.relpath(image, common)).as_posix()) for image in images]
-    size_of, unmasked = cache(image_size), list[str]()
+    size_of, unmasked, moved = cache(image_size), list[str](), list[str]()
 
     def frame_of(item: tuple[tuple[Path, dict], Path, str]) -> Frame:
         (source, entry), image, name = item
         pose = rigid_pose(entry.get("transform_matrix"), source=source, name=entry["file_path"])
-        mask = root / str(entry["object_mask_path"]) if "object_mask_path" in entry else None
+        mask = _file(root, entry["object_mask_path"], moved) if "object_mask_path" in entry else None
         if mask is not None and not mask.is_file():
             what = f"object_mask_path of {entry['file_path']} is missing"
             if settings.strict:
@@ -79,7 +79,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
             lens=_lens({**heads[source], **entry}, image, source, size_of),
             source=source,
             alpha="background",
-            exclusions=_exclusions(root, entry) if settings.exclude == "auto" else (),
+            exclusions=_exclusions(root, entry, moved) if settings.exclude == "auto" else (),
         )
 
     frames, broken = sound_frames(frame_of, zip(entries, images, names, strict=True))
@@ -99,7 +99,11 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
         held_out, unused, told = _listed_split(head, file, root, of_name, strict=settings.strict)
         frames, notes = [frame for frame in frames if frame.name not in unused], notes + told
     named = head.get("ply_file_path")  # an error where it is missing
-    clouds = [root / str(named)] if named else [root / name for name in _CLOUDS if (root / name).is_file()]
+    clouds = (
+        [_file(root, named, moved, least=1)] if named else [root / name for name in _CLOUDS if (root / name).is_file()]
+    )
+    if moved:
+        notes.append(f"{len(moved)} other files of {file.name} are found by the ends of their paths: {moved[0]}")
     zero_id = head.get("zero_id", "ignore")
     if zero_id not in ("segment", "ignore"):
         raise UserError(f"{file}: zero_id is {zero_id!r}; write segment or ignore")
@@ -133,6 +137,20 @@ def _relative(root: Path, name: str) -> str:
     return os.path.relpath(root / name.replace("\\", "/"), root)
 
 
+def _file(root: Path, name: object, moved: list[str], *, least: int = 2) -> Path:
+    """Return a named file that is no photo: at its path, else at the longest end of it that exists, added to `moved`.
+
+    Such an end has at least so many parts: a mask `0001.png` alone could be anything.
+    """
+    written, parts = root / str(name).replace("\\", "/"), plain(str(name)).split("/")
+    if not written.is_file():
+        for start in range(1, len(parts) - least + 1):
+            if (found := root.joinpath(*parts[start:])).is_file():
+                moved.append(f"{name} is {found.relative_to(root).as_posix()}")
+                return found
+    return written
+
+
 def _photo_files(root: Path, names: Sequence[str], images: str) -> list[Path]:
     """Return the photos among which those that are not in their place may be: in the folders that names have.
 
@@ -146,15 +164,14 @@ def _photo_files(root: Path, names: Sequence[str], images: str) -> list[Path]:
     return [*photos_in(root, "*"), *(photo for path in chosen for photo in photos_in(path))]
 
 
-def _exclusions(root: Path, entry: dict) -> tuple[Exclusion, ...]:
+def _exclusions(root: Path, entry: dict, moved: list[str]) -> tuple[Exclusion, ...]:
     """Return the picture that a frame's `mask_path` names; a UserError: it is missing."""
     if not entry.get("mask_path"):
         return ()
-    parts = PurePosixPath(str(entry["mask_path"]).replace("\\", "/")).parts
-    paths = [root.joinpath(*parts[first:]) for first in range(len(parts))]  # the file may be of another machine
-    if not any(path.is_file() for path in paths):
-        raise UserError(f"{paths[0]}: mask_path of {entry['file_path']} is missing; restore it or use --exclude none")
-    return (Exclusion(next(path for path in paths if path.is_file())),)
+    path = _file(root, entry["mask_path"], moved)
+    if not path.is_file():
+        raise UserError(f"{path}: mask_path of {entry['file_path']} is missing; restore it or use --exclude none")
+    return (Exclusion(path),)
 
 
 def _lens(fields: dict, image: Path, source: Path, size_of: Callable[[Path], tuple[int, int]]) -> Lens:

@@ -51,9 +51,10 @@ def _splat(vertex: np.ndarray, chunk: np.ndarray, sh: np.ndarray | None = None) 
         "logit_opacities": logits_of(rgba[:, 3]),
         "sh0": base_coefficients(rgb)[:, None],
     }
-    if sh is not None:  # 0 and 255 are -4 and 4, the others the middles of 256 steps between
-        level = np.stack([sh[f"f_rest_{index}"] for index in range(len(sh.dtype.names or ()))], axis=1) + 0.5
+    if sh is not None:
+        level = np.stack([sh[f"f_rest_{index}"] for index in range(len(sh.dtype.names or ()))], axis=1)
         if level.shape[0] != len(vertex) or level.shape[1] not in (9, 24, 45):
             raise ValueError(f"{level.shape[1]} coefficients of {len(level)} Gaussians for {len(vertex)}")
-        table["shN"] = by_channel(8 * (np.select([level < 1, level > 255], [0, 1], level / 256) - 0.5))
+        steps = np.concatenate([[0], np.arange(1.5, 255), [256]]) / 256  # the middles of 256, but for both ends
+        table["shN"] = by_channel((8 * steps - 4).astype(np.float32)[level])
     return RawSplat(table, [])

@@ -72,7 +72,7 @@ class _Parts:
     def values(self, key: str, levels: np.ndarray, channels: slice | int = slice(3)) -> np.ndarray:
         """Return what levels 0 to 255 stand for: entries of a codebook; in version 1 numbers between two bounds."""
         if self.version == 2:
-            codebook = np.array(self.meta[key]["codebook"], np.float64)
+            codebook = np.array(self.meta[key]["codebook"], np.float32)
             if np.isnan(codebook[0]):  # some encoders left it out
                 codebook[0] = codebook[1] - (codebook[255] - codebook[1]) / 255
             return codebook[levels]

@@ -195,3 +195,17 @@ def test_k4_is_what_nerfstudio_means_by_it_unless_the_model_is_that_of_opencv(
     described = transforms.describe(root, DataSettings(source_path=root))
     assert {(frame.lens.model, frame.lens.coefficients) for frame in described.frames} == {(model, coefficients)}
     assert any("k4 is read as nerfstudio means it" in note for note in described.notes) == (model == "brown")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".JPG"])
+def test_smaller_copies_in_another_image_folder_are_read_where_it_is_chosen(suffix, dataset, read):
+    root = dataset("transforms")
+    expected = read(root, eval=True)
+    for view in (*expected.train, *expected.test):
+        write_image(root / "images_2" / f"{view.name}{suffix}", view.image.numpy()[::2, ::2])
+    scene = read(root, eval=True, images="images_2")
+    assert [view.name for view in scene.test] == [view.name for view in expected.test]
+    for view, other in zip(scene.train, expected.train, strict=True):
+        assert view.name == other.name
+        assert view.image.shape == (12, 16, 3)
+        assert view.camera.fx == other.camera.fx / 2

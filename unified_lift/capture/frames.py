@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from unified_lift.data.images import IMAGE_SUFFIXES, Progress, parallel_map, read_image
+from unified_lift.data.images import IMAGE_SUFFIXES, Progress, opened, parallel_map, read_image
 from unified_lift.errors import UserError
 
 _HEIC_SUFFIXES = (".heic", ".heif")
@@ -72,7 +72,7 @@ def _write_photo(path: Path, *, source: Path, folder: Path, max_size: int) -> No
     target = folder / photo_name(path, source)
     target.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(read_image(path))
-    with Image.open(path) as stored:
+    with opened(path) as stored:
         exif, as_it_is = stored.getexif(), stored.format == "JPEG" and stored.mode == "RGB"
     if as_it_is and not exif and max(picture.size) <= max_size:
         shutil.copyfile(path, target)  # encoding again could only lose

@@ -19,7 +19,7 @@ class DataSettings:
     source_path: Path = Path()
     """Scene folder (3DGS -s)."""
     images: str = "images"
-    """Image folder inside a COLMAP scene (3DGS -i)."""
+    """Image folder inside the scene (3DGS -i), such as images_2: of COLMAP, and where transforms.json names images/."""
     sparse: str = "auto"
     """Which COLMAP model of several to read: its folder inside `sparse/`, such as 1; `auto` = that with most images."""
     resolution: int = -1

@@ -55,6 +55,8 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     if not entries:
         raise UserError(without_path[0])
     written = [_relative(root, entry["file_path"]) for _, entry in entries]
+    if settings.images != DataSettings.images and (root / settings.images).is_dir():  # such as images_2, smaller copies
+        written = [re.sub(f"^{DataSettings.images}/", lambda _: f"{settings.images}/", name) for name in written]
     photos = find_photos(written, root, partial(_photo_files, root, written, settings.images), file)
     images = [Path(os.path.normpath(photos.paths[name])) for name in written]
     common = Path(os.path.commonpath([p.parent for p in images if p.parent.is_dir()] or [root]))

@@ -25,7 +25,7 @@ def test_a_sound_scene_is_one_page_and_exit_code_0(scene, capsys):
 def test_problems_are_exit_code_1_and_stand_in_the_json(scene, tmp_path, capsys):
     (scene / "images/cam2/0001.png").unlink()
     (scene / "object_mask/cam2/0002.png").write_bytes(b"")
-    assert main(["check-data", "-s", str(scene), "--json", str(tmp_path / "c.json"), "--quiet"]) == 1
+    assert main(["check-data", "-s", str(scene), "--json", str(tmp_path / "c.json"), "--strict", "--quiet"]) == 1
     said = capsys.readouterr().out
     content = json.loads((tmp_path / "c.json").read_text())
     assert content["fine"] is False

@@ -157,6 +157,16 @@ def test_paths_of_another_machine_are_read_by_their_ends(prefix, lists, dataset,
     assert any("11 other files of transforms.json are found by the ends" in note for note in scene.notes)
 
 
+def test_a_path_without_suffix_is_the_png_where_there_are_others_too(dataset, read):
+    root = dataset("transforms")  # two of its paths have no suffix
+    expected = read(root)
+    for path in (root / "images").glob("*.png"):
+        path.with_suffix(".jpg").write_bytes(b"another")
+    scene = read(root)
+    assert all((view.image == other.image).all() for view, other in zip(scene.train, expected.train, strict=True))
+    assert not any("under another name" in note for note in scene.notes)
+
+
 @pytest.mark.parametrize("name", ["colmap", "transforms"])
 def test_photos_that_are_unclear_are_refused_with_all_they_could_be(name, dataset, read):
     root = dataset(name)

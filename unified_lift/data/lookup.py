@@ -24,7 +24,6 @@ _OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".gif", ".ppm", ".
 _RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".raw")
 _CUT = {*IMAGE_SUFFIXES, *_OTHER_SUFFIXES, *_RAW_SUFFIXES}
 _CODE_PAGES = ("utf-8", "gb18030", "shift_jis", "euc_kr", "big5", "cp1252")  # of names that are not UTF-8
-_SUFFIX = "another suffix"
 Keys = Callable[[str], Iterable[str]]
 
 
@@ -102,6 +101,10 @@ def find_photos(names: Iterable[str], folder: Path, files: Callable[[], Iterable
     of names that could mean several files, or share one.
     """
     paths = {name: folder / name for name in names}
+    for name, path in paths.items():
+        if without_suffix(name) == name and not path.is_file():  # as is usual in Blender's files
+            usual = (folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES)
+            paths[name] = next((photo for photo in usual if photo.is_file()), path)
     there = [name for name, path in paths.items() if path.is_file()]
     if len(there) == len(paths):
         return FoundPhotos(paths, [])
@@ -113,9 +116,8 @@ def find_photos(names: Iterable[str], folder: Path, files: Callable[[], Iterable
         raise UserError(f"{source}: {what}: {listed}; put the photos into the folders of their names below {folder}")
     grouped: dict[str, list[str]] = defaultdict(list)
     for name, match in matching.found.items():
-        paths[name] = folder / match.present
-        if match.how != _SUFFIX or without_suffix(name) != name:  # names without any are usual in Blender's files
-            grouped[match.how].append(f"{name} is {match.present}")
+        paths[name] = folder / match.present if match.how else paths[name]
+        grouped[match.how].append(f"{name} is {match.present}")
     notes = [
         f"{len(group)} of {len(paths)} photos are found under another name ({how}): {group[0]}"
         for how, group in grouped.items()
@@ -193,6 +195,6 @@ _IN_PLACE: tuple[tuple[str, Keys], ...] = (
     ("", lambda name: [name]),
     ("other separators or accents", lambda name: [plain(name)]),
     ("upper and lower case", lambda name: [_folded(name)]),
-    (_SUFFIX, lambda name: [_bare(name)]),
+    ("another suffix", lambda name: [_bare(name)]),
     ("another text encoding", _recoded),
 )

@@ -183,6 +183,18 @@ def test_a_broken_photo_is_named_and_finished_masks_stay(scene, capsys):
     assert "5 of 9 photos have their masks already" in capsys.readouterr().out
 
 
+def test_photos_that_cannot_be_used_are_named_and_the_others_get_masks(scene, capsys):
+    (scene / "images/cam2/0002.png").unlink()
+    (scene / "images/cam2/0003.png").write_bytes(b"no photo")
+    assert masks(scene, "--out", "mine") == 0
+    out = capsys.readouterr().out
+    assert (
+        "note: 1 of 9 photos cannot be used, images.bin has a pose for them but the files are missing: 0002.png" in out
+    )
+    assert "note: 1 of 9 photos cannot be used: " in out
+    assert len(record(scene / "mine")["views"]) == 7
+
+
 class Dots:
     """Every pixel is a proposal of its own; the user interrupts after `photos`."""
 
@@ -233,7 +245,7 @@ def test_processes_name_a_broken_photo_and_make_the_same_masks_as_one(scene, tmp
     make(scene, one)
     photo = scene / "images/cam2/0005.png"  # the last
     whole = photo.read_bytes()
-    photo.write_bytes(b"no photo")
+    photo.write_bytes(whole[:200])
     with pytest.raises(UserError, match="0005.png: not a readable image"):
         make(scene, two, processes=2)
     assert set(record(two)["views"]) == {frame.name for frame in frames_of(scene)} - {"cam2/0005"}

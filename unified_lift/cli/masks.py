@@ -69,7 +69,7 @@ def masks_main(argv: list[str]) -> int:
     command: MasksCommand[Any] = tyro.cli(form[settings], args=argv, prog="unified-lift masks", config=config)
     check_ranges(command)
     data = DataSettings(source_path=command.source_path, images=command.images)
-    frames = load_frames(data)
+    frames = load_frames(data, lambda note: print(f"note: {note}"))
     is_cuda = command.device == "auto" and torch.cuda.is_available()  # no rasterizer is needed here, unlike in training
     device = chosen_device("cuda" if is_cuda else command.device)
     job = MaskJob(provider=command.provider, settings=command.proposals, filter=command.filter, device=device)

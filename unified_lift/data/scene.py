@@ -53,7 +53,7 @@ from unified_lift.data.masks import LOOKS_FOR, FoundMasks, MaskFile, find_masks,
 from unified_lift.data.points import initial_points
 from unified_lift.data.settings import DataSettings, split_names
 from unified_lift.data.units import frame_notes, frame_of, seeds_inside
-from unified_lift.data.usable import left_out_notes, require_enough, usable
+from unified_lift.data.usable import LEFT_OUT, left_out_notes, require_enough, usable
 from unified_lift.data.void import TellingIds, telling_ids, void_ids, void_to_zero
 from unified_lift.errors import UserError
 from unified_lift.ops.resample import nearest
@@ -115,9 +115,16 @@ def describe(reader: Reader, settings: DataSettings) -> SceneDescription:
     return replace(described, frames=frames, notes=(*notes, *told, *described.notes), no_mask_used=problem)
 
 
-def load_frames(settings: DataSettings) -> list[Frame]:
-    """Return the posed photos of `settings.source_path` as files, each with its mask file; no pixel is read."""
-    return list(_sound_scene(settings)[1].frames)
+def load_frames(settings: DataSettings, tell: Callable[[str], object] = lambda note: None) -> list[Frame]:
+    """Return the posed photos of `settings.source_path` as files, each with its mask file; no pixel is read.
+
+    What is said of photos that cannot be used goes to `tell`.
+    """
+    described = _sound_scene(settings)[1]
+    for note in described.notes:
+        if LEFT_OUT in note:
+            tell(note)
+    return list(described.frames)
 
 
 def _sound_scene(settings: DataSettings) -> tuple[Reader, SceneDescription]:

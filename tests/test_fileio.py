@@ -1,14 +1,23 @@
 """Folders are written whole or not at all."""
 
+import errno
+import itertools
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from unified_lift.fileio import replacing_folder, write_json
+from unified_lift import fileio
+from unified_lift.errors import UserError
+from unified_lift.fileio import locked, replacing, replacing_folder, write_json
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_text() for name, path in found.items() if fileio._MARK not in name}
 
 
 @pytest.fixture
@@ -40,19 +49,192 @@ def test_new_files_come_outdated_ones_go_and_others_stay(old):
     assert set(contents(old.parent / "fresh" / "model")) == {"same/a.txt", "deep/er/c.txt"}
 
 
-def test_a_move_that_fails_half_way_is_undone(old, monkeypatch):
-    before, rename = contents(old), Path.rename
+OLD = {"same/a.txt": "old", "gone/b.txt": "old", "chkpnt7.pth": "old", "mine.txt": "old"}
+NEW = {"same/a.txt": "new", "deep/er/c.txt": "new", "mine.txt": "old"}
+CALLS = (
+    "rename",
+    "replace",
+    "unlink",
+    "rmdir",
+    "mkdir",
+    "link",
+    "open",
+)  # what changes a disk, as Path and shutil do it
 
-    def failing(self, target):
-        if "deep" in str(target):
-            raise OSError("no")
-        return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="no"):
-        write(old)
-    assert contents(old) == before
-    assert list(old.parent.iterdir()) == [old]
+class Disk:
+    """Counts what changes a folder, and at call `limit` fails, or kills the process."""
+
+    def __init__(self, root, monkeypatch, *, limit, action):
+        self.root, self.count, self.limit, self.action = str(root), 0, limit, action
+        for name in CALLS:
+            monkeypatch.setattr(os, name, self.counted(getattr(os, name), name))
+
+    def counted(self, call, name):
+        def wrapped(path, *args, **kwargs):
+            flags = args[0] if name == "open" and args else os.O_WRONLY
+            inside = kwargs.get("dir_fd") is not None or (
+                isinstance(path, str | Path) and str(path).startswith(self.root)
+            )
+            if inside and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                self.count += 1
+                if self.count == self.limit:
+                    self.action()
+            return call(path, *args, **kwargs)
+
+        return wrapped
+
+
+def fails(number):
+    def action():
+        raise OSError(number, os.strerror(number))
+
+    return action
+
+
+def swaps_at_once(monkeypatch, can):
+    if not can:
+        monkeypatch.setattr(fileio, "_exchanged", lambda first, second: False)
+
+
+def left_over(folder):
+    return [path for path in folder.rglob("*") if fileio._MARK in str(path)]
+
+
+@pytest.mark.parametrize("place", ["beside", "beside, in two steps", "inside"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS], ids=["EIO", "ENOSPC", "EROFS"])
+def test_whatever_operation_fails_the_old_or_the_new_folder_is_whole(old, place, number, monkeypatch, tmp_path):
+    swaps_at_once(monkeypatch, place == "beside")
+    if place == "inside":
+        monkeypatch.chdir(old)
+    ends = set()
+    for limit in itertools.count(1):
+        shutil.rmtree(old / "deep", ignore_errors=True)
+        for name, text in OLD.items():
+            (old / name).parent.mkdir(exist_ok=True)
+            (old / name).write_text(text)
+        with monkeypatch.context() as patch:
+            disk = Disk(tmp_path, patch, limit=limit, action=fails(number))
+            try:
+                write(old)
+                error = None
+            except (OSError, UserError) as problem:
+                error = problem
+        assert contents(old) in (OLD, NEW), limit
+        assert error is not None or contents(old) == NEW
+        assert number != errno.ENOSPC or error is None or "no space left" in str(error)
+        ends.add(contents(old) == NEW)
+        for rest in left_over(tmp_path):  # a failed clean-up
+            shutil.rmtree(rest, ignore_errors=True)
+        if disk.count < limit:
+            break
+    assert limit > 8
+    assert ends == {True, False}
+
+
+@pytest.mark.parametrize("place", ["beside", "beside, in two steps", "inside"])
+def test_wherever_the_process_is_killed_the_next_one_finds_the_old_or_the_new_folder(old, place, tmp_path):
+    code = """
+import os, signal, sys
+sys.path[:0] = sys.argv[5:]
+from pathlib import Path
+import pytest
+from tests import test_fileio as t
+old, place, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+patch = pytest.MonkeyPatch()
+t.swaps_at_once(patch, place == "beside")
+if place == "inside":
+    os.chdir(old)
+for name, text in t.OLD.items():
+    (old / name).parent.mkdir(parents=True, exist_ok=True)
+    (old / name).write_text(text)
+for limit in range(1, 60):
+    child = os.fork()
+    if child:
+        killed = os.waitpid(child, 0)[1] != 0
+        t.fileio._tidied.clear()
+        t.fileio._scratch(old), t.fileio._scratch(old / "x")  # what the next command does first
+        assert t.contents(old) in (t.OLD, t.NEW), (limit, t.contents(old))
+        assert not t.left_over(old.parent), (limit, t.left_over(old.parent))
+        if not killed:
+            assert limit > 8
+            assert t.contents(old) == t.NEW
+            break
+        if t.contents(old) == t.NEW:
+            t.shutil.rmtree(old / "deep")
+            for name, text in t.OLD.items():
+                (old / name).parent.mkdir(parents=True, exist_ok=True)
+                (old / name).write_text(text)
+        continue
+    t.Disk(old.parent, patch, limit=limit, action=lambda: os.kill(os.getpid(), signal.SIGKILL))
+    t.write(old)
+    os._exit(0)
+else:
+    raise AssertionError("it never ended")
+"""
+    root = Path(__file__).parents[1]
+    words = [sys.executable, "-c", code, str(old), place, "1", "", str(root)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_full_disk_is_said_with_the_file_and_nothing_is_left(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+
+    def full():
+        with replacing(path) as partial:
+            partial.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match=r"a.txt: no space left on the disk \(0.0 MiB"):
+        full()
+    assert contents(tmp_path) == {"a.txt": "before"}
+
+
+def test_only_our_own_scratch_files_of_ended_processes_are_cleared_away(tmp_path):
+    ended = subprocess.run(["true"], check=False) and subprocess.Popen(["true"])
+    ended.wait()
+    path = tmp_path / "a.txt"
+    ours = fileio._scratch(path).name
+    left = ours.replace(f".{os.getpid()}-", f".{ended.pid}-")
+    foreign = ours.replace("-", "-0000", 1)
+    for name in (left, ours, foreign, "a.txt.partial", "mine.unified-lift-partial"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / (left.replace("a.txt", "folder"))).mkdir()
+    fileio._tidied.clear()
+    write_json(path, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        {"a.txt", "a.txt.partial", "mine.unified-lift-partial", ours, foreign}
+    )
+    os.utime(tmp_path / ours, (0, 0))
+    fileio._tidied.clear()
+    write_json(path, {})
+    assert not (tmp_path / ours).exists()  # a day old
+
+
+def test_a_folder_that_a_process_writes_into_is_refused_to_others_until_it_ends_however_it_ends(tmp_path):
+    folder = tmp_path / "model"
+    code = f"""
+import sys, time
+from pathlib import Path
+from unified_lift.fileio import locked
+with locked(Path({str(folder)!r}), "training"):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "in\n"
+    with pytest.raises(UserError, match=f"training \\(process {child.pid}\\) is at work there"), locked(folder, "edit"):
+        pass
+    child.kill()
+    child.wait()
+    with locked(folder, "edit"):
+        (folder / "a").write_text("")
+    assert contents(tmp_path) == {"model/a": ""}
+    with locked(tmp_path / "empty", "edit"):
+        pass
+    assert not (tmp_path / "empty").exists()
 
 
 def test_a_folder_of_the_user_that_looks_like_a_scratch_folder_is_left_alone(old):

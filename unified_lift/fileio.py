@@ -1,75 +1,241 @@
 """Files: written whole or not at all, and JSON with errors that a user can act on. The only place that does either."""
 
 import codecs
+import ctypes
+import errno
+import fcntl
+import hashlib
 import json
 import math
 import os
+import platform
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from unified_lift.errors import UserError
 
+_MARK = ".unified-lift-partial"  # ends the names of scratch files and folders; nothing else is ever cleared away
+_JOURNAL = "moves.json"
+_OUTDATED_S = 24 * 3600  # a scratch file of another machine, whose processes we cannot see, is left over by then
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_tidied: set[Path] = set()
+
 
 @contextmanager
-def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
+def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Give a scratch path beside `path` to write to, and put it in place of `path` once the block ends without error.
 
-    Folders above it are made. `sync` waits until the disk has it, so that it survives a power cut.
+    Folders above it are made. `sync` waits until the disk has it, so that it survives a power cut; files that are made
+    again at will, such as pictures, need not. A UserError says that the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = _scratch(path)
     try:
         yield partial
         if sync:
-            with open(partial, "rb+") as file:
-                os.fsync(file.fileno())
+            _sync(partial)
         partial.replace(path)
-    except BaseException:
+        if sync:
+            _sync(path.parent)
+    except BaseException as error:
+        size = partial.stat().st_size if partial.exists() else 0
         partial.unlink(missing_ok=True)
+        _say_if_full(error, path, size)
         raise
 
 
 @contextmanager
 def replacing_folder(path: Path, *, outdated: Iterable[str] = ()) -> Iterator[Path]:
-    """Give an empty scratch folder, and move its files into `path` once the block ends without error.
+    """Give an empty scratch folder, whose files are in `path` once the block ends without error, all or none.
 
-    Files of the same names are replaced, and what fits `outdated`, glob patterns, goes; others stay. No old file is
-    deleted before all new ones are in place. Folders above `path` are made.
+    Files of the same names are replaced, and what fits `outdated`, glob patterns, goes; others stay. The new folder is
+    made whole beside the old one, which is deleted only after both have changed places. Folders above `path` are made.
+    A UserError says that the disk is full.
     """
     place = path.resolve()  # `.` has no name of its own
-    # Inside an existing folder: what holds it may be another disk, or not writable.
-    scratch = (place if place.exists() else place.parent) / f"{place.name}.{uuid.uuid4().hex[:8]}.partial"
+    # Else inside of it: what holds it is another disk or not writable, or a shell works in it and would lose it.
+    is_beside = not place.exists() or not (
+        os.path.ismount(place) or not os.access(place.parent, os.W_OK) or Path.cwd().is_relative_to(place)
+    )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    scratch = _scratch(place if is_beside else place / place.name)
     new, old = scratch / "new", scratch / "old"
     try:
         new.mkdir(parents=True)
         yield new
-        if place.exists():
-            _swap(new, place, old, outdated)
-        else:
+        for file in new.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if not place.exists():
             new.rename(place)
-        shutil.rmtree(old, ignore_errors=True)
+        elif not is_beside:
+            _move(_moves_into(new, place, old, outdated), scratch)
+        else:
+            _keep_the_rest(new, place, outdated)
+            if not _exchanged(new, place):
+                _move([(place, old), (new, place)], scratch)
+        _sync(place.parent)
+    except BaseException as error:
+        _say_if_full(error, place, sum(file.stat().st_size for file in new.rglob("*") if file.is_file()))
+        raise
     finally:
-        shutil.rmtree(new, ignore_errors=True)
-        if not any(left.is_file() for left in old.rglob("*")):  # they could not be put back, so that they stay here
-            shutil.rmtree(scratch, ignore_errors=True)
+        _remove_folder(scratch)
 
 
-def _swap(new: Path, place: Path, old: Path, outdated: Iterable[str]) -> None:
-    """Move the files of `new` into `place`, and what they replace into `old`; or leave all where it was."""
+def _keep_the_rest(new: Path, place: Path, outdated: Iterable[str]) -> None:
+    """Give `new` what is to stay of the folder `place`: as second names of the same files, where the disk has them."""
+    goes = {found for pattern in outdated for found in place.glob(pattern)}
+    shutil.copymode(place, new)
+    for folder, folders, files in os.walk(place):
+        folders[:] = [name for name in folders if Path(folder, name) not in goes]
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        for name in {*folders} - {*links}:
+            (new / Path(folder, name).relative_to(place)).mkdir(exist_ok=True)
+        for source in (Path(folder, name) for name in (*files, *links)):
+            target = new / source.relative_to(place)
+            if source in goes or target.exists():
+                continue
+            try:
+                os.link(source, target, follow_symlinks=False)
+            except OSError:
+                shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Return whether two folders changed places at once, which not every system can."""
+    with suppress(OSError, AttributeError):
+        at_cwd, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+        names = os.fsencode(first), os.fsencode(second)
+        return ctypes.CDLL(None, use_errno=True).renameat2(at_cwd, names[0], at_cwd, names[1], exchange) == 0
+    return False
+
+
+def _moves_into(new: Path, place: Path, old: Path, outdated: Iterable[str]) -> list[tuple[Path, Path]]:
+    """Return the moves, from and to, that put the files of `new` into `place`, and what they replace into `old`."""
     fresh = [(file, place / file.relative_to(new)) for file in new.rglob("*") if file.is_file()]
-    replaced = [*(found for pattern in outdated for found in place.glob(pattern)), *(target for _, target in fresh)]
-    moves = [(path, old / path.relative_to(place)) for path in replaced] + fresh
-    with ExitStack() as undo:
-        for source, target in moves:
-            if source.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                source.rename(target)
-                undo.callback(target.rename, source)
-        undo.pop_all()
+    replaced = {*(found for pattern in outdated for found in place.glob(pattern)), *(target for _, target in fresh)}
+    gone = [path for path in sorted(replaced) if path.exists() and not replaced.intersection(path.parents)]
+    return [(path, old / path.relative_to(place)) for path in gone] + fresh
+
+
+def _move(moves: list[tuple[Path, Path]], scratch: Path) -> None:
+    """Make all moves, or none. They are written down first, so that whoever finds them after a crash undoes them."""
+    journal = scratch / _JOURNAL
+    journal.write_text(json.dumps([[str(path) for path in move] for move in moves]), encoding="utf-8")
+    _sync(journal)
+    for source, target in moves:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+    journal.unlink()
+
+
+def _remove_folder(scratch: Path) -> None:
+    """Remove a scratch folder, after undoing moves that were not finished; if they cannot be undone, it stays."""
+    with suppress(OSError, ValueError):
+        journal = scratch / _JOURNAL
+        for source, target in reversed(json.loads(journal.read_text(encoding="utf-8")) if journal.exists() else []):
+            if os.path.lexists(target) and not os.path.lexists(source):
+                Path(source).parent.mkdir(parents=True, exist_ok=True)
+                os.rename(target, source)
+        journal.unlink(missing_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch(path: Path) -> Path:
+    """Return a name beside `path` that nobody else has, after clearing away what killed processes left there."""
+    folder = path.parent
+    if folder not in _tidied:
+        _tidied.add(folder)
+        _tidy(folder)
+    host = hashlib.sha256(platform.node().encode()).hexdigest()[:4]  # no name of a machine in the names of files
+    return folder / f"{path.name[:60]}.{os.getpid()}-{host}{uuid.uuid4().hex[:6]}{_MARK}"
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the scratch files and folders of ours whose process has ended."""
+    host = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
+    for left in folder.glob(f"*{_MARK}"):
+        match = re.search(r"\.(\d+)-([0-9a-f]{4})[0-9a-f]{6}\.unified-lift-partial$", left.name)
+        if match is None:
+            continue
+        with suppress(OSError):  # of another user, or gone meanwhile
+            if match[2] == host and not _lives(int(match[1])) or time.time() - left.stat().st_mtime > _OUTDATED_S:
+                _remove_folder(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError) if path.is_dir() else nullcontext():  # some file systems cannot sync folders
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _say_if_full(error: BaseException, path: Path, written: int) -> None:
+    """Raise a UserError that names the file if the error is that of a full disk, whichever library met it."""
+    full = isinstance(error, OSError) and error.errno in _NO_SPACE
+    with suppress(OSError):  # torch says nothing of the reason
+        full |= isinstance(error, RuntimeError | OSError) and shutil.disk_usage(path.parent).free < 2**12
+    if full:
+        size = f"{written / 2**20:.1f} MiB of it were written"
+        raise UserError(f"{path}: no space left on the disk ({size}, and more is needed); free some") from None
+
+
+@contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Keep other processes from writing into a folder, which is made, while this one does so: `doing` says what.
+
+    The system frees the lock of a process that ends, however it ends. A UserError says which process is at work there.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    while True:
+        with open(path, "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                who = file.read(200).strip() or "another process"
+                raise UserError(f"{folder}: {who} is at work there; wait for it or choose another folder") from None
+            except OSError:  # a file system without locks
+                pass
+            try:
+                is_ours = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+            except OSError:
+                is_ours = False
+            if not is_ours:  # removed by its owner between our two calls
+                continue
+            file.truncate(0)
+            file.write(f"{doing} (process {os.getpid()})")
+            file.flush()
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    path.unlink()
+                with suppress(OSError):
+                    if is_new:
+                        folder.rmdir()  # only if nothing was written
+            return
 
 
 def write_text(path: Path, text: str) -> None:

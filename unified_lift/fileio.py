@@ -22,6 +22,7 @@ from unified_lift.errors import UserError
 
 _MARK = ".unified-lift-partial"  # ends the names of scratch files and folders; nothing else is ever cleared away
 _JOURNAL = "moves.json"
+LOCK = ".lock"  # in a folder that a process writes into
 _OUTDATED_S = 24 * 3600  # a scratch file of another machine, whose processes we cannot see, is left over by then
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _tidied: set[Path] = set()
@@ -124,6 +125,16 @@ def _moves_into(new: Path, place: Path, old: Path, outdated: Iterable[str]) -> l
     return [(path, old / path.relative_to(place)) for path in gone] + fresh
 
 
+def move_together(moves: list[tuple[Path, Path]]) -> None:
+    """Make all moves, from and to, of files and folders of one disk, or none, also if the process is killed."""
+    scratch = _scratch(moves[0][0])
+    try:
+        scratch.mkdir()
+        _move(moves, scratch)
+    finally:
+        _remove_folder(scratch)
+
+
 def _move(moves: list[tuple[Path, Path]], scratch: Path) -> None:
     """Make all moves, or none. They are written down first, so that whoever finds them after a crash undoes them."""
     journal = scratch / _JOURNAL
@@ -207,7 +218,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
+    path = folder / LOCK
     while True:
         with open(path, "a+", encoding="utf-8") as file:
             try:

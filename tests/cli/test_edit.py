@@ -133,7 +133,7 @@ def test_models_are_replaced_only_on_demand_and_other_folders_never(tmp_path):
 def test_training_again_forgets_the_edits(tmp_path):
     model = save_model(tmp_path)
     edited(model, model, "--remove", 1, "--overwrite")
-    outputs.forget_earlier_run(model)
+    outputs.set_earlier_run_aside(model)
     assert not (model / "edits.yaml").exists()
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,46 @@ def test_kill_at_any_moment_leaves_a_whole_checkpoint(miniature, tmp_path):
         found = checkpoints(model)
         assert max(found) > before
         assert all(load_checkpoint(path)["total_steps"] == total for total, path in found.items())
+
+
+@pytest.mark.parametrize("words", [("--resume", "auto"), ("--resume=auto",), ("--resume-auto",)])
+def test_one_command_starts_or_goes_on_whatever_the_folder_holds(words, miniature, tmp_path, capsys):
+    model = tmp_path / "model"
+    command = ["train", "-s", str(miniature), "-m", str(model), *SHORT, "--logger", "none", *words]
+    assert main(command) == 0
+    done = {p.name: p.read_bytes() for p in (model / "point_cloud").rglob("*") if p.is_file()}
+    (last,) = [path for total, path in checkpoints(model).items() if total == max(checkpoints(model))]
+    assert main(command) == 0  # of a run that is done: nothing changes
+    assert {p.name: p.read_bytes() for p in (model / "point_cloud").rglob("*") if p.is_file()} == done
+    for path in set(model.glob("chkpnt*.pth")) - {last}:
+        path.unlink()
+    last.unlink()
+    assert main(command) == 2  # results, but nothing to go on from: they are not replaced unasked
+    assert "none of its checkpoints is left to go on from, --overwrite replaces it" in capsys.readouterr().err
+    shutil.rmtree(model / "point_cloud")
+    assert (model / "config.yaml").exists()  # as of a run that was killed before its first checkpoint
+    assert main(["train", "-s", str(miniature), "-m", str(model), *SHORT, "--resume"]) == 2
+    assert "leave --resume out to start, or say --resume auto" in capsys.readouterr().err
+    assert main(command) == 0
+    assert {p.name: p.read_bytes() for p in (model / "point_cloud").rglob("*") if p.is_file()} == done
+    shutil.rmtree(model / "point_cloud")
+    for path in model.glob("chkpnt*.pth"):
+        path.unlink()
+    assert main([word for word in command if word not in words]) == 0  # and so without the flag
+
+
+def test_of_two_trainings_at_once_one_runs_and_one_is_refused(miniature, tmp_path, capsys):
+    model = tmp_path / "model"
+    process = start_process(miniature, model)
+    for command in (
+        ["train", "-s", str(miniature), "-m", str(model), *SHORT, "--overwrite"],
+        ["train", "-m", str(model), "--resume"],
+    ):
+        assert main(command) == 2
+        assert f"training (process {process.pid}) is at work there" in capsys.readouterr().err
+    process.kill()
+    process.communicate()
+    assert main(["train", "-s", str(miniature), "-m", str(model), *SHORT, "--overwrite", "--logger", "none"]) == 0
 
 
 def test_photos_from_disk_train_the_same_model_and_the_run_says_where_they_are(miniature, tmp_path, capsys):

@@ -1,12 +1,16 @@
 """What reaches the disk while a run goes on, and what never does."""
 
+import os
+import subprocess
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.train.test_training import SHORT, CrashAfter, StopAt, assert_same_state, final_state, settings_for
+from unified_lift import fileio
 from unified_lift.errors import UserError
 from unified_lift.kernels.photometric import photometric_loss
 from unified_lift.modelfolder import checkpoint
@@ -18,6 +22,7 @@ from unified_lift.modelfolder.checkpoint import (
     named_tensors,
     snapshot,
 )
+from unified_lift.modelfolder.inference import load_model
 from unified_lift.train import geometry
 from unified_lift.train.hooks import Hook, Interrupted
 from unified_lift.train.run import latest_checkpoint, run
@@ -117,11 +122,11 @@ def test_full_disk_ends_the_run_and_keeps_the_checkpoint_before(tmp_path, scene,
             raise OSError(28, "No space left on device")
 
     before(monkeypatch, torch, "save", full)
-    with pytest.raises(UserError, match=rf"chkpnt{first_failing}.pth: could not be written .*No space left.*--resume"):
+    with pytest.raises(UserError, match=rf"chkpnt{first_failing}.pth: no space left .*--resume"):
         run(run_settings(tmp_path, checkpoint_interval=5), scene)
     assert max(checkpoints(tmp_path)) == kept
     assert load_checkpoint(checkpoint_path(tmp_path, kept))["total_steps"] == kept
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(f"*{fileio._MARK}"))
 
 
 def test_interrupt_waits_until_its_checkpoint_is_on_disk(tmp_path, scene, monkeypatch):
@@ -151,9 +156,70 @@ def test_writer_raises_an_error_once_and_goes_on(tmp_path, monkeypatch):
 
 
 def test_half_written_checkpoint_of_a_killed_run_is_removed(tmp_path, scene):
-    (tmp_path / "chkpnt7.pth.partial").write_bytes(b"half")
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    mine = fileio._scratch(tmp_path / "chkpnt7.pth")
+    mine.with_name(mine.name.replace(f".{os.getpid()}-", f".{killed.pid}-")).write_bytes(b"half")
+    fileio._tidied.clear()
     run(settings_for(tmp_path, lift_iterations=0), scene)
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(f"*{fileio._MARK}"))
+
+
+def test_of_damaged_checkpoints_the_newest_intact_one_is_gone_on_from(tmp_path, scene, capsys):
+    settings = run_settings(tmp_path, checkpoint_interval=5, checkpoint_iterations=(10, 20))
+    run(settings, scene)
+    ply = tmp_path / "point_cloud" / "iteration_24" / "segmentation.npz"
+    whole, labels = sorted(checkpoints(tmp_path)), ply.read_bytes()
+    for total in [total for total in whole if total > 20]:
+        flip_a_bit_of_the_means(checkpoint_path(tmp_path, total))
+    found = latest_checkpoint(settings)
+    assert found == checkpoint_path(tmp_path, 20)
+    assert capsys.readouterr().out.count("damaged: the checksum of") == sum(total > 20 for total in whole)
+    run(settings, scene, resume_from=found)
+    assert ply.read_bytes() == labels
+    for path in checkpoints(tmp_path).values():
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="chkpnt45.pth: not a readable checkpoint"):
+        latest_checkpoint(settings)
+
+
+def flip_a_bit_of_the_means(path):
+    content = bytearray(path.read_bytes())
+    means = load_checkpoint(path)["gaussians"]["means"].numpy().tobytes()
+    place = content.index(means[:64])
+    content[place + 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_an_earlier_run_is_kept_until_the_one_that_replaces_it_is_done(tmp_path, scene):
+    settings = settings_for(tmp_path)
+    run(settings, scene)
+    old = {path.name: path.read_bytes() for path in (tmp_path / "point_cloud" / "iteration_24").iterdir()}
+    (tmp_path / "notes.txt").write_text("mine")
+    for step in (1, 30):  # before anything is written, and after geometry is
+        with pytest.raises(Interrupted):
+            run(replace(settings, seed=1), scene, hooks=[StopAt(step)])
+        kept = tmp_path / "replaced" / "point_cloud" / "iteration_24"
+        assert {path.name: path.read_bytes() for path in kept.iterdir()} == old
+        assert len(load_model(tmp_path / "replaced").gaussians)
+    run(replace(settings, seed=1), scene)
+    assert not (tmp_path / "replaced").exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    new = tmp_path / "point_cloud" / "iteration_24" / "point_cloud.ply"
+    assert new.read_bytes() != old["point_cloud.ply"]
+
+
+def test_a_second_training_of_a_folder_is_refused_while_the_first_runs(tmp_path, scene):
+    settings = settings_for(tmp_path)
+
+    class Second(Hook):
+        def before_stage(self, stage):
+            with pytest.raises(UserError, match=rf"training \(process {os.getpid()}\) is at work there"):
+                run(settings, scene)
+
+    run(settings, scene, hooks=[Second()])
+    assert not (tmp_path / ".lock").exists()
+    run(settings, scene)
 
 
 def poison(monkeypatch, *, call, gradient_only=False):

@@ -1,6 +1,5 @@
 """Jobs are run: several at a time, on this machine or through submitit, each with a log and a record."""
 
-import fcntl
 import json
 import os
 import re
@@ -12,9 +11,8 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -215,18 +213,6 @@ def run_grid(jobs: Sequence[Job], pool: LocalPool, report: Callable[[str], None]
         raise
     finally:
         pool.executor.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Keep a second benchmark from writing into the same folder; a UserError says that one is at work there."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another bench is at work there; wait for it or choose another --out") from None
-        yield
 
 
 def environments(jobs: int, *, threads: int | None = None) -> list[dict[str, str]]:

@@ -6,11 +6,11 @@ import signal
 from pathlib import Path
 
 from unified_lift.bench.grid import Grid, expand, places, shell_line
-from unified_lift.bench.run import LocalPool, SubmititPool, locked, read_records, run_grid
+from unified_lift.bench.run import LocalPool, SubmititPool, read_records, run_grid
 from unified_lift.bench.tables import KINDS, PRESETS, ROBUSTNESS, TABLES, chosen_rows, chosen_scenes, write_room
 from unified_lift.cli.flags import canonical
 from unified_lift.errors import UserError
-from unified_lift.fileio import write_text
+from unified_lift.fileio import locked, write_text
 from unified_lift.modelfolder.settings import GeometrySettings, TrainSettings, with_preset
 
 _GRID_SETS = (  # flags of train.py that place a job in the grid
@@ -33,7 +33,7 @@ def bench_main(argv: list[str], pool: LocalPool | None = None) -> int:
         print(f"note: {scene} has no masks {masks}, its jobs are left out")
     if not jobs:
         raise UserError("--scenes: none of them has the masks this table trains on; make them first")
-    with locked(grid.out):
+    with locked(grid.out, "another bench"):
         texts = ["\n".join([f"# {job.key}", *map(shell_line, job.commands), ""]) for job in jobs]
         write_text(grid.out / "commands.txt", "\n".join(texts))
         if not args.report:

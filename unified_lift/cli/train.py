@@ -10,7 +10,8 @@ import tyro
 
 from unified_lift.cli.flags import canonical
 from unified_lift.errors import UserError
-from unified_lift.modelfolder.outputs import holds_run, iteration_dir, level_dir, read_run_settings
+from unified_lift.modelfolder.checkpoint import checkpoints
+from unified_lift.modelfolder.outputs import holds_run, holds_work, iteration_dir, level_dir, read_run_settings
 from unified_lift.modelfolder.settings import D, M, TrainSettings, changed, with_preset
 from unified_lift.settings.yaml import read_settings_file
 from unified_lift.train.hooks import Interrupted
@@ -29,6 +30,8 @@ class TrainCommand(Generic[M, D]):
 
     resume: bool = False
     """Go on from the last checkpoint in the model folder, with the settings stored there."""
+    resume_auto: bool = False
+    """The same as `--resume auto`: go on if the model folder holds a checkpoint, else start. For requeued jobs."""
     start_checkpoint: Path | None = None
     """Go on from this checkpoint [3DGS]."""
     overwrite: bool = False
@@ -45,15 +48,17 @@ def train_main(argv: list[str]) -> int:
     """Parse, train, print where the result is. Return the exit code."""
     command = parse(argv)
     model, start = command.settings.model_path, command.start_checkpoint
-    if start is None and command.resume:
+    if start is None and (command.resume or command.resume_auto):
         start = latest_checkpoint(command.settings)
-        if start is None:
-            raise UserError(f"{model}: no chkpnt<N>.pth there to resume from; leave --resume out to start anew")
-    if start is None and holds_run(model) and not command.overwrite:
-        raise UserError(f"{model}: already holds a run; --resume goes on with it, --overwrite replaces it")
+        if start is None and not command.resume_auto:
+            fix = "leave --resume out to start, or say --resume auto"
+            raise UserError(f"{model}: no chkpnt<N>.pth there to resume from; {fix}")
+    if start is None and holds_work(model) and not command.overwrite:
+        goes_on = "--resume goes on with it" if checkpoints(model) else "none of its checkpoints is left to go on from"
+        raise UserError(f"{model}: already holds a run; {goes_on}, --overwrite replaces it")
     runs = [(command.settings, start)]
     for settings in _granularities(command):
-        go_on = command.resume and holds_run(settings.model_path)
+        go_on = (command.resume or command.resume_auto) and holds_run(settings.model_path)
         runs.append((settings, latest_checkpoint(settings) if go_on else None))
     for settings, start in runs:
         try:
@@ -73,13 +78,15 @@ def train_main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> TrainCommand:
     """Return the command line as settings, on top of preset, --config and, with --resume, the stored settings."""
-    argv = canonical(argv)
+    argv = _one_word(canonical(argv))
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag, kind in {"preset": str, "method-name": str, "strategy": str, "config": Path, "model-path": Path}.items():
         early.add_argument(f"--{flag}", type=kind)
     early.add_argument("--resume", action="store_true")
+    early.add_argument("--resume-auto", action="store_true")
     known, _ = early.parse_known_args(argv)
-    if known.resume and known.model_path and (known.model_path / "config.yaml").exists():
+    goes_on = known.model_path and (known.resume or (known.resume_auto and checkpoints(known.model_path)))
+    if goes_on and (known.model_path / "config.yaml").exists():
         base = read_run_settings(known.model_path)
     else:
         given = {} if known.method_name is None else {"method_name": known.method_name}
@@ -104,6 +111,17 @@ def parse(argv: list[str]) -> TrainCommand:
             raise UserError(f"no {what} given: train.py -s SCENE_FOLDER -m MODEL_FOLDER")
     chosen.check()
     return command
+
+
+def _one_word(argv: list[str]) -> list[str]:
+    """Return the words of a command line, `--resume auto` being one: a flag either takes a value or does not."""
+    words: list[str] = []
+    for word in argv:
+        if word == "auto" and words[-1:] == ["--resume"]:
+            words[-1] = "--resume-auto"
+        else:
+            words.append("--resume-auto" if word == "--resume=auto" else word)
+    return words
 
 
 def _granularities(command: TrainCommand) -> Iterator[TrainSettings]:

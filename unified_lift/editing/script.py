@@ -17,7 +17,7 @@ import yaml
 
 from unified_lift.editing.operations import OPERATIONS, WHOLE, Operation, Rename, Rotation, Vector
 from unified_lift.errors import UserError
-from unified_lift.fileio import replacing_folder, write_text
+from unified_lift.fileio import LOCK, locked, replacing_folder, write_text
 from unified_lift.model.ply import write_gaussians
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.inference import TrainedScene
@@ -111,7 +111,7 @@ def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], ov
     A UserError: `out` holds a model and no `overwrite`, or something else; or the scene cannot read ids off features;
     or a number of the Gaussians is not finite, so that nothing could read them.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    if out.is_file() or (out.is_dir() and any(path.name != LOCK for path in out.iterdir())):
         if not outputs.holds_run(out):
             raise UserError(f"--out {out}: is there and no model; name a new folder")
         if not overwrite:
@@ -123,7 +123,8 @@ def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], ov
     before, iteration = scene.path / outputs.EDITS_FILE, scene.iteration
     edits = [*(parse(before.read_text(), origin=str(before)) if before.exists() else ()), *edits]
     title = f"# All edits since training, in order; iteration {iteration}. Done again by: unified-lift edit --script"
-    with replacing_folder(out, outdated=(*outputs.FILES_OF_RUN, *_OF_THE_UNEDITED)) as folder:
+    outdated = (*outputs.FILES_OF_RUN, *_OF_THE_UNEDITED)
+    with locked(out, "an edit"), replacing_folder(out, outdated=outdated) as folder:
         saved, gaussians = outputs.iteration_dir(folder, iteration), scene.gaussians
         write_gaussians(saved / "point_cloud.ply", gaussians, frame=scene.frame)
         if scene.method is not None:  # else it knows no objects, and is one only while it is edited

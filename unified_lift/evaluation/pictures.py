@@ -100,7 +100,7 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
         raise ValueError(f"{path}: ids must lie in 0..{MAX_ID}, received {picture.min()}..{picture.max()}")
     else:
         pixels = picture.astype(np.uint16)
-    with replacing(path) as partial:
+    with replacing(path, sync=False) as partial:  # made again at will
         partial.write_bytes(cv2.imencode(".png", pixels, (cv2.IMWRITE_PNG_COMPRESSION, 3))[1].tobytes())
 
 

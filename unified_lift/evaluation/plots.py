@@ -44,7 +44,7 @@ def write_plots(
     for caption, (name, figure) in figures.items():
         if figure is not None:
             written[caption] = folder / name
-            with replacing(written[caption]) as partial:
+            with replacing(written[caption], sync=False) as partial:
                 figure.savefig(partial, format="png", dpi=130)
     return written
 

@@ -125,7 +125,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: int = FPS) -> 
     """Write RGB frames, uint8 [H, W, 3], one or more of one even size, as H.264 in MP4, whole or not at all."""
     import imageio_ffmpeg  # carries an encoder of 30 MB; scoring must not need it
 
-    frames = iter(frames)
+    frames, count = iter(frames), 0
     first = next(frames)
     options = "-f mp4 -crf 18 -preset veryfast -movflags +faststart".split()  # a partial file has no suffix to go by
     with replacing(path) as partial:
@@ -134,5 +134,22 @@ def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: int = FPS) -> 
         )
         with contextlib.closing(writer):
             writer.send(None)
-            for frame in itertools.chain([first], frames):
-                writer.send(np.ascontiguousarray(frame))
+            for count, frame in enumerate(itertools.chain([first], frames), start=1):  # noqa: B007
+                try:
+                    writer.send(np.ascontiguousarray(frame))
+                except OSError as error:  # with all that the encoder has printed
+                    reason = str(error).strip().splitlines()[-1]
+                    raise UserError(f"{path}: the encoder stopped ({reason}); is the disk full?") from None
+        # The encoder's exit status is not looked at by the library, and a full disk leaves a file without an index.
+        written = _frames_in(partial)
+        if written != count:
+            raise UserError(f"{path}: only {written} of {count} frames were written; is the disk full?")
+
+
+def _frames_in(path: Path) -> int:
+    """Return the number of frames of a video, 0 of one that cannot be read."""
+    import imageio_ffmpeg
+
+    with contextlib.suppress(OSError, RuntimeError):
+        return imageio_ffmpeg.count_frames_and_secs(str(path))[0]
+    return 0

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import zipfile
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -71,8 +72,10 @@ class CheckpointWriter(ThreadPoolExecutor):
 def save_checkpoint(path: Path, state: dict[str, Any], *, kept: Collection[int]) -> None:
     """Write `state` whole and synced, then remove older ones except steps `kept`; a UserError: not writable, full."""
     try:  # through Python's file the training thread runs on: the GIL is given back
-        with replacing(path, sync=True) as partial, open(partial, "wb") as file:
+        with replacing(path) as partial, open(partial, "wb") as file:
             torch.save({"format": _FORMAT, **state}, file)
+    except UserError as error:
+        raise UserError(f"{error}, then go on with --resume") from None
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: could not be written ({error}); free disk space, then go on with --resume") from None
     for number, old in checkpoints(path.parent).items():
@@ -82,12 +85,18 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, kept: Collection[int])
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return what `save_checkpoint` wrote, tensors mapped from the file; a UserError: missing, cut short or foreign."""
+    """Return what `save_checkpoint` wrote, tensors mapped from the file.
+
+    A UserError: it is missing, cut short, damaged (by the checksums that torch wrote) or foreign.
+    """
     try:
+        with zipfile.ZipFile(path) as file:
+            if (part := file.testzip()) is not None:
+                raise UserError(f"{path}: damaged: the checksum of {part} is wrong; go on from another chkpnt<N>.pth")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).partition("\n")[0] or "empty file"
         raise UserError(f"{path}: not a readable checkpoint ({reason}); give a chkpnt<N>.pth of this program") from None
     if not isinstance(state, dict) or not _KEYS <= set(state):

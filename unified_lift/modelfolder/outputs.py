@@ -20,7 +20,7 @@ from diff_gaussian_rasterization import backend_info
 
 import unified_lift
 from unified_lift.errors import UserError
-from unified_lift.fileio import read_json, replacing, write_json, write_text
+from unified_lift.fileio import move_together, read_json, replacing, write_json, write_text
 from unified_lift.methods.base import Method
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.ply import write_gaussians, write_points
@@ -34,6 +34,15 @@ EDITS_FILE = "edits.yaml"  # all edits since the scene was trained
 FRAME_FILE = "frame.json"  # of a scene that is not worked on in the user's coordinates
 FILES_OF_RUN = ("chkpnt*.pth", "metrics.jsonl", "profile.json", EDITS_FILE, FRAME_FILE, "tb", "point_cloud", "levels")
 """Patterns of what one run must not leave to the next."""
+_HEADER = ("config.yaml", "cfg_args", "cameras.json", "input.ply", "manifest.json")
+
+
+REPLACED = "replaced"  # an earlier run, until the one that replaces it is done; a model folder of its own
+
+
+def holds_work(model_path: Path) -> bool:
+    """Return whether the folder holds what a new run would lose: checkpoints or results."""
+    return any(model_path.glob("chkpnt*.pth")) or (model_path / "point_cloud").exists()
 
 
 def holds_run(model_path: Path) -> bool:
@@ -41,13 +50,26 @@ def holds_run(model_path: Path) -> bool:
     return any((model_path / name).exists() for name in ("config.yaml", "cfg_args", "point_cloud"))
 
 
-def forget_earlier_run(model_path: Path) -> None:
-    """Remove checkpoints, logs and saved iterations of an earlier run, which would mix with those of a new one."""
-    for path in [path for pattern in FILES_OF_RUN for path in model_path.glob(pattern)]:
+def set_earlier_run_aside(model_path: Path) -> bool:
+    """Move what an earlier run left, and what would mix with a new one, to `replaced`; return whether it was done.
+
+    What a run left that was not done goes, as what it was to replace is still there.
+    """
+    files = [path for pattern in FILES_OF_RUN for path in model_path.glob(pattern)]
+    was_done = (model_path / "point_cloud").exists() and (
+        (model_path / "manifest.json").exists() or not (model_path / "config.yaml").exists()
+    )
+    if was_done:
+        kept = model_path / REPLACED
+        shutil.rmtree(kept, ignore_errors=True)
+        header = [model_path / name for name in _HEADER if (model_path / name).exists()]
+        move_together([(path, kept / path.relative_to(model_path)) for path in (*files, *header)])
+    for path in files:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)
+    return was_done
 
 
 def write_run_header(settings: TrainSettings, scene: Scene) -> None:
@@ -152,8 +174,9 @@ def write_objects(
     The last holds object_id int32, confidence float16 [N], feature float16 [N, D]. With a method, classifier.pth too.
     """
     if method is not None:
-        with replacing(folder / "classifier.pth") as partial:
-            torch.save(snapshot(method.object_state()), partial)
+        # Through Python's file: else the name of the scratch file would stay in it.
+        with replacing(folder / "classifier.pth") as partial, open(partial, "wb") as file:
+            torch.save(snapshot(method.object_state()), file)
     ids, confidence = labels.object_ids.cpu().numpy(), labels.confidence.cpu().numpy().astype(np.float16)
     features = gaussians.features.detach().cpu().numpy().astype(np.float16)
     with replacing(folder / "segmentation.npz") as partial, open(partial, "wb") as file:

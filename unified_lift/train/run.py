@@ -1,5 +1,6 @@
 """A run: one scene in, one model folder out; what it starts from, and what it leaves."""
 
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -16,7 +17,7 @@ from unified_lift.data.points import MIN_SEEN, hardly_seen, in_pictures
 from unified_lift.density import strategy_entry
 from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
-from unified_lift.fileio import write_json
+from unified_lift.fileio import locked, write_json
 from unified_lift.methods.base import Method
 from unified_lift.model.files import read_splat
 from unified_lift.model.gaussians import Gaussians
@@ -109,6 +110,13 @@ def run(
         UserError: The data, the checkpoint or the method do not fit the settings; the disk is full.
         FloatingPointError: A loss or a parameter became NaN or infinite; nothing of it was saved.
     """
+    with locked(settings.model_path, "training"):
+        return _run(settings, scene, resume_from, hooks)
+
+
+def _run(
+    settings: TrainSettings, scene: Scene | None, resume_from: Path | None, hooks: Sequence[Hook]
+) -> TrainingState:
     state = _start(settings, scene, resume_from)
     finite = Finite()
     log = RunLog(settings.model_path, tensorboard=settings.run.logger == "tensorboard")
@@ -146,6 +154,7 @@ def run(
             _write_results(state, labels)
             saving.writer.wait()
         _write_manifest(state)
+        shutil.rmtree(settings.model_path / outputs.REPLACED, ignore_errors=True)
         return state
 
 
@@ -247,13 +256,11 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
         _require_in_sight(gaussians, scene, settings.init_ply)
     else:
         gaussians = gaussians_from_points(scene.points, sh_degree=settings.geometry.sh_degree)
-    settings.model_path.mkdir(parents=True, exist_ok=True)
-    for unfinished in settings.model_path.glob("chkpnt*.pth.partial"):  # of a run that was killed
-        unfinished.unlink()
-    if saved is None:
-        outputs.forget_earlier_run(settings.model_path)
-    else:
+    if saved is not None:
         rewind_log(settings.model_path, stage=saved["stage"], step=saved["step"])
+    elif outputs.set_earlier_run_aside(settings.model_path):
+        kept = settings.model_path / outputs.REPLACED
+        tqdm.write(f"note: the earlier run is kept in {kept} until this one is done")
     outputs.write_run_header(settings, scene)
     return TrainingState(settings, scene, cache.choice, gaussians.to(device), method, clock, checkpoint=saved)
 
@@ -302,10 +309,17 @@ def _require_in_sight(gaussians: Gaussians, scene: Scene, ply: Path) -> None:
 def latest_checkpoint(settings: TrainSettings) -> Path | None:
     """Return the last checkpoint after which nothing is to be longer or lifted otherwise than it was.
 
-    More geometry asks for geometry's, and so do other settings of the lift.
+    More geometry asks for geometry's, and so do other settings of the lift. One that is damaged is passed over with a
+    note; a UserError says that all are.
     """
+    problem = None
     for path in reversed(checkpoints(settings.model_path).values()):
-        state = load_checkpoint(path)
+        try:
+            state = load_checkpoint(path)
+        except UserError as error:
+            tqdm.write(f"note: {error}")
+            problem = problem or error
+            continue
         stage, before = state["stage"], state["settings"]
         same_geometry = before["geometry"]["iterations"] == settings.geometry.iterations
         same_lift = before["lift"]["lift_iterations"] == settings.lift.lift_iterations
@@ -314,6 +328,8 @@ def latest_checkpoint(settings: TrainSettings) -> Path | None:
         )
         if stage == "geometry" or (same_geometry and lifted_alike and (stage == "lift" or same_lift)):
             return path
+    if problem is not None:
+        raise problem
     return None
 
 

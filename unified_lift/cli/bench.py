@@ -33,7 +33,7 @@ def bench_main(argv: list[str], pool: LocalPool | None = None) -> int:
         print(f"note: {scene} has no masks {masks}, its jobs are left out")
     if not jobs:
         raise UserError("--scenes: none of them has the masks this table trains on; make them first")
-    with locked(grid.out, "another bench"):
+    with locked(grid.out, "a bench"):
         texts = ["\n".join([f"# {job.key}", *map(shell_line, job.commands), ""]) for job in jobs]
         write_text(grid.out / "commands.txt", "\n".join(texts))
         if not args.report:

@@ -38,27 +38,22 @@ def export(
         raise UserError(f"{out}: is a file; give a folder with --out")
     certain, num_files = scene.as_one_object().confidence >= min_confidence, len(chosen) * len(writers)
     made: dict[str, list[Path]] = {}
-    try:
-        with (
-            replacing_folder(out) as folder,
-            tqdm(desc="export", unit=" files", total=num_files, disable=quiet, dynamic_ncols=True) as bar,
-        ):
-            written: set[Path] = set()
-            for stem, object_id in chosen.items():
-                kept = certain if object_id is None else certain & scene.mask([object_id])
-                part = scene.subset(kept)
-                for write in writers if len(part) else ():
-                    write(folder, stem, part)
-                    bar.update()
-                files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} - written
-                made[stem] = [out / name for name in sorted(files)]
-                written |= files
-            if not written:
-                raise UserError(f"--min_conf {min_confidence:g} leaves nothing to write; give less")
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{out}: the disk is full, nothing was written; free some space or change --out") from None
-        raise
+    with (
+        replacing_folder(out) as folder,
+        tqdm(desc="export", unit=" files", total=num_files, disable=quiet, dynamic_ncols=True) as bar,
+    ):
+        written: set[Path] = set()
+        for stem, object_id in chosen.items():
+            kept = certain if object_id is None else certain & scene.mask([object_id])
+            part = scene.subset(kept)
+            for write in writers if len(part) else ():
+                write(folder, stem, part)
+                bar.update()
+            files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} - written
+            made[stem] = [out / name for name in sorted(files)]
+            written |= files
+        if not written:
+            raise UserError(f"--min_conf {min_confidence:g} leaves nothing to write; give less")
     return made
 
 

@@ -31,6 +31,8 @@ from unified_lift.settings.yaml import read_settings_file, to_dict
 from unified_lift.types import IDENTITY, Scene, Similarity
 
 EDITS_FILE = "edits.yaml"  # all edits since the scene was trained
+NO_OBJECT = "no object"
+"""Name of the last object, where it is what no mask claims."""
 FRAME_FILE = "frame.json"  # of a scene that is not worked on in the user's coordinates
 FILES_OF_RUN = ("chkpnt*.pth", "metrics.jsonl", "profile.json", EDITS_FILE, FRAME_FILE, "tb", "point_cloud", "levels")
 """Patterns of what one run must not leave to the next."""
@@ -171,8 +173,10 @@ def write_objects(
 ) -> None:
     """Write objects.json, the point_cloud_objects.ply of Gaussian Grouping's scripts, and segmentation.npz.
 
-    The last holds object_id int32, confidence float16 [N], feature float16 [N, D]. With a method, classifier.pth too.
+    The last holds object_id int32, confidence float16 [N], feature float16 [N, D], and the id of `NO_OBJECT`, else -1,
+    which objects.json does not list. With a method, classifier.pth too.
     """
+    nothing = next((key for key, name in (names or {}).items() if name == NO_OBJECT), -1)
     if method is not None:
         # Through Python's file: else the name of the scratch file would stay in it.
         with replacing(folder / "classifier.pth") as partial, open(partial, "wb") as file:
@@ -181,9 +185,9 @@ def write_objects(
     features = gaussians.features.detach().cpu().numpy().astype(np.float16)
     with replacing(folder / "segmentation.npz") as partial, open(partial, "wb") as file:
         # Uncompressed: features hardly shrink, and half a million Gaussians would take a second longer.
-        np.savez(file, object_id=ids.astype(np.int32), confidence=confidence, feature=features)
+        np.savez(file, object_id=ids.astype(np.int32), confidence=confidence, feature=features, no_object=nothing)
     described = describe_objects(gaussians, labels, names=names, num_views=num_views, frame=frame)
-    write_json(folder / "objects.json", described)
+    write_json(folder / "objects.json", {key: one for key, one in described.items() if key != nothing})
     write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=ids, frame=frame)
 
 
@@ -193,6 +197,7 @@ def read_objects(folder: Path, device: torch.device) -> tuple[GaussianLabels, di
     try:
         with np.load(path) as saved:
             ids, confidence = saved["object_id"].astype(np.int64), saved["confidence"].astype(np.float32)
+            nothing = int(saved["no_object"]) if "no_object" in saved else -1
         labels = GaussianLabels(*(torch.from_numpy(values).to(device) for values in (ids, confidence)))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not readable ({error}); train or --resume again") from None
@@ -200,6 +205,7 @@ def read_objects(folder: Path, device: torch.device) -> tuple[GaussianLabels, di
     objects = read_json(path) if path.exists() else {}
     try:
         names = {int(key): str(one["name"]) for key, one in objects.items() if one["name"] != f"object {key}"}
+        names |= {nothing: NO_OBJECT} if nothing >= 0 else {}
         return labels, names, {int(key): int(one.get("views", 0)) for key, one in objects.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a list of objects ({error}); train or --resume again") from None

@@ -26,6 +26,7 @@ from unified_lift.model.ply import write_gaussians
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint
 from unified_lift.modelfolder.labels import Labelling, by_falling_area, label_gaussians, unclaimed_object
+from unified_lift.modelfolder.outputs import NO_OBJECT
 from unified_lift.modelfolder.settings import TrainSettings, changed
 from unified_lift.progress import progress_bar
 from unified_lift.settings.yaml import differences
@@ -39,7 +40,6 @@ from unified_lift.train.refine import RefineStage
 from unified_lift.train.stage import Stage
 from unified_lift.types import Scene, Similarity, View, ZeroId
 
-NO_OBJECT = "no object"
 _MUCH_UNCLAIMED = 0.25  # masks of whole pictures leave gaps of a few percent
 # What may differ between a run and its resumption: how long it is and what it prints, not what it computes; from a
 # checkpoint of staged geometry on, what the lift computes too.

@@ -1,6 +1,5 @@
 """Export of objects and scenes. A file format is a file of this package with a `write`; it is called like the file."""
 
-import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

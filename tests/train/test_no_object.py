@@ -1,6 +1,7 @@
 """What no mask claims, masks that tell no object, and a geometry that is lifted once more."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -41,6 +42,8 @@ def test_what_no_mask_claims_is_no_object_and_comes_last(tmp_path, scene, capsys
     assert "of the pixels are in no mask: they are learnt as `no object`" in "".join(capsys.readouterr())
     model, last = load_model(tmp_path), state.manifest["num_codes"] - 1
     assert model.names == {last: "no object"}
+    listed = json.loads(next(tmp_path.rglob("objects.json")).read_text())  # objects, which it is not
+    assert set(listed) == {str(i) for i in range(last)}
     counts = torch.bincount(model.labels.object_ids)
     assert counts[last] > 0.7 * counts.sum()  # the ball has 4 % to 9 % of the pixels
 

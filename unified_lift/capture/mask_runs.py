@@ -2,7 +2,10 @@
 
 import hashlib
 import multiprocessing
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -163,7 +166,7 @@ def _in_processes(work: Callable[[Frame], Found], frames: Sequence[Frame], proce
     """Yield the facts of each photo in order, so that all before a broken photo are recorded."""
     # The photos are spread over the cores already: each process gets one thread.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, initializer=cv2.setNumThreads, initargs=(1,))
+    pool = ProcessPoolExecutor(processes, context, initializer=_begin_worker, initargs=(os.getpid(),))
     try:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # processes inherit this: the parent handles Ctrl-C
         try:
@@ -176,6 +179,18 @@ def _in_processes(work: Callable[[Frame], Found], frames: Sequence[Frame], proce
         raise UserError(f"--jobs {processes}: {what}; use --jobs 1 to go on") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker(parent: int) -> None:
+    """Let a worker process use one thread, and end it within a second of its parent, however that ends."""
+
+    def leave_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    cv2.setNumThreads(1)
+    threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
 def _mask_photo(job: MaskJob, generator: MaskGenerator | None, paths: Paths, frame: Frame) -> Found:

@@ -37,9 +37,9 @@ Work = Callable[[Path, Progress], Facts]  # does a stage, given a scratch folder
 MIN_REGISTERED = 3  # two views give points, but no scene that could be trained
 REPORT, PICTURE = "sfm_report.json", "sfm_sparse.png"
 _COUNTER = """
-import sqlite3, sys, time
-place, table = sys.argv[1:]
-while True:
+import os, sqlite3, sys, time
+(place, table), parent = sys.argv[1:], os.getppid()
+while os.getppid() == parent:
     try:
         connection = sqlite3.connect(place + "?mode=ro", uri=True)
         print(connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0], flush=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_lift.errors import UserError
+from unified_lift.reading import parsed_json
 
 _MARK = ".unified-lift-partial"  # ends the names of scratch files and folders; nothing else is ever cleared away
 _JOURNAL = "moves.json"
@@ -275,12 +276,7 @@ def read_json(path: Path) -> dict:
 
     A UserError says that the file is missing, is not JSON or holds something else.
     """
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; restore it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); write it again") from None
+    data = parsed_json(path)
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds a {type(data).__name__} where an object with named fields is expected")
     return data

@@ -4,10 +4,11 @@ import re
 from pathlib import Path
 
 import numpy as np
-from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError
+from plyfile import PlyData, PlyElement, PlyListProperty
 
 from unified_lift.errors import UserError
 from unified_lift.fileio import replacing
+from unified_lift.reading import reading
 from unified_lift.types import PointCloud
 
 _MAX_HEADER = 2**20  # bytes
@@ -24,19 +25,15 @@ def read_vertices(path: Path) -> np.ndarray:
 
 def read_elements(path: Path, *further: str) -> dict[str, np.ndarray]:
     """Return the vertices and those `further` elements that are there, a structured array each; as `read_vertices`."""
-    try:
+    with reading(path, "PLY", fix="fetch or export it again", missing="no such file; restore it or correct the path"):
         with open(path, "rb") as file:
             head = file.read(_MAX_HEADER).partition(b"end_header")[0]
         if any(int(count) > path.stat().st_size for count in re.findall(rb"(?m)^element\s+\S+\s+(\d+)", head)):
             raise ValueError("it says to hold more than its length allows")  # said before memory is taken for it
         content = PlyData.read(str(path))  # maps the file; without that it reads number by number
+        if "vertex" not in content:
+            raise UserError(f"{path}: holds no vertices; export the points or Gaussians again")
         found = {"vertex": content["vertex"]} | {item.name: item for item in content if item.name in further}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; restore it or correct the path") from None
-    except KeyError:
-        raise UserError(f"{path}: holds no vertices; export the points or Gaussians again") from None
-    except (PlyParseError, ValueError, EOFError, MemoryError, OverflowError) as error:
-        raise UserError(f"{path}: not a readable PLY ({error}); fetch or export it again") from None
     for name, element in found.items():
         lists = [item.name for item in element.properties if isinstance(item, PlyListProperty)]
         if lists:

@@ -6,8 +6,9 @@ L codebook rows, D feature width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,17 @@ DataDevice = Literal["cuda", "cpu", "disk"]
 """Where photos and masks are kept: GPU memory, main memory (pinned if a GPU reads it), or memory-mapped files."""
 STILL = 1e-3
 """Cameras that lie closer together than this share of the points' distance only turn: no depth is seen from them."""
+
+
+class Range(NamedTuple):
+    """Least and greatest value of a setting, or of each number of a tuple; it must also be larger than `above`.
+
+    Whole numbers without a `most` go up to 2^31 - 1. Checked by `settings.limits`.
+    """
+
+    least: float = -1e38
+    most: float = 1e38
+    above: float = -math.inf
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # compared and hashed by identity, so that it can key a cache

@@ -180,7 +180,7 @@ def test_results_of_other_iterations_are_kept(tmp_path):
     assert list(results) == ["ours_7", "ours_40"]
     assert "11.00 dB" in (model / "report.html").read_text()
     (model / "results.json").write_text("{half")
-    with pytest.raises(UserError, match="results.json: not readable as JSON"):
+    with pytest.raises(UserError, match="results.json: not a readable JSON"):
         eval_main(["-m", str(model), "--quiet"])
 
 

@@ -289,7 +289,7 @@ class TestBadInput:
             (None, "neither here nor one folder up"),
             ("{}", "has no object named camera"),
             ('{"camera": {"w": 32}}', "h is missing"),
-            ("[", "not readable as JSON"),
+            ("[", "not a readable JSON"),
             (json.dumps({"camera": NICE_SLAM_CAMERA | {"fx": 0}}), "sizes and focal lengths must"),
         ],
     )

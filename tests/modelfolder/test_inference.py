@@ -110,9 +110,9 @@ def test_a_saved_model_is_a_scene_of_objects(model):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("segmentation.npz", "PK", "segmentation.npz: not readable"),
+        ("segmentation.npz", "PK", "segmentation.npz: not a readable NPZ"),
         ("objects.json", '{"0": 1}', "objects.json: not a list of objects"),
-        ("objects.json", "[", "objects.json: not readable as JSON"),
+        ("objects.json", "[", "objects.json: not a readable JSON file"),
     ],
 )
 def test_damaged_files_of_labels_are_named(tmp_path, name, content, message):

@@ -95,7 +95,7 @@ def rigid_pose(matrix: object, *, source: Path, name: str) -> np.ndarray:
     """
     try:
         pose = np.asarray(matrix, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pose = np.empty(0)
     if pose.shape not in ((3, 4), (4, 4)):
         raise UserError(f"{source}: the pose of {name} is not a 3x4 or 4x4 matrix of numbers; write it again")
@@ -113,9 +113,13 @@ def rigid_pose(matrix: object, *, source: Path, name: str) -> np.ndarray:
 
 def quaternion_pose(wxyz: Sequence[float], translation: Sequence[float], *, source: Path, name: str) -> np.ndarray:
     """Return a pose as `rigid_pose` does; a UserError names one whose quaternion or translation is unusable."""
-    values = np.array([*wxyz, *translation], dtype=np.float64)
+    try:
+        values = np.array([*wxyz, *translation], dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        values = np.empty(0)
     if values.shape != (7,) or not np.isfinite(values).all() or not np.linalg.norm(values[:4]) > 1e-9:
-        what = f"the pose of {name} is NaN, infinite or a zero quaternion"
+        what = "NaN, infinite or a zero quaternion" if values.shape == (7,) else "no quaternion and position"
+        what = f"the pose of {name} is {what}"
         raise UserError(f"{source}: {what}; remove or correct this entry")
     return rigid_pose(rigid_from_quaternion(values[:4], values[4:]), source=source, name=name)
 

@@ -3,9 +3,9 @@
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from unified_lift.errors import UserError
+from unified_lift.reading import reading
 
 Alpha = Literal["auto", "ignore", "mask", "background"]
 """What the alpha of photos means: what they tell, nothing, which pixels count, or where the background shows."""
@@ -34,15 +35,10 @@ _OPENING, _DECODING_LARGE = threading.Lock(), threading.RLock()
 _EXIF_ORIENTATION = 0x0112
 
 
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn what Pillow raises into an error that names the file."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; restore it or remove it from the scene") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: not a readable image ({error}); copy or export it again") from None
+def _naming(path: Path) -> AbstractContextManager[None]:
+    """Return a context that turns what Pillow raises into an error that names the file."""
+    missing = "no such file; restore it or remove it from the scene"
+    return reading(path, "image", fix="copy or export it again", missing=missing)
 
 
 def open_image(path: Path) -> Image.Image:

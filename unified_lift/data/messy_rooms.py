@@ -20,6 +20,7 @@ from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.fileio import number, read_json
 from unified_lift.ops.cameras import cam_from_world_opengl
+from unified_lift.reading import reading
 
 INPUT_MASKS = "detic_instance"
 
@@ -33,7 +34,8 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     """Return all frames in numeric order of their stems; the last 20 % are held out."""
     source = root / "metadata.json"
     camera = read_json(source).get("camera")
-    if not isinstance(camera, dict) or not {"positions", "quaternions"} <= camera.keys():
+    lists = [camera.get(key) for key in ("positions", "quaternions")] if isinstance(camera, dict) else [None]
+    if not isinstance(camera, dict) or not all(isinstance(values, list) for values in lists):
         raise UserError(f"{source}: holds no camera positions and quaternions; this is not Kubric metadata")
     images = sorted(photos_in(root / "color", "*"), key=_numeric)
     positions, quaternions = camera["positions"], camera["quaternions"]
@@ -83,9 +85,10 @@ def _lens(camera: dict, size: tuple[int, int], source: Path) -> Lens:
     """Return the lens from the unit-square K (signs dropped), else from focal length and sensor width."""
     width, height = size
     if "K" in camera:
-        matrix = np.abs(np.asarray(camera["K"], dtype=np.float64))
-        if matrix.shape != (3, 3):
-            raise UserError(f"{source}: K is not a 3x3 matrix; fetch the file again")
+        with reading(source, "camera matrix K", fix="fetch the file again"):
+            matrix = np.abs(np.asarray(camera["K"], dtype=np.float64))
+        if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
+            raise UserError(f"{source}: K is not a 3x3 matrix of finite numbers; fetch the file again")
         (fx, _, cx), (_, fy, cy) = matrix[0] * width, matrix[1] * height
     else:
         fx = fy = number(camera, "focal_length", source) / number(camera, "sensor_width", source) * width

@@ -3,11 +3,13 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
 import numpy as np
 
 from unified_lift.data.images import Alpha, photos_in
 from unified_lift.errors import UserError
+from unified_lift.types import Range
 
 ALL_VIEWS, HALF_OF_VIEWS = 100, 50  # n_views values with a meaning of their own [Gaussian Grouping]
 
@@ -22,15 +24,15 @@ class DataSettings:
     """Image folder inside the scene (3DGS -i), such as images_2: of COLMAP, and where transforms.json names images/."""
     sparse: str = "auto"
     """Which COLMAP model of several to read: its folder inside `sparse/`, such as 1; `auto` = that with most images."""
-    resolution: int = -1
+    resolution: Annotated[int, Range(-1, 2**16)] = -1
     """1, 2, 4, 8 divide the size; another positive number is the target width; -1 shrinks only images over 1600 px."""
     eval: bool = False
     """Hold out test views: every 8th by sorted name [3DGS], or the dataset's own split."""
     train_split: bool = False
     """Train on the names found in images_train/, test on the rest [LERF-Mask]."""
-    llffhold: int = 8
+    llffhold: Annotated[int, Range(1)] = 8
     """Every llffhold-th view is a test view where the dataset has no split of its own [3DGS]."""
-    n_views: int = 100
+    n_views: Annotated[int, Range(1)] = 100
     """100: all training views; 50: half; another number: that many, evenly spaced [Gaussian Grouping]."""
     object_path: str = "auto"
     """Mask folder inside the scene, or a COCO file of all masks; `auto` = the dataset's own: detic_instance in Messy
@@ -49,9 +51,9 @@ class DataSettings:
     `background` = photos lie over the background; `auto` = by layout and photos (docs/masks.md)."""
     random_init: bool = False
     """Start from random points instead of the scene's own."""
-    num_random_points: int = 20_000
+    num_random_points: Annotated[int, Range(0, 10**8)] = 20_000
     """Number of random initial points. [ours] 3DGS takes 100k in a fixed cube; ours fill the camera frusta."""
-    points_seed: int = 0
+    points_seed: Annotated[int, Range(0, 2**53)] = 0
     """Seed of random initial points."""
 
 

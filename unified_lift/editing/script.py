@@ -21,6 +21,7 @@ from unified_lift.fileio import LOCK, locked, replacing_folder, write_text
 from unified_lift.model.ply import write_gaussians
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.reading import reading, shown
 from unified_lift.settings.yaml import to_dict
 
 _HEADER = ("config.yaml", "cfg_args", "cameras.json", "input.ply", outputs.FRAME_FILE)
@@ -30,9 +31,10 @@ _OF_THE_UNEDITED = ("results.json", "per_view.json", "evaluation.json", "oracle.
 def read_script(path: Path, *, flag: str) -> list[Operation]:
     """Return the operations of a file that the user named with `flag`, as `parse` does."""
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{flag} {path}: not readable ({error})") from None
+        with reading(path, "script", fix="correct it", missing="not readable, no such file"):
+            text = path.read_text()
+    except UserError as error:
+        raise UserError(f"{flag} {error}") from None
     return parse(text, origin=str(path))
 
 
@@ -40,7 +42,7 @@ def parse(text: str, *, origin: str = "edits") -> list[Operation]:
     """Return the operations of a script, in messages `origin`; a UserError names line and entry of what is wrong."""
     try:
         tree, content = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # too deep, or a number of thousands of digits
         place, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f"{origin}, line {place.line + 1}" if place else origin
         raise UserError(f"{where}: not YAML ({problem or error})") from None
@@ -72,7 +74,7 @@ def read_operation(entry: Any, where: str) -> Operation:
         try:
             settings[name] = read(raw)
         except (ValueError, TypeError, OverflowError, AttributeError):
-            raise UserError(f"{where}: {key}: {name} must be {expected}, received {raw!r}") from None
+            raise UserError(f"{where}: {key}: {name} must be {expected}, received {shown(raw)}") from None
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in settings:
             raise UserError(f"{where}: {key} needs {name!r}" + (', as "#ff0000"' if name == "color" else ""))

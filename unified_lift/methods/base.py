@@ -74,7 +74,7 @@ class FinalFeatures(NamedTuple):
 class MethodSettings:
     """What every method has. A field `weight_<term>` is the factor of that term of the loss."""
 
-    feature_dim: Annotated[int, Range(1)] = 16
+    feature_dim: Annotated[int, Range(1, 1024)] = 16
     """D, width of the instance features [paper 4.1]."""
     zero_id: Literal["auto", "segment", "ignore"] = "auto"
     """What segment id 0 is: `auto` = what the dataset says. [ours] the released code always makes it a segment."""

@@ -22,9 +22,9 @@ from unified_lift.types import ZeroId
 class ClassifierSettings(MethodSettings):
     """What every method with a classifier has."""
 
-    feature_lr: float = 2.5e-3
+    feature_lr: Annotated[float, Range(0)] = 2.5e-3
     """Rate of the features [Gaussian Grouping]."""
-    head_lr: float = 5e-4
+    head_lr: Annotated[float, Range(0)] = 5e-4
     """Rate of the classifier [Gaussian Grouping]."""
 
 
@@ -32,7 +32,7 @@ class ClassifierSettings(MethodSettings):
 class KnownClassesSettings(ClassifierSettings):
     """What every method has whose classes are known before the lift."""
 
-    weight_knn: float = 2.0
+    weight_knn: Annotated[float, Range(0)] = 2.0
     """Weight of the term that makes neighbouring Gaussians agree; 0 = without [Gaussian Grouping]."""
     knn_interval: Annotated[int, Range(1)] = 5
     """Steps from one such term to the next [Gaussian Grouping]."""

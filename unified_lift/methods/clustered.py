@@ -25,7 +25,7 @@ _CANDIDATE, _CHOSEN = "candidate/", "chosen/"  # of keys of the saved state
 class ClusteredSettings(MethodSettings):
     """How the clusters are found and which of them are taken."""
 
-    feature_lr: float = 0.01
+    feature_lr: Annotated[float, Range(0)] = 0.01
     """Rate of the features, constant [OmniSeg3D-GS]; for contrastive_lift_gs, whose original trains networks: [ours]"""
     cluster_sizes: Annotated[tuple[int, ...], Range(2)] = (5, 10, 15, 20, 30, 40, 60, 80, 120, 190)
     """Values of HDBSCAN's min_cluster_size that are tried, in points of the sample. [ours] Contrastive Lift: 10 to 190

@@ -19,7 +19,7 @@ from unified_lift.shapes import check_shapes
 class ContrastiveLiftSettings(ClusteredSettings):
     """Defaults are those of Contrastive Lift where it has them."""
 
-    feature_dim: int = 6
+    feature_dim: Annotated[int, Range(1, 1024)] = 6
     """Numbers of a Gaussian: the first half is fast, the second slow [Contrastive Lift: 3 and 3]."""
     cluster_space: Literal["unit", "box"] = "box"
     """As of every clustered method; `box` is the original's."""
@@ -30,9 +30,9 @@ class ContrastiveLiftSettings(ClusteredSettings):
     """Share that the slow features keep at each step [Contrastive Lift]."""
     view_pixels: Annotated[int, Range(2)] = 1_024
     """Most labelled pixels of a step; half of them are read fast, half slow [Contrastive Lift]."""
-    weight_concentration: float = 1.0
+    weight_concentration: Annotated[float, Range(0)] = 1.0
     """Weight of the concentration loss [Contrastive Lift]."""
-    weight_contrastive: float = 1.0
+    weight_contrastive: Annotated[float, Range(0)] = 1.0
     """Weight of the contrastive loss [Contrastive Lift]."""
 
     def check(self) -> None:

@@ -23,7 +23,7 @@ class GaussianGroupingSettings(KnownClassesSettings):
 
     zero_id: Literal["auto", "segment", "ignore"] = "segment"
     """What segment id 0 is: a class like any other [released]; `auto` = what the dataset says."""
-    num_codes: Annotated[int, Range(1)] = 256
+    num_codes: Annotated[int, Range(1, 10**6)] = 256
     """Fewest classes of the head [released]. [ours] more where the masks have more ids; released: ids end at 255."""
 
 

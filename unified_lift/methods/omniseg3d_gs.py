@@ -4,23 +4,25 @@ Paper (Unified-Lift, with the best cluster size of an oracle): LERF-Mask mIoU 74
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from unified_lift.kernels.contrastive import contrastive_loss
 from unified_lift.methods.base import MethodEntry, StepInfo, ViewPixels
 from unified_lift.methods.clustered import ClusteredMethod, ClusteredSettings
+from unified_lift.settings.limits import Range
 
 
 @dataclass(frozen=True, kw_only=True)
 class OmniSeg3DSettings(ClusteredSettings):
     """Defaults are those of the released OmniSeg3D-GS."""
 
-    min_pixels: int = 20
+    min_pixels: Annotated[int, Range(0)] = 20
     """Segments with no more drawn pixels than this stay out of the loss [OmniSeg3D-GS, of 32,768 pixels]."""
-    weight_contrastive: float = 1e-3
+    weight_contrastive: Annotated[float, Range(0)] = 1e-3
     """Weight of the contrastive loss, a sum over pixels / number of segments [OmniSeg3D-GS]."""
-    weight_norm: float = 100.0
+    weight_norm: Annotated[float, Range(0)] = 100.0
     """Weight of mean (|f| - 1)^2 over the Gaussians [OmniSeg3D-GS]."""
 
 

@@ -31,7 +31,7 @@ class PanopticLiftingSettings(ClassifierSettings):
     an id. So by default 0 is one more segment where the dataset says that it is background (as Messy Rooms).
     """
 
-    num_codes: Annotated[int, Range(1)] = 500
+    num_codes: Annotated[int, Range(1, 10**6)] = 500
     """L, classes of the head [Contrastive Lift's setting of Panoptic Lifting for Messy Rooms, which has up to 500
     objects]. Segments of a view beyond that many train nothing."""
 

@@ -9,6 +9,7 @@ from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.ply import read_ply
 from unified_lift.model.raw import RawSplat, sound_gaussians
 from unified_lift.model.splat import read_splat_rows
+from unified_lift.reading import reading
 from unified_lift.types import IDENTITY, Similarity
 
 READ = ".ply (of 3DGS, 2DGS or SuperSplat, compressed or not), .spz, .splat and .sog"
@@ -30,13 +31,9 @@ def _reader(path: Path) -> Callable[[Path], RawSplat]:
     if path.is_dir():
         saved = sorted(path.glob("point_cloud/iteration_*/point_cloud.ply"), key=lambda file: file.stat().st_mtime)
         raise UserError(f"{path}: is a folder; name the splat in it" + (f", such as {saved[-1]}" if saved else ""))
-    try:
-        with open(path, "rb") as file:
-            head = file.read(4)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; restore it or correct the path") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; restore it or correct the path") from None
+    fix = "restore it or correct the path"
+    with reading(path, "splat", fix=fix, missing=f"no such file; {fix}"), open(path, "rb") as file:
+        head = file.read(4)
     suffix = path.suffix.lower()
     if head[:2] == spz.GZIP or head == spz.MAGIC:
         return spz.read_spz

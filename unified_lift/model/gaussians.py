@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from unified_lift.shapes import check_shapes
+
 SH_C0 = 0.28209479177387814  # zeroth real spherical harmonic
 
 
@@ -20,14 +22,13 @@ class Gaussians:
 
     NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN", "features")
     GEOMETRY_NAMES = NAMES[:-1]
+    SHAPES = dict(zip(NAMES, ("N 3", "N 4", "N 3", "N", "N 1 3", "N K 3", "N D"), strict=True))
 
     def __init__(self, table: Mapping[str, Tensor]) -> None:
         """Take the tensors of `table` as leaves; all of NAMES must be there, with the same N."""
         if set(table) != set(self.NAMES):
             raise ValueError(f"Gaussians need {self.NAMES}, received {tuple(table)}")
-        sizes = {name: len(value) for name, value in table.items()}
-        if len(set(sizes.values())) != 1:
-            raise ValueError(f"every parameter needs one row per Gaussian, received {sizes}")
+        check_shapes({name: (table[name], shape) for name, shape in self.SHAPES.items()})
         copies = {name: table[name].detach().clone(memory_format=torch.contiguous_format) for name in self.NAMES}
         self.table = {name: value.requires_grad_(True) for name, value in copies.items()}
 

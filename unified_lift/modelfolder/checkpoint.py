@@ -1,11 +1,11 @@
 """Full-state checkpoints: copied in the loop, written by a thread, atomically; read with weights_only."""
 
-import pickle
+import math
 import re
 import zipfile
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from unified_lift.errors import UserError
 from unified_lift.fileio import replacing
+from unified_lift.reading import reading
 
 _FORMAT = 2
+_STAGES = ("geometry", "lift", "refine")
 _KEYS = {"format", "stage", "step", "total_steps", "gaussians", "stage_state", "method", "settings"}
 
 
@@ -89,21 +91,31 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     A UserError: it is missing, cut short, damaged (by the checksums that torch wrote) or foreign.
     """
-    try:
+    with reading(path, "checkpoint", fix="give a chkpnt<N>.pth of this program", missing="no such checkpoint"):
         with zipfile.ZipFile(path) as file:
             if (part := file.testzip()) is not None:
                 raise UserError(f"{path}: damaged: the checksum of {part} is wrong; go on from another chkpnt<N>.pth")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).partition("\n")[0] or "empty file"
-        raise UserError(f"{path}: not a readable checkpoint ({reason}); give a chkpnt<N>.pth of this program") from None
     if not isinstance(state, dict) or not _KEYS <= set(state):
         raise UserError(f"{path}: not a checkpoint of this program; splats of other trainers come in by --init_ply")
     if state["format"] != _FORMAT:
         raise UserError(f"{path}: checkpoint format {state['format']}, this version reads {_FORMAT}; train again")
+    state = state | {"path": path, "frame": state.get("frame", {})}  # older ones were never moved
+    with reading_checkpoint(state):
+        step, total, settings = state["step"], state["total_steps"], state["settings"]
+        if state["stage"] not in _STAGES or type(step) is not int or type(total) is not int or not 0 <= step <= total:
+            raise ValueError(f"step {step} of stage {state['stage']!r}, step {total} of all")
+        offset, scale = (*state["frame"].get("offset", ()), 0.0), state["frame"].get("scale", 1.0)
+        if not math.isfinite(sum(offset)) or not 0 < scale < math.inf:
+            raise ValueError(f"frame {state['frame']}")
+        if not all(isinstance(settings[group], dict) for group in ("geometry", "lift")):
+            raise ValueError("its settings are no groups")
     return state
+
+
+def reading_checkpoint(state: dict[str, Any]) -> AbstractContextManager[None]:
+    """Return a context in which whatever goes wrong is a UserError about the file that `load_checkpoint` read."""
+    return reading(state["path"], "checkpoint", fix="go on from another chkpnt<N>.pth, or start a new -m folder")
 
 
 def checkpoints(model_path: Path) -> dict[int, Path]:

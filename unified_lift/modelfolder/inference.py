@@ -21,6 +21,7 @@ from unified_lift.model.render import render
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.labels import GaussianLabels, segment_by_labels
 from unified_lift.modelfolder.settings import TrainSettings
+from unified_lift.reading import read_tensors, reading
 from unified_lift.types import IDENTITY, Camera, Scene, Similarity
 
 _CPU = torch.device("cpu")
@@ -159,8 +160,15 @@ def load_model(
     if not is_lifted:
         return model
     method = settings.build_method(zero_id="ignore")  # zero_id matters to training only
-    method.load_object_state(torch.load(folder / "classifier.pth", weights_only=True, map_location="cpu"))
-    labels, names, num_views = outputs.read_objects(folder, device)
+    with reading(codes := folder / "classifier.pth", "table of objects", fix="train or --resume again"):
+        method.load_object_state(read_tensors(codes, fix="train or --resume again"))
+        probe = method.to(device).segment(gaussians.features[:2].detach())  # raises where the tables do not fit
+        if not method.num_objects or not bool(probe.confidence.isfinite().all()):
+            raise ValueError(f"it holds {method.num_objects} objects, none of which can be told")
+    labels, names, num_views = outputs.read_objects(folder, device, count=len(gaussians))
+    if not model.is_edited and labels.object_ids.max() >= method.num_objects:
+        what = f"holds {method.num_objects} objects, segmentation.npz object {labels.object_ids.max()}"
+        raise UserError(f"{codes}: {what}; train or --resume again")
     return replace(model, method=method.to(device), labels=labels, names=names, num_views=num_views)
 
 

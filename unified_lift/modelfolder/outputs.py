@@ -5,7 +5,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,9 +26,11 @@ from unified_lift.model.ply import write_gaussians, write_points
 from unified_lift.modelfolder.checkpoint import snapshot
 from unified_lift.modelfolder.labels import GaussianLabels, describe_objects
 from unified_lift.modelfolder.settings import TrainSettings, changed
+from unified_lift.reading import read_columns
 from unified_lift.settings.yaml import read_settings_file, to_dict
 from unified_lift.types import IDENTITY, Scene, Similarity
 
+_MAX_ID = 2**31 - 1
 EDITS_FILE = "edits.yaml"  # all edits since the scene was trained
 NO_OBJECT = "no object"
 """Name of the last object, where it is what no mask claims."""
@@ -125,7 +126,7 @@ def read_frame(folder: Path) -> Similarity:
     try:
         x, y, z = map(float, content["offset"])
         frame = Similarity(offset=(x, y, z), scale=float(content["scale"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: not an offset and a scale ({error}); train or --resume again") from None
     if not (np.isfinite(frame.offset).all() and 0 < frame.scale < math.inf):
         raise UserError(f"{path}: offset {frame.offset} and scale {frame.scale:g} are none; train or --resume again")
@@ -191,23 +192,29 @@ def write_objects(
     write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=ids, frame=frame)
 
 
-def read_objects(folder: Path, device: torch.device) -> tuple[GaussianLabels, dict[int, str], dict[int, int]]:
-    """Return labels, given names and numbers of views, as `write_objects` wrote them; a UserError: a damaged file."""
+def read_objects(
+    folder: Path, device: torch.device, *, count: int
+) -> tuple[GaussianLabels, dict[int, str], dict[int, int]]:
+    """Return labels of `count` Gaussians, given names and numbers of views, as `write_objects` wrote them.
+
+    A UserError: a damaged file, or one of other Gaussians.
+    """
     path = folder / "segmentation.npz"
-    try:
-        with np.load(path) as saved:
-            ids, confidence = saved["object_id"].astype(np.int64), saved["confidence"].astype(np.float32)
-            nothing = int(saved["no_object"]) if "no_object" in saved else -1
-        labels = GaussianLabels(*(torch.from_numpy(values).to(device) for values in (ids, confidence)))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not readable ({error}); train or --resume again") from None
+    names, fix = ("object_id", "confidence"), "train or --resume again"
+    columns = read_columns(path, names, rows=count, single="no_object", fix=fix)
+    ids, confidence = columns["object_id"], columns["confidence"]
+    nothing = int(columns.get("no_object", -1))
+    if ids.dtype.kind == "f" or ids.min() < 0 or ids.max() > _MAX_ID or confidence.min() < 0 or confidence.max() > 1:
+        raise UserError(f"{path}: ids are whole numbers up to {_MAX_ID}, confidence lies in [0, 1]; {fix}")
+    arrays = ids.astype(np.int64), confidence.astype(np.float32)
+    labels = GaussianLabels(*(torch.from_numpy(values).to(device) for values in arrays))
     path = folder / "objects.json"
     objects = read_json(path) if path.exists() else {}
     try:
-        names = {int(key): str(one["name"]) for key, one in objects.items() if one["name"] != f"object {key}"}
-        names |= {nothing: NO_OBJECT} if nothing >= 0 else {}
-        return labels, names, {int(key): int(one.get("views", 0)) for key, one in objects.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        called = {int(key): str(one["name"]) for key, one in objects.items() if one["name"] != f"object {key}"}
+        called |= {nothing: NO_OBJECT} if nothing >= 0 else {}
+        return labels, called, {int(key): int(one.get("views", 0)) for key, one in objects.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not a list of objects ({error}); train or --resume again") from None
 
 

@@ -13,6 +13,7 @@ from unified_lift.errors import UserError
 from unified_lift.methods import method_entry
 from unified_lift.methods.base import Method, MethodSettings
 from unified_lift.methods.unified_lift import UnifiedLiftSettings
+from unified_lift.reading import shown
 from unified_lift.settings.limits import Range, check_ranges
 from unified_lift.settings.yaml import merged, preset_chain
 from unified_lift.types import ZeroId
@@ -37,9 +38,9 @@ class GeometrySettings:
     """Share of D-SSIM in the photometric loss [3DGS]."""
     loss_weights: tuple[str, ...] = ()
     """Further losses on the rendered view or the Gaussians, NAME=WEIGHT each: files of unified_lift/train/losses."""
-    position_lr_init: Annotated[float, Range(0)] = 1.6e-4
+    position_lr_init: Annotated[float, Range(above=0)] = 1.6e-4
     """First rate of positions, times the scene radius [3DGS]."""
-    position_lr_final: Annotated[float, Range(0)] = 1.6e-6
+    position_lr_final: Annotated[float, Range(above=0)] = 1.6e-6
     """Last rate of positions, times the scene radius [3DGS]."""
     position_lr_max_steps: Annotated[int, Range(0)] = 0
     """Iteration of the last rate; 0 = `iterations`. [ours] 3DGS: 30,000 however short the run."""
@@ -142,7 +143,7 @@ class TrainSettings(Generic[M, D]):
     """When and where Gaussians are added and removed: a file of unified_lift/density."""
     schedule: Literal["staged", "joint"] = "staged"
     """Geometry first, then lift [ours]; or everything in one loop [paper, released]."""
-    seed: int = 0
+    seed: Annotated[int, Range(-(2**53), 2**53)] = 0
     """Seed of every random draw."""
     init_ply: Path | None = None
     """Start from this trained splat of any trainer instead of points: .ply, compressed or not, .spz, .splat or .sog."""
@@ -174,8 +175,11 @@ def changed(settings: TrainSettings, changes: Mapping[str, Any], *, origin: str)
     try:
         for key, group, entry_of in (("method_name", "method", method_entry), ("strategy", "density", strategy_entry)):
             name = changes.get(key, getattr(settings, key))
+            if type(name) is not str:
+                raise UserError(f"{key} must be a name, received {shown(name)}")
             if name != getattr(settings, key):
-                settings = replace(settings, **{key: name, group: entry_of(name).settings()})
+                fresh: dict[str, Any] = {key: name, group: entry_of(name).settings()}
+                settings = replace(settings, **fresh)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
     return merged(settings, changes, origin=origin)

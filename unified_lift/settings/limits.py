@@ -4,17 +4,12 @@ import math
 import typing
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from unified_lift.errors import UserError
+from unified_lift.types import Range as Range  # where readers find it too, which know no settings
 
-
-class Range(NamedTuple):
-    """Least and greatest value of a number, or of each number of a tuple; it must also be larger than `above`."""
-
-    least: float = -math.inf
-    most: float = math.inf
-    above: float = -math.inf
+_MOST_COUNT = 2**31 - 1
 
 
 def leaves(settings: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -40,7 +35,9 @@ def faults(value: Any, hint: Any) -> Iterator[str]:
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
             yield f"must be finite, received {number}"
+            continue
         for least, most, above in ranges:
+            most = _MOST_COUNT if isinstance(number, int) and most == Range().most else most
             if number <= above:
                 yield f"must be larger than {above}, received {number}"
             if number < least:

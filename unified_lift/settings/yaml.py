@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -10,9 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from unified_lift.errors import UserError
+from unified_lift.reading import parsed_yaml, shown
 from unified_lift.settings.limits import faults, leaves
 
 T = TypeVar("T", bound=Any)
@@ -23,13 +21,7 @@ PRESET_DIR = Path(__file__).with_name("presets")
 
 def read_settings_file(path: Path) -> dict[str, Any]:
     """Return the content of a YAML or JSON settings file; a UserError says that it cannot be read or is no mapping."""
-    try:
-        text = path.read_text()
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such settings file") from None
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable settings file ({str(error).splitlines()[0]})") from None
+    content = parsed_yaml(path, kind="settings file", missing="no such settings file")
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -40,8 +32,10 @@ def read_settings_file(path: Path) -> dict[str, Any]:
 def preset_chain(preset: str) -> Iterator[tuple[Path, dict]]:
     """Yield file and content of a preset (a shipped name or a YAML file), then of what it extends, and so on."""
     seen: list[Path] = []
-    name: str | None = preset
+    name: Any = preset
     while name is not None:
+        if not isinstance(name, str):
+            raise UserError(f"{seen[-1]}: extends {shown(name)}: give the name of a preset or a .yaml file")
         path = Path(name) if name.endswith((".yaml", ".yml")) else PRESET_DIR / f"{name}.yaml"
         if not path.exists():
             names = sorted(str(p.relative_to(PRESET_DIR).with_suffix("")) for p in PRESET_DIR.rglob("*.yaml"))
@@ -108,11 +102,11 @@ def _coerced(hint: Any, value: Any, name: str) -> Any:
     kind = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
     try:
         value = _as_type(kind, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         wanted = getattr(kind, "__name__", str(kind))
         if typing.get_origin(kind) is typing.Literal:
             wanted = "one of " + ", ".join(map(str, typing.get_args(kind)))
-        raise UserError(f"{name} must be {wanted}, received {value!r}") from None
+        raise UserError(f"{name} must be {wanted}, received {shown(value)}") from None
     for fault in faults(value, hint):
         raise UserError(f"{name} {fault}")
     return value

@@ -104,6 +104,8 @@ class GeometryStage(Stage):
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
+        if any(len(state["density"][name]) != len(value) for name, value in self.density.items()):
+            raise ValueError(f"density is not that of {len(self.gaussians)} Gaussians")
         self.density = {name: value.to(self.gaussians.device, copy=True) for name, value in state["density"].items()}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from unified_lift.fileio import write_text
+from unified_lift.reading import reading
 
 _TAGS = {  # 3DGS and Unified-Lift names, which existing dashboards expect
     "photometric": "train_loss_patches/photometric_loss",
@@ -59,7 +60,17 @@ def rewind_log(model_path: Path, *, stage: str, step: int) -> None:
 
 
 def read_log(model_path: Path) -> list[dict]:
-    """Return the lines of metrics.jsonl; an empty list if there are none. A cut last line is dropped."""
+    """Return the lines of metrics.jsonl; an empty list if there are none. A cut last line is dropped.
+
+    A UserError: other lines than `RunLog` writes.
+    """
     path = model_path / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    if not path.exists():
+        return []
+    with reading(path, "log", fix="move it away; only plots need it"):
+        lines = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        for number, line in enumerate(lines, start=1):
+            numbers = {**line, "stage": 0}.values()
+            if line["stage"] not in _STAGES or {type(value) for value in numbers} - {int, float}:
+                raise ValueError(f"line {number} is not a stage and numbers")
+        return lines

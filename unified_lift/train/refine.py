@@ -98,6 +98,8 @@ class RefineStage(Stage):
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)  # the labels are given to `__init__`
+        if state["features"].shape != self.features.shape:
+            raise ValueError(f"features are {list(state['features'].shape)}, not {list(self.features.shape)}")
         self.features = state["features"].to(self.features.device, copy=True).requires_grad_(True)
 
     def _drawn(self, count: int, step: int) -> Tensor:

@@ -24,7 +24,7 @@ from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.initialize import gaussians_from_points
 from unified_lift.model.ply import write_gaussians
 from unified_lift.modelfolder import outputs
-from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint
+from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint, reading_checkpoint
 from unified_lift.modelfolder.labels import Labelling, by_falling_area, label_gaussians, unclaimed_object
 from unified_lift.modelfolder.outputs import NO_OBJECT
 from unified_lift.modelfolder.settings import TrainSettings, changed
@@ -162,7 +162,8 @@ def _placed(stage: Stage, state: TrainingState) -> Stage:
     """Return the stage in its place among the steps of the run; if the checkpoint was taken in it, where that was."""
     saved, stage.steps_before = state.checkpoint, state.total_steps
     if saved is not None and saved["stage"] == stage.name:
-        stage.load_state_dict(saved["stage_state"])
+        with reading_checkpoint(saved):
+            stage.load_state_dict(saved["stage_state"])
         stage.first, stage.steps_before = saved["step"], saved["total_steps"] - saved["step"]
     state.total_steps = stage.steps_before + stage.num_steps
     return stage
@@ -171,10 +172,13 @@ def _placed(stage: Stage, state: TrainingState) -> Stage:
 def _labelled(state: TrainingState) -> Labelling:
     """Return the object of each Gaussian by label voting, which renumbers the method's objects by falling area."""
     if state.checkpoint is not None and state.checkpoint["stage"] == "refine":
-        saved, final = state.checkpoint["stage_state"], state.method.final_features()
-        assert final is not None
-        tensors = {"codes": final.codes} | saved["labels"] | {"features": saved["features"]}  # older ones lack codes
-        return Labelling(**{name: value.to(state.gaussians.device) for name, value in tensors.items()})
+        with reading_checkpoint(state.checkpoint):
+            saved, final = state.checkpoint["stage_state"], state.method.final_features()
+            assert final is not None
+            tensors = (
+                {"codes": final.codes} | saved["labels"] | {"features": saved["features"]}
+            )  # older ones lack codes
+            return Labelling(**{name: value.to(state.gaussians.device) for name, value in tensors.items()})
     gaussians, method, scene = state.gaussians, state.method, state.scene
     labels = label_gaussians(gaussians, method, [view.camera for view in scene.train])
     last = unclaimed_object(gaussians, method, _sample(scene.labelled)) if state.learns_unclaimed else None
@@ -228,7 +232,7 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
     chosen_losses(settings.geometry.loss_weights)
     clock, cache = RunClock(device), DataCache(settings.run.data_device, device=device, folder=settings.model_path)
     saved = None if resume_from is None else load_checkpoint(resume_from)
-    frame = None if saved is None else Similarity(**saved.get("frame", {}))  # older ones were never moved
+    frame = None if saved is None else Similarity(**saved["frame"])
     if scene is None:
         with clock.part("load"):
             scene = cache.cached(_loaded(settings, cache, frame))
@@ -244,11 +248,12 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
         if scene.frame != frame:
             raise UserError(f"{resume_from}: was trained inside of {frame}; load the scene with this frame")
         _require_same_run(settings, saved, origin=str(resume_from))
-        gaussians = Gaussians(saved["gaussians"])
-        if saved["stage"] != "geometry" or settings.schedule != "staged":
-            method.load_state_dict(saved["method"])
-        for name, spent in saved.get("seconds", {}).items():
-            clock.done[name] = clock.done.get(name, 0.0) + spent
+        with reading_checkpoint(saved):
+            gaussians = Gaussians(saved["gaussians"])
+            if saved["stage"] != "geometry" or settings.schedule != "staged":
+                method.load_state_dict(saved["method"])
+            for name, spent in saved.get("seconds", {}).items():
+                clock.done[name] = clock.done.get(name, 0.0) + float(spent)
     elif settings.init_ply is not None:
         gaussians, notes = read_splat(settings.init_ply, scene.frame, strict=settings.data.strict)
         for note in notes:

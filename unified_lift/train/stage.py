@@ -97,9 +97,15 @@ class Stage(ABC):
         return parts | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
+        """Take what `state_dict` returned; it raises something where that does not fit Gaussians, views and method."""
         for name in ("order", "adam", "method_adam"):
             getattr(self, name).load_state_dict(state[name])
         self.generator.set_state(state["generator"])
+        own = {} if self.method is None else dict(self.method.named_parameters())
+        for adam, table in ((self.adam, self.gaussians.table), (self.method_adam, own)):
+            for name, moments in adam.moments.items():
+                if {moment.shape for moment in moments} != {table[name].shape}:
+                    raise ValueError(f"moments of {name} are of {len(moments[0])} rows, it has {len(table[name])}")
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -39,6 +39,8 @@ class ViewOrder:
 
     def load_state_dict(self, state: dict) -> None:
         self.stack = list(state["stack"])
+        if any(type(index) is not int or not 0 <= index < self.count for index in self.stack):
+            raise ValueError(f"its views are not the {self.count} of the scene")
         self.generator.set_state(state["generator"])
 
 

@@ -4,7 +4,6 @@
 folder with `images` and `annotations`; images are known by their `file_name`. Ids count the masks of a photo.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 from unified_lift.data.mask_formats.base import MaskFile, MaskFormat, painted
 from unified_lift.errors import UserError
+from unified_lift.reading import parsed_json, reading
 
 Size = tuple[int, int]  # height, width
 
@@ -37,7 +37,7 @@ def read(mask: MaskFile) -> tuple[np.ndarray, str]:
     try:
         if mask.part:
             size, entries = _photos(mask.path)[mask.part]
-        elif isinstance(content := _content(mask.path), Mapping):
+        elif isinstance(content := parsed_json(mask.path), Mapping):
             size = _size(content) or _size(content.get("image", {}))
             entries = content["annotations" if "annotations" in content else "shapes"]
         else:
@@ -125,9 +125,9 @@ def _photos(path: Path) -> Mapping[str, tuple[Size | None, list]]:
 
 @lru_cache(maxsize=4096)  # so that each is parsed once; of others than COCO's nothing is kept
 def _tables(path: Path, *_: int) -> Mapping[str, tuple[Size | None, list]]:
-    with path.open("rb") as file:
+    with reading(path, "JSON file", fix="write it again"), path.open("rb") as file:
         is_object = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
-    content = _content(path) if is_object else {}
+    content = parsed_json(path) if is_object else {}
     if not (isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list)):
         return {}
     try:
@@ -141,13 +141,6 @@ def _tables(path: Path, *_: int) -> Mapping[str, tuple[Size | None, list]]:
     times = Counter(path.name for path in paths.values())
     alone = {path.name: masks[key] for key, path in paths.items() if times[path.name] == 1}
     return alone | {str(path): masks[key] for key, path in paths.items()}
-
-
-def _content(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); write it again") from None
 
 
 FORMAT = MaskFormat(looks_for=".json (RLE, COCO)", suffixes=(".json",), read=read, locate=locate, precedence=60)

@@ -8,7 +8,6 @@ from unified_lift.cli.model_flags import ObjectFlags, with_objects
 from unified_lift.editing.formats import export
 from unified_lift.editing.reattach import MAX_DISTANCE, reattach
 from unified_lift.editing.script import save_model
-from unified_lift.fileio import write_json
 from unified_lift.model.files import read_splat
 from unified_lift.modelfolder.outputs import FRAME_FILE, provenance, write_frame
 from unified_lift.ops.similarity import float32_step
@@ -92,9 +91,8 @@ def import_edit_main(argv: list[str]) -> int:
     if nearest == 0 and any(scene.frame.offset) and step:
         print(f"warning: {command.ply}: float32 has rounded places to {step:g} units; edit what export --inside writes")
     edited, counts = reattach(given[nearest], scene, max_distance=command.max_distance)
-    save_model(edited, command.out, edits=(), overwrite=command.overwrite)
     manifest = provenance(scene.settings, {"imported": str(command.ply), **counts})
-    write_json(command.out / "manifest.json", manifest)
+    save_model(edited, command.out, edits=(), overwrite=command.overwrite, manifest=manifest)
     print(f"{command.ply}: {len(edited)} Gaussians, {len(scene)} before")
     print(f"  {counts['num_same']} where they were")
     print(f"  {counts['num_moved']} moved or copied: another place, the same colour and opacity")

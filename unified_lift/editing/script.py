@@ -17,7 +17,7 @@ import yaml
 
 from unified_lift.editing.operations import OPERATIONS, WHOLE, Operation, Rename, Rotation, Vector
 from unified_lift.errors import UserError
-from unified_lift.fileio import LOCK, locked, replacing_folder, write_text
+from unified_lift.fileio import LOCK, locked, replacing_folder, write_json, write_text
 from unified_lift.model.ply import write_gaussians
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.inference import TrainedScene
@@ -105,11 +105,18 @@ def dump(edits: Iterable[Operation]) -> str:
     return yaml.safe_dump(entries, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
 
 
-def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], overwrite: bool = False) -> None:
+def save_model(
+    scene: TrainedScene,
+    out: Path,
+    *,
+    edits: Iterable[Operation],
+    overwrite: bool = False,
+    manifest: Mapping[str, Any] | None = None,
+) -> None:
     """Write an edited scene as a model folder, which render, query, view and export read: whole, or nothing of it.
 
     Settings, cameras and iteration number are those of the model in `scene.path`, which may be `out`. `edits` were done
-    since it was loaded; `edits.yaml` holds these and those made before.
+    since it was loaded; `edits.yaml` holds these and those made before. A manifest.json may be given.
     A UserError: `out` holds a model and no `overwrite`, or something else; or the scene cannot read ids off features;
     or a number of the Gaussians is not finite, so that nothing could read them.
     """
@@ -139,6 +146,8 @@ def save_model(scene: TrainedScene, out: Path, *, edits: Iterable[Operation], ov
             write_text(folder / "config.yaml", yaml.safe_dump(to_dict(scene.settings), sort_keys=False))
             outputs.write_frame(folder, scene.frame)
         write_text(folder / outputs.EDITS_FILE, f"{title}\n{dump(edits)}")
+        if manifest is not None:
+            write_json(folder / "manifest.json", manifest)
 
 
 def _nearest(name: Any, known: Iterable[str]) -> str:

@@ -28,8 +28,8 @@ def open_viewer(tmp_path):
 
     viewers = []
 
-    def start(model):
-        flags = view.ViewCommand(model_path=model, port=8190, out=tmp_path / "edited", device="cpu")
+    def start(model, **flags):
+        flags = view.ViewCommand(model_path=model, port=8190, out=tmp_path / "edited", device="cpu", **flags)
         viewers.append(view.open_viewer(flags))
         return viewers[-1]
 

@@ -1,23 +1,42 @@
 """unified-lift view, without a browser."""
 
 import asyncio
+import contextlib
+import errno
+import os
 import signal
 import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.saved_model import save_model, window_of
+from tests.viewer.window import SERVER, Window
 from unified_lift.cli.main import main
 from unified_lift.editing.operations import Duplicate, Recolour, Remove, Rename, centroid
 from unified_lift.editing.script import parse
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.outputs import level_dir
 from unified_lift.viewer.server import BUTTONS, Viewer
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """The command takes them over for its process, which here is that of the tests."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
+
+
+def refuse(path, text):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def free_port():
@@ -52,25 +71,127 @@ def test_without_viser_the_extra_is_named(model, monkeypatch, capsys):
     assert 'pip install "unified-lift[viewer]"' in capsys.readouterr().err
 
 
-def test_it_serves_one_page_until_interrupted(model):
+def ignore(number):
+    """What a child process does before it starts; nohup and shells do so."""
+    return lambda: signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def served(model, **settings):
+    """Yield the process of a viewer, its port and its token."""
     port = free_port()
     command = [sys.executable, "-m", "unified_lift", "view", "-m", str(model), "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **pipes, **settings)
     try:
-        assert f"open http://localhost:{port} in a browser" in process.stdout.readline()
+        line = process.stdout.readline()
+        assert line.endswith(" in a browser; Ctrl-C ends\n")
+        told, token = SERVER.search(line).groups()
+        assert int(told) == port
         assert f"ssh -L {port}:127.0.0.1:{port}" in process.stdout.readline()
-        with urllib.request.urlopen(f"http://localhost:{port}", timeout=20) as page:
+        yield process, port, token
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_it_serves_one_page_until_interrupted_even_in_the_background_of_a_shell(model):
+    with served(model, preexec_fn=ignore(signal.SIGINT)) as (process, port, token):
+        with urllib.request.urlopen(f"http://localhost:{port}/?token={token}", timeout=20) as page:
             assert b"<html" in page.read().lower()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
     assert process.returncode == 130
     assert err.strip() == "interrupted"
     assert out == ""
 
 
-def test_unsaved_edits_are_kept_when_the_viewer_ends(model, monkeypatch, capsys):
+def test_edits_that_are_not_saved_survive_every_signal_and_are_offered_once_more(tmp_path):
+    model = save_model(tmp_path)
+    first = model.with_name("model_unsaved_edits.yaml")
+    paths = [first, *(first.with_stem(f"{first.stem}_{number}") for number in (2, 3))]
+    for path, number in zip(paths, (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP), strict=True):
+        with served(model) as (process, port, token), Window(port, token) as window:
+            window.delete("object 2")
+            process.send_signal(number)
+            out = process.stdout.read()
+            process.wait(timeout=30)
+        assert parse(path.read_text()) == [Remove(objects=(2,))]
+        assert process.returncode == (-9 if number == signal.SIGKILL else 130)
+        assert (f"{path}: your unsaved edits" in out) == (number != signal.SIGKILL)
+        assert out.count("edits that were never saved") == paths.index(path)
+    assert not list(tmp_path.glob("*.partial"))
+
+    with served(model, preexec_fn=ignore(signal.SIGHUP)) as (process, port, token), Window(port, token) as window:
+        process.send_signal(signal.SIGHUP)  # as under nohup: it goes on
+        window.look()
+        window.wait_for(paths[2].name)
+        window.use("Unsaved", "Go on")
+        window.wait_for("3 objects")
+        window.wait_for(paths[1].name)  # the next one
+        window.use("Unsaved", "Drop")
+        window.wait_for(f"never saved: {first.name}")
+        assert not paths[1].exists()
+        process.kill()
+    assert parse(paths[2].read_text()) == [Remove(objects=(2,))]
+
+
+def test_what_was_left_can_be_begun_with_and_goes_when_it_is_saved_or_taken_back(tmp_path, open_viewer):
+    model = save_model(tmp_path)
+    left = model.with_name("model_unsaved_edits.yaml")
+    left.write_text("- remove: [2]")
+    viewer = open_viewer(model, edits=left)
+    assert viewer.session.is_dirty
+    viewer.session.apply(Remove(objects=(3,)))
+    assert parse(left.read_text()) == [Remove(objects=(2,)), Remove(objects=(3,))]
+    viewer.session.save(tmp_path / "saved")
+    assert not left.exists()
+    viewer.session.undo()
+    assert parse(left.read_text()) == [Remove(objects=(2,))]
+    viewer.session.redo()
+    assert not left.exists()
+    viewer.session.apply(Remove(objects=(1,)))
+    again = open_viewer(model)
+    again.session.apply(Remove(objects=(1,)))
+    with pytest.raises(UserError, match="save or undo them first"):
+        again.session.go_on(again.session.journal.found[0])
+    assert left.with_stem("model_unsaved_edits_2").exists()
+    again.session.undo()
+    left.write_text("- remove: [9]")
+    with pytest.raises(UserError, match="no object 9"):
+        again.session.go_on(again.session.journal.found[0])
+    assert (left.exists(), again.session.operations) == (True, ())
+
+
+def test_edits_that_cannot_be_kept_are_done_all_the_same_and_the_window_says_so(tmp_path, open_viewer, monkeypatch):
+    viewer = open_viewer(save_model(tmp_path))
+    with monkeypatch.context() as broken:
+        broken.setattr("unified_lift.viewer.journal.write_text", refuse)
+        viewer.session.apply(Remove(objects=(2,)))
+        viewer.refresh()
+    assert "will be lost when the viewer ends: " in viewer.panels._head.content
+    assert "No space left" in viewer.panels._head.content
+    assert len(viewer.session.operations) == 1
+    viewer.session.apply(Remove(objects=(3,)))
+    viewer.refresh()
+    assert "lost" not in viewer.panels._head.content
+
+
+def test_memory_stays_flat_however_often_the_camera_moves(model):
+    with served(model) as (process, port, token), Window(port, token) as window:
+        used = []
+        for move in range(450):
+            window.look(0.02 * move, width=320, height=240)
+            window.read(0.01)
+            if move >= 100 and move % 10 == 0:
+                used.append(int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096 / 2**20)
+    assert len(window.messages) > 300  # a picture for nearly every move
+    assert np.median(used[-10:]) - np.median(used[:10]) < 15, used
+
+
+def test_unsaved_edits_are_kept_when_the_viewer_ends(tmp_path, monkeypatch, capsys):
+    model = save_model(tmp_path)
+
     def edit_and_leave(viewer):
         viewer.session.apply(Remove(objects=(2,)))
         raise KeyboardInterrupt

@@ -286,6 +286,16 @@ def test_an_edit_redraws_every_window_and_a_drag_does_so_roughly():
     assert desk.sent[8:] == [("b", 300, False)]  # a closed window gets nothing more
 
 
+def test_memory_that_frames_leave_goes_back_now_and_then_however_long_the_camera_moves(monkeypatch):
+    freed = []
+    monkeypatch.setattr("unified_lift.viewer.frames.release_memory", lambda _: freed.append(len(loop.drawn)))
+    loop = Desk()
+    for _ in range(40):
+        loop.look()
+        loop.loop.step()
+    assert freed == [16, 32]
+
+
 def test_the_thread_draws_what_is_asked_and_ends():
     arrived = threading.Event()
     loop = FrameLoop(lambda camera: np.zeros((camera.height, camera.width, 3), dtype=np.uint8))

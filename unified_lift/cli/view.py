@@ -1,16 +1,20 @@
 """unified-lift view: a trained scene in the browser."""
 
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+import tyro
 
 from unified_lift.cli.model_flags import Device, ModelFlags, opened, with_objects
 from unified_lift.device import chosen_device
 from unified_lift.editing import script
 from unified_lift.errors import UserError
-from unified_lift.fileio import write_text
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.outputs import saved_levels
+from unified_lift.viewer.guard import Guard
+from unified_lift.viewer.journal import Journal, beside
 from unified_lift.viewer.renderer import cameras_of
 from unified_lift.viewer.server import Viewer
 from unified_lift.viewer.session import Session
@@ -24,11 +28,15 @@ class ViewCommand(ModelFlags):
     """
 
     edits: Path | None = None
-    """Edits to begin with: an edits.yaml that the viewer or `edit` wrote."""
+    """Edits to begin with: an edits.yaml that the viewer or `edit` wrote, or unsaved edits that a viewer left."""
     out: Path | None = None
     """Folder suggested for the edited scene; it can be changed in the browser. Default: <model>_edited."""
     host: str = "127.0.0.1"
     """Address to listen on; the default is reached from this machine only (and through ssh -L), 0.0.0.0 from all."""
+    allow_host: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A further name under which browsers reach it, as that of a proxy; may be repeated."""
+    allow_write: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A further folder into which the browser may save; may be repeated. Always: the one that holds the model."""
     port: int = 8080
     """Port; the next free one if it is taken."""
     share: bool = False
@@ -40,6 +48,9 @@ def view_main(argv: list[str]) -> int:
     """Parse, then serve until interrupted."""
     command = ViewCommand.parsed(argv, prog="unified-lift view", keep=("--port",))
     viewer = open_viewer(command)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell ignores the first in the background
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # which nohup wants
+            signal.signal(number, signal.default_int_handler)
     try:
         if (port := viewer.port) != command.port:
             print(f"note: port {command.port} is taken, so it is {port}")
@@ -49,16 +60,17 @@ def view_main(argv: list[str]) -> int:
         if command.share:
             shared = viewer.shared_at
             print(f"public address: {shared}" if shared else "note: the sharing server gave no public address")
+        for path in (path for session in viewer.sessions for path in session.journal.found):
+            print(f"note: {path}: edits that were never saved; *Go on* in the browser, or --edits, does them again")
         sys.stdout.flush()
         viewer.wait()
     finally:
         viewer.stop()
         for session in viewer.sessions:
             if session.is_dirty:
-                model = session.original.path
-                path = model.with_name(f"{model.resolve().name}_unsaved_edits.yaml")
-                write_text(path, script.dump(session.operations))
-                print(f"{path}: your unsaved edits; go on with: unified-lift view -m {model} --edits {path}")
+                model, journal = session.original.path, session.journal
+                told = f"your unsaved edits; go on with: unified-lift view -m {model} --edits {journal.path}"
+                print(f"note: edits are lost: {journal.problem}" if journal.problem else f"{journal.path}: {told}")
     return 0
 
 
@@ -72,7 +84,11 @@ def open_viewer(command: ViewCommand) -> Viewer:
     scenes.sort(key=lambda scene: -len(scene.objects))  # parts first, wholes last
     cameras = cameras_of(own)
     edits = [] if command.edits is None else script.read_script(command.edits, flag="--edits")
-    sessions = [Session(scene, edits=edits if scene is own else ()) for scene in scenes]
-    out = command.out or model.with_name(f"{model.resolve().name}_edited")
     level = [scene is own for scene in scenes].index(True)
-    return Viewer(sessions, cameras, level=level, host=command.host, port=command.port, out=out, share=command.share)
+    sessions = [Session(scene, edits if scene is own else (), Journal(scene.path)) for scene in scenes]
+    for path in sessions[level].journal.found:
+        if command.edits is not None and path.samefile(command.edits):
+            sessions[level].go_on(path)
+    out = command.out or beside(model, "_edited")
+    guard = Guard(command.host, proxies=command.allow_host, folders=(beside(model, "").parent, *command.allow_write))
+    return Viewer(sessions, cameras, level=level, guard=guard, port=command.port, out=out, share=command.share)

@@ -1,10 +1,12 @@
 """A loop that draws the frames of all windows: small ones while a camera moves, whole ones at rest."""
 
+import ctypes
 import math
 import threading
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
@@ -13,7 +15,11 @@ from unified_lift.types import Camera
 _SETTLED = 0.25  # seconds without news of the camera until it counts as still
 _BUDGET = 1 / 24  # seconds a frame may take while the camera moves
 _MIN_SHARE, _MAX_STEP = 0.15, 1.4  # of the side of a moving frame; change of that share from one frame to the next
+_PER_RELEASE = 16  # frames after which freed memory goes back: once a second or so, which costs a few percent of them
 _MAX_SIDE = 2048  # pixels of a whole frame: a screen of twice the density is not worth four times the wait
+
+release_memory = getattr(ctypes.pythonapi, "malloc_trim", int)
+"""Gives freed memory back, which glibc keeps in pieces that no later frame fits into: up to 1 MiB more a frame."""
 
 Send = Callable[[np.ndarray, bool], None]
 """Takes a frame, uint8 [H, W, 3], and whether the next one follows at once."""
@@ -55,6 +61,7 @@ class FrameLoop:
         self._running = True
         self._thread = threading.Thread(target=self._run, daemon=True, name="frames")
         self._rough_until = -math.inf
+        self._frames = count(1)
 
     def watch(self, key: Hashable, camera: Camera, send: Send) -> None:
         """Tell where the camera of a window is now, and where its frames go."""
@@ -98,6 +105,8 @@ class FrameLoop:
         if moving:
             window.took(self._clock() - start)
         window.send(picture, moving)
+        if next(self._frames) % _PER_RELEASE == 0:
+            release_memory(0)
         if window.due:
             return 0.0
         return max(0.0, settles - self._clock()) if moving else None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import html
 import io
 import socket
 import threading
@@ -18,13 +19,13 @@ from unified_lift.modelfolder.inference import object_at
 from unified_lift.modelfolder.outputs import holds_run
 from unified_lift.types import Camera
 from unified_lift.viewer.frames import FrameLoop
+from unified_lift.viewer.guard import Guard
 from unified_lift.viewer.renderer import MODES, Renderer, Thumbnails, camera_of, start_view
 from unified_lift.viewer.session import Session
 
 _JPEG_QUALITY, _ROUGH_JPEG_QUALITY = 90, 60
 _GIZMO_SHARE = 0.12  # of the distance from the first camera to what it looks at
 _NOTHING = "(click an object)"
-_HERE = ("0.0.0.0", "127.0.0.1", "::")  # noqa: S104
 
 BUTTONS: dict[str, dict[str, Callable[["Viewer", Any], object]]] = {
     "History": {"Undo": lambda viewer, _: viewer.session.undo(), "Redo": lambda viewer, _: viewer.session.redo()},
@@ -45,6 +46,10 @@ BUTTONS: dict[str, dict[str, Callable[["Viewer", Any], object]]] = {
         "Delete": lambda viewer, _: viewer.session.apply(Remove(objects=(viewer.chosen,))),
     },
     "All": {"Show all": lambda viewer, _: viewer.session.isolate(None)},
+    "Unsaved": {
+        "Go on": lambda viewer, _: list(map(viewer.session.go_on, viewer.session.journal.found[:1])),
+        "Drop": lambda viewer, _: list(map(viewer.session.journal.drop, viewer.session.journal.found[:1])),
+    },
     "Camera path": {
         "Add this view": lambda viewer, client: viewer.path.append(camera_of(client)),
         "Drop last": lambda viewer, _: viewer.path.pop() if viewer.path else None,
@@ -59,6 +64,8 @@ class Panels:
 
     def __init__(self, viewer: "Viewer", gui: Any, icon: Any, out: Path) -> None:
         self._viewer, self._gui = viewer, gui
+        self._head = gui.add_html("")  # names are shown as HTML, where they can be quoted; in Markdown they cannot
+        self._left = self._add_buttons("Unsaved")
         self._status = gui.add_markdown("")
         self.mode = gui.add_dropdown("Show", tuple(MODES))
         self.mode.on_update(lambda _: viewer.loop.redraw())
@@ -100,7 +107,12 @@ class Panels:
         edits, saved = len(session.operations), "**not saved**" if session.is_dirty else "saved"
         state = f"{edits} edit{'s' * (edits > 1)}, {saved}" if edits else saved if session.is_dirty else "no edits"
         size = f"{len(scene.objects)} objects · {len(scene):,} Gaussians"
-        self._status.content = f"**{self._viewer.title}** · {size}  \n{state}"
+        self._status.content = f"{size}  \n{state}"
+        journal, lines = session.journal, [self._viewer.title]
+        lines += [f"Edits will be lost when the viewer ends: {journal.problem}"] * bool(journal.problem)
+        lines += [f"Edits that were never saved: {path.name}" for path in journal.found[:1]]
+        self._left.visible = bool(journal.found)
+        self._head.content = f'<div style="padding:6px 12px 0">{"<br/>".join(map(html.escape, lines))}</div>'
         self._object_box.options = (_NOTHING, *map(session.label, scene.objects))
         self._object_box.value = _NOTHING if chosen is None else session.label(chosen)
         self.name.value = "" if chosen is None else scene.name_of(chosen)
@@ -137,12 +149,12 @@ class Viewer:
     panels: Panels
 
     def __init__(
-        self, sessions: list[Session], cameras: list[Camera], level: int, host: str, port: int, out: Path, share: bool
+        self, sessions: list[Session], views: list[Camera], guard: Guard, level: int, port: int, out: Path, share: bool
     ) -> None:
-        """Serve Gaussians labelled at one or more granularities, fine to coarse; a window opens with the first camera.
+        """Serve Gaussians labelled at one or more granularities, fine to coarse; a window opens with the first view.
 
         `level` is the session to begin with, `port` may become the next free one, and `share` asks viser's relay for an
-        address too. `out` is suggested for edited scenes. A UserError: no viser, or the address cannot be used.
+        address too. `out` is suggested for edited scenes. A UserError: no viser, none that asks `guard`, no address.
         """
         try:
             import viser
@@ -151,24 +163,29 @@ class Viewer:
         self.sessions, self.level = sessions, level
         self.title = self.session.original.path.resolve().name
         self.path: list[Camera] = []  # views that a video passes through
-        self.thumbnails = Thumbnails(cameras)
+        self.thumbnails = Thumbnails(views)
         self.loop = FrameLoop(self._draw)
         self._renderers = [Renderer(session.original) for session in sessions]
         self._is_stopping = False
         self._busy = threading.Lock()  # one change at a time, so that panels show what they belong to
         self._filming = threading.Lock()
         self._written: set[Path] = set()  # folders of edited scenes: these alone may be replaced
+        self.guard, host = guard, guard.host
         try:  # where nothing can listen, viser would wait for ever
             socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
         except OSError as error:
             raise UserError(f"--host {host}: {error.strerror or error}; use 127.0.0.1, or 0.0.0.0 for all") from None
-        with contextlib.redirect_stdout(io.StringIO()):  # its banner; the command prints its own line
+        with contextlib.redirect_stdout(io.StringIO()), guard.watching():  # its banner; the command prints its own line
             self._server = viser.ViserServer(host=host, port=port, label=self.title, verbose=False)
+        if not guard.is_asked:
+            self._server.stop()
+            raise UserError(f"view: viser {viser.__version__} takes no token; pip install viser==1.1.1")
         self.port = self._server.get_port()
-        self.url = f"http://{'localhost' if host in _HERE else host}:{self.port}"  # what to open on this machine
+        name = "localhost" if guard.is_everywhere or host == "127.0.0.1" else f"[{host}]" if ":" in host else host
+        self.url = f"http://{name}:{self.port}/?token={guard.token}"  # what to open on this machine
         self._server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=share)
         self._server.gui.main_panel.dock_right()
-        position, target, up, fov = start_view(cameras)
+        position, target, up, fov = start_view(views)
         self._reach = float(np.linalg.norm(target - position))
         self._server.scene.set_up_direction(tuple(up))
         first = self._server.initial_camera
@@ -176,12 +193,16 @@ class Viewer:
         first.near, first.far = 1e-3 * self._reach, 1e3 * self._reach
         self.gizmo: Any = None  # handles of the selected object, while they are shown
         self.panels = Panels(self, self._server.gui, viser.Icon, out)
+        self._own = (out, Path(self.panels.video_file.value))  # which the user has named, wherever they are
         self.refresh()
         self._server.on_client_connect(self._welcome)
         self._server.on_client_disconnect(lambda client: self.loop.forget(client.client_id))
         self._server.scene.on_click()(self._clicked)
         self.loop.start()
-        self.shared_at = self._server.request_share_url(verbose=False) if share else None
+        self.shared_at = None
+        if share and (address := self._server.request_share_url(verbose=False)):
+            guard.proxies.add(address.split("/")[2])
+            self.shared_at = f"{address.rstrip('/')}/?token={guard.token}"
 
     @property
     def session(self) -> Session:
@@ -263,21 +284,20 @@ class Viewer:
         """Write the edited scene to the folder that the user named."""
         if not named:
             raise UserError("Folder: no folder is named; name a new one")
-        folder = Path(named).expanduser()
-        place = folder.resolve()
-        if holds_run(folder) and place not in self._written:
-            raise UserError(f"{folder}: holds a model already; name a new folder")
-        self.session.save(folder, overwrite=place in self._written)
-        self._written.add(place)
-        self._tell(event, "Saved", f"{folder}: open it with: unified-lift view -m {folder}")
+        folder = self.guard.place(named, own=self._own)
+        if holds_run(folder) and folder not in self._written:
+            raise UserError(f"{named}: holds a model already; name a new folder")
+        self.session.save(folder, overwrite=folder in self._written)
+        self._written.add(folder)
+        self._tell(event, "Saved", f"{named}: open it with: unified-lift view -m {named}")
 
     def film(self, event: Any) -> None:
         """Write the video of the camera path while the viewer goes on."""
         with self._reporting(event, "No video"):
             if not self._filming.acquire(blocking=False):
                 raise UserError("one is being written; wait for it")
-            path = Path(self.panels.video_file.value.strip()).expanduser()
             try:
+                path = self.guard.place(self.panels.video_file.value.strip(), own=self._own)
                 if path.suffix != ".mp4":
                     raise UserError(f"{path}: a video needs the suffix .mp4")
                 cameras = path_through(self.path, count=round(FPS * self.panels.seconds.value))

@@ -14,6 +14,7 @@ from unified_lift.editing import script
 from unified_lift.editing.operations import Duplicate, Move, Operation, Rename, Rotation, Vector, next_ids
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.viewer.journal import Journal
 
 _DIGITS = 6  # of numbers in the script: more than a hand can place, few enough to read
 _EXTENT = (0.05, 0.95)  # quantiles between which an object counts as wide: outliers are left out
@@ -24,11 +25,12 @@ class Session:
 
     Hiding changes only what is shown. Everything else is an edit: an operation of the script, applied to the scene as
     it was opened, so that undoing is leaving out the last one and a saved script replays exactly. `scene` is `original`
-    after all `operations`, oldest first, hidden objects included: what is saved.
+    after all `operations`, oldest first, hidden objects included: what is saved. `journal` keeps what is not.
     """
 
-    def __init__(self, original: TrainedScene, *, edits: Sequence[Operation] = ()) -> None:
+    def __init__(self, original: TrainedScene, edits: Sequence[Operation] = (), journal: Journal | None = None) -> None:
         self._lock = threading.RLock()
+        self.journal = journal or Journal(None)
         self.original, self.scene = original, script.apply(original, edits)
         self.operations = self._saved = self._history = tuple(edits)  # the history goes on with what was undone
         self.selected: int | None = None
@@ -123,12 +125,25 @@ class Session:
         """Do the last edit again that was taken back."""
         self._replay(1)
 
+    def go_on(self, path: Path) -> None:
+        """Do the edits that an earlier viewer left in a file; a UserError if it is wrong, or others are not saved."""
+        edits = tuple(script.read_script(path, flag="unsaved edits"))
+        with self._lock:
+            if self.is_dirty:
+                raise UserError("there are edits that are not saved; save or undo them first")
+            scene = script.apply(self.original, edits)
+            self.journal.drop(path, take_over=True)
+            self._preview, self._history, self._saved = None, edits, ()
+            self._become(scene, edits)
+
     def save(self, folder: Path, *, overwrite: bool = False) -> None:
         """Write the edited scene and its edits as a model folder; then nothing is unsaved. A UserError if it fails."""
         with self._lock:
             scene, operations = self.scene, self.operations
         script.save_model(scene, folder, edits=operations, overwrite=overwrite)  # the picture goes on meanwhile
-        self._saved = operations
+        with self._lock:
+            self._saved = operations
+            self.journal.keep(self.operations, are_saved=not self.is_dirty)
 
     @contextlib.contextmanager
     def _holding(self, object_id: int | None) -> Iterator[None]:
@@ -149,6 +164,7 @@ class Session:
     def _become(self, scene: TrainedScene, operations: tuple[Operation, ...]) -> None:
         """Take an edited scene; objects that are gone are neither hidden nor selected."""
         self.scene, self.operations = scene, operations
+        self.journal.keep(self.operations, are_saved=not self.is_dirty)
         self.hidden &= set(scene.objects)
         if self.selected not in scene.objects:
             self.selected = None

@@ -99,6 +99,10 @@ def test_it_serves_one_page_until_interrupted_even_in_the_background_of_a_shell(
     with served(model, preexec_fn=ignore(signal.SIGINT)) as (process, port, token):
         with urllib.request.urlopen(f"http://localhost:{port}/?token={token}", timeout=20) as page:
             assert b"<html" in page.read().lower()
+        with Window(port, token) as window:
+            for fov in (0.0, -1.0, 4.0, float("nan"), 0.9):  # which no camera has, and one
+                window.look(fov=fov)
+            window.wait_for("BackgroundImage")
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert process.returncode == 130

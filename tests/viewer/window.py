@@ -40,11 +40,11 @@ class Window:
     def send(self, kind, **content):
         self._socket.send(msgspec.msgpack.encode({"type": kind, **content}))
 
-    def look(self, turn=0.0, width=80, height=60):
+    def look(self, turn=0.0, width=80, height=60, fov=0.9):
         """Move the camera."""
         wxyz = [math.cos(turn), 0, math.sin(turn), 0]
         pose = {"wxyz": wxyz, "position": [0, 0, -3], "look_at": [0, 0, 0], "up_direction": [0, -1, 0]}
-        size = {"image_width": width, "image_height": height, "fov": 0.9, "near": 0.01, "far": 100.0}
+        size = {"image_width": width, "image_height": height, "fov": fov, "near": 0.01, "far": 100.0}
         self.send("ViewerCameraMessage", **pose, **size)
 
     def read(self, seconds):

@@ -241,7 +241,7 @@ class Viewer:
             client.flush()
 
         def moved(_: object) -> None:
-            if client.camera.image_width > 0 and client.camera.image_height > 0:
+            if min(client.camera.image_width, client.camera.image_height) > 0 and 0 < client.camera.fov < np.pi:
                 self.loop.watch(client.client_id, camera_of(client), show)
 
         client.camera.on_update(moved)

@@ -7,10 +7,11 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.saved_model import save_model
 from unified_lift.data.images import image_size, read_image
-from unified_lift.data.masks import read_mask
+from unified_lift.data.masks import mask_at, read_mask, read_stored_mask
 from unified_lift.errors import UserError
 from unified_lift.fileio import read_json
 from unified_lift.model.files import read_splat
@@ -118,7 +119,7 @@ def test_a_small_file_cannot_ask_for_much_memory(tmp_path):
             member.write(bytes(2**20))
     with pytest.raises(UserError, match=r"a.npz.*a\.? holds more than 3"):
         columns(tmp_path / "a.npz")
-    with pytest.raises(UserError, match="a.npz.*32768"):
+    with pytest.raises(UserError, match="a.npz.*32768 x 32768 numbers"):
         read_mask(tmp_path / "a.npz")
 
 
@@ -166,3 +167,10 @@ def test_labels_that_are_none_are_refused(tmp_path, change):
     np.savez(path, object_id=ids, confidence=confidence)
     with pytest.raises(UserError, match=r"^[^\n]*(segmentation.npz|classifier.pth)[^\n]*--resume again$"):
         load_model(model)
+
+
+@pytest.mark.parametrize("size", [(24, 32), (32, 24), (9000, 3000)])
+def test_a_mask_that_claims_far_more_pixels_than_its_photo_is_not_decoded(tmp_path, size):
+    Image.new("1", (13_000, 13_000)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=f"a.png: claims 13000x13000 pixels, its photo has {size[0]}x{size[1]}"):
+        read_stored_mask(mask_at(tmp_path / "a.png"), size=size)

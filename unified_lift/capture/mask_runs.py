@@ -1,6 +1,7 @@
 """A folder of masks being made: photo after photo, with a record of how, so that it can be stopped and gone on with."""
 
 import hashlib
+import math
 import multiprocessing
 import os
 import signal
@@ -80,7 +81,7 @@ class MaskFolder:
             if isinstance(found, dict):
                 both = [(key, found.get(key), settings.get(key)) for key in {**settings, **found}]
                 changed = [f"{key} {there} there, {now} now" for key, there, now in both if there != now]
-            if not changed and isinstance(views, dict):
+            if not changed and isinstance(views, dict) and all(map(_is_record, views.values())):
                 self.views = {} if overwrite else views
             elif views != {} and not overwrite:  # where no mask was finished, nothing is lost
                 what = f"made with other settings ({', '.join(changed) or 'an unreadable record'})"
@@ -112,6 +113,12 @@ class MaskFolder:
         path = self.path.with_name(f"{self.path.name}_preview.png")
         write_picture(path, contact_sheet(views))
         return path
+
+
+def _is_record(view: Any) -> bool:
+    """Return whether this is what the record of a folder says of a view."""
+    numbers = [view.get(key) for key in ("ids", "proposals", "covered")] if isinstance(view, dict) else [None]
+    return all(isinstance(number, (int, float)) and 0 <= number < math.inf for number in numbers)
 
 
 def make_masks(

@@ -150,10 +150,13 @@ def read_stored_mask(mask: MaskFile | Path, *, size: tuple[int, int] | None = No
     sign, become -1. A UserError names a file that is missing, damaged, of another shape, or holds fractions.
     """
     mask = mask_at(mask) if isinstance(mask, Path) else mask
-    path, (array, kind) = mask.path, mask.format.read(mask)
+    path, (array, kind) = mask.path, mask.format.read(mask._replace(size=size))
     is_rgba = array.ndim == 3 and array.shape[2] == 4 and array.size > 0 and array.max() > 1
     if array.dtype == np.uint8 and (array.ndim == 3 and array.shape[2] == 3 or is_rgba):
-        ids = array[..., :3].astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+        ids = np.empty(array.shape[:2], np.int32)
+        for first in range(0, len(ids), 256):  # in bands: whole, it would take five times the memory
+            rows = slice(first, first + 256)
+            ids[rows] = array[rows, :, :3].astype(np.int32) @ np.array([1, 256, 65536], np.int32)
         return StoredMask(ids, kind, int(ids.min()), int(ids.max()))
     if array.ndim > 2 and array.dtype.kind in "biuf":
         array, kind = _flattened(array, kind, size)

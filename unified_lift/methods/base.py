@@ -200,7 +200,10 @@ class Method(nn.Module, ABC):
     def load_object_state(self, state: Any) -> None:
         """Take what `object_state` returned."""
         for name in self.object_tables:
-            self._set_tensor(name, state if isinstance(state, Tensor) else state[name])
+            table = state if isinstance(state, Tensor) else state[name]
+            if table.shape[1:] != getattr(self, name).shape[1:]:
+                raise ValueError(f"{name} is {list(table.shape)}, one row an object")
+            self._set_tensor(name, table)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return everything needed to go on."""

@@ -13,7 +13,7 @@ from unified_lift.errors import UserError
 from unified_lift.reading import reading
 
 _NPZ_KEYS = ("indices", "segments", "ids", "mask", "masks", "arr_0")  # `indices` is OmniSeg3D's patch map
-_MOST, _MOST_OF_STACKS = 2**28, 2**31  # numbers of a map of ids, bytes of a stack of masks
+_MOST, _MOST_OF_STACKS = 2**27, 2**30  # numbers of a map of ids, bytes of a stack of masks
 # NumPy parses the header of an array with `ast`, which Python before 3.11.8 and 3.12.2 does not survive in two threads
 # at once ("AST constructor recursion depth mismatch"); the disk is read outside of it.
 _PARSING = threading.Lock()

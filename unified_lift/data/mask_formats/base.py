@@ -9,6 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unified_lift.errors import UserError
+
+_MANY, _MOST_GROWTH = 2**24, 16  # pixels from which sizes are compared; a mask of the photo before it was shrunk
+
 
 class MaskFile(NamedTuple):
     """The mask of one view: a file or folder, and which part of it where one file holds several views."""
@@ -16,6 +20,7 @@ class MaskFile(NamedTuple):
     path: Path
     format: MaskFormat
     part: str = ""
+    size: tuple[int, int] | None = None  # width, height of its photo, where that is known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,15 @@ class MaskFormat:
             return MaskFile(found[0], self, found[1]) if found else None
         paths = (folder / f"{name}{suffix}" for suffix in self.suffixes)
         return next((MaskFile(path, self) for path in paths if path.is_file()), None)
+
+
+def refuse_vast(mask: MaskFile, width: int, height: int) -> None:
+    """Raise a UserError, before it is decoded, where a mask of many pixels can be none of its photo."""
+    if mask.size is not None and width * height > _MANY:
+        (short, long), (low, high) = sorted((width, height)), sorted(mask.size)
+        if long > _MOST_GROWTH * high or abs(short * high - long * low) > 0.05 * long * high:
+            what = f"claims {width}x{height} pixels, its photo has {mask.size[0]}x{mask.size[1]}"
+            raise UserError(f"{mask.path}: {what}; make the mask of this photo")
 
 
 def painted(masks: Iterable[np.ndarray], *, height: int = 0, width: int = 0) -> np.ndarray:

@@ -6,8 +6,8 @@ Alpha is ignored. The pages of a TIFF file are a stack of masks. JPEG is refused
 import numpy as np
 from PIL import Image, ImageSequence
 
-from unified_lift.data.images import open_image
-from unified_lift.data.mask_formats.base import MaskFile, MaskFormat
+from unified_lift.data.images import image_size, open_image
+from unified_lift.data.mask_formats.base import MaskFile, MaskFormat, refuse_vast
 from unified_lift.errors import UserError
 
 _KINDS = {"L": "8-bit", "P": "8-bit palette", "1": "1-bit", "F": "float"}
@@ -15,6 +15,8 @@ _KINDS = {"L": "8-bit", "P": "8-bit palette", "1": "1-bit", "F": "float"}
 
 def read(mask: MaskFile) -> tuple[np.ndarray, str]:
     """Return the ids of a picture and its kind."""
+    if mask.size is not None:
+        refuse_vast(mask, *image_size(mask.path))
     image = open_image(mask.path)
     if image.format in ("JPEG", "MPO"):
         what = "is a JPEG, which mixes the ids of neighbouring pixels"

@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | types | fmt | dist | bench | clean
+# make setup | demo | test | fuzz | lint | types | fmt | dist | bench | clean
 PYTHON ?= $(shell for v in 3.11 3.12 3.13 3.10; do command -v python$$v && break; done)
 # The index serves CUDA builds to Linux on x86_64: the CPU build is asked for by name. TORCH=torch==2.13.0 takes what the index has.
 TORCH ?= torch==2.13.0$(if $(findstring Linux-x86_64,$(shell uname -sm | tr ' ' -)),+cpu)
@@ -11,7 +11,7 @@ LOCK = $(shell $(BIN)/python -c "import sys; print('-c requirements.lock' if sys
 SOURCES := $(wildcard submodules/*/setup.py submodules/*/pyproject.toml) \
 	$(shell find submodules/diff-gaussian-rasterization/csrc -type f 2>/dev/null)
 
-.PHONY: setup demo test lint types fmt dist bench clean
+.PHONY: setup demo test fuzz lint types fmt dist bench clean
 setup: $(READY)
 
 $(READY): pyproject.toml requirements.lock Makefile $(SOURCES)
@@ -27,6 +27,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 tests
+
+# RUNS in each group of files; SEED = another one finds other things
+fuzz: $(READY)
+	$(BIN)/python scripts/fuzz.py --runs $(or $(RUNS),500) --seed $(or $(SEED),0) --keep output/fuzz
 
 lint: $(READY)
 	$(BIN)/ruff check .

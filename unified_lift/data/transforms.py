@@ -219,6 +219,8 @@ def _listed_split(
 
     def chosen(*keys: str) -> set[str]:
         paths = next((head[key] for key in keys if head.get(key)), ())
+        if not isinstance(paths, (list, tuple)):
+            raise UserError(f"{source}: {keys[0]} is {paths!r}, no list of photos; correct or remove it")
         found, told = names_in_list([_relative(root, str(path)) for path in paths], names, source, strict=strict)
         notes.extend(told)
         return {names[name] for name in found}

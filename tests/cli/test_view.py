@@ -95,8 +95,8 @@ def served(model, **settings):
         process.communicate()
 
 
-def test_it_serves_one_page_until_interrupted_even_in_the_background_of_a_shell(model):
-    with served(model, preexec_fn=ignore(signal.SIGINT)) as (process, port, token):
+def test_it_serves_one_page_until_interrupted_even_in_the_background_of_a_shell(tmp_path):
+    with served(save_model(tmp_path), preexec_fn=ignore(signal.SIGINT)) as (process, port, token):
         with urllib.request.urlopen(f"http://localhost:{port}/?token={token}", timeout=20) as page:
             assert b"<html" in page.read().lower()
         with Window(port, token) as window:

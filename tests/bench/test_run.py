@@ -110,6 +110,9 @@ def test_a_job_is_done_with_its_commands_and_artefacts_only(grid):
     jobs[2].record.write_text('{"commands": [')
     jobs[3].record.write_text(jobs[3].record.read_text().replace('"done"', '"running"'))
     assert list(statuses(jobs).values()) == ["done", "new", "new", "interrupted", "done"]
+    for content in ("3", "[" * 100_000, '{"a": ' + "9" * 5_000 + "}", '{"seconds": "x"}', '{"status": []}'):
+        jobs[2].record.write_text(content)
+        assert list(statuses(jobs).values())[2] == "new"
 
 
 def test_other_flags_or_geometry_make_a_job_run_again_and_moved_folders_do_not(grid, tmp_path):

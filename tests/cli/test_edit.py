@@ -116,7 +116,7 @@ def test_models_are_replaced_only_on_demand_and_other_folders_never(tmp_path):
     with pytest.raises(UserError, match="holds a model; name another folder, or add --overwrite"):
         edited(model, model, "--remove", 1)
     assert not (model / "edits.yaml").exists()
-    with pytest.raises(UserError, match="the edits make NaN or infinite numbers"):
+    with pytest.raises(UserError, match="translate must be three numbers up to 1e"):
         edited(model, model, "--duplicate", 1, "--translate", 1e39, 0, 0, "--overwrite")
     scene = edited(model, model, "--remove", 1, "--overwrite")
     assert set(scene.objects) == {0, 2, 3}

@@ -227,7 +227,13 @@ def test_the_viewer_looks_from_the_saved_cameras_and_edits_in_the_users_units(mo
 
 def test_a_damaged_frame_is_named(models, tmp_path, capsys):
     shutil.copytree(models["map"], tmp_path / "model")
-    for content in ("{}", '{"offset": [0, 0], "scale": 1}', '{"offset": [0, 0, 0], "scale": 0}', "no"):
+    for content in (
+        "{}",
+        '{"offset": [0, 0], "scale": 1}',
+        '{"offset": [0, 0, 0], "scale": 0}',
+        '{"offset": [0, 0, 1e300], "scale": 1}',
+        "no",
+    ):
         (tmp_path / "model/frame.json").write_text(content)
         assert main(["query", "-m", str(tmp_path / "model"), "--list"]) == 2
         assert "frame.json: " in capsys.readouterr().err

@@ -64,7 +64,8 @@ def test_without_cameras_it_is_seen_along_z_and_broken_cameras_are_an_error(tmp_
     view = first_view(path, positions, is_whole=True)
     assert view["eye"][2] < 0
     np.testing.assert_allclose(view["up"], [0, -1, 0])
-    for text in ("[1]", "{", '[{"position": [0, 0]}]'):
+    far = '[{"position": [0, 0, 1e300], "rotation": [[1, 0, 0], [0, 1, 0], [0, 0, 1]], "height": 9, "fy": %s}]'
+    for text in ("[1]", "{", '[{"position": [0, 0]}]', "[" * 100_000, '{"a": 1}', far % 9, far % 0):
         path.write_text(text)
         with pytest.raises(UserError, match=r"cameras.json: not a list of cameras"):
             first_view(path, positions, is_whole=True)

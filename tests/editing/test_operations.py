@@ -46,6 +46,12 @@ def same_tables(left, right):
 # ---- which Gaussians ----
 
 
+@pytest.mark.parametrize("length", [1e-300, 1e200])
+def test_an_axis_may_have_any_length(length):
+    turned, wanted = Rotation((length, 0.0, length), 40).wxyz, Rotation((1.0, 0.0, 1.0), 40).wxyz
+    assert torch.allclose(turned, wanted)
+
+
 def test_remove_takes_rows_and_names_away_and_leaves_the_scene_given():
     scene = three_objects(names={2: "mug", 5: "cup"})
     rest = done(Remove, scene, [2])

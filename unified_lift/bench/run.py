@@ -1,6 +1,5 @@
 """Jobs are run: several at a time, on this machine or through submitit, each with a log and a record."""
 
-import json
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from unified_lift.bench.grid import Job, shell_line
 from unified_lift.errors import UserError
 from unified_lift.evaluation.report import duration_text
 from unified_lift.fileio import write_json
+from unified_lift.reading import parsed_json
 
 INTERRUPTED = 130  # exit code of a command that was asked to stop and can go on
 
@@ -46,6 +46,9 @@ def read_record(job: Job) -> Record:
     try:
         record = Record(**_read(job.record))
     except TypeError:
+        record = Record()
+    numbers = all(isinstance(number, (int, float)) for number in (record.finished_steps, record.seconds))
+    if not (numbers and isinstance(record.status, str) and isinstance(record.figures, dict)):
         record = Record()
     if record.commands != job.recorded:
         return Record()
@@ -242,11 +245,12 @@ def _figures(job: Job) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return a JSON file of a job, empty where it is missing or broken off."""
+    """Return a JSON file of a job, empty where it is missing, broken off or something else."""
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        content = parsed_json(path)
+    except UserError:
         return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _reason(job: Job, code: int) -> str:

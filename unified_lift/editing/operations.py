@@ -43,6 +43,7 @@ class Rotation:
     def wxyz(self) -> Tensor:
         """Return the unit quaternion, float64 [4]."""
         axis, half = torch.tensor(self.axis, dtype=torch.float64), math.radians(self.degrees) / 2
+        axis = axis / axis.abs().max()  # its square could be 0 or infinite
         return torch.cat([axis.new_tensor([math.cos(half)]), math.sin(half) * axis / axis.norm()])
 
 

@@ -176,12 +176,17 @@ def _ids(given: Any) -> tuple[int, ...]:
     if given in ("scene", ["scene"]):
         return WHOLE
     ids = given if isinstance(given, (list, tuple)) else [given]
-    if not ids or len(set(ids)) != len(ids) or any(type(value) is not int or value < 0 for value in ids):
+    known = all(type(value) is int and 0 <= value <= _MAX_ID for value in ids)
+    if not known or not ids or len(set(ids)) != len(ids):
         raise ValueError
     return tuple(ids)
 
 
-def _number(given: Any, *, least: float = -math.inf, most: float = math.inf) -> float:
+_MAX_ID = 2**31 - 1
+_FAR = 1e15  # no length, factor or angle is meant that is beyond
+
+
+def _number(given: Any, *, least: float = -_FAR, most: float = _FAR) -> float:
     if isinstance(given, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", given):
         given = float(given)  # YAML 1.1 takes 1e-7 for a word, since it has no point and 1.0e-7 does
     if type(given) not in (int, float) or not math.isfinite(given) or not least <= given <= most:
@@ -224,8 +229,8 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {  # setting -> how it i
     "min_confidence": _SHARE,
     "outliers": (partial(_number, least=0), "a number that is not negative; 0 = off"),
     "rotate": (_rotation, "{axis: [x, y, z], degrees: d}, the axis not zero"),
-    "translate": (_vector, "three numbers, as [0.1, 0, 0]"),
-    "scale": (partial(_number, least=math.ulp(0)), "a positive number"),
+    "translate": (_vector, f"three numbers up to {_FAR:g}, as [0.1, 0, 0]"),
+    "scale": (partial(_number, least=1 / _FAR), f"a positive number from {1 / _FAR:g} to {_FAR:g}"),
     "names": (_names, "ids and names, as {7: mug}"),
     "about": (lambda given: None if given == "centroid" else _vector(given), "centroid or a point, as [0, 0, 0]"),
 }

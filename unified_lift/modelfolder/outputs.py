@@ -128,7 +128,7 @@ def read_frame(folder: Path) -> Similarity:
         frame = Similarity(offset=(x, y, z), scale=float(content["scale"]))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: not an offset and a scale ({error}); train or --resume again") from None
-    if not (np.isfinite(frame.offset).all() and 0 < frame.scale < math.inf):
+    if not (all(abs(value) < 1e15 for value in frame.offset) and 1e-15 < frame.scale < 1e15):
         raise UserError(f"{path}: offset {frame.offset} and scale {frame.scale:g} are none; train or --resume again")
     return frame
 

@@ -77,7 +77,7 @@ def saved_cameras(model_path: Path, frame: Similarity = IDENTITY) -> list[Camera
             world_from_cam[:3, :3], world_from_cam[:3, 3] = entry["rotation"], entry["position"]
             pose, size = geometry.invert_rigid(world_from_cam), (int(entry["width"]), int(entry["height"]))
             cameras.append(frame.camera_inside(centred_camera(pose, entry["fx"], entry["fy"], *size)))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"{path}: not a list of cameras ({error}); train or --resume again") from None
     if not cameras:
         raise UserError(f"{path}: no camera is listed; train or --resume again")

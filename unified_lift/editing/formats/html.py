@@ -16,6 +16,7 @@ from unified_lift.types import IDENTITY, Similarity
 
 _PAGE = Path(__file__).with_name("page.html")
 _FIELD_OF_VIEW = 0.9  # radians, vertical, where no camera is known
+_MOST = 1e15  # beyond, nothing of a camera is meant
 _BULK = 0.9  # share of the Gaussians that the first view shows
 _ROOM = 1.3  # what it shows besides, in radii of the bulk
 
@@ -34,7 +35,9 @@ def first_view(path: Path, positions: np.ndarray, *, is_whole: bool, frame: Simi
         places = frame.inside(np.array([camera["position"] for camera in cameras], np.float64).reshape(-1, 3))
         turns = np.array([camera["rotation"] for camera in cameras], np.float64).reshape(-1, 3, 3)
         angles = [2 * np.arctan(camera["height"] / (2 * camera["fy"])) for camera in cameras]
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        if not all(np.abs(values).max(initial=0) < _MOST for values in (places, turns, angles)):
+            raise ValueError("numbers out of range")
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"{path}: not a list of cameras ({error}); train or --resume again") from None
     if len(places) == 0:
         places, turns, angles = np.array([middle - [0, 0, 3 * radius]]), np.eye(3)[None], [_FIELD_OF_VIEW]

@@ -48,4 +48,6 @@ def test_miniature_goes_through_the_whole_program(name, tmp_path, capsys):
     assert labels["object_id"].shape == (len(gaussians),)
     assert labels["object_id"].max() < len(codebook)
     objects = json.loads((model / "point_cloud" / "iteration_12" / "objects.json").read_text())
-    assert sum(entry["count"] for entry in objects.values()) == len(gaussians)
+    unlisted = (labels["object_id"] == labels["no_object"]).sum()  # what no mask claims is no object
+    assert sum(entry["count"] for entry in objects.values()) + unlisted == len(gaussians)
+    assert (unlisted > 0) == (str(labels["no_object"]) not in objects and labels["no_object"] >= 0)

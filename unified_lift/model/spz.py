@@ -13,6 +13,7 @@ from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.raw import RawSplat, from_smallest_three, logits_of
 from unified_lift.model.splat import to_bytes
+from unified_lift.reading import reading
 
 MAGIC, GZIP = b"NGSP", b"\x1f\x8b"
 _COLOR_SCALE = 0.15  # of SH degree 0; leaves room for colours outside 0..1
@@ -81,10 +82,8 @@ def read_spz(path: Path) -> RawSplat:
     Nothing is allocated before the counts of the header were held against the length of the file.
     A UserError: damaged, of another version, or of version 4 without a package that knows zstd.
     """
-    try:
+    with reading(path, "SPZ", fix="fetch it again, or convert it to .ply"):
         return _decoded(path.read_bytes())
-    except (struct.error, zlib.error, ValueError) as error:
-        raise UserError(f"{path}: not a readable SPZ ({error}); fetch it again, or convert it to .ply") from None
 
 
 def _decoded(data: bytes) -> RawSplat:

@@ -65,6 +65,7 @@ def test_what_was_decided_is_said_where_there_was_something_to_decide(tmp_path):
         ([[0, 1], [-1, 0]], "none", r"1\.npy: .*received -1 \(--void_id none\).*--void_id=-1"),
         ([[-1, 0]], "255", "received -1"),
         ([[0, 1]], "minus one", "choose auto, none or an id"),
+        ([[0, 1]], "99999999999", "choose auto, none or an id"),
     ],
 )
 def test_negative_ids_without_a_meaning_and_other_words_are_refused(tmp_path, maps, wanted, message):

@@ -54,6 +54,8 @@ def void_ids(masks: Sequence[TellingIds], wanted: str) -> tuple[frozenset[int], 
     elif wanted != "none":
         try:
             found = {int(word) for word in wanted.split(",")}
+            if not -(2**31) <= min(found) <= max(found) < 2**31:
+                raise ValueError
         except ValueError:
             raise UserError(f"{asked}: choose auto, none or an id such as 255 (several: 0,255)") from None
     if left := sorted(set(negative) - found):

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from tests.data.fixtures import edit_json
 from tests.data.fixtures.colmap_model import read_model, write_model
 from unified_lift.data import load_annotations
-from unified_lift.data.base import rigid_pose
+from unified_lift.data.base import quaternion_pose, rigid_pose
 from unified_lift.data.images import write_image
 from unified_lift.data.masks import write_mask
 from unified_lift.data.scene import load_frames
@@ -172,6 +172,25 @@ def test_poses_that_were_rounded_or_scaled_are_rotations_again(decimals, scale):
         np.testing.assert_allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-12)
         np.testing.assert_allclose(pose[:3, :3], turn, atol=10**-decimals)
         assert pose[:3, 3].tolist() == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("quaternion", "translation"),
+    [
+        ([1e200, 0, 0, 0.5], [0, 0, 1]),
+        ([1, 0, 0, 0], [0, 0, 1e30]),
+        ([1, 0, 0, 0], [0, 0, 10**400]),
+        ([1, 0, 0, "x"], [0, 0, 1]),
+        ([1, 0, 0, []], [0, 0, 1]),
+        (3, [0, 0, 1]),
+        ([1, 0, 0, 0], None),
+        ([0, 0, 0, 0], [0, 0, 1]),
+    ],
+    ids=str,
+)
+def test_poses_of_numbers_that_nobody_means_are_refused(quaternion, translation):
+    with pytest.raises(UserError, match=r"^traj: the pose of a [^\n]*$"):
+        quaternion_pose(quaternion, translation, source=Path("traj"), name="a")
 
 
 def edit_model(root, *, text=False, poison):

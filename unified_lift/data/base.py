@@ -18,6 +18,7 @@ from unified_lift.types import Camera, PointCloud, ZeroId
 OBJECT_PATH = "object_mask"
 DYNAMIC_MASK = "dynamic_mask_"  # what pictures beside the photos begin with that are white where pixels are left out
 ANNOTATIONS = "annotations/gt_instance"  # where scenes without a layout of their own keep exact ids, <view>.png
+_FAR = 1e15  # no length of a scene is beyond
 _MAX_SHEAR = 1.8e-2  # by which the longest axis of a pose may exceed the shortest; two decimals make it up to 1.7e-2
 _NAMES_SHOWN = 5
 
@@ -99,8 +100,9 @@ def rigid_pose(matrix: object, *, source: Path, name: str) -> np.ndarray:
         pose = np.empty(0)
     if pose.shape not in ((3, 4), (4, 4)):
         raise UserError(f"{source}: the pose of {name} is not a 3x4 or 4x4 matrix of numbers; write it again")
-    if not np.isfinite(pose).all():
-        raise UserError(f"{source}: the pose of {name} holds NaN or infinity; remove this entry or register it again")
+    if not (np.abs(pose) < _FAR).all():
+        what = "holds NaN or infinity" if not np.isfinite(pose).all() else f"holds numbers beyond {_FAR:g}"
+        raise UserError(f"{source}: the pose of {name} {what}; remove this entry or register it again")
     left, sizes, right = np.linalg.svd(pose[:3, :3])
     rotation, stretch = left @ right, sizes.max() / max(sizes.min(), 1e-300)
     if stretch > 1 + _MAX_SHEAR or np.linalg.det(rotation) < 0:
@@ -117,7 +119,7 @@ def quaternion_pose(wxyz: Sequence[float], translation: Sequence[float], *, sour
         values = np.array([*wxyz, *translation], dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         values = np.empty(0)
-    if values.shape != (7,) or not np.isfinite(values).all() or not np.linalg.norm(values[:4]) > 1e-9:
+    if values.shape != (7,) or not np.isfinite(values).all() or not 1e-9 < np.abs(values[:4]).max() < _FAR:
         what = "NaN, infinite or a zero quaternion" if values.shape == (7,) else "no quaternion and position"
         what = f"the pose of {name} is {what}"
         raise UserError(f"{source}: {what}; remove or correct this entry")

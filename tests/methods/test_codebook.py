@@ -237,19 +237,22 @@ def test_pixels_hidden_in_the_background_count_less_against_an_object(weight, ag
 
 
 @pytest.mark.parametrize(
-    ("missed", "has_zero", "expected"),
+    ("missed", "count", "has_zero", "expected"),
     [
         # Of 90 pixels, so many lie in no mask; the others lie in a mask of the object's own. The usual: 0.
-        ([0, 0, 0, 29, 31], True, [0, 1, 2, 3, 4, 0]),  # 31/90 > 0.5 x 59/90, 29/90 < 0.5 x 61/90
-        ([0, 0, 0, 29, 31], False, [0, 1, 2, 3, 4, 5]),
+        ([0, 0, 0, 29, 31], 1, True, [0, 1, 2, 3, 4, 0]),  # 31/90 > 0.5 x 59/90, 29/90 < 0.5 x 61/90
+        ([0, 0, 0, 29, 31], 1, False, [0, 1, 2, 3, 4, 5]),
         # half of every object is missed: that is usual, and only 75 of 90 are more by half of 15
-        ([45, 45, 45, 45, 75], True, [0, 1, 2, 3, 4, 0]),
-        ([45, 45, 45, 45, 58], True, [0, 1, 2, 3, 4, 5]),
+        ([45, 45, 45, 45, 75], 30, True, [0, 1, 2, 3, 4, 0]),
+        ([45, 45, 45, 45, 58], 300, True, [0, 1, 2, 3, 4, 5]),
+        # 70 of 90 are more by half of 20, but may be chance: twice sqrt(0.25 / 30) = 0.18, of 300 views 0.06
+        ([45, 45, 45, 45, 70], 30, True, [0, 1, 2, 3, 4, 5]),
+        ([45, 45, 45, 45, 70], 300, True, [0, 1, 2, 3, 4, 0]),
     ],
 )
-def test_what_lies_in_no_mask_more_than_the_usual_object_does_is_background(missed, has_zero, expected):
+def test_what_lies_in_no_mask_more_than_the_usual_object_does_is_background(missed, count, has_zero, expected):
     claimed = torch.diag(torch.tensor([0, *(90 - each for each in missed)]))[1:]
-    views = [torch.cat([torch.tensor([[900, *missed]]), claimed]).tolist()]
+    views = [torch.cat([torch.tensor([[900, *missed]]), claimed]).tolist()] * count
     assert one_background(overlaps_of(*views, has_zero=has_zero), torch.arange(6)).tolist() == expected
 
 

@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tests.data.fixtures import write_dataset
 from tests.data.fixtures.colmap_model import points_of, read_model, write_model
 from unified_lift.data.colmap_tables import MODELS, ColmapCamera, read_cameras, read_images, read_points
 from unified_lift.data.images import write_image
@@ -292,3 +293,15 @@ def test_a_ply_beside_the_table_is_read_as_3dgs_does_unless_it_is_its_copy(datas
     assert len(scene.points.positions) == len(more.positions)
     told = f"points3D.ply gives the initial points, as in 3DGS; remove it for the {len(table.ids)} of points3D.bin"
     assert told in scene.notes
+
+
+def test_a_2d_point_of_no_number_is_of_no_point(tmp_path):
+    write_dataset("colmap", tmp_path)
+    path = tmp_path / "sparse_text/0/images.txt"
+    lines = path.read_text().splitlines()
+    at = next(index for index, line in enumerate(lines) if not line.startswith("#")) + 1
+    for word in ("nan", "inf", "9" * 20):
+        lines[at] = f"1.5 2.5 {word} 3 4 5"
+        path.write_text("\n".join(lines) + "\n")
+        image = next(iter(read_images(path).values()))
+        assert image.points2d["point3d"].tolist() == [-1, 5]

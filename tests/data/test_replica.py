@@ -291,6 +291,7 @@ class TestBadInput:
             ('{"camera": {"w": 32}}', "h is missing"),
             ("[", "not a readable JSON"),
             (json.dumps({"camera": NICE_SLAM_CAMERA | {"fx": 0}}), "sizes and focal lengths must"),
+            (json.dumps({"camera": NICE_SLAM_CAMERA | {"w": 32, "h": 24, "scale": 1e-300}}), "scale is 1e-300"),
         ],
     )
     def test_broken_camera_file(self, content, pattern, dataset, read):

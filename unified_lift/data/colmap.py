@@ -148,7 +148,7 @@ def lens_of(camera: ColmapCamera, source: Path) -> Lens:
         raise UserError(f"{source}: camera model {camera.model} is not supported; {fix}")
     values = dict(zip(PARAMS[camera.model], camera.params, strict=True))
     fx, fy = (values.get("f", values.get(axis, 0.0)) for axis in ("fx", "fy"))
-    if not np.isfinite(camera.params).all() or min(fx, fy) <= 0 or min(camera.width, camera.height) < 1:
+    if not (np.abs(camera.params) < 1e15).all() or min(fx, fy) <= 0 or min(camera.width, camera.height) < 1:
         raise UserError(f"{source}: a {camera.model} camera holds NaN, a size or a focal length that is not positive")
     model: LensModel = "fisheye" if camera.model in FISHEYE else "perspective"
     coefficients = tuple(values.get(name, 0.0) for name in COEFFICIENTS[model])

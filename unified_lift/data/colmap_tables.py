@@ -124,7 +124,8 @@ def read_images(path: Path) -> dict[int, ColmapImage]:
         # The line of 2D points may be empty; who writes the table by hand may leave it out.
         values = np.array((following.take_if(_holds_points) or "").split(), dtype=np.float64).reshape(-1, 3)
         points = np.empty(len(values), dtype=POINT_2D)
-        points["xy"], points["point3d"] = values[:, :2], values[:, 2]
+        known = np.abs(values[:, 2]) < 2**63  # else the number of no point, NaN included
+        points["xy"], points["point3d"] = values[:, :2], np.where(known, values[:, 2], -1)
         return image(map(float, words[:9]), words[9].strip(), points)
 
     def from_bytes(cursor: _Cursor) -> tuple:

@@ -123,6 +123,8 @@ def read_depth(recording: Recording, frame: int) -> np.ndarray:
     if recording.layout == "nice_slam":
         source, camera = _camera_parameters(recording)
         scale = number(camera, "scale", source, default=6553.5)
+        if not 1e-9 < scale < 1e9:
+            raise UserError(f"{source}: scale is {scale:g}, not the depth levels of a metre; fetch it again")
     image = open_image(path)
     if not image.mode.startswith("I"):
         raise UserError(f"{path}: image mode {image.mode} is not a 16-bit depth map; fetch it again")

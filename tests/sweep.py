@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.saved_model import save_model
 from unified_lift import fileio
@@ -24,13 +24,18 @@ MODES = ("kill", *ERRORS)
 class Disk:
     """Counts what changes a folder, and at number `limit` does `action`."""
 
-    def __init__(self, root: Path, limit: int, action: Callable[[], None]) -> None:
+    def __init__(
+        self, root: Path, limit: int, action: Callable[[], None], patch: Callable[[Any, str, Any], None] = setattr
+    ) -> None:
         self.root, self.count, self.limit, self.action = str(root), 0, limit, action
         for name in CALLS:
-            setattr(os, name, self._counted(getattr(os, name), lambda *_, **__: True))
-        os.open = self._counted(os.open, lambda flags, *_, **__: flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+            patch(os, name, self._counted(getattr(os, name), lambda *_, **__: True))
+        patch(
+            os, "open", self._counted(os.open, lambda flags, *_, **__: flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        )
         opened = self._counted(open, lambda mode="r", *_, **__: set(mode) & set("wax+"))
-        builtins.open = io.open = opened
+        patch(builtins, "open", opened)
+        patch(io, "open", opened)
 
     def _counted(self, call, changes):
         def wrapped(path, *args, **kwargs):

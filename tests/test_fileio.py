@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.sweep import Disk
 from unified_lift import fileio
 from unified_lift.errors import UserError
 from unified_lift.fileio import locked, replacing, replacing_folder, write_json
@@ -51,38 +52,6 @@ def test_new_files_come_outdated_ones_go_and_others_stay(old):
 
 OLD = {"same/a.txt": "old", "gone/b.txt": "old", "chkpnt7.pth": "old", "mine.txt": "old"}
 NEW = {"same/a.txt": "new", "deep/er/c.txt": "new", "mine.txt": "old"}
-CALLS = (
-    "rename",
-    "replace",
-    "unlink",
-    "rmdir",
-    "mkdir",
-    "link",
-    "open",
-)  # what changes a disk, as Path and shutil do it
-
-
-class Disk:
-    """Counts what changes a folder, and at call `limit` fails, or kills the process."""
-
-    def __init__(self, root, monkeypatch, *, limit, action):
-        self.root, self.count, self.limit, self.action = str(root), 0, limit, action
-        for name in CALLS:
-            monkeypatch.setattr(os, name, self.counted(getattr(os, name), name))
-
-    def counted(self, call, name):
-        def wrapped(path, *args, **kwargs):
-            flags = args[0] if name == "open" and args else os.O_WRONLY
-            inside = kwargs.get("dir_fd") is not None or (
-                isinstance(path, str | Path) and str(path).startswith(self.root)
-            )
-            if inside and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-                self.count += 1
-                if self.count == self.limit:
-                    self.action()
-            return call(path, *args, **kwargs)
-
-        return wrapped
 
 
 def fails(number):
@@ -114,7 +83,7 @@ def test_whatever_operation_fails_the_old_or_the_new_folder_is_whole(old, place,
             (old / name).parent.mkdir(exist_ok=True)
             (old / name).write_text(text)
         with monkeypatch.context() as patch:
-            disk = Disk(tmp_path, patch, limit=limit, action=fails(number))
+            disk = Disk(tmp_path, limit, fails(number), patch.setattr)
             try:
                 write(old)
                 error = None
@@ -166,7 +135,7 @@ for limit in range(1, 60):
                 (old / name).parent.mkdir(parents=True, exist_ok=True)
                 (old / name).write_text(text)
         continue
-    t.Disk(old.parent, patch, limit=limit, action=lambda: os.kill(os.getpid(), signal.SIGKILL))
+    t.Disk(old.parent, limit, lambda: os.kill(os.getpid(), signal.SIGKILL))
     t.write(old)
     os._exit(0)
 else:

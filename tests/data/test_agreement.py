@@ -8,8 +8,11 @@ from PIL import Image
 
 from tests.data.fixtures import edit_json
 from unified_lift.capture.check import check_scene
+from unified_lift.cli.main import main
+from unified_lift.data import load_scene
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
+from unified_lift.modelfolder.inference import load_model, render_view
 
 
 def photos(root):
@@ -92,3 +95,26 @@ def test_frames(change, fine, dataset, read):
     root = dataset("transforms")
     edit_json(root / "transforms.json", lambda data: change(data["frames"]))
     agree(root, fine, read)
+
+
+def without_a_pose(root):
+    edit_json(root / "transforms.json", lambda data: data["frames"][2].pop("transform_matrix"))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [(name, lambda root: None) for name in ("colmap", "transforms", "lerf_mask", "replica", "messy_rooms")]
+    + [("colmap", lambda root, act=act: act(root, 2)) for act in (missing, cut, other_shape, renamed)]
+    + [("transforms", without_a_pose)],
+)
+def test_what_check_data_calls_fine_trains_to_a_picture(name, damage, dataset, tmp_path, capsys):
+    root, model = dataset(name), tmp_path / "model"
+    damage(root)
+    assert main(["check-data", "-s", str(root)]) == 0
+    short = "--iterations 400 --opacity_reset_interval 0 --lift_iterations 20 --sharpen_steps 2 --logger none --quiet"
+    short = [*short.split(), "--device", "cpu"]
+    assert main(["train", "-s", str(root), "-m", str(model), *short]) == 0
+    trained, scene = load_model(model), load_scene(DataSettings(source_path=root))
+    errors = [(render_view(trained, view.camera).image - view.image / 255).square().mean() for view in scene.train]
+    blank = [(view.image / 255 - (view.image / 255).mean(dim=(0, 1))).square().mean() for view in scene.train]
+    assert sum(errors) < sum(blank)  # better than one colour

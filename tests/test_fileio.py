@@ -167,7 +167,8 @@ def test_only_our_own_scratch_files_of_ended_processes_are_cleared_away(tmp_path
     path = tmp_path / "a.txt"
     ours = fileio._scratch(path).name
     left = ours.replace(f".{os.getpid()}-", f".{ended.pid}-")
-    foreign = ours.replace("-", "-0000", 1)
+    host = ours.partition(f".{os.getpid()}-")[2][:4]
+    foreign = ours.replace(f"-{host}", "-ffff" if host != "ffff" else "-0000", 1)
     for name in (left, ours, foreign, "a.txt.partial", "mine.unified-lift-partial"):
         (tmp_path / name).write_text("half")
     (tmp_path / (left.replace("a.txt", "folder"))).mkdir()
@@ -176,10 +177,20 @@ def test_only_our_own_scratch_files_of_ended_processes_are_cleared_away(tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         {"a.txt", "a.txt.partial", "mine.unified-lift-partial", ours, foreign}
     )
-    os.utime(tmp_path / ours, (0, 0))
+    for name in (ours, foreign):
+        os.utime(tmp_path / name, (0, 0))
     fileio._tidied.clear()
     write_json(path, {})
-    assert not (tmp_path / ours).exists()  # a day old
+    assert (tmp_path / ours).exists()  # its process lives
+    assert not (tmp_path / foreign).exists()  # of another machine, and a day old
+
+
+def test_a_journal_that_was_half_written_undoes_nothing_and_goes(tmp_path):
+    scratch = tmp_path / "a"
+    scratch.mkdir()
+    (scratch / fileio._JOURNAL).write_text('[["x", ')
+    fileio._remove_folder(scratch)
+    assert not scratch.exists()
 
 
 def test_a_folder_that_a_process_writes_into_is_refused_to_others_until_it_ends_however_it_ends(tmp_path):

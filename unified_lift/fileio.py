@@ -149,9 +149,11 @@ def _move(moves: list[tuple[Path, Path]], scratch: Path) -> None:
 
 def _remove_folder(scratch: Path) -> None:
     """Remove a scratch folder, after undoing moves that were not finished; if they cannot be undone, it stays."""
-    with suppress(OSError, ValueError):
-        journal = scratch / _JOURNAL
-        for source, target in reversed(json.loads(journal.read_text(encoding="utf-8")) if journal.exists() else []):
+    with suppress(OSError):
+        journal, moves = scratch / _JOURNAL, list[list[str]]()
+        with suppress(ValueError):  # half written: then no move was made
+            moves = json.loads(journal.read_text(encoding="utf-8")) if journal.exists() else []
+        for source, target in reversed(moves):
             if os.path.lexists(target) and not os.path.lexists(source):
                 Path(source).parent.mkdir(parents=True, exist_ok=True)
                 os.rename(target, source)
@@ -177,7 +179,7 @@ def _tidy(folder: Path) -> None:
         if match is None:
             continue
         with suppress(OSError):  # of another user, or gone meanwhile
-            if match[2] == host and not _lives(int(match[1])) or time.time() - left.stat().st_mtime > _OUTDATED_S:
+            if not _lives(int(match[1])) if match[2] == host else time.time() - left.stat().st_mtime > _OUTDATED_S:
                 _remove_folder(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 

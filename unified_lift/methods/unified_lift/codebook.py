@@ -20,7 +20,7 @@ _EPS = 1e-6
 # Masks that cut objects part their pieces in many views, masks that merge part neighbours in some: one threshold cannot
 # serve both. So it falls from the setting to 1.1 as the cohesion of objects merged at 1.1 falls from 0.83 to 0.73.
 _CUT_SCORE, _CUT_COHESION, _CUT_SLOPE = 1.1, 0.83, 3.0
-_EXCESS = 0.5
+_EXCESS = 0.5  # of the share in masks of its own: what more in no mask makes an object background. [ours]
 _MIN_COSINE_OF_SIDES = 0.8  # codes of different objects that are never seen together: 0.6 on average, seldom above
 _FEW_CODES, _DRAWING_ROUNDS = 128, 100
 _CHUNK = 1_024  # prototypes compared with all others at a time: M may be tens of thousands, and M x M numbers too many

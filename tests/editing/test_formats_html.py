@@ -39,6 +39,17 @@ def test_the_page_holds_splats_and_objects_and_asks_for_nothing_from_outside(tmp
     assert objects[1]["name"] == "</script><b>mug"
 
 
+@pytest.mark.parametrize(
+    "name", ["/*SPLATS*/", "/*IDS*/", "/*SCENE*/", r"\1\g<0>/*OTHER*/", "{{ 7 * 7 }}", "\u2028\ud800"]
+)
+def test_a_name_that_looks_like_a_place_of_the_page_stays_a_name(tmp_path, name):
+    write(tmp_path, "scene", scene_of(random_gaussians(30), names={4: name}))
+    text = (tmp_path / "scene.html").read_text("utf-8")
+    assert json.loads(constant(text, "scene"))["objects"][1]["name"] == name
+    write(tmp_path, "plain", scene_of(random_gaussians(30), names={4: "x"}))
+    assert len(text) <= (tmp_path / "plain.html").stat().st_size + 50
+
+
 def test_a_whole_scene_is_first_seen_from_its_first_camera(tmp_path):
     (tmp_path / "cameras.json").write_text(json.dumps([CAMERA, CAMERA | {"position": [0, -1, -6]}]))
     positions = np.array([[0.0, -1, 0], [0, -1, 1], [0, -1, -1]])  # 4 and 6 away from the middle: 5 is half-way

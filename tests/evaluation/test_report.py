@@ -69,6 +69,15 @@ def test_the_page_tells_everything_and_loads_nothing_from_anywhere(page):
     assert len(text) < 400_000  # pictures are reduced
 
 
+def test_a_name_that_looks_like_code_stays_a_name(page, tmp_path):
+    name = "{{ 7 * 7 }}{# $\\frac{$ <script>"
+    per_view = {"PSNR": {name: 20.0, "b": 24.0}}  # the bars are labelled with the names of the views
+    shown = {"title": name, "per_view": per_view, "plots": write_plots(tmp_path, per_view=per_view, log_lines=LOG)}
+    text = page(**shown, pictures={name: {}}, manifest=MANIFEST | {"notes": [name]})
+    assert text.count("{{ 7 * 7 }}{# $\\frac{$ &lt;script&gt;") >= 5
+    assert "<script" not in text
+
+
 def test_objects_come_worst_first_with_unmatched_ones_grey(page):
     text = page()
     assert text.index("true id 9, predicted id None") < text.index("true id 4, predicted id 2")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,9 @@ def write(folder: Path, stem: str, scene: TrainedScene) -> None:
             scene.path / "cameras.json", rows["position"], is_whole=stem == "scene", frame=read_frame(scene.path)
         ),
     }
-    script = json.dumps(described).replace("<", "\\u003c")  # a name must not end it
-    page = _PAGE.read_text().replace("/*SCENE*/", script)
-    for place, values in (("/*SPLATS*/", rows), ("/*IDS*/", index.astype("<u2"))):
-        page = page.replace(place, base64.b64encode(values.tobytes()).decode())
-    (folder / f"{stem}.html").write_text(page)
+    filled = {"SCENE": json.dumps(described).replace("<", "\\u003c")}  # a name must not end it
+    for place, values in (("SPLATS", rows), ("IDS", index.astype("<u2"))):
+        filled[place] = base64.b64encode(values.tobytes()).decode()
+    # At once: places are looked for in the page alone, not in what was put into it.
+    page = re.sub(r"/\*([A-Z]+)\*/", lambda place: filled[place[1]], _PAGE.read_text("utf-8"))
+    (folder / f"{stem}.html").write_text(page, "utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -39,11 +39,11 @@ class PlacedCodes(NamedTuple):
         reach = 2 * self.spread + (self.spread.median() if len(self.spread) else 0)
         return torch.cat([self.centres, reach[:, None]], dim=1)
 
-    def touching(self, some: Tensor) -> Tensor:
-        """Return whether the places of the codes at indices `some` touch that of each code, bool [len(some), L]."""
+    def touching(self) -> Callable[[Tensor], Tensor]:
+        """Return what tells of codes at indices, [S], whether their places touch that of each code, bool [S, L]."""
         centres = self.centres - self.centres.mean(dim=0)  # squares of large coordinates round badly
         reach = 2 * self.spread + self.spread.median() / 2
-        return torch.cdist(centres[some], centres) <= reach[some, None] + reach
+        return lambda some: torch.cdist(centres[some], centres) <= reach[some, None] + reach
 
     def united(self, groups: Tensor, weights: Tensor) -> PlacedCodes:
         """Return the weighted mean code of each group and the place of all its pixels; both are of each code, [L]."""
@@ -95,7 +95,7 @@ def codebook_from_views(views: TrainingViews, s: UnifiedLiftSettings, *, backgro
         return FoundObjects(codes, torch.zeros(0, dtype=torch.int64), torch.zeros(0))
     overlaps = Overlaps.of_views(_pixels_of_codes(views(), codes, min_cosine=s.codebook_min_fit))
     merge = partial(merged_codes, codes.codes, overlaps, min_cooccurrence=s.codebook_min_together)
-    touching = codes.touching(torch.arange(len(codes.codes), device=weights.device)).cpu()
+    touching = codes.touching()(torch.arange(len(codes.codes), device=weights.device)).cpu()
     merge = partial(merge, min_pixels=s.codebook_min_pixels, touching=touching)
     whole = cohesion(overlaps, merge(min_score=_CUT_SCORE))
     merged = merge(min_score=least_evidence(s.codebook_min_evidence, whole))
@@ -140,10 +140,11 @@ def codebook_from_prototypes(
     check_shapes({"codes": (unit, "M D"), "centres": (centres, "M 3"), "weights": (weights, "M")})
     if not len(unit):
         return prototypes
+    touching = prototypes.touching()
 
     def neighbours(some: Tensor) -> Tensor:
         """Return which prototypes are neighbours of those at indices `some`, bool [len(some), M]."""
-        return prototypes.touching(some) & (unit[some] @ unit.T >= min_cosine)
+        return touching(some) & (unit[some] @ unit.T >= min_cosine)
 
     every = torch.arange(len(unit), device=unit.device)
     members = torch.cat([neighbours(part).sum(dim=1) for part in every.split(_CHUNK)])

@@ -35,7 +35,11 @@ EDITS_FILE = "edits.yaml"  # all edits since the scene was trained
 NO_OBJECT = "no object"
 """Name of the last object, where it is what no mask claims."""
 FRAME_FILE = "frame.json"  # of a scene that is not worked on in the user's coordinates
-FILES_OF_RUN = ("chkpnt*.pth", "metrics.jsonl", "profile.json", EDITS_FILE, FRAME_FILE, "tb", "point_cloud", "levels")
+EXPOSURE_FILE = "exposure.json"  # name of training photo -> its colour matrix [3DGS], where --exposure learnt any
+FILES_OF_RUN = (
+    *("chkpnt*.pth", "metrics.jsonl", "profile.json", EDITS_FILE, FRAME_FILE, EXPOSURE_FILE),
+    *("tb", "point_cloud", "levels"),
+)
 """Patterns of what one run must not leave to the next."""
 _HEADER = ("config.yaml", "cfg_args", "cameras.json", "input.ply", "manifest.json")
 

@@ -52,6 +52,15 @@ class GeometrySettings:
     """Rate of log scales [3DGS]."""
     rotation_lr: Annotated[float, Range(0)] = 1e-3
     """Rate of quaternions [3DGS]."""
+    exposure: str = "none"
+    """What is learnt of each training photo's colours, so that the scene need not change with them: `affine`, a colour
+    matrix [3DGS]; `bilateral`, a grid of them [Wang 2024]; `none`. A file of unified_lift/train/exposure."""
+    exposure_lr: Annotated[float, Range(0)] = 0.0
+    """First rate of the photos' colours; 0 = the kind's own: affine 0.01, bilateral 0.002. [ours]"""
+    exposure_grid: Annotated[tuple[int, int, int], Range(1, 256)] = (16, 16, 8)
+    """Cells of a bilateral grid across, down and along brightness [Wang 2024]."""
+    weight_exposure: Annotated[float, Range(0)] = 10.0
+    """Weight of what keeps a photo's colours plain: of `bilateral` the total variation of its grid [Wang 2024]."""
     rasterizer: Literal["ours", "gsplat"] = "ours"
     """What renders in geometry steps; gsplat: that package (needs a GPU), to check images and gradients against it."""
 

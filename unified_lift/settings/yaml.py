@@ -106,6 +106,8 @@ def _coerced(hint: Any, value: Any, name: str) -> Any:
         wanted = getattr(kind, "__name__", str(kind))
         if typing.get_origin(kind) is typing.Literal:
             wanted = "one of " + ", ".join(map(str, typing.get_args(kind)))
+        if typing.get_origin(kind) is tuple and Ellipsis not in typing.get_args(kind):
+            wanted = f"a list of {len(typing.get_args(kind))} values"
         raise UserError(f"{name} must be {wanted}, received {shown(value)}") from None
     for fault in faults(value, hint):
         raise UserError(f"{name} {fault}")
@@ -123,6 +125,8 @@ def _as_type(hint: Any, value: Any) -> Any:
     if kind is tuple:
         if not isinstance(value, (list, tuple)):
             raise TypeError
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise ValueError
         return tuple(_as_type(arguments[0], item) for item in value)
     if (hint is bool) != isinstance(value, bool):
         raise TypeError

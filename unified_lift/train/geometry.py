@@ -11,6 +11,7 @@ from unified_lift.kernels.photometric import backward, photometric_loss
 from unified_lift.methods.base import Method, StepInfo
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.modelfolder.settings import GeometrySettings
+from unified_lift.train.exposure import Exposures, exposure_kind
 from unified_lift.train.losses import chosen_losses
 from unified_lift.train.stage import Stage, weighted_sum
 from unified_lift.train.views import SegmentMaps
@@ -40,9 +41,17 @@ class GeometryStage(Stage):
             self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=scene.kept_on == gaussians.device.type)
         self.losses = chosen_losses(settings.loss_weights)
         self.weights = dict(self.weights) | {loss.name: weight for loss, weight in self.losses.items()}
+        kind, names = exposure_kind(settings.exposure), [view.name for view in scene.train]
+        self.exposures = None if kind is None else Exposures(kind, names, settings, gaussians.device)
+        self.weights |= {"exposure": settings.weight_exposure}
         self.strategy, self.density = strategy, strategy.initial_state(len(gaussians), gaussians.device)
         self.background = torch.ones(3, device=gaussians.device) if settings.white_background else None  # else black
         self.renderer = TrainingStep(implementation="auto" if settings.rasterizer == "ours" else settings.rasterizer)
+
+    @property
+    def choices(self) -> list[str]:
+        """Return a line for each thing beyond the plain recipe that was chosen."""
+        return [] if self.exposures is None else [str(self.exposures)]
 
     def step(self, step: int) -> dict[str, Tensor]:
         self.on_phase("view")
@@ -60,7 +69,9 @@ class GeometryStage(Stage):
         )
         self.on_phase("losses")
         share = self.settings.lambda_dssim
-        terms = {"photometric": photometric_loss(out.image, view.image, lambda_dssim=share, valid=view.valid)}
+        image = out.image if self.exposures is None else self.exposures.apply(index, out.image)
+        terms = {"photometric": photometric_loss(image, view.image, lambda_dssim=share, valid=view.valid)}
+        terms |= {} if self.exposures is None else self.exposures.penalties(index)
         terms |= {loss.name: loss.function(out, self.gaussians, view) for loss in self.losses}
         if self.method is not None and view.segments is not None:
             seen = self.maps.of(index, view).seen(out)  # the gradient stops at the features [released]
@@ -78,6 +89,8 @@ class GeometryStage(Stage):
             **self.adam.constants,
             **self.strategy.statistics(self.density, step, self.num_steps),
         )
+        if self.exposures is not None:
+            self.exposures.step(index, self.progress(step))
         if self.method is not None:
             self.update_method(self.method, self.progress(step))
         self.on_phase("density")
@@ -100,13 +113,16 @@ class GeometryStage(Stage):
         }
 
     def state_dict(self) -> dict:
-        return super().state_dict() | {"density": dict(self.density)}
+        own = {} if self.exposures is None else {"exposures": self.exposures.state_dict()}
+        return super().state_dict() | {"density": dict(self.density)} | own
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         if any(len(state["density"][name]) != len(value) for name, value in self.density.items()):
             raise ValueError(f"density is not that of {len(self.gaussians)} Gaussians")
         self.density = {name: value.to(self.gaussians.device, copy=True) for name, value in state["density"].items()}
+        if self.exposures is not None:
+            self.exposures.load_state_dict(state["exposures"])
 
 
 def log_linear(first: float, last: float, progress: float) -> float:

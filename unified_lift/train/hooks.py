@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from unified_lift.fileio import write_json
 from unified_lift.methods.base import Method
 from unified_lift.model.ply import write_gaussians
 from unified_lift.model.render import render
 from unified_lift.modelfolder.checkpoint import CheckpointWriter, checkpoint_path, named_tensors, snapshot
-from unified_lift.modelfolder.outputs import iteration_dir
+from unified_lift.modelfolder.outputs import EXPOSURE_FILE, iteration_dir
 from unified_lift.modelfolder.settings import RunSettings, TrainSettings
 from unified_lift.settings.yaml import to_dict
 from unified_lift.train.geometry import GeometryStage
@@ -155,6 +156,8 @@ class GeometryResults(Hook):
             self._finite.check({"gaussians": stage.gaussians.table}, iteration)
             folder = iteration_dir(self._settings.model_path, iteration)
             write_gaussians(folder / "point_cloud.ply", stage.gaussians, frame=self._scene.frame)
+            if stage.exposures is not None:
+                write_json(self._settings.model_path / EXPOSURE_FILE, stage.exposures.matrices())
         if iteration not in run.test_iterations and iteration != stage.num_steps:
             return
         for view in self._scene.test:

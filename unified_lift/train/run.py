@@ -30,6 +30,7 @@ from unified_lift.modelfolder.outputs import NO_OBJECT
 from unified_lift.modelfolder.settings import TrainSettings, changed
 from unified_lift.progress import progress_bar
 from unified_lift.settings.yaml import differences
+from unified_lift.train.exposure import exposure_kind
 from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.hooks import Checkpoints, Finite, GeometryResults, Hook, Log, fit
 from unified_lift.train.lift import LiftStage
@@ -133,6 +134,9 @@ def _run(
                 strategy = strategy_entry(settings.strategy).build(settings.density)
                 joined = method if joint and lifts else None
                 stage = GeometryStage(scene, gaussians, settings.geometry, strategy, seed=seed + 1, method=joined)
+                if not settings.run.quiet:
+                    for choice in stage.choices:
+                        tqdm.write(choice)
                 fit(_placed(stage, state), watch)
                 del stage  # with the moments of its optimiser
             gaussians.zero_grad()
@@ -230,6 +234,7 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
     """
     device = chosen_device(settings.run.device, rasterizer=settings.geometry.rasterizer)
     chosen_losses(settings.geometry.loss_weights)
+    exposure_kind(settings.geometry.exposure)
     clock, cache = RunClock(device), DataCache(settings.run.data_device, device=device, folder=settings.model_path)
     saved = None if resume_from is None else load_checkpoint(resume_from)
     frame = None if saved is None else Similarity(**saved["frame"])

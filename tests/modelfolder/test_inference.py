@@ -1,17 +1,20 @@
 """A model folder, read back and looked at."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from tests.saved_model import COIN_IDS, save_model
+from tests.saved_model import COIN_IDS, floor_gaussians, save_model
 from unified_lift.data import load_annotations, load_scene
 from unified_lift.errors import UserError
+from unified_lift.methods.unified_lift.codebook import final_codes
 from unified_lift.model.render import render
-from unified_lift.modelfolder import inference
+from unified_lift.modelfolder import inference, outputs
 from unified_lift.modelfolder.inference import load_model, render_likely_ids, render_view
+from unified_lift.modelfolder.labels import GaussianLabels
 from unified_lift.modelfolder.outputs import iteration_dir
 
 
@@ -147,3 +150,27 @@ def test_the_association_agrees_with_the_ids(model, camera):
     assert torch.equal(association.argmax(dim=-1), segmentation.object_ids)
     torch.testing.assert_close(association.max(dim=-1).values, segmentation.confidence)
     torch.testing.assert_close(association.sum(dim=-1), torch.ones(24, 32))
+
+
+@pytest.mark.parametrize(("rows", "width"), [(4, 16), (150, 32)])
+def test_a_model_of_many_objects_has_wider_codes_and_is_read_back(tmp_path, rows, width):
+    model = save_model(tmp_path)
+    folder = iteration_dir(model, 40)
+    gaussians = floor_gaussians()
+    features = torch.nn.functional.pad(gaussians.features.detach(), (0, width - 16))
+    gaussians.set("features", features)
+    method = load_model(model).method
+    method._set_tensor("codebook", final_codes(torch.eye(rows, 16)))
+    assert method.object_state().shape == (rows, width)
+    labels = GaussianLabels(features.argmax(dim=1), torch.ones(len(features)))
+    outputs.write_objects(folder, gaussians, labels, method=method, num_views={})
+    read = load_model(model)
+    torch.testing.assert_close(read.method.object_state(), method.object_state())
+    assert read.method.segment(read.gaussians.features[:3]).object_ids.shape == (3,)
+
+
+def test_codes_that_do_not_fit_the_features_of_the_model_are_told(tmp_path):
+    model = save_model(tmp_path)
+    torch.save(torch.eye(4, 12), codes := iteration_dir(model, 40) / "classifier.pth")
+    with pytest.raises(UserError, match=re.escape(str(codes))):
+        load_model(model)

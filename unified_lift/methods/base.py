@@ -201,7 +201,7 @@ class Method(nn.Module, ABC):
         """Take what `object_state` returned."""
         for name in self.object_tables:
             table = state if isinstance(state, Tensor) else state[name]
-            if table.shape[1:] != getattr(self, name).shape[1:]:
+            if table.ndim != getattr(self, name).ndim:  # many codes are wider than the features that were learnt
                 raise ValueError(f"{name} is {list(table.shape)}, one row an object")
             self._set_tensor(name, table)
 

@@ -1,13 +1,18 @@
 """A loss that somebody adds: found by name, turned on by its weight, logged, and felt by what it is a loss of."""
 
+import math
+
 import pytest
 import torch
 
 from tests.train.test_training import final_state, settings_for
 from unified_lift.errors import UserError
+from unified_lift.model.gaussians import Gaussians
+from unified_lift.train.hooks import Hook
 from unified_lift.train.logs import read_log
 from unified_lift.train.losses import LOSSES, chosen_losses
 from unified_lift.train.losses.base import GeometryLoss
+from unified_lift.train.losses.needle import needle
 from unified_lift.train.run import run
 
 FUNCTIONS = {
@@ -17,6 +22,8 @@ FUNCTIONS = {
     "opacity": lambda out, gaussians, view: gaussians.opacities.mean(),
     "scale": lambda out, gaussians, view: gaussians.scales.mean(),
 }
+PARAMETERS = {"means": (3,), "quats": (4,), "log_scales": (3,), "logit_opacities": (), "sh0": (1, 3), "shN": (0, 3)}
+PARAMETERS |= {"features": (0,)}
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +45,32 @@ def test_a_loss_is_logged_weighted_and_moves_the_gaussians(tmp_path, scene, name
     assert line[name] > 0
     assert any(not torch.equal(plain[key], weighted[key]) for key in plain)
     assert all(torch.equal(plain[key], zero[key]) for key in plain)
+
+
+def test_needles_by_hand_and_with_a_finite_gradient():
+    scales = torch.tensor([[1.0, 2.0, 3.0], [0.1, 1.0, 4.0], [1e-30, 1.0, 1.0]])
+    gaussians = Gaussians({name: torch.zeros(3, *shape) for name, shape in PARAMETERS.items()})
+    gaussians.set("log_scales", scales.log())
+    assert needle(None, gaussians, None).item() == pytest.approx((0 + 40 - 10 + math.exp(30) - 10) / 3)
+    gaussians.set("log_scales", scales[1:2].log())
+    needle(None, gaussians, None).backward()
+    torch.testing.assert_close(gaussians.log_scales.grad, torch.tensor([[-40.0, 0, 40]]))
+
+
+def test_the_size_of_gaussians_is_bounded_after_every_step(tmp_path, scene):
+    sizes = []
+
+    class Watch(Hook):
+        def after_step(self, stage, step, terms):
+            sizes.append(float(stage.gaussians.scales.max()) / scene.radius)
+
+    changes = {"iterations": 8, "lift_iterations": 0, "scaling_lr": 0.3}
+    plain, bounded = (settings_for(tmp_path / str(share), max_scale=share, **changes) for share in (0, 0.02))
+    run(plain, scene, hooks=[Watch()])
+    assert max(sizes) > 0.03
+    sizes.clear()
+    run(bounded, scene, hooks=[Watch()])
+    assert 0.0199 < max(sizes) <= 0.02 * (1 + 1e-5)
 
 
 def test_a_wrong_word_is_refused_before_anything_is_written(tmp_path, scene):

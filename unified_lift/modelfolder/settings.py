@@ -52,6 +52,8 @@ class GeometrySettings:
     """Rate of log scales [3DGS]."""
     rotation_lr: Annotated[float, Range(0)] = 1e-3
     """Rate of quaternions [3DGS]."""
+    max_scale: Annotated[float, Range(0)] = 0.0
+    """Longest standard deviation of a Gaussian, as a share of the scene radius, after every step; 0 = any. [ours]"""
     exposure: str = "none"
     """What is learnt of each training photo's colours, so that the scene need not change with them: `affine`, a colour
     matrix [3DGS]; `bilateral`, a grid of them [Wang 2024]; `none`. A file of unified_lift/train/exposure."""

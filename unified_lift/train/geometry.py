@@ -89,6 +89,9 @@ class GeometryStage(Stage):
             **self.adam.constants,
             **self.strategy.statistics(self.density, step, self.num_steps),
         )
+        if self.settings.max_scale:
+            with torch.no_grad():
+                self.gaussians.log_scales.clamp_(max=math.log(self.settings.max_scale) + math.log(self.radius))
         if self.exposures is not None:
             self.exposures.step(index, self.progress(step))
         if self.method is not None:

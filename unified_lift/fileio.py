@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from unified_lift.errors import UserError
 from unified_lift.reading import parsed_json
@@ -250,6 +250,31 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
                     if is_new:
                         folder.rmdir()  # only if nothing was written
             return
+
+
+def write_held(path: Path, text: str) -> IO[str]:
+    """Write a text file whole or not at all; `is_held` until what is returned is closed, or the process ends."""
+    with replacing(path) as partial:
+        file = open(partial, "w", encoding="utf-8")  # noqa: SIM115  # a lock is of the file, whatever its name
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.write(text)
+            file.flush()
+        except BaseException:
+            file.close()
+            raise
+    return file
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process, or this one, holds a file that `write_held` wrote."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # no pipe waits
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
 
 
 def write_text(path: Path, text: str) -> None:

@@ -155,6 +155,7 @@ def test_what_was_left_can_be_begun_with_and_goes_when_it_is_saved_or_taken_back
     viewer.session.redo()
     assert not left.exists()
     viewer.session.apply(Remove(objects=(1,)))
+    viewer.stop()
     again = open_viewer(model)
     again.session.apply(Remove(objects=(1,)))
     with pytest.raises(UserError, match="save or undo them first"):
@@ -167,10 +168,65 @@ def test_what_was_left_can_be_begun_with_and_goes_when_it_is_saved_or_taken_back
     assert (left.exists(), again.session.operations) == (True, ())
 
 
+def test_edits_of_a_viewer_that_runs_are_not_offered_to_another(tmp_path, open_viewer):
+    model = save_model(tmp_path)
+    left = model.with_name("model_unsaved_edits.yaml")
+    with served(model) as (process, port, token), Window(port, token) as window:
+        window.delete("object 2")
+        assert open_viewer(model).session.journal.found == []
+        process.kill()
+        process.wait(timeout=30)
+    first, second = open_viewer(model), open_viewer(model)
+    assert first.session.journal.found == second.session.journal.found == [left]  # its owner is gone
+    first.session.go_on(left)
+    for late in (second.session.go_on, second.session.journal.drop):  # a window that still shows the buttons
+        with pytest.raises(UserError, match="another viewer has these edits open"):
+            late(left)
+    assert second.session.journal.found == []
+    first.session.apply(Remove(objects=(1,)))
+    second.session.apply(Remove(objects=(3,)))
+    assert parse(left.read_text()) == [Remove(objects=(2,)), Remove(objects=(1,))]
+    assert parse(left.with_stem(f"{left.stem}_2").read_text()) == [Remove(objects=(3,))]
+
+
+def test_only_what_this_viewer_wrote_is_written_over(tmp_path, open_viewer, monkeypatch):
+    viewer, told = open_viewer(save_model(tmp_path)), []
+    monkeypatch.setattr(viewer, "_tell", lambda event, title, text, **_: told.append(text))
+    monkeypatch.setattr("unified_lift.viewer.server.path_through", lambda keys, count: [None] * 2)
+    monkeypatch.setattr("unified_lift.viewer.server.Renderer.frame", lambda *_, **__: b"frame")
+    monkeypatch.setattr(
+        "unified_lift.viewer.server.write_video", lambda path, frames: path.write_bytes(b"".join(frames))
+    )
+    own, mine = tmp_path / "own.mp4", tmp_path / "mine.mp4"
+    mine.write_bytes(b"mine")
+    (tmp_path / "link.mp4").symlink_to(mine)
+
+    def film(path):
+        viewer.panels.video_file.value = str(path)
+        viewer.film(None)
+        return told.pop()
+
+    for path in (mine, tmp_path / "link.mp4"):
+        assert film(path) == f"{mine}: is there already and this viewer did not write it; name a new file"
+    assert film(own) == film(own) == str(own)
+    assert own.read_bytes() == 2 * b"frame"
+    own.write_bytes(b"mine")  # by somebody else
+    assert "did not write it" in film(own)
+    assert (own.read_bytes(), mine.read_bytes()) == (b"mine", b"mine")
+
+    monkeypatch.setattr("unified_lift.viewer.server.write_video", lambda path, frames: (path.touch(), list(frames)))
+    assert "did not write it" in film(tmp_path / "meanwhile.mp4")  # it came while the film was made
+    viewer.save(None, str(tmp_path / "saved"))
+    viewer.save(None, str(tmp_path / "saved"))
+    (tmp_path / "saved" / "edits.yaml").write_text("- remove: [1]")  # `edit --overwrite` was there
+    with pytest.raises(UserError, match="holds a model already"):
+        viewer.save(None, str(tmp_path / "saved"))
+
+
 def test_edits_that_cannot_be_kept_are_done_all_the_same_and_the_window_says_so(tmp_path, open_viewer, monkeypatch):
     viewer = open_viewer(save_model(tmp_path))
     with monkeypatch.context() as broken:
-        broken.setattr("unified_lift.viewer.journal.write_text", refuse)
+        broken.setattr("unified_lift.viewer.journal.write_held", refuse)
         viewer.session.apply(Remove(objects=(2,)))
         viewer.refresh()
     assert "will be lost when the viewer ends: " in viewer.panels._head.content

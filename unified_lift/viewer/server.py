@@ -16,7 +16,7 @@ from unified_lift.editing.operations import Recolour, Remove, centroid
 from unified_lift.errors import UserError
 from unified_lift.evaluation.video import FPS, path_through, write_video
 from unified_lift.modelfolder.inference import object_at
-from unified_lift.modelfolder.outputs import holds_run
+from unified_lift.modelfolder.outputs import EDITS_FILE, holds_run
 from unified_lift.types import Camera
 from unified_lift.viewer.frames import FrameLoop
 from unified_lift.viewer.guard import Guard
@@ -169,7 +169,7 @@ class Viewer:
         self._is_stopping = False
         self._busy = threading.Lock()  # one change at a time, so that panels show what they belong to
         self._filming = threading.Lock()
-        self._written: set[Path] = set()  # folders of edited scenes: these alone may be replaced
+        self._written: dict[Path, tuple[int, int]] = {}  # what this viewer wrote, which alone it may replace
         self.guard, host = guard, guard.host
         try:  # where nothing can listen, viser would wait for ever
             socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
@@ -229,6 +229,8 @@ class Viewer:
         """Stop serving; a video that is being written is given up."""
         self._is_stopping = True
         self.loop.stop()
+        for session in self.sessions:
+            session.journal.close()
         with contextlib.redirect_stdout(io.StringIO()):
             self._server.stop()
 
@@ -285,10 +287,10 @@ class Viewer:
         if not named:
             raise UserError("Folder: no folder is named; name a new one")
         folder = self.guard.place(named, own=self._own)
-        if holds_run(folder) and folder not in self._written:
+        if holds_run(folder) and not self._wrote(folder):
             raise UserError(f"{named}: holds a model already; name a new folder")
-        self.session.save(folder, overwrite=folder in self._written)
-        self._written.add(folder)
+        self.session.save(folder, overwrite=self._wrote(folder))
+        self._written[folder] = _stamp(folder)
         self._tell(event, "Saved", f"{named}: open it with: unified-lift view -m {named}")
 
     def film(self, event: Any) -> None:
@@ -300,16 +302,26 @@ class Viewer:
                 path = self.guard.place(self.panels.video_file.value.strip(), own=self._own)
                 if path.suffix != ".mp4":
                     raise UserError(f"{path}: a video needs the suffix .mp4")
+                self._require_own(path)
                 cameras = path_through(self.path, count=round(FPS * self.panels.seconds.value))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.panels.progress.visible = True
-                write_video(path, self._film_frames(cameras))
+                write_video(path, self._film_frames(cameras, path))
+                self._written[path] = _stamp(path)
             finally:
                 self.panels.progress.visible = False
                 self._filming.release()
             self._tell(event, "Video written", str(path))
 
-    def _film_frames(self, cameras: Sequence[Camera]) -> Iterator[np.ndarray]:
+    def _wrote(self, path: Path) -> bool:
+        """Return whether this viewer wrote what is there, and nobody has put something else in its place since."""
+        return path.exists() and self._written.get(path) == _stamp(path)
+
+    def _require_own(self, path: Path) -> None:
+        if path.exists() and not self._wrote(path):
+            raise UserError(f"{path}: is there already and this viewer did not write it; name a new file")
+
+    def _film_frames(self, cameras: Sequence[Camera], path: Path) -> Iterator[np.ndarray]:
         scene, mode = self.session.shown, self.panels.mode.value  # as they are at the start
         renderer = Renderer(self.session.original)
         for index, camera in enumerate(cameras):
@@ -317,6 +329,7 @@ class Viewer:
                 raise UserError("the viewer was ended before the video was complete")
             yield renderer.frame(scene, camera, mode=mode)
             self.panels.progress.value = 100 * (index + 1) / len(cameras)
+        self._require_own(path)  # minutes later
 
     # ---- the handles that move an object ----
 
@@ -353,3 +366,9 @@ class Viewer:
             self.loop.redraw(rough=True)
         else:
             await asyncio.to_thread(let_go)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return what tells a video, or the edits of a model folder, from another one in its place."""
+    file = path / EDITS_FILE if path.is_dir() else path
+    return (file.stat().st_ino, file.stat().st_mtime_ns) if file.exists() else (0, 0)

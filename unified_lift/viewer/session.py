@@ -132,7 +132,7 @@ class Session:
             if self.is_dirty:
                 raise UserError("there are edits that are not saved; save or undo them first")
             scene = script.apply(self.original, edits)
-            self.journal.drop(path, take_over=True)
+            self.journal.take(path)
             self._preview, self._history, self._saved = None, edits, ()
             self._become(scene, edits)
 

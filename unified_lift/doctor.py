@@ -13,11 +13,12 @@ from diff_gaussian_rasterization import backend_info
 from simple_knn import distCUDA2
 
 import unified_lift
-from unified_lift.data.cache import available_memory, choose_cache, free_bytes
+from unified_lift.data.cache import choose_cache, free_bytes
 from unified_lift.data.scene import expected_bytes
 from unified_lift.data.settings import DataSettings
 from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
+from unified_lift.memory import available_memory
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.model.render import render
 from unified_lift.modelfolder.settings import TrainSettings

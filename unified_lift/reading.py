@@ -15,6 +15,7 @@ import yaml
 from torch import Tensor
 
 from unified_lift.errors import UserError
+from unified_lift.memory import OutOfMemory, described, lack_of_memory
 
 _MAX_HEADER = 1024  # bytes before the numbers of an array in an .npz
 
@@ -33,6 +34,8 @@ def reading(path: Path, kind: str, *, fix: str, missing: str = "no such file; re
     except FileNotFoundError:
         raise UserError(f"{path}: {missing}") from None
     except Exception as error:  # noqa: BLE001  # libraries do not say what they raise: zlib.error, IndexError, ...
+        if (cause := lack_of_memory(error)) is not None:
+            raise OutOfMemory(f"{path}: {described(cause)}; end other programs, or use a smaller file") from None
         reason = next((line for line in str(error).splitlines() if line), type(error).__name__)[:300]
         raise UserError(f"{path}: not a readable {kind} ({reason}); {fix}") from None
 

@@ -9,9 +9,10 @@ from tests.data.fixtures import write_dataset
 from tests.scenes import circle_camera, exact_ids
 from tests.train.test_training import assert_same_state, final_state, settings_for
 from unified_lift.data import DATASETS, cache, load_scene
-from unified_lift.data.cache import CacheChoice, DataCache, available_memory, choose_cache, free_bytes, scene_bytes
+from unified_lift.data.cache import CacheChoice, DataCache, choose_cache, free_bytes, scene_bytes
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
+from unified_lift.memory import available_memory
 from unified_lift.train.run import run
 from unified_lift.train.views import Prefetcher
 from unified_lift.types import View

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import unified_lift
 from unified_lift.errors import UserError
+from unified_lift.memory import described, is_on_gpu, lack_of_memory
 
 COMMANDS = {
     "demo": ("unified_lift.cli.demo", "demo_main", "make a synthetic scene, train, render and score it"),
@@ -59,15 +60,32 @@ def run(command: str, argv: list[str] | None = None) -> int:
         code, text = 2, f"error: the package {package} is missing; install it from this repository: {fix}"
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         return 0
-    except OSError as error:
-        code, text = 2, f"error: {error}; check that the disk is writable and not full"
     except FloatingPointError as error:
         advice = "earlier checkpoints are intact; train with lower rates into another -m folder"
         code, text = 1, f"error: {error}; {advice}"
+    except Exception as error:
+        if (cause := lack_of_memory(error)) is not None:
+            code, text = 2, f"error: {command}: {described(cause)}; {_what_to_lower(command, on_gpu=is_on_gpu(cause))}"
+        elif isinstance(error, OSError):
+            code, text = 2, f"error: {error}; check that the disk is writable and not full"
+        else:
+            raise
     except KeyboardInterrupt:
         code, text = 130, "interrupted"
     print(text, file=sys.stderr)
     return code
+
+
+def _what_to_lower(command: str, *, on_gpu: bool) -> str:
+    """Return what makes a command ask for less memory."""
+    flags = {
+        "train": "--resolution, --max_gaussians or --sh_degree",
+        "masks": "--points_per_batch (of sam and hf)" if on_gpu else "--jobs",
+        "sfm": "--max_size",
+        "bench": "--jobs",
+    }
+    lower = f"lower {flags[command]}, or " if command in flags else ""
+    return lower + ("use --device cpu" if on_gpu else "end other programs that hold some")
 
 
 def _prepare_environment() -> None:

@@ -1,6 +1,5 @@
 """Where photos and masks are kept while a scene trains: on the GPU, in main memory, or in files on disk."""
 
-import os
 import shutil
 import tempfile
 import threading
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unified_lift.errors import UserError
+from unified_lift.memory import available_memory
 from unified_lift.types import DataDevice, Scene, View
 
 Wanted = Literal["auto", "cuda", "cpu", "disk"]
@@ -27,10 +27,6 @@ _GIB = 2**30
 _CHUNK = 64 * 2**20  # pinned memory is asked for in powers of two, because torch rounds up to them
 _ALIGNMENT = 64
 _PREFIX, _SUFFIX = "views_", ".bin"  # of files in the model folder; they are never there for long
-_CGROUPS = (  # limit, use and statistics of a container, of version 2 and of version 1
-    ("memory.max", "memory.current", "memory.stat"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-)
 
 
 class CacheChoice(NamedTuple):
@@ -163,20 +159,3 @@ def free_bytes(device: torch.device, folder: Path) -> dict[DataDevice, int]:
     if device.type == "cuda":
         free["cuda"] = torch.cuda.mem_get_info()[0]
     return free
-
-
-def available_memory(root: Path = Path("/")) -> int:
-    """Return the bytes of main memory that can still be taken, as the kernel and, in a container, its limit say."""
-    info = root / "proc/meminfo"
-    if not info.exists():  # no Linux: half of the machine is a guess on the safe side
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
-    available = 1024 * int(lines["MemAvailable"].split()[0])
-    for names in _CGROUPS:
-        paths = [root / "sys/fs/cgroup" / name for name in names]
-        if all(path.exists() for path in paths):
-            most, taken, statistics = (path.read_text().strip() for path in paths)
-            cached = dict(line.split() for line in statistics.splitlines()).get("inactive_file", "0")
-            if most != "max":
-                available = min(available, max(int(most) - int(taken) + int(cached), 0))
-    return available

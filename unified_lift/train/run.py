@@ -1,14 +1,12 @@
 """A run: one scene in, one model folder out; what it starts from, and what it leaves."""
 
 import shutil
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from unified_lift.data import load_scene
@@ -30,6 +28,7 @@ from unified_lift.modelfolder.outputs import NO_OBJECT
 from unified_lift.modelfolder.settings import TrainSettings, changed
 from unified_lift.progress import progress_bar
 from unified_lift.settings.yaml import differences
+from unified_lift.train.clock import RunClock
 from unified_lift.train.exposure import exposure_kind
 from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.hooks import Checkpoints, Finite, GeometryResults, Hook, Log, fit
@@ -43,37 +42,10 @@ from unified_lift.types import Scene, Similarity, View, ZeroId
 
 _MUCH_UNCLAIMED = 0.25  # masks of whole pictures leave gaps of a few percent
 # What may differ between a run and its resumption: how long it is and what it prints, not what it computes; from a
-# checkpoint of staged geometry on, what the lift computes too.
-_OF_THE_LIFT = ("lift.", "refine.", "method.", "method_name", "preset")
+# checkpoint of staged geometry on, what the lift computes too, and from one of the lift on, what the refinement does.
+_OF_THE_REFINEMENT = ("refine.", "method.sharpen_steps")
+_OF_THE_LIFT = (*_OF_THE_REFINEMENT, "lift.", "method.", "method_name", "preset")
 _FREE_TO_CHANGE = ("model_path", "run.", "data.source_path", "geometry.iterations", "lift.lift_iterations")
-
-
-class RunClock:
-    """Seconds and peak GPU bytes by part; a part that is done in pieces, or over a resumption, adds up."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.done: dict[str, float] = {}
-        self.peak_gpu_bytes: dict[str, dict[str, int]] = {}
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Measure the block, without GPU memory that earlier parts have left reserved."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        self._running = name, time.perf_counter()
-        yield
-        self.done = self.seconds()
-        if self.device.type == "cuda":
-            peak = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
-            before = self.peak_gpu_bytes.get(name, peak)
-            self.peak_gpu_bytes[name] = {kind: max(peak[kind], before[kind]) for kind in peak}
-
-    def seconds(self) -> dict[str, float]:
-        """Return the seconds of each part, of the running one up to now."""
-        name, since = self._running
-        return self.done | {name: self.done.get(name, 0.0) + time.perf_counter() - since}
 
 
 @dataclass
@@ -109,6 +81,7 @@ def run(
     Raises:
         Interrupted: It was asked to stop; a checkpoint is saved.
         UserError: The data, the checkpoint or the method do not fit the settings; the disk is full.
+        OutOfMemory: A part of it needs more than there is; it says what to lower. Checkpoints are intact.
         FloatingPointError: A loss or a parameter became NaN or infinite; nothing of it was saved.
     """
     with locked(settings.model_path, "training"):
@@ -235,7 +208,8 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
     device = chosen_device(settings.run.device, rasterizer=settings.geometry.rasterizer)
     chosen_losses(settings.geometry.loss_weights)
     exposure_kind(settings.geometry.exposure)
-    clock, cache = RunClock(device), DataCache(settings.run.data_device, device=device, folder=settings.model_path)
+    clock = RunClock(settings, device)
+    cache = DataCache(settings.run.data_device, device=device, folder=settings.model_path)
     saved = None if resume_from is None else load_checkpoint(resume_from)
     frame = None if saved is None else Similarity(**saved["frame"])
     if scene is None:
@@ -347,6 +321,7 @@ def _differences(settings: TrainSettings, saved: dict[str, Any], *, origin: str)
     """Return the settings that are not those of a checkpoint, and both values, except those free to change."""
     old = changed(TrainSettings(), saved["settings"], origin=origin)
     free = _FREE_TO_CHANGE + (_OF_THE_LIFT if saved["stage"] == "geometry" and settings.schedule == "staged" else ())
+    free += _OF_THE_REFINEMENT if saved["stage"] == "lift" else ()
     return {name: pair for name, pair in differences(old, settings).items() if not name.startswith(free)}
 
 

@@ -19,9 +19,9 @@ SUPPORTED = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32)  # others are padded there; above 
 
 def fully_fused_projection(
     means: Tensor, covars: None, quats: Tensor, scales: Tensor, viewmats: Tensor, Ks: Tensor, width: int, height: int,
-    *, eps2d: float, near_plane: float, packed: bool, opacities: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:  # fmt: skip
-    """Return box radii [C, N, 2], centres [C, N, 2], depths [C, N], conics [C, N, 3]."""
+    *, eps2d: float, near_plane: float, packed: bool, opacities: Tensor, calc_compensations: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Return box radii [C, N, 2], centres [C, N, 2], depths [C, N], conics [C, N, 3], compensations [C, N] or None."""
     num, cameras = len(means), len(viewmats)
     assert num > 0
     assert (quats.shape, scales.shape, opacities.shape) == ((num, 4), (num, 3), (num,))
@@ -32,21 +32,22 @@ def fully_fused_projection(
     for c in range(cameras):
         with torch.no_grad():
             shape = {"width": width, "height": height}
-            centre, covariance, depth = reference.project(means, quats, scales, viewmats[c], Ks[c], **shape)
-            reach = torch.sqrt(2 * torch.log(opacities * 255)).clamp(max=3.33)
+            centre, covariance, depth, share = reference.project(means, quats, scales, viewmats[c], Ks[c], **shape)
+            shown = opacities * share if calc_compensations else opacities
+            reach = torch.sqrt(2 * torch.log(shown * 255)).clamp(max=3.33)
             box = torch.ceil(reach[:, None] * covariance[:, [0, 2]].sqrt())
             size = torch.tensor([width, height])
-            keep = (depth >= near_plane) & (opacities >= 1 / 255)
+            keep = (depth >= near_plane) & (shown >= 1 / 255)
             keep &= ((centre + box > 0) & (centre - box < size) & (box > 0)).all(-1)
             seen = keep.nonzero()[:, 0]
             boxes[c, seen] = box[seen].to(torch.int32)
-        centre, covariance, depth = reference.project(
+        centre, covariance, depth, share = reference.project(
             means[seen], quats[seen], scales[seen], viewmats[c], Ks[c], **shape
         )
-        values = torch.cat([centre, depth[:, None], reference.conics_of(covariance)[0]], -1)
-        rows.append(torch.full((num, 6), math.nan).index_copy(0, seen, values))
+        values = torch.cat([centre, depth[:, None], reference.conics_of(covariance)[0], share[:, None]], -1)
+        rows.append(torch.full((num, 7), math.nan).index_copy(0, seen, values))
     table = torch.stack(rows)
-    return boxes, table[..., :2], table[..., 2], table[..., 3:], None
+    return boxes, table[..., :2], table[..., 2], table[..., 3:6], table[..., 6] if calc_compensations else None
 
 
 @torch.no_grad()

@@ -67,12 +67,14 @@ def random_inputs(
     return Inputs(**cast, width=width, height=height, sh_degree=sh_degree)
 
 
-def render(x: Inputs, implementation: str, *, features_move_geometry: bool = False) -> dgr.RasterOutput:
+def render(
+    x: Inputs, implementation: str, *, features_move_geometry: bool = False, antialiased: bool = False
+) -> dgr.RasterOutput:
     """Render the inputs with one implementation."""
     return dgr.rasterize(
         x.means, x.quats, x.scales, x.opacities, x.colors, x.features, x.viewmats, x.Ks, x.width, x.height,
         sh_degree=x.sh_degree, backgrounds=x.backgrounds, means2d=x.means2d,
-        features_move_geometry=features_move_geometry, implementation=implementation,
+        features_move_geometry=features_move_geometry, antialiased=antialiased, implementation=implementation,
     )  # fmt: skip
 
 
@@ -159,10 +161,13 @@ def assert_agrees(
     *,
     maps: tuple[str, ...] = MAPS,
     features_move_geometry: bool = False,
+    antialiased: bool = False,
     **options: bool | float,
 ) -> tuple[dgr.RasterOutput, dgr.RasterOutput]:
     """Compare an implementation with the definition, values and gradients; return the outputs of both."""
     both = {"maps": maps, "features_move_geometry": features_move_geometry}
-    expected, actual = (gradients(x, name, seed, **both) for name in ("reference", implementation))
+    expected, actual = (
+        gradients(x, name, seed, **both, antialiased=antialiased) for name in ("reference", implementation)
+    )
     assert_same_result(expected, actual, seed, **both, **options)
     return expected[0], actual[0]

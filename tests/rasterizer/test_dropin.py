@@ -40,6 +40,13 @@ def test_classes_return_what_rasterize_returns_channels_first():
     assert torch.allclose(color, expected.image[0].permute(2, 0, 1), atol=1e-6)
     assert torch.allclose(objects, expected.features[0].permute(2, 0, 1), atol=1e-6)
     assert torch.equal(radii, expected.meta.radii[0])
+    filtered, _ = GaussianRasterizer(s._replace(antialiasing=True))(
+        means3D=x.means, means2D=torch.zeros_like(x.means), opacities=x.opacities, shs=x.colors, scales=x.scales,
+        rotations=x.quats,
+    )  # fmt: skip
+    expected = direct(x, s, sh_degree=2, antialiased=True)
+    assert torch.allclose(filtered, expected.image[0].permute(2, 0, 1), atol=1e-6)
+    assert not torch.allclose(filtered, color, atol=1e-2)
 
 
 def test_screen_space_gradient_is_per_normalised_device_unit():
@@ -90,5 +97,3 @@ def test_unsupported_combinations_are_named(change, message):
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         GaussianRasterizer(settings())(**{**one, **change})
-    with pytest.raises(ValueError, match="antialiasing"):
-        GaussianRasterizer(settings(antialiasing=True))

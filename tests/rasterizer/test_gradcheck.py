@@ -24,14 +24,14 @@ def smooth_inputs(sh_degree):
     return [means, quats, scales, opacities, colors, features, viewmat, K, backgrounds, means2d]
 
 
-@pytest.mark.parametrize("sh_degree", [None, 3])
-def test_definition_has_the_derivatives_of_its_values(sh_degree):
+@pytest.mark.parametrize(("sh_degree", "antialiased"), [(None, False), (3, False), (None, True)])
+def test_definition_has_the_derivatives_of_its_values(sh_degree, antialiased):
     inputs = [t.requires_grad_() for t in smooth_inputs(sh_degree)]
 
     def function(means, quats, scales, opacities, colors, features, viewmat, K, backgrounds, means2d):
         out = dgr.rasterize(
             means, quats, scales, opacities, colors, features, viewmat, K, 4, 3, sh_degree=sh_degree,
-            backgrounds=backgrounds, means2d=means2d, features_move_geometry=True,
+            backgrounds=backgrounds, means2d=means2d, features_move_geometry=True, antialiased=antialiased,
         )  # fmt: skip
         return out.image, out.features, out.alpha, out.depth
 

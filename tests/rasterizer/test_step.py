@@ -37,8 +37,9 @@ def start(seed, *, num=300, degree=3, bands=16, dim=0, width=37, height=29, devi
 
 
 def run(
-    implementation, seed, *, degree=3, dim=0, device="cpu", background=None, valid=None, lambda_dssim=0.2, **options
-):
+    implementation, seed, *, degree=3, dim=0, device="cpu", background=None, valid=None, lambda_dssim=0.2,
+    antialiased=False, **options,
+):  # fmt: skip
     """Do one step; return loss, feature map, changes of the parameters, moments and statistics on the CPU."""
     parameters, adam, scene, photo = start(seed, degree=degree, dim=dim, device=device, **options)
     before = {name: value.clone() for name, value in parameters.items()}
@@ -47,7 +48,7 @@ def run(
     step = dgr.TrainingStep(implementation=implementation)
     optional = {"features": parameters.get("features"), "background": background}
     optional = {name: value.to(device) for name, value in optional.items() if value is not None}
-    out = step.forward(parameters, **scene, **optional, sh_degree=degree)
+    out = step.forward(parameters, **scene, **optional, sh_degree=degree, antialiased=antialiased)
     valid = None if valid is None else valid.to(device)
     beside = "auto" if implementation == "gsplat" else implementation  # that one renders and nothing else
     options = {"valid": valid, "lambda_dssim": lambda_dssim, "implementation": beside}
@@ -84,6 +85,7 @@ STEPS = {
     "degree 1 of 3": {"degree": 1, "bands": 16},
     "3 features": {"dim": 3},
     "16 features": {"dim": 16},
+    "antialiased": {"dim": 3, "antialiased": True},
     **{f"background, mask, lambda {share}": COUNTED | {"lambda_dssim": share} for share in (0.0, 0.2, 1.0)},
 }
 

@@ -84,7 +84,7 @@ def scene_fields(inputs: Inputs, camera: int, options: Options) -> dict[str, Any
         "sh_coeffs": colors.shape[1] if colors is not None and colors.ndim == 3 else 0,
         "sh_degree": -1 if options.sh_degree is None else options.sh_degree,
         "feature_dim": 0 if features is None else features.shape[1],
-        "features_move_geometry": options.features_move_geometry,
+        "features_move_geometry": options.features_move_geometry, "antialiased": options.antialiased,
     }  # fmt: skip
 
 

@@ -73,6 +73,7 @@ def rasterize(
     backgrounds: Tensor | None = None,
     means2d: Tensor | None = None,
     features_move_geometry: bool = False,
+    antialiased: bool = False,
     near: float = NEAR,
     implementation: str = "auto",
 ) -> RasterOutput:
@@ -94,6 +95,8 @@ def rasterize(
         means2d: A tensor of zeros [C, N, 2] that is added to the projected centres; after backward its grad is the
             derivative by pixel position, the densification statistic.
         features_move_geometry: Whether a loss on the features reaches opacity and geometry.
+        antialiased: Whether each opacity is multiplied by sqrt(det S / det(S + 0.3 I)), S the 2D covariance without the
+            low-pass: what that widens then grows no brighter (Mip-Splatting, Yu et al. 2024, section 4.2).
         near: Gaussians with camera z <= near are culled, world units.
         implementation: "auto", "reference", "cpu", "cuda" or "gsplat".
     Returns:
@@ -121,7 +124,7 @@ def rasterize(
     if viewmats.shape[0] < 1:
         raise ValueError("viewmats must hold at least one camera")
     inputs = Inputs(means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, backgrounds, means2d)
-    options = Options(int(width), int(height), float(near), sh_degree, features_move_geometry)
+    options = Options(int(width), int(height), float(near), sh_degree, features_move_geometry, bool(antialiased))
     return native.select(implementation, means).rasterize(inputs, options)
 
 
@@ -136,6 +139,7 @@ def pixel_weights(
     height: int,
     pixels: Tensor | None = None,
     *,
+    antialiased: bool = False,
     near: float = NEAR,
     min_weight: float = 0.0,
     implementation: str = "auto",
@@ -149,7 +153,7 @@ def pixel_weights(
         width, height: Image size in pixels.
         pixels: Integer (x, y) positions, int64 [P, 2], repeats allowed; None means all pixels row by row. On a GPU the
             row of a pixel outside the image is empty.
-        near: As in `rasterize`.
+        antialiased, near: As in `rasterize`.
         min_weight: Smaller entries are left out; they still hide what lies behind them.
         implementation: "auto", "reference", "cpu" or "cuda".
     Returns:
@@ -171,7 +175,7 @@ def pixel_weights(
         _require_pixels(pixels, width, height)
     geometry = (t.detach() for t in (means, quats, scales, opacities))
     inputs = Inputs(*geometry, None, None, viewmat.detach()[None], K.detach()[None])
-    options = Options(int(width), int(height), float(near))
+    options = Options(int(width), int(height), float(near), antialiased=bool(antialiased))
     return native.select(implementation, means).pixel_weights(inputs, options, pixels, float(min_weight))
 
 

@@ -31,14 +31,15 @@ def rasterize(inputs: Inputs, options: Options) -> RasterOutput:
     if len(inputs.means) == 0:  # gsplat divides by the number of Gaussians
         return reference.rasterize(inputs, options)
     means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, backgrounds, means2d = inputs
-    width, height, near, sh_degree, features_move_geometry = options
+    width, height, near, sh_degree, features_move_geometry, antialiased = options
     num, cameras = means.shape[0], viewmats.shape[0]
     features = means.new_zeros(num, 0) if features is None else features
     usable = _usable(means, quats, scales, opacities[:, None], colors_or_sh, features)
     opacities = torch.where(usable, opacities, torch.zeros_like(opacities))  # gsplat culls what is invisible
-    boxes, centres, depths, conics, _ = gsplat.fully_fused_projection(
+    boxes, centres, depths, conics, shares = gsplat.fully_fused_projection(
         means, None, quats, scales, viewmats, Ks, width, height,
         eps2d=LOW_PASS, near_plane=near, packed=False, opacities=opacities,
+        calc_compensations=antialiased,
     )  # fmt: skip
     visible = (boxes > 0).all(-1)  # [C, N]
     centres = centres if means2d is None else centres + means2d
@@ -46,7 +47,10 @@ def rasterize(inputs: Inputs, options: Options) -> RasterOutput:
     backgrounds = viewmats.new_zeros(cameras, 3) if backgrounds is None else backgrounds
     backgrounds = torch.cat([backgrounds, viewmats.new_zeros(cameras, 1)], -1)  # depth is composited over zero
 
-    splats = (centres, conics, opacities.expand(cameras, num))
+    shown = opacities.expand(cameras, num)
+    if antialiased:
+        shown = shown * torch.where(visible, shares, torch.zeros_like(shares))
+    splats = (centres, conics, shown)
     columns, rows = math.ceil(width / TILE), math.ceil(height / TILE)
     _, keys, entries = gsplat.isect_tiles(centres, boxes, depths, TILE, columns, rows)
     lists = (width, height, TILE, gsplat.isect_offset_encode(keys, cameras, columns, rows), entries)
@@ -54,8 +58,8 @@ def rasterize(inputs: Inputs, options: Options) -> RasterOutput:
     if not features_move_geometry:
         splats = tuple(t.detach() for t in splats)
     blended, _ = _blend(splats, features.expand(cameras, *features.shape), lists, None)
-    shown = torch.where(visible[..., None], centres.detach(), torch.zeros_like(centres))
-    meta = RasterMeta(_radii(conics, visible), shown, entries.numel())
+    places = torch.where(visible[..., None], centres.detach(), torch.zeros_like(centres))
+    meta = RasterMeta(_radii(conics, visible), places, entries.numel())
     return RasterOutput(first[..., :3], blended, alpha, first[..., 3], meta)
 
 

@@ -38,7 +38,7 @@ class Splats(NamedTuple):
     means2d: Tensor  # centres in corner-origin pixels, [M, 2]
     conics: Tensor  # upper triangle (xx, xy, yy) of the inverse 2D covariance in px^-2, [M, 3]
     depths: Tensor  # camera z, [M]
-    opacities: Tensor  # [M]
+    opacities: Tensor  # compensated for the low-pass if that was asked for, [M]
     extents: Tensor  # half sides in px of the box around the region where alpha >= 1/255, [M, 2]
     radii: Tensor  # ceil(3 sigma) in px, int32 [M]
 
@@ -87,10 +87,12 @@ def harmonics_color(sh: Tensor, directions: Tensor, *, degree: int) -> Tensor:
 
 def project(
     means: Tensor, quats: Tensor, scales: Tensor, viewmat: Tensor, K: Tensor, *, width: int, height: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return pixel centres [N, 2], 2D covariances (xx, xy, yy) [N, 3] with the low-pass, and camera depths [N].
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return pixel centres [N, 2], 2D covariances (xx, xy, yy) [N, 3] with the low-pass, camera depths [N], and [N] the
+    share sqrt(det S / det(S + 0.3 I)) of its opacity that a Gaussian keeps when the low-pass of S is compensated.
 
-    Source: the local affine approximation of EWA splatting; Sigma' = J W Sigma W^T J^T + 0.3 I.
+    Source: the local affine approximation of EWA splatting; Sigma' = S + 0.3 I, S = J W Sigma W^T J^T. The share: 2D
+    mip filter of Mip-Splatting (Yu et al. 2024, section 4.2), with the 0.3 px^2 of 3DGS as gsplat has it.
     The Jacobian is evaluated inside the image widened by 0.3 half-fields-of-view on each side, measured from the true
     image borders, so it stays right for an off-centre principal point.
     """
@@ -111,7 +113,9 @@ def project(
     covariance = flat @ flat.transpose(-1, -2)
     xx, yy = covariance[:, 0, 0] + types.LOW_PASS, covariance[:, 1, 1] + types.LOW_PASS
     packed = torch.stack([xx, covariance[:, 0, 1], yy], -1)
-    return means2d, packed, z
+    # det S is the squared area between the rows of `flat`, which rounds far better than the difference of products
+    area = torch.linalg.cross(flat[:, 0], flat[:, 1]).square().sum(-1)
+    return means2d, packed, z, torch.sqrt(area / (xx * yy - covariance[:, 0, 1] ** 2))
 
 
 def conics_of(covariances: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,24 +127,26 @@ def conics_of(covariances: Tensor) -> tuple[Tensor, Tensor]:
 
 def visible_splats(
     means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, viewmat: Tensor, K: Tensor,
-    *, width: int, height: int, near: float, offset: Tensor | None, payload: tuple[Tensor, ...] = (),
+    *, width: int, height: int, near: float, antialiased: bool, offset: Tensor | None, payload: tuple[Tensor, ...] = (),
 ) -> Splats:  # fmt: skip
     """Return the Gaussians that can touch the image, sorted by depth and then by index.
 
     Culled: camera z <= near, any non-finite parameter or payload, zero quaternion, singular covariance, opacity below
     1/255, and ellipses {alpha >= 1/255} whose box misses the image. Culled Gaussians get zero gradient. `offset` [N, 2]
-    is added to the pixel centres; `payload` are further tensors [N, ...] that must be finite.
+    is added to the pixel centres; `payload` are further tensors [N, ...] that must be finite. With `antialiased` every
+    opacity, also that which culls, is the compensated one.
     """
     shape = {"width": width, "height": height}
     with torch.no_grad():
-        centre, covariance, depth = project(means, quats, scales, viewmat, K, **shape)
+        centre, covariance, depth, share = project(means, quats, scales, viewmat, K, **shape)
+        shown = opacities * share if antialiased else opacities
         centre = centre if offset is None else centre + offset
         conic, determinant = conics_of(covariance)
-        reach = 2 * torch.log(opacities / types.ALPHA_MIN)  # squared Mahalanobis radius where alpha reaches 1/255
+        reach = 2 * torch.log(shown / types.ALPHA_MIN)  # squared Mahalanobis radius where alpha reaches 1/255
         extent = torch.sqrt(reach[:, None] * covariance[:, [0, 2]])
         size = torch.tensor([width, height], dtype=centre.dtype, device=centre.device)
         inside = ((centre + extent > 0) & (centre - extent < size)).all(-1)
-        keep = inside & (depth > near) & (determinant > 0) & (opacities >= types.ALPHA_MIN)
+        keep = inside & (depth > near) & (determinant > 0) & (shown >= types.ALPHA_MIN)
         for value in (means, quats, scales, centre, conic, *payload):
             keep &= torch.isfinite(value.flatten(1)).all(-1)
         keep &= torch.isfinite(opacities)
@@ -149,10 +155,11 @@ def visible_splats(
         a, b, c = covariance[index].unbind(-1)
         largest = 0.5 * (a + c) + torch.sqrt((0.25 * (a + c) ** 2 - determinant[index]).clamp(min=0.1))
         radii = torch.ceil(3 * torch.sqrt(largest)).clamp(max=2**30).to(torch.int32)
-    means2d, covariances, depths = project(means[index], quats[index], scales[index], viewmat, K, **shape)
+    means2d, covariances, depths, share = project(means[index], quats[index], scales[index], viewmat, K, **shape)
     means2d = means2d if offset is None else means2d + offset[index]
     conics, _ = conics_of(covariances)
-    return Splats(index, means2d, conics, depths, opacities[index], extent[index], radii)
+    shown = opacities[index] * share if antialiased else opacities[index]
+    return Splats(index, means2d, conics, depths, shown, extent[index], radii)
 
 
 def tile_members(splats: Splats, *, left: int, top: int) -> Tensor:
@@ -216,13 +223,13 @@ def _rasterize_view(
 def rasterize(inputs: Inputs, options: Options) -> RasterOutput:
     """Return the rendered maps."""
     means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, backgrounds, means2d = inputs
-    width, height, near, sh_degree, features_move_geometry = options
+    width, height, near, sh_degree, features_move_geometry, antialiased = options
     features = means.new_zeros(means.shape[0], 0) if features is None else features
     maps, radii, centres, num_pairs = [], [], [], 0
     for c in range(viewmats.shape[0]):
         splats = visible_splats(
             means, quats, scales, opacities, viewmats[c], Ks[c], width=width, height=height, near=near,
-            offset=None if means2d is None else means2d[c], payload=(colors_or_sh, features),
+            antialiased=antialiased, offset=None if means2d is None else means2d[c], payload=(colors_or_sh, features),
         )  # fmt: skip
         colors = colors_or_sh[splats.index]
         if sh_degree is not None:
@@ -250,8 +257,9 @@ def pixel_weights(inputs: Inputs, options: Options, pixels: Tensor, min_weight: 
     means, (width, height, near, *_) = inputs.means, options
     with torch.no_grad():
         splats = visible_splats(
-            *inputs[:4], inputs.viewmats[0], inputs.Ks[0], width=width, height=height, near=near, offset=None
-        )
+            *inputs[:4], inputs.viewmats[0], inputs.Ks[0], width=width, height=height, near=near,
+            antialiased=options.antialiased, offset=None,
+        )  # fmt: skip
         entries: list[tuple[Tensor, Tensor, Tensor]] = []
         empty = torch.zeros(0, dtype=torch.int64, device=means.device)
         entries.append((empty, empty, means.new_zeros(0)))

@@ -43,6 +43,7 @@ class TrainingStep:
         features: Tensor | None = None,
         sh_degree: int,
         background: Tensor | None = None,
+        antialiased: bool = False,
     ) -> RasterOutput:
         """Return one rendered view, whose maps are leaves that collect the gradients of any loss on them.
 
@@ -54,6 +55,7 @@ class TrainingStep:
             features: Features to render beside the colour, [N, D].
             sh_degree: Active degree, at most what shN holds.
             background: Colour behind everything, [3]; None is black.
+            antialiased: As in `rasterize`.
         Returns:
             image [H, W, 3], features [H, W, D], alpha [H, W], depth [H, W] and meta with radii [N].
         Raises:
@@ -68,8 +70,9 @@ class TrainingStep:
             self._steps[device] = _Composed(self.implementation) if own is None else own(device)
         self._current = self._steps[device]
         return self._current.forward(
-            parameters, features, viewmat, K, width, height, sh_degree=sh_degree, background=background
-        )
+            parameters, features, viewmat, K, width, height,
+            sh_degree=sh_degree, background=background, antialiased=antialiased,
+        )  # fmt: skip
 
     def update(
         self,
@@ -109,7 +112,7 @@ class _Composed:
 
     def forward(
         self, parameters: Mapping[str, Tensor], features: Tensor | None, viewmat: Tensor, K: Tensor,
-        width: int, height: int, *, sh_degree: int, background: Tensor | None,
+        width: int, height: int, *, sh_degree: int, background: Tensor | None, antialiased: bool,
     ) -> RasterOutput:  # fmt: skip
         self.parameters = {name: parameters[name] for name in PARAMETERS}
         if features is not None:
@@ -121,7 +124,7 @@ class _Composed:
                 leaves["means"], leaves["quats"], leaves["log_scales"].exp(), leaves["logit_opacities"].sigmoid(),
                 torch.cat([leaves["sh0"], leaves["shN"]], dim=1), leaves.get("features"), viewmat[None], K[None],
                 width, height, sh_degree=sh_degree, backgrounds=None if background is None else background[None],
-                means2d=self.means2d, implementation=self.implementation,
+                means2d=self.means2d, antialiased=antialiased, implementation=self.implementation,
             )  # fmt: skip
         maps = (m[0].detach().requires_grad_() for m in self.rendered[:4])
         meta = self.rendered.meta

@@ -40,6 +40,7 @@ class Options(NamedTuple):
     near: float
     sh_degree: int | None = None
     features_move_geometry: bool = False
+    antialiased: bool = False
 
 
 class RasterMeta(NamedTuple):

@@ -19,6 +19,7 @@ struct DgrScene {
   int32_t sh_coeffs, sh_degree;  // degree -1: plain colours
   int32_t feature_dim, width, height;
   int32_t features_move_geometry, threads;
+  int32_t antialiased;  // opacities are compensated for the low-pass, see math.h
 };
 
 struct DgrImages {

@@ -99,14 +99,15 @@ static void project_task(const DgrScene& s, const DgrImages& images, Frame& fram
       v = v + read_column(s.means2d + 2 * n + 1, 2, count);
     }
     // phase 1: who can touch the image
-    const vf log2_opacity = log2_positive(k.opacity);
+    const vf opacity = s.antialiased ? k.opacity * compensation(k.g) : k.opacity;
+    const vf log2_opacity = log2_positive(opacity);
     const vf reach = (log2_opacity + kLog2Of255) * (2.0f / kLog2e);  // squared Mahalanobis radius of alpha = 1/255
     const vf half_x = root(reach * k.g.a), half_y = root(reach * k.g.c);
-    vf sum = u + v + k.g.ca + k.g.cb + k.g.cc + k.opacity;
+    vf sum = u + v + k.g.ca + k.g.cb + k.g.cc + opacity;
     for (int i = 0; i < 3; ++i) sum = sum + k.mean[i] + k.scale[i] + k.quat[i];
     sum = (sum + k.quat[3]) * 0.0f;
     vm seen = both(ge(sum, zero()), both(lt(set1(s.near_z), k.g.z), lt(zero(), k.g.det)));
-    seen = both(seen, ge(k.opacity, set1(kAlphaMin)));
+    seen = both(seen, ge(opacity, set1(kAlphaMin)));
     seen = both(seen, both(lt(zero(), u + half_x), lt(u - half_x, set1(cam.width))));
     seen = both(seen, both(lt(zero(), v + half_y), lt(v - half_y, set1(cam.height))));
     unsigned visible = bits(seen) & ((1u << count) - 1);
@@ -256,7 +257,9 @@ static void project_backward_task(const DgrScene& s, const DgrGradients& d, Fram
     const vm seen = from_bits(visible);
     const vf du = k.g.ca * m[1] + k.g.cb * m[2], dv = k.g.cb * m[1] + k.g.cc * m[2];
     vf dcam[3], dscale[3], dquat[4], dmean[3];
-    project_backward(cam, k.g, k.scale, du, dv, m[3] * -0.5f, -m[4], m[5] * -0.5f, m[9], dcam, dscale, dquat);
+    // m[0] is the derivative by log opacity, so also by the logarithm of what compensates it
+    const auto back = s.antialiased ? project_backward<true, vf> : project_backward<false, vf>;
+    back(cam, k.g, k.scale, du, dv, m[3] * -0.5f, -m[4], m[5] * -0.5f, m[9], m[0], dcam, dscale, dquat);
     for (int i = 0; i < 3; ++i) dmean[i] = cam.r[i] * dcam[0] + cam.r[3 + i] * dcam[1] + cam.r[6 + i] * dcam[2];
     shade_backward(s, d, cam, frame, n, count, visible, k, sums, dmean);
     // phase 3: write

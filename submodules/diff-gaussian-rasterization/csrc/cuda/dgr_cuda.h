@@ -20,7 +20,8 @@ struct DgrCudaScene {
   int32_t sh_coeffs, sh_degree;  // degree -1: plain colours
   int32_t feature_dim, width, height;
   int32_t features_move_geometry, device;
-  int32_t raw;  // scales are logarithms and opacities logits, as training keeps them
+  int32_t raw;          // scales are logarithms and opacities logits, as training keeps them
+  int32_t antialiased;  // opacities are compensated for the low-pass, see math.h
   void* stream;
 };
 

@@ -101,12 +101,15 @@ struct Derivatives {
 };
 
 // From the moments of alpha dL/dalpha about the centre; `k` must be loaded. mean lacks what the viewing direction gives.
+template <bool kAntialiased>
 DGR_DEVICE void derivatives(const Camera& cam, const float* moments, int64_t n, const Gaussian& k, Derivatives& d) {
   const float4* row = reinterpret_cast<const float4*>(moments) + kMoments / 4 * n;
   const float4 m0 = row[0], m1 = row[1], m2 = row[2];
   d.u = k.g.ca * m0.y + k.g.cb * m0.z, d.v = k.g.cb * m0.y + k.g.cc * m0.z;
   float dcam[3];
-  project_backward(cam, k.g, k.scale, d.u, d.v, -0.5f * m0.w, -m1.x, -0.5f * m1.y, m2.y, dcam, d.scale, d.quat);
+  // m0.x is the derivative by log opacity, so also by the logarithm of what compensates it
+  project_backward<kAntialiased>(cam, k.g, k.scale, d.u, d.v, -0.5f * m0.w, -m1.x, -0.5f * m1.y, m2.y, m0.x, dcam, d.scale,
+                                 d.quat);
 #pragma unroll
   for (int i = 0; i < 3; ++i) d.mean[i] = cam.r[i] * dcam[0] + cam.r[3 + i] * dcam[1] + cam.r[6 + i] * dcam[2];
   d.opacity = m0.x / k.opacity;

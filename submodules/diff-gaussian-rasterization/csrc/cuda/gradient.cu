@@ -86,6 +86,7 @@ DGR_DEVICE void clear_row(float* out, int64_t n, int64_t width) {
 }
 
 // All parameters of one Gaussian, or zeros if it is not visible.
+template <bool kAntialiased>
 DGR_DEVICE void differentiate(const DgrCudaScene& s, const DgrCudaFrame& frame, const DgrCudaGradients& d, const Camera& cam,
                               int64_t n, float* factors) {
   if (frame.radii[n] == 0) {
@@ -98,7 +99,7 @@ DGR_DEVICE void differentiate(const DgrCudaScene& s, const DgrCudaFrame& frame, 
   Gaussian k;
   Derivatives by;
   load_gaussian(s, cam, n, k);
-  derivatives(cam, d.moments, n, k, by);
+  derivatives<kAntialiased>(cam, d.moments, n, k, by);
   shade_backward(s, frame, d, cam, n, k.mean, by.color, by.mean, factors);
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
@@ -112,6 +113,7 @@ DGR_DEVICE void differentiate(const DgrCudaScene& s, const DgrCudaFrame& frame, 
   put(d.means2d, 2 * n + 1, by.v, false);
 }
 
+template <bool kAntialiased>
 __global__ void __launch_bounds__(kThreads) gradient_kernel(DgrCudaScene s, DgrCudaFrame frame, DgrCudaGradients d) {
   __shared__ Camera cam;
   __shared__ float factors[kThreads * kFactors];
@@ -119,7 +121,7 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(DgrCudaScene s, DgrC
   for (int i = 0; i < kFactors; ++i) factors[threadIdx.x * kFactors + i] = 0.0f;
   __syncthreads();
   const int64_t n = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (n < s.n) differentiate(s, frame, d, cam, n, factors + threadIdx.x * kFactors);
+  if (n < s.n) differentiate<kAntialiased>(s, frame, d, cam, n, factors + threadIdx.x * kFactors);
   if (!rows_go_together(s, d)) return;
   __syncwarp();
   const int first = threadIdx.x / kWarp * kWarp;
@@ -136,6 +138,10 @@ using namespace dgr;
 DGR_API int dgr_cuda_backward_project(const DgrCudaScene* s, const DgrCudaFrame* frame, const DgrCudaGradients* d) {
   if (s->n == 0) return 0;
   if (cudaError_t status = cudaSetDevice(s->device)) return int(status);
-  DGR_LAUNCH(gradient_kernel, blocks_for(s->n, kThreads), kThreads, s->stream, *s, *frame, *d);
+  if (s->antialiased) {
+    DGR_LAUNCH(gradient_kernel<true>, blocks_for(s->n, kThreads), kThreads, s->stream, *s, *frame, *d);
+  } else {
+    DGR_LAUNCH(gradient_kernel<false>, blocks_for(s->n, kThreads), kThreads, s->stream, *s, *frame, *d);
+  }
   return int(cudaGetLastError());
 }

@@ -80,7 +80,9 @@ DGR_DEVICE Harmonics find_harmonics(const DgrCudaScene& s, int64_t n, bool seen,
   return {s.colors + 3 * n, out + lane * (row - 3)};
 }
 
-// keys: depth as a sortable integer, all ones for culled Gaussians; order: 0, 1, 2, ...
+// keys: depth as a sortable integer, all ones for culled Gaussians; order: 0, 1, 2, ... With kAntialiased the opacity that
+// culls and is blended is the compensated one.
+template <bool kAntialiased>
 __global__ void __launch_bounds__(kThreads) project_kernel(DgrCudaScene s, DgrCudaFrame frame, uint32_t* keys,
                                                            uint32_t* order) {
   __shared__ Camera cam;
@@ -94,6 +96,7 @@ __global__ void __launch_bounds__(kThreads) project_kernel(DgrCudaScene s, DgrCu
   bool seen = false;
   if (exists) {
     load_gaussian(s, cam, n, k);
+    if (kAntialiased) k.opacity *= compensation(k.g);
     u = k.g.u, v = k.g.v;
     if (s.means2d != nullptr) u += s.means2d[2 * n], v += s.means2d[2 * n + 1];
     seen = touches_image(s, cam, k, u, v, half);
@@ -133,7 +136,11 @@ __global__ void __launch_bounds__(kThreads) project_kernel(DgrCudaScene s, DgrCu
 }  // namespace
 
 int launch_project(const DgrCudaScene& s, const DgrCudaFrame& frame, uint32_t* keys, uint32_t* order) {
-  DGR_LAUNCH(project_kernel, blocks_for(s.n, kThreads), kThreads, s.stream, s, frame, keys, order);
+  if (s.antialiased) {
+    DGR_LAUNCH(project_kernel<true>, blocks_for(s.n, kThreads), kThreads, s.stream, s, frame, keys, order);
+  } else {
+    DGR_LAUNCH(project_kernel<false>, blocks_for(s.n, kThreads), kThreads, s.stream, s, frame, keys, order);
+  }
   return int(cudaGetLastError());
 }
 

@@ -67,12 +67,13 @@ DGR_DEVICE void update_rest(const Parameter& p, int64_t first, int rows, const W
 }
 
 // The derivatives of one visible Gaussian by its raw parameters; `rest` are its harmonics behind degree 0.
+template <bool kAntialiased>
 DGR_DEVICE void differentiate(const DgrCudaScene& s, const DgrCudaFrame& frame, const Update& update, const Camera& cam,
                               int64_t n, const float* rest, float* small, float* factors) {
   Gaussian k;
   Derivatives by;
   load_gaussian(s, cam, n, k);
-  derivatives(cam, frame.moments, n, k, by);
+  derivatives<kAntialiased>(cam, frame.moments, n, k, by);
   if (update.grad_sum != nullptr) {
     const float x = by.u * (0.5f * s.width), y = by.v * (0.5f * s.height);  // by position in NDC, as 3DGS counts it
     update.grad_sum[n] += sqrtf(x * x + y * y);
@@ -106,7 +107,7 @@ DGR_DEVICE void differentiate(const DgrCudaScene& s, const DgrCudaFrame& frame, 
 }
 
 // kRest: floats of a Gaussian behind degree 0.
-template <int kRest>
+template <int kRest, bool kAntialiased>
 __global__ void __launch_bounds__(kThreads) update_kernel(DgrCudaScene s, DgrCudaFrame frame, Update update) {
   __shared__ Camera cam;
   __shared__ WarpRows warps[kWarps];
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(kThreads) update_kernel(DgrCudaScene s, DgrCud
   __syncwarp();
   // 2. differentiate, one Gaussian a lane
   if (n < s.n && frame.radii[n] != 0) {
-    differentiate(s, frame, update, cam, n, w.rest + lane * kRest, small, factors);
+    differentiate<kAntialiased>(s, frame, update, cam, n, w.rest + lane * kRest, small, factors);
   }
   __syncwarp();
   // 3. update, the warp together
@@ -138,6 +139,20 @@ __global__ void __launch_bounds__(kThreads) update_kernel(DgrCudaScene s, DgrCud
   update_small<3>(update.scales, first, rows, w.small, kScales);
   update_small<1>(update.opacities, first, rows, w.small, kOpacity);
   update_small<3>(update.sh, first, rows, w.small, kColor);
+}
+
+template <bool kAntialiased>
+void launch(const DgrCudaScene& s, const DgrCudaFrame& frame, const Update& update) {
+  const int64_t blocks = blocks_for(s.n, kThreads);
+  if (s.sh_coeffs == 16) {
+    DGR_LAUNCH((update_kernel<45, kAntialiased>), blocks, kThreads, s.stream, s, frame, update);
+  } else if (s.sh_coeffs == 9) {
+    DGR_LAUNCH((update_kernel<24, kAntialiased>), blocks, kThreads, s.stream, s, frame, update);
+  } else if (s.sh_coeffs == 4) {
+    DGR_LAUNCH((update_kernel<9, kAntialiased>), blocks, kThreads, s.stream, s, frame, update);
+  } else {
+    DGR_LAUNCH((update_kernel<0, kAntialiased>), blocks, kThreads, s.stream, s, frame, update);
+  }
 }
 
 Parameter parameter_of(const DgrCudaAdam& t, const DgrCudaUpdate& u) {
@@ -156,15 +171,6 @@ DGR_API int dgr_cuda_update(const DgrCudaScene* s, const DgrCudaFrame* frame, co
   const Update update = {parameter_of(u->means, *u),     parameter_of(u->quats, *u), parameter_of(u->scales, *u),
                          parameter_of(u->opacities, *u), parameter_of(u->sh, *u),    parameter_of(u->sh_rest, *u),
                          u->grad_sum, u->num_seen, u->loss};
-  const int64_t blocks = blocks_for(s->n, kThreads);
-  if (s->sh_coeffs == 16) {
-    DGR_LAUNCH(update_kernel<45>, blocks, kThreads, s->stream, *s, *frame, update);
-  } else if (s->sh_coeffs == 9) {
-    DGR_LAUNCH(update_kernel<24>, blocks, kThreads, s->stream, *s, *frame, update);
-  } else if (s->sh_coeffs == 4) {
-    DGR_LAUNCH(update_kernel<9>, blocks, kThreads, s->stream, *s, *frame, update);
-  } else {
-    DGR_LAUNCH(update_kernel<0>, blocks, kThreads, s->stream, *s, *frame, update);
-  }
+  s->antialiased ? launch<true>(*s, *frame, update) : launch<false>(*s, *frame, update);
   return int(cudaGetLastError());
 }

@@ -27,7 +27,7 @@ class Scene(Structure):
         *((name, c_void_p) for name in ("viewmat", "intrinsics", "background", "means2d")),
         ("near_z", c_float),
         *((name, c_int32) for name in ("sh_coeffs", "sh_degree", "feature_dim", "width", "height")),
-        *((name, c_int32) for name in ("features_move_geometry", "device", "raw")),
+        *((name, c_int32) for name in ("features_move_geometry", "device", "raw", "antialiased")),
         ("stream", c_void_p),
     ]
 

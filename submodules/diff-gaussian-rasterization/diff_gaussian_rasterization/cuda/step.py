@@ -42,7 +42,7 @@ class TrainingStep:
 
     def forward(
         self, parameters: Mapping[str, Tensor], features: Tensor | None, viewmat: Tensor, K: Tensor,
-        width: int, height: int, *, sh_degree: int, background: Tensor | None,
+        width: int, height: int, *, sh_degree: int, background: Tensor | None, antialiased: bool,
     ) -> RasterOutput:  # fmt: skip
         """Render; the maps are leaves."""
         means, take = parameters["means"], self.workspace.take
@@ -55,7 +55,7 @@ class TrainingStep:
         kept = (viewmat.contiguous(), K.contiguous(), background)  # until update is queued
         self.scene = Scene(
             num, *(address(t) for t in self.parameters.values()), address(features), *(address(t) for t in kept), None,
-            NEAR, 1 + parameters["shN"].shape[1], sh_degree, dim, width, height, False, device, True, stream,
+            NEAR, 1 + parameters["shN"].shape[1], sh_degree, dim, width, height, False, device, True, antialiased, stream,
         )  # fmt: skip
         self.frame = Frame(
             radii=address(radii), last=take("last", pixels * 4), moments=take("moments", num * MOMENTS * 4)

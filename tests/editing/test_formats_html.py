@@ -82,18 +82,21 @@ def test_without_cameras_it_is_seen_along_z_and_broken_cameras_are_an_error(tmp_
             first_view(path, positions, is_whole=True)
 
 
-def test_a_browser_draws_the_near_ellipse_over_the_far_one(tmp_path):
+@pytest.mark.parametrize("antialiased", [False, True])
+def test_a_browser_draws_the_near_ellipse_over_the_far_one(tmp_path, antialiased):
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no chromium on PATH, nor in the variable CHROMIUM")
-    # Seen along z: green (wide, flat) at depth 4 behind red at depth 3; the far one comes last in the file.
-    red, green = [[1.77, -1.77, -1.77]], [[-1.77, 1.77, -1.77]]
+    # Seen along z: green (wide, flat) at depth 4 behind red at depth 3; the far one comes last in the file. White is a
+    # quarter of a pixel, at (-50, -50) from the middle: 0.0625 / 0.3625 of its opacity is left if that is compensated.
+    red, green, white = [[1.77, -1.77, -1.77]], [[-1.77, 1.77, -1.77]], [[1.77, 1.77, 1.77]]
     gaussians = gaussians_of(
-        means=[[0, 0, -1], [0, 0, 0]],
-        log_scales=np.log([[0.15, 0.15, 0.15], [1.2, 0.3, 0.3]]),
-        logit_opacities=[9, 9],
-        sh0=[red, green],
+        means=[[0, 0, -1], [-1, -1, 0], [0, 0, 0]],
+        log_scales=np.log([[0.15, 0.15, 0.15], [0.005, 0.005, 0.005], [1.2, 0.3, 0.3]]),
+        logit_opacities=[9, 9, 9],
+        sh0=[red, white, green],
     )
+    gaussians.antialiased = antialiased
     (tmp_path / "cameras.json").write_text(json.dumps([CAMERA | {"position": [0, 0, -4]}]))
     write(tmp_path, "scene", scene_of(gaussians, path=tmp_path))
     command = [
@@ -112,3 +115,5 @@ def test_a_browser_draws_the_near_ellipse_over_the_far_one(tmp_path):
     assert (left_right[:, 1] > 100).all()  # wide along x ...
     assert (left_right[:, 0] < 60).all()
     assert image[middle - 120, 200].max() < 30  # ... and low along y
+    dot = image[middle - 55 : middle - 44, 145:156].max()
+    assert 20 < dot < 50 if antialiased else dot > 100

@@ -1,5 +1,7 @@
 """Splats in every format that is read."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from tests.model.splat_files import compressed, sog_of, spz_of, write_elements, write_sog
 from unified_lift.errors import UserError
 from unified_lift.model.files import read_splat
-from unified_lift.model.gaussians import SH_C0
+from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.model.splat import splat_rows
 from unified_lift.model.spz import encode_spz
 from unified_lift.ops.quaternions import normalise
@@ -47,9 +49,16 @@ def test_spz_of_every_version_is_read(gaussians, tmp_path, version, place, turn)
     assert notes == []
 
 
-def test_an_antialiased_spz_says_so(gaussians, tmp_path):
-    (tmp_path / "a.spz").write_bytes(spz_of(gaussians, 2, flags=1))
-    assert "antialiasing" in read_splat(tmp_path / "a.spz")[1][0]
+@pytest.mark.parametrize("antialiased", [False, True])
+def test_spz_and_sog_say_whether_they_are_antialiased(gaussians, tmp_path, antialiased):
+    flagged = Gaussians(dict(gaussians), antialiased=antialiased)
+    for data in (encode_spz(flagged), spz_of(gaussians, 2, flags=int(antialiased))):
+        (tmp_path / "a.spz").write_bytes(data)
+        found, notes = read_splat(tmp_path / "a.spz")
+        assert (found.antialiased, notes) == (antialiased, [])
+    files = sog_of(gaussians)
+    files["meta.json"] = json.dumps(json.loads(files["meta.json"]) | {"antialias": antialiased}).encode()
+    assert read_splat(write_sog(tmp_path / "a.sog", files))[0].antialiased == antialiased
 
 
 def test_splat_is_read_and_a_size_of_zero_is_a_disc(gaussians, tmp_path):

@@ -69,6 +69,11 @@ def test_features_move_geometry_only_when_asked(gsplat):
         compare(61, inputs(61), gsplat, features_move_geometry=moves, maps=("features",))
 
 
+def test_opacities_are_compensated_when_asked_for(gsplat):
+    x = inputs(68, dim=3)
+    compare(68, replace(x, scales=0.4 * x.scales), gsplat, antialiased=True)
+
+
 def test_the_empty_scene_and_one_behind_the_camera_show_the_background(gsplat):
     for x in (inputs(62, num=0), replace(inputs(62), means=inputs(62).means - torch.tensor([0, 0, 50.0]))):
         assert_background_only(x, gsplat, 62)
@@ -115,14 +120,15 @@ def test_a_missing_package_is_named_with_its_cure(monkeypatch):
 
 @pytest.mark.gsplat
 @pytest.mark.parametrize("sh_degree", [None, 3])
-@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize(("moves", "antialiased"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("dim", [0, 16])
-def test_the_package_agrees_with_our_kernels(dim, moves, sh_degree):
+def test_the_package_agrees_with_our_kernels(dim, moves, antialiased, sh_degree):
     seed = 70 + dim
     x = inputs(seed, num=20_000, width=320, height=200, dim=dim, sh_degree=sh_degree)
     x = to_gpu(replace(x, scales=0.3 * x.scales))
-    expected, expected_gradients = gradients(x, "cuda", seed, features_move_geometry=moves)
-    actual, actual_gradients = gradients(x, "gsplat", seed, features_move_geometry=moves)
+    options = {"features_move_geometry": moves, "antialiased": antialiased}
+    expected, expected_gradients = gradients(x, "cuda", seed, **options)
+    actual, actual_gradients = gradients(x, "gsplat", seed, **options)
     for name in MAPS:
         if getattr(expected, name).numel():
             error = (getattr(expected, name) - getattr(actual, name)).abs() / SCALES[name]

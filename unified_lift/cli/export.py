@@ -70,6 +70,9 @@ def export_main(argv: list[str]) -> int:
     paths = sorted({path for files in made.values() for path in files if path.name != FRAME_FILE})
     for path in paths:
         print(f"{path}: {path.stat().st_size / 2**20:.2f} MiB")
+    if scene.gaussians.antialiased and {"ply", "splat"} & set(",".join(command.format).split(",")):
+        can_not = "which .ply and .splat cannot say: turn anti-aliasing on in their viewer"
+        print(f"note: trained with --antialiased, {can_not}")
     if (told := out / FRAME_FILE).exists():
         which = "what --inside writes is" if command.inside else "what cannot hold your coordinates (.spz, .splat) is"
         print(f"note: {which} in those of training; {told} tells the way back")

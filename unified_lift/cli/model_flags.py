@@ -13,6 +13,7 @@ from unified_lift.device import chosen_device
 from unified_lift.model.files import read_splat
 from unified_lift.modelfolder.inference import TrainedScene, load_model, views_of
 from unified_lift.modelfolder.outputs import iteration_dir, saved_iterations
+from unified_lift.modelfolder.settings import GeometrySettings, TrainSettings
 from unified_lift.ops.similarity import similarity_for
 from unified_lift.settings.limits import check_ranges
 from unified_lift.types import Scene
@@ -72,7 +73,8 @@ def opened(path: Path, *, device: torch.device | None = None, **options: Any) ->
     gaussians.set("features", gaussians.features[:, :0])
     for note in notes:
         print(f"note: {splat}: {note}")
-    return TrainedScene(gaussians=gaussians.to(device), frame=frame, path=path)
+    settings: TrainSettings = TrainSettings(geometry=GeometrySettings(antialiased=gaussians.antialiased))
+    return TrainedScene(gaussians=gaussians.to(device), frame=frame, settings=settings, path=path)
 
 
 def with_objects(scene: TrainedScene) -> TrainedScene:

@@ -60,9 +60,12 @@ def train_main(argv: list[str]) -> int:
     for settings in _granularities(command):
         go_on = (command.resume or command.resume_auto) and holds_run(settings.model_path)
         runs.append((settings, latest_checkpoint(settings) if go_on else None))
+    antialiased = command.settings.geometry.antialiased
     for settings, start in runs:
+        settings = replace(settings, geometry=replace(settings.geometry, antialiased=antialiased))
         try:
             state = run(settings, resume_from=start)
+            antialiased = state.gaussians.antialiased  # an --init_ply may have said so; the levels are drawn alike
         except Interrupted:
             print(f"\ninterrupted; go on with: train.py -m {settings.model_path} --resume")
             return 130

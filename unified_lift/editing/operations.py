@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from unified_lift.errors import UserError
-from unified_lift.model.gaussians import SH_C0, Gaussians
+from unified_lift.model.gaussians import SH_C0
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.modelfolder.labels import GaussianLabels
 from unified_lift.ops.harmonics import rotate_harmonics
@@ -157,7 +157,7 @@ class Recolour(ObjectOperation):
             painted = kept * colors + self.strength * share * ((colors @ luma)[..., None] + _DARK) * paint
             sh0[own] = ((painted - 0.5) / SH_C0).float()
             shN[own] = (kept * higher + self.strength * share * (higher @ luma)[..., None] * paint).float()
-        return replace(scene, gaussians=Gaussians(table | {"sh0": sh0, "shN": shN}))
+        return replace(scene, gaussians=scene.gaussians.like(table | {"sh0": sh0, "shN": shN}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ class Move(ObjectOperation):
         for name, value in self._moved(scene, chosen).items():
             table[name] = table[name].clone()
             table[name][chosen] = value
-        return replace(scene, gaussians=Gaussians(table))
+        return replace(scene, gaussians=scene.gaussians.like(table))
 
     def _moved(self, scene: TrainedScene, chosen: Tensor) -> dict[str, Tensor]:
         """Return the parameters of `chosen` that the move changes; in float64, so that little is rounded."""
@@ -219,7 +219,7 @@ class Duplicate(Move):
         table = {name: torch.cat([value, moved.get(name, value[chosen])]) for name, value in table.items()}
         confidence = torch.cat([scene.confidence, scene.confidence[chosen]])
         labels = GaussianLabels(torch.cat([scene.object_ids, ids]), confidence)
-        return replace(scene, gaussians=Gaussians(table), labels=labels, names=names)
+        return replace(scene, gaussians=scene.gaussians.like(table), labels=labels, names=names)
 
 
 @dataclass(frozen=True, kw_only=True)

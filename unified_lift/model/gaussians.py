@@ -24,13 +24,17 @@ class Gaussians:
     GEOMETRY_NAMES = NAMES[:-1]
     SHAPES = dict(zip(NAMES, ("N 3", "N 4", "N 3", "N", "N 1 3", "N K 3", "N D"), strict=True))
 
-    def __init__(self, table: Mapping[str, Tensor]) -> None:
-        """Take the tensors of `table` as leaves; all of NAMES must be there, with the same N."""
+    def __init__(self, table: Mapping[str, Tensor], *, antialiased: bool = False) -> None:
+        """Take the tensors of `table` as leaves; all of NAMES must be there, with the same N.
+
+        `antialiased`: they are drawn as `rasterize` does with that word, because they were trained so.
+        """
         if set(table) != set(self.NAMES):
             raise ValueError(f"Gaussians need {self.NAMES}, received {tuple(table)}")
         check_shapes({name: (table[name], shape) for name, shape in self.SHAPES.items()})
         copies = {name: table[name].detach().clone(memory_format=torch.contiguous_format) for name in self.NAMES}
         self.table = {name: value.requires_grad_(True) for name, value in copies.items()}
+        self.antialiased = antialiased
 
     def __len__(self) -> int:
         return len(self.table["means"])
@@ -83,9 +87,13 @@ class Gaussians:
         """Return where the parameters live."""
         return self.table["means"].device
 
+    def like(self, table: Mapping[str, Tensor]) -> Gaussians:
+        """Return the Gaussians of another table, to be drawn as these are."""
+        return Gaussians(table, antialiased=self.antialiased)
+
     def to(self, device: torch.device) -> Gaussians:
         """Return a copy on `device`."""
-        return Gaussians({name: value.to(device) for name, value in self.table.items()})
+        return self.like({name: value.to(device) for name, value in self.table.items()})
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

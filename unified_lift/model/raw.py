@@ -26,6 +26,7 @@ class RawSplat(NamedTuple):
 
     table: dict[str, np.ndarray]  # as `Gaussians` names its columns, of any float type; without those that are empty
     notes: list[str]
+    antialiased: bool = False  # it says to have been trained with the low-pass compensated
 
 
 def logits_of(opacities: np.ndarray) -> np.ndarray:
@@ -53,12 +54,13 @@ def from_smallest_three(largest: np.ndarray, others: np.ndarray) -> np.ndarray:
     return quats
 
 
-def placed(table: dict[str, np.ndarray], frame: Similarity) -> Gaussians:
+def placed(table: dict[str, np.ndarray], frame: Similarity, *, antialiased: bool = False) -> Gaussians:
     """Return the Gaussians of columns in the user's coordinates, inside of a frame."""
     empty = np.zeros((len(table["means"]), 0, 3))
     moved = {"means": frame.inside(table["means"]), "log_scales": table["log_scales"] - math.log(1 / frame.scale)}
     columns = {"shN": empty, "features": empty[..., 0]} | table | moved
-    return Gaussians({name: torch.from_numpy(np.float32(value)) for name, value in columns.items()})
+    tensors = {name: torch.from_numpy(np.float32(value)) for name, value in columns.items()}
+    return Gaussians(tensors, antialiased=antialiased)
 
 
 def sound_gaussians(
@@ -100,4 +102,4 @@ def sound_gaussians(
             raise UserError(f"{path}: {num_broken} of {count} Gaussians hold {what}; repair or retrain the splat")
         table = {name: value[~left_out] for name, value in table.items()}
         notes.append(f"{num_broken} of {count} Gaussians are left out, as they hold {what}")
-    return placed(table, frame), notes
+    return placed(table, frame, antialiased=raw.antialiased), notes

@@ -42,6 +42,7 @@ def render(
         backgrounds=None if background is None else background[None],
         means2d=None if means2d is None else means2d[None],
         features_move_geometry=features_move_geometry,
+        antialiased=gaussians.antialiased,
     )
     return RenderOutput(
         image=out.image[0], features=out.features[0], alpha=out.alpha[0], depth=out.depth[0], radii=out.meta.radii[0]
@@ -69,4 +70,4 @@ def blending_weights(
     """
     splats = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities)
     view = (*camera.tensors(gaussians.device), camera.width, camera.height)
-    return pixel_weights(*splats, *view, pixels, min_weight=min_weight)
+    return pixel_weights(*splats, *view, pixels, min_weight=min_weight, antialiased=gaussians.antialiased)

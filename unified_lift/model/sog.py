@@ -95,7 +95,8 @@ class _Parts:
             "logit_opacities": opacity,
             "sh0": self.values("sh0", color[:, :3])[:, None],
         }
-        return RawSplat(table | ({"shN": self.harmonics()} if self.meta.get("shN") else {}), [])
+        columns = table | ({"shN": self.harmonics()} if self.meta.get("shN") else {})
+        return RawSplat(columns, [], antialiased=self.meta.get("antialias") is True)
 
     def harmonics(self) -> np.ndarray:
         """Return the higher coefficients [N, K-1, 3]: of each Gaussian, a row of a palette."""

@@ -26,6 +26,7 @@ _SH_STEPS = np.array([8.0] * 3 + [16.0] * 12)
 _FLIP_AXES = np.array([1, -1, -1], np.float32)
 _FLIP_SH = np.array([-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1, -1, 1, -1, 1, 1, -1, 1, -1, 1], np.float32)
 _HEADER, _HEADER_4 = struct.Struct("<4s2I4B"), struct.Struct("<4s2I4BI12x")
+_ANTIALIASED = 1  # the flag
 _MOST, _SMALL = 1032, 2**25  # bytes that one byte of a file can become; what any file may
 
 
@@ -46,8 +47,9 @@ def encode_spz(gaussians: Gaussians) -> bytes:
     # Above degree 0, 128 is zero, in steps of 8 or 16 of 1/128.
     step, flip = (each[: table["shN"].shape[1], None] for each in (_SH_STEPS, _FLIP_SH))
     levels = np.rint(table["shN"] * flip * 128) + 128
+    flags = _ANTIALIASED if gaussians.antialiased else 0
     columns = (
-        _HEADER.pack(MAGIC, 3, len(gaussians), gaussians.sh_degree, bits, 0, 0),  # 0: no flags, reserved
+        _HEADER.pack(MAGIC, 3, len(gaussians), gaussians.sh_degree, bits, flags, 0),  # 0: reserved
         fixed.view(np.uint8).reshape(-1, 4)[:, :3].tobytes(),  # the low three bytes
         to_bytes(gaussians.opacities.detach().cpu().numpy() * 255).tobytes(),
         to_bytes((table["sh0"][:, 0] * _COLOR_SCALE + 0.5) * 255).tobytes(),
@@ -119,7 +121,7 @@ def _decoded(data: bytes) -> RawSplat:
         "sh0": ((color / 255 - 0.5) / _COLOR_SCALE)[:, None],
         "shN": (sh.reshape(count, widths[5] // 3, 3) / np.float32(128) - 1) * _FLIP_SH[: widths[5] // 3, None],
     }
-    return RawSplat(table, ["it was trained with the antialiasing of Mip-Splatting, which is not drawn"] * (flags & 1))
+    return RawSplat(table, [], antialiased=bool(flags & _ANTIALIASED))
 
 
 def _zstd_streams(data: bytes, start: int, sizes: list[int]) -> bytes:

@@ -103,7 +103,7 @@ class TrainedScene:
         """Return the scene with only the Gaussians of `chosen`, bool [N] or indices."""
         table = {name: value[chosen] for name, value in self.gaussians.state_dict().items()}
         labels = None if self.labels is None else GaussianLabels(self.object_ids[chosen], self.confidence[chosen])
-        return replace(self, gaussians=Gaussians(table), labels=labels)
+        return replace(self, gaussians=self.gaussians.like(table), labels=labels)
 
     def as_one_object(self) -> TrainedScene:
         """Return the scene; where it knows no objects, with all of it as object 0."""
@@ -155,6 +155,7 @@ def load_model(
     ply, frame = "point_cloud_objects.ply" if is_lifted else "point_cloud.ply", outputs.read_frame(model_path)
     gaussians = read_gaussians(folder / ply, frame).to(device)
     gaussians.freeze_geometry()
+    gaussians.antialiased = settings.geometry.antialiased
     model = TrainedScene(gaussians=gaussians, frame=frame, settings=settings, path=model_path, iteration=iteration)
     model = replace(model, is_edited=(model_path / outputs.EDITS_FILE).exists())
     if not is_lifted:

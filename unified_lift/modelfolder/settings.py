@@ -34,6 +34,10 @@ class GeometrySettings:
     """Iterations between two SH degrees [3DGS]."""
     white_background: bool = False
     """White instead of black behind everything (-w) [3DGS]."""
+    antialiased: bool = False
+    """Compensate the low-pass of the renderer in the opacities [Mip-Splatting, with the 0.3 px^2 of gsplat]: views from
+    farther away or of fewer pixels than the photos keep thin things as thin and as bright. The model is always rendered
+    the way it was trained."""
     lambda_dssim: Annotated[float, Range(0, 1)] = 0.2
     """Share of D-SSIM in the photometric loss [3DGS]."""
     loss_weights: tuple[str, ...] = ()

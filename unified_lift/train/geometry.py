@@ -66,6 +66,7 @@ class GeometryStage(Stage):
             features=None if self.method is None else self.gaussians.features,
             sh_degree=min(step // self.settings.sh_interval, self.gaussians.sh_degree),
             background=self.background,
+            antialiased=self.gaussians.antialiased,
         )
         self.on_phase("losses")
         share = self.settings.lambda_dssim

@@ -92,7 +92,7 @@ def _run(
     settings: TrainSettings, scene: Scene | None, resume_from: Path | None, hooks: Sequence[Hook]
 ) -> TrainingState:
     state = _start(settings, scene, resume_from)
-    finite = Finite()
+    settings, finite = state.settings, Finite()
     log = RunLog(settings.model_path, tensorboard=settings.run.logger == "tensorboard")
     with closing(log), Checkpoints(settings, state.method, state.clock.seconds, finite) as saving:
         results = GeometryResults(settings, state.scene, log, finite)
@@ -228,18 +228,24 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
             raise UserError(f"{resume_from}: was trained inside of {frame}; load the scene with this frame")
         _require_same_run(settings, saved, origin=str(resume_from))
         with reading_checkpoint(saved):
-            gaussians = Gaussians(saved["gaussians"])
+            gaussians = Gaussians(saved["gaussians"], antialiased=settings.geometry.antialiased)
             if saved["stage"] != "geometry" or settings.schedule != "staged":
                 method.load_state_dict(saved["method"])
             for name, spent in saved.get("seconds", {}).items():
                 clock.done[name] = clock.done.get(name, 0.0) + float(spent)
     elif settings.init_ply is not None:
-        gaussians, notes = read_splat(settings.init_ply, scene.frame, strict=settings.data.strict)
+        ply = settings.init_ply
+        gaussians, notes = read_splat(ply, scene.frame, strict=settings.data.strict)
         for note in notes:
-            tqdm.write(f"note: {settings.init_ply}: {note}")
-        _require_in_sight(gaussians, scene, settings.init_ply)
+            tqdm.write(f"note: {ply}: {note}")
+        if gaussians.antialiased and not settings.geometry.antialiased:
+            tqdm.write(f"note: {ply}: was trained with anti-aliasing; --antialiased is turned on")
+            settings = replace(settings, geometry=replace(settings.geometry, antialiased=True))
+        gaussians.antialiased = settings.geometry.antialiased
+        _require_in_sight(gaussians, scene, ply)
     else:
         gaussians = gaussians_from_points(scene.points, sh_degree=settings.geometry.sh_degree)
+        gaussians.antialiased = settings.geometry.antialiased
     if saved is not None:
         rewind_log(settings.model_path, stage=saved["stage"], step=saved["step"])
     elif outputs.set_earlier_run_aside(settings.model_path):

@@ -69,6 +69,7 @@ def write(folder: Path, stem: str, scene: TrainedScene) -> None:
             {"id": code, "name": scene.name_of(code), "color": color}
             for code, color in zip(ids.tolist(), object_colors(ids.clip(min=0)).tolist())
         ],
+        "antialiased": scene.gaussians.antialiased,
         "background": [1, 1, 1] if scene.settings.geometry.white_background else [0, 0, 0],
         **first_view(
             scene.path / "cameras.json", rows["position"], is_whole=stem == "scene", frame=read_frame(scene.path)

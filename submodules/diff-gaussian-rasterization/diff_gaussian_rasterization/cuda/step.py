@@ -55,7 +55,8 @@ class TrainingStep:
         kept = (viewmat.contiguous(), K.contiguous(), background)  # until update is queued
         self.scene = Scene(
             num, *(address(t) for t in self.parameters.values()), address(features), *(address(t) for t in kept), None,
-            NEAR, 1 + parameters["shN"].shape[1], sh_degree, dim, width, height, False, device, True, antialiased, stream,
+            NEAR, 1 + parameters["shN"].shape[1], sh_degree, dim, width, height, False, device, True, antialiased,
+            stream,
         )  # fmt: skip
         self.frame = Frame(
             radii=address(radii), last=take("last", pixels * 4), moments=take("moments", num * MOMENTS * 4)

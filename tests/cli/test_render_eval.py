@@ -172,6 +172,19 @@ def test_a_metric_of_views_also_sees_depth_ids_and_annotation(tmp_path, monkeypa
     assert result.scores["coin_depth"] == pytest.approx(np.mean(list(result.per_view["coin_depth"].values())))
 
 
+def test_colours_are_fitted_where_exposures_were_trained_or_it_is_asked_for(tmp_path, capsys):
+    model = save_model(tmp_path)
+    assert not {"cc_PSNR", "cc_SSIM"} & set(scores_of(model))
+    asked = scores_of(model, "--color_correct", "quadratic")
+    config = model / "config.yaml"
+    config.write_text(config.read_text().replace("exposure: none", "exposure: bilateral"))
+    affine = scores_of(model)
+    assert affine["PSNR"] < affine["cc_PSNR"] < asked["cc_PSNR"]
+    assert "cc_PSNR" in capsys.readouterr().out
+    assert "cc_SSIM" not in scores_of(model, "--color_correct", "none")
+    assert "cc_SSIM" not in (model / "per_view.json").read_text()
+
+
 def test_results_of_other_iterations_are_kept(tmp_path):
     model = save_model(tmp_path)
     (model / "results.json").write_text('{"ours_7": {"PSNR": 11.0}}')

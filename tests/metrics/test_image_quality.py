@@ -8,6 +8,7 @@ import torch
 
 from unified_lift.evaluation.pictures import quantize_uint8
 from unified_lift.metrics import VIEW_METRICS, ViewBundle
+from unified_lift.metrics.color_corrected import color_corrected
 from unified_lift.metrics.psnr import psnr
 from unified_lift.metrics.ssim import ssim, ssim_map
 
@@ -81,8 +82,42 @@ def test_pixels_that_do_not_count_change_nothing_and_a_view_without_others_has_n
         one, two = (metric(bundle_of(view, valid, picture)) for picture in (image, other))
         assert one == two == pytest.approx(expected or float(ssim_map(*half)[:, :12].mean()), abs=1e-4)
         assert not np.isfinite(metric(bundle_of(view, valid & False, image)))
+        corrected = VIEW_METRICS[f"cc_{name}"]
+        assert corrected(bundle_of(view, valid, image)) is None
+        for how in ("affine", "quadratic"):
+            one, two = (corrected(bundle_of(view, valid, picture, color_correct=how)) for picture in (image, other))
+            assert one == two > (metric(bundle_of(view, valid, image)) if name == "PSNR" else 0.7)
+            assert not np.isfinite(corrected(bundle_of(view, valid & False, image, color_correct=how)))
 
 
-def bundle_of(view, valid, image):
+def bundle_of(view, valid, image, **more):
     view = dataclasses.replace(view, valid=valid)
-    return ViewBundle(view=view, image=image, object_ids=None, annotation=None, depth=lambda: None)
+    return ViewBundle(view=view, image=image, object_ids=None, annotation=None, depth=lambda: None, **more)
+
+
+def row_of(*reds):
+    """A picture of one row without green and blue."""
+    return torch.tensor([[[red, 0.0, 0.0] for red in reds]], dtype=torch.float64)
+
+
+def test_colours_are_fitted_by_least_squares_and_clamped():
+    everywhere = torch.ones(1, 3, dtype=torch.bool)
+    # Of (.2, .3), (.4, .3), (.6, .6) the line has slope .06 / .08 and runs through (.4, .4).
+    fitted = color_corrected(row_of(0.2, 0.4, 0.6), row_of(0.3, 0.3, 0.6), everywhere)
+    torch.testing.assert_close(fitted, row_of(0.25, 0.4, 0.55))
+    fitted = color_corrected(row_of(0.0, 0.5, 0.5), row_of(0.0, 0.7, 1.0), everywhere)
+    torch.testing.assert_close(fitted, row_of(0.0, 0.85, 0.85))
+    two = torch.tensor([[True, True, False]])
+    torch.testing.assert_close(color_corrected(row_of(0.1, 0.2, 0.9), row_of(0.2, 0.4, 0), two), row_of(0.2, 0.4, 1.0))
+
+
+def test_a_quadratic_fit_undoes_a_curve_but_for_clipped_colours():
+    image = torch.rand(20, 20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    curved = 0.1 + 0.5 * image**2 + 0.3 * image.roll(1, dims=2)
+    everywhere = torch.ones(20, 20, dtype=torch.bool)
+    torch.testing.assert_close(color_corrected(image, curved, everywhere, quadratic=True), curved)
+    assert (color_corrected(image, curved, everywhere) - curved).abs().max() > 0.01
+    brighter = (1.5 * image).clamp(max=1)  # a third is clipped and says nothing of the factor
+    torch.testing.assert_close(color_corrected(image, brighter, everywhere, quadratic=True), brighter)
+    white = torch.ones_like(image)  # nothing can be fitted to
+    torch.testing.assert_close(color_corrected(image, white, everywhere, quadratic=True), image)

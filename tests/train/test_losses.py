@@ -62,7 +62,7 @@ def test_the_size_of_gaussians_is_bounded_after_every_step(tmp_path, scene):
 
     class Watch(Hook):
         def after_step(self, stage, step, terms):
-            sizes.append(float(stage.gaussians.scales.max()) / scene.radius)
+            sizes.append(stage.gaussians.scales.max().item() / scene.radius)
 
     changes = {"iterations": 8, "lift_iterations": 0, "scaling_lr": 0.3}
     plain, bounded = (settings_for(tmp_path / str(share), max_scale=share, **changes) for share in (0, 0.02))

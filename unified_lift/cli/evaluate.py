@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from typing import Literal
 
 from unified_lift.cli.model_flags import SceneFlags
 from unified_lift.errors import UserError
@@ -11,6 +12,7 @@ from unified_lift.evaluation.pictures import stored_renderings
 from unified_lift.evaluation.protocols import PROTOCOLS, metric_of
 from unified_lift.evaluation.report import write_result
 from unified_lift.fileio import write_json
+from unified_lift.metrics.base import ColorCorrect
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.train.logs import read_log
 from unified_lift.types import Scene
@@ -30,6 +32,9 @@ class EvalCommand(SceneFlags):
     weights as `transformers` saves them."""
     reference_image: ReferenceImage = "dataset"
     """lerf_mask: the picture in which they are found: the photo or the model's rendering [Gaussian Grouping]."""
+    color_correct: ColorCorrect | Literal["auto"] = "auto"
+    """Also score pictures whose colours are fitted to the photo's (cc_PSNR, cc_SSIM): `affine` [gsplat], `quadratic`
+    [multinerf], `none`; `auto`: affine after a training with --exposure."""
     oracle_codebooks: bool = False
     """Also score every clustering that the method kept, into oracle.json; the best of them read the annotations."""
 
@@ -50,6 +55,7 @@ def eval_main(argv: list[str]) -> int:
         renderings=functools.partial(stored_renderings, model, quiet=command.quiet),
         grounding=None if words is None else grounding_of(words, device=model.gaussians.device),
         reference_image=command.reference_image,
+        color_correct=command.color_correct,
     )
     write_result(model, scene, result, log_lines=read_log(model.path))
     _print_scores(model, scene, result)

@@ -18,6 +18,7 @@ from unified_lift.evaluation.pictures import Rendering, rendering_of
 from unified_lift.evaluation.protocols import PROTOCOLS, GroundTruth, PredictionBundle, Protocol, ProtocolResult
 from unified_lift.methods.base import Method
 from unified_lift.metrics import VIEW_METRICS, ViewBundle
+from unified_lift.metrics.base import ColorCorrect
 from unified_lift.model.render import render
 from unified_lift.modelfolder.inference import TrainedScene, render_likely_ids, render_view
 from unified_lift.ops.overlaps import overlap_table
@@ -44,11 +45,13 @@ def evaluate(
     renderings: Callable[[Sequence[View]], Iterable[Rendering]] | None = None,
     grounding: Grounding | None = None,
     reference_image: ReferenceImage = "dataset",
+    color_correct: ColorCorrect | Literal["auto"] = "auto",
 ) -> Result:
     """Return the scores of a trained scene on its held-out views (`scene`) by a protocol, `auto`: its dataset's own.
 
     `renderings` gives those of several views, such as stored pictures; None = renders them. `grounding` finds the
-    prompts of a protocol in the photo or the rendering, as `reference_image` says.
+    prompts of a protocol in the photo or the rendering, as `reference_image` says. `color_correct` adds image scores
+    after the colours are fitted; `auto`: affine for a scene that was trained with exposures of photos, else none.
     A UserError: no such protocol, no view is held out, the scene was edited after training, there is no ground truth
     for a protocol that was asked for, no prompt for `grounding`, or pictures and annotations differ in shape.
     """
@@ -66,14 +69,16 @@ def evaluate(
     if protocol != "auto" and model.is_lifted and not ground_truth:
         lacking = f"{scene.name} has no {chosen.ground_truth}"
         raise UserError(f"--protocol {chosen.name}: {lacking}; leave it out or add them")
-    per_view: dict[str, dict[str, float]] = {name: {} for name in VIEW_METRICS}
+    if color_correct == "auto":
+        color_correct = "none" if model.settings.geometry.exposure == "none" else "affine"
+    per_view: dict[str, dict[str, float]] = {}
     object_ids = {}
     for view, rendering in zip(scene.test, renderings(scene.test), strict=True):
         if rendering[1] is not None:
             object_ids[view.name] = rendering[1]
-        for name, value in _scores_of(model, view, rendering, ground_truth).items():
-            per_view[name][view.name] = value
-    scores = {name: float(np.mean(list(values.values()))) for name, values in per_view.items() if values}
+        for name, value in _scores_of(model, view, rendering, ground_truth, color_correct).items():
+            per_view.setdefault(name, {})[view.name] = value
+    scores = {name: float(np.mean(list(values.values()))) for name, values in per_view.items()}
     scores["num_gaussians"] = len(model)
     if model.is_lifted:
         scores["num_objects_3d"] = len(model.objects)
@@ -95,7 +100,9 @@ def evaluate(
     return Result(**vars(objects), protocol=chosen, ground_truth=ground_truth)
 
 
-def _scores_of(model: TrainedScene, view: View, rendering: Rendering, ground_truth: GroundTruth) -> dict[str, float]:
+def _scores_of(
+    model: TrainedScene, view: View, rendering: Rendering, ground_truth: GroundTruth, color_correct: ColorCorrect
+) -> dict[str, float]:
     """Return the metrics of a view that apply."""
     bundle = ViewBundle(
         view=view,
@@ -103,6 +110,7 @@ def _scores_of(model: TrainedScene, view: View, rendering: Rendering, ground_tru
         object_ids=rendering[1],
         annotation=ground_truth.annotations.get(view.name),
         depth=lambda: render_view(model, view.camera).depth,
+        color_correct=color_correct,
     )
     found = {name: metric(bundle) for name, metric in VIEW_METRICS.items()}  # equal images have no finite PSNR
     return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unified_lift.types import View
+
+ColorCorrect = Literal["none", "affine", "quadratic"]
+"""How the colours of a rendering are fitted to those of a photo before they are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +23,7 @@ class ViewBundle:
     object_ids: np.ndarray | None  # predicted, int32 [H, W]; None where the model knows no objects
     annotation: np.ndarray | None  # ids at their own size, 0 = no object; None where there are none
     depth: Callable[[], Tensor]  # renders the mean camera depth in world units, 0 where nothing is, [H, W]
+    color_correct: ColorCorrect = "none"  # for the scores with fitted colours; none: no such scores
 
     @property
     def photo(self) -> Tensor:

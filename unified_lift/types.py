@@ -125,6 +125,8 @@ class View:
     segments: Tensor | None = None  # predicted ids, local to this view, int32 [H, W]; None: the view has no mask
     # Pixels that count, bool [H, W], None = all; those the lens did not see or the scene leaves out do not, nor train.
     valid: Tensor | None = None
+    # Sparse points that it shows, float32 [K, 3]: column and row of the pixel, depth. None = not asked for, or none.
+    points: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,7 @@ class PointCloud:
 
     positions: np.ndarray
     colors: np.ndarray
+    num_random: int = 0  # the last so many lie on no surface
 
 
 def distances(points: np.ndarray, centre: np.ndarray) -> tuple[float, float]:

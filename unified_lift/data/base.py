@@ -56,6 +56,8 @@ class SceneDescription:
     held_out: Collection[str] | None = None  # names of the test views, None where the dataset says nothing
     train_only: Collection[str] | None = None  # names of the only views that may ever train, None = all
     points: Callable[[], PointCloud | None] = lambda: None  # reads the dataset's own initial points
+    # Reads the points that were matched in each photo, float64 [K, 3] by name; empty where the dataset does not say.
+    tracks: Callable[[], Mapping[str, np.ndarray]] = dict
     notes: Sequence[str] = ()  # what the user should know
     no_mask_used: str = ""  # message where the mask folder holds files and none can be used; no reader says this
     # Reads the exact ids of the named views, int32 [H, W] as stored; None: those in the folder `ANNOTATIONS`.

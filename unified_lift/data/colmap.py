@@ -6,7 +6,8 @@ Distorted camera models are undistorted on load to a pinhole with the same K; ma
 with `train_split` the names in `images_train/`; with `eval` the names in `test.txt` (one a line) where it exists, else
 every llffhold-th. Exact ids, where there are any: `annotations/gt_instance/<name>.png`.
 
-Of the model, cameras, images and points3D are read; rigs, frames and tracks add nothing that a loader needs.
+Of the model, cameras, images and points3D are read, of tracks only who shows what; rigs and frames add nothing that a
+loader needs.
 """
 
 from __future__ import annotations
@@ -131,6 +132,7 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
         broken=broken,
         held_out=held_out,
         points=partial(_read_points, model, cloud),
+        tracks=partial(_read_tracks, model, images),
         notes=[
             *choice,
             *cloud_note,
@@ -196,6 +198,25 @@ def _read_points(model: Path, cloud: Path | None) -> PointCloud | None:
     table = table_path(model, "points3D")
     points = read_points(table) if table is not None else None
     return finite_points(points.positions, points.colors) if points is not None else None
+
+
+def _read_tracks(model: Path, images: Sequence[ColmapImage]) -> dict[str, np.ndarray]:
+    """Return the points of the table that each image has a 2D point of, where there are any."""
+    table = table_path(model, "points3D")
+    if table is None or not any(len(image.points2d) for image in images):
+        return {}
+    points = read_points(table)
+    order = np.argsort(points.ids, kind="stable")
+    ids, positions = points.ids[order], points.positions[order]
+    tracks = {}
+    for image in images:
+        wanted = image.points2d["point3d"]
+        at = np.searchsorted(ids, wanted)
+        known = (at < len(ids)) & (wanted >= 0)
+        known[known] = ids[at[known]] == wanted[known]
+        found = positions[at[known]]
+        tracks[name_of(image.name)] = found[np.isfinite(found).all(axis=1)]
+    return tracks
 
 
 READER = Reader(

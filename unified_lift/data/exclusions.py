@@ -103,7 +103,8 @@ def without_excluded(
     if kept.all() or kept.sum() < MIN_POINTS:
         return cloud, notes
     notes.append(f"{(~kept).sum()} points lie among such pixels in most views that show them and are left out")
-    return PointCloud(positions=cloud.positions[kept], colors=cloud.colors[kept]), notes
+    num_random = int(kept[len(kept) - cloud.num_random :].sum())
+    return PointCloud(positions=cloud.positions[kept], colors=cloud.colors[kept], num_random=num_random), notes
 
 
 def with_alpha(frames: Sequence[Frame], settings: DataSettings) -> list[Frame]:

@@ -62,7 +62,7 @@ def initial_points(views: Sequence[View], settings: DataSettings, *, own: PointC
         if behind:
             clouds.append(random_in_frusta(cameras, count=behind, seed=settings.points_seed + 1, far=_BACKGROUND))
         positions, colors = (np.concatenate([getattr(one, key) for one in clouds]) for key in ("positions", "colors"))
-        found = PointCloud(positions=positions, colors=colors)
+        found = PointCloud(positions=positions, colors=colors, num_random=missing)
         notes.append(f"{missing} random {'ones' if num_found else 'initial points'} in the camera frusta")
     return found, ", ".join(notes)
 

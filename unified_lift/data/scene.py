@@ -52,6 +52,7 @@ from unified_lift.data.lens import Lens, undistort_ids, undistort_image
 from unified_lift.data.masks import LOOKS_FOR, FoundMasks, MaskFile, find_masks, read_stored_mask, same_aspect
 from unified_lift.data.points import initial_points
 from unified_lift.data.settings import DataSettings, split_names
+from unified_lift.data.sparse import with_sparse_points, with_tracked_points
 from unified_lift.data.units import frame_notes, frame_of, seeds_inside
 from unified_lift.data.usable import LEFT_OUT, left_out_notes, require_enough, usable
 from unified_lift.data.void import TellingIds, telling_ids, void_ids, void_to_zero
@@ -155,12 +156,13 @@ def load_scene(
     refuse_unused: bool = False,
     progress: Progress | None = None,
     cache: DataCache | None = None,
+    sparse: bool = False,
 ) -> Scene:
     """Return the scene: described by its reader, split, loaded, undistorted, resized, with initial points.
 
-    It is inside of `frame`, None = that which suits it. Photos and masks are kept by `cache`, None = in memory.
-    Transparent photos lie over black, or `white`. A UserError names the file or flag and the fix, with `refuse_unused`
-    also a mask folder that holds files of which none is used.
+    It is inside of `frame`, None = that which suits it. Photos and masks are kept by `cache`, None = in memory. With
+    `sparse` training views have the sparse points that they show. Transparent photos lie over black, or `white`.
+    A UserError names the file or flag and the fix, with `refuse_unused` also a mask folder of which no file is used.
     """
     reader, described = _sound_scene(settings)
     if refuse_unused and described.no_mask_used:
@@ -196,7 +198,9 @@ def load_scene(
     notes += excluded_notes + seed_notes + frame_notes(frame, views)
     if 0 < len(missing := [view.name for view in train_views if view.segments is None]) < num_train:
         notes.append(f"{len(missing)} of {num_train} training views have no mask: {listed(missing)}")
-    return Scene(
+    if sparse:
+        train_views = tuple(with_tracked_points(train_views, described.tracks(), frame))
+    scene = Scene(
         name=settings.source_path.resolve().name,
         dataset=reader.name,
         train=train_views,
@@ -207,6 +211,7 @@ def load_scene(
         void_ids=void,
         notes=(*notes, point_note),
     )
+    return with_sparse_points(scene) if sparse else scene
 
 
 def _split_frames(described: SceneDescription, settings: DataSettings) -> tuple[list[Frame], list[Frame]]:

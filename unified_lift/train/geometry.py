@@ -34,12 +34,14 @@ class GeometryStage(Stage):
         method: Method | None = None,
     ) -> None:
         """Prepare the stage. `method` makes it the joint schedule of the paper and the released code."""
-        fields = ("image", "valid") if method is None else ("image", "segments", "valid")
+        fields = ["image", "valid"] if method is None else ["image", "segments", "valid"]
+        self.losses = chosen_losses(settings.loss_weights)
+        fields += ["points"] if any(loss.needs_points for loss in self.losses) else []
         super().__init__(scene, scene.train, gaussians, method, fields=fields, num_steps=settings.iterations, seed=seed)
         self.settings, self.radius = settings, scene.radius
+        self.num_points = [0 if view.points is None else len(view.points) for view in scene.train]
         if method is not None:
             self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=scene.kept_on == gaussians.device.type)
-        self.losses = chosen_losses(settings.loss_weights)
         self.weights = dict(self.weights) | {loss.name: weight for loss, weight in self.losses.items()}
         kind, names = exposure_kind(settings.exposure), [view.name for view in scene.train]
         self.exposures = None if kind is None else Exposures(kind, names, settings, gaussians.device)
@@ -51,7 +53,11 @@ class GeometryStage(Stage):
     @property
     def choices(self) -> list[str]:
         """Return a line for each thing beyond the plain recipe that was chosen."""
-        return [] if self.exposures is None else [str(self.exposures)]
+        lines = [] if self.exposures is None else [str(self.exposures)]
+        if asking := [loss.name for loss in self.losses if loss.needs_points]:
+            shown = f"{sum(self.num_points)} sparse points in {sum(map(bool, self.num_points))} views"
+            lines.append(f"loss {', '.join(asking)}: {shown}")
+        return lines
 
     def step(self, step: int) -> dict[str, Tensor]:
         self.on_phase("view")

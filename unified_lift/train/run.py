@@ -12,6 +12,7 @@ from tqdm import tqdm
 from unified_lift.data import load_scene
 from unified_lift.data.cache import CacheChoice, DataCache
 from unified_lift.data.points import MIN_SEEN, hardly_seen, in_pictures
+from unified_lift.data.sparse import with_sparse_points
 from unified_lift.density import strategy_entry
 from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
@@ -206,7 +207,9 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
     The model folder is made ready: what an earlier run left goes, or what a resumed run is going to do again.
     """
     device = chosen_device(settings.run.device, rasterizer=settings.geometry.rasterizer)
-    chosen_losses(settings.geometry.loss_weights)
+    sparse = bool(settings.geometry.iterations) and any(
+        loss.needs_points for loss in chosen_losses(settings.geometry.loss_weights)
+    )
     exposure_kind(settings.geometry.exposure)
     clock = RunClock(settings, device)
     cache = DataCache(settings.run.data_device, device=device, folder=settings.model_path)
@@ -214,10 +217,10 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
     frame = None if saved is None else Similarity(**saved["frame"])
     if scene is None:
         with clock.part("load"):
-            scene = cache.cached(_loaded(settings, cache, frame))
+            scene = cache.cached(_loaded(settings, cache, frame, sparse=sparse))
         tqdm.write(str(cache.choice))
     else:
-        scene = cache.cached(scene)
+        scene = cache.cached(with_sparse_points(scene) if sparse else scene)
     assert cache.choice is not None
     zero_id = _zero_id(scene) if settings.method.zero_id == "auto" else scene.zero_id
     method = _about_void(settings, scene).build_method(zero_id=zero_id).to(device)
@@ -341,12 +344,13 @@ def _require_same_run(settings: TrainSettings, saved: dict[str, Any], *, origin:
         raise UserError(f"{origin}: is already at iteration {saved['step']}; ask for more --iterations")
 
 
-def _loaded(settings: TrainSettings, cache: DataCache, frame: Similarity | None) -> Scene:
-    """Return the scene inside of a frame, None = that which suits it, and print what it holds."""
+def _loaded(settings: TrainSettings, cache: DataCache, frame: Similarity | None, *, sparse: bool) -> Scene:
+    """Return the scene inside of a frame, None = that which suits it, and print what it holds; `sparse` as there."""
     looks: dict[str, Any] = {"then": "load: initial points", "unit": " views", "leave": False, "delay": 1}
     with progress_bar("load", quiet=settings.run.quiet, **looks) as show:
         white = settings.geometry.white_background
-        scene = load_scene(settings.data, frame=frame, white=white, refuse_unused=True, progress=show, cache=cache)
+        keep: dict[str, Any] = {"cache": cache, "sparse": sparse}
+        scene = load_scene(settings.data, frame=frame, white=white, refuse_unused=True, progress=show, **keep)
     sizes = sorted({(view.camera.width, view.camera.height) for view in (*scene.train, *scene.test)})
     size = ", ".join(f"{w}x{h}" for w, h in sizes[:3]) + (" ..." if len(sizes) > 3 else "")
     tqdm.write(

@@ -19,3 +19,4 @@ class GeometryLoss(NamedTuple):
 
     name: str  # what logs and --loss_weights call it
     function: Callable[[RasterOutput, Gaussians, View], Tensor]
+    needs_points: bool = False  # whether it looks at `view.points`, which are found only if a chosen loss does

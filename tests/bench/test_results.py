@@ -93,7 +93,7 @@ def test_objects_are_counted_beside_those_annotated_and_gagas_groups(grid):
 
 
 @pytest.mark.parametrize(
-    ("content", "text"), [('{"ours_0": {"mIoU": 0.5}}', "no score"), ('{"ours', "no score"), (None, "not run")]
+    ("content", "text"), [('{"ours_0": {"mIoU": 0.5}}', "no score"), ('{"ours', "failed"), (None, "not run")]
 )
 def test_a_score_that_is_not_there_says_why(grid, content, text):
     made = grid("4", rows=("5_filter",), scenes=("a",), seeds=(0,))
@@ -107,6 +107,53 @@ def test_a_score_that_is_not_there_says_why(grid, content, text):
     assert line["F1 paper, its scenes"] == "43.9"
     assert line["mIoU"] == ("50.0" if content and "0.5" in content else text)
     assert (frame_of(made).state == "not run").all() == (content is None)
+
+
+ODD = [[], {}, -1, None, float("nan"), 10**400, {"a": [1]}, "../.."]
+
+
+def leaves(tree, path=()):
+    yield path
+    for key in tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ():
+        yield from leaves(tree[key], (*path, key))
+
+
+def changed(tree, path, value):
+    if not path:
+        return value
+    copy = tree.copy()
+    copy[path[0]] = changed(tree[path[0]], path[1:], value)
+    return copy
+
+
+@pytest.mark.parametrize("name", ["cell.json", "results.json", "manifest.json", "oracle.json"])
+def test_whatever_is_in_the_files_of_a_job_becomes_a_line_that_names_the_file(grid, name):
+    made = grid("3", rows=("omniseg3d_gs", "omniseg3d_gs_oracle"), scenes=("a",), seeds=(0,))
+    run_all(made, scores=lambda job: {"PQ_scene": 0.5, "mIoU": 0.25})
+    _, trained, oracle = expand(made)
+    manifest = {"seconds": {"lift": 5.0}, "peak_gpu_bytes": {"lift": {"reserved": 1, "allocated": 1}}, "torch": "2.0"}
+    manifest |= {"method": {"num_groups": 3}, "num_gaussians": 9}
+    (trained.model / "manifest.json").write_text(json.dumps(manifest))
+    oracle.artefacts[0].write_text(json.dumps({"best": "10", "candidates": {"10": {"PQ_scene": 0.75}}}))
+    job = oracle if name == "oracle.json" else trained
+    path = job.record if name == "cell.json" else job.model / name
+    for each in (trained, oracle):  # older records: what was measured is read from the model folder
+        each.record.write_text(json.dumps(json.loads(each.record.read_text()) | {"figures": {}}))
+    figures = {"results": "ours_0", "scores": {"PQ_scene": 0.5}, "manifest": manifest, "candidates": {}}
+    whole = json.loads(path.read_text()) | ({"figures": figures} if name == "cell.json" else {})
+    named = 0
+    places = [place for place in leaves(whole) if place[:1] != ("commands",) or len(place) == 1]
+    for place in places:
+        for value in ODD:
+            path.write_text(json.dumps(changed(whole, place, value)))
+            frame = frame_of(made)
+            all_tables(made, frame)
+            messages = [text for text in frame.message if isinstance(text, str) and str(path) in text]
+            assert all("\n" not in text and "is done again" in text for text in messages)
+            named += bool(messages)
+            if "candidates" in place and not messages:
+                all_figures(made, frame)
+    assert named > 2 * len(places)
 
 
 def test_scenes_without_masks_are_left_out_of_the_mean_and_listed(grid, tmp_path):

@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from unified_lift.bench.grid import Grid
+from unified_lift.bench.records import Record
 from unified_lift.bench.results import HIDDEN, all_tables, latex, markdown, measure, of_masks, score, summary
-from unified_lift.bench.run import Record
 from unified_lift.bench.tables import BASE, KINDS, PRESETS, ROBUSTNESS, ROWS, VIEWS, MaskSet, Row
 from unified_lift.data import load_annotations
 from unified_lift.data.settings import DataSettings
@@ -21,6 +21,7 @@ from unified_lift.evaluation.plots import styled, subplots
 from unified_lift.evaluation.protocols import metric_of
 from unified_lift.evaluation.report import chosen_views, data_uri, write_html
 from unified_lift.fileio import read_json, write_json, write_text
+from unified_lift.reading import reading
 
 VIEWS_SHOWN = 2
 _OURS, _PAPER, _OTHERS = "#b4533c", "#2f6f9f", "#8fb3cc"
@@ -90,8 +91,11 @@ def _galleries(grid: Grid, frame: pd.DataFrame) -> dict[str, dict[str, np.ndarra
             for row, test in tests.items():
                 ids, report = test / "objects_pred" / f"{view}.png", test.parents[1] / "evaluation.json"
                 if ids.exists():
-                    details = read_json(report).get(test.name, {}) if report.exists() else {}
-                    pictures[row] = matched_colors(read_picture(ids), details)
+                    details, shown = {}, read_picture(ids)
+                    if report.exists():
+                        details = read_json(report).get(test.name, {})
+                    with reading(report if details else ids, "report", fix="write it again with eval.py"):
+                        pictures[row] = matched_colors(shown, details)
             galleries[f"{scene}, masks {masks}, view {view}"] = pictures
     return galleries
 
@@ -205,7 +209,7 @@ def _cluster_figure(part: pd.DataFrame, metric: str) -> Figure | None:
     curves = {}
     for _, place in part.dropna(subset="_candidates").drop_duplicates("scene").iterrows():
         known = [(re.search(r"\d+(?:\.\d+)?", name), scores) for name, scores in place._candidates.items()]
-        points = [(float(size[0]), 100 * own[metric], 0.0) for size, own in known if size and metric in own]
+        points = [(float(size[0]), 100 * value, 0.0) for size, own in known if size and (value := own.get(metric))]
         if len(points) > 1:
             curves[place.scene] = sorted(points)
     title = f"{metric} [%], one codebook for each cluster size"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from unified_lift.bench.grid import Grid, job_of, lift_steps, places
-from unified_lift.bench.run import Record
+from unified_lift.bench.records import Record
 from unified_lift.bench.tables import KINDS, PRESETS, ROBUSTNESS, MaskSet
 from unified_lift.evaluation.protocols import metric_of
 
@@ -55,7 +55,8 @@ def measure(grid: Grid, records: Mapping[str, Record]) -> pd.DataFrame:
             if record.status == "done":
                 manifest, scores = record.figures["manifest"], record.figures["scores"]
                 seconds, memory = manifest.get("seconds", {}), manifest.get("peak_gpu_bytes", {})
-                ran_on = [str(manifest[key]) for key in ("program", "commit", "torch", "device") if manifest.get(key)]
+                ran_on = [str(text) for key in ("program", "commit", "torch", "device") if (text := manifest.get(key))]
+                line = {name: value for name, value in scores.items() if isinstance(value, int | float)} | line
                 line |= {
                     "geometry_s": geometry.get("seconds", {}).get("geometry"),
                     "lift_s": sum(s for name, s in seconds.items() if name not in ("load", "geometry", "finish")),
@@ -63,7 +64,6 @@ def measure(grid: Grid, records: Mapping[str, Record]) -> pd.DataFrame:
                     "peak_GiB": max(part["reserved"] for part in memory.values()) / 2**30 if memory else None,
                     "Gaussians": manifest.get("num_gaussians"),
                     "num_groups": manifest.get("method", {}).get("num_groups"),
-                    **{name: value for name, value in scores.items() if isinstance(value, int | float)},
                     **{"_model": job.model, "_results": record.figures["results"], "_ran_on": ", ".join(ran_on)},
                     "_candidates": record.figures["candidates"] or None,
                 }

@@ -12,51 +12,19 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from unified_lift.bench.grid import Job, shell_line
+from unified_lift.bench.records import Record, figures_of, read_record
 from unified_lift.errors import UserError
 from unified_lift.evaluation.report import duration_text
 from unified_lift.fileio import write_json
-from unified_lift.reading import parsed_json
 
 INTERRUPTED = 130  # exit code of a command that was asked to stop and can go on
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What cell.json says of a job; steps are its commands, the message is the last line of its log."""
-
-    commands: list[list[str]] = field(default_factory=list)
-    status: str = "new"  # or running, interrupted, done, failed, or blocked: a job that it depends on failed
-    finished_steps: int = 0
-    seconds: float = 0.0  # over all attempts
-    exit_code: int | None = None
-    message: str = ""
-    figures: dict[str, Any] = field(default_factory=dict)
-    """What was measured: scores, name of these results, manifest of the training, scores of oracle candidates."""
-
-
-def read_record(job: Job) -> Record:
-    """Return what the files tell of a job; a record of other commands does not count."""
-    try:
-        record = Record(**_read(job.record))
-    except TypeError:
-        record = Record()
-    numbers = all(isinstance(number, (int, float)) for number in (record.finished_steps, record.seconds))
-    if not (numbers and isinstance(record.status, str) and isinstance(record.figures, dict)):
-        record = Record()
-    if record.commands != job.recorded:
-        return Record()
-    if record.status == "running":
-        return replace(record, status="interrupted", message="broken off")
-    if record.status == "done" and not all(path.exists() for path in job.artefacts):
-        return Record(message="its files are gone")
-    return replace(record, figures=record.figures or _figures(job)) if record.status == "done" else record
 
 
 def read_records(jobs: Sequence[Job]) -> dict[str, Record]:
@@ -103,9 +71,13 @@ def run_job(job: Job, execute: Callable[[list[str], Path], int] | None = None) -
         record = replace(record, finished_steps=record.finished_steps + 1)
     if missing := [path.name for path in job.artefacts if not path.exists()]:
         return _write(job, record, status="failed", message=f"it left no {', '.join(missing)}")
+    try:
+        figures = figures_of(job)
+    except UserError as error:
+        return _write(job, record, status="failed", message=str(error))
     for path in [path for pattern in job.discard for path in job.model.glob(pattern)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return _write(job, record, status="done", figures=_figures(job))
+    return _write(job, record, status="done", figures=figures)
 
 
 def _write(job: Job, record: Record, **changes: Any) -> Record:
@@ -184,8 +156,12 @@ def run_grid(jobs: Sequence[Job], pool: LocalPool, report: Callable[[str], None]
 
     `report` takes a line whenever a job starts or ends. A KeyboardInterrupt goes on once all that ran has saved itself.
     """
-    records = {key: record for key, record in read_records(jobs).items() if record.status == "done"}
+    found = read_records(jobs)
+    records = {key: record for key, record in found.items() if record.status == "done"}
     running: dict[str, tuple[Job, Any]] = {}
+    for key, record in found.items():
+        if record.status == "new" and record.message:
+            report(f"note: {key} is done again: {record.message}")
     if records:
         report(f"{len(records)} of {len(jobs)} jobs are done")
     try:
@@ -233,24 +209,6 @@ def _result(job: Job, future: Any) -> Record:
         return future.result()
     last = (str(problem).strip() or "the job left no message").splitlines()[-1]
     return _write(job, Record(commands=job.recorded), status="failed", message=last)
-
-
-def _figures(job: Job) -> dict[str, Any]:
-    name, scores = next(reversed(_read(job.model / "results.json").items()), ("", {}))
-    manifest, candidates = _read(job.model / "manifest.json"), {}
-    if job.artefacts[0].name == "oracle.json":
-        oracle = {"best": "", "candidates": {}} | _read(job.artefacts[0])
-        candidates, scores = oracle["candidates"], oracle["candidates"].get(oracle["best"], {})
-    return {"results": name, "scores": scores, "manifest": manifest, "candidates": candidates}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return a JSON file of a job, empty where it is missing, broken off or something else."""
-    try:
-        content = parsed_json(path)
-    except UserError:
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _reason(job: Job, code: int) -> str:

@@ -125,6 +125,8 @@ class View:
     segments: Tensor | None = None  # predicted ids, local to this view, int32 [H, W]; None: the view has no mask
     # Pixels that count, bool [H, W], None = all; those the lens did not see or the scene leaves out do not, nor train.
     valid: Tensor | None = None
+    # Of a photo that lies over the background, uint8 [H, W], None = opaque or not asked for.
+    alpha: Tensor | None = None
     # Sparse points that it shows, float32 [K, 3]: column and row of the pixel, depth. None = not asked for, or none.
     points: Tensor | None = None
 

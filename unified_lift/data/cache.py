@@ -22,7 +22,7 @@ Wanted = Literal["auto", "cuda", "cpu", "disk"]
 # Shares of what is free there that photos and masks may take: unasked, and where the user asks for it.
 _SHARES: dict[DataDevice, tuple[float, float]] = {"cuda": (0.25, 0.8), "cpu": (0.5, 0.9), "disk": (0.9, 0.9)}
 _NAMES: dict[DataDevice, str] = {"cuda": "on the GPU", "cpu": "in main memory", "disk": "on disk"}
-_PIXELS = ("image", "segments", "valid", "points")  # of a view
+_PIXELS = ("image", "segments", "valid", "alpha", "points")  # of a view
 _GIB = 2**30
 _CHUNK = 64 * 2**20  # pinned memory is asked for in powers of two, because torch rounds up to them
 _ALIGNMENT = 64

@@ -1,4 +1,4 @@
-"""From what a reader describes to a loaded scene, to annotations and to masks of prompts: the same for all readers."""
+"""From what a reader describes to a loaded scene: the same for all readers."""
 
 import functools
 import math
@@ -14,7 +14,6 @@ import numpy as np
 from torch import Tensor
 
 from unified_lift.data.base import (
-    ANNOTATIONS,
     Frame,
     Reader,
     SceneDescription,
@@ -22,7 +21,6 @@ from unified_lift.data.base import (
     fit_lens,
     listed,
     make_camera,
-    masks_in,
     posed_size,
 )
 from unified_lift.data.borders import without_black_frames
@@ -42,7 +40,6 @@ from unified_lift.data.images import (
     image_size,
     one_at_a_time,
     parallel_map,
-    read_image,
     read_photo,
     resize_image,
     target_size,
@@ -64,7 +61,6 @@ from unified_lift.types import Scene, Similarity, View, ZeroId
 NO_MASKS = "none"
 _NAME_MASKS = f"name masks like their photos, with {LOOKS_FOR} (JPEG mixes ids)"
 _SMALL = 256  # px: largest side at which excluded pixels are remembered until the scene is loaded
-_FOREGROUND = 128  # grey values of prompt masks above it are foreground [Gaussian Grouping]
 
 
 @cache
@@ -121,14 +117,14 @@ def load_frames(settings: DataSettings, tell: Callable[[str], object] = lambda n
 
     What is said of photos that cannot be used goes to `tell`.
     """
-    described = _sound_scene(settings)[1]
+    described = sound_scene(settings)[1]
     for note in described.notes:
         if LEFT_OUT in note:
             tell(note)
     return list(described.frames)
 
 
-def _sound_scene(settings: DataSettings) -> tuple[Reader, SceneDescription]:
+def sound_scene(settings: DataSettings) -> tuple[Reader, SceneDescription]:
     """Return reader and description, where every frame has a photo, a name and a mask of its own and a sound pose."""
     reader = detect_reader(settings)
     described = describe(reader, settings)
@@ -157,22 +153,24 @@ def load_scene(
     progress: Progress | None = None,
     cache: DataCache | None = None,
     sparse: bool = False,
+    keep_alpha: bool = False,
 ) -> Scene:
     """Return the scene: described by its reader, split, loaded, undistorted, resized, with initial points.
 
     It is inside of `frame`, None = that which suits it. Photos and masks are kept by `cache`, None = in memory. With
-    `sparse` training views have the sparse points that they show. Transparent photos lie over black, or `white`.
+    `sparse` training views have the sparse points that they show. Transparent photos lie over black, or `white`; with
+    `keep_alpha` views have what of them does not.
     A UserError names the file or flag and the fix, with `refuse_unused` also a mask folder of which no file is used.
     """
-    reader, described = _sound_scene(settings)
+    reader, described = sound_scene(settings)
     if refuse_unused and described.no_mask_used:
         raise UserError(described.no_mask_used)
     train, test = _split_frames(described, settings)
     used = [*train, *test]
     if cache is not None:
-        cache.expect(_bytes_of(used, settings))
+        cache.expect(_bytes_of(used, settings, keep_alpha=keep_alpha))
     keep = as_tensor if cache is None else cache.keep
-    load = partial(_load_view, settings=settings, background=255 * white, keep=keep)
+    load = partial(_load_view, settings=settings, background=255 * white, keep_alpha=keep_alpha, keep=keep)
     attempts = parallel_map(load, used, progress)
     problems = [one for one in attempts if isinstance(one, str)]
     loaded = [one for one in attempts if not isinstance(one, str)]
@@ -223,17 +221,18 @@ def _split_frames(described: SceneDescription, settings: DataSettings) -> tuple[
 
 def expected_bytes(settings: DataSettings) -> int:
     """Return about how many bytes photos and masks of the scene take once loaded; no pixel is read."""
-    train, test = _split_frames(_sound_scene(settings)[1], settings)
+    train, test = _split_frames(sound_scene(settings)[1], settings)
     return _bytes_of([*train, *test], settings)
 
 
-def _bytes_of(frames: Sequence[Frame], settings: DataSettings) -> int:
-    """Return the bytes of photos (3 per pixel), masks (4) and, where they may not be all, those that count (1)."""
-    return sum(
-        math.prod(_size_in_use(frame, settings))
-        * (3 + 4 * (frame.mask is not None) + (frame.lens.is_distorted or bool(frame.exclusions)))
-        for frame in frames
-    )
+def _bytes_of(frames: Sequence[Frame], settings: DataSettings, *, keep_alpha: bool = False) -> int:
+    """Return the bytes of photos (3 per pixel), masks (4) and, where there may be some, what counts and alpha (1)."""
+
+    def of_pixel(frame: Frame) -> int:
+        planes = frame.lens.is_distorted or bool(frame.exclusions), keep_alpha and frame.alpha == "background"
+        return 3 + 4 * (frame.mask is not None) + sum(planes)
+
+    return sum(math.prod(_size_in_use(frame, settings)) * of_pixel(frame) for frame in frames)
 
 
 class _Loaded(NamedTuple):
@@ -251,13 +250,14 @@ def _size_in_use(frame: Frame, settings: DataSettings) -> tuple[int, int]:
 
 
 def _load_view(
-    frame: Frame, *, settings: DataSettings, background: int, keep: Callable[[np.ndarray], Tensor]
+    frame: Frame, *, settings: DataSettings, background: int, keep_alpha: bool, keep: Callable[[np.ndarray], Tensor]
 ) -> _Loaded | str:
     """Return the view, its arrays as `keep` returns them, with ids as in the file, and notes on what was done to it.
 
     Of a photo that cannot be decoded it is what is wrong with it.
     """
     notes, (width, height) = list[str](), _size_in_use(frame, settings)
+    kept_alpha: np.ndarray | None = None
     try:
         image, alpha = _read_photo(frame, width, height)
     except UserError as error:
@@ -268,11 +268,11 @@ def _load_view(
     parts = []
     for exclusion in frame.exclusions:
         parts.append(as_posed(pixels_left_out(exclusion), frame))
-        _check_aspect(exclusion.path, parts[-1], lens, "its image", "make it from this image, or use --exclude none")
+        check_aspect(exclusion.path, parts[-1], lens, "its image", "make it from this image, or use --exclude none")
     if alpha is not None:
         notes.append(f"are partly transparent: {ALPHA_WORDS[frame.alpha]} (--alpha)")
         if frame.alpha == "background":
-            image = composited(image, alpha, background=background)
+            image, kept_alpha = composited(image, alpha, background=background), alpha if keep_alpha else None
         elif frame.alpha == "mask":
             parts.append(alpha < 128)
     out = functools.reduce(np.logical_or, [nearest(part, lens.height, lens.width) for part in parts]) if parts else None
@@ -284,12 +284,13 @@ def _load_view(
         segments, ids = as_posed(stored.ids, frame), telling_ids(frame.mask.path, stored)
         if segments is not stored.ids:
             notes.append("have a mask that is turned as their EXIF data say")
-        _check_aspect(frame.mask.path, segments, lens, "its image", "make the mask from this image or remove it")
+        check_aspect(frame.mask.path, segments, lens, "its image", "make the mask from this image or remove it")
         segments = nearest(segments, lens.height, lens.width)
     valid = None if out is None else ~out
     if lens.is_distorted:
         notes.append("undistorted to a pinhole with the same intrinsics (left out where the lens saw nothing)")
         image = undistort_image(image, lens)
+        kept_alpha = None if kept_alpha is None else undistort_image(kept_alpha, lens)
         segments = undistort_ids(segments, lens) if segments is not None else None
         left = np.ones((lens.height, lens.width), bool) if valid is None else valid
         valid = undistort_ids(left.astype(np.int32), lens) > 0
@@ -303,6 +304,7 @@ def _load_view(
         segments=None if segments is None else keep(nearest(segments, height, width)),
         valid=None if valid is None or valid.all() else keep(nearest(valid, height, width)),
         image=keep(resize_image(image, width, height)),
+        alpha=None if kept_alpha is None else keep(resize_image(kept_alpha, width, height)),
     )
     excluded = None
     if out is not None and out.any():
@@ -343,41 +345,9 @@ def _read_photo(frame: Frame, width: int, height: int) -> tuple[np.ndarray, np.n
         return image, alpha[0] if alpha else None
 
 
-def _check_aspect(path: Path, mask: np.ndarray, lens: Lens, photo: str, fix: str) -> None:
+def check_aspect(path: Path, mask: np.ndarray, lens: Lens, photo: str, fix: str) -> None:
     """Raise a UserError unless a mask [H, W] has the shape of its photo, scaled."""
     height, width = mask.shape
     if not same_aspect((width, height), lens.size):
         what = f"the mask is {width}x{height} but {photo} is {lens.width}x{lens.height}, another shape"
         raise UserError(f"{path}: {what}; {fix}")
-
-
-def load_annotations(settings: DataSettings, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the exact ids of the named views that have any, int32 [H, W] at native size, undistorted."""
-    described = _sound_scene(replace(settings, eval=False, object_path="auto"))[1]
-    frames = {frame.name: frame for frame in described.frames}
-    annotations = described.annotations or partial(masks_in, settings.source_path / ANNOTATIONS)
-    found = annotations([name for name in names if name in frames])
-    return {name: _as_pinhole(as_posed(ids, frames[name]), frames[name].lens) for name, ids in found.items()}
-
-
-def load_prompt_masks(settings: DataSettings, names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Return view -> prompt -> exact mask of the named views that have any, bool [H, W] at native size, undistorted."""
-    described = _sound_scene(replace(settings, eval=False, object_path="auto"))[1]
-    frames = {frame.name: frame for frame in described.frames}
-    return {
-        name: {prompt: _read_prompt_mask(path, frames[name]) for prompt, path in files.items()}
-        for name, files in described.prompt_masks(names).items()
-    }
-
-
-def _as_pinhole(ids: np.ndarray, lens: Lens) -> np.ndarray:
-    """Return the ids [H, W] of a photo at whatever size, undistorted where its lens is distorted."""
-    lens = lens.resized(ids.shape[1], ids.shape[0])
-    return undistort_ids(ids, lens) if lens.is_distorted else ids
-
-
-def _read_prompt_mask(path: Path, frame: Frame) -> np.ndarray:
-    """Return where the mask is foreground, bool [H, W]; of a colour picture the brightest channel counts."""
-    mask = as_posed(read_image(path).max(axis=-1) > _FOREGROUND, frame)
-    _check_aspect(path, mask, frame.lens, f"the photo of {frame.name}", "fetch it again")
-    return _as_pinhole(mask.astype(np.int32), frame.lens) > 0

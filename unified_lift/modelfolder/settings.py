@@ -38,6 +38,9 @@ class GeometrySettings:
     """Compensate the low-pass of the renderer in the opacities [Mip-Splatting, with the 0.3 px^2 of gsplat]: views from
     farther away or of fewer pixels than the photos keep thin things as thin and as bright. The model is always rendered
     the way it was trained."""
+    random_background: bool = False
+    """Another colour behind everything in each step, also behind photos that are transparent [gsplat]: nothing that is
+    seen through can be made of the background's colour. Pictures and scores keep black, or white."""
     lambda_dssim: Annotated[float, Range(0, 1)] = 0.2
     """Share of D-SSIM in the photometric loss [3DGS]."""
     loss_weights: tuple[str, ...] = ()

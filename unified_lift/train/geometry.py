@@ -11,11 +11,12 @@ from unified_lift.kernels.photometric import backward, photometric_loss
 from unified_lift.methods.base import Method, StepInfo
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.modelfolder.settings import GeometrySettings
-from unified_lift.train.exposure import Exposures, exposure_kind
+from unified_lift.ops.rng import StepRng
+from unified_lift.train.exposure import NO_EXPOSURE, Exposures, exposure_kind
 from unified_lift.train.losses import chosen_losses
 from unified_lift.train.stage import Stage, weighted_sum
 from unified_lift.train.views import SegmentMaps
-from unified_lift.types import Scene
+from unified_lift.types import Scene, View
 
 
 class GeometryStage(Stage):
@@ -36,9 +37,11 @@ class GeometryStage(Stage):
         """Prepare the stage. `method` makes it the joint schedule of the paper and the released code."""
         fields = ["image", "valid"] if method is None else ["image", "segments", "valid"]
         self.losses = chosen_losses(settings.loss_weights)
+        fields += ["alpha"] if settings.random_background or settings.exposure != NO_EXPOSURE else []
         fields += ["points"] if any(loss.needs_points for loss in self.losses) else []
         super().__init__(scene, scene.train, gaussians, method, fields=fields, num_steps=settings.iterations, seed=seed)
         self.settings, self.radius = settings, scene.radius
+        self.num_transparent = sum(view.alpha is not None for view in scene.train)
         self.num_points = [0 if view.points is None else len(view.points) for view in scene.train]
         if method is not None:
             self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=scene.kept_on == gaussians.device.type)
@@ -48,12 +51,15 @@ class GeometryStage(Stage):
         self.weights |= {"exposure": settings.weight_exposure}
         self.strategy, self.density = strategy, strategy.initial_state(len(gaussians), gaussians.device)
         self.background = torch.ones(3, device=gaussians.device) if settings.white_background else None  # else black
+        self.rng = StepRng(seed)
         self.renderer = TrainingStep(implementation="auto" if settings.rasterizer == "ours" else settings.rasterizer)
 
     @property
     def choices(self) -> list[str]:
         """Return a line for each thing beyond the plain recipe that was chosen."""
         lines = [] if self.exposures is None else [str(self.exposures)]
+        if self.settings.random_background:
+            lines.append(f"random background: {self.num_transparent} of {len(self.cameras)} photos are transparent")
         if asking := [loss.name for loss in self.losses if loss.needs_points]:
             shown = f"{sum(self.num_points)} sparse points in {sum(map(bool, self.num_points))} views"
             lines.append(f"loss {', '.join(asking)}: {shown}")
@@ -65,19 +71,21 @@ class GeometryStage(Stage):
         if self.method is not None:
             self.method.before_step(self.progress(step), self.labelled_pixels)
         self.on_phase("forward")
+        background = self.background_at(step)
         viewmat, intrinsics = view.camera.tensors(self.gaussians.device)
         out = self.renderer.forward(
             self.gaussians.table,
             *(viewmat, intrinsics, view.camera.width, view.camera.height),
             features=None if self.method is None else self.gaussians.features,
             sh_degree=min(step // self.settings.sh_interval, self.gaussians.sh_degree),
-            background=self.background,
+            background=background,
             antialiased=self.gaussians.antialiased,
         )
         self.on_phase("losses")
         share = self.settings.lambda_dssim
-        image = out.image if self.exposures is None else self.exposures.apply(index, out.image)
-        terms = {"photometric": photometric_loss(image, view.image, lambda_dssim=share, valid=view.valid)}
+        image = out.image if self.exposures is None else self.exposures.apply(index, out.image, view.alpha)
+        target = over(background, view, self.background) if self.settings.random_background else view.image
+        terms = {"photometric": photometric_loss(image, target, lambda_dssim=share, valid=view.valid)}
         terms |= {} if self.exposures is None else self.exposures.penalties(index)
         terms |= {loss.name: loss.function(out, self.gaussians, view) for loss in self.losses}
         if self.method is not None and view.segments is not None:
@@ -108,6 +116,13 @@ class GeometryStage(Stage):
         self.strategy.update(self.gaussians, self.adam, self.density, info)
         return {name: term.detach() for name, term in terms.items()}
 
+    def background_at(self, step: int) -> Tensor | None:
+        """Return the colour behind everything in a 0-based step, [3], None = black."""
+        if not self.settings.random_background:
+            return self.background
+        device = self.gaussians.device
+        return torch.rand(3, generator=self.rng.at(step, device), device=device)
+
     def rates(self, step: int) -> dict[str, float]:
         """Return the learning rate of each Gaussian parameter at a 0-based step."""
         s = self.settings
@@ -133,6 +148,17 @@ class GeometryStage(Stage):
         self.density = {name: value.to(self.gaussians.device, copy=True) for name, value in state["density"].items()}
         if self.exposures is not None:
             self.exposures.load_state_dict(state["exposures"])
+
+
+def over(background: Tensor | None, view: View, loaded: Tensor | None) -> Tensor:
+    """Return a photo over another background than that, `loaded`, over which it was; [3] each, None = black.
+
+    Source: c + (1 - a) (background - loaded) of its colours c and alpha a, in [0, 1]; uint8 as it is if opaque.
+    """
+    if view.alpha is None or background is None:
+        return view.image
+    through = 1 - view.alpha[..., None] / 255
+    return view.image / 255 + through * (background if loaded is None else background - loaded)
 
 
 def log_linear(first: float, last: float, progress: float) -> float:

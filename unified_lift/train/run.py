@@ -30,7 +30,7 @@ from unified_lift.modelfolder.settings import TrainSettings, changed
 from unified_lift.progress import progress_bar
 from unified_lift.settings.yaml import differences
 from unified_lift.train.clock import RunClock
-from unified_lift.train.exposure import exposure_kind
+from unified_lift.train.exposure import NO_EXPOSURE, exposure_kind
 from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.hooks import Checkpoints, Finite, GeometryResults, Hook, Log, fit
 from unified_lift.train.lift import LiftStage
@@ -207,9 +207,8 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
     The model folder is made ready: what an earlier run left goes, or what a resumed run is going to do again.
     """
     device = chosen_device(settings.run.device, rasterizer=settings.geometry.rasterizer)
-    sparse = bool(settings.geometry.iterations) and any(
-        loss.needs_points for loss in chosen_losses(settings.geometry.loss_weights)
-    )
+    geometry = settings.geometry
+    sparse = bool(geometry.iterations) and any(loss.needs_points for loss in chosen_losses(geometry.loss_weights))
     exposure_kind(settings.geometry.exposure)
     clock = RunClock(settings, device)
     cache = DataCache(settings.run.data_device, device=device, folder=settings.model_path)
@@ -349,7 +348,8 @@ def _loaded(settings: TrainSettings, cache: DataCache, frame: Similarity | None,
     looks: dict[str, Any] = {"then": "load: initial points", "unit": " views", "leave": False, "delay": 1}
     with progress_bar("load", quiet=settings.run.quiet, **looks) as show:
         white = settings.geometry.white_background
-        keep: dict[str, Any] = {"cache": cache, "sparse": sparse}
+        keep_alpha = settings.geometry.random_background or settings.geometry.exposure != NO_EXPOSURE
+        keep: dict[str, Any] = {"cache": cache, "sparse": sparse, "keep_alpha": keep_alpha}
         scene = load_scene(settings.data, frame=frame, white=white, refuse_unused=True, progress=show, **keep)
     sizes = sorted({(view.camera.width, view.camera.height) for view in (*scene.train, *scene.test)})
     size = ", ".join(f"{w}x{h}" for w, h in sizes[:3]) + (" ..." if len(sizes) > 3 else "")

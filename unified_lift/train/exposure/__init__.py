@@ -42,9 +42,10 @@ class Exposures:
     def __str__(self) -> str:
         return f"exposure: {self.kind.name}, {self.kind.what} for each of {len(self.names)} training photos"
 
-    def apply(self, index: int, image: Tensor) -> Tensor:
-        """Return a rendering [H, W, 3] with the colours of photo `index`."""
-        return self.kind.apply(self.tables[index], image)
+    def apply(self, index: int, image: Tensor, alpha: Tensor | None = None) -> Tensor:
+        """Return a rendering [H, W, 3] with the colours of photo `index`, less so where its alpha, uint8 [H, W], is."""
+        changed = self.kind.apply(self.tables[index], image)
+        return changed if alpha is None else torch.lerp(image, changed, alpha[..., None] / 255)
 
     def penalties(self, index: int) -> dict[str, Tensor]:
         """Return the loss terms on the parameters of photo `index`."""

@@ -166,7 +166,7 @@ def test_reader_hands_every_array_to_the_store_and_loads_the_same_scene(name, wa
 def test_scene_that_will_not_fit_is_refused_before_a_photo_is_decoded(tmp_path, monkeypatch):
     write_dataset("transforms", tmp_path / "scene")
     monkeypatch.setattr(cache, "free_bytes", lambda device, folder: {"cpu": 10_000, "disk": 10_000})
-    monkeypatch.setattr("unified_lift.data.scene.read_image", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr("unified_lift.data.scene.read_photo", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(UserError, match="--data_device disk: photos and masks need"):
         load_scene(DataSettings(source_path=tmp_path / "scene"), cache=store("auto", tmp_path / "model"))
     assert not (tmp_path / "model").exists()

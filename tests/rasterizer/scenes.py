@@ -33,6 +33,7 @@ class Inputs:
     width: int
     height: int
     sh_degree: int | None
+    absolute2d: Tensor | None = None
 
 
 def random_inputs(
@@ -73,7 +74,7 @@ def render(
     """Render the inputs with one implementation."""
     return dgr.rasterize(
         x.means, x.quats, x.scales, x.opacities, x.colors, x.features, x.viewmats, x.Ks, x.width, x.height,
-        sh_degree=x.sh_degree, backgrounds=x.backgrounds, means2d=x.means2d,
+        sh_degree=x.sh_degree, backgrounds=x.backgrounds, means2d=x.means2d, absolute2d=x.absolute2d,
         features_move_geometry=features_move_geometry, antialiased=antialiased, implementation=implementation,
     )  # fmt: skip
 

@@ -91,6 +91,12 @@ def test_a_training_step_with_it_is_the_step_of_the_definition(gsplat):
     assert_same_step(expected, actual, 67)
 
 
+def test_sums_of_absolute_gradients_are_refused(gsplat):
+    x = inputs(69)
+    with pytest.raises(ValueError, match="'gsplat' gives no sums of absolute gradients"):
+        render(replace(x, absolute2d=torch.zeros_like(x.means2d)), gsplat)
+
+
 def test_a_camera_gradient_is_refused(gsplat):
     x = inputs(64)
     with pytest.raises(ValueError, match="'gsplat' gives no gradient to viewmats and Ks"):

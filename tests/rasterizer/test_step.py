@@ -38,14 +38,14 @@ def start(seed, *, num=300, degree=3, bands=16, dim=0, width=37, height=29, devi
 
 def run(
     implementation, seed, *, degree=3, dim=0, device="cpu", background=None, valid=None, lambda_dssim=0.2,
-    antialiased=False, **options,
+    antialiased=False, absolute=False, **options,
 ):  # fmt: skip
     """Do one step; return loss, feature map, changes of the parameters, moments and statistics on the CPU."""
     parameters, adam, scene, photo = start(seed, degree=degree, dim=dim, device=device, **options)
     before = {name: value.clone() for name, value in parameters.items()}
     count = len(parameters["means"])
     statistics = {"grad_sum": torch.ones(count, device=device), "num_seen": torch.full((count,), 2.0, device=device)}
-    step = dgr.TrainingStep(implementation=implementation)
+    step = dgr.TrainingStep(implementation=implementation, absolute_gradients=absolute)
     optional = {"features": parameters.get("features"), "background": background}
     optional = {name: value.to(device) for name, value in optional.items() if value is not None}
     out = step.forward(parameters, **scene, **optional, sh_degree=degree, antialiased=antialiased)
@@ -86,6 +86,8 @@ STEPS = {
     "3 features": {"dim": 3},
     "16 features": {"dim": 16},
     "antialiased": {"dim": 3, "antialiased": True},
+    "absolute gradients": {"absolute": True},
+    "absolute gradients and features": {"dim": 3, "absolute": True},
     **{f"background, mask, lambda {share}": COUNTED | {"lambda_dssim": share} for share in (0.0, 0.2, 1.0)},
 }
 
@@ -103,8 +105,17 @@ def test_step_kernels_agree_for_every_number_of_gaussians(cuda_device, num):
         torch.testing.assert_close(actual[name], value, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_cpu_kernels_agree_with_the_definition():
-    assert_same_step(run("reference", 50, dim=16), run("cpu", 50, dim=16), 50)
+@pytest.mark.parametrize("options", [{}, {"absolute": True}], ids=str)
+def test_cpu_kernels_agree_with_the_definition(options):
+    assert_same_step(run("reference", 50, dim=16, **options), run("cpu", 50, dim=16, **options), 50)
+
+
+def test_absolute_gradients_are_longer_and_all_that_differs(implementation):
+    plain, absolute = (run(implementation, 51, absolute=each) for each in (False, True))
+    assert bool((absolute["grad_sum"] >= plain["grad_sum"] - 1e-6).all())
+    assert float((absolute["grad_sum"] - 1).sum()) > 1.5 * float((plain["grad_sum"] - 1).sum())
+    for name in set(plain) - {"grad_sum"}:
+        torch.testing.assert_close(absolute[name], plain[name], rtol=1e-4, atol=1e-7)
 
 
 def step_on_colour(step, parameters, adam, scene, photo):

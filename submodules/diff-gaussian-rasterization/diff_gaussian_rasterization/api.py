@@ -72,6 +72,7 @@ def rasterize(
     sh_degree: int | None = None,
     backgrounds: Tensor | None = None,
     means2d: Tensor | None = None,
+    absolute2d: Tensor | None = None,
     features_move_geometry: bool = False,
     antialiased: bool = False,
     near: float = NEAR,
@@ -94,6 +95,9 @@ def rasterize(
         backgrounds: Colour behind everything, [C, 3]; None is black.
         means2d: A tensor of zeros [C, N, 2] that is added to the projected centres; after backward its grad is the
             derivative by pixel position, the densification statistic.
+        absolute2d: A tensor of zeros [C, N, 2] that changes nothing; after backward its grad is the sum over pixels of the
+            absolute values of what they contribute to the derivative by pixel position: the densification statistic of
+            AbsGS (Ye et al. 2024), in which pixels that pull in opposite directions do not cancel. Not in "gsplat".
         features_move_geometry: Whether a loss on the features reaches opacity and geometry.
         antialiased: Whether each opacity is multiplied by sqrt(det S / det(S + 0.3 I)), S the 2D covariance without the
             low-pass: what that widens then grows no brighter (Mip-Splatting, Yu et al. 2024, section 4.2).
@@ -116,14 +120,16 @@ def rasterize(
         sizes, means=(means, ("N", 3)), quats=(quats, ("N", 4)), scales=(scales, ("N", 3)),
         opacities=(opacities, ("N",)), features=(features, ("N", "D")),
         viewmats=(viewmats, ("C", 4, 4)), Ks=(Ks, ("C", 3, 3)),
-        backgrounds=(backgrounds, ("C", 3)), means2d=(means2d, ("C", "N", 2)),
+        backgrounds=(backgrounds, ("C", 3)), means2d=(means2d, ("C", "N", 2)), absolute2d=(absolute2d, ("C", "N", 2)),
     )  # fmt: skip
     _require_harmonics(colors_or_sh, sh_degree, sizes)
     if colors_or_sh.dtype != means.dtype or colors_or_sh.device != means.device:
         raise ValueError(f"colors_or_sh must be {means.dtype} on {means.device} like the means")
     if viewmats.shape[0] < 1:
         raise ValueError("viewmats must hold at least one camera")
-    inputs = Inputs(means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, backgrounds, means2d)
+    inputs = Inputs(
+        means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, backgrounds, means2d, absolute2d
+    )
     options = Options(int(width), int(height), float(near), sh_degree, features_move_geometry, bool(antialiased))
     return native.select(implementation, means).rasterize(inputs, options)
 

@@ -35,6 +35,7 @@ class _Gradients(Structure):
         *((name, c_void_p) for name in ("means", "quats", "scales", "opacities")),
         *((name, c_void_p) for name in ("colors", "feature_rows", "background", "means2d")),
         ("accumulate", c_int32),
+        ("absolute2d", c_void_p),
     ]
 
 
@@ -86,8 +87,9 @@ def differentiate(
     for c, view in enumerate(views):
         per_camera, shared = (*incoming, *maps), map(address, outgoing[:6])
         gradients = _Gradients(
-            *(row(t, c) for t in per_camera), *shared, *(row(t, c) for t in outgoing[8:]), accumulate=c > 0
-        )
+            *(row(t, c) for t in per_camera), *shared, *(row(t, c) for t in outgoing[8:10]), c > 0,
+            row(outgoing.absolute2d, c),
+        )  # fmt: skip
         if CPU.dgr_backward(view.handle, byref(view.scene), byref(gradients)) != 0:
             raise MemoryError("not enough memory for the gradients of this view")
 

@@ -25,12 +25,14 @@ def rasterize(inputs: Inputs, options: Options) -> RasterOutput:
     """Return the maps that gsplat renders.
 
     Raises:
-        ValueError: A camera tensor requires a gradient.
+        ValueError: A camera tensor requires a gradient, or sums of absolute gradients are asked for.
     """
     require_fixed_cameras("implementation='gsplat' gives", inputs)
+    if inputs.absolute2d is not None:
+        raise ValueError("implementation='gsplat' gives no sums of absolute gradients; leave it at 'auto'")
     if len(inputs.means) == 0:  # gsplat divides by the number of Gaussians
         return reference.rasterize(inputs, options)
-    means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, backgrounds, means2d = inputs
+    means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, backgrounds, means2d, _ = inputs
     width, height, near, sh_degree, features_move_geometry, antialiased = options
     num, cameras = means.shape[0], viewmats.shape[0]
     features = means.new_zeros(num, 0) if features is None else features

@@ -6,7 +6,7 @@ Slow and obvious on purpose. Every fast implementation must agree with this file
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class Splats(NamedTuple):
     opacities: Tensor  # compensated for the low-pass if that was asked for, [M]
     extents: Tensor  # half sides in px of the box around the region where alpha >= 1/255, [M, 2]
     radii: Tensor  # ceil(3 sigma) in px, int32 [M]
+    absolute2d: Tensor | None = None  # zeros whose gradient is what `_AtPixels` says, [M, 2]
 
 
 def quaternion_matrix(quats: Tensor) -> Tensor:
@@ -171,12 +172,28 @@ def tile_members(splats: Splats, *, left: int, top: int) -> Tensor:
     return hit.nonzero().squeeze(-1)
 
 
+class _AtPixels(torch.autograd.Function):
+    """The centres [G, 2] as P pixels use them, [G, P, 2]. `absolute2d` [G, 2] gets, in place of a derivative, the sum of the
+    absolute values of what comes back from each pixel."""
+
+    @staticmethod
+    def forward(ctx: Any, centres: Tensor, absolute2d: Tensor, num_pixels: int) -> Tensor:  # noqa: ARG004
+        return centres[:, None].expand(-1, num_pixels, -1)
+
+    @staticmethod
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ARG004
+        return incoming.sum(1), incoming.abs().sum(1), None
+
+
 def blend_weights(splats: Splats, members: Tensor, pixels: Tensor) -> Tensor:
     """Return weight_i = alpha_i prod_{j<i} (1 - alpha_j) of each of `members`, nearest first, at each pixel, [G, P].
 
     The pixels [P, 2] are positions in corner-origin pixels (centres at +0.5).
     """
-    delta = pixels[None] - splats.means2d[members][:, None]  # [G, P, 2]
+    centres = splats.means2d[members][:, None]
+    if splats.absolute2d is not None:
+        centres = _AtPixels.apply(centres[:, 0], splats.absolute2d[members], len(pixels))
+    delta = pixels[None] - centres  # [G, P, 2]
     dx, dy = delta.unbind(-1)
     a, b, c = splats.conics[members][..., None].unbind(1)
     sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
@@ -222,7 +239,7 @@ def _rasterize_view(
 
 def rasterize(inputs: Inputs, options: Options) -> RasterOutput:
     """Return the rendered maps."""
-    means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, backgrounds, means2d = inputs
+    means, quats, scales, opacities, colors_or_sh, features, viewmats, Ks, backgrounds, means2d, absolute2d = inputs
     width, height, near, sh_degree, features_move_geometry, antialiased = options
     features = means.new_zeros(means.shape[0], 0) if features is None else features
     maps, radii, centres, num_pairs = [], [], [], 0
@@ -231,6 +248,8 @@ def rasterize(inputs: Inputs, options: Options) -> RasterOutput:
             means, quats, scales, opacities, viewmats[c], Ks[c], width=width, height=height, near=near,
             antialiased=antialiased, offset=None if means2d is None else means2d[c], payload=(colors_or_sh, features),
         )  # fmt: skip
+        if absolute2d is not None:
+            splats = splats._replace(absolute2d=absolute2d[c][splats.index])
         colors = colors_or_sh[splats.index]
         if sh_degree is not None:
             eye = -viewmats[c, :3, :3].T @ viewmats[c, :3, 3]

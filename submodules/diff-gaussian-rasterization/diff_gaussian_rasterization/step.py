@@ -26,9 +26,12 @@ class TrainingStep:
     logit_opacities [N], sh0 [N, 1, 3], shN [N, K - 1, 3]; all contiguous. Working memory is kept between steps.
     """
 
-    def __init__(self, *, implementation: str = "auto") -> None:
-        """Take the implementation "auto", "reference", "cpu", "cuda" or "gsplat"; with the last, ours does the rest."""
-        self.implementation = implementation
+    def __init__(self, *, implementation: str = "auto", absolute_gradients: bool = False) -> None:
+        """Take the implementation "auto", "reference", "cpu", "cuda" or "gsplat"; with the last, ours does the rest.
+
+        With `absolute_gradients`, which "gsplat" does not have, `grad_sum` of `update` collects sums of absolute values.
+        """
+        self.implementation, self.absolute_gradients = implementation, absolute_gradients
         self._steps: dict[torch.device, object] = {}
         self._current: object | None = None
 
@@ -67,7 +70,8 @@ class TrainingStep:
         device = parameters["means"].device
         if device not in self._steps:
             own = getattr(native.select(self.implementation, parameters["means"]), "TrainingStep", None)
-            self._steps[device] = _Composed(self.implementation) if own is None else own(device)
+            absolute = self.absolute_gradients
+            self._steps[device] = _Composed(self.implementation, absolute) if own is None else own(device, absolute)
         self._current = self._steps[device]
         return self._current.forward(
             parameters, features, viewmat, K, width, height,
@@ -96,7 +100,8 @@ class TrainingStep:
             loss: Scalar, with or without history; nothing moves if it is not finite.
             beta1, beta2, eps: Of Adam.
             grad_sum: [N], to which the length of the derivative by the position on the screen, in units of half the
-                screen, is added for every Gaussian that is seen: what density control watches. None = not wanted.
+                screen, is added for every Gaussian that is seen: what density control watches. None = not wanted. With
+                `absolute_gradients` that of the sums over pixels of the absolute values along x and y (AbsGS).
             num_seen: [N], to which 1 is added for every Gaussian that is seen; given together with grad_sum.
         Gradient: that of the feature map reaches the features only; the others reach the geometry and the colour.
         """
@@ -106,8 +111,8 @@ class TrainingStep:
 class _Composed:
     """The definition: the public pieces in a row, differentiated by autograd."""
 
-    def __init__(self, implementation: str) -> None:
-        self.implementation = implementation
+    def __init__(self, implementation: str, absolute: bool) -> None:
+        self.implementation, self.absolute = implementation, absolute
         self.neighbours = "auto" if implementation == "gsplat" else implementation  # that one renders and nothing else
 
     def forward(
@@ -118,13 +123,13 @@ class _Composed:
         if features is not None:
             self.parameters["features"] = features
         self.leaves = leaves = {name: value.detach().requires_grad_() for name, value in self.parameters.items()}
-        self.means2d = torch.zeros_like(leaves["means"][None, :, :2]).requires_grad_()
+        self.watched = torch.zeros_like(leaves["means"][None, :, :2]).requires_grad_()
         with torch.enable_grad():
             self.rendered = rasterize(
                 leaves["means"], leaves["quats"], leaves["log_scales"].exp(), leaves["logit_opacities"].sigmoid(),
                 torch.cat([leaves["sh0"], leaves["shN"]], dim=1), leaves.get("features"), viewmat[None], K[None],
                 width, height, sh_degree=sh_degree, backgrounds=None if background is None else background[None],
-                means2d=self.means2d, antialiased=antialiased, implementation=self.implementation,
+                **{"absolute2d" if self.absolute else "means2d": self.watched}, antialiased=antialiased, implementation=self.implementation,
             )  # fmt: skip
         maps = (m[0].detach().requires_grad_() for m in self.rendered[:4])
         meta = self.rendered.meta
@@ -147,15 +152,15 @@ class _Composed:
             adam_steps(updates, beta1=beta1, beta2=beta2, eps=eps, implementation=self.neighbours)
         for value in self.parameters.values():
             value.grad = None
-        del self.parameters, self.leaves, self.means2d, self.rendered, self.out
+        del self.parameters, self.leaves, self.watched, self.rendered, self.out
 
     def _watch(self, grad_sum: Tensor, num_seen: Tensor) -> None:
         height, width = self.out.alpha.shape
         seen = (self.out.meta.radii > 0).to(grad_sum.dtype)
         num_seen += seen
-        if self.means2d.grad is not None:
-            half_size = self.means2d.new_tensor([width / 2, height / 2])
-            grad_sum += (self.means2d.grad[0] * half_size).norm(dim=1) * seen
+        if self.watched.grad is not None:
+            half_size = self.watched.new_tensor([width / 2, height / 2])
+            grad_sum += (self.watched.grad[0] * half_size).norm(dim=1) * seen
 
     def _gradient(self, name: str) -> Tensor | None:
         """Return the sum of what the maps and the parameter itself hold; zeros, or None for features, without any."""

@@ -30,6 +30,7 @@ class Inputs(NamedTuple):
     Ks: Tensor
     backgrounds: Tensor | None = None
     means2d: Tensor | None = None
+    absolute2d: Tensor | None = None
 
 
 class Options(NamedTuple):

@@ -100,7 +100,8 @@ static void read_tile(const DgrScene& s, const DgrGradients& d, const TileState&
 
 // One (tile, splat) pair: geometry gradient to `geometry`, and the weights of the blocks it touched to k for the
 // features. Returns the number of those blocks. Front to back: dL/dalpha = T value - remaining / (1 - alpha).
-template <bool kDepthAlpha, bool kFeaturesMove>
+// With kAbsolute also the sums of |m (2 a dx + b dy)| and |m (b dx + 2 c dy)|.
+template <bool kDepthAlpha, bool kFeaturesMove, bool kAbsolute>
 static int backward_pair(const Splat& splat, const float* feature, int dim, uint64_t blocks, TileState& t,
                          BackwardState& k, float* geometry) {
   vf acc[16];
@@ -134,6 +135,11 @@ static int backward_pair(const Splat& splat, const float* feature, int dim, uint
     const vf mx = m * dx, my = m * dy;
     acc[0] = acc[0] + m, acc[1] = acc[1] + mx, acc[2] = acc[2] + my;
     acc[3] = fma(mx, dx, acc[3]), acc[4] = fma(mx, dy, acc[4]), acc[5] = fma(my, dy, acc[5]);
+    if (kAbsolute) {
+      const vf along_x = fma(set1(2.0f * splat.a), mx, set1(splat.b) * my);
+      const vf along_y = fma(set1(2.0f * splat.c), my, set1(splat.b) * mx);
+      acc[10] = acc[10] + vmax(along_x, -along_x), acc[11] = acc[11] + vmax(along_y, -along_y);
+    }
     acc[6] = fma(weight, g0, acc[6]), acc[7] = fma(weight, g1, acc[7]), acc[8] = fma(weight, g2, acc[8]);
   }
   for (int i = 0; i < kPairFloats; i += kLanes) store(geometry + i, count == 0 ? zero() : sum_each(acc + i));
@@ -153,6 +159,14 @@ static int weights_of_pair(const Splat& splat, uint64_t blocks, TileState& t, Ba
     k.blocks[count++] = uint8_t(b);
   }
   return count;
+}
+
+template <bool kAbsolute>
+static int backward_pair_of(bool moves, bool depth_alpha, const Splat& splat, const float* row, int dim, uint64_t blocks,
+                            TileState& t, BackwardState& k, float* out) {
+  if (moves) return backward_pair<true, true, kAbsolute>(splat, row, dim, blocks, t, k, out);
+  if (depth_alpha) return backward_pair<true, false, kAbsolute>(splat, row, 0, blocks, t, k, out);
+  return backward_pair<false, false, kAbsolute>(splat, row, 0, blocks, t, k, out);
 }
 
 static void backward_tile(const DgrScene& s, const DgrGradients& d, Frame& frame, int tile, float* memory) {
@@ -178,12 +192,10 @@ static void backward_tile(const DgrScene& s, const DgrGradients& d, Frame& frame
     int count;
     if (!geometry)
       count = weights_of_pair(splat, pair.blocks, t, k);
-    else if (moves)
-      count = backward_pair<true, true>(splat, row, s.feature_dim, pair.blocks, t, k, out);
-    else if (depth_alpha)
-      count = backward_pair<true, false>(splat, row, 0, pair.blocks, t, k, out);
+    else if (d.absolute2d != nullptr)
+      count = backward_pair_of<true>(moves, depth_alpha, splat, row, s.feature_dim, pair.blocks, t, k, out);
     else
-      count = backward_pair<false, false>(splat, row, 0, pair.blocks, t, k, out);
+      count = backward_pair_of<false>(moves, depth_alpha, splat, row, s.feature_dim, pair.blocks, t, k, out);
     for (int c = 0; features && c < s.feature_dim; c += kLanes) {
       const int width = s.feature_dim - c < kLanes ? s.feature_dim - c : kLanes;
       const vf sum = kGather[width](k.weights, k.blocks, count, k.incoming, k.channels, kFixed + c);

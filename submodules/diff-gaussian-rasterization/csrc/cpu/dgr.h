@@ -36,6 +36,7 @@ struct DgrGradients {
   // outgoing; null means not wanted
   float *means, *quats, *scales, *opacities, *colors, *feature_rows, *background, *means2d;
   int32_t accumulate;  // add to what the outgoing arrays hold (further cameras of a batch)
+  float* absolute2d;   // [n, 2], sums over pixels of the absolute derivative by pixel position; null means not wanted
 };
 
 }  // extern "C"

@@ -7,7 +7,7 @@ namespace dgr {
 
 constexpr int kTile = 16;           // pixels, square; the unit of work of a thread
 constexpr int kProjectChunk = 512;  // Gaussians per projection task
-constexpr int kPairFloats = 16;     // geometry gradient of a (tile, Gaussian) pair: 6 moments, rgb, depth, padding
+constexpr int kPairFloats = 16;     // geometry gradient of a (tile, Gaussian) pair: 6 moments, rgb, depth, 2 absolute, padding
 constexpr uint32_t kCulled = 0xffffffffu;
 
 // A projected Gaussian as the blending loops read it: one cache line.

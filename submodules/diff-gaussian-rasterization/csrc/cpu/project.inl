@@ -272,5 +272,9 @@ static void project_backward_task(const DgrScene& s, const DgrGradients& d, Fram
       write_column(d.means2d + 2 * n, 2, count, keep(seen, du), false);
       write_column(d.means2d + 2 * n + 1, 2, count, keep(seen, dv), false);
     }
+    for (int i = 0; i < 2 && d.absolute2d; ++i) {  // of the conic times log2(e)
+      const vf sum = read_column(&sums[0][10 + i], kPairFloats, count) * (1.0f / kLog2e);
+      write_column(d.absolute2d + 2 * n + i, 2, count, keep(seen, sum), false);
+    }
   }
 }

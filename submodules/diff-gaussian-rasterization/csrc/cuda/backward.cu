@@ -1,268 +1,8 @@
 // Gradients of one tile by one block: what a loss asks of pixels becomes sums per Gaussian.
-#include "matrix.cuh"
-#include "tile.cuh"
+#include "sums.cuh"
 
 namespace dgr {
 namespace {
-
-// Each step halves the values that a lane carries and doubles the lanes behind each; a loop would not unroll to registers.
-template <int kStep, int kValues>
-DGR_DEVICE void halve(float (&v)[kValues]) {
-  const bool upper = (threadIdx.x & kStep) != 0;
-#pragma unroll
-  for (int i = 0; i < kStep; ++i) {
-    const float send = upper ? v[i] : v[i + kStep], keep = upper ? v[i + kStep] : v[i];
-    v[i] = keep + __shfl_xor_sync(kAllLanes, send, kStep);
-  }
-  if constexpr (kStep > 1) halve<kStep / 2>(v);
-}
-
-// Lane l gets the sum over all lanes of v[l] (32 values) or v[l % 16] (16): 31 exchanges do the work of 160.
-template <int kValues>
-DGR_DEVICE float sum_across(float (&v)[kValues]) {
-  halve<kValues / 2>(v);
-  if constexpr (kValues == 16) v[0] += __shfl_xor_sync(kAllLanes, v[0], 16);
-  return v[0];
-}
-
-// What a loss asks of one pixel.
-struct Incoming {
-  float r, g, b, depth, alpha;
-  float remaining;  // gradient-weighted value of everything still to come, background included
-};
-
-DGR_DEVICE Incoming read_incoming(const DgrCudaScene& s, const DgrCudaGradients& d, const Pixel& p) {
-  Incoming in = {};
-  if (!p.inside) return in;
-  if (d.image != nullptr) {
-    const float *g = d.image + 3 * p.at, *value = d.out_image + 3 * p.at;
-    in.r = g[0], in.g = g[1], in.b = g[2];
-    in.remaining = g[0] * value[0] + g[1] * value[1] + g[2] * value[2];
-  }
-  if (d.depth != nullptr) in.depth = d.depth[p.at], in.remaining += in.depth * d.out_depth[p.at];
-  if (d.alpha != nullptr) in.alpha = d.alpha[p.at], in.remaining += in.alpha * d.out_alpha[p.at];
-  if (s.features_move_geometry && d.features != nullptr) {
-    const float *g = d.features + p.at * s.feature_dim, *value = d.out_features + p.at * s.feature_dim;
-    for (int c = 0; c < s.feature_dim; ++c) in.remaining += g[c] * value[c];
-  }
-  return in;
-}
-
-// ---- sums over the pixels of a patch -------------------------------------------------------------------------------
-
-// With shuffles: every splat is summed on its own and leaves at once.
-template <bool kGeometry, int kChannels>
-struct ShuffleSums {
-  static constexpr int kFirstChannel = kGeometry ? kMoments : 0, kValues = kFirstChannel + kChannels;
-  static_assert(kValues == 16 || kValues == 32, "what sum_across can do");
-  const DgrCudaScene& s;
-  const DgrCudaGradients& d;
-  int offset;
-  float g[kChannels == 0 ? 1 : kChannels];
-
-  __device__ __forceinline__ ShuffleSums(const DgrCudaScene& scene, const DgrCudaGradients& gradients, const Pixel& p,
-                                         int first)
-      : s(scene), d(gradients), offset(first) {
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-      g[c] = p.inside && offset + c < s.feature_dim ? d.features[p.at * s.feature_dim + offset + c] : 0.0f;
-    }
-  }
-
-  __device__ __forceinline__ void add(uint32_t splat, float4, float dx, float dy, float weight, float m,
-                                      const Incoming& in) {
-    const int lane = threadIdx.x % kWarp;
-    float v[kValues];
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) v[i] = 0.0f;
-    if (kGeometry) {
-      const float mx = m * dx, my = m * dy;
-      v[0] = m, v[1] = mx, v[2] = my, v[3] = mx * dx, v[4] = mx * dy, v[5] = my * dy;
-      v[6] = weight * in.r, v[7] = weight * in.g, v[8] = weight * in.b, v[9] = weight * in.depth;
-    }
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) v[kFirstChannel + c] = weight * g[c];
-    const float sum = sum_across(v);
-    if (kGeometry && lane < kMomentsUsed) atomicAdd(d.moments + int64_t(splat) * kMoments + lane, sum);
-    const int channel = lane - kFirstChannel;
-    if (channel >= 0 && channel < kChannels && offset + channel < s.feature_dim) {
-      atomicAdd(d.feature_rows + int64_t(splat) * s.feature_dim + offset + channel, sum);
-    }
-  }
-
-  __device__ __forceinline__ void finish() {}
-};
-
-// With matrix units: 16 splats at a time, [16 x 32 pixels] weights by [32 x channels] gradients and m by the monomials of
-// the pixel position about the middle of the patch, which tf32 holds exactly.
-constexpr int kQueue = 16, kStride = 36;  // floats per row: 32 pixels, and 4 that keep lanes on different banks
-
-struct __align__(16) Queue {
-  float weights[kQueue][kStride];  // behind the pixels: u, v and number of the splat; later the sums
-  float m[kQueue][kStride];
-};
-
-template <bool kGeometry, int kChannels>
-struct MatrixSums {
-  static constexpr int kFirstChannel = kGeometry ? kMoments : 0;
-  static constexpr int kColorBlocks = kGeometry ? 1 : 0, kBlocks = kColorBlocks + kChannels / 8;
-  const DgrCudaScene& s;
-  const DgrCudaGradients& d;
-  Queue& queue;
-  int offset, count;
-  float middle_x, middle_y;
-  float g[kBlocks == 0 ? 1 : kBlocks][4][2];  // gradients as right factors: [block of 8 channels][row of pixels][half]
-
-  __device__ __forceinline__ MatrixSums(const DgrCudaScene& scene, const DgrCudaGradients& gradients, const Pixel& p,
-                                        Queue& mine, int left, int top, int first)
-      : s(scene), d(gradients), queue(mine), offset(first), count(0) {
-    const int lane = threadIdx.x % kWarp, column = lane / 4;
-    const int x0 = left + p.patch % kPatchColumns * kPatchWidth, y0 = top + p.patch / kPatchColumns * kPatchHeight;
-    middle_x = x0 + 0.5f * kPatchWidth, middle_y = y0 + 0.5f * kPatchHeight;
-#pragma unroll
-    for (int row = 0; row < 4; ++row) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int x = x0 + lane % 4 + 4 * half, y = y0 + row;
-        const bool inside = x < s.width && y < s.height;
-        const int64_t at = int64_t(y) * s.width + x;
-        if (kGeometry) {
-          float value = 0.0f;
-          if (inside && column < 3 && d.image != nullptr) value = d.image[3 * at + column];
-          if (inside && column == 3 && d.depth != nullptr) value = d.depth[at];
-          g[0][row][half] = value;
-        }
-#pragma unroll
-        for (int block = kColorBlocks; block < kBlocks; ++block) {
-          const int channel = offset + 8 * (block - kColorBlocks) + column;
-          const bool there = inside && channel < s.feature_dim;
-          g[block][row][half] = there ? d.features[at * s.feature_dim + channel] : 0.0f;
-        }
-      }
-    }
-  }
-
-  __device__ __forceinline__ void add(uint32_t splat, float4 place, float, float, float weight, float m, const Incoming&) {
-    const int lane = threadIdx.x % kWarp;
-    queue.weights[count][lane] = weight;
-    if (kGeometry) queue.m[count][lane] = m;
-    if (lane == 0) {
-      queue.weights[count][32] = place.x, queue.weights[count][33] = place.y;
-      queue.weights[count][34] = __uint_as_float(splat);
-    }
-    if (++count == kQueue) flush();
-  }
-
-  __device__ __forceinline__ void finish() {
-    if (count == 0) return;
-    const int lane = threadIdx.x % kWarp;
-    for (int i = count; i < kQueue; ++i) queue.weights[i][lane] = queue.m[i][lane] = 0.0f;
-    flush();
-  }
-
-  // Value of monomial n of {1, x, y, x^2, x y, y^2} at a pixel, 0 for the two beyond.
-  static __device__ __forceinline__ float monomial(int n, float x, float y) {
-    const float first = n == 0 ? 1.0f : n == 1 || n == 3 || n == 4 ? x : n == 2 || n == 5 ? y : 0.0f;
-    return first * (n < 3 ? 1.0f : n == 3 ? x : y);
-  }
-
-  __device__ __forceinline__ void flush() {
-    const int lane = threadIdx.x % kWarp, row = lane / 4, column = lane % 4;
-    float moments[4] = {}, sums[kBlocks == 0 ? 1 : kBlocks][4] = {};
-    __syncwarp();
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      float a[4], upper[4], lower[4];
-      if (kGeometry) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) a[i] = queue.m[row + 8 * (i % 2)][8 * step + column + 4 * (i / 2)];
-        split(a, upper, lower);
-        const float y = step - 1.5f;
-        const float basis[2] = {monomial(row, column - 3.5f, y), monomial(row, column + 0.5f, y)};
-        multiply_add(moments, upper, basis);
-        multiply_add(moments, lower, basis);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) a[i] = queue.weights[row + 8 * (i % 2)][8 * step + column + 4 * (i / 2)];
-      split(a, upper, lower);
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        float g_upper[2], g_lower[2];
-        split(g[block][step], g_upper, g_lower);
-        multiply_add(sums[block], upper, g_upper);
-        multiply_add(sums[block], lower, g_upper);
-        multiply_add(sums[block], upper, g_lower);
-      }
-    }
-    __syncwarp();
-    store_sums(moments, sums);
-    __syncwarp();
-    if (kGeometry) centre_moments();
-    __syncwarp();
-    send();
-    count = 0;
-    __syncwarp();
-  }
-
-  // Row i of queue.m: the geometry of splat i, as d.moments has it; of queue.weights: its features.
-  __device__ __forceinline__ void store_sums(const float (&moments)[4], const float (*sums)[4]) {
-    const int lane = threadIdx.x % kWarp, row = lane / 4, column = 2 * (lane % 4);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int at = column + i % 2, splat = row + 8 * (i / 2);
-      if (kGeometry) {
-        if (at < 6) queue.m[splat][at] = moments[i];
-        if (at < 6) queue.m[splat][6 + at] = sums[0][i];  // 10 and 11 fill up the last four: both are 0
-      }
-#pragma unroll
-      for (int block = kColorBlocks; block < kBlocks; ++block) {
-        queue.weights[splat][8 * (block - kColorBlocks) + at] = sums[block][i];
-      }
-    }
-  }
-
-  // From offsets to the middle of the patch to offsets to the centre of the splat.
-  __device__ __forceinline__ void centre_moments() {
-    const int i = threadIdx.x % kWarp;
-    if (i >= count) return;
-    const float ox = middle_x - queue.weights[i][32], oy = middle_y - queue.weights[i][33];
-    float* k = queue.m[i];
-    const float m = k[0], mx = k[1], my = k[2];
-    k[1] = mx + ox * m, k[2] = my + oy * m;
-    k[3] += ox * (2.0f * mx + ox * m), k[4] += ox * my + oy * (mx + ox * m), k[5] += oy * (2.0f * my + oy * m);
-  }
-
-  __device__ __forceinline__ void send() {
-    if constexpr (kGeometry) send_rows<kMoments>(d.moments, kMoments, kMomentsUsed, queue.m);
-    if constexpr (kChannels > 0) {
-      send_rows<kChannels>(d.feature_rows + offset, s.feature_dim, min(kChannels, s.feature_dim - offset), queue.weights);
-    }
-  }
-
-  // Adds the first floats of each sum to its splat's row. Where an instruction can add four neighbours, a lane takes four.
-  template <int kWidth>
-  __device__ __forceinline__ void send_rows(float* rows, int stride, int used, const float (*from)[kStride]) {
-    const int lane = threadIdx.x % kWarp;
-    if (kVectorAtomics && stride % 4 == 0 && is_aligned(rows)) {
-      constexpr int kLanes = kWidth / 4, kSplats = int(kWarp) / kLanes;
-      const int first = lane % kLanes * 4;
-#pragma unroll
-      for (int i = lane / kLanes; i < kQueue; i += kSplats) {
-        if (i >= count || first >= used) continue;
-        const float4 four = *reinterpret_cast<const float4*>(&from[i][first]);
-        add_four(reinterpret_cast<float4*>(rows + splat_at(i) * stride + first), four);
-      }
-    } else {
-      constexpr int kSplats = int(kWarp) / kWidth;
-      const int channel = lane % kWidth;
-      for (int i = lane / kWidth; i < count; i += kSplats) {
-        if (channel < used) atomicAdd(rows + splat_at(i) * stride + channel, from[i][channel]);
-      }
-    }
-  }
-
-  __device__ __forceinline__ int64_t splat_at(int i) const { return __float_as_uint(queue.weights[i][34]); }
-};
 
 // ---- the walk through a tile's list -------------------------------------------------------------------------------
 
@@ -347,14 +87,14 @@ DGR_DEVICE void walk(const DgrCudaScene& s, const DgrCudaFrame& frame, const Dgr
           if (use && alpha < kAlphaMax) m = alpha * dalpha;
         }
         transmittance -= weight;
-        sums.add(index, place, dx, dy, weight, m, in);
+        sums.add(index, place, batch.shape[j].x, dx, dy, weight, m, in);
       }
     }
   }
   sums.finish();
 }
 
-template <bool kGeometry, int kChannels, bool kColorOnly, bool kFeaturesMove, bool kMatrix>
+template <bool kGeometry, int kChannels, bool kColorOnly, bool kFeaturesMove, bool kMatrix, bool kAbsolutes>
 __global__ void __launch_bounds__(kTileThreads, kGeometry && kChannels == 0 ? 4 : 3)
     backward_kernel(DgrCudaScene s, DgrCudaFrame frame, DgrCudaGradients d, int tiles_x, int offset) {
   __shared__ Batch batch;
@@ -369,11 +109,11 @@ __global__ void __launch_bounds__(kTileThreads, kGeometry && kChannels == 0 ? 4 
   if constexpr (kMatrix) {
 #if defined(DGR_MATRIX_UNITS)
     __shared__ Queue queues[kTileThreads / kWarp];
-    MatrixSums<kGeometry, kChannels> sums(s, d, p, queues[p.patch], left, top, offset);
+    MatrixSums<kGeometry, kChannels, kAbsolutes> sums(s, d, p, queues[p.patch], left, top, offset);
     walk<kGeometry, kColorOnly, kFeaturesMove>(s, frame, d, p, left, top, tile, span, batch, sums);
 #endif
   } else {
-    ShuffleSums<kGeometry, kChannels> sums(s, d, p, offset);
+    ShuffleSums<kGeometry, kChannels, kAbsolutes> sums(s, d, p, offset);
     walk<kGeometry, kColorOnly, kFeaturesMove>(s, frame, d, p, left, top, tile, span, batch, sums);
   }
 }
@@ -387,20 +127,20 @@ bool has_matrix_units(int device) {
   return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == 0 && major >= 8;
 }
 
-template <bool kGeometry, int kChannels, bool kColorOnly, bool kFeaturesMove, bool kMatrix>
+template <bool kGeometry, int kChannels, bool kColorOnly, bool kFeaturesMove, bool kMatrix, bool kAbsolutes>
 void launch(const DgrCudaScene& s, const DgrCudaFrame& frame, const DgrCudaGradients& d, int offset) {
-  DGR_LAUNCH((backward_kernel<kGeometry, kChannels, kColorOnly, kFeaturesMove, kMatrix>), frame.chunks, kTileThreads,
-             s.stream, s, frame, d, Grid(s).tiles_x, offset);
+  DGR_LAUNCH((backward_kernel<kGeometry, kChannels, kColorOnly, kFeaturesMove, kMatrix, kAbsolutes>), frame.chunks,
+             kTileThreads, s.stream, s, frame, d, Grid(s).tiles_x, offset);
 }
 
-template <int kChannels, bool kMatrix>
+template <int kChannels, bool kMatrix, bool kAbsolutes>
 void launch_geometry(const DgrCudaScene& s, const DgrCudaFrame& frame, const DgrCudaGradients& d) {
   if (s.features_move_geometry && d.features != nullptr) {
-    launch<true, kChannels, false, true, kMatrix>(s, frame, d, 0);
+    launch<true, kChannels, false, true, kMatrix, kAbsolutes>(s, frame, d, 0);
   } else if (d.depth == nullptr && d.alpha == nullptr) {
-    launch<true, kChannels, true, false, kMatrix>(s, frame, d, 0);
+    launch<true, kChannels, true, false, kMatrix, kAbsolutes>(s, frame, d, 0);
   } else {
-    launch<true, kChannels, false, false, kMatrix>(s, frame, d, 0);
+    launch<true, kChannels, false, false, kMatrix, kAbsolutes>(s, frame, d, 0);
   }
 }
 
@@ -411,12 +151,12 @@ void backward_passes(const DgrCudaScene& s, const DgrCudaFrame& frame, const Dgr
   if (d.moments != nullptr) {
     offset = width == 0 ? 0 : 16;
     if (width == 0) {
-      launch_geometry<0, kMatrix>(s, frame, d);
+      d.absolute ? launch_geometry<0, kMatrix, true>(s, frame, d) : launch_geometry<0, kMatrix, false>(s, frame, d);
     } else {
-      launch_geometry<16, kMatrix>(s, frame, d);
+      d.absolute ? launch_geometry<16, kMatrix, true>(s, frame, d) : launch_geometry<16, kMatrix, false>(s, frame, d);
     }
   }
-  for (; offset < width; offset += 32) launch<false, 32, true, false, kMatrix>(s, frame, d, offset);
+  for (; offset < width; offset += 32) launch<false, 32, true, false, kMatrix, false>(s, frame, d, offset);
 }
 
 }  // namespace

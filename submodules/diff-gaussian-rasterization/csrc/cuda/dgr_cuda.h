@@ -56,6 +56,7 @@ struct DgrCudaGradients {
   // outgoing; null means not wanted
   float *means, *quats, *scales, *opacities, *colors, *means2d;
   int32_t accumulate;  // add to what the outgoing arrays hold (further cameras of a batch); means2d has its own rows
+  int32_t absolute;    // also sum, over pixels, the absolute derivatives by pixel position: moments 10 and 11
 };
 
 // The colour loss of one image.
@@ -85,6 +86,7 @@ struct DgrCudaUpdate {
   double beta1, beta2, eps;
   float *grad_sum, *num_seen;  // [n] the statistics of density control, are added to; null = not gathered
   const float* loss;           // nothing changes if it is not finite
+  int32_t absolute;            // grad_sum is of the absolute sums that DgrCudaGradients asked for
 };
 
 // Rendered features of the pixels of one view, and the segment that each belongs to.

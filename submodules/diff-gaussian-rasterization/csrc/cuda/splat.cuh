@@ -13,6 +13,7 @@ constexpr int kPatchWidth = 8, kPatchHeight = 4;  // pixels of one warp
 constexpr int kPatchColumns = kTile / kPatchWidth, kPatchRows = kTile / kPatchHeight;
 constexpr int kSplatFloats = 12;
 constexpr int kMoments = 16, kMomentsUsed = 10;  // floats per Gaussian that backward keeps between blending and projection
+constexpr int kAbsolute = kMomentsUsed;          // the two sums of absolute values behind them, if these are asked for
 
 struct __align__(16) Splat {
   float4 place;  // u, v: pixel centre; x, y of the conic

@@ -141,6 +141,16 @@ __global__ void __launch_bounds__(kThreads) update_kernel(DgrCudaScene s, DgrCud
   update_small<3>(update.sh, first, rows, w.small, kColor);
 }
 
+// The statistics where they are of absolute sums; the kernel above then gathers none.
+__global__ void __launch_bounds__(kThreads) absolute_kernel(DgrCudaScene s, DgrCudaFrame frame, Update update) {
+  const int64_t n = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (n >= s.n || frame.radii[n] == 0 || !is_finite(*update.loss)) return;
+  const float* sums = frame.moments + kMoments * n + kAbsolute;
+  const float x = sums[0] * (0.5f * s.width), y = sums[1] * (0.5f * s.height);
+  update.grad_sum[n] += sqrtf(x * x + y * y);
+  update.num_seen[n] += 1.0f;
+}
+
 template <bool kAntialiased>
 void launch(const DgrCudaScene& s, const DgrCudaFrame& frame, const Update& update) {
   const int64_t blocks = blocks_for(s.n, kThreads);
@@ -168,9 +178,13 @@ using namespace dgr;
 DGR_API int dgr_cuda_update(const DgrCudaScene* s, const DgrCudaFrame* frame, const DgrCudaUpdate* u) {
   if (s->n == 0) return 0;
   if (cudaError_t status = cudaSetDevice(s->device)) return int(status);
-  const Update update = {parameter_of(u->means, *u),     parameter_of(u->quats, *u), parameter_of(u->scales, *u),
+  Update update = {parameter_of(u->means, *u),     parameter_of(u->quats, *u), parameter_of(u->scales, *u),
                          parameter_of(u->opacities, *u), parameter_of(u->sh, *u),    parameter_of(u->sh_rest, *u),
                          u->grad_sum, u->num_seen, u->loss};
+  if (u->absolute && u->grad_sum != nullptr) {
+    DGR_LAUNCH(absolute_kernel, blocks_for(s->n, kThreads), kThreads, s->stream, *s, *frame, update);
+    update.grad_sum = update.num_seen = nullptr;
+  }
   s->antialiased ? launch<true>(*s, *frame, update) : launch<false>(*s, *frame, update);
   return int(cudaGetLastError());
 }

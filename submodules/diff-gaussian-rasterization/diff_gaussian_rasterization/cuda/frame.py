@@ -16,6 +16,7 @@ from ..native import CUDA
 TILE = 16  # pixels, kTile of csrc/cuda/splat.cuh
 SPLAT_FLOATS = 12
 MOMENTS = 16
+ABSOLUTE = slice(10, 12)  # of the moments: sums over pixels of absolute derivatives by position, if these are asked for
 
 
 class Scene(Structure):
@@ -56,7 +57,7 @@ class Gradients(Structure):
         *((name, c_void_p) for name in ("out_image", "out_features", "out_alpha", "out_depth")),
         *((name, c_void_p) for name in ("moments", "feature_rows")),
         *((name, c_void_p) for name in ("means", "quats", "scales", "opacities", "colors", "means2d")),
-        ("accumulate", c_int32),
+        *((name, c_int32) for name in ("accumulate", "absolute")),
     ]
 
 

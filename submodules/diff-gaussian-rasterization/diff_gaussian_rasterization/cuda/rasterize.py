@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _compiled
 from ..native import CUDA, PLACE, address, dense, place, row
 from ..types import Inputs, Options, PixelWeights, RasterOutput
-from .frame import MOMENTS, Frame, Gradients, Images, Scene, Workspace, build_frame
+from .frame import ABSOLUTE, MOMENTS, Frame, Gradients, Images, Scene, Workspace, build_frame
 
 _SCENE, _FRAME = POINTER(Scene), POINTER(Frame)
 _ROWS = [c_void_p] * 4 + [c_int64, c_int64, c_void_p, c_void_p, c_int32, c_void_p, *PLACE]
@@ -90,7 +90,7 @@ class _Renderer:
         means, backgrounds = inputs.means, outgoing.backgrounds
         moved = any(g is not None for g in (by_image, by_alpha, by_depth))
         moved = moved or (by_features is not None and options.features_move_geometry)
-        moved = moved and any(outgoing[i] is not None for i in (0, 1, 2, 3, 4, 9))
+        moved = moved and any(outgoing[i] is not None for i in (0, 1, 2, 3, 4, 9, 10))
         for gradient in outgoing[5:6] if moved else outgoing:  # the kernels add to those by the features
             if gradient is not None:
                 gradient.zero_()
@@ -104,12 +104,15 @@ class _Renderer:
             gradients = Gradients(
                 *(row(t, c) for t in (*incoming, *maps)),
                 address(None if moments is None else moments.zero_()),
-                address(outgoing.features), *map(address, outgoing[:5]), row(outgoing.means2d, c), accumulate=c > 0,
+                address(outgoing.features), *map(address, outgoing[:5]), row(outgoing.means2d, c), c > 0,
+                outgoing.absolute2d is not None,
             )  # fmt: skip
             structs = (byref(view.scene), byref(view.frame), byref(gradients))
             CUDA.dgr_cuda_backward_blend(*structs)
             if moved:
                 CUDA.dgr_cuda_backward_project(*structs)
+            if moments is not None and outgoing.absolute2d is not None:
+                outgoing.absolute2d[c] = moments[:, ABSOLUTE]
 
 
 _renderer = _Renderer()

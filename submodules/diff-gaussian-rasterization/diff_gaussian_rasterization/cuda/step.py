@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ctypes import POINTER, Structure, byref, c_double, c_void_p
+from ctypes import POINTER, Structure, byref, c_double, c_int32, c_void_p
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class _Update(Structure):
         *((name, AdamStruct) for name in ("means", "quats", "scales", "opacities", "sh", "sh_rest")),
         *((name, c_double) for name in ("beta1", "beta2", "eps")),
         *((name, c_void_p) for name in ("grad_sum", "num_seen", "loss")),
+        ("absolute", c_int32),
     ]
 
 
@@ -31,8 +32,9 @@ CUDA.declare({"dgr_cuda_update": [POINTER(Scene), POINTER(Frame), POINTER(_Updat
 class TrainingStep:
     """The training step of `step.TrainingStep` for tensors on an NVIDIA GPU; arguments are those of its methods."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, absolute: bool = False) -> None:
         """Start without working memory; it grows with the scene and is kept between steps."""
+        self.absolute = absolute
         self.workspace = Workspace(device, slack=_SLACK)
         self.scene, self.frame = Scene(), Frame()
         self.parameters: dict[str, Tensor] = {}
@@ -86,12 +88,15 @@ class TrainingStep:
         addresses = [None if t is None else t.data_ptr() for t in dense]
         if any(addresses[:4]):
             gradients = Gradients(*addresses[:4], *map(Tensor.data_ptr, maps), self.frame.moments, addresses[4])
+            gradients.absolute = self.absolute and grad_sum is not None
             CUDA.dgr_cuda_backward_blend(byref(self.scene), byref(self.frame), byref(gradients))
         structs = []
         for (name, value), grad in zip(parameters.items(), addresses[5:]):
             m, v, lr, count = adam[name]
             structs.append(AdamStruct(value.data_ptr(), grad, m.data_ptr(), v.data_ptr(), value.numel(), lr, count))
-        problem = _Update(*structs, beta1, beta2, eps, address(grad_sum), address(num_seen), loss.data_ptr())
+        problem = _Update(
+            *structs, beta1, beta2, eps, address(grad_sum), address(num_seen), loss.data_ptr(), self.absolute
+        )
         CUDA.dgr_cuda_update(byref(self.scene), byref(self.frame), byref(problem))
         changed = [t for name, value in parameters.items() for t in (value, *adam[name][:2])]
         torch.autograd.graph.increment_version(changed)

@@ -65,6 +65,32 @@ def test_gradient_is_averaged_over_the_views_that_see_a_gaussian(gaussians, adam
     assert torch.equal(gaussians.means[4], gaussians.means[1])
 
 
+def test_absolute_gradients_have_a_threshold_of_their_own(gaussians, adam):
+    settings = DefaultStrategySettings(densify_from_iter=0, densification_interval=10, absgrad=True)
+    control = Control([7e-4, 9e-4, 0, 0], gaussians, settings)
+    assert control.strategy.absolute_gradients
+    assert not DefaultStrategy(SETTINGS).absolute_gradients
+    control.act(gaussians, adam, 9)
+    assert len(gaussians) == 5
+    assert torch.equal(gaussians.means[4], gaussians.means[1])
+
+
+def test_training_with_absolute_gradients_adds_more_and_resumes_bit_for_bit(tmp_path, scene, monkeypatch):
+    options = {"lift_iterations": 0, "absgrad_threshold": 2e-4, "densify_grad_threshold": 2e-4}
+    settings = {name: settings_for(tmp_path / name, absgrad=name != "plain", **options) for name in ("plain", "a", "b")}
+    plain, whole = (len(run(settings[name], scene).gaussians) for name in ("plain", "a"))
+    assert whole > plain
+    with pytest.raises(Interrupted):
+        run(settings["b"], scene, hooks=[StopAt(11)])
+    run(settings["b"], scene, resume_from=latest_checkpoint(settings["b"]))
+    one, other = (final_state(tmp_path / name, 24)["gaussians"] for name in ("a", "b"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    gsplat = settings_for(tmp_path / "c", absgrad=True, geometry={"rasterizer": "gsplat"})
+    monkeypatch.setattr("unified_lift.train.run.chosen_device", lambda *_, **__: torch.device("cpu"))
+    with pytest.raises(UserError, match="--rasterizer gsplat: has no absolute gradients"):
+        run(gsplat, scene)
+
+
 def test_small_coarse_gaussian_is_cloned_in_place(gaussians, adam):
     control = Control([1.0, 0, 0, 0], gaussians)
     control.act(gaussians, adam, 9)

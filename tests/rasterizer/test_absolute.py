@@ -1,4 +1,4 @@
-"""Sums over pixels of absolute derivatives by position: by hand, by the Jacobian of every pixel, and in every kernel."""
+"""Sums over pixels of absolute derivatives by position: by hand, by the Jacobian of every pixel, in every kernel."""
 
 import math
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from .scenes import assert_same_gradient, gradients, loss_of, random_inputs, render
+from .scenes import MAPS, assert_same_gradient, gradients, loss_of, random_inputs, render
 from .test_hand_cases import blobs
 from .tolerances import HAND
 
@@ -32,23 +32,17 @@ def test_pixels_on_both_sides_do_not_cancel(implementation):
 def test_the_definition_is_the_jacobian_of_every_pixel():
     x = random_inputs(500, num=12, width=9, height=8, dim=2, dtype=torch.float64)
     x = replace(x, scales=3 * x.scales)
-    _, found = sums(x, "reference", 500, features_move_geometry=True, maps=("image", "features", "alpha", "depth"))
+    moving = {"features_move_geometry": True}
+    _, found = sums(x, "reference", 500, maps=MAPS, **moving)
 
     def pixels(means2d):
-        out = render(replace(x, means2d=means2d), "reference", features_move_geometry=True)
+        out = render(replace(x, means2d=means2d), "reference", **moving)
         return torch.cat([out.image[0], out.features[0], out.alpha[0, ..., None], out.depth[0, ..., None]], -1)
 
-    leaves = render(x, "reference", features_move_geometry=True)
-    leaves = leaves._replace(
-        **{name: getattr(leaves, name).requires_grad_() for name in ("image", "features", "alpha", "depth")}
-    )
-    loss_of(leaves, 500).backward()
-    incoming = [
-        leaves.image.grad[0],
-        leaves.features.grad[0],
-        leaves.alpha.grad[0, ..., None],
-        leaves.depth.grad[0, ..., None],
-    ]
+    out = render(x, "reference", **moving)
+    out = out._replace(**{name: getattr(out, name).requires_grad_() for name in MAPS})
+    loss_of(out, 500).backward()
+    incoming = [out.image.grad[0], out.features.grad[0], out.alpha.grad[0, ..., None], out.depth.grad[0, ..., None]]
     jacobian = torch.autograd.functional.jacobian(pixels, x.means2d)  # [H, W, channels, 1, N, 2]
     by_pixel = (torch.cat(incoming, -1)[..., None, None, None] * jacobian).sum(2)  # [H, W, 1, N, 2]
     torch.testing.assert_close(found["means2d"], by_pixel.sum((0, 1)))

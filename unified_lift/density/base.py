@@ -38,7 +38,13 @@ class RowOptimizer(Protocol):
 
 
 class Strategy(ABC):
-    """A density strategy. It holds settings and nothing that changes; `update` must be written."""
+    """A density strategy. It holds settings and nothing that changes; `update` must be written.
+
+    Attributes:
+        absolute_gradients: Whether `grad_sum` is of sums over pixels of absolute values [AbsGS].
+    """
+
+    absolute_gradients: bool = False
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -50,7 +56,8 @@ class Strategy(ABC):
     def statistics(self, state: State, step: int, num_steps: int) -> State:
         """Return the tensors [N] of `state` that 0-based `step` is to add to, both or none; to add nothing is faster.
 
-        grad_sum: length of d loss / d position on the screen, NDC units; num_seen: 1. Of the Gaussians that are seen.
+        grad_sum: length of d loss / d position on the screen, NDC units, or with `absolute_gradients` that of the sums
+        over pixels of absolute values along both axes; num_seen: 1. Of the Gaussians that are seen.
         """
         return {}
 

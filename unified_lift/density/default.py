@@ -29,6 +29,11 @@ class DefaultStrategySettings(base.StrategySettings):
     """Iterations between two opacity resets [3DGS]; 0 = never."""
     densify_grad_threshold: Annotated[float, Range(0)] = 2e-4
     """Mean norm of the screen-space gradient (NDC units) above which a Gaussian is too coarse [3DGS]."""
+    absgrad: bool = False
+    """Watch sums over pixels of absolute values instead, so that pixels which pull a Gaussian to opposite sides do not
+    cancel: large Gaussians over fine texture are split [AbsGS]."""
+    absgrad_threshold: Annotated[float, Range(0)] = 8e-4
+    """With --absgrad, in place of densify_grad_threshold: these sums are longer [gsplat, AbsGS-0008]."""
     percent_dense: Annotated[float, Range(0)] = 0.01
     """Scale, as a share of the scene radius, that separates cloning from splitting [3DGS]."""
     min_opacity: Annotated[float, Range(0, 1)] = 0.005
@@ -47,6 +52,10 @@ class DefaultStrategy(base.Strategy):
     """
 
     settings: DefaultStrategySettings
+
+    def __init__(self, settings: DefaultStrategySettings) -> None:
+        super().__init__(settings)
+        self.absolute_gradients = settings.absgrad
 
     def initial_state(self, count: int, device: torch.device) -> State:
         return {"grad_sum": torch.zeros(count, device=device), "num_seen": torch.zeros(count, device=device)}
@@ -73,7 +82,8 @@ class DefaultStrategy(base.Strategy):
 
     def _densify(self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep) -> None:
         gradient = state["grad_sum"] / state["num_seen"].clamp(min=1)
-        coarse = gradient >= self.settings.densify_grad_threshold
+        threshold = self.settings.absgrad_threshold if self.settings.absgrad else self.settings.densify_grad_threshold
+        coarse = gradient >= threshold
         if self.settings.max_gaussians:
             room = max(self.settings.max_gaussians - len(gaussians), 0)
             coarse &= torch.zeros_like(coarse).index_fill_(0, gradient.topk(min(room, len(gradient))).indices, True)

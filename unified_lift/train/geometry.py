@@ -52,7 +52,8 @@ class GeometryStage(Stage):
         self.strategy, self.density = strategy, strategy.initial_state(len(gaussians), gaussians.device)
         self.background = torch.ones(3, device=gaussians.device) if settings.white_background else None  # else black
         self.rng = StepRng(seed)
-        self.renderer = TrainingStep(implementation="auto" if settings.rasterizer == "ours" else settings.rasterizer)
+        implementation = "auto" if settings.rasterizer == "ours" else settings.rasterizer
+        self.renderer = TrainingStep(implementation=implementation, absolute_gradients=strategy.absolute_gradients)
 
     @property
     def choices(self) -> list[str]:
@@ -60,6 +61,10 @@ class GeometryStage(Stage):
         lines = [] if self.exposures is None else [str(self.exposures)]
         if self.settings.random_background:
             lines.append(f"random background: {self.num_transparent} of {len(self.cameras)} photos are transparent")
+        if self.gaussians.antialiased:
+            lines.append("anti-aliasing: opacities are compensated for the low-pass")
+        if self.strategy.absolute_gradients:
+            lines.append("density: absolute gradients")
         if asking := [loss.name for loss in self.losses if loss.needs_points]:
             shown = f"{sum(self.num_points)} sparse points in {sum(map(bool, self.num_points))} views"
             lines.append(f"loss {', '.join(asking)}: {shown}")

@@ -210,6 +210,9 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
     geometry = settings.geometry
     sparse = bool(geometry.iterations) and any(loss.needs_points for loss in chosen_losses(geometry.loss_weights))
     exposure_kind(settings.geometry.exposure)
+    absolute = strategy_entry(settings.strategy).build(settings.density).absolute_gradients
+    if absolute and settings.geometry.rasterizer == "gsplat":
+        raise UserError("--rasterizer gsplat: has no absolute gradients here; leave it out, or --absgrad")
     clock = RunClock(settings, device)
     cache = DataCache(settings.run.data_device, device=device, folder=settings.model_path)
     saved = None if resume_from is None else load_checkpoint(resume_from)

@@ -95,8 +95,8 @@ def rasterize(
         backgrounds: Colour behind everything, [C, 3]; None is black.
         means2d: A tensor of zeros [C, N, 2] that is added to the projected centres; after backward its grad is the
             derivative by pixel position, the densification statistic.
-        absolute2d: A tensor of zeros [C, N, 2] that changes nothing; after backward its grad is the sum over pixels of the
-            absolute values of what they contribute to the derivative by pixel position: the densification statistic of
+        absolute2d: A tensor of zeros [C, N, 2] that changes nothing; after backward its grad is the sum of the absolute
+            values of what single pixels contribute to the derivative by pixel position: the densification statistic of
             AbsGS (Ye et al. 2024), in which pixels that pull in opposite directions do not cancel. Not in "gsplat".
         features_move_geometry: Whether a loss on the features reaches opacity and geometry.
         antialiased: Whether each opacity is multiplied by sqrt(det S / det(S + 0.3 I)), S the 2D covariance without the

@@ -173,8 +173,10 @@ def tile_members(splats: Splats, *, left: int, top: int) -> Tensor:
 
 
 class _AtPixels(torch.autograd.Function):
-    """The centres [G, 2] as P pixels use them, [G, P, 2]. `absolute2d` [G, 2] gets, in place of a derivative, the sum of the
-    absolute values of what comes back from each pixel."""
+    """The centres [G, 2] as P pixels use them, [G, P, 2].
+
+    `absolute2d` [G, 2] gets, in place of a derivative, the sum of the absolute values of what comes back from pixels.
+    """
 
     @staticmethod
     def forward(ctx: Any, centres: Tensor, absolute2d: Tensor, num_pixels: int) -> Tensor:  # noqa: ARG004

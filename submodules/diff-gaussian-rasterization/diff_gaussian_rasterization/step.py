@@ -29,7 +29,7 @@ class TrainingStep:
     def __init__(self, *, implementation: str = "auto", absolute_gradients: bool = False) -> None:
         """Take the implementation "auto", "reference", "cpu", "cuda" or "gsplat"; with the last, ours does the rest.
 
-        With `absolute_gradients`, which "gsplat" does not have, `grad_sum` of `update` collects sums of absolute values.
+        With `absolute_gradients`, which "gsplat" lacks, `grad_sum` of `update` collects sums of absolute values.
         """
         self.implementation, self.absolute_gradients = implementation, absolute_gradients
         self._steps: dict[torch.device, object] = {}
@@ -129,7 +129,8 @@ class _Composed:
                 leaves["means"], leaves["quats"], leaves["log_scales"].exp(), leaves["logit_opacities"].sigmoid(),
                 torch.cat([leaves["sh0"], leaves["shN"]], dim=1), leaves.get("features"), viewmat[None], K[None],
                 width, height, sh_degree=sh_degree, backgrounds=None if background is None else background[None],
-                **{"absolute2d" if self.absolute else "means2d": self.watched}, antialiased=antialiased, implementation=self.implementation,
+                **{"absolute2d" if self.absolute else "means2d": self.watched}, antialiased=antialiased,
+                implementation=self.implementation,
             )  # fmt: skip
         maps = (m[0].detach().requires_grad_() for m in self.rendered[:4])
         meta = self.rendered.meta

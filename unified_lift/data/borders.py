@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import repeat
 
 import cv2
 import numpy as np
@@ -17,17 +18,21 @@ _MARGIN = 2  # pixels beside the frame into which its black was blended
 _MAX_SHARE_OF_IMAGE = 0.25  # a larger dark area is the scene itself (night, a black backdrop)
 
 
-def black_frame(images: Iterable[np.ndarray]) -> np.ndarray | None:
+def black_frame(
+    images: Iterable[np.ndarray], looked_at: Iterable[np.ndarray | None] = repeat(None)
+) -> np.ndarray | None:
     """Return where photos uint8 [H, W, 3] of one camera are black in nearly every view, connected to the image border.
 
-    bool [H, W], None where there is no such frame; photos are looked at one by one.
+    bool [H, W], None where there is no such frame; photos are looked at one by one, with what counts of them, None =
+    all. What never counts is not black.
     """
-    num_images, num_dark = 0, np.zeros((), dtype=np.int32)
-    for image in images:
-        num_images, num_dark = num_images + 1, num_dark + (image.max(axis=2) <= _DARK)
+    num_images, num_dark, num_seen = 0, np.zeros((), dtype=np.int32), np.zeros((), dtype=np.int32)
+    for image, counts in zip(images, looked_at, strict=False):
+        dark, seen = image.max(axis=2) <= _DARK, np.ones(image.shape[:2], bool) if counts is None else counts
+        num_images, num_dark, num_seen = num_images + 1, num_dark + (dark & seen), num_seen + seen
     if num_images < _MIN_VIEWS:
         return None
-    dark = num_dark / num_images >= _SHARE_OF_VIEWS
+    dark = (num_dark / np.maximum(num_seen, 1) >= _SHARE_OF_VIEWS) & (num_seen > 0)
     _, regions = cv2.connectedComponents(dark.astype(np.uint8), connectivity=8)
     edge = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
     frame = np.isin(regions, np.setdiff1d(edge, 0))
@@ -36,20 +41,26 @@ def black_frame(images: Iterable[np.ndarray]) -> np.ndarray | None:
     return cv2.dilate(frame.astype(np.uint8), np.ones((2 * _MARGIN + 1,) * 2, np.uint8)).astype(bool)
 
 
-def without_black_frames(views: Sequence[View]) -> tuple[list[View], list[str]]:
-    """Return the views with the pixels of black frames marked as not valid, and a note where there are any."""
+def without_black_frames(views: Sequence[View], with_exclusions: Sequence[bool] = ()) -> tuple[list[View], list[str]]:
+    """Return the views with the pixels of black frames marked as not valid, and a note where there are any.
+
+    Of those `with_exclusions` what is left out already says nothing.
+    """
+    excluded = [*with_exclusions, *[False] * (len(views) - len(with_exclusions))]
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, view in enumerate(views):
         groups[view.camera.width, view.camera.height].append(index)
     result, notes = list(views), []
     for indices in groups.values():
-        frame = black_frame(views[index].image.numpy() for index in indices)
+        known = [views[index].valid if excluded[index] else None for index in indices]
+        counts = (None if valid is None else valid.numpy() for valid in known)
+        frame = black_frame((views[index].image.numpy() for index in indices), counts)
         if frame is None:
             continue
         seen = torch.from_numpy(~frame)
         for index in indices:
-            known = views[index].valid
-            result[index] = replace(views[index], valid=seen if known is None else seen & known)
+            before = views[index].valid
+            result[index] = replace(views[index], valid=seen if before is None else seen & before)
         what = f"{len(indices)} of {len(views)} views have a black frame, as undistortion leaves it"
         notes.append(f"{what}: {frame.mean():.1%} of their pixels neither train nor count")
     return result, notes

@@ -149,7 +149,7 @@ def target_size(width: int, height: int, resolution: int) -> tuple[int, int]:
 
 
 def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Return the photo at another size, uint8 [height, width, 3]: area average to shrink, bilinear to grow."""
+    """Return the photo [H, W, ...] at another size, [height, width, ...]: area average to shrink, bilinear to grow."""
     if image.shape[:2] == (height, width):
         return image
     shrinks = width <= image.shape[1] and height <= image.shape[0]

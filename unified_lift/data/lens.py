@@ -91,11 +91,11 @@ def _source_pixels(lens: Lens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def undistort_image(image: np.ndarray, lens: Lens) -> np.ndarray:
-    """Return the photo as a pinhole with the lens's K would have taken it, uint8 [H, W] or [H, W, 3]; 0 = not seen."""
+    """Return the photo as a pinhole with the lens's K would have taken it, [H, W] or [H, W, 3]; 0 = not seen."""
     u, v, exists = _source_pixels(lens)
     # OpenCV counts from the centre of the first pixel.
     bent = cv2.remap(image, u - 0.5, v - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.where(exists.reshape(*exists.shape, *(1,) * (image.ndim - 2)), bent, np.uint8(0))
+    return np.where(exists.reshape(*exists.shape, *(1,) * (image.ndim - 2)), bent, image.dtype.type(0))
 
 
 def undistort_ids(ids: np.ndarray, lens: Lens) -> np.ndarray:

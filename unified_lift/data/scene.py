@@ -180,7 +180,7 @@ def load_scene(
         raise UserError(problems[0])
     counts = Counter(note for one in loaded for note in sorted(set(one.notes)))
     views, zero_id, void, void_notes = _labelled(loaded, described.zero_id, settings)
-    views, border_notes = without_black_frames(views)
+    views, border_notes = without_black_frames(views, [one.excluded is not None for one in loaded])
     read_points = lru_cache(described.points)
     frame = frame_of(views, read_points) if frame is None else frame
     views = [replace(view, camera=frame.camera_inside(view.camera)) for view in views]
@@ -286,23 +286,28 @@ def _load_view(
             notes.append("have a mask that is turned as their EXIF data say")
         check_aspect(frame.mask.path, segments, lens, "its image", "make the mask from this image or remove it")
         segments = nearest(segments, lens.height, lens.width)
-    valid = None if out is None else ~out
+    valid, hidden = None, None if out is None else out.astype(np.float32)
     if lens.is_distorted:
         notes.append("undistorted to a pinhole with the same intrinsics (left out where the lens saw nothing)")
         image = undistort_image(image, lens)
         kept_alpha = None if kept_alpha is None else undistort_image(kept_alpha, lens)
         segments = undistort_ids(segments, lens) if segments is not None else None
-        left = np.ones((lens.height, lens.width), bool) if valid is None else valid
-        valid = undistort_ids(left.astype(np.int32), lens) > 0
+        valid = nearest(undistort_ids(np.ones((lens.height, lens.width), np.int32), lens) > 0, height, width)
+        hidden = None if hidden is None else undistort_image(hidden, lens)
         out = None if out is None else undistort_ids(out.astype(np.int32), lens) > 0
     if (width, height) != lens.size:
         sizes = f"from {lens.width}x{lens.height} to {width}x{height}"
         notes.append(f"resized {sizes} (--resolution {settings.resolution})")
+    if hidden is not None:  # whatever they are mixed into by resampling is left out as well; enlarged, they are black
+        if width > lens.width or height > lens.height:
+            image, hidden = np.where(hidden[..., None] > 0, np.uint8(0), image), nearest(hidden, height, width)
+        pure = resize_image(hidden, width, height) == 0
+        valid = pure if valid is None else valid & pure
     view = View(
         name=frame.name,
         camera=make_camera(frame, lens).resized(width, height),
         segments=None if segments is None else keep(nearest(segments, height, width)),
-        valid=None if valid is None or valid.all() else keep(nearest(valid, height, width)),
+        valid=None if valid is None or valid.all() else keep(valid),
         image=keep(resize_image(image, width, height)),
         alpha=None if kept_alpha is None else keep(resize_image(kept_alpha, width, height)),
     )

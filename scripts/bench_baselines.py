@@ -38,16 +38,22 @@ def outcome(scene: Scene, maps: tuple[Tensor, ...], pairs: int, inputs: dict[str
     return Outcome(maps, pairs, dict(zip(inputs, torch.autograd.grad(maps, list(inputs.values()), incoming))))
 
 
-def our_step(scene: Scene, backward: bool, *, implementation: str = "auto", moves: bool = False) -> Step:
-    """Return a step of one of our implementations; features move geometry only if `moves`."""
-    leaves = scene.leaves(backward)
+def our_step(
+    scene: Scene, backward: bool, *, implementation: str = "auto", moves: bool = False, antialiased: bool = False,
+    absolute: bool = False,
+) -> Step:  # fmt: skip
+    """Return a step of one of our implementations; features move geometry only if `moves`.
+
+    With `absolute` the statistic of density control is that of absolute gradients.
+    """
+    leaves, statistic = scene.leaves(backward), "absolute2d" if absolute else "means2d"
 
     def step(view: int) -> Outcome:
-        means2d = scene.means.new_zeros(1, len(scene.means), 2).requires_grad_() if backward else None
-        options = {"implementation": implementation, "features_move_geometry": moves}
-        out = scene.render(leaves, view, means2d=means2d, **options)
+        watched = {statistic: scene.means.new_zeros(1, len(scene.means), 2).requires_grad_()} if backward else {}
+        options = {"implementation": implementation, "features_move_geometry": moves, "antialiased": antialiased}
+        out = scene.render(leaves, view, **watched, **options)
         maps = (out.image, out.features) if scene.dim else (out.image,)
-        return outcome(scene, maps, out.meta.num_pairs, leaves | {"means2d": means2d} if backward else {})
+        return outcome(scene, maps, out.meta.num_pairs, leaves | watched if backward else {})
 
     return step
 

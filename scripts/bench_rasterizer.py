@@ -13,6 +13,7 @@ input and to the pixel positions; "ratio" is a backend's ms over ours.
 
 Baselines: `reference`, our definition in torch; `gsplat` 1.5.3 (all channels in one call, packed or not, and colour and
 features in two passes over one tile list); `mitsuba` (colour only; alike, not equal, so only their correlation counts).
+`antialiased` and `absolute` are ours with the low-pass compensated, and with sums of absolute gradients.
 
 On a CPU set OMP_WAIT_POLICY=passive: torch's idle OpenMP threads otherwise keep spinning for milliseconds after every
 torch operation, on the cores that the kernels need.
@@ -38,7 +39,8 @@ import torch
 from bench_baselines import Outcome, Step, gsplat_lists_step, gsplat_step, mitsuba_step, our_step
 from bench_scenes import CASES, CPU_CASES, GEOMETRY, GPU_CASES, QUICK_CASES, Scene, random_scene, trained_scene
 
-BASELINES = ("reference", "gsplat", "mitsuba")
+OWN = ("reference", "antialiased", "absolute")
+BASELINES = (*OWN, "gsplat", "mitsuba")
 IMAGE_ERROR = 1e-3  # a pixel that is off by more is a cut pixel: one of its alphas lies on the other side of a cut
 CUT_SHARE, CUT_ERROR = 2e-3, 2e-2  # so many of them are allowed, and so far off
 COSINE = 0.9999  # least of any gradient
@@ -80,6 +82,10 @@ def backends(scene: Scene, baselines: list[str], threads: int) -> dict[str, Back
     if "reference" in baselines:
         make = functools.partial(our_step, scene, implementation="reference")
         found["reference"] = Backend(make, threads, most=3)
+    if "antialiased" in baselines:
+        found["antialiased"] = Backend(functools.partial(our_step, scene, antialiased=True), threads, equal=False)
+    if "absolute" in baselines:
+        found["absolute"] = Backend(functools.partial(our_step, scene, absolute=True), threads)
     if "mitsuba" in baselines and scene.degree is None:
         make = lambda backward: mitsuba_step(scene)  # noqa: E731
         found["mitsuba"] = Backend(make, threads, most=5, equal=False, forward=False)
@@ -314,7 +320,7 @@ def machine(args: argparse.Namespace) -> dict[str, object]:
     return {
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {dgr.backend_info()['isa']}",
         "threads": args.threads, "torch": torch.__version__, "cuda": torch.version.cuda if on_gpu else None,
-        "peers": {p: importlib.metadata.version(p) for p in args.peers if p != "reference"},
+        "peers": {p: importlib.metadata.version(p) for p in args.peers if p not in OWN},
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"), "warmup": args.warmup,
     }  # fmt: skip
 

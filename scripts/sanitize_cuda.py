@@ -21,10 +21,10 @@ for dim in (0, 3, 16, 19, 50):
     for move in (False, True):
         features = torch.randn(num, dim, generator=g).cuda().requires_grad_() if dim else None
         sh = torch.randn(num, 16, 3, generator=g).cuda().requires_grad_()
-        means2d = torch.zeros(1, num, 2, device="cuda", requires_grad=True)
+        means2d, absolute2d = (torch.zeros(1, num, 2, device="cuda", requires_grad=True) for _ in range(2))
         out = dgr.rasterize(
             *geometry, sh, features, view[None], K.cuda(), width, height, sh_degree=3, means2d=means2d,
-            features_move_geometry=move,
+            features_move_geometry=move, antialiased=move, absolute2d=absolute2d if dim % 16 else None,
         )  # fmt: skip
         (out.image.sum() + out.features.square().sum() + out.alpha.sum() + out.depth.sum()).backward()
 pixels = torch.stack([torch.randint(width, (300,)), torch.randint(height, (300,))], -1).cuda()

@@ -6,7 +6,6 @@ line, what was free, and which rolling checkpoint of the last stage is left may 
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -17,12 +16,13 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from tests.cli.test_train import SHORT
 from tests.data.fixtures import write_dataset
+from tests.folders import contents
 from unified_lift import fileio
 from unified_lift.cli.main import COMMANDS, main
 from unified_lift.modelfolder.checkpoint import checkpoints
@@ -30,7 +30,6 @@ from unified_lift.modelfolder.checkpoint import checkpoints
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STEPS = {"--iterations": 60, "--lift-iterations": 40, "--sharpen-steps": 20, "--checkpoint-interval": 15}
 SMALL = ["--max-gaussians", "2000"]
-MAY_DIFFER = {"seconds", "seconds_per_step", "free_bytes", "command"}  # by name, in whatever file
 ENDS = {signal.SIGKILL: {-9}, signal.SIGTERM: {130, -15}, signal.SIGINT: {130, -2}}  # -N: before anybody listened
 
 
@@ -110,39 +109,6 @@ class Kills:
         found = contents(model)
         names = {name for name in {*found, *self.whole} if found.get(name) != self.whole.get(name)}
         return f"differs: {sorted(names)}" if names else ""
-
-
-def contents(model: Path) -> dict[str, Any]:
-    """Return what the files of a model folder hold, without what may differ between two runs of the same settings."""
-    found: dict[str, Any] = {}
-    for path in sorted(path for path in model.rglob("*") if path.is_file()):
-        data: Any = path.read_bytes()
-        if path.name in ("config.yaml", "cfg_args"):
-            data = data.replace(str(model).encode(), b"")
-        elif path.suffix == ".json":
-            data = _alike(json.loads(data))
-        elif path.suffix == ".jsonl":
-            data = [_alike(json.loads(line)) for line in data.splitlines()]
-        elif path.suffix == ".pth":
-            state = torch.load(path, weights_only=True)
-            if (
-                path.name.startswith("chkpnt") and state["stage"] == "refine"
-            ):  # rolling: where the last one stands depends on when the run was ended
-                continue
-            data = repr(_alike(state)).replace(str(model), "")
-        found[str(path.relative_to(model))] = data
-    return found
-
-
-def _alike(tree: Any) -> Any:
-    """Return a tree of objects, lists and tensors without what may differ; tensors as their bytes."""
-    if isinstance(tree, dict):
-        return {key: _alike(value) for key, value in tree.items() if key not in MAY_DIFFER}
-    if isinstance(tree, list | tuple):
-        return [_alike(value) for value in tree]
-    if isinstance(tree, torch.Tensor):
-        return str(tree.dtype), list(tree.shape), tree.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return tree
 
 
 if __name__ == "__main__":

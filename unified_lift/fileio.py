@@ -163,10 +163,11 @@ def _remove_folder(scratch: Path) -> None:
 
 def _scratch(path: Path) -> Path:
     """Return a name beside `path` that nobody else has, after clearing away what killed processes left there."""
-    folder = path.parent
-    if folder not in _tidied:
-        _tidied.add(folder)
-        _tidy(folder)
+    folder = path.parent.resolve()
+    for near in (folder, folder.parent):  # beside the folder too: it may have been replaced as a whole
+        if near not in _tidied:
+            _tidied.add(near)
+            _tidy(near)
     host = hashlib.sha256(platform.node().encode()).hexdigest()[:4]  # no name of a machine in the names of files
     return folder / f"{path.name[:60]}.{os.getpid()}-{host}{uuid.uuid4().hex[:6]}{_MARK}"
 
@@ -174,7 +175,10 @@ def _scratch(path: Path) -> Path:
 def _tidy(folder: Path) -> None:
     """Remove the scratch files and folders of ours whose process has ended."""
     host = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
-    for left in folder.glob(f"*{_MARK}"):
+    found = list[Path]()
+    with suppress(OSError):  # a folder that may not be listed
+        found = list(folder.glob(f"*{_MARK}"))
+    for left in found:
         match = re.search(r"\.(\d+)-([0-9a-f]{4})[0-9a-f]{6}\.unified-lift-partial$", left.name)
         if match is None:
             continue

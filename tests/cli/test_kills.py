@@ -1,6 +1,7 @@
 """A few of the kills of tests/kills.py: a training that was ended at random moments ends like an undisturbed one."""
 
-from tests.kills import Kills, contents
+from tests.folders import contents
+from tests.kills import Kills
 
 
 def test_trainings_that_are_killed_and_go_on_end_where_an_undisturbed_one_does(tmp_path):

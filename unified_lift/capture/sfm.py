@@ -28,7 +28,7 @@ from unified_lift.capture.sfm_report import sparse_report
 from unified_lift.data.colmap_tables import read_images
 from unified_lift.data.images import Progress, image_size
 from unified_lift.errors import UserError
-from unified_lift.fileio import read_json, replacing, write_json
+from unified_lift.fileio import read_json, replacing, replacing_folder, write_json
 from unified_lift.progress import progress_bar
 
 Facts = dict[str, Any]
@@ -240,10 +240,10 @@ class _Reconstruction:
     def _undistort(self, scratch: Path, progress: Progress) -> Facts:
         progress(0, 1)
         self.colmap.undistort_images(str(scratch), str(self.model), str(self.photos))
-        _replace(scratch / "images", self.scene / "images")
-        (scratch / "model").mkdir()
-        _replace(scratch / "sparse", scratch / "model" / "0")  # COLMAP writes the tables without the folder 0
-        _replace(scratch / "model", self.scene / "sparse")
+        with replacing_folder(self.scene, outdated=("images", "sparse")) as new:  # photos and poses fit each other
+            (scratch / "images").rename(new / "images")
+            (new / "sparse").mkdir()
+            (scratch / "sparse").rename(new / "sparse" / "0")  # COLMAP writes the tables without the folder 0
         _remove(scratch)
         progress(1, 1)
         return {}

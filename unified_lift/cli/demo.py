@@ -1,7 +1,6 @@
 """unified-lift demo: a synthetic scene through the whole program, on a CPU, in about two minutes."""
 
 import argparse
-import shutil
 import time
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from unified_lift.cli.evaluate import eval_main
 from unified_lift.cli.render import render_main
 from unified_lift.cli.train import train_main
 from unified_lift.errors import UserError
+from unified_lift.fileio import replacing_folder
 from unified_lift.modelfolder.outputs import holds_run, read_run_settings
 from unified_lift.synthetic.scene import SyntheticSettings, write_synthetic
 
@@ -30,8 +30,8 @@ def demo_main(argv: list[str]) -> int:
     is_demo = (args.out / "config.yaml").is_file() and read_run_settings(args.out).preset == "demo"
     if holds_run(args.out) and not is_demo:
         raise UserError(f"{args.out}: holds a run that is no demo; choose another --out")
-    shutil.rmtree(scene, ignore_errors=True)
-    write_synthetic(scene, SyntheticSettings(seed=args.seed))
+    with replacing_folder(scene, outdated=("*",)) as made:
+        write_synthetic(made, SyntheticSettings(seed=args.seed))
     print(f"{scene}: synthetic room written")
     model = ["-m", str(args.out)]
     train = ["-s", str(scene), *model, "--preset", "demo", "--eval", "--overwrite", "--seed", str(args.seed)]

@@ -87,11 +87,10 @@ class Task(NamedTuple):
 
 
 def quick_demo() -> None:
-    """Let the demo make and train a miniature."""
-    train, render, settings = demo.train_main, demo.render_main, SyntheticSettings
-    demo.render_main = lambda argv: render([*argv, "--no-video", "--quiet"])
-    demo.train_main = lambda argv: train([*argv, *SHORT, "--max-gaussians", "2000"])
-    demo.SyntheticSettings = partial(settings, num_views=5, width=32, height=24, num_points=300, num_objects=3)
+    """Let the demo only make its scene, a small one: the rest are other commands."""
+    demo.train_main = demo.render_main = demo.eval_main = lambda argv: 0
+    small = {"num_views": 5, "width": 32, "height": 24, "num_points": 300, "num_objects": 3}
+    demo.SyntheticSettings = partial(SyntheticSettings, **small)
 
 
 def quick_bench() -> None:
@@ -130,8 +129,8 @@ TASKS = {
     "render a video": Task(f"{RENDER} --skip_test --video_seconds 0.1", "twin", parts=".*"),
     "eval": Task("eval -m @/twin --quiet", "twin", parts=".*"),
     "query": Task("query -m @/twin --list --out @/out", "out", parts=".*"),
-    "masks": Task(MASKS, "scene", parts=".*"),
-    "masks again": Task(f"{MASKS[:-1]}9 --overwrite", "scene", earlier=(MASKS,), parts=".*"),
+    "masks": Task(MASKS, "scene", parts=".*", between=".*masks.json"),
+    "masks again": Task(f"{MASKS[:-1]}9 --overwrite", "scene", earlier=(MASKS,), parts=".*", between=".*masks.json"),
     "train": Task(f"{TRAINED} --resume auto", "model", parts=".*", between=r"chkpnt\d+.pth|metrics.jsonl"),
     "train again": Task(f"{TRAINED} --overwrite --seed 1", "model", earlier=(TRAINED,), between=".*"),
     "train goes on": Task(
@@ -141,7 +140,7 @@ TASKS = {
         parts=".*",
         between=r"chkpnt\d+.pth|metrics.jsonl",
     ),
-    "demo": Task(DEMO, "demo", parts=".*", between=r"chkpnt\d+.pth|metrics.jsonl", enter=quick_demo),
+    "demo": Task(DEMO, "demo_scene", enter=quick_demo),
     "demo again": Task(f"{DEMO} --seed 1", "demo_scene", earlier=(DEMO,), enter=quick_demo),
     "sfm": Task(SFM, "made", without=("sfm",), parts=r"sfm_\w+.\w+", enter=colmap),
     "sfm again": Task(
@@ -238,7 +237,8 @@ class Sweep:
         assert undisturbed.status == 0, undisturbed.said
         new = self.state()
         assert new != old
-        for limit in range(first, int(undisturbed.said.split()[-2]) + 1, step):
+        count = int(undisturbed.said.split()[-2])
+        for limit in range(1 + (first - 1) % count, count + 1, step):
             self.prepare()
             trial, wrong = self.run(limit, mode), self.lost(old, new)
             if wrong:
@@ -275,7 +275,7 @@ if __name__ == "__main__":
                 count += 1
                 if wrong:
                     bad += 1
-                    print(f"  {name}, {mode}, {trial.limit}, exit {trial.status}: {wrong.strip()[-300:]}")  # noqa: T201
+                    print(f"  {name}, {mode}, {trial.limit}, exit {trial.status}: {wrong.strip()[:400]}")  # noqa: T201
             total += count
             print(f"{name}, {mode}: {count} points, {time.monotonic() - began:.0f} s", flush=True)  # noqa: T201
     print(f"{total} points, {bad} wrong")  # noqa: T201

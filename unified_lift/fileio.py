@@ -101,12 +101,21 @@ def _keep_the_rest(new: Path, place: Path, outdated: Iterable[str]) -> None:
             (new / Path(folder, name).relative_to(place)).mkdir(exist_ok=True)
         for source in (Path(folder, name) for name in (*files, *links)):
             target = new / source.relative_to(place)
-            if source in goes or target.exists():
-                continue
-            try:
-                os.link(source, target, follow_symlinks=False)
-            except OSError:
-                shutil.copy2(source, target, follow_symlinks=False)
+            if source not in goes and not target.exists():
+                second_name(source, target)
+
+
+def second_name(source: Path, target: Path) -> None:
+    """Give a file, or all files of a folder, a second name, where the disk has such, else a copy; folders are made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir() and not source.is_symlink():
+        for path in source.iterdir():
+            second_name(path, target / path.name)
+        return
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _exchanged(first: Path, second: Path) -> bool:
@@ -124,16 +133,6 @@ def _moves_into(new: Path, place: Path, old: Path, outdated: Iterable[str]) -> l
     replaced = {*(found for pattern in outdated for found in place.glob(pattern)), *(target for _, target in fresh)}
     gone = [path for path in sorted(replaced) if path.exists() and not replaced.intersection(path.parents)]
     return [(path, old / path.relative_to(place)) for path in gone] + fresh
-
-
-def move_together(moves: list[tuple[Path, Path]]) -> None:
-    """Make all moves, from and to, of files and folders of one disk, or none, also if the process is killed."""
-    scratch = _scratch(moves[0][0])
-    try:
-        scratch.mkdir()
-        _move(moves, scratch)
-    finally:
-        _remove_folder(scratch)
 
 
 def _move(moves: list[tuple[Path, Path]], scratch: Path) -> None:

@@ -19,7 +19,7 @@ from diff_gaussian_rasterization import backend_info
 
 import unified_lift
 from unified_lift.errors import UserError
-from unified_lift.fileio import move_together, read_json, replacing, write_json, write_text
+from unified_lift.fileio import read_json, replacing, replacing_folder, second_name, write_json, write_text
 from unified_lift.methods.base import Method
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.ply import write_gaussians, write_points
@@ -67,10 +67,10 @@ def set_earlier_run_aside(model_path: Path) -> bool:
         (model_path / "manifest.json").exists() or not (model_path / "config.yaml").exists()
     )
     if was_done:
-        kept = model_path / REPLACED
-        shutil.rmtree(kept, ignore_errors=True)
         header = [model_path / name for name in _HEADER if (model_path / name).exists()]
-        move_together([(path, kept / path.relative_to(model_path)) for path in (*files, *header)])
+        with replacing_folder(model_path, outdated=(*FILES_OF_RUN, *_HEADER, REPLACED)) as new:
+            for path in (*files, *header):
+                second_name(path, new / REPLACED / path.relative_to(model_path))
     for path in files:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -65,9 +65,9 @@ class GeometrySettings:
     """What is learnt of each training photo's colours, so that the scene need not change with them: `affine`, a colour
     matrix [3DGS]; `bilateral`, a grid of them [Wang 2024]; `none`. A file of unified_lift/train/exposure."""
     exposure_lr: Annotated[float, Range(0)] = 0.0
-    """First rate of the photos' colours; 0 = the kind's own: affine 0.01, bilateral 0.002. [ours]"""
+    """First rate of the photos' colours; 0 = the kind's own, 0.01 [3DGS]."""
     exposure_grid: Annotated[tuple[int, int, int], Range(1, 256)] = (16, 16, 8)
-    """Cells of a bilateral grid across, down and along brightness [Wang 2024]."""
+    """Cells of a bilateral grid across, down and along brightness [Wang 2024]; none is below 32 pixels wide."""
     weight_exposure: Annotated[float, Range(0)] = 10.0
     """Weight of what keeps a photo's colours plain: of `bilateral` the total variation of its grid [Wang 2024]."""
     rasterizer: Literal["ours", "gsplat"] = "ours"

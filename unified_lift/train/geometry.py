@@ -46,8 +46,8 @@ class GeometryStage(Stage):
         if method is not None:
             self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=scene.kept_on == gaussians.device.type)
         self.weights = dict(self.weights) | {loss.name: weight for loss, weight in self.losses.items()}
-        kind, names = exposure_kind(settings.exposure), [view.name for view in scene.train]
-        self.exposures = None if kind is None else Exposures(kind, names, settings, gaussians.device)
+        kind = exposure_kind(settings.exposure)
+        self.exposures = None if kind is None else Exposures(kind, scene.train, settings, gaussians.device)
         self.weights |= {"exposure": settings.weight_exposure}
         self.strategy, self.density = strategy, strategy.initial_state(len(gaussians), gaussians.device)
         self.background = torch.ones(3, device=gaussians.device) if settings.white_background else None  # else black

@@ -7,7 +7,7 @@ from unified_lift.modelfolder.settings import GeometrySettings
 from unified_lift.train.exposure.base import ExposureKind
 
 
-def identity(settings: GeometrySettings) -> Tensor:
+def identity(settings: GeometrySettings, width: int, height: int) -> Tensor:
     """Return the matrix that changes no colour, [3, 4]."""
     return torch.eye(3, 4)
 
@@ -21,12 +21,18 @@ def apply(matrix: Tensor, image: Tensor) -> Tensor:
     return flat.view(image.shape)
 
 
+def centred(matrices: Tensor) -> Tensor:
+    """Return the matrices of all photos [V, 3, 4] less what their mean differs from the identity by."""
+    return matrices - (matrices.mean(dim=0) - torch.eye(3, 4, device=matrices.device))
+
+
 EXPOSURE = ExposureKind(
     name="affine",
     what="a 3x4 colour matrix",
     identity=identity,
     apply=apply,
     matrix=lambda matrix: matrix,
+    centred=centred,
     rate=0.01,
     last_share=0.1,  # both [3DGS]
 )

@@ -16,9 +16,10 @@ class ExposureKind(NamedTuple):
 
     name: str  # what --exposure calls it
     what: str  # in a few words, for the line that is printed
-    identity: Callable[[GeometrySettings], Tensor]  # the parameters that change no colour
+    identity: Callable[[GeometrySettings, int, int], Tensor]  # of photos so wide and high: what changes no colour
     apply: Callable[[Tensor, Tensor], Tensor]  # parameters, rendering [H, W, 3] -> as the photo has it [H, W, 3]
     matrix: Callable[[Tensor], Tensor]  # parameters in short, for people: a colour matrix [3, 4]
+    centred: Callable[[Tensor], Tensor]  # of all photos [V, ...] -> moved alike, so that their mean changes no colour
     rate: float  # first rate of Adam
     last_share: float  # of it, at the end
     warm_up: float = 0.0  # share of the steps over which the first rate is reached

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import unified_lift
+from tests.data.fixtures import write_dataset
 from unified_lift.cli.flags import canonical
 from unified_lift.cli.main import COMMANDS, main
 
@@ -106,3 +107,14 @@ def test_demo_never_replaces_what_is_no_demo(precious, tmp_path, capsys):
     assert "choose another --out" in capsys.readouterr().err
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
     assert path.read_text() == "{}"
+
+
+def test_names_that_are_no_text_are_printed_where_a_terminal_knows_ascii_only(tmp_path):
+    write_dataset("colmap", tmp_path)
+    path = tmp_path / "sparse/0/images.bin"
+    path.write_bytes(path.read_bytes().replace(b"cam1/0001.png", b"cam1/0\xea01.png"))
+    code = f"from unified_lift.cli.main import main; print(main(['check-data', '-s', {str(tmp_path)!r}, '--quiet']))"
+    status, out, error = python(code, PYTHONIOENCODING="ascii")
+    assert (status, error) == (0, "")
+    assert out.endswith("\n0\n")
+    assert "cam1/0\\udcea01.png: the file is missing" in out or "0\\udcea01.png" in out

@@ -1,12 +1,16 @@
 import dataclasses
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.data.fixtures import write_dataset
 from tests.data.fixtures.colmap_model import points_of, read_model, write_model
+from unified_lift.data.base import Frame, fit_lens
 from unified_lift.data.colmap_tables import MODELS, ColmapCamera, read_cameras, read_images, read_points
 from unified_lift.data.images import write_image
+from unified_lift.data.lens import Lens
 from unified_lift.errors import UserError
 from unified_lift.plyio import write_point_cloud
 from unified_lift.types import PointCloud
@@ -305,3 +309,18 @@ def test_a_2d_point_of_no_number_is_of_no_point(tmp_path):
         path.write_text("\n".join(lines) + "\n")
         image = next(iter(read_images(path).values()))
         assert image.points2d["point3d"].tolist() == [-1, 5]
+
+
+@pytest.mark.parametrize("line", ["nan 1 2 3 4 5 6 1", "1e30 1 2 3 4 5 6 1", "1 1 2 3 nan 5 6 1", "1 1 2 3 4 inf 6 1"])
+def test_a_point_of_no_number_or_no_colour_is_told(line, tmp_path):
+    (tmp_path / "points3D.txt").write_text(f"7 1 2 3 4 5 6 1\n{line}\n")
+    with pytest.raises(UserError, match=r"points3D.txt: point .* has no number or no colour"):
+        read_points(tmp_path / "points3D.txt")
+
+
+@pytest.mark.parametrize("values", [{"fx": 1e-300}, {"cy": 1e308}, {"fy": 1e30}, {"coefficients": (math.nan,)}])
+def test_a_lens_out_of_all_range_is_told_whatever_the_layout(values):
+    lens = Lens(**({"fx": 80.0, "fy": 80.0, "cx": 40.0, "cy": 30.0, "width": 80, "height": 60} | values))
+    frame = Frame(name="a", image_path=Path("a.png"), cam_from_world=np.eye(4), lens=lens, source=Path("poses.json"))
+    with pytest.raises(UserError, match=r"poses.json: the lens of a \(.*\) holds a number out of all range"):
+        fit_lens(frame, width=80, height=60)

@@ -13,7 +13,8 @@ from tests.train.test_training import SHORT, CrashAfter, StopAt, assert_same_sta
 from unified_lift import fileio
 from unified_lift.errors import UserError
 from unified_lift.kernels.photometric import photometric_loss
-from unified_lift.modelfolder import checkpoint
+from unified_lift.model.initialize import gaussians_from_points
+from unified_lift.modelfolder import checkpoint, outputs
 from unified_lift.modelfolder.checkpoint import (
     CheckpointWriter,
     checkpoint_path,
@@ -23,6 +24,7 @@ from unified_lift.modelfolder.checkpoint import (
     snapshot,
 )
 from unified_lift.modelfolder.inference import load_model
+from unified_lift.modelfolder.labels import GaussianLabels
 from unified_lift.train import geometry
 from unified_lift.train.hooks import Hook, Interrupted
 from unified_lift.train.run import latest_checkpoint, run
@@ -288,3 +290,12 @@ def test_checkpoint_of_another_program_is_refused(tmp_path):
         load_checkpoint(path)
     with pytest.raises(UserError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "absent.pth")
+
+
+def test_features_that_half_precision_cannot_hold_have_diverged(tmp_path, scene):
+    gaussians = gaussians_from_points(scene.points, sh_degree=0)
+    gaussians.set("features", torch.full((len(gaussians), 16), 1e5))
+    labels = GaussianLabels(torch.zeros(len(gaussians), dtype=torch.int64), torch.ones(len(gaussians)))
+    with pytest.raises(FloatingPointError, match="features reach 100000, which"):
+        outputs.write_objects(tmp_path, gaussians, labels)
+    assert list(tmp_path.iterdir()) == []

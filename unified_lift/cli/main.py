@@ -1,6 +1,7 @@
 """The console command `unified-lift`: sub-commands, and errors as one line."""
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -46,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
 def run(command: str, argv: list[str] | None = None) -> int:
     """Run one sub-command with `argv` (default: the process's own arguments)."""
     _prepare_environment()
+    for stream in (sys.stdout, sys.stderr):  # names may hold bytes that are no text, and a terminal may know ASCII only
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     module, function, _ = COMMANDS[command]
     try:
         start: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)

@@ -18,6 +18,7 @@ from unified_lift.types import Camera, PointCloud, ZeroId
 OBJECT_PATH = "object_mask"
 DYNAMIC_MASK = "dynamic_mask_"  # what pictures beside the photos begin with that are white where pixels are left out
 ANNOTATIONS = "annotations/gt_instance"  # where scenes without a layout of their own keep exact ids, <view>.png
+_MOST_OF_LENS = 1e6  # pixels, and distortion
 _FAR = 1e15  # no length of a scene is beyond
 _MAX_SHEAR = 1.8e-2  # by which the longest axis of a pose may exceed the shortest; two decimals make it up to 1.7e-2
 _NAMES_SHOWN = 5
@@ -129,8 +130,16 @@ def quaternion_pose(wxyz: Sequence[float], translation: Sequence[float], *, sour
 
 
 def fit_lens(frame: Frame, *, width: int, height: int) -> Lens:
-    """Return the frame's lens, scaled if the stored photo is a resized copy; a UserError names one of another shape."""
+    """Return the frame's lens, scaled if the stored photo is a resized copy.
+
+    A UserError names one of another shape, or whose numbers are out of all range.
+    """
     lens = frame.lens
+    numbers = np.array([lens.fx, lens.fy, lens.cx, lens.cy, *lens.coefficients])
+    if not (np.abs(numbers) < _MOST_OF_LENS).all() or not min(lens.fx, lens.fy) > 1 / _MOST_OF_LENS:
+        told = ", ".join(f"{value:g}" for value in numbers)
+        what = f"the lens of {frame.name} (fx, fy, cx, cy, distortion: {told}) holds a number out of all range"
+        raise UserError(f"{frame.source}: {what}; correct it")
     if not same_aspect(lens.size, (width, height)):
         what = f"the image is {width}x{height} but {frame.source.name} says {lens.width}x{lens.height}, another shape"
         raise UserError(f"{frame.image_path}: {what}; use the images the poses were computed with")

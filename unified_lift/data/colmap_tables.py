@@ -137,16 +137,21 @@ def read_images(path: Path) -> dict[int, ColmapImage]:
 def read_points(path: Path) -> ColmapPoints:
     """Return the sparse points; a UserError names a file that is cut short or malformed."""
 
+    def point(values: Sequence[float]) -> Sequence[float]:
+        if not abs(values[0]) < 2**63 or not np.isfinite(values[4:7]).all():  # of a position: later, and by point
+            raise UserError(f"{path}: point {values[0]} has no number or no colour; copy or export the model again")
+        return values
+
     def from_line(line: str, _: _Lines) -> Sequence[float]:
         values = [float(word) for word in line.partition("#")[0].split()]
         if len(values) != 7 and (len(values) < 8 or len(values) % 2):  # written by hand they may end with the colour
             raise ValueError(line)
-        return values
+        return point(values)
 
     def from_bytes(cursor: _Cursor) -> Sequence[float]:
         *values, length = cursor.take(POINT_3D)
         cursor.skip(8 * length)  # the track: so many bytes an observation
-        return values
+        return point(values)
 
     values = list(_records(path, from_line, from_bytes))
     return ColmapPoints(

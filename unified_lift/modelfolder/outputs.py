@@ -179,7 +179,7 @@ def write_objects(
     """Write objects.json, the point_cloud_objects.ply of Gaussian Grouping's scripts, and segmentation.npz.
 
     The last holds object_id int32, confidence float16 [N], feature float16 [N, D], and the id of `NO_OBJECT`, else -1,
-    which objects.json does not list. With a method, classifier.pth too.
+    which objects.json does not list. With a method, classifier.pth too. A FloatingPointError: features that diverged.
     """
     nothing = next((key for key, name in (names or {}).items() if name == NO_OBJECT), -1)
     if method is not None:
@@ -187,7 +187,10 @@ def write_objects(
         with replacing(folder / "classifier.pth") as partial, open(partial, "wb") as file:
             torch.save(snapshot(method.object_state()), file)
     ids, confidence = labels.object_ids.cpu().numpy(), labels.confidence.cpu().numpy().astype(np.float16)
-    features = gaussians.features.detach().cpu().numpy().astype(np.float16)
+    features = gaussians.features.detach().cpu().numpy()
+    if features.size and (most := np.abs(features).max()) > np.finfo(np.float16).max:
+        raise FloatingPointError(f"features reach {most:g}, which is out of all range")
+    features = features.astype(np.float16)
     with replacing(folder / "segmentation.npz") as partial, open(partial, "wb") as file:
         # Uncompressed: features hardly shrink, and half a million Gaussians would take a second longer.
         np.savez(file, object_id=ids.astype(np.int32), confidence=confidence, feature=features, no_object=nothing)

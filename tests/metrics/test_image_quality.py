@@ -8,9 +8,9 @@ import torch
 
 from unified_lift.evaluation.pictures import quantize_uint8
 from unified_lift.metrics import VIEW_METRICS, ViewBundle
-from unified_lift.metrics.color_corrected import color_corrected
 from unified_lift.metrics.psnr import psnr
 from unified_lift.metrics.ssim import ssim, ssim_map
+from unified_lift.metrics.with_fitted_colors import color_corrected
 
 ORACLE = json.loads((Path(__file__).parent / "oracles.json").read_text())["image"]
 CASES = ORACLE["cases"]

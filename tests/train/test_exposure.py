@@ -96,7 +96,8 @@ def test_exposures_of_photos_are_learnt_told_and_logged(tmp_path, scene, name, c
     rates = {"exposure": name, "exposure_lr": 0.05, "weight_exposure": 0.1, "exposure_grid": [2, 2, 2]}
     settings = settings_for(tmp_path, iterations=120, lift_iterations=0, quiet=False, **rates)
     run(settings, dimmed(scene))
-    assert f"exposure: {name}, {EXPOSURES[name].what} for each of 6 training photos" in capsys.readouterr().out
+    size = {"affine": "3x4", "bilateral": "12x2x1x1"}[name]
+    assert f"exposure: {name}, {EXPOSURES[name].what} ({size}) for each of 6 training photos" in capsys.readouterr().out
     matrices = {key: np.array(value) for key, value in json.loads((tmp_path / "exposure.json").read_text()).items()}
     bright = [matrices[view.name] @ [0.5, 0.5, 0.5, 1] for view in scene.train]
     assert np.mean(bright[1::2]) < 0.8 * np.mean(bright[::2])

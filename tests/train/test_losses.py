@@ -77,5 +77,6 @@ def test_a_wrong_word_is_refused_before_anything_is_written(tmp_path, scene):
     with pytest.raises(UserError, match="--loss_weights dpeth=1: no such loss; there are alpha, color, depth"):
         geometry_of(tmp_path / "model", scene, "dpeth=1")
     assert not (tmp_path / "model").exists()
-    with pytest.raises(UserError, match="write NAME=WEIGHT, such as depth=0.1"):
-        chosen_losses(["depth"])
+    for word in ("depth", "depth=nan", "depth=much"):
+        with pytest.raises(UserError, match=f"{word}: write NAME=WEIGHT, such as depth=0.1"):
+            chosen_losses([word])

@@ -44,7 +44,8 @@ class Exposures:
         self._adam = NamedAdam(eps=1e-15)  # as that of the Gaussians
 
     def __str__(self) -> str:
-        return f"exposure: {self.kind.name}, {self.kind.what} for each of {len(self.names)} training photos"
+        numbers = "x".join(map(str, self.tables.shape[1:]))
+        return f"exposure: {self.kind.name}, {self.kind.what} ({numbers}) for each of {len(self.names)} training photos"
 
     def apply(self, index: int, image: Tensor, alpha: Tensor | None = None) -> Tensor:
         """Return a rendering [H, W, 3] with the colours of photo `index`, less so where its alpha, uint8 [H, W], is."""

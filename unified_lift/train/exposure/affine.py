@@ -28,7 +28,7 @@ def centred(matrices: Tensor) -> Tensor:
 
 EXPOSURE = ExposureKind(
     name="affine",
-    what="a 3x4 colour matrix",
+    what="a colour matrix",
     identity=identity,
     apply=apply,
     matrix=lambda matrix: matrix,

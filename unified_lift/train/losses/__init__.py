@@ -1,5 +1,6 @@
 """Further losses of the geometry stage, one file each; a file with a `LOSS` is a loss, and a weight turns it on."""
 
+import math
 from collections.abc import Sequence
 
 from unified_lift.errors import UserError
@@ -19,6 +20,8 @@ def chosen_losses(words: Sequence[str]) -> dict[GeometryLoss, float]:
             raise UserError(f"--loss_weights {word}: no such loss; there are {', '.join(sorted(LOSSES)) or 'none'}")
         try:
             chosen[LOSSES[name]] = float(weight)
+            if not math.isfinite(float(weight)):
+                raise ValueError(weight)
         except ValueError:
             raise UserError(f"--loss_weights {word}: write NAME=WEIGHT, such as {name}=0.1") from None
     return chosen

@@ -209,7 +209,9 @@ def _cluster_figure(part: pd.DataFrame, metric: str) -> Figure | None:
     curves = {}
     for _, place in part.dropna(subset="_candidates").drop_duplicates("scene").iterrows():
         known = [(re.search(r"\d+(?:\.\d+)?", name), scores) for name, scores in place._candidates.items()]
-        points = [(float(size[0]), 100 * value, 0.0) for size, own in known if size and (value := own.get(metric))]
+        points = [
+            (float(size[0]), 100 * value, 0.0) for size, own in known if size and (value := own.get(metric)) is not None
+        ]
         if len(points) > 1:
             curves[place.scene] = sorted(points)
     title = f"{metric} [%], one codebook for each cluster size"

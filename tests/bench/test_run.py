@@ -23,6 +23,7 @@ from unified_lift.bench.run import (
     run_grid,
     run_job,
 )
+from unified_lift.bench.tables import Row
 from unified_lift.errors import UserError
 from unified_lift.fileio import locked
 
@@ -306,3 +307,29 @@ def test_without_submitit_or_with_a_wrong_parameter_there_is_one_line(submitit, 
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match="pip install submitit"):
         SubmititPool(1, folder=tmp_path, parameters={})
+
+
+def test_records_and_logs_tell_no_places(grid, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    yaml = tmp_path / "my.yaml"
+    rows = (Row(key="my", name="my", train=("--preset", str(yaml))),)
+    made = grid("3", rows=(), scenes=("a",), seeds=(0,), grounding=f"dino:{tmp_path}/d,sam:{tmp_path}/s")
+    made = replace(made, rows=rows, extra=("--exclude", str(tmp_path / "left_out")))
+    job = expand(made)[1]
+
+    def fail(command, log):
+        log.write_text(log.read_text() + f"{tmp_path}/data/a: read\nerror: {tmp_path}/left out/x: gone\n")
+        return 2
+
+    assert run_job(job, fail).message == "error: ../left out/x: gone"
+    for path in (job.log, job.record):
+        assert str(tmp_path) not in path.read_text()
+    old = json.loads(job.record.read_text())
+    assert "--preset ~/my.yaml --exclude ~/left_out" in " ".join(old["commands"][1])
+    old["commands"] = [[word.replace("~", str(tmp_path)) for word in command] for command in old["commands"]]
+    job.record.write_text(json.dumps(old))
+    assert read_record(job).status == "failed"  # absolute, as older versions wrote them
+    full = expand(replace(made, provenance="full"))[1]
+    assert f"{tmp_path}/left out/x" in run_job(full, fail).message
+    assert all("--provenance=full" in command for command in full.commands)
+    assert str(tmp_path / "left_out") in full.log.read_text()

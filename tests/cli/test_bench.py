@@ -88,7 +88,8 @@ def test_a_grid_runs_to_its_tables_goes_on_after_a_failure_and_is_not_run_twice(
     saved = model / "point_cloud/iteration_0/point_cloud_objects.ply"
     made = saved.read_bytes()
     lines = [shlex.split(line) for line in (out / "commands.txt").read_text().splitlines()]
-    (by_hand,) = [line[3:] for line in lines if line[3:4] == ["train"] and line[7] == str(model)]
+    (by_hand,) = [line[3:] for line in lines if line[3:4] == ["train"] and Path(line[7]).resolve() == model.resolve()]
+    assert str(tmp_path) not in (out / "commands.txt").read_text() + logged
     assert main(by_hand) == 0
     assert saved.read_bytes() == made
     # Once more: only what failed is run, and with its settings repaired it is done.

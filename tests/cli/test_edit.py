@@ -45,8 +45,10 @@ def test_an_edited_model_is_a_model_folder(model, tmp_path, capsys):
     folder = outputs.iteration_dir(out, 40)
     names = ("point_cloud.ply", "point_cloud_objects.ply", "classifier.pth", "segmentation.npz", "objects.json")
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
-    for name in ("config.yaml", "cameras.json", "cfg_args"):
-        assert (out / name).read_bytes() == (model / name).read_bytes()
+    assert (out / "cameras.json").read_bytes() == (model / "cameras.json").read_bytes()
+    settings = outputs.read_run_settings(model)
+    assert outputs.read_run_settings(out) == replace(settings, model_path=out)  # paths are found from the new place
+    assert all(str(tmp_path) not in (out / name).read_text() for name in ("config.yaml", "cfg_args"))
     listed = json.loads((folder / "objects.json").read_text())
     before = json.loads((outputs.iteration_dir(model, 40) / "objects.json").read_text())
     assert listed["1"]["views"] == before["1"]["views"] > 0

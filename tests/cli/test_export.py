@@ -115,7 +115,7 @@ def test_an_edited_ply_becomes_a_model_with_the_labels_it_had(model, tmp_path, c
     assert torch.allclose(new.confidence, scene.confidence[expected])
     manifest = json.loads((tmp_path / "new/manifest.json").read_text())
     assert (manifest["num_same"], manifest["num_removed"]) == (kept.sum(), (~kept).sum())
-    assert manifest["imported"] == str(path)
+    assert manifest["imported"] == "../edited.ply"
 
 
 def test_moved_gaussians_are_told_from_unknown_ones(model, tmp_path, capsys):

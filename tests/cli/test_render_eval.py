@@ -252,7 +252,7 @@ def test_prompts_found_by_words_are_scored_and_their_masks_written(prompted):
         assert set(np.unique(pixels)) <= {0, 255}
         assert pixels.any()
     report = read(model, "evaluation.json")
-    assert report["grounding"] == {"provider": "folder", "folder": str(masks), "reference_image": "dataset"}
+    assert report["grounding"] == {"provider": "folder", "folder": "../words", "reference_image": "dataset"}
     assert report["mask_source"]
     page = (model / "report.html").read_text()
     for caption in ("true prompts", "predicted prompts", "red coin with a very long name"):

@@ -16,6 +16,7 @@ from unified_lift.bench.tables import CLEAN, PRESETS, ROBUSTNESS, ROWS, VIEWS, M
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.outputs import iteration_dir
 from unified_lift.modelfolder.settings import TrainSettings, changed, with_preset
+from unified_lift.provenance import Provenance, told_from_home
 
 GEOMETRY = "geometry"
 _CHECKPOINTS = ("chkpnt*.pth",)
@@ -39,6 +40,7 @@ class Grid:
     grounding: str = ""  # of eval.py, `{scene}` standing for the scene's name
     lift_iterations: int | None = None  # most lift steps of any method in the robustness table
     timeline: tuple[int, ...] = ()  # geometry iterations at which presets are scored, rising; none = only at the end
+    provenance: Provenance = "relative"  # how files name places
 
 
 class Place(NamedTuple):
@@ -70,6 +72,8 @@ class Job:
     artefacts: list[Path]  # exist when it is done
     depends_on: tuple[Job, ...] = ()
     discard: tuple[str, ...] = _CHECKPOINTS  # files of the model folder that are deleted when it is done
+    out: Path = Path()  # folder of the grid
+    provenance: Provenance = "relative"
 
     def chain(self) -> Iterator[Job]:
         """Yield all that it depends on, and itself last."""
@@ -125,7 +129,13 @@ def _settings(flag: str, name: str) -> TrainSettings:
 
 def shell_line(command: Sequence[str]) -> str:
     """Return a command as one types it."""
-    return shlex.join(["python", "-m", "unified_lift", *command])
+    words = ["~/" + shlex.quote(word[2:]) if word[:2] == "~/" else shlex.quote(word) for word in command]
+    return " ".join(["python -m unified_lift", *words])
+
+
+def without_places(commands: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return commands as records hold them, whose words are not to depend on the folders of a machine."""
+    return [[told_from_home(word) for word in command if not word.startswith("--provenance")] for command in commands]
 
 
 def _job(grid: Grid, key: str, row: str, commands: list[list[str]], artefacts: list[str], **fields: Any) -> Job:
@@ -133,7 +143,9 @@ def _job(grid: Grid, key: str, row: str, commands: list[list[str]], artefacts: l
     own = json.dumps(commands, ensure_ascii=False).replace(str(grid.out), "<out>")
     for scene in grid.scenes if grid.table.key != ROBUSTNESS else ():
         own = own.replace(f'"{scene.path}"', f'"<{scene.name}>"')
-    recorded = [*(command for job in fields.get("depends_on", ()) for command in job.recorded), *json.loads(own)]
+    fields = {"out": grid.out, "provenance": grid.provenance} | fields
+    recorded = [command for job in fields.get("depends_on", ()) for command in job.recorded]
+    recorded += without_places(json.loads(own))
     fields = dict[str, Any](model=folder, commands=commands, recorded=recorded) | fields
     fields["artefacts"] = [fields["model"] / name for name in artefacts]
     return Job(key=key, row=row, log=folder / "log.txt", record=folder / "cell.json", **fields)
@@ -209,11 +221,15 @@ def _train(grid: Grid, source: Path, model: Path, seed: int, *, own: str, flags:
     """Return the flags that all training has, those of the user among them."""
     others = tuple(f"{key}:" for key in (GEOMETRY, *ROWS, *(row.key for row in grid.rows)) if key != own)
     given = [word.removeprefix(f"{own}:") for word in grid.extra if not word.startswith(others)]
-    command = ["train", "-s", str(source), "-m", str(model), "--eval", *flags, *given]
+    command = ["train", "-s", str(source), "-m", str(model), "--eval", *flags, *given, *_naming(grid)]
     return [*command, "--seed", str(seed), *grid.device_flags, "--logger", "none", "--quiet"]
 
 
 def _eval(grid: Grid, place: Place, model: Path) -> list[str]:
     grounding = ["--grounding", grid.grounding.replace("{scene}", place.scene.name)] if grid.grounding else []
     command = ["eval", "-m", str(model), "--protocol", place.masks.protocol, *grounding]
-    return [*command, *grid.device_flags, "--quiet", *place.row.eval]
+    return [*command, *grid.device_flags, "--quiet", *_naming(grid), *place.row.eval]
+
+
+def _naming(grid: Grid) -> list[str]:
+    return [] if grid.provenance == "relative" else [f"--provenance={grid.provenance}"]

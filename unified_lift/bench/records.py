@@ -5,7 +5,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
-from unified_lift.bench.grid import Job
+from unified_lift.bench.grid import Job, without_places
 from unified_lift.errors import UserError
 from unified_lift.reading import parsed_json, shown
 
@@ -80,7 +80,7 @@ def read_record(job: Job) -> Record:
             content["figures"] = Figures(results="", scores={}, manifest={}, candidates={}) | content["figures"]
         record = Record(**content)
         _require_name(record.figures, job.record)
-        if record.commands != job.recorded:
+        if without_places(record.commands) != job.recorded:
             return Record()
         if record.status == "running":
             return replace(record, status="interrupted", message="broken off")

@@ -22,7 +22,8 @@ from unified_lift.bench.grid import Job, shell_line
 from unified_lift.bench.records import Record, figures_of, read_record
 from unified_lift.errors import UserError
 from unified_lift.evaluation.report import duration_text
-from unified_lift.fileio import write_json
+from unified_lift.fileio import write_json, write_text
+from unified_lift.provenance import told_text
 
 INTERRUPTED = 130  # exit code of a command that was asked to stop and can go on
 
@@ -82,6 +83,10 @@ def run_job(job: Job, execute: Callable[[list[str], Path], int] | None = None) -
 
 def _write(job: Job, record: Record, **changes: Any) -> Record:
     record = replace(record, **changes)
+    if record.status != "running" and job.provenance == "relative":
+        record = replace(record, message=told_text(record.message, job.out))
+        if job.log.exists():
+            write_text(job.log, told_text(job.log.read_text(errors="replace"), job.out))
     write_json(job.record, vars(record))
     return record
 

@@ -2,8 +2,10 @@
 
 import argparse
 import importlib.util
+import shutil
 import signal
 from pathlib import Path
+from typing import get_args
 
 from unified_lift.bench.grid import Grid, expand, places, shell_line
 from unified_lift.bench.run import LocalPool, SubmititPool, read_records, run_grid
@@ -12,10 +14,11 @@ from unified_lift.cli.flags import canonical
 from unified_lift.errors import UserError
 from unified_lift.fileio import locked, write_text
 from unified_lift.modelfolder.settings import GeometrySettings, TrainSettings, with_preset
+from unified_lift.provenance import Provenance, told_command
 
 _GRID_SETS = (  # flags of train.py that place a job in the grid
     "--iterations --seed --init-ply --source-path --model-path --object-path --schedule --preset --method "
-    "--method-name --resume --overwrite --eval --no-eval --device"
+    "--method-name --resume --overwrite --eval --no-eval --device --provenance"
 ).split()
 
 
@@ -34,8 +37,9 @@ def bench_main(argv: list[str], pool: LocalPool | None = None) -> int:
     if not jobs:
         raise UserError("--scenes: none of them has the masks this table trains on; make them first")
     with locked(grid.out, "a bench"):
-        texts = ["\n".join([f"# {job.key}", *map(shell_line, job.commands), ""]) for job in jobs]
-        write_text(grid.out / "commands.txt", "\n".join(texts))
+        commands = {job.key: [told_command(command, how=grid.provenance) for command in job.commands] for job in jobs}
+        texts = ["\n".join([f"# {key}", *map(shell_line, lines), ""]) for key, lines in commands.items()]
+        write_text(grid.out / "commands.txt", "\n".join(["# in the folder where the benchmark was started\n", *texts]))
         if not args.report:
             for number in (signal.SIGTERM, signal.SIGINT):  # which a shell ignores for what runs in the background
                 signal.signal(number, signal.default_int_handler)
@@ -51,6 +55,8 @@ def bench_main(argv: list[str], pool: LocalPool | None = None) -> int:
         from unified_lift.bench.report import write_report  # its libraries are slow to import
 
         records = read_records(jobs)
+        if grid.provenance == "relative" and all(record.status == "done" for record in records.values()):
+            shutil.rmtree(grid.out / "submitit", ignore_errors=True)  # its files name places, users and machines
         print(f"\n{write_report(grid, records)}\n{grid.out / 'report.html'}: tables, plots and pictures")
     return int(any(record.status != "done" for record in records.values()))
 
@@ -87,6 +93,7 @@ def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
         grounding=args.grounding,
         lift_iterations=args.lift_iterations,
         timeline=tuple(sorted(set(args.timeline))),
+        provenance=args.provenance,
     )
     return grid, args
 
@@ -119,5 +126,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--room", nargs=2, metavar=("KIND", "AMOUNT"), help="only write a room of robustness, or a house: rooms 9")
     add("--launcher", choices=["local", "submitit"], default="local")
     add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="such as timeout_min=60 gpus_per_node=1")
+    add("--provenance", choices=get_args(Provenance), default="relative", help="how files name places, as of train.py")
     add("--report", action="store_true", help="run nothing, write the tables of the results so far")
     return parser

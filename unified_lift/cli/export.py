@@ -11,6 +11,7 @@ from unified_lift.editing.script import save_model
 from unified_lift.model.files import read_splat
 from unified_lift.modelfolder.outputs import FRAME_FILE, provenance, write_frame
 from unified_lift.ops.similarity import float32_step
+from unified_lift.provenance import told
 from unified_lift.settings.limits import Range
 from unified_lift.types import IDENTITY
 
@@ -94,7 +95,8 @@ def import_edit_main(argv: list[str]) -> int:
     if nearest == 0 and any(scene.frame.offset) and step:
         print(f"warning: {command.ply}: float32 has rounded places to {step:g} units; edit what export --inside writes")
     edited, counts = reattach(given[nearest], scene, max_distance=command.max_distance)
-    manifest = provenance(scene.settings, {"imported": str(command.ply), **counts})
+    imported = told(command.ply, command.out, scene.settings.run.provenance)
+    manifest = provenance(scene.settings, {"imported": imported, **counts}, folder=command.out)
     save_model(edited, command.out, edits=(), overwrite=command.overwrite, manifest=manifest)
     print(f"{command.ply}: {len(edited)} Gaussians, {len(scene)} before")
     print(f"  {counts['num_same']} where they were")

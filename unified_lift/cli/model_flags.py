@@ -1,6 +1,6 @@
 """The flags that name a model, for every command that opens one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,6 +15,7 @@ from unified_lift.modelfolder.inference import TrainedScene, load_model, views_o
 from unified_lift.modelfolder.outputs import iteration_dir, saved_iterations
 from unified_lift.modelfolder.settings import GeometrySettings, TrainSettings
 from unified_lift.ops.similarity import similarity_for
+from unified_lift.provenance import Provenance
 from unified_lift.settings.limits import check_ranges
 from unified_lift.types import Scene
 
@@ -32,6 +33,8 @@ class ModelFlags:
     """Model folder (-m) [3DGS]; for view, edit and export also a splat: .ply, .spz, .splat, .sog."""
     iteration: int = -1
     """Saved iteration; -1 = the last [3DGS]."""
+    provenance: Provenance | None = None
+    """How what is written names places: `relative` or `full` (train.py --help); the default is that of the training."""
 
     @classmethod
     def parsed(cls: type[Command], argv: list[str], *, prog: str, keep: tuple[str, ...] = ()) -> Command:
@@ -50,7 +53,14 @@ class ObjectFlags(ModelFlags):
 
     def load(self, **options: Any) -> TrainedScene:
         """Return what `opened` does."""
-        return opened(self.model_path, level=self.level, iteration=self.iteration, **options)
+        scene = opened(self.model_path, level=self.level, iteration=self.iteration, **options)
+        return naming(scene, self.provenance)
+
+
+def naming(scene: TrainedScene, provenance: Provenance | None) -> TrainedScene:
+    """Return a scene whose files are to name places so; None: as those of its training."""
+    run = scene.settings.run
+    return replace(scene, settings=replace(scene.settings, run=replace(run, provenance=provenance or run.provenance)))
 
 
 def opened(path: Path, *, device: torch.device | None = None, **options: Any) -> TrainedScene:
@@ -97,4 +107,4 @@ class SceneFlags(ModelFlags):
         """Return what `load_model` and `views_of` do."""
         path, device = self.source_path, chosen_device(self.device)
         model = load_model(self.model_path, iteration=self.iteration, source_path=path, device=device)
-        return model, views_of(model)
+        return naming(model, self.provenance), views_of(model)

@@ -12,7 +12,7 @@ from unified_lift.cli.flags import canonical
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.checkpoint import checkpoints
 from unified_lift.modelfolder.outputs import holds_run, holds_work, iteration_dir, level_dir, read_run_settings
-from unified_lift.modelfolder.settings import D, M, TrainSettings, changed, with_preset
+from unified_lift.modelfolder.settings import D, M, TrainSettings, changed, with_file, with_preset
 from unified_lift.settings.yaml import read_settings_file
 from unified_lift.train.hooks import Interrupted
 from unified_lift.train.profiling import profile_table
@@ -101,7 +101,7 @@ def parse(argv: list[str]) -> TrainCommand:
         # As in the JSON of Unified-Lift and Gaussian Grouping; only the latter's code runs their 3D regulariser.
         content = {key: value for key, value in read_settings_file(known.config).items() if str(key)[:6] != "reg3d_"}
         content = {"num_codes" if key == "num_classes" else key: value for key, value in content.items()}
-        base = changed(base, content, origin=str(known.config))
+        base = with_file(base, content, known.config)
     generic: tuple[Any, Any] = (tyro.conf.OmitArgPrefixes, TrainCommand)  # Any: the types are known only now
     kind = generic[0][generic[1][type(base.method), type(base.density)]]
     command = tyro.cli(kind, args=argv, default=TrainCommand(settings=base), prog="train.py")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from unified_lift.cli.model_flags import Device, ModelFlags, opened, with_objects
+from unified_lift.cli.model_flags import Device, ModelFlags, naming, opened, with_objects
 from unified_lift.device import chosen_device
 from unified_lift.editing import script
 from unified_lift.errors import UserError
@@ -79,8 +79,9 @@ def open_viewer(command: ViewCommand) -> Viewer:
     if not 1 <= command.port <= 65_535:
         raise UserError(f"--port must lie in 1..65535, received {command.port}")
     model, device = command.model_path, chosen_device(command.device)
-    own = with_objects(opened(model, iteration=command.iteration, device=device))
-    scenes = [own, *(load_model(model, level=name, device=device) for name in saved_levels(model))]
+    own = naming(with_objects(opened(model, iteration=command.iteration, device=device)), command.provenance)
+    levels = (load_model(model, level=name, device=device) for name in saved_levels(model))
+    scenes = [own, *(naming(scene, command.provenance) for scene in levels)]
     scenes.sort(key=lambda scene: -len(scene.objects))  # parts first, wholes last
     cameras = cameras_of(own)
     edits = [] if command.edits is None else script.read_script(command.edits, flag="--edits")

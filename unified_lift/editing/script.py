@@ -21,10 +21,10 @@ from unified_lift.fileio import LOCK, locked, replacing_folder, write_json, writ
 from unified_lift.model.ply import write_gaussians
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.provenance import told_text
 from unified_lift.reading import reading, shown
-from unified_lift.settings.yaml import to_dict
 
-_HEADER = ("config.yaml", "cfg_args", "cameras.json", "input.ply", outputs.FRAME_FILE)
+_HEADER = ("cameras.json", "input.ply", outputs.FRAME_FILE)
 _OF_THE_UNEDITED = ("results.json", "per_view.json", "evaluation.json", "oracle.json", "report.html", "manifest.json")
 
 
@@ -142,9 +142,12 @@ def save_model(
         for path in (scene.path / name for name in _HEADER):
             if path.exists():
                 shutil.copyfile(path, folder / path.name)
-        if not (folder / "config.yaml").exists():  # a splat of another program
-            write_text(folder / "config.yaml", yaml.safe_dump(to_dict(scene.settings), sort_keys=False))
+        outputs.write_settings(folder, scene.settings, place=out)
+        if not (scene.path / "config.yaml").exists():  # a splat of another program
             outputs.write_frame(folder, scene.frame)
+            if (theirs := scene.path / "cfg_args").exists():
+                text = theirs.read_text("utf-8", errors="replace")
+                write_text(folder / "cfg_args", told_text(text, out, scene.settings.run.provenance))
         write_text(folder / outputs.EDITS_FILE, f"{title}\n{dump(edits)}")
         if manifest is not None:
             write_json(folder / "manifest.json", manifest)

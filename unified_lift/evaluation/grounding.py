@@ -55,7 +55,7 @@ def masks_in(folder: Path) -> Grounding:
             raise UserError(f"--grounding {folder}: no mask of any prompt; name the files {names}")
         absent = ", ".join(prompt for prompt in prompts if prompt not in found)
         warnings = (f"{folder}: no mask, so nothing was found for: {absent}",) if absent else ()
-        return TextMasks(found, {"provider": "folder", "folder": str(folder)}, warnings)
+        return TextMasks(found, {"provider": "folder", "folder": str(folder.absolute())}, warnings)
 
     return find
 
@@ -88,8 +88,9 @@ def dino_and_sam(dino: Path, sam: Path, *, device: torch.device) -> Grounding:
     dino_processor, detector = pretrained(dino, *kinds, flag="--grounding dino:", device=device)
     sam_processor, segmenter = pretrained(sam, "SamProcessor", "SamModel", flag="--grounding sam:", device=device)
     version = importlib.import_module("transformers").__version__
-    facts = {"provider": "GroundingDINO + SAM", "dino": str(dino), "sam": str(sam), "transformers": version}
-    facts |= {"box_threshold": BOX_THRESHOLD, "text_threshold": TEXT_THRESHOLD}
+    facts: dict[str, object] = {"provider": "GroundingDINO + SAM"}
+    facts |= {"dino": str(dino.absolute()), "sam": str(sam.absolute())}
+    facts |= {"transformers": version, "box_threshold": BOX_THRESHOLD, "text_threshold": TEXT_THRESHOLD}
 
     def mask_of(image: np.ndarray, prompt: str) -> np.ndarray:
         caption = prompt.lower().strip().removesuffix(".") + "."  # the form the network was trained on

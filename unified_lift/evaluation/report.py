@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from unified_lift.evaluation.plots import write_plots
 from unified_lift.evaluation.protocols import metric_of
 from unified_lift.fileio import read_json, write_json, write_text
 from unified_lift.modelfolder.inference import TrainedScene
-from unified_lift.modelfolder.settings import TrainSettings, changed
+from unified_lift.modelfolder.settings import TrainSettings, changed, recorded
+from unified_lift.provenance import told_tree
 from unified_lift.settings.yaml import differences
 from unified_lift.types import Scene
 
@@ -38,13 +40,14 @@ def write_result(model: TrainedScene, scene: Scene, result: Result, *, log_lines
     for group, found in masks.items():
         for prompt, mask in found.items():
             pictures.write_picture(picture_path(folder.with_name(f"{folder.name}_text"), group, prompt), mask)
-    contents = {"results": result.scores, "per_view": result.per_view, "evaluation": result.report}
+    tell = partial(told_tree, base=path, how=model.settings.run.provenance)
+    report = tell(result.report)
+    contents = {"results": result.scores, "per_view": result.per_view, "evaluation": report}
     for name, content in contents.items():
         if content:
             file = path / f"{name}.json"
             write_json(file, (read_json(file) if file.exists() else {}) | {shown: content})
     manifest = path / "manifest.json"
-    defaults = changed(TrainSettings(), {"method_name": model.settings.method_name}, origin="method_name")
     write_html(
         path / "report.html",
         REPORT,
@@ -55,10 +58,19 @@ def write_result(model: TrainedScene, scene: Scene, result: Result, *, log_lines
         plots=write_plots(path / "plots", per_view=result.per_view, log_lines=log_lines),
         pictures={name: _pictures_of(folder, name, result) for name in chosen_views(names)},
         num_views=len(names),
-        manifest=read_json(manifest) if manifest.exists() else {},
-        settings=differences(defaults, model.settings),
-        details=result.report,
+        manifest=tell(read_json(manifest)) if manifest.exists() else {},
+        settings=_settings_that_differ(model),
+        details=report,
     )
+
+
+def _settings_that_differ(model: TrainedScene) -> dict[str, tuple[Any, Any]]:
+    """Return dotted name -> default and value, with paths as the files of the model name them."""
+    defaults = changed(TrainSettings(), {"method_name": model.settings.method_name}, origin="method_name")
+    content: Any = recorded(model.settings, model.path)
+    found = differences(defaults, model.settings)
+    values = {name: reduce(lambda tree, part: tree[part], name.split("."), content) for name in found}
+    return {name: (found[name][0], value) for name, value in values.items() if name != "model_path"}
 
 
 def _pictures_of(folder: Path, name: str, result: Result) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.ply import write_gaussians, write_points
 from unified_lift.modelfolder.checkpoint import snapshot
 from unified_lift.modelfolder.labels import GaussianLabels, describe_objects
-from unified_lift.modelfolder.settings import TrainSettings, changed
+from unified_lift.modelfolder.settings import REPLACED, TrainSettings, recorded, with_file
+from unified_lift.provenance import told_command, told_tree
 from unified_lift.reading import read_columns
-from unified_lift.settings.yaml import read_settings_file, to_dict
+from unified_lift.settings.yaml import read_settings_file
 from unified_lift.types import IDENTITY, Scene, Similarity
 
 _MAX_ID = 2**31 - 1
@@ -42,9 +43,6 @@ FILES_OF_RUN = (
 )
 """Patterns of what one run must not leave to the next."""
 _HEADER = ("config.yaml", "cfg_args", "cameras.json", "input.ply", "manifest.json")
-
-
-REPLACED = "replaced"  # an earlier run, until the one that replaces it is done; a model folder of its own
 
 
 def holds_work(model_path: Path) -> bool:
@@ -81,20 +79,8 @@ def set_earlier_run_aside(model_path: Path) -> bool:
 
 def write_run_header(settings: TrainSettings, scene: Scene) -> None:
     """Write config.yaml, cfg_args, cameras.json, input.ply, and frame.json if there is something to say."""
-    model, data = settings.model_path, settings.data
-    write_text(model / "config.yaml", yaml.safe_dump(to_dict(settings), sort_keys=False))
-    arguments = Namespace(
-        data_device="cpu",
-        eval=data.eval,
-        images=data.images,
-        model_path=str(model),
-        object_path="object_mask" if data.object_path == "auto" else data.object_path,
-        resolution=data.resolution,
-        sh_degree=settings.geometry.sh_degree,
-        source_path=str(data.source_path.absolute()),
-        white_background=settings.geometry.white_background,
-    )
-    write_text(model / "cfg_args", repr(arguments))
+    model = settings.model_path
+    write_settings(model, settings, place=model)
     cameras = [
         {
             "id": index,
@@ -112,6 +98,25 @@ def write_run_header(settings: TrainSettings, scene: Scene) -> None:
     write_json(model / "cameras.json", cameras, indent=None)
     write_points(model / "input.ply", scene.points, scene.frame)
     write_frame(model, scene.frame)
+
+
+def write_settings(folder: Path, settings: TrainSettings, *, place: Path) -> None:
+    """Write config.yaml and cfg_args into a folder that is going to be the model folder `place`."""
+    content = recorded(settings, place)
+    write_text(folder / "config.yaml", yaml.safe_dump(content, sort_keys=False))
+    data, geometry = content["data"], settings.geometry
+    arguments = Namespace(
+        data_device="cpu",
+        eval=data["eval"],
+        images=data["images"],
+        model_path=content["model_path"],
+        object_path="object_mask" if data["object_path"] == "auto" else data["object_path"],
+        resolution=data["resolution"],
+        sh_degree=geometry.sh_degree,
+        source_path=data["source_path"],
+        white_background=geometry.white_background,
+    )
+    write_text(folder / "cfg_args", repr(arguments))
 
 
 def write_frame(folder: Path, frame: Similarity) -> None:
@@ -142,7 +147,7 @@ def read_run_settings(model_path: Path) -> TrainSettings:
     path = model_path / "config.yaml"
     if not path.exists():
         raise UserError(f"{model_path}: no config.yaml there, so no trained model; train one: train.py -m {model_path}")
-    return changed(TrainSettings(), read_settings_file(path), origin=str(path))
+    return replace(with_file(TrainSettings(), read_settings_file(path), path), model_path=model_path)
 
 
 def iteration_dir(model_path: Path, iteration: int) -> Path:
@@ -225,21 +230,25 @@ def read_objects(
         raise UserError(f"{path}: not a list of objects ({error}); train or --resume again") from None
 
 
-def provenance(settings: TrainSettings, extra: dict[str, Any]) -> dict[str, Any]:
-    """Return what a reader of the results needs to know of how they were made."""
+def provenance(settings: TrainSettings, extra: dict[str, Any], *, folder: Path) -> dict[str, Any]:
+    """Return what a reader of the results in a model folder needs to know of how they were made."""
+    how = settings.run.provenance
     commit = None
     with suppress(OSError, subprocess.SubprocessError):
         command, here = ["git", "rev-parse", "HEAD"], Path(__file__).parent
         commit = subprocess.check_output(command, cwd=here, stderr=subprocess.DEVNULL, text=True, timeout=5).strip()
-    return {
+    words = sys.argv if how == "full" else [Path(sys.argv[0]).name, *sys.argv[1:]]
+    facts = {
         "program": f"unified-lift {unified_lift.__version__}",
         "commit": commit,
-        "command": " ".join(sys.argv),
+        "command": " ".join(told_command(words, how=how)),
         "seed": settings.seed,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "machine": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
+        **({"host": platform.node()} if how == "full" else {}),
         "rasterizer": backend_info(),
         **extra,
     }
+    return {key: value if key == "command" else told_tree(value, folder, how) for key, value in facts.items()}

@@ -1,6 +1,7 @@
 """The settings tree of a training run and of its stages."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -13,11 +14,13 @@ from unified_lift.errors import UserError
 from unified_lift.methods import method_entry
 from unified_lift.methods.base import Method, MethodSettings
 from unified_lift.methods.unified_lift import UnifiedLiftSettings
+from unified_lift.provenance import Provenance, found, spelled_out, told
 from unified_lift.reading import shown
-from unified_lift.settings.limits import Range, check_ranges
-from unified_lift.settings.yaml import merged, preset_chain
+from unified_lift.settings.limits import Range, check_ranges, leaves
+from unified_lift.settings.yaml import merged, preset_chain, replaced, to_dict
 from unified_lift.types import ZeroId
 
+REPLACED = "replaced"  # an earlier run, until the one that replaces it is done; a model folder of its own
 M = TypeVar("M", bound=MethodSettings)
 D = TypeVar("D", bound=StrategySettings)
 
@@ -145,6 +148,9 @@ class RunSettings:
     """Measure where the time of a step goes: a table at the end, and profile.json."""
     quiet: bool = False
     """No progress bars [3DGS]."""
+    provenance: Provenance = "relative"
+    """How files name places: `relative` to the model folder or as ~/..., without the names of user and machine; `full`:
+    absolute paths and the name of the machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,5 +212,73 @@ def changed(settings: TrainSettings, changes: Mapping[str, Any], *, origin: str)
 def with_preset(settings: TrainSettings, preset: str) -> TrainSettings:
     """Return `settings` with a preset (shipped name or YAML file) and what it `extends`; a UserError lists all."""
     for path, content in reversed(list(preset_chain(preset))):
-        settings = changed(settings, content, origin=str(path))
+        settings = with_file(settings, content, path)
     return changed(settings, {"preset": preset}, origin=preset)
+
+
+def recorded(settings: TrainSettings, folder: Path) -> dict[str, Any]:
+    """Return settings as the files of a model folder hold them, for `with_file`: paths as `told` writes them."""
+    content, how = to_dict(settings), settings.run.provenance
+    for name, (value, _) in leaves(settings).items():
+        if isinstance(value, Path):
+            text = told(value, folder, how)
+        elif _is_path(name, value) and how == "relative":
+            place, base = Path(value), folder
+            if name.startswith("data."):  # readers look there from the scene, and the system follows links first
+                place, base = place.resolve(), settings.data.source_path.resolve()
+            text = told(place, base)
+        else:
+            continue
+        *groups, last = name.split(".")
+        tree = content
+        for group in groups:
+            tree = tree[group]
+        tree[last] = os.path.join(os.pardir, Path(os.path.abspath(folder)).name) if text == os.curdir else text
+    return content | {"model_path": os.curdir if how == "relative" else os.path.abspath(folder)}
+
+
+def with_file(settings: TrainSettings, content: Mapping[str, Any], path: Path) -> TrainSettings:
+    """Return `settings` with the content of a settings file applied, as `changed`.
+
+    Where `recorded` wrote it, the paths in it are found from its folder, wherever that is now; they are absolute then.
+    In files of users, and in models of older versions, paths are as they were given.
+    """
+    settings = changed(settings, content, origin=str(path))
+    if content.get("model_path") != os.curdir:
+        return settings
+    folder, given = path.parent, {*_keys(content)} - {"model_path"}
+    above = Path(os.path.abspath(folder))
+    above = Path(*(part for part in above.parts[:-3]), *(part for part in above.parts[-3:] if part != REPLACED))
+    for name, (value, _) in leaves(settings).items():
+        if name.rpartition(".")[2] not in given:
+            continue
+        if isinstance(value, Path) and value != Path():
+            settings = replaced(settings, name, found(str(value), folder, above))
+        elif isinstance(value, str) and name.startswith("data."):
+            settings = replaced(settings, name, spelled_out(value))
+        elif _is_path(name, value):
+            settings = replaced(settings, name, str(found(value, folder, above)))
+    return settings
+
+
+def absolute(settings: TrainSettings) -> TrainSettings:
+    """Return settings with equal words for equal places: absolute, or from the scene for those in it."""
+    source = settings.data.source_path
+    for name, (value, _) in leaves(settings).items():
+        if isinstance(value, Path):
+            settings = replaced(settings, name, Path(os.path.abspath(value)))
+        elif isinstance(value, str) and name.startswith("data.") and os.sep in value:
+            settings = replaced(settings, name, os.path.relpath((source / value).resolve(), source.resolve()))
+        elif _is_path(name, value):
+            settings = replaced(settings, name, os.path.abspath(value))
+    return settings
+
+
+def _is_path(name: str, value: Any) -> bool:
+    """Return whether a setting that may be a word is a path: a file of settings, or outside of the scene."""
+    return isinstance(value, str) and (os.path.isabs(value) or (name == "preset" and value.endswith((".yaml", ".yml"))))
+
+
+def _keys(tree: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in tree.items():
+        yield from _keys(value) if isinstance(value, Mapping) else (key,)

@@ -21,8 +21,7 @@ from unified_lift.model.ply import write_gaussians
 from unified_lift.model.render import render
 from unified_lift.modelfolder.checkpoint import CheckpointWriter, checkpoint_path, named_tensors, snapshot
 from unified_lift.modelfolder.outputs import EXPOSURE_FILE, iteration_dir
-from unified_lift.modelfolder.settings import RunSettings, TrainSettings
-from unified_lift.settings.yaml import to_dict
+from unified_lift.modelfolder.settings import RunSettings, TrainSettings, recorded
 from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.logs import RunLog
 from unified_lift.train.stage import Stage
@@ -234,7 +233,7 @@ class Checkpoints(Hook):
             "frame": asdict(stage.frame),
             "stage_state": stage.state_dict(),
             "method": self._method.state_dict(),
-            "settings": to_dict(settings),
+            "settings": recorded(settings, settings.model_path),
             "seconds": self._seconds(),
         }
         self._finite.check(state, step)

@@ -1,13 +1,17 @@
 """Scalars and images of a run: metrics.jsonl always, TensorBoard if asked."""
 
 import json
+import socket
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from torch import Tensor
 
 from unified_lift.fileio import write_text
+from unified_lift.provenance import Provenance
 from unified_lift.reading import reading
 
 _TAGS = {  # 3DGS and Unified-Lift names, which existing dashboards expect
@@ -24,13 +28,16 @@ _STAGES = {"geometry": 0, "test": 0, "lift": 1, "refine": 2}  # by order; test s
 class RunLog:
     """Append-only log of a model folder: `<model>/metrics.jsonl`, and `<model>/tb` if asked."""
 
-    def __init__(self, model_path: Path, *, tensorboard: bool) -> None:
+    def __init__(self, model_path: Path, *, tensorboard: bool, provenance: Provenance = "relative") -> None:
         self._file = open(model_path / "metrics.jsonl", "a", buffering=1)  # one line at a time
         self._writer: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed for `none`
 
-            self._writer = SummaryWriter(str(model_path / "tb"))
+            with ExitStack() as stack:
+                if provenance == "relative":  # else the name of the machine is part of the file's
+                    stack.enter_context(mock.patch.object(socket, "gethostname", return_value="host"))
+                self._writer = SummaryWriter(str(model_path / "tb"))
 
     def scalars(self, stage: str, step: int, total_steps: int, values: Mapping[str, float]) -> None:
         """Write one line {stage, step, ...values} and its TensorBoard scalars at `total_steps`."""

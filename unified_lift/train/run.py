@@ -26,7 +26,7 @@ from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint, reading_checkpoint
 from unified_lift.modelfolder.labels import Labelling, by_falling_area, label_gaussians, unclaimed_object
 from unified_lift.modelfolder.outputs import NO_OBJECT
-from unified_lift.modelfolder.settings import TrainSettings, changed
+from unified_lift.modelfolder.settings import TrainSettings, absolute, with_file
 from unified_lift.progress import progress_bar
 from unified_lift.settings.yaml import differences
 from unified_lift.train.clock import RunClock
@@ -94,7 +94,9 @@ def _run(
 ) -> TrainingState:
     state = _start(settings, scene, resume_from)
     settings, finite = state.settings, Finite()
-    log = RunLog(settings.model_path, tensorboard=settings.run.logger == "tensorboard")
+    log = RunLog(
+        settings.model_path, tensorboard=settings.run.logger == "tensorboard", provenance=settings.run.provenance
+    )
     with closing(log), Checkpoints(settings, state.method, state.clock.seconds, finite) as saving:
         results = GeometryResults(settings, state.scene, log, finite)
         watch = [finite, Log(settings.run, log, finite), results, saving, *hooks]
@@ -197,7 +199,7 @@ def _write_manifest(state: TrainingState) -> None:
         "seconds": {name: round(value, 2) for name, value in clock.done.items()},
         **({"peak_gpu_bytes": clock.peak_gpu_bytes} if clock.peak_gpu_bytes else {}),
     }
-    state.manifest = outputs.provenance(state.settings, facts)
+    state.manifest = outputs.provenance(state.settings, facts, folder=state.settings.model_path)
     write_json(state.settings.model_path / "manifest.json", state.manifest)
 
 
@@ -330,10 +332,12 @@ def latest_checkpoint(settings: TrainSettings) -> Path | None:
 
 def _differences(settings: TrainSettings, saved: dict[str, Any], *, origin: str) -> dict[str, tuple[Any, Any]]:
     """Return the settings that are not those of a checkpoint, and both values, except those free to change."""
-    old = changed(TrainSettings(), saved["settings"], origin=origin)
+    old = with_file(TrainSettings(), saved["settings"], Path(origin))
     free = _FREE_TO_CHANGE + (_OF_THE_LIFT if saved["stage"] == "geometry" and settings.schedule == "staged" else ())
     free += _OF_THE_REFINEMENT if saved["stage"] == "lift" else ()
-    return {name: pair for name, pair in differences(old, settings).items() if not name.startswith(free)}
+    return {
+        name: pair for name, pair in differences(absolute(old), absolute(settings)).items() if not name.startswith(free)
+    }
 
 
 def _require_same_run(settings: TrainSettings, saved: dict[str, Any], *, origin: str) -> None:

@@ -1,0 +1,95 @@
+"""How paths are written into files, and found again."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from unified_lift.provenance import found, spelled_out, told, told_command, told_from_home, told_text, told_tree
+
+
+@pytest.fixture(autouse=True)
+def ann(monkeypatch):
+    """The user is ann, whose home is /home/ann, on the machine box7.lab."""
+    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setenv("LOGNAME", "ann")
+    monkeypatch.setattr(socket, "gethostname", lambda: "box7.lab")
+
+
+@pytest.mark.parametrize(
+    ("path", "base", "text"),
+    [
+        ("/home/ann/data/desk", "/home/ann/out/m", "../../data/desk"),
+        ("/home/ann/data/desk", "/scratch/m", "~/data/desk"),
+        ("/home/ann", "/scratch/m", "~"),
+        ("/home/anna/desk", "/scratch/m", "../../home/anna/desk"),  # another user
+        ("/data/desk", "/data/out/m", "../../desk"),
+        ("/data/desk", "/home/ann/m", "../../../data/desk"),
+        ("/data/out/m/a.ply", "/data/out/m", "a.ply"),
+        ("/data/out/m", "/data/out/m", "."),
+        ("/scratch/ann/desk", "/data/m", "../../scratch/$USER/desk"),
+        ("/scratch/x-ann_2/annex", "/scratch/m", "../x-$USER_2/annex"),
+        ("/net/box7.lab/desk", "/data/m", "../../net/$HOSTNAME/desk"),
+        ("/net/box7/desk", "/data/m", "../../net/$HOST/desk"),
+        ("/data/box7", "/data/m", "../box7"),  # a scene that is called like the machine
+    ],
+)
+def test_a_path_is_written_without_home_user_and_machine_and_found_again(path, base, text):
+    assert told(Path(path), Path(base)) == text
+    assert found(text, Path(base)) == Path(path)
+    assert told(Path(path), Path(base), "full") == path
+    assert found(path, Path(base)) == Path(path)
+
+
+def test_no_path_stays_none():
+    assert told(Path(), Path("/data")) == ""
+    assert found("", Path("/data")) == Path()
+
+
+@pytest.mark.parametrize("home", ["/", "relative", ""])
+def test_without_a_home_folder_of_its_own_paths_are_relative(monkeypatch, home):
+    monkeypatch.setenv("HOME", home)
+    assert told(Path("/data/desk"), Path("/data/m")) == "../desk"
+    assert told_text("/data/m/a/b", Path("/data/m")) == "a/b"
+
+
+def test_links_are_followed_where_that_is_shorter(tmp_path):
+    (tmp_path / "big/desk").mkdir(parents=True)
+    (tmp_path / "big/m").mkdir()
+    (tmp_path / "m").symlink_to(tmp_path / "big/m")
+    assert told(tmp_path / "big/desk", tmp_path / "m") == "../desk"
+    assert found("../desk", tmp_path / "m") == tmp_path / "big/desk"
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    assert told(tmp_path / "circle", tmp_path) == "circle"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/ann/data/images: 3 left out; see /data/m/log.txt.", "~/data/images: 3 left out; see log.txt."),
+        ('File "/home/ann/a b.py", line 3', 'File "~/a b.py", line 3'),
+        ("(/home/ann) --x=/home/ann/y,sam:/home/ann/z", "(~) --x=~/y,sam:~/z"),
+        ("file:///home/ann/y and https://a.org/home/ann", "file://~/y and https://a.org/home/ann"),
+        ("60 px/s, 1/2, and/or, <out>/a/b, ../c/d, 5 /min, a // b, images/1.jpg", None),
+        ("Namespace(source_path='/home/ann/x', model_path='/data/m')", "Namespace(source_path='~/x', model_path='.')"),
+        ("/home/annex/a", "../../home/annex/a"),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_absolute_paths_in_a_text_are_written_like_others(text, expected):
+    written = told_text(text, Path("/data/m"))
+    assert written == (text if expected is None else expected)
+    assert told_text(text, Path("/data/m"), "full") == text
+    assert told_tree({"a": [text, 3, None], "b": (text,)}, Path("/data/m")) == {"a": [written, 3, None], "b": [written]}
+
+
+def test_words_of_a_command_stay_as_they_were_typed_but_for_absolute_paths():
+    words = ["train.py", "-s", "/home/ann/my data", "--x=/home/ann/y", "-r", "2", "data/desk", "ann/desk", "anna"]
+    assert told_command(words) == [
+        "train.py", "-s", "~/my data", "--x=~/y", "-r", "2", "data/desk", "$USER/desk", "anna",
+    ]  # fmt: skip
+    assert told_command(words, "full") == words
+    seen = [told_from_home(word) for word in ("/home/ann/a.yaml", "/mnt/a.yaml", "a.yaml", "dino:/home/ann/d")]
+    assert seen == ["~/a.yaml", "~/../../mnt/a.yaml", "a.yaml", "dino:d"]
+    assert os.path.normpath(spelled_out(seen[1])) == "/mnt/a.yaml"

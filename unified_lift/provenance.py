@@ -1,0 +1,129 @@
+"""How files say where things are. One function decides how a path is written, and another finds it again.
+
+Models and reports are sent round and published. So nothing that is written holds the home folder, the name of the user
+or of the machine, or an absolute path, unless `--provenance full` asks for it.
+"""
+
+import getpass
+import os
+import re
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+Provenance = Literal["relative", "full"]
+# Absolute: not the end of another word. Later words of a path with spaces are known only below the home folder or base.
+_BEGINS, _WORD = r"(?:^|(?<=[\s\"'`=:,;(\[{|])|(?<=file://))", r"[^\s\"'`,;:()<>|=\[\]{}]*"
+
+
+def told(path: Path, base: Path, how: Provenance = "relative") -> str:
+    """Return how a file in the folder `base` names a path, for `found`; no path stays none.
+
+    `relative`: to that folder, so that both can be moved together; or, where only the path lies in the home folder, as
+    `~/...`. The user's name becomes `$USER` and, where they have no folder in common, that of the machine `$HOSTNAME`.
+    `full`: absolute.
+    """
+    if path == Path():
+        return ""
+    place, start = Path(os.path.abspath(path)), Path(os.path.abspath(base))
+    if how == "full":
+        return str(place)
+    pairs = ((place, start), (_resolved(place), _resolved(start)))
+    return min((_told(*pair) for pair in pairs), key=lambda text: (text[0] == "~", "$" in text, text.count(os.sep)))
+
+
+def _told(place: Path, start: Path) -> str:
+    home = next((home for home in _homes() if place.is_relative_to(home) and not start.is_relative_to(home)), None)
+    text = os.path.relpath(place, start) if home is None else str("~" / place.relative_to(home))
+    are_apart = os.path.commonpath([place, start]) == os.sep
+    for name, word in _names().items():
+        if are_apart or not name.startswith("$HOST"):  # a scene may be called like a machine
+            text = name.join(re.split(rf"(?<![$]|[^\W_]){re.escape(word)}(?![^\W_])", text))
+    return text
+
+
+def found(text: str, *bases: Path) -> Path:
+    """Return the path that `told` wrote in a folder, absolute; of several folders the first from which it is there."""
+    if not text:
+        return Path()
+    path = Path(spelled_out(text))
+    starts = [start for base in bases for start in (Path(os.path.abspath(base)), _resolved(base))]
+    places = [Path(os.path.normpath(start / path)) for start in starts]
+    return next((place for place in places if place.exists()), places[0])
+
+
+def spelled_out(text: str) -> str:
+    """Return a written path with the home folder and the names of user and machine as they are here and now."""
+    for name, word in sorted(_names().items(), reverse=True):  # $HOSTNAME before $HOST
+        text = text.replace(name, word)
+    home = next(iter(_homes()), None)
+    return os.path.join(home, text[2:]) if home is not None and (text + os.sep).startswith("~" + os.sep) else text
+
+
+def told_text(text: str, base: Path, how: Provenance = "relative") -> str:
+    """Return a text in which absolute paths are as `told` writes them into a file in the folder `base`."""
+    known = {str(folder) for folder in (*_homes(), Path(os.path.abspath(base)), _resolved(base))} - {os.sep}
+    starts = "|".join(map(re.escape, sorted(known, key=len, reverse=True))) or "(?!)"
+
+    def of(match: re.Match[str]) -> str:
+        path = match[0]
+        with suppress(ValueError):  # a zero byte
+            is_path = path.count(os.sep) > 1 or match[1] is not None or os.path.exists(path)
+            return told(Path(path), base) if is_path else path
+        return path
+
+    return text if how == "full" else re.sub(rf"{_BEGINS}(?:({starts})(?=/|\W|$)|/(?=[^/\s])){_WORD}", of, text)
+
+
+def told_tree(tree: Any, base: Path, how: Provenance = "relative") -> Any:
+    """Return a tree of JSON values with all its texts as `told_text` writes them."""
+    if isinstance(tree, dict):
+        return {key: told_tree(value, base, how) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [told_tree(value, base, how) for value in tree]
+    return told_text(tree, base, how) if isinstance(tree, str) else tree
+
+
+def told_command(words: Sequence[str], how: Provenance = "relative") -> list[str]:
+    """Return the words of a command with its paths as `told` writes them for the working folder."""
+    base = Path.cwd()
+
+    def of(word: str) -> str:
+        flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+        is_ours = (
+            os.sep in value and told_text(value, base) == value and any(word in value for word in _names().values())
+        )
+        return flag + equals + (told(Path(value), base) if os.path.isabs(value) or is_ours else told_text(value, base))
+
+    return list(words) if how == "full" else [of(word) for word in words]
+
+
+def told_from_home(word: str) -> str:
+    """Return a word with its absolute paths as seen from the home folder, which does not depend on where it is read."""
+    home = next(iter(_homes()), Path(os.sep))
+    return os.path.join("~", told(Path(word), home)) if os.path.isabs(word) else told_text(word, home)
+
+
+def _homes() -> list[Path]:
+    """Return the home folder, as it is named and with links followed; none where there is none."""
+    with suppress(RuntimeError, OSError):
+        return list(dict.fromkeys((Path(os.path.abspath(Path.home())), Path.home().resolve())))
+    return []
+
+
+def _names() -> dict[str, str]:
+    """Return what is written -> the word that is not: names of the user, of the home folder and of the machine."""
+    host, home = socket.gethostname(), next(iter(_homes()), Path())
+    names = {"$USER": "", "$HOMENAME": home.name, "$HOSTNAME": host, "$HOST": host.partition(".")[0]}
+    with suppress(KeyError, OSError, ImportError):  # an id without a name
+        names["$USER"] = getpass.getuser()
+    first = {word: name for name, word in reversed(names.items()) if word not in ("", "root")}  # nobody's name
+    return {first[word]: word for word in sorted(first, key=len, reverse=True)}
+
+
+def _resolved(path: Path) -> Path:
+    with suppress(OSError, RuntimeError):  # links in a circle
+        return path.resolve()
+    return Path(os.path.abspath(path))

@@ -1,7 +1,7 @@
 """What a density strategy is: when and where Gaussians are added and removed while the geometry trains."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -27,6 +27,8 @@ class DensityStep(NamedTuple):
     radius: float  # scene extent, world units
     radii: Tensor  # screen radius of each Gaussian in the view, 0 = not seen, pixels, int32 [N]
     generator: torch.Generator  # for random draws, on the CPU
+    noise: torch.Generator  # for draws at every step, on the device of the Gaussians
+    rate: float  # learning rate of the positions, world units
 
 
 class RowOptimizer(Protocol):
@@ -35,6 +37,7 @@ class RowOptimizer(Protocol):
     def keep_rows(self, keep: Tensor) -> None: ...
     def append_rows(self, count: int) -> None: ...
     def zero_moments(self, name: str) -> None: ...
+    def zero_rows(self, rows: Tensor) -> None: ...
 
 
 class Strategy(ABC):
@@ -48,6 +51,13 @@ class Strategy(ABC):
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+
+    def loss_weights(self, radius: float) -> Mapping[str, float]:
+        """Return weights of losses (train/losses) that belong to it, for a scene extent; --loss_weights replaces them."""
+        return {}
+
+    def begin(self, gaussians: Gaussians) -> None:
+        """Change, in place, the first values of Gaussians that were made from points."""
 
     def initial_state(self, count: int, device: torch.device) -> State:
         """Return the state for `count` Gaussians before the first step."""

@@ -64,6 +64,10 @@ class GeometrySettings:
     """Rate of quaternions [3DGS]."""
     max_scale: Annotated[float, Range(0)] = 0.0
     """Longest standard deviation of a Gaussian, as a share of the scene radius, after every step; 0 = any. [ours]"""
+    cooldown: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the iterations, at the end, over which the rates of all but the positions fall too; 0 = none [3DGS]."""
+    final_rates: Annotated[float, Range(1e-6, 1)] = 0.1
+    """What they fall to, as a share of themselves. [ours]"""
     exposure: str = "none"
     """What is learnt of each training photo's colours, so that the scene need not change with them: `affine`, a colour
     matrix [3DGS]; `bilateral`, a grid of them [Wang 2024]; `none`. A file of unified_lift/train/exposure."""

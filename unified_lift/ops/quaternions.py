@@ -32,6 +32,16 @@ def rotation_from_quaternion(quats: Tensor) -> Tensor:
     return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
 
+def rotate(quats: Tensor, vectors: Tensor) -> Tensor:
+    """Return vectors [..., 3] turned by unit quaternions wxyz [..., 4].
+
+    Source: v + 2 w (u x v) + 2 u x (u x v) for a unit quaternion (w, u).
+    """
+    w, axis = quats[..., :1], quats[..., 1:]
+    crossed = 2 * torch.linalg.cross(axis, vectors)
+    return vectors + w * crossed + torch.linalg.cross(axis, crossed)
+
+
 def multiply(left: Tensor, right: Tensor) -> Tensor:
     """Return the Hamilton product of quaternions wxyz [..., 4], the rotation `right` followed by `left`, [..., 4]."""
     (aw, ax, ay, az), (bw, bx, by, bz) = _components(left), _components(right)

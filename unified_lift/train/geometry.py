@@ -36,7 +36,7 @@ class GeometryStage(Stage):
     ) -> None:
         """Prepare the stage. `method` makes it the joint schedule of the paper and the released code."""
         fields = ["image", "valid"] if method is None else ["image", "segments", "valid"]
-        self.losses = chosen_losses(settings.loss_weights)
+        self.losses = chosen_losses(settings.loss_weights, strategy.loss_weights(scene.radius))
         fields += ["alpha"] if settings.random_background or settings.exposure != NO_EXPOSURE else []
         fields += ["points"] if any(loss.needs_points for loss in self.losses) else []
         super().__init__(scene, scene.train, gaussians, method, fields=fields, num_steps=settings.iterations, seed=seed)
@@ -51,7 +51,7 @@ class GeometryStage(Stage):
         self.weights |= {"exposure": settings.weight_exposure}
         self.strategy, self.density = strategy, strategy.initial_state(len(gaussians), gaussians.device)
         self.background = torch.ones(3, device=gaussians.device) if settings.white_background else None  # else black
-        self.rng = StepRng(seed)
+        self.rng, self.noise = StepRng(seed), StepRng(-1 - seed)
         implementation = "auto" if settings.rasterizer == "ours" else settings.rasterizer
         self.renderer = TrainingStep(implementation=implementation, absolute_gradients=strategy.absolute_gradients)
 
@@ -117,7 +117,8 @@ class GeometryStage(Stage):
         if self.method is not None:
             self.update_method(self.method, self.progress(step))
         self.on_phase("density")
-        info = DensityStep(step, self.num_steps, self.radius, out.meta.radii, self.generator)
+        noise = self.noise.at(step, self.gaussians.device)
+        info = DensityStep(step, self.num_steps, self.radius, out.meta.radii, self.generator, noise, rates["means"])
         self.strategy.update(self.gaussians, self.adam, self.density, info)
         return {name: term.detach() for name, term in terms.items()}
 
@@ -132,14 +133,15 @@ class GeometryStage(Stage):
         """Return the learning rate of each Gaussian parameter at a 0-based step."""
         s = self.settings
         done = step / (s.position_lr_max_steps or s.iterations)
+        fall = log_linear(1.0, s.final_rates, 1 - (1 - self.progress(step)) / s.cooldown) if s.cooldown else 1.0
         features = {} if self.method is None else {"features": self.method.rates(self.progress(step))["features"]}
         return features | {
             "means": self.radius * log_linear(s.position_lr_init, s.position_lr_final, done),
-            "quats": s.rotation_lr,
-            "log_scales": s.scaling_lr,
-            "logit_opacities": s.opacity_lr,
-            "sh0": s.sh_lr,
-            "shN": s.sh_lr / 20,
+            "quats": fall * s.rotation_lr,
+            "log_scales": fall * s.scaling_lr,
+            "logit_opacities": fall * s.opacity_lr,
+            "sh0": fall * s.sh_lr,
+            "shN": fall * s.sh_lr / 20,
         }
 
     def state_dict(self) -> dict:

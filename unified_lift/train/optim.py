@@ -45,6 +45,12 @@ class NamedAdam:
         for moment in self.moments.get(name, ()):
             moment.zero_()
 
+    def zero_rows(self, rows: Tensor) -> None:
+        """Forget the moments of these rows, int64 [n], of all parameters."""
+        for moments in self.moments.values():
+            for moment in moments:
+                moment.index_fill_(0, rows, 0)
+
     def state_dict(self) -> dict:
         return {"moments": dict(self.moments), "steps": dict(self.steps)}
 

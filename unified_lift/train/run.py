@@ -253,6 +253,7 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
     else:
         gaussians = gaussians_from_points(scene.points, sh_degree=settings.geometry.sh_degree)
         gaussians.antialiased = settings.geometry.antialiased
+        strategy_entry(settings.strategy).build(settings.density).begin(gaussians)
     if saved is not None:
         rewind_log(settings.model_path, stage=saved["stage"], step=saved["step"])
     elif outputs.set_earlier_run_aside(settings.model_path):

@@ -1,7 +1,7 @@
 """Further losses of the geometry stage, one file each; a file with a `LOSS` is a loss, and a weight turns it on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from unified_lift.errors import UserError
 from unified_lift.registry import members
@@ -11,9 +11,12 @@ LOSSES: dict[str, GeometryLoss] = {loss.name: loss for loss in members(__name__,
 """All losses by name."""
 
 
-def chosen_losses(words: Sequence[str]) -> dict[GeometryLoss, float]:
-    """Return the losses of `--loss_weights`, NAME=WEIGHT each, with their weights; a UserError names a wrong word."""
-    chosen = {}
+def chosen_losses(words: Sequence[str], weights: Mapping[str, float] | None = None) -> dict[GeometryLoss, float]:
+    """Return the losses of `--loss_weights`, NAME=WEIGHT each, and of `weights`, which they replace, without zeros.
+
+    A UserError names a wrong word.
+    """
+    chosen = {LOSSES[name]: weight for name, weight in (weights or {}).items()}
     for word in words:
         name, _, weight = word.partition("=")
         if name not in LOSSES:
@@ -24,4 +27,4 @@ def chosen_losses(words: Sequence[str]) -> dict[GeometryLoss, float]:
                 raise ValueError(weight)
         except ValueError:
             raise UserError(f"--loss_weights {word}: write NAME=WEIGHT, such as {name}=0.1") from None
-    return chosen
+    return {loss: weight for loss, weight in chosen.items() if weight}

@@ -1,0 +1,159 @@
+"""The MCMC density strategy: a fixed budget of Gaussians, noise that explores, faint ones moved to where others stand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from unified_lift.density import base
+from unified_lift.density.base import DensityStep, RowOptimizer, State
+from unified_lift.model.gaussians import Gaussians
+from unified_lift.ops.quaternions import normalise, rotate
+from unified_lift.settings.limits import Range
+
+_MOST_COPIES = 51  # at one place in a round [3DGS-MCMC]
+_STEEPNESS, _FAINT = 100.0, 0.005  # of the share of the noise that an opacity lets through [3DGS-MCMC]
+_LARGEST_OPACITY = 1 - 2.0**-23
+
+
+@dataclass(frozen=True, kw_only=True)
+class MCMCStrategySettings(base.StrategySettings):
+    """When and where Gaussians are added and moved, and how many there may be."""
+
+    max_gaussians: Annotated[int, Range(1)] = 1_000_000
+    """Upper bound on N, which is reached and kept [3DGS-MCMC]."""
+    relocate_from_iter: Annotated[int, Range(0)] = 500
+    """First iteration, exclusive [3DGS-MCMC]."""
+    relocate_until_iter: Annotated[int, Range(0)] = 0
+    """Last iteration, exclusive; 0 = five sixths of all, as 25,000 of 30,000 is [3DGS-MCMC]."""
+    relocation_interval: Annotated[int, Range(1)] = 100
+    """Iterations between two rounds [3DGS-MCMC]."""
+    growth: Annotated[float, Range(0, 10)] = 0.05
+    """Share of N that a round adds, up to the bound [3DGS-MCMC]."""
+    min_opacity: Annotated[float, Range(0, 1)] = 0.005
+    """Gaussians no more opaque than this are moved [3DGS-MCMC]."""
+    gradient_power: Annotated[float, Range(0, 4)] = 0.0
+    """Experiment."""
+    noise: Annotated[float, Range(0)] = 5e5
+    """Noise of positions, times their rate and the covariance of the Gaussian, in units of the scene radius. [ours] so
+    that a scene can have any unit; 3DGS-MCMC: in world units."""
+    opacity_weight: Annotated[float, Range(0)] = 0.01
+    """Weight of the loss `opacity`, which lets Gaussians fade that no photo asks for [3DGS-MCMC]."""
+    scale_weight: Annotated[float, Range(0)] = 0.01
+    """Weight of the loss `scale`, which keeps Gaussians small, over the scene radius. [ours] 3DGS-MCMC: in world units."""
+    initial_opacity: Annotated[float, Range(0, 1)] = 0.5
+    """Opacity of the first Gaussians [3DGS-MCMC]; the default strategy begins with 0.1."""
+    initial_scale: Annotated[float, Range(above=0)] = 0.1
+    """Factor of the first scales, the distance to the nearest points [3DGS-MCMC]."""
+
+
+class MCMCStrategy(base.Strategy):
+    """3DGS as Markov Chain Monte Carlo: Langevin noise, relocation of dead Gaussians, growth to a cap.
+
+    Source: Kheradmand et al. 2024, sections 4.2 to 4.4, with the settings of its code.
+    Differs: samples are drawn by the cumulated sum of opacities, which has no bound on N.
+    """
+
+    settings: MCMCStrategySettings
+
+    def loss_weights(self, radius: float) -> Mapping[str, float]:
+        return {"opacity": self.settings.opacity_weight, "scale": self.settings.scale_weight / radius}
+
+    def initial_state(self, count: int, device: torch.device) -> State:
+        if not self.settings.gradient_power:
+            return {}
+        return {"grad_sum": torch.zeros(count, device=device), "num_seen": torch.zeros(count, device=device)}
+
+    def statistics(self, state: State, step: int, num_steps: int) -> State:
+        return state if step + 1 < (self.settings.relocate_until_iter or num_steps * 5 // 6) else {}
+
+    @torch.no_grad()
+    def begin(self, gaussians: Gaussians) -> None:
+        opacity = torch.full_like(gaussians.logit_opacities, self.settings.initial_opacity)
+        gaussians.set("logit_opacities", opacity.clamp(max=_LARGEST_OPACITY).logit())
+        gaussians.set("log_scales", (gaussians.scales.detach() * self.settings.initial_scale).log())
+
+    @torch.no_grad()
+    def update(self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep) -> None:
+        s, iteration = self.settings, info.step + 1
+        until = s.relocate_until_iter or info.num_steps * 5 // 6
+        if s.relocate_from_iter < iteration < until and iteration % s.relocation_interval == 0:
+            self._relocate(gaussians, optimizer, state, info)
+            self._grow(gaussians, optimizer, state, info)
+            state |= self.initial_state(len(gaussians), gaussians.device)
+        if s.noise:
+            self._explore(gaussians, info)
+
+    def _explore(self, gaussians: Gaussians, info: DensityStep) -> None:
+        """Move the positions by noise of the shape of each Gaussian, the less the more opaque it is (Eq. 9)."""
+        means, scales = gaussians.means, gaussians.scales
+        drawn = torch.randn(means.shape, generator=info.noise, device=means.device)
+        # covariance x noise = R S S^T R^T noise, and R^T noise is again such noise
+        moved = rotate(normalise(gaussians.quats), scales.square() * drawn)
+        share = torch.sigmoid(_STEEPNESS * (_FAINT - gaussians.opacities))
+        share *= self.settings.noise * info.rate / info.radius**2
+        means.addcmul_(moved, share[:, None])
+
+    def _relocate(self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep) -> None:
+        """Move dead Gaussians to living ones, drawn by opacity, so that the picture changes little."""
+        opacities = gaussians.opacities.detach()
+        dead = (opacities <= self.settings.min_opacity).nonzero()[:, 0]
+        weights = torch.where(opacities > self.settings.min_opacity, self._weights(opacities, state), 0)
+        if not len(dead) or not bool(weights.any()):
+            return
+        chosen = self._share(gaussians, optimizer, weights, len(dead), info)
+        for name, value in list(gaussians):
+            gaussians.set(name, value.detach().index_copy(0, dead, value.detach()[chosen]))
+
+    def _grow(self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep) -> None:
+        """Add Gaussians beside others, drawn by opacity."""
+        room = min(self.settings.max_gaussians, int((1 + self.settings.growth) * len(gaussians))) - len(gaussians)
+        if room > 0:
+            chosen = self._share(gaussians, optimizer, self._weights(gaussians.opacities.detach(), state), room, info)
+            base.append_rows(gaussians, optimizer, {name: value.detach()[chosen] for name, value in gaussians})
+
+    def _weights(self, opacities: Tensor, state: State) -> Tensor:
+        if not state:
+            return opacities
+        g = state["grad_sum"] / state["num_seen"].clamp(min=1)
+        return opacities * (g / g.mean().clamp(min=1e-20)) ** self.settings.gradient_power
+
+    def _share(
+        self, gaussians: Gaussians, optimizer: RowOptimizer, weights: Tensor, count: int, info: DensityStep
+    ) -> Tensor:
+        """Return `count` rows drawn by weight [N], int64; each has been given the share of one of its copies."""
+        sums = weights.double().cumsum(0)
+        drawn = torch.rand(count, generator=info.generator, dtype=torch.float64).to(sums.device) * sums[-1]
+        chosen = torch.searchsorted(sums, drawn, right=True).clamp(max=len(weights) - 1)
+        copies = torch.bincount(chosen, minlength=len(weights))[chosen] + 1
+        opacities, scales = relocation(gaussians.opacities.detach()[chosen], gaussians.scales.detach()[chosen], copies)
+        opacities = opacities.clamp(self.settings.min_opacity, _LARGEST_OPACITY)
+        for name, rows in (("logit_opacities", opacities.logit()), ("log_scales", scales.log())):
+            gaussians.set(name, getattr(gaussians, name).detach().index_copy(0, chosen, rows))
+        optimizer.zero_rows(chosen)
+        return chosen
+
+
+def relocation(opacities: Tensor, scales: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
+    """Return opacity [N] and scales [N, 3] of each of `copies` Gaussians that together look as one did.
+
+    Source: Kheradmand et al. 2024, Eq. 8: o' = 1 - (1 - o)^(1/n), and
+    s' = s o / sum_(i=1..n) sum_(k=0..i-1) C(i-1, k) (-1)^k o'^(k+1) / sqrt(k+1), whose inner sum over i is C(n, k+1).
+    Args:
+        opacities, scales: Of the one, [N] and [N, 3].
+        copies: n, int64 [N], at least 1; more than 51 count as 51.
+    """
+    n = copies.clamp(max=_MOST_COPIES).double()[:, None]
+    old = opacities.double()[:, None]
+    new = -torch.expm1(torch.log1p(-old) / n)
+    j = torch.arange(1, _MOST_COPIES + 1, dtype=torch.float64, device=old.device)
+    binomials = torch.lgamma(n + 1) - torch.lgamma(j + 1) - torch.lgamma((n - j).clamp(min=0) + 1)
+    terms = torch.where(j <= n, (binomials + j * new.log()).exp() / j.sqrt(), 0)
+    signs = 1 - 2 * ((j - 1) % 2)
+    factor = old[:, 0] / (terms * signs).sum(dim=1)
+    return new[:, 0].to(opacities), (factor[:, None] * scales.double()).to(scales)
+
+
+STRATEGY = base.StrategyEntry("mcmc", MCMCStrategySettings, MCMCStrategy)

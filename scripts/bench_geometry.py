@@ -30,7 +30,6 @@ from torch import Tensor
 
 from unified_lift.cli.train import parse
 from unified_lift.data import load_scene
-from unified_lift.density.mcmc import MCMCStrategySettings
 from unified_lift.device import chosen_device
 from unified_lift.fileio import write_json, write_text
 from unified_lift.kernels.photometric import photometric_loss
@@ -131,7 +130,7 @@ def train_gsplat(cell: dict[str, Any], out: Path) -> list[dict[str, Any]]:
     params = torch.nn.ParameterDict({name: torch.nn.Parameter(value.contiguous()) for name, value in values.items()})
     optimizers = {name: torch.optim.Adam([params[name]], lr=rates[name], eps=1e-15, fused=True) for name in rates}
     if is_mcmc:
-        cap = cell["cap"] or MCMCStrategySettings().max_gaussians
+        cap = cell["cap"] or 1_000_000
         strategy = strategies.MCMCStrategy(cap_max=cap, refine_stop_iter=steps * 5 // 6)
         state = strategy.initialize_state()
     else:

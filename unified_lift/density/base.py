@@ -1,14 +1,17 @@
 """What a density strategy is: when and where Gaussians are added and removed while the geometry trains."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from unified_lift.model.gaussians import Gaussians
+from unified_lift.model.render import blending_weights
+from unified_lift.settings.limits import Range
+from unified_lift.types import Camera
 
 State = dict[str, Tensor]
 """What a strategy remembers between steps. The geometry stage owns it and saves it with its checkpoints."""
@@ -17,6 +20,10 @@ State = dict[str, Tensor]
 @dataclass(frozen=True, kw_only=True)
 class StrategySettings:
     """The settings of a strategy; flags of their own names."""
+
+    min_contribution: Annotated[float, Range(0, 1)] = 0.0
+    """Once, when nothing is added any more, Gaussians go that have no larger share than this of any pixel of any
+    training view; 0 = none do. [ours]"""
 
 
 class DensityStep(NamedTuple):
@@ -53,10 +60,10 @@ class Strategy(ABC):
         self.settings = settings
 
     def loss_weights(self, radius: float) -> Mapping[str, float]:
-        """Return weights of losses (train/losses) that belong to it, for a scene extent; --loss_weights replaces them."""
+        """Return weights of losses (train/losses) that belong to it, by scene extent; --loss_weights replaces them."""
         return {}
 
-    def begin(self, gaussians: Gaussians) -> None:
+    def begin(self, gaussians: Gaussians) -> None:  # noqa: B027 (most strategies change nothing)
         """Change, in place, the first values of Gaussians that were made from points."""
 
     def initial_state(self, count: int, device: torch.device) -> State:
@@ -71,6 +78,10 @@ class Strategy(ABC):
         """
         return {}
 
+    def last_change(self, num_steps: int) -> int:
+        """Return the iteration from which on nothing is added."""
+        return num_steps
+
     @abstractmethod
     def update(self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep) -> None:
         """Add, remove or change Gaussians, in place, after the Adam step; keep the rows of `state` in line."""
@@ -82,6 +93,24 @@ class StrategyEntry(NamedTuple):
     name: str  # what --strategy calls it
     settings: type[StrategySettings]  # a frozen dataclass
     build: Callable[[Any], Strategy]  # of the settings
+
+
+def grown(count: int, most: int, rounds: int) -> int:
+    """Return how many there are after the next of `rounds` rounds that lead from `count` to `most` by equal factors."""
+    return most if rounds <= 1 or count >= most else round(count * (most / max(count, 1)) ** (1 / rounds))
+
+
+@torch.no_grad()
+def contributions(gaussians: Gaussians, cameras: Iterable[Camera]) -> Tensor:
+    """Return the largest blending weight of each Gaussian in any pixel of any view, [N]; 0 = not seen.
+
+    Source: the pruning score of Fang and Wang 2024 (Mini-Splatting) and Niemeyer et al. 2024 (RadSplat), Eq. 9.
+    """
+    most = torch.zeros(len(gaussians), device=gaussians.device)
+    for camera in cameras:
+        found = blending_weights(gaussians, camera, min_weight=0.0)
+        most.scatter_reduce_(0, found.gaussian_ids.long(), found.weights, "amax")
+    return most
 
 
 def keep_rows(gaussians: Gaussians, optimizer: RowOptimizer, state: State, keep: Tensor) -> None:

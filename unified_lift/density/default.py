@@ -42,6 +42,9 @@ class DefaultStrategySettings(base.StrategySettings):
     """Gaussians larger than this share of the scene radius are removed after the first opacity reset [3DGS]."""
     max_gaussians: Annotated[int, Range(0)] = 0
     """Upper bound on N; 0 = none. [ours]"""
+    grown_at: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the rounds after which the upper bound is reached, by so many of the coarsest Gaussians in each round,
+    whatever the threshold; 0 = the threshold says [3DGS]."""
 
 
 class DefaultStrategy(base.Strategy):
@@ -60,8 +63,11 @@ class DefaultStrategy(base.Strategy):
     def initial_state(self, count: int, device: torch.device) -> State:
         return {"grad_sum": torch.zeros(count, device=device), "num_seen": torch.zeros(count, device=device)}
 
+    def last_change(self, num_steps: int) -> int:
+        return self.settings.densify_until_iter or num_steps // 2
+
     def statistics(self, state: State, step: int, num_steps: int) -> State:
-        return state if step + 1 < (self.settings.densify_until_iter or num_steps // 2) else {}
+        return state if step + 1 < self.last_change(num_steps) else {}
 
     def update(self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep) -> None:
         s, iteration = self.settings, info.step + 1
@@ -82,10 +88,15 @@ class DefaultStrategy(base.Strategy):
 
     def _densify(self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep) -> None:
         gradient = state["grad_sum"] / state["num_seen"].clamp(min=1)
-        threshold = self.settings.absgrad_threshold if self.settings.absgrad else self.settings.densify_grad_threshold
-        coarse = gradient >= threshold
-        if self.settings.max_gaussians:
-            room = max(self.settings.max_gaussians - len(gaussians), 0)
+        s = self.settings
+        coarse = gradient >= (s.absgrad_threshold if s.absgrad else s.densify_grad_threshold)
+        if s.max_gaussians:
+            room = max(s.max_gaussians - len(gaussians), 0)
+            if s.grown_at:
+                first, last = s.densify_from_iter, self.last_change(info.num_steps)
+                left = first + s.grown_at * (last - first) - info.step
+                target = base.grown(len(gaussians), s.max_gaussians, int(left / s.densification_interval) + 1)
+                room, coarse = max(target - len(gaussians), 0), gradient > 0
             coarse &= torch.zeros_like(coarse).index_fill_(0, gradient.topk(min(room, len(gradient))).indices, True)
         large = gaussians.scales.detach().max(dim=1).values > self.settings.percent_dense * info.radius
         clones = {name: value.detach()[coarse & ~large] for name, value in gaussians}

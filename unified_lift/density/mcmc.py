@@ -1,4 +1,4 @@
-"""The MCMC density strategy: a fixed budget of Gaussians, noise that explores, faint ones moved to where others stand."""
+"""The MCMC density strategy: noise explores, and faint Gaussians are moved to where others stand."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,27 +22,33 @@ _LARGEST_OPACITY = 1 - 2.0**-23
 class MCMCStrategySettings(base.StrategySettings):
     """When and where Gaussians are added and moved, and how many there may be."""
 
-    max_gaussians: Annotated[int, Range(1)] = 1_000_000
-    """Upper bound on N, which is reached and kept [3DGS-MCMC]."""
+    max_gaussians: Annotated[int, Range(0)] = 0
+    """Upper bound on N, which is reached; 0 = a round adds as many as are coarser than `grad_threshold`. [ours]
+    3DGS-MCMC: a number for each scene."""
+    grown_at: Annotated[float, Range(0.01, 1)] = 0.5
+    """Share of the rounds after which the upper bound is reached, by equal factors. [ours] 3DGS-MCMC: 5 % more in each
+    round, which short runs end before the bound."""
+    grad_threshold: Annotated[float, Range(0)] = 2e-4
+    """Without an upper bound: mean norm of the screen-space gradient (NDC units) of a Gaussian that is too coarse, as
+    for the default strategy [3DGS]."""
     relocate_from_iter: Annotated[int, Range(0)] = 500
     """First iteration, exclusive [3DGS-MCMC]."""
     relocate_until_iter: Annotated[int, Range(0)] = 0
     """Last iteration, exclusive; 0 = five sixths of all, as 25,000 of 30,000 is [3DGS-MCMC]."""
     relocation_interval: Annotated[int, Range(1)] = 100
     """Iterations between two rounds [3DGS-MCMC]."""
-    growth: Annotated[float, Range(0, 10)] = 0.05
-    """Share of N that a round adds, up to the bound [3DGS-MCMC]."""
     min_opacity: Annotated[float, Range(0, 1)] = 0.005
     """Gaussians no more opaque than this are moved [3DGS-MCMC]."""
-    gradient_power: Annotated[float, Range(0, 4)] = 0.0
-    """Experiment."""
+    gradient_power: Annotated[float, Range(0, 4)] = 1.0
+    """Gaussians come to others drawn by opacity x mean screen-space gradient to this power: where photos ask for more.
+    [ours] 3DGS-MCMC: 0, by opacity alone."""
     noise: Annotated[float, Range(0)] = 5e5
     """Noise of positions, times their rate and the covariance of the Gaussian, in units of the scene radius. [ours] so
     that a scene can have any unit; 3DGS-MCMC: in world units."""
     opacity_weight: Annotated[float, Range(0)] = 0.01
     """Weight of the loss `opacity`, which lets Gaussians fade that no photo asks for [3DGS-MCMC]."""
     scale_weight: Annotated[float, Range(0)] = 0.01
-    """Weight of the loss `scale`, which keeps Gaussians small, over the scene radius. [ours] 3DGS-MCMC: in world units."""
+    """Weight of the loss `scale`, which keeps Gaussians small; over the scene radius [ours], as `noise`."""
     initial_opacity: Annotated[float, Range(0, 1)] = 0.5
     """Opacity of the first Gaussians [3DGS-MCMC]; the default strategy begins with 0.1."""
     initial_scale: Annotated[float, Range(above=0)] = 0.1
@@ -53,7 +59,7 @@ class MCMCStrategy(base.Strategy):
     """3DGS as Markov Chain Monte Carlo: Langevin noise, relocation of dead Gaussians, growth to a cap.
 
     Source: Kheradmand et al. 2024, sections 4.2 to 4.4, with the settings of its code.
-    Differs: samples are drawn by the cumulated sum of opacities, which has no bound on N.
+    Its state: sums of the screen-space gradient, and of the views that count.
     """
 
     settings: MCMCStrategySettings
@@ -62,12 +68,13 @@ class MCMCStrategy(base.Strategy):
         return {"opacity": self.settings.opacity_weight, "scale": self.settings.scale_weight / radius}
 
     def initial_state(self, count: int, device: torch.device) -> State:
-        if not self.settings.gradient_power:
-            return {}
         return {"grad_sum": torch.zeros(count, device=device), "num_seen": torch.zeros(count, device=device)}
 
     def statistics(self, state: State, step: int, num_steps: int) -> State:
-        return state if step + 1 < (self.settings.relocate_until_iter or num_steps * 5 // 6) else {}
+        return state if step + 1 < self.last_change(num_steps) else {}
+
+    def last_change(self, num_steps: int) -> int:
+        return self.settings.relocate_until_iter or num_steps * 5 // 6
 
     @torch.no_grad()
     def begin(self, gaussians: Gaussians) -> None:
@@ -77,14 +84,24 @@ class MCMCStrategy(base.Strategy):
 
     @torch.no_grad()
     def update(self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep) -> None:
-        s, iteration = self.settings, info.step + 1
-        until = s.relocate_until_iter or info.num_steps * 5 // 6
+        s, iteration, until = self.settings, info.step + 1, self.last_change(info.num_steps)
         if s.relocate_from_iter < iteration < until and iteration % s.relocation_interval == 0:
-            self._relocate(gaussians, optimizer, state, info)
-            self._grow(gaussians, optimizer, state, info)
+            gradient = state["grad_sum"] / state["num_seen"].clamp(min=1)
+            asked = (gradient / gradient.mean().clamp(min=1e-20)) ** s.gradient_power
+            self._relocate(gaussians, optimizer, asked, info)
+            self._grow(gaussians, optimizer, asked, self._room(gradient, info), info)
             state |= self.initial_state(len(gaussians), gaussians.device)
         if s.noise:
             self._explore(gaussians, info)
+
+    def _room(self, gradient: Tensor, info: DensityStep) -> int:
+        """Return how many Gaussians a round adds."""
+        s = self.settings
+        if not s.max_gaussians:
+            return int((gradient >= s.grad_threshold).sum())
+        rounds = s.grown_at * (self.last_change(info.num_steps) - s.relocate_from_iter)
+        left = int((s.relocate_from_iter + rounds - info.step) / s.relocation_interval) + 1
+        return base.grown(len(gradient), s.max_gaussians, left) - len(gradient)
 
     def _explore(self, gaussians: Gaussians, info: DensityStep) -> None:
         """Move the positions by noise of the shape of each Gaussian, the less the more opaque it is (Eq. 9)."""
@@ -96,35 +113,35 @@ class MCMCStrategy(base.Strategy):
         share *= self.settings.noise * info.rate / info.radius**2
         means.addcmul_(moved, share[:, None])
 
-    def _relocate(self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep) -> None:
-        """Move dead Gaussians to living ones, drawn by opacity, so that the picture changes little."""
+    def _relocate(
+        self, gaussians: Gaussians, optimizer: RowOptimizer, asked: Tensor, info: DensityStep
+    ) -> None:
+        """Move dead Gaussians to living ones, so that the picture changes little."""
         opacities = gaussians.opacities.detach()
-        dead = (opacities <= self.settings.min_opacity).nonzero()[:, 0]
-        weights = torch.where(opacities > self.settings.min_opacity, self._weights(opacities, state), 0)
-        if not len(dead) or not bool(weights.any()):
-            return
-        chosen = self._share(gaussians, optimizer, weights, len(dead), info)
-        for name, value in list(gaussians):
-            gaussians.set(name, value.detach().index_copy(0, dead, value.detach()[chosen]))
+        alive = opacities > self.settings.min_opacity
+        dead = (~alive).nonzero()[:, 0]
+        chosen = self._share(gaussians, optimizer, torch.where(alive, opacities * asked, 0), len(dead), info)
+        if len(chosen):
+            for name, value in list(gaussians):
+                gaussians.set(name, value.detach().index_copy(0, dead, value.detach()[chosen]))
 
-    def _grow(self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep) -> None:
-        """Add Gaussians beside others, drawn by opacity."""
-        room = min(self.settings.max_gaussians, int((1 + self.settings.growth) * len(gaussians))) - len(gaussians)
-        if room > 0:
-            chosen = self._share(gaussians, optimizer, self._weights(gaussians.opacities.detach(), state), room, info)
-            base.append_rows(gaussians, optimizer, {name: value.detach()[chosen] for name, value in gaussians})
-
-    def _weights(self, opacities: Tensor, state: State) -> Tensor:
-        if not state:
-            return opacities
-        g = state["grad_sum"] / state["num_seen"].clamp(min=1)
-        return opacities * (g / g.mean().clamp(min=1e-20)) ** self.settings.gradient_power
+    def _grow(
+        self, gaussians: Gaussians, optimizer: RowOptimizer, asked: Tensor, count: int, info: DensityStep
+    ) -> None:
+        """Add so many Gaussians, each in the place of another one."""
+        chosen = self._share(gaussians, optimizer, gaussians.opacities.detach() * asked, count, info)
+        base.append_rows(gaussians, optimizer, {name: value.detach()[chosen] for name, value in gaussians})
 
     def _share(
         self, gaussians: Gaussians, optimizer: RowOptimizer, weights: Tensor, count: int, info: DensityStep
     ) -> Tensor:
-        """Return `count` rows drawn by weight [N], int64; each has been given the share of one of its copies."""
+        """Return `count` rows drawn by weight [N], int64, or none; each has been given the share of one of its copies.
+
+        Samples are drawn by the sum of the weights up to each row, which has no bound on N.
+        """
         sums = weights.double().cumsum(0)
+        if count < 1 or not len(sums) or not float(sums[-1]) > 0:
+            return torch.zeros(0, dtype=torch.int64, device=weights.device)
         drawn = torch.rand(count, generator=info.generator, dtype=torch.float64).to(sums.device) * sums[-1]
         chosen = torch.searchsorted(sums, drawn, right=True).clamp(max=len(weights) - 1)
         copies = torch.bincount(chosen, minlength=len(weights))[chosen] + 1

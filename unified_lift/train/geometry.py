@@ -6,7 +6,7 @@ import torch
 from diff_gaussian_rasterization import TrainingStep
 from torch import Tensor
 
-from unified_lift.density.base import DensityStep, Strategy
+from unified_lift.density.base import DensityStep, Strategy, contributions, keep_rows
 from unified_lift.kernels.photometric import backward, photometric_loss
 from unified_lift.methods.base import Method, StepInfo
 from unified_lift.model.gaussians import Gaussians
@@ -120,6 +120,9 @@ class GeometryStage(Stage):
         noise = self.noise.at(step, self.gaussians.device)
         info = DensityStep(step, self.num_steps, self.radius, out.meta.radii, self.generator, noise, rates["means"])
         self.strategy.update(self.gaussians, self.adam, self.density, info)
+        if step + 1 == self.strategy.last_change(self.num_steps) and self.strategy.settings.min_contribution:
+            keep = contributions(self.gaussians, self.cameras) > self.strategy.settings.min_contribution
+            keep_rows(self.gaussians, self.adam, self.density, keep)
         return {name: term.detach() for name, term in terms.items()}
 
     def background_at(self, step: int) -> Tensor | None:

@@ -52,7 +52,7 @@ class Control:
     def act(self, gaussians, adam, step):
         generator = torch.Generator().manual_seed(0)
         radii = torch.ones(len(gaussians), dtype=torch.int32)
-        self.strategy.update(gaussians, adam, self.state, DensityStep(step, 1000, 1.0, radii, generator))
+        self.strategy.update(gaussians, adam, self.state, DensityStep(step, 1000, 1.0, radii, generator, generator, 0.0))
         assert {len(value) for value in self.state.values()} == {len(gaussians)}
 
 
@@ -155,6 +155,15 @@ def test_number_of_gaussians_is_bounded(gaussians, adam):
     assert torch.equal(gaussians.means[4], gaussians.means[1])  # the coarsest one was chosen
 
 
+def test_a_budget_is_reached_by_the_coarsest_whatever_the_threshold(adam, gaussians):
+    settings = DefaultStrategySettings(
+        densify_from_iter=0, densification_interval=10, max_gaussians=8, grown_at=0.02, opacity_reset_interval=0
+    )  # 10 of 500 iterations, one round
+    Control([1e-7, 3e-7, 0, 0], gaussians, settings).act(gaussians, adam, 9)
+    assert len(gaussians) == 6  # two have a gradient at all
+    assert torch.equal(gaussians.means[4:].detach().sort(dim=0)[0], gaussians.means[:2].detach().sort(dim=0)[0])
+
+
 def test_densification_ends_half_way_unless_told():
     for until, last in ((0, 498), (800, 798)):
         strategy = DefaultStrategy(DefaultStrategySettings(densify_until_iter=until))
@@ -195,7 +204,7 @@ def test_another_strategy_is_found_by_name_brings_its_settings_and_is_resumed(tm
     assert saved["rounds"].tolist() == [6.0] * (count - 12)
     with pytest.raises(UserError, match="--num_removed must be at least 1, received 0"):
         parse([*argv, "0"])
-    with pytest.raises(UserError, match="--strategy shrik: no such density strategy; there are default, shrink"):
+    with pytest.raises(UserError, match="--strategy shrik: no such density strategy; there are default, mcmc, shrink"):
         parse([*argv[:5], "shrik"])
     with pytest.raises(UserError, match="was trained with --strategy shrink, now default"):
         run(settings_for(tmp_path), scene, resume_from=latest_checkpoint(settings))

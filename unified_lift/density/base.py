@@ -97,7 +97,7 @@ class StrategyEntry(NamedTuple):
 
 def grown(count: int, most: int, rounds: int) -> int:
     """Return how many there are after the next of `rounds` rounds that lead from `count` to `most` by equal factors."""
-    return most if rounds <= 1 or count >= most else round(count * (most / max(count, 1)) ** (1 / rounds))
+    return max(count, most if rounds <= 1 else round(count * (most / max(count, 1)) ** (1 / rounds)))
 
 
 @torch.no_grad()

@@ -113,9 +113,7 @@ class MCMCStrategy(base.Strategy):
         share *= self.settings.noise * info.rate / info.radius**2
         means.addcmul_(moved, share[:, None])
 
-    def _relocate(
-        self, gaussians: Gaussians, optimizer: RowOptimizer, asked: Tensor, info: DensityStep
-    ) -> None:
+    def _relocate(self, gaussians: Gaussians, optimizer: RowOptimizer, asked: Tensor, info: DensityStep) -> None:
         """Move dead Gaussians to living ones, so that the picture changes little."""
         opacities = gaussians.opacities.detach()
         alive = opacities > self.settings.min_opacity

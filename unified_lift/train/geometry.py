@@ -122,7 +122,8 @@ class GeometryStage(Stage):
         self.strategy.update(self.gaussians, self.adam, self.density, info)
         if step + 1 == self.strategy.last_change(self.num_steps) and self.strategy.settings.min_contribution:
             keep = contributions(self.gaussians, self.cameras) > self.strategy.settings.min_contribution
-            keep_rows(self.gaussians, self.adam, self.density, keep)
+            if bool(keep.any()):
+                keep_rows(self.gaussians, self.adam, self.density, keep)
         return {name: term.detach() for name, term in terms.items()}
 
     def background_at(self, step: int) -> Tensor | None:

@@ -52,7 +52,9 @@ class Control:
     def act(self, gaussians, adam, step):
         generator = torch.Generator().manual_seed(0)
         radii = torch.ones(len(gaussians), dtype=torch.int32)
-        self.strategy.update(gaussians, adam, self.state, DensityStep(step, 1000, 1.0, radii, generator, generator, 0.0))
+        self.strategy.update(
+            gaussians, adam, self.state, DensityStep(step, 1000, 1.0, radii, generator, generator, 0.0)
+        )
         assert {len(value) for value in self.state.values()} == {len(gaussians)}
 
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unified_lift.ops.quaternions import multiply, normalise, rotation_from_quaternion
+from unified_lift.ops.quaternions import multiply, normalise, rotate, rotation_from_quaternion
 
 
 def random_quats(seed: int, count: int = 64) -> torch.Tensor:
@@ -46,3 +46,12 @@ def test_gradient_reaches_the_quaternion():
 def test_wrong_width_is_refused(function):
     with pytest.raises(ValueError, match=r"must be \[\.\.\., 4\]"):
         function(torch.ones(5, 3))
+
+
+def test_turning_vectors_is_what_the_rotation_matrix_does():
+    generator = torch.Generator().manual_seed(0)
+    quats, vectors = torch.randn(2, 7, 4, generator=generator), torch.randn(2, 7, 3, generator=generator)
+    expected = (rotation_from_quaternion(quats) @ vectors[..., None])[..., 0]
+    torch.testing.assert_close(rotate(normalise(quats), vectors), expected, rtol=1e-5, atol=1e-6)
+    quarter = torch.tensor([2**-0.5, 0.0, 0.0, 2**-0.5])  # about z
+    torch.testing.assert_close(rotate(quarter, torch.tensor([1.0, 0.0, 5.0])), torch.tensor([0.0, 1.0, 5.0]))

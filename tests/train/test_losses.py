@@ -15,6 +15,7 @@ from unified_lift.train.losses.base import GeometryLoss
 from unified_lift.train.losses.needle import needle
 from unified_lift.train.run import run
 
+KNOWN = dict(LOSSES)
 FUNCTIONS = {
     "depth": lambda out, gaussians, view: out.depth.mean(),
     "alpha": lambda out, gaussians, view: out.alpha.mean(),
@@ -80,3 +81,24 @@ def test_a_wrong_word_is_refused_before_anything_is_written(tmp_path, scene):
     for word in ("depth", "depth=nan", "depth=much"):
         with pytest.raises(UserError, match=f"{word}: write NAME=WEIGHT, such as depth=0.1"):
             chosen_losses([word])
+
+
+    with pytest.raises(UserError, match="write NAME=WEIGHT, such as depth=0.1"):
+        chosen_losses(["depth"])
+
+
+def test_opacity_and_scale_are_plain_means():
+    sizes = {"means": 3, "quats": 4, "log_scales": 3, "logit_opacities": 0, "sh0": 3, "shN": 0, "features": 0}
+    table = {name: torch.zeros(2, size) if size else torch.zeros(2) for name, size in sizes.items()}
+    table |= {"sh0": torch.zeros(2, 1, 3), "shN": torch.zeros(2, 0, 3), "features": torch.zeros(2, 0)}
+    table["logit_opacities"] = torch.tensor([0.2, 0.6]).logit()
+    table["log_scales"] = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 9.0]]).log()
+    gaussians = Gaussians(table)
+    assert float(KNOWN["opacity"].function(None, gaussians, None).detach()) == pytest.approx(0.4)
+    assert float(KNOWN["scale"].function(None, gaussians, None).detach()) == pytest.approx(4.0)
+
+
+def test_weights_of_a_strategy_count_unless_others_are_given():
+    weights = {"opacity": 0.01, "scale": 0.02}
+    found = {loss.name: weight for loss, weight in chosen_losses(("scale=0", "needle=1"), weights).items()}
+    assert found == {"opacity": 0.01, "needle": 1.0}

@@ -23,7 +23,7 @@ from unified_lift.modelfolder.labels import label_gaussians
 from unified_lift.modelfolder.settings import GeometrySettings, LiftSettings, TrainSettings, with_preset
 from unified_lift.ops.cameras import unproject
 from unified_lift.settings.yaml import merged
-from unified_lift.train.geometry import GeometryStage
+from unified_lift.train.geometry import GeometryStage, log_linear
 from unified_lift.train.hooks import Hook, Interrupted
 from unified_lift.train.lift import LiftStage
 from unified_lift.train.logs import read_log
@@ -358,6 +358,15 @@ def test_rates_are_those_of_3dgs(scene):
     assert first["means"] == pytest.approx(1.6e-4 * scene.radius)
     assert stage.rates(25)["means"] == pytest.approx(1.6e-5 * scene.radius)
     assert last["means"] == pytest.approx(1.6e-6 * scene.radius)
+
+
+def test_rates_fall_over_a_cooldown_and_those_of_positions_as_ever(scene):
+    settings = GeometrySettings(iterations=100, cooldown=0.4, final_rates=0.01)
+    stage = GeometryStage(scene, gaussians_from_points(scene.points, sh_degree=1), settings, DEFAULT, seed=0)
+    scales = [stage.rates(step)["log_scales"] / 5e-3 for step in (0, 60, 80, 90)]
+    assert scales == pytest.approx([1, 1, 0.1, 10**-1.5])
+    assert stage.rates(80)["sh0"] / 2.5e-3 == pytest.approx(0.1)
+    assert stage.rates(80)["means"] == pytest.approx(log_linear(1.6e-4, 1.6e-6, 0.8) * scene.radius)
 
 
 def test_feature_rate_falls_to_its_share_and_the_codebook_rate_stays():

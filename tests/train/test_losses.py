@@ -82,7 +82,6 @@ def test_a_wrong_word_is_refused_before_anything_is_written(tmp_path, scene):
         with pytest.raises(UserError, match=f"{word}: write NAME=WEIGHT, such as depth=0.1"):
             chosen_losses([word])
 
-
     with pytest.raises(UserError, match="write NAME=WEIGHT, such as depth=0.1"):
         chosen_losses(["depth"])
 

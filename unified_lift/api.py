@@ -20,6 +20,7 @@ from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.modelfolder.outputs import holds_run
 from unified_lift.modelfolder.settings import TrainSettings, changed, with_preset
 from unified_lift.train.run import run
+from unified_lift.train.schedule import OWN_BOUND, gives_bound
 from unified_lift.types import Camera, Scene
 
 __all__ = ["UserError", "evaluate", "export", "load_model", "load_scene", "render", "segment", "train_scene"]
@@ -50,6 +51,7 @@ def train_scene(
     if holds_run(Path(out)) and not overwrite:
         raise UserError(f"{out}: already holds a run; overwrite=True replaces it")
     given = {"source_path": str(scene), "model_path": str(out), **settings}
+    given = OWN_BOUND | given if gives_bound(given) else given
     chosen = changed(with_preset(TrainSettings(), preset), given, origin="train_scene")
     chosen.check()
     run(chosen)

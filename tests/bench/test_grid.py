@@ -130,7 +130,7 @@ def test_presets_are_trained_whole_each_by_its_own_flags(timeline):
     released, ours = expand(replace(timeline, timeline=(), iterations=None, extra=("released:--iterations=5",)))
     assert (released.key, ours.key) == ("a/released/seed0", "a/unified_lift/seed0")
     settings = [parse(job.commands[0][1:]).settings for job in (released, ours)]
-    assert [s.geometry.iterations for s in settings] == [5, 30_000]
+    assert [s.geometry.iterations for s in settings] == [5, -1]  # chosen by the device
     assert [s.schedule for s in settings] == ["joint", "staged"]
 
 

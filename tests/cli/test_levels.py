@@ -12,6 +12,7 @@ from unified_lift.cli.main import main
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.outputs import level_dir, saved_levels
+from unified_lift.train import schedule
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,14 @@ def test_levels_share_the_geometry_and_are_models_of_their_own(scene, tmp_path, 
     # A new run into the folder does not leave levels of the old geometry behind.
     assert train(scene, model, "--overwrite") == 0
     assert saved_levels(model) == []
+
+
+def test_levels_lie_on_geometry_whose_length_was_chosen(scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "cpu_schedule", lambda photos, **_: (12, 200))
+    model = tmp_path / "model"
+    assert train(scene, model, "--levels", "part=object_mask_part", "--iterations", "-1", "--device", "cpu") == 0
+    assert load_model(model).iteration == 12
+    assert load_model(model).gaussians.means.equal(load_model(model, level="part").gaussians.means)
 
 
 def test_a_level_goes_on_where_it_was_stopped(scene, tmp_path):

@@ -137,7 +137,7 @@ def test_parity_presets_hold_the_published_numbers():
         (["train", "-s", "x", "-m", "y", "--num_codes", "-1"], "--num_codes must be at least 0"),
         (["train", "-s", "x", "-m", "y", "--temperature", "-1"], "--temperature must be at least 0"),
         (["train", "-s", "x", "-m", "y", "--config", "none.yaml"], "none.yaml: no such settings file"),
-        (["train", "-s", "x", "-m", "y", "--iterations", "-1"], "--iterations must be at least 1"),
+        (["train", "-s", "x", "-m", "y", "--iterations", "0"], "--iterations must be at least 1"),
         (["train", "-s", "x", "-m", "y", "--sh_degree", "4"], "--sh_degree goes up to 3"),
         (["train", "-s", "x", "-m", "y", "--checkpoint_minutes", "-1"], "--checkpoint_minutes must be at least 0"),
         (["train", "-s", "x", "-m", "y", "--resume"], "no chkpnt<N>.pth there to resume from"),

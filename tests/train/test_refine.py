@@ -111,6 +111,19 @@ def test_what_the_lens_did_not_see_says_nothing(scene, learnt):
     assert not torch.equal(found, start)
 
 
+def test_targets_are_made_once_a_view_where_they_fit_and_change_nothing(scene, learnt, monkeypatch):
+    gaussians, method = learnt
+    seen = torch.rand(scene.train[0].segments.shape, generator=torch.Generator().manual_seed(0)) < 0.7
+    two = replace(scene, train=(replace(scene.train[0], valid=seen), scene.train[1]))
+    start, targets, calls = torch.randn(len(gaussians), 16), refine.pixel_targets, []
+    monkeypatch.setattr(refine, "pixel_targets", lambda *args: calls.append(0) or targets(*args))
+    kept = refined(two, gaussians, method, start, num_steps=6)
+    assert len(calls) == 2
+    monkeypatch.setattr(refine, "_MAX_KEPT", 0)
+    assert torch.equal(refined(two, gaussians, method, start, num_steps=6), kept)
+    assert len(calls) == 2 + 6
+
+
 def test_large_views_are_sampled(scene, learnt):
     gaussians, method = learnt
     start, one = torch.randn(len(gaussians), 16), replace(scene, train=scene.train[:1])

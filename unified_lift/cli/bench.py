@@ -80,14 +80,15 @@ def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
         raise UserError("--timeline: give numbers of iterations from 1 on, with --table presets")
     seeds = tuple(dict.fromkeys(args.seeds))
     scenes = chosen_scenes(table, args.data and args.data.resolve(), args.scenes, *args.kinds)
-    base = with_preset(TrainSettings(), "demo").geometry if table.key == ROBUSTNESS else GeometrySettings()
+    full = GeometrySettings().gpu_iterations  # on every device, so that tables can be compared
+    full = with_preset(TrainSettings(), "demo").geometry.iterations if table.key == ROBUSTNESS else full
     grid = Grid(
         table=table,
         out=args.out.resolve(),
         scenes=tuple(scenes[:1] if args.timeline else scenes),
         rows=tuple(chosen_rows(table, args.methods)),
         seeds=seeds[:1] if args.timeline else seeds,
-        iterations=args.iterations or (None if table.key == PRESETS else base.iterations),
+        iterations=args.iterations or (None if table.key == PRESETS else full),
         device_flags=() if args.device == "auto" else ("--device", args.device),
         extra=tuple(extra),
         grounding=args.grounding,

@@ -17,6 +17,7 @@ from unified_lift.settings.yaml import read_settings_file
 from unified_lift.train.hooks import Interrupted
 from unified_lift.train.profiling import profile_table
 from unified_lift.train.run import latest_checkpoint, run
+from unified_lift.train.schedule import OWN_BOUND, gives_bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +57,19 @@ def train_main(argv: list[str]) -> int:
     if start is None and holds_work(model) and not command.overwrite:
         goes_on = "--resume goes on with it" if checkpoints(model) else "none of its checkpoints is left to go on from"
         raise UserError(f"{model}: already holds a run; {goes_on}, --overwrite replaces it")
-    runs = [(command.settings, start)]
-    for settings in _granularities(command):
-        go_on = (command.resume or command.resume_auto) and holds_run(settings.model_path)
-        runs.append((settings, latest_checkpoint(settings) if go_on else None))
-    antialiased = command.settings.geometry.antialiased
-    for settings, start in runs:
-        settings = replace(settings, geometry=replace(settings.geometry, antialiased=antialiased))
+    levels = list(_granularities(command))  # for errors before anything is trained
+    for number in range(1 + len(levels)):
+        settings = levels[number - 1] if number else command.settings
+        if number:
+            go_on = (command.resume or command.resume_auto) and holds_run(settings.model_path)
+            start = latest_checkpoint(settings) if go_on else None
         try:
             state = run(settings, resume_from=start)
-            antialiased = state.gaussians.antialiased  # an --init_ply may have said so; the levels are drawn alike
         except Interrupted:
             print(f"\ninterrupted; go on with: train.py -m {settings.model_path} --resume")
             return 130
+        if not number:  # the run has chosen how long it is, and an --init_ply may have said how it is drawn
+            levels = list(_granularities(replace(command, settings=state.settings)))
         if settings.run.profile:
             print(profile_table(state.profile))
         if not state.scene.labelled:
@@ -85,6 +86,7 @@ def parse(argv: list[str]) -> TrainCommand:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag, kind in {"preset": str, "method-name": str, "strategy": str, "config": Path, "model-path": Path}.items():
         early.add_argument(f"--{flag}", type=kind)
+    early.add_argument("--max-gaussians")
     early.add_argument("--resume", action="store_true")
     early.add_argument("--resume-auto", action="store_true")
     known, _ = early.parse_known_args(argv)
@@ -97,11 +99,15 @@ def parse(argv: list[str]) -> TrainCommand:
         base = with_preset(base, known.preset or known.method_name or base.preset)
     if known.strategy:
         base = changed(base, {"strategy": known.strategy}, origin="command line")
+    bounded = known.max_gaussians is not None
     if known.config:
         # As in the JSON of Unified-Lift and Gaussian Grouping; only the latter's code runs their 3D regulariser.
         content = {key: value for key, value in read_settings_file(known.config).items() if str(key)[:6] != "reg3d_"}
         content = {"num_codes" if key == "num_classes" else key: value for key, value in content.items()}
         base = with_file(base, content, known.config)
+        bounded |= gives_bound(content)
+    if bounded:
+        base = changed(base, OWN_BOUND, origin="command line")
     generic: tuple[Any, Any] = (tyro.conf.OmitArgPrefixes, TrainCommand)  # Any: the types are known only now
     kind = generic[0][generic[1][type(base.method), type(base.density)]]
     command = tyro.cli(kind, args=argv, default=TrainCommand(settings=base), prog="train.py")

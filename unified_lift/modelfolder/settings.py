@@ -29,8 +29,17 @@ D = TypeVar("D", bound=StrategySettings)
 class GeometrySettings:
     """The 3D-GS recipe."""
 
-    iterations: Annotated[int, Range(0)] = 30_000
-    """Geometry iterations, one view each [3DGS]; 0 = none (with --init_ply)."""
+    iterations: Annotated[int, Range(-1)] = -1
+    """Geometry iterations, one view each; 0 = none (with --init_ply), -1 = chosen: `gpu_iterations` on a GPU, on a CPU
+    by number and size of the photos, and at most `cpu_gaussians` with it. [ours] 3DGS: 30,000."""
+    gpu_iterations: Annotated[int, Range(1)] = 30_000
+    """Geometry iterations where a GPU trains and none are given [3DGS]."""
+    cpu_minutes: Annotated[float, Range(0, 10_000)] = 2.5
+    """Minutes of geometry by which iterations are chosen on a CPU: of two idle cores, by a formula, so that every
+    machine takes the same number. [ours]"""
+    cpu_gaussians: Annotated[int, Range(-1)] = -1
+    """Upper bound on N where iterations are chosen on a CPU; -1 = by number and size of the photos, 0 = only
+    `max_gaussians`, which goes before if it is given. [ours]"""
     sh_degree: Annotated[int, Range(0, 3)] = 3
     """Highest SH degree of colour, 0 to 3 [3DGS]."""
     sh_interval: Annotated[int, Range(1)] = 1_000
@@ -86,8 +95,12 @@ class LiftSettings:
     """The lift stage: features and codebook on frozen geometry."""
 
     lift_iterations: Annotated[int, Range(-1)] = -1
-    """Steps of the lift stage; 0 = no lift, -1 = as many as draw each pixel of the labelled views three times, but no
-    more than 442,368 of a view, and at least 2,000 steps. [ours] experiments.md"""
+    """Steps of the lift stage; 0 = no lift, -1 = as many as draw each pixel of the labelled views `lift_draws` times
+    (three, of a view at most 442,368 draws), and at least `lift_min_steps` (2,000). [ours] experiments.md"""
+    lift_draws: Annotated[float, Range(0, 1_000)] = 3.0
+    """Draws of each pixel that -1 means: fewer lose small objects of large scenes. [ours] experiments.md"""
+    lift_min_steps: Annotated[int, Range(1)] = 2_000
+    """Steps of the lift that -1 means at least. [ours]"""
     lift_pixels: Annotated[int, Range(1)] = 8_192
     """Pixels drawn per step. [ours] released: 32,768 for Eq. 1, the whole image for the rest."""
     lift_pool: Annotated[int, Range(0)] = 0
@@ -185,7 +198,7 @@ class TrainSettings(Generic[M, D]):
 
     def check(self) -> None:
         """Raise a UserError naming the flag whose value makes no sense."""
-        if self.geometry.iterations < 1 and self.init_ply is None:
+        if self.geometry.iterations == 0 and self.init_ply is None:
             raise UserError(f"--iterations must be at least 1, received {self.geometry.iterations}")
         check_ranges(self)
         self.method.check()

@@ -18,7 +18,7 @@ from unified_lift.train.stage import Stage, weighted_sum
 from unified_lift.train.views import SegmentMaps, SegmentPixels
 from unified_lift.types import Camera, Scene
 
-_MOST_DRAWS = 3 * 384 * 384  # of pixels of a view: larger photos ask for no more steps, docs/experiments.md
+_MOST_PIXELS = 384 * 384  # of a view that count: larger photos ask for no more steps, docs/experiments.md
 
 
 def steps_of(settings: LiftSettings, cameras: Sequence[Camera]) -> int:
@@ -26,8 +26,8 @@ def steps_of(settings: LiftSettings, cameras: Sequence[Camera]) -> int:
     if settings.lift_iterations >= 0:
         return settings.lift_iterations
     # Fewer than three for each pixel lose small objects of large scenes. Large photos show nothing smaller for it.
-    draws = sum(min(3 * camera.width * camera.height, _MOST_DRAWS) for camera in cameras)
-    return max(2_000, draws // settings.lift_pixels)  # more fit the errors of the masks
+    pixels = sum(min(camera.width * camera.height, _MOST_PIXELS) for camera in cameras)
+    return max(settings.lift_min_steps, int(settings.lift_draws * pixels) // settings.lift_pixels)  # more fit errors
 
 
 class GradientGraph:

@@ -16,8 +16,9 @@ from unified_lift.ops.rng import StepRng
 from unified_lift.train.batches import weights_at
 from unified_lift.train.stage import Stage
 from unified_lift.train.views import SegmentMaps
-from unified_lift.types import Scene
+from unified_lift.types import Scene, View
 
+_MAX_KEPT = 2**28  # bytes of the targets of all views, and of which pixels have them
 _MAX_LOGITS = 2**24  # of pixels with codes at once: 64 MiB for each of a few tensors
 
 
@@ -61,23 +62,22 @@ class RefineStage(Stage):
         self.settings, self.labels, self.weights, self.codes = settings, labels, {}, labels.codes
         self.maps, self.rng = SegmentMaps(ignore_zero=method.ignore_zero, keep=False), StepRng(seed)
         self.features = labels.features.detach().clone().requires_grad_(True)
+        size = 6 * sum(camera.width * camera.height for camera in self.cameras)
+        self.keeps_targets = num_steps > len(self.cameras) and size <= _MAX_KEPT and len(self.codes) < 2**15
+        self.kept: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def step(self, step: int) -> dict[str, Tensor]:
         self.on_phase("view")
         index, view = self.next_view()
-        pixels = self.maps.of(index, view)
         self.on_phase("targets")
-        with torch.no_grad():
-            out = render(self.gaussians, view.camera)
-            own = self.method.vote(out.features.flatten(0, 1), points_seen(out, view.camera))
-        own = own if pixels.pixel_ids is None else own.index_select(0, pixels.pixel_ids)
-        targets = pixel_targets(own, pixels.slot, pixels.num_segments, len(self.codes))
+        targets, pixel_ids = self._targets(index, view)
         chosen = self._drawn(len(targets), step)
         self.on_phase("forward")
-        drawn = chosen if pixels.pixel_ids is None else pixels.pixel_ids.index_select(0, chosen)
+        drawn = chosen if pixel_ids is None else pixel_ids.index_select(0, chosen)
         blended = blend(weights_at(self.gaussians, view.camera, drawn), self.features)
         self.on_phase("losses")
-        logits, target = blended @ self.codes.T / temperature_for(len(self.codes)), targets.index_select(0, chosen)
+        logits = blended @ self.codes.T / temperature_for(len(self.codes))
+        target = targets.index_select(0, chosen).long()
         # A sum, since a mean over no labelled pixel is NaN; Adam does not care for the factor.
         loss = cross_entropy(logits, target, ignore_index=-1, reduction="sum")
         self.on_phase("backward")
@@ -101,6 +101,23 @@ class RefineStage(Stage):
         if state["features"].shape != self.features.shape:
             raise ValueError(f"features are {list(state['features'].shape)}, not {list(self.features.shape)}")
         self.features = state["features"].to(self.features.device, copy=True).requires_grad_(True)
+
+    @torch.no_grad()
+    def _targets(self, index: int, view: View) -> tuple[Tensor, Tensor | None]:
+        """Return the code that each pixel of a view is to have, and which pixels these are, None = all.
+
+        They stay as they are through the stage, as do what they are made of: scene, learnt features and codes.
+        """
+        if index in self.kept:
+            return self.kept[index]
+        pixels = self.maps.of(index, view)
+        out = render(self.gaussians, view.camera)
+        own = self.method.vote(out.features.flatten(0, 1), points_seen(out, view.camera))
+        own = own if pixels.pixel_ids is None else own.index_select(0, pixels.pixel_ids)
+        found = pixel_targets(own, pixels.slot, pixels.num_segments, len(self.codes)), pixels.pixel_ids
+        if self.keeps_targets:
+            self.kept[index] = found[0].short(), found[1]
+        return found
 
     def _drawn(self, count: int, step: int) -> Tensor:
         """Return so many different numbers below `count` as a step draws pixels, or all of them, int64."""

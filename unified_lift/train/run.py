@@ -38,6 +38,7 @@ from unified_lift.train.logs import RunLog, rewind_log
 from unified_lift.train.losses import chosen_losses
 from unified_lift.train.profiling import Profile
 from unified_lift.train.refine import RefineStage
+from unified_lift.train.schedule import Forecast, Photos, chosen
 from unified_lift.train.stage import Stage
 from unified_lift.types import Scene, Similarity, View, ZeroId
 
@@ -46,6 +47,7 @@ _MUCH_UNCLAIMED = 0.25  # masks of whole pictures leave gaps of a few percent
 # checkpoint of staged geometry on, what the lift computes too, and from one of the lift on, what the refinement does.
 _OF_THE_REFINEMENT = ("refine.", "method.sharpen_steps")
 _OF_THE_LIFT = (*_OF_THE_REFINEMENT, "lift.", "method.", "method_name", "preset")
+_BY_WHICH_CHOSEN = ("geometry.gpu_iterations", "geometry.cpu_minutes", "geometry.cpu_gaussians")
 _FREE_TO_CHANGE = ("model_path", "run.", "data.source_path", "geometry.iterations", "lift.lift_iterations")
 
 
@@ -99,7 +101,8 @@ def _run(
     )
     with closing(log), Checkpoints(settings, state.method, state.clock.seconds, finite) as saving:
         results = GeometryResults(settings, state.scene, log, finite)
-        watch = [finite, Log(settings.run, log, finite), results, saving, *hooks]
+        forecast = Forecast(settings, state.scene, state.clock.seconds)
+        watch = [finite, Log(settings.run, log, finite), results, saving, forecast, *hooks]
         if settings.run.profile:
             watch.insert(0, Profile(state.method, state.profile))
         begin = state.checkpoint["stage"] if state.checkpoint else "geometry"
@@ -226,6 +229,10 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
     else:
         scene = cache.cached(with_sparse_points(scene) if sparse else scene)
     assert cache.choice is not None
+    photos = Photos.of([view.camera for view in scene.train], len(scene.points.positions))
+    settings, choice = chosen(settings, photos, device.type, earlier=None if saved is None else saved["settings"])
+    if choice:
+        tqdm.write(choice)
     zero_id = _zero_id(scene) if settings.method.zero_id == "auto" else scene.zero_id
     method = _about_void(settings, scene).build_method(zero_id=zero_id).to(device)
     if settings.schedule == "joint" and not method.allows_joint:
@@ -319,7 +326,7 @@ def latest_checkpoint(settings: TrainSettings) -> Path | None:
             problem = problem or error
             continue
         stage, before = state["stage"], state["settings"]
-        same_geometry = before["geometry"]["iterations"] == settings.geometry.iterations
+        same_geometry = settings.geometry.iterations in (-1, before["geometry"]["iterations"])
         same_lift = before["lift"]["lift_iterations"] == settings.lift.lift_iterations
         lifted_alike = not any(
             name.startswith(_OF_THE_LIFT) for name in _differences(settings, state, origin=str(path))
@@ -334,7 +341,8 @@ def latest_checkpoint(settings: TrainSettings) -> Path | None:
 def _differences(settings: TrainSettings, saved: dict[str, Any], *, origin: str) -> dict[str, tuple[Any, Any]]:
     """Return the settings that are not those of a checkpoint, and both values, except those free to change."""
     old = with_file(TrainSettings(), saved["settings"], Path(origin))
-    free = _FREE_TO_CHANGE + (_OF_THE_LIFT if saved["stage"] == "geometry" and settings.schedule == "staged" else ())
+    free: tuple[str, ...] = (*_FREE_TO_CHANGE, *_BY_WHICH_CHOSEN)
+    free += _OF_THE_LIFT if saved["stage"] == "geometry" and settings.schedule == "staged" else ()
     free += _OF_THE_REFINEMENT if saved["stage"] == "lift" else ()
     return {
         name: pair for name, pair in differences(absolute(old), absolute(settings)).items() if not name.startswith(free)

@@ -7,16 +7,17 @@ import pytest
 import torch
 import yaml
 
-from tests.scenes import tiny_scene
+from tests.scenes import circle_camera, tiny_scene
 from tests.train.test_training import SHORT, StopAt, assert_same_state, final_state, settings_for
 from unified_lift.cli.bench import parse as parse_bench
 from unified_lift.cli.train import parse
 from unified_lift.density.base import StrategySettings
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.settings import TrainSettings, with_preset
-from unified_lift.settings.yaml import PRESET_DIR, merged
+from unified_lift.settings.yaml import PRESET_DIR, differences, merged
 from unified_lift.train import schedule
 from unified_lift.train.hooks import Interrupted
+from unified_lift.train.lift import steps_of as lift_steps_of
 from unified_lift.train.run import latest_checkpoint, run
 from unified_lift.train.schedule import COSTS, Forecast, Photos, chosen, cpu_schedule, full_grown
 
@@ -203,3 +204,16 @@ def test_growth_is_reckoned_with(most):
     assert lift.cost(0, 20) == pytest.approx(lift.cost(0, 8) + lift.cost(8, 20))
     assert labels.cost(0, 4) == pytest.approx(4 * 32 + 6 * 600 * 480e-6)
     assert [part.name for part in hook.parts(stage_of(20, count=120, name="lift"))] == [lift.name, labels.name]
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", (2_900, 40_000)), ("cuda", (5_000, 0))])
+def test_fast_is_ours_with_shorter_stages(device, expected):
+    ours, fast = (with_preset(TrainSettings(), name) for name in ("unified_lift", "fast"))
+    of = {name.split(".")[0] for name in differences(ours, fast)}
+    assert of <= {"preset", "geometry", "density", "lift", "refine"}
+    found, _ = chosen(fast, ROOM, device)
+    assert (found.geometry.iterations, found.density.max_gaussians) == expected
+    assert found.geometry.iterations < chosen(ours, ROOM, device)[0].geometry.iterations
+    large = [circle_camera(0.0, width=256, height=256)] * 200
+    assert [lift_steps_of(s.lift, large[:80]) for s in (ours, fast)] == [2_000, 1_000]
+    assert [lift_steps_of(s.lift, large) for s in (ours, fast)] == [4_800, 2_400]  # 200 x 65,536 x 3 / 8,192

@@ -177,7 +177,8 @@ class TrainSettings(Generic[M, D]):
     model_path: Path = Path()
     """Output folder (-m) [3DGS]."""
     preset: str = "unified_lift"
-    """`unified_lift` (ours), `released` (the public code), `paper` (the text), a method's name, or a YAML file."""
+    """`unified_lift` (ours), `fast` (ours, shorter), `released` (the public code), `paper` (the text), a method's name,
+    or a YAML file."""
     method_name: str = "unified_lift"
     """How objects are lifted (--method), a file of unified_lift/methods; its preset applies unless one is chosen."""
     strategy: str = "default"

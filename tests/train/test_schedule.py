@@ -9,6 +9,7 @@ import yaml
 
 from tests.scenes import circle_camera, tiny_scene
 from tests.train.test_training import SHORT, StopAt, assert_same_state, final_state, settings_for
+from unified_lift import api
 from unified_lift.cli.bench import parse as parse_bench
 from unified_lift.cli.train import parse
 from unified_lift.density.base import StrategySettings
@@ -114,6 +115,16 @@ def test_a_bound_that_the_user_gives_goes_before_the_chosen_one(tmp_path, words,
     settings = parse(argv).settings
     assert settings.geometry.iterations == -1
     assert (settings.geometry.cpu_gaussians, settings.density.max_gaussians) == expected
+
+
+@pytest.mark.parametrize("given", [{"max_gaussians": 0}, {"density": {"max_gaussians": 0}}])
+def test_a_bound_given_in_python_goes_before_the_chosen_one_too(tmp_path, monkeypatch, given):
+    seen = []
+    monkeypatch.setattr(api, "run", seen.append)
+    monkeypatch.setattr(api.inference, "load_model", lambda *_: None)
+    api.train_scene("x", tmp_path / "y", **given)
+    api.train_scene("x", tmp_path / "y")
+    assert [s.geometry.cpu_gaussians for s in seen] == [0, -1]
 
 
 @pytest.mark.parametrize(("table", "iterations"), [("3", 30_000), ("rooms", 30_000), ("presets", None)])

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,20 +57,20 @@ class Kills:
         self.seconds = time.monotonic() - began
         self.whole = contents(work / "whole")
 
-    def start(self, model: Path) -> int:
-        """Begin or go on with the training in a process of its own; return its id."""
+    def start(self, model: Path, *words: str, printed: Path | None = None, argv: Sequence[str] | None = None) -> int:
+        """Begin or go on with the training, or another command, in a process of its own; return its id."""
         if child := os.fork():
             return child
         code = 99
         try:
-            handle = os.open(self.work / "printed.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+            handle = os.open(printed or self.work / "printed.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
             for number in SIGNALS[1:]:
                 signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
             fileio._tidied.clear()
-            code = main([*self.argv, "-m", str(model)])
+            code = main(list(argv or [*self.argv, *words, "-m", str(model)]))
         except BaseException:  # noqa: BLE001 - whatever it is, this process must not go on as the test
             traceback.print_exc()
         finally:

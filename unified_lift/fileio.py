@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,7 @@ LOCK = ".lock"  # in a folder that a process writes into
 _OUTDATED_S = 24 * 3600  # a scratch file of another machine, whose processes we cannot see, is left over by then
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _tidied: set[Path] = set()
+_held: set[tuple[Path, int]] = set()  # folders that a thread of this process has locked
 
 
 @contextmanager
@@ -220,8 +222,13 @@ def _say_if_full(error: BaseException, path: Path, written: int) -> None:
 def locked(folder: Path, doing: str) -> Iterator[None]:
     """Keep other processes from writing into a folder, which is made, while this one does so: `doing` says what.
 
-    The system frees the lock of a process that ends, however it ends. A UserError says which process is at work there.
+    The system frees the lock of a process that ends, however it ends. Within the block the thread may lock it again.
+    A UserError says which process is at work there.
     """
+    ours = folder.resolve(), threading.get_ident()
+    if ours in _held:
+        yield
+        return
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
@@ -244,9 +251,11 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
             file.truncate(0)
             file.write(f"{doing} (process {os.getpid()})")
             file.flush()
+            _held.add(ours)
             try:
                 yield
             finally:
+                _held.discard(ours)
                 with suppress(OSError):
                     path.unlink()
                 with suppress(OSError):

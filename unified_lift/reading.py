@@ -94,3 +94,8 @@ def shown(value: Any) -> str:
     short = reprlib.Repr()
     short.maxlevel = 2
     return short.repr(value) if isinstance(value, (list, tuple, dict)) else repr(value)
+
+
+def as_text(name: str) -> str:
+    """Return a name of a file as text: bytes of it that are none, which Python keeps as half characters, as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -1,11 +1,15 @@
 """Colours of ids, overlays, and files that are whole."""
 
+import os
+
 import cv2
 import numpy as np
 import pytest
 
 from unified_lift.errors import UserError
 from unified_lift.evaluation import pictures
+from unified_lift.evaluation.plots import write_plots
+from unified_lift.reading import as_text
 
 
 def test_colors_of_ids_never_change_and_are_the_same_wherever_an_id_occurs():
@@ -86,3 +90,16 @@ def test_missing_and_damaged_pictures_are_named(tmp_path):
             (tmp_path / "a.png").write_bytes(content)
         with pytest.raises(UserError, match="a.png: missing or damaged"):
             pictures.read_picture(tmp_path / "a.png")
+
+
+def test_names_that_are_no_text_are_written_read_and_drawn(tmp_path):
+    name = os.fsdecode(b"a\xea")
+    pictures.write_picture(tmp_path / f"{name}.png", np.arange(6).reshape(2, 3))
+    assert pictures.read_picture(tmp_path / f"{name}.png").tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert as_text(name) == "a\\udcea"
+    plots = write_plots(tmp_path, per_view={"PSNR": {name: 1.0}}, log_lines=[])
+    assert plots["Scores"].is_file()
+    for target in ("gone.png", "empty.png"):
+        (tmp_path / "empty.png").touch()
+        with pytest.raises(UserError, match="missing or damaged picture"):
+            pictures.read_picture(tmp_path / target)

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from unified_lift.data.images import IMAGE_SUFFIXES, Progress, opened, parallel_map, read_image
 from unified_lift.errors import UserError
+from unified_lift.reading import as_text
 
 _HEIC_SUFFIXES = (".heic", ".heif")
 _VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".3gp")
@@ -104,6 +105,8 @@ def write_sharp_frames(video: Path, folder: Path, count: int, max_size: int, pro
     video cannot be decoded.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if as_text(str(video)) != str(video):  # OpenCV crashes
+        raise UserError(f"{video}: its name holds bytes that are no text; rename it")
     guess, scores = int(cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT)), []
     for frame in _decoded(video):
         scores.append(sharpness(frame))

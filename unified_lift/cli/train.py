@@ -10,6 +10,7 @@ import tyro
 
 from unified_lift.cli.flags import canonical
 from unified_lift.errors import UserError
+from unified_lift.fileio import locked
 from unified_lift.modelfolder.checkpoint import checkpoints
 from unified_lift.modelfolder.outputs import holds_run, holds_work, iteration_dir, level_dir, read_run_settings
 from unified_lift.modelfolder.settings import D, M, TrainSettings, changed, with_file, with_preset
@@ -48,6 +49,13 @@ class TrainCommand(Generic[M, D]):
 def train_main(argv: list[str]) -> int:
     """Parse, train, print where the result is. Return the exit code."""
     command = parse(argv)
+    with locked(
+        command.settings.model_path, "training"
+    ):  # what is found in the folder stays so until it is trained into
+        return _train(command)
+
+
+def _train(command: TrainCommand) -> int:
     model, start = command.settings.model_path, command.start_checkpoint
     if start is None and (command.resume or command.resume_auto):
         start = latest_checkpoint(command.settings)

@@ -120,11 +120,7 @@ def save_model(
     A UserError: `out` holds a model and no `overwrite`, or something else; or the scene cannot read ids off features;
     or a number of the Gaussians is not finite, so that nothing could read them.
     """
-    if out.is_file() or (out.is_dir() and any(path.name != LOCK for path in out.iterdir())):
-        if not outputs.holds_run(out):
-            raise UserError(f"--out {out}: is there and no model; name a new folder")
-        if not overwrite:
-            raise UserError(f"--out {out}: holds a model; name another folder, or add --overwrite to replace it")
+    _require_free(out, overwrite=overwrite)
     if scene.method is None and scene.gaussians.feature_dim:
         raise UserError(f"{scene.path}: labels without a trained model; export it instead: unified-lift export")
     if not all(bool(value.isfinite().all()) for _, value in scene.gaussians):
@@ -134,6 +130,7 @@ def save_model(
     title = f"# All edits since training, in order; iteration {iteration}. Done again by: unified-lift edit --script"
     outdated = (*outputs.FILES_OF_RUN, *_OF_THE_UNEDITED)
     with locked(out, "an edit"), replacing_folder(out, outdated=outdated) as folder:
+        _require_free(out, overwrite=overwrite)  # still
         saved, gaussians = outputs.iteration_dir(folder, iteration), scene.gaussians
         write_gaussians(saved / "point_cloud.ply", gaussians, frame=scene.frame)
         if scene.method is not None:  # else it knows no objects, and is one only while it is edited
@@ -151,6 +148,15 @@ def save_model(
         write_text(folder / outputs.EDITS_FILE, f"{title}\n{dump(edits)}")
         if manifest is not None:
             write_json(folder / "manifest.json", manifest)
+
+
+def _require_free(out: Path, *, overwrite: bool) -> None:
+    """Raise a UserError where a model must not be written: over something else, or over one without `overwrite`."""
+    if out.is_file() or (out.is_dir() and any(path.name != LOCK for path in out.iterdir())):
+        if not outputs.holds_run(out):
+            raise UserError(f"--out {out}: is there and no model; name a new folder")
+        if not overwrite:
+            raise UserError(f"--out {out}: holds a model; name another folder, or add --overwrite to replace it")
 
 
 def _nearest(name: Any, known: Iterable[str]) -> str:

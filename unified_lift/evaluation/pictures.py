@@ -106,7 +106,9 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 
 def read_picture(path: Path) -> np.ndarray:
     """Return a PNG of `write_picture`, uint8 RGB [H, W, 3] or int32 ids [H, W]; a UserError if missing or damaged."""
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.exists() else None
+    # Not by its name: OpenCV crashes at one that is no text.
+    data = np.frombuffer(path.read_bytes() if path.is_file() else b"", np.uint8)
+    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if pixels is None:
         raise UserError(f"{path}: missing or damaged picture; write it again with render.py")
     return pixels.astype(np.int32) if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1])

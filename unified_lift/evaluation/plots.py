@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from unified_lift.evaluation.protocols import metric_of
 from unified_lift.fileio import replacing
+from unified_lift.reading import as_text
 
 styled = mpl.rc_context(fname=Path(__file__).with_name("plots.mplstyle"))
 """Decorates what draws: our style, which is undone afterwards."""
@@ -108,7 +109,8 @@ def metric_figure(per_view: Mapping[str, Mapping[str, float]]) -> Figure | None:
         axis.set_xticks(np.arange(len(names)), [])
         axis.set_xlim(-0.6, len(names) - 0.4)
     if len(names) <= _MAX_LABELLED_BARS:
-        axes[-1].set_xticks(np.arange(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+        labels = [as_text(name) for name in names]
+        axes[-1].set_xticks(np.arange(len(names)), labels, rotation=45, ha="right", rotation_mode="anchor")
     return figure
 
 

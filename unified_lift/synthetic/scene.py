@@ -178,8 +178,8 @@ def write_synthetic(root: Path, settings: SyntheticSettings, *, train_views: int
         for folder, pixels in pictures.items():
             path = root / folder / f"{index:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not cv2.imwrite(str(path), pixels if folder == "images" else pixels.astype(np.uint16)):
-                raise OSError(f"could not write {path}")
+            encoded = cv2.imencode(".png", pixels if folder == "images" else pixels.astype(np.uint16))[1]
+            path.write_bytes(encoded.tobytes())
         views.append((camera, image, depth))
     num_points, rng = settings.rooms * settings.num_points, np.random.default_rng([settings.seed, 3])
     points = _surface_points([views[index] for index in listed], num_points, rng)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unified_lift.fileio import write_text
 from unified_lift.provenance import Provenance
-from unified_lift.reading import reading
+from unified_lift.reading import as_text, reading
 
 _TAGS = {  # 3DGS and Unified-Lift names, which existing dashboards expect
     "photometric": "train_loss_patches/photometric_loss",
@@ -51,7 +51,7 @@ class RunLog:
     def image(self, tag: str, total_steps: int, image: Tensor) -> None:
         """Write an image in [0, 1], [H, W, 3], to TensorBoard."""
         if self._writer is not None:
-            self._writer.add_image(tag, image.clamp(0, 1), total_steps, dataformats="HWC")
+            self._writer.add_image(as_text(tag), image.clamp(0, 1), total_steps, dataformats="HWC")
 
     def close(self) -> None:
         self._file.close()

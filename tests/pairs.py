@@ -1,0 +1,101 @@
+"""Two commands that write into one folder at once: `python -m tests.pairs FOLDER --count 20 --seed 0`.
+
+One runs, and its model is that of a run that is alone; the other is refused in one line, exit code 2.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from tests.folders import contents
+from tests.kills import Kills
+from unified_lift.cli.main import COMMANDS
+from unified_lift.fileio import LOCK
+
+AUTO, ANEW = ("--resume", "auto"), ("--overwrite",)
+KINDS = {  # what is there before, and the flags of the two commands; "edit": of another one
+    "two new trainings": (False, (), ()),
+    "two that start or go on": (False, AUTO, AUTO),
+    "two that replace a run": (True, ANEW, ANEW),
+    "one that replaces a run and one that goes on": (True, ANEW, ("--resume", "--lift-iterations", "60")),
+    "a training and an edit in place": (True, ANEW, "edit"),
+    "two new trainings and the lock of a dead process": (False, (), ()),
+}
+
+
+class Pairs(Kills):
+    """A scene, and the models of undisturbed runs of it with two seeds."""
+
+    def __init__(self, work: Path, *, seed: int = 0) -> None:
+        super().__init__(work, seed=seed)
+        self.argv = self.argv[: -len(AUTO)]
+        self.alone = {"0": self.whole}
+        self.wait(self.start(work / "other", "--seed", "1"))
+        self.alone["1"] = contents(work / "other")
+
+    def wait(self, child: int) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def pairs(self, count: int) -> Iterator[tuple[str, str]]:
+        """Yield the kind of each pair, and what is wrong with how it ended, "" = nothing."""
+        for number in range(count):
+            kind, model = list(KINDS)[number % len(KINDS)], self.work / "model"
+            is_there, *flags = KINDS[kind]
+            shutil.rmtree(model, ignore_errors=True)
+            if is_there:
+                shutil.copytree(self.work / "whole", model)
+            if "dead" in kind:
+                model.mkdir()
+                (model / LOCK).write_text("training (process 4194303)")
+            children, printed = [], []
+            for seed, given in enumerate(flags):
+                printed.append(self.work / f"printed_{seed}.txt")
+                if given == "edit":  # once the training is under way, as it takes no time to start
+                    while not (model / LOCK).exists():
+                        time.sleep(0.001)
+                    argv = ["edit", "-m", str(self.work / "whole"), "--remove", "1", "--out", str(model), "--overwrite"]
+                    children.append(self.start(model, printed=printed[-1], argv=argv))
+                else:
+                    words = ["--seed", str(seed), *given]
+                    children.append(self.start(model, *words, printed=printed[-1]))
+                time.sleep(self.rng.choice((0.0, 0.1, 0.4)) * self.seconds)
+            codes = [self.wait(child) for child in children]
+            said = [path.read_text() for path in printed]
+            yield kind, self._wrong(codes, said, model)
+
+    def _wrong(self, codes: list[int], said: list[str], model: Path) -> str:
+        if sorted(codes) != [0, 2]:
+            return f"exit codes {codes}: {said}"
+        winner, refused = codes.index(0), said[codes.index(2)]
+        if len(refused.strip().splitlines()) != 1 or "is at work there" not in refused:
+            return f"refused with {refused!r}"
+        found, alone = contents(model), self.alone[str(winner)]
+        names = sorted(name for name in {*found, *alone} if found.get(name) != alone.get(name))
+        return f"{said[winner]} differs: {names}" if names else ""
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="scratch; what is in it goes")
+    parser.add_argument("--count", type=int, default=20, help="pairs, %(default)s")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for module, *_ in COMMANDS.values():  # once, not in every fork
+        __import__(module)
+    counts, bad = Counter[str](), 0
+    for kind, wrong in Pairs(args.folder, seed=args.seed).pairs(args.count):
+        counts[kind] += 1
+        if wrong:
+            bad += 1
+            print(f"  {kind}: {wrong.strip()[-600:]}", flush=True)  # noqa: T201
+    print("".join(f"{count:5} {kind}\n" for kind, count in counts.items()), end="")  # noqa: T201
+    print(f"{counts.total()} pairs, {bad} wrong")  # noqa: T201
+    sys.exit(bad > 0)

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ KINDS = {  # what is there before, and the flags of the two commands; "edit": of
     "two new trainings": (False, (), ()),
     "two that start or go on": (False, AUTO, AUTO),
     "two that replace a run": (True, ANEW, ANEW),
-    "one that replaces a run and one that goes on": (True, ANEW, ("--resume", "--lift-iterations", "60")),
+    "one that replaces a run and one that goes on": (True, ANEW, ("--resume",)),
     "a training and an edit in place": (True, ANEW, "edit"),
     "two new trainings and the lock of a dead process": (False, (), ()),
 }
@@ -55,29 +56,28 @@ class Pairs(Kills):
                 model.mkdir()
                 (model / LOCK).write_text("training (process 4194303)")
             children, printed = [], []
-            for seed, given in enumerate(flags):
-                printed.append(self.work / f"printed_{seed}.txt")
+            seeds = ["0", "0" if "--resume" in flags[1] and is_there else "1"]  # a run goes on with its own
+            for seed, given in zip(seeds, flags, strict=True):
+                printed.append(self.work / f"printed_{len(printed)}.txt")
                 if given == "edit":  # once the training is under way, as it takes no time to start
                     while not (model / LOCK).exists():
                         time.sleep(0.001)
                     argv = ["edit", "-m", str(self.work / "whole"), "--remove", "1", "--out", str(model), "--overwrite"]
                     children.append(self.start(model, printed=printed[-1], argv=argv))
                 else:
-                    words = ["--seed", str(seed), *given]
-                    children.append(self.start(model, *words, printed=printed[-1]))
+                    children.append(self.start(model, "--seed", seed, *given, printed=printed[-1]))
                 time.sleep(self.rng.choice((0.0, 0.1, 0.4)) * self.seconds)
             codes = [self.wait(child) for child in children]
             said = [path.read_text() for path in printed]
-            yield kind, self._wrong(codes, said, model)
+            yield kind, self._wrong(codes, said, contents(model), [self.alone[seed] for seed in seeds])
 
-    def _wrong(self, codes: list[int], said: list[str], model: Path) -> str:
+    def _wrong(self, codes: list[int], said: list[str], found: dict[str, Any], alone: list[dict[str, Any]]) -> str:
         if sorted(codes) != [0, 2]:
             return f"exit codes {codes}: {said}"
         winner, refused = codes.index(0), said[codes.index(2)]
         if len(refused.strip().splitlines()) != 1 or "is at work there" not in refused:
             return f"refused with {refused!r}"
-        found, alone = contents(model), self.alone[str(winner)]
-        names = sorted(name for name in {*found, *alone} if found.get(name) != alone.get(name))
+        names = sorted(n for n in {*found, *alone[winner]} if found.get(n) != alone[winner].get(n))
         return f"{said[winner]} differs: {names}" if names else ""
 
 

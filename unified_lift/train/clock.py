@@ -50,8 +50,9 @@ def what_to_lower(part: str, settings: TrainSettings, device: torch.device) -> s
     of_geometry = [smaller, "--sh_degree"]
     of_geometry += ["--max_gaussians"] if hasattr(settings.density, "max_gaussians") else []
     of_geometry += ["--feature_dim"] if settings.schedule == "joint" else []
+    points = ["--num_random_points"] if settings.data.random_init else []
     flags, then = {
-        "load": ([smaller, "--n_views"], "or keep photos on disk: --data_device disk"),
+        "load": ([smaller, "--n_views", *points], "or keep photos on disk: --data_device disk"),
         "lift": (["--lift_pixels", "--lift_cache_mb", "--feature_dim"], "and go on with --resume auto"),
         "refine": (["--refine_pixels"], "or leave it out (--sharpen_steps 0), and go on with --resume auto"),
     }.get(part, (of_geometry, "and train again with --overwrite"))

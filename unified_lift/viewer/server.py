@@ -15,6 +15,7 @@ import numpy as np
 from unified_lift.editing.operations import Recolour, Remove, centroid
 from unified_lift.errors import UserError
 from unified_lift.evaluation.video import FPS, path_through, write_video
+from unified_lift.memory import enough_memory
 from unified_lift.modelfolder.inference import object_at
 from unified_lift.modelfolder.outputs import EDITS_FILE, holds_run
 from unified_lift.types import Camera
@@ -273,7 +274,8 @@ class Viewer:
     @contextlib.contextmanager
     def _reporting(self, event: Any, title: str) -> Iterator[None]:
         try:
-            yield
+            with enough_memory("the viewer", lower="end other programs that hold some, or use --device cpu"):
+                yield
         except (UserError, OSError) as error:
             self._tell(event, title, str(error), color="red")
 

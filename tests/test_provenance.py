@@ -93,3 +93,16 @@ def test_words_of_a_command_stay_as_they_were_typed_but_for_absolute_paths():
     seen = [told_from_home(word) for word in ("/home/ann/a.yaml", "/mnt/a.yaml", "a.yaml", "dino:/home/ann/d")]
     assert seen == ["~/a.yaml", "~/../../mnt/a.yaml", "a.yaml", "dino:d"]
     assert os.path.normpath(spelled_out(seen[1])) == "/mnt/a.yaml"
+
+
+def test_of_a_folder_that_was_moved_alone_the_path_is_looked_for_above_it_and_above_the_working_folder(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "project/data/desk").mkdir(parents=True)
+    (tmp_path / "project/sub").mkdir()
+    assert found("../../data/desk", tmp_path / "project/deep/er/m") == tmp_path / "project/data/desk"
+    elsewhere = tmp_path / "other/place/m"
+    assert found("../../data/desk", elsewhere) == tmp_path / "other/data/desk"  # which messages name: it is not there
+    monkeypatch.chdir(tmp_path / "project/sub")
+    assert found("../../data/desk", elsewhere) == tmp_path / "project/data/desk"
+    assert found("../../data/chair", elsewhere) == tmp_path / "other/data/chair"

@@ -45,12 +45,19 @@ def _told(place: Path, start: Path) -> str:
 
 
 def found(text: str, *bases: Path) -> Path:
-    """Return the path that `told` wrote in a folder, absolute; of several folders the first from which it is there."""
+    """Return the path that `told` wrote in a folder, absolute; of several folders the first from which it is there.
+
+    If the folder alone was moved, the path may be below a folder above the new place or above the working folder.
+    """
     if not text:
         return Path()
     path = Path(spelled_out(text))
     starts = [start for base in bases for start in (Path(os.path.abspath(base)), _resolved(base))]
     places = [Path(os.path.normpath(start / path)) for start in starts]
+    rest = Path(*(part for part in path.parts if part != os.pardir))
+    if path.parts[:1] == (os.pardir,) and rest != Path():
+        above = [*starts[0].parents, Path.cwd(), *Path.cwd().parents]
+        places += [start / rest for start in above if start != start.parent]
     return next((place for place in places if place.exists()), places[0])
 
 

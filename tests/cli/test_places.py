@@ -122,7 +122,8 @@ def test_an_interrupted_run_goes_on_inside_of_its_frame(place, tmp_path):
     shutil.copytree(place[0], model)
     for path in (model / "chkpnt140.pth", model / "chkpnt80.pth"):
         path.unlink()
-    assert main(["train", "-m", str(model), "--resume", "--device", "cpu", "--quiet"]) == 0
+    source = str(load_model(place[0]).settings.data.source_path)  # which stays where it is
+    assert main(["train", "-m", str(model), "-s", source, "--resume", "--device", "cpu", "--quiet"]) == 0
     name = "point_cloud/iteration_80/point_cloud_objects.ply"
     assert (model / name).read_bytes() == (place[0] / name).read_bytes()
 
@@ -136,7 +137,8 @@ def test_a_checkpoint_of_before_goes_on_in_the_users_coordinates(models, tmp_pat
     frame = saved.pop("frame")
     saved["gaussians"]["means"] /= frame["scale"]
     torch.save(saved, model / "chkpnt40.pth")
-    assert main(["train", "-m", str(model), "--resume", "--device", "cpu", "--quiet"]) == 0
+    source = str(load_model(models["tiny"]).settings.data.source_path)
+    assert main(["train", "-m", str(model), "-s", source, "--resume", "--device", "cpu", "--quiet"]) == 0
     assert load_model(model).frame.is_identity
     assert load_model(model).gaussians.means.abs().max() < 1e-3
 

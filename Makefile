@@ -1,4 +1,4 @@
-# make setup | demo | test | fuzz | lint | types | fmt | dist | bench | clean
+# make setup | demo | test | fuzz | lint | types | fmt | docs | dist | bench | clean
 PYTHON ?= $(shell for v in 3.11 3.12 3.13 3.10; do command -v python$$v && break; done)
 # The index serves CUDA builds to Linux on x86_64: the CPU build is asked for by name. TORCH=torch==2.13.0 takes what the index has.
 TORCH ?= torch==2.13.0$(if $(findstring Linux-x86_64,$(shell uname -sm | tr ' ' -)),+cpu)
@@ -11,7 +11,7 @@ LOCK = $(shell $(BIN)/python -c "import sys; print('-c requirements.lock' if sys
 SOURCES := $(wildcard submodules/*/setup.py submodules/*/pyproject.toml) \
 	$(shell find submodules/diff-gaussian-rasterization/csrc -type f 2>/dev/null)
 
-.PHONY: setup demo test fuzz lint types fmt dist bench clean
+.PHONY: setup demo test fuzz lint types fmt docs dist bench clean
 setup: $(READY)
 
 $(READY): pyproject.toml requirements.lock Makefile $(SOURCES)
@@ -42,6 +42,10 @@ types: $(READY)
 fmt: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages of docs/ as a site, in output/site
+docs: $(READY)
+	$(BIN)/mkdocs build --quiet --config-file .docs/mkdocs.yml
 
 # Wheels and source archives of the three packages, in dist/
 dist: $(READY)

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from threading import Thread
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from tests.saved_model import save_model
 from unified_lift.cli.edit import edit_main
 from unified_lift.cli.main import main
 from unified_lift.cli.render import render_main
+from unified_lift.editing import script
 from unified_lift.editing.operations import Remove
 from unified_lift.editing.script import read_script
 from unified_lift.editing.script import save_model as save_edited
@@ -178,3 +180,28 @@ def test_labels_without_a_model_are_exported_instead(model, tmp_path):
     with pytest.raises(UserError, match="unified-lift export"):
         save_edited(bare, tmp_path / "out", edits=[Remove(objects=(1,))])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "flags", "codes", "left", "said"),
+    [
+        ("model", ["--overwrite"], [2, 0], [0, 2, 3], "is at work there"),  # the first holds what it has loaded
+        ("new", [], [0, 2], [0, 1, 3], "holds a model; name another folder"),  # the other was done before it wrote
+    ],
+)
+def test_of_two_edits_at_once_one_is_refused(place, flags, codes, left, said, tmp_path, monkeypatch, capsys):
+    model, out, apply, found = save_model(tmp_path), tmp_path / place, script.apply, []
+    words = ["edit", "-m", str(model), "--out", str(out), *flags, "--remove"]
+
+    def with_another_meanwhile(*args):
+        monkeypatch.setattr(script, "apply", apply)
+        another = Thread(target=lambda: found.append(main([*words, "2"])))
+        another.start()
+        another.join()
+        return apply(*args)
+
+    monkeypatch.setattr(script, "apply", with_another_meanwhile)
+    found.append(main([*words, "1"]))
+    assert found == codes
+    assert said in capsys.readouterr().err
+    assert sorted(load_model(out).objects) == left

@@ -68,9 +68,10 @@ def edit_main(argv: list[str]) -> int:
     edits += [script.read_operation(entry, "flags") for entry in _flag_entries(command)]
     if not edits:
         raise UserError("nothing to do; give --script, --remove, --duplicate or another edit, see --help")
-    scene = with_objects(command.load())
-    edited = script.apply(scene, edits)
-    script.save_model(edited, command.out, edits=edits, overwrite=command.overwrite)
+    with script.alone_with(command.model_path, command.out):
+        scene = with_objects(command.load())
+        edited = script.apply(scene, edits)
+        script.save_model(edited, command.out, edits=edits, overwrite=command.overwrite)
     before, after = (f"{len(each.objects)} objects ({len(each)} Gaussians)" for each in (scene, edited))
     print(f"{command.out}: {before} became {after}; look at it: render.py -m {command.out}")
     for object_id in sorted(set(edited.objects) - set(scene.objects)):

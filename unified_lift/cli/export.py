@@ -7,7 +7,7 @@ from typing import Annotated
 from unified_lift.cli.model_flags import ObjectFlags, with_objects
 from unified_lift.editing.formats import export
 from unified_lift.editing.reattach import MAX_DISTANCE, reattach
-from unified_lift.editing.script import save_model
+from unified_lift.editing.script import alone_with, save_model
 from unified_lift.model.files import read_splat
 from unified_lift.modelfolder.outputs import FRAME_FILE, provenance, write_frame
 from unified_lift.ops.similarity import float32_step
@@ -83,6 +83,11 @@ def export_main(argv: list[str]) -> int:
 def import_edit_main(argv: list[str]) -> int:
     """Parse, match, write, tell what was found. Return the exit code."""
     command = ImportEditCommand.parsed(argv, prog="unified-lift import-edit")
+    with alone_with(command.model_path, command.out):
+        return _import_edit(command)
+
+
+def _import_edit(command: ImportEditCommand) -> int:
     scene = with_objects(command.load())
     read = [read_splat(command.ply, frame) for frame in dict.fromkeys((scene.frame, IDENTITY))]
     for note in read[0][1]:

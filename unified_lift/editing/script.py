@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,11 @@ def dump(edits: Iterable[Operation]) -> str:
         value = dict(settings["names"]) if "names" in given else settings["objects"] if len(given) == 1 else settings
         entries.append({operation.key: value})
     return yaml.safe_dump(entries, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+
+
+def alone_with(model: Path, out: Path) -> AbstractContextManager[None]:
+    """Return a context in which nobody else writes into a model that is to take its own place: what is loaded stays."""
+    return locked(out, "an edit") if out.resolve() == model.resolve() else nullcontext()
 
 
 def save_model(

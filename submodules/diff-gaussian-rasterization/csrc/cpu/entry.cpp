@@ -303,3 +303,11 @@ DGR_API int dgr_ssim_backward(const float* x, const float* y, const float* maps,
     return 1;
   }
 }
+
+// For each of `count` rows of bytes the most alike of the `count2` others within reach, and how alike the next is; on
+// the calling thread, since views are matched side by side.
+DGR_API void dgr_nearest_two(const float* angle, const uint8_t* rows, const float* angle2, const float* reach2,
+                             const uint8_t* rows2, int32_t count, int32_t width, int32_t count2, int32_t* index,
+                             int32_t* best, int32_t* second) {
+  kernels().nearest(angle, rows, angle2, reach2, rows2, count, width, count2, index, best, second);
+}

@@ -90,6 +90,9 @@ struct Kernels {
   double (*ssim_row)(const float* x, const float* y, int width, int height, int row, float* maps, float* scratch);
   void (*ssim_row_backward)(const float* x, const float* y, const float* maps, int width, int height, int row,
                             float scale, float* grad, float* scratch);
+  void (*nearest)(const float* angle, const uint8_t* rows, const float* angle2, const float* reach2,
+                  const uint8_t* rows2, int count, int width, int count2, int32_t* index, int32_t* best,
+                  int32_t* second);
 };
 
 }  // namespace dgr

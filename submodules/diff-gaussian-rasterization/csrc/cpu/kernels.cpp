@@ -29,6 +29,8 @@ struct Count {
 
 #include "training.inl"
 
+#include "nearest.inl"
+
 int feature_stride(int feature_dim) { return (feature_dim + kLanes - 1) / kLanes * kLanes; }
 
 #define DGR_STRING2(a) #a
@@ -56,6 +58,7 @@ const Kernels DGR_JOIN(kernels_, DGR_ISA) = {
     ssim_scratch_bytes,
     ssim_row,
     ssim_row_backward,
+    nearest_rows,
 };
 
 }  // namespace dgr

@@ -1,10 +1,14 @@
 """What every reader owes its callers, checked on the fixture of each by being listed in DATASETS."""
 
+import builtins
 import dataclasses
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import ImageFile
 
 from tests.data.fixtures.floor import LANDMARK, LANDMARK_ID, floor_photos
 from unified_lift.data import DATASETS, detect_reader, load_annotations, load_scene
@@ -58,6 +62,30 @@ class TestEveryReader:
             assert b.camera.fx == pytest.approx(a.camera.fx / 2)
             assert b.camera.cy == pytest.approx(a.camera.cy / 2)
         assert any("32x24 to 16x12" in note for note in half.notes)
+
+    def test_no_picture_is_decoded_twice_and_few_headers_are_read(self, name, dataset, read, monkeypatch):
+        root, opened, decoded, begin, load = (
+            dataset(name),
+            Counter(),
+            Counter(),
+            builtins.open,
+            ImageFile.ImageFile.load,
+        )
+
+        def counting_open(file, *args, **kwargs):
+            opened[str(file)] += str(file).startswith(str(root))
+            return begin(file, *args, **kwargs)
+
+        def counting_load(image):
+            decoded[image.filename] += bool(image.tile)
+            return load(image)
+
+        monkeypatch.setattr("builtins.open", counting_open)
+        monkeypatch.setattr(ImageFile.ImageFile, "load", counting_load)
+        views = [view.name for scene in [read(root, eval=True)] for view in (*scene.train, *scene.test)]
+        assert sum(decoded.values()) >= len(views)
+        assert max(decoded.values()) == (2 if name == "replica" else 1)  # whose points take their colours from photos
+        assert max(count for file, count in opened.items() if Path(file).suffix in (".png", ".npy")) <= 3
 
     def test_random_init_replaces_the_points_and_depends_on_the_seed(self, name, dataset, read):
         root = dataset(name)

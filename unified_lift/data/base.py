@@ -43,8 +43,8 @@ class Frame:
     mask: MaskFile | None = None  # where the dataset names it itself; others are found in the mask folder by name
     alpha: Alpha = "ignore"  # what an alpha channel means
     exclusions: tuple[Exclusion, ...] = ()  # pixels that neither train nor count, where the dataset names such pictures
-    stored: tuple[int, int] | None = None  # (width, height) of the file; not of the reader: set when it was looked into
-    turn: int = 1  # the EXIF orientation that the pose is for a photo turned by, 1 = as stored; set likewise
+    stored: tuple[int, int] | None = None  # (width, height) of the file; None until someone looked
+    turn: int = 1  # the EXIF orientation that the pose is for a photo turned by, 1 = as stored; not of the reader
 
 
 @dataclass(frozen=True, kw_only=True)

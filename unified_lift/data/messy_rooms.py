@@ -46,12 +46,14 @@ def describe(root: Path, settings: DataSettings) -> SceneDescription:
     def frame_of(item: tuple[Path, list[float], list[float]]) -> Frame:
         path, position, quaternion = item
         pose = quaternion_pose(quaternion, position, source=source, name=path.stem)
+        size = image_size(path)
         return Frame(
             name=path.stem,
             image_path=path,
             cam_from_world=cam_from_world_opengl(pose),
-            lens=_lens(camera, image_size(path), source),
+            lens=_lens(camera, size, source),
             source=source,
+            stored=size,
         )
 
     masks = INPUT_MASKS if settings.object_path == "auto" else Path(settings.object_path).name

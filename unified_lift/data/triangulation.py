@@ -25,13 +25,13 @@ from unified_lift.types import Camera, PointCloud, View
 _MAX_SIDE, _MIN_SIDE = 960, 480  # px: larger photos are shrunk for detection, smaller ones enlarged up to twice
 _MAX_CORNERS = 2000  # of a view
 _MIN_CORNER = 2e-4  # share of the strongest corner of a view; a larger one leaves smooth walls empty
-_MIN_DISTANCE = 5.0  # px between corners: spread, they tell of more surfaces
+_MIN_DISTANCE, _MIN_PART = 5.0, 96  # px between corners, or 1/96 of a side: spread, they tell of more surfaces
 _BLUR = 1.0  # px, so that corners are those of surfaces and not of noise
 _PATCH = 3.4  # px: the "size" that OpenCV knows of a SIFT point; a descriptor is about six times as wide
 _MAX_ZOOM = 2.0  # by which patches follow the focal length
 _NUM_NEIGHBORS = 6  # views in which each view looks for its points
 _MIN_BASELINE, _MAX_BASELINE = 3.0, 40.0  # degrees between two views, seen from the look-at point
-_MAX_EPIPOLAR = 1.0  # px from the epipolar line
+_MAX_EPIPOLAR = 1.5  # px from the epipolar line
 _MAX_REACH = 1 / 16  # radians that such a pixel may be; nearer to the epipole there is no telling lines apart
 _MAX_RATIO, _MAX_RATIO_SURE = 0.95, 0.75  # descriptor distance over second-best, where four and where three views agree
 _MAX_ERROR = 1.5  # px of reprojection
@@ -63,21 +63,34 @@ class Tracks(NamedTuple):
         return kept._replace(track=np.unique(kept.track, return_inverse=True)[1])
 
 
-def triangulate(views: Sequence[View]) -> PointCloud:
-    """Return surface points seen in three or more posed photos, coloured from them; equal views give equal points.
+def triangulate(views: Sequence[View], *, device: torch.device | str = "cpu") -> PointCloud:
+    """Return surface points seen in three or more posed photos, coloured from them.
 
     Points keep a reprojection error below 1.5 px in all their views, in front of them, under more than 1.5 degrees.
+    Pixels are those of pictures at the size at which corners are found.
+    Equal views give equal points on a CPU, whatever the number of threads. Corners are found on the CPU and compared
+    on `device`, where a GPU may round an angle otherwise.
     """
     if len(views) < _MIN_VIEWS:
         return PointCloud(positions=np.empty((0, 3), np.float32), colors=np.empty((0, 3), np.uint8))
-    cameras = [view.camera for view in views]
-    focal = float(np.median([camera.fx * _detection_scale(camera) for camera in cameras]))
-    detect = partial(detect_features, upright=upright_of(cameras), focal=focal)
-    features = parallel_map(detect, views)
+    cameras, features = find_features(views)
+    tracks = matched_tracks(cameras, [Features(*(part.to(device) for part in found)) for found in features])
+    points, tracks = solve_tracks(best_tracks(tracks), cameras)
+    return PointCloud(positions=points.astype(np.float32), colors=_mean_colors(tracks, views, cameras, len(points)))
+
+
+def find_features(views: Sequence[View]) -> tuple[list[Camera], list[Features]]:
+    """Return the corners of views, and the cameras whose pixels they are in: those of the pictures at their size."""
+    cameras = [_detection_camera(view.camera) for view in views]
+    focal, upright = float(np.median([camera.fx for camera in cameras])), upright_of(cameras)
+    return cameras, parallel_map(partial(detect_features, upright=upright, focal=focal), views)
+
+
+def matched_tracks(cameras: Sequence[Camera], features: Sequence[Features]) -> Tracks:
+    """Return the tracks that start at the corners of each view; those of one surface point are there many times."""
     grow = partial(grow_tracks, cameras=cameras, features=features, neighbors=choose_neighbors(cameras))
-    grown = Tracks(*map(np.concatenate, zip(*parallel_map(grow, range(len(views))), strict=True)))
-    points, tracks = solve_tracks(best_tracks(grown.keep(slice(None))), cameras)
-    return PointCloud(positions=points.astype(np.float32), colors=_mean_colors(tracks, views, len(points)))
+    grown = parallel_map(grow, range(len(cameras)))
+    return Tracks(*map(np.concatenate, zip(*grown, strict=True))).keep(slice(None))
 
 
 def detect_features(view: View, *, upright: np.ndarray, focal: float) -> Features:
@@ -85,23 +98,19 @@ def detect_features(view: View, *, upright: np.ndarray, focal: float) -> Feature
 
     Source: Shi and Tomasi 1994 for corners, Lowe 2004 for descriptors, Arandjelovic and Zisserman 2012 for their root.
     """
-    camera, grey = view.camera, cv2.cvtColor(view.image.numpy(), cv2.COLOR_RGB2GRAY)
-    scale = _detection_scale(camera)
-    if scale != 1:
-        grey = cv2.resize(
-            grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        )
-    shrink = np.array([camera.width / grey.shape[1], camera.height / grey.shape[0]])
+    camera, grey = _detection_camera(view.camera), cv2.cvtColor(view.image.numpy(), cv2.COLOR_RGB2GRAY)
+    if (size := (camera.width, camera.height)) != (view.camera.width, view.camera.height):
+        shrinks = camera.width < view.camera.width
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     corners = _corners(cv2.GaussianBlur(grey, (0, 0), _BLUR))  # [K, 2]
-    # OpenCV puts the centre of the first pixel at 0; ours lies at 0.5.
-    pixels = (corners + 0.5) * shrink
+    pixels = corners + 0.5  # OpenCV puts the centre of the first pixel at 0; ours lies at 0.5.
     slope = (pixels - [camera.cx, camera.cy]) / [camera.fx, camera.fy]
     top = camera.cam_from_world[:3, :3] @ upright
-    way = (top[:2] - slope * top[2]) * [camera.fx, camera.fy] / shrink  # of `upright` in the picture, [K, 2]
+    way = (top[:2] - slope * top[2]) * [camera.fx, camera.fy]  # of `upright` in the picture, [K, 2]
     angles = np.degrees(np.arctan2(way[:, 1], way[:, 0])) % 360
-    size = _PATCH * float(np.clip(camera.fx * scale / focal, 1 / _MAX_ZOOM, _MAX_ZOOM))
+    patch = _PATCH * float(np.clip(camera.fx / focal, 1 / _MAX_ZOOM, _MAX_ZOOM))
     # class_id: SIFT may leave out points and change their order
-    points = [cv2.KeyPoint(x, y, size, a, 1, 0, n) for n, ((x, y), a) in enumerate(zip(corners, angles, strict=True))]
+    points = [cv2.KeyPoint(x, y, patch, a, 1, 0, n) for n, ((x, y), a) in enumerate(zip(corners, angles, strict=True))]
     points, found = cv2.SIFT_create().compute(grey, points)  # type: ignore[attr-defined]  # no stub
     kept = np.array([point.class_id for point in points], dtype=np.int64)
     found = np.empty((0, 128), np.float32) if found is None else found
@@ -111,15 +120,17 @@ def detect_features(view: View, *, upright: np.ndarray, focal: float) -> Feature
     return Features(*map(torch.from_numpy, (pixels[kept], directions[kept], descriptors)))
 
 
-def _detection_scale(camera: Camera) -> float:
-    """Return by what a photo is enlarged for detection; below 1 = shrunk."""
+def _detection_camera(camera: Camera) -> Camera:
+    """Return the camera of the photo at the size at which corners are found; all pixels and errors below are of it."""
     side = max(camera.width, camera.height)
-    return min(1.0, _MAX_SIDE / side) * min(2.0, max(1.0, _MIN_SIDE / side))
+    scale = min(1.0, _MAX_SIDE / side) * min(2.0, max(1.0, _MIN_SIDE / side))
+    return camera.resized(*(max(1, round(scale * size)) for size in (camera.width, camera.height)))
 
 
 def _corners(grey: np.ndarray) -> np.ndarray:
     """Return the corners of a picture uint8 [H, W], float64 [K, 2], between pixels where a parabola has its top."""
-    found = cv2.goodFeaturesToTrack(grey, _MAX_CORNERS, _MIN_CORNER, _MIN_DISTANCE)
+    distance = min(_MIN_DISTANCE, max(grey.shape) / _MIN_PART)
+    found = cv2.goodFeaturesToTrack(grey, _MAX_CORNERS, _MIN_CORNER, distance)
     if found is None:
         return np.empty((0, 2))
     measure, (x, y) = cv2.cornerMinEigenVal(grey, 3), found[:, 0].astype(np.int64).T  # none of them at the border
@@ -158,40 +169,61 @@ def _normalized(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-class _Pencils(NamedTuple):
-    """Epipolar planes of one view and V others: they turn about the line from camera to camera."""
+def pencils(camera: Camera, others: Sequence[Camera]) -> np.ndarray:
+    """Return the directions of angle 0 and of 90 degrees, of the epipolar planes of a camera and each other, [V, 2, 3].
 
-    axes: np.ndarray  # [V, 2, 3]: the directions, square to that line, of angle 0 and of 90 degrees
-    apart: np.ndarray  # whether there is such a line, bool [V]
-
-
-def pencils(camera: Camera, others: Sequence[Camera]) -> _Pencils:
-    """Return the epipolar planes of a camera and each of the others.
-
-    Where both cameras look is angle 0, so that what they see hardly ever lies where angles jump.
+    The planes turn about the line from camera to camera. Where both look is angle 0, so that what they see hardly ever
+    lies where angles jump. All is NaN where two cameras are in one place.
     """
     line = np.stack([other.position - camera.position for other in others])
-    apart = np.linalg.norm(line, axis=1) > 1e-12
-    line = _normalized(line)
+    line /= np.where(np.linalg.norm(line, axis=1) > 1e-12, np.linalg.norm(line, axis=1), np.nan)[:, None]
     ahead = np.stack([camera.cam_from_world[2, :3] + other.cam_from_world[2, :3] for other in others])
-    ahead -= (ahead * line).sum(axis=1, keepdims=True) * line
-    any_other = np.eye(3)[np.abs(line).argmin(axis=1)]  # of cameras that move where they look
-    any_other -= (any_other * line).sum(axis=1, keepdims=True) * line
-    zero = _normalized(np.where(np.linalg.norm(ahead, axis=1, keepdims=True) > 0.1, ahead, any_other))
-    return _Pencils(np.stack([zero, np.cross(line, zero)], axis=1), apart)
+    across = np.eye(3)[np.abs(line).argmin(axis=1)]  # of cameras that move where they look
+    ahead, across = (ways - (ways * line).sum(axis=1, keepdims=True) * line for ways in (ahead, across))
+    zero = _normalized(np.where(np.linalg.norm(ahead, axis=1, keepdims=True) > 0.1, ahead, across))
+    return np.stack([zero, np.cross(line, zero)], axis=1)
 
 
-def plane_angles(directions: Tensor, camera: Camera, axes: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return angle and reach of the epipolar planes of rays, float64 [K, 3], of a camera, float32 [K] each.
+def plane_angles(directions: Tensor, axes: np.ndarray) -> Tensor:
+    """Return the angle of the epipolar plane of each ray, float64 [K, 3], about `axes` [2, 3], float32 [K]."""
+    x, y = (directions @ directions.new_tensor(axes).T).unbind(dim=1)
+    return torch.atan2(y, x).float()
 
-    The reach is the angle by which the plane turns over `_MAX_EPIPOLAR` px, to first order; -1 = too near the epipole.
+
+def plane_reach(directions: Tensor, camera: Camera, axes: np.ndarray) -> Tensor:
+    """Return by what the angle of each ray of a camera changes over `_MAX_EPIPOLAR` px, to first order, float32 [K].
+
+    It is -1 too near the epipole.
     """
-    flat = directions @ directions.new_tensor(axes).T  # [K, 2]
+    x, y = (directions @ directions.new_tensor(axes).T).unbind(dim=1)
     right, down = (axes @ camera.cam_from_world[row, :3] / focal for row, focal in ((0, camera.fx), (1, camera.fy)))
-    x, y = flat[:, 0], flat[:, 1]
-    turns = torch.hypot(x * right[1] - y * right[0], x * down[1] - y * down[0])  # times |flat|^2, per px
-    reach = _MAX_EPIPOLAR * turns / (flat**2).sum(dim=1)
-    return torch.atan2(y, x).float(), torch.where(reach < _MAX_REACH, reach, -1.0).float()
+    turns = ((x * right[1] - y * right[0]) ** 2 + (x * down[1] - y * down[0]) ** 2).sqrt()  # times x^2 + y^2, per px
+    reach = _MAX_EPIPOLAR * turns / (x * x + y * y)
+    return torch.where(reach < _MAX_REACH, reach, -1.0).float()
+
+
+class Candidates(NamedTuple):
+    """What may be the same in V other views as each of K corners of a view."""
+
+    row: Tensor  # corner of the other view, int64 [V, K]; anything where there is none
+    there: Tensor  # whether there is one, bool [V, K]
+    sure: Tensor  # whether it differs clearly from the runner-up, bool [V, K]
+
+
+def candidates(
+    index: int, others: np.ndarray, *, cameras: Sequence[Camera], features: Sequence[Features]
+) -> Candidates:
+    """Return the best match of each corner of view `index` near its epipolar line in each of the `others`, [V]."""
+    own, found = features[index], []
+    for j, axes in zip(others, pencils(cameras[index], [cameras[j] for j in others]), strict=True):
+        other, angle = features[j], plane_angles(own.directions, axes)
+        place = plane_angles(other.directions, axes), plane_reach(other.directions, cameras[j], axes)
+        found.append(nearest_two(angle, own.descriptors, *place, other.descriptors))
+    row, best, second = (torch.stack(columns) for columns in zip(*found, strict=True))
+    # Descriptors have one length: squared distance = 2 length^2 - 2 similarity.
+    ratio = (_LENGTH**2 - best).clamp(min=0) / (_LENGTH**2 - second.clamp(min=0)).clamp(min=1)
+    there = (row >= 0) & (ratio < _MAX_RATIO**2)
+    return Candidates(row.clamp(min=0).long(), there, there & (ratio < _MAX_RATIO_SURE**2))
 
 
 def grow_tracks(
@@ -202,36 +234,21 @@ def grow_tracks(
     Source: along the ray of a pixel, a neighbour sees a z + b (homogeneous); its candidate x gives z by least squares
     of (a - x a_w) z = -(b - x b_w). Each candidate's z is tried on all other candidates.
     """
-    own, others = features[index], neighbors[index]
-    pencil = pencils(cameras[index], [cameras[j] for j in others])
-    found = []
-    for axes, j in zip(pencil.axes, others, strict=True):
-        angle, _ = plane_angles(own.directions, cameras[index], axes)
-        found.append(
-            nearest_two(
-                angle, own.descriptors, *plane_angles(features[j].directions, cameras[j], axes), features[j].descriptors
-            )
-        )
-    match, best, second = (torch.stack(columns) for columns in zip(*found, strict=True))  # [V, K]
-    # Descriptors have length one: squared distance = 2 - 2 similarity.
-    ratio = (_LENGTH**2 - best).clamp(min=0) / (_LENGTH**2 - second.clamp(min=0)).clamp(min=1)
-    there = (match >= 0) & (ratio < _MAX_RATIO**2) & torch.from_numpy(pencil.apart).to(match.device)[:, None]
-    sure = there & (ratio < _MAX_RATIO_SURE**2)
-    seen = torch.stack([features[j].pixels[row.clamp(min=0).long()] for j, row in zip(others, match, strict=True)])
+    own = features[index]
+    others = np.array([j for j in neighbors[index] if len(features[j].pixels)], dtype=np.int64)
+    if not len(others) or not len(own.pixels):
+        return Tracks(*(np.empty(shape, dtype=np.int64) for shape in (0, 0, (0, 2), 0)))
+    row, there, sure = candidates(index, others, cameras=cameras, features=features)
+    seen = torch.stack([features[j].pixels[rows] for j, rows in zip(others, row, strict=True)])  # [V, K, 2]
     inliers = _agreement(own.directions, cameras[index], [cameras[j] for j in others], seen, there)
     enough = (inliers & sure).sum(dim=0) + 1 >= _MIN_VIEWS
     enough |= inliers.sum(dim=0) + 1 >= _MIN_VIEWS_UNSURE
-    inliers, match, seen = (
-        (inliers & enough).T.cpu().numpy(),
-        match.T.cpu().numpy(),
-        seen.swapaxes(0, 1).cpu().numpy(),
-    )
-    point, column = np.nonzero(inliers)
-    start = np.flatnonzero(enough.cpu().numpy())
+    start, point, column = (found.cpu().numpy() for found in (*torch.where(enough), *torch.where((inliers & enough).T)))
+    pixels, of_others, rows = (found.cpu().numpy() for found in (own.pixels, seen, row))
     return Tracks(
         view=np.r_[np.full(len(start), index), others[column]],
-        feature=np.r_[start, match[point, column]],
-        pixels=np.r_[own.pixels.cpu().numpy()[start], seen[point, column]],
+        feature=np.r_[start, rows[column, point]],
+        pixels=np.r_[pixels[start], of_others[column, point]],
         track=np.r_[start, point] + index * _MAX_TRACKS,
     )
 
@@ -249,9 +266,8 @@ def _agreement(directions: Tensor, camera: Camera, others: Sequence[Camera], see
     best, inliers = torch.full_like(proposals[0], -1.0), torch.zeros_like(there)
     for z, is_there in zip(proposals, there, strict=True):
         w = a[..., 2] * z + b[..., 2]
-        error = torch.hypot(
-            (a[..., 0] * z + b[..., 0]) / w - seen[..., 0], (a[..., 1] * z + b[..., 1]) / w - seen[..., 1]
-        )
+        across, down = ((a[..., axis] * z + b[..., axis]) / w - seen[..., axis] for axis in (0, 1))
+        error = (across * across + down * down).sqrt()
         agrees = (error < _MAX_ERROR) & (w > 0) & there & (is_there & (z > 0))
         score = torch.where(agrees, 1 - error / (_MAX_ERROR * (len(others) + 1)), 0.0).sum(dim=0)
         better = score > best
@@ -322,12 +338,13 @@ def _projections(cameras: Sequence[Camera], centre: np.ndarray | float = 0.0, sc
     return np.stack(found)
 
 
-def _mean_colors(tracks: Tracks, views: Sequence[View], count: int) -> np.ndarray:
+def _mean_colors(tracks: Tracks, views: Sequence[View], cameras: Sequence[Camera], count: int) -> np.ndarray:
     """Return the mean colour of each track's pixels, uint8 [count, 3]."""
     total = np.zeros((count, 3))
     for index in np.unique(tracks.view):
         here, image = tracks.view == index, views[index].image.numpy()
-        at = np.floor(tracks.pixels[here]).astype(np.int64)
-        at = np.clip(at, 0, [image.shape[1] - 1, image.shape[0] - 1])
+        size, camera = np.array([image.shape[1], image.shape[0]]), cameras[index]
+        at = np.floor(tracks.pixels[here] * size / [camera.width, camera.height]).astype(np.int64)
+        at = np.clip(at, 0, size - 1)
         np.add.at(total, tracks.track[here], image[at[:, 1], at[:, 0]])
     return np.round(total / np.bincount(tracks.track, minlength=count)[:, None]).astype(np.uint8)

@@ -68,7 +68,7 @@ def left_out_notes(problems: Sequence[str], *, total: int) -> list[str]:
 def _looked_into(frame: Frame) -> Frame | str:
     """Return the frame with what the header of its photo says, or what is wrong with that."""
     try:
-        stored = image_size(frame.image_path)
+        stored = frame.stored or image_size(frame.image_path)
         width, height = posed_size(stored, frame)
         fit_lens(frame, width=width, height=height)
         turn = exif_orientation(frame.image_path) if (width, height) != stored else 1

@@ -1,1 +1,1 @@
-"""Operations of the method that have a fast version: each file holds the definition, the kernel and their dispatch."""
+"""Operations that have a fast version: each file holds the definition, the kernel and their dispatch."""

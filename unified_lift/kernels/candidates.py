@@ -13,9 +13,9 @@ CPU.declare({"dgr_nearest_two": [c_void_p] * 5 + [c_int32] * 3 + [c_void_p] * 3}
 
 
 class Nearest(NamedTuple):
-    """For each of K points: index of the most alike, its similarity and that of the runner-up, int32 [K]; -1 = none."""
+    """For each of K points: row of the most alike, how alike it and the next are, int32 [K]; -1 where there is none."""
 
-    index: Tensor
+    row: Tensor
     best: Tensor
     second: Tensor
 
@@ -25,15 +25,16 @@ def nearest_two(
 ) -> Nearest:
     """Return the most alike of those of L points that lie within reach of each of K points, and how alike the next is.
 
+    How alike two are is the dot product of their descriptors. All these numbers are whole and exact, so that every
+    machine, device and number of threads finds the same.
+
     Args:
         angle: Place of each point on a line, float32 [K].
-        descriptors: What it looks like, uint8 [K, D]; D at most 512, so that sums are exact.
+        descriptors: What it looks like, uint8 [K, D], D at most 256.
         angle2: Places of the points to choose from, float32 [L].
-        reach2: How far from its place each of them may be, float32 [L]; negative = never taken.
-        descriptors2: uint8 [L, D].
+        reach2: How far from its place each of them may be, float32 [L]; NaN or negative = never taken.
+        descriptors2: What they look like, uint8 [L, D].
         defined: Compute by the definition where there is a kernel as well.
-    Returns:
-        Of most dot product. All numbers are whole, so that every machine, device and number of threads finds the same.
     Raises:
         ValueError: The shapes do not fit.
     """
@@ -54,7 +55,7 @@ def _defined(angle: Tensor, descriptors: Tensor, angle2: Tensor, reach2: Tensor,
         return Nearest(*torch.full((3, len(angle)), -1, dtype=torch.int32, device=angle.device))
     alike = descriptors.float() @ descriptors2.float().T
     alike[~((angle[:, None] - angle2).abs() <= reach2)] = -1
-    best, index = alike.max(dim=1)
-    alike.scatter_(1, index[:, None], -1.0)
-    index = torch.where(best < 0, -1, index)
-    return Nearest(*(found.int() for found in (index, best, alike.amax(dim=1))))
+    best, row = alike.max(dim=1)
+    alike.scatter_(1, row[:, None], -1.0)
+    row = torch.where(best < 0, -1, row)
+    return Nearest(*(found.int() for found in (row, best, alike.amax(dim=1))))

@@ -225,7 +225,7 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
     if scene is None:
         with clock.part("load"):
             scene = cache.cached(_loaded(settings, cache, frame, sparse=sparse))
-        tqdm.write(str(cache.choice))
+        tqdm.write(f"{cache.choice}, loaded in {clock.done['load']:.1f} s")
     else:
         scene = cache.cached(with_sparse_points(scene) if sparse else scene)
     assert cache.choice is not None

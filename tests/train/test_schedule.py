@@ -178,17 +178,19 @@ def forecaster(scene, spent=2.0, **changes):
     return Forecast(settings, scene, lambda: {"load": spent})
 
 
-def stage_of(num_steps, *, count, name="geometry", first=0):
-    gaussians = type("G", (), {"device": torch.device("cpu"), "__len__": lambda _: count})()
+def stage_of(num_steps, *, count, name="geometry", first=0, device="cpu"):
+    gaussians = type("G", (), {"device": torch.device(device), "__len__": lambda _: count})()
     return SimpleNamespace(name=name, first=first, num_steps=num_steps, gaussians=gaussians)
 
 
-def test_the_forecast_is_what_steps_of_that_speed_would_take(monkeypatch, capsys):
+@pytest.mark.parametrize(("device", "waits"), [("cpu", 0), ("cuda", 2)])
+def test_the_forecast_is_what_steps_of_that_speed_would_take(device, waits, monkeypatch, capsys):
     """100 steps of 0.5 s that no Gaussian is added in, after 2 s of loading: 52 s. Said after 3 + 5 of them."""
-    now = [0.0]
+    now, waited = [0.0], []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(0))
     monkeypatch.setattr(schedule.time, "perf_counter", lambda: now[0])
     scene = dataclasses.replace(tiny_scene(), train=[dataclasses.replace(v, segments=None) for v in tiny_scene().train])
-    hook, stage = forecaster(scene, max_gaussians=120), stage_of(100, count=120)
+    hook, stage = forecaster(scene, max_gaussians=120), stage_of(100, count=120, device=device)
     hook._spent = lambda: {"load": 2.0, "geometry": now[0]}
     hook.before_stage(stage)
     for step in range(100):
@@ -196,6 +198,7 @@ def test_the_forecast_is_what_steps_of_that_speed_would_take(monkeypatch, capsys
         hook.after_step(stage, step, {})
         said = capsys.readouterr().out
         assert said == ("forecast: about 52 s in all; still geometry (100 iterations) 46 s\n" if step == 6 else "")
+    assert len(waited) == waits
 
 
 @pytest.mark.parametrize("most", [0, 4_000])

@@ -6,12 +6,14 @@ import torch
 from PIL import Image
 
 from tests.data.fixtures import edit_json
-from tests.data.fixtures.floor import LANDMARK
+from tests.data.fixtures.floor import LANDMARK, floor_photos, orbit
 from unified_lift.capture.check import check_lines, check_scene
 from unified_lift.data.images import write_image
+from unified_lift.data.points import initial_points
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.ops.cameras import project
+from unified_lift.types import View
 
 LEFT = np.ones((24, 32), np.uint8)
 LEFT[:, :8] = 0
@@ -181,3 +183,19 @@ def test_transparent_photos_of_transforms_lie_over_the_background_of_the_rendere
         view = next(view for view in load_scene(settings, white=white).train if view.name == "0002")
         np.testing.assert_allclose(view.image[12, 15].numpy(), expected, atol=0.5)
         assert view.valid is None
+
+
+def test_points_are_triangulated_from_pixels_that_count_alone():
+    found, counts = [], torch.ones(90, 120, dtype=torch.bool)
+    counts[20:70, 30:60] = False
+    for garbage in (0, 255, "noise"):
+        views, rng = [], np.random.default_rng(0)
+        for n, photo in enumerate(floor_photos(orbit(10, width=120, height=90))):
+            other = rng.integers(0, 256, photo.image.shape, dtype=np.uint8) if garbage == "noise" else garbage
+            image = torch.from_numpy(np.where(counts[..., None].numpy(), photo.image, other).astype(np.uint8))
+            views.append(View(name=str(n), camera=photo.camera, image=image, valid=counts))
+        settings = DataSettings(num_random_points=1)
+        found.append(initial_points(views, settings, own=None)[0])
+        assert len(found[-1].positions) - found[-1].num_random > 50
+        assert np.array_equal(found[-1].positions, found[0].positions)
+        assert np.array_equal(found[-1].colors, found[0].colors)

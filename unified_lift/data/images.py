@@ -33,6 +33,7 @@ _MOST = 2**32  # pixels that are ever decoded
 _SUSPECT, _PER_BYTE = 178_956_970, 2**14  # beyond Pillow's own limit of pixels, no photo has so many in a byte
 _OPENING, _DECODING_LARGE = threading.Lock(), threading.RLock()
 _EXIF_ORIENTATION = 0x0112
+_MARGIN = 2  # pixels beside what does not count in which its edge makes corners
 
 
 def _naming(path: Path) -> AbstractContextManager[None]:
@@ -119,6 +120,18 @@ def read_image(path: Path, *, alpha: Alpha = "ignore") -> np.ndarray:
     """Return the photo as uint8 RGB, [H, W, 3], as `read_photo` does; with alpha = `background` over black."""
     image, opacity = read_photo(path)
     return composited(image, opacity, background=0) if alpha == "background" and opacity is not None else image
+
+
+def counted_grey(image: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return a photo uint8 [H, W, 3] in grey, black where `valid` is not, and where to look for corners, uint8 [H, W].
+
+    That is a few pixels away from what does not count; None = everywhere.
+    """
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    if valid is None:
+        return grey, None
+    away = cv2.erode(valid.astype(np.uint8), np.ones((2 * _MARGIN + 1,) * 2, np.uint8), borderValue=1)
+    return np.where(valid, grey, np.uint8(0)), away
 
 
 def write_image(path: Path, image: np.ndarray) -> None:

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unified_lift.data.images import parallel_map
+from unified_lift.data.images import counted_grey, parallel_map
 from unified_lift.kernels.candidates import nearest_two
 from unified_lift.ops.cameras import look_at_point
+from unified_lift.ops.resample import nearest
 from unified_lift.types import Camera, PointCloud, View
 
 _MAX_SIDE, _MIN_SIDE = 960, 480  # px: larger photos are shrunk for detection, smaller ones enlarged up to twice
@@ -98,11 +99,13 @@ def detect_features(view: View, *, upright: np.ndarray, focal: float) -> Feature
 
     Source: Shi and Tomasi 1994 for corners, Lowe 2004 for descriptors, Arandjelovic and Zisserman 2012 for their root.
     """
-    camera, grey = _detection_camera(view.camera), cv2.cvtColor(view.image.numpy(), cv2.COLOR_RGB2GRAY)
+    camera, valid = _detection_camera(view.camera), None if view.valid is None else view.valid.numpy()
+    grey, where = counted_grey(view.image.numpy(), valid)
     if (size := (camera.width, camera.height)) != (view.camera.width, view.camera.height):
         shrinks = camera.width < view.camera.width
         grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    corners = _corners(cv2.GaussianBlur(grey, (0, 0), _BLUR))  # [K, 2]
+        where = None if where is None else nearest(where, *grey.shape)
+    corners = _corners(cv2.GaussianBlur(grey, (0, 0), _BLUR), where)  # [K, 2]
     pixels = corners + 0.5  # OpenCV puts the centre of the first pixel at 0; ours lies at 0.5.
     slope = (pixels - [camera.cx, camera.cy]) / [camera.fx, camera.fy]
     top = camera.cam_from_world[:3, :3] @ upright
@@ -127,10 +130,13 @@ def _detection_camera(camera: Camera) -> Camera:
     return camera.resized(*(max(1, round(scale * size)) for size in (camera.width, camera.height)))
 
 
-def _corners(grey: np.ndarray) -> np.ndarray:
-    """Return the corners of a picture uint8 [H, W], float64 [K, 2], between pixels where a parabola has its top."""
+def _corners(grey: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
+    """Return the corners of a picture uint8 [H, W], float64 [K, 2], between pixels where a parabola has its top.
+
+    Pixels at which `where`, uint8 [H, W], is 0 are none.
+    """
     distance = min(_MIN_DISTANCE, max(grey.shape) / _MIN_PART)
-    found = cv2.goodFeaturesToTrack(grey, _MAX_CORNERS, _MIN_CORNER, distance)
+    found = cv2.goodFeaturesToTrack(grey, _MAX_CORNERS, _MIN_CORNER, distance, mask=where)
     if found is None:
         return np.empty((0, 2))
     measure, (x, y) = cv2.cornerMinEigenVal(grey, 3), found[:, 0].astype(np.int64).T  # none of them at the border

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -159,7 +160,9 @@ def test_every_preset_trains_the_miniature_and_refuses_to_overwrite(preset, mini
     model = tmp_path / "model"
     argv = ["train", "-s", str(miniature), "-m", str(model), "--eval", "--preset", preset, *SHORT]
     assert main(argv) == 0
-    assert "object codes" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "object codes" in printed.out
+    assert re.search(r"photos and masks: .* free\), loaded in \d+\.\d s", printed.out + printed.err)
     manifest = json.loads((model / "manifest.json").read_text())
     assert manifest["num_gaussians"] > 0
     assert yaml.safe_load((model / "config.yaml").read_text())["preset"] == preset

@@ -10,6 +10,7 @@ import torch
 from plyfile import PlyData, PlyElement
 
 from unified_lift.cli.main import main
+from unified_lift.editing.placement import up_of
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.labels import GaussianLabels
 from unified_lift.modelfolder.outputs import iteration_dir
@@ -57,9 +58,26 @@ def test_objects_and_formats_can_be_given_with_spaces_and_uncertain_gaussians_le
         assert len(rows(tmp_path / f"out/object_{object_id}.ply")) == int(certain.sum())
 
 
+def test_an_object_is_named_turned_up_and_put_on_the_ground(model, tmp_path, capsys):
+    scene, out = load_model(model), tmp_path / "out"
+    assert main(["edit", "-m", str(model), "--rename", "2=red fox", "--out", str(tmp_path / "named")]) == 0
+    flags = ["--objects", "Red Fox", "--up", "z", "--center", "--ground", "--scale", "10", "--out", str(out)]
+    assert main(["export", "-m", str(tmp_path / "named"), *flags]) == 0
+    up, told = up_of(scene)
+    assert f"up in the scene: {told}; in the files: +z" in capsys.readouterr().out
+    table = rows(out / "red_fox.ply")
+    before = scene.gaussians.means.detach()[scene.object_ids == 2].numpy()
+    # The middle of 5 % to 95 % has moved to 0, before the turn; 1 % lie below height 0.
+    np.testing.assert_allclose(np.ptp(table["z"]), 10 * np.ptp(before @ up), rtol=1e-4)
+    np.testing.assert_allclose(np.quantile(table["z"], 0.01), 0, atol=1e-4)
+    assert np.abs(np.mean([table["x"], table["y"]], axis=1)).max() < 0.2 * np.ptp(table["x"])
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--scale", "0"], "--scale must be at least 1e-06"),
+        (["--inside", "--center"], "--inside: keeps the way back to your coordinates"),
         (["--objects", "9"], "no object 9; there are 0, 1, 2, 3"),
         (["--objects", "mug"], "--objects mug: expected object ids, all, background or scene"),
         (["--format", "obj"], "--format obj: no such format; there are html, labels, ply, points, splat, spz"),

@@ -2,18 +2,26 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from unified_lift.cli.model_flags import ObjectFlags, with_objects
 from unified_lift.editing.formats import export
+from unified_lift.editing.placement import Placement, Up, up_of
 from unified_lift.editing.reattach import MAX_DISTANCE, reattach
 from unified_lift.editing.script import alone_with, save_model
+from unified_lift.errors import UserError
 from unified_lift.model.files import read_splat
 from unified_lift.modelfolder.outputs import FRAME_FILE, provenance, write_frame
 from unified_lift.ops.similarity import float32_step
 from unified_lift.provenance import told
 from unified_lift.settings.limits import Range
 from unified_lift.types import IDENTITY
+
+_UP = {
+    "y": "+y (SuperSplat turns .ply over: --up auto suits it)",
+    "z": "+z, as in Blender",
+    "auto": "as programs take it that open them",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +32,7 @@ class ExportCommand(ObjectFlags):
     """
 
     objects: tuple[str, ...] = ("scene",)
-    """Object ids, `all` (every object, a file each), `background`, `scene`; several may be given."""
+    """Object ids or names, `all` (every object, a file each), `background`, `scene`; several may be given."""
     format: tuple[str, ...] = ("ply",)
     """ply, splat, spz, html, labels, points; several, separated by commas or spaces."""
     out: Path | None = None
@@ -34,6 +42,15 @@ class ExportCommand(ObjectFlags):
     inside: bool = False
     """Of a scene that is far from the origin, tiny or huge: write it as it was trained, near the origin and of ordinary
     size, as viewers like it; frame.json beside it tells the way back."""
+    up: Up | None = None
+    """Turn every part so that up is +y or +z in its file; `auto`: what programs that open the format take for up (-y in
+    .ply and .splat, +y in .spz). Which way is up in the scene is told by its cameras. By default nothing is turned."""
+    center: bool = False
+    """Move the middle of each part (of its box between 5 % and 95 %) to the origin."""
+    ground: bool = False
+    """Move each part along the direction that is up, so that it stands on height 0."""
+    scale: Annotated[float, Range(1e-6, 1e6)] = 1.0
+    """Factor of all lengths, such as 1000 for millimetres where a unit is a metre."""
     quiet: bool = False
     """No progress bar."""
 
@@ -62,7 +79,14 @@ def export_main(argv: list[str]) -> int:
     beside = scene.path if scene.path.is_dir() else scene.path.parent
     out, parts = command.out or beside / "export", command.objects
     own = replace(scene, frame=IDENTITY) if command.inside else scene
-    made = export(own, out, objects=parts, formats=command.format, min_confidence=least, quiet=command.quiet)
+    placement = Placement(up=command.up, center=command.center, ground=command.ground, scale=command.scale)
+    if command.inside and not placement.is_none:
+        lost = "--up, --center, --ground and --scale leave your coordinates"
+        raise UserError(f"--inside: keeps the way back to your coordinates, but {lost}; give one or the other")
+    facts: dict[str, Any] = {"min_confidence": least, "placement": placement, "quiet": command.quiet}
+    made = export(own, out, objects=parts, formats=command.format, **facts)
+    if command.up or command.ground:
+        print(f"up in the scene: {up_of(scene)[1]}" + (f"; in the files: {_UP[command.up]}" if command.up else ""))
     empty = [stem for stem, files in made.items() if not files]
     if empty:
         print(f"note: no Gaussian of {', '.join(empty)} is as certain as --min_conf {least:g}: not written")

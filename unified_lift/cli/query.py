@@ -16,6 +16,8 @@ from unified_lift.modelfolder.labels import describe_objects
 from unified_lift.settings.limits import Range
 from unified_lift.types import View
 
+_ROBUST_HEAD = "box of 90 % (5 % .. 95 %)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class QueryCommand(ObjectFlags):
@@ -107,9 +109,19 @@ def _print_table(scene: TrainedScene, found: query.Found, *, score: str) -> None
     digits = 10 if any(scene.frame.offset) else 3
     width = max(len(facts[object_id]["name"]) for object_id in found)
     head = f"{'id':>5}  {'name':<{width}}  {'Gaussians':>9}  {'confidence':>10}" + (f"  {score:>6}" if score else "")
-    print(f"{head}  box (min .. max)")
+    # A column as wide as its widest box.
+    boxes = {object_id: _box_text(facts[object_id]["bbox_90"], digits) for object_id in found}
+    wide = max(len(text) for text in (*boxes.values(), _ROBUST_HEAD))
+    print(f"{head}  {_ROBUST_HEAD:<{wide}}  box (min .. max)")
     for object_id, fit in found.items():
         entry = facts[object_id]
-        low, high = (" ".join(f"{value:.{digits}g}" for value in corner) for corner in entry["bbox"])
         line = f"{object_id:>5}  {entry['name']:<{width}}  {entry['count']:>9}  {entry['score']:>10.3f}"
-        print(line + (f"  {fit:>6.3f}" if score else "") + f"  {low} .. {high}")
+        print(
+            line
+            + (f"  {fit:>6.3f}" if score else "")
+            + f"  {boxes[object_id]:<{wide}}  {_box_text(entry['bbox'], digits)}"
+        )
+
+
+def _box_text(box: Sequence[Sequence[float]], digits: int) -> str:
+    return " .. ".join(" ".join(f"{value:.{digits}g}" for value in corner) for corner in box)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -190,12 +190,7 @@ class Move(ObjectOperation):
         wxyz = self.rotate.wxyz.to(means.device)
         matrix = rotation_from_quaternion(wxyz)
         moved = {"means": (self.scale * (means - pivot) @ matrix.T + pivot + offset).float()}
-        if self.scale != 1:
-            moved["log_scales"] = (table["log_scales"].double() + math.log(self.scale)).float()
-        if self.rotate.degrees != 0:
-            moved["quats"] = multiply(wxyz, table["quats"].double()).float()
-            moved["shN"] = rotate_harmonics(table["shN"], matrix)
-        return moved
+        return moved | turned(table, wxyz if self.rotate.degrees else None, self.scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +235,20 @@ class Rename(Operation):
 OPERATIONS: dict[str, type[Operation]] = {
     kind.__name__.lower(): kind for kind in (Remove, Isolate, Merge, Clean, Recolour, Move, Duplicate, Rename)
 }
+
+
+def turned(table: Mapping[str, Tensor], wxyz: Tensor | None, scale: float) -> dict[str, Tensor]:
+    """Return what a rotation (unit quaternion, float64 [4], None = none) and a scale change but for positions.
+
+    Those are rotations, sizes and view-dependent colours; in float64, so that little is rounded.
+    """
+    changed = {}
+    if scale != 1:
+        changed["log_scales"] = (table["log_scales"].double() + math.log(scale)).float()
+    if wxyz is not None:
+        changed["quats"] = multiply(wxyz, table["quats"].double()).float()
+        changed["shN"] = rotate_harmonics(table["shN"], rotation_from_quaternion(wxyz))
+    return changed
 
 
 def next_ids(scene: TrainedScene, count: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from unified_lift.evaluation.pictures import overlay, rendering_of
 from unified_lift.fileio import replacing
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.ops.cameras import invert_rigid, look_at, look_at_point
-from unified_lift.types import Camera, Scene
+from unified_lift.types import IDENTITY, Camera, Scene, Similarity
 
 FPS = 24
 MIN_HEIGHT, MAX_HEIGHT = 240, 720  # pixels: the height is that of the photos, kept inside these limits
@@ -66,6 +67,25 @@ def path_through(keys: Sequence[Camera], *, count: int, height: int = MAX_HEIGHT
 def centred_camera(pose: np.ndarray, fx: float, fy: float, width: int, height: int) -> Camera:
     """Return a camera of a pose (cam_from_world) whose principal point is the middle of its image."""
     return Camera(cam_from_world=pose, fx=fx, fy=fy, cx=width / 2, cy=height / 2, width=width, height=height)
+
+
+def saved_cameras(model_path: Path, frame: Similarity = IDENTITY) -> list[Camera]:
+    """Return the cameras of a model folder inside of its frame, test views first, principal points centred.
+
+    A UserError: there are none.
+    """
+    path, cameras = model_path / "cameras.json", []
+    try:
+        for entry in json.loads(path.read_text()):
+            world_from_cam = np.eye(4)
+            world_from_cam[:3, :3], world_from_cam[:3, 3] = entry["rotation"], entry["position"]
+            pose, size = invert_rigid(world_from_cam), (int(entry["width"]), int(entry["height"]))
+            cameras.append(frame.camera_inside(centred_camera(pose, entry["fx"], entry["fy"], *size)))
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
+        raise UserError(f"{path}: not a list of cameras ({error}); train or --resume again") from None
+    if not cameras:
+        raise UserError(f"{path}: no camera is listed; train or --resume again")
+    return cameras
 
 
 def up_direction(cameras: Sequence[Camera]) -> np.ndarray:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,6 +47,7 @@ class TrainedScene:
     path: Path = Path()  # the model folder
     iteration: int = 0  # which of the saved ones
     is_edited: bool = False  # whether objects were changed after training
+    placed: np.ndarray | None = None  # of a part placed for a file: the user's coordinates -> the file's, [4, 4]
 
     def __post_init__(self) -> None:
         if self.labels is not None and not len(self.object_ids) == len(self.confidence) == len(self):

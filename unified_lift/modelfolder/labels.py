@@ -17,6 +17,7 @@ from unified_lift.types import IDENTITY, Camera, Similarity, View
 
 _MIN_VOTE_WEIGHT = 1e-3  # a thinner share of a pixel says nothing about a Gaussian
 _MAX_VOTES = 2**28  # 1 GiB
+_ROBUST = (0.05, 0.95)  # quantiles that bound what is told of an object's extent
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +150,11 @@ def segment_by_labels(
     return Segmentation(*(torch.cat(parts).view(shape) for parts in zip(*found, strict=True)))
 
 
+def robust_box(places: np.ndarray) -> np.ndarray:
+    """Return the box of places [M, 3] between the 5 % and 95 % quantiles of each axis, so without outliers, [2, 3]."""
+    return np.quantile(places, _ROBUST, axis=0)
+
+
 def describe_objects(
     gaussians: Gaussians,
     labels: GaussianLabels,
@@ -157,10 +163,11 @@ def describe_objects(
     num_views: Mapping[int, int] | None = None,
     frame: Similarity = IDENTITY,
 ) -> dict[int, dict[str, Any]]:
-    """Return id -> {name, count, color, bbox, centroid, views, score} of every object with a Gaussian.
+    """Return id -> {name, count, color, bbox, bbox_90, centroid, views, score} of every object with a Gaussian.
 
-    Colour is the mean SH degree 0 colour, 0..255; bbox is [min, max] of the centres that some camera saw; score is the
-    mean confidence. `views` is left out without `num_views`. Places are the user's: outside of `frame`.
+    Colour is the mean SH degree 0 colour, 0..255; bbox is [min, max] of the centres that some camera saw, bbox_90 their
+    `robust_box`; score is the mean confidence. `views` is left out without `num_views`. Places are the user's: outside
+    of `frame`.
     """
     means = frame.outside(gaussians.means.detach().cpu().numpy())
     colors = (gaussians.sh0.detach()[:, 0] * SH_C0 + 0.5).clamp(0, 1).cpu().numpy() * 255
@@ -176,6 +183,7 @@ def describe_objects(
             "count": len(rows),
             "color": [int(c) for c in colors[rows].mean(axis=0).round()],
             "bbox": [place.min(axis=0).tolist(), place.max(axis=0).tolist()],
+            "bbox_90": robust_box(place).tolist(),
             "centroid": place.mean(axis=0).tolist(),
             **({} if num_views is None else {"views": num_views.get(object_id, 0)}),
             "score": round(float(confidence[rows].mean()), 4),

@@ -3,9 +3,7 @@
 import base64
 import copy
 import html
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -15,15 +13,14 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from unified_lift.editing.formats.html import first_view
-from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import object_colors, quantize_uint8, uncertainty_picture
-from unified_lift.evaluation.video import centred_camera, up_direction
+from unified_lift.evaluation.video import centred_camera, saved_cameras, up_direction
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import RenderOutput, render
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.ops import cameras as geometry
 from unified_lift.ops.segments import segment_mean
-from unified_lift.types import IDENTITY, Camera, Similarity
+from unified_lift.types import Camera
 from unified_lift.viewer.session import Session
 
 _SIDEWAYS, _SPLAT_SIZE = 0.7, (800, 600)  # radians between the cameras of a splat, and their pixels
@@ -63,25 +60,6 @@ def camera_of(client: Any) -> Camera:
     focal = geometry.focal_from_fov(seen.fov, seen.image_height)
     world_from_cam = geometry.rigid_from_quaternion(np.asarray(seen.wxyz), np.asarray(seen.position))
     return centred_camera(geometry.invert_rigid(world_from_cam), focal, focal, seen.image_width, seen.image_height)
-
-
-def saved_cameras(model_path: Path, frame: Similarity = IDENTITY) -> list[Camera]:
-    """Return the cameras of a model folder inside of its frame, test views first, principal points centred.
-
-    A UserError: there are none.
-    """
-    path, cameras = model_path / "cameras.json", []
-    try:
-        for entry in json.loads(path.read_text()):
-            world_from_cam = np.eye(4)
-            world_from_cam[:3, :3], world_from_cam[:3, 3] = entry["rotation"], entry["position"]
-            pose, size = geometry.invert_rigid(world_from_cam), (int(entry["width"]), int(entry["height"]))
-            cameras.append(frame.camera_inside(centred_camera(pose, entry["fx"], entry["fy"], *size)))
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-        raise UserError(f"{path}: not a list of cameras ({error}); train or --resume again") from None
-    if not cameras:
-        raise UserError(f"{path}: no camera is listed; train or --resume again")
-    return cameras
 
 
 def cameras_of(scene: TrainedScene) -> list[Camera]:

@@ -22,24 +22,35 @@ _BULK = 0.9  # share of the Gaussians that the first view shows
 _ROOM = 1.3  # what it shows besides, in radii of the bulk
 
 
-def first_view(path: Path, positions: np.ndarray, *, is_whole: bool, frame: Similarity = IDENTITY) -> dict[str, Any]:
+def first_view(
+    path: Path,
+    positions: np.ndarray,
+    *,
+    is_whole: bool,
+    frame: Similarity = IDENTITY,
+    placed: np.ndarray | None = None,
+) -> dict[str, Any]:
     """Return the first view: the first camera of the model for a whole scene, else from its side, as near as it fits.
 
     It holds the points eye and target and the direction up, inside of `frame`, and the vertical fieldOfView in radians.
     `path` is cameras.json of the model, a UserError if it is not readable; without one it is looked at along +z with -y
-    up. `positions` are the centres of the Gaussians, [N, 3].
+    up. `positions` are the centres of the Gaussians, [N, 3]; `placed` as in `TrainedScene`.
     """
     middle = np.median(positions, axis=0)
     radius = max(float(np.quantile(np.linalg.norm(positions - middle, axis=1), _BULK)), 1e-6)
     try:
         cameras = json.loads(path.read_text()) if path.is_file() else []
-        places = frame.inside(np.array([camera["position"] for camera in cameras], np.float64).reshape(-1, 3))
+        places = np.array([camera["position"] for camera in cameras], np.float64).reshape(-1, 3)
         turns = np.array([camera["rotation"] for camera in cameras], np.float64).reshape(-1, 3, 3)
         angles = [2 * np.arctan(camera["height"] / (2 * camera["fy"])) for camera in cameras]
-        if not all(np.abs(values).max(initial=0) < _MOST for values in (places, turns, angles)):
+        if not all(np.abs(values).max(initial=0) < _MOST for values in (frame.inside(places), turns, angles)):
             raise ValueError("numbers out of range")
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"{path}: not a list of cameras ({error}); train or --resume again") from None
+    if placed is not None:
+        places = places @ placed[:3, :3].T + placed[:3, 3]
+        turns = placed[:3, :3] / np.cbrt(np.linalg.det(placed[:3, :3])) @ turns
+    places = frame.inside(places)
     if len(places) == 0:
         places, turns, angles = np.array([middle - [0, 0, 3 * radius]]), np.eye(3)[None], [_FIELD_OF_VIEW]
     distances = np.linalg.norm(places - middle, axis=1)
@@ -63,6 +74,9 @@ def write(folder: Path, stem: str, scene: TrainedScene) -> None:
     ids, index = np.unique(scene.object_ids.cpu().numpy(), return_inverse=True)
     if len(ids) > 2**16:
         raise UserError(f"--format html: {len(ids)} objects; a page can list {2**16}, export fewer with --objects")
+    lies: dict[str, Any] = {"frame": read_frame(scene.path)}
+    if scene.placed is not None:
+        lies = {"frame": scene.frame, "placed": scene.placed}
     described = {
         "title": f"{scene.path.name} {stem}".strip(),
         "objects": [
@@ -71,9 +85,7 @@ def write(folder: Path, stem: str, scene: TrainedScene) -> None:
         ],
         "antialiased": scene.gaussians.antialiased,
         "background": [1, 1, 1] if scene.settings.geometry.white_background else [0, 0, 0],
-        **first_view(
-            scene.path / "cameras.json", rows["position"], is_whole=stem == "scene", frame=read_frame(scene.path)
-        ),
+        **first_view(scene.path / "cameras.json", rows["position"], is_whole=stem == "scene", **lies),
     }
     filled = {"SCENE": json.dumps(described).replace("<", "\\u003c")}  # a name must not end it
     for place, values in (("SPLATS", rows), ("IDS", index.astype("<u2"))):

@@ -6,6 +6,8 @@ from unified_lift.model.spz import encode_spz
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.modelfolder.outputs import write_frame
 
+TURNED_OVER = True  # right-up-back: y and z are turned over
+
 
 def write(folder: Path, stem: str, scene: TrainedScene) -> None:
     """Write `<stem>.spz`, inside of the scene's frame, with a frame.json beside it: sizes of 8 bits fit no other."""

@@ -6,10 +6,12 @@ One runs, and its model is that of a run that is alone; the other is refused in 
 import argparse
 import os
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,11 @@ class Pairs(Kills):
         self.wait(self.start(work / "other", "--seed", "1"))
         self.alone["1"] = contents(work / "other")
 
+    def is_held_by(self, process: int, model: Path) -> bool:
+        with suppress(OSError):
+            return f"process {process})" in (model / LOCK).read_text()
+        return False
+
     def wait(self, child: int) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -55,19 +62,23 @@ class Pairs(Kills):
             if "dead" in kind:
                 model.mkdir()
                 (model / LOCK).write_text("training (process 4194303)")
-            children, printed = [], []
             seeds = ["0", "0" if "--resume" in flags[1] and is_there else "1"]  # a run goes on with its own
-            for seed, given in zip(seeds, flags, strict=True):
-                printed.append(self.work / f"printed_{len(printed)}.txt")
-                if given == "edit":  # once the training is under way, as it takes no time to start
-                    while not (model / LOCK).exists():
-                        time.sleep(0.001)
-                    argv = ["edit", "-m", str(self.work / "whole"), "--remove", "1", "--out", str(model), "--overwrite"]
-                    children.append(self.start(model, printed=printed[-1], argv=argv))
-                else:
-                    children.append(self.start(model, "--seed", seed, *given, printed=printed[-1]))
-                time.sleep(self.rng.choice((0.0, 0.1, 0.4)) * self.seconds)
-            codes = [self.wait(child) for child in children]
+            printed = [self.work / f"printed_{number}.txt" for number in (0, 1)]
+            first = self.start(model, "--seed", "0", *flags[0], printed=printed[0])
+            time.sleep(self.rng.choice((0.0, 0.0, 0.2, 0.4)) * self.seconds)
+            deadline = time.monotonic() + 60
+            while flags[1] == "edit" and not self.is_held_by(first, model) and time.monotonic() < deadline:
+                time.sleep(0.001)  # an edit takes no time to start
+            if is_held := self.is_held_by(first, model):
+                os.kill(first, signal.SIGSTOP)  # on a busy machine it could be through before the other begins
+            if flags[1] == "edit":
+                argv = ["edit", "-m", str(self.work / "whole"), "--remove", "1", "--out", str(model), "--overwrite"]
+                second = self.start(model, printed=printed[1], argv=argv)
+            else:
+                second = self.start(model, "--seed", seeds[1], *flags[1], printed=printed[1])
+            codes = [self.wait(second)] if is_held else []
+            os.kill(first, signal.SIGCONT)
+            codes = [self.wait(first), *(codes or [self.wait(second)])]
             said = [path.read_text() for path in printed]
             yield kind, self._wrong(codes, said, contents(model), [self.alone[seed] for seed in seeds])
 

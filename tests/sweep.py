@@ -159,10 +159,12 @@ class Sweep:
         self.root, self.start = work / "now", work / "start"
         shutil.rmtree(work, ignore_errors=True)
         self.start.mkdir(parents=True)
-        save_model(self.start).rename(self.start / "twin")
-        (self.start / "rooms").mkdir()
-        write_dataset("transforms", self.start / "rooms/a")
-        for n, view in enumerate(floor_photos(orbit(5, width=80, height=60))):
+        words = " ".join((self.task.words, *self.task.earlier))  # of what lies ready, only what they name
+        if "@/scene" in words or "@/twin" in words:
+            save_model(self.start).rename(self.start / "twin")
+        if "@/rooms" in words:
+            write_dataset("transforms", self.start / "rooms/a")
+        for n, view in enumerate(floor_photos(orbit(5, width=80, height=60))) if "@/photos" in words else ():
             write_image(self.start / f"photos/{n}.png", view.image)
         self.start.rename(self.root)
         for words in self.task.earlier:

@@ -1,12 +1,12 @@
 """How paths are written into files, and found again."""
 
-import os
+import re
 import socket
 from pathlib import Path
 
 import pytest
 
-from unified_lift.provenance import found, spelled_out, told, told_command, told_from_home, told_text, told_tree
+from unified_lift.provenance import comparable, found, near, told, told_command, told_text, told_tree
 
 
 @pytest.fixture(autouse=True)
@@ -84,15 +84,21 @@ def test_absolute_paths_in_a_text_are_written_like_others(text, expected):
     assert told_tree({"a": [text, 3, None], "b": (text,)}, Path("/data/m")) == {"a": [written, 3, None], "b": [written]}
 
 
-def test_words_of_a_command_stay_as_they_were_typed_but_for_absolute_paths():
+def test_words_of_a_command_stay_as_they_were_typed_but_for_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     words = ["train.py", "-s", "/home/ann/my data", "--x=/home/ann/y", "-r", "2", "data/desk", "ann/desk", "anna"]
-    assert told_command(words) == [
+    assert told_command(words, tmp_path) == [
         "train.py", "-s", "~/my data", "--x=~/y", "-r", "2", "data/desk", "$USER/desk", "anna",
     ]  # fmt: skip
-    assert told_command(words, "full") == words
-    seen = [told_from_home(word) for word in ("/home/ann/a.yaml", "/mnt/a.yaml", "a.yaml", "dino:/home/ann/d")]
-    assert seen == ["~/a.yaml", "~/../../mnt/a.yaml", "a.yaml", "dino:d"]
-    assert os.path.normpath(spelled_out(seen[1])) == "/mnt/a.yaml"
+    assert told_command(words, tmp_path, "full") == words
+    (tmp_path / "out").mkdir()
+    assert told_command(["out/m", "./out", str(tmp_path / "x")], tmp_path / "out") == ["out/m", ".", "../x"]
+    assert (near(tmp_path / "out"), near(Path("/elsewhere/m"))) == (tmp_path, Path("/elsewhere/m"))
+    seen = [comparable(word) for word in ("/home/ann/a.yaml", "/mnt/a.yaml", "/opt/a.yaml", "a.yaml", "x:/home/ann/d")]
+    assert (seen[0], *seen[3:]) == ("~/a.yaml", "a.yaml", "x:~/d")
+    assert seen[1] != seen[2]
+    assert all(re.fullmatch("<a.yaml [0-9a-f]{8}>", word) for word in seen[1:3])
+    assert [*map(comparable, seen)] == seen
 
 
 def test_of_a_folder_that_was_moved_alone_the_path_is_looked_for_above_it_and_above_the_working_folder(

@@ -5,10 +5,11 @@ or of the machine, or an absolute path, unless `--provenance full` asks for it.
 """
 
 import getpass
+import hashlib
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -71,17 +72,7 @@ def spelled_out(text: str) -> str:
 
 def told_text(text: str, base: Path, how: Provenance = "relative") -> str:
     """Return a text in which absolute paths are as `told` writes them into a file in the folder `base`."""
-    known = {str(folder) for folder in (*_homes(), Path(os.path.abspath(base)), _resolved(base))} - {os.sep}
-    starts = "|".join(map(re.escape, sorted(known, key=len, reverse=True))) or "(?!)"
-
-    def of(match: re.Match[str]) -> str:
-        path = match[0]
-        with suppress(ValueError):  # a zero byte
-            is_path = path.count(os.sep) > 1 or match[1] is not None or os.path.exists(path)
-            return told(Path(path), base) if is_path else path
-        return path
-
-    return text if how == "full" else re.sub(rf"{_BEGINS}(?:({starts})(?=/|\W|$)|/(?=[^/\s])){_WORD}", of, text)
+    return text if how == "full" else _with_paths(text, lambda path: told(path, base), known=base)
 
 
 def told_tree(tree: Any, base: Path, how: Provenance = "relative") -> Any:
@@ -93,24 +84,50 @@ def told_tree(tree: Any, base: Path, how: Provenance = "relative") -> Any:
     return told_text(tree, base, how) if isinstance(tree, str) else tree
 
 
-def told_command(words: Sequence[str], how: Provenance = "relative") -> list[str]:
-    """Return the words of a command with its paths as `told` writes them for the working folder."""
-    base = Path.cwd()
+def told_command(words: Sequence[str], base: Path, how: Provenance = "relative") -> list[str]:
+    """Return the words of a command, given in the working folder, with paths as `told` writes them for another."""
+    is_here = base.resolve() == Path.cwd()
 
     def of(word: str) -> str:
         flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-        is_ours = (
-            os.sep in value and told_text(value, base) == value and any(word in value for word in _names().values())
-        )
-        return flag + equals + (told(Path(value), base) if os.path.isabs(value) or is_ours else told_text(value, base))
+        is_path = os.path.isabs(value) or (os.sep in value and not is_here and os.path.exists(value))
+        is_path |= os.sep in value and told_text(value, base) == value and any(w in value for w in _names().values())
+        return flag + equals + (told(Path(value), base) if is_path else told_text(value, base))
 
     return list(words) if how == "full" else [of(word) for word in words]
 
 
-def told_from_home(word: str) -> str:
-    """Return a word with its absolute paths as seen from the home folder, which does not depend on where it is read."""
-    home = next(iter(_homes()), Path(os.sep))
-    return os.path.join("~", told(Path(word), home)) if os.path.isabs(word) else told_text(word, home)
+def near(folder: Path) -> Path:
+    """Return the working folder, or `folder` where they have nothing in common: then paths from one tell all of it."""
+    here, there = Path.cwd(), Path(os.path.abspath(folder))
+    return there if os.path.commonpath([here, there]) == os.sep else here
+
+
+def comparable(word: str) -> str:
+    """Return a word that is equal wherever it is read, if its paths are: `~/...`, or their names with digests."""
+
+    def of(path: Path) -> str:
+        home = next((home for home in _homes() if path.is_relative_to(home)), None)
+        digest = hashlib.sha256(str(path).encode(errors="replace")).hexdigest()[:8]
+        return f"<{told(path, path.parent)} {digest}>" if home is None else str("~" / path.relative_to(home))
+
+    return of(Path(os.path.normpath(word))) if os.path.isabs(word) else _with_paths(word, of)
+
+
+def _with_paths(text: str, write: Callable[[Path], str], known: Path | None = None) -> str:
+    """Return a text with its absolute paths as a function writes them; those below a `known` folder may hold spaces."""
+    folders = [*_homes(), *((Path(os.path.abspath(known)), _resolved(known)) if known is not None else ())]
+    starts = sorted({str(folder) for folder in folders} - {os.sep}, key=len, reverse=True)
+
+    def of(match: re.Match[str]) -> str:
+        path = match[0]
+        with suppress(ValueError):  # a zero byte
+            is_path = path.count(os.sep) > 1 or match[1] is not None or os.path.exists(path)
+            return write(Path(path)) if is_path else path
+        return path
+
+    begins = "|".join(map(re.escape, starts)) or "(?!)"
+    return re.sub(rf"{_BEGINS}(?:({begins})(?=/|\W|$)|/(?=[^/\s])){_WORD}", of, text)
 
 
 def _homes() -> list[Path]:

@@ -16,7 +16,7 @@ from unified_lift.bench.tables import CLEAN, PRESETS, ROBUSTNESS, ROWS, VIEWS, M
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.outputs import iteration_dir
 from unified_lift.modelfolder.settings import TrainSettings, changed, with_preset
-from unified_lift.provenance import Provenance, told_from_home
+from unified_lift.provenance import Provenance, comparable
 
 GEOMETRY = "geometry"
 _CHECKPOINTS = ("chkpnt*.pth",)
@@ -135,7 +135,7 @@ def shell_line(command: Sequence[str]) -> str:
 
 def without_places(commands: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return commands as records hold them, whose words are not to depend on the folders of a machine."""
-    return [[told_from_home(word) for word in command if not word.startswith("--provenance")] for command in commands]
+    return [[comparable(word) for word in command if not word.startswith("--provenance")] for command in commands]
 
 
 def _job(grid: Grid, key: str, row: str, commands: list[list[str]], artefacts: list[str], **fields: Any) -> Job:

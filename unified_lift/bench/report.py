@@ -22,7 +22,7 @@ from unified_lift.evaluation.plots import styled, subplots
 from unified_lift.evaluation.protocols import metric_of
 from unified_lift.evaluation.report import chosen_views, data_uri, write_html
 from unified_lift.fileio import read_json, write_json, write_text
-from unified_lift.provenance import told_command, told_tree
+from unified_lift.provenance import near, told_command, told_tree
 from unified_lift.reading import reading
 
 VIEWS_SHOWN = 2
@@ -39,7 +39,7 @@ def write_report(grid: Grid, records: Mapping[str, Record]) -> str:
     """Write results, tables, figures and page into the folder of the grid, and return the tables as Markdown."""
     frame = measure(grid, records)
     frame["message"] = frame.message.map(lambda text: told_tree(text, grid.out, grid.provenance))
-    grid = replace(grid, extra=tuple(told_command(grid.extra, how=grid.provenance)))
+    grid = replace(grid, extra=tuple(told_command(grid.extra, near(grid.out), grid.provenance)))
     tables, figures = all_tables(grid, frame), all_figures(grid, frame)
     text = markdown(tables)
     write_text(grid.out / "results.csv", frame.drop(columns=HIDDEN).to_csv(index=False))

@@ -14,7 +14,7 @@ from unified_lift.cli.flags import canonical
 from unified_lift.errors import UserError
 from unified_lift.fileio import locked, write_text
 from unified_lift.modelfolder.settings import GeometrySettings, TrainSettings, with_preset
-from unified_lift.provenance import Provenance, told_command
+from unified_lift.provenance import Provenance, near, told_command
 
 _GRID_SETS = (  # flags of train.py that place a job in the grid
     "--iterations --seed --init-ply --source-path --model-path --object-path --schedule --preset --method "
@@ -37,9 +37,11 @@ def bench_main(argv: list[str], pool: LocalPool | None = None) -> int:
     if not jobs:
         raise UserError("--scenes: none of them has the masks this table trains on; make them first")
     with locked(grid.out, "a bench"):
-        commands = {job.key: [told_command(command, how=grid.provenance) for command in job.commands] for job in jobs}
+        place, how = near(grid.out), grid.provenance
+        title = f"# in the folder {'of this file' if place == grid.out else 'where the benchmark was started'}\n"
+        commands = {job.key: [told_command(command, place, how) for command in job.commands] for job in jobs}
         texts = ["\n".join([f"# {key}", *map(shell_line, lines), ""]) for key, lines in commands.items()]
-        write_text(grid.out / "commands.txt", "\n".join(["# in the folder where the benchmark was started\n", *texts]))
+        write_text(grid.out / "commands.txt", "\n".join([title, *texts]))
         if not args.report:
             for number in (signal.SIGTERM, signal.SIGINT):  # which a shell ignores for what runs in the background
                 signal.signal(number, signal.default_int_handler)

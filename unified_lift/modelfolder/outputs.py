@@ -26,7 +26,7 @@ from unified_lift.model.ply import write_gaussians, write_points
 from unified_lift.modelfolder.checkpoint import snapshot
 from unified_lift.modelfolder.labels import GaussianLabels, describe_objects
 from unified_lift.modelfolder.settings import REPLACED, TrainSettings, recorded, with_file
-from unified_lift.provenance import told_command, told_tree
+from unified_lift.provenance import near, told_command, told_tree
 from unified_lift.reading import read_columns
 from unified_lift.settings.yaml import read_settings_file
 from unified_lift.types import IDENTITY, Scene, Similarity
@@ -241,7 +241,7 @@ def provenance(settings: TrainSettings, extra: dict[str, Any], *, folder: Path) 
     facts = {
         "program": f"unified-lift {unified_lift.__version__}",
         "commit": commit,
-        "command": " ".join(told_command(words, how=how)),
+        "command": " ".join(told_command(words, near(folder), how)),
         "seed": settings.seed,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -38,9 +38,13 @@ def told(path: Path, base: Path, how: Provenance = "relative") -> str:
 def _told(place: Path, start: Path) -> str:
     home = next((home for home in _homes() if place.is_relative_to(home) and not start.is_relative_to(home)), None)
     text = os.path.relpath(place, start) if home is None else str("~" / place.relative_to(home))
-    are_apart = os.path.commonpath([place, start]) == os.sep
+    return _without_names(text, with_host=os.path.commonpath([place, start]) == os.sep)
+
+
+def _without_names(text: str, *, with_host: bool) -> str:
+    """Return a path without the user's name and, if asked, that of the machine: a scene may be called like it."""
     for name, word in _names().items():
-        if are_apart or not name.startswith("$HOST"):  # a scene may be called like a machine
+        if with_host or not name.startswith("$HOST"):
             text = name.join(re.split(rf"(?<![$]|[^\W_]){re.escape(word)}(?![^\W_])", text))
     return text
 
@@ -71,8 +75,14 @@ def spelled_out(text: str) -> str:
 
 
 def told_text(text: str, base: Path, how: Provenance = "relative") -> str:
-    """Return a text in which absolute paths are as `told` writes them into a file in the folder `base`."""
-    return text if how == "full" else _with_paths(text, lambda path: told(path, base), known=base)
+    """Return a text in which absolute paths are as `told` writes them into a file in the folder `base`.
+
+    In paths that are relative already only the user's name is replaced.
+    """
+    if how == "full":
+        return text
+    text = _with_paths(text, lambda path: told(path, base), known=base)
+    return re.sub(r"\S*/\S*", lambda word: _without_names(word[0], with_host=False), text)
 
 
 def told_tree(tree: Any, base: Path, how: Provenance = "relative") -> Any:

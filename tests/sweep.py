@@ -146,7 +146,7 @@ TASKS = {
     "sfm again": Task(
         f"{SFM} --max_size 64", "made", earlier=(SFM,), without=("sfm",), parts=r"sfm_\w+.\w+", enter=colmap
     ),
-    "bench": Task(BENCH, "out", parts=".*", between=r".*(cell.json|log.txt)", enter=quick_bench),
+    "bench": Task(BENCH, "out", parts=".*", between=".*cell.json", without=("log.txt",), enter=quick_bench),
 }
 NAMES = tuple(TASKS)
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tests.model.test_ply import random_gaussians
 from tests.train.test_training import final_state, settings_for
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
@@ -101,3 +102,26 @@ def test_weights_of_a_strategy_count_unless_others_are_given():
     weights = {"opacity": 0.01, "scale": 0.02}
     found = {loss.name: weight for loss, weight in chosen_losses(("scale=0", "needle=1"), weights).items()}
     assert found == {"opacity": 0.01, "needle": 1.0}
+
+
+@pytest.mark.parametrize("name", [name for name, loss in KNOWN.items() if loss.gradient is not None])
+def test_a_derivative_that_a_loss_says_itself_is_that_of_autograd(name):
+    gaussians = random_gaussians(7, feature_dim=0)
+    KNOWN[name].function(None, gaussians, None).backward()
+    said = KNOWN[name].gradient(gaussians)
+    assert said
+    for key, value in gaussians:
+        expected = value.grad if value.grad is not None else torch.zeros_like(value)
+        torch.testing.assert_close(said.get(key, torch.zeros_like(value)).detach(), expected)
+
+
+def test_it_moves_parameters_as_autograd_would(tmp_path, scene, monkeypatch):
+    words = ("opacity=3", "scale=2")
+    monkeypatch.setitem(LOSSES, "scale", KNOWN["scale"])
+    results = []
+    for gradient in (KNOWN["opacity"].gradient, None):
+        monkeypatch.setitem(LOSSES, "opacity", KNOWN["opacity"]._replace(gradient=gradient))
+        results.append(geometry_of(tmp_path / str(len(results)), scene, *words))
+    for key, value in results[0][0].items():
+        torch.testing.assert_close(value, results[1][0][key], rtol=1e-5, atol=1e-6)
+    assert results[0][1][0]["opacity"] == pytest.approx(results[1][1][0]["opacity"], rel=1e-5)

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from diff_gaussian_rasterization import TrainingStep
+from diff_gaussian_rasterization import RasterOutput, TrainingStep
 from torch import Tensor
 
 from unified_lift.density.base import DensityStep, Strategy, contributions, keep_rows
@@ -92,13 +92,15 @@ class GeometryStage(Stage):
         target = over(background, view, self.background) if self.settings.random_background else view.image
         terms = {"photometric": photometric_loss(image, target, lambda_dssim=share, valid=view.valid)}
         terms |= {} if self.exposures is None else self.exposures.penalties(index)
-        terms |= {loss.name: loss.function(out, self.gaussians, view) for loss in self.losses}
+        asked = [loss for loss in self.losses if loss.gradient is None]
+        terms |= {loss.name: loss.function(out, self.gaussians, view) for loss in asked}
         if self.method is not None and view.segments is not None:
             seen = self.maps.of(index, view).seen(out)  # the gradient stops at the features [released]
             terms |= self.method.losses(seen, StepInfo(self.progress(step), step, index, self.gaussians.features))
         total = weighted_sum(terms, self.weights)
         self.on_phase("backward")
         backward(total)
+        terms |= self.of_parameters(out, view)
         self.on_phase("update")
         rates = self.rates(step)
         if out.features.grad is None:
@@ -125,6 +127,18 @@ class GeometryStage(Stage):
             if bool(keep.any()):
                 keep_rows(self.gaussians, self.adam, self.density, keep)
         return {name: term.detach() for name, term in terms.items()}
+
+    @torch.no_grad()
+    def of_parameters(self, out: RasterOutput, view: View) -> dict[str, Tensor]:
+        """Return the losses that say their derivatives themselves, and add these to the gradients of the parameters."""
+        terms = {}
+        for loss, weight in self.losses.items():
+            if loss.gradient is not None:
+                terms[loss.name] = loss.function(out, self.gaussians, view)
+                for name, gradient in loss.gradient(self.gaussians).items():
+                    parameter, own = self.gaussians.table[name], weight * gradient
+                    parameter.grad = own if parameter.grad is None else parameter.grad + own
+        return terms
 
     def background_at(self, step: int) -> Tensor | None:
         """Return the colour behind everything in a 0-based step, [3], None = black."""

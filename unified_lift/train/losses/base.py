@@ -14,9 +14,12 @@ class GeometryLoss(NamedTuple):
     """How a loss is found: `LOSS = GeometryLoss(...)` in a file of this folder; `--loss_weights NAME=0.1` adds it.
 
     Its function returns an unweighted scalar for a rendered view, the Gaussians and the view with its photo. The maps
-    of the rendered view (image, alpha, depth) and the parameters of the Gaussians take gradients.
+    of the rendered view (image, alpha, depth) and the parameters of the Gaussians take gradients. One that depends on
+    the parameters alone may say its derivative itself, by name of the parameter: a step then needs no graph for it,
+    which on a GPU takes longer than the rest.
     """
 
     name: str  # what logs and --loss_weights call it
     function: Callable[[RasterOutput, Gaussians, View], Tensor]
     needs_points: bool = False  # whether it looks at `view.points`, which are found only if a chosen loss does
+    gradient: Callable[[Gaussians], dict[str, Tensor]] | None = None

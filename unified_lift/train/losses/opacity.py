@@ -16,4 +16,9 @@ def opacity_loss(out: RasterOutput, gaussians: Gaussians, view: View) -> Tensor:
     return gaussians.opacities.mean()
 
 
-LOSS = GeometryLoss("opacity", opacity_loss)
+def _gradient(gaussians: Gaussians) -> dict[str, Tensor]:
+    opacities = gaussians.opacities
+    return {"logit_opacities": opacities * (1 - opacities) / len(gaussians)}
+
+
+LOSS = GeometryLoss("opacity", opacity_loss, gradient=_gradient)

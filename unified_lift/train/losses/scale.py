@@ -16,4 +16,8 @@ def scale_loss(out: RasterOutput, gaussians: Gaussians, view: View) -> Tensor:
     return gaussians.scales.mean()
 
 
-LOSS = GeometryLoss("scale", scale_loss)
+def _gradient(gaussians: Gaussians) -> dict[str, Tensor]:
+    return {"log_scales": gaussians.scales / (3 * len(gaussians))}
+
+
+LOSS = GeometryLoss("scale", scale_loss, gradient=_gradient)

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import types
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -111,7 +111,14 @@ def test_a_job_is_done_with_its_commands_and_artefacts_only(grid):
     jobs[2].record.write_text('{"commands": [')
     jobs[3].record.write_text(jobs[3].record.read_text().replace('"done"', '"running"'))
     assert list(statuses(jobs).values()) == ["done", "new", "new", "interrupted", "done"]
-    for content in ("3", "[" * 100_000, '{"a": ' + "9" * 5_000 + "}", '{"seconds": "x"}', '{"status": []}'):
+    for content in (
+        "3",
+        "[" * 100_000,
+        '{"a": ' + "9" * 5_000 + "}",
+        '{"seconds": "x"}',
+        '{"status": []}',
+        '{"a": null}',
+    ):
         jobs[2].record.write_text(content)
         assert list(statuses(jobs).values())[2] == "new"
 
@@ -244,10 +251,11 @@ def test_processes_share_cores_and_gpus(monkeypatch):
 
 
 def test_two_benchmarks_do_not_share_a_folder(tmp_path):
-    refused = pytest.raises(UserError, match=r"a bench \(process \d+\) is at work")
     for _ in range(2):  # and it is free again afterwards
-        with locked(tmp_path / "o", "a bench"), refused, locked(tmp_path / "o", "a bench"):
-            pass
+        with locked(tmp_path / "o", "a bench"), ThreadPoolExecutor(1) as pool:  # a thread may lock it again
+            other = pool.submit(locked(tmp_path / "o", "a bench").__enter__)
+            with pytest.raises(UserError, match=r"a bench \(process \d+\) is at work"):
+                other.result()
 
 
 @pytest.fixture

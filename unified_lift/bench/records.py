@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, NoReturn, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 from unified_lift.bench.grid import Job, without_places
 from unified_lift.errors import UserError
@@ -75,7 +75,9 @@ def read_record(job: Job) -> Record:
         content = _read(job.record, dict[str, Any])
         hints = get_type_hints(Record)
         for name, value in content.items():
-            _require(value, hints.get(name, type(None)), name, job.record)
+            _require(value, hints.get(name, NoReturn), name, job.record)
+        if content.get("finished_steps", 0) < 0:
+            raise UserError(f"{job.record}: finished_steps cannot be {content['finished_steps']}; {_FIX}")
         if content.get("figures"):
             content["figures"] = Figures(results="", scores={}, manifest={}, candidates={}) | content["figures"]
         record = Record(**content)
@@ -150,4 +152,4 @@ def _is_a(value: Any, kind: Any) -> bool:
         return type(value) is int and abs(value) < _MOST
     if kind is float:
         return type(value) in (int, float) and abs(value) < _MOST  # neither NaN nor infinite
-    return kind is Any or isinstance(value, kind)
+    return kind is Any or (kind is not NoReturn and isinstance(value, kind))

@@ -1,6 +1,7 @@
 """PLY files, through plyfile: the only place that reads or writes the format."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,15 @@ def read_elements(path: Path, *further: str) -> dict[str, np.ndarray]:
 
 def write_vertices(path: Path, vertices: np.ndarray) -> None:
     """Write a structured array as the vertices of a little-endian binary PLY, without comments, whole or not at all."""
+    write_elements(path, {"vertex": vertices})
+
+
+def write_elements(path: Path, elements: Mapping[str, np.ndarray]) -> None:
+    """Write structured arrays as the elements of these names, in their order, as `write_vertices`."""
     with replacing(path) as partial:
-        PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(str(partial))
+        PlyData([PlyElement.describe(rows, name) for name, rows in elements.items()], byte_order="<").write(
+            str(partial)
+        )
 
 
 def read_point_cloud(path: Path) -> PointCloud:

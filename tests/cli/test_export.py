@@ -80,7 +80,7 @@ def test_an_object_is_named_turned_up_and_put_on_the_ground(model, tmp_path, cap
         (["--inside", "--center"], "--inside: keeps the way back to your coordinates"),
         (["--objects", "9"], "no object 9; there are 0, 1, 2, 3"),
         (["--objects", "mug"], "--objects mug: expected object ids, all, background or scene"),
-        (["--format", "obj"], "--format obj: no such format; there are html, labels, ply, points, splat, spz"),
+        (["--format", "xyz"], "--format xyz: no such format; there are compressed, "),
         (["--min_conf", "2"], "--min_conf goes up to 1, received 2"),
         (["--iteration", "7"], "iteration 7 is not saved; there are 40"),
         (["--level", "parts"], "no level parts"),

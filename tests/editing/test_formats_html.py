@@ -14,8 +14,8 @@ import pytest
 
 from tests.editing.small_scene import gaussians_of, random_gaussians, scene_of
 from unified_lift.editing.formats.html import first_view, write
-from unified_lift.editing.formats.splat import splat_rows
 from unified_lift.errors import UserError
+from unified_lift.model.splat import splat_rows
 
 CAMERA = {"position": [0, -1, -4], "rotation": np.eye(3).tolist(), "height": 400, "fy": 200}
 

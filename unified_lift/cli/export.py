@@ -17,6 +17,7 @@ from unified_lift.provenance import told
 from unified_lift.settings.limits import Range
 from unified_lift.types import IDENTITY
 
+_SILENT = {"ply": ".ply", "compressed": ".compressed.ply", "splat": ".splat"}  # formats that cannot tell of it
 _UP = {
     "y": "+y (SuperSplat turns .ply over: --up auto suits it)",
     "z": "+z, as in Blender",
@@ -34,7 +35,7 @@ class ExportCommand(ObjectFlags):
     objects: tuple[str, ...] = ("scene",)
     """Object ids or names, `all` (every object, a file each), `background`, `scene`; several may be given."""
     format: tuple[str, ...] = ("ply",)
-    """ply, splat, spz, html, labels, points; several, separated by commas or spaces."""
+    """ply, compressed, splat, spz, html, labels, points; several, separated by commas or spaces."""
     out: Path | None = None
     """Folder to write to; by default `export` in the model folder."""
     min_conf: Annotated[float, Range(0, 1)] = 0.0
@@ -95,8 +96,9 @@ def export_main(argv: list[str]) -> int:
     paths = sorted({path for files in made.values() for path in files if path.name != FRAME_FILE})
     for path in paths:
         print(f"{path}: {path.stat().st_size / 2**20:.2f} MiB")
-    if scene.gaussians.antialiased and {"ply", "splat"} & set(",".join(command.format).split(",")):
-        can_not = "which .ply and .splat cannot say: turn anti-aliasing on in their viewer"
+    if scene.gaussians.antialiased and (silent := _SILENT.keys() & set(",".join(command.format).split(","))):
+        names = " and ".join(_SILENT[name] for name in _SILENT if name in silent)
+        can_not = f"which {names} cannot say: turn anti-aliasing on in their viewer"
         print(f"note: trained with --antialiased, {can_not}")
     if (told := out / FRAME_FILE).exists():
         which = "what --inside writes is" if command.inside else "what cannot hold your coordinates (.spz, .splat) is"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -12,8 +13,10 @@ from scipy.spatial.transform import Rotation as Turn
 
 from unified_lift.editing.operations import turned
 from unified_lift.evaluation.video import saved_cameras, up_direction
+from unified_lift.model.gaussians import Gaussians
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.modelfolder.labels import robust_box
+from unified_lift.modelfolder.outputs import write_frame
 from unified_lift.settings.limits import Range
 from unified_lift.types import Camera, Similarity
 
@@ -99,6 +102,21 @@ def cameras_of(scene: TrainedScene) -> list[Camera]:
             pose[:3, 3] = -pose[:3, :3] @ (scene.placed[:3, :3] @ camera.position + scene.placed[:3, 3])
             cameras[index] = replace(camera, cam_from_world=pose)
     return [scene.frame.camera_inside(camera) for camera in cameras]
+
+
+def for_float32(folder: Path, scene: TrainedScene) -> Gaussians:
+    """Return the Gaussians as a format of float32 numbers can hold them: in the user's coordinates.
+
+    Far from the origin, they are inside of the scene's frame, and a frame.json in the folder tells so.
+    """
+    frame, gaussians = scene.frame, scene.gaussians
+    if any(frame.offset):
+        write_frame(folder, frame)
+    if any(frame.offset) or frame.is_identity:
+        return gaussians
+    means = gaussians.means.detach() / frame.scale
+    log_scales = gaussians.log_scales.detach() - math.log(frame.scale)
+    return gaussians.like(gaussians.state_dict() | {"means": means, "log_scales": log_scales})
 
 
 def up_of(scene: TrainedScene) -> tuple[np.ndarray, str]:

@@ -1,4 +1,4 @@
-"""SuperSplat's compressed `.ply`: vertices packed into four integers, with bounds for every 256 of them."""
+"""SuperSplat's compressed `.ply`, read and written: vertices packed into four integers, bounds for each 256 of them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,9 +6,19 @@ from pathlib import Path
 import numpy as np
 
 from unified_lift.errors import UserError
-from unified_lift.model.raw import RawSplat, base_coefficients, by_channel, from_smallest_three, logits_of
+from unified_lift.model.gaussians import SH_C0, Gaussians
+from unified_lift.model.raw import (
+    RawSplat,
+    base_coefficients,
+    by_channel,
+    from_smallest_three,
+    logits_of,
+    morton_order,
+    smallest_three,
+)
 
 _CHUNK = 256
+_MOST_LOG_SCALE = 20.0
 _XYZ, _RGBA = ((21, 11), (11, 10), (0, 11)), ((24, 8), (16, 8), (8, 8), (0, 8))  # first bit and bits of each field
 _OTHERS = ((20, 10), (10, 10), (0, 10))
 
@@ -30,6 +40,53 @@ def unpacked(elements: Mapping[str, np.ndarray], path: Path) -> RawSplat:
         return _splat(**elements)
     except (IndexError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a readable compressed .ply ({error}); export it again") from None
+
+
+def packed(gaussians: Gaussians) -> dict[str, np.ndarray]:
+    """Return the elements chunk, vertex and, with higher harmonics, sh of Gaussians; `unpacked` reads them.
+
+    Rows are sorted along a Z curve, so that chunks are small and their bounds near.
+    Source: as `unpacked`. Sizes outside of e^-20 .. e^20 and coefficients outside of -4 .. 4 are clipped, as there.
+    """
+    table = {name: value.detach().cpu().double().numpy() for name, value in gaussians}
+    order = morton_order(table["means"])
+    table = {name: value[order] for name, value in table.items()}
+    count = len(order)
+    starts = np.arange(0, count, _CHUNK)
+    owner = np.arange(count) // _CHUNK
+    log_scales = table["log_scales"].clip(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
+    bounded = {"xyz": table["means"], "scale": log_scales, "rgb": table["sh0"][:, 0] * SH_C0 + 0.5}
+    bounds, shares = {}, {}
+    for key, values in bounded.items():
+        low, high = (extreme.reduceat(values, starts).astype("<f4") for extreme in (np.minimum, np.maximum))
+        shares[key] = (values - low[owner]) / np.maximum(high - low, 1e-30)[owner]
+        names = [f"scale_{axis}" for axis in "xyz"] if key == "scale" else list(key)
+        for index, name in enumerate(names):
+            bounds |= {f"min_{name}": low[:, index], f"max_{name}": high[:, index]}
+
+    def fields(share: np.ndarray, layout: tuple[tuple[int, int], ...]) -> np.ndarray:
+        levels = np.rint(share.clip(0, 1) * [2**bits - 1 for _, bits in layout]).astype(np.uint32)
+        return (levels << np.array([first for first, _ in layout], np.uint32)).sum(axis=1, dtype=np.uint32)
+
+    largest, others = smallest_three(table["quats"])
+    opacity = 1 / (1 + np.exp(-table["logit_opacities"]))
+    columns = {
+        "position": fields(shares["xyz"], _XYZ),
+        "rotation": fields(others / np.sqrt(2) + 0.5, _OTHERS) | (largest << 30).astype(np.uint32),
+        "scale": fields(shares["scale"], _XYZ),
+        "color": fields(np.column_stack([shares["rgb"], opacity]), _RGBA),
+    }
+    elements = {
+        "chunk": np.rec.fromarrays(list(bounds.values()), [(name, "<f4") for name in bounds]),
+        "vertex": np.rec.fromarrays(list(columns.values()), [(f"packed_{name}", "<u4") for name in columns]),
+    }
+    rest = table["shN"].transpose(0, 2, 1).reshape(count, -1)
+    if rest.shape[1]:
+        levels = np.trunc((rest / 8 + 0.5) * 256).clip(0, 255).astype(np.uint8)
+        elements["sh"] = np.rec.fromarrays(
+            list(levels.T), [(f"f_rest_{index}", "u1") for index in range(len(levels.T))]
+        )
+    return elements
 
 
 def _splat(vertex: np.ndarray, chunk: np.ndarray, sh: np.ndarray | None = None) -> RawSplat:

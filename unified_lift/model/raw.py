@@ -18,6 +18,7 @@ _FLATNESS = 1e-3  # thickness of a disc, of the smaller of its other two standar
 _NO_TURN = 1e-12  # entries of a quaternion: nothing is left to normalise
 _MOST = 0.5  # of the Gaussians: if as many are broken, the file is; if as many have no thickness, they are discs
 _SHOWN_ROWS = 5
+_MORTON_BITS = 16  # of each axis
 _WORDS = {"means": "position", "quats": "rotation", "log_scales": "size", "logit_opacities": "opacity"}
 
 
@@ -52,6 +53,25 @@ def from_smallest_three(largest: np.ndarray, others: np.ndarray) -> np.ndarray:
     rest = np.sqrt(np.maximum(0, 1 - (others**2).sum(axis=1)))
     np.put_along_axis(quats, largest[:, None].astype(np.int64), rest[:, None], axis=1)
     return quats
+
+
+def smallest_three(quats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `from_smallest_three` takes, of quaternions of any length but zero, [N, 4]: int64 [N], [N, 3]."""
+    unit = quats.astype(np.float64) / np.linalg.norm(quats, axis=1, keepdims=True).clip(_NO_TURN)
+    largest = np.abs(unit).argmax(axis=1)
+    unit *= np.where(np.take_along_axis(unit, largest[:, None], axis=1) < 0, -1, 1)  # -q is the same rotation
+    return largest, unit[np.arange(4) != largest[:, None]].reshape(-1, 3)
+
+
+def morton_order(means: np.ndarray) -> np.ndarray:
+    """Return the order along a Z curve through places [N, 3], in which neighbours follow one another, int64 [N]."""
+    low, high = means.min(axis=0), means.max(axis=0)
+    cell = ((means - low) / np.maximum(high - low, 1e-30) * (2**_MORTON_BITS - 1)).astype(np.uint64)
+    code = np.zeros(len(means), np.uint64)
+    for bit in range(_MORTON_BITS):
+        for axis in range(3):
+            code |= (cell[:, axis] >> np.uint64(bit) & np.uint64(1)) << np.uint64(3 * bit + axis)
+    return code.argsort(kind="stable")
 
 
 def placed(table: dict[str, np.ndarray], frame: Similarity, *, antialiased: bool = False) -> Gaussians:

@@ -2,17 +2,11 @@
 
 from pathlib import Path
 
+from unified_lift.editing.placement import for_float32
 from unified_lift.model.splat import splat_rows
 from unified_lift.modelfolder.inference import TrainedScene
-from unified_lift.modelfolder.outputs import write_frame
 
 
 def write(folder: Path, stem: str, scene: TrainedScene) -> None:
     """Write `<stem>.splat`; far from the origin inside of the scene's frame, with a frame.json beside it."""
-    rows = splat_rows(scene.gaussians)
-    if any(scene.frame.offset):
-        write_frame(folder, scene.frame)
-    else:
-        rows["position"] = scene.frame.outside(rows["position"])
-        rows["scale"] /= scene.frame.scale
-    rows.tofile(folder / f"{stem}.splat")
+    splat_rows(for_float32(folder, scene)).tofile(folder / f"{stem}.splat")

@@ -4,6 +4,7 @@ Models and reports are sent round and published. So nothing that is written hold
 or of the machine, or an absolute path, unless `--provenance full` asks for it.
 """
 
+import functools
 import getpass
 import hashlib
 import os
@@ -142,19 +143,30 @@ def _with_paths(text: str, write: Callable[[Path], str], known: Path | None = No
 
 def _homes() -> list[Path]:
     """Return the home folder, as it is named and with links followed; none where there is none."""
-    with suppress(RuntimeError, OSError):
-        return list(dict.fromkeys((Path(os.path.abspath(Path.home())), Path.home().resolve())))
-    return []
+    return _known(_environment())[0]
 
 
 def _names() -> dict[str, str]:
     """Return what is written -> the word that is not: names of the user, of the home folder and of the machine."""
-    host, home = socket.gethostname(), next(iter(_homes()), Path())
-    names = {"$USER": "", "$HOMENAME": home.name, "$HOSTNAME": host, "$HOST": host.partition(".")[0]}
+    return _known(_environment())[1]
+
+
+def _environment() -> tuple[str | None, ...]:
+    return socket.gethostname(), *map(os.environ.get, ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"))
+
+
+@functools.lru_cache(maxsize=8)
+def _known(environment: tuple[str | None, ...]) -> tuple[list[Path], dict[str, str]]:
+    """Return homes and names in an environment: texts have many paths, and each would ask the system."""
+    homes, host = list[Path](), environment[0] or ""
+    with suppress(RuntimeError, OSError):
+        homes = list(dict.fromkeys((Path(os.path.abspath(Path.home())), Path.home().resolve())))
+    names = {"$USER": "", "$HOMENAME": homes[0].name if homes else "", "$HOSTNAME": host}
+    names["$HOST"] = host.partition(".")[0]
     with suppress(KeyError, OSError, ImportError):  # an id without a name
         names["$USER"] = getpass.getuser()
     first = {word: name for name, word in reversed(names.items()) if word not in ("", "root")}  # nobody's name
-    return {first[word]: word for word in sorted(first, key=len, reverse=True)}
+    return homes, {first[word]: word for word in sorted(first, key=len, reverse=True)}
 
 
 def _resolved(path: Path) -> Path:

@@ -26,6 +26,7 @@ _MARK = ".unified-lift-partial"  # ends the names of scratch files and folders; 
 _JOURNAL = "moves.json"
 LOCK = ".lock"  # in a folder that a process writes into
 _OUTDATED_S = 24 * 3600  # a scratch file of another machine, whose processes we cannot see, is left over by then
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _tidied: set[Path] = set()
 _held: set[tuple[Path, int]] = set()  # folders that a thread of this process has locked
@@ -107,17 +108,26 @@ def _keep_the_rest(new: Path, place: Path, outdated: Iterable[str]) -> None:
                 second_name(source, target)
 
 
-def second_name(source: Path, target: Path) -> None:
-    """Give a file, or all files of a folder, a second name, where the disk has such, else a copy; folders are made."""
+def second_name(source: Path, target: Path, *, or_copy: bool = True) -> None:
+    """Give a file, or all files of a folder, a second name; folders are made.
+
+    A disk that has no such names gets a copy, or without `or_copy` raises NoSecondNames.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir() and not source.is_symlink():
         for path in source.iterdir():
-            second_name(path, target / path.name)
+            second_name(path, target / path.name, or_copy=or_copy)
         return
     try:
         os.link(source, target, follow_symlinks=False)
-    except OSError:
+    except OSError as error:
+        if not or_copy:
+            raise NoSecondNames if error.errno in _NO_LINKS else error from None
         shutil.copy2(source, target, follow_symlinks=False)
+
+
+class NoSecondNames(Exception):  # noqa: N818 (not an error: there are other ways)
+    """The disk has no second names for files."""
 
 
 def _exchanged(first: Path, second: Path) -> bool:
@@ -135,6 +145,16 @@ def _moves_into(new: Path, place: Path, old: Path, outdated: Iterable[str]) -> l
     replaced = {*(found for pattern in outdated for found in place.glob(pattern)), *(target for _, target in fresh)}
     gone = [path for path in sorted(replaced) if path.exists() and not replaced.intersection(path.parents)]
     return [(path, old / path.relative_to(place)) for path in gone] + fresh
+
+
+def move_together(moves: list[tuple[Path, Path]]) -> None:
+    """Make all moves, from and to, of one disk, or none; what a kill leaves the next write undoes."""
+    scratch = _scratch(moves[0][0])
+    try:
+        scratch.mkdir()
+        _move(moves, scratch)
+    finally:
+        _remove_folder(scratch)
 
 
 def _move(moves: list[tuple[Path, Path]], scratch: Path) -> None:

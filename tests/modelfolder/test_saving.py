@@ -1,10 +1,12 @@
 """What reaches the disk while a run goes on, and what never does."""
 
+import errno
 import os
 import subprocess
 import threading
 import time
 from dataclasses import replace
+from threading import Thread
 
 import pytest
 import torch
@@ -299,3 +301,34 @@ def test_features_that_half_precision_cannot_hold_have_diverged(tmp_path, scene)
     with pytest.raises(FloatingPointError, match="features reach 100000, which"):
         outputs.write_objects(tmp_path, gaussians, labels)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_an_earlier_run_steps_aside_at_once_and_the_lock_stays(tmp_path, monkeypatch, has_links):
+    def refuse(*args, **options):
+        raise OSError(errno.EPERM, "no links here")
+
+    model = tmp_path / "model"
+    for name in ("config.yaml", "manifest.json", "point_cloud/iteration_4/point_cloud.ply", "mine.txt", "replaced/old"):
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_text(name)
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    with fileio.locked(model, "training"):
+        assert outputs.set_earlier_run_aside(model)
+        another = Thread(target=lambda: refused.append(is_refused(model)))
+        refused = []
+        another.start()
+        another.join()
+    assert refused == [True]
+    found = {str(path.relative_to(model)): path.read_text() for path in model.rglob("*") if path.is_file()}
+    run = ("config.yaml", "manifest.json", "point_cloud/iteration_4/point_cloud.ply")
+    assert found == {"mine.txt": "mine.txt"} | {f"replaced/{name}": name for name in run}
+
+
+def is_refused(model):
+    try:
+        with fileio.locked(model, "another"):
+            return False
+    except UserError:
+        return True

@@ -19,7 +19,16 @@ from diff_gaussian_rasterization import backend_info
 
 import unified_lift
 from unified_lift.errors import UserError
-from unified_lift.fileio import read_json, replacing, replacing_folder, second_name, write_json, write_text
+from unified_lift.fileio import (
+    NoSecondNames,
+    move_together,
+    read_json,
+    replacing,
+    replacing_folder,
+    second_name,
+    write_json,
+    write_text,
+)
 from unified_lift.methods.base import Method
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.ply import write_gaussians, write_points
@@ -66,9 +75,14 @@ def set_earlier_run_aside(model_path: Path) -> bool:
     )
     if was_done:
         header = [model_path / name for name in _HEADER if (model_path / name).exists()]
-        with replacing_folder(model_path, outdated=(*FILES_OF_RUN, *_HEADER, REPLACED)) as new:
-            for path in (*files, *header):
-                second_name(path, new / REPLACED / path.relative_to(model_path))
+        places = [(path, Path(REPLACED, path.relative_to(model_path))) for path in (*files, *header)]
+        try:
+            with replacing_folder(model_path, outdated=(*FILES_OF_RUN, *_HEADER, REPLACED)) as new:
+                for path, place in places:
+                    second_name(path, new / place, or_copy=False)
+        except NoSecondNames:
+            shutil.rmtree(model_path / REPLACED, ignore_errors=True)
+            move_together([(path, model_path / place) for path, place in places])
     for path in files:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

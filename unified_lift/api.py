@@ -97,7 +97,7 @@ def evaluate(model: TrainedScene, *, scene: str | Path | None = None, protocol: 
 
 
 def export(model: TrainedScene, path: str | Path, *, objects: Sequence[int] | None = None) -> None:
-    """Write a scene, or objects of it with these ids, to one file, which is replaced: .ply, .splat, .spz or .html.
+    """Write a scene, or objects of it with these ids, to one file, which is replaced: .ply, .splat, .spz, .glb or .html.
 
     A UserError: no such object, or no format of one file that is called like the suffix.
     """
@@ -108,4 +108,4 @@ def export(model: TrainedScene, path: str | Path, *, objects: Sequence[int] | No
         if write is not None:
             write(folder, path.stem, part)
         if not (folder / path.name).is_file():
-            raise UserError(f"{path}: no format of one file has this suffix; use .ply, .splat, .spz or .html")
+            raise UserError(f"{path}: no format of one file has this suffix; use .ply, .splat, .spz, .glb or .html")

@@ -33,6 +33,7 @@ class Precision(NamedTuple):
 # The 500 places are normal, so a chunk of 256 is about 8 wide in 2047 steps, sizes likewise, coefficients 8 in 256.
 FORMATS = {
     "compressed": (".compressed.ply", Precision(5e-3, 4e-3, 1.0, 0.51, 0.005, 1 / 64 + 1e-6)),
+    "glb": (".glb", Precision(0, 2e-6, 0, 1e-4, 1e-6, 0, foreign=False)),  # it only writes them
 }
 
 SIZES = ("means", "log_scales")

@@ -110,7 +110,7 @@ def test_a_sog_that_lies_ends_in_one_line(gaussians, tmp_path, change, message):
         ("a.splat", bytes(64), "2 of 2 Gaussians hold NaN"),
         ("a.sog", b"PK\x03\x04 and no more", "not a readable SOG"),
         ("a.ksplat", bytes(4096), "no splat that is read; those are .ply .* convert it"),
-        ("a.glb", b"glTF" + bytes(64), "no splat that is read"),
+        ("a.glb", b"glTF" + bytes(64), "not a readable glTF with Gaussians"),
         ("a.ply", b"glTF" + bytes(64), "not a readable PLY"),
         ("a.ply", b"ply\nformat ascii 1.0\nelement vertex 999999999999999\nproperty float x\nend_header\n1\n", "PLY"),
         (

@@ -17,7 +17,8 @@ from unified_lift.provenance import told
 from unified_lift.settings.limits import Range
 from unified_lift.types import IDENTITY
 
-_SILENT = {"ply": ".ply", "compressed": ".compressed.ply", "splat": ".splat"}  # formats that cannot tell of it
+# Formats that cannot tell of anti-aliasing.
+_SILENT = {"ply": ".ply", "compressed": ".compressed.ply", "splat": ".splat", "glb": ".glb"}
 _UP = {
     "y": "+y (SuperSplat turns .ply over: --up auto suits it)",
     "z": "+z, as in Blender",
@@ -35,7 +36,7 @@ class ExportCommand(ObjectFlags):
     objects: tuple[str, ...] = ("scene",)
     """Object ids or names, `all` (every object, a file each), `background`, `scene`; several may be given."""
     format: tuple[str, ...] = ("ply",)
-    """ply, compressed, splat, spz, html, labels, points; several, separated by commas or spaces."""
+    """ply, compressed, splat, spz, glb, html, labels, points; several, separated by commas or spaces."""
     out: Path | None = None
     """Folder to write to; by default `export` in the model folder."""
     min_conf: Annotated[float, Range(0, 1)] = 0.0
@@ -45,7 +46,7 @@ class ExportCommand(ObjectFlags):
     size, as viewers like it; frame.json beside it tells the way back."""
     up: Up | None = None
     """Turn every part so that up is +y or +z in its file; `auto`: what programs that open the format take for up (-y in
-    .ply and .splat, +y in .spz). Which way is up in the scene is told by its cameras. By default nothing is turned."""
+    .ply and .splat, +y in .spz and .glb). Up in the scene is told by its cameras. By default nothing is turned."""
     center: bool = False
     """Move the middle of each part (of its box between 5 % and 95 %) to the origin."""
     ground: bool = False
@@ -64,7 +65,7 @@ class ImportEditCommand(ObjectFlags):
     """
 
     ply: Path
-    """The edited splat: .ply, compressed or not, .spz, .splat or .sog."""
+    """The edited splat: .ply, compressed or not, .spz, .splat, .sog or .glb."""
     out: Path
     """Model folder to write."""
     max_distance: Annotated[float, Range(0)] = MAX_DISTANCE

@@ -56,7 +56,7 @@ def packed(gaussians: Gaussians) -> dict[str, np.ndarray]:
     owner = np.arange(count) // _CHUNK
     log_scales = table["log_scales"].clip(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
     bounded = {"xyz": table["means"], "scale": log_scales, "rgb": table["sh0"][:, 0] * SH_C0 + 0.5}
-    bounds, shares = {}, {}
+    bounds, shares = dict[str, np.ndarray](), dict[str, np.ndarray]()
     for key, values in bounded.items():
         low, high = (extreme.reduceat(values, starts).astype("<f4") for extreme in (np.minimum, np.maximum))
         shares[key] = (values - low[owner]) / np.maximum(high - low, 1e-30)[owner]
@@ -76,7 +76,7 @@ def packed(gaussians: Gaussians) -> dict[str, np.ndarray]:
         "scale": fields(shares["scale"], _XYZ),
         "color": fields(np.column_stack([shares["rgb"], opacity]), _RGBA),
     }
-    elements = {
+    elements: dict[str, np.ndarray] = {
         "chunk": np.rec.fromarrays(list(bounds.values()), [(name, "<f4") for name in bounds]),
         "vertex": np.rec.fromarrays(list(columns.values()), [(f"packed_{name}", "<u4") for name in columns]),
     }

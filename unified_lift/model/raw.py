@@ -1,6 +1,7 @@
 """What a splat file holds, as its reader found it; and the sound Gaussians of it."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,10 @@ _FLATNESS = 1e-3  # thickness of a disc, of the smaller of its other two standar
 _NO_TURN = 1e-12  # entries of a quaternion: nothing is left to normalise
 _MOST = 0.5  # of the Gaussians: if as many are broken, the file is; if as many have no thickness, they are discs
 _SHOWN_ROWS = 5
+# Ours is right-down-front, other formats are right-up-back: half a turn about x. Coefficients of y and z change sign,
+# those of y z and of even powers do not.
+FLIP_AXES = np.array([1, -1, -1], np.float32)
+FLIP_SH = np.array([-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1, -1, 1, -1, 1, 1, -1, 1, -1, 1], np.float32)
 _MORTON_BITS = 16  # of each axis
 _WORDS = {"means": "position", "quats": "rotation", "log_scales": "size", "logit_opacities": "opacity"}
 
@@ -53,6 +58,14 @@ def from_smallest_three(largest: np.ndarray, others: np.ndarray) -> np.ndarray:
     rest = np.sqrt(np.maximum(0, 1 - (others**2).sum(axis=1)))
     np.put_along_axis(quats, largest[:, None].astype(np.int64), rest[:, None], axis=1)
     return quats
+
+
+def turned_over(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return columns in right-up-back axes of those in ours, or the other way round."""
+    turned = {"means": table["means"] * FLIP_AXES, "quats": table["quats"] * np.array([1, *FLIP_AXES], np.float32)}
+    if "shN" in table:
+        turned["shN"] = table["shN"] * FLIP_SH[: table["shN"].shape[1], None]
+    return {**table, **turned}
 
 
 def smallest_three(quats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

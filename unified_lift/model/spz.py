@@ -11,7 +11,7 @@ import numpy as np
 
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.model.raw import RawSplat, from_smallest_three, logits_of
+from unified_lift.model.raw import FLIP_AXES, FLIP_SH, RawSplat, from_smallest_three, logits_of
 from unified_lift.model.splat import to_bytes
 from unified_lift.reading import reading
 
@@ -21,10 +21,6 @@ _MAX_FRACTIONAL_BITS = 16
 _POSITION_LIMIT = 2**23 - 1  # 24 bits with sign
 # The format's own writer keeps 5 bits of 8 in SH degree 1, 4 in degrees 2 and 3: the rest would not compress.
 _SH_STEPS = np.array([8.0] * 3 + [16.0] * 12)
-# Ours is right-down-front, SPZ is right-up-back: half a turn about x. Coefficients of y and z change sign, those of
-# y z and of even powers do not.
-_FLIP_AXES = np.array([1, -1, -1], np.float32)
-_FLIP_SH = np.array([-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1, -1, 1, -1, 1, 1, -1, 1, -1, 1], np.float32)
 _HEADER, _HEADER_4 = struct.Struct("<4s2I4B"), struct.Struct("<4s2I4BI12x")
 _ANTIALIASED = 1  # the flag
 _MOST, _SMALL = 1032, 2**25  # bytes that one byte of a file can become; what any file may
@@ -43,9 +39,9 @@ def encode_spz(gaussians: Gaussians) -> bytes:
     if bits < 0:
         problem = f"a Gaussian is {farthest:.3g} units from the origin; SPZ reaches {_POSITION_LIMIT}"
         raise UserError(f"--format spz: {problem}")
-    fixed = np.rint(table["means"].astype(np.float64) * _FLIP_AXES * 2**bits).astype("<i4")
+    fixed = np.rint(table["means"].astype(np.float64) * FLIP_AXES * 2**bits).astype("<i4")
     # Above degree 0, 128 is zero, in steps of 8 or 16 of 1/128.
-    step, flip = (each[: table["shN"].shape[1], None] for each in (_SH_STEPS, _FLIP_SH))
+    step, flip = (each[: table["shN"].shape[1], None] for each in (_SH_STEPS, FLIP_SH))
     levels = np.rint(table["shN"] * flip * 128) + 128
     flags = _ANTIALIASED if gaussians.antialiased else 0
     columns = (
@@ -65,7 +61,7 @@ def pack_rotations(quats: np.ndarray) -> np.ndarray:
 
     `quats` are rotations wxyz in our axes, of any length but zero, [N, 4].
     """
-    x, y, z = (quats[:, 1:] * _FLIP_AXES).T  # half a turn about x on both sides
+    x, y, z = (quats[:, 1:] * FLIP_AXES).T  # half a turn about x on both sides
     turned = np.stack([x, y, z, quats[:, 0]], axis=1).astype(np.float64)
     turned /= np.linalg.norm(turned, axis=1, keepdims=True).clip(1e-12)
     largest = np.abs(turned).argmax(axis=1)
@@ -114,12 +110,12 @@ def _decoded(data: bytes) -> RawSplat:
     w = np.full(count, 3)  # the entry that versions 1 and 2 leave out
     xyzw = _unpack_rotations(rotation) if version > 2 else from_smallest_three(w, rotation / 127.5 - 1)
     table = {
-        "means": means * _FLIP_AXES,
-        "quats": np.roll(xyzw, 1, axis=1) * [1, *_FLIP_AXES],
+        "means": means * FLIP_AXES,
+        "quats": np.roll(xyzw, 1, axis=1) * [1, *FLIP_AXES],
         "log_scales": scale / 16 - 10,
         "logit_opacities": logits_of(alpha[:, 0] / 255),
         "sh0": ((color / 255 - 0.5) / _COLOR_SCALE)[:, None],
-        "shN": (sh.reshape(count, widths[5] // 3, 3) / np.float32(128) - 1) * _FLIP_SH[: widths[5] // 3, None],
+        "shN": (sh.reshape(count, widths[5] // 3, 3) / np.float32(128) - 1) * FLIP_SH[: widths[5] // 3, None],
     }
     return RawSplat(table, [], antialiased=bool(flags & _ANTIALIASED))
 

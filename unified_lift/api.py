@@ -97,9 +97,9 @@ def evaluate(model: TrainedScene, *, scene: str | Path | None = None, protocol: 
 
 
 def export(model: TrainedScene, path: str | Path, *, objects: Sequence[int] | None = None) -> None:
-    """Write a scene, or objects of it with these ids, to one file, which is replaced: .ply, .splat, .spz, .glb or .html.
+    """Write a scene, or objects of it with these ids, to one file, which is replaced: .ply, .spz, .glb, .html ...
 
-    A UserError: no such object, or no format of one file that is called like the suffix.
+    A UserError: no such object, or no format (unified-lift export --help) of one file that is called like the suffix.
     """
     path = Path(path)
     part = model if objects is None else model.subset(model.mask(objects))

@@ -33,6 +33,8 @@ class Precision(NamedTuple):
 # The 500 places are normal, so a chunk of 256 is about 8 wide in 2047 steps, sizes likewise, coefficients 8 in 256.
 FORMATS = {
     "compressed": (".compressed.ply", Precision(5e-3, 4e-3, 1.0, 0.51, 0.005, 1 / 64 + 1e-6)),
+    # 500 places: logarithms within 2 x ln 4.5 in 65,535 steps, times 4.5. Levels: at most 1/254 of a range.
+    "sog": (".sog", Precision(4e-4, 8 / 254, 1.8, 0.51, 0.02, 2 / 254)),
     "glb": (".glb", Precision(0, 2e-6, 0, 1e-4, 1e-6, 0, foreign=False)),  # it only writes them
 }
 

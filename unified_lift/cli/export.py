@@ -36,7 +36,7 @@ class ExportCommand(ObjectFlags):
     objects: tuple[str, ...] = ("scene",)
     """Object ids or names, `all` (every object, a file each), `background`, `scene`; several may be given."""
     format: tuple[str, ...] = ("ply",)
-    """ply, compressed, splat, spz, glb, html, labels, points; several, separated by commas or spaces."""
+    """ply, compressed, splat, spz, sog, glb, html, labels, points; several, separated by commas or spaces."""
     out: Path | None = None
     """Folder to write to; by default `export` in the model folder."""
     min_conf: Annotated[float, Range(0, 1)] = 0.0
@@ -46,7 +46,7 @@ class ExportCommand(ObjectFlags):
     size, as viewers like it; frame.json beside it tells the way back."""
     up: Up | None = None
     """Turn every part so that up is +y or +z in its file; `auto`: what programs that open the format take for up (-y in
-    .ply and .splat, +y in .spz and .glb). Up in the scene is told by its cameras. By default nothing is turned."""
+    .ply, .splat and .sog, +y in .spz and .glb). Up in the scene is told by its cameras. By default nothing is turned."""
     center: bool = False
     """Move the middle of each part (of its box between 5 % and 95 %) to the origin."""
     ground: bool = False

@@ -20,7 +20,7 @@ _MOST_DEFLATED = 1032  # bytes that one byte of a zip file can become
 _MOST_SH = 24  # coefficients a colour: those of degree 4
 _FAULTS = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _FAULTS_OF_FILES = (zlib.error, zipfile.BadZipFile, Image.DecompressionBombError)
-_PALETTE_WIDTH = 64  # entries in a row of the palette of harmonics
+PALETTE_WIDTH = 64  # entries in a row of the palette of harmonics
 
 
 def read_sog(path: Path) -> RawSplat:
@@ -101,6 +101,6 @@ class _Parts:
     def harmonics(self) -> np.ndarray:
         """Return the higher coefficients [N, K-1, 3]: of each Gaussian, a row of a palette."""
         palette = self.picture("shN", 0, least=1, most=2**16 * _MOST_SH)
-        num_sh, label = palette.shape[1] // _PALETTE_WIDTH, self.rows("shN", 1).astype(np.int64)
-        entries = palette[:, : _PALETTE_WIDTH * num_sh].reshape(-1, num_sh, 4)[label[:, 0] + 256 * label[:, 1]]
+        num_sh, label = palette.shape[1] // PALETTE_WIDTH, self.rows("shN", 1).astype(np.int64)
+        entries = palette[:, : PALETTE_WIDTH * num_sh].reshape(-1, num_sh, 4)[label[:, 0] + 256 * label[:, 1]]
         return self.values("shN", entries[..., :3])

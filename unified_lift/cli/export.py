@@ -46,7 +46,7 @@ class ExportCommand(ObjectFlags):
     size, as viewers like it; frame.json beside it tells the way back."""
     up: Up | None = None
     """Turn every part so that up is +y or +z in its file; `auto`: what programs that open the format take for up (-y in
-    .ply, .splat and .sog, +y in .spz and .glb). Up in the scene is told by its cameras. By default nothing is turned."""
+    .ply, .splat and .sog, +y in .spz and .glb). Cameras tell what is up in the scene. By default nothing is turned."""
     center: bool = False
     """Move the middle of each part (of its box between 5 % and 95 %) to the origin."""
     ground: bool = False

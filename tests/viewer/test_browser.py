@@ -1,155 +1,19 @@
 """The viewer as a person uses it: a headless Chromium opens it, clicks, hides, copies, saves and comes back."""
 
-import base64
-import itertools
-import json
-import os
-import shutil
-import subprocess
-import time
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 
 from tests.data.fixtures.floor import quaternion_from_rigid
 from tests.saved_model import save_model, window_of
+from tests.viewer.browser import MARKS, Browser, wait_for
 from unified_lift.editing.operations import Duplicate
 from unified_lift.editing.script import parse
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.ops.cameras import look_at, project
 from unified_lift.viewer.renderer import camera_of, saved_cameras, start_view
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-PROGRAM = os.environ.get("CHROMIUM") or next((path for path in map(shutil.which, NAMES) if path), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(PROGRAM is None, reason="no Chromium; install one or name it in CHROMIUM"),
-]
-
-
-class Browser:
-    """One page of a fresh profile. Use as a context manager."""
-
-    def __init__(self, profile: Path, *, width: int, height: int):
-        """Start the program with software WebGL and open an empty page."""
-        from websockets.sync.client import connect
-
-        self.requests: list[str] = []
-        self._numbers = itertools.count(1)
-        flags = (
-            "--headless=new --no-sandbox --disable-dev-shm-usage --no-first-run --use-angle=swiftshader"
-            " --enable-unsafe-swiftshader --hide-scrollbars --disable-extensions --disable-background-networking"
-            f" --disable-component-update --disable-sync --window-size={width},{height} --remote-debugging-port=0"
-        )
-        command = [PROGRAM, *flags.split(), f"--user-data-dir={profile}", "about:blank"]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            port_file = profile / "DevToolsActivePort"
-            wait_for(lambda: port_file.exists() and port_file.read_text().count("\n"), what="Chromium's port")
-            port, path = port_file.read_text().split("\n")[:2]
-            self._socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None, open_timeout=30)
-            self._session = None
-            target = self.call("Target.createTarget", url="about:blank")["targetId"]
-            self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-            for domain in ("Page", "Network", "Runtime"):
-                self.call(f"{domain}.enable")
-            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-            self.call("Emulation.setDeviceMetricsOverride", **size)
-        except BaseException:
-            self._process.kill()
-            raise
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._socket.close()
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-
-    def call(self, method: str, **params):
-        """Send a command and return its result; requests seen meanwhile are noted."""
-        number = next(self._numbers)
-        message = {"id": number, "method": method, "params": params}
-        if self._session is not None:
-            message["sessionId"] = self._session
-        self._socket.send(json.dumps(message))
-        while True:
-            answer = json.loads(self._socket.recv(timeout=60))
-            if answer.get("method") in ("Network.requestWillBeSent", "Network.webSocketCreated"):
-                seen = answer["params"]
-                self.requests.append(seen["request"]["url"] if "request" in seen else seen["url"])
-            if answer.get("id") == number:
-                assert "error" not in answer, (method, answer["error"])
-                return answer["result"]
-
-    def open(self, url: str):
-        self.call("Page.navigate", url=url)
-
-    def evaluate(self, script: str):
-        """Return what a JavaScript expression gives."""
-        result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in result, result["exceptionDetails"]
-        return result["result"].get("value")
-
-    def text(self) -> str:
-        return self.evaluate("document.body ? document.body.innerText : null") or ""
-
-    def click(self, x: float, y: float):
-        self.drag((x, y), (x, y), steps=0)
-
-    def drag(self, start, end, *, steps: int = 8):
-        self._mouse("mouseMoved", *start, button="none", clickCount=0)
-        self._mouse("mousePressed", *start, buttons=1)
-        for step in range(1, steps + 1):
-            x, y = (a + (b - a) * step / steps for a, b in zip(start, end, strict=True))
-            self._mouse("mouseMoved", x, y, buttons=1, clickCount=0)
-        self._mouse("mouseReleased", *end)
-
-    def _mouse(self, kind: str, x: float, y: float, **settings):
-        defaults = {"button": "left", "buttons": 0, "clickCount": 1}
-        self.call("Input.dispatchMouseEvent", **{"type": kind, "x": x, "y": y} | defaults | settings)
-        time.sleep(0.05)
-
-    def press(self, label: str):
-        """Click the visible button, tab or check box with exactly that text."""
-        self.click(*wait_for(lambda: self._place_of(label), what=f"a button {label!r}"))
-
-    def _place_of(self, label: str):
-        return self.evaluate(
-            "(() => { for (const e of document.querySelectorAll('button, label, [role=tab], [role=option]')) {"
-            f"  if (e.innerText.trim() === {json.dumps(label)} && e.offsetParent !== null) {{"
-            "    e.scrollIntoView({block: 'nearest'}); const r = e.getBoundingClientRect();"
-            "    return [r.x + r.width / 2, r.y + r.height / 2]; } } return null; })()"
-        )
-
-    def fill(self, old: str, new: str):
-        """Choose the last input that reads `old`, and type `new` in its place."""
-        search = (
-            "(() => { const e = [...document.querySelectorAll('input, textarea')].filter("
-            f"e => e.value === {json.dumps(old)} && e.offsetParent !== null && !e.readOnly).pop();"
-            " if (e) { e.focus(); e.select(); } return !!e; })()"
-        )
-        wait_for(lambda: self.evaluate(search), what=f"an input that reads {old!r}")
-        self.call("Input.insertText", text=new)
-
-    def screenshot(self) -> bytes:
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
-
-
-def wait_for(found, *, what: str, seconds: float = 30):
-    """Return the first true value of `found()`; fail after that many seconds."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := found():
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"waited {seconds} s for {what}")
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")

@@ -167,7 +167,7 @@ def test_labels_differ_even_where_names_do_not_and_giving_the_same_name_is_no_ed
         session.rename(object_id, name)
     assert len(session.operations) == 3
     labels = [session.label(object_id) for object_id in session.scene.objects]
-    assert labels == ["object 0", "cup (1)", "cup (2)", "object 0 (3)"]
+    assert labels == ["object 0 (background)", "cup (1)", "cup (2)", "object 0 (3)"]
 
 
 def test_windows_may_act_at_the_same_time(session):
@@ -183,3 +183,32 @@ def test_windows_may_act_at_the_same_time(session):
     assert session.hidden == frozenset()  # 20 times: hidden and shown again
     assert session.operations == ()
     assert set(session.scene.objects) == {0, 1, 2, 3}
+
+
+def test_further_objects_are_selected_beside_the_first_and_let_go_again(session):
+    session.select(3)
+    session.select(1, add=True)
+    assert (session.selection, session.selected) == ((3, 1), 1)
+    session.select(3, add=True)  # once more: no longer
+    assert session.selection == (1,)
+    session.select(None, add=True)  # a click beside everything, with Shift
+    assert session.selection == (1,)
+    session.hide(2)
+    session.select_all()
+    assert session.selection == (0, 3, 1)  # what is shown; the last one stays the last
+    session.isolate(0, 3)
+    assert session.hidden == {1, 2}
+    session.hide(0, 1)
+    assert session.hidden == {0, 1, 2}
+    session.hide(0, 1)
+    assert session.hidden == {2}
+    session.apply(Remove(objects=(3, 1)))
+    assert session.selection == (0,)
+    with pytest.raises(UserError, match="object 3 is not there"):
+        session.select(0, 3)
+
+
+def test_several_objects_are_copied_beside_them_as_one(session):
+    assert session.duplicate(1, 3, along=(1.0, 0.0, 0.0)) == 4
+    assert session.selection == (4, 5)
+    assert session.operations[-1].objects == (1, 3)

@@ -3,7 +3,7 @@
 import base64
 import copy
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -39,10 +39,11 @@ _MIN_FOCAL, _MAX_FOCAL = 0.4, 40.0  # of the width
 _QUALITY = 80
 _STYLE = """
 <style>
-.ul-list{display:grid;grid-template-columns:repeat(3,1fr);gap:6px;padding:2px 10px 8px;max-height:27em;overflow-y:auto}
-.ul-card{border:2px solid transparent;border-radius:6px;background:rgba(128,128,128,.12);padding:3px;font-size:11px;
-line-height:1.25;overflow:hidden}
-.ul-card img{width:100%;border-radius:4px;display:block;margin-bottom:2px}
+.ul-list{display:grid;grid-template-columns:repeat(3,1fr);gap:6px;padding:2px 10px 8px}
+.ul-card{border:2px solid transparent;border-radius:6px;background:rgba(128,128,128,.12);padding:3px;font:inherit;
+font-size:11px;line-height:1.25;overflow:hidden;color:inherit;text-align:left;cursor:pointer;min-width:0}
+.ul-card img{width:100%;aspect-ratio:4/3;border-radius:4px;display:block;margin-bottom:2px}
+div:has(>.ul-picked)+div{display:none}
 .ul-card b{display:block;font-weight:600;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
 .ul-card span{opacity:.65}
 .ul-card.on{border-color:#f2b705}
@@ -50,6 +51,15 @@ line-height:1.25;overflow:hidden}
 .ul-note{padding:0 10px 6px;font-size:12px;opacity:.7}
 </style>
 """
+
+# What a card does: viser takes messages from its own inputs only, so a hidden one is filled as if somebody typed.
+_PICK = """const card=event.target.closest('.ul-card');if(card){
+const input=document.querySelector('div:has(>.ul-picked)+div input');
+Object.getOwnPropertyDescriptor(HTMLInputElement.prototype,'value').set.call(input,
+[card.dataset.id,event.shiftKey?'add':'only',Date.now()].join(' '));
+input.dispatchEvent(new Event('input',{bubbles:true}))}""".replace("\n", "")
+PICKED = '<i class="ul-picked"></i>'
+"""Stands before the input that cards fill with the id of an object, `add` or `only`, and the time."""
 
 # ---- cameras ----
 
@@ -148,16 +158,20 @@ class Renderer:
     def __init__(self, original: TrainedScene) -> None:
         """Draw features in the colours of the scene as it was opened, whatever is edited."""
         self._colors = feature_colors(original)
-        self._kept: tuple[tuple[TrainedScene, str, int | None], Gaussians] | None = None
+        self._kept: tuple[tuple[TrainedScene, str, tuple[int, ...]], Gaussians] | None = None
 
     @torch.no_grad()
-    def frame(self, scene: TrainedScene, camera: Camera, *, mode: str, selected: int | None = None) -> np.ndarray:
-        """Return a frame in one of `MODES`, uint8 [H, W, 3]; `selected` is outlined where it is in front."""
-        wanted, chosen = (scene, mode, selected), MODES[mode]
+    def frame(
+        self, scene: TrainedScene, camera: Camera, *, mode: str, selected: int | Collection[int] | None = None
+    ) -> np.ndarray:
+        """Return a frame in one of `MODES`, uint8 [H, W, 3]; `selected` objects are outlined where in front."""
+        ids = (selected,) if isinstance(selected, int) else tuple(selected or ())
+        wanted, chosen = (scene, mode, ids), MODES[mode]
         if self._kept is None or self._kept[0] != wanted:
             further = [chosen.values(scene, self._colors)]
-            if selected is not None:
-                further.append((scene.object_ids == selected).float()[:, None])
+            if ids:
+                inside_of = torch.isin(scene.object_ids, torch.tensor(ids, device=scene.object_ids.device))
+                further.append(inside_of.float()[:, None])
             gaussians = copy.copy(scene.gaussians)  # shares all but the features, which may be gigabytes
             gaussians.table = dict(scene.gaussians.table)
             gaussians.set("features", torch.cat(further, dim=1))
@@ -165,9 +179,9 @@ class Renderer:
         gaussians = self._kept[1]
         out = render(gaussians, camera, background=scene.background, with_features=gaussians.feature_dim > 0)
         values, inside = out.features, None
-        if selected is not None:
+        if ids:
             values, inside = values[..., :-1], (values[..., -1] > 0.5).cpu().numpy()
-        if gaussians.feature_dim > (selected is not None):
+        if gaussians.feature_dim > bool(ids):
             empty = scene.background if chosen.empty is None else chosen.empty
             values = values + (1 - out.alpha[..., None]) * empty
         frame = chosen.picture(out, values)
@@ -195,20 +209,22 @@ class Thumbnails:
         self._kept: dict[int, tuple[float, bytes]] = {}
 
     def cards(self, session: Session) -> str:
-        """Return the first objects of a session and the selected one as cards, in HTML."""
+        """Return the first objects of a session and the selected ones as cards, in HTML."""
         scene, cards = session.scene, []
-        first = [key for index, key in enumerate(scene.objects) if index < _CARDS or key == session.selected]
+        found = list(scene.objects)
+        first = [key for index, key in enumerate(found) if index < _CARDS or key in session.selection[-_CARDS:]]
         for object_id, data in self.jpegs(scene, first).items():
             hidden = object_id in session.hidden
-            state = " on" * (object_id == session.selected) + " off" * hidden
+            state = " on" * (object_id in session.selection) + " off" * hidden
             label, picture = html.escape(session.label(object_id)), base64.b64encode(data).decode()
             cards.append(
-                f'<div class="ul-card{state}" title="{label}"><img alt="" src="data:image/jpeg;base64,{picture}"/>'
-                f"<b>{label}</b><span>{scene.objects[object_id]:,}{' · hidden' * hidden}</span></div>"
+                f'<button class="ul-card{state}" title="{label}" data-id="{object_id}">'
+                f'<img alt="" src="data:image/jpeg;base64,{picture}"/>'
+                f"<b>{label}</b><span>{scene.objects[object_id]:,}{' · hidden' * hidden}</span></button>"
             )
-        more = len(scene.objects) - len(first)
+        more = len(found) - len(first)
         note = f'<div class="ul-note">and {more} more in the list under "Selected"</div>' if more else ""
-        return f'{_STYLE}<div class="ul-list">{"".join(cards)}</div>{note}'
+        return f'{_STYLE}<div class="ul-list" onclick="{_PICK}">{"".join(cards)}</div>{note}'
 
     def jpegs(self, scene: TrainedScene, object_ids: Sequence[int]) -> dict[int, bytes]:
         """Return JPEG files of objects of the scene."""

@@ -11,6 +11,7 @@ import torch
 from scipy.spatial import transform
 
 from unified_lift.editing import script
+from unified_lift.editing.formats import BACKGROUND_ID
 from unified_lift.editing.operations import Duplicate, Move, Operation, Rename, Rotation, Vector, next_ids
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.inference import TrainedScene
@@ -33,7 +34,7 @@ class Session:
         self.journal = journal or Journal(None)
         self.original, self.scene = original, script.apply(original, edits)
         self.operations = self._saved = self._history = tuple(edits)  # the history goes on with what was undone
-        self.selected: int | None = None
+        self.selection: tuple[int, ...] = ()  # in the order in which they were chosen
         self.hidden: frozenset[int] = frozenset()
         self._preview: Operation | None = None
         self._shown: tuple[object, TrainedScene] = (None, original)  # what it was made from, and the scene
@@ -44,6 +45,11 @@ class Session:
     def is_dirty(self) -> bool:
         """Return whether there are edits that are not saved."""
         return self.operations != self._saved
+
+    @property
+    def selected(self) -> int | None:
+        """Return the object that was selected last; None where none is."""
+        return self.selection[-1] if self.selection else None
 
     @property
     def shown(self) -> TrainedScene:
@@ -62,22 +68,33 @@ class Session:
     def label(self, object_id: int) -> str:
         """Return the name of an object, with its id where the name does not tell it; no two labels are equal."""
         name = self.scene.name_of(object_id)
+        if object_id == BACKGROUND_ID and object_id not in self.scene.names and len(self.scene.objects) > 1:
+            return f"{name} (background)"
         return name if name == f"object {object_id}" else f"{name} ({object_id})"
 
-    def select(self, object_id: int | None) -> None:
-        """Select an object, or none."""
-        with self._holding(object_id):
-            self.selected, self._preview = object_id, None
+    def select(self, *object_ids: int | None, add: bool = False) -> None:
+        """Select objects, or none; `add`: beside those that are selected, or no more where one is."""
+        with self._holding(*object_ids):
+            kept = [one for one in self.selection if add and one not in object_ids]
+            fresh = [one for one in object_ids if one is not None and not (add and one in self.selection)]
+            self.selection, self._preview = tuple(dict.fromkeys((*kept, *fresh))), None
 
-    def hide(self, object_id: int) -> None:
-        """Hide an object, or show it again if it is hidden."""
-        with self._holding(object_id):
-            self.hidden ^= {object_id}
+    def select_all(self) -> None:
+        """Select every object that is shown; the last selected one stays the last."""
+        last = [] if self.selected is None or self.selected in self.hidden else [self.selected]
+        self.select(*(one for one in self.scene.objects if one not in self.hidden and one not in last), *last)
 
-    def isolate(self, object_id: int | None) -> None:
-        """Show one object only, or all."""
-        with self._holding(object_id):
-            self.hidden = frozenset(() if object_id is None else self.scene.objects) - {object_id}
+    def hide(self, *object_ids: int) -> None:
+        """Hide objects, or show them again if all are hidden."""
+        with self._holding(*object_ids):
+            given = frozenset(object_ids)
+            self.hidden = self.hidden - given if self.hidden >= given else self.hidden | given
+
+    def isolate(self, *object_ids: int | None) -> None:
+        """Show these objects only; None, or none: all."""
+        with self._holding(*object_ids):
+            kept = set(object_ids) - {None}
+            self.hidden = frozenset(self.scene.objects if kept else ()) - kept
 
     # ---- edits ----
 
@@ -97,25 +114,25 @@ class Session:
         if name.strip() != self.scene.name_of(object_id):
             self.apply(Rename(names=((object_id, name.strip()),)))
 
-    def move(self, object_id: int, *, wxyz: Sequence[float], translation: Sequence[float]) -> Move:
-        """Return the edit that turns an object about its centroid and shifts it, ready for `preview` or `apply`."""
+    def move(self, *object_ids: int, wxyz: Sequence[float], translation: Sequence[float]) -> Move:
+        """Return the edit that turns objects about their centroid and shifts them, ready for `preview` or `apply`."""
         turn = transform.Rotation.from_quat(np.roll(wxyz, -1)).as_rotvec(degrees=True)
         degrees = round(float(np.linalg.norm(turn)), _DIGITS - 3)
         rotate = Rotation(_rounded(turn / np.linalg.norm(turn)), degrees) if degrees else Rotation()
-        return Move(objects=(object_id,), rotate=rotate, translate=self._in_units(translation))
+        return Move(objects=object_ids, rotate=rotate, translate=self._in_units(translation))
 
-    def duplicate(self, object_id: int, *, along: Sequence[float]) -> int:
-        """Put a copy of an object beside it in the direction `along`, of any length; select it and return its id."""
-        with self._holding(object_id):
+    def duplicate(self, *object_ids: int, along: Sequence[float]) -> int:
+        """Put copies of objects beside them in the direction `along`, of any length; select them, return the first."""
+        with self._holding(*object_ids):
             direction = torch.as_tensor(along, dtype=torch.float64)
             direction = direction / direction.norm()
-            means = self.scene.gaussians.means.detach()[self.scene.mask([object_id])].double().cpu() @ direction
+            means = self.scene.gaussians.means.detach()[self.scene.mask(object_ids)].double().cpu() @ direction
             low, high = torch.quantile(means, torch.tensor(_EXTENT, dtype=torch.float64)).tolist()
-            (fresh,) = next_ids(self.scene, 1)
+            fresh = next_ids(self.scene, len(object_ids))
             step = self._in_units((1.1 * (high - low) * direction).tolist())
-            self.apply(Duplicate(objects=(object_id,), translate=step))
-            self.selected = fresh
-            return fresh
+            self.apply(Duplicate(objects=object_ids, translate=step))
+            self.select(*fresh)
+            return fresh[0]
 
     def undo(self) -> None:
         """Take the last edit back; nothing happens where there is none."""
@@ -146,11 +163,12 @@ class Session:
             self.journal.keep(self.operations, are_saved=not self.is_dirty)
 
     @contextlib.contextmanager
-    def _holding(self, object_id: int | None) -> Iterator[None]:
-        """Hold the lock while something happens to an object, which must exist."""
+    def _holding(self, *object_ids: int | None) -> Iterator[None]:
+        """Hold the lock while something happens to objects, which must exist."""
         with self._lock:
-            if object_id is not None and object_id not in self.scene.objects:
-                raise UserError(f"object {object_id} is not there any more; select another")
+            for object_id in object_ids:
+                if object_id is not None and object_id not in self.scene.objects:
+                    raise UserError(f"object {object_id} is not there any more; select another")
             yield
 
     def _replay(self, step: int) -> None:
@@ -166,8 +184,7 @@ class Session:
         self.scene, self.operations = scene, operations
         self.journal.keep(self.operations, are_saved=not self.is_dirty)
         self.hidden &= set(scene.objects)
-        if self.selected not in scene.objects:
-            self.selected = None
+        self.selection = tuple(one for one in self.selection if one in scene.objects)
 
     def _in_units(self, translation: Sequence[float]) -> Vector:
         """Return a shift of the picture in the user's units, rounded."""

@@ -1,0 +1,175 @@
+"""The panels beside the picture: what the user reads, chooses and presses."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unified_lift.editing.operations import Recolour, Remove
+from unified_lift.viewer.renderer import MODES, PICKED, camera_of
+
+if TYPE_CHECKING:
+    from unified_lift.viewer.server import Viewer
+
+_NOTHING = "(click an object)"
+
+BUTTONS: dict[str, dict[str, Callable[[Viewer, Any], object]]] = {
+    "History": {"Undo": lambda viewer, _: viewer.session.undo(), "Redo": lambda viewer, _: viewer.session.redo()},
+    "Set": {
+        "Rename": lambda viewer, _: viewer.session.rename(viewer.chosen[-1], viewer.panels.name.value),
+        "Recolour": lambda viewer, _: viewer.session.apply(
+            Recolour(objects=viewer.chosen, color="#" + bytes(viewer.panels.paint.value).hex())
+        ),
+    },
+    "Look": {
+        "Hide / show": lambda viewer, _: viewer.session.hide(*viewer.chosen),
+        "Isolate": lambda viewer, _: viewer.session.isolate(*viewer.chosen),
+    },
+    "Edit": {
+        "Duplicate": lambda viewer, client: viewer.session.duplicate(
+            *viewer.chosen, along=camera_of(client).cam_from_world[0, :3].tolist()
+        ),
+        "Delete": lambda viewer, _: viewer.session.apply(Remove(objects=viewer.chosen)),
+    },
+    "All": {
+        "Show all": lambda viewer, _: viewer.session.isolate(None),
+        "Select all": lambda viewer, _: viewer.session.select_all(),
+        "Select none": lambda viewer, _: viewer.session.select(),
+    },
+    "View": {"Frame": lambda viewer, client: viewer.frame(client)},
+    "Unsaved": {
+        "Go on": lambda viewer, _: list(map(viewer.session.go_on, viewer.session.journal.found[:1])),
+        "Drop": lambda viewer, _: list(map(viewer.session.journal.drop, viewer.session.journal.found[:1])),
+    },
+    "Camera path": {
+        "Add this view": lambda viewer, client: viewer.path.append(camera_of(client)),
+        "Drop last": lambda viewer, _: viewer.path.pop() if viewer.path else None,
+        "Clear": lambda viewer, _: viewer.path.clear(),
+    },
+}
+"""Group -> label, which the user reads -> action, given viser's handle of the window. A further button is one entry."""
+
+KEYS = (
+    ("delete", None, "Edit", "Delete"),
+    ("Z", "cmd/ctrl", "History", "Undo"),
+    ("Z", "cmd/ctrl+shift", "History", "Redo"),
+    ("A", "cmd/ctrl", "All", "Select all"),
+    ("escape", None, "All", "Select none"),
+    ("H", None, "Look", "Hide / show"),
+    ("F", None, "View", "Frame"),
+)
+"""Key, keys held with it, and the button that it presses, as viser calls them. Ctrl+K lists them in the browser."""
+
+
+class Panels:
+    """What the user reads, chooses and presses."""
+
+    def __init__(self, viewer: Viewer, gui: Any, icon: Any, out: Path) -> None:
+        self._viewer, self._gui = viewer, gui
+        self._head = gui.add_html("")  # names are shown as HTML, where they can be quoted; in Markdown they cannot
+        self._left = self._add_buttons("Unsaved")
+        self._status = gui.add_markdown("")
+        self.mode = gui.add_dropdown("Show", tuple(MODES))
+        self.mode.on_update(lambda _: viewer.loop.redraw())
+        if len(viewer.sessions) > 1:
+            last, hint = len(viewer.sessions) - 1, "From parts to wholes."
+            level = gui.add_slider("Level", min=0, max=last, step=1, initial_value=viewer.level, hint=hint)
+            self._on(level.on_update, lambda _, chosen: viewer.use_level(int(chosen)))
+        self._add_buttons("History")
+        for key, held, group, label in KEYS:
+            command = gui.add_command(label, hotkey=key, modifier=held)
+            self._on(command.on_trigger, partial(self._press, group, label))
+        tabs = gui.add_tab_group()
+        with tabs.add_tab("Objects", icon.CUBE):
+            hint = "Or click it, in the picture or below; with Shift, further ones."
+            self._object_box = gui.add_dropdown("Selected", (_NOTHING,), hint=hint)
+            self._on(self._object_box.on_update, self._choose)
+            self.name: Any = gui.add_text("Name", "")
+            self.paint: Any = gui.add_rgb("Colour", (220, 60, 50))
+            for group in ("Set", "Look", "Edit"):
+                self._add_buttons(group)
+            self.handles = gui.add_checkbox("Move", False, hint="Drag the arrows to shift it, the arcs to turn it.")
+            self._on(self.handles.on_update, lambda *_: None)  # what follows every change is enough
+            self._of_object = (self.name, self.paint, self.handles)
+            self._add_buttons("All")
+            self._add_buttons("View")
+            gui.add_html(PICKED)
+            picked = gui.add_text("", "")
+            self._on(picked.on_update, self._pick)
+            self._list = gui.add_html("")
+        with tabs.add_tab("Save", icon.DEVICE_FLOPPY):
+            self.folder = gui.add_text("Folder", str(out), hint="New model folder, on the machine that serves this.")
+            told = "Writes a model folder with the edited scene, and the edits as `edits.yaml`. Hiding is no edit."
+            gui.add_markdown(told)
+            save = gui.add_button("Save edits", icon=icon.DEVICE_FLOPPY)
+            self._on(save.on_click, lambda event, _: viewer.save(event, self.folder.value.strip()))
+        with tabs.add_tab("Video", icon.VIDEO):
+            self._path_text = gui.add_markdown("")
+            self._add_buttons("Camera path")
+            self.seconds = gui.add_slider("Seconds", min=1, max=60, step=1, initial_value=6)
+            video = str(out.with_name(f"{out.name}_path.mp4"))
+            self.video_file = gui.add_text("File", video, hint="On the machine that serves this.")
+            self.progress = gui.add_progress_bar(0, visible=False)
+            gui.add_button("Write video", icon=icon.VIDEO).on_click(viewer.film)
+
+    def refresh(self) -> None:
+        """Show how things are."""
+        session, scene, chosen = self._viewer.session, self._viewer.session.scene, self._viewer.session.selected
+        several = len(session.selection) > 1
+        edits, saved = len(session.operations), "**not saved**" if session.is_dirty else "saved"
+        state = f"{edits} edit{'s' * (edits > 1)}, {saved}" if edits else saved if session.is_dirty else "no edits"
+        size = f"{len(scene.objects)} objects · {len(scene):,} Gaussians"
+        self._status.content = f"{size}  \n{state}" + f" · {len(session.selection)} selected" * several
+        journal, lines = session.journal, [self._viewer.title]
+        lines += [f"Edits will be lost when the viewer ends: {journal.problem}"] * bool(journal.problem)
+        lines += [f"Edits that were never saved: {path.name}" for path in journal.found[:1]]
+        self._left.visible = bool(journal.found)
+        self._head.content = f'<div style="padding:6px 12px 0">{"<br/>".join(map(html.escape, lines))}</div>'
+        self._object_box.options = (_NOTHING, *map(session.label, scene.objects))
+        self._object_box.value = _NOTHING if chosen is None else session.label(chosen)
+        self.name.value = "" if chosen is None else scene.name_of(chosen)
+        for control in self._of_object:
+            control.disabled = chosen is None  # and not away, as cards should stay where they are
+        self._list.content = self._viewer.thumbnails.cards(session)
+        count = len(self._viewer.path)
+        self._path_text.content = f"{count} view{'s' * (count != 1)} on the path{'; two make a path' * (count < 2)}"
+
+    def _on(self, register: Callable, action: Callable[[Any, Any], object]) -> None:
+        """Let a user's input do something; changes made by ourselves have no client and do nothing.
+
+        `action` is given the event and what the input said when it came: by its turn, it may say something else.
+        """
+
+        async def asked(event: Any) -> None:
+            value = getattr(event.target, "value", None)
+
+            def run(event: Any) -> None:
+                with self._viewer.change(event):
+                    action(event, value)
+
+            if event.client is not None:
+                await self._viewer.queued(run)(event)
+
+        register(asked)
+
+    def _add_buttons(self, group: str) -> Any:
+        buttons = self._gui.add_button_group(group, tuple(BUTTONS[group]))
+        self._on(buttons.on_click, lambda event, label: BUTTONS[group][label](self._viewer, event.client))
+        return buttons
+
+    def _press(self, group: str, label: str, event: Any, _: object) -> None:
+        BUTTONS[group][label](self._viewer, event.client)
+
+    def _pick(self, _: object, told: str) -> None:
+        """Select the object of a card, told as its id, `add` or `only`, and the time."""
+        object_id, how, *_ = [*told.split(), "", ""]
+        if object_id.isdecimal():
+            self._viewer.session.select(int(object_id), add=how == "add")
+
+    def _choose(self, _: object, label: str) -> None:
+        session = self._viewer.session
+        labels = {session.label(object_id): object_id for object_id in session.scene.objects}
+        session.select(labels.get(label))

@@ -4,6 +4,8 @@ import importlib.metadata
 import importlib.util
 import platform
 import shutil
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +31,10 @@ GIB = 2**30
 OPTIONAL = {
     "pycolmap": ("sfm: poses of own photos", 'pip install "unified-lift[sfm]"'),
     "segment_anything": ("masks: the SAM mask generator", 'pip install "unified-lift[masks]"'),
+    "mobile_sam": (
+        "masks: MobileSAM, --provider sam --model vit_t",
+        "pip install git+https://github.com/ChaoningZhang/MobileSAM.git timm",
+    ),
     "transformers": ("masks and text queries by other models", 'pip install "unified-lift[grounding]"'),
     "viser": ("view: the browser viewer", 'pip install "unified-lift[viewer]"'),
     "zstandard": ("splats in SPZ version 4", 'pip install "unified-lift[spz]"'),
@@ -51,8 +57,13 @@ class Diagnosis(NamedTuple):
     text: str
 
 
-def examine(folder: Path) -> list[Diagnosis]:
-    """Return what this machine has, `folder` being where models go; none of it is `broken` if training can run."""
+def examine(folder: Path, *, trials: Mapping[str, Callable[[], str]] | None = None) -> list[Diagnosis]:
+    """Return what this machine has, `folder` being where models go; none of it is `broken` if training can run.
+
+    Args:
+        trials: Module of an optional package -> does what it is for and says how that went. Others are imported.
+    """
+    trials = {"zstandard": _try_zstandard, "sklearn": _try_clustering, **(trials or {})}
     info = backend_info()
     is_slow = info["implementation"] == "reference"
     cpu = f"{info['implementation']} ({info['isa']}): {info['reason']}" + ("; this is very slow" if is_slow else "")
@@ -75,7 +86,16 @@ def examine(folder: Path) -> list[Diagnosis]:
         if importlib.util.find_spec(module) is not None:
             names = importlib.metadata.packages_distributions().get(module, [])
             number = importlib.metadata.version(names[0]) if names else "of unknown version"
-            found[module] = "ok", f"{number} ({purpose})"
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    outcome = f": {trials[module]()}" if module in trials else ""
+                    importlib.import_module(module)
+                found[module] = "ok", f"{number} ({purpose}){outcome}"
+            except Exception as error:  # noqa: BLE001 (an installed package may be broken in any way)
+                reason = next((line for line in str(error).splitlines() if line.strip()), "")[:300]
+                said = reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}; {install}"
+                found[module] = "note", f"{number} is installed but does not work ({purpose}): {said}"
     parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(parent).free
     more = "; a large model with its checkpoint needs 2 GiB" if free < 2 * GIB else ""
@@ -150,3 +170,20 @@ def _try_neighbours() -> str:
     if not torch.allclose(found, torch.full((4,), 4 / 3)):
         raise RuntimeError(f"distances on a unit square came out as {found.tolist()}")
     return "distances to neighbours are right"
+
+
+def _try_zstandard() -> str:
+    """Compress and restore a few bytes."""
+    library = importlib.import_module("zstandard")
+    if library.ZstdDecompressor().decompress(library.ZstdCompressor().compress(b"splats")) != b"splats":
+        raise RuntimeError("bytes come back changed")
+    return "bytes come back unchanged"
+
+
+def _try_clustering() -> str:
+    """Cluster two heaps of points."""
+    points = np.concatenate([np.arange(8.0), 100 + np.arange(8.0)])[:, None]
+    found = importlib.import_module("sklearn.cluster").HDBSCAN(min_cluster_size=4).fit_predict(points)
+    if len(set(found[:8]) | set(found[8:])) != 2:
+        raise RuntimeError(f"two heaps of points came out as {found.tolist()}")
+    return "two heaps of points are told apart"

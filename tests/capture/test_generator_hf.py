@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.data.fixtures import write_dataset
-from unified_lift.capture.mask_generators.hf import GENERATOR, HfGenerator, HfSettings
+from unified_lift.capture.mask_generators.hf import GENERATOR, HfGenerator, HfSettings, small_sam
 from unified_lift.capture.masks import GRANULARITIES
 from unified_lift.cli.main import main
 from unified_lift.errors import UserError
@@ -27,6 +27,9 @@ class Model:
 
     def register_forward_hook(self, hook):
         self.hooks.append(hook)
+
+    def state_dict(self):
+        return {}
 
     def __call__(self):
         masks = torch.full((1, 2, self.num_masks, 6, 8), -1.0)
@@ -86,20 +89,33 @@ def test_a_model_without_granularities_gives_all_its_masks_as_whole_and_refuses_
 def library(monkeypatch):
     """A stand-in for transformers that makes a pipeline from a folder with a config.json."""
 
-    def from_pretrained(folder, *, local_files_only):
-        assert local_files_only  # nothing is downloaded
-        if not (folder / "config.json").is_file():
-            raise OSError(f"{folder} has no config.json")
-        return SimpleNamespace(model_type="sam")
+    def loads(made):
+        def from_pretrained(folder, *, local_files_only, trust_remote_code, output_loading_info=False):
+            assert local_files_only  # nothing is downloaded
+            assert not trust_remote_code
+            if not (folder / "config.json").is_file():
+                raise OSError(f"{folder} has no config.json")
+            return (made, {"missing_keys": set(lacking)}) if output_loading_info else made
 
-    def pipeline(task, *, model, device):
-        assert (task, device) == ("mask-generation", CPU)
-        return Pipeline(Model())
+        return SimpleNamespace(from_pretrained=from_pretrained)
 
-    config = SimpleNamespace(from_pretrained=from_pretrained)
-    fake = SimpleNamespace(__version__="1.2", AutoConfig=config, pipeline=pipeline)
+    def pipeline(task, *, model, image_processor, device):
+        assert (task, image_processor, device) == ("mask-generation", "processor", CPU)
+        return Pipeline(model)
+
+    lacking = []
+    fake = SimpleNamespace(
+        __version__="1.2",
+        AutoConfig=loads(SimpleNamespace(model_type="sam")),
+        AutoImageProcessor=loads("processor"),
+        AutoModelForMaskGeneration=loads(Model()),
+        logging=SimpleNamespace(set_verbosity_error=lambda: None, disable_progress_bar=lambda: None),
+        pipeline=pipeline,
+    )
     monkeypatch.setitem(sys.modules, "transformers", fake)
-    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace())
+    ops = SimpleNamespace(nms=lambda boxes, scores, limit: scores.argmax()[None])
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(ops=ops))
+    return lacking
 
 
 def test_loading_tells_versions_and_model(library, tmp_path):
@@ -119,6 +135,13 @@ def test_wrong_folders_and_a_missing_library_are_named(library, tmp_path, monkey
     ):
         with pytest.raises(UserError, match=words):
             GENERATOR.load(HfSettings(weights=weights), CPU)
+    (tmp_path / "config.json").write_text("{}")
+    library.append("mask_decoder.weight")
+    with pytest.raises(UserError, match="its files lack 1 tensors of sam, first mask_decoder.weight"):
+        GENERATOR.load(HfSettings(weights=tmp_path), CPU)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="model.safetensors: is empty"):
+        GENERATOR.load(HfSettings(weights=tmp_path), CPU)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match="transformers is not installed"):
         GENERATOR.load(HfSettings(weights=tmp_path), CPU)
@@ -128,27 +151,10 @@ def test_a_small_random_sam_of_transformers_makes_masks_of_a_scene(tmp_path):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("torchvision")
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "image_size": 64, "patch_size": 16}
-    config = transformers.SamConfig(
-        vision_config=sizes
-        | {"num_hidden_layers": 2, "num_attention_heads": 2, "output_channels": 32, "num_pos_feats": 16}
-        | {"window_size": 2, "global_attn_indexes": [1], "mlp_dim": 64},
-        prompt_encoder_config=sizes | {"image_embedding_size": 4, "mask_input_channels": 4},
-        mask_decoder_config={"hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32},
-    )
-    model = transformers.SamModel(config)
-    with torch.no_grad():  # an opinion of itself that is high, logits far from 0
-        model.mask_decoder.iou_prediction_head.proj_out.bias += 0.95
-        for mlp in model.mask_decoder.output_hypernetworks_mlps:
-            mlp.proj_out.weight *= 1000
+    model, processor = small_sam(transformers)
     weights, scene = tmp_path / "weights", tmp_path / "scene"
     model.save_pretrained(weights)
-    transformers.SamImageProcessor(
-        size={"longest_edge": 64},
-        pad_size={"height": 64, "width": 64},
-        mask_size={"longest_edge": 16},
-        mask_pad_size={"height": 16, "width": 16},
-    ).save_pretrained(weights)
+    processor.save_pretrained(weights)
     write_dataset("transforms", scene)
     argv = [
         "--out", "hf", "--granularity", "all", "--points-per-side", "4", "--pred-iou-thresh", "0",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.data.fixtures import write_dataset
-from unified_lift.capture.mask_generators.sam import SamGenerator, SamSettings
+from unified_lift.capture.mask_generators.sam import SamGenerator, SamSettings, certain, small_sam
 from unified_lift.capture.masks import GRANULARITIES
 from unified_lift.cli.main import main
 from unified_lift.data.masks import read_mask
@@ -15,37 +15,16 @@ from unified_lift.data.masks import read_mask
 sam = pytest.importorskip("segment_anything")
 pytest.importorskip("torchvision")
 ALL = SamSettings(points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1.0)  # nothing goes
-WIDTH = 32
 
 
-def small_sam(checkpoint=None):
-    """A SAM of 64 pixels with random weights, its logits far from 0 and its opinion of itself high."""
-    modeling = sam.modeling
+def random_sam(checkpoint=None):
     torch.manual_seed(0)
-    network = modeling.Sam(
-        image_encoder=modeling.ImageEncoderViT(
-            depth=2, embed_dim=WIDTH, img_size=64, num_heads=2, patch_size=16, out_chans=WIDTH,
-            use_rel_pos=True, global_attn_indexes=[1], window_size=2,
-        ),
-        prompt_encoder=modeling.PromptEncoder(
-            embed_dim=WIDTH, image_embedding_size=(4, 4), input_image_size=(64, 64), mask_in_chans=4
-        ),
-        mask_decoder=modeling.MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=modeling.TwoWayTransformer(depth=2, embedding_dim=WIDTH, mlp_dim=64, num_heads=2),
-            transformer_dim=WIDTH, iou_head_depth=3, iou_head_hidden_dim=32,
-        ),
-    )  # fmt: skip
-    with torch.no_grad():
-        for mlp in network.mask_decoder.output_hypernetworks_mlps:
-            mlp.layers[-1].weight *= 1000
-        network.mask_decoder.iou_prediction_head.layers[-1].bias += 0.9
-    return network.eval()
+    return small_sam(sam)
 
 
 @pytest.fixture(scope="module")
 def network():
-    return small_sam()
+    return random_sam()
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +91,9 @@ def test_a_photo_in_which_nothing_is_found_has_no_proposal(network, photo):
 
 @pytest.fixture
 def scene(tmp_path, monkeypatch):
-    monkeypatch.setitem(sam.sam_model_registry, "small", small_sam)
+    monkeypatch.setitem(sam.sam_model_registry, "small", random_sam)
     write_dataset("colmap", tmp_path / "scene")
-    torch.save(small_sam().state_dict(), tmp_path / "small.pth")
+    torch.save(random_sam().state_dict(), tmp_path / "small.pth")
     return tmp_path / "scene"
 
 
@@ -143,16 +122,50 @@ def test_from_a_checkpoint_to_three_folders_of_masks(scene, tmp_path):
 
 def test_wrong_weights_are_named(scene, tmp_path, capsys):
     (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
-    state = small_sam().state_dict()
+    state = random_sam().state_dict()
     state.pop("mask_decoder.iou_token.weight")
     torch.save(state, tmp_path / "other.pth")
+    positions = {"image_encoder.pos_embed": torch.zeros(1, 2, 2, 768)}
+    for name, content in (("b", positions), ("two", {"model": {"sam_mask_decoder.x": torch.ones(1)}})):
+        torch.save(content, tmp_path / f"{name}.pth")
+    torch.save({"image_encoder.patch_embed.seq.0.c.weight": torch.ones(1)}, tmp_path / "mobile.pt")
+    torch.save({"mask_decoder.hf_token.weight": torch.ones(1)}, tmp_path / "hq.pth")
     for argv, words in (
         (["--out", "new"], "--weights: missing"),
         (["--out", "new", "--weights", tmp_path / "none.pth"], "none.pth: no such file"),
-        (["--out", "new", "--weights", tmp_path / "broken.pth", "--model", "small"], "not a checkpoint of small"),
-        (["--out", "new", "--weights", tmp_path / "small.pth", "--model", "vit_x"], "there are vit_h, vit_l, vit_b"),
+        (
+            ["--out", "new", "--weights", tmp_path / "broken.pth", "--model", "small"],
+            "is no file that torch saves",
+        ),
+        (
+            ["--out", "new", "--weights", tmp_path / "small.pth", "--model", "vit_x"],
+            "there are vit_h, vit_l, vit_b, vit",
+        ),
         (["--out", "new", "--weights", tmp_path / "other.pth", "--model", "small"], "name its network with --model"),
+        (["--out", "new", "--weights", tmp_path / "b.pth"], "b.pth: is a checkpoint of vit_b; add --model vit_b"),
+        (["--out", "new", "--weights", tmp_path / "two.pth"], "of SAM 2; use --provider hf"),
+        (["--out", "new", "--weights", tmp_path / "hq.pth"], "of SAM-HQ; use --provider hf"),
+        (["--out", "new", "--weights", tmp_path / "mobile.pt"], "of vit_t; add --model vit_t"),
     ):
         assert masks(scene, *argv) == 2
         assert words in capsys.readouterr().err
     assert not (scene / "new").exists()
+
+
+def test_an_error_inside_the_network_is_one_line_that_names_the_photo(scene, tmp_path, capsys, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\nat line 3")
+
+    monkeypatch.setattr(SamGenerator, "propose", fails)
+    assert masks(scene, "--out", "new", "--weights", tmp_path / "small.pth", "--model", "small") == 2
+    error = capsys.readouterr().err
+    assert ".png: --provider sam fails on this photo (RuntimeError: mat1 and mat2 shapes" in error
+    assert error.count("\n") == 1
+
+
+def test_mobile_sam_makes_masks_where_its_code_is_installed(scene, tmp_path):
+    mobile = pytest.importorskip("mobile_sam")
+    torch.save(certain(mobile.sam_model_registry["vit_t"]()).state_dict(), tmp_path / "mobile_sam.pt")
+    few = ["--points-per-side", 2, "--pred-iou-thresh", 0, "--stability-score-thresh", 0, "--min-score", 0]
+    assert masks(scene, "--out", "new", "--weights", tmp_path / "mobile_sam.pt", "--model", "vit_t", *few) == 0
+    assert json.loads((scene / "new" / "masks.json").read_text())["versions"]["mobile_sam"]

@@ -99,6 +99,19 @@ def test_optional_packages_are_there_with_version_or_missing_with_the_line_that_
     assert found["no_such_module"] == ("note", 'not installed (dreaming); pip install "unified-lift[dream]"')
 
 
+def test_an_installed_package_that_does_not_work_is_told_as_such(capsys, monkeypatch, tmp_path):
+    def finds_nothing():
+        raise RuntimeError("0 masks\nmore lines")
+
+    (tmp_path / "broken_package.py").write_text("raise OSError('undefined symbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor, "OPTIONAL", {"broken_package": ("one", "pip a"), "yaml": ("two", "pip b")})
+    found = {one.topic: one for one in doctor.examine(tmp_path, trials={"yaml": finds_nothing})}
+    assert found["broken_package"].state == found["yaml"].state == "note"
+    assert found["broken_package"].text.endswith("does not work (one): OSError: undefined symbol; pip a")
+    assert found["yaml"].text.endswith("does not work (two): RuntimeError: 0 masks; pip b")
+
+
 def test_a_scene_is_told_what_its_pixels_need_without_decoding_one(capsys, scene_dir, monkeypatch):
     scene = load_scene(DataSettings(source_path=scene_dir))
     gigabytes = scene_bytes(scene) / 2**30

@@ -24,6 +24,7 @@ import unified_lift
 from unified_lift.capture.frames import shrunk
 from unified_lift.capture.mask_generators import GENERATORS
 from unified_lift.capture.masks import FilterSettings, GeneratorSettings, Granularity, MaskGenerator, keep_best, paint
+from unified_lift.capture.networks import one_line
 from unified_lift.data.base import Frame
 from unified_lift.data.images import read_image
 from unified_lift.data.masks import read_mask
@@ -149,7 +150,8 @@ def make_masks(
         return folders
     entry = GENERATORS[job.provider]
     count = min(processes, max(1, len(todo) // _PHOTOS_PER_PROCESS)) if entry.on_cores else 1
-    generator = entry.load(job.settings, job.device)
+    with one_line(f"--provider {job.provider}: cannot be loaded", fix="unified-lift doctor tries its packages"):
+        generator = entry.load(job.settings, job.device)
     for folder in folders.values():
         folder.versions = generator.facts
         folder.save()  # from here on the folder says what is being made in it
@@ -204,7 +206,16 @@ def _mask_photo(job: MaskJob, generator: MaskGenerator | None, paths: Paths, fra
     """Write the masks of a photo at all granularities; return their facts. Without a generator it loads its own."""
     image = read_image(frame.image_path, alpha=frame.alpha)
     generator = generator or GENERATORS[job.provider].load(job.settings, torch.device("cpu"))
-    proposals = generator.propose(image, list(paths))
+    what = f"{frame.image_path}: --provider {job.provider} fails on this photo"
+    with one_line(what, fix="unified-lift doctor tries its packages; masks finished before stay"):
+        proposals = generator.propose(image, list(paths))
+        for one in proposals:
+            if (
+                one.mask.shape != image.shape[:2]
+                or one.mask.dtype != bool
+                or not np.isfinite(one.score * one.stability)
+            ):
+                raise ValueError(f"a mask {list(one.mask.shape)} {one.mask.dtype} of score {one.score}")
     facts = {}
     for granularity, path in paths.items():
         candidates = [proposal for proposal in proposals if proposal.granularity == granularity]

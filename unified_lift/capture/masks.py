@@ -1,15 +1,12 @@
 """From the proposals of a mask generator to one map of segment ids: the interface, the filter, and who wins a pixel."""
 
-import importlib
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from types import ModuleType
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
 
-from unified_lift.errors import UserError
 from unified_lift.settings.limits import Range
 
 Granularity = Literal["whole", "part", "subpart"]
@@ -53,15 +50,6 @@ class SamLikeSettings(GeneratorSettings):
     """Least stability [SAM]; LangSplat: 0.85."""
 
 
-def needed_library(name: str, provider: str, install: str) -> ModuleType:
-    """Return the module that a generator needs; a UserError says how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        what = f"{error.name or name} is not installed"
-        raise UserError(f"--provider {provider}: {what}; run pip install {install}") from None
-
-
 class MaskGenerator(Protocol):
     """A generator with its weights loaded."""
 
@@ -83,6 +71,8 @@ class GeneratorEntry:
     """Makes the generator: (settings, device)."""
     on_cores: bool = False
     """It runs on CPU cores and holds no weights, so every core gets a process, which loads it for each photo."""
+    trials: Mapping[str, Callable[[], MaskGenerator]] = field(default_factory=dict)
+    """Module of a package it needs -> makes the generator with a small random network of that package, on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,21 @@
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from unified_lift.capture.masks import SAM_INDEX, GeneratorEntry, Granularity, Proposal, SamLikeSettings, needed_library
+from unified_lift.capture.masks import SAM_INDEX, GeneratorEntry, Granularity, Proposal, SamLikeSettings
+from unified_lift.capture.networks import (
+    needed_library,
+    one_line,
+    require_download,
+    require_finite,
+    require_torchvision,
+)
 from unified_lift.errors import UserError
 from unified_lift.settings.limits import Range
 
@@ -69,18 +77,73 @@ def _load(settings: HfSettings, device: torch.device) -> HfGenerator:
     if weights is None or not weights.is_dir():
         given = "missing" if weights is None else f"{weights}: no such folder"
         raise UserError(f"--weights {given}; give the folder of a mask-generation model as transformers saves it")
-    library = needed_library("transformers", "hf", "transformers torchvision")
-    needed_library("torchvision", "hf", "transformers torchvision")  # the pipeline's box NMS
-    try:
-        config = library.AutoConfig.from_pretrained(weights, local_files_only=True)
-        pipeline = library.pipeline("mask-generation", model=str(weights), device=device)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        what = f"not a mask-generation model of transformers ({reason})"
-        raise UserError(f"--weights {weights}: {what}; check the folder") from None
+    library = _library(device)
+    for path in sorted(weights.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".bin"):
+            require_download(path)
+    local = {"local_files_only": True, "trust_remote_code": False}
+    what = f"--weights {weights}: not a mask-generation model of transformers"
+    with one_line(what, fix="check the folder, and that your transformers knows this model"):
+        config = library.AutoConfig.from_pretrained(weights, **local)
+        processor = library.AutoImageProcessor.from_pretrained(weights, **local)
+        kind = library.AutoModelForMaskGeneration
+        model, loaded = kind.from_pretrained(weights, **local, output_loading_info=True)
+        # Positions are stored once in older checkpoints and shared after loading.
+        missing = sorted(name for name in loaded["missing_keys"] if not name.endswith("positional_embedding"))
+        if missing:
+            raise ValueError(f"its files lack {len(missing)} tensors of {config.model_type}, first {missing[0]}")
+        require_finite(weights, model.state_dict())
+        pipeline = library.pipeline("mask-generation", model=model, image_processor=processor, device=device)
     versions = {"transformers": library.__version__, "torch": torch.__version__}
     facts = {**versions, "weights": weights.name, "model_type": config.model_type}
     return HfGenerator(pipeline, settings, facts=facts)
 
 
-GENERATOR = GeneratorEntry(name="hf", settings=HfSettings, load=_load)
+def _library(device: torch.device) -> ModuleType:
+    """Return transformers, silenced: what it would print of a wrong model becomes an error here."""
+    require_torchvision("hf", device)  # first: without it transformers complains of other things
+    library = needed_library("transformers", "hf", "transformers torchvision")
+    library.logging.set_verbosity_error()
+    library.logging.disable_progress_bar()
+    return library
+
+
+def small_sam(library: ModuleType) -> tuple[Any, Any]:
+    """Return a SAM of 64 pixels with random weights that is certain of its masks, and its image processor."""
+    sizes = {"hidden_size": 32, "image_size": 64, "patch_size": 16}
+    config = library.SamConfig(
+        vision_config=sizes
+        | {"num_hidden_layers": 2, "num_attention_heads": 2, "output_channels": 32, "num_pos_feats": 16}
+        | {"window_size": 2, "global_attn_indexes": [1], "mlp_dim": 64},
+        prompt_encoder_config=sizes | {"image_embedding_size": 4, "mask_input_channels": 4},
+        mask_decoder_config={"hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32},
+    )
+    processor = library.SamImageProcessor(
+        size={"longest_edge": 64},
+        pad_size={"height": 64, "width": 64},
+        mask_size={"longest_edge": 16},
+        mask_pad_size={"height": 16, "width": 16},
+    )
+    return certain(library.SamModel(config)), processor
+
+
+def certain(model: Any) -> Any:
+    """Return a random SAM, SAM 2 or SAM 3 of transformers with logits far from 0 and a high opinion of itself."""
+    with torch.no_grad():
+        model.mask_decoder.iou_prediction_head.proj_out.bias += 0.95
+        for mlp in model.mask_decoder.output_hypernetworks_mlps:
+            mlp.proj_out.weight *= 1000
+    return model.eval()
+
+
+def _trial() -> HfGenerator:
+    library = _library(torch.device("cpu"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, processor = small_sam(library)
+    pipeline = library.pipeline("mask-generation", model=model, image_processor=processor, device="cpu")
+    settings = HfSettings(points_per_side=3, pred_iou_thresh=0, stability_score_thresh=0)
+    return HfGenerator(pipeline, settings, facts={})
+
+
+GENERATOR = GeneratorEntry(name="hf", settings=HfSettings, load=_load, trials={"transformers": _trial})

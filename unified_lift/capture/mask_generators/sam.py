@@ -8,14 +8,22 @@ code [LangSplat]; the paper's "largest granularity" is `whole`.
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from unified_lift.capture.masks import SAM_INDEX, GeneratorEntry, Granularity, Proposal, SamLikeSettings, needed_library
+from unified_lift.capture.masks import SAM_INDEX, GeneratorEntry, Granularity, Proposal, SamLikeSettings
+from unified_lift.capture.networks import (
+    installed_version,
+    load_state,
+    needed_library,
+    read_checkpoint,
+    require_torchvision,
+)
 from unified_lift.errors import UserError
 from unified_lift.settings.limits import Range
 
@@ -27,7 +35,7 @@ class SamSettings(SamLikeSettings):
     weights: Path | None = None
     """Checkpoint file, such as sam_vit_h_4b8939.pth."""
     model: str = "vit_h"
-    """Network the checkpoint belongs to: vit_h, vit_l or vit_b."""
+    """Network the checkpoint belongs to: vit_h, vit_l, vit_b, or vit_t of MobileSAM."""
     box_nms_thresh: Annotated[float, Range(0, 1)] = 0.7
     """Of two masks whose boxes overlap by more than this IoU the better stays [SAM]."""
     crop_n_layers: Annotated[int, Range(0)] = 0
@@ -37,12 +45,12 @@ class SamSettings(SamLikeSettings):
 
 
 class SamGenerator:
-    """The automatic mask generator of `segment-anything`, one granularity at a time."""
+    """The automatic mask generator of `segment-anything` or of MobileSAM, one granularity at a time."""
 
     def __init__(self, network: Any, settings: SamSettings, *, facts: dict[str, Any]) -> None:
         asked = {key: value for key, value in asdict(settings).items() if key not in ("weights", "model")}
         self.facts, self._network = facts, network
-        self._generator = _library().SamAutomaticMaskGenerator(network, **asked)
+        self._generator = _library(settings.model).SamAutomaticMaskGenerator(network, **asked)
         self._encoded: dict[tuple, dict[str, Any]] = {}
         predictor = self._generator.predictor
         encode = predictor.set_image
@@ -77,28 +85,94 @@ class SamGenerator:
         return proposals
 
 
-_library = partial(needed_library, "segment_anything", "sam", '"unified-lift[masks]"')
+_INSTALL = {
+    "segment_anything": '"unified-lift[masks]"',
+    "mobile_sam": "git+https://github.com/ChaoningZhang/MobileSAM.git timm",
+}
+_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}  # of the image encoder's positions
+
+
+def _library(model: str) -> ModuleType:
+    name = "mobile_sam" if model == "vit_t" else "segment_anything"
+    return needed_library(name, "sam", _INSTALL[name])
+
+
+def _require_model(state: dict[str, Tensor], settings: SamSettings) -> None:
+    """Raise a UserError where the tensors are known to be of another network than `--model`, which it names."""
+    positions, found, fix = state.get("image_encoder.pos_embed"), settings.model, ""
+    if any(name.startswith(("sam_mask_decoder.", "sam_prompt_encoder.")) for name in state):
+        found, fix = "SAM 2", "use --provider hf with the folder of its transformers version"
+    elif any(name.startswith("mask_decoder.hf_") for name in state):
+        found, fix = "SAM-HQ", "use --provider hf with the folder of its transformers version"
+    elif "image_encoder.patch_embed.seq.0.c.weight" in state:
+        found = "vit_t"
+    elif positions is not None and positions.ndim == 4:
+        found = _WIDTHS.get(positions.shape[-1], settings.model)
+    if found != settings.model:
+        raise UserError(f"--weights {settings.weights}: is a checkpoint of {found}; {fix or f'add --model {found}'}")
 
 
 def _load(settings: SamSettings, device: torch.device) -> SamGenerator:
-    library = _library()
-    if settings.model not in library.sam_model_registry:
-        raise UserError(f"--model {settings.model}: no such SAM; there are vit_h, vit_l, vit_b")
     weights = settings.weights
     if weights is None:
         raise UserError("--weights: missing; give the checkpoint file of SAM, such as sam_vit_h_4b8939.pth")
     if not weights.is_file():
         raise UserError(f"--weights {weights}: no such file; download the checkpoint and give its path")
+    library = _library(settings.model)
+    require_torchvision("sam", device)
+    if settings.model not in library.sam_model_registry:
+        raise UserError(f"--model {settings.model}: no such SAM; there are vit_h, vit_l, vit_b, vit_t")
+    state = read_checkpoint(weights)
+    _require_model(state, settings)
     network = library.sam_model_registry[settings.model](checkpoint=None)
-    try:
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except Exception as error:  # noqa: BLE001 (torch raises anything from OSError to UnpicklingError on damaged files)
-        reason = str(error).strip().splitlines()[0]
-        what = f"not a checkpoint of {settings.model} ({reason})"
-        raise UserError(f"--weights {weights}: {what}; fetch it again or name its network with --model") from None
-    versions = {"segment_anything": version("segment_anything"), "torch": torch.__version__}
+    load_state(network, state, weights, settings.model)
+    versions = {library.__name__: installed_version(library.__name__), "torch": torch.__version__}
     facts = {**versions, "weights": weights.name, "weights_bytes": weights.stat().st_size}
     return SamGenerator(network.to(device).eval(), settings, facts=facts)
 
 
-GENERATOR = GeneratorEntry(name="sam", settings=SamSettings, load=_load)
+def small_sam(library: ModuleType) -> Any:
+    """Return a SAM of 64 pixels with random weights, its logits far from 0 and its opinion of itself high."""
+    parts, width = library.modeling, 32
+    network = parts.Sam(
+        image_encoder=parts.ImageEncoderViT(
+            depth=2, embed_dim=width, img_size=64, num_heads=2, patch_size=16, out_chans=width,
+            use_rel_pos=True, global_attn_indexes=[1], window_size=2,
+        ),
+        prompt_encoder=parts.PromptEncoder(
+            embed_dim=width, image_embedding_size=(4, 4), input_image_size=(64, 64), mask_in_chans=4
+        ),
+        mask_decoder=parts.MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=parts.TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=64, num_heads=2),
+            transformer_dim=width, iou_head_depth=3, iou_head_hidden_dim=32,
+        ),
+    )  # fmt: skip
+    return certain(network)
+
+
+def certain(network: Any) -> Any:
+    """Return a SAM with random weights whose masks pass the filters: logits far from 0, a high opinion of itself."""
+    with torch.no_grad():
+        for mlp in network.mask_decoder.output_hypernetworks_mlps:
+            mlp.layers[-1].weight *= 1000
+        network.mask_decoder.iou_prediction_head.layers[-1].bias += 0.9
+    return network.eval()
+
+
+def _trial(model: str) -> SamGenerator:
+    library = _library(model)
+    require_torchvision("sam", torch.device("cpu"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = certain(library.sam_model_registry[model]()) if model == "vit_t" else small_sam(library)
+    settings = SamSettings(model=model, points_per_side=3, pred_iou_thresh=0, stability_score_thresh=0)
+    return SamGenerator(network, settings, facts={})
+
+
+GENERATOR = GeneratorEntry(
+    name="sam",
+    settings=SamSettings,
+    load=_load,
+    trials={"segment_anything": partial(_trial, "vit_h"), "mobile_sam": partial(_trial, "vit_t")},
+)

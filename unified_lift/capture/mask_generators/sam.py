@@ -113,15 +113,15 @@ def _require_model(state: dict[str, Tensor], settings: SamSettings) -> None:
 
 
 def _load(settings: SamSettings, device: torch.device) -> SamGenerator:
+    library = _library(settings.model)
+    if settings.model not in library.sam_model_registry:
+        raise UserError(f"--model {settings.model}: no such SAM; there are vit_h, vit_l, vit_b, vit_t")
     weights = settings.weights
     if weights is None:
         raise UserError("--weights: missing; give the checkpoint file of SAM, such as sam_vit_h_4b8939.pth")
     if not weights.is_file():
         raise UserError(f"--weights {weights}: no such file; download the checkpoint and give its path")
-    library = _library(settings.model)
     require_torchvision("sam", device)
-    if settings.model not in library.sam_model_registry:
-        raise UserError(f"--model {settings.model}: no such SAM; there are vit_h, vit_l, vit_b, vit_t")
     state = read_checkpoint(weights)
     _require_model(state, settings)
     network = library.sam_model_registry[settings.model](checkpoint=None)

@@ -35,6 +35,8 @@ FORMATS = {
     "compressed": (".compressed.ply", Precision(5e-3, 4e-3, 1.0, 0.51, 0.005, 1 / 64 + 1e-6)),
     # 500 places: logarithms within 2 x ln 4.5 in 65,535 steps, times 4.5. Levels: at most 1/254 of a range.
     "sog": (".sog", Precision(4e-4, 8 / 254, 1.8, 0.51, 0.02, 2 / 254)),
+    # Sizes in steps of 1/16, coefficients in steps of 8 and 16 of 128.
+    "spz4": ("_v4.spz", Precision(2e-5, 1 / 32 + 1e-5, 0.95, 0.51, 0.006, 8.6 / 128)),
     "glb": (".glb", Precision(0, 2e-6, 0, 1e-4, 1e-6, 0, foreign=False)),  # it only writes them
 }
 

@@ -14,7 +14,7 @@ import torch
 from tests.data.fixtures import write_dataset
 from unified_lift.capture.mask_generators import GENERATORS
 from unified_lift.capture.mask_generators.regions import RegionSettings
-from unified_lift.capture.mask_runs import MaskJob, contact_sheet, make_masks
+from unified_lift.capture.mask_runs import MaskJob, changes, contact_sheet, make_masks
 from unified_lift.capture.masks import FilterSettings, GeneratorEntry, Proposal
 from unified_lift.cli.main import main
 from unified_lift.data import DATASETS, load_scene
@@ -141,6 +141,35 @@ def test_masks_of_unknown_origin_are_not_replaced_unasked(scene, capsys):
     assert snapshot(scene / "object_mask") == before
 
 
+def test_changed_settings_are_told_in_a_few_words():
+    now = {"provider": "sam", "rule": "a", "min_area": 100, "weights": "x.pth (3 bytes)", "score": 0.5}
+    assert changes({**now, "provider": "regions", "scale": 2}, now) == ["provider regions there, sam now"]
+    assert changes({**now, "min_area": 9}, now) == ["min_area 9 there, 100 now"]
+    older = {"provider": "sam", "weights": "x.pth (3 bytes)", "size": [1] * 999}
+    told = changes(older, now)
+    assert told[:2] == ["rule unset there, a now", "min_area unset there, 100 now"]
+    assert told[3:] == ["1 more"]
+    assert max(map(len, told)) < 80
+
+
+def test_a_few_evenly_spread_photos_first_and_then_the_others(scene, capsys):
+    names = [frame.name for frame in frames_of(scene)]
+    assert masks(scene, "--out", "mine", "--limit", 3) == 0
+    assert list(record(scene / "mine")["views"]) == sorted([names[0], names[4], names[8]])
+    first = snapshot(scene / "mine")
+    # The sheet: a row of three, photo and mask of 32 x 24 side by side, 6 pixels between.
+    assert read_image(scene / "mine_preview.png").shape == (24 + 12, 3 * 70 + 6, 3)
+    assert "the other 6 of 9 photos get theirs without --limit" in capsys.readouterr().out
+    assert masks(scene, "--out", "mine") == 0
+    out = capsys.readouterr().out
+    assert "3 of 9 photos have their masks already" in out
+    assert "without --limit" not in out
+    assert len(record(scene / "mine")["views"]) == 9
+    assert {path: path.read_bytes() for path in first} == first
+    assert masks(scene, "--out", "mine", "--limit", 99) == 0
+    assert "9 masks" in capsys.readouterr().out
+
+
 def test_all_granularities_go_to_folders_of_their_own(scene):
     assert masks(scene, "--out", "mine", "--granularity", "all") == 0
     counts = []
@@ -162,6 +191,7 @@ def test_wrong_folders_and_values_and_missing_packages_are_named(scene, tmp_path
         (scene, ["--out", "new", "--scale", "0"], "--scale must be at least"),
         (scene, ["--out", "new", "--min-score", "2"], "--min_score goes up to 1"),
         (scene, ["--out", "new", "--jobs", "-1"], "--jobs must be at least 0"),
+        (scene, ["--out", "new", "--limit", "-1"], "--limit must be at least 0"),
     ):
         assert masks(root, *argv) == 2
         assert words in capsys.readouterr().err

@@ -32,8 +32,10 @@ from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import overlay, write_picture
 from unified_lift.fileio import read_json, write_json
 from unified_lift.progress import progress_bar
+from unified_lift.reading import shown
 
 RECORD = "masks.json"
+_CHANGES = 3  # of settings are told one by one
 _SAVE_EVERY = 20  # views between two writes of the record; what a killed process did since is done again
 _PHOTOS_PER_PROCESS = 4  # fewer are not worth the second that starting a process takes
 _SHEET_VIEWS, _COLUMNS, _TILE, _GAP, _PAPER = 12, 3, 320, 6, 24  # longest side and gap in pixels, grey value
@@ -78,14 +80,11 @@ class MaskFolder:
         if (path / RECORD).is_file():
             record = read_json(path / RECORD)
             views, found = record.get("views"), record.get("settings")
-            changed = ["no settings"]
-            if isinstance(found, dict):
-                both = [(key, found.get(key), settings.get(key)) for key in {**settings, **found}]
-                changed = [f"{key} {there} there, {now} now" for key, there, now in both if there != now]
+            changed = changes(found, settings) if isinstance(found, dict) else ["no settings"]
             if not changed and isinstance(views, dict) and all(map(_is_record, views.values())):
                 self.views = {} if overwrite else views
             elif views != {} and not overwrite:  # where no mask was finished, nothing is lost
-                what = f"made with other settings ({', '.join(changed) or 'an unreadable record'})"
+                what = f"made with other settings ({'; '.join(changed) or 'an unreadable record'})"
                 raise UserError(f"{path}: holds masks {what}; --overwrite replaces them, {elsewhere}")
         elif path.is_dir() and any(path.iterdir()) and not overwrite:
             what = f"holds files but no {RECORD}, so this command did not make them"
@@ -108,12 +107,34 @@ class MaskFolder:
 
     def write_preview(self, frames: Sequence[Frame]) -> Path:
         """Write evenly spread photos beside their ids in colour to a file next to the folder; return its path."""
-        chosen = np.linspace(0, len(frames) - 1, min(len(frames), _SHEET_VIEWS)).round().astype(int)
-        shown = [frames[index] for index in chosen.tolist()]
-        views = [(read_image(one.image_path, alpha=one.alpha), read_mask(mask_path(self.path, one))) for one in shown]
+        chosen = evenly(frames, _SHEET_VIEWS)
+        views = [(read_image(one.image_path, alpha=one.alpha), read_mask(mask_path(self.path, one))) for one in chosen]
         path = self.path.with_name(f"{self.path.name}_preview.png")
         write_picture(path, contact_sheet(views))
         return path
+
+
+def changes(there: Facts, now: Facts) -> list[str]:
+    """Return what differs between the settings of a folder and those asked for, a few words each, at most four.
+
+    Of another mask generator only its name is told: its settings are others anyhow.
+    """
+    if there.get("provider") != now.get("provider"):
+        there, now = ({"provider": one.get("provider")} for one in (there, now))
+    differ = [key for key in {**now, **there} if there.get(key) != now.get(key)]
+    told = [f"{key} {_value(there.get(key))} there, {_value(now.get(key))} now" for key in differ[:_CHANGES]]
+    return told + ([f"{len(differ) - _CHANGES} more"] if len(differ) > _CHANGES else [])
+
+
+def _value(value: Any) -> str:
+    return "unset" if value is None else value[:60] if isinstance(value, str) else shown(value)[:60]
+
+
+def evenly(frames: Sequence[Frame], limit: int) -> list[Frame]:
+    """Return `limit` of the frames, evenly spread from first to last; all if it is 0 or more than there are."""
+    if not 0 < limit < len(frames):
+        return list(frames)
+    return [frames[index] for index in np.linspace(0, len(frames) - 1, limit).round().astype(int).tolist()]
 
 
 def _is_record(view: Any) -> bool:

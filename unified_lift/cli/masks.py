@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from unified_lift.capture.mask_generators import GENERATORS
-from unified_lift.capture.mask_runs import RECORD, MaskJob, make_masks, mask_path
+from unified_lift.capture.mask_runs import RECORD, MaskJob, evenly, make_masks, mask_path
 from unified_lift.capture.masks import GRANULARITIES, FilterSettings, GeneratorSettings, Granularity
 from unified_lift.cli.flags import canonical
 from unified_lift.data.base import OBJECT_PATH
@@ -45,6 +45,8 @@ class MasksCommand(Generic[P]):
     """Which of nested masks: whole objects [paper 4.1], parts, subparts, or each in a folder of its own."""
     images: str = DataSettings().images
     """Image folder inside a COLMAP scene (3DGS -i)."""
+    limit: Annotated[int, Range(0)] = 0
+    """Only so many photos, evenly spread, to look at first; 0 = all. The same command without it makes the others."""
     overwrite: bool = False
     """Replace masks that are there."""
     jobs: Annotated[int, Range(0)] = 0
@@ -69,7 +71,8 @@ def masks_main(argv: list[str]) -> int:
     command: MasksCommand[Any] = tyro.cli(form[settings], args=argv, prog="unified-lift masks", config=config)
     check_ranges(command)
     data = DataSettings(source_path=command.source_path, images=command.images)
-    frames = load_frames(data, lambda note: print(f"note: {note}"))
+    available = load_frames(data, lambda note: print(f"note: {note}"))
+    frames = evenly(available, command.limit)
     is_cuda = command.device == "auto" and torch.cuda.is_available()  # no rasterizer is needed here, unlike in training
     device = chosen_device("cuda" if is_cuda else command.device)
     job = MaskJob(provider=command.provider, settings=command.proposals, filter=command.filter, device=device)
@@ -95,4 +98,7 @@ def masks_main(argv: list[str]) -> int:
     for folder in folders.values():
         if not any(mask_path(folder.path, frame) in read for frame in frames):
             print(f"train.py reads these with --object_path {folder.path.name}")
+    if len(frames) < len(available):
+        rest = len(available) - len(frames)
+        print(f"--limit {command.limit}: the other {rest} of {len(available)} photos get theirs without --limit")
     return 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.data.fixtures import write_dataset
-from unified_lift.capture.mask_generators.hf import GENERATOR, HfGenerator, HfSettings, small_sam
+from unified_lift.capture.mask_generators.hf import GENERATOR, HfGenerator, HfSettings, certain, small_sam
 from unified_lift.capture.masks import GRANULARITIES
 from unified_lift.cli.main import main
 from unified_lift.errors import UserError
@@ -147,22 +147,83 @@ def test_wrong_folders_and_a_missing_library_are_named(library, tmp_path, monkey
         GENERATOR.load(HfSettings(weights=tmp_path), CPU)
 
 
-def test_a_small_random_sam_of_transformers_makes_masks_of_a_scene(tmp_path):
+DECODER = {"hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32}
+
+
+def small_sam2(library):
+    """A SAM 2 of 64 pixels with random weights."""
+    backbone = library.Sam2HieraDetConfig(
+        hidden_size=8, image_size=[64, 64], num_attention_heads=1, blocks_per_stage=[1, 2, 2, 2],
+        embed_dim_per_stage=[8, 16, 32, 64], num_attention_heads_per_stage=[1, 1, 2, 2],
+        window_size_per_stage=[4, 4, 4, 4], global_attention_blocks=[4],
+        window_positional_embedding_background_size=[4, 4],
+    )  # fmt: skip
+    config = library.Sam2Config(
+        vision_config=library.Sam2VisionConfig(
+            backbone_config=backbone,
+            backbone_channel_list=[64, 32, 16, 8],
+            backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
+            fpn_hidden_size=32,
+        ),
+        prompt_encoder_config={"hidden_size": 32, "image_size": 64, "patch_size": 16},
+        mask_decoder_config=DECODER,
+    )
+    sizes = {"size": {"height": 64, "width": 64}, "mask_size": {"height": 16, "width": 16}}
+    return certain(library.Sam2Model(config)), library.Sam2ImageProcessor(**sizes)
+
+
+def small_sam3(library):
+    """A SAM 3 of 112 pixels that answers points, with random weights."""
+    backbone = library.Sam3ViTConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=112,
+        patch_size=14, window_size=4, global_attn_indexes=[1], pretrain_image_size=56,
+    )  # fmt: skip
+    config = library.Sam3TrackerConfig(
+        vision_config=library.Sam3VisionConfig(
+            backbone_config=backbone, fpn_hidden_size=32, backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]]
+        ),
+        prompt_encoder_config={"hidden_size": 32, "image_size": 112, "patch_size": 14},
+        mask_decoder_config=DECODER,
+    )
+    sizes = {"size": {"height": 112, "width": 112}, "mask_size": {"height": 28, "width": 28}}
+    return certain(library.Sam3TrackerModel(config)), library.Sam3ImageProcessor(**sizes)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "make", "needs"),
+    [
+        ("sam", small_sam, "SamModel"),
+        ("sam2", small_sam2, "Sam2Model"),
+        ("sam3_tracker", small_sam3, "Sam3TrackerModel"),
+    ],
+)
+def test_a_small_random_sam_of_transformers_makes_masks_of_a_scene(tmp_path, capsys, model_type, make, needs):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("torchvision")
+    if not hasattr(transformers, needs):
+        pytest.skip(f"this transformers has no {needs}")
     torch.manual_seed(0)
-    model, processor = small_sam(transformers)
+    model, processor = make(transformers)
     weights, scene = tmp_path / "weights", tmp_path / "scene"
     model.save_pretrained(weights)
     processor.save_pretrained(weights)
     write_dataset("transforms", scene)
     argv = [
-        "--out", "hf", "--granularity", "all", "--points-per-side", "4", "--pred-iou-thresh", "0",
-        "--stability-score-thresh", "0", "--min-score", "0", "--min-area", "1",
+        "--provider", "hf", "--weights", str(weights), "--quiet", "--limit", "2", "--granularity", "all",
+        "--points-per-side", "4", "--pred-iou-thresh", "0", "--stability-score-thresh", "0", "--min-score", "0",
+        "--min-area", "1",
     ]  # fmt: skip
-    assert main(["masks", "-s", str(scene), "--provider", "hf", "--weights", str(weights), "--quiet", *argv]) == 0
+    assert main(["masks", "-s", str(scene), *argv, "--out", "hf"]) == 0
     for granularity in GRANULARITIES:
         record = json.loads((scene / f"hf_{granularity}" / "masks.json").read_text())
-        assert record["versions"]["model_type"] == "sam"
-        assert record["counts"]["views"] == 10
-        assert 0 < record["counts"]["proposals"] <= 10 * 16
+        assert record["versions"]["model_type"] == model_type
+        assert record["counts"]["views"] == 2
+        assert 0 < record["counts"]["proposals"] <= 2 * 16
+    capsys.readouterr()
+    file = weights / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])  # cut short
+    assert main(["masks", "-s", str(scene), *argv, "--out", "cut"]) == 2
+    model.save_pretrained(weights, state_dict={"x.weight": torch.ones(2)})
+    assert main(["masks", "-s", str(scene), *argv, "--out", "other"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert ["not a mask-generation model" in line for line in errors] == [True, True]

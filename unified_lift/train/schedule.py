@@ -39,6 +39,7 @@ COSTS = {"cpu": Costs(1, 116, 235, 12, 520, 32, 600), "cuda": Costs(0.28, 0.5, 1
 _STEPS_A_VIEW = 5 / 8  # times 100: 5,000 for the 80 views of room_25, which have then scores like those of longer runs
 _FEWEST_STEPS, _FEW_STEPS, _MANY_STEPS = 2_000, 3_000, 7_000  # never less; what time allows lies between the others
 _PIXELS_A_GAUSSIAN, _FEWEST, _MOST = 131, 10_000, 60_000  # 40,000 for the photos of room_25
+_LOOK_S = 5  # at the steps that a forecast is made from; those of the first second are up to a third slower
 OWN_BOUND = {"cpu_gaussians": 0}
 """What a user's `max_gaussians` brings with it, so that it goes before what would be chosen, also 0."""
 
@@ -148,7 +149,7 @@ class Forecast(Hook):
         self._since, self._count = time.perf_counter(), len(stage.gaussians)
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
-        done, waits = step + 1, step + 1 < self._end and time.perf_counter() - self._since < 2
+        done, waits = step + 1, step + 1 < self._end and time.perf_counter() - self._since < _LOOK_S
         if self._is_done or done < self._begin or (done > self._begin and waits):
             return
         if stage.gaussians.device.type == "cuda":

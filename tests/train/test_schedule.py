@@ -218,6 +218,9 @@ def test_growth_is_reckoned_with(most):
     assert lift.cost(0, 20) == pytest.approx(lift.cost(0, 8) + lift.cost(8, 20))
     assert labels.cost(0, 4) == pytest.approx(4 * 32 + 6 * 600 * 480e-6)
     assert [part.name for part in hook.parts(stage_of(20, count=120, name="lift"))] == [lift.name, labels.name]
+    unlifted = forecaster(tiny_scene(), lift={"lift_iterations": 0})
+    unlifted.before_stage(stage)
+    assert len(unlifted.parts(stage)) == 1
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cpu", (2_900, 40_000)), ("cuda", (5_000, 0))])

@@ -171,9 +171,9 @@ class Forecast(Hook):
         costs = COSTS["cuda" if stage.gaussians.device.type == "cuda" else "cpu"]
         labelled, steps = [view.camera for view in scene.labelled], stage.num_steps
         parts = {"geometry": Part(f"geometry ({steps:,} iterations)", steps, self._of_geometry(costs, steps))}
-        if labelled:
-            joint, lift, refine = settings.schedule == "joint", settings.lift, settings.refine
-            steps = 0 if joint else lift_steps_of(lift, labelled)
+        lift, refine, joint = settings.lift, settings.refine, settings.schedule == "joint"
+        steps = 0 if joint else lift_steps_of(lift, labelled)
+        if labelled and (steps or joint or stage.name == "refine"):
             each, views = costs.lift * lift.lift_pixels / 8_192, len(labelled)
             once = costs.weights * photos.megapixels
 
@@ -190,7 +190,7 @@ class Forecast(Hook):
 
             parts["lift"] = Part(f"lift ({steps:,} steps)", steps, of_lift)
             steps_after = refine_steps_of(getattr(settings.method, "sharpen_steps", 0), refine, scene)
-            parts["refine"] = Part("labels and refinement", steps_after if steps or joint else 0, of_labels)
+            parts["refine"] = Part("labels and refinement", steps_after, of_labels)
         names = list(parts)
         return [parts[name] for name in names[names.index(stage.name) :]]
 

@@ -1,6 +1,6 @@
 """Nothing that a user could call, pass or read has gone: commands, flags and files of commit 09a19e3.
 
-surface.json was written by that commit's own `--help` pages and demo; entries may be added to it, never removed.
+surface.json was written by that commit's own `--help-all` pages and demo; entries may be added to it, never removed.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ SURFACE = json.loads(Path(__file__).with_name("surface.json").read_text())
 def flags_of(command):
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        main([command, "--help"])
+        main([command, "--help-all"])
     return {flag.replace("_", "-") for flag in re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", shown.getvalue())}
 
 

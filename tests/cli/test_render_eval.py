@@ -369,7 +369,7 @@ def test_a_scene_that_moved_is_found_with_s(tmp_path, refused):
 
 def test_a_model_without_held_out_views_cannot_be_scored(tmp_path, capsys, refused):
     model = save_model(tmp_path, hold_out=False)
-    assert "train.py ... --eval" in refused("eval", model)
+    assert "unified-lift train ... --eval" in refused("eval", model)
     assert main(["render", "-m", str(model), "--no-video", "--quiet"]) == 0
     assert "no view is held out" in capsys.readouterr().out
 

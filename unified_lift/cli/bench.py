@@ -1,16 +1,17 @@
 """unified-lift bench: a table of the paper, or one of our own, as a resumable grid of scene x method x seed."""
 
-import argparse
 import importlib.util
 import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal
 
 from unified_lift.bench.grid import Grid, expand, places, shell_line
 from unified_lift.bench.run import LocalPool, SubmititPool, read_records, run_grid
 from unified_lift.bench.tables import KINDS, PRESETS, ROBUSTNESS, TABLES, chosen_rows, chosen_scenes, write_room
-from unified_lift.cli.flags import canonical
+from unified_lift.cli.flags import canonical, parsed
+from unified_lift.cli.names import near_path
 from unified_lift.errors import UserError
 from unified_lift.fileio import locked, write_text
 from unified_lift.modelfolder.settings import GeometrySettings, TrainSettings, with_preset
@@ -20,6 +21,57 @@ _GRID_SETS = (  # flags of train.py that place a job in the grid
     "--iterations --seed --init-ply --source-path --model-path --object-path --schedule --preset --method "
     "--method-name --resume --overwrite --eval --no-eval --device --provenance"
 ).split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchCommand:
+    """Train and score a table, scene by scene, method by method, seed by seed.
+
+    A second call goes on where the first was stopped, and does again what failed. Everything after -- goes to train.py;
+    ROW:--flag=value to the jobs of one row (or geometry) only.
+
+    Example: unified-lift bench --table 3 --data data/messy_rooms --out output/table_3
+    """
+
+    table: Literal[tuple(TABLES)]  # type: ignore[valid-type]
+    """1 to 4: the paper's; rooms: every scene found in --data; robustness: synthetic rooms with wrong masks or fewer
+    views; presets: presets trained whole, with times."""
+    data: Path | None = None
+    """Folder that holds the scene folders (robustness makes its own)."""
+    out: Path
+    """Folder for models, logs and tables."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the trainings."""
+    methods: tuple[str, ...] = ()
+    """Rows of the table, other methods, presets, or .yaml files; none = all rows."""
+    scenes: tuple[str, ...] = ()
+    """These only; they need not be the table's own."""
+    masks: tuple[str, ...] = ()
+    """rooms: mask sets by name, such as simulated net edges."""
+    iterations: int | None = None
+    """Of the geometry; default: 30000, robustness: 1600, presets: each its own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    jobs: int = 1
+    """Jobs at a time."""
+    grounding: str = ""
+    """Of eval.py, for table 1; {scene} stands for the scene's name."""
+    kinds: tuple[Literal[tuple(KINDS)], ...] = tuple(KINDS)  # type: ignore[valid-type]
+    """robustness: these kinds of noise only."""
+    lift_iterations: int | None = None
+    """robustness: most lift steps of any method, for short runs."""
+    timeline: tuple[int, ...] = ()
+    """presets: score at each of these numbers of iterations."""
+    room: tuple[str, str] | None = None
+    """KIND AMOUNT: only write a room of robustness, or a house: rooms 9."""
+    launcher: Literal["local", "submitit"] = "local"
+    """Where jobs run."""
+    slurm: tuple[str, ...] = ()
+    """KEY=VALUE each, such as timeout_min=60 gpus_per_node=1."""
+    provenance: Provenance = "relative"
+    """How files name places, as of train.py."""
+    report: bool = False
+    """Run nothing, write the tables of the results so far."""
 
 
 def bench_main(argv: list[str], pool: LocalPool | None = None) -> int:
@@ -59,14 +111,14 @@ def bench_main(argv: list[str], pool: LocalPool | None = None) -> int:
         records = read_records(jobs)
         if grid.provenance == "relative" and all(record.status == "done" for record in records.values()):
             shutil.rmtree(grid.out / "submitit", ignore_errors=True)  # its files name places, users and machines
-        print(f"\n{write_report(grid, records)}\n{grid.out / 'report.html'}: tables, plots and pictures")
+        print(f"\n{write_report(grid, records)}\n{near_path(grid.out) / 'report.html'}: tables, plots and pictures")
     return int(any(record.status != "done" for record in records.values()))
 
 
-def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
+def parse(argv: list[str]) -> tuple[Grid, BenchCommand]:
     """Return what the command line asks for; a UserError: no such scene or row, or a flag that would undo the grid."""
     cut = argv.index("--") if "--" in argv else len(argv)
-    args = _parser().parse_args(argv[:cut])
+    args = parsed(BenchCommand, argv[:cut], command="bench")
     extra = canonical(argv[cut + 1 :])
     for word in extra:
         flag = word if word.startswith("-") else word.partition(":")[2]
@@ -80,15 +132,15 @@ def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
     table = TABLES[args.table].on(args.masks)
     if args.timeline and (table.key != PRESETS or min(args.timeline) < 1):
         raise UserError("--timeline: give numbers of iterations from 1 on, with --table presets")
-    seeds = tuple(dict.fromkeys(args.seeds))
-    scenes = chosen_scenes(table, args.data and args.data.resolve(), args.scenes, *args.kinds)
+    seeds = tuple(dict.fromkeys(args.seeds or BenchCommand.seeds))
+    scenes = chosen_scenes(table, args.data and args.data.resolve(), args.scenes or None, *(args.kinds or KINDS))
     full = GeometrySettings().gpu_iterations  # on every device, so that tables can be compared
     full = with_preset(TrainSettings(), "demo").geometry.iterations if table.key == ROBUSTNESS else full
     grid = Grid(
         table=table,
         out=args.out.resolve(),
         scenes=tuple(scenes[:1] if args.timeline else scenes),
-        rows=tuple(chosen_rows(table, args.methods)),
+        rows=tuple(chosen_rows(table, args.methods or None)),
         seeds=seeds[:1] if args.timeline else seeds,
         iterations=args.iterations or (None if table.key == PRESETS else full),
         device_flags=() if args.device == "auto" else ("--device", args.device),
@@ -99,36 +151,3 @@ def parse(argv: list[str]) -> tuple[Grid, argparse.Namespace]:
         provenance=args.provenance,
     )
     return grid, args
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="unified-lift bench",
-        description="Train and score a table, scene by scene, method by method, seed by seed. A second call goes on "
-        "where the first was stopped, and does again what failed. "
-        "Example: unified-lift bench --table 3 --data data/messy_rooms --out output/table_3",
-        epilog="Everything after -- goes to train.py; ROW:--flag=value to the jobs of one row (or geometry) only.",
-    )
-    add = parser.add_argument
-    tables = "1 to 4: the paper's; rooms: every scene found in --data; robustness: synthetic rooms with wrong masks or "
-    tables += "fewer views; presets: presets trained whole, with times"
-    add("--table", choices=list(TABLES), required=True, help=tables)
-    add("--data", type=Path, help="folder that holds the scene folders (robustness makes its own)")
-    add("--out", type=Path, required=True, help="folder for models, logs and tables")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
-    add("--methods", nargs="+", metavar="METHOD", help="rows of the table, other methods, presets, or .yaml files")
-    add("--scenes", nargs="+", metavar="SCENE", help="these only; they need not be the table's own")
-    add("--masks", nargs="+", default=[], metavar="NAME", help="rooms: mask sets by name, such as simulated net edges")
-    add("--iterations", type=int, help="of the geometry; default: 30000, robustness: 1600, presets: each its own")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    add("--jobs", type=int, default=1, help="jobs at a time")
-    add("--grounding", default="", help="of eval.py, for table 1; {scene} stands for the scene's name")
-    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="robustness: these kinds of noise only")
-    add("--lift_iterations", type=int, help="robustness: most lift steps of any method, for short runs")
-    add("--timeline", type=int, nargs="+", default=[], metavar="ITERATIONS", help="presets: score at each of these")
-    add("--room", nargs=2, metavar=("KIND", "AMOUNT"), help="only write a room of robustness, or a house: rooms 9")
-    add("--launcher", choices=["local", "submitit"], default="local")
-    add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="such as timeout_min=60 gpus_per_node=1")
-    add("--provenance", choices=get_args(Provenance), default="relative", help="how files name places, as of train.py")
-    add("--report", action="store_true", help="run nothing, write the tables of the results so far")
-    return parser

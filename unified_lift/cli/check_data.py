@@ -3,10 +3,8 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import tyro
-
 from unified_lift.capture.check import check_lines, check_scene
-from unified_lift.cli.flags import canonical
+from unified_lift.cli.flags import parsed
 from unified_lift.data.images import Alpha
 from unified_lift.data.settings import DataSettings
 from unified_lift.fileio import write_json
@@ -50,7 +48,7 @@ class CheckDataCommand:
 
 def check_data_main(argv: list[str]) -> int:
     """Parse, look, print. Return the exit code."""
-    command = tyro.cli(CheckDataCommand, args=canonical(argv), prog="unified-lift check-data")
+    command = parsed(CheckDataCommand, argv, command="check-data")
     names = {field.name for field in fields(command)} - {"json", "quiet"}
     settings = DataSettings(**{name: getattr(command, name) for name in names})
     with progress_bar("read photos", quiet=command.quiet, leave=False) as progress:

@@ -1,10 +1,11 @@
 """unified-lift demo: a synthetic scene through the whole program, on a CPU, in about two minutes."""
 
-import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from unified_lift.cli.evaluate import eval_main
+from unified_lift.cli.flags import parsed
 from unified_lift.cli.render import render_main
 from unified_lift.cli.train import train_main
 from unified_lift.errors import UserError
@@ -13,16 +14,22 @@ from unified_lift.modelfolder.outputs import holds_run, read_run_settings
 from unified_lift.synthetic.scene import SyntheticSettings, write_synthetic
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemoCommand:
+    """Write a synthetic scene to `<out>_scene`, train it into `<out>`, render, score.
+
+    Example: unified-lift demo --out output/demo
+    """
+
+    out: Path = Path("output/demo")
+    """Model folder; replaced if it is a demo."""
+    seed: int = 0
+    """Seed of the scene and of the training."""
+
+
 def demo_main(argv: list[str]) -> int:
     """Make, train, render and score the synthetic scene. Return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="unified-lift demo",
-        description="Write `<out>_scene`, train it into `<out>`, render, score.",
-        epilog="Example: unified-lift demo --out output/demo",
-    )
-    parser.add_argument("--out", type=Path, default=Path("output/demo"), help="model folder; replaced if it is a demo")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    args = parsed(DemoCommand, argv, command="demo")
     began = time.perf_counter()
     scene = args.out.with_name(args.out.name + "_scene")
     if scene.exists() and any(scene.iterdir()) and not (scene / "scene.json").is_file():
@@ -35,7 +42,7 @@ def demo_main(argv: list[str]) -> int:
     print(f"{scene}: synthetic room written")
     model = ["-m", str(args.out)]
     train = ["-s", str(scene), *model, "--preset", "demo", "--eval", "--overwrite", "--seed", str(args.seed)]
-    code = train_main(train) or render_main([*model, "--skip-train"]) or eval_main(model)
+    code = train_main(train, says_next=False) or render_main([*model, "--skip-train"]) or eval_main(model)
     if not code:
         print(f"done in {time.perf_counter() - began:.0f} s; open {args.out / 'report.html'}")
     return code

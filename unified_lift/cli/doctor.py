@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from unified_lift.capture.mask_generators import package_trials
-from unified_lift.cli.flags import canonical
+from unified_lift.cli.flags import parsed
 from unified_lift.data.settings import DataSettings
 from unified_lift.doctor import examine, scene_budget
 
@@ -30,7 +28,7 @@ class DoctorCommand:
 
 def doctor_main(argv: list[str]) -> int:
     """Parse, examine, print. Return the exit code."""
-    command = tyro.cli(DoctorCommand, args=canonical(argv), prog="unified-lift doctor")
+    command = parsed(DoctorCommand, argv, command="doctor")
     found = examine(command.model_path, trials=package_trials())
     if command.source_path is not None:
         data = DataSettings(source_path=command.source_path, images=command.images, resolution=command.resolution)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unified_lift.cli.model_flags import ObjectFlags, with_objects
+from unified_lift.cli.names import program
 from unified_lift.editing import script
 from unified_lift.errors import UserError
 
@@ -63,7 +64,7 @@ class EditCommand(ObjectFlags):
 
 def edit_main(argv: list[str]) -> int:
     """Parse, load, edit, write. Return the exit code."""
-    command = EditCommand.parsed(argv, prog="unified-lift edit")
+    command = EditCommand.parsed(argv, command="edit")
     edits = [] if command.script is None else script.read_script(command.script, flag="--script")
     edits += [script.read_operation(entry, "flags") for entry in _flag_entries(command)]
     if not edits:
@@ -73,7 +74,7 @@ def edit_main(argv: list[str]) -> int:
         edited = script.apply(scene, edits)
         script.save_model(edited, command.out, edits=edits, overwrite=command.overwrite)
     before, after = (f"{len(each.objects)} objects ({len(each)} Gaussians)" for each in (scene, edited))
-    print(f"{command.out}: {before} became {after}; look at it: render.py -m {command.out}")
+    print(f"{command.out}: {before} became {after}; look at it: {program('render')} -m {command.out}")
     for object_id in sorted(set(edited.objects) - set(scene.objects)):
         print(f"  {object_id}: {edited.name_of(object_id)}")
     return 0

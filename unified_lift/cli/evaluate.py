@@ -22,7 +22,7 @@ from unified_lift.types import Scene
 class EvalCommand(SceneFlags):
     """Score a trained scene on its held-out views; pictures that are missing or old are rendered first.
 
-    Example: eval.py -m output/desk
+    Example: unified-lift eval -m output/desk
     """
 
     protocol: str = "auto"
@@ -41,7 +41,7 @@ class EvalCommand(SceneFlags):
 
 def eval_main(argv: list[str]) -> int:
     """Parse, render what is missing, score, write, print. Return the exit code."""
-    command = EvalCommand.parsed(argv, prog="eval.py")
+    command = EvalCommand.parsed(argv, command="eval")
     if command.protocol not in ("auto", *PROTOCOLS):
         raise UserError(f"--protocol {command.protocol}: there are auto, {', '.join(PROTOCOLS)}")
     model, scene = command.open()

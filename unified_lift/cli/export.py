@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from unified_lift.cli.model_flags import ObjectFlags, with_objects
+from unified_lift.cli.names import program
 from unified_lift.editing.formats import export
 from unified_lift.editing.placement import Placement, Up, up_of
 from unified_lift.editing.reattach import MAX_DISTANCE, reattach
@@ -76,7 +77,7 @@ class ImportEditCommand(ObjectFlags):
 
 def export_main(argv: list[str]) -> int:
     """Parse, cut out, write. Return the exit code."""
-    command = ExportCommand.parsed(argv, prog="unified-lift export")
+    command = ExportCommand.parsed(argv, command="export")
     scene, least = command.load(), command.min_conf
     beside = scene.path if scene.path.is_dir() else scene.path.parent
     out, parts = command.out or beside / "export", command.objects
@@ -109,7 +110,7 @@ def export_main(argv: list[str]) -> int:
 
 def import_edit_main(argv: list[str]) -> int:
     """Parse, match, write, tell what was found. Return the exit code."""
-    command = ImportEditCommand.parsed(argv, prog="unified-lift import-edit")
+    command = ImportEditCommand.parsed(argv, command="import-edit")
     with alone_with(command.model_path, command.out):
         return _import_edit(command)
 
@@ -140,5 +141,5 @@ def _import_edit(command: ImportEditCommand) -> int:
     gone = [scene.name_of(object_id) for object_id in scene.objects if object_id not in edited.objects]
     if gone:
         print(f"  objects that are gone: {', '.join(gone)}")
-    print(f"{command.out}: {len(edited.objects)} objects; look at it: render.py -m {command.out}")
+    print(f"{command.out}: {len(edited.objects)} objects; look at it: {program('render')} -m {command.out}")
     return 0

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 import unified_lift
+from unified_lift.cli.names import addressed, near_text, nearest
 from unified_lift.errors import UserError
 from unified_lift.memory import described, is_on_gpu, lack_of_memory
 
@@ -28,18 +29,24 @@ COMMANDS = {
     "bench": ("unified_lift.cli.bench", "bench_main", "train and score a table of the paper: scenes, methods, seeds"),
 }
 
+_HIDDEN = {"--completion": ("unified_lift.cli.completion", "completion_main", "print what completes words in a shell")}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a sub-command and return the exit code: 0 done, 1 diverged, 2 the user can repair it, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "--help-all") or argv == ["help"]:
         print(_usage())
         return 0
     if argv[0] == "--version":
         print(f"unified-lift {unified_lift.__version__}")
         return 0
-    if argv[0] not in COMMANDS:
-        print(f"error: no command {argv[0]!r}\n{_usage()}", file=sys.stderr)
+    if argv[0] == "help" and argv[1:]:
+        argv = [argv[1], "--help"]
+    if argv[0] not in COMMANDS | _HIDDEN:
+        near = nearest(argv[0], [*COMMANDS, *_HIDDEN, "--help", "--version"])
+        print(f"error: no command {argv[0]!r}{near or '; there are:'}", file=sys.stderr)
+        print("unified-lift --help lists them" if near else _usage(), file=sys.stderr)
         return 2
     return run(argv[0], argv[1:])
 
@@ -49,8 +56,8 @@ def run(command: str, argv: list[str] | None = None) -> int:
     _prepare_environment()
     for stream in (sys.stdout, sys.stderr):  # names may hold bytes that are no text, and a terminal may know ASCII only
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    module, function, _ = COMMANDS[command]
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # a pipe sees lines as they come
+    module, function, _ = (COMMANDS | _HIDDEN)[command]
     try:
         start: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
         return start(sys.argv[1:] if argv is None else argv)
@@ -76,7 +83,7 @@ def run(command: str, argv: list[str] | None = None) -> int:
             raise
     except KeyboardInterrupt:
         code, text = 130, "interrupted"
-    print(text, file=sys.stderr)
+    print(near_text(addressed(text)), file=sys.stderr)
     return code
 
 
@@ -108,7 +115,9 @@ def _prepare_environment() -> None:
 
 
 def _usage() -> str:
-    lines = ["usage: unified-lift COMMAND [...]; each has --help; unified-lift --version tells the version"]
+    lines = [
+        "usage: unified-lift COMMAND [...], each with --help and --help-all; --version; --completion bash|zsh|fish"
+    ]
     return "\n".join(lines + [f"  {name:<12} {text}" for name, (_, _, text) in COMMANDS.items()])
 
 

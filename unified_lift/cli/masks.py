@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import torch
-import tyro
 
 from unified_lift.capture.mask_generators import GENERATORS
 from unified_lift.capture.mask_runs import RECORD, MaskJob, evenly, make_masks, mask_path
 from unified_lift.capture.masks import GRANULARITIES, FilterSettings, GeneratorSettings, Granularity
-from unified_lift.cli.flags import canonical
+from unified_lift.cli.flags import canonical, parsed
+from unified_lift.cli.names import program
 from unified_lift.data.base import OBJECT_PATH
 from unified_lift.data.scene import load_frames
 from unified_lift.data.settings import DataSettings
@@ -26,13 +26,13 @@ P = TypeVar("P", bound=GeneratorSettings)
 class MasksCommand(Generic[P]):
     """Make one map of segment ids for every photo of a scene: 16-bit PNG files that train.py reads.
 
+    Called again, it makes what is missing.
+
     Example: unified-lift masks -s data/desk --provider regions
 
     With weights: unified-lift masks -s data/desk --provider sam --weights sam_vit_h_4b8939.pth
 
-    Each mask generator has flags of its own: unified-lift masks --provider sam --help
-
-    Called again, it makes what is missing. Short flags: -s source_path, -i images.
+    Flags of one generator: unified-lift masks --provider sam --help
     """
 
     source_path: Path
@@ -67,8 +67,9 @@ def masks_main(argv: list[str]) -> int:
     name = early.parse_known_args(argv)[0].provider
     settings = GENERATORS[name].settings if name in GENERATORS else GeneratorSettings  # tyro names the right ones
     form: Any = MasksCommand
-    config = (tyro.conf.OmitArgPrefixes,)
-    command: MasksCommand[Any] = tyro.cli(form[settings], args=argv, prog="unified-lift masks", config=config)
+    command: MasksCommand[Any] = parsed(
+        form[settings], argv, command="masks", shown={"proposals": f"provider {name}"} if name else {}
+    )
     check_ranges(command)
     data = DataSettings(source_path=command.source_path, images=command.images)
     available = load_frames(data, lambda note: print(f"note: {note}"))
@@ -97,7 +98,7 @@ def masks_main(argv: list[str]) -> int:
     read = {frame.mask.path for frame in load_frames(data) if frame.mask}
     for folder in folders.values():
         if not any(mask_path(folder.path, frame) in read for frame in frames):
-            print(f"train.py reads these with --object_path {folder.path.name}")
+            print(f"{program('train')} reads these with --object_path {folder.path.name}")
     if len(frames) < len(available):
         rest = len(available) - len(frames)
         print(f"--limit {command.limit}: the other {rest} of {len(available)} photos get theirs without --limit")

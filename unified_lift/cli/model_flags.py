@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import tyro
 
-from unified_lift.cli.flags import canonical
+from unified_lift.cli import flags
 from unified_lift.device import chosen_device
 from unified_lift.model.files import read_splat
 from unified_lift.modelfolder.inference import TrainedScene, load_model, views_of
@@ -37,11 +37,11 @@ class ModelFlags:
     """How what is written names places: `relative` or `full` (train.py --help); the default is that of the training."""
 
     @classmethod
-    def parsed(cls: type[Command], argv: list[str], *, prog: str, keep: tuple[str, ...] = ()) -> Command:
+    def parsed(cls: type[Command], argv: list[str], *, command: str, keep: tuple[str, ...] = ()) -> Command:
         """Return the flags of a command; a UserError where a number is out of its range. `keep` as in `canonical`."""
-        command = tyro.cli(cls, args=canonical(argv, keep=keep), prog=prog)
-        check_ranges(command)
-        return command
+        given = flags.parsed(cls, argv, command=command, keep=keep)
+        check_ranges(given)
+        return given
 
 
 @dataclass(frozen=True, kw_only=True)

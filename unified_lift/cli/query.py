@@ -50,7 +50,7 @@ class QueryCommand(ObjectFlags):
 
 def query_main(argv: list[str]) -> int:
     """Parse, ask, print, write. Return the exit code."""
-    command = QueryCommand.parsed(argv, prog="unified-lift query")
+    command = QueryCommand.parsed(argv, command="query")
     asked = [command.list, command.point is not None, command.like is not None, command.text is not None]
     if sum(asked) != 1:
         raise UserError("ask one thing: --list, --point U,V --view NAME, --text WORDS --model DIR, or --like ID")

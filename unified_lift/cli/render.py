@@ -13,7 +13,7 @@ from unified_lift.settings.limits import Range
 class RenderCommand(SceneFlags):
     """Render the views of a trained scene: colour, object ids, overlays, uncertainty, depth, and a video.
 
-    Example: render.py -m output/desk
+    Example: unified-lift render -m output/desk
     """
 
     skip_train: bool = False
@@ -28,7 +28,7 @@ class RenderCommand(SceneFlags):
 
 def render_main(argv: list[str]) -> int:
     """Parse, render, write. Return the exit code."""
-    command = RenderCommand.parsed(argv, prog="render.py")
+    command = RenderCommand.parsed(argv, command="render")
     model, scene = command.open()
     if not scene.test and not command.skip_test:
         print("note: no view is held out; train with --eval to have test views")

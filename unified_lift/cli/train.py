@@ -1,14 +1,14 @@
 """train.py: one scene in, one model folder out."""
 
 import argparse
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic
 
-import tyro
-
-from unified_lift.cli.flags import canonical
+from unified_lift.cli.flags import canonical, parsed
+from unified_lift.cli.names import program
 from unified_lift.errors import UserError
 from unified_lift.fileio import locked
 from unified_lift.modelfolder.checkpoint import checkpoints
@@ -16,6 +16,7 @@ from unified_lift.modelfolder.outputs import holds_run, holds_work, iteration_di
 from unified_lift.modelfolder.settings import D, M, TrainSettings, changed, with_file, with_preset
 from unified_lift.settings.yaml import read_settings_file
 from unified_lift.train.hooks import Interrupted
+from unified_lift.train.logs import read_log
 from unified_lift.train.profiling import profile_table
 from unified_lift.train.run import latest_checkpoint, run
 from unified_lift.train.schedule import OWN_BOUND, gives_bound
@@ -25,8 +26,8 @@ from unified_lift.train.schedule import OWN_BOUND, gives_bound
 class TrainCommand(Generic[M, D]):
     """Train a scene: posed photos with per-view segment ids in, labelled 3D Gaussians out.
 
-    Example: train.py -s data/desk -m output/desk --eval
-    Short flags: -s source_path, -m model_path, -i images, -r resolution, -w white_background.
+    Example: unified-lift train -s data/desk -m output/desk --eval
+
     Precedence: defaults < preset < --config < command line.
     """
 
@@ -46,16 +47,16 @@ class TrainCommand(Generic[M, D]):
     settings: TrainSettings[M, D] = field(default_factory=TrainSettings)
 
 
-def train_main(argv: list[str]) -> int:
-    """Parse, train, print where the result is. Return the exit code."""
+def train_main(argv: list[str], *, says_next: bool = True) -> int:
+    """Parse, train, print how good the result is, where it is and what comes next. Return the exit code."""
     command = parse(argv)
     with locked(
         command.settings.model_path, "training"
     ):  # what is found in the folder stays so until it is trained into
-        return _train(command)
+        return _train(command, says_next=says_next)
 
 
-def _train(command: TrainCommand) -> int:
+def _train(command: TrainCommand, *, says_next: bool) -> int:
     model, start = command.settings.model_path, command.start_checkpoint
     if start is None and (command.resume or command.resume_auto):
         start = latest_checkpoint(command.settings)
@@ -74,18 +75,29 @@ def _train(command: TrainCommand) -> int:
         try:
             state = run(settings, resume_from=start)
         except Interrupted:
-            print(f"\ninterrupted; go on with: train.py -m {settings.model_path} --resume")
+            print(f"\ninterrupted; go on with: {program('train')} -m {settings.model_path} --resume")
             return 130
         if not number:  # the run has chosen how long it is, and an --init_ply may have said how it is drawn
             levels = list(_granularities(replace(command, settings=state.settings)))
         if settings.run.profile:
             print(profile_table(state.profile))
+        if not number and (scores := held_out_scores(settings.model_path)):
+            print("held-out views: " + scores)
         if not state.scene.labelled:
             fix = f"make masks with unified-lift masks -s {settings.data.source_path}, then go on with --resume"
             print(f"note: no training view has a mask, so no object can be told from another; {fix}")
         codes, minutes = state.manifest["num_codes"], sum(state.manifest["seconds"].values()) / 60
         print(f"{settings.model_path}: {len(state.gaussians)} Gaussians, {codes} object codes, {minutes:.1f} min")
+    if says_next and state.scene.labelled:  # else the note says it
+        door, does = ("eval", "scores") if state.scene.test else ("render", "pictures and a video")
+        print(f"next: {program(door)} -m {shlex.quote(str(model))}  ({does})")
     return 0
+
+
+def held_out_scores(model: Path) -> str:
+    """Return what the log of a model folder says last of its held-out views, "" if they were not scored."""
+    scored = [line for line in read_log(model) if line["stage"] == "test"]
+    return f"PSNR {scored[-1]['psnr']:.2f} dB after {scored[-1]['step']} iterations" if scored else ""
 
 
 def parse(argv: list[str]) -> TrainCommand:
@@ -116,16 +128,18 @@ def parse(argv: list[str]) -> TrainCommand:
         bounded |= gives_bound(content)
     if bounded:
         base = changed(base, OWN_BOUND, origin="command line")
-    generic: tuple[Any, Any] = (tyro.conf.OmitArgPrefixes, TrainCommand)  # Any: the types are known only now
-    kind = generic[0][generic[1][type(base.method), type(base.density)]]
-    command = tyro.cli(kind, args=argv, default=TrainCommand(settings=base), prog="train.py")
+    generic: Any = TrainCommand  # the types are known only now
+    form: type[TrainCommand[Any, Any]] = generic[type(base.method), type(base.density)]
+    own = {"method": ("method", known.method_name), "density": ("strategy", known.strategy)}
+    shown = {group: f"{title} {word}" for group, (title, word) in own.items() if word}
+    command = parsed(form, argv, command="train", default=TrainCommand(settings=base), shown=shown)
     chosen = command.settings
     for flag, name in (("--method", "method_name"), ("--strategy", "strategy")):
         if (now := getattr(chosen, name)) != (before := getattr(base, name)):
             raise UserError(f"{flag} {now}: contradicts {name} {before} of the settings; give one of them")
     for path, what in ((chosen.data.source_path, "scene"), (chosen.model_path, "model folder")):
         if path == Path():
-            raise UserError(f"no {what} given: train.py -s SCENE_FOLDER -m MODEL_FOLDER")
+            raise UserError(f"no {what} given: {program('train')} -s SCENE_FOLDER -m MODEL_FOLDER")
     chosen.check()
     return command
 

@@ -46,7 +46,7 @@ class ViewCommand(ModelFlags):
 
 def view_main(argv: list[str]) -> int:
     """Parse, then serve until interrupted."""
-    command = ViewCommand.parsed(argv, prog="unified-lift view", keep=("--port",))
+    command = ViewCommand.parsed(argv, command="view", keep=("--port",))
     viewer = open_viewer(command)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell ignores the first in the background
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # which nohup wants

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from unified_lift.data import detect_reader, load_annotations, load_prompt_masks
 from unified_lift.data.masks import same_aspect
@@ -23,6 +22,7 @@ from unified_lift.model.render import render
 from unified_lift.modelfolder.inference import TrainedScene, render_likely_ids, render_view
 from unified_lift.ops.overlaps import overlap_table
 from unified_lift.ops.resample import nearest
+from unified_lift.progress import Bar
 from unified_lift.types import Scene, View
 
 ReferenceImage = Literal["dataset", "render"]
@@ -194,7 +194,7 @@ def evaluate_candidates(model: TrainedScene, scene: Scene, result: Result, *, qu
         raise UserError("--oracle_codebooks: there are no objects or no annotations to choose by; leave it out")
     methods = {AS_TRAINED: model.method} | candidates
     ids: dict[str, dict[str, np.ndarray]] = {name: {} for name in methods}
-    for view in tqdm(scene.test, desc="candidates", disable=quiet, dynamic_ncols=True):
+    for view in Bar(scene.test, desc="candidates", disable=quiet):
         features = render(model.gaussians, view.camera, with_features=True).features
         for name, method in methods.items():
             ids[name][view.name] = method.segment(features).object_ids.cpu().numpy().astype(np.int32)

@@ -12,12 +12,12 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from unified_lift.errors import UserError
 from unified_lift.fileio import replacing
 from unified_lift.modelfolder.inference import TrainedScene, render_view
 from unified_lift.modelfolder.outputs import iteration_dir
+from unified_lift.progress import Bar
 from unified_lift.types import Camera, View
 
 Rendering = tuple[np.ndarray, np.ndarray | None]
@@ -128,7 +128,7 @@ def write_renderings(model: TrainedScene, views: Sequence[View], folder: Path, *
     """Write all pictures of the views below `folder`."""
     with ThreadPoolExecutor(4) as pool:
         jobs = []
-        for view in tqdm(views, desc=f"render {folder.parent.name}", disable=quiet, dynamic_ncols=True):
+        for view in Bar(views, desc=f"render {folder.parent.name}", disable=quiet):
             rendered = render_view(model, view.camera)
             image = quantize_uint8(rendered.image)
             depth = depth_picture(rendered.depth.numpy(), rendered.alpha.numpy())

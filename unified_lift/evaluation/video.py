@@ -11,13 +11,13 @@ import numpy as np
 from scipy.interpolate import CubicSpline, PchipInterpolator
 from scipy.spatial.transform import Rotation, RotationSpline
 from scipy.special import softmax
-from tqdm import tqdm
 
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import overlay, rendering_of
 from unified_lift.fileio import replacing
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.ops.cameras import invert_rigid, look_at, look_at_point
+from unified_lift.progress import Bar
 from unified_lift.types import IDENTITY, Camera, Scene, Similarity
 
 FPS = 24
@@ -136,7 +136,7 @@ def _walk(cameras: Sequence[Camera], count: int) -> list[np.ndarray]:
 def orbit_frames(model: TrainedScene, scene: Scene, *, seconds: float, quiet: bool) -> Iterator[np.ndarray]:
     """Yield frames of a video around a scene: colour beside object colours, [H, 2W, 3]; colour alone without a lift."""
     path = video_path([view.camera for view in scene.train], count=max(1, round(seconds * FPS)))
-    for camera in tqdm(path, desc="video", disable=quiet, dynamic_ncols=True):
+    for camera in Bar(path, desc="video", disable=quiet):
         image, ids = rendering_of(model, camera)
         yield image if ids is None else np.hstack([image, overlay(image, ids, share=0.75)])  # shading stays visible
 

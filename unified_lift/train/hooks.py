@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from unified_lift.fileio import write_json
 from unified_lift.methods.base import Method
@@ -22,6 +21,7 @@ from unified_lift.model.render import render
 from unified_lift.modelfolder.checkpoint import CheckpointWriter, checkpoint_path, named_tensors, snapshot
 from unified_lift.modelfolder.outputs import EXPOSURE_FILE, iteration_dir
 from unified_lift.modelfolder.settings import RunSettings, TrainSettings, recorded
+from unified_lift.progress import Bar
 from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.logs import RunLog
 from unified_lift.train.stage import Stage
@@ -120,7 +120,7 @@ class Log(Hook):
     def before_stage(self, stage: Stage) -> None:
         self._since = stage.first, time.perf_counter()
         first, count, quiet = stage.first, stage.num_steps, self._settings.quiet
-        self._bar = tqdm(initial=first, total=count, desc=stage.name, disable=quiet, dynamic_ncols=True)
+        self._bar = Bar(initial=first, total=count, desc=stage.name, disable=quiet)
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
         self._bar.update()

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from unified_lift.editing.placement import Placement, up_of
 from unified_lift.errors import UserError
 from unified_lift.fileio import replacing_folder
 from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.progress import Bar
 from unified_lift.registry import members
 
 BACKGROUND_ID = 0  # objects are numbered by falling area
@@ -50,7 +50,7 @@ def export(
     made: dict[str, list[Path]] = {}
     with (
         replacing_folder(out) as folder,
-        tqdm(desc="export", unit=" files", total=num_files, disable=quiet, dynamic_ncols=True) as bar,
+        Bar(desc="export", unit=" files", total=num_files, disable=quiet) as bar,
     ):
         written: set[Path] = set()
         for stem, object_id in chosen.items():

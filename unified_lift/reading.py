@@ -59,13 +59,19 @@ def parsed_yaml(path: Path, *, kind: str, missing: str) -> Any:
         return json.loads(path.read_bytes()) if path.suffix == ".json" else yaml.safe_load(path.read_text("utf-8-sig"))
 
 
-def read_columns(path: Path, names: Collection[str], *, rows: int, fix: str, single: str = "") -> dict[str, np.ndarray]:
-    """Return arrays of an .npz by name, each a finite number for each of `rows`, [rows]; and, if there, a `single` one.
+def read_columns(
+    path: Path, names: Collection[str], *, rows: int, fix: str, single: str = "", further: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """Return arrays of an .npz by name, each a finite number for each of `rows`, [rows]; if there, `further` such ones,
+    and a `single` number.
 
     A UserError: it holds something else. Lengths are known before memory is taken for them.
     """
     with reading(path, "NPZ", fix=fix), zipfile.ZipFile(path) as file, np.load(path) as saved:  # no ZIP: a pickle to it
-        shapes = {name: (rows,) for name in names} | ({single: ()} if single in saved else {})
+        shapes: dict[str, tuple[int, ...]] = {
+            name: (rows,) for name in (*names, *(one for one in further if one in saved))
+        }
+        shapes |= {single: ()} if single in saved else {}
         for name in shapes:
             if file.getinfo(f"{name}.npy").file_size > _MAX_HEADER + 16 * rows:
                 raise ValueError(f"{name} holds more than {rows} numbers")

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from unified_lift.cli.model_flags import ObjectFlags, with_objects
+from unified_lift.cli.model_flags import ObjectFlags, SourcePath, with_objects
 from unified_lift.cli.names import program
 from unified_lift.editing import script
 from unified_lift.errors import UserError
+from unified_lift.modelfolder.labels import INVENTED, RETRAINED
 
 Objects = tuple[int | Literal["scene"], ...]
 
@@ -24,6 +25,7 @@ class EditCommand(ObjectFlags):
 
     out: Path
     """Model folder to be written."""
+    source_path: SourcePath = None
     script: Path | None = None
     """YAML list of edits, as docs/edit.md describes and the viewer writes."""
     clean: Objects = ()
@@ -34,6 +36,8 @@ class EditCommand(ObjectFlags):
     """With --clean: parts farther off than this many spacings are given away; 0 = none."""
     remove: Objects = ()
     """Objects to take away."""
+    fill: bool = False
+    """With --remove: train what is around again on the photos (a minute), so that no hole is left."""
     isolate: Objects = ()
     """Objects to keep, and nothing else."""
     merge: Objects = ()
@@ -70,11 +74,14 @@ def edit_main(argv: list[str]) -> int:
     if not edits:
         raise UserError("nothing to do; give --script, --remove, --duplicate or another edit, see --help")
     with script.alone_with(command.model_path, command.out):
-        scene = with_objects(command.load())
+        scene = with_objects(command.load(source_path=command.source_path))
         edited = script.apply(scene, edits)
         script.save_model(edited, command.out, edits=edits, overwrite=command.overwrite)
     before, after = (f"{len(each.objects)} objects ({len(each)} Gaussians)" for each in (scene, edited))
     print(f"{command.out}: {before} became {after}; look at it: {program('render')} -m {command.out}")
+    if edited.labels is not None and edited.labels.filled is not None:
+        seen, unseen = (int((edited.labels.filled == kind).sum()) for kind in (RETRAINED, INVENTED))
+        print(f"  filled: {seen} Gaussians trained on photos; {unseen} where no photo shows anything, continued")
     for object_id in sorted(set(edited.objects) - set(scene.objects)):
         print(f"  {object_id}: {edited.name_of(object_id)}")
     return 0
@@ -88,6 +95,8 @@ def _flag_entries(command: EditCommand) -> Iterator[dict[str, Any]]:
     is_placed = any(getattr(command, name) != getattr(EditCommand, name) for name in placing)
     if is_placed and not command.move and not command.duplicate:
         raise UserError("--translate, --rotate_degrees and --scale need --move or --duplicate and the objects")
+    if command.fill and not command.remove:
+        raise UserError("--fill needs --remove and the objects")
     if bool(command.recolour) != (command.color is not None):
         raise UserError('--recolour and --color belong together, as in --recolour 5 --color "#ff0000"')
     placed = {
@@ -97,6 +106,7 @@ def _flag_entries(command: EditCommand) -> Iterator[dict[str, Any]]:
     }
     settings: dict[str, dict[str, Any]] = {
         "clean": {"min_confidence": command.min_confidence, "outliers": command.outliers},
+        "remove": {"fill": True} if command.fill else {},
         "recolour": {"color": command.color, "strength": command.strength},
         "move": placed,
         "duplicate": placed,

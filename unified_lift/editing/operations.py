@@ -15,10 +15,10 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from unified_lift.editing.fill import fill
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0
-from unified_lift.modelfolder.inference import TrainedScene
-from unified_lift.modelfolder.labels import GaussianLabels
+from unified_lift.modelfolder.inference import TrainedScene, views_of
 from unified_lift.ops.harmonics import rotate_harmonics
 from unified_lift.ops.quaternions import multiply, rotation_from_quaternion
 
@@ -75,15 +75,22 @@ class ObjectOperation(Operation):
     objects: tuple[int, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Remove(ObjectOperation):
-    """Take objects away."""
+    """Take objects away; `fill` trains what is around again on the scene's photos, so that no hole is left."""
+
+    fill: bool = False
 
     def _edited(self, scene: TrainedScene) -> TrainedScene:
         removed = scene.mask(self.objects)
         if bool(removed.all()):
             listed = ", ".join(map(str, self.objects))
             raise UserError(f"{scene.path}: without objects {listed} nothing is left; keep one object at least")
-        return scene.subset(~removed)
+        if not self.fill:
+            return scene.subset(~removed)
+        if not (scene.path / "config.yaml").exists():
+            raise UserError(f"{scene.path}: fill needs the photos, and this model names none; leave fill out")
+        return fill(scene, removed, views_of(scene).train)
 
 
 class Isolate(ObjectOperation):
@@ -98,7 +105,7 @@ class Merge(ObjectOperation):
 
     def _edited(self, scene: TrainedScene) -> TrainedScene:
         object_ids = torch.where(scene.mask(self.objects), self.objects[0], scene.object_ids)
-        return replace(scene, labels=GaussianLabels(object_ids, scene.confidence))
+        return replace(scene, labels=replace(scene.require_labels(), object_ids=object_ids))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +133,8 @@ class Clean(ObjectOperation):
         if chosen.all() or not doubtful.any():
             return scene.subset(torch.from_numpy(~doubtful))
         nearest = cKDTree(means[~chosen]).query(means[doubtful])[1]
-        labels = GaussianLabels(scene.object_ids.clone(), scene.confidence.clone())
+        found = {"object_ids": scene.object_ids.clone(), "confidence": scene.confidence.clone()}
+        labels = replace(scene.require_labels(), **found)
         labels.object_ids[doubtful] = torch.from_numpy(object_ids[~chosen][nearest]).to(labels.object_ids)
         labels.confidence[doubtful] = 0
         return replace(scene, labels=labels)
@@ -207,13 +215,13 @@ class Duplicate(Move):
             problem = f"id {taken[0]} is taken" if taken else f"{count} objects need as many new ids, none negative"
             raise UserError(f"new_ids {fresh}: {problem}; leave them out to take free ones")
         ids, names = scene.object_ids[chosen].clone(), dict(scene.names)
+        rows = torch.cat([torch.arange(len(scene), device=chosen.device), chosen.nonzero()[:, 0]])
         for old, new in zip(self.objects, fresh, strict=True):
             ids[scene.object_ids[chosen] == old] = new
             names[new] = f"copy of {scene.name_of(old)}"
         moved, table = self._moved(scene, chosen), scene.gaussians.state_dict()
         table = {name: torch.cat([value, moved.get(name, value[chosen])]) for name, value in table.items()}
-        confidence = torch.cat([scene.confidence, scene.confidence[chosen]])
-        labels = GaussianLabels(torch.cat([scene.object_ids, ids]), confidence)
+        labels = replace(scene.require_labels().of(rows), object_ids=torch.cat([scene.object_ids, ids]))
         return replace(scene, gaussians=scene.gaussians.like(table), labels=labels, names=names)
 
 

@@ -236,10 +236,19 @@ def _names(given: Any) -> tuple[tuple[int, str], ...]:
 
 
 _SHARE = (partial(_number, least=0, most=1), "a number in [0, 1]")
+
+
+def _flag(given: Any) -> bool:
+    if not isinstance(given, bool):
+        raise ValueError
+    return given
+
+
 _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {  # setting -> how it is read, and what is expected
     "objects": (_ids, "an object id or a list of different ones, as [3, 4]; or scene, for all"),
     "new_ids": (_ids, "a list of different ids, as [12]"),
     "color": (_color, 'a colour in quotes, as "#ff0000"'),
+    "fill": (_flag, "true or false"),
     "strength": _SHARE,
     "min_confidence": _SHARE,
     "outliers": (partial(_number, least=0), "a number that is not negative; 0 = off"),

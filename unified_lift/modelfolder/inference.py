@@ -104,7 +104,7 @@ class TrainedScene:
     def subset(self, chosen: Tensor) -> TrainedScene:
         """Return the scene with only the Gaussians of `chosen`, bool [N] or indices."""
         table = {name: value[chosen] for name, value in self.gaussians.state_dict().items()}
-        labels = None if self.labels is None else GaussianLabels(self.object_ids[chosen], self.confidence[chosen])
+        labels = None if self.labels is None else self.labels.of(chosen)
         return replace(self, gaussians=self.gaussians.like(table), labels=labels)
 
     def as_one_object(self) -> TrainedScene:

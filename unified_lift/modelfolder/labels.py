@@ -1,7 +1,7 @@
 """Object ids of Gaussians and of views, read off a trained scene."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ from unified_lift.types import IDENTITY, Camera, Similarity, View
 _MIN_VOTE_WEIGHT = 1e-3  # a thinner share of a pixel says nothing about a Gaussian
 _MAX_VOTES = 2**28  # 1 GiB
 _ROBUST = (0.05, 0.95)  # quantiles that bound what is told of an object's extent
+AS_TRAINED, RETRAINED, INVENTED = 0, 1, 2
+"""How a Gaussian came about, `filled` in segmentation.npz: by the training of the scene; trained again behind a removed
+object; there too, but where no photo shows anything, continued from what is around."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +29,19 @@ class GaussianLabels:
 
     object_ids: Tensor  # int64 [N]
     confidence: Tensor  # share of the blending weight that agrees, in [0, 1]; 0 where no camera sees it, [N]
+    filled: Tensor | None = field(
+        default=None, kw_only=True
+    )  # AS_TRAINED, RETRAINED or INVENTED, uint8 [N]; None: all as trained
+
+    @property
+    def marks(self) -> Tensor:
+        """Return `filled`, uint8 [N]."""
+        return torch.zeros_like(self.object_ids, dtype=torch.uint8) if self.filled is None else self.filled
+
+    def of(self, rows: Tensor) -> "GaussianLabels":
+        """Return the labels of some Gaussians, bool [N] or indices."""
+        filled = None if self.filled is None else self.filled[rows]
+        return GaussianLabels(self.object_ids[rows], self.confidence[rows], filled=filled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +184,7 @@ def describe_objects(
     Colour is the mean SH degree 0 colour, 0..255; bbox is [min, max] of the centres that some camera saw, bbox_90 their
     `robust_box`; score is the mean confidence. `views` is left out without `num_views`. Places are the user's: outside
     of `frame`.
+    Where a hole was filled, also `filled`: how many are retrained and how many invented.
     """
     means = frame.outside(gaussians.means.detach().cpu().numpy())
     colors = (gaussians.sh0.detach()[:, 0] * SH_C0 + 0.5).clamp(0, 1).cpu().numpy() * 255
@@ -188,4 +205,7 @@ def describe_objects(
             **({} if num_views is None else {"views": num_views.get(object_id, 0)}),
             "score": round(float(confidence[rows].mean()), 4),
         }
+        if labels.filled is not None:
+            marks = labels.filled[torch.from_numpy(rows)].cpu()
+            objects[object_id]["filled"] = {"retrained": int((marks == 1).sum()), "invented": int((marks == 2).sum())}
     return objects

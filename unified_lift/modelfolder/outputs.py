@@ -198,7 +198,8 @@ def write_objects(
     """Write objects.json, the point_cloud_objects.ply of Gaussian Grouping's scripts, and segmentation.npz.
 
     The last holds object_id int32, confidence float16 [N], feature float16 [N, D], and the id of `NO_OBJECT`, else -1,
-    which objects.json does not list. With a method, classifier.pth too. A FloatingPointError: features that diverged.
+    which objects.json does not list; where a hole was filled, `filled` uint8 [N] too. With a method also
+    classifier.pth. A FloatingPointError: features that diverged.
     """
     nothing = next((key for key, name in (names or {}).items() if name == NO_OBJECT), -1)
     if method is not None:
@@ -212,7 +213,9 @@ def write_objects(
     features = features.astype(np.float16)
     with replacing(folder / "segmentation.npz") as partial, open(partial, "wb") as file:
         # Uncompressed: features hardly shrink, and half a million Gaussians would take a second longer.
-        np.savez(file, object_id=ids.astype(np.int32), confidence=confidence, feature=features, no_object=nothing)
+        columns: dict[str, Any] = {"object_id": ids.astype(np.int32), "confidence": confidence, "feature": features}
+        columns |= {} if labels.filled is None else {"filled": labels.filled.cpu().numpy()}
+        np.savez(file, **columns, no_object=nothing)
     described = describe_objects(gaussians, labels, names=names, num_views=num_views, frame=frame)
     write_json(folder / "objects.json", {key: one for key, one in described.items() if key != nothing})
     write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=ids, frame=frame)
@@ -227,13 +230,14 @@ def read_objects(
     """
     path = folder / "segmentation.npz"
     names, fix = ("object_id", "confidence"), "train or --resume again"
-    columns = read_columns(path, names, rows=count, single="no_object", fix=fix)
+    columns = read_columns(path, names, rows=count, single="no_object", further=("filled",), fix=fix)
     ids, confidence = columns["object_id"], columns["confidence"]
     nothing = int(columns.get("no_object", -1))
     if ids.dtype.kind == "f" or ids.min() < 0 or ids.max() > _MAX_ID or confidence.min() < 0 or confidence.max() > 1:
         raise UserError(f"{path}: ids are whole numbers up to {_MAX_ID}, confidence lies in [0, 1]; {fix}")
     arrays = ids.astype(np.int64), confidence.astype(np.float32)
-    labels = GaussianLabels(*(torch.from_numpy(values).to(device) for values in arrays))
+    marks = torch.from_numpy(columns["filled"].astype(np.uint8)).to(device) if "filled" in columns else None
+    labels = GaussianLabels(*(torch.from_numpy(values).to(device) for values in arrays), filled=marks)
     path = folder / "objects.json"
     objects = read_json(path) if path.exists() else {}
     try:

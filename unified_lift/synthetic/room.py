@@ -54,6 +54,10 @@ class SyntheticRoom:
         """Return the object id of every solid, and 0 as last entry for the room, int32 [solids + 1]."""
         return np.array([one.object_id for one in self.objects for _ in one.solids] + [0], dtype=np.int32)
 
+    def without(self, object_id: int) -> "SyntheticRoom":
+        """Return the room as it is without an object, whose shadow goes too."""
+        return replace(self, objects=tuple(one for one in self.objects if one.object_id != object_id))
+
     @cached_property
     def lamp(self) -> np.ndarray:
         """Return the centre of the lamp, a disc near the ceiling, [3]."""
@@ -135,7 +139,8 @@ class SyntheticRoom:
         return ambient * sky[:, None] + SUNLIGHT * direct[:, None]
 
     def _shade_object(self, index: int, points: np.ndarray) -> np.ndarray:
-        solid, under = self.solids[index], self.objects[self.owner[index] - self.owner[0]]
+        solid = self.solids[index]
+        under = next(one for one in self.objects if one.object_id == self.owner[index])
         normals = solid.normal(points)
         clearance = points[:, 2] - under.position[2]
         sky = 0.62 + 0.38 * smoothstep(clearance, 0.0, 0.35)

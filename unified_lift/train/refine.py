@@ -93,7 +93,7 @@ class RefineStage(Stage):
         return {}  # those of the method belong to the lift
 
     def state_dict(self) -> dict:
-        labels = {name: value for name, value in vars(self.labels).items() if name != "features"}
+        labels = {name: value for name, value in vars(self.labels).items() if name not in ("features", "filled")}
         return super().state_dict() | {"features": self.features.detach(), "labels": labels}
 
     def load_state_dict(self, state: dict) -> None:

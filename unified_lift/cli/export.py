@@ -37,7 +37,7 @@ class ExportCommand(ObjectFlags):
     objects: tuple[str, ...] = ("scene",)
     """Object ids or names, `all` (every object, a file each), `background`, `scene`; several may be given."""
     format: tuple[str, ...] = ("ply",)
-    """ply, compressed, splat, spz, spz4, sog, glb, html, labels, points; several, separated by commas or spaces."""
+    """ply, compressed, splat, spz, spz4, sog, glb, html, labels, points, mesh, obj; several, with commas or spaces."""
     out: Path | None = None
     """Folder to write to; by default `export` in the model folder."""
     min_conf: Annotated[float, Range(0, 1)] = 0.0

@@ -4,11 +4,12 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from unified_lift.editing.placement import Placement, up_of
+from unified_lift.editing.placement import Placement, Up, up_of
 from unified_lift.errors import UserError
 from unified_lift.fileio import replacing_folder
 from unified_lift.modelfolder.inference import TrainedScene
@@ -57,8 +58,7 @@ def export(
             kept = certain if object_id is None else certain & scene.mask([object_id])
             part = scene.subset(kept)
             for write in writers if len(part) else ():
-                turned_over = getattr(sys.modules[write.__module__], "TURNED_OVER", False)
-                write(folder, stem, placement.placed(part, up, turned_over=turned_over))
+                write(folder, stem, _suited(placement, write).placed(part, up, turned_over=_turns_over(write)))
                 bar.update()
             files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} - written
             made[stem] = [out / name for name in sorted(files)]
@@ -120,6 +120,16 @@ def _called(scene: TrainedScene, word: str) -> list[int]:
 def _stem(name: str) -> str:
     """Return a name as a file can be called on every system: letters, digits, . and -, other characters as _."""
     return re.sub(r"[^\w.-]+", "_", name).strip("._")[:_LONGEST_STEM]
+
+
+def _turns_over(write: Writer) -> bool:
+    return getattr(sys.modules[write.__module__], "TURNED_OVER", False)
+
+
+def _suited(placement: Placement, write: Writer) -> Placement:
+    """Return the placement with what a format says that `--up auto` is in it, as `AUTO_UP`."""
+    auto: Up = getattr(sys.modules[write.__module__], "AUTO_UP", "auto")
+    return replace(placement, up=auto) if placement.up == "auto" else placement
 
 
 def chosen_formats(names: Sequence[str]) -> list[Writer]:

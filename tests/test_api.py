@@ -1,5 +1,6 @@
 """The script in docs/api.md runs, and the public functions say what they do."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,10 +10,10 @@ from PIL import Image
 
 import unified_lift
 from tests.saved_model import save_model
-from unified_lift import UserError, evaluate, export, load_model, load_scene, render, segment, train_scene
+from unified_lift import UserError, edit, evaluate, export, load_model, load_scene, render, segment, train_scene
 from unified_lift.plyio import read_vertices
 
-PAGE = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def folder(tmp_path_factory):
 
 def test_the_script_of_the_page_runs(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    script = re.search(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)[1]
+    script = re.search(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)[1]
     names = {}
     exec(compile(script, "api.md", "exec"), names)
     picture, object_id = np.asarray(Image.open("view.png")), names["object_id"]
@@ -36,8 +37,26 @@ def test_the_script_of_the_page_runs(folder, monkeypatch, capsys):
     assert len(read_vertices(Path("middle.ply"))) == names["model"].objects[object_id]
 
 
+def test_the_cells_of_the_notebook_run(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    names = {}
+    for cell in json.loads((PAGE.parent / "python.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "python.ipynb", "exec"), names)
+    model, second = names["model"], names["second"]
+    assert len(names["frames"]) == 8
+    assert names["chosen"] == int(names["ids"][names["camera"].height // 2, names["camera"].width // 2])
+    assert second in model.objects  # which the edits left alone
+    assert (names["edited"].name_of(second), second in names["removed"].objects) == ("red one", False)
+    assert len(read_vertices(Path("without.ply"))) == len(model) - model.objects[second]
+    assert len(read_vertices(Path("object.ply"))) == model.objects[second]
+    with pytest.raises(UserError, match="edit 2: no operation 'remov'; did you mean 'remove'"):
+        edit(model, [{"remove": [second]}, {"remov": [second]}])
+
+
 def test_the_page_names_everything_that_is_public():
-    assert set(re.findall(r"^\| `(\w+)", PAGE, flags=re.MULTILINE)) == set(unified_lift.__all__) - {"__version__"}
+    listed = re.findall(r"^\| `(\w+)", PAGE.read_text(), flags=re.MULTILINE)
+    assert set(listed) == set(unified_lift.__all__) - {"__version__"}
 
 
 def test_a_model_is_rendered_segmented_and_scored(folder):

@@ -6,12 +6,24 @@ The names below are the public face. Each is imported when it is first used: `im
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unified_lift.api import evaluate, export, load_model, load_scene, render, segment, train_scene
+    from unified_lift.api import (
+        camera_path,
+        edit,
+        evaluate,
+        export,
+        load_model,
+        load_scene,
+        object_at,
+        render,
+        segment,
+        train_scene,
+    )
     from unified_lift.errors import UserError
 
 __version__ = "0.1.0"
 __all__ = ["UserError", "__version__"]
-__all__ += ["evaluate", "export", "load_model", "load_scene", "render", "segment", "train_scene"]
+__all__ += ["camera_path", "edit", "evaluate", "export", "load_model", "load_scene"]
+__all__ += ["object_at", "render", "segment", "train_scene"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """The public functions of `unified_lift`, with the arguments a script would give them. See docs/api.md."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from unified_lift import data
 from unified_lift.data.settings import DataSettings
+from unified_lift.editing import script
 from unified_lift.editing.formats import FORMATS
 from unified_lift.errors import UserError
 from unified_lift.evaluation import evaluate as scoring
 from unified_lift.evaluation.evaluate import Result
+from unified_lift.evaluation.video import video_path
 from unified_lift.fileio import replacing_folder
 from unified_lift.modelfolder import inference
 from unified_lift.modelfolder.inference import TrainedScene
@@ -23,7 +25,8 @@ from unified_lift.train.run import run
 from unified_lift.train.schedule import OWN_BOUND, gives_bound
 from unified_lift.types import Camera, Scene
 
-__all__ = ["UserError", "evaluate", "export", "load_model", "load_scene", "render", "segment", "train_scene"]
+__all__ = ["UserError", "camera_path", "edit", "evaluate", "export", "load_model", "load_scene"]
+__all__ += ["object_at", "render", "segment", "train_scene"]
 
 
 def load_scene(path: str | Path, *, images: str = "images", resolution: int = -1) -> Scene:
@@ -82,6 +85,32 @@ def segment(model: TrainedScene, camera: Camera) -> Tensor:
     ids = inference.render_view(model, camera).object_ids
     assert ids is not None
     return ids
+
+
+def camera_path(model: TrainedScene, *, count: int = 48) -> list[Camera]:
+    """Return `count` cameras of a smooth path around a trained scene or along its training cameras, as of its video.
+
+    A UserError: the scene folder it was trained on is gone.
+    """
+    return video_path([view.camera for view in inference.views_of(model).train], count=count)
+
+
+def object_at(model: TrainedScene, camera: Camera, u: float, v: float) -> int | None:
+    """Return the id of the object at a pixel of a camera, (0.5, 0.5) being the centre of the first; None: none there.
+
+    A UserError: the scene knows no objects, or the pixel lies outside of the picture.
+    """
+    return inference.object_at(model, camera, u, v)
+
+
+def edit(model: TrainedScene, edits: Sequence[Mapping[str, Any]]) -> TrainedScene:
+    """Return a trained scene after edits, in their order; `model` stays as it is.
+
+    Each is an entry of a script (docs/edit.md): {"remove": [3]}, {"recolour": {"objects": [5], "color": "#ff0000"}}.
+    A UserError names the entry that is not understood or cannot be done.
+    """
+    operations = [script.read_operation(entry, f"edit {number}") for number, entry in enumerate(edits, 1)]
+    return script.apply(model, operations)
 
 
 def evaluate(model: TrainedScene, *, scene: str | Path | None = None, protocol: str = "auto") -> Result:

@@ -327,3 +327,16 @@ def test_masks_of_no_photo_stop_training_as_check_data_does_and_none_at_all_are_
     assert "none of its 10 files is the mask of a photo (0000.jpg, " in capsys.readouterr().out
     assert main([*argv, "--object_path", "none"]) == 0
     assert "no training view has a mask" in capsys.readouterr().out.splitlines()[-2]
+
+
+def test_training_ends_with_quality_folder_and_the_next_command(miniature, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for model, flags, door in ((tmp_path / "a", ["--eval"], "eval"), (tmp_path / "b c", [], "render")):
+        assert main(["train", "-s", str(miniature), "-m", str(model), *SHORT, *flags]) == 0
+        *_, quality, folder, following = capsys.readouterr().out.splitlines()
+        log = map(json.loads, (model / "metrics.jsonl").read_text().splitlines())
+        scored = [f"held-out views: PSNR {line['psnr']:.2f} dB after 12 iterations" for line in log if "psnr" in line]
+        assert (len(scored), quality in scored) == (len(flags), bool(flags))
+        assert folder.startswith(f"{model.name}: ")
+        name = "a" if flags else "'b c'"
+        assert following.startswith(f"next: unified-lift {door} -m {name}  (")

@@ -9,6 +9,7 @@ from unified_lift.ops.cameras import (
     cam_from_world_opengl,
     flip_opengl_opencv,
     focal_from_fov,
+    fov_degrees,
     fov_from_focal,
     invert_rigid,
     look_at,
@@ -117,3 +118,8 @@ def test_look_at_point_of_parallel_axes_stays_at_the_cameras():
     poses = [rigid_from_quaternion([1, 0, 0, 0], [x, 0, 0]) for x in (-1.0, 0.0, 1.0)]
     cameras = [colmap_camera(cam_from_world=pose) for pose in poses]
     np.testing.assert_allclose(look_at_point(cameras), [0, 0, 0], atol=1e-9)
+
+
+def test_a_lens_has_one_number_of_degrees_however_the_camera_is_held():
+    assert fov_degrees(100, 80, 200, 120) == 90.0  # 2 atan(100 / 100)
+    assert fov_degrees(80, 100, 120, 200) == 90.0

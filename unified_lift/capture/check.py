@@ -19,7 +19,7 @@ from unified_lift.data.scene import describe, is_strict, mask_folder
 from unified_lift.data.settings import DataSettings
 from unified_lift.data.usable import LEFT_OUT
 from unified_lift.errors import UserError
-from unified_lift.ops.cameras import fov_from_focal
+from unified_lift.ops.cameras import fov_degrees
 
 ANNOTATION_FOLDERS = (
     "annotations/gt_instance",
@@ -96,7 +96,7 @@ def _check_views(issues: Issues, frames: Sequence[Frame], progress: Progress | N
             "width": lens.width,
             "height": lens.height,
             "focal_px": round(lens.fx, 1),
-            "fov_degrees": round(float(np.degrees(fov_from_focal(lens.fx, lens.width))), 1),
+            "fov_degrees": fov_degrees(lens.fx, lens.fy, lens.width, lens.height),
             "distorted": lens.is_distorted,
         }
         for lens, count in Counter(frame.lens for frame in frames).most_common()

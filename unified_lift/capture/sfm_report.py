@@ -11,7 +11,7 @@ from unified_lift.data.colmap import describe
 from unified_lift.data.colmap_tables import ColmapPoints, read_cameras, read_images, read_points
 from unified_lift.data.settings import DataSettings
 from unified_lift.fileio import replacing
-from unified_lift.ops.cameras import fov_from_focal, invert_rigid, project
+from unified_lift.ops.cameras import fov_degrees, invert_rigid, project
 
 
 def sparse_report(scene: Path, photos: Path, stages: Mapping[str, Mapping[str, Any]], picture: Path) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def advice(numbers: Mapping[str, Any]) -> list[str]:
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:
     """Return the report as a table for the terminal."""
-    form = "{width}x{height}, focal {focal_px:.0f} px ({fov_degrees:.0f} degrees)"
+    form = "{width}x{height}, focal {focal_px:g} px, {fov_degrees:.0f} degrees"
     cameras = [form.format_map(camera) for camera in report["cameras"]]
     more = [f"and {len(cameras) - 2} more"] if len(cameras) > 2 else []
     seconds = ", ".join(f"{name} {seconds:.0f}" for name, seconds in report["seconds"].items())
@@ -132,8 +132,8 @@ def _cameras(scene: Path) -> list[dict[str, Any]]:
     """Return size and focal length of the different cameras after undistortion."""
     found = []
     for camera in read_cameras(scene / "sparse/0/cameras.bin").values():
-        degrees = float(np.degrees(fov_from_focal(camera.params[0], max(camera.width, camera.height))))
-        found.append((camera.width, camera.height, round(camera.params[0], 1), round(degrees, 1)))
+        (fx, fy), size = camera.params[:2], (camera.width, camera.height)
+        found.append((*size, round(fx, 1), fov_degrees(fx, fy, *size)))
     names = ("width", "height", "focal_px", "fov_degrees")
     return [dict(zip(names, values, strict=True)) for values in dict.fromkeys(found)]
 

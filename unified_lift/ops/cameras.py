@@ -101,3 +101,9 @@ def look_at_point(cameras: list[Camera]) -> np.ndarray:
     mean = centres.mean(axis=0)
     offset = np.einsum("cij,cj->i", across, centres - mean)
     return mean + np.linalg.lstsq(across.sum(axis=0), offset, rcond=1e-6)[0]
+
+
+def fov_degrees(fx: float, fy: float, width: int, height: int) -> float:
+    """Return the degrees that the longer side of a picture spans: the same for upright and lying photos of a lens."""
+    focal, size = (fx, width) if width >= height else (fy, height)
+    return round(math.degrees(fov_from_focal(focal, size)), 1)

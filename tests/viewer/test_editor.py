@@ -1,9 +1,13 @@
 """The viewer as an editor, in a headless Chromium: select, keys, and every edit as one of the script."""
 
+import time
+
 import pytest
+import torch
 
 from tests.saved_model import save_model
 from tests.viewer.browser import MARKS, Browser, wait_for
+from unified_lift.editing.script import apply, dump, parse
 
 pytestmark = MARKS
 
@@ -61,3 +65,44 @@ def test_cards_and_keys_select_hide_delete_and_undo(page):
     then(lambda: session.selection == (2,), "it to be selected")
     browser.key("f")
     then(lambda: abs(client.camera.position - position).max() > 0.1, "the camera to come near")
+
+
+def test_objects_are_merged_split_and_scaled_and_it_all_replays(page):
+    viewer, browser = page
+    session = viewer.session
+
+    def open_folder(name):
+        place = browser.evaluate(
+            f"(() => {{ const e = [...document.querySelectorAll('*')].filter(e => e.innerText === '{name}').pop();"
+            "e.scrollIntoView({block: 'nearest'}); const r = e.getBoundingClientRect();"
+            "return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+        )
+        browser.click(*place)
+        time.sleep(0.6)  # it unfolds
+
+    browser.press("object 1")
+    wait_for(lambda: session.selection == (1,), what="the card to be selected")
+    browser.press("object 2", shift=True)
+    wait_for(lambda: session.selection == (1, 2), what="both to be selected")
+    open_folder("Cut and join")
+    browser.press("Merge")
+    wait_for(lambda: set(session.scene.objects) == {0, 1, 3}, what="them to be one")
+    browser.press("Split")
+    wait_for(lambda: set(session.scene.objects) == {0, 1, 3, 4}, what="them to be two again")
+    wait_for(lambda: session.selection == (1, 4), what="both to be selected")
+    assert sorted(session.scene.objects.values()) == sorted(session.original.objects.values())
+    viewer.panels.shaping._scale.value = 2.0
+    open_folder("Place by numbers")
+    browser.press("Apply")
+    wait_for(lambda: len(session.operations) == 3, what="them to grow")
+    again = apply(session.original, parse(dump(session.operations)))
+    assert torch.equal(again.object_ids, session.scene.object_ids)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(again.gaussians, session.scene.gaussians, strict=True))
+    grown = (session.scene.gaussians.scales / session.original.gaussians.scales).detach()[session.scene.mask([4])]
+    assert torch.allclose(grown, torch.tensor(2.0))
+    browser.key("z", ctrl=True)
+    wait_for(lambda: len(session.operations) == 2, what="the last edit to be undone")
+    viewer.panels.shaping._scale.value = 0.0
+    browser.press("Apply")
+    wait_for(lambda: "scale must be a positive number" in browser.text(), what="the message")
+    assert len(session.operations) == 2

@@ -49,7 +49,7 @@ class Rotation:
 
 @dataclass(frozen=True, kw_only=True)
 class Operation(ABC):
-    """An edit, with its settings as fields. Adding one is a subclass, and an entry of `OPERATIONS`."""
+    """An edit, with its settings as fields. Adding one is a subclass, and an entry of `script.OPERATIONS`."""
 
     @property
     def key(self) -> str:
@@ -240,11 +240,6 @@ class Rename(Operation):
         return replace(scene, names={**scene.names, **new})
 
 
-OPERATIONS: dict[str, type[Operation]] = {
-    kind.__name__.lower(): kind for kind in (Remove, Isolate, Merge, Clean, Recolour, Move, Duplicate, Rename)
-}
-
-
 def turned(table: Mapping[str, Tensor], wxyz: Tensor | None, scale: float) -> dict[str, Tensor]:
     """Return what a rotation (unit quaternion, float64 [4], None = none) and a scale change but for positions.
 
@@ -277,15 +272,20 @@ def centroid(scene: TrainedScene, ids: Sequence[int]) -> Vector:
     return x, y, z
 
 
-def _outlying(points: np.ndarray, factor: float) -> np.ndarray:
-    """Return which points [n, 3] lie in small parts about `factor` spacings away from everything else, bool [n]."""
+def pieces(points: np.ndarray, factor: float) -> np.ndarray:
+    """Return which piece each of points [n, 3] is in; pieces lie about `factor` spacings apart, int [n]."""
     if len(points) <= _SPACING_NEIGHBOUR:
-        return np.zeros(len(points), dtype=bool)
+        return np.zeros(len(points), dtype=int)
     spacing = float(np.median(cKDTree(points).query(points, k=_SPACING_NEIGHBOUR + 1)[0][:, -1]))
     # Cells that touch are linked instead of points: a large object has too many pairs of near points.
     size = max(factor * spacing / 2, 1e-9 * float(np.ptp(points)), 1e-12)
     cells, cell = np.unique(np.floor(points / size).astype(np.int64), axis=0, return_inverse=True)
     pairs = cKDTree(cells).query_pairs(1, p=np.inf, output_type="ndarray")
     links = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(cells),) * 2)
-    part = connected_components(links, directed=False)[1][cell.ravel()]
+    return connected_components(links, directed=False)[1][cell.ravel()]
+
+
+def _outlying(points: np.ndarray, factor: float) -> np.ndarray:
+    """Return which points [n, 3] lie in small parts about `factor` spacings away from everything else, bool [n]."""
+    part = pieces(points, factor)
     return (np.bincount(part) < _MIN_PART_SHARE * len(points))[part]

@@ -16,7 +16,21 @@ from typing import Any
 
 import yaml
 
-from unified_lift.editing.operations import OPERATIONS, WHOLE, Operation, Rename, Rotation, Vector
+from unified_lift.editing.operations import (
+    WHOLE,
+    Clean,
+    Duplicate,
+    Isolate,
+    Merge,
+    Move,
+    Operation,
+    Recolour,
+    Remove,
+    Rename,
+    Rotation,
+    Vector,
+)
+from unified_lift.editing.regions import Grow, Relabel, Shrink, Split
 from unified_lift.errors import UserError
 from unified_lift.fileio import LOCK, locked, replacing_folder, write_json, write_text
 from unified_lift.model.ply import write_gaussians
@@ -25,6 +39,8 @@ from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.provenance import told_text
 from unified_lift.reading import reading, shown
 
+_EDITS = (Remove, Isolate, Merge, Split, Grow, Shrink, Relabel, Clean, Recolour, Move, Duplicate, Rename)
+OPERATIONS: dict[str, type[Operation]] = {kind.__name__.lower(): kind for kind in _EDITS}
 _HEADER = ("cameras.json", "input.ply", outputs.FRAME_FILE)
 _OF_THE_UNEDITED = ("results.json", "per_view.json", "evaluation.json", "oracle.json", "report.html", "manifest.json")
 
@@ -101,7 +117,8 @@ def dump(edits: Iterable[Operation]) -> str:
         settings = {name: value for name, value in dataclasses.asdict(operation).items() if name in given}
         if settings.get("objects") == WHOLE:
             settings["objects"] = "scene"
-        value = dict(settings["names"]) if "names" in given else settings["objects"] if len(given) == 1 else settings
+        value = dict(settings["names"]) if "names" in given else settings
+        value = settings["objects"] if given == ["objects"] else value
         entries.append({operation.key: value})
     return yaml.safe_dump(entries, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
 
@@ -188,8 +205,10 @@ def _refuse_repeated_keys(tree: yaml.Node, origin: str) -> None:
 
 
 def _ids(given: Any) -> tuple[int, ...]:
-    if given in ("scene", ["scene"]):
-        return WHOLE
+    return WHOLE if given in ("scene", ["scene"]) else _numbers(given)
+
+
+def _numbers(given: Any) -> tuple[int, ...]:
     ids = given if isinstance(given, (list, tuple)) else [given]
     known = all(type(value) is int and 0 <= value <= _MAX_ID for value in ids)
     if not known or not ids or len(set(ids)) != len(ids):
@@ -212,6 +231,11 @@ def _number(given: Any, *, least: float = -_FAR, most: float = _FAR) -> float:
 def _vector(given: Any) -> Vector:
     x, y, z = map(_number, given)
     return x, y, z
+
+
+def _box(given: Any) -> tuple[Vector, Vector]:
+    low, high = map(_vector, given)
+    return low, high
 
 
 def _color(given: Any) -> str:
@@ -250,6 +274,13 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {  # setting -> how it i
     "color": (_color, 'a colour in quotes, as "#ff0000"'),
     "fill": (_flag, "true or false"),
     "strength": _SHARE,
+    "gap": (partial(_number, least=1 / _FAR), "a positive number of spacings"),
+    "box": (_box, "two corners, as [[0, 0, 0], [1, 1, 1]]"),
+    "distance": (partial(_number, least=1 / _FAR), "a positive length"),
+    "object": (lambda given: _numbers([given])[0], "an object id, old or new"),
+    "gaussians": (_numbers, "a list of different numbers of Gaussians, from 0"),
+    "centre": (_vector, "a point, as [0, 0, 0]"),
+    "radius": (partial(_number, least=1 / _FAR), "a positive length"),
     "min_confidence": _SHARE,
     "outliers": (partial(_number, least=0), "a number that is not negative; 0 = off"),
     "rotate": (_rotation, "{axis: [x, y, z], degrees: d}, the axis not zero"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unified_lift.editing.operations import Recolour, Remove
 from unified_lift.viewer.renderer import MODES, PICKED, camera_of
+from unified_lift.viewer.shaping import Shaping
 
 if TYPE_CHECKING:
     from unified_lift.viewer.server import Viewer
@@ -34,6 +35,16 @@ BUTTONS: dict[str, dict[str, Callable[[Viewer, Any], object]]] = {
         ),
         "Delete": lambda viewer, _: viewer.session.apply(Remove(objects=viewer.chosen)),
     },
+    "Parts": {
+        "Merge": lambda viewer, _: viewer.session.apply(viewer.panels.shaping.edit("merge")),
+        "Split": lambda viewer, _: viewer.session.split(viewer.chosen, viewer.panels.shaping.edit("split")),
+    },
+    "Border": {
+        "Grow": lambda viewer, _: viewer.session.apply(viewer.panels.shaping.edit("grow")),
+        "Shrink": lambda viewer, _: viewer.session.apply(viewer.panels.shaping.edit("shrink")),
+    },
+    "Labels": {"Clean": lambda viewer, _: viewer.session.apply(viewer.panels.shaping.edit("clean"))},
+    "Numbers": {"Apply": lambda viewer, _: viewer.session.apply(viewer.panels.shaping.edit("move"))},
     "All": {
         "Show all": lambda viewer, _: viewer.session.isolate(None),
         "Select all": lambda viewer, _: viewer.session.select_all(),
@@ -67,48 +78,52 @@ KEYS = (
 class Panels:
     """What the user reads, chooses and presses."""
 
-    def __init__(self, viewer: Viewer, gui: Any, icon: Any, out: Path) -> None:
+    shaping: Shaping
+
+    def __init__(self, viewer: Viewer, server: Any, icon: Any, out: Path) -> None:
+        gui, viewer.panels = server.gui, self
         self._viewer, self._gui = viewer, gui
         self._head = gui.add_html("")  # names are shown as HTML, where they can be quoted; in Markdown they cannot
-        self._left = self._add_buttons("Unsaved")
+        self._left = self.add_buttons("Unsaved")
         self._status = gui.add_markdown("")
         self.mode = gui.add_dropdown("Show", tuple(MODES))
         self.mode.on_update(lambda _: viewer.loop.redraw())
         if len(viewer.sessions) > 1:
             last, hint = len(viewer.sessions) - 1, "From parts to wholes."
             level = gui.add_slider("Level", min=0, max=last, step=1, initial_value=viewer.level, hint=hint)
-            self._on(level.on_update, lambda _, chosen: viewer.use_level(int(chosen)))
-        self._add_buttons("History")
+            self.on(level.on_update, lambda _, chosen: viewer.use_level(int(chosen)))
+        self.add_buttons("History")
         for key, held, group, label in KEYS:
             command = gui.add_command(label, hotkey=key, modifier=held)
-            self._on(command.on_trigger, partial(self._press, group, label))
+            self.on(command.on_trigger, partial(self._press, group, label))
         tabs = gui.add_tab_group()
         with tabs.add_tab("Objects", icon.CUBE):
             hint = "Or click it, in the picture or below; with Shift, further ones."
             self._object_box = gui.add_dropdown("Selected", (_NOTHING,), hint=hint)
-            self._on(self._object_box.on_update, self._choose)
+            self.on(self._object_box.on_update, self._choose)
             self.name: Any = gui.add_text("Name", "")
             self.paint: Any = gui.add_rgb("Colour", (220, 60, 50))
             for group in ("Set", "Look", "Edit"):
-                self._add_buttons(group)
+                self.add_buttons(group)
             self.handles = gui.add_checkbox("Move", False, hint="Drag the arrows to shift it, the arcs to turn it.")
-            self._on(self.handles.on_update, lambda *_: None)  # what follows every change is enough
+            self.on(self.handles.on_update, lambda *_: None)  # what follows every change is enough
             self._of_object = (self.name, self.paint, self.handles)
-            self._add_buttons("All")
-            self._add_buttons("View")
+            self.shaping = Shaping(viewer, gui, server.scene)
+            self.add_buttons("All")
+            self.add_buttons("View")
             gui.add_html(PICKED)
             picked = gui.add_text("", "")
-            self._on(picked.on_update, self._pick)
+            self.on(picked.on_update, self._pick)
             self._list = gui.add_html("")
         with tabs.add_tab("Save", icon.DEVICE_FLOPPY):
             self.folder = gui.add_text("Folder", str(out), hint="New model folder, on the machine that serves this.")
             told = "Writes a model folder with the edited scene, and the edits as `edits.yaml`. Hiding is no edit."
             gui.add_markdown(told)
             save = gui.add_button("Save edits", icon=icon.DEVICE_FLOPPY)
-            self._on(save.on_click, lambda event, _: viewer.save(event, self.folder.value.strip()))
+            self.on(save.on_click, lambda event, _: viewer.save(event, self.folder.value.strip()))
         with tabs.add_tab("Video", icon.VIDEO):
             self._path_text = gui.add_markdown("")
-            self._add_buttons("Camera path")
+            self.add_buttons("Camera path")
             self.seconds = gui.add_slider("Seconds", min=1, max=60, step=1, initial_value=6)
             video = str(out.with_name(f"{out.name}_path.mp4"))
             self.video_file = gui.add_text("File", video, hint="On the machine that serves this.")
@@ -117,6 +132,7 @@ class Panels:
 
     def refresh(self) -> None:
         """Show how things are."""
+        self.shaping.refresh()
         session, scene, chosen = self._viewer.session, self._viewer.session.scene, self._viewer.session.selected
         several = len(session.selection) > 1
         edits, saved = len(session.operations), "**not saved**" if session.is_dirty else "saved"
@@ -137,7 +153,7 @@ class Panels:
         count = len(self._viewer.path)
         self._path_text.content = f"{count} view{'s' * (count != 1)} on the path{'; two make a path' * (count < 2)}"
 
-    def _on(self, register: Callable, action: Callable[[Any, Any], object]) -> None:
+    def on(self, register: Callable, action: Callable[[Any, Any], object]) -> None:
         """Let a user's input do something; changes made by ourselves have no client and do nothing.
 
         `action` is given the event and what the input said when it came: by its turn, it may say something else.
@@ -155,9 +171,10 @@ class Panels:
 
         register(asked)
 
-    def _add_buttons(self, group: str) -> Any:
+    def add_buttons(self, group: str) -> Any:
+        """Add the buttons of a group of `BUTTONS` to the open container."""
         buttons = self._gui.add_button_group(group, tuple(BUTTONS[group]))
-        self._on(buttons.on_click, lambda event, label: BUTTONS[group][label](self._viewer, event.client))
+        self.on(buttons.on_click, lambda event, label: BUTTONS[group][label](self._viewer, event.client))
         return buttons
 
     def _press(self, group: str, label: str, event: Any, _: object) -> None:

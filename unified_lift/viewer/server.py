@@ -79,13 +79,13 @@ class Viewer:
         self._server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=share)
         self._server.gui.main_panel.dock_right()
         self._start = position, target, up, fov = start_view(views)
-        self._reach = float(np.linalg.norm(target - position))
+        self.reach = float(np.linalg.norm(target - position))
         self._server.scene.set_up_direction(tuple(up))
         first = self._server.initial_camera
         first.position, first.look_at, first.up, first.fov = position, target, up, fov
-        first.near, first.far = 1e-3 * self._reach, 1e3 * self._reach
+        first.near, first.far = 1e-3 * self.reach, 1e3 * self.reach
         self.gizmo: Any = None  # handles of the selected objects, while they are shown
-        self.panels = Panels(self, self._server.gui, viser.Icon, out)
+        self.panels = Panels(self, self._server, viser.Icon, out)
         self._own = (out, Path(self.panels.video_file.value))  # which the user has named, wherever they are
         self.refresh()
         self._server.on_client_connect(self._welcome)
@@ -165,7 +165,7 @@ class Viewer:
             low, high = robust_box(means.cpu().double().numpy())
             target, up = (low + high) / 2, seen.up_direction
             narrow = min(seen.fov, 2 * math.atan(math.tan(seen.fov / 2) * seen.image_width / seen.image_height))
-            away = _FRAMED * max(float(np.linalg.norm(high - low)) / 2, 1e-3 * self._reach) / math.sin(narrow / 2)
+            away = _FRAMED * max(float(np.linalg.norm(high - low)) / 2, 1e-3 * self.reach) / math.sin(narrow / 2)
             forward = Turn.from_quat(np.roll(seen.wxyz, -1)).apply((0.0, 0.0, 1.0))
             position = target - away * forward
         with client.atomic():
@@ -267,7 +267,7 @@ class Viewer:
         self._pivot = np.array(centroid(self.session.scene, chosen))
         if self.gizmo is None:
             self.gizmo = self._server.scene.add_transform_controls(
-                "/move", scale=_GIZMO_SHARE * self._reach, depth_test=False, position=self._pivot
+                "/move", scale=_GIZMO_SHARE * self.reach, depth_test=False, position=self._pivot
             )
             self.gizmo.on_update(self.drag)
         self.gizmo.position, self.gizmo.wxyz = self._pivot, (1.0, 0.0, 0.0, 0.0)

@@ -12,7 +12,15 @@ from scipy.spatial import transform
 
 from unified_lift.editing import script
 from unified_lift.editing.formats import BACKGROUND_ID
-from unified_lift.editing.operations import Duplicate, Move, Operation, Rename, Rotation, Vector, next_ids
+from unified_lift.editing.operations import (
+    Duplicate,
+    Move,
+    Operation,
+    Rename,
+    Rotation,
+    Vector,
+    next_ids,
+)
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.viewer.journal import Journal
@@ -108,6 +116,13 @@ class Session:
             self._preview = None
             self._become(operation.apply(self.scene), (*self.operations, operation))
             self._history = self.operations
+
+    def split(self, object_ids: Sequence[int], operation: Operation) -> None:
+        """Do an edit that makes objects of parts of others; select them and their parts."""
+        with self._lock:
+            before = set(self.scene.objects)
+            self.apply(operation)
+            self.select(*object_ids, *(one for one in self.scene.objects if one not in before))
 
     def rename(self, object_id: int, name: str) -> None:
         """Give an object a name; nothing happens if it has that name."""

@@ -14,7 +14,7 @@ import torch
 from tests.data.fixtures import write_dataset
 from unified_lift.capture.mask_generators import GENERATORS
 from unified_lift.capture.mask_generators.regions import RegionSettings
-from unified_lift.capture.mask_runs import MaskJob, changes, contact_sheet, make_masks
+from unified_lift.capture.mask_runs import MaskJob, caution, changes, contact_sheet, make_masks
 from unified_lift.capture.masks import FilterSettings, GeneratorEntry, Proposal
 from unified_lift.cli.main import main
 from unified_lift.data import DATASETS, load_scene
@@ -150,6 +150,23 @@ def test_changed_settings_are_told_in_a_few_words():
     assert told[:2] == ["rule unset there, a now", "min_area unset there, 100 now"]
     assert told[3:] == ["1 more"]
     assert max(map(len, told)) < 80
+
+
+def test_stop_gap_masks_are_called_so_by_their_record(scene, tmp_path, capsys):
+    assert masks(scene, "--out", "mine") == 0
+    assert "stop-gap for trying the commands" in capsys.readouterr().out
+    assert "stop-gap" in caution(scene / "mine")
+    assert caution(tmp_path) == ""
+    for content in (
+        "{",
+        "[]",
+        "{}",
+        '{"settings": []}',
+        '{"settings": {"provider": []}}',
+        '{"settings": {"provider": "sam"}}',
+    ):
+        (tmp_path / "masks.json").write_text(content)
+        assert caution(tmp_path) == ""
 
 
 def test_a_few_evenly_spread_photos_first_and_then_the_others(scene, capsys):

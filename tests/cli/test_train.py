@@ -311,7 +311,7 @@ def test_model_folder_of_another_trainer_is_not_touched(miniature, tmp_path, cap
     assert foreign.read_text() == "precious"
 
 
-def test_masks_of_no_photo_stop_training_as_check_data_does_and_none_at_all_are_named_at_the_end(
+def test_masks_of_no_photo_stop_training_as_check_data_does_and_none_or_stop_gaps_are_named_at_the_end(
     miniature, tmp_path, capsys
 ):
     described = json.loads((miniature / "transforms.json").read_text())
@@ -327,6 +327,11 @@ def test_masks_of_no_photo_stop_training_as_check_data_does_and_none_at_all_are_
     assert "none of its 10 files is the mask of a photo (0000.jpg, " in capsys.readouterr().out
     assert main([*argv, "--object_path", "none"]) == 0
     assert "no training view has a mask" in capsys.readouterr().out.splitlines()[-2]
+    for path in (miniature / "object_mask").glob("*.jpg"):
+        path.rename(path.with_suffix(".png"))
+    (miniature / "object_mask" / "masks.json").write_text('{"settings": {"provider": "regions"}}')
+    assert main([*argv, "--overwrite"]) == 0
+    assert "stop-gap for trying the commands" in capsys.readouterr().out
 
 
 def test_training_ends_with_quality_folder_and_the_next_command(miniature, tmp_path, monkeypatch, capsys):

@@ -114,6 +114,17 @@ class MaskFolder:
         return path
 
 
+def caution(folder: Path) -> str:
+    """Return what users must know of the masks in a folder, by its record of who made them; empty where nothing is."""
+    try:
+        record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    except UserError:  # it says nothing of the masks themselves
+        return ""
+    settings = record.get("settings") if isinstance(record, dict) else None
+    provider = settings.get("provider") if isinstance(settings, dict) else None
+    return GENERATORS[provider].caution if isinstance(provider, str) and provider in GENERATORS else ""
+
+
 def changes(there: Facts, now: Facts) -> list[str]:
     """Return what differs between the settings of a folder and those asked for, a few words each, at most four.
 

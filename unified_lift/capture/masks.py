@@ -71,6 +71,8 @@ class GeneratorEntry:
     """Makes the generator: (settings, device)."""
     on_cores: bool = False
     """It runs on CPU cores and holds no weights, so every core gets a process, which loads it for each photo."""
+    caution: str = ""
+    """What users must know of such masks; told after making them and after training on them."""
     trials: Mapping[str, Callable[[], MaskGenerator]] = field(default_factory=dict)
     """Module of a package it needs -> makes the generator with a small random network of that package, on the CPU."""
 

@@ -99,6 +99,8 @@ def masks_main(argv: list[str]) -> int:
     for folder in folders.values():
         if not any(mask_path(folder.path, frame) in read for frame in frames):
             print(f"{program('train')} reads these with --object_path {folder.path.name}")
+    if warning := GENERATORS[command.provider].caution:
+        print(f"note: {warning}")
     if len(frames) < len(available):
         rest = len(available) - len(frames)
         print(f"--limit {command.limit}: the other {rest} of {len(available)} photos get theirs without --limit")

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic
 
+from unified_lift.capture.mask_runs import caution
 from unified_lift.cli.flags import canonical, parsed
 from unified_lift.cli.names import program
+from unified_lift.data.scene import detect_reader, mask_folder
 from unified_lift.errors import UserError
 from unified_lift.fileio import locked
 from unified_lift.modelfolder.checkpoint import checkpoints
@@ -86,6 +88,8 @@ def _train(command: TrainCommand, *, says_next: bool) -> int:
         if not state.scene.labelled:
             fix = f"make masks with unified-lift masks -s {settings.data.source_path}, then go on with --resume"
             print(f"note: no training view has a mask, so no object can be told from another; {fix}")
+        elif warning := caution(mask_folder(detect_reader(settings.data), settings.data)):
+            print(f"note: {warning}")
         codes, minutes = state.manifest["num_codes"], sum(state.manifest["seconds"].values()) / 60
         print(f"{settings.model_path}: {len(state.gaussians)} Gaussians, {codes} object codes, {minutes:.1f} min")
     if says_next and state.scene.labelled:  # else the note says it

@@ -168,4 +168,11 @@ class _Graph:
         self._borders[b] = {}
 
 
-GENERATOR = GeneratorEntry(name="regions", settings=RegionSettings, load=RegionGenerator, on_cores=True)
+GENERATOR = GeneratorEntry(
+    name="regions",
+    settings=RegionSettings,
+    load=RegionGenerator,
+    on_cores=True,
+    caution="masks of --provider regions are patches of like colour, a stop-gap for trying the commands "
+    "(a synthetic room of 25 objects came out as 106, mIoU 45); for objects make them with --provider sam or hf",
+)

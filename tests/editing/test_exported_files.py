@@ -94,7 +94,7 @@ def test_a_scene_without_background_or_without_objects_says_so():
 def test_formats_are_found_by_name_with_commas_or_spaces_and_once():
     assert chosen_formats(["ply,spz", "html", "ply"]) == [FORMATS[name] for name in ("ply", "spz", "html")]
     assert set(FORMATS) == {
-        *("compressed", "glb", "html", "labels", "mesh", "obj", "ply", "points", "sog", "splat", "spz", "spz4"),
+        *("compressed", "glb", "html", "labels", "mesh", "obj", "ply", "points", "sog", "splat", "spz", "spz4", "usda"),
     }
     with pytest.raises(UserError, match="name at least one of"):
         chosen_formats([","])

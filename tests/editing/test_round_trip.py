@@ -37,6 +37,7 @@ FORMATS = {
     "sog": (".sog", Precision(4e-4, 8 / 254, 1.8, 0.51, 0.02, 2 / 254)),
     # Sizes in steps of 1/16, coefficients in steps of 8 and 16 of 128.
     "spz4": ("_v4.spz", Precision(2e-5, 1 / 32 + 1e-5, 0.95, 0.51, 0.006, 8.6 / 128)),
+    "usda": (".usda", Precision(0, 2e-6, 0, 1e-4, 1e-6, 0, foreign=False)),
     "glb": (".glb", Precision(0, 2e-6, 0, 1e-4, 1e-6, 0, foreign=False)),  # it only writes them
 }
 

@@ -111,6 +111,12 @@ def test_a_sog_that_lies_ends_in_one_line(gaussians, tmp_path, change, message):
         ("a.sog", b"PK\x03\x04 and no more", "not a readable SOG"),
         ("a.ksplat", bytes(4096), "no splat that is read; those are .ply .* convert it"),
         ("a.glb", b"glTF" + bytes(64), "not a readable glTF with Gaussians"),
+        ("a.usda", b"#usda 1.0\n", "0 prims of ParticleField3DGaussianSplat"),
+        (
+            "a.usda",
+            b'#usda 1.0\ndef ParticleField3DGaussianSplat "a" {\n point3f[] positions = [(1, 2, x)]\n}',
+            "not a read",
+        ),
         ("a.ply", b"glTF" + bytes(64), "not a readable PLY"),
         ("a.ply", b"ply\nformat ascii 1.0\nelement vertex 999999999999999\nproperty float x\nend_header\n1\n", "PLY"),
         (

@@ -19,7 +19,7 @@ from unified_lift.settings.limits import Range
 from unified_lift.types import IDENTITY
 
 # Formats that cannot tell of anti-aliasing.
-_SILENT = {"ply": ".ply", "compressed": ".compressed.ply", "splat": ".splat", "glb": ".glb"}
+_SILENT = {"ply": ".ply", "compressed": ".compressed.ply", "splat": ".splat", "glb": ".glb", "usda": ".usda"}
 _UP = {
     "y": "+y (SuperSplat turns .ply over: --up auto suits it)",
     "z": "+z, as in Blender",
@@ -37,7 +37,7 @@ class ExportCommand(ObjectFlags):
     objects: tuple[str, ...] = ("scene",)
     """Object ids or names, `all` (every object, a file each), `background`, `scene`; several may be given."""
     format: tuple[str, ...] = ("ply",)
-    """ply, compressed, splat, spz, spz4, sog, glb, html, labels, points, mesh, obj; several, with commas or spaces."""
+    """ply, compressed, splat, spz, spz4, sog, glb, usda, html, labels, points, mesh, obj; several may be given."""
     out: Path | None = None
     """Folder to write to; by default `export` in the model folder."""
     min_conf: Annotated[float, Range(0, 1)] = 0.0
@@ -47,7 +47,7 @@ class ExportCommand(ObjectFlags):
     size, as viewers like it; frame.json beside it tells the way back."""
     up: Up | None = None
     """Turn every part so that up is +y or +z in its file; `auto`: what programs that open the format take for up (-y in
-    .ply, .splat and .sog, +y in .spz and .glb). Cameras tell what is up in the scene. By default nothing is turned."""
+    .ply, .splat and .sog, +y in .spz, .glb, .usda and meshes). Cameras tell which way is up in the scene."""
     center: bool = False
     """Move the middle of each part (of its box between 5 % and 95 %) to the origin."""
     ground: bool = False

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unified_lift.errors import UserError
-from unified_lift.model import gltf, sog, spz
+from unified_lift.model import gltf, sog, spz, usd
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.ply import read_ply
 from unified_lift.model.raw import RawSplat, sound_gaussians
@@ -12,7 +12,7 @@ from unified_lift.model.splat import read_splat_rows
 from unified_lift.reading import reading
 from unified_lift.types import IDENTITY, Similarity
 
-READ = ".ply (of 3DGS, 2DGS or SuperSplat, compressed or not), .spz, .splat, .sog and .glb"
+READ = ".ply (of 3DGS, 2DGS or SuperSplat, compressed or not), .spz, .splat, .sog, .glb and .usda"
 
 
 def read_splat(path: Path, frame: Similarity = IDENTITY, *, strict: bool = False) -> tuple[Gaussians, list[str]]:
@@ -37,6 +37,8 @@ def _reader(path: Path) -> Callable[[Path], RawSplat]:
     suffix = path.suffix.lower()
     if head[:2] == spz.GZIP or head == spz.MAGIC:
         return spz.read_spz
+    if head == usd.HEAD and suffix != ".ply":
+        return usd.read_usda
     if head == gltf.MAGIC and suffix != ".ply":
         return gltf.read_glb
     if head == b"PK\x03\x04":

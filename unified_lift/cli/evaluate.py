@@ -84,6 +84,8 @@ def _print_scores(model: TrainedScene, scene: Scene, result: Result) -> None:
     if not result.report:
         unlifted = "this model knows no objects (no lift was trained)"
         print(f"note: {'the held-out views have no annotations' if model.is_lifted else unlifted}: only image scores")
+        if "mask_agreement" in result.scores:
+            print("note: mask_agreement compares with the views' masks, which err; it is not mIoU")
     for warning in result.report.get("warnings", ()):
         print(f"warning: {warning}")
     print(f"{model.path / 'report.html'}: pictures and plots")

@@ -18,6 +18,7 @@ from unified_lift.evaluation.protocols import PROTOCOLS, GroundTruth, Prediction
 from unified_lift.methods.base import Method
 from unified_lift.metrics import VIEW_METRICS, ViewBundle
 from unified_lift.metrics.base import ColorCorrect
+from unified_lift.metrics.neighbour_consistency import neighbour_consistency
 from unified_lift.model.render import render
 from unified_lift.modelfolder.inference import TrainedScene, render_likely_ids, render_view
 from unified_lift.ops.overlaps import overlap_table
@@ -78,6 +79,8 @@ def evaluate(
             object_ids[view.name] = rendering[1]
         for name, value in _scores_of(model, view, rendering, ground_truth, color_correct).items():
             per_view.setdefault(name, {})[view.name] = value
+    if object_ids and not ground_truth and (found := _consistency(model, scene, object_ids)):
+        per_view["neighbour_consistency"] = found
     scores = {name: float(np.mean(list(values.values()))) for name, values in per_view.items()}
     scores["num_gaussians"] = len(model)
     if model.is_lifted:
@@ -114,6 +117,25 @@ def _scores_of(
     )
     found = {name: metric(bundle) for name, metric in VIEW_METRICS.items()}  # equal images have no finite PSNR
     return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def _consistency(model: TrainedScene, scene: Scene, object_ids: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return `neighbour_consistency` of each held-out view with the nearest other one, by name."""
+    views = [view for view in scene.test if view.name in object_ids]
+    places, found = np.stack([view.camera.position for view in views]), {}
+    depths = [render_view(model, view.camera).depth.double().numpy() * model.frame.scale for view in views]
+    for index, view in enumerate(views if len(views) > 1 else ()):
+        distance = np.linalg.norm(places - places[index], axis=1)
+        other = int(np.where(np.arange(len(views)) == index, np.inf, distance).argmin())
+        pair = views[index], views[other]
+        value = neighbour_consistency(
+            (object_ids[pair[0].name], object_ids[pair[1].name]),
+            (depths[index], depths[other]),
+            (pair[0].camera, pair[1].camera),
+        )
+        if value is not None:
+            found[view.name] = value
+    return found
 
 
 def protocol_named(name: str, data: DataSettings) -> Protocol:

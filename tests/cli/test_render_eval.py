@@ -342,7 +342,8 @@ def test_without_annotations_only_images_are_scored_and_nothing_is_swept(tmp_pat
     model = save_model(tmp_path)
     assert "keeps no candidates" in refused("eval", model, "--oracle_codebooks")
     shutil.rmtree(tmp_path / "scene" / "annotations")
-    assert sorted(scores_of(model)) == ["PSNR", "SSIM", "num_gaussians", "num_objects_3d"]
+    of_no_truth, counts = ["mask_agreement", "neighbour_consistency"], ["num_gaussians", "num_objects_3d"]
+    assert sorted(scores_of(model)) == ["PSNR", "SSIM", *of_no_truth, *counts]
     assert "no annotations: only image scores" in capsys.readouterr().out
     monkeypatch.setitem(METHODS, "unified_lift", METHODS["unified_lift"]._replace(build=Swept))
     assert "no annotations to choose by" in refused("eval", model, "--oracle_codebooks")

@@ -21,7 +21,7 @@ def model(tmp_path_factory):
 def page(tmp_path, model, open_viewer):
     """A viewer and a browser that shows it; nothing may have complained in the end."""
     viewer = open_viewer(model)
-    with Browser(tmp_path / "profile", width=700, height=900) as browser:
+    with Browser(tmp_path / "profile", width=700, height=1000) as browser:
         browser.open(viewer.url)
         wait_for(lambda: browser.evaluate("document.querySelectorAll('.ul-card').length") == 4, what="the cards")
         yield viewer, browser
@@ -92,6 +92,7 @@ def test_objects_are_merged_split_and_scaled_and_it_all_replays(page):
     wait_for(lambda: session.selection == (1, 4), what="both to be selected")
     assert sorted(session.scene.objects.values()) == sorted(session.original.objects.values())
     viewer.panels.shaping._scale.value = 2.0
+    open_folder("Cut and join")  # closes it
     open_folder("Place by numbers")
     browser.press("Apply")
     wait_for(lambda: len(session.operations) == 3, what="them to grow")

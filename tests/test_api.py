@@ -80,7 +80,7 @@ def test_objects_are_exported_together_or_the_whole_scene(folder, tmp_path):
     first, second = list(model.objects)[:2]
     export(model, tmp_path / "two.ply", objects=[first, second])
     assert len(read_vertices(tmp_path / "two.ply")) == model.objects[first] + model.objects[second]
-    wrong = (("a.obj", None, "use .ply"), ("a.points", None, "use .ply"), ("a.ply", [99], "no object 99"))
+    wrong = (("a.xyz", None, "use .ply"), ("a.points", None, "use .ply"), ("a.ply", [99], "no object 99"))
     for path, objects, words in wrong:
         with pytest.raises(UserError, match=words):
             export(model, tmp_path / path, objects=objects)

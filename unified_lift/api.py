@@ -137,4 +137,5 @@ def export(model: TrainedScene, path: str | Path, *, objects: Sequence[int] | No
         if write is not None:
             write(folder, path.stem, part)
         if not (folder / path.name).is_file():
-            raise UserError(f"{path}: no format of one file has this suffix; use .ply, .splat, .spz, .sog, .glb, .usda, .obj or .html")
+            suffixes = ".ply, .splat, .spz, .sog, .glb, .usda, .obj or .html"
+            raise UserError(f"{path}: no format of one file has this suffix; use {suffixes}")

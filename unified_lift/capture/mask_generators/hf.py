@@ -85,7 +85,6 @@ def _load(settings: HfSettings, device: torch.device) -> HfGenerator:
     what = f"--weights {weights}: not a mask-generation model of transformers"
     with one_line(what, fix="check the folder, and that your transformers knows this model"):
         config = library.AutoConfig.from_pretrained(weights, **local)
-        processor = library.AutoImageProcessor.from_pretrained(weights, **local)
         kind = library.AutoModelForMaskGeneration
         model, loaded = kind.from_pretrained(weights, **local, output_loading_info=True)
         # Positions are stored once in older checkpoints and shared after loading.
@@ -93,6 +92,9 @@ def _load(settings: HfSettings, device: torch.device) -> HfGenerator:
         if missing:
             raise ValueError(f"its files lack {len(missing)} tensors of {config.model_type}, first {missing[0]}")
         require_finite(weights, model.state_dict())
+    with one_line(f"--weights {weights}: its preprocessor_config.json cannot be used", fix="fetch the whole folder"):
+        processor = library.AutoImageProcessor.from_pretrained(weights, **local)
+    with one_line(what, fix="your transformers cannot make masks with it"):
         pipeline = library.pipeline("mask-generation", model=model, image_processor=processor, device=device)
     versions = {"transformers": library.__version__, "torch": torch.__version__}
     facts = {**versions, "weights": weights.name, "model_type": config.model_type}

@@ -15,6 +15,11 @@ def pytest_collection_modifyitems(items):
     items[:] = [item for item in items if all(has[m.name] for m in item.iter_markers() if m.name in has)]
 
 
+def pytest_configure():
+    """Fixtures of a module come before those of a test."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Two test workers on two cores: more threads only get in each other's way."""

@@ -88,7 +88,7 @@ class Task(NamedTuple):
 
 def quick_demo() -> None:
     """Let the demo only make its scene, a small one: the rest are other commands."""
-    demo.train_main = demo.render_main = demo.eval_main = lambda argv: 0
+    demo.train_main = demo.render_main = demo.eval_main = lambda argv, **how: 0
     small = {"num_views": 5, "width": 32, "height": 24, "num_points": 300, "num_objects": 3}
     demo.SyntheticSettings = partial(SyntheticSettings, **small)
 

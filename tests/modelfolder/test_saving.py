@@ -5,6 +5,7 @@ import os
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Thread
 
@@ -218,8 +219,11 @@ def test_a_second_training_of_a_folder_is_refused_while_the_first_runs(tmp_path,
 
     class Second(Hook):
         def before_stage(self, stage):
-            with pytest.raises(UserError, match=rf"training \(process {os.getpid()}\) is at work there"):
-                run(settings, scene)
+            with (
+                ThreadPoolExecutor(1) as pool,  # as from outside: what a thread holds it may take again
+                pytest.raises(UserError, match=rf"training \(process {os.getpid()}\) is at work there"),
+            ):
+                pool.submit(run, settings, scene).result()
 
     run(settings, scene, hooks=[Second()])
     assert not (tmp_path / ".lock").exists()

@@ -1,6 +1,7 @@
 """Fixtures shared by the whole suite."""
 
 import importlib.util
+import signal
 
 import pytest
 import torch
@@ -16,8 +17,11 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_configure():
-    """Fixtures of a module come before those of a test."""
+    """Fixtures of a module come before those of a test; and under nohup signals would be ignored that tests send."""
     torch.set_num_threads(1)
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.fixture(autouse=True)

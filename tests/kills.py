@@ -16,7 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -106,9 +106,13 @@ class Kills:
 
     def differences(self, model: Path) -> str:
         """Return how a model folder differs from that of the undisturbed run, "" if it does not."""
-        found = contents(model)
-        names = {name for name in {*found, *self.whole} if found.get(name) != self.whole.get(name)}
-        return f"differs: {sorted(names)}" if names else ""
+        names = differing(contents(model), self.whole)
+        return f"differs: {names}" if names else ""
+
+
+def differing(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Return the names of files that only one of two model folders has, or that differ."""
+    return sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from tests.folders import contents
-from tests.kills import Kills
+from tests.kills import Kills, differing
 from unified_lift.cli.main import COMMANDS
 from unified_lift.fileio import LOCK
 
@@ -88,7 +88,7 @@ class Pairs(Kills):
         winner, refused = codes.index(0), said[codes.index(2)]
         if len(refused.strip().splitlines()) != 1 or "is at work there" not in refused:
             return f"refused with {refused!r}"
-        names = sorted(n for n in {*found, *alone[winner]} if found.get(n) != alone[winner].get(n))
+        names = differing(found, alone[winner])
         return f"{said[winner]} differs: {names}" if names else ""
 
 

@@ -159,9 +159,7 @@ class Scene:
     points: PointCloud  # initial points of the geometry
     frame: Similarity = IDENTITY  # cameras and points are inside of it
     zero_id: ZeroId = "ignore"
-    void_ids: tuple[
-        int, ...
-    ] = ()  # of the mask files: made 0, where others were counted up by one; () = as in the files
+    void_ids: tuple[int, ...] = ()  # of the mask files: made 0, where others count up by one; () = as in the files
     kept_on: DataDevice = "cpu"
     notes: tuple[str, ...] = ()  # what the reader did that the user should know (such as rescaling), printed once
 

@@ -9,7 +9,10 @@ from tests.model.test_ply import random_gaussians
 from unified_lift.density import base
 from unified_lift.density.base import DensityStep
 from unified_lift.density.mcmc import MCMCStrategy, MCMCStrategySettings, relocation
+from unified_lift.model.initialize import gaussians_from_points
 from unified_lift.model.render import render
+from unified_lift.modelfolder.settings import GeometrySettings
+from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.optim import NamedAdam
 from unified_lift.types import Camera
 
@@ -113,11 +116,21 @@ def test_if_all_are_dead_or_none_is_nothing_moves():
 
 def test_the_budget_is_reached_by_equal_factors_and_kept():
     counts, count = [100], 100
-    for rounds in (4, 3, 2, 1, 0, -3):
-        count = base.grown(count, 1600, rounds)
+    for step in range(99, 700, 100):  # rounds at iterations 100 to 700, the last one of growth at 400
+        count = base.budget(count, 1600, step=step, last=400, interval=100)
         counts.append(count)
-    assert counts == [100, 200, 400, 800, 1600, 1600, 1600]
-    assert base.grown(5000, 1600, 2) == 5000
+    assert counts == [100, 200, 400, 800, 1600, 1600, 1600, 1600]
+    assert base.budget(5000, 1600, step=99, last=400, interval=100) == 5000
+
+
+def test_its_losses_have_the_weights_of_the_settings_in_units_of_the_scene(scene):
+    strategy = MCMCStrategy(settings(opacity_weight=0.3, scale_weight=0.02))
+    assert strategy.loss_weights(4.0) == {"opacity": 0.3, "scale": 0.005}
+    geometry = GeometrySettings(iterations=10, loss_weights=("opacity=0.7",))
+    gaussians = gaussians_from_points(scene.points, sh_degree=1)
+    stage = GeometryStage(scene, gaussians, geometry, strategy, seed=0)
+    assert stage.weights["opacity"] == 0.7  # what the user says goes before
+    assert stage.weights["scale"] == pytest.approx(0.02 / scene.radius)
 
 
 def test_growth_follows_the_budget_over_a_run():

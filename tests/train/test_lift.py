@@ -116,7 +116,10 @@ def test_a_lift_is_as_long_as_its_pixels_ask_unless_told(scene):
     assert steps_of(LiftSettings(lift_iterations=7), cameras) == 7
     assert steps_of(LiftSettings(lift_iterations=0), cameras) == 0
     assert steps_of(LiftSettings(lift_pixels=8_192), cameras) == 2_000
-    assert steps_of(LiftSettings(lift_pixels=1), cameras) == 3 * 6 * cameras[0].width * cameras[0].height
+    pixels = 6 * cameras[0].width * cameras[0].height
+    assert steps_of(LiftSettings(lift_pixels=1), cameras) == 3 * pixels
+    assert steps_of(LiftSettings(lift_pixels=1, lift_draws=1.5), cameras) == 1.5 * pixels
+    assert steps_of(LiftSettings(lift_min_steps=77), cameras) == 77
     large = [replace(cameras[0], width=1600, height=1066)] * 200  # 200 x 3 x 384 x 384 / 8,192, not 125,000
     assert steps_of(LiftSettings(), large) == steps_of(LiftSettings(), [replace(large[0], height=93)] * 200) == 10_800
 

@@ -23,7 +23,7 @@ from unified_lift.settings.yaml import merged
 from unified_lift.train import refine
 from unified_lift.train.hooks import Hook, fit
 from unified_lift.train.logs import read_log
-from unified_lift.train.refine import RefineStage, pixel_targets
+from unified_lift.train.refine import RefineStage, pixel_targets, steps_of
 from unified_lift.train.run import latest_checkpoint, run
 
 
@@ -238,3 +238,23 @@ def test_equals_counting_one_pixel_at_a_time(pixels):
         is_held = 2 * counts[code] > own.count(code)
         expected.append(-1 if segment < 0 else code if is_held else counts.index(max(counts)))
     assert targets(own, slot, 4, 5) == expected
+
+
+def test_its_length_follows_number_and_size_of_the_views(scene):
+    pixels = sum(view.camera.width * view.camera.height for view in scene.labelled)
+    settings = RefineSettings(refine_min_steps=4, refine_visits=3, refine_pixels=1, refine_max_draws=9.0)
+    assert steps_of(-1, settings, scene) == 3 * len(scene.labelled)
+    assert steps_of(-1, replace(settings, refine_min_steps=50), scene) == 50
+    assert steps_of(-1, replace(settings, refine_pixels=pixels), scene) == 9  # draws of each pixel, no more
+    assert steps_of(5, settings, scene) == 5
+
+
+def test_its_rate_falls_once_near_the_end(scene, learnt):
+    gaussians, method = learnt
+    start = torch.randn(len(gaussians), 16, generator=torch.Generator().manual_seed(2))
+    moved = []
+    for share in (1.0, 0.0):  # late from the first step on, or never; Adam's first step is the rate
+        changes = {"refine_lr": 0.004, "refine_lr_final": 0.001, "refine_lr_final_share": share}
+        found = refined(scene, gaussians, method, start, num_steps=1, **changes)
+        moved.append(float((found - start).abs().max()))
+    assert moved == pytest.approx([0.001, 0.004], rel=1e-3)

@@ -95,8 +95,27 @@ class StrategyEntry(NamedTuple):
     build: Callable[[Any], Strategy]  # of the settings
 
 
-def grown(count: int, most: int, rounds: int) -> int:
-    """Return how many there are after the next of `rounds` rounds that lead from `count` to `most` by equal factors."""
+class GradientStrategy(Strategy):
+    """A strategy that watches the screen-space gradient of each Gaussian until its last change."""
+
+    def initial_state(self, count: int, device: torch.device) -> State:
+        return {"grad_sum": torch.zeros(count, device=device), "num_seen": torch.zeros(count, device=device)}
+
+    def statistics(self, state: State, step: int, num_steps: int) -> State:
+        return state if step + 1 < self.last_change(num_steps) else {}
+
+    @staticmethod
+    def gradient(state: State) -> Tensor:
+        """Return the mean length of the gradient over the views that saw each Gaussian, NDC units, [N]."""
+        return state["grad_sum"] / state["num_seen"].clamp(min=1)
+
+
+def budget(count: int, most: int, *, step: int, last: float, interval: int) -> int:
+    """Return how many Gaussians there are after the round of a 0-based step, on the way from `count` to `most`.
+
+    Source: ours, N_(k+1) = N_k (most / N_k)^(1 / rounds left), no fewer than there are. The last round is at `last`.
+    """
+    rounds = int((last - step) / interval) + 1
     return max(count, most if rounds <= 1 else round(count * (most / max(count, 1)) ** (1 / rounds)))
 
 

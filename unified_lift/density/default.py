@@ -47,7 +47,7 @@ class DefaultStrategySettings(base.StrategySettings):
     whatever the threshold; 0 = the threshold says [3DGS]."""
 
 
-class DefaultStrategy(base.Strategy):
+class DefaultStrategy(base.GradientStrategy):
     """Adaptive density control of 3D-GS. Its state: sums of the screen-space gradient, and of the views that count.
 
     Source: 3D-GS section 5.2 and its released code.
@@ -60,14 +60,8 @@ class DefaultStrategy(base.Strategy):
         super().__init__(settings)
         self.absolute_gradients = settings.absgrad
 
-    def initial_state(self, count: int, device: torch.device) -> State:
-        return {"grad_sum": torch.zeros(count, device=device), "num_seen": torch.zeros(count, device=device)}
-
     def last_change(self, num_steps: int) -> int:
         return self.settings.densify_until_iter or num_steps // 2
-
-    def statistics(self, state: State, step: int, num_steps: int) -> State:
-        return state if step + 1 < self.last_change(num_steps) else {}
 
     def update(self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep) -> None:
         s, iteration = self.settings, info.step + 1
@@ -87,16 +81,15 @@ class DefaultStrategy(base.Strategy):
             optimizer.zero_moments("logit_opacities")
 
     def _densify(self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep) -> None:
-        gradient = state["grad_sum"] / state["num_seen"].clamp(min=1)
-        s = self.settings
+        gradient, s = self.gradient(state), self.settings
         coarse = gradient >= (s.absgrad_threshold if s.absgrad else s.densify_grad_threshold)
         if s.max_gaussians:
             room = max(s.max_gaussians - len(gaussians), 0)
             if s.grown_at:
-                first, last = s.densify_from_iter, self.last_change(info.num_steps)
-                left = first + s.grown_at * (last - first) - info.step
-                target = base.grown(len(gaussians), s.max_gaussians, int(left / s.densification_interval) + 1)
-                room, coarse = max(target - len(gaussians), 0), gradient > 0
+                last = s.densify_from_iter + s.grown_at * (self.last_change(info.num_steps) - s.densify_from_iter)
+                count, every = len(gaussians), s.densification_interval
+                room = base.budget(count, s.max_gaussians, step=info.step, last=last, interval=every) - count
+                coarse = gradient > 0
             coarse &= torch.zeros_like(coarse).index_fill_(0, gradient.topk(min(room, len(gradient))).indices, True)
         large = gaussians.scales.detach().max(dim=1).values > self.settings.percent_dense * info.radius
         clones = {name: value.detach()[coarse & ~large] for name, value in gaussians}

@@ -55,7 +55,7 @@ class MCMCStrategySettings(base.StrategySettings):
     """Factor of the first scales, the distance to the nearest points [3DGS-MCMC]."""
 
 
-class MCMCStrategy(base.Strategy):
+class MCMCStrategy(base.GradientStrategy):
     """3DGS as Markov Chain Monte Carlo: Langevin noise, relocation of dead Gaussians, growth to a cap.
 
     Source: Kheradmand et al. 2024, sections 4.2 to 4.4, with the settings of its code.
@@ -66,12 +66,6 @@ class MCMCStrategy(base.Strategy):
 
     def loss_weights(self, radius: float) -> Mapping[str, float]:
         return {"opacity": self.settings.opacity_weight, "scale": self.settings.scale_weight / radius}
-
-    def initial_state(self, count: int, device: torch.device) -> State:
-        return {"grad_sum": torch.zeros(count, device=device), "num_seen": torch.zeros(count, device=device)}
-
-    def statistics(self, state: State, step: int, num_steps: int) -> State:
-        return state if step + 1 < self.last_change(num_steps) else {}
 
     def last_change(self, num_steps: int) -> int:
         return self.settings.relocate_until_iter or num_steps * 5 // 6
@@ -86,7 +80,7 @@ class MCMCStrategy(base.Strategy):
     def update(self, gaussians: Gaussians, optimizer: RowOptimizer, state: State, info: DensityStep) -> None:
         s, iteration, until = self.settings, info.step + 1, self.last_change(info.num_steps)
         if s.relocate_from_iter < iteration < until and iteration % s.relocation_interval == 0:
-            gradient = state["grad_sum"] / state["num_seen"].clamp(min=1)
+            gradient = self.gradient(state)
             asked = (gradient / gradient.mean().clamp(min=1e-20)) ** s.gradient_power
             self._relocate(gaussians, optimizer, asked, info)
             self._grow(gaussians, optimizer, asked, self._room(gradient, info), info)
@@ -99,9 +93,9 @@ class MCMCStrategy(base.Strategy):
         s = self.settings
         if not s.max_gaussians:
             return int((gradient >= s.grad_threshold).sum())
-        rounds = s.grown_at * (self.last_change(info.num_steps) - s.relocate_from_iter)
-        left = int((s.relocate_from_iter + rounds - info.step) / s.relocation_interval) + 1
-        return base.grown(len(gradient), s.max_gaussians, left) - len(gradient)
+        last = s.relocate_from_iter + s.grown_at * (self.last_change(info.num_steps) - s.relocate_from_iter)
+        count, every = len(gradient), s.relocation_interval
+        return base.budget(count, s.max_gaussians, step=info.step, last=last, interval=every) - count
 
     def _explore(self, gaussians: Gaussians, info: DensityStep) -> None:
         """Move the positions by noise of the shape of each Gaussian, the less the more opaque it is (Eq. 9)."""

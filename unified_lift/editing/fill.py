@@ -26,7 +26,7 @@ from unified_lift.ops.cameras import project, unproject
 from unified_lift.ops.inpaint import harmonic
 from unified_lift.progress import progress_bar
 from unified_lift.train.exposure.affine import apply as exposed
-from unified_lift.train.geometry import log_linear
+from unified_lift.train.geometry import log_linear, rates_of
 from unified_lift.train.optim import NamedAdam
 from unified_lift.train.views import ViewOrder
 from unified_lift.types import Camera, View
@@ -39,21 +39,17 @@ _MARGIN = 0.25  # of the object's size in a photo: what is around it in its part
 _MAX_OUTSIDE = 0.05  # share of the photos in which a point of the hull may lie outside of the outline: masks err
 _MAX_HULL_PHOTOS = 64  # that the hull is made of: more make it no smaller
 _REACH = 0.15  # of the object's size: Gaussians of the surroundings that are so near are trained too
-_BLIND, _SURE = (
-    0.1,
-    0.3,
-)  # share of a Gaussian's weight that photos show: under the first it goes, from the second on known
+_BLIND, _SURE = 0.1, 0.3  # share of a Gaussian's weight that photos show: below it goes, from the second on it is known
 _TOLERANCE = 0.1  # of the object's size: depths that differ by less are one surface
 _KNOWN = 0.7  # of a pixel's alpha, made of Gaussians that are known: less is a hole
 _MAX_SIDE = 64  # pixels of the object in the picture from above, so that a large one costs no more than a small one
-_CONTEXT = 1.5  # of the object's size: how far around it that picture reaches, as texture is copied from there
+_CONTEXT = 1.5  # of the object's size: how far around it that picture reaches
 _RAY_SAMPLES = 48
 _FLAT = 0.7  # share of the hole's surroundings on one plane, from which on the picture is taken at right angles to it
 _STALE = 0.12  # mean difference of a 5 x 5 window between photo and edited scene, above which the photo shows the past
 _MIN_AGREES = 0.5  # share of the pixels around the object that must show the scene as it is, edits included
 _LIFT = 0.9  # opacity of new Gaussians
-_RATES = {"means": 1.6e-4, "quats": 1e-3, "log_scales": 5e-3, "logit_opacities": 0.05, "sh0": 2.5e-3, "shN": 1.25e-4}
-_FINAL_RATES = 0.1
+_FINAL_RATES = 0.1  # share of the rates of the training to which they fall
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,7 +354,7 @@ def _trained(scene: TrainedScene, trained: Tensor, photos: Sequence[_Photo], *, 
     gaussians, background = scene.gaussians.like(scene.gaussians.state_dict()), scene.background
     positions = np.stack([photo.whole.position for photo in photos])
     reach = float(np.linalg.norm(positions - positions.mean(axis=0), axis=1).max())
-    rates = _RATES | {"means": _RATES["means"] * (reach or _extent(_centres(scene)))}
+    rates = rates_of(scene.settings.geometry, reach or _extent(_centres(scene)))
     share, order, adam = scene.settings.geometry.lambda_dssim, ViewOrder(len(photos), seed=seed), NamedAdam(eps=1e-15)
     factor = trained.float()
     with progress_bar("fill", quiet=quiet) as move:

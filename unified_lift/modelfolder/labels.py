@@ -29,9 +29,7 @@ class GaussianLabels:
 
     object_ids: Tensor  # int64 [N]
     confidence: Tensor  # share of the blending weight that agrees, in [0, 1]; 0 where no camera sees it, [N]
-    filled: Tensor | None = field(
-        default=None, kw_only=True
-    )  # AS_TRAINED, RETRAINED or INVENTED, uint8 [N]; None: all as trained
+    filled: Tensor | None = field(default=None, kw_only=True)  # one of the marks above, uint8 [N]; None: the first
 
     @property
     def marks(self) -> Tensor:

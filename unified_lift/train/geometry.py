@@ -153,14 +153,7 @@ class GeometryStage(Stage):
         done = step / (s.position_lr_max_steps or s.iterations)
         fall = log_linear(1.0, s.final_rates, 1 - (1 - self.progress(step)) / s.cooldown) if s.cooldown else 1.0
         features = {} if self.method is None else {"features": self.method.rates(self.progress(step))["features"]}
-        return features | {
-            "means": self.radius * log_linear(s.position_lr_init, s.position_lr_final, done),
-            "quats": fall * s.rotation_lr,
-            "log_scales": fall * s.scaling_lr,
-            "logit_opacities": fall * s.opacity_lr,
-            "sh0": fall * s.sh_lr,
-            "shN": fall * s.sh_lr / 20,
-        }
+        return features | rates_of(s, self.radius, done=done, fall=fall)
 
     def state_dict(self) -> dict:
         own = {} if self.exposures is None else {"exposures": self.exposures.state_dict()}
@@ -184,6 +177,22 @@ def over(background: Tensor | None, view: View, loaded: Tensor | None) -> Tensor
         return view.image
     through = 1 - view.alpha[..., None] / 255
     return view.image / 255 + through * (background if loaded is None else background - loaded)
+
+
+def rates_of(settings: GeometrySettings, radius: float, *, done: float = 0.0, fall: float = 1.0) -> dict[str, float]:
+    """Return the rates of 3DGS by name of the parameter, where a share `done` of the way of the positions' is done.
+
+    `radius` is the scene extent, world units; `fall` a factor of all but the positions'.
+    """
+    s = settings
+    return {
+        "means": radius * log_linear(s.position_lr_init, s.position_lr_final, done),
+        "quats": fall * s.rotation_lr,
+        "log_scales": fall * s.scaling_lr,
+        "logit_opacities": fall * s.opacity_lr,
+        "sh0": fall * s.sh_lr,
+        "shN": fall * s.sh_lr / 20,
+    }
 
 
 def log_linear(first: float, last: float, progress: float) -> float:

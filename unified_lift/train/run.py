@@ -158,9 +158,8 @@ def _labelled(state: TrainingState) -> Labelling:
         with reading_checkpoint(state.checkpoint):
             saved, final = state.checkpoint["stage_state"], state.method.final_features()
             assert final is not None
-            tensors = (
-                {"codes": final.codes} | saved["labels"] | {"features": saved["features"]}
-            )  # older ones lack codes
+            # Older ones lack codes.
+            tensors = {"codes": final.codes} | saved["labels"] | {"features": saved["features"]}
             return Labelling(**{name: value.to(state.gaussians.device) for name, value in tensors.items()})
     gaussians, method, scene = state.gaussians, state.method, state.scene
     labels = label_gaussians(gaussians, method, [view.camera for view in scene.train])

@@ -34,9 +34,8 @@ def apply(grid: Tensor, image: Tensor) -> Tensor:
     height, width = image.shape[:2]
     x, y = (torch.linspace(-1 + 1 / size, 1 - 1 / size, size, device=image.device) for size in (width, height))
     red, green, blue = image.unbind(dim=2)
-    z = (
-        2 * (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue) - 1
-    )  # numbers, as a tensor would make a GPU's host wait
+    # Numbers: a tensor would make a GPU's host wait.
+    z = 2 * (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue) - 1
     at = torch.stack([x.expand(height, width), y[:, None].expand(height, width), z], dim=-1)
     cells = grid_sample(grid[None], at[None, None], mode="bilinear", padding_mode="border", align_corners=True)
     matrix = cells[0, :, 0].view(3, 4, height, width)

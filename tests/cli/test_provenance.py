@@ -73,6 +73,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("made") / "MARKED_HOME"
         mark(patch, home)
+        patch.chdir(home.parent)  # wherever the tests are run from
         everything(patch, home)
         unified_lift(patch, "train", "-m", home / "out/m", "--resume", "--levels", "part=object_mask", "--quiet")
         unified_lift(patch, "render", "-m", home / "out/m", "--quiet", "--skip_train")
@@ -89,7 +90,7 @@ def test_no_byte_of_any_file_tells_home_user_machine_or_an_absolute_path(made):
     assert needed | {"evaluation.json", "scene.html", "edits.yaml"} <= names
     manifest = json.loads((made / "out/m/manifest.json").read_text())
     assert manifest["command"] == "unified-lift train -m ~/out/m --resume --levels part=object_mask --quiet"
-    assert any(note.startswith("../../data/desk/images: extra") for note in manifest["notes"])
+    assert any(note.startswith("$HOMENAME/data/desk/images: extra") for note in manifest["notes"])
     config = yaml.safe_load((made / "out/m/config.yaml").read_text())
     assert (config["model_path"], config["data"]["source_path"]) == (".", "../../data/desk")
     assert (config["data"]["object_path"], config["preset"]) == ("../masks", "../../my.yaml")

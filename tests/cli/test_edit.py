@@ -141,6 +141,32 @@ def test_training_again_forgets_the_edits(tmp_path):
     assert not (model / "edits.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "entry"),
+    [
+        (["--merge", 1, 2, "--split", 1, "--gap", 2], "[{merge: [1, 2]}, {split: {objects: [1], gap: 2}}]"),
+        (["--split", 0, "--box", 0, 0, -1, 2, 2, 1], "- split: {objects: [0], box: [[0, 0, -1], [2, 2, 1]]}"),
+        (
+            ["--grow", 1, "--shrink", 2, "--distance", 0.1],
+            "[{grow: {objects: [1], distance: 0.1}}, {shrink: {objects: [2], distance: 0.1}}]",
+        ),
+        (
+            ["--relabel", 9, "--centre", 0, 0, 0, "--radius", 0.5],
+            "- relabel: {object: 9, centre: [0, 0, 0], radius: 0.5}",
+        ),
+        (
+            ["--relabel", 0, "--gaussians", *range(3000), "--givers", 1, 2],
+            f"- relabel: {{object: 0, gaussians: {[*range(3000)]}, objects: [1, 2]}}",
+        ),
+    ],
+)
+def test_flags_are_entries_of_a_script(model, tmp_path, flags, entry):
+    (tmp_path / "edits.yaml").write_text(entry)
+    scripted = edited(model, tmp_path / "scripted", "--script", tmp_path / "edits.yaml")
+    assert same(edited(model, tmp_path / "flags", *flags), scripted)
+    assert not torch.equal(scripted.object_ids, load_model(model).object_ids)
+
+
 def test_an_interruption_leaves_nothing_half_written(model, tmp_path, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
@@ -157,10 +183,18 @@ def test_an_interruption_leaves_nothing_half_written(model, tmp_path, monkeypatc
         ([], "nothing to do; give --script"),
         (["--remove", "9"], "edit 1 (remove): .*no object 9; there are 0, 1, 2, 3"),
         (["--remove", "1", "1"], "flags: remove: objects must be"),
-        (["--recolour", "1"], "--recolour and --color belong together"),
-        (["--color", "#fff"], "--recolour and --color belong together"),
+        (["--recolour", "1"], "--recolour: needs --color"),
+        (["--color", "#fff"], "--color: needs --recolour"),
+        (["--outliers", "2"], "--outliers: needs --clean"),
+        (["--grow", "1"], "--grow: needs --distance"),
+        (["--gap", "2"], "--gap: needs --split"),
+        (["--split", "0", "--box", "0", "0", "0", "1", "1"], "box must be two corners"),
+        (["--grow", "scene", "--distance", "1"], "no Gaussian lies within 1 of"),
+        (["--radius", "2"], "--radius: needs --relabel"),
+        (["--split", "1", "--gap", "0"], "gap must be a positive number"),
+        (["--relabel", "1", "--centre", "0", "0", "0"], "relabel needs either gaussians"),
         (["--recolour", "1", "--color", "red"], "color must be a colour"),
-        (["--translate", "1", "0", "0"], "need --move or --duplicate"),
+        (["--translate", "1", "0", "0"], "--translate: needs --move or --duplicate"),
         (["--move", "1", "--duplicate", "2"], "share --translate"),
         (["--move", "1", "--scale", "0"], "scale must be a positive number"),
         (["--rename", "mug"], "--rename mug: write ID=NAME"),

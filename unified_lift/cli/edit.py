@@ -1,4 +1,4 @@
-"""unified-lift edit: remove, copy, move, paint and rename the objects of a trained scene."""
+"""unified-lift edit: every edit of objects that a script can hold, as flags."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,6 +42,28 @@ class EditCommand(ObjectFlags):
     """Objects to keep, and nothing else."""
     merge: Objects = ()
     """Objects to make one: the first of them."""
+    split: Objects = ()
+    """Objects whose pieces that lie apart, or what is inside of --box, become objects of their own."""
+    gap: float = 3.0
+    """With --split: pieces are apart that lie so many spacings from each other."""
+    box: tuple[float, ...] = ()
+    """With --split: two opposite corners of a box, six numbers, world units."""
+    grow: Objects = ()
+    """Objects that take over what is within --distance of them."""
+    shrink: Objects = ()
+    """Objects that give away what is within --distance of others."""
+    distance: float | None = None
+    """With --grow or --shrink: how far, world units."""
+    relabel: int | None = None
+    """Object, old or new, that is given Gaussians: those in a ball, or some by their numbers."""
+    centre: tuple[float, ...] = ()
+    """With --relabel: middle of the ball, three numbers, world units."""
+    radius: float | None = None
+    """With --relabel: radius of the ball, world units."""
+    gaussians: tuple[int, ...] = ()
+    """With --relabel: numbers of Gaussians, rows of point_cloud.ply."""
+    givers: Objects = ()
+    """With --relabel: only these objects give some away."""
     recolour: Objects = ()
     """Objects to paint; needs --color."""
     color: str | None = None
@@ -87,33 +109,45 @@ def edit_main(argv: list[str]) -> int:
     return 0
 
 
+_PLACING = ("translate", "rotate_axis", "rotate_degrees", "scale")
+_SETTINGS: dict[str, tuple[str, ...]] = {  # edit -> flags that belong to it; in this order edits are done
+    "clean": ("min_confidence", "outliers"),
+    "remove": ("fill",),
+    "isolate": (),
+    "merge": (),
+    "split": ("gap", "box"),
+    "grow": ("distance",),
+    "shrink": ("distance",),
+    "relabel": ("centre", "radius", "gaussians", "givers"),
+    "recolour": ("color", "strength"),
+    "move": _PLACING,
+    "duplicate": _PLACING,
+}
+
+
 def _flag_entries(command: EditCommand) -> Iterator[dict[str, Any]]:
     """Yield what the flags ask for as entries of a script."""
+    given = {name: value for name, value in vars(command).items() if value != getattr(EditCommand, name, None)}
+    for flag in given:
+        edits = [key for key, flags in _SETTINGS.items() if flag in flags]
+        if edits and not given.keys() & set(edits):
+            raise UserError(f"--{flag}: needs --{' or --'.join(edits)} and the objects")
+    for key, needed in (("recolour", "color"), ("grow", "distance"), ("shrink", "distance")):
+        if key in given and needed not in given:
+            raise UserError(f"--{key}: needs --{needed}" + (', as "#ff0000"' if needed == "color" else ""))
     if command.move and command.duplicate:
         raise UserError("--move and --duplicate share --translate and the like: give one of them, or write a --script")
-    placing = ("translate", "rotate_axis", "rotate_degrees", "scale")
-    is_placed = any(getattr(command, name) != getattr(EditCommand, name) for name in placing)
-    if is_placed and not command.move and not command.duplicate:
-        raise UserError("--translate, --rotate_degrees and --scale need --move or --duplicate and the objects")
-    if command.fill and not command.remove:
-        raise UserError("--fill needs --remove and the objects")
-    if bool(command.recolour) != (command.color is not None):
-        raise UserError('--recolour and --color belong together, as in --recolour 5 --color "#ff0000"')
-    placed = {
-        "rotate": {"axis": command.rotate_axis, "degrees": command.rotate_degrees},
-        "translate": command.translate,
-        "scale": command.scale,
-    }
-    settings: dict[str, dict[str, Any]] = {
-        "clean": {"min_confidence": command.min_confidence, "outliers": command.outliers},
-        "remove": {"fill": True} if command.fill else {},
-        "recolour": {"color": command.color, "strength": command.strength},
-        "move": placed,
-        "duplicate": placed,
-    }
-    for key in ("clean", "remove", "isolate", "merge", "recolour", "move", "duplicate"):
-        if getattr(command, key):
-            yield {key: {"objects": list(getattr(command, key)), **settings.get(key, {})}}
+    for key, flags in _SETTINGS.items():
+        if key in given:
+            settings = {name: getattr(command, name) for name in flags if getattr(command, name) not in (None, ())}
+            if flags == _PLACING:
+                settings["rotate"] = {"axis": settings.pop("rotate_axis"), "degrees": settings.pop("rotate_degrees")}
+            if "box" in settings:
+                settings["box"] = settings["box"][:3], settings["box"][3:]
+            if key == "relabel":
+                yield {key: {"object": command.relabel, "objects": list(settings.pop("givers", ["scene"])), **settings}}
+            else:
+                yield {key: {"objects": list(given[key]), **settings}}
     names = {}
     for word in command.rename:
         object_id, equals, name = word.partition("=")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.saved_model import camera_above, floor_scene, window_of
+from tests.saved_model import camera_above, floor_scene, save_model, window_of
+from tests.viewer import window as browser
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import object_colors, quantize_uint8
 from unified_lift.evaluation.video import path_through
@@ -294,6 +295,44 @@ def test_memory_that_frames_leave_goes_back_now_and_then_however_long_the_camera
         loop.look()
         loop.loop.step()
     assert freed == [16, 32]
+
+
+def test_a_frame_without_memory_is_left_out_and_told_once_and_later_ones_are_drawn():
+    lacking, told = [True], []
+    desk = Desk(cost=0.01)
+
+    def draw(camera):
+        if lacking[0]:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return np.zeros((camera.height, camera.width, 3), dtype=np.uint8)
+
+    desk.loop = FrameLoop(draw, failed=told.append, clock=lambda: desk.now)
+    for _ in range(3):
+        desk.look()
+        desk.loop.step()
+    assert desk.sent == []
+    assert [line.split(";")[0] for line in told] == ["a frame: out of GPU memory: 2.00 GiB asked for"]
+    lacking[0] = False
+    desk.now += 0.3  # the camera rests
+    assert desk.loop.step() is None
+    assert [width for _, width, _ in desk.sent] == [400]
+    lacking[0] = True
+    desk.loop.redraw()
+    desk.loop.step()
+    assert len(told) == 2
+
+
+def test_a_window_is_told_that_memory_lacks_and_shows_the_scene_later(tmp_path, open_viewer, monkeypatch):
+    viewer = open_viewer(save_model(tmp_path))
+    port, token = browser.SERVER.match(viewer.url).groups()
+    with monkeypatch.context() as lacking, browser.Window(int(port), token) as window:
+        lacking.setattr(drawing, "render", lambda *_, **__: bytearray(1 << 62))
+        window.look()
+        window.wait_for("a frame: out of memory")
+        window.messages.clear()
+        lacking.undo()
+        window.look(0.1)
+        window.wait_for("BackgroundImage")
 
 
 def test_the_thread_draws_what_is_asked_and_ends():

@@ -10,12 +10,15 @@ from itertools import count
 
 import numpy as np
 
+from unified_lift.errors import UserError
+from unified_lift.memory import enough_memory
 from unified_lift.types import Camera
 
 _SETTLED = 0.25  # seconds without news of the camera until it counts as still
 _BUDGET = 1 / 24  # seconds a frame may take while the camera moves
 _MIN_SHARE, _MAX_STEP = 0.15, 1.4  # of the side of a moving frame; change of that share from one frame to the next
 _PER_RELEASE = 16  # frames after which freed memory goes back: once a second or so, which costs a few percent of them
+LESS = "end other programs that hold some, or use --device cpu"
 _MAX_SIDE = 2048  # pixels of a whole frame: a screen of twice the density is not worth four times the wait
 
 release_memory = getattr(ctypes.pythonapi, "malloc_trim", int)
@@ -52,10 +55,17 @@ class FrameLoop:
     """Draws for every window what is due: small frames while its camera moves, a whole one once it rests.
 
     Between frames nothing is drawn, and a window is always served with its newest camera: frames never queue up.
+    A frame for which there is too little memory is left out; `failed` is told so once, until there is enough again.
     """
 
-    def __init__(self, draw: Callable[[Camera], np.ndarray], *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._draw, self._clock = draw, clock
+    def __init__(
+        self,
+        draw: Callable[[Camera], np.ndarray],
+        *,
+        failed: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._draw, self._failed, self._clock, self._has_failed = draw, failed, clock, False
         self._windows: dict[Hashable, Window] = {}
         self._news = threading.Condition()
         self._running = True
@@ -101,10 +111,17 @@ class FrameLoop:
             if not window.due and (moving or not window.rough):
                 return settles - start if window.rough else None
             camera, size, window.due, window.rough = window.camera, window.size(moving=moving), False, moving
-        picture = self._draw(camera if size == (camera.width, camera.height) else camera.resized(*size))
+        try:
+            with enough_memory("a frame", lower=f"make the window smaller, {LESS}"):
+                picture = self._draw(camera if size == (camera.width, camera.height) else camera.resized(*size))
+                window.send(picture, moving)
+            self._has_failed = False
+        except UserError as error:
+            if not self._has_failed:
+                self._failed(str(error))
+            self._has_failed = True
         if moving:
             window.took(self._clock() - start)
-        window.send(picture, moving)
         if next(self._frames) % _PER_RELEASE == 0:
             release_memory(0)
         if window.due:

@@ -22,7 +22,7 @@ from unified_lift.modelfolder.inference import object_at
 from unified_lift.modelfolder.labels import robust_box
 from unified_lift.modelfolder.outputs import EDITS_FILE, holds_run
 from unified_lift.types import Camera
-from unified_lift.viewer.frames import FrameLoop
+from unified_lift.viewer.frames import LESS, FrameLoop
 from unified_lift.viewer.guard import Guard
 from unified_lift.viewer.panels import BUTTONS as BUTTONS
 from unified_lift.viewer.panels import Panels
@@ -56,7 +56,7 @@ class Viewer:
         self.title = self.session.original.path.resolve().name
         self.path: list[Camera] = []  # views that a video passes through
         self.thumbnails = Thumbnails(views)
-        self.loop = FrameLoop(self._draw)
+        self.loop = FrameLoop(self._draw, failed=self._no_frame)
         self._renderers = [Renderer(session.original) for session in sessions]
         self._is_stopping = False
         self._hands = ThreadPoolExecutor(1, "changes")  # what windows ask for is done in the order in which it came
@@ -148,6 +148,10 @@ class Viewer:
         session, renderer = self.sessions[level := self.level], self._renderers[level]
         return renderer.frame(session.shown, camera, mode=self.panels.mode.value, selected=session.selection)
 
+    def _no_frame(self, why: str) -> None:
+        for client in self._server.get_clients().values():
+            client.add_notification("No picture", why, color="red", auto_close_seconds=_LONG)
+
     def _clicked(self, event: Any) -> None:
         camera, (u, v) = camera_of(event.client), event.screen_pos
         with self.change(event):
@@ -187,13 +191,14 @@ class Viewer:
         with self._busy:
             with self._reporting(event, "Not done"):
                 yield
-            self.refresh()
+            with self._reporting(event, "Panels are not up to date"):
+                self.refresh()
         self.loop.redraw()
 
     @contextlib.contextmanager
     def _reporting(self, event: Any, title: str) -> Iterator[None]:
         try:
-            with enough_memory("the viewer", lower="end other programs that hold some, or use --device cpu"):
+            with enough_memory("the viewer", lower=LESS):
                 yield
         except (UserError, OSError) as error:
             self._tell(event, title, str(error), color="red")

@@ -1,9 +1,11 @@
 import math
 
+import pytest
 import torch
 
 from unified_lift.kernels.assignment import association_scores
 from unified_lift.kernels.association import (
+    _near_places,
     associate,
     association_logits,
     codebook_terms,
@@ -47,6 +49,26 @@ def test_terms_follow_the_codes_of_the_segments_and_the_trusted_pixels():
     torch.testing.assert_close(association.scores, expected)
 
 
+@pytest.mark.parametrize("area_aware", [True, False])
+def test_few_logits_at_a_time_change_nothing(monkeypatch, area_aware):
+    generator = torch.Generator().manual_seed(4)
+    features, codebook = (torch.randn(count, 4, generator=generator) for count in (40, 6))
+    slot = torch.randint(-1, 5, (40,), generator=generator, dtype=torch.int32)
+
+    def computed():
+        book = codebook.clone().requires_grad_(True)
+        found = associate(features, book, slot, 5, temperature=0.5, area_aware=area_aware)
+        codes = torch.tensor([4, -1, 0, 2, 3])
+        terms = codebook_terms(features, book, found, codes, slot, temperature=0.5, unit_codes=True)
+        (terms[0] + terms[1]).backward()
+        return *found, *terms, book.grad
+
+    expected = computed()
+    monkeypatch.setattr("unified_lift.kernels.association._MAX_LOGITS", 40)
+    for actual, wanted in zip(computed(), expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
 def test_nearest_code_is_the_one_with_the_largest_cosine(monkeypatch):
     monkeypatch.setattr("unified_lift.kernels.association._CHUNK", 7)
     generator = torch.Generator().manual_seed(2)
@@ -62,6 +84,14 @@ def test_nearest_code_is_the_one_with_the_largest_cosine(monkeypatch):
     torch.testing.assert_close(cosine, expected.values)
     assert torch.equal(code, expected.indices)
     assert 0 < int((cosine == -2).sum()) < 25
+    for constant, value in (("_FEW_CODES", 1), ("_MIN_BOX", 2)):
+        monkeypatch.setattr(f"unified_lift.kernels.association.{constant}", value)
+    assert torch.equal(_near_places(points, places).unique(), near.any(dim=0).nonzero()[:, 0])
+    of_near = nearest_code(features, codebook, points=points, places=places)
+    torch.testing.assert_close(of_near[0], cosine)
+    assert torch.equal(of_near[1][cosine > -2], code[cosine > -2])
+    away = nearest_code(features, codebook, points=points + 50, places=places)
+    assert away[0].tolist() == [-2.0] * 30
 
 
 def test_concentration_by_hand():

@@ -6,11 +6,13 @@ from torch.nn.functional import normalize
 
 from unified_lift.methods.unified_lift.codebook import (
     FoundObjects,
-    Overlaps,
     PlacedCodes,
     codebook_from_prototypes,
-    cohesion,
     final_codes,
+)
+from unified_lift.methods.unified_lift.overlaps import (
+    Overlaps,
+    cohesion,
     least_evidence,
     merged_codes,
     one_background,
@@ -49,14 +51,23 @@ def test_number_of_codes_can_be_bounded_and_empty_input_gives_none():
     assert found(torch.zeros(0, 3), torch.zeros(0), min_cosine=0.9, min_members=1).shape == (0, 3)
 
 
-def test_comparing_few_prototypes_at_a_time_changes_nothing(monkeypatch):
+@pytest.mark.parametrize("width", [0.0, 9.0])  # all at one place; spread, so that few blocks touch
+def test_comparing_few_prototypes_at_a_time_changes_nothing(monkeypatch, width):
     generator = torch.Generator().manual_seed(0)
-    prototypes = normalize(torch.randn(60, 3, generator=generator), dim=1)
-    expected = found(prototypes, torch.ones(60), min_cosine=0.8, min_members=3)
-    monkeypatch.setattr("unified_lift.methods.unified_lift.codebook._CHUNK", 4)
-    actual = found(prototypes, torch.ones(60), min_cosine=0.8, min_members=3)
-    assert len(expected) > 3
-    torch.testing.assert_close(actual, expected)
+    codes = normalize(torch.randn(60, 3, generator=generator), dim=1)
+    centres = width * torch.rand(60, 3, generator=generator)
+    prototypes = PlacedCodes(codes, centres, 0.5 + torch.rand(60, generator=generator))
+
+    def computed():
+        return codebook_from_prototypes(prototypes, torch.ones(60), min_cosine=0.8, min_members=3)
+
+    expected, touching = computed(), prototypes.touching()
+    monkeypatch.setattr("unified_lift.methods.unified_lift.codebook._CHUNK", 16)
+    assert len(expected.codes) > 3
+    for actual, wanted in zip(computed(), expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
+    assert prototypes.touching() == touching
+    assert (sum(map(len, touching)) == 3600) == (width == 0)
 
 
 def test_weights_pull_the_code():
@@ -169,7 +180,7 @@ def test_codes_of_one_object_are_merged(codes, views, options, expected):
 def test_sides_of_an_object_that_are_seldom_seen_together_are_one(degrees, views, touching, expected):
     codes, count = torch.tensor(at(*degrees)), len(degrees)
     settings = dict(min_cooccurrence=0.35, min_score=1.1, min_pixels=1)
-    touch = torch.full((count, count), touching)
+    touch = [set(range(count))] * count if touching else None
     assert merged_codes(codes, overlaps_of(*views), touching=touch, **settings).tolist() == expected
 
 

@@ -240,7 +240,8 @@ def test_objects_are_numbered_by_falling_area_without_changing_who_is_who(tmp_pa
 
 
 @pytest.mark.parametrize("max_votes", [1, 300, 700, 10_000])  # one code at a time, two, five, all seven
-def test_labels_are_the_votes_of_the_pixels_whatever_memory_they_may_take(scene, max_votes):
+def test_labels_are_the_votes_of_the_pixels_whatever_memory_they_may_take(scene, max_votes, monkeypatch):
+    monkeypatch.setattr("unified_lift.modelfolder.votes._LEAST_PENDING", max_votes)
     generator = torch.Generator().manual_seed(0)
     gaussians, learnt = gaussians_from_points(scene.points, sh_degree=0), method()
     gaussians.set("features", torch.randn(len(gaussians), 16, generator=generator))

@@ -30,9 +30,12 @@ def association_scores(probabilities: Tensor, slot: Tensor, num_segments: int, *
     """
     check_shapes({"probabilities": (probabilities, "P L"), "slot": (slot, "P")})
     total = segment_sum(probabilities, slot, num_segments)
-    if area_aware:
-        return total
-    return total / (segment_counts(slot, num_segments)[:, None] + _MEAN_FLOOR)
+    return total if area_aware else mean_scores(total, slot)
+
+
+def mean_scores(scores: Tensor, slot: Tensor) -> Tensor:
+    """Return area-aware scores [S, L] divided by the pixels of each segment, `slot` int32 [P]: from Eq. 5 to Eq. 3."""
+    return scores / (segment_counts(slot, len(scores))[:, None] + _MEAN_FLOOR)
 
 
 def hungarian(scores: Tensor, *, no_match_cost: Tensor | None = None) -> Tensor:

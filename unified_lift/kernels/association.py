@@ -1,5 +1,7 @@
 """Association of features with the codebook (Eq. 2) and the two terms that train it (Eq. 4, Eq. 6)."""
 
+import math
+from collections.abc import Iterator
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_void_p
 from typing import Any, NamedTuple
 
@@ -8,15 +10,19 @@ from diff_gaussian_rasterization.native import CUDA, address, place
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
+from torch.utils.checkpoint import checkpoint
 
-from unified_lift.kernels.assignment import association_scores, pseudo_labels
+from unified_lift.kernels.assignment import association_scores, mean_scores, pseudo_labels
 from unified_lift.kernels.fused import PIXELS, SIZE, pixels_of, runs_on, workspace
 from unified_lift.kernels.identity import identity_loss
+from unified_lift.ops.blocks import boxes_of, z_order
 from unified_lift.shapes import check_shapes
 
 _EPS = 1e-6
-_CHUNK = 65_536  # pixels compared with all codes at a time
+_CHUNK, _MAX_LOGITS = 65_536, 2**24  # pixels compared with all codes at a time, and most numbers of these
+_FEW_CODES = 128  # are all compared with all pixels
+_BOXES, _MIN_BOX = 64, 64  # in how many boxes points are put, and fewest points of one
 
 
 class Association(NamedTuple):
@@ -62,17 +68,40 @@ def nearest_code(
     """Return the largest cosine similarity of each feature [P, D] with a code, [P], and that code, int64 [P].
 
     Pixels at `points` [P, 3] farther from a centre than its reach, `places` [L, 4], do not show the code; -2 = no code.
+    Of many codes only those are compared within whose reach some point may be.
     """
-    codes, found = normalize(codebook, dim=1, eps=_EPS), []
-    for first in range(0, len(features), _CHUNK):  # bounds [P, L]
-        cosine = normalize(features[first : first + _CHUNK], dim=1, eps=_EPS) @ codes.T
+    codes, found, near = normalize(codebook, dim=1, eps=_EPS), [], None
+    if points is not None and places is not None and len(points) and len(codes) > _FEW_CODES:
+        near = _near_places(points, places)
+        if not len(near):
+            return features.new_full((len(features),), -2.0), near.new_zeros(len(features))
+        codes, places = codes.index_select(0, near), places.index_select(0, near)
+    for part in _parts(len(features), len(codes)):
+        cosine = normalize(features[part], dim=1, eps=_EPS) @ codes.T
         if points is not None and places is not None:
             middle = places[:, :3].mean(dim=0)  # squares of large coordinates round badly
-            away = torch.cdist(points[first : first + _CHUNK] - middle, places[:, :3] - middle)
+            away = torch.cdist(points[part] - middle, places[:, :3] - middle)
             cosine = torch.where(away <= places[:, 3], cosine, -2.0)
         found.append(cosine.max(dim=1))
     cosine, code = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return cosine, code
+    return cosine, code if near is None else near.index_select(0, code)
+
+
+def _near_places(points: Tensor, places: Tensor) -> Tensor:
+    """Return which of places [L, 4] have one of the points [P, 3] within reach, and maybe more, rising, int64."""
+    points, near = points[z_order(points)], torch.arange(len(places), device=places.device)
+    for size in (len(points), max(_MIN_BOX, -(-len(points) // _BOXES))):  # one box, then many
+        low, high = boxes_of(points, size=size)
+        centre, reach = places.index_select(0, near).split([3, 1], dim=1)
+        gap = torch.maximum(low[:, None] - centre, centre - high[:, None]).clamp(min=0).norm(dim=2)
+        near = near[(gap <= 1.000001 * reach[:, 0]).any(dim=0)]
+    return near
+
+
+def _parts(count: int, width: int) -> Iterator[slice]:
+    """Yield parts of `count` pixels that bound [P, L] for L = `width`, one at least."""
+    size = max(1, min(_CHUNK, _MAX_LOGITS // width))
+    yield from (slice(first, first + size) for first in range(0, max(count, 1), size))
 
 
 @torch.no_grad()
@@ -94,11 +123,15 @@ def associate(
     _check(codebook, features, temperature)
     if runs_on(features):
         return _fused(features, codebook, slot.contiguous(), num_segments, temperature, area_aware)
-    logits = association_logits(features, codebook, temperature=temperature)  # [P, L]
-    log_normaliser = torch.logsumexp(logits, dim=1)
-    probabilities = (logits - log_normaliser[:, None]).exp_()
-    scores = association_scores(probabilities, slot, num_segments, area_aware=area_aware)
-    return Association(scores, log_normaliser, probabilities.argmax(dim=1))
+    found, total = [], features.new_zeros(())
+    for part in _parts(len(features), len(codebook)):
+        logits = association_logits(features[part], codebook, temperature=temperature)
+        log_normaliser = torch.logsumexp(logits, dim=1)
+        probabilities = (logits - log_normaliser[:, None]).exp_()
+        total = total + association_scores(probabilities, slot[part], num_segments, area_aware=True)
+        found.append((log_normaliser, probabilities.argmax(dim=1)))
+    scores = total if area_aware else mean_scores(total, slot)
+    return Association(scores, *(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def codebook_terms(
@@ -127,10 +160,34 @@ def codebook_terms(
         raise ValueError(f"codes must be int64 [S] on {features.device}, got {codes.dtype} {list(codes.shape)}")
     if runs_on(features):
         return _Terms.apply(codebook, features, slot, codes, *association[1:], (temperature or 0.0, unit_codes))
-    labels = pseudo_labels(codes, slot)
-    logits = association_logits(features, codebook, temperature=temperature)
-    class_term = identity_loss(logits, labels, rest_when_right=True)
+    labels, parts = pseudo_labels(codes, slot), [*_parts(len(features), len(codebook))]
+    if len(parts) == 1:
+        logits = association_logits(features, codebook, temperature=temperature)
+        class_term = identity_loss(logits, labels, rest_when_right=True)
+    else:
+        terms = (_class_term(features[part], codebook, labels[part], temperature) for part in parts)
+        summed, labelled, wrong = (torch.stack(each).sum() for each in zip(*terms, strict=True))
+        class_term = summed / labelled.clamp(min=1) / math.log(len(codebook)) * (wrong > 0)
     return class_term, concentration_loss(features, codebook, labels, unit_codes=unit_codes)
+
+
+def _class_term(
+    features: Tensor, codebook: Tensor, labels: Tensor, temperature: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the summed cross-entropy of some pixels, how many are labelled, and how many of these have another code.
+
+    The logits are computed again for the gradient rather than kept.
+    """
+
+    def summed(codebook: Tensor) -> Tensor:
+        logits = association_logits(features, codebook, temperature=temperature)
+        return cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+
+    with torch.no_grad():
+        best = association_logits(features, codebook, temperature=temperature).argmax(dim=1)
+    labelled = labels >= 0
+    total = checkpoint(summed, codebook, use_reentrant=False, preserve_rng_state=False)
+    return total, labelled.sum(), (labelled & (best != labels)).sum()
 
 
 def concentration_loss(features: Tensor, codebook: Tensor, labels: Tensor, *, unit_codes: bool) -> Tensor:

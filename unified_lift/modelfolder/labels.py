@@ -13,10 +13,12 @@ from torch import Tensor
 from unified_lift.methods.base import Method, Segmentation
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.model.render import blending_weights, points_seen, render
+from unified_lift.modelfolder.votes import Votes
 from unified_lift.types import IDENTITY, Camera, Similarity, View
 
 _MIN_VOTE_WEIGHT = 1e-3  # a thinner share of a pixel says nothing about a Gaussian
 _MAX_VOTES = 2**28  # 1 GiB
+_PIXELS_AT_ONCE = 2**20  # whose blending weights are in memory together
 _ROBUST = (0.05, 0.95)  # quantiles that bound what is told of an object's extent
 AS_TRAINED, RETRAINED, INVENTED = 0, 1, 2
 """How a Gaussian came about, `filled` in segmentation.npz: by the training of the scene; trained again behind a removed
@@ -65,41 +67,23 @@ def label_gaussians(
 
     Source: ours; the paper applies Eq. 2 to the single feature.
     Args:
-        max_votes: Most float32 votes in memory; for N x L more, views are rendered again for each block of objects.
+        max_votes: Most float32 votes of one view in memory; of all views, only pairs with votes are.
     """
     num_objects, count, device = method.num_objects, len(gaussians), gaussians.device
     areas, num_views = torch.zeros(2, num_objects, dtype=torch.int64, device=device)
-    object_ids = torch.zeros(count, dtype=torch.int64, device=device)
-    best, total = torch.full((count,), -1.0, device=device), torch.zeros(count, device=device)
-    final, mixed = method.final_features(), torch.zeros(())
-    if final is not None:
-        mixed = torch.zeros(count, final.codes.shape[1] + 1, device=device)
+    final, votes = method.final_features(), Votes(count, num_objects, device, max_cells=max_votes)
     table = torch.cat([gaussians.features, gaussians.means, torch.ones_like(gaussians.means[:, :1])], dim=1)
-    block = max(1, min(num_objects, max_votes // max(count, 1)))
-    for first in range(0, num_objects, block):
-        columns = min(block, num_objects - first)
-        votes = torch.zeros(count, columns + 1, device=device)  # the last column: votes for other blocks
-        for camera in cameras:
-            weights = blending_weights(gaussians, camera, min_weight=_MIN_VOTE_WEIGHT)
-            blended = blend(weights, table)
-            ids = method.vote(blended[:, :-4], blended[:, -4:-1] / blended[:, -1:].clamp(min=1e-6))  # [P]
-            # Told the number of entries, a GPU need not be waited for; 32 bits reach for 2^31 votes.
-            column = torch.where((ids >= first) & (ids < first + columns), ids - first, columns).int()
-            index = column.repeat_interleave(weights.offsets.diff(), output_size=len(weights.weights))
-            index.add_(weights.gaussian_ids, alpha=columns + 1)
-            votes.view(-1).index_add_(0, index, weights.weights)
-            if first == 0:
-                counted = (ids >= 0) & (weights.offsets.diff() > 0)
-                counts = torch.zeros_like(areas).index_add_(0, ids.clamp(min=0), counted.long())
-                areas += counts
-                num_views += counts > 0
-        highest, code = votes[:, :-1].max(dim=1)
-        object_ids = torch.where(highest > best, code + first, object_ids)
-        best, total = torch.maximum(best, highest), total + votes[:, :-1].sum(dim=1)
-        if final is not None:
-            shares = votes[:, :-1].pow_(final.power)
-            mixed[:, :-1] += shares @ final.codes[first : first + columns]
-            mixed[:, -1] += shares.sum(dim=1)
+    for camera in cameras:
+        weights = blending_weights(gaussians, camera, min_weight=_MIN_VOTE_WEIGHT)
+        blended = blend(weights, table)
+        ids = method.vote(blended[:, :-4], blended[:, -4:-1] / blended[:, -1:].clamp(min=1e-6))  # [P]
+        votes.add(weights, ids)
+        counted = (ids >= 0) & (weights.offsets.diff() > 0)
+        counts = torch.zeros_like(areas).index_add_(0, ids.clamp(min=0), counted.long())
+        areas += counts
+        num_views += counts > 0
+    entries = votes.entries()
+    (object_ids, best), total = entries.winners(), entries.totals()
     unseen, total = total == 0, total.clamp(min=1e-12)
     if unseen.any() and not unseen.all():
         nearest = cKDTree(gaussians.means[~unseen].cpu()).query(gaussians.means[unseen].cpu())[1]
@@ -107,7 +91,8 @@ def label_gaussians(
     found = Labelling(object_ids, torch.where(unseen, 0.0, best / total), areas, num_views)
     if final is None:
         return found
-    features = torch.where(mixed[:, -1:] > 0, mixed[:, :-1] / mixed[:, -1:], final.codes[object_ids])
+    sums, shares = entries.mixed(final.codes, power=final.power)
+    features = torch.where(shares[:, None] > 0, sums / shares[:, None], final.codes[object_ids])
     return replace(found, codes=final.codes, features=features)
 
 
@@ -145,22 +130,27 @@ def segment_by_labels(
     Args:
         ids: Object of each Gaussian, int64 [N].
         pixels: (x, y) int64 [P, 2]; None = all.
-        max_votes: Most float32 votes in memory; pixels are asked in blocks.
+        max_votes: Most float32 votes in memory, of pixels for the objects that a block of them shows.
     Returns:
         Ids and shares of the votes for them, [H, W] or [P]; 0 and 0 where no Gaussian is.
     """
     shape = (camera.height, camera.width) if pixels is None else (len(pixels),)
     if pixels is None:
         pixels = torch.cartesian_prod(torch.arange(camera.height), torch.arange(camera.width)).flip(1)
-    values, slots = torch.unique(ids, return_inverse=True)
     found = []
-    for block in pixels.to(gaussians.device).split(max(1, max_votes // max(len(values), 1))):
+    for block in pixels.to(gaussians.device).split(_PIXELS_AT_ONCE):
         weights = blending_weights(gaussians, camera, pixels=block, min_weight=_MIN_VOTE_WEIGHT)
-        votes = torch.zeros(len(block), len(values), device=gaussians.device)
-        pixel = torch.arange(len(block), device=votes.device).repeat_interleave(weights.offsets.diff())
-        votes.view(-1).index_add_(0, pixel * len(values) + slots[weights.gaussian_ids.long()], weights.weights)
-        best, slot = votes.max(dim=1)
-        found.append(Segmentation(torch.where(best > 0, values[slot], 0), best / votes.sum(dim=1).clamp(min=1e-12)))
+        shown, pixel = ids.index_select(0, weights.gaussian_ids), weights.row_ids()
+        values = shown[torch.cat([shown.new_ones(1), shown.diff()])[: len(shown)] != 0].unique()  # of one in each run
+        slots, rows = torch.searchsorted(values, shown), max(1, max_votes // max(len(values), 1))
+        for first in range(0, len(block), rows):
+            begin, end = weights.offsets[[first, min(first + rows, len(block))]].tolist()
+            votes = torch.zeros(min(rows, len(block) - first), max(len(values), 1), device=gaussians.device)
+            place = (pixel[begin:end] - first) * len(values) + slots[begin:end]
+            votes.view(-1).index_add_(0, place, weights.weights[begin:end])
+            best, slot = votes.max(dim=1)
+            named = torch.where(best > 0, values[slot], 0) if len(values) else slot
+            found.append(Segmentation(named, best / votes.sum(dim=1).clamp(min=1e-12)))
     return Segmentation(*(torch.cat(parts).view(shape) for parts in zip(*found, strict=True)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -12,18 +12,23 @@ from torch.nn.functional import normalize
 
 from unified_lift.kernels.association import nearest_code
 from unified_lift.methods.base import TrainingViews, ViewPixels
+from unified_lift.methods.unified_lift.overlaps import (
+    CUT_SCORE,
+    Overlaps,
+    cohesion,
+    least_evidence,
+    merged_codes,
+    one_background,
+    purity,
+)
 from unified_lift.methods.unified_lift.settings import UnifiedLiftSettings
+from unified_lift.ops.blocks import Blocks
 from unified_lift.ops.segments import segment_counts, segment_mean, segment_sum
 from unified_lift.shapes import check_shapes
 
 _EPS = 1e-6
-# Masks that cut objects part their pieces in many views, masks that merge part neighbours in some: one threshold cannot
-# serve both. So it falls from the setting to 1.1 as the cohesion of objects merged at 1.1 falls from 0.83 to 0.73.
-_CUT_SCORE, _CUT_COHESION, _CUT_SLOPE = 1.1, 0.83, 3.0
-_EXCESS = 0.5  # of the share in masks of its own: what more in no mask makes an object background. [ours]
-_MIN_COSINE_OF_SIDES = 0.8  # codes of different objects that are never seen together: 0.6 on average, seldom above
 _FEW_CODES, _DRAWING_ROUNDS = 128, 100
-_CHUNK = 1_024  # prototypes compared with all others at a time: M may be tens of thousands, and M x M numbers too many
+_CHUNK = 1_024  # prototypes of a block: M may be hundreds of thousands, and M x M numbers too many
 
 
 class PlacedCodes(NamedTuple):
@@ -39,11 +44,23 @@ class PlacedCodes(NamedTuple):
         reach = 2 * self.spread + (self.spread.median() if len(self.spread) else 0)
         return torch.cat([self.centres, reach[:, None]], dim=1)
 
-    def touching(self) -> Callable[[Tensor], Tensor]:
-        """Return what tells of codes at indices, [S], whether their places touch that of each code, bool [S, L]."""
-        centres = self.centres - self.centres.mean(dim=0)  # squares of large coordinates round badly
+    def neighbours(self, *, min_cosine: float) -> Neighbours:
+        """Return what tells which of them have touching places and are as alike as that."""
         reach = 2 * self.spread + self.spread.median() / 2
-        return lambda some: torch.cdist(centres[some], centres) <= reach[some, None] + reach
+        size = _CHUNK if len(reach) <= _CHUNK else _CHUNK // 4  # small ones lie closer together
+        return Neighbours(self, reach, Blocks.of(self.centres, reach, size=size), min_cosine)
+
+    def touching(self) -> list[set[int]]:
+        """Return the codes whose places touch that of each code."""
+        found: list[set[int]] = [set() for _ in self.codes]
+        if not found:
+            return found
+        every = self.neighbours(min_cosine=-torch.inf)
+        for index, rows in enumerate(every.blocks.rows):
+            columns, are = every.of(index, rows)
+            for row, column in zip(*(part.tolist() for part in are.nonzero().T), strict=True):
+                found[int(rows[row])].add(int(columns[column]))
+        return found
 
     def united(self, groups: Tensor, weights: Tensor) -> PlacedCodes:
         """Return the weighted mean code of each group and the place of all its pixels; both are of each code, [L]."""
@@ -53,6 +70,25 @@ class PlacedCodes(NamedTuple):
         squares = self.spread.square() + (self.centres - centres[groups]).square().sum(dim=1)
         spread = segment_sum(share * squares[:, None], groups, count)[:, 0].sqrt()
         return PlacedCodes(normalize(codes, dim=1), centres, spread)
+
+
+class Neighbours(NamedTuple):
+    """Which of M codes lie together and are alike: looked up where both can be, never for all M x M at once."""
+
+    of_what: PlacedCodes
+    reach: Tensor  # of each, [M]
+    blocks: Blocks
+    min_cosine: float
+
+    def of(self, block: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the codes that may be neighbours of a block's, [K], and whether each is one of `rows`, bool [R, K]."""
+        unit, centres, _ = self.of_what
+        near = self.blocks.touching(self.blocks.low[block], self.blocks.high[block], self.blocks.reach[block])
+        columns = self.blocks.points_in(near)
+        middle = centres[columns].mean(dim=0)  # squares of large coordinates round badly
+        away = torch.cdist(centres[rows] - middle, centres[columns] - middle)
+        alike = unit[rows] @ unit[columns].T >= self.min_cosine
+        return columns, (away <= self.reach[rows, None] + self.reach[columns]) & alike
 
 
 class FoundObjects(NamedTuple):
@@ -93,11 +129,10 @@ def codebook_from_views(views: TrainingViews, s: UnifiedLiftSettings, *, backgro
     codes = grouped(PlacedCodes(*prototypes), weights, min_members=fewest)
     if not len(codes.codes):
         return FoundObjects(codes, torch.zeros(0, dtype=torch.int64), torch.zeros(0))
-    overlaps = Overlaps.of_views(_pixels_of_codes(views(), codes, min_cosine=s.codebook_min_fit))
+    overlaps = Overlaps.of_views(pixels_of_codes(views(), codes, min_cosine=s.codebook_min_fit))
     merge = partial(merged_codes, codes.codes, overlaps, min_cooccurrence=s.codebook_min_together)
-    touching = codes.touching()(torch.arange(len(codes.codes), device=weights.device)).cpu()
-    merge = partial(merge, min_pixels=s.codebook_min_pixels, touching=touching)
-    whole = cohesion(overlaps, merge(min_score=_CUT_SCORE))
+    merge = partial(merge, min_pixels=s.codebook_min_pixels, touching=codes.touching())
+    whole = cohesion(overlaps, merge(min_score=CUT_SCORE))
     merged = merge(min_score=least_evidence(s.codebook_min_evidence, whole))
     objects = one_background(overlaps, merged)
     pure = purity(overlaps, objects, background_weight=background_weight)
@@ -111,18 +146,20 @@ def codebook_from_views(views: TrainingViews, s: UnifiedLiftSettings, *, backgro
     return FoundObjects(PlacedCodes(*(part[on_device] for part in pieces)), owners, total[kept])
 
 
-def _pixels_of_codes(
+def pixels_of_codes(
     views: Iterable[ViewPixels], codes: PlacedCodes, *, min_cosine: float
 ) -> Iterator[tuple[Tensor, bool]]:
-    """Yield for each view how many pixels of each segment are nearest to each code, and near it, [S, L].
+    """Yield for each view how many pixels of each segment are nearest to each code, and near it, sparse [S, L].
 
     Beside it: whether the first segment is id 0, what no mask claims.
     """
     count, places = len(codes.codes), codes.places()
     for features, slot, num_segments, points, ids in views:
         cosine, code = nearest_code(features, codes.codes, points=points, places=places)
-        pair = (torch.where(cosine >= min_cosine, slot, -1) + 1) * count + code  # row 0: no label, or near no code
-        table = torch.bincount(pair, minlength=(num_segments + 1) * count).view(-1, count)[1:]
+        pair = (slot.long() * count + code)[(cosine >= min_cosine) & (slot >= 0)]
+        pair, pixels = pair.unique(return_counts=True)
+        where = torch.stack([pair // count, pair % count])
+        table = torch.sparse_coo_tensor(where, pixels, (num_segments, count), is_coalesced=True, check_invariants=False)
         yield table, ids is not None and len(ids) > 0 and int(ids[0]) == 0
 
 
@@ -140,26 +177,23 @@ def codebook_from_prototypes(
     check_shapes({"codes": (unit, "M D"), "centres": (centres, "M 3"), "weights": (weights, "M")})
     if not len(unit):
         return prototypes
-    touching = prototypes.touching()
-
-    def neighbours(some: Tensor) -> Tensor:
-        """Return which prototypes are neighbours of those at indices `some`, bool [len(some), M]."""
-        return touching(some) & (unit[some] @ unit.T >= min_cosine)
-
-    every = torch.arange(len(unit), device=unit.device)
-    members = torch.cat([neighbours(part).sum(dim=1) for part in every.split(_CHUNK)])
-    owner, count = torch.full_like(every, -1), 0
+    neighbours = prototypes.neighbours(min_cosine=min_cosine)
+    members, block_of = torch.zeros(2, len(unit), dtype=torch.int64, device=unit.device)
+    for index, rows in enumerate(neighbours.blocks.rows):
+        members[rows], block_of[rows] = neighbours.of(index, rows)[1].sum(dim=1), index
+    owner, count = torch.full_like(members, -1), 0
     while max_codes is None or count < max_codes:
         counts = torch.where(owner < 0, members, -1)
         if int(counts.max()) < min_members:
             break
         peak = counts.argmax()
-        taken = (owner < 0) & neighbours(peak[None])[0]
-        taken[peak] = True  # whatever rounding says
+        columns, are = neighbours.of(int(block_of[peak]), peak[None])
+        taken = columns[(owner[columns] < 0) & (are[0] | (columns == peak))]  # itself whatever rounding says
         owner[taken] = count
         count += 1
-        for part in every[taken].split(_CHUNK):
-            members = members - neighbours(part).sum(dim=0)
+        for block in block_of[taken].unique().tolist():
+            columns, are = neighbours.of(block, taken[block_of[taken] == block])
+            members[columns] -= are.sum(dim=0)
     kept = PlacedCodes(*(part[owner >= 0] for part in prototypes))
     return kept.united(owner[owner >= 0], weights[owner >= 0]) if count else kept
 
@@ -181,188 +215,3 @@ def final_codes(codebook: Tensor) -> Tensor:
         crowd = torch.cat([torch.softmax(20 * (part @ drawn.T), dim=1) @ drawn for part in drawn.split(_CHUNK)])
         drawn = drawn - 0.1 * crowd
     return normalize(drawn, dim=1)
-
-
-class Overlaps(NamedTuple):
-    """Pixels that the segments of all views share with codes, as far as they share any; on the CPU."""
-
-    segment: Tensor  # number of the view x most segments of a view + index of the segment in its view, int64 [E]
-    code: Tensor  # index of the code, int64 [E]
-    pixels: Tensor  # pixels of the segment to which this code is the nearest, float32 [E]
-    shape: tuple[int, int]  # number of views and most segments of a view
-    unclaimed: Tensor  # whether a segment is id 0, what no mask claims, bool [views x most segments]
-
-    @classmethod
-    def of_views(cls, tables: Iterable[tuple[Tensor, bool]]) -> Overlaps:
-        """Return the entries of the tables of all views, at least one: pixels [S, L], and if the first row is id 0."""
-        found = [(table.cpu().to_sparse().coalesce(), has_zero) for table, has_zero in tables]
-        views = [table for table, _ in found]
-        most = max(len(view) for view in views)
-        segment = torch.cat([index * most + view.indices()[0] for index, view in enumerate(views)])
-        code, pixels = (torch.cat(parts) for parts in zip(*((v.indices()[1], v.values()) for v in views), strict=True))
-        unclaimed = torch.zeros(len(views), most, dtype=torch.bool)
-        unclaimed[:, :1] = torch.tensor([has_zero for _, has_zero in found])[:, None]
-        return cls(segment, code, pixels.float(), (len(views), most), unclaimed.flatten())
-
-    def sizes(self, num_codes: int) -> Tensor:
-        """Return the labelled pixels of each code over all views, float32 [L]."""
-        return torch.zeros(num_codes).index_add_(0, self.code, self.pixels)
-
-
-def merged_codes(
-    codes: Tensor,
-    overlaps: Overlaps,
-    *,
-    min_cooccurrence: float,
-    min_score: float,
-    min_pixels: int,
-    min_views: int = 3,
-    touching: Tensor | None = None,
-) -> Tensor:
-    """Return the object of each code, where several codes may have grown from one object.
-
-    The dominant segment of a code in a view is the one that holds most of its pixels. The co-occurrence ratio of two
-    codes is the share of the views in which it is the same, of those in which both have one. Masks that are often cut
-    lower it, but the halves of an object stay alike, as objects merged as often do not: so the merge score is ratio +
-    cosine. Greedy: the two with the highest ratio become one; until there are none. Two sides of a small object are
-    seldom seen together: codes as alike as 0.8 that no view tells apart are one where their places touch.
-
-    Source: ours; the ratio is the view consensus of MaskClustering (CVPR 2024), there between masks.
-    Args:
-        codes: Unit codes, [L, D].
-        min_pixels: A code with no more pixels than this has no dominant segment.
-        min_views: Views in which both must have one.
-        touching: Whether the places of two codes touch, bool [L, L]; None = not known, and fewer views say nothing.
-    Returns:
-        Object of each code, int64 [L], numbered in the order of their largest codes.
-    """
-    count, codes = len(codes), codes.detach().cpu().clone()
-    owner, sizes = torch.arange(count), overlaps.sizes(count)
-    touching = torch.zeros(count, count, dtype=torch.bool) if touching is None else touching.clone()
-    if not len(overlaps.code):
-        return owner
-    dominant = torch.stack([_dominant_segments(overlaps, owner == code, min_pixels) for code in range(count)], dim=1)
-
-    def scores_of(code: int) -> Tensor:
-        """Return the co-occurrence ratio of `code` with each other code, a little less in few views, [L]; -1 = two."""
-        mine = dominant[:, code : code + 1]
-        both = ((dominant >= 0) & (mine >= 0)).sum(dim=0)
-        same, cosine = ((dominant == mine) & (mine >= 0)).sum(dim=0), codes @ codes[code]
-        ratio = same / both.clamp(min=1)
-        is_one = (both >= min_views) & (ratio >= min_cooccurrence) & (ratio + cosine >= min_score)
-        # Of equal ratios, the one seen in more views is surer.
-        score = torch.where(is_one, ratio * (1 - 1 / (1 + both)), -1.0)
-        sides = (both < min_views) & (same == both) & touching[code] & (cosine >= _MIN_COSINE_OF_SIDES)
-        score = torch.where(sides & (owner == torch.arange(count)), 1e-3 * cosine, score)  # after all others
-        score[code] = -1.0
-        return score
-
-    scores = torch.stack([scores_of(code) for code in range(count)])
-    while scores.max() >= 0:
-        a, b = divmod(int(scores.argmax()), count)
-        a, b = (b, a) if sizes[a] < sizes[b] else (a, b)
-        codes[a] = normalize(codes[a] * sizes[a] + codes[b] * sizes[b], dim=0)
-        sizes[a] += sizes[b]
-        owner[owner == b] = a
-        touching[a] = touching[:, a] = touching[a] | touching[b]
-        dominant[:, a], dominant[:, b] = _dominant_segments(overlaps, owner == a, min_pixels), -1
-        scores[a] = scores[:, a] = scores_of(a)
-        scores[b] = scores[:, b] = -1.0
-    return owner.unique(return_inverse=True)[1]
-
-
-def _dominant_segments(overlaps: Overlaps, members: Tensor, min_pixels: int) -> Tensor:
-    """Return the segment of each view that holds most pixels of the codes `members`, bool [L]; -1 = none, [C]."""
-    mine, held = members[overlaps.code], torch.zeros(overlaps.shape)
-    held.view(-1).index_add_(0, overlaps.segment[mine], overlaps.pixels[mine])
-    (most, segment), total = held.max(dim=1), held.sum(dim=1)
-    return torch.where((total > min_pixels) & (2 * most >= total), segment, -1)
-
-
-def _held(overlaps: Overlaps, objects: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return segment, object and pixels of each pair of a segment and an object that share pixels, sorted."""
-    count = int(objects.max()) + 1
-    pair, entry = (overlaps.segment * count + objects[overlaps.code]).unique(return_inverse=True)
-    return pair // count, pair % count, torch.zeros(len(pair)).index_add_(0, entry, overlaps.pixels)
-
-
-def _holders(segment: Tensor, owner: Tensor, held: Tensor) -> Tensor:
-    """Return the object that holds most pixels of the segment of each pair; of several with as many, the first."""
-    segment = segment.unique(return_inverse=True)[1]
-    most = torch.zeros(int(segment.max()) + 1).scatter_reduce_(0, segment, held, "amax")
-    is_top = held == most[segment]
-    holder = torch.full_like(most, int(owner.max()) + 1, dtype=torch.int64)
-    return holder.scatter_reduce_(0, segment[is_top], owner[is_top], "amin")[segment]
-
-
-def one_background(overlaps: Overlaps, objects: Tensor) -> Tensor:
-    """Return the object of each code, int64 [L], of which all that are background are one; `objects` is that before.
-
-    Where id 0 is a segment, it is what no mask claims. Where detectors miss much, every object lies there now and then;
-    background does so more: the share of its pixels exceeds that of the usual object by half of the share that lies in
-    masks of its own, of which it holds most, and by twice what chance does in as many views. So walls that are now and
-    then taken for a thing are no objects.
-
-    Source: ours (docs/experiments.md).
-    """
-    if not overlaps.unclaimed.any() or not len(overlaps.code):
-        return objects
-    segment, owner, held = _held(overlaps, objects)
-    free = overlaps.unclaimed[segment]
-    size, unclaimed, own = (
-        torch.zeros(int(objects.max()) + 1).index_add_(0, owner[some], held[some])
-        for some in (torch.ones_like(free), free, ~free & (_holders(segment, owner, held) == owner))
-    )
-    background, share = unclaimed.argmax(), unclaimed / size.clamp(min=1)
-    others = torch.arange(len(size)) != background
-    usual = share[others].median() if others.any() else share.new_zeros(())
-    views = torch.bincount((segment // overlaps.shape[1] * len(size) + owner).unique() % len(size), minlength=len(size))
-    chance = (usual * (1 - usual) / views.clamp(min=1)).sqrt()
-    is_background = share - usual > _EXCESS * own / size.clamp(min=1) + 2 * chance
-    united = torch.where(is_background[objects], background, objects)
-    return united.unique(return_inverse=True)[1]
-
-
-def cohesion(overlaps: Overlaps, objects: Tensor, *, min_pixels: int = 30, min_views: int = 3) -> float:
-    """Return the chance that two pixels of the usual object share a segment: 1 where masks never cut; ours.
-
-    Mean over the views that show more than `min_pixels` of an object, median over the objects seen in `min_views` of
-    them but the background, the largest; 1 where there is none. `objects` is that of each code, int64 [L].
-    """
-    if not len(overlaps.code):
-        return 1.0
-    segment, owner, held = _held(overlaps, objects)
-    count, views = int(objects.max()) + 1, overlaps.shape[0]
-    shown = segment // overlaps.shape[1] * count + owner  # (view, object)
-    total, squares = torch.zeros(2, views * count).index_add_(1, shown, torch.stack([held, held.square()]))
-    counts = (total > min_pixels).view(views, count)
-    chance = (squares / total.clamp(min=1).square()).view(views, count)
-    mean = (chance * counts).sum(dim=0) / counts.sum(dim=0).clamp(min=1)
-    usual = counts.sum(dim=0) >= min_views
-    usual[torch.zeros(count).index_add_(0, owner, held).argmax()] = False
-    return float(mean[usual].median()) if usual.any() else 1.0
-
-
-def least_evidence(wanted: float, whole: float) -> float:
-    """Return the merge score to ask for: `wanted`, lowered to no less than 1.1 where the cohesion is low; ours."""
-    return max(wanted - _CUT_SLOPE * max(0.0, _CUT_COHESION - whole), min(wanted, _CUT_SCORE))
-
-
-def purity(overlaps: Overlaps, objects: Tensor, *, background_weight: float = 1.0) -> Tensor:
-    """Return the share of the pixels of each object that lie in segments of which it holds most, [K].
-
-    `objects` is that of each code, int64 [L]. Pixels in segments of the largest object count `background_weight`, below
-    1 where missed objects lie in the background, and say nothing of where an object ends.
-
-    Source: ours.
-    """
-    count = int(objects.max()) + 1 if len(objects) else 0
-    if not len(overlaps.code):
-        return torch.zeros(count)
-    segment, owner, held = _held(overlaps, objects)
-    holder = _holders(segment, owner, held)
-    background = torch.bincount(owner, held).argmax()
-    weight = torch.where(holder == background, background_weight, 1.0)
-    own = torch.zeros(count).index_add_(0, owner, torch.where(holder == owner, held, 0.0))
-    other = torch.zeros(count).index_add_(0, owner, torch.where(holder == owner, 0.0, held * weight))
-    return own / (own + other).clamp(min=1e-9)

@@ -34,3 +34,12 @@ def loader(made):
         return made
 
     return SimpleNamespace(from_pretrained=from_pretrained)
+
+
+def package(**classes):
+    """Return the package with these classes; `package.said` is what it would print while it loads: bars, warnings."""
+    said = {"bars", "warnings"}
+    logging = SimpleNamespace(
+        set_verbosity_error=lambda: said.discard("warnings"), disable_progress_bar=lambda: said.discard("bars")
+    )
+    return SimpleNamespace(__version__="0.0", logging=logging, said=said, **classes)

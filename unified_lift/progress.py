@@ -53,3 +53,9 @@ def progress_bar(label: str, *, quiet: bool, then: str = "", **looks: Any) -> It
                 bar.set_description_str(then, refresh=not bar.in_lines)
 
         yield move
+
+
+def silence_transformers(library: Any) -> None:
+    """Keep `transformers` from printing bars and warnings, which no pipe can take; what matters is raised as errors."""
+    library.logging.set_verbosity_error()
+    library.logging.disable_progress_bar()

@@ -18,7 +18,7 @@ def test_a_sound_scene_is_one_page_and_exit_code_0(scene, capsys):
     assert main(["check-data", "-s", str(scene), "--quiet"]) == 0
     lines = capsys.readouterr().out.splitlines()
     topics = [line.split()[0] for line in lines[:-1]]
-    assert topics == ["scene", "views", "cameras", "masks", "split", "radius", "points", "truth"]
+    assert topics == ["scene", "views", "cameras", "masks", "split", "radius", "points", "ground"]
     assert lines[-1] == "fine: this scene can be trained"
 
 

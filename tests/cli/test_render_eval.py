@@ -342,9 +342,9 @@ def test_without_annotations_only_images_are_scored_and_nothing_is_swept(tmp_pat
     model = save_model(tmp_path)
     assert "keeps no candidates" in refused("eval", model, "--oracle_codebooks")
     shutil.rmtree(tmp_path / "scene" / "annotations")
-    of_no_truth, counts = ["mask_agreement", "neighbour_consistency"], ["num_gaussians", "num_objects_3d"]
-    assert sorted(scores_of(model)) == ["PSNR", "SSIM", *of_no_truth, *counts]
-    assert "no annotations: only image scores" in capsys.readouterr().out
+    of_masks, counts = ["coverage", "coverage_by_masks", "mask_agreement"], ["num_gaussians", "num_objects_3d"]
+    assert sorted(scores_of(model)) == ["PSNR", "SSIM", *of_masks, "neighbour_consistency", *counts]
+    assert "no annotations: no scores against ground truth" in capsys.readouterr().out
     monkeypatch.setitem(METHODS, "unified_lift", METHODS["unified_lift"]._replace(build=Swept))
     assert "no annotations to choose by" in refused("eval", model, "--oracle_codebooks")
     assert not (model / "oracle.json").exists()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.editing.small_scene import gaussians_of, scene_of
-from tests.fake_transformers import Batch, Model, loader
+from tests.fake_transformers import Batch, Model, loader, package
 from unified_lift.editing import query
 from unified_lift.editing.operations import Duplicate, Remove
 from unified_lift.errors import UserError
@@ -147,7 +147,7 @@ class FakeProcessor:
 @pytest.fixture
 def clip(tmp_path, monkeypatch):
     FakeProcessor.batches = []
-    library = SimpleNamespace(CLIPProcessor=loader(FakeProcessor()), CLIPModel=loader(Model(fake_clip)))
+    library = package(CLIPProcessor=loader(FakeProcessor()), CLIPModel=loader(Model(fake_clip)))
     monkeypatch.setitem(sys.modules, "transformers", library)
     (tmp_path / "config.json").write_text("{}")
     return tmp_path

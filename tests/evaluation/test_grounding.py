@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.fake_transformers import Batch, Model, loader
+from tests.fake_transformers import Batch, Model, loader, package
 from unified_lift.errors import UserError
 from unified_lift.evaluation.grounding import dino_and_sam, grounding_of, masks_in
 
@@ -56,8 +56,7 @@ def sam(*, boxes, multimask_output):
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
     """Two weight folders, and a stand-in for the package that reads them."""
-    library = SimpleNamespace(
-        __version__="0.0",
+    library = package(
         AutoProcessor=loader(DinoProcessor()),
         AutoModelForZeroShotObjectDetection=loader(Model(lambda **inputs: inputs)),
         SamProcessor=loader(SamProcessor()),
@@ -82,6 +81,7 @@ def test_the_mask_of_a_prompt_is_the_union_of_its_boxes_and_empty_without_one(we
     assert not found.masks["cup"].any()
     assert found.warnings == ("GroundingDINO found no box for: cup",)
     assert (found.facts["box_threshold"], found.facts["sam"]) == (0.30, str(weights / "sam"))
+    assert not sys.modules["transformers"].said
 
 
 def test_weights_that_are_not_there_are_named(weights, monkeypatch):

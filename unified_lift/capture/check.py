@@ -187,14 +187,14 @@ def check_lines(check: SceneCheck) -> list[str]:
     if (left := facts.get("left_out", {"views": 0}))["views"]:
         rows["left out"] = f"{100 * left['share']:.1f} % of the pixels of {left['views']} views neither train nor count"
     counted = ", ".join(f"{name}/ ({count} files)" for name, count in facts["truth"].items())
-    rows["truth"] = counted or "none: nothing to score"
+    rows["ground truth"] = counted or "none: eval scores pictures, and objects by the masks alone"
     if errors:
         verdict = f"{len(errors)} problem{'s' if len(errors) > 1 else ''}"
         verdict += "" if "split" in facts else "; split and points are looked at once these are repaired"
     else:
         verdict = "fine: this scene can be trained" + ("" if facts["masks"]["views"] else " (colour only)")
     notes = [issue for issue in check.issues if issue.severity == "note"]
-    topics = [f"{name:<8} {text}" for name, text in rows.items()]
+    topics = [f"{name:<12} {text}" for name, text in rows.items()]
     return [*topics, *issue_lines([*errors, *notes], _LABELS), verdict]
 
 

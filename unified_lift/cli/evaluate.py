@@ -82,10 +82,12 @@ def _print_scores(model: TrainedScene, scene: Scene, result: Result) -> None:
     if unseen:
         print(f"note: {max(unseen):.1%} of the pixels (black frame, excluded) are left out of the scores")
     if not result.report:
-        unlifted = "this model knows no objects (no lift was trained)"
-        print(f"note: {'the held-out views have no annotations' if model.is_lifted else unlifted}: only image scores")
+        if model.is_lifted:
+            print("note: the held-out views have no annotations: no scores against ground truth")
+        else:
+            print("note: this model knows no objects (no lift was trained): only image scores")
         if "mask_agreement" in result.scores:
-            print("note: mask_agreement compares with the views' masks, which err; it is not mIoU")
+            print("note: mask_agreement and coverage compare with the views' own masks, which err; they are not mIoU")
     for warning in result.report.get("warnings", ()):
         print(f"warning: {warning}")
     print(f"{model.path / 'report.html'}: pictures and plots")

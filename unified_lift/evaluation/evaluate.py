@@ -18,9 +18,12 @@ from unified_lift.evaluation.protocols import PROTOCOLS, GroundTruth, Prediction
 from unified_lift.methods.base import Method
 from unified_lift.metrics import VIEW_METRICS, ViewBundle
 from unified_lift.metrics.base import ColorCorrect
+from unified_lift.metrics.coverage import coverage
 from unified_lift.metrics.neighbour_consistency import neighbour_consistency
+from unified_lift.metrics.panoptic import largest_area_background
 from unified_lift.model.render import render
 from unified_lift.modelfolder.inference import TrainedScene, render_likely_ids, render_view
+from unified_lift.modelfolder.outputs import NO_OBJECT
 from unified_lift.ops.overlaps import overlap_table
 from unified_lift.ops.resample import nearest
 from unified_lift.progress import Bar
@@ -79,8 +82,8 @@ def evaluate(
             object_ids[view.name] = rendering[1]
         for name, value in _scores_of(model, view, rendering, ground_truth, color_correct).items():
             per_view.setdefault(name, {})[view.name] = value
-    if object_ids and not ground_truth and (found := _consistency(model, scene, object_ids)):
-        per_view["neighbour_consistency"] = found
+    if object_ids and not ground_truth:
+        per_view |= _without_ground_truth(model, scene, object_ids)
     scores = {name: float(np.mean(list(values.values()))) for name, values in per_view.items()}
     scores["num_gaussians"] = len(model)
     if model.is_lifted:
@@ -117,6 +120,23 @@ def _scores_of(
     )
     found = {name: metric(bundle) for name, metric in VIEW_METRICS.items()}  # equal images have no finite PSNR
     return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def _without_ground_truth(
+    model: TrainedScene, scene: Scene, object_ids: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """Return the scores that rendered ids have among one another and with the masks of their views: name -> view."""
+    found = {"neighbour_consistency": _consistency(model, scene, object_ids)}
+    no_object = next((key for key, name in model.names.items() if name == NO_OBJECT), -1)
+    if no_object < 0 and scene.zero_id == "segment":  # masks leave out the background, which is then the largest object
+        no_object = largest_area_background([*object_ids.values()])
+    for view in scene.test:
+        if view.name in object_ids and view.segments is not None:
+            valid = ... if view.valid is None else view.valid.cpu().numpy()
+            ids, masks = object_ids[view.name][valid], view.segments.cpu().numpy()[valid]
+            for name, value in coverage(ids, masks, no_object=no_object).items():
+                found.setdefault(name, {})[view.name] = value
+    return {name: values for name, values in found.items() if values}
 
 
 def _consistency(model: TrainedScene, scene: Scene, object_ids: Mapping[str, np.ndarray]) -> dict[str, float]:

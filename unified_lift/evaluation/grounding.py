@@ -10,7 +10,9 @@ import torch
 
 from unified_lift.data.images import open_image
 from unified_lift.errors import UserError
+from unified_lift.memory import lack_of_memory
 from unified_lift.metrics.prompts import MASK_LEVEL
+from unified_lift.progress import silence_transformers
 
 BOX_THRESHOLD, TEXT_THRESHOLD = 0.30, 0.45  # Grounded-SAM as Gaussian Grouping's scripts call it
 
@@ -69,10 +71,14 @@ def pretrained(folder: Path, processor: str, model: str, *, flag: str, device: t
     except ImportError:
         fix = 'pip install "unified-lift[grounding]"'
         raise UserError(f"{flag}{folder}: the package transformers is not installed; {fix}") from None
+    silence_transformers(library)
     try:
         found = [getattr(library, kind).from_pretrained(folder, local_files_only=True) for kind in (processor, model)]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag}{folder}: cannot be loaded ({error}); give a folder with a {model}") from None
+    except Exception as error:  # damaged files raise anything
+        if lack_of_memory(error) is not None:
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{flag}{folder}: cannot be loaded ({reason}); give a folder with a {model}") from None
     return found[0], found[1].to(device).eval()
 
 

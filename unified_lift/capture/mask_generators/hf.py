@@ -19,6 +19,7 @@ from unified_lift.capture.networks import (
     require_torchvision,
 )
 from unified_lift.errors import UserError
+from unified_lift.progress import silence_transformers
 from unified_lift.settings.limits import Range
 
 
@@ -105,8 +106,7 @@ def _library(device: torch.device) -> ModuleType:
     """Return transformers, silenced: what it would print of a wrong model becomes an error here."""
     require_torchvision("hf", device)  # first: without it transformers complains of other things
     library = needed_library("transformers", "hf", "transformers torchvision")
-    library.logging.set_verbosity_error()
-    library.logging.disable_progress_bar()
+    silence_transformers(library)
     return library
 
 

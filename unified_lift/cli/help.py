@@ -85,7 +85,7 @@ def flags_of(parser: Any) -> list[Flag]:
             if names[:1] == ("--help",):
                 continue
             names = names or (str(action.metavar or action.dest).upper(),)
-            text, _, default = " ".join((action.help or "").split()).partition(" (default: ")
+            text, _, default = " ".join((action.help or "").replace("%%", "%").split()).partition(" (default: ")
             text = re.sub(r" ?\((?:3DGS )?-\w\)", "", text.removesuffix(" (required)"))
             default = default.removesuffix(")")
             title = (group.title or "").removesuffix("options").strip().rpartition(".")[2]
@@ -119,13 +119,14 @@ def page(parser: Any, command: str, *, whole: bool = False, shown: Mapping[str, 
     own = {title: [flag for flag in flags if flag.group == name] for name, title in shown.items()}
     listed = {flag for group in (chosen | own).values() for flag in group}
     rest = [flag for flag in flags if flag not in listed]
+    own_lines = _listed(own, width, detail=0)
     for more, detail in itertools.product(({"more": rest}, {}), (2, 1, 0)):
         what = f"{len(rest)} more flags" if rest and not more else "" if detail == 2 else "whole texts"
         last = [f"{what}: {program(command)} --help-all"] if what else []
         lines = [*head, *_listed(chosen | more, width, detail=detail)]
-        if len(lines + last) <= SCREEN:
+        if len(lines + own_lines + last) <= SCREEN:
             break
-    return "\n".join([*lines, *_listed(own, width, detail=0), *last])
+    return "\n".join([*lines, *own_lines, *last])
 
 
 def _head(parser: Any, command: str, width: int) -> list[str]:

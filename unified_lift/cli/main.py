@@ -34,7 +34,13 @@ _HIDDEN = {"--completion": ("unified_lift.cli.completion", "completion_main", "p
 
 def main(argv: list[str] | None = None) -> int:
     """Run a sub-command and return the exit code: 0 done, 1 diverged, 2 the user can repair it, 130 interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _answered(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        return 0
+
+
+def _answered(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "--help-all") or argv == ["help"]:
         print(_usage())
         return 0

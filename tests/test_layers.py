@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1] / "unified_lift"
 LAYERS = [
     {"errors", "types", "shapes", "registry"},
     {"memory", "provenance"},
-    {"reading", "progress", "ops"},
+    {"reading", "progress", "ops", "ranks"},
     {"fileio", "device", "settings"},
     {"plyio"},
     {"kernels"},

@@ -118,6 +118,42 @@ def test_absolute_gradients_are_longer_and_all_that_differs(implementation):
         torch.testing.assert_close(absolute[name], plain[name], rtol=1e-4, atol=1e-7)
 
 
+def gradients_of(implementation, seed, *, dim, device="cpu", weight=1.0, into=None, **options):
+    """Add the gradients of a view to tensors, new ones without `into`; return these, statistics among them."""
+    parameters, _, scene, photo = start(seed, dim=dim, device=device)
+    if into is None:
+        into = {name: torch.zeros_like(value) for name, value in parameters.items()}
+        into |= {name: torch.zeros(300, device=device) for name in ("grad_sum", "num_seen")}
+    step = dgr.TrainingStep(implementation=implementation, **options)
+    out = step.forward(parameters, **scene, features=parameters.get("features"), sh_degree=3)
+    parameters["log_scales"].requires_grad_()
+    opinion = 0.1 * parameters["log_scales"].exp().mean() + (out.features.square().mean() if dim else 0)
+    total = photometric_loss(out.image, photo, lambda_dssim=0.2, implementation=implementation) + opinion
+    backward(weight * total)
+    before = {name: value.detach().clone() for name, value in parameters.items()}
+    statistics = {name: into[name] for name in ("grad_sum", "num_seen")}
+    step.gradients({name: into[name] for name in parameters}, loss=weight * total, **statistics)
+    assert all(torch.equal(value, before[name]) for name, value in parameters.items())
+    assert all(value.grad is None for value in parameters.values())
+    return into
+
+
+@pytest.mark.parametrize("dim", [0, 3])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_gradients_of_views_add_up_and_move_nothing(cuda_device, dim, absolute):
+    options = {"dim": dim, "absolute_gradients": absolute}
+    expected = gradients_of("reference", 52, **options)
+    found = gradients_of("cuda", 52, device=cuda_device, **options)
+    assert_same_step(expected, {name: value.cpu() for name, value in found.items()}, 52)
+    assert_same_step(expected, gradients_of("cpu", 52, **options), 52)
+    twice = {name: 2 * value for name, value in expected.items()}
+    again = gradients_of("cuda", 52, device=cuda_device, into=found, **options)
+    assert_same_step(twice, {name: value.cpu() for name, value in again.items()}, 52)
+    for implementation, device in (("cpu", "cpu"), ("cuda", cuda_device)):
+        nothing = gradients_of(implementation, 52, device=device, weight=float("inf"), **options)
+        assert not any(bool((value != 0).any()) for value in nothing.values())
+
+
 def step_on_colour(step, parameters, adam, scene, photo):
     out = step.forward(parameters, **scene, sh_degree=3)
     loss = photometric_loss(out.image, photo, lambda_dssim=0.2, implementation="cuda")

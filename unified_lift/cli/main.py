@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 import unified_lift
+from unified_lift import ranks
 from unified_lift.cli.names import addressed, near_text, nearest
 from unified_lift.errors import UserError
 from unified_lift.memory import described, is_on_gpu, lack_of_memory
@@ -64,9 +65,14 @@ def run(command: str, argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)  # a pipe sees lines as they come
     module, function, _ = (COMMANDS | _HIDDEN)[command]
+    ranks.hush()
     try:
+        if command != "train" and ranks.launched():
+            raise UserError(f"{command}: runs in one process; start it without torchrun")
         start: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
-        return start(sys.argv[1:] if argv is None else argv)
+        code = start(sys.argv[1:] if argv is None else argv)
+        ranks.leave()
+        return code
     except UserError as error:
         code, text = 2, f"error: {error}"
     except ModuleNotFoundError as error:
@@ -85,11 +91,14 @@ def run(command: str, argv: list[str] | None = None) -> int:
             code, text = 2, f"error: {command}: {described(cause)}; {_what_to_lower(command, on_gpu=is_on_gpu(cause))}"
         elif isinstance(error, OSError):
             code, text = 2, f"error: {error}; check that the disk is writable and not full"
-        else:
+        elif ranks.may_report():
             raise
+        else:
+            return 1
     except KeyboardInterrupt:
         code, text = 130, "interrupted"
-    print(near_text(addressed(text)), file=sys.stderr)
+    if ranks.may_report():
+        print(near_text(addressed(text)), file=sys.stderr)
     return code
 
 

@@ -3,14 +3,18 @@
 import argparse
 import shlex
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
+from unified_lift import ranks
 from unified_lift.capture.mask_runs import caution
 from unified_lift.cli.flags import canonical, parsed
 from unified_lift.cli.names import program
 from unified_lift.data.scene import detect_reader, mask_folder
+from unified_lift.device import chosen_device
 from unified_lift.errors import UserError
 from unified_lift.fileio import locked
 from unified_lift.modelfolder.checkpoint import checkpoints
@@ -52,13 +56,17 @@ class TrainCommand(Generic[M, D]):
 def train_main(argv: list[str], *, says_next: bool = True) -> int:
     """Parse, train, print how good the result is, where it is and what comes next. Return the exit code."""
     command = parse(argv)
-    with locked(
-        command.settings.model_path, "training"
-    ):  # what is found in the folder stays so until it is trained into
-        return _train(command, says_next=says_next)
+    settings = command.settings
+    together = ranks.join(chosen_device(settings.run.device, rasterizer=settings.geometry.rasterizer).type)
+    if together.count > 1:
+        print(together)
+    # What is found in the folder stays so until it is trained into.
+    with locked(settings.model_path, "training") if together.is_first else nullcontext():
+        return _train(command, together, says_next=says_next)
 
 
-def _train(command: TrainCommand, *, says_next: bool) -> int:
+def _started_from(command: TrainCommand) -> Path | None:
+    """Return the checkpoint to go on from, None = start anew."""
     model, start = command.settings.model_path, command.start_checkpoint
     if start is None and (command.resume or command.resume_auto):
         start = latest_checkpoint(command.settings)
@@ -68,16 +76,26 @@ def _train(command: TrainCommand, *, says_next: bool) -> int:
     if start is None and holds_work(model) and not command.overwrite:
         goes_on = "--resume goes on with it" if checkpoints(model) else "none of its checkpoints is left to go on from"
         raise UserError(f"{model}: already holds a run; {goes_on}, --overwrite replaces it")
+    return start
+
+
+def _level_started_from(command: TrainCommand, settings: TrainSettings) -> Path | None:
+    go_on = (command.resume or command.resume_auto) and holds_run(settings.model_path)
+    return latest_checkpoint(settings) if go_on else None
+
+
+def _train(command: TrainCommand, together: ranks.Ranks, *, says_next: bool) -> int:
+    model, start = command.settings.model_path, together.of_first(lambda: _started_from(command))
     levels = list(_granularities(command))  # for errors before anything is trained
     for number in range(1 + len(levels)):
         settings = levels[number - 1] if number else command.settings
         if number:
-            go_on = (command.resume or command.resume_auto) and holds_run(settings.model_path)
-            start = latest_checkpoint(settings) if go_on else None
+            start = together.of_first(partial(_level_started_from, command, settings))
         try:
             state = run(settings, resume_from=start)
         except Interrupted:
-            print(f"\ninterrupted; go on with: {program('train')} -m {settings.model_path} --resume")
+            launcher = f"torchrun --nproc_per_node {together.count} " if together.count > 1 else ""
+            print(f"\ninterrupted; go on with: {launcher}{program('train')} -m {settings.model_path} --resume")
             return 130
         if not number:  # the run has chosen how long it is, and an --init_ply may have said how it is drawn
             levels = list(_granularities(replace(command, settings=state.settings)))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unified_lift import ranks
 from unified_lift.errors import UserError
 from unified_lift.memory import available_memory
 from unified_lift.types import DataDevice, Scene, View
@@ -79,7 +80,7 @@ class DataCache:
         self.choice = choose_cache(self._wanted, num_bytes, free_bytes(self._device, self._folder))
         if self.choice.kept_on == "disk":
             self._folder.mkdir(parents=True, exist_ok=True)
-            for stale in self._folder.glob(f"{_PREFIX}*{_SUFFIX}"):  # of a run that was killed while it loaded
+            for stale in self._folder.glob(f"{_prefix()}*{_SUFFIX}"):  # of a run that was killed while it loaded
                 stale.unlink(missing_ok=True)
             self._write = partial(_mapped, folder=self._folder)
         elif self.choice.kept_on == "cpu" and self._device.type == "cuda":
@@ -133,10 +134,16 @@ class _Chunks:
         return place.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
+def _prefix() -> str:
+    """Return how the names of files begin that are this process's."""
+    together = ranks.current()
+    return _PREFIX if together.count == 1 else f"{_PREFIX}{together.index}_"
+
+
 def _mapped(tensor: Tensor, *, folder: Path) -> Tensor:
     """Return the tensor as mapped from a file, which loses its name at once, so that whatever ends the run frees it."""
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=_PREFIX, suffix=_SUFFIX) as file:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=_prefix(), suffix=_SUFFIX) as file:
             file.write(tensor.numpy().tobytes())
             file.flush()
             flat = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)

@@ -1,5 +1,8 @@
 """The pixel batch sampler of the lift: the pixels that steps draw from, with their blending weights."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 from diff_gaussian_rasterization import PixelWeights
 from torch import Tensor
@@ -43,13 +46,23 @@ class PixelSampler:
 
     def of(self, index: int, visit: int = 0) -> SegmentPixels:
         """Return the pixels of view `index` at its 0-based `visit`, with weights if all of these fit."""
-        generation = visit // self.visits_before_renewal
-        if index not in self._made or self._made[index][0] not in (generation, self._WHOLE):
-            slot, num_segments, pixel_ids, is_whole = self._choose(index, generation, self.size)
-            weights = self.weights_at(index, pixel_ids) if self.keeps_weights else None
-            pixels = SegmentPixels(slot, num_segments, pixel_ids, weights)
-            self._made[index] = self._WHOLE if is_whole else generation, pixels
+        self.prepare([(index, visit)])
         return self._made[index][1]
+
+    def prepare(self, visits: Sequence[tuple[int, int]]) -> None:
+        """Choose the pixels of views at their visits, (index, visit), where that is due; processes share it out."""
+        due = dict[int, Callable[[], tuple[int, SegmentPixels]]]()
+        for index, visit in visits:
+            generation = visit // self.visits_before_renewal
+            if index not in self._made or self._made[index][0] not in (generation, self._WHOLE):
+                due.setdefault(index, partial(self._new, index, generation))
+        self._made.update(zip(due, self._stage.ranks.each(list(due.values())), strict=True))
+
+    def _new(self, index: int, generation: int) -> tuple[int, SegmentPixels]:
+        slot, num_segments, pixel_ids, is_whole = self._choose(index, generation, self.size)
+        weights = self.weights_at(index, pixel_ids) if self.keeps_weights else None
+        pixels = SegmentPixels(slot, num_segments, pixel_ids, weights)
+        return self._WHOLE if is_whole else generation, pixels
 
     def weights_at(self, index: int, pixel_ids: Tensor) -> PixelWeights:
         """Return the weights of pixels `pixel_ids` of a view, computed now."""
@@ -59,7 +72,10 @@ class PixelSampler:
     def extremes(self, visit: int) -> tuple[int, int]:
         """Return fewest pixels and most segments of a view; the first call chooses the pixels of all views."""
         if self._extremes is None:
-            views = [self.of(index, visit) for index in range(len(self._stage.cameras))]
+            indices = range(len(self._stage.cameras))
+            for first in indices[:: self._stage.ranks.batch]:
+                self.prepare([(index, visit) for index in indices[first : first + self._stage.ranks.batch]])
+            views = [self.of(index, visit) for index in indices]
             self._extremes = min(len(pixels.slot) for pixels in views), max(pixels.num_segments for pixels in views)
         return self._extremes
 

@@ -1,9 +1,11 @@
 """Geometry stage: plain 3D-GS on colour. With a method it is the joint schedule: everything in one loop."""
 
 import math
+import weakref
+from collections.abc import Mapping, Sequence
 
 import torch
-from diff_gaussian_rasterization import RasterOutput, TrainingStep
+from diff_gaussian_rasterization import RasterOutput, TrainingStep, adam_steps
 from torch import Tensor
 
 from unified_lift.density.base import DensityStep, Strategy, contributions, keep_rows
@@ -13,6 +15,7 @@ from unified_lift.model.gaussians import Gaussians
 from unified_lift.modelfolder.settings import GeometrySettings
 from unified_lift.ops.rng import StepRng
 from unified_lift.train.exposure import NO_EXPOSURE, Exposures, exposure_kind
+from unified_lift.train.gradients import GradientSums
 from unified_lift.train.losses import chosen_losses
 from unified_lift.train.stage import Stage, weighted_sum
 from unified_lift.train.views import SegmentMaps
@@ -51,7 +54,8 @@ class GeometryStage(Stage):
         self.weights |= {"exposure": settings.weight_exposure}
         self.strategy, self.density = strategy, strategy.initial_state(len(gaussians), gaussians.device)
         self.background = torch.ones(3, device=gaussians.device) if settings.white_background else None  # else black
-        self.rng, self.noise = StepRng(seed), StepRng(-1 - seed)
+        self.labelled = [view.segments is not None for view in scene.train]
+        self.rng, self.noise, self.sums = StepRng(seed), StepRng(-1 - seed), GradientSums()
         implementation = "auto" if settings.rasterizer == "ours" else settings.rasterizer
         self.renderer = TrainingStep(implementation=implementation, absolute_gradients=strategy.absolute_gradients)
 
@@ -72,9 +76,35 @@ class GeometryStage(Stage):
 
     def step(self, step: int) -> dict[str, Tensor]:
         self.on_phase("view")
-        index, view = self.next_view()
+        indices = self.next_indices()
         if self.method is not None:
-            self.method.before_step(self.progress(step), self.labelled_pixels)
+            self.before_step(self.method, step)
+        rates = self.rates(step)
+        watched = self.strategy.statistics(self.density, step, self.num_steps)
+        if self.ranks.batch == 1:
+            terms, total, out = self.seen(indices[0], self.view_of(indices, 0), step)
+            radii = out.meta.radii
+            self.on_phase("update")
+            if out.features.grad is None:
+                rates.pop("features", None)
+            states = self.adam.states(self.gaussians.table, rates)
+            self.renderer.update(states, loss=total, **self.adam.constants, **watched)
+            if self.exposures is not None:
+                self.exposures.step(indices[0], self.progress(step))
+        else:
+            terms, radii = self.seen_together(indices, step, rates, watched)
+        if self.settings.max_scale:
+            with torch.no_grad():
+                self.gaussians.log_scales.clamp_(max=math.log(self.settings.max_scale) + math.log(self.radius))
+        if self.method is not None:
+            self.update_method(self.method, self.progress(step))
+        self.on_phase("density")
+        for iteration in range(step, min(step + self.ranks.batch, self.num_steps)):
+            self.control_density(iteration, radii, rates["means"])
+        return {name: term.detach() for name, term in terms.items()}
+
+    def seen(self, index: int, view: View, step: int) -> tuple[dict[str, Tensor], Tensor, RasterOutput]:
+        """Render view `index` and differentiate its losses; return their terms, their weighted sum and the maps."""
         self.on_phase("forward")
         background = self.background_at(step)
         viewmat, intrinsics = view.camera.tensors(self.gaussians.device)
@@ -100,33 +130,70 @@ class GeometryStage(Stage):
         total = weighted_sum(terms, self.weights)
         self.on_phase("backward")
         backward(total)
-        terms |= self.of_parameters(out, view)
-        self.on_phase("update")
-        rates = self.rates(step)
-        if out.features.grad is None:
+        return terms | self.of_parameters(out, view), total, out
+
+    def seen_together(
+        self, indices: Sequence[int], step: int, rates: dict[str, float], watched: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Take one step for several views, which processes share out.
+
+        Return the terms of the last one of this process, and the largest radius of each Gaussian in any.
+        """
+        if not any(self.labelled[index] for index in indices):
             rates.pop("features", None)
-        self.renderer.update(
-            self.adam.states(self.gaussians.table, rates),
-            loss=total,
-            **self.adam.constants,
-            **self.strategy.statistics(self.density, step, self.num_steps),
-        )
-        if self.settings.max_scale:
-            with torch.no_grad():
-                self.gaussians.log_scales.clamp_(max=math.log(self.settings.max_scale) + math.log(self.radius))
-        if self.exposures is not None:
-            self.exposures.step(index, self.progress(step))
-        if self.method is not None:
-            self.update_method(self.method, self.progress(step))
-        self.on_phase("density")
-        noise = self.noise.at(step, self.gaussians.device)
-        info = DensityStep(step, self.num_steps, self.radius, out.meta.radii, self.generator, noise, rates["means"])
+        table, exposures, terms = self.gaussians.table, self.exposures, dict[str, Tensor]()
+        like = {name: table[name] for name in rates} | dict(watched)
+        parts = self.sums.begin({name: value.shape for name, value in like.items()}, self.gaussians.device)
+        own = {name: parts[name] for name in rates}
+        largest = torch.zeros(len(self.gaussians), dtype=torch.int32, device=self.gaussians.device)
+        photos = [] if exposures is None else [torch.zeros_like(exposures.tables[index]) for index in indices]
+        for place in self.ranks.mine:
+            self.begin_draws(step + place)
+            terms, total, out = self.seen(indices[place], self.view_of(indices, place), step + place)
+            self.renderer.gradients(own, loss=total, **{name: parts[name] for name in watched})
+            torch.maximum(largest, out.meta.radii, out=largest)
+            if exposures is not None:
+                photos[place] += exposures.gradient(indices[place])
+        self.on_phase("exchange")
+        self.ranks.add(self.sums.flat)
+        self.ranks.add(largest, largest=True)
+        self.ranks.add(*photos)
+        self.on_phase("update")
+        with torch.no_grad():
+            for name, value in watched.items():
+                value.add_(parts[name])
+            for gradient in own.values():
+                gradient.div_(self.ranks.batch)
+        states = self.adam.states(table, rates)
+        updates = [(table[name].detach(), own[name], state) for name, state in states.items() if own[name].numel()]
+        adam_steps(updates, **self.adam.constants)
+        for index, gradient in zip(indices, photos, strict=False):
+            assert exposures is not None
+            exposures.step(index, self.progress(step), gradient)
+        return terms, largest
+
+    def control_density(self, iteration: int, radii: Tensor, rate: float) -> None:
+        """Let the strategy act after a 0-based iteration; what it does is the same in all processes."""
+        before = {name: weakref.ref(value) for name, value in self.gaussians}
+        noise = self.noise.at(iteration, self.gaussians.device)
+        if len(radii) != len(self.gaussians):  # an earlier iteration of the step has changed them
+            radii = radii.new_zeros(len(self.gaussians))
+        info = DensityStep(iteration, self.num_steps, self.radius, radii, self.generator, noise, rate)
         self.strategy.update(self.gaussians, self.adam, self.density, info)
-        if step + 1 == self.strategy.last_change(self.num_steps) and self.strategy.settings.min_contribution:
-            keep = contributions(self.gaussians, self.cameras) > self.strategy.settings.min_contribution
+        last = iteration + 1 == self.strategy.last_change(self.num_steps)
+        if last and self.strategy.settings.min_contribution:
+            most = contributions(self.gaussians, self.cameras[self.ranks.index :: self.ranks.count])
+            self.ranks.add(most, largest=True)
+            keep = most > self.strategy.settings.min_contribution
             if bool(keep.any()):
                 keep_rows(self.gaussians, self.adam, self.density, keep)
-        return {name: term.detach() for name, term in terms.items()}
+        if self.ranks.count > 1 and any(before[name]() is not value for name, value in self.gaussians):
+            # Some sums of a GPU, by which rows are drawn, depend on the order of threads.
+            table, self.adam.moments, self.density = self.ranks.of_first(
+                lambda: (self.gaussians.state_dict(), self.adam.moments, self.density)
+            )
+            for name, value in table.items():
+                self.gaussians.set(name, value)
 
     @torch.no_grad()
     def of_parameters(self, out: RasterOutput, view: View) -> dict[str, Tensor]:

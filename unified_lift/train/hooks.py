@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unified_lift import ranks
 from unified_lift.fileio import write_json
 from unified_lift.methods.base import Method
 from unified_lift.model.ply import write_gaussians
@@ -27,13 +28,18 @@ from unified_lift.train.logs import RunLog
 from unified_lift.train.stage import Stage
 from unified_lift.types import Scene
 
+_AGREE_S = 0.5
+
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the run can be resumed)
     """The run was asked to stop and has saved a checkpoint."""
 
 
 class Hook:
-    """What may be done around the steps of a stage; steps are 0-based. None of it does anything unless a hook says."""
+    """What may be done around the steps of a stage; steps are 0-based. None of it does anything unless a hook says.
+
+    Steps are counted by views: of several that are one step, `before_step` gets the first and `after_step` the last.
+    """
 
     def before_stage(self, stage: Stage) -> None:
         """Act before the first step."""
@@ -61,14 +67,19 @@ def fit(stage: Stage, hooks: Sequence[Hook]) -> None:
         for hook in hooks:
             hook.before_stage(stage)
             at_the_end.callback(hook.close, stage)
-        for step in range(stage.first, stage.num_steps):
+        for step in range(stage.first, stage.num_steps, stage.ranks.batch):
             for hook in hooks:
                 hook.before_step(stage, step)
             terms = stage.step(step)
             for hook in hooks:
-                hook.after_step(stage, step, terms)
+                hook.after_step(stage, min(step + stage.ranks.batch, stage.num_steps) - 1, terms)
         for hook in hooks:
             hook.after_stage(stage)
+
+
+def passed(stage: Stage, done: int, every: int) -> bool:
+    """Return whether a multiple of `every`, 0 = none, is among the iterations of the step after which `done` are."""
+    return every > 0 and done // every > (done - stage.ranks.batch) // every
 
 
 class Finite(Hook):
@@ -123,9 +134,9 @@ class Log(Hook):
         self._bar = Bar(initial=first, total=count, desc=stage.name, disable=quiet)
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
-        self._bar.update()
         done, now = step + 1, time.perf_counter()
-        if done % self._settings.log_interval and done != stage.num_steps:
+        self._bar.update(done - self._bar.n)
+        if not passed(stage, done, self._settings.log_interval) and done != stage.num_steps:
             return
         values = dict(self._finite.last_terms())
         values["total"] = sum(stage.weights.get(name, 1.0) * value for name, value in values.items())
@@ -148,16 +159,20 @@ class GeometryResults(Hook):
 
     @torch.no_grad()
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
-        run, iteration, scores = self._settings.run, step + 1, []
+        run, scores, of_step = self._settings.run, list[Tensor](), range(step + 1, step + 1 - stage.ranks.batch, -1)
         if not isinstance(stage, GeometryStage):
             return
-        if iteration in run.save_iterations or iteration == stage.num_steps:
-            self._finite.check({"gaussians": stage.gaussians.table}, iteration)
-            folder = iteration_dir(self._settings.model_path, iteration)
+        saved, iteration = (
+            next((one for one in of_step if one in asked or one == stage.num_steps), None)
+            for asked in (run.save_iterations, run.test_iterations)
+        )
+        if saved is not None:
+            self._finite.check({"gaussians": stage.gaussians.table}, saved)
+            folder = iteration_dir(self._settings.model_path, saved)
             write_gaussians(folder / "point_cloud.ply", stage.gaussians, frame=self._scene.frame)
             if stage.exposures is not None:
                 write_json(self._settings.model_path / EXPOSURE_FILE, stage.exposures.matrices())
-        if iteration not in run.test_iterations and iteration != stage.num_steps:
+        if iteration is None:
             return
         for view in self._scene.test:
             image = render(stage.gaussians, view.camera, background=stage.background, with_features=False).image
@@ -175,6 +190,8 @@ class Checkpoints(Hook):
     """Writes checkpoints when they are due: after chosen steps, at intervals of steps and of time, at a stage's end.
 
     As a context it listens to Ctrl-C and SIGTERM: the first ends the run after its step, saved; the second at once.
+    Of several processes, which torchrun tells of a signal one after another, the first writes, and all end after the
+    same step; torchrun itself ends them at once.
     """
 
     def __init__(
@@ -183,7 +200,8 @@ class Checkpoints(Hook):
         self._settings, self._method, self._seconds, self._finite = settings, method, seconds, finite
         self.writer = CheckpointWriter()
         self._handlers: dict[int, Any] = {}
-        self._asked_to_stop = False
+        self._asked_to_stop, self._asked_for = False, set[int]()
+        self._agree_at, self._agreed = 0, (0, 0.0)  # step of the next agreement; step and time of the last one
 
     def __enter__(self) -> Checkpoints:
         if threading.current_thread() is threading.main_thread():  # Python lets no other one listen
@@ -196,23 +214,38 @@ class Checkpoints(Hook):
         self.writer.shutdown()  # waits; hides no error that is on its way up
 
     def _ask(self, *_: object) -> None:
-        if self._asked_to_stop:
+        if self._asked_to_stop and ranks.current().count == 1:
             raise KeyboardInterrupt
         self._asked_to_stop = True
 
+    def _is_to_stop(self, stage: Stage, step: int) -> bool:
+        """Return whether a process was asked to stop; several agree on it only about twice a second."""
+        if stage.ranks.count == 1:
+            return self._asked_to_stop
+        if step < self._agree_at:
+            return False
+        now = time.perf_counter()
+        pace = (step + 1 - self._agreed[0]) / max(now - self._agreed[1], 1e-3)  # a second
+        asked, wait = stage.ranks.sums(self._asked_to_stop, int(_AGREE_S * pace) if stage.ranks.is_first else 0)
+        self._agree_at, self._agreed = step + max(1, wait), (step + 1, now)
+        return asked > 0
+
     def before_stage(self, stage: Stage) -> None:
-        self._saved_at = time.perf_counter()
+        self._saved_at = now = time.perf_counter()
+        self._agree_at, self._agreed = 0, (stage.first, now)
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
         run, total_steps = self._settings.run, stage.steps_before + step + 1
-        if self._asked_to_stop:
+        if self._is_to_stop(stage, step):
             self.save(stage, step + 1)
             self.writer.wait()
+            stage.ranks.sums(0)  # until the first process has saved it
             raise Interrupted
         if step + 1 == stage.num_steps:
             return
-        due = total_steps in run.checkpoint_iterations
-        due |= run.checkpoint_interval > 0 and total_steps % run.checkpoint_interval == 0
+        due = any(total_steps - back in run.checkpoint_iterations for back in range(stage.ranks.batch))
+        self._asked_for |= {total_steps} if due else set()
+        due |= passed(stage, total_steps, run.checkpoint_interval)
         waited_s = time.perf_counter() - self._saved_at
         # By time only if the disk is through with the one before; asking also brings up an error of its thread.
         if due or (not self.writer.is_busy() and 0 < 60 * run.checkpoint_minutes <= waited_s):
@@ -224,6 +257,8 @@ class Checkpoints(Hook):
 
     def save(self, stage: Stage, step: int) -> None:
         """Begin to write a checkpoint, after which the rolling ones before it go; the end of a stage is kept."""
+        if not stage.ranks.is_first:
+            return
         settings, total_steps = self._settings, stage.steps_before + step
         state = {
             "stage": stage.name,
@@ -239,5 +274,6 @@ class Checkpoints(Hook):
         self._finite.check(state, step)
         path = checkpoint_path(settings.model_path, total_steps)
         kept = {total_steps, stage.steps_before, settings.geometry.iterations, *settings.run.checkpoint_iterations}
+        kept |= self._asked_for
         self.writer.write(path, snapshot(state), kept=kept)
         self._saved_at = time.perf_counter()

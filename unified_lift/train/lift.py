@@ -1,9 +1,10 @@
 """Lift stage: features and codebook on frozen geometry."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
-from diff_gaussian_rasterization import Sample, blend, blend_sample, draw
+from diff_gaussian_rasterization import PixelWeights, Sample, blend, blend_sample, draw, scatter_sample
 from torch import Tensor
 
 from unified_lift.errors import UserError
@@ -14,7 +15,8 @@ from unified_lift.modelfolder.settings import LiftSettings
 from unified_lift.ops.rng import StepRng
 from unified_lift.ops.segments import dense_slots
 from unified_lift.train.batches import PixelSampler, stratified
-from unified_lift.train.stage import Stage, weighted_sum
+from unified_lift.train.gradients import GradientSums, Scatter, scatter_to, spread
+from unified_lift.train.stage import Stage, share_method, weighted_sum
 from unified_lift.train.views import SegmentMaps, SegmentPixels
 from unified_lift.types import Camera, Scene
 
@@ -95,7 +97,8 @@ class LiftStage(Stage):
         gaussians.freeze_geometry()
         self.sampler = PixelSampler(self, settings, self.rng)
         method.prepare(LiftData(gaussians.means.detach(), self.labelled_views))
-        self.sample: Sample | None = None
+        self.samples: list[Sample] = []  # of the views of a step, where all steps are alike
+        self.slopes, self.sums = torch.zeros(0), GradientSums()  # derivatives by pixels' features, of several views
         self.graph = GradientGraph(
             self._replayed, lambda: {"features": gaussians.features} | dict(method.named_parameters())
         )
@@ -103,28 +106,33 @@ class LiftStage(Stage):
     def step(self, step: int) -> dict[str, Tensor]:
         """Do 0-based `step` and return the unweighted, detached terms."""
         progress = self.progress(step)
-        self.method.before_step(progress, self.labelled_pixels)
+        self.before_step(self.method, step)
         self.on_phase("view")
-        index, visit = self.order.next_index(), step // len(self.cameras)
-        pixels = self.sampler.of(index, visit)
-        sample = self._fixed_sample(visit)
-        key = None if sample is None else self.method.graph_key(progress, self.settings.lift_pixels)
+        indices = self.next_indices()
+        visits = [(step + place) // len(self.cameras) for place in range(self.ranks.batch)]
+        self.sampler.prepare(list(zip(indices, visits, strict=True)))
+        views = [self.sampler.of(index, visit) for index, visit in zip(indices, visits, strict=True)]
+        samples = self._fixed_samples(visits[0])
+        key = self.method.graph_key(progress, self.settings.lift_pixels) if samples else None
         self.on_phase("forward")
         if key is not None:
-            draw(pixels.weights, pixels.slot, sample, stream=self.rng.number(step))
+            for place, (pixels, sample) in enumerate(zip(views, samples, strict=True)):
+                draw(pixels.weights, pixels.slot, sample, stream=self.rng.number(step + place))
             self.on_phase("replay")
             terms = self.graph.run(key, progress)
+            if self.ranks.batch > 1:
+                self._spread(self.slopes, [partial(scatter_sample, sample) for sample in samples], [*self.slopes])
         else:
-            drawn = self._drawn(index, pixels, step)
             self.gaussians.zero_grad()
-            terms = self._losses(drawn, progress, view=index, step=step)
+            terms = self._losses_of(views, indices, progress, step)
         self.on_phase("update")
         self.adam.step(self.gaussians.table, {"features": self.method.rates(progress)["features"]})
         self.update_method(self.method, progress)
         with torch.no_grad():
             self.method.after_step(self.gaussians.features)
-        if step + 1 == self.num_steps:
+        if step + self.ranks.batch >= self.num_steps:
             self.method.finish(self.labelled_pixels)
+            share_method(self.method, self.ranks)
         return terms
 
     def labelled_views(self) -> Iterator[LabelledView]:
@@ -136,20 +144,68 @@ class LiftStage(Stage):
             slots, ids = dense_slots(segments + shift, ignore_zero=True)
             yield LabelledView(view.name, view.camera, slots, ids - shift)
 
-    def _drawn(self, index: int, pixels: SegmentPixels, step: int) -> ViewPixels:
-        """Return the blended features of the pixels that a step draws from those of a view, or of all there are."""
-        slot, num_segments, pixel_ids, weights, _ = pixels
-        chosen = None
-        if len(slot) > self.settings.lift_pixels:
-            chosen = stratified(len(slot), self.settings.lift_pixels, self.rng.at(step, slot.device))
-            slot = slot.index_select(0, chosen)
-        if weights is not None:
-            features = blend(weights, self.gaussians.features, rows=chosen)
-        else:
-            assert pixel_ids is not None  # since they are in the order of slots
-            drawn = pixel_ids if chosen is None else pixel_ids.index_select(0, chosen)
-            features = blend(self.sampler.weights_at(index, drawn), self.gaussians.features)
-        return ViewPixels(features, slot, num_segments)
+    def _losses_of(
+        self, views: Sequence[SegmentPixels], indices: Sequence[int], progress: float, step: int
+    ) -> dict[str, Tensor]:
+        """Return the detached terms of the views of a step, or of the last one of this process; leave the gradients."""
+        drawn = self._drawn(views, indices, step)
+        if self.ranks.batch == 1:
+            slot, weights, rows = drawn[0]
+            pixels = ViewPixels(blend(weights, self.gaussians.features, rows=rows), slot, views[0].num_segments)
+            return self._losses(pixels, progress, view=indices[0], step=step)
+        shapes = {str(place): (len(slot), self.gaussians.feature_dim) for place, (slot, *_) in enumerate(drawn)}
+        parts = list(self.sums.begin(shapes, self.gaussians.device).values())
+        scatters, terms = list[Scatter](), dict[str, Tensor]()
+        for place, (slot, weights, rows) in enumerate(drawn):
+            scatters.append(partial(scatter_to, weights, rows=rows))
+            if place in self.ranks.mine:
+                with torch.no_grad():
+                    features = blend(weights, self.gaussians.features, rows=rows)
+                pixels = ViewPixels(features.requires_grad_(), slot, views[place].num_segments)
+                self.begin_draws(step + place)
+                terms = self._losses(pixels, progress, view=indices[place], step=step + place)
+                if features.grad is not None:
+                    parts[place].copy_(features.grad)
+        self._spread(self.sums.flat, scatters, parts, agreed=False)
+        return terms
+
+    def _spread(
+        self, slopes: Tensor, scatters: Sequence[Scatter], parts: Sequence[Tensor], *, agreed: bool = True
+    ) -> None:
+        """Leave the gradient of the features by the mean loss of the views of a step, as `spread` does.
+
+        Terms on the Gaussians themselves have left theirs: in all processes alike, or that is not `agreed`.
+        """
+        features = self.gaussians.features
+        total, own = torch.zeros_like(features), features.grad
+        spread(self.ranks, slopes, scatters, parts, total)
+        if self.ranks.sums(own is not None)[0] if not agreed else own is not None:
+            own = torch.zeros_like(total) if own is None else own
+            self.shared_out(own)
+            total.add_(own)
+        features.grad = total
+
+    def _drawn(
+        self, views: Sequence[SegmentPixels], indices: Sequence[int], step: int
+    ) -> list[tuple[Tensor, PixelWeights, Tensor | None]]:
+        """Return for each view of a step the slots of the pixels drawn, or of all there are, and their weights.
+
+        These are the rows of the weights that come last; None: the weights are of these pixels alone.
+        """
+        found, makes = list[tuple[Tensor, PixelWeights | None, Tensor | None]](), list[Callable[[], PixelWeights]]()
+        for place, (slot, _, pixel_ids, weights, _) in enumerate(views):
+            chosen = None
+            if len(slot) > self.settings.lift_pixels:
+                chosen = stratified(len(slot), self.settings.lift_pixels, self.rng.at(step + place, slot.device))
+                slot = slot.index_select(0, chosen)
+            if weights is None:
+                assert pixel_ids is not None  # since they are in the order of slots
+                drawn = pixel_ids if chosen is None else pixel_ids.index_select(0, chosen)
+                makes.append(partial(self.sampler.weights_at, indices[place], drawn))
+                chosen = None
+            found.append((slot, weights, chosen))
+        made = iter(self.ranks.each(makes))
+        return [(slot, next(made) if weights is None else weights, rows) for slot, weights, rows in found]
 
     def _losses(self, pixels: ViewPixels, progress: float, *, view: int, step: int) -> dict[str, Tensor]:
         """Return the detached terms and leave the gradients of their weighted sum."""
@@ -162,14 +218,26 @@ class LiftStage(Stage):
 
     # ---- steps that a CUDA graph replays ----
 
-    def _fixed_sample(self, visit: int) -> Sample | None:
-        """Return a sample in fixed memory if all steps are alike: on a GPU, weights kept, enough pixels."""
-        if self.sample is None and self.gaussians.device.type == "cuda" and runs_on(self.gaussians.features):
-            if self.sampler.keeps_weights and self.sampler.extremes(visit)[0] >= self.settings.lift_pixels:
-                self.sample = Sample.empty(self.settings.lift_pixels, self.gaussians.device)
-        return self.sample
+    def _fixed_samples(self, visit: int) -> list[Sample]:
+        """Return samples in fixed memory if all steps are alike: on a GPU, weights kept, enough pixels; else none."""
+        count, device = self.settings.lift_pixels, self.gaussians.device
+        if not self.samples and device.type == "cuda" and runs_on(self.gaussians.features):
+            if self.sampler.keeps_weights and self.sampler.extremes(visit)[0] >= count:
+                self.samples = [Sample.empty(count, device) for _ in range(self.ranks.batch)]
+                several = self.ranks.batch if self.ranks.batch > 1 else 0
+                self.slopes = torch.zeros(several, count, self.gaussians.feature_dim, device=device)
+        return self.samples
 
     def _replayed(self, progress: float) -> dict[str, Tensor]:
-        assert self.sample is not None
-        features, slot = blend_sample(self.sample, self.gaussians.features), self.sample.slot
-        return self._losses(ViewPixels(features, slot, self.sampler.extremes(0)[1]), progress, view=-1, step=-1)
+        num_segments, terms = self.sampler.extremes(0)[1], dict[str, Tensor]()
+        if self.ranks.batch > 1:
+            self.slopes.zero_()
+        for place in self.ranks.mine:
+            sample, table = self.samples[place], self.gaussians.features
+            features = blend_sample(sample, table if self.ranks.batch == 1 else table.detach())
+            if self.ranks.batch > 1:
+                features.requires_grad_()
+            terms = self._losses(ViewPixels(features, sample.slot, num_segments), progress, view=-1, step=-1)
+            if self.ranks.batch > 1 and features.grad is not None:
+                self.slopes[place].copy_(features.grad)
+        return terms

@@ -1,5 +1,6 @@
 """Adam with one state per named parameter, which survives adding and removing rows."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -8,10 +9,15 @@ from torch import Tensor
 
 
 class NamedAdam:
-    """Adam (Kingma and Ba) of named leaf tensors; rows can be kept, appended and zeroed as Gaussians come and go."""
+    """Adam (Kingma and Ba) of named leaf tensors; rows can be kept, appended and zeroed as Gaussians come and go.
 
-    def __init__(self, *, eps: float) -> None:
-        self.constants = {"beta1": 0.9, "beta2": 0.999, "eps": eps}
+    A gradient that is the mean of `batch` views moves as far as they would one by one: rates are times sqrt(batch) and
+    betas to the power of batch. Source: Zhao et al. 2024 (Grendel-GS), section 4.3. `steps` counts views.
+    """
+
+    def __init__(self, *, eps: float, batch: int = 1) -> None:
+        self.batch = batch
+        self.constants = {"beta1": 0.9**batch, "beta2": 0.999**batch, "eps": eps}
         self.moments: dict[str, tuple[Tensor, Tensor]] = {}
         self.steps: dict[str, int] = {}
 
@@ -27,8 +33,12 @@ class NamedAdam:
             value = table[name]
             first, second = self.moments.get(name) or (torch.zeros_like(value), torch.zeros_like(value))
             self.moments[name] = first.to(value.device), second.to(value.device)  # from a checkpoint: on the CPU
-            self.steps[name] = self.steps.get(name, 0) + 1
-        return {name: AdamState(*self.moments[name], rate, self.steps[name]) for name, rate in rates.items()}
+            self.steps[name] = self.steps.get(name, 0) + self.batch
+        factor = math.sqrt(self.batch)
+        return {
+            name: AdamState(*self.moments[name], factor * rate, -(-self.steps[name] // self.batch))
+            for name, rate in rates.items()
+        }
 
     def keep_rows(self, keep: Tensor) -> None:
         """Drop the moments of the rows where `keep` [N] is False."""

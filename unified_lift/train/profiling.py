@@ -36,7 +36,7 @@ class Profile(Hook):
         self._trace: torch.profiler.profile | None = None
 
     def before_stage(self, stage: Stage) -> None:
-        self._windows = windows(stage.first, stage.num_steps)
+        self._windows = windows(stage.first // stage.ranks.batch, stage.num_steps // stage.ranks.batch)
         self._on_gpu = stage.gaussians.device.type == "cuda"
         self._wait: Callable[[], None] = torch.cuda.synchronize if self._on_gpu else lambda: None
 
@@ -44,7 +44,7 @@ class Profile(Hook):
         stage.on_phase(_BETWEEN_STEPS)
         if not self._windows:
             return
-        window, done = self._windows[0], step + 1
+        window, done = self._windows[0], (step + 1) // stage.ranks.batch
         size = len(window) // 2
         if done == window.start:
             sizes = {"gaussians": len(stage.gaussians), "codes": self._method.num_objects}

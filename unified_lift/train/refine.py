@@ -1,9 +1,11 @@
 """Refine stage: features that explain the codes of the training pixels, from those that label voting gives."""
 
 import math
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
-from diff_gaussian_rasterization import blend
+from diff_gaussian_rasterization import PixelWeights, blend
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -14,6 +16,7 @@ from unified_lift.modelfolder.labels import Labelling
 from unified_lift.modelfolder.settings import RefineSettings
 from unified_lift.ops.rng import StepRng
 from unified_lift.train.batches import weights_at
+from unified_lift.train.gradients import GradientSums, scatter_to, spread
 from unified_lift.train.stage import Stage
 from unified_lift.train.views import SegmentMaps
 from unified_lift.types import Scene, View
@@ -65,29 +68,58 @@ class RefineStage(Stage):
         size = 6 * sum(camera.width * camera.height for camera in self.cameras)
         self.keeps_targets = num_steps > len(self.cameras) and size <= _MAX_KEPT and len(self.codes) < 2**15
         self.kept: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self.sums = GradientSums()
 
     def step(self, step: int) -> dict[str, Tensor]:
         self.on_phase("view")
-        index, view = self.next_view()
-        self.on_phase("targets")
-        targets, pixel_ids = self._targets(index, view)
-        chosen = self._drawn(len(targets), step)
-        self.on_phase("forward")
-        drawn = chosen if pixel_ids is None else pixel_ids.index_select(0, chosen)
-        blended = blend(weights_at(self.gaussians, view.camera, drawn), self.features)
-        self.on_phase("losses")
-        logits = blended @ self.codes.T / temperature_for(len(self.codes))
-        target = targets.index_select(0, chosen).long()
-        # A sum, since a mean over no labelled pixel is NaN; Adam does not care for the factor.
-        loss = cross_entropy(logits, target, ignore_index=-1, reduction="sum")
-        self.on_phase("backward")
-        self.features.grad = None
-        loss.backward()
+        indices = self.next_indices()
+        mine = {place: self._pixels(indices, place, step + place) for place in self.ranks.mine}
+        if self.ranks.batch == 1:
+            (weights, target), self.features.grad = mine[0], None
+            loss = self._loss(blend(weights, self.features), target)
+        else:
+            loss = self._losses_of(mine)
         self.on_phase("update")
         is_late = self.progress(step) >= 1 - self.settings.refine_lr_final_share
         rate = self.settings.refine_lr_final if is_late else self.settings.refine_lr
         self.adam.step({"features": self.features}, {"features": rate})
         return {"refine": loss.detach()}
+
+    def _pixels(self, indices: Sequence[int], place: int, step: int) -> tuple[PixelWeights, Tensor]:
+        """Return the weights of the pixels that a step draws from a view, and the codes that they are to have."""
+        view = self.view_of(indices, place)
+        self.on_phase("targets")
+        targets, pixel_ids = self._targets(indices[place], view)
+        chosen = self._drawn(len(targets), step)
+        self.on_phase("forward")
+        drawn = chosen if pixel_ids is None else pixel_ids.index_select(0, chosen)
+        return weights_at(self.gaussians, view.camera, drawn), targets.index_select(0, chosen).long()
+
+    def _loss(self, blended: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of pixels, whose gradient is left."""
+        self.on_phase("losses")
+        logits = blended @ self.codes.T / temperature_for(len(self.codes))
+        # A sum, since a mean over no labelled pixel is NaN; Adam does not care for the factor.
+        loss = cross_entropy(logits, target, ignore_index=-1, reduction="sum")
+        self.on_phase("backward")
+        loss.backward()
+        return loss
+
+    def _losses_of(self, mine: Mapping[int, tuple[PixelWeights, Tensor]]) -> Tensor:
+        """Return the loss of the last of this process's views; leave the gradient of the mean over all views."""
+        own = {place: weights for place, (weights, _) in mine.items()}
+        all_weights = self.ranks.each([partial(own.__getitem__, place) for place in range(self.ranks.batch)])
+        shapes = {str(place): (weights.num_rows, self.features.shape[1]) for place, weights in enumerate(all_weights)}
+        parts, loss = list(self.sums.begin(shapes, self.features.device).values()), torch.zeros(())
+        for place, (weights, target) in mine.items():
+            blended = blend(weights, self.features.detach()).requires_grad_()
+            loss = self._loss(blended, target)
+            assert blended.grad is not None
+            parts[place].copy_(blended.grad)
+        self.features.grad = torch.zeros_like(self.features)
+        scatters = [partial(scatter_to, weights) for weights in all_weights]
+        spread(self.ranks, self.sums.flat, scatters, parts, self.features.grad)
+        return loss
 
     def statistics(self) -> dict[str, float]:
         return {}  # those of the method belong to the lift

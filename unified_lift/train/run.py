@@ -2,13 +2,14 @@
 
 import shutil
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from unified_lift import ranks
 from unified_lift.data import load_scene
 from unified_lift.data.cache import CacheChoice, DataCache
 from unified_lift.data.points import MIN_SEEN, hardly_seen, in_pictures
@@ -39,7 +40,7 @@ from unified_lift.train.losses import chosen_losses
 from unified_lift.train.profiling import Profile
 from unified_lift.train.refine import RefineStage
 from unified_lift.train.schedule import Forecast, Photos, chosen
-from unified_lift.train.stage import Stage
+from unified_lift.train.stage import Stage, share_method
 from unified_lift.types import Scene, Similarity, View, ZeroId
 
 _MUCH_UNCLAIMED = 0.25  # masks of whole pictures leave gaps of a few percent
@@ -87,24 +88,20 @@ def run(
         OutOfMemory: A part of it needs more than there is; it says what to lower. Checkpoints are intact.
         FloatingPointError: A loss or a parameter became NaN or infinite; nothing of it was saved.
     """
-    with locked(settings.model_path, "training"):
+    is_first = ranks.join(chosen_device(settings.run.device, rasterizer=settings.geometry.rasterizer).type).is_first
+    with locked(settings.model_path, "training") if is_first else nullcontext():
         return _run(settings, scene, resume_from, hooks)
 
 
 def _run(
     settings: TrainSettings, scene: Scene | None, resume_from: Path | None, hooks: Sequence[Hook]
 ) -> TrainingState:
-    state = _start(settings, scene, resume_from)
+    state, together = _start(settings, scene, resume_from), ranks.current()
     settings, finite = state.settings, Finite()
-    log = RunLog(
-        settings.model_path, tensorboard=settings.run.logger == "tensorboard", provenance=settings.run.provenance
-    )
-    with closing(log), Checkpoints(settings, state.method, state.clock.seconds, finite) as saving:
-        results = GeometryResults(settings, state.scene, log, finite)
-        forecast = Forecast(settings, state.scene, state.clock.seconds)
-        watch = [finite, Log(settings.run, log, finite), results, saving, forecast, *hooks]
-        if settings.run.profile:
-            watch.insert(0, Profile(state.method, state.profile))
+    with ExitStack() as stack:
+        saving = Checkpoints(settings, state.method, state.clock.seconds, finite)
+        watch = _watch(state, saving, finite, hooks, stack) if together.is_first else [finite, saving, *hooks]
+        stack.enter_context(saving)
         begin = state.checkpoint["stage"] if state.checkpoint else "geometry"
         scene, gaussians, method, seed = state.scene, state.gaussians, state.method, 1000 * settings.seed
         lifts, joint, labels = bool(scene.labelled), settings.schedule == "joint", None
@@ -127,18 +124,36 @@ def _run(
             tqdm.write(f"warning: the model has colours only: {method.summary['no_objects']}")
         if method.num_objects:
             with state.clock.part("finish"):
-                labels = _labelled(state)
+                labels = together.of_first(lambda: _labelled(state))
+                share_method(method, together)
             if labels.features is not None:
                 with state.clock.part("refine"):
                     refine = RefineStage(scene, gaussians, method, settings.refine, labels, seed=seed + 3)
                     fit(_placed(refine, state), watch)
                 labels = replace(labels, features=refine.features.detach())
         with state.clock.part("finish"):
-            _write_results(state, labels)
+            if together.is_first:
+                _write_results(state, labels)
             saving.writer.wait()
-        _write_manifest(state)
-        shutil.rmtree(settings.model_path / outputs.REPLACED, ignore_errors=True)
+        state.manifest = _manifest(state)
+        if together.is_first:
+            write_json(settings.model_path / "manifest.json", state.manifest)
+            shutil.rmtree(settings.model_path / outputs.REPLACED, ignore_errors=True)
+        together.sums(0)  # until everything is written
         return state
+
+
+def _watch(
+    state: TrainingState, saving: Checkpoints, finite: Finite, hooks: Sequence[Hook], stack: ExitStack
+) -> list[Hook]:
+    """Return the hooks of the process that writes and prints; what they hold is released with the stack."""
+    settings, run = state.settings, state.settings.run
+    log = RunLog(settings.model_path, tensorboard=run.logger == "tensorboard", provenance=run.provenance)
+    stack.callback(log.close)
+    results = GeometryResults(settings, state.scene, log, finite)
+    forecast = Forecast(settings, state.scene, state.clock.seconds)
+    watch = [finite, Log(run, log, finite), results, saving, forecast, *hooks]
+    return [Profile(state.method, state.profile), *watch] if run.profile else watch
 
 
 def _placed(stage: Stage, state: TrainingState) -> Stage:
@@ -184,7 +199,7 @@ def _write_results(state: TrainingState, labels: Labelling | None) -> None:
         write_json(model / "profile.json", state.profile)
 
 
-def _write_manifest(state: TrainingState) -> None:
+def _manifest(state: TrainingState) -> dict[str, Any]:
     scene, clock = state.scene, state.clock
     facts = {
         "scene": scene.name,
@@ -199,10 +214,10 @@ def _write_manifest(state: TrainingState) -> None:
         "num_codes": state.method.num_objects,
         "method": {"name": state.settings.method_name} | state.method.summary,
         "seconds": {name: round(value, 2) for name, value in clock.done.items()},
+        **({"processes": count} if (count := ranks.current().count) > 1 else {}),
         **({"peak_gpu_bytes": clock.peak_gpu_bytes} if clock.peak_gpu_bytes else {}),
     }
-    state.manifest = outputs.provenance(state.settings, facts, folder=state.settings.model_path)
-    write_json(state.settings.model_path / "manifest.json", state.manifest)
+    return outputs.provenance(state.settings, facts, folder=state.settings.model_path)
 
 
 def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | None) -> TrainingState:
@@ -260,12 +275,13 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
         gaussians = gaussians_from_points(scene.points, sh_degree=settings.geometry.sh_degree)
         gaussians.antialiased = settings.geometry.antialiased
         strategy_entry(settings.strategy).build(settings.density).begin(gaussians)
-    if saved is not None:
-        rewind_log(settings.model_path, stage=saved["stage"], step=saved["step"])
-    elif outputs.set_earlier_run_aside(settings.model_path):
-        kept = settings.model_path / outputs.REPLACED
-        tqdm.write(f"note: the earlier run is kept in {kept} until this one is done")
-    outputs.write_run_header(settings, scene)
+    if ranks.current().is_first:
+        if saved is not None:
+            rewind_log(settings.model_path, stage=saved["stage"], step=saved["step"])
+        elif outputs.set_earlier_run_aside(settings.model_path):
+            kept = settings.model_path / outputs.REPLACED
+            tqdm.write(f"note: the earlier run is kept in {kept} until this one is done")
+        outputs.write_run_header(settings, scene)
     return TrainingState(settings, scene, cache.choice, gaussians.to(device), method, clock, checkpoint=saved)
 
 

@@ -146,16 +146,22 @@ class Forecast(Hook):
         steps = stage.num_steps - stage.first
         self._begin = stage.first + min(3, steps // 8)  # what comes before is slower
         self._end = self._begin + max(1, steps // 8)
-        self._since, self._count = time.perf_counter(), len(stage.gaussians)
+        self._since, self._count, self._has_begun = (
+            time.perf_counter(),
+            len(stage.gaussians),
+            self._begin == stage.first,
+        )
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
         done, waits = step + 1, step + 1 < self._end and time.perf_counter() - self._since < _LOOK_S
-        if self._is_done or done < self._begin or (done > self._begin and waits):
+        begins = done >= self._begin and not self._has_begun
+        if self._is_done or done < self._begin or (waits and not begins):
             return
         if stage.gaussians.device.type == "cuda":
             torch.cuda.synchronize()  # twice in a run
-        if done == self._begin:
+        if begins:
             self._since, self._count = time.perf_counter(), len(stage.gaussians)
+            self._begin, self._has_begun = done, True
             return
         self._is_done = True
         parts = self.parts(stage)

@@ -7,12 +7,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from unified_lift import ranks
 from unified_lift.methods.base import Method, ViewPixels
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.render import render
 from unified_lift.train.optim import NamedAdam
 from unified_lift.train.views import Prefetcher, SegmentMaps, ViewOrder
 from unified_lift.types import Scene, View
+
+_MOST_DRAWS = 16  # of random numbers in the losses of a view; methods draw once
 
 
 def no_op(phase: str) -> None:
@@ -26,6 +29,7 @@ class Stage(ABC):
         name: What logs, checkpoints and tables call it.
         saves_end: Whether a checkpoint is kept of its end.
         first, steps_before: 0-based step to begin with, where a checkpoint was taken; steps of the stages before it.
+        ranks: The processes that share out the views of a step. Steps are counted by views: `ranks.batch` at a time.
         cameras, frame: Of the views that it trains on; what they and the Gaussians are inside of.
         maps: Labelled pixels of the views, where it needs them.
         weights: Factor of each loss term; a term without one counts once.
@@ -50,7 +54,7 @@ class Stage(ABC):
         """Prepare to train on these views of the scene, with their `fields` on the device of the Gaussians."""
         if method is not None and gaussians.feature_dim != method.feature_dim:
             gaussians.set("features", method.initial_features(len(gaussians)).to(gaussians.device))
-        self.gaussians, self.method, self.num_steps = gaussians, method, num_steps
+        self.gaussians, self.method, self.num_steps, self.ranks = gaussians, method, num_steps, ranks.current()
         self.views = Prefetcher(views, fields, kept_on=scene.kept_on, device=gaussians.device)
         self.cameras, self.frame = [view.camera for view in views], scene.frame
         self.first = self.steps_before = 0
@@ -58,7 +62,11 @@ class Stage(ABC):
         self.order = ViewOrder(len(views), seed=seed)
         self.generator = torch.Generator().manual_seed(seed + 1)
         self.on_phase: Callable[[str], None] = no_op
-        self.adam, self.method_adam = NamedAdam(eps=1e-15), NamedAdam(eps=1e-8)  # [3DGS], [released]
+        batch = self.ranks.batch
+        self.adam, self.method_adam = (
+            NamedAdam(eps=1e-15, batch=batch),
+            NamedAdam(eps=1e-8, batch=batch),
+        )  # [3DGS], [released]
 
     @abstractmethod
     def step(self, step: int) -> dict[str, Tensor]:
@@ -68,10 +76,39 @@ class Stage(ABC):
         """Return more numbers about the last step for the log; reading them may wait for the device."""
         return {} if self.method is None else self.method.statistics
 
-    def next_view(self) -> tuple[int, View]:
-        """Return the next view of the order and its index among the stage's views."""
-        index = self.order.next_index()
-        return index, self.views.get(index, then=self.order.peek())
+    def next_indices(self) -> list[int]:
+        """Return the indices of the views of a step, of all processes, among the stage's views."""
+        return [self.order.next_index() for _ in range(self.ranks.batch)]
+
+    def view_of(self, indices: Sequence[int], place: int) -> View:
+        """Return the view of a step that is in a place of this process."""
+        after = place + self.ranks.count
+        then = indices[after] if after < len(indices) else self.order.peek(self.ranks.index)
+        return self.views.get(indices[place], then=then)
+
+    def before_step(self, method: Method, step: int) -> None:
+        """Let the method begin a step; if it looks at the data, all go on with what the first process sees there."""
+        looked = False
+
+        def views() -> Iterator[ViewPixels]:
+            nonlocal looked
+            looked = True
+            return self.labelled_pixels()
+
+        method.before_step(self.progress(step), views)
+        if looked:
+            share_method(method, self.ranks)
+
+    def begin_draws(self, iteration: int) -> None:
+        """Give the method the random numbers of a 0-based iteration, whichever process does it."""
+        if self.method is not None:
+            self.method.num_draws = _MOST_DRAWS * iteration
+
+    def shared_out(self, *tensors: Tensor) -> None:
+        """Make gradients, of sums over this process's views, those of the mean over all views of a step."""
+        self.ranks.add(*tensors)
+        for tensor in tensors:
+            tensor.div_(self.ranks.batch)
 
     @torch.no_grad()
     def labelled_pixels(self) -> Iterator[ViewPixels]:
@@ -87,6 +124,11 @@ class Stage(ABC):
     def update_method(self, method: Method, progress: float) -> None:
         """Step the method's own parameters and forget their gradients."""
         own, rates = dict(method.named_parameters()), method.rates(progress)
+        if self.ranks.batch > 1:
+            some = {name: value for name, value in own.items() if value.numel()}
+            for value in some.values():
+                value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+            self.shared_out(*(value.grad for value in some.values() if value.grad is not None))
         self.method_adam.step(own, {name: rates[name] for name in own})
         for value in own.values():
             value.grad = None
@@ -106,6 +148,16 @@ class Stage(ABC):
             for name, moments in adam.moments.items():
                 if {moment.shape for moment in moments} != {table[name].shape}:
                     raise ValueError(f"moments of {name} are of {len(moments[0])} rows, it has {len(table[name])}")
+
+
+def share_method(method: Method, together: ranks.Ranks) -> None:
+    """Give the method what it is in the first process: sums on a GPU depend on the order of threads."""
+    if together.count > 1:
+        state, objects, method.summary = together.of_first(
+            lambda: (method.state_dict(), method.object_state(), method.summary)
+        )
+        method.load_state_dict(state)
+        method.load_object_state(objects)
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

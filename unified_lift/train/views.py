@@ -28,11 +28,11 @@ class ViewOrder:
         self.peek()
         return self.stack.pop()
 
-    def peek(self) -> int:
-        """Return what `next_index` is going to return."""
-        if not self.stack:
-            self.stack = torch.randperm(self.count, generator=self.generator).tolist()
-        return self.stack[-1]
+    def peek(self, ahead: int = 0) -> int:
+        """Return what `next_index` is going to return, `ahead` calls later."""
+        while len(self.stack) <= ahead:
+            self.stack = torch.randperm(self.count, generator=self.generator).tolist() + self.stack
+        return self.stack[-1 - ahead]
 
     def state_dict(self) -> dict:
         return {"stack": list(self.stack), "generator": self.generator.get_state()}

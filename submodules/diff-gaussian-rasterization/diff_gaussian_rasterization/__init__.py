@@ -5,7 +5,7 @@ from .adam import AdamState, adam_steps
 from .api import blend, pixel_weights, rasterize, scatter
 from .dropin import GaussianRasterizationSettings, GaussianRasterizer
 from .native import backend_info
-from .sampled import Sample, blend_sample, draw
+from .sampled import Sample, blend_sample, draw, scatter_sample
 from .step import TrainingStep
 from .types import PixelWeights, RasterMeta, RasterOutput
 
@@ -27,4 +27,5 @@ __all__ = [
     "pixel_weights",
     "rasterize",
     "scatter",
+    "scatter_sample",
 ]

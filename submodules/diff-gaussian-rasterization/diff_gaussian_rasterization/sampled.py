@@ -73,10 +73,22 @@ def blend_sample(sample: Sample, features: Tensor) -> Tensor:
     return _BlendSample.apply(sample, features)
 
 
+def scatter_sample(sample: Sample, values: Tensor, out: Tensor) -> None:
+    """Add to `out`, [N, D], what each Gaussian collects from values [P, D] at the pixels that `draw` chose last.
+
+    The transpose of `blend_sample`; on a GPU only.
+    """
+    scatter_rows(_rows_of(sample), values, len(out), out)
+
+
+def _rows_of(sample: Sample) -> tuple[Any, ...]:
+    return None, None, None, address(sample.rows), sample.rows.numel(), 0, address(sample.source)
+
+
 class _BlendSample(Function):
     @staticmethod
     def forward(ctx: Any, sample: Sample, features: Tensor) -> Tensor:
-        rows = (None, None, None, address(sample.rows), sample.rows.numel(), 0, address(sample.source))
+        rows = _rows_of(sample)
         ctx.state = (rows, sample, features.shape[0])
         return blend_rows(rows, features.detach().contiguous())
 

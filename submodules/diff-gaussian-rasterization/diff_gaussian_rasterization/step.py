@@ -6,7 +6,7 @@ the Gaussians are never stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -107,6 +107,24 @@ class TrainingStep:
         """
         self._current.update(adam, loss=loss, beta1=beta1, beta2=beta2, eps=eps, grad_sum=grad_sum, num_seen=num_seen)
 
+    def gradients(
+        self,
+        into: Mapping[str, Tensor],
+        *,
+        loss: Tensor,
+        grad_sum: Tensor | None = None,
+        num_seen: Tensor | None = None,
+    ) -> None:
+        """Add to `into` the gradients that `update` would take a step by, and change nothing else of the Gaussians.
+
+        So that the gradients of several views become one step, which `adam_steps` then takes.
+
+        Args:
+            into: By name of each parameter, and of `features` if their gradient is wanted, of the shape of each.
+            loss, grad_sum, num_seen: As in `update`; nothing is added if the loss is not finite.
+        """
+        self._current.gradients(into, loss=loss, grad_sum=grad_sum, num_seen=num_seen)
+
 
 class _Composed:
     """The definition: the public pieces in a row, differentiated by autograd."""
@@ -141,16 +159,33 @@ class _Composed:
         self, adam: Mapping[str, AdamState],
         *, loss: Tensor, beta1: float, beta2: float, eps: float, grad_sum: Tensor | None, num_seen: Tensor | None,
     ) -> None:  # fmt: skip
-        if bool(torch.isfinite(loss)):
-            pairs = [(m, leaf.grad[None]) for m, leaf in zip(self.rendered[:4], self.out[:4]) if leaf.grad is not None]
-            if pairs:
-                torch.autograd.backward(*zip(*pairs))
-            if grad_sum is not None:
-                self._watch(grad_sum, num_seen)
-            gradients = {name: self._gradient(name) for name in adam}
-            names = [name for name, gradient in gradients.items() if gradient is not None and gradient.numel()]
-            updates = [(self.leaves[name].detach(), gradients[name], adam[name]) for name in names]
-            adam_steps(updates, beta1=beta1, beta2=beta2, eps=eps, implementation=self.neighbours)
+        gradients = self._taken(adam, loss, grad_sum, num_seen)
+        updates = [(self.leaves[name].detach(), gradient, adam[name]) for name, gradient in gradients.items()]
+        adam_steps(updates, beta1=beta1, beta2=beta2, eps=eps, implementation=self.neighbours)
+        self._forget()
+
+    def gradients(
+        self, into: Mapping[str, Tensor], *, loss: Tensor, grad_sum: Tensor | None, num_seen: Tensor | None
+    ) -> None:
+        for name, gradient in self._taken(into, loss, grad_sum, num_seen).items():
+            into[name].add_(gradient)
+        self._forget()
+
+    def _taken(
+        self, names: Iterable[str], loss: Tensor, grad_sum: Tensor | None, num_seen: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return the gradients of the parameters named that have any; none if the loss is not finite."""
+        if not bool(torch.isfinite(loss)):
+            return {}
+        pairs = [(m, leaf.grad[None]) for m, leaf in zip(self.rendered[:4], self.out[:4]) if leaf.grad is not None]
+        if pairs:
+            torch.autograd.backward(*zip(*pairs))
+        if grad_sum is not None:
+            self._watch(grad_sum, num_seen)
+        gradients = {name: self._gradient(name) for name in names}
+        return {name: gradient for name, gradient in gradients.items() if gradient is not None and gradient.numel()}
+
+    def _forget(self) -> None:
         for value in self.parameters.values():
             value.grad = None
         del self.parameters, self.leaves, self.watched, self.rendered, self.out

@@ -56,8 +56,16 @@ class Exposures:
         """Return the loss terms on the parameters of photo `index`."""
         return {} if self.kind.penalty is None else {"exposure": self.kind.penalty(self._of(index))}
 
-    def step(self, index: int, progress: float) -> None:
-        """Move photo `index` by its gradient, `progress` of the way through the stage, and forget that."""
+    def gradient(self, index: int) -> Tensor:
+        """Return the gradient of the parameters of photo `index`, and forget it."""
+        leaf, self._leaf = self._of(index), None
+        assert leaf.grad is not None
+        return leaf.grad
+
+    def step(self, index: int, progress: float, gradient: Tensor | None = None) -> None:
+        """Move photo `index`, `progress` of the way through the stage, by the gradient that it has, or by this one."""
+        if gradient is not None:
+            self._of(index).grad = gradient
         warmth = min(1.0, 0.01 + progress / self.kind.warm_up) if self.kind.warm_up else 1.0
         name, rate = str(index), warmth * self._rate * self.kind.last_share**progress
         self._adam.step({name: self._of(index)}, {name: rate})

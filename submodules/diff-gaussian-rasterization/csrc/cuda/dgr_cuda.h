@@ -80,7 +80,8 @@ struct DgrCudaAdam {
   int64_t step;  // 1 for the first
 };
 
-// What a training step changes: the parameters of `scene`, which must be raw and have their harmonics apart.
+// What a training step changes: the parameters of `scene`, which must be raw and have their harmonics apart. Where v is
+// null, gradients are added to m instead.
 struct DgrCudaUpdate {
   DgrCudaAdam means, quats, scales, opacities, sh, sh_rest;
   double beta1, beta2, eps;

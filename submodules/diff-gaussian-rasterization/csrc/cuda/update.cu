@@ -32,8 +32,24 @@ struct __align__(16) WarpRows {
 };
 
 // Updates `count` floats from `first` on; gradient(i) is that of float first + i, and old(i) its value if it is at hand.
-template <class Gradient>
+// kAdds: adds the gradients to the first moments instead.
+template <bool kAdds, class Gradient>
 DGR_DEVICE void update_range(const Parameter& p, int64_t first, int count, const float* old, Gradient gradient) {
+  if constexpr (kAdds) {
+    sweep(p.m, first, count, [&](int i, bool four) {
+      const int64_t at = first + i;
+      if (four) {
+        float4* to = reinterpret_cast<float4*>(p.m + at);
+        float4 m = *to;
+        m.x += gradient(i), m.y += gradient(i + 1), m.z += gradient(i + 2), m.w += gradient(i + 3);
+        if (p.grad != nullptr) m.x += p.grad[at], m.y += p.grad[at + 1], m.z += p.grad[at + 2], m.w += p.grad[at + 3];
+        *to = m;
+      } else {
+        p.m[at] += gradient(i) + (p.grad == nullptr ? 0.0f : p.grad[at]);
+      }
+    });
+    return;
+  }
   sweep(p.value, first, count, [&](int i, bool four) {
     const int64_t at = first + i;
     if (four) {
@@ -52,15 +68,15 @@ DGR_DEVICE void update_range(const Parameter& p, int64_t first, int count, const
   });
 }
 
-template <int kWidth>
+template <int kWidth, bool kAdds>
 DGR_DEVICE void update_small(const Parameter& p, int64_t first, int rows, const float* small, int offset) {
-  update_range(p, first * kWidth, rows * kWidth, nullptr,
+  update_range<kAdds>(p, first * kWidth, rows * kWidth, nullptr,
                [=](int i) { return small[i / kWidth * kSmall + offset + i % kWidth]; });
 }
 
-template <int kWidth>
+template <int kWidth, bool kAdds>
 DGR_DEVICE void update_rest(const Parameter& p, int64_t first, int rows, const WarpRows& w) {
-  update_range(p, first * kWidth, rows * kWidth, w.rest, [&w](int i) {
+  update_range<kAdds>(p, first * kWidth, rows * kWidth, w.rest, [&w](int i) {
     const float* f = w.factors + i / kWidth * kFactorStride;
     return f[i % kWidth / 3] * f[kMaxTerms - 1 + i % 3];  // kWidth is a multiple of 3
   });
@@ -107,7 +123,7 @@ DGR_DEVICE void differentiate(const DgrCudaScene& s, const DgrCudaFrame& frame, 
 }
 
 // kRest: floats of a Gaussian behind degree 0.
-template <int kRest, bool kAntialiased>
+template <int kRest, bool kAntialiased, bool kAdds>
 __global__ void __launch_bounds__(kThreads) update_kernel(DgrCudaScene s, DgrCudaFrame frame, Update update) {
   __shared__ Camera cam;
   __shared__ WarpRows warps[kWarps];
@@ -133,12 +149,12 @@ __global__ void __launch_bounds__(kThreads) update_kernel(DgrCudaScene s, DgrCud
   }
   __syncwarp();
   // 3. update, the warp together
-  if constexpr (kRest != 0) update_rest<kRest>(update.sh_rest, first, rows, w);
-  update_small<3>(update.means, first, rows, w.small, kMeans);
-  update_small<4>(update.quats, first, rows, w.small, kQuats);
-  update_small<3>(update.scales, first, rows, w.small, kScales);
-  update_small<1>(update.opacities, first, rows, w.small, kOpacity);
-  update_small<3>(update.sh, first, rows, w.small, kColor);
+  if constexpr (kRest != 0) update_rest<kRest, kAdds>(update.sh_rest, first, rows, w);
+  update_small<3, kAdds>(update.means, first, rows, w.small, kMeans);
+  update_small<4, kAdds>(update.quats, first, rows, w.small, kQuats);
+  update_small<3, kAdds>(update.scales, first, rows, w.small, kScales);
+  update_small<1, kAdds>(update.opacities, first, rows, w.small, kOpacity);
+  update_small<3, kAdds>(update.sh, first, rows, w.small, kColor);
 }
 
 // The statistics where they are of absolute sums; the kernel above then gathers none.
@@ -151,17 +167,17 @@ __global__ void __launch_bounds__(kThreads) absolute_kernel(DgrCudaScene s, DgrC
   update.num_seen[n] += 1.0f;
 }
 
-template <bool kAntialiased>
+template <bool kAntialiased, bool kAdds>
 void launch(const DgrCudaScene& s, const DgrCudaFrame& frame, const Update& update) {
   const int64_t blocks = blocks_for(s.n, kThreads);
   if (s.sh_coeffs == 16) {
-    DGR_LAUNCH((update_kernel<45, kAntialiased>), blocks, kThreads, s.stream, s, frame, update);
+    DGR_LAUNCH((update_kernel<45, kAntialiased, kAdds>), blocks, kThreads, s.stream, s, frame, update);
   } else if (s.sh_coeffs == 9) {
-    DGR_LAUNCH((update_kernel<24, kAntialiased>), blocks, kThreads, s.stream, s, frame, update);
+    DGR_LAUNCH((update_kernel<24, kAntialiased, kAdds>), blocks, kThreads, s.stream, s, frame, update);
   } else if (s.sh_coeffs == 4) {
-    DGR_LAUNCH((update_kernel<9, kAntialiased>), blocks, kThreads, s.stream, s, frame, update);
+    DGR_LAUNCH((update_kernel<9, kAntialiased, kAdds>), blocks, kThreads, s.stream, s, frame, update);
   } else {
-    DGR_LAUNCH((update_kernel<0, kAntialiased>), blocks, kThreads, s.stream, s, frame, update);
+    DGR_LAUNCH((update_kernel<0, kAntialiased, kAdds>), blocks, kThreads, s.stream, s, frame, update);
   }
 }
 
@@ -174,7 +190,8 @@ Parameter parameter_of(const DgrCudaAdam& t, const DgrCudaUpdate& u) {
 
 using namespace dgr;
 
-// One Adam step of all parameters but the features, from frame->moments.
+// One Adam step of all parameters but the features, from frame->moments. Without second moments the gradients are added
+// to the first ones, and no parameter changes.
 DGR_API int dgr_cuda_update(const DgrCudaScene* s, const DgrCudaFrame* frame, const DgrCudaUpdate* u) {
   if (s->n == 0) return 0;
   if (cudaError_t status = cudaSetDevice(s->device)) return int(status);
@@ -185,6 +202,10 @@ DGR_API int dgr_cuda_update(const DgrCudaScene* s, const DgrCudaFrame* frame, co
     DGR_LAUNCH(absolute_kernel, blocks_for(s->n, kThreads), kThreads, s->stream, *s, *frame, update);
     update.grad_sum = update.num_seen = nullptr;
   }
-  s->antialiased ? launch<true>(*s, *frame, update) : launch<false>(*s, *frame, update);
+  if (u->means.v == nullptr) {
+    s->antialiased ? launch<true, true>(*s, *frame, update) : launch<false, true>(*s, *frame, update);
+  } else {
+    s->antialiased ? launch<true, false>(*s, *frame, update) : launch<false, false>(*s, *frame, update);
+  }
   return int(cudaGetLastError());
 }

@@ -147,9 +147,10 @@ def blend_rows(rows: tuple[Any, ...], features: Tensor) -> Tensor:
     return out
 
 
-def scatter_rows(rows: tuple[Any, ...], values: Tensor, num_gaussians: int) -> Tensor:
-    """Return the transpose of `blend_rows`."""
-    values, out = values.contiguous(), values.new_zeros(num_gaussians, values.shape[1])
+def scatter_rows(rows: tuple[Any, ...], values: Tensor, num_gaussians: int, out: Tensor | None = None) -> Tensor:
+    """Return the transpose of `blend_rows`, added to `out` if that is given."""
+    values = values.contiguous()
+    out = values.new_zeros(num_gaussians, values.shape[1]) if out is None else out
     CUDA.dgr_cuda_splat(*rows, address(values), values.shape[1], address(out), *place(values))
     return out
 

@@ -76,11 +76,48 @@ class TrainingStep:
         *, loss: Tensor, beta1: float, beta2: float, eps: float, grad_sum: Tensor | None, num_seen: Tensor | None,
     ) -> None:  # fmt: skip
         """Blend backwards and take the Adam step."""
+        parameters, features, loss_at = self.parameters, self.features, self._address_of(loss)
+        rows, dense = self._blend_backwards(watch=grad_sum is not None)
+        structs = []
+        for (name, value), grad in zip(parameters.items(), dense[1:]):
+            m, v, lr, count = adam[name]
+            structs.append(AdamStruct(value.data_ptr(), address(grad), *map(address, (m, v)), value.numel(), lr, count))
+        problem = _Update(*structs, beta1, beta2, eps, address(grad_sum), address(num_seen), loss_at, self.absolute)
+        CUDA.dgr_cuda_update(byref(self.scene), byref(self.frame), byref(problem))
+        changed = [t for name, value in parameters.items() for t in (value, *adam[name][:2])]
+        torch.autograd.graph.increment_version(changed)
+        if rows is not None and "features" in adam:
+            update = [(features, dense[0], adam["features"])]
+            fused_steps(update, beta1=beta1, beta2=beta2, eps=eps, loss=loss)
+        self._forget()
+
+    def gradients(
+        self, into: Mapping[str, Tensor], *, loss: Tensor, grad_sum: Tensor | None, num_seen: Tensor | None
+    ) -> None:
+        """Blend backwards and add the gradients to `into`, where an update has its first moments and no second ones."""
+        loss_at = self._address_of(loss)
+        rows, dense = self._blend_backwards(watch=grad_sum is not None)
+        structs = [
+            AdamStruct(value.data_ptr(), address(grad), into[name].data_ptr(), None, value.numel(), 0.0, 1)
+            for (name, value), grad in zip(self.parameters.items(), dense[1:])
+        ]
+        problem = _Update(*structs, 0.0, 0.0, 1.0, address(grad_sum), address(num_seen), loss_at, self.absolute)
+        CUDA.dgr_cuda_update(byref(self.scene), byref(self.frame), byref(problem))
+        torch.autograd.graph.increment_version([into[name] for name in self.parameters])
+        if rows is not None and "features" in into:
+            into["features"].add_(torch.where(torch.isfinite(loss), dense[0], 0))
+        self._forget()
+
+    def _address_of(self, loss: Tensor) -> int:
         if loss.dtype != torch.float32 or loss.device != self.workspace.device:
             raise ValueError(f"loss must be float32 on {self.workspace.device}, got {loss.dtype} on {loss.device}")
-        maps, parameters, features = self.out[:4], self.parameters, self.features
+        return loss.data_ptr()
+
+    def _blend_backwards(self, *, watch: bool) -> tuple[Tensor | None, list[Tensor | None]]:
+        """Return the gradient of the features, None without any, and dense: it and those the parameters hold."""
+        maps, features = self.out[:4], self.features
         by_maps = [t.grad for t in maps]
-        own = [value.grad for value in parameters.values()]
+        own = [value.grad for value in self.parameters.values()]
         rows = None if features is None else features.grad
         if by_maps[1] is not None and rows is None:
             rows = torch.zeros_like(features)
@@ -88,22 +125,12 @@ class TrainingStep:
         addresses = [None if t is None else t.data_ptr() for t in dense]
         if any(addresses[:4]):
             gradients = Gradients(*addresses[:4], *map(Tensor.data_ptr, maps), self.frame.moments, addresses[4])
-            gradients.absolute = self.absolute and grad_sum is not None
+            gradients.absolute = self.absolute and watch
             CUDA.dgr_cuda_backward_blend(byref(self.scene), byref(self.frame), byref(gradients))
-        structs = []
-        for (name, value), grad in zip(parameters.items(), addresses[5:]):
-            m, v, lr, count = adam[name]
-            structs.append(AdamStruct(value.data_ptr(), grad, m.data_ptr(), v.data_ptr(), value.numel(), lr, count))
-        problem = _Update(
-            *structs, beta1, beta2, eps, address(grad_sum), address(num_seen), loss.data_ptr(), self.absolute
-        )
-        CUDA.dgr_cuda_update(byref(self.scene), byref(self.frame), byref(problem))
-        changed = [t for name, value in parameters.items() for t in (value, *adam[name][:2])]
-        torch.autograd.graph.increment_version(changed)
-        if rows is not None and "features" in adam:
-            update = [(features, dense[4], adam["features"])]
-            fused_steps(update, beta1=beta1, beta2=beta2, eps=eps, loss=loss)
-        for value, grad in zip((features, *parameters.values()), (rows, *own)):
-            if grad is not None:
+        return rows, dense[4:]
+
+    def _forget(self) -> None:
+        for value in (self.features, *self.parameters.values()):
+            if value is not None and value.grad is not None:
                 value.grad = None
         self.out, self.kept = None, ()

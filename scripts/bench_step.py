@@ -281,7 +281,7 @@ def trained(path: Path, device: torch.device) -> tuple[Scene, Gaussians]:
     scene = views_of(model)
     table = {name: value.detach() for name, value in model.gaussians}
     table["features"] = table["features"][:, :0]
-    return DataCache(device.type, device=device, folder=path).cached(scene), Gaussians(table)
+    return DataCache(device.type, device=device).cached(scene), Gaussians(table)
 
 
 def main() -> int:

@@ -107,7 +107,7 @@ def examine(folder: Path, *, trials: Mapping[str, Callable[[], str]] | None = No
 def scene_budget(data: DataSettings, folder: Path) -> list[Diagnosis]:
     """Return what a scene needs of memory, its model being written to `folder`; no pixel is decoded."""
     device = chosen_device("auto")
-    free = free_bytes(device, folder)
+    free = free_bytes(device)
     try:
         num_bytes = expected_bytes(data)
         choice = choose_cache("auto", num_bytes, free)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 ZeroId = Literal["segment", "ignore"]
 """What segment id 0 means in a data set: a segment of its own (background), or unlabelled."""
 DataDevice = Literal["cuda", "cpu", "disk"]
-"""Where photos and masks are kept: GPU memory, main memory (pinned if a GPU reads it), or memory-mapped files."""
+"""Where photos and masks are: GPU memory, main memory (pinned if a GPU reads it), or the files of the scene."""
 STILL = 1e-3
 """Cameras that lie closer together than this share of the points' distance only turn: no depth is seen from them."""
 
@@ -130,6 +130,18 @@ class View:
     # Sparse points that it shows, float32 [K, 3]: column and row of the pixel, depth. None = not asked for, or none.
     points: Tensor | None = None
 
+    @property
+    def has_mask(self) -> bool:
+        """Return whether a 2D model gave it segments."""
+        return self.segments is not None
+
+    def having(self, **changes: Any) -> View:
+        """Return the view with other values of some fields."""
+        return replace(self, **changes)
+
+    def begin(self) -> None:
+        """Begin to read the pixels, where they are not in memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PointCloud:
@@ -166,7 +178,7 @@ class Scene:
     @property
     def labelled(self) -> tuple[View, ...]:
         """Return the training views with masks."""
-        return tuple(view for view in self.train if view.segments is not None)
+        return tuple(view for view in self.train if view.has_mask)
 
     @property
     def radius(self) -> float:

@@ -272,7 +272,7 @@ def test_photos_from_disk_train_the_same_model_and_the_run_says_where_they_are(m
         model = tmp_path / place
         assert main(["train", "-s", str(miniature), "-m", str(model), "--data_device", place, *SHORT]) == 0
         out = capsys.readouterr().out
-        assert f"photos and masks: 0.00 GiB {'on disk' if place == 'disk' else 'in main memory'} (" in out
+        assert f"photos and masks: 0.00 GiB {'on disk, decoded' if place == 'disk' else 'in main memory ('}" in out
         assert json.loads((model / "manifest.json").read_text())["data"]["kept_on"] == place
     files = [tmp_path / p / "point_cloud/iteration_12/point_cloud_objects.ply" for p in ("cpu", "disk")]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from tests.scenes import circle_camera
-from unified_lift.data.borders import black_frame, without_black_frames
+from unified_lift.data.borders import black_frame, black_frames, without_frame
 from unified_lift.types import View
 
 
@@ -38,10 +38,16 @@ def test_a_black_backdrop_and_a_handful_of_views_are_left_alone():
 def test_views_get_their_valid_pixels_and_the_user_a_note():
     camera = circle_camera(0.0, width=50, height=40)
     views = [View(name=f"v{i}", camera=camera, image=torch.from_numpy(image)) for i, image in enumerate(photos())]
-    marked, notes = without_black_frames(views)
-    assert all(int((~view.valid).sum()) == 5 * 40 for view in marked)
+    inside, notes = black_frames(views)
+    assert {size: int((~pixels).sum()) for size, pixels in inside.items()} == {(50, 40): 5 * 40}
     assert "10 of 10 views have a black frame" in notes[0]
     assert "10.0%" in notes[0]
-    plain, notes = without_black_frames(views[:7])
-    assert all(view.valid is None for view in plain)
-    assert notes == []
+    assert black_frames(views[:7]) == ({}, [])
+
+
+def test_what_does_not_count_and_what_lies_in_the_frame_are_both_left_out():
+    valid, inside = torch.tensor([[True, True, False]]), torch.tensor([[False, True, True]])
+    assert without_frame(valid, inside).tolist() == [[False, True, False]]
+    assert without_frame(None, inside) is inside
+    assert without_frame(valid, None) is valid
+    assert without_frame(None, None) is None

@@ -92,7 +92,7 @@ def test_a_scene_with_minus_one_keeps_object_zero_and_loses_views_without_any(da
         ids[:] = {7: 0, 8: -1}.get(n, ids)  # one view of the first coin alone, one of nothing
         np.save(path.with_suffix(".npy"), ids)
         path.unlink()
-    cache = DataCache(data_device, device=torch.device("cpu"), folder=tmp_path / "model")
+    cache = DataCache(data_device, device=torch.device("cpu"))
     scene = cache.cached(load_scene(DataSettings(source_path=root, num_random_points=50), cache=cache))
     assert (scene.zero_id, scene.void_ids) == ("ignore", (-1,))
     assert len(scene.labelled) == 8

@@ -1,6 +1,5 @@
 import dataclasses
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -82,7 +81,7 @@ def lift_stage(scene, method, *, steps=60, device="cpu"):
     device = torch.device(device)
     gaussians = gaussians_from_points(scene.points, sh_degree=0).to(device)
     method.to(device)
-    placed = DataCache("auto", device=device, folder=Path()).cached(scene)
+    placed = DataCache("auto", device=device).cached(scene)
     return LiftStage(placed, gaussians, method, LiftSettings(lift_iterations=steps, lift_pixels=200), seed=0)
 
 

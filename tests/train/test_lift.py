@@ -1,6 +1,5 @@
 import dataclasses
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -89,7 +88,7 @@ def lift_stage(scene, device="cpu", *, pixels=200, pool=0, cache_mb=100, steps=3
     lift = LiftSettings(
         lift_iterations=steps, lift_pixels=pixels, lift_pool=pool, lift_cache_mb=cache_mb, lift_min_samples=min_samples
     )
-    placed = DataCache("auto", device=torch.device(device), folder=Path()).cached(scene)
+    placed = DataCache("auto", device=torch.device(device)).cached(scene)
     return LiftStage(placed, gaussians, method, lift, seed=0)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from unified_lift.data.base import ANNOTATIONS, Frame, as_posed, masks_in
 from unified_lift.data.images import read_image
 from unified_lift.data.lens import Lens, undistort_ids
-from unified_lift.data.scene import check_aspect, sound_scene
+from unified_lift.data.scene import sound_scene
 from unified_lift.data.settings import DataSettings
+from unified_lift.data.view import check_aspect
 
 _FOREGROUND = 128  # grey values of prompt masks above it are foreground [Gaussian Grouping]
 

@@ -2,12 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import repeat
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from unified_lift.types import View
 
@@ -41,26 +41,30 @@ def black_frame(
     return cv2.dilate(frame.astype(np.uint8), np.ones((2 * _MARGIN + 1,) * 2, np.uint8)).astype(bool)
 
 
-def without_black_frames(views: Sequence[View], with_exclusions: Sequence[bool] = ()) -> tuple[list[View], list[str]]:
-    """Return the views with the pixels of black frames marked as not valid, and a note where there are any.
+def black_frames(
+    views: Sequence[View], with_exclusions: Sequence[bool] = ()
+) -> tuple[dict[tuple[int, int], Tensor], list[str]]:
+    """Return what lies inside the black frame of views of a size (width, height), bool [H, W], where they have one.
 
-    Of those `with_exclusions` what is left out already says nothing.
+    And notes on these. Of views `with_exclusions` what is left out already says nothing.
     """
     excluded = [*with_exclusions, *[False] * (len(views) - len(with_exclusions))]
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, view in enumerate(views):
         groups[view.camera.width, view.camera.height].append(index)
-    result, notes = list(views), []
-    for indices in groups.values():
-        known = [views[index].valid if excluded[index] else None for index in indices]
+    inside, notes = dict[tuple[int, int], Tensor](), []
+    for size, indices in groups.items():
+        known = (views[index].valid if excluded[index] else None for index in indices)
         counts = (None if valid is None else valid.numpy() for valid in known)
         frame = black_frame((views[index].image.numpy() for index in indices), counts)
         if frame is None:
             continue
-        seen = torch.from_numpy(~frame)
-        for index in indices:
-            before = views[index].valid
-            result[index] = replace(views[index], valid=seen if before is None else seen & before)
+        inside[size] = torch.from_numpy(~frame)
         what = f"{len(indices)} of {len(views)} views have a black frame, as undistortion leaves it"
         notes.append(f"{what}: {frame.mean():.1%} of their pixels neither train nor count")
-    return result, notes
+    return inside, notes
+
+
+def without_frame(valid: Tensor | None, inside: Tensor | None) -> Tensor | None:
+    """Return which pixels of a view count, of those that do so, both None = all, where its black frame does not."""
+    return inside if valid is None else valid if inside is None else inside & valid

@@ -17,6 +17,7 @@ MIN_SEEN = 0.02  # share of the points; where the cameras see less, points and p
 _FAR_OF_LOOK_AT = 1.5  # frusta end at this multiple of the median distance to the look-at point
 _BACKGROUND = 4.0  # the multiple at which they end for that half of random points which is for what lies behind
 _ENOUGH_POINTS = 2000  # triangulated points that need no random company
+_MOST_FRUSTA = 256  # that random points are drawn in, evenly spaced
 _MAX_LOOKED_AT = 10_000  # points that are looked for in every view
 
 
@@ -35,7 +36,8 @@ def initial_points(views: Sequence[View], settings: DataSettings, *, own: PointC
     notes += [f"{num_found} initial points triangulated from the photos"] if num_found else []
     if num_found < _ENOUGH_POINTS:
         missing = max(count - num_found, MIN_POINTS) if num_found else count
-        cameras, halves = [view.camera for view in views], missing >= 2 * MIN_POINTS and not settings.random_init
+        some = views[:: -(-len(views) // _MOST_FRUSTA)]  # each point is looked for in each
+        cameras, halves = [view.camera for view in some], missing >= 2 * MIN_POINTS and not settings.random_init
         behind = missing // 2 if halves else 0
         clouds = [found, random_in_frusta(cameras, count=missing - behind, seed=settings.points_seed)]
         if behind:

@@ -1,66 +1,48 @@
 """From what a reader describes to a loaded scene: the same for all readers."""
 
-import functools
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
+from itertools import compress
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 
 from unified_lift.data.base import (
     Frame,
     Reader,
     SceneDescription,
-    as_posed,
-    fit_lens,
     listed,
-    make_camera,
-    posed_size,
 )
-from unified_lift.data.borders import without_black_frames
+from unified_lift.data.borders import black_frames, without_frame
 from unified_lift.data.cache import DataCache, as_tensor
 from unified_lift.data.exclusions import (
-    ALPHA_WORDS,
-    Excluded,
-    pixels_left_out,
     with_alpha,
     with_exclusions,
     without_excluded,
 )
 from unified_lift.data.images import (
-    LARGE,
     Progress,
-    composited,
-    image_size,
-    one_at_a_time,
     parallel_map,
-    read_photo,
-    resize_image,
-    target_size,
-    upright,
 )
-from unified_lift.data.lens import Lens, undistort_ids, undistort_image
-from unified_lift.data.masks import LOOKS_FOR, FoundMasks, MaskFile, find_masks, read_stored_mask, same_aspect
+from unified_lift.data.masks import LOOKS_FOR, FoundMasks, MaskFile, find_masks
+from unified_lift.data.on_demand import Decoder, Pixels, ViewOnDemand
 from unified_lift.data.points import initial_points
 from unified_lift.data.settings import DataSettings, split_names
 from unified_lift.data.sparse import with_sparse_points, with_tracked_points
 from unified_lift.data.units import frame_notes, frame_of, seeds_inside
 from unified_lift.data.usable import LEFT_OUT, left_out_notes, require_enough, usable
-from unified_lift.data.void import TellingIds, telling_ids, void_ids, void_to_zero
+from unified_lift.data.view import LoadedView, camera_in_use, load_view, size_in_use
+from unified_lift.data.void import require_void, void_ids, void_to_zero
 from unified_lift.errors import UserError
-from unified_lift.ops.resample import nearest
 from unified_lift.registry import members
-from unified_lift.types import Scene, Similarity, View, ZeroId
+from unified_lift.types import Camera, Scene, Similarity, View, ZeroId
 
 NO_MASKS = "none"
 _NAME_MASKS = f"name masks like their photos, with {LOOKS_FOR} (JPEG mixes ids)"
-_SMALL = 256  # px: largest side at which excluded pixels are remembered until the scene is loaded
+_LOOKED_AT = 64  # most views that are looked at, evenly spaced, where they are decoded when they are used
 
 
 @cache
@@ -167,11 +149,14 @@ def load_scene(
         raise UserError(described.no_mask_used)
     train, test = _split_frames(described, settings)
     used = [*train, *test]
-    if cache is not None:
-        cache.expect(_bytes_of(used, settings, keep_alpha=keep_alpha))
+    choice = None if cache is None else cache.expect(_bytes_of(used, settings, keep_alpha=keep_alpha))
     keep = as_tensor if cache is None else cache.keep
-    load = partial(_load_view, settings=settings, background=255 * white, keep_alpha=keep_alpha, keep=keep)
-    attempts = parallel_map(load, used, progress)
+    load = partial(load_view, settings=settings, background=255 * white, keep_alpha=keep_alpha, keep=keep)
+    found = _Found()
+    if choice is not None and choice.kept_on == "disk":
+        attempts = _attempts_on_demand(used, load, found, settings, max_bytes=choice.max_decoded, progress=progress)
+    else:
+        attempts = parallel_map(load, used, progress)
     problems = [one for one in attempts if isinstance(one, str)]
     loaded = [one for one in attempts if not isinstance(one, str)]
     require_enough(problems, left=len(loaded), strict=is_strict(reader, settings))
@@ -179,11 +164,17 @@ def load_scene(
     if not num_train:
         raise UserError(problems[0])
     counts = Counter(note for one in loaded for note in sorted(set(one.notes)))
-    views, zero_id, void, void_notes = _labelled(loaded, described.zero_id, settings)
-    views, border_notes = without_black_frames(views, [one.excluded is not None for one in loaded])
+    views, zero_id, void_notes = _labelled(loaded, described.zero_id, settings, found)
+    # Not of views that are still to be decoded: that would read all pixels before the first step.
+    looked_at = [one.was_looked_at for one in loaded]
+    with_exclusions = [one.excluded is not None for one in compress(loaded, looked_at)]
+    found.inside, border_notes = black_frames([*compress(views, looked_at)], with_exclusions)
+    if found.decoder is not None:
+        found.decoder.forget()
+    views = [found.applied(view) for view in views]
     read_points = lru_cache(described.points)
     frame = frame_of(views, read_points) if frame is None else frame
-    views = [replace(view, camera=frame.camera_inside(view.camera)) for view in views]
+    views = [view.having(camera=frame.camera_inside(view.camera)) for view in views]
     train_views = tuple(views[:num_train])
     own, seed_notes = None if settings.random_init else read_points(), list[str]()
     if own is not None:
@@ -193,8 +184,11 @@ def load_scene(
     points, excluded_notes = without_excluded(points, train_views, excluded)
     notes = [*described.notes, *(f"{count} of {len(views)} views {note}" for note, count in sorted(counts.items()))]
     notes += left_out_notes(problems, total=len(attempts)) + void_notes + border_notes
+    if not all(looked_at):
+        what = "are decoded when they are used; what else is said of views is of these"
+        notes.append(f"{sum(looked_at)} of {len(used)} views were looked at, the others {what}")
     notes += excluded_notes + seed_notes + frame_notes(frame, views)
-    if 0 < len(missing := [view.name for view in train_views if view.segments is None]) < num_train:
+    if 0 < len(missing := [view.name for view in train_views if not view.has_mask]) < num_train:
         notes.append(f"{len(missing)} of {num_train} training views have no mask: {listed(missing)}")
     if sparse:
         train_views = tuple(with_tracked_points(train_views, described.tracks(), frame))
@@ -206,7 +200,7 @@ def load_scene(
         points=points,
         frame=frame,
         zero_id=zero_id,
-        void_ids=void,
+        void_ids=tuple(sorted(found.void)),
         notes=(*notes, point_note),
     )
     return with_sparse_points(scene) if sparse else scene
@@ -232,127 +226,83 @@ def _bytes_of(frames: Sequence[Frame], settings: DataSettings, *, keep_alpha: bo
         planes = frame.lens.is_distorted or bool(frame.exclusions), keep_alpha and frame.alpha == "background"
         return 3 + 4 * (frame.mask is not None) + sum(planes)
 
-    return sum(math.prod(_size_in_use(frame, settings)) * of_pixel(frame) for frame in frames)
+    return sum(math.prod(size_in_use(frame, settings)) * of_pixel(frame) for frame in frames)
 
 
-class _Loaded(NamedTuple):
-    """A view at the size in use, and what else is known of it."""
+@dataclass
+class _Found:
+    """What is found out by looking at many views and holds for all; views decoded on demand have it done then."""
 
-    view: View
-    ids: TellingIds | None  # of its mask
-    excluded: Excluded | None  # the pixels that the scene leaves out, small
-    notes: list[str]
+    void: frozenset[int] = frozenset()  # ids of the mask files that mean "in no mask"
+    inside: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # what black frames leave of views, by size
+    decoder: Decoder | None = None
+
+    def applied(self, view: View) -> View:
+        """Return the view without the pixels of its black frame."""
+        if self.decoder is not None or (inside := self.inside.get((view.camera.width, view.camera.height))) is None:
+            return view
+        return view.having(valid=without_frame(view.valid, inside))
 
 
-def _size_in_use(frame: Frame, settings: DataSettings) -> tuple[int, int]:
-    """Return the (width, height) at which the photo is used, the way up that its pose is for."""
-    return target_size(*posed_size(frame.stored or image_size(frame.image_path), frame), settings.resolution)
+def _attempts_on_demand(
+    frames: Sequence[Frame],
+    load: Callable[[Frame], LoadedView | str],
+    found: _Found,
+    settings: DataSettings,
+    *,
+    max_bytes: int,
+    progress: Progress | None,
+) -> list[LoadedView | str]:
+    """Return views that are decoded when they are asked for, of which some have been looked at, evenly spaced.
 
-
-def _load_view(
-    frame: Frame, *, settings: DataSettings, background: int, keep_alpha: bool, keep: Callable[[np.ndarray], Tensor]
-) -> _Loaded | str:
-    """Return the view, its arrays as `keep` returns them, with ids as in the file, and notes on what was done to it.
-
-    Of a photo that cannot be decoded it is what is wrong with it.
+    What is `found` by them holds for all. Of a photo that was looked at and cannot be decoded it is what is wrong.
     """
-    notes, (width, height) = list[str](), _size_in_use(frame, settings)
-    kept_alpha: np.ndarray | None = None
-    try:
-        image, alpha = _read_photo(frame, width, height)
-    except UserError as error:
-        return str(error)
-    lens, segments, ids = fit_lens(frame, width=image.shape[1], height=image.shape[0]), None, None
-    if lens.size != frame.lens.size:
-        notes.append(f"intrinsics of {frame.lens.width}x{frame.lens.height} scaled to {lens.width}x{lens.height}")
-    parts = []
-    for exclusion in frame.exclusions:
-        parts.append(as_posed(pixels_left_out(exclusion), frame))
-        check_aspect(exclusion.path, parts[-1], lens, "its image", "make it from this image, or use --exclude none")
-    if alpha is not None:
-        notes.append(f"are partly transparent: {ALPHA_WORDS[frame.alpha]} (--alpha)")
-        if frame.alpha == "background":
-            image, kept_alpha = composited(image, alpha, background=background), alpha if keep_alpha else None
-        elif frame.alpha == "mask":
-            parts.append(alpha < 128)
-    out = functools.reduce(np.logical_or, [nearest(part, lens.height, lens.width) for part in parts]) if parts else None
-    if frame.mask is not None:
-        stored = read_stored_mask(frame.mask, size=lens.size)
-        if stored.kind.endswith(("masks", "levels")):
-            place = Path(os.path.relpath(frame.mask.path, settings.source_path)).parts[0]
-            notes.append(f"have {stored.kind} in {place}, made into one map of ids")
-        segments, ids = as_posed(stored.ids, frame), telling_ids(frame.mask.path, stored)
-        if segments is not stored.ids:
-            notes.append("have a mask that is turned as their EXIF data say")
-        check_aspect(frame.mask.path, segments, lens, "its image", "make the mask from this image or remove it")
-        segments = nearest(segments, lens.height, lens.width)
-    valid, hidden = None, None if out is None else out.astype(np.float32)
-    if lens.is_distorted:
-        notes.append("undistorted to a pinhole with the same intrinsics (left out where the lens saw nothing)")
-        image = undistort_image(image, lens)
-        kept_alpha = None if kept_alpha is None else undistort_image(kept_alpha, lens)
-        segments = undistort_ids(segments, lens) if segments is not None else None
-        valid = nearest(undistort_ids(np.ones((lens.height, lens.width), np.int32), lens) > 0, height, width)
-        hidden = None if hidden is None else undistort_image(hidden, lens)
-        out = None if out is None else undistort_ids(out.astype(np.int32), lens) > 0
-    if (width, height) != lens.size:
-        sizes = f"from {lens.width}x{lens.height} to {width}x{height}"
-        notes.append(f"resized {sizes} (--resolution {settings.resolution})")
-    if hidden is not None:  # whatever they are mixed into by resampling is left out as well; enlarged, they are black
-        if width > lens.width or height > lens.height:
-            image, hidden = np.where(hidden[..., None] > 0, np.uint8(0), image), nearest(hidden, height, width)
-        pure = resize_image(hidden, width, height) == 0
-        valid = pure if valid is None else valid & pure
-    view = View(
-        name=frame.name,
-        camera=make_camera(frame, lens).resized(width, height),
-        segments=None if segments is None else keep(nearest(segments, height, width)),
-        valid=None if valid is None or valid.all() else keep(valid),
-        image=keep(resize_image(image, width, height)),
-        alpha=None if kept_alpha is None else keep(resize_image(kept_alpha, width, height)),
-    )
-    excluded = None
-    if out is not None and out.any():
-        small = nearest(out, min(height, _SMALL), min(width, _SMALL))
-        excluded = Excluded(small, str(frame.exclusions[0].path) if frame.exclusions else "transparent")
-    return _Loaded(view, ids, excluded, notes)
+
+    def decode(index: int) -> Pixels:
+        loaded = load(frames[index])
+        if isinstance(loaded, str):
+            raise UserError(loaded)
+        view = loaded.view
+        if view.segments is not None and loaded.ids is not None:
+            require_void([loaded.ids], found.void, settings.void_id)
+            void_to_zero(view.segments, found.void)
+        inside = found.inside.get((view.camera.width, view.camera.height))
+        return Pixels(view.image, view.segments, without_frame(view.valid, inside), view.alpha)
+
+    def on_demand(index: int, camera: Camera) -> ViewOnDemand:
+        frame = frames[index]
+        return ViewOnDemand(decoder, index, name=frame.name, camera=camera, has_mask=frame.mask is not None)
+
+    def looked_at(index: int) -> LoadedView | str:
+        loaded = load(frames[index])
+        return loaded if isinstance(loaded, str) else loaded._replace(view=on_demand(index, loaded.view.camera))
+
+    def header(index: int) -> LoadedView:
+        return LoadedView(on_demand(index, camera_in_use(frames[index], settings)), was_looked_at=False)
+
+    decoder = found.decoder = Decoder(decode, max_bytes=max_bytes)
+    every = -(-len(frames) // _LOOKED_AT)
+    looked = iter(parallel_map(looked_at, range(0, len(frames), every), progress))
+    return [next(looked) if index % every == 0 else header(index) for index in range(len(frames))]
 
 
 def _labelled(
-    loaded: Sequence[_Loaded], zero_id: ZeroId, settings: DataSettings
-) -> tuple[list[View], ZeroId, tuple[int, ...], list[str]]:
-    """Return the views with void ids made 0, what 0 then is, the void ids, and a note on what was decided about them.
+    loaded: Sequence[LoadedView], zero_id: ZeroId, settings: DataSettings, found: _Found
+) -> tuple[list[View], ZeroId, list[str]]:
+    """Return the views with void ids made 0, what 0 then is, and a note on what was decided about void ids.
 
     A view whose mask says nothing (all black, as of LERF-Mask's test views, or nothing where pixels count) has none.
     """
-    void, note = void_ids([one.ids for one in loaded if one.ids], settings.void_id)
-    views, zero_id = [], "ignore" if void else zero_id
-    for view, ids, excluded, _ in loaded:
-        if view.segments is not None and ids is not None:
-            if void:
-                void_to_zero(view.segments, void)
+    found.void, note = void_ids([one.ids for one in loaded if one.ids], settings.void_id)
+    views, zero_id = [], "ignore" if found.void else zero_id
+    for view, ids, excluded, *_ in loaded:
+        if ids is not None and view.segments is not None:
+            if found.decoder is None:
+                void_to_zero(view.segments, found.void)
             told = ids.largest > 0 or zero_id == "segment"
-            if void or excluded is not None:
+            if found.void or excluded is not None:
                 counts = view.segments if view.valid is None else view.segments[view.valid]
                 told = bool(counts.any() if zero_id == "ignore" else counts.numel())
-            view = view if told else replace(view, segments=None)
+            view = view if told else view.having(segments=None)
         views.append(view)
-    return views, zero_id, tuple(sorted(void)), [note] if note else []
-
-
-def _read_photo(frame: Frame, width: int, height: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return colour and alpha of the photo the way up that its pose is for; of a large one at the size in use."""
-    with one_at_a_time(size := frame.stored or image_size(frame.image_path)):
-        # What follows takes many times the memory of a photo.
-        shrinks = math.prod(size) > LARGE > width * height
-        found = [upright(part, frame.turn) for part in read_photo(frame.image_path) if part is not None]
-        image, *alpha = [resize_image(part, width, height) if shrinks else part for part in found]
-        return image, alpha[0] if alpha else None
-
-
-def check_aspect(path: Path, mask: np.ndarray, lens: Lens, photo: str, fix: str) -> None:
-    """Raise a UserError unless a mask [H, W] has the shape of its photo, scaled."""
-    height, width = mask.shape
-    if not same_aspect((width, height), lens.size):
-        what = f"the mask is {width}x{height} but {photo} is {lens.width}x{lens.height}, another shape"
-        raise UserError(f"{path}: {what}; {fix}")
+    return views, zero_id, [note] if note else []

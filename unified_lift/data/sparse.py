@@ -49,7 +49,7 @@ def _showing(view: View, positions: np.ndarray, *, all_seen: bool) -> View:
     if not counts.any():
         return view
     points = np.column_stack([column, row, depth])[counts].astype(np.float32)
-    return replace(view, points=torch.from_numpy(points))
+    return view.having(points=torch.from_numpy(points))
 
 
 def hidden(pixels: np.ndarray, depth: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -42,7 +42,7 @@ def void_ids(masks: Sequence[TellingIds], wanted: str) -> tuple[frozenset[int], 
     """
     if not masks:
         return frozenset(), ""
-    asked, negative = f"--void_id {wanted}", {value: mask.path for mask in masks for value in mask.negative}
+    asked, negative = f"--void_id {wanted}", {value for mask in masks for value in mask.negative}
     found: set[int] = set()
     if wanted == "auto":
         seen = {value for mask in masks for value in mask.all} - {top := max(mask.largest for mask in masks)}
@@ -58,16 +58,25 @@ def void_ids(masks: Sequence[TellingIds], wanted: str) -> tuple[frozenset[int], 
                 raise ValueError
         except ValueError:
             raise UserError(f"{asked}: choose auto, none or an id such as 255 (several: 0,255)") from None
-    if left := sorted(set(negative) - found):
-        fix = f"use --void_id={','.join(map(str, sorted(negative)))} if they mean no mask, or write ids from 0 on"
-        raise UserError(f"{negative[left[0]]}: ids must lie in 0..2^31-1, received {left[0]} ({asked}); {fix}")
+    require_void(masks, found, wanted)
     if not found:
         return frozenset(), "" if wanted == "auto" else f"masks have no void id ({asked})"
     zero = "" if 0 in found else ", and 0 is a segment like others"
     return frozenset(found), f"pixels of id {', '.join(map(str, sorted(found)))} are in no mask{zero} ({asked})"
 
 
+def require_void(masks: Sequence[TellingIds], void: Collection[int], wanted: str) -> None:
+    """Raise a UserError where masks have negative ids that are not void; `wanted` is what the user asked for."""
+    negative = {value: mask.path for mask in masks for value in mask.negative}
+    if left := sorted(set(negative) - set(void)):
+        fix = f"use --void_id={','.join(map(str, sorted(negative)))} if they mean no mask, or write ids from 0 on"
+        what = f"ids must lie in 0..2^31-1, received {left[0]} (--void_id {wanted})"
+        raise UserError(f"{negative[left[0]]}: {what}; {fix}")
+
+
 def void_to_zero(segments: Tensor, void: Collection[int]) -> None:
-    """Make void ids 0 and count all others up by one, in place; int32 [H, W]."""
+    """Make void ids 0 and count all others up by one, in place, if there are any; int32 [H, W]."""
+    if not void:
+        return
     is_void = torch.isin(segments, torch.tensor(sorted(void), dtype=segments.dtype))
     segments.add_(1)[is_void] = 0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unified_lift.data import load_scene
+from unified_lift.data.cache import DataCache
 from unified_lift.errors import UserError
 from unified_lift.methods.base import Method
 from unified_lift.metrics.prompts import likely_ids
@@ -182,7 +183,8 @@ def views_of(model: TrainedScene) -> Scene:
         raise UserError(f"{data.source_path}: the scene this model was trained on is not there; give its place with -s")
     # Initial points are for training; triangulating them again would take a minute in scenes that bring none.
     white = model.settings.geometry.white_background
-    return load_scene(replace(data, random_init=True, num_random_points=4), frame=model.frame, white=white)
+    few = replace(data, random_init=True, num_random_points=4)
+    return load_scene(few, frame=model.frame, white=white, cache=DataCache("auto", device=_CPU))
 
 
 @torch.no_grad()

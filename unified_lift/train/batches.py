@@ -49,17 +49,20 @@ class PixelSampler:
         self.prepare([(index, visit)])
         return self._made[index][1]
 
-    def prepare(self, visits: Sequence[tuple[int, int]]) -> None:
-        """Choose the pixels of views at their visits, (index, visit), where that is due; processes share it out."""
+    def prepare(self, visits: Sequence[tuple[int, int]], *, then: Sequence[int] = ()) -> None:
+        """Choose the pixels of views at their visits, (index, visit), where that is due; processes share it out.
+
+        Views `then` will be asked for next.
+        """
         due = dict[int, Callable[[], tuple[int, SegmentPixels]]]()
         for index, visit in visits:
             generation = visit // self.visits_before_renewal
             if index not in self._made or self._made[index][0] not in (generation, self._WHOLE):
-                due.setdefault(index, partial(self._new, index, generation))
+                due.setdefault(index, partial(self._new, index, generation, then))
         self._made.update(zip(due, self._stage.ranks.each(list(due.values())), strict=True))
 
-    def _new(self, index: int, generation: int) -> tuple[int, SegmentPixels]:
-        slot, num_segments, pixel_ids, is_whole = self._choose(index, generation, self.size)
+    def _new(self, index: int, generation: int, then: Sequence[int]) -> tuple[int, SegmentPixels]:
+        slot, num_segments, pixel_ids, is_whole = self._choose(index, generation, self.size, then)
         weights = self.weights_at(index, pixel_ids) if self.keeps_weights else None
         pixels = SegmentPixels(slot, num_segments, pixel_ids, weights)
         return self._WHOLE if is_whole else generation, pixels
@@ -72,10 +75,11 @@ class PixelSampler:
     def extremes(self, visit: int) -> tuple[int, int]:
         """Return fewest pixels and most segments of a view; the first call chooses the pixels of all views."""
         if self._extremes is None:
-            indices = range(len(self._stage.cameras))
-            for first in indices[:: self._stage.ranks.batch]:
-                self.prepare([(index, visit) for index in indices[first : first + self._stage.ranks.batch]])
-            views = [self.of(index, visit) for index in indices]
+            count, batch = len(self._stage.cameras), self._stage.ranks.batch
+            for first in range(0, count, batch):
+                some = [(index, visit) for index in range(first, min(first + batch, count))]
+                self.prepare(some, then=range(first + batch, min(first + batch + self._stage.views.ahead, count)))
+            views = [self.of(index, visit) for index in range(count)]
             self._extremes = min(len(pixels.slot) for pixels in views), max(pixels.num_segments for pixels in views)
         return self._extremes
 
@@ -91,9 +95,11 @@ class PixelSampler:
         bytes_of_a_pixel = num_bytes / max(num_pixels, 1) * listed / max(different, 1)
         return int(self._settings.lift_cache_mb * 2**20 / num_views / max(bytes_of_a_pixel, 1e-9))
 
-    def _choose(self, index: int, generation: int, most: int) -> tuple[Tensor, int, Tensor, bool]:
+    def _choose(
+        self, index: int, generation: int, most: int, then: Sequence[int] = ()
+    ) -> tuple[Tensor, int, Tensor, bool]:
         """Return slot, number of segments and id of at most `most` different pixels, and whether these are all."""
-        slot, num_segments, pixel_ids, *_ = self._stage.maps.of(index, self._stage.views.get(index))
+        slot, num_segments, pixel_ids, *_ = self._stage.maps.of(index, self._stage.views.get(index, then=then))
         assert pixel_ids is not None  # since the maps are in the order of slots
         is_whole = len(slot) <= most
         if not is_whole:

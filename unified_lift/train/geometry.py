@@ -124,7 +124,7 @@ class GeometryStage(Stage):
         terms |= {} if self.exposures is None else self.exposures.penalties(index)
         asked = [loss for loss in self.losses if loss.gradient is None]
         terms |= {loss.name: loss.function(out, self.gaussians, view) for loss in asked}
-        if self.method is not None and view.segments is not None:
+        if self.method is not None and view.has_mask:
             seen = self.maps.of(index, view).seen(out)  # the gradient stops at the features [released]
             terms |= self.method.losses(seen, StepInfo(self.progress(step), step, index, self.gaussians.features))
         total = weighted_sum(terms, self.weights)

@@ -110,7 +110,8 @@ class LiftStage(Stage):
         self.on_phase("view")
         indices = self.next_indices()
         visits = [(step + place) // len(self.cameras) for place in range(self.ranks.batch)]
-        self.sampler.prepare(list(zip(indices, visits, strict=True)))
+        later = self.order.upcoming(self.views.ahead)
+        self.sampler.prepare(list(zip(indices, visits, strict=True)), then=later)
         views = [self.sampler.of(index, visit) for index, visit in zip(indices, visits, strict=True)]
         samples = self._fixed_samples(visits[0])
         key = self.method.graph_key(progress, self.settings.lift_pixels) if samples else None

@@ -233,7 +233,7 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
     if absolute and settings.geometry.rasterizer == "gsplat":
         raise UserError("--rasterizer gsplat: has no absolute gradients here; leave it out, or --absgrad")
     clock = RunClock(settings, device)
-    cache = DataCache(settings.run.data_device, device=device, folder=settings.model_path)
+    cache = DataCache(settings.run.data_device, device=device)
     saved = None if resume_from is None else load_checkpoint(resume_from)
     frame = None if saved is None else Similarity(**saved["frame"])
     if scene is None:

@@ -82,9 +82,10 @@ class Stage(ABC):
 
     def view_of(self, indices: Sequence[int], place: int) -> View:
         """Return the view of a step that is in a place of this process."""
-        after = place + self.ranks.count
-        then = indices[after] if after < len(indices) else self.order.peek(self.ranks.index)
-        return self.views.get(indices[place], then=then)
+        count, ahead = self.ranks.count, self.views.ahead
+        self.order.peek(self.ranks.index)
+        later = self.order.upcoming(ahead * count)[self.ranks.index :: count]
+        return self.views.get(indices[place], then=[*indices[place + count :: count], *later][:ahead])
 
     def before_step(self, method: Method, step: int) -> None:
         """Let the method begin a step; if it looks at the data, all go on with what the first process sees there."""
@@ -114,7 +115,7 @@ class Stage(ABC):
     def labelled_pixels(self) -> Iterator[ViewPixels]:
         """Walk over all labelled views: rendered features, slots and number of segments."""
         for index, view in enumerate(self.views.all()):
-            if view.segments is not None:
+            if view.has_mask:
                 yield self.maps.of(index, view).seen(render(self.gaussians, view.camera), view.camera)
 
     def progress(self, step: int) -> float:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from diff_gaussian_rasterization import PixelWeights
 from torch import Tensor
 
+from unified_lift.data.on_demand import NUM_THREADS
 from unified_lift.methods.base import ViewPixels
 from unified_lift.model.render import points_seen
 from unified_lift.ops.segments import dense_slots
@@ -34,6 +34,11 @@ class ViewOrder:
             self.stack = torch.randperm(self.count, generator=self.generator).tolist() + self.stack
         return self.stack[-1 - ahead]
 
+    def upcoming(self, count: int) -> list[int]:
+        """Return what `next_index` is going to return, at least once and at most `count` times."""
+        self.peek()
+        return self.stack[: -count - 1 : -1]
+
     def state_dict(self) -> dict:
         return {"stack": list(self.stack), "generator": self.generator.get_state()}
 
@@ -45,10 +50,13 @@ class ViewOrder:
 
 
 class Prefetcher:
-    """Views with photos and ids on the computing device, wherever they are kept; the next one is fetched ahead.
+    """Views with photos and ids on the computing device, wherever they are kept; the next ones are fetched ahead.
 
-    Kept there, it is handed out as it is. From pinned memory the next view is copied on a stream of its own; from disk
-    a thread reads it, so that a step waits neither for a copy nor, if the disk keeps up, for reading.
+    Kept there, a view is handed out as it is. From pinned memory the next one is copied on a stream of its own; from
+    files the next ones are decoded in threads, so that a step waits neither for a copy nor, if they keep up, for that.
+
+    Attributes:
+        ahead: How many of the views that come next are worth telling.
     """
 
     def __init__(
@@ -59,8 +67,9 @@ class Prefetcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="views") if kept_on == "disk" else None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" and not self._hands_out else None
         self._coming: tuple[int, Callable[[], _Copies]] | None = None
+        self.ahead = 2 * NUM_THREADS if kept_on == "disk" else 1
 
-    def get(self, index: int, *, then: int | None = None) -> View:
+    def get(self, index: int, *, then: Sequence[int] = ()) -> View:
         """Return view `index`, its other fields where the scene keeps them; `then` will be asked for next."""
         if self._hands_out:
             return self._views[index]
@@ -72,13 +81,15 @@ class Prefetcher:
             current.wait_event(ready)
             for tensor in moved.values():
                 tensor.record_stream(current)
-        self._coming = None if then is None else (then, self._fetch(then))
-        return replace(self._views[index], **moved)
+        self._coming = (then[0], self._fetch(then[0])) if then else None
+        for later in then[1:]:
+            self._views[later].begin()
+        return self._views[index].having(**moved)
 
     def all(self) -> Iterator[View]:  # noqa: A003
         """Walk over all views in order."""
         for index in range(len(self._views)):
-            yield self.get(index, then=index + 1 if index + 1 < len(self._views) else None)
+            yield self.get(index, then=range(index + 1, min(index + 1 + self.ahead, len(self._views))))
 
     def close(self) -> None:
         """Drop what was fetched ahead and end the thread."""
@@ -88,16 +99,15 @@ class Prefetcher:
 
     def _fetch(self, index: int) -> Callable[[], _Copies]:
         """Begin to copy a view; the result is called when the copies are needed."""
-        values = {name: getattr(self._views[index], name) for name in self._fields}
-        tensors = {name: value for name, value in values.items() if value is not None}
         if self._thread is not None:
-            return self._thread.submit(self._copy, tensors).result
-        copies = self._copy(tensors)
+            return self._thread.submit(self._copy, self._views[index]).result
+        copies = self._copy(self._views[index])
         return lambda: copies
 
-    def _copy(self, tensors: dict[str, Tensor]) -> _Copies:
+    def _copy(self, view: View) -> _Copies:
+        tensors = {name: value for name in self._fields if (value := getattr(view, name)) is not None}
         if self._stream is None:
-            return {name: tensor.clone() for name, tensor in tensors.items()}, None
+            return tensors, None
         with torch.cuda.stream(self._stream):
             if self._thread is not None:
                 tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}

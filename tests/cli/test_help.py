@@ -130,6 +130,7 @@ def test_messages_of_commands_use_these_names(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert said(f"eval -m {tmp_path}/none", capsys)[2].startswith("error: none: no config.yaml there")
     assert said(f"check-data -s {tmp_path}/none", capsys)[2].startswith("error: none: ")
+    assert said(f"export -m {tmp_path}/none.SPZ", capsys)[2].startswith("error: none.SPZ: no such file; ")
 
 
 def test_bash_completes_commands_flags_and_choices(tmp_path, capsys):

@@ -99,7 +99,10 @@ def edit_main(argv: list[str]) -> int:
         scene = with_objects(command.load(source_path=command.source_path))
         edited = script.apply(scene, edits)
         script.save_model(edited, command.out, edits=edits, overwrite=command.overwrite)
-    before, after = (f"{len(each.objects)} objects ({len(each)} Gaussians)" for each in (scene, edited))
+    nouns = {1: "object"}
+    before, after = (
+        f"{(n := len(each.objects))} {nouns.get(n, 'objects')} ({len(each)} Gaussians)" for each in (scene, edited)
+    )
     print(f"{command.out}: {before} became {after}; look at it: {program('render')} -m {command.out}")
     if edited.labels is not None and edited.labels.filled is not None:
         seen, unseen = (int((edited.labels.filled == kind).sum()) for kind in (RETRAINED, INVENTED))

@@ -10,7 +10,7 @@ import tyro
 
 from unified_lift.cli import flags
 from unified_lift.device import chosen_device
-from unified_lift.model.files import read_splat
+from unified_lift.model.files import SUFFIXES, read_splat
 from unified_lift.modelfolder.inference import TrainedScene, load_model, views_of
 from unified_lift.modelfolder.outputs import iteration_dir, saved_iterations
 from unified_lift.modelfolder.settings import GeometrySettings, TrainSettings
@@ -72,7 +72,8 @@ def opened(path: Path, *, device: torch.device | None = None, **options: Any) ->
     device, wanted, splat = device or torch.device("cpu"), options.get("iteration", -1), path
     if not (path / "config.yaml").exists() and (saved := saved_iterations(path)):
         splat = iteration_dir(path, saved[-1] if wanted == -1 else wanted) / "point_cloud.ply"
-    if not splat.is_file() or options.get("level"):
+    is_splat = splat.is_file() or (path.suffix.lower() in SUFFIXES and not path.exists())
+    if not is_splat or options.get("level"):
         return load_model(path, device=device, **options)
     gaussians, notes = read_splat(splat)
     means = gaussians.means.detach().double().numpy()

@@ -13,6 +13,7 @@ from unified_lift.reading import reading
 from unified_lift.types import IDENTITY, Similarity
 
 READ = ".ply (of 3DGS, 2DGS or SuperSplat, compressed or not), .spz, .splat, .sog, .glb and .usda"
+SUFFIXES = (".ply", ".spz", ".splat", ".sog", ".glb", ".usda")
 
 
 def read_splat(path: Path, frame: Similarity = IDENTITY, *, strict: bool = False) -> tuple[Gaussians, list[str]]:

@@ -66,7 +66,7 @@ class ImportEditCommand(ObjectFlags):
     """
 
     ply: Path
-    """The edited splat: .ply, compressed or not, .spz, .splat, .sog or .glb."""
+    """The edited splat: .ply, compressed or not, .spz, .splat, .sog, .glb or .usda."""
     out: Path
     """Model folder to write."""
     max_distance: Annotated[float, Range(0)] = MAX_DISTANCE

@@ -30,7 +30,7 @@ class ModelFlags:
     """Which model."""
 
     model_path: Path
-    """Model folder (-m) [3DGS]; for view, edit and export also a splat: .ply, .spz, .splat, .sog, .glb."""
+    """Model folder (-m) [3DGS]; for view, edit and export also a splat: .ply, .spz, .splat, .sog, .glb, .usda."""
     iteration: int = -1
     """Saved iteration; -1 = the last [3DGS]."""
     provenance: Provenance | None = None

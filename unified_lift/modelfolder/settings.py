@@ -188,7 +188,8 @@ class TrainSettings(Generic[M, D]):
     seed: Annotated[int, Range(-(2**53), 2**53)] = 0
     """Seed of every random draw."""
     init_ply: Path | None = None
-    """Start from this trained splat of any trainer instead of points: .ply, compressed or not, .spz, .splat or .sog."""
+    """Start from this trained splat of any trainer instead of points, in any format that is read
+    (docs/datasets.md)."""
     data: DataSettings = field(default_factory=DataSettings)
     geometry: GeometrySettings = field(default_factory=GeometrySettings)
     density: D = field(default_factory=DefaultStrategySettings)  # type: ignore[assignment]  # the default of a type variable

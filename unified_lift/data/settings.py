@@ -38,7 +38,7 @@ class DataSettings:
     """Mask folder inside the scene, or a COCO file of all masks; `auto` = the dataset's own: detic_instance in Messy
     Rooms, else object_mask; `none` = no masks."""
     strict: bool = False
-    """Refuse a scene in which a photo is missing or broken, has no usable pose or is listed twice, instead of leaving it
+    """Refuse a scene in which a photo is missing, broken or listed twice, or has no usable pose, instead of leaving it
     out. Scenes of the benchmarks are always read so."""
     void_id: str = "auto"
     """Id of pixels that are in no mask, where that is not 0: `auto` = what the masks tell (-1, or 255 far above all

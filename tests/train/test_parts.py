@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from unified_lift.errors import UserError
 from unified_lift.train.geometry import log_linear
 from unified_lift.train.hooks import Finite
 from unified_lift.train.logs import RunLog, read_log
-from unified_lift.train.optim import NamedAdam
+from unified_lift.train.optim import NamedAdam, RowAdam
 from unified_lift.train.stage import weighted_sum
 
 
@@ -125,6 +126,41 @@ def test_steps_equal_torch_adam():
         adam.step({"x": ours}, {"x": 0.01})
         reference.step()
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("again", [False, True])  # another object goes on from a state
+def test_rows_that_are_seldom_touched_follow_adam_of_all(again):
+    generator = torch.Generator().manual_seed(0)
+    start, num_steps = torch.randn(9, 3, generator=generator), 700
+    whole, part = start.clone().requires_grad_(True), start.clone()
+    dense, sparse = NamedAdam(eps=1e-15), NamedAdam(eps=1e-15)
+    rows_of = RowAdam(sparse, "x", part, num_steps)
+    for step in range(num_steps):
+        # row 0 always, the others seldom, the last two once or never
+        rows = (torch.rand(9, generator=generator) < torch.tensor([1.0, *[0.03] * 6, 0, 0])).nonzero()[:, 0]
+        rows = torch.cat([rows, torch.tensor([7])]) if step == 5 else rows
+        gradient = torch.randn(len(rows), 3, generator=generator)
+        rate = 0.01 * 0.1 ** (step / num_steps)
+        whole.grad = torch.zeros(9, 3).index_copy_(0, rows, gradient)
+        dense.step({"x": whole}, {"x": rate})
+        leaf = rows_of.rows(rows)
+        leaf.grad = gradient
+        rows_of.step(rate)
+        if again and step == 300:
+            state, adam = rows_of.state_dict(), sparse.state_dict()
+            sparse = NamedAdam(eps=1e-15)
+            sparse.load_state_dict(adam)
+            rows_of = RowAdam(sparse, "x", part, num_steps)
+            rows_of.load_state_dict(copy.deepcopy(state))
+    assert not torch.allclose(part, whole.detach(), atol=1e-5)
+    rows_of.settle()
+    torch.testing.assert_close(part, whole.detach(), atol=2e-6, rtol=1e-5)
+    assert torch.equal(part[8], start[8])
+    for mine, theirs in zip(sparse.moments["x"], dense.moments["x"], strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-7, rtol=1e-4)
+    settled = part.clone()
+    rows_of.settle()
+    assert torch.equal(part, settled)
 
 
 def test_only_parameters_with_a_gradient_move():

@@ -23,7 +23,7 @@ from unified_lift.settings.yaml import merged
 from unified_lift.train import refine
 from unified_lift.train.hooks import Hook, fit
 from unified_lift.train.logs import read_log
-from unified_lift.train.refine import RefineStage, pixel_targets, steps_of
+from unified_lift.train.refine import RefineStage, pixel_targets, some_codes, steps_of
 from unified_lift.train.run import latest_checkpoint, run
 
 
@@ -258,3 +258,45 @@ def test_its_rate_falls_once_near_the_end(scene, learnt):
         found = refined(scene, gaussians, method, start, num_steps=1, **changes)
         moved.append(float((found - start).abs().max()))
     assert moved == pytest.approx([0.001, 0.004], rel=1e-3)
+
+
+def test_some_codes_stand_for_all_of_them():
+    target, generator = torch.tensor([5, -1, 5, 2, 90]), torch.Generator().manual_seed(0)
+    logits = torch.randn(100, generator=torch.Generator().manual_seed(1))
+    sums, seen = [], torch.zeros(100)
+    for _ in range(800):
+        some, stand_for, place = some_codes(target, 100, 13, generator)
+        assert len(some.unique()) == 13
+        assert [int(some[index]) if index >= 0 else -1 for index in place.tolist()] == target.tolist()
+        assert stand_for.sum() == pytest.approx(100)
+        assert sorted(some[stand_for == 1].tolist()) == [2, 5, 90]
+        sums.append(float((logits[some] + stand_for.log()).exp().sum()))
+        seen[some] += 1
+    assert sum(sums) / 800 == pytest.approx(float(logits.exp().sum()), rel=0.03)
+    others = seen[[index for index in range(100) if index not in (2, 5, 90)]]
+    assert float((others - 800 * 10 / 97).abs().max()) < 45  # five standard deviations of a binomial
+
+
+def test_targets_beyond_the_codes_that_stand_for_all_say_nothing_this_time():
+    some, stand_for, place = some_codes(torch.arange(9), 20, 4, torch.Generator().manual_seed(0))
+    assert int((place >= 0).sum()) == 4
+    assert bool((some < 9).all())
+    assert stand_for.tolist() == [1.0] * 4
+
+
+def test_pixels_compared_with_some_codes_get_theirs_as_by_all(scene, learnt, monkeypatch):
+    gaussians, method = learnt
+    method.load_object_state(torch.randn(40, 16, generator=torch.Generator().manual_seed(3)))
+    start = label_gaussians(gaussians, method, [view.camera for view in scene.train]).features
+    codes = normalize(method.codebook.detach(), dim=1)
+    views = [dense_view(view, gaussians, method) for view in scene.train]
+
+    def right(values):
+        return sum(int(((weights @ values) @ codes.T).argmax(dim=1).eq(target).sum()) for weights, target in views)
+
+    of_all = right(refined(scene, gaussians, method, start, num_steps=150))
+    monkeypatch.setattr(refine, "_ALL_CODES", 20)
+    monkeypatch.setattr(refine, "_FEWEST_CODES", 12)
+    of_some = right(refined(scene, gaussians, method, start, num_steps=150))
+    assert right(start) < of_some
+    assert of_some == pytest.approx(of_all, rel=0.03)

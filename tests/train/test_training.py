@@ -27,6 +27,7 @@ from unified_lift.train.geometry import GeometryStage, log_linear
 from unified_lift.train.hooks import Hook, Interrupted
 from unified_lift.train.lift import LiftStage
 from unified_lift.train.logs import read_log
+from unified_lift.train.optim import RowAdam
 from unified_lift.train.run import latest_checkpoint, run
 
 SHORT = {
@@ -100,9 +101,12 @@ def saved_features(model_path):
 
 
 # In geometry, lift and refine, at their ends, and in the joint schedule.
-@pytest.mark.parametrize("stop_at", [11, 24, 33, 44, 46, "joint"])
-def test_interrupted_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, scene, stop_at):
+@pytest.mark.parametrize("stop_at", [11, 24, 33, 44, 46, "joint", "lift of many", "refine of many"])
+def test_interrupted_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, scene, stop_at, monkeypatch):
     joint, total = (JOINT, 24) if stop_at == "joint" else ({}, 44)
+    if str(stop_at).endswith("of many"):
+        monkeypatch.setattr("unified_lift.model.gaussians.MANY", 1)
+        joint, stop_at = {"lift": {"lift_cache_mb": 0}}, 33 if stop_at == "lift of many" else 46
     whole, halves = (settings_for(tmp_path / name, **joint) for name in ("whole", "halves"))
     run(whole, scene)
     stop_at = 13 if stop_at == "joint" else stop_at
@@ -115,6 +119,21 @@ def test_interrupted_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tm
     for name in ("segmentation.npz", "classifier.pth", "objects.json"):
         folders = (settings.model_path / "point_cloud" / "iteration_24" for settings in (whole, halves))
         assert len({(folder / name).read_bytes() for folder in folders}) == 1, name
+
+
+def test_steps_on_what_views_show_of_many_gaussians_train_what_steps_on_all_do(tmp_path, scene, monkeypatch):
+    found, touched = [], []
+    monkeypatch.setattr("unified_lift.model.gaussians._BLOCK", 16)
+    begin = RowAdam.rows
+    monkeypatch.setattr(RowAdam, "rows", lambda own, rows: touched.append(len(rows)) or begin(own, rows))
+    for many in (2**20, 1):
+        monkeypatch.setattr("unified_lift.model.gaussians.MANY", many)
+        assert not touched
+        lift = {"lift_cache_mb": 0, "lift_iterations": 60, "lift_pixels": 6, "lift_min_samples": 0}
+        settings = settings_for(tmp_path / str(many), lift=lift, geometry={"iterations": 0})
+        found.append(run(settings, scene).gaussians.features.detach())
+    assert 0 < min(touched) < len(found[0]) == max(touched)
+    torch.testing.assert_close(*found, atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("changes", [{}, JOINT], ids=["staged", "joint"])

@@ -93,6 +93,7 @@ class Method(nn.Module, ABC):
     object_tables: ClassVar[tuple[str, ...]]  # names of the parameters and buffers with one row for each object
     working_tables: ClassVar[tuple[str, ...]] = ()  # names of others, which only checkpoints keep
     allows_joint: ClassVar[bool] = False  # whether it can be trained while Gaussians come and go
+    is_local: ClassVar[bool] = False  # whether `losses` and `after_step` look at no Gaussians but through the pixels
 
     def __init__(self, settings: Any, *, zero_id: ZeroId, seed: int) -> None:
         """Create the method for a dataset in which id 0 means `zero_id`."""

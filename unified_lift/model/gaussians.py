@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from unified_lift.ops.blocks import Blocks
 from unified_lift.shapes import check_shapes
+from unified_lift.types import Camera
 
+MANY = 2**20  # from here on views look only at the blocks of frozen Gaussians that they may show
+_BLOCK = 1_024
 SH_C0 = 0.28209479177387814  # zeroth real spherical harmonic
+
+
+@dataclass(eq=False)
+class Shown:
+    """What views that are asked for again and again show of frozen Gaussians, as far as it was looked for."""
+
+    cameras: frozenset[Camera]
+    rows: dict[Camera, Tensor] = field(default_factory=dict)  # int32, rising
+    nbytes: int = 0  # of all these
 
 
 class Gaussians:
@@ -35,6 +49,8 @@ class Gaussians:
         copies = {name: table[name].detach().clone(memory_format=torch.contiguous_format) for name in self.NAMES}
         self.table = {name: value.requires_grad_(True) for name, value in copies.items()}
         self.antialiased = antialiased
+        self._blocks: Blocks | None = None
+        self.shown: Shown | None = None
 
     def __len__(self) -> int:
         return len(self.table["means"])
@@ -52,6 +68,8 @@ class Gaussians:
         if name not in self.NAMES:
             raise ValueError(f"no parameter {name!r}; there are {self.NAMES}")
         self.table[name] = value.detach().contiguous().requires_grad_(True)
+        if name != "features":
+            self._blocks = self.shown = None
 
     @property
     def scales(self) -> Tensor:
@@ -104,3 +122,14 @@ class Gaussians:
         """Stop gradients to everything but the features."""
         for name in self.GEOMETRY_NAMES:
             self.table[name].requires_grad_(False)
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """Return blocks of many frozen Gaussians that reach as far as their largest standard deviation; else None."""
+        if len(self) < MANY or any(self.table[name].requires_grad for name in self.GEOMETRY_NAMES):
+            return None
+        if self._blocks is None:
+            largest = self.table["log_scales"].amax(dim=1).exp()
+            means, largest = (each.nan_to_num(0.0, 0.0, 0.0) for each in (self.table["means"], largest))
+            self._blocks = Blocks.of(means, largest, size=_BLOCK)
+        return self._blocks

@@ -1,10 +1,13 @@
 """render(): the only caller of the rasterizer for whole views. Training, evaluation and viewing share it."""
 
+from dataclasses import replace
+
 import torch
-from diff_gaussian_rasterization import PixelWeights, pixel_weights, rasterize
+from diff_gaussian_rasterization import PixelWeights, rasterize
 from torch import Tensor
 
 from unified_lift.model.gaussians import Gaussians
+from unified_lift.model.near import geometry_of, picked, rows_near, weights_of_rows
 from unified_lift.types import Camera, RenderOutput
 
 
@@ -30,10 +33,11 @@ def render(
     Gradient: to every parameter; by default that of the features stops at the features [released].
     """
     viewmat, intrinsics = camera.tensors(gaussians.device)
-    splats = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.sh)
+    rows = None if means2d is not None else rows_near(gaussians, camera)
     out = rasterize(
-        *splats,
-        gaussians.features if with_features and gaussians.feature_dim else None,
+        *geometry_of(gaussians, rows),
+        torch.cat([picked(gaussians.sh0, rows), picked(gaussians.shN, rows)], dim=1),
+        picked(gaussians.features, rows) if with_features and gaussians.feature_dim else None,
         viewmat[None],
         intrinsics[None],
         camera.width,
@@ -44,8 +48,11 @@ def render(
         features_move_geometry=features_move_geometry,
         antialiased=gaussians.antialiased,
     )
+    radii = out.meta.radii[0]
+    if rows is not None:
+        radii = radii.new_zeros(len(gaussians)).index_copy_(0, rows.long(), radii)
     return RenderOutput(
-        image=out.image[0], features=out.features[0], alpha=out.alpha[0], depth=out.depth[0], radii=out.meta.radii[0]
+        image=out.image[0], features=out.features[0], alpha=out.alpha[0], depth=out.depth[0], radii=radii
     )
 
 
@@ -68,6 +75,8 @@ def blending_weights(
     `pixels` are (x, y) int64 [P, 2], None = all pixels, row by row; weights below `min_weight` are dropped.
     Gradient: none.
     """
-    splats = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities)
-    view = (*camera.tensors(gaussians.device), camera.width, camera.height)
-    return pixel_weights(*splats, *view, pixels, min_weight=min_weight, antialiased=gaussians.antialiased)
+    rows = rows_near(gaussians, camera)
+    found = weights_of_rows(gaussians, camera, rows, pixels=pixels, min_weight=min_weight)
+    if rows is None:
+        return found
+    return replace(found, gaussian_ids=rows.index_select(0, found.gaussian_ids), num_gaussians=len(gaussians))

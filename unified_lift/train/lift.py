@@ -11,11 +11,13 @@ from unified_lift.errors import UserError
 from unified_lift.kernels.fused import runs_on
 from unified_lift.methods.base import LabelledView, LiftData, Method, StepInfo, ViewPixels
 from unified_lift.model.gaussians import Gaussians
+from unified_lift.model.near import remember_views
 from unified_lift.modelfolder.settings import LiftSettings
 from unified_lift.ops.rng import StepRng
 from unified_lift.ops.segments import dense_slots
 from unified_lift.train.batches import PixelSampler, stratified
 from unified_lift.train.gradients import GradientSums, Scatter, scatter_to, spread
+from unified_lift.train.optim import RowAdam
 from unified_lift.train.stage import Stage, share_method, weighted_sum
 from unified_lift.train.views import SegmentMaps, SegmentPixels
 from unified_lift.types import Camera, Scene
@@ -94,11 +96,15 @@ class LiftStage(Stage):
         super().__init__(scene, scene.labelled, gaussians, method, num_steps=num_steps, seed=seed)
         self.settings, self.rng = settings, StepRng(seed)
         self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=False, by_slot=True)
-        gaussians.freeze_geometry()
+        remember_views(gaussians, [view.camera for view in scene.train])
         self.sampler = PixelSampler(self, settings, self.rng)
         method.prepare(LiftData(gaussians.means.detach(), self.labelled_views))
         self.samples: list[Sample] = []  # of the views of a step, where all steps are alike
         self.slopes, self.sums = torch.zeros(0), GradientSums()  # derivatives by pixels' features, of several views
+        # Of many Gaussians views show few: only these take part in a step.
+        self.rows: RowAdam | None = None
+        if method.is_local and gaussians.blocks is not None and not self.sampler.keeps_weights:
+            self.rows = RowAdam(self.adam, "features", gaussians.features, self.num_steps)
         self.graph = GradientGraph(
             self._replayed, lambda: {"features": gaussians.features} | dict(method.named_parameters())
         )
@@ -122,19 +128,42 @@ class LiftStage(Stage):
             self.on_phase("replay")
             terms = self.graph.run(key, progress)
             if self.ranks.batch > 1:
-                self._spread(self.slopes, [partial(scatter_sample, sample) for sample in samples], [*self.slopes])
+                scatters = [partial(scatter_sample, sample) for sample in samples]
+                self._spread(self.slopes, scatters, [*self.slopes], self.gaussians.features)
         else:
             self.gaussians.zero_grad()
             terms = self._losses_of(views, indices, progress, step)
         self.on_phase("update")
-        self.adam.step(self.gaussians.table, {"features": self.method.rates(progress)["features"]})
+        rate = self.method.rates(progress)["features"]
+        if self.rows is None:
+            self.adam.step(self.gaussians.table, {"features": rate})
+        else:
+            self.rows.step(rate)
         self.update_method(self.method, progress)
         with torch.no_grad():
             self.method.after_step(self.gaussians.features)
         if step + self.ranks.batch >= self.num_steps:
+            self._settle()
             self.method.finish(self.labelled_pixels)
             share_method(self.method, self.ranks)
         return terms
+
+    def labelled_pixels(self) -> Iterator[ViewPixels]:
+        self._settle()
+        return super().labelled_pixels()
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | ({} if self.rows is None else {"rows": self.rows.state_dict()})
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        if self.rows is not None:
+            self.rows.load_state_dict(state.get("rows"))
+
+    def _settle(self) -> None:
+        """Bring the features of Gaussians that the last views did not show to the last step."""
+        if self.rows is not None:
+            self.rows.settle()
 
     def labelled_views(self) -> Iterator[LabelledView]:
         """Walk over all labelled training views as the masks show them."""
@@ -149,10 +178,13 @@ class LiftStage(Stage):
         self, views: Sequence[SegmentPixels], indices: Sequence[int], progress: float, step: int
     ) -> dict[str, Tensor]:
         """Return the detached terms of the views of a step, or of the last one of this process; leave the gradients."""
-        drawn = self._drawn(views, indices, step)
+        drawn, table = self._drawn(views, indices, step), self.gaussians.features
+        if self.rows is not None:
+            narrow, table = self.rows.begin([weights for _, weights, _ in drawn])
+            drawn = [(slot, weights, rows) for (slot, _, rows), weights in zip(drawn, narrow, strict=True)]
         if self.ranks.batch == 1:
             slot, weights, rows = drawn[0]
-            pixels = ViewPixels(blend(weights, self.gaussians.features, rows=rows), slot, views[0].num_segments)
+            pixels = ViewPixels(blend(weights, table, rows=rows), slot, views[0].num_segments)
             return self._losses(pixels, progress, view=indices[0], step=step)
         shapes = {str(place): (len(slot), self.gaussians.feature_dim) for place, (slot, *_) in enumerate(drawn)}
         parts = list(self.sums.begin(shapes, self.gaussians.device).values())
@@ -161,23 +193,28 @@ class LiftStage(Stage):
             scatters.append(partial(scatter_to, weights, rows=rows))
             if place in self.ranks.mine:
                 with torch.no_grad():
-                    features = blend(weights, self.gaussians.features, rows=rows)
+                    features = blend(weights, table, rows=rows)
                 pixels = ViewPixels(features.requires_grad_(), slot, views[place].num_segments)
                 self.begin_draws(step + place)
                 terms = self._losses(pixels, progress, view=indices[place], step=step + place)
                 if features.grad is not None:
                     parts[place].copy_(features.grad)
-        self._spread(self.sums.flat, scatters, parts, agreed=False)
+        self._spread(self.sums.flat, scatters, parts, table, agreed=False)
         return terms
 
     def _spread(
-        self, slopes: Tensor, scatters: Sequence[Scatter], parts: Sequence[Tensor], *, agreed: bool = True
+        self,
+        slopes: Tensor,
+        scatters: Sequence[Scatter],
+        parts: Sequence[Tensor],
+        features: Tensor,
+        *,
+        agreed: bool = True,
     ) -> None:
         """Leave the gradient of the features by the mean loss of the views of a step, as `spread` does.
 
         Terms on the Gaussians themselves have left theirs: in all processes alike, or that is not `agreed`.
         """
-        features = self.gaussians.features
         total, own = torch.zeros_like(features), features.grad
         spread(self.ranks, slopes, scatters, parts, total)
         if self.ranks.sums(own is not None)[0] if not agreed else own is not None:

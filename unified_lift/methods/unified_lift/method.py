@@ -22,7 +22,7 @@ class UnifiedLift(Method):
     """Every component is a setting, so that presets give the paper's or the released method."""
 
     settings: UnifiedLiftSettings
-    allows_joint = True
+    allows_joint = is_local = True
     object_tables = ("codebook",)  # [L, D]; saved alone, as the released code does
     # What pixels vote by, of K >= L pieces of objects; none where codes began at random.
     working_tables = ("pieces", "places", "owners")  # unit code [K, D], centre and reach [K, 4], object [K] of each

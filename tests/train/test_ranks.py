@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -47,11 +48,12 @@ CASES = {
         "geometry": {"exposure": "affine", "random_background": True},
     },
     "gaussian_grouping": {"preset": "gaussian_grouping", "geometry": {"iterations": 4}},
+    "many": {"lift": {"lift_cache_mb": 0, "lift_pixels": 8}, "geometry": {"iterations": 4}, "many": 1},
 }
 
 
 def settings_for(path, changes):
-    changes = dict(changes)
+    changes = {name: value for name, value in changes.items() if name != "many"}
     base = with_preset(TrainSettings(), changes.pop("preset", "unified_lift"))
     base = changed(base, {"strategy": changes.pop("strategy", "default")}, origin="test")
     own = {"density": base.strategy == "default", "method": base.method_name == "unified_lift"}
@@ -63,7 +65,8 @@ def train(path, changes, *, resume=False, watch=()):
     settings = settings_for(path, changes)
     start = latest_checkpoint(settings) if resume else None
     try:
-        run(settings, tiny_scene(), resume_from=start, hooks=watch)
+        with mock.patch("unified_lift.model.gaussians.MANY", changes.get("many", 2**20)):
+            run(settings, tiny_scene(), resume_from=start, hooks=watch)
     except Interrupted:
         return 130
     return 0

@@ -27,6 +27,8 @@ class Votes:
         """Let pixels vote for objects `ids`, -1 = none, int64 [P], by the blending weights of each."""
         shown = ids.unique()
         shown = shown[shown >= 0]
+        if not len(shown):
+            return
         voted, rows, count = weights.gaussian_ids, None, weights.offsets.diff()
         if self._count * (len(shown) + 1) > 4 * len(voted):  # else a table of all Gaussians is cheaper
             rows = torch.zeros(self._count, dtype=torch.bool, device=ids.device).index_fill_(0, voted.long(), True)

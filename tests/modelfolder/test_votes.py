@@ -44,7 +44,7 @@ def test_votes_are_those_of_a_dense_table(monkeypatch, max_cells, pending, entri
     torch.testing.assert_close(entries.totals(), expected.sum(dim=1))
     codes = torch.randn(OBJECTS, 3, generator=generator)
     sums, shares = entries.mixed(codes, power=2.0, at_once=7)
-    torch.testing.assert_close(sums, expected**2 @ codes)
+    torch.testing.assert_close(sums, expected**2 @ codes, rtol=1e-4, atol=1e-3)  # of sums of up to 100
     torch.testing.assert_close(shares, (expected**2).sum(dim=1))
 
 

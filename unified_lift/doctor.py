@@ -122,9 +122,9 @@ def scene_budget(data: DataSettings, folder: Path) -> list[Diagnosis]:
     fit = int(max(free[where] - taken, 0) / 2 / each)
     count = f"{fit / 10**6:.1f} million" if fit >= 10**6 else f"{fit:,}"
     text = (
-        f"{each * 10**6 / GIB:.2f} GiB a million with gradients and moments (SH degree {sh_degree}, {feature_dim} "
-        f"features); about {count} fit into half of what remains, the other half is for rendering; limit them with "
-        "--max_gaussians"
+        f"{each * 10**6 / GIB:.2f} GiB a million with gradients and Adam's moments (SH degree {sh_degree}, "
+        f"{feature_dim} features); about {count} fit into half of what remains, the other half is for rendering; "
+        "limit them with --max_gaussians"
     )
     return [Diagnosis("scene", "ok", str(choice)), Diagnosis("Gaussians", "ok", text)]
 

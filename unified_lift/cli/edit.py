@@ -99,9 +99,9 @@ def edit_main(argv: list[str]) -> int:
         scene = with_objects(command.load(source_path=command.source_path))
         edited = script.apply(scene, edits)
         script.save_model(edited, command.out, edits=edits, overwrite=command.overwrite)
-    nouns = {1: "object"}
     before, after = (
-        f"{(n := len(each.objects))} {nouns.get(n, 'objects')} ({len(each)} Gaussians)" for each in (scene, edited)
+        f"{len(each.objects)} object{'s' * (len(each.objects) != 1)} ({len(each)} Gaussians)"
+        for each in (scene, edited)
     )
     print(f"{command.out}: {before} became {after}; look at it: {program('render')} -m {command.out}")
     if edited.labels is not None and edited.labels.filled is not None:

@@ -141,5 +141,6 @@ def _import_edit(command: ImportEditCommand) -> int:
     gone = [scene.name_of(object_id) for object_id in scene.objects if object_id not in edited.objects]
     if gone:
         print(f"  objects that are gone: {', '.join(gone)}")
-    print(f"{command.out}: {len(edited.objects)} objects; look at it: {program('render')} -m {command.out}")
+    count = f"{len(edited.objects)} object{'s' * (len(edited.objects) != 1)}"
+    print(f"{command.out}: {count}; look at it: {program('render')} -m {command.out}")
     return 0

@@ -39,7 +39,7 @@ class GeometrySettings:
     machine takes the same number. [ours]"""
     cpu_gaussians: Annotated[int, Range(-1)] = -1
     """Upper bound on N where iterations are chosen on a CPU; -1 = by number and size of the photos, 0 = only
-    `max_gaussians`, which goes before if it is given. [ours]"""
+    `max_gaussians`, which takes precedence if given. [ours]"""
     sh_degree: Annotated[int, Range(0, 3)] = 3
     """Highest SH degree of colour, 0 to 3 [3DGS]."""
     sh_interval: Annotated[int, Range(1)] = 1_000
@@ -130,7 +130,7 @@ class RefineSettings:
     refine_visits: Annotated[int, Range(0)] = 2
     """Steps of each labelled view. [ours]"""
     refine_max_draws: Annotated[float, Range(0)] = 1.5
-    """Draws of each pixel of the labelled views, at most; goes before the two above. [ours]"""
+    """Draws of each pixel of the labelled views, at most; overrides the two above. [ours]"""
     refine_lr: Annotated[float, Range(0)] = 0.005
     """First rate of the features. [ours]"""
     refine_lr_final: Annotated[float, Range(0)] = 0.001

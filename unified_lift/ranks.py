@@ -101,6 +101,33 @@ class Ranks:
         mine = {place: makes[place]() for place in range(self.index, len(makes), self.count)}
         return [self.of(place % self.count, partial(mine.__getitem__, place)) for place in range(len(makes))]
 
+    def swap(self, rows: "Tensor", sent: Sequence[int], received: Sequence[int]) -> "Tensor":
+        """Return the rows that all processes have for this one, of theirs in turn; `rows` are those for each of them.
+
+        `sent` and `received` say how many they are, by process.
+        """
+        found = rows.new_empty(sum(received), *rows.shape[1:])
+        if self.count == 1 or not rows.shape[1:].numel():
+            return rows if self.count == 1 else found
+        from torch import distributed
+
+        with _talking():
+            distributed.all_to_all_single(found, rows.contiguous(), list(received), list(sent))
+        return found
+
+    def joined(self, rows: "Tensor", counts: Sequence[int]) -> "Tensor":
+        """Return the rows of all processes, one after another; `counts` says how many each has."""
+        from torch import distributed
+
+        found = rows.new_empty(sum(counts), *rows.shape[1:])
+        parts = found.split(list(counts))
+        parts[self.index].copy_(rows)
+        if self.count > 1 and rows.shape[1:].numel():
+            with _talking():
+                for owner, part in enumerate(parts):
+                    distributed.broadcast(_as_bytes(part), src=owner)
+        return found
+
     def of_first(self, make: Callable[[], T]) -> T:
         """Return what `make` returns in the first process, which alone calls it."""
         return self.of(0, make)

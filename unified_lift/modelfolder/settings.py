@@ -161,6 +161,9 @@ class RunSettings:
     """Where to train; `auto`: a CUDA device if there is one and the rasterizer was built for it."""
     data_device: Literal["auto", "cuda", "cpu", "disk"] = "auto"
     """Where photos and masks are kept; `auto`: on the GPU or in memory if they fill only a part of it, else on disk."""
+    shard_gaussians: bool = False
+    """Of several processes (torchrun), each keeps and updates only its part of the Gaussians while the geometry trains:
+    less memory, less to send. [Grendel-GS]"""
     profile: bool = False
     """Measure where the time of a step goes: a table at the end, and profile.json."""
     quiet: bool = False

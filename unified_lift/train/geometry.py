@@ -103,13 +103,18 @@ class GeometryStage(Stage):
             self.control_density(iteration, radii, rates["means"])
         return {name: term.detach() for name, term in terms.items()}
 
-    def seen(self, index: int, view: View, step: int) -> tuple[dict[str, Tensor], Tensor, RasterOutput]:
-        """Render view `index` and differentiate its losses; return their terms, their weighted sum and the maps."""
+    def seen(
+        self, index: int, view: View, step: int, table: Mapping[str, Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], Tensor, RasterOutput]:
+        """Render view `index` and differentiate its losses; return their terms, their weighted sum and the maps.
+
+        `table`: the parameters that it may show, if not all.
+        """
         self.on_phase("forward")
         background = self.background_at(step)
         viewmat, intrinsics = view.camera.tensors(self.gaussians.device)
         out = self.renderer.forward(
-            self.gaussians.table,
+            self.gaussians.table if table is None else table,
             *(viewmat, intrinsics, view.camera.width, view.camera.height),
             features=None if self.method is None else self.gaussians.features,
             sh_degree=min(step // self.settings.sh_interval, self.gaussians.sh_degree),
@@ -157,7 +162,6 @@ class GeometryStage(Stage):
         self.on_phase("exchange")
         self.ranks.add(self.sums.flat)
         self.ranks.add(largest, largest=True)
-        self.ranks.add(*photos)
         self.on_phase("update")
         with torch.no_grad():
             for name, value in watched.items():
@@ -167,10 +171,15 @@ class GeometryStage(Stage):
         states = self.adam.states(table, rates)
         updates = [(table[name].detach(), own[name], state) for name, state in states.items() if own[name].numel()]
         adam_steps(updates, **self.adam.constants)
-        for index, gradient in zip(indices, photos, strict=False):
-            assert exposures is not None
-            exposures.step(index, self.progress(step), gradient)
+        self._step_photos(indices, photos, step)
         return terms, largest
+
+    def _step_photos(self, indices: Sequence[int], gradients: Sequence[Tensor], step: int) -> None:
+        """Move the photos of a step by their gradients, zeros of those that other processes have seen."""
+        self.ranks.add(*gradients)
+        for index, gradient in zip(indices, gradients, strict=False):
+            assert self.exposures is not None
+            self.exposures.step(index, self.progress(step), gradient)
 
     def control_density(self, iteration: int, radii: Tensor, rate: float) -> None:
         """Let the strategy act after a 0-based iteration; what it does is the same in all processes."""
@@ -182,18 +191,25 @@ class GeometryStage(Stage):
         self.strategy.update(self.gaussians, self.adam, self.density, info)
         last = iteration + 1 == self.strategy.last_change(self.num_steps)
         if last and self.strategy.settings.min_contribution:
-            most = contributions(self.gaussians, self.cameras[self.ranks.index :: self.ranks.count])
-            self.ranks.add(most, largest=True)
-            keep = most > self.strategy.settings.min_contribution
+            keep = self.contributions() > self.strategy.settings.min_contribution
             if bool(keep.any()):
                 keep_rows(self.gaussians, self.adam, self.density, keep)
         if self.ranks.count > 1 and any(before[name]() is not value for name, value in self.gaussians):
-            # Some sums of a GPU, by which rows are drawn, depend on the order of threads.
-            table, self.adam.moments, self.density = self.ranks.of_first(
-                lambda: (self.gaussians.state_dict(), self.adam.moments, self.density)
-            )
-            for name, value in table.items():
-                self.gaussians.set(name, value)
+            self.share_rows()
+
+    def contributions(self) -> Tensor:
+        """Return the largest blending weight of each Gaussian in any view, [N]."""
+        most = contributions(self.gaussians, self.cameras[self.ranks.index :: self.ranks.count])
+        self.ranks.add(most, largest=True)
+        return most
+
+    def share_rows(self) -> None:
+        """Take the rows of the first process: some sums of a GPU, by which they are drawn, depend on thread order."""
+        table, self.adam.moments, self.density = self.ranks.of_first(
+            lambda: (self.gaussians.state_dict(), self.adam.moments, self.density)
+        )
+        for name, value in table.items():
+            self.gaussians.set(name, value)
 
     @torch.no_grad()
     def of_parameters(self, out: RasterOutput, view: View) -> dict[str, Tensor]:

@@ -141,10 +141,10 @@ class Log(Hook):
         values = dict(self._finite.last_terms())
         values["total"] = sum(stage.weights.get(name, 1.0) * value for name, value in values.items())
         values |= {name: float(value) for name, value in stage.statistics().items()}
-        values["num_gaussians"] = len(stage.gaussians)
+        values["num_gaussians"] = stage.num_gaussians
         values["seconds_per_step"] = (now - self._since[1]) / (done - self._since[0])
         self._log.scalars(stage.name, done, stage.steps_before + done, values)
-        self._bar.set_postfix({"loss": f"{values['total']:.4f}", "N": len(stage.gaussians)}, refresh=False)
+        self._bar.set_postfix({"loss": f"{values['total']:.4f}", "N": stage.num_gaussians}, refresh=False)
         self._since = done, now
 
     def close(self, stage: Stage) -> None:
@@ -154,7 +154,8 @@ class Log(Hook):
 class GeometryResults(Hook):
     """Writes the geometry after --save_iterations, logs the held-out PSNR after --test_iterations; both at the end."""
 
-    def __init__(self, settings: TrainSettings, scene: Scene, log: RunLog, finite: Finite) -> None:
+    def __init__(self, settings: TrainSettings, scene: Scene, log: RunLog | None, finite: Finite) -> None:
+        """Prepare; processes that do not write need no log."""
         self._settings, self._scene, self._log, self._finite = settings, scene, log, finite
 
     @torch.no_grad()
@@ -166,16 +167,21 @@ class GeometryResults(Hook):
             next((one for one in of_step if one in asked or one == stage.num_steps), None)
             for asked in (run.save_iterations, run.test_iterations)
         )
+        if saved is None and iteration is None:
+            return
+        gaussians = stage.whole()
+        if not stage.ranks.is_first:
+            return
         if saved is not None:
-            self._finite.check({"gaussians": stage.gaussians.table}, saved)
+            self._finite.check({"gaussians": gaussians.table}, saved)
             folder = iteration_dir(self._settings.model_path, saved)
-            write_gaussians(folder / "point_cloud.ply", stage.gaussians, frame=self._scene.frame)
+            write_gaussians(folder / "point_cloud.ply", gaussians, frame=self._scene.frame)
             if stage.exposures is not None:
                 write_json(self._settings.model_path / EXPOSURE_FILE, stage.exposures.matrices())
-        if iteration is None:
+        if iteration is None or self._log is None:
             return
         for view in self._scene.test:
-            image = render(stage.gaussians, view.camera, background=stage.background, with_features=False).image
+            image = render(gaussians, view.camera, background=stage.background, with_features=False).image
             error = (image.clamp(0, 1) - view.image.to(image.device).float() / 255).square().mean(dim=2)
             seen = error if view.valid is None else error[view.valid.to(image.device)]
             if seen.numel():  # the scene may leave out all of a view
@@ -218,17 +224,21 @@ class Checkpoints(Hook):
             raise KeyboardInterrupt
         self._asked_to_stop = True
 
-    def _is_to_stop(self, stage: Stage, step: int) -> bool:
-        """Return whether a process was asked to stop; several agree on it only about twice a second."""
+    def _agree(self, stage: Stage, step: int) -> tuple[bool, bool]:
+        """Return whether to stop, and whether to save since it is time; several agree only about twice a second."""
+        waited_s = time.perf_counter() - self._saved_at
+        # By time only if the disk is through with the one before; asking also brings up an error of its thread.
+        is_time = 0 < 60 * self._settings.run.checkpoint_minutes <= waited_s and not self.writer.is_busy()
         if stage.ranks.count == 1:
-            return self._asked_to_stop
+            return self._asked_to_stop, is_time
         if step < self._agree_at:
-            return False
+            return False, False
         now = time.perf_counter()
         pace = (step + 1 - self._agreed[0]) / max(now - self._agreed[1], 1e-3)  # a second
-        asked, wait = stage.ranks.sums(self._asked_to_stop, int(_AGREE_S * pace) if stage.ranks.is_first else 0)
+        own = (int(_AGREE_S * pace), is_time) if stage.ranks.is_first else (0, False)
+        asked, wait, saves = stage.ranks.sums(self._asked_to_stop, *own)
         self._agree_at, self._agreed = step + max(1, wait), (step + 1, now)
-        return asked > 0
+        return asked > 0, saves > 0
 
     def before_stage(self, stage: Stage) -> None:
         self._saved_at = now = time.perf_counter()
@@ -236,7 +246,8 @@ class Checkpoints(Hook):
 
     def after_step(self, stage: Stage, step: int, terms: Mapping[str, Tensor]) -> None:
         run, total_steps = self._settings.run, stage.steps_before + step + 1
-        if self._is_to_stop(stage, step):
+        stops, is_time = self._agree(stage, step)
+        if stops:
             self.save(stage, step + 1)
             self.writer.wait()
             stage.ranks.sums(0)  # until the first process has saved it
@@ -246,9 +257,7 @@ class Checkpoints(Hook):
         due = any(total_steps - back in run.checkpoint_iterations for back in range(stage.ranks.batch))
         self._asked_for |= {total_steps} if due else set()
         due |= passed(stage, total_steps, run.checkpoint_interval)
-        waited_s = time.perf_counter() - self._saved_at
-        # By time only if the disk is through with the one before; asking also brings up an error of its thread.
-        if due or (not self.writer.is_busy() and 0 < 60 * run.checkpoint_minutes <= waited_s):
+        if due or is_time:
             self.save(stage, step + 1)
 
     def after_stage(self, stage: Stage) -> None:
@@ -257,6 +266,7 @@ class Checkpoints(Hook):
 
     def save(self, stage: Stage, step: int) -> None:
         """Begin to write a checkpoint, after which the rolling ones before it go; the end of a stage is kept."""
+        table, stage_state = stage.table(), stage.state_dict()  # parts come together: all processes do this
         if not stage.ranks.is_first:
             return
         settings, total_steps = self._settings, stage.steps_before + step
@@ -264,9 +274,9 @@ class Checkpoints(Hook):
             "stage": stage.name,
             "step": step,
             "total_steps": total_steps,
-            "gaussians": stage.gaussians.state_dict(),
+            "gaussians": table,
             "frame": asdict(stage.frame),
-            "stage_state": stage.state_dict(),
+            "stage_state": stage_state,
             "method": self._method.state_dict(),
             "settings": recorded(settings, settings.model_path),
             "seconds": self._seconds(),

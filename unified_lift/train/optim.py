@@ -14,7 +14,7 @@ class NamedAdam:
     """Adam (Kingma and Ba) of named leaf tensors; rows can be kept, appended and zeroed as Gaussians come and go.
 
     A gradient that is the mean of `batch` views moves as far as they would one by one: rates are times sqrt(batch) and
-    betas to the power of batch. Source: Zhao et al. 2024 (Grendel-GS), section 4.3. `steps` counts views.
+    betas to the power of batch. Source: Zhao et al. 2024 (Grendel-GS). `steps` counts views.
     """
 
     def __init__(self, *, eps: float, batch: int = 1) -> None:

@@ -40,6 +40,7 @@ from unified_lift.train.losses import chosen_losses
 from unified_lift.train.profiling import Profile
 from unified_lift.train.refine import RefineStage
 from unified_lift.train.schedule import Forecast, Photos, chosen
+from unified_lift.train.shards import ShardedGeometryStage
 from unified_lift.train.stage import Stage, share_method
 from unified_lift.types import Scene, Similarity, View, ZeroId
 
@@ -100,20 +101,23 @@ def _run(
     settings, finite = state.settings, Finite()
     with ExitStack() as stack:
         saving = Checkpoints(settings, state.method, state.clock.seconds, finite)
-        watch = _watch(state, saving, finite, hooks, stack) if together.is_first else [finite, saving, *hooks]
+        results = GeometryResults(settings, state.scene, None, finite)  # of a process that neither writes nor prints
+        watch = [finite, results, saving, *hooks]
+        if together.is_first:
+            watch = _watch(state, saving, finite, hooks, stack)
         stack.enter_context(saving)
         begin = state.checkpoint["stage"] if state.checkpoint else "geometry"
         scene, gaussians, method, seed = state.scene, state.gaussians, state.method, 1000 * settings.seed
         lifts, joint, labels = bool(scene.labelled), settings.schedule == "joint", None
         if begin == "geometry":
             with state.clock.part("geometry"):
-                strategy = strategy_entry(settings.strategy).build(settings.density)
-                joined = method if joint and lifts else None
-                stage = GeometryStage(scene, gaussians, settings.geometry, strategy, seed=seed + 1, method=joined)
+                stage = _geometry(state, method if joint and lifts else None, seed=seed + 1)
+                gaussians = state.gaussians = stage.gaussians
                 if not settings.run.quiet:
                     for choice in stage.choices:
                         tqdm.write(choice)
                 fit(_placed(stage, state), watch)
+                gaussians = state.gaussians = stage.whole()
                 del stage  # with the moments of its optimiser
             gaussians.zero_grad()
         if lifts and not joint and settings.lift.lift_iterations and begin != "refine":
@@ -141,6 +145,20 @@ def _run(
             shutil.rmtree(settings.model_path / outputs.REPLACED, ignore_errors=True)
         together.sums(0)  # until everything is written
         return state
+
+
+def _geometry(state: TrainingState, method: Method | None, *, seed: int) -> GeometryStage:
+    """Return the geometry stage, with a method the joint schedule, whose Gaussians all processes keep."""
+    settings, together, density = state.settings, ranks.current(), state.settings.density
+    shards = settings.run.shard_gaussians and together.count > 1 and method is None
+    if settings.run.shard_gaussians and not shards:
+        why = "one process has them all" if together.count == 1 else "the joint schedule needs them all"
+        tqdm.write(f"note: --shard_gaussians: Gaussians are not shared out, {why}")
+    if shards and (most := getattr(density, "max_gaussians", 0)):  # a bound on all is one on each part
+        density = replace(density, max_gaussians=max(1, (most + together.index) // together.count))
+    strategy = strategy_entry(settings.strategy).build(density)
+    common: Any = (state.scene, state.gaussians, settings.geometry, strategy)
+    return ShardedGeometryStage(*common, seed=seed) if shards else GeometryStage(*common, seed=seed, method=method)
 
 
 def _watch(

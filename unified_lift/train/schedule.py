@@ -148,7 +148,7 @@ class Forecast(Hook):
         self._end = self._begin + max(1, steps // 8)
         self._since, self._count, self._has_begun = (
             time.perf_counter(),
-            len(stage.gaussians),
+            stage.num_gaussians,
             self._begin == stage.first,
         )
 
@@ -160,7 +160,7 @@ class Forecast(Hook):
         if stage.gaussians.device.type == "cuda":
             torch.cuda.synchronize()  # twice in a run
         if begins:
-            self._since, self._count = time.perf_counter(), len(stage.gaussians)
+            self._since, self._count = time.perf_counter(), stage.num_gaussians
             self._begin, self._has_begun = done, True
             return
         self._is_done = True

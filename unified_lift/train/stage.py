@@ -72,6 +72,19 @@ class Stage(ABC):
     def step(self, step: int) -> dict[str, Tensor]:
         """Do 0-based `step` and return the unweighted, detached loss terms."""
 
+    @property
+    def num_gaussians(self) -> int:
+        """Return how many Gaussians there are in all processes."""
+        return len(self.gaussians)
+
+    def whole(self) -> Gaussians:
+        """Return the Gaussians of all processes; all have to ask, and wait for one another."""
+        return self.gaussians
+
+    def table(self) -> dict[str, Tensor]:
+        """Return the parameters of all Gaussians for a checkpoint, in the first process; all have to ask."""
+        return self.gaussians.state_dict()
+
     def statistics(self) -> Mapping[str, float]:
         """Return more numbers about the last step for the log; reading them may wait for the device."""
         return {} if self.method is None else self.method.statistics

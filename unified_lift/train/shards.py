@@ -1,0 +1,192 @@
+"""Geometry stage whose Gaussians are shared out: each process keeps a part of them, and shows others what they see."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from diff_gaussian_rasterization import adam_steps
+from diff_gaussian_rasterization.types import ALPHA_MIN, FRUSTUM_MARGIN, LOW_PASS, NEAR
+from torch import Tensor
+
+from unified_lift import ranks
+from unified_lift.density.base import Strategy, contributions
+from unified_lift.model.gaussians import Gaussians
+from unified_lift.modelfolder.settings import GeometrySettings
+from unified_lift.ops.rng import StepRng
+from unified_lift.train.geometry import GeometryStage
+from unified_lift.types import Camera, Scene
+
+_NARROW = 8  # numbers in a row
+_SLACK = 1.0  # pixels, for what the rasterizer rounds otherwise
+
+
+class ShardedGeometryStage(GeometryStage):
+    """GeometryStage of several processes; `gaussians` and everything kept of them are this process's part.
+
+    In a step each process sends the Gaussians that a view may show to the process that renders it, gets their gradients
+    back, and updates its own. The density strategy acts in every part by itself, as in gsplat and in Grendel-GS (Zhao
+    et al. 2024), with random numbers of its own; so it is not told of the others, and a bound on N is one on each part.
+    """
+
+    def __init__(
+        self, scene: Scene, gaussians: Gaussians, settings: GeometrySettings, strategy: Strategy, *, seed: int
+    ) -> None:
+        """Take one of every few Gaussians; all stay in use until the first step: a checkpoint parts them again."""
+        together = ranks.current()
+        self._all: dict[str, Tensor] | None = {name: value.detach() for name, value in gaussians}
+        own = gaussians.like({name: value[together.index :: together.count] for name, value in self._all.items()})
+        super().__init__(scene, own, settings, strategy, seed=seed)
+        self.noise, self.draws = (StepRng(-1 - seed - 1_000 * (1 + together.index) - shift) for shift in (0, 500))
+        self.counts = [len(range(rank, len(gaussians), together.count)) for rank in range(together.count)]
+
+    @property
+    def choices(self) -> list[str]:
+        return [*super().choices, f"Gaussians: each of {self.ranks.count} processes keeps a part"]
+
+    @property
+    def num_gaussians(self) -> int:
+        return sum(self.counts)
+
+    def seen_together(
+        self, indices: Sequence[int], step: int, rates: dict[str, float], watched: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        self._all, table, place = None, self.gaussians.table, self.ranks.index
+        self.on_phase("exchange")
+        ids, sent, received = self._shown([self.cameras[index] for index in indices])
+        rows = {name: value.detach().index_select(0, ids) for name, value in table.items()}
+        shown = self._swapped(rows, sent, received)
+        del rows
+        terms, total, out = self.seen(indices[place], self.view_of(indices, place), step + place, shown)
+        slopes = {name: torch.zeros_like(shown[name]) for name in rates}
+        statistics = {name: torch.zeros_like(shown["logit_opacities"]) for name in watched}
+        self.renderer.gradients(slopes, loss=total, **statistics)
+        largest = out.meta.radii.new_zeros(len(self.gaussians))
+        statistics["radii"] = out.meta.radii.float()
+        del shown, out
+        self.on_phase("exchange")
+        slopes = self._swapped({name: slopes.pop(name) for name in rates} | statistics, received, sent)
+        self.on_phase("update")
+        photos: list[Tensor] = []
+        if self.exposures is not None:
+            photos = [torch.zeros_like(self.exposures.tables[index]) for index in indices]
+            photos[place] += self.exposures.gradient(indices[place])
+        with torch.no_grad():
+            largest.scatter_reduce_(0, ids, slopes.pop("radii").int(), "amax")
+            for name, value in watched.items():
+                value.index_add_(0, ids, slopes.pop(name))
+            states, share = self.adam.states(table, rates), len(self.gaussians) / max(1, self.num_gaussians)
+            for name, state in states.items():  # one after another, since memory is short
+                value = table[name]
+                gradient = torch.zeros_like(value).index_add_(0, ids, slopes.pop(name).div_(self.ranks.batch))
+                if value.grad is not None:  # of means over the Gaussians of this part
+                    gradient.add_(value.grad, alpha=share)
+                    value.grad = None
+                if value.numel():
+                    adam_steps([(value.detach(), gradient, state)], **self.adam.constants)
+        self._step_photos(indices, photos, step)
+        return terms, largest
+
+    def _swapped(self, rows: Mapping[str, Tensor], sent: list[int], received: list[int]) -> dict[str, Tensor]:
+        """Return what `Ranks.swap` does of each of these tensors; narrow ones travel together, which saves time."""
+        narrow = {name: n for name, value in rows.items() if (n := value.shape[1:].numel()) <= _NARROW}
+        found = {name: self.ranks.swap(value, sent, received) for name, value in rows.items() if name not in narrow}
+        packed = torch.cat([rows[name].reshape(len(rows[name]), width) for name, width in narrow.items()], dim=1)
+        parts = self.ranks.swap(packed, sent, received).split(list(narrow.values()), dim=1)
+        for name, part in zip(narrow, parts, strict=True):
+            found[name] = part.reshape(len(part), *rows[name].shape[1:]).contiguous()
+        return found
+
+    @torch.no_grad()
+    def _shown(self, cameras: Sequence[Camera]) -> tuple[Tensor, list[int], list[int]]:
+        """Return the Gaussians of this part that each view may show, one view after another, int64 [M].
+
+        Beside it, how many they are of each view, and how many of each part this process's view may show. The host
+        waits for these numbers.
+        """
+        flags = torch.stack([in_sight(self.gaussians, camera) for camera in cameras])
+        numbers = torch.zeros(len(cameras), len(cameras) + 1, dtype=torch.int64, device=flags.device)
+        numbers[self.ranks.index, :-1] = flags.sum(dim=1)
+        numbers[self.ranks.index, -1].fill_(flags.shape[1])
+        self.ranks.add(numbers)
+        table = numbers.tolist()
+        self.counts = [row[-1] for row in table]
+        return flags.nonzero()[:, 1], table[self.ranks.index][:-1], [row[self.ranks.index] for row in table]
+
+    def control_density(self, iteration: int, radii: Tensor, rate: float) -> None:
+        self.generator.manual_seed(self.draws.number(iteration))  # nothing of it to save
+        super().control_density(iteration, radii, rate)
+
+    def contributions(self) -> Tensor:
+        whole = self.whole()
+        most = contributions(whole, self.cameras[self.ranks.index :: self.ranks.count])
+        self.ranks.add(most, largest=True)
+        return most.split(self.counts)[self.ranks.index]
+
+    def share_rows(self) -> None:
+        """Do nothing: the part is this process's alone."""
+
+    def whole(self) -> Gaussians:
+        self._count()
+        found = self.gaussians.like({name: value.detach()[:0] for name, value in self.gaussians})
+        for name, value in self.gaussians:
+            found.set(name, self.ranks.joined(value.detach(), self.counts))
+        return found
+
+    def table(self) -> dict[str, Tensor]:
+        self._count()
+        return {name: self._kept(value.detach()) for name, value in self.gaussians}
+
+    def state_dict(self) -> dict:
+        self._count()
+        state = super().state_dict()
+        moments = {name: (self._kept(m), self._kept(v)) for name, (m, v) in state["adam"]["moments"].items()}
+        density = {name: self._kept(value) for name, value in state["density"].items()}
+        adam = state["adam"] | {"moments": moments}
+        return state | {"adam": adam, "density": density, "shards": list(self.counts)}
+
+    def load_state_dict(self, state: dict) -> None:
+        assert self._all is not None
+        counts, index, count = state.get("shards", []), self.ranks.index, self.ranks.count
+        rows = slice(index, None, count)
+        if len(counts) == count:
+            rows = slice(sum(counts[:index]), sum(counts[: index + 1]))
+        for name, value in self._all.items():
+            self.gaussians.set(name, value[rows].clone())
+        moments = {name: (m[rows], v[rows]) for name, (m, v) in state["adam"]["moments"].items()}
+        self.density = self.strategy.initial_state(len(self.gaussians), self.gaussians.device)
+        density = {name: value[rows] for name, value in state["density"].items()}
+        super().load_state_dict(state | {"adam": state["adam"] | {"moments": moments}, "density": density})
+
+    def _count(self) -> None:
+        """Learn how many Gaussians each part has."""
+        own = [0] * self.ranks.count
+        own[self.ranks.index] = len(self.gaussians)
+        self.counts = self.ranks.sums(*own)
+
+    def _kept(self, rows: Tensor) -> Tensor:
+        """Return the rows of all parts in main memory of the first process; elsewhere those of this part."""
+        found = self.ranks.joined(rows, self.counts)
+        return found.cpu() if self.ranks.is_first else rows
+
+
+def in_sight(gaussians: Gaussians, camera: Camera) -> Tensor:
+    """Return whether a view may show each Gaussian, bool [N]: False only where the rasterizer would leave it out.
+
+    Its ellipse lies in a circle about the projected centre whose radius is sqrt(2 ln(255 o)) standard deviations. The
+    largest of these on the screen is at most sqrt(|J|^2 s^2 + 0.3) for the largest scale s, J the Jacobian of the
+    projection: |J|^2 <= (f / z)^2 (1 + (x / z)^2 + (y / z)^2), at the place in or near the picture where J is taken.
+    """
+    viewmat = camera.tensors(gaussians.device)[0]
+    place = gaussians.means.detach() @ viewmat[:3, :3].T + viewmat[:3, 3]
+    opacity, largest = gaussians.opacities.detach(), gaussians.log_scales.detach().amax(dim=1).exp()
+    inside, depth = (place[:, 2] > NEAR) & (opacity >= ALPHA_MIN), place[:, 2].clamp(min=NEAR)
+    centres, squares = [], torch.ones_like(depth)
+    axes = ((camera.fx, camera.cx, camera.width), (camera.fy, camera.cy, camera.height))
+    for axis, (focal, middle, size) in enumerate(axes):
+        slope, margin = place[:, axis] / depth, FRUSTUM_MARGIN * 0.5 * size
+        squares += slope.clamp((-middle - margin) / focal, (size - middle + margin) / focal).square()
+        centres.append(focal * slope + middle)
+    spread = (max(camera.fx, camera.fy) * largest / depth).square() * squares + LOW_PASS
+    reach = (2 * (opacity / ALPHA_MIN).clamp(min=1).log() * spread).sqrt() + _SLACK
+    for centre, (_, _, size) in zip(centres, axes, strict=True):
+        inside &= (centre + reach > 0) & (centre - reach < size)
+    return inside

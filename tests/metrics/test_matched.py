@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unified_lift.metrics.matched import MatchedScores, iou_from_counts, match_matrix, matched_scores
+from unified_lift.metrics import matched
+from unified_lift.metrics.matched import MatchedScores, iou_from_counts, match_pairs, matched_scores
 from unified_lift.ops.overlaps import overlap_table
 
 ORACLES = json.loads((Path(__file__).parent / "oracles.json").read_text())["matched"]
@@ -18,6 +19,11 @@ def check(scores: MatchedScores, case: dict, true_ids: list[int], pred_ids: list
     numbers = (scores.miou, scores.precision, scores.recall, scores.f1, scores.tp)
     expected = (case[name] for name in ("miou_over_gt", "precision", "recall", "fscore", "tp"))
     assert numbers == pytest.approx(tuple(expected), abs=1e-6)
+
+
+def match_matrix(matrix: np.ndarray, true_ids: np.ndarray, pred_ids: np.ndarray) -> MatchedScores:
+    true, pred = np.nonzero(matrix)
+    return match_pairs(true, pred, matrix[true, pred], true_ids, pred_ids)
 
 
 def views(case: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +74,7 @@ def test_matrix_cases_equal_the_oracles(name):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_matching_is_the_best_of_all_permutations(seed):
+def test_matching_is_the_best_of_all_permutations(seed, monkeypatch):
     rng = np.random.default_rng(seed)
     num_true, num_pred = rng.integers(1, 6, 2).tolist()
     matrix = rng.random((num_true, num_pred)) * (rng.random((num_true, num_pred)) < 0.7)
@@ -78,7 +84,19 @@ def test_matching_is_the_best_of_all_permutations(seed):
         sum(padded[row, column] for row, column in enumerate(columns))
         for columns in itertools.permutations(range(padded.shape[1]), num_true)
     )
-    assert match_matrix(matrix, np.arange(num_true), np.arange(num_pred)).miou == pytest.approx(best / num_true)
+    for most in (2**22, 0):  # as a matrix, and as a graph of what overlaps
+        monkeypatch.setattr(matched, "MAX_MATRIX", most)
+        found = match_matrix(matrix, np.arange(num_true), np.arange(num_pred))
+        assert found.miou == pytest.approx(best / num_true)
+        assert len({true for true, _ in found.pairs}) == len({pred for _, pred in found.pairs}) == len(found.pairs)
+
+
+def test_a_graph_is_matched_as_its_matrix(monkeypatch):
+    rng = np.random.default_rng(0)
+    matrix = rng.random((300, 280)) * (rng.random((300, 280)) < 0.02)
+    expected = match_matrix(matrix, np.arange(300), np.arange(280) + 7)
+    monkeypatch.setattr(matched, "MAX_MATRIX", 0)
+    assert match_matrix(matrix, np.arange(300), np.arange(280) + 7) == expected
 
 
 @pytest.mark.parametrize("profile", ["scene", "scene_masked", "viewmean"])

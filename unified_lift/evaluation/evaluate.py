@@ -24,7 +24,7 @@ from unified_lift.metrics.panoptic import largest_area_background
 from unified_lift.model.render import render
 from unified_lift.modelfolder.inference import TrainedScene, render_likely_ids, render_view
 from unified_lift.modelfolder.outputs import NO_OBJECT
-from unified_lift.ops.overlaps import overlap_table
+from unified_lift.ops.overlaps import Overlaps, overlaps_of
 from unified_lift.ops.resample import nearest
 from unified_lift.progress import Bar
 from unified_lift.types import Scene, View
@@ -264,8 +264,8 @@ def evaluate_candidates(model: TrainedScene, scene: Scene, result: Result, *, qu
 
 def _same_partition(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
     """Return whether two sets of label maps show the same segments, whatever their ids."""
-    rows, columns, counts = overlap_table(*(np.concatenate([*map(np.ravel, ids.values())]) for ids in (first, second)))
-    return len(rows) == len(columns) == np.count_nonzero(counts)
+    both = Overlaps.merged([overlaps_of(ids, second[name]) for name, ids in first.items()])
+    return len(both.pred_ids) == len(both.true_ids) == len(both.shared)
 
 
 def _require_same_aspect(what: str, mask: np.ndarray, picture: np.ndarray, view: str) -> None:

@@ -6,13 +6,16 @@ from typing import Literal, get_args
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from unified_lift.metrics.base import Metric
-from unified_lift.ops.overlaps import overlap_table
+from unified_lift.ops.overlaps import Overlaps, overlaps_of
 
 Profile = Literal["scene", "scene_masked", "viewmean", "scene_from_100_px"]
 
 MIN_HIT_IOU = 0.5  # a matched pair counts as found when its IoU is above this, strictly
+MAX_MATRIX = 2**22  # cells of a matrix that is matched as it is
 MIN_SEGMENT_PIXELS = 100  # of the ids that `scene_from_100_px` counts
 METRICS = (
     Metric(name="mIoU", label="mean IoU of matched objects, or of prompts", is_headline=True),
@@ -42,13 +45,32 @@ class MatchedScores:
     pair_iou: tuple[float, ...]
 
 
-def match_matrix(matrix: np.ndarray, true_ids: np.ndarray, pred_ids: np.ndarray) -> MatchedScores:
-    """Return the scores of the one-to-one matching with the largest sum of IoU [T, P]; a ValueError if T is 0."""
-    num_true, num_pred = matrix.shape
+def match_pairs(
+    true: np.ndarray, pred: np.ndarray, iou: np.ndarray, true_ids: np.ndarray, pred_ids: np.ndarray
+) -> MatchedScores:
+    """Return the scores of the one-to-one matching with the largest sum of IoU; a ValueError: no true object.
+
+    Args:
+        true, pred: Index of the ids of each pair that overlaps, int64 [E].
+        iou: Of each pair, above 0, [E]; of all others it is 0.
+        true_ids, pred_ids: [T] and [P].
+    """
+    num_true, num_pred = len(true_ids), len(pred_ids)
     if not num_true:
         raise ValueError("there is no true object to match")
-    rows, columns = linear_sum_assignment(matrix, maximize=True)
-    values = matrix[rows, columns]
+    if num_true * num_pred <= MAX_MATRIX:
+        matrix = np.zeros((num_true, num_pred))
+        matrix[true, pred] = iou
+        rows, columns = linear_sum_assignment(matrix, maximize=True)
+        values = matrix[rows, columns]
+    else:  # each true object may also be matched with a partner of its own, which is nothing
+        own, weights = np.arange(num_true), np.concatenate([1 + iou, np.ones(num_true)])  # a weight of 0 is no edge
+        edges = np.concatenate([true, own]), np.concatenate([pred, num_pred + own])
+        graph = csr_array((weights, edges), shape=(num_true, num_pred + num_true))
+        rows, columns = min_weight_full_bipartite_matching(graph, maximize=True)
+        is_real = columns < num_pred
+        rows, columns = rows[is_real], columns[is_real]
+        values = csr_array((iou, (true, pred)), shape=(num_true, num_pred))[rows, columns]
     matched, tp = values > 0, int((values > MIN_HIT_IOU).sum())
     return MatchedScores(
         miou=float(values.sum() / num_true),
@@ -87,23 +109,30 @@ def matched_scores(
         raise ValueError(f"profile must be one of {get_args(Profile)}, received {profile!r}")
     if not len(preds) or [p.shape for p in preds] != [t.shape for t in trues]:
         raise ValueError("predictions and annotations must be the same views at the same sizes, one at least")
-    pred_ids, true_ids, counts = overlap_table(*(np.concatenate([v.reshape(-1) for v in vs]) for vs in (preds, trues)))
-    rows, columns = true_ids != 0, np.ones(len(pred_ids), dtype=bool)
+    views = [overlaps_of(pred, true) for pred, true in zip(preds, trues, strict=True)]
+    whole = Overlaps.merged(views)
+    rows, columns = whole.true_ids != 0, np.ones(len(whole.pred_ids), dtype=bool)
     if profile == "viewmean":
         rows[:] = True
-        total, num_views = np.zeros(counts.T.shape), np.zeros((len(true_ids), 1))
-        for pred, true in zip(preds, trues, strict=True):
-            in_pred, in_true, shared = overlap_table(pred, true)
-            places = np.searchsorted(true_ids, in_true), np.searchsorted(pred_ids, in_pred)
-            total[np.ix_(*places)] += iou_from_counts(shared).T
-            num_views[places[0]] += 1
-        matrix = total / num_views
+        of_true = [np.searchsorted(whole.true_ids, one.true_ids) for one in views]
+        of_pred = [np.searchsorted(whole.pred_ids, one.pred_ids) for one in views]
+        rows_of = np.concatenate([of[one.true] for one, of in zip(views, of_true, strict=True)])
+        columns_of = np.concatenate([of[one.pred] for one, of in zip(views, of_pred, strict=True)])
+        pair, index = np.unique(rows_of * len(columns) + columns_of, return_inverse=True)
+        true, pred = pair // max(len(columns), 1), pair % max(len(columns), 1)
+        num_views = np.bincount(np.concatenate(of_true), minlength=len(rows))
+        iou = np.bincount(index, np.concatenate([one.iou() for one in views]), len(pair)) / num_views[true]
     else:
         if profile == "scene_masked":
-            counts = counts * rows
-            columns = counts.any(axis=1)
+            whole = whole.of(rows[whole.true])
+            columns = np.isin(np.arange(len(columns)), whole.pred)
         elif profile == "scene_from_100_px":  # areas stay those of the whole scene
-            rows &= counts.sum(axis=0) >= MIN_SEGMENT_PIXELS
-            columns = counts.sum(axis=1) >= MIN_SEGMENT_PIXELS
-        matrix = iou_from_counts(counts).T
-    return match_matrix(matrix[rows][:, columns], true_ids[rows], pred_ids[columns])
+            pred_area, true_area = whole.areas()
+            rows &= true_area >= MIN_SEGMENT_PIXELS
+            columns = pred_area >= MIN_SEGMENT_PIXELS
+        true, pred, iou = whole.true, whole.pred, whole.iou()
+    kept = rows[true] & columns[pred]
+    places = np.cumsum(rows) - 1, np.cumsum(columns) - 1
+    return match_pairs(
+        places[0][true[kept]], places[1][pred[kept]], iou[kept], whole.true_ids[rows], whole.pred_ids[columns]
+    )

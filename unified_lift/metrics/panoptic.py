@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unified_lift.metrics.base import Metric
-from unified_lift.ops.overlaps import compress, overlap_table
+from unified_lift.ops.overlaps import compress, overlaps_of
 
 MIN_MATCH_IOU = 0.5  # two segments match above this, strictly; at most one partner can reach it
 MAX_VOID_SHARE = 0.5  # a segment without match is forgiven when more of it lies on void of the other side
@@ -90,21 +90,23 @@ def _segments(sem: np.ndarray, ids: np.ndarray, used: list[int], stuff: Sequence
 def _score(
     pred: np.ndarray, pred_class: np.ndarray, true: np.ndarray, true_class: np.ndarray, used: list[int]
 ) -> dict[int, ClassScores]:
-    pred_numbers, true_numbers, counts = overlap_table(pred, true)
-    pred_class, true_class = pred_class[pred_numbers], true_class[true_numbers]
-    pred_on_void = counts[:, true_class < 0].sum(axis=1)  # [P]
-    true_on_void = counts[pred_class < 0].sum(axis=0)  # [T]
-    pred_area, true_area = counts.sum(axis=1), counts.sum(axis=0)
-    union = (pred_area - pred_on_void)[:, None] + (true_area - true_on_void)[None] - counts
-    same = (pred_class[:, None] == true_class[None]) & (pred_class >= 0)[:, None]
-    iou = np.where(same, counts / np.maximum(union, 1), 0.0)
+    both = overlaps_of(pred, true)
+    pred_class, true_class = pred_class[both.pred_ids], true_class[both.true_ids]
+    pred_area, true_area = both.areas()
+    of_pred, of_true = pred_class[both.pred], true_class[both.true]
+    pred_on_void = np.bincount(both.pred, both.shared * (of_true < 0), len(pred_class))  # [P]
+    true_on_void = np.bincount(both.true, both.shared * (of_pred < 0), len(true_class))  # [T]
+    union = (pred_area - pred_on_void)[both.pred] + (true_area - true_on_void)[both.true] - both.shared
+    iou = np.where((of_pred == of_true) & (of_pred >= 0), both.shared / np.maximum(union, 1), 0.0)  # of each pair
     match = iou > MIN_MATCH_IOU
-    lost = ~match.any(axis=0) & (true_on_void <= MAX_VOID_SHARE * true_area)
-    made_up = ~match.any(axis=1) & (pred_on_void <= MAX_VOID_SHARE * pred_area)
+    found = np.bincount(both.true[match], minlength=len(true_class)) > 0
+    used_up = np.bincount(both.pred[match], minlength=len(pred_class)) > 0
+    lost = ~found & (true_on_void <= MAX_VOID_SHARE * true_area)
+    made_up = ~used_up & (pred_on_void <= MAX_VOID_SHARE * pred_area)
     result = {}
     for index, label in enumerate(used):
-        rows = pred_class == index
-        tp, total = int(match[rows].sum()), float(iou[rows][match[rows]].sum())
+        rows, hits = pred_class == index, iou[match & (of_pred == index)]
+        tp, total = len(hits), float(hits.sum())
         fp, fn = int(made_up[rows].sum()), int(lost[true_class == index].sum())
         sq, rq = total / tp if tp else 0.0, tp / (tp + fp / 2 + fn / 2) if tp else 0.0
         result[label] = ClassScores(pq=sq * rq, sq=sq, rq=rq, iou=total, tp=tp, fp=fp, fn=fn)

@@ -12,7 +12,7 @@ from unified_lift.evaluation.grounding import TextMasks
 from unified_lift.metrics.base import Metric
 from unified_lift.metrics.matched import MatchedScores, Profile, iou_from_counts, matched_scores
 from unified_lift.metrics.panoptic import largest_area_background
-from unified_lift.ops.overlaps import overlap_table
+from unified_lift.ops.overlaps import Overlaps, overlap_table, overlaps_of
 from unified_lift.ops.resample import nearest
 
 Labels = Mapping[str, np.ndarray]
@@ -101,15 +101,15 @@ class AlignedViews:
         return np.concatenate(preds), np.concatenate(trues)
 
     @cached_property
-    def table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return predicted ids, true ids and the pixels each pair shares over all views."""
-        return overlap_table(*self.pixels)
+    def overlaps(self) -> Overlaps:
+        """Return which predicted and true ids share pixels over all views."""
+        return Overlaps.merged([overlaps_of(pred, true) for pred, true in self.pairs])
 
     @cached_property
     def matched(self) -> dict[str, MatchedScores]:
         """Return the matching under every profile that applies; none without a true object."""
         found: dict[str, MatchedScores] = {}
-        if (self.table[1] != 0).any():
+        if (self.overlaps.true_ids != 0).any():
             for profile in get_args(Profile):
                 with contextlib.suppress(ValueError):  # no object may have 100 pixels
                     found[profile] = matched_scores(*zip(*self.pairs, strict=True), profile=profile)
@@ -146,7 +146,7 @@ class AlignedViews:
             }
             partner = dict(self.matched["scene"].pairs)
             iou = dict(zip(partner, self.matched["scene"].pair_iou, strict=True))
-            areas = dict(zip(self.table[1].tolist(), self.table[2].sum(axis=0).tolist(), strict=True))
+            areas = dict(zip(self.overlaps.true_ids.tolist(), self.overlaps.areas()[1].tolist(), strict=True))
             report["objects"] = [
                 {"true_id": true_id, "pred_id": partner.get(true_id), "iou": iou.get(true_id, 0.0), "area": area}
                 for true_id, area in areas.items()

@@ -32,9 +32,8 @@ def panoptic_result(protocol: str, views: AlignedViews, *, resampling: str) -> P
     scores |= {("PQ_stuff", "PQ_things")[label]: found.pq for label, found in panoptic.per_class.items()}
     if views.matched:
         scores |= {"mIoU": views.matched["scene"].miou, "F1": views.matched["scene"].f1}
-    pred_ids, true_ids, _ = views.table
-    scores["num_objects_true"] = int((true_ids != 0).sum())
-    scores["num_objects_pred"] = int((pred_ids != views.background).sum())
+    scores["num_objects_true"] = int((views.overlaps.true_ids != 0).sum())
+    scores["num_objects_pred"] = int((views.overlaps.pred_ids != views.background).sum())
     return views.result(
         protocol,
         scores,

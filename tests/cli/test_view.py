@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
@@ -312,6 +313,24 @@ def test_every_button_of_the_table_does_what_its_label_says(model, open_viewer):
     for label, count in [("Drop last", 0), ("Add this view", 1), ("Add this view", 2), ("Drop last", 1), ("Clear", 0)]:
         press("Camera path", label)
         assert len(viewer.path) == count
+
+
+def test_what_goes_wrong_with_an_export_is_one_line_and_leaves_nothing(model, open_viewer, tmp_path, monkeypatch):
+    viewer, told = open_viewer(model), []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = set(tmp_path.iterdir())
+    client = SimpleNamespace(
+        client_id=5, add_notification=lambda title, text, **_: told.append(text) or SimpleNamespace(remove=list)
+    )
+    monkeypatch.setattr(viewer._server, "get_clients", lambda: {5: client})
+    viewer.panels.part.value = "selected objects"
+    viewer.export(SimpleNamespace(client=client))
+    assert told == ["no object is selected; click one"]
+    viewer.session.select(2)
+    monkeypatch.setattr("unified_lift.viewer.server.export", lambda *_, **__: refuse("", ""))
+    viewer.export(SimpleNamespace(client=client))
+    assert told[1:] == ["ply is being written", f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}"]
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_handles_show_where_an_object_goes_and_move_it_when_let_go(model, open_viewer):

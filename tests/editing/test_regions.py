@@ -41,6 +41,7 @@ TWO_HEAPS = [*range(10), *range(100, 106)]  # object 4 in heaps of ten and six
         ([0, 1, 2, 3], [4, 4, 0, 9], Relabel(object=4, gaussians=(3, 0)), [4, 4, 0, 4]),
         ([0, 1, 2, 3], [4, 4, 0, 9], Relabel(object=12, centre=(2, 0, 0), radius=1), [4, 12, 12, 12]),
         ([0, 1, 2, 3], [4, 4, 0, 9], Relabel(object=4, centre=(2, 0, 0), radius=1, objects=(0,)), [4, 4, 4, 9]),
+        ([0, 1, 2, 3], [4, 4, 0, 9], Relabel(object=7, centre=((0, 0, 0), (2.5, 0, 0)), radius=0.5), [7, 4, 7, 7]),
     ],
 )  # fmt: skip
 def test_gaussians_change_their_object_and_nothing_else_and_the_script_does_it_again(places, ids, operation, expected):

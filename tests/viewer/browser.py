@@ -40,7 +40,7 @@ class Browser:
             port_file = profile / "DevToolsActivePort"
             wait_for(lambda: port_file.exists() and port_file.read_text().count("\n"), what="Chromium's port")
             port, path = port_file.read_text().split("\n")[:2]
-            self._socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None, open_timeout=30)
+            self._socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None, open_timeout=30, close_timeout=1)
             self._session = None
             target = self.call("Target.createTarget", url="about:blank")["targetId"]
             self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -59,7 +59,7 @@ class Browser:
         self._socket.close()
         self._process.terminate()
         try:
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=3)
         except subprocess.TimeoutExpired:
             self._process.kill()
 
@@ -127,17 +127,49 @@ class Browser:
         self.call("Input.dispatchMouseEvent", **{"type": kind, "x": x, "y": y} | defaults | settings)
         time.sleep(0.05)
 
-    def press(self, label: str, *, shift: bool = False):
-        """Click the visible button, tab or check box with exactly that text, or the card of an object."""
-        self.click(*wait_for(lambda: self._place_of(label), what=f"a button {label!r}"), shift=shift)
+    def press(self, label: str, *, shift: bool = False, last: bool = False):
+        """Click the visible button, tab or check box with exactly that text, or the card of an object.
 
-    def _place_of(self, label: str):
-        return self.evaluate(
-            "(() => { for (const e of document.querySelectorAll('button, label, [role=tab], [role=option]')) {"
+        Of several, the first, or the last.
+        """
+        order = "reverse" if last else "slice"
+        self._click_at_rest(
+            "(() => { for (const e of"
+            f" [...document.querySelectorAll('button, label, [role=tab], [role=option]')].{order}()) {{"
             f"  if ([e.innerText.trim(), e.title].includes({json.dumps(label)}) && e.offsetParent !== null) {{"
             "    e.scrollIntoView({block: 'nearest'}); const r = e.getBoundingClientRect();"
-            "    return [r.x + r.width / 2, r.y + r.height / 2]; } } return null; })()"
+            "    const place = [r.x + r.width / 2, r.y + r.height / 2], hit = document.elementFromPoint(...place);"
+            "    if (hit !== null && (e.contains(hit) || hit.contains(e))) return place; } } return null; })()",
+            what=f"a button {label!r}",
+            shift=shift,
         )
+
+    def _click_at_rest(self, search: str, *, what: str, shift: bool = False):
+        """Click the place that a script finds, when it no longer moves: folders take a moment to unfold."""
+
+        moving = "document.getAnimations().some(a => a.effect.getComputedTiming().iterations < Infinity)"
+
+        def found():
+            place = self.evaluate(search)
+            time.sleep(0.1)
+            return place if not self.evaluate(moving) and place == self.evaluate(search) else None
+
+        self.click(*wait_for(found, what=what), shift=shift)
+
+    def open_folder(self, name: str):
+        """Unfold, or fold, the folder of the panel with that title."""
+        self._click_at_rest(
+            "(() => { const e = [...document.querySelectorAll('*')].filter("
+            f"e => e.innerText === {json.dumps(name)}).pop();"
+            "e.scrollIntoView({block: 'nearest'}); const r = e.getBoundingClientRect();"
+            "return [r.x + r.width / 2, r.y + r.height / 2]; })()",
+            what=f"a folder {name!r}",
+        )
+
+    def heap(self) -> float:
+        """Return the MiB of memory that scripts of the page hold."""
+        self.call("HeapProfiler.collectGarbage")
+        return self.call("Runtime.getHeapUsage")["usedSize"] / 2**20
 
     def fill(self, old: str, new: str):
         """Choose the last input that reads `old`, and type `new` in its place."""

@@ -94,13 +94,13 @@ class Shrink(ObjectOperation):
 class Relabel(Operation):
     """Give Gaussians to an object, old or new, with confidence 1: a brush.
 
-    They are named by their numbers, or lie in a ball around `centre`, in the user's coordinates; only those of
-    `objects` change.
+    They are named by their numbers, or lie in a ball around `centre`, or around any of several points, in the user's
+    coordinates; only those of `objects` change.
     """
 
     object: int
     gaussians: tuple[int, ...] = ()
-    centre: Vector | None = None
+    centre: Vector | tuple[Vector, ...] | None = None
     radius: float = 0.0
     objects: tuple[int, ...] = WHOLE
 
@@ -113,11 +113,13 @@ class Relabel(Operation):
                 raise UserError(f"there is no Gaussian {max(self.gaussians)}; the last is {len(scene) - 1}")
             chosen[list(self.gaussians)] = True
         else:
-            away = np.linalg.norm(_places(scene) - scene.frame.inside(np.array(self.centre)), axis=1)
-            chosen = away <= self.radius * scene.frame.scale
+            middles, places = np.atleast_2d(scene.frame.inside(np.array(self.centre))), _places(scene)
+            reach = self.radius * scene.frame.scale
+            chosen = ((places >= middles.min(axis=0) - reach) & (places <= middles.max(axis=0) + reach)).all(axis=1)
+            chosen[chosen] = cKDTree(middles).query(places[chosen])[0] <= reach
         chosen &= scene.mask(self.objects).cpu().numpy() & (scene.object_ids.cpu().numpy() != self.object)
         rows = np.flatnonzero(chosen)
-        return _given(scene, rows, np.full(len(rows), self.object), 1.0, "of other objects in")
+        return _given(scene, rows, np.full(len(rows), self.object), 1.0, "in")
 
 
 def _places(scene: TrainedScene) -> np.ndarray:
@@ -137,7 +139,7 @@ def _near(means: np.ndarray, some: np.ndarray, others: np.ndarray, reach: float)
 def _given(scene: TrainedScene, rows: np.ndarray, ids: np.ndarray, confidence: float, where: str) -> TrainedScene:
     """Return the scene with the Gaussians `rows` given to objects `ids`, [n] each; a UserError: there are none."""
     if not len(rows):
-        raise UserError(f"no Gaussian lies {where} what was named; give more")
+        raise UserError(f"no Gaussian lies {where} what was named that could change; give more")
     labels = replace(scene.require_labels(), object_ids=scene.object_ids.clone(), confidence=scene.confidence.clone())
     labels.object_ids[rows] = torch.from_numpy(ids).to(labels.object_ids)
     labels.confidence[rows] = confidence

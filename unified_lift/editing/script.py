@@ -90,7 +90,7 @@ def read_operation(entry: Any, where: str) -> Operation:
         read, expected = _READERS[name]
         try:
             settings[name] = read(raw)
-        except (ValueError, TypeError, OverflowError, AttributeError):
+        except (ValueError, TypeError, LookupError, OverflowError, AttributeError):
             raise UserError(f"{where}: {key}: {name} must be {expected}, received {shown(raw)}") from None
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in settings:
@@ -233,6 +233,10 @@ def _vector(given: Any) -> Vector:
     return x, y, z
 
 
+def _points(given: Any) -> Vector | tuple[Vector, ...]:
+    return tuple(map(_vector, given)) if isinstance(given[0], (list, tuple)) else _vector(given)
+
+
 def _box(given: Any) -> tuple[Vector, Vector]:
     low, high = map(_vector, given)
     return low, high
@@ -279,7 +283,7 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {  # setting -> how it i
     "distance": (partial(_number, least=1 / _FAR), "a positive length"),
     "object": (lambda given: _numbers([given])[0], "an object id, old or new"),
     "gaussians": (_numbers, "a list of different numbers of Gaussians, from 0"),
-    "centre": (_vector, "a point, as [0, 0, 0]"),
+    "centre": (_points, "a point, as [0, 0, 0], or a list of points"),
     "radius": (partial(_number, least=1 / _FAR), "a positive length"),
     "min_confidence": _SHARE,
     "outliers": (partial(_number, least=0), "a number that is not negative; 0 = off"),

@@ -8,15 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unified_lift.editing.formats import FORMATS
 from unified_lift.editing.operations import Recolour, Remove
+from unified_lift.editing.placement import Placement
+from unified_lift.viewer.brush import Brush
 from unified_lift.viewer.renderer import MODES, PICKED, camera_of
 from unified_lift.viewer.shaping import Shaping
 
 if TYPE_CHECKING:
     from unified_lift.viewer.server import Viewer
 
-_NOTHING = "(click an object)"
+_NOTHING = "no object (click one)"
+_SCENE, _AS_IT_IS = "the whole scene", "as in the scene"
 
+UPS = {"y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0), "-y": (0.0, -1.0, 0.0), "-z": (0.0, 0.0, -1.0)}
 BUTTONS: dict[str, dict[str, Callable[[Viewer, Any], object]]] = {
     "History": {"Undo": lambda viewer, _: viewer.session.undo(), "Redo": lambda viewer, _: viewer.session.redo()},
     "Set": {
@@ -87,7 +92,11 @@ class Panels:
         self._left = self.add_buttons("Unsaved")
         self._status = gui.add_markdown("")
         self.mode = gui.add_dropdown("Show", tuple(MODES))
-        self.mode.on_update(lambda _: viewer.loop.redraw())
+        self.mode.on_update(lambda _: self._show())
+        self._legend = gui.add_html("", visible=False)
+        hint = "Which way is up on the screen; auto: as the cameras were held. The scene stays as it is."
+        self.up = gui.add_dropdown("Up", ("auto", *UPS), hint=hint)
+        self.on(self.up.on_update, lambda _, axis: viewer.stand(axis))
         if len(viewer.sessions) > 1:
             last, hint = len(viewer.sessions) - 1, "From parts to wholes."
             level = gui.add_slider("Level", min=0, max=last, step=1, initial_value=viewer.level, hint=hint)
@@ -109,8 +118,11 @@ class Panels:
             self.on(self.handles.on_update, lambda *_: None)  # what follows every change is enough
             self._of_object = (self.name, self.paint, self.handles)
             self.shaping = Shaping(viewer, gui, server.scene)
+            self.brush = Brush(viewer, gui, server.scene)
             self.add_buttons("All")
             self.add_buttons("View")
+            self.search: Any = gui.add_text("Search", "", hint="Parts of a name, or an id.")
+            self.search.on_update(viewer.queued(self._list_again))
             gui.add_html(PICKED)
             picked = gui.add_text("", "")
             self.on(picked.on_update, self._pick)
@@ -121,6 +133,14 @@ class Panels:
             gui.add_markdown(told)
             save = gui.add_button("Save edits", icon=icon.DEVICE_FLOPPY)
             self.on(save.on_click, lambda event, _: viewer.save(event, self.folder.value.strip()))
+        with tabs.add_tab("Export", icon.DOWNLOAD):
+            self.part: Any = gui.add_dropdown("What", (_SCENE, "selected objects"))
+            self.format: Any = gui.add_dropdown("Format", tuple(FORMATS), initial_value="ply")
+            hint = "Which way is up in the file; auto: as programs take it that open the format."
+            self.file_up: Any = gui.add_dropdown("Up is", (_AS_IT_IS, "auto", "y", "z"), hint=hint)
+            told = "Your browser downloads it; several files come as one `.zip`. What is hidden is part of the scene."
+            gui.add_markdown(told)
+            gui.add_button("Export", icon=icon.DOWNLOAD).on_click(viewer.export)
         with tabs.add_tab("Video", icon.VIDEO):
             self._path_text = gui.add_markdown("")
             self.add_buttons("Camera path")
@@ -137,21 +157,36 @@ class Panels:
         several = len(session.selection) > 1
         edits, saved = len(session.operations), "**not saved**" if session.is_dirty else "saved"
         state = f"{edits} edit{'s' * (edits > 1)}, {saved}" if edits else saved if session.is_dirty else "no edits"
-        size = f"{len(scene.objects)} objects · {len(scene):,} Gaussians"
+        size = f"{len(scene.objects)} object{'s' * (len(scene.objects) != 1)} · {len(scene):,} Gaussians"
         self._status.content = f"{size}  \n{state}" + f" · {len(session.selection)} selected" * several
         journal, lines = session.journal, [self._viewer.title]
         lines += [f"Edits will be lost when the viewer ends: {journal.problem}"] * bool(journal.problem)
         lines += [f"Edits that were never saved: {path.name}" for path in journal.found[:1]]
         self._left.visible = bool(journal.found)
-        self._head.content = f'<div style="padding:6px 12px 0">{"<br/>".join(map(html.escape, lines))}</div>'
+        self._head.content = f'<div style="padding:6px 12px 4px">{"<br/>".join(map(html.escape, lines))}</div>'
         self._object_box.options = (_NOTHING, *map(session.label, scene.objects))
         self._object_box.value = _NOTHING if chosen is None else session.label(chosen)
         self.name.value = "" if chosen is None else scene.name_of(chosen)
         for control in self._of_object:
             control.disabled = chosen is None  # and not away, as cards should stay where they are
-        self._list.content = self._viewer.thumbnails.cards(session)
+        self._list.content = self._viewer.thumbnails.cards(session, self.search.value)
         count = len(self._viewer.path)
         self._path_text.content = f"{count} view{'s' * (count != 1)} on the path{'; two make a path' * (count < 2)}"
+
+    @property
+    def wanted(self) -> tuple[tuple[int | str, ...], str, Placement]:
+        """Return what is to be exported: parts, format and placement; a UserError: no object is selected."""
+        parts = ("scene",) if self.part.value == _SCENE else self._viewer.chosen
+        return parts, self.format.value, Placement(up=None if self.file_up.value == _AS_IT_IS else self.file_up.value)
+
+    def _show(self) -> None:
+        self._legend.content = MODES[self.mode.value].legend
+        self._legend.visible = bool(self._legend.content)
+        self._viewer.loop.redraw()
+
+    def _list_again(self, _: object) -> None:
+        with self._viewer.busy:
+            self._list.content = self._viewer.thumbnails.cards(self._viewer.session, self.search.value)
 
     def on(self, register: Callable, action: Callable[[Any, Any], object]) -> None:
         """Let a user's input do something; changes made by ourselves have no client and do nothing.

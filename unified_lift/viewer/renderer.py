@@ -44,7 +44,9 @@ _STYLE = """
 font-size:11px;line-height:1.25;overflow:hidden;color:inherit;text-align:left;cursor:pointer;min-width:0}
 .ul-card img{width:100%;aspect-ratio:4/3;border-radius:4px;display:block;margin-bottom:2px}
 div:has(>.ul-picked)+div{display:none}
-.ul-card b{display:block;font-weight:600;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
+.ul-card b{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;font-weight:600;overflow:hidden;
+overflow-wrap:anywhere}
+.ul-card i{display:inline-block;width:8px;height:8px;border-radius:2px;margin-right:4px}
 .ul-card span{opacity:.65}
 .ul-card.on{border-color:#f2b705}
 .ul-card.off{opacity:.4}
@@ -128,6 +130,7 @@ class Mode(NamedTuple):
     values: Callable[[TrainedScene, FeatureColors], Tensor]  # what is blended beside the colours: of Gaussians, [N, K]
     picture: Callable[[RenderOutput, Tensor], np.ndarray]  # uint8 [H, W, 3] of it and blended values, [H, W, K]
     empty: float | None = None  # value of the background; None = the scene's colour
+    legend: str = ""  # HTML
 
 
 def _id_colors(scene: TrainedScene, _: FeatureColors) -> Tensor:
@@ -139,6 +142,14 @@ def _shaded(colors: np.ndarray, out: RenderOutput) -> np.ndarray:
     return cv2.addWeighted(colors, _MAP_SHARE, quantize_uint8(out.image), 1 - _MAP_SHARE, 0)
 
 
+def _scale(low: str, high: str) -> str:
+    """Return the colours of uncertainty as a bar between two words, in HTML."""
+    colors = ",".join(f"rgb{tuple(color)}" for color in uncertainty_picture(np.linspace(1, 0, 9)[None])[0].tolist())
+    bar = f'<div style="height:10px;border-radius:3px;background:linear-gradient(90deg,{colors})"></div>'
+    words = f'<div style="display:flex;justify-content:space-between"><span>{low}</span><span>{high}</span></div>'
+    return f'<div class="ul-legend" style="padding:0 12px;font-size:12px">{bar}{words}</div>'
+
+
 MODES: dict[str, Mode] = {
     "RGB": Mode(lambda scene, _: scene.confidence.new_zeros(len(scene), 0), lambda out, _: quantize_uint8(out.image)),
     "Object ids": Mode(_id_colors, lambda out, colors: _shaded(quantize_uint8(colors), out)),
@@ -147,9 +158,10 @@ MODES: dict[str, Mode] = {
         lambda scene, _: scene.confidence.float()[:, None],
         lambda out, confidence: _shaded(uncertainty_picture(confidence[..., 0].cpu().numpy()), out),
         empty=1.0,
+        legend=_scale("0: every vote for its object", "1: none"),
     ),
 }
-"""What the user chooses; in the last one dark = every vote was for the object, bright = few."""
+"""What the user chooses."""
 
 
 class Renderer:
@@ -208,22 +220,26 @@ class Thumbnails:
         self._cameras = cameras
         self._kept: dict[int, tuple[float, bytes]] = {}
 
-    def cards(self, session: Session) -> str:
-        """Return the first objects of a session and the selected ones as cards, in HTML."""
-        scene, cards = session.scene, []
-        found = list(scene.objects)
+    def cards(self, session: Session, search: str = "") -> str:
+        """Return the first objects of a session and the selected ones as cards, in HTML; of those that are searched."""
+        scene, cards, wanted = session.scene, [], search.casefold().split()
+        found = [one for one in scene.objects if all(word in session.label(one).casefold() for word in wanted)]
         first = [key for index, key in enumerate(found) if index < _CARDS or key in session.selection[-_CARDS:]]
         for object_id, data in self.jpegs(scene, first).items():
             hidden = object_id in session.hidden
             state = " on" * (object_id in session.selection) + " off" * hidden
             label, picture = html.escape(session.label(object_id)), base64.b64encode(data).decode()
+            color = bytes(object_colors(np.array(object_id))).hex()
+            told = f"{scene.objects[object_id]:,}{' · hidden' * hidden}"
             cards.append(
                 f'<button class="ul-card{state}" title="{label}" data-id="{object_id}">'
                 f'<img alt="" src="data:image/jpeg;base64,{picture}"/>'
-                f"<b>{label}</b><span>{scene.objects[object_id]:,}{' · hidden' * hidden}</span></button>"
+                f'<b>{label}</b><i style="background:#{color}"></i><span>{told}</span></button>'
             )
         more = len(found) - len(first)
-        note = f'<div class="ul-note">and {more} more in the list under "Selected"</div>' if more else ""
+        note = f"and {more} more: search for them, or see <i>Selected</i>" if more else ""
+        note = note if found else f"no object is called {html.escape(search.strip())}"
+        note = f'<div class="ul-note">{note}</div>' if note else ""
         return f'{_STYLE}<div class="ul-list" onclick="{_PICK}">{"".join(cards)}</div>{note}'
 
     def jpegs(self, scene: TrainedScene, object_ids: Sequence[int]) -> dict[int, bytes]:

@@ -4,16 +4,20 @@ import asyncio
 import contextlib
 import io
 import math
+import mmap
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation as Turn
 
+from unified_lift.editing.formats import export
 from unified_lift.editing.operations import centroid
 from unified_lift.errors import UserError
 from unified_lift.evaluation.video import FPS, path_through, write_video
@@ -25,13 +29,14 @@ from unified_lift.types import Camera
 from unified_lift.viewer.frames import LESS, FrameLoop
 from unified_lift.viewer.guard import Guard
 from unified_lift.viewer.panels import BUTTONS as BUTTONS
-from unified_lift.viewer.panels import Panels
+from unified_lift.viewer.panels import UPS, Panels
 from unified_lift.viewer.renderer import Renderer, Thumbnails, camera_of, start_view
 from unified_lift.viewer.session import Session
 
 _JPEG_QUALITY, _ROUGH_JPEG_QUALITY = 90, 60
 _FRAMED = 1.3  # of the distance at which what is framed would just fill the window
 _GIZMO_SHARE = 0.12  # of the distance from the first camera to what it looks at
+_PART = 2**18  # bytes of a file that are sent at a time
 _BRIEF, _LONG = 6.0, 15.0  # seconds for which good and bad news are shown
 
 
@@ -60,8 +65,8 @@ class Viewer:
         self._renderers = [Renderer(session.original) for session in sessions]
         self._is_stopping = False
         self._hands = ThreadPoolExecutor(1, "changes")  # what windows ask for is done in the order in which it came
-        self._busy = threading.Lock()  # one change at a time, so that panels show what they belong to
-        self._filming = threading.Lock()
+        self.busy = threading.Lock()  # one change at a time, so that panels show what they belong to
+        self._writing = threading.Lock()
         self._written: dict[Path, tuple[int, int]] = {}  # what this viewer wrote, which alone it may replace
         self.guard, host = guard, guard.host
         try:  # where nothing can listen, viser would wait for ever
@@ -79,7 +84,7 @@ class Viewer:
         self._server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=share)
         self._server.gui.main_panel.dock_right()
         self._start = position, target, up, fov = start_view(views)
-        self.reach = float(np.linalg.norm(target - position))
+        self._up, self.target, self.reach = up, target, float(np.linalg.norm(target - position))
         self._server.scene.set_up_direction(tuple(up))
         first = self._server.initial_camera
         first.position, first.look_at, first.up, first.fov = position, target, up, fov
@@ -155,6 +160,9 @@ class Viewer:
     def _clicked(self, event: Any) -> None:
         camera, (u, v) = camera_of(event.client), event.screen_pos
         with self.change(event):
+            if self.panels.brush.is_on.value and event.modifier is None:
+                self.panels.brush.dab(event.client, event.screen_pos)
+                return
             shown = self.session.shown
             found = object_at(shown, camera, u * camera.width, v * camera.height) if len(shown) else None
             self.session.select(found, add=event.modifier == "shift")
@@ -163,7 +171,7 @@ class Viewer:
         """Turn to the selected objects from where the window is, or back to the first view where none is selected."""
         seen, session = client.camera, self.session
         if not session.selection:
-            position, target, up, _ = self._start
+            position, target, up = *self._start[:2], self._up
         else:
             means = session.scene.gaussians.means.detach()[session.scene.mask(session.selection)]
             low, high = robust_box(means.cpu().double().numpy())
@@ -174,6 +182,14 @@ class Viewer:
             position = target - away * forward
         with client.atomic():
             seen.up_direction, seen.position, seen.look_at = up, position, target
+
+    def stand(self, axis: str) -> None:
+        """Let an axis of `UPS` be up in all windows; another word: what the cameras take for up."""
+        self._up = up = np.array(UPS.get(axis, self._start[2]))
+        self._server.scene.set_up_direction(tuple(up))
+        self._server.initial_camera.up = up
+        for client in self._server.get_clients().values():
+            client.camera.up_direction = up
 
     # ---- changes ----
 
@@ -188,7 +204,7 @@ class Viewer:
     @contextlib.contextmanager
     def change(self, event: Any) -> Iterator[None]:
         """Do something, tell the user what went wrong, and show how things are then."""
-        with self._busy:
+        with self.busy:
             with self._reporting(event, "Not done"):
                 yield
             with self._reporting(event, "Panels are not up to date"):
@@ -222,9 +238,7 @@ class Viewer:
 
     def film(self, event: Any) -> None:
         """Write the video of the camera path while the viewer goes on."""
-        with self._reporting(event, "No video"):
-            if not self._filming.acquire(blocking=False):
-                raise UserError("one is being written; wait for it")
+        with self._reporting(event, "No video"), self._alone():
             try:
                 path = self.guard.place(self.panels.video_file.value.strip(), own=self._own)
                 if path.suffix != ".mp4":
@@ -237,8 +251,36 @@ class Viewer:
                 self._written[path] = _stamp(path)
             finally:
                 self.panels.progress.visible = False
-                self._filming.release()
             self._tell(event, "Video written", str(path))
+
+    def export(self, event: Any) -> None:
+        """Write the scene or objects as the panel says, and let the browser that asked download the file."""
+        with self._reporting(event, "No file"), self._alone(), TemporaryDirectory(prefix="unified_lift_") as scratch:
+            parts, name, placement = self.panels.wanted
+            waiting = event.client.add_notification("Export", f"{name} is being written", loading=True)
+            try:
+                out = Path(scratch) / "export"
+                made = export(self.session.scene, out, objects=parts, formats=[name], placement=placement)
+                files = [path for paths in made.values() for path in paths]
+                if len(files) > 1:
+                    stem = next(iter(made)) if len(made) == 1 else self.title
+                    files = [Path(shutil.make_archive(f"{scratch}/{stem}_{name}", "zip", out))]
+                if event.client.client_id not in self._server.get_clients():
+                    return  # it has been closed meanwhile
+                with files[0].open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    event.client.send_file_download(files[0].name, content, _PART, save_immediately=True)
+            finally:
+                waiting.remove()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold what one file after the other is written under; a UserError: one is being written."""
+        if not self._writing.acquire(blocking=False):
+            raise UserError("a file is being written; wait for it")
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     def _wrote(self, path: Path) -> bool:
         """Return whether this viewer wrote what is there, and nobody has put something else in its place since."""

@@ -110,9 +110,11 @@ class Session:
         """Show what an edit would do, without doing it; None ends it. Never waits for a lock."""
         self._preview = operation
 
-    def apply(self, operation: Operation) -> None:
-        """Do an edit; a UserError where it cannot be done, and nothing changes."""
+    def apply(self, operation: Operation, *, seen: TrainedScene | None = None) -> None:
+        """Do an edit; a UserError where it cannot be done, or is of a scene that is no more: nothing changes."""
         with self._lock:
+            if seen not in (None, self.scene):
+                raise UserError("another window has changed the scene meanwhile; do it again")
             self._preview = None
             self._become(operation.apply(self.scene), (*self.operations, operation))
             self._history = self.operations
@@ -133,7 +135,7 @@ class Session:
         """Return the edit that turns objects about their centroid and shifts them, ready for `preview` or `apply`."""
         turn = transform.Rotation.from_quat(np.roll(wxyz, -1)).as_rotvec(degrees=True)
         degrees = round(float(np.linalg.norm(turn)), _DIGITS - 3)
-        rotate = Rotation(_rounded(turn / np.linalg.norm(turn)), degrees) if degrees else Rotation()
+        rotate = Rotation(rounded(turn / np.linalg.norm(turn)), degrees) if degrees else Rotation()
         return Move(objects=object_ids, rotate=rotate, translate=self._in_units(translation))
 
     def duplicate(self, *object_ids: int, along: Sequence[float]) -> int:
@@ -203,10 +205,10 @@ class Session:
 
     def _in_units(self, translation: Sequence[float]) -> Vector:
         """Return a shift of the picture in the user's units, rounded."""
-        return _rounded([float(value) / self.scene.frame.scale for value in translation])
+        return rounded([float(value) / self.scene.frame.scale for value in translation])
 
 
-def _rounded(vector: Sequence[float]) -> Vector:
+def rounded(vector: Sequence[float]) -> Vector:
     """Return the vector with so many digits of its largest entry."""
     largest = max(abs(float(value)) for value in vector)
     decimals = _DIGITS - 1 - math.floor(math.log10(largest)) if largest > 0 else 0

@@ -24,6 +24,7 @@ from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.model.initialize import gaussians_from_points
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.checkpoint import checkpoints, load_checkpoint, named_tensors
+from unified_lift.modelfolder.labels import label_gaussians
 from unified_lift.modelfolder.settings import GeometrySettings, LiftSettings, TrainSettings, changed, with_preset
 from unified_lift.ranks import Ranks
 from unified_lift.settings.yaml import merged
@@ -147,9 +148,9 @@ def test_a_lift_step_of_two_views_has_the_mean_gradient(monkeypatch):
 
 
 @pytest.mark.parametrize("stop_at", [11, 33, 45])  # in geometry, lift and refinement
-def test_interrupted_and_resumed_in_two_processes_equals_the_undisturbed_run(tmp_path, monkeypatch, two_views, stop_at):
+def test_interrupted_and_resumed_in_two_processes_equals_the_undisturbed_run(tmp_path, monkeypatch, stop_at):
     monkeypatch.setattr(hooks, "_AGREE_S", 0.0)  # after every step
-    assert train(tmp_path / "whole", {}) == 0
+    assert in_two(tmp_path, tmp_path / "whole", {}) == [0, 0], processes.said(tmp_path)
     halves = tmp_path / "halves"
     assert in_two(tmp_path, halves, {}, watch=[StopAt(stop_at)]) == [130, 130], processes.said(tmp_path)
     assert max(checkpoints(halves)) == stop_at + 1
@@ -201,6 +202,29 @@ def test_what_goes_wrong_in_one_process_ends_all_with_one_line(tmp_path, monkeyp
     assert len(lines) == 1
     assert "Traceback" not in processes.said(tmp_path)
     assert (str(error) if error else "another process of this run has ended") in lines[0]
+
+
+def test_each_process_votes_with_a_share_of_the_views_for_labels_of_all(tmp_path):
+    scene = tiny_scene()
+
+    def label(file):
+        g = torch.Generator().manual_seed(0)
+        gaussians = gaussians_from_points(scene.points, sh_degree=0)
+        gaussians.set("features", torch.randn(len(gaussians), 16, generator=g))
+        method = UnifiedLift(UnifiedLiftSettings(), zero_id="segment", seed=0)
+        method.load_object_state(torch.randn(7, 16, generator=g))
+        ranks.join("cpu")
+        found = label_gaussians(gaussians, method, [view.camera for view in scene.train[:5]])
+        torch.save(vars(found), tmp_path / f"{file}{ranks.current().index}")
+
+    assert processes.finish(processes.start(partial(label, "two"), 2, tmp_path)) == [0, 0], processes.said(tmp_path)
+    label("one")
+    one, *both = (torch.load(tmp_path / name) for name in ("one0", "two0", "two1"))
+    for found in both:
+        for name in ("object_ids", "areas", "num_views"):
+            assert torch.equal(found[name], one[name])
+        torch.testing.assert_close(found["features"], one["features"])
+        torch.testing.assert_close(found["confidence"], one["confidence"])
 
 
 def test_torchrun_is_told_to_stop_and_the_run_goes_on_in_one_process(tmp_path):

@@ -10,6 +10,7 @@ from diff_gaussian_rasterization import blend
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from unified_lift import ranks
 from unified_lift.methods.base import Method, Segmentation
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.model.render import blending_weights, points_seen, render
@@ -63,7 +64,8 @@ def label_gaussians(
     Every pixel gives its object to the Gaussians in front of it, in proportion to their blending weights: only blends
     of features were trained, never single features. A Gaussian that no camera sees takes the object of the nearest one
     that is seen.
-    Where the method has a feature for each object, a mean of these by the votes is returned too.
+    Where the method has a feature for each object, a mean of these by the votes is returned too. Of several processes,
+    which all have to ask, each counts the votes of its share of the cameras.
 
     Source: ours; the paper applies Eq. 2 to the single feature.
     Args:
@@ -73,7 +75,8 @@ def label_gaussians(
     areas, num_views = torch.zeros(2, num_objects, dtype=torch.int64, device=device)
     final, votes = method.final_features(), Votes(count, num_objects, device, max_cells=max_votes)
     table = torch.cat([gaussians.features, gaussians.means, torch.ones_like(gaussians.means[:, :1])], dim=1)
-    for camera in cameras:
+    together = ranks.current()
+    for camera in cameras[together.index :: together.count]:
         weights = blending_weights(gaussians, camera, min_weight=_MIN_VOTE_WEIGHT)
         blended = blend(weights, table)
         ids = method.vote(blended[:, :-4], blended[:, -4:-1] / blended[:, -1:].clamp(min=1e-6))  # [P]
@@ -82,6 +85,8 @@ def label_gaussians(
         counts = torch.zeros_like(areas).index_add_(0, ids.clamp(min=0), counted.long())
         areas += counts
         num_views += counts > 0
+    together.add(areas, num_views)
+    votes.join(together)
     entries = votes.entries()
     (object_ids, best), total = entries.winners(), entries.totals()
     unseen, total = total == 0, total.clamp(min=1e-12)

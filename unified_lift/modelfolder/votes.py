@@ -6,6 +6,8 @@ import torch
 from diff_gaussian_rasterization import PixelWeights
 from torch import Tensor
 
+from unified_lift.ranks import Ranks
+
 _LEAST_PENDING = 2**22  # entries that wait before they are put together with the others
 
 
@@ -54,6 +56,15 @@ class Votes:
         self._keys, place = keys.unique(return_inverse=True)
         self._sums = torch.zeros(len(self._keys), device=sums.device).index_add_(0, place, sums)
         self._pending = []
+
+    def join(self, together: Ranks) -> None:
+        """Add the votes that other processes have counted to these; all have to ask, and then have all."""
+        if together.count > 1:
+            if self._pending:
+                self._put_together()
+            own = self._keys, self._sums
+            self._pending = [together.of(owner, lambda: own) for owner in range(together.count)]
+            self._keys, self._sums = self._keys[:0], self._sums[:0]
 
     def entries(self) -> "Entries":
         """Return all that was voted."""

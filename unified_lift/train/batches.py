@@ -46,8 +46,13 @@ class PixelSampler:
 
     def of(self, index: int, visit: int = 0) -> SegmentPixels:
         """Return the pixels of view `index` at its 0-based `visit`, with weights if all of these fit."""
-        self.prepare([(index, visit)])
+        if self._is_due(index, visit):
+            self.prepare([(index, visit)])
         return self._made[index][1]
+
+    def _is_due(self, index: int, visit: int) -> bool:
+        made = self._made.get(index)
+        return made is None or made[0] not in (visit // self.visits_before_renewal, self._WHOLE)
 
     def prepare(self, visits: Sequence[tuple[int, int]], *, then: Sequence[int] = ()) -> None:
         """Choose the pixels of views at their visits, (index, visit), where that is due; processes share it out.

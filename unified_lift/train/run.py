@@ -128,7 +128,8 @@ def _run(
             tqdm.write(f"warning: the model has colours only: {method.summary['no_objects']}")
         if method.num_objects:
             with state.clock.part("finish"):
-                labels = together.of_first(lambda: _labelled(state))
+                found = _labelled(state)  # on a GPU sums depend on the order of threads: all take those of one
+                labels = together.of_first(lambda: found)
                 share_method(method, together)
             if labels.features is not None:
                 with state.clock.part("refine"):

@@ -101,6 +101,14 @@ class Ranks:
         mine = {place: makes[place]() for place in range(self.index, len(makes), self.count)}
         return [self.of(place % self.count, partial(mine.__getitem__, place)) for place in range(len(makes))]
 
+    def same(self, tensor: "Tensor") -> None:
+        """Replace a contiguous tensor by that of the first process."""
+        if self.count > 1:
+            from torch import distributed
+
+            with _talking():
+                distributed.broadcast(_as_bytes(tensor.detach()), src=0)
+
     def swap(self, rows: "Tensor", sent: Sequence[int], received: Sequence[int]) -> "Tensor":
         """Return the rows that all processes have for this one, of theirs in turn; `rows` are those for each of them.
 

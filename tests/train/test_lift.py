@@ -6,6 +6,7 @@ from unittest import mock
 import pytest
 import torch
 
+from unified_lift import ranks
 from unified_lift.data.cache import DataCache
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.model.initialize import gaussians_from_points
@@ -229,18 +230,21 @@ def test_a_lift_step_does_not_make_the_host_wait(scene, replayed, monkeypatch):
 
 
 @pytest.mark.gpu
-def test_replayed_steps_are_the_steps_that_were_captured(scene, monkeypatch):
+@pytest.mark.parametrize("batch", [1, 2])
+def test_replayed_steps_are_the_steps_that_were_captured(scene, monkeypatch, batch):
+    monkeypatch.setattr(ranks, "_current", ranks.Ranks(batch=batch))
     # the same draws, once replayed and once computed one kernel after the other: a new key is not captured
     stages, phases = [lift_stage(scene, "cuda", steps=40) for _ in range(2)], []
     run = stages[1].graph.run
     monkeypatch.setattr(stages[1].graph, "run", lambda key, progress: run(object(), progress))
     stages[0].on_phase = phases.append
-    for step in range(40):
+    for step in range(0, 40, batch):
         terms = [{name: float(value) for name, value in stage.step(step).items()} for stage in stages]
         assert set(terms[0]) == set(terms[1])
         for name, value in terms[0].items():  # float additions in another order, and what they grow to
             assert value == pytest.approx(terms[1][name], rel=0.05, abs=1e-3), f"step {step}: {name}"
-    assert phases.count("losses") < 10 < phases.count("replay")
+    assert phases.count("losses") < 10 * batch
+    assert phases.count("replay") > 10
     features = [stage.gaussians.features.detach() for stage in stages]
     start = lift_stage(scene, "cuda").gaussians.features.detach()
     assert float((features[0] - features[1]).norm()) < 0.1 * float((features[0] - start).norm())

@@ -53,6 +53,9 @@ CASES = {
 }
 
 
+each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=str)
+
+
 def settings_for(path, changes):
     changes = {name: value for name, value in changes.items() if name != "many"}
     base = with_preset(TrainSettings(), changes.pop("preset", "unified_lift"))
@@ -110,11 +113,12 @@ def test_two_processes_equal_one_that_sees_the_same_views_and_one_another_bit_fo
     assert len(set(tmp_path.glob("*/point_cloud/*"))) == len(list(tmp_path.glob("*/manifest.json")))
 
 
-def test_a_step_of_two_views_is_that_of_their_mean_gradient_with_scaled_rates(monkeypatch):
+@each_device
+def test_a_step_of_two_views_is_that_of_their_mean_gradient_with_scaled_rates(monkeypatch, device):
     scene, moments, moved = tiny_scene(), [], []
     for batch, skipped in ((1, 0), (1, 1), (2, 0)):
         monkeypatch.setattr(ranks, "_current", Ranks(batch=batch))
-        gaussians = gaussians_from_points(scene.points, sh_degree=1)
+        gaussians = gaussians_from_points(scene.points, sh_degree=1).to(device)
         before = gaussians.means.detach().clone()
         stage = GeometryStage(scene, gaussians, GeometrySettings(iterations=8), DEFAULT, seed=0)
         for _ in range(skipped):
@@ -127,24 +131,27 @@ def test_a_step_of_two_views_is_that_of_their_mean_gradient_with_scaled_rates(mo
     for name, value in both.items():
         mean = (one[name] + other[name]) / (1 if name in stage.density else 2)
         assert float(mean.abs().max()) > 0 or name == "shN"  # of degree 0 so early
-        torch.testing.assert_close(value, mean, rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(value, mean, rtol=1e-3, atol={"cpu": 1e-9, "cuda": 1e-7}[device])
     # The first step of Adam has the length of its rate, whatever the gradient.
     torch.testing.assert_close(moved[2].abs().max(), 2**0.5 * moved[0].abs().max(), rtol=1e-3, atol=0)
 
 
-def test_a_lift_step_of_two_views_has_the_mean_gradient(monkeypatch):
+@each_device
+def test_a_lift_step_of_two_views_has_the_mean_gradient(monkeypatch, device):
     scene, moments = tiny_scene(), []
     for batch, skipped in ((1, 0), (1, 1), (2, 0)):
         monkeypatch.setattr(ranks, "_current", Ranks(batch=batch))
-        gaussians = gaussians_from_points(scene.points, sh_degree=0)
-        method = UnifiedLift(UnifiedLiftSettings(), zero_id="segment", seed=0)
-        stage = LiftStage(scene, gaussians, method, LiftSettings(lift_iterations=20, lift_pixels=200), seed=0)
+        gaussians = gaussians_from_points(scene.points, sh_degree=0).to(device)
+        method = UnifiedLift(UnifiedLiftSettings(), zero_id="segment", seed=0).to(device)
+        stage = LiftStage(scene, gaussians, method, LiftSettings(lift_iterations=20, lift_pixels=480), seed=0)
         for _ in range(skipped):
             stage.order.next_index()
         stage.step(skipped)
         moments.append(stage.adam.moments["features"][0] / (1 - 0.9**batch))
     assert float(moments[2].abs().max()) > 0
-    torch.testing.assert_close(moments[2], (moments[0] + moments[1]) / 2, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(
+        moments[2], (moments[0] + moments[1]) / 2, rtol=1e-3, atol={"cpu": 1e-9, "cuda": 1e-7}[device]
+    )
 
 
 @pytest.mark.parametrize("stop_at", [11, 33, 45])  # in geometry, lift and refinement

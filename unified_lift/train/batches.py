@@ -61,9 +61,8 @@ class PixelSampler:
         """
         due = dict[int, Callable[[], tuple[int, SegmentPixels]]]()
         for index, visit in visits:
-            generation = visit // self.visits_before_renewal
-            if index not in self._made or self._made[index][0] not in (generation, self._WHOLE):
-                due.setdefault(index, partial(self._new, index, generation, then))
+            if self._is_due(index, visit):
+                due.setdefault(index, partial(self._new, index, visit // self.visits_before_renewal, then))
         self._made.update(zip(due, self._stage.ranks.each(list(due.values())), strict=True))
 
     def _new(self, index: int, generation: int, then: Sequence[int]) -> tuple[int, SegmentPixels]:

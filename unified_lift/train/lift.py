@@ -22,6 +22,7 @@ from unified_lift.train.stage import Stage, share_method, weighted_sum
 from unified_lift.train.views import SegmentMaps, SegmentPixels
 from unified_lift.types import Camera, Scene
 
+_TOGETHER = 128  # steps after which processes make sure that they go on with the same features
 _MOST_PIXELS = 384 * 384  # of a view that count: larger photos ask for no more steps, docs/experiments.md
 
 
@@ -142,6 +143,8 @@ class LiftStage(Stage):
         self.update_method(self.method, progress)
         with torch.no_grad():
             self.method.after_step(self.gaussians.features)
+        if (step + self.ranks.batch) // _TOGETHER > step // _TOGETHER:
+            self.ranks.same(self.gaussians.features)  # sums on a GPU depend on the order of threads
         if step + self.ranks.batch >= self.num_steps:
             self._settle()
             self.method.finish(self.labelled_pixels)

@@ -135,6 +135,11 @@ class View:
         """Return whether a 2D model gave it segments."""
         return self.segments is not None
 
+    @property
+    def has_alpha(self) -> bool:
+        """Return whether the photo may be transparent somewhere."""
+        return self.alpha is not None
+
     def having(self, **changes: Any) -> View:
         """Return the view with other values of some fields."""
         return replace(self, **changes)

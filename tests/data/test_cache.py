@@ -6,7 +6,7 @@ import torch
 
 from tests.data.fixtures import write_dataset
 from tests.scenes import circle_camera, exact_ids
-from tests.train.test_training import assert_same_state, final_state, settings_for
+from tests.train.test_training import DEFAULT, assert_same_state, final_state, settings_for
 from unified_lift.data import DATASETS, cache, load_scene
 from unified_lift.data import view as views
 from unified_lift.data.cache import CacheChoice, DataCache, choose_cache, scene_bytes
@@ -15,6 +15,8 @@ from unified_lift.data.on_demand import Decoder, Pixels, ViewOnDemand
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.memory import available_memory
+from unified_lift.model.initialize import gaussians_from_points
+from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.run import run
 from unified_lift.train.views import Prefetcher
 from unified_lift.types import View
@@ -179,6 +181,9 @@ def test_no_more_is_decoded_before_the_first_step_than_is_looked_at(tmp_path, mo
     first = set(decoded)
     assert len(first) <= 2 < len(scene.train)
     assert len(scene.labelled) == len(scene.train)
+    gaussians = gaussians_from_points(scene.points, sh_degree=0)
+    GeometryStage(scene, gaussians, settings_for(tmp_path / "model").geometry, DEFAULT, seed=0)
+    assert set(decoded) == first
     source = Prefetcher(scene.train, ("image", "segments"), kept_on="disk", device=CPU)
     for index, view in enumerate(source.all()):
         assert torch.equal(view.image, scene.train[index].image)
@@ -215,7 +220,8 @@ def test_views_on_demand_keep_what_was_asked_for_last():
         return Pixels(torch.full((1, 100, 3), index, dtype=torch.uint8), torch.full((1, 100), index))
 
     decoder = Decoder(decode, max_bytes=2 * (300 + 800))
-    shown = [ViewOnDemand(decoder, i, name=str(i), camera=circle_camera(0.1), has_mask=i != 2) for i in range(4)]
+    of = {index: Pixels._fields if index != 2 else ("image",) for index in range(4)}
+    shown = [ViewOnDemand(decoder, i, name=str(i), camera=circle_camera(0.1), present=of[i]) for i in of]
     for index in (0, 1, 0, 2, 0, 1):  # 2 takes the place of 1, which is decoded again
         assert int(shown[index].image[0, 0, 0]) == index
     assert made == [0, 1, 2, 1]

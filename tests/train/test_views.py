@@ -56,10 +56,7 @@ def test_views_on_disk_arrive_in_any_order_and_only_with_the_fields_asked_for(sc
 
 def on_demand(scene, decode, max_bytes=0):
     decoder = Decoder(decode, max_bytes=max_bytes)
-    return [
-        ViewOnDemand(decoder, index, name=view.name, camera=view.camera, has_mask=True)
-        for index, view in enumerate(scene.train)
-    ]
+    return [ViewOnDemand(decoder, index, name=view.name, camera=view.camera) for index, view in enumerate(scene.train)]
 
 
 def test_the_foretold_views_are_decoded_before_anybody_asks_for_them(scene):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ class ViewOnDemand(View):
 
     _decoder: Decoder
     _index: int
-    _has_mask: bool
+    _present: Collection[str]
     _changed: Mapping[str, Tensor | None]
 
     def __init__(
@@ -75,26 +75,34 @@ class ViewOnDemand(View):
         *,
         name: str,
         camera: Camera,
-        has_mask: bool,
+        present: Collection[str] = Pixels._fields,
         points: Tensor | None = None,
         changed: Mapping[str, Tensor | None] | None = None,
     ) -> None:
-        """Take what is known of view number `index` of the decoder, and pixels that differ from what it decodes."""
+        """Take what is known of view number `index` of the decoder, and pixels that differ from what it decodes.
+
+        Fields of pixels that are not `present` are None, which is known without decoding.
+        """
         known = {"decoder": decoder, "index": index, "name": name, "camera": camera, "points": points}
-        for key, value in (known | {"has_mask": has_mask, "changed": changed or {}}).items():
+        for key, value in (known | {"present": present, "changed": changed or {}}).items():
             object.__setattr__(self, key if key in ("name", "camera", "points") else f"_{key}", value)
 
     @property
     def has_mask(self) -> bool:
         """Return whether it has a mask; nothing is decoded."""
-        return self._has_mask and self._changed.get("segments", self) is not None
+        return self._may_have("segments")
+
+    @property
+    def has_alpha(self) -> bool:
+        """Return whether the photo may be transparent somewhere; nothing is decoded."""
+        return self._may_have("alpha")
 
     def having(self, **changes: Any) -> ViewOnDemand:
         """Return the view with other values of some fields; nothing is decoded."""
         pixels = {name: changes.pop(name) for name in Pixels._fields if name in changes}
         known: dict[str, Any] = {"name": self.name, "camera": self.camera, "points": self.points}
         changed = {**self._changed, **pixels}
-        return ViewOnDemand(self._decoder, self._index, has_mask=self._has_mask, changed=changed, **(known | changes))
+        return ViewOnDemand(self._decoder, self._index, present=self._present, changed=changed, **(known | changes))
 
     def begin(self) -> None:
         """Begin to decode the view, which is going to be asked for."""
@@ -103,8 +111,10 @@ class ViewOnDemand(View):
     def _pixels(self, name: str) -> Tensor | None:
         if name in self._changed:
             return self._changed[name]
-        read = self._has_mask or name != "segments"
-        return getattr(self._decoder.of(self._index), name) if read else None
+        return getattr(self._decoder.of(self._index), name) if name in self._present else None
+
+    def _may_have(self, name: str) -> bool:
+        return self._changed[name] is not None if name in self._changed else name in self._present
 
     image = property(lambda self: self._pixels("image"))
     segments = property(lambda self: self._pixels("segments"))

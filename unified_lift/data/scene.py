@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -154,7 +155,8 @@ def load_scene(
     load = partial(load_view, settings=settings, background=255 * white, keep_alpha=keep_alpha, keep=keep)
     found = _Found()
     if choice is not None and choice.kept_on == "disk":
-        attempts = _attempts_on_demand(used, load, found, settings, max_bytes=choice.max_decoded, progress=progress)
+        how: dict[str, Any] = {"keep_alpha": keep_alpha, "max_bytes": choice.max_decoded, "progress": progress}
+        attempts = _attempts_on_demand(used, load, found, settings, **how)
     else:
         attempts = parallel_map(load, used, progress)
     problems = [one for one in attempts if isinstance(one, str)]
@@ -250,6 +252,7 @@ def _attempts_on_demand(
     found: _Found,
     settings: DataSettings,
     *,
+    keep_alpha: bool,
     max_bytes: int,
     progress: Progress | None,
 ) -> list[LoadedView | str]:
@@ -271,7 +274,9 @@ def _attempts_on_demand(
 
     def on_demand(index: int, camera: Camera) -> ViewOnDemand:
         frame = frames[index]
-        return ViewOnDemand(decoder, index, name=frame.name, camera=camera, has_mask=frame.mask is not None)
+        absent = {"segments": frame.mask is None, "alpha": not (keep_alpha and frame.alpha == "background")}
+        present = [name for name in Pixels._fields if not absent.get(name)]
+        return ViewOnDemand(decoder, index, name=frame.name, camera=camera, present=present)
 
     def looked_at(index: int) -> LoadedView | str:
         loaded = load(frames[index])

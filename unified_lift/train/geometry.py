@@ -44,7 +44,7 @@ class GeometryStage(Stage):
         fields += ["points"] if any(loss.needs_points for loss in self.losses) else []
         super().__init__(scene, scene.train, gaussians, method, fields=fields, num_steps=settings.iterations, seed=seed)
         self.settings, self.radius = settings, scene.radius
-        self.num_transparent = sum(view.alpha is not None for view in scene.train)
+        self.num_transparent = sum(view.has_alpha for view in scene.train)
         self.num_points = [0 if view.points is None else len(view.points) for view in scene.train]
         if method is not None:
             self.maps = SegmentMaps(ignore_zero=method.ignore_zero, keep=scene.kept_on == gaussians.device.type)
@@ -54,7 +54,7 @@ class GeometryStage(Stage):
         self.weights |= {"exposure": settings.weight_exposure}
         self.strategy, self.density = strategy, strategy.initial_state(len(gaussians), gaussians.device)
         self.background = torch.ones(3, device=gaussians.device) if settings.white_background else None  # else black
-        self.labelled = [view.segments is not None for view in scene.train]
+        self.labelled = [view.has_mask for view in scene.train]
         self.rng, self.noise, self.sums = StepRng(seed), StepRng(-1 - seed), GradientSums()
         implementation = "auto" if settings.rasterizer == "ours" else settings.rasterizer
         self.renderer = TrainingStep(implementation=implementation, absolute_gradients=strategy.absolute_gradients)

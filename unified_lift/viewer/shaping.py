@@ -8,6 +8,7 @@ import numpy as np
 
 from unified_lift.editing.operations import Operation
 from unified_lift.editing.script import read_operation
+from unified_lift.errors import UserError
 from unified_lift.modelfolder.labels import robust_box
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Shaping:
     def edit(self, key: str) -> Operation:
         """Return the edit of the selected objects that a script calls `key`; a UserError: a number is out of range."""
         settings: dict[str, Any] = {"objects": self._viewer.chosen}
+        if key == "merge" and len(self._viewer.chosen) < 2:
+            raise UserError("one object is selected; select another with Shift")
         if key == "split":
             corners = [self._low.value, self._high.value]
             settings |= {"box": corners} if self.has_box.value else {"gap": self._gap.value}

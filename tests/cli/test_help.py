@@ -89,6 +89,8 @@ def test_texts_name_commands_as_they_are_called(monkeypatch):
         ("bench", "--table and --out are missing; "),
         ("bench --table 9 --out x", "--table 9: there are 1, 2, 3, 4, rooms, "),
         ("train --iterations many", "--iterations: must be a whole number, received 'many'; "),
+        ("edit -m a --remove 1 x --out z", "--remove: takes INT|{scene} ..., received 1 x; "),
+        ("query -m a --like=x", "--like: takes INT, received x; "),
         ("export -m x --min-conf high", "--min-conf: must be a number, received 'high'; "),
         ("export -m", "--model-path needs a value; "),
         ("edit -m a --out b --translate 1 2", "--translate needs 3 values; "),

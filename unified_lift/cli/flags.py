@@ -109,8 +109,19 @@ def _refuse(parser: Any, words: Sequence[str], said: str, command: str, shown: M
         problem = f"{listed} {'is' if len(missing) == 1 else 'are'} missing"
     else:
         problem = _one_line(said)
+        odd = re.match(r"(--[\w-]+): (Could not|no type matching)", problem)
+        if odd and (flag := next((flag for flag in flags if odd[1] in flag.names), None)):
+            values = [word.partition("=")[2] or word for word in _of_flag(words, odd[1])]
+            problem = f"{odd[1]}: takes {flag.value}, received {' '.join(values)}"
     print(f"error: {problem}{'' if problem.endswith('?') else ';'} see {program(command)} --help", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _of_flag(words: Sequence[str], name: str) -> list[str]:
+    """Return the words that a flag was given."""
+    start = next((at for at, word in enumerate(words) if word.partition("=")[0] == name), len(words) - 1)
+    end = next((at for at, word in enumerate(words) if at > start and word.startswith("--")), len(words))
+    return list(words[start if "=" in words[start] else start + 1 : end])
 
 
 def _one_line(said: str) -> str:

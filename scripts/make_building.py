@@ -23,6 +23,7 @@ from unified_lift.data import load_annotations
 from unified_lift.data.masks import write_mask
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
+from unified_lift.evaluation.pictures import MAX_ID
 from unified_lift.fileio import replacing_folder, write_json
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.outputs import iteration_dir
@@ -69,6 +70,9 @@ def write_scene(scene: Path, out: Path, offsets: list[tuple[float, float]]) -> N
     names = [Path(frame["file_path"]).stem for frame in content["frames"]]
     exact = load_annotations(DataSettings(source_path=scene), names)
     step = 1 + max((int(ids.max()) for ids in exact.values()), default=0)
+    if step * len(offsets) > MAX_ID:
+        most = f"{len(offsets)} copies of {step - 1} ids need more than the {MAX_ID} that a picture of ids holds"
+        raise UserError(f"{scene}: {most}; ask for fewer --copies")
     frames, splits = [], {split: list[str]() for split in SPLITS}
     for folder in (*FOLDERS, ANNOTATIONS):
         (out / folder).mkdir(parents=True, exist_ok=True)

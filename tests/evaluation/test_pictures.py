@@ -77,11 +77,22 @@ def test_pictures_survive_the_file_and_masks_are_black_and_white(picture, stored
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_ids_below_zero_or_beyond_16_bits_are_refused(tmp_path):
+def test_ids_below_zero_or_beyond_three_bytes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="received -1"):
         pictures.object_colors(np.array([-1, 2]))
-    with pytest.raises(ValueError, match="0..65535, received 0..65536"):
-        pictures.write_picture(tmp_path / "a.png", np.array([[0, 65_536]]))
+    with pytest.raises(ValueError, match="must not be negative, received -1"):
+        pictures.write_picture(tmp_path / "a.png", np.array([[0, -1]]))
+    with pytest.raises(UserError, match="holds 16777215 at most, received 16777216; merge objects"):
+        pictures.write_picture(tmp_path / "a.png", np.array([[0, 2**24]]))
+
+
+@pytest.mark.parametrize("most", [9, 65_535, 65_536, 2**24 - 1])
+def test_ids_of_any_size_are_read_as_they_were_written(tmp_path, most):
+    ids = np.array([[0, 1, 300], [most - 1, most, 40_000 % most]])
+    pictures.write_picture(tmp_path / "a.png", ids)
+    found = pictures.read_ids(tmp_path / "a.png")
+    assert found.dtype == np.int32
+    assert found.tolist() == ids.tolist()
 
 
 def test_missing_and_damaged_pictures_are_named(tmp_path):

@@ -17,7 +17,7 @@ from unified_lift.bench.results import HIDDEN, all_tables, latex, markdown, meas
 from unified_lift.bench.tables import BASE, KINDS, PRESETS, ROBUSTNESS, ROWS, VIEWS, MaskSet, Row
 from unified_lift.data import load_annotations
 from unified_lift.data.settings import DataSettings
-from unified_lift.evaluation.pictures import object_colors, partner_colors, read_picture
+from unified_lift.evaluation.pictures import object_colors, partner_colors, read_ids, read_picture
 from unified_lift.evaluation.plots import styled, subplots
 from unified_lift.evaluation.protocols import metric_of
 from unified_lift.evaluation.report import chosen_views, data_uri, write_html
@@ -95,7 +95,7 @@ def _galleries(grid: Grid, frame: pd.DataFrame) -> dict[str, dict[str, np.ndarra
             for row, test in tests.items():
                 ids, report = test / "objects_pred" / f"{view}.png", test.parents[1] / "evaluation.json"
                 if ids.exists():
-                    details, shown = {}, read_picture(ids)
+                    details, shown = {}, read_ids(ids)
                     if report.exists():
                         details = read_json(report).get(test.name, {})
                     with reading(report if details else ids, "report", fix="write it again with eval.py"):

@@ -125,10 +125,11 @@ class Clean(ObjectOperation):
         object_ids, confidence = scene.object_ids.cpu().numpy(), scene.confidence.cpu().numpy()
         doubtful = chosen & (confidence < self.min_confidence)
         for object_id in self.objects:
-            own = np.flatnonzero((object_ids == object_id) & ~doubtful)
+            rows = scene.rows[object_id].cpu().numpy()
+            own = rows[~doubtful[rows]]
             if self.outliers > 0:
                 doubtful[own] = _outlying(means[own], self.outliers)
-            if doubtful[object_ids == object_id].all():
+            if doubtful[rows].all():
                 raise UserError(f"nothing would be left of object {object_id}; lower min_confidence or raise outliers")
         if chosen.all() or not doubtful.any():
             return scene.subset(torch.from_numpy(~doubtful))
@@ -158,8 +159,9 @@ class Recolour(ObjectOperation):
         rgb = [value / 255 for value in bytes.fromhex(self.color.removeprefix("#"))]
         luma, paint = (torch.tensor(each, dtype=torch.float64, device=sh0.device) for each in (_LUMA, rgb))
         kept = 1 - self.strength
+        scene.mask(self.objects)  # raises where one is not there
         for object_id in self.objects:
-            own = scene.mask([object_id])
+            own = scene.rows[object_id]
             colors, higher = sh0[own].double() * SH_C0 + 0.5, shN[own].double()  # [n, 1, 3], [n, K - 1, 3]
             share = 1 / ((colors @ luma).mean().clamp(min=0) + _DARK)
             painted = kept * colors + self.strength * share * ((colors @ luma)[..., None] + _DARK) * paint
@@ -214,10 +216,11 @@ class Duplicate(Move):
         if taken or len(set(fresh)) != count or min(fresh) < 0:
             problem = f"id {taken[0]} is taken" if taken else f"{count} objects need as many new ids, none negative"
             raise UserError(f"new_ids {fresh}: {problem}; leave them out to take free ones")
-        ids, names = scene.object_ids[chosen].clone(), dict(scene.names)
+        names, becomes = dict(scene.names), dict(zip(self.objects, fresh, strict=True))
+        known, index = scene.object_ids[chosen].unique(return_inverse=True)
+        ids = known.new_tensor([becomes[old] for old in known.tolist()])[index]
         rows = torch.cat([torch.arange(len(scene), device=chosen.device), chosen.nonzero()[:, 0]])
-        for old, new in zip(self.objects, fresh, strict=True):
-            ids[scene.object_ids[chosen] == old] = new
+        for old, new in becomes.items():
             names[new] = f"copy of {scene.name_of(old)}"
         moved, table = self._moved(scene, chosen), scene.gaussians.state_dict()
         table = {name: torch.cat([value, moved.get(name, value[chosen])]) for name, value in table.items()}

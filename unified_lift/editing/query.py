@@ -1,7 +1,8 @@
 """Which object is meant: by a mask, by likeness or by words; and the view that shows an object best."""
 
+import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -24,26 +25,45 @@ Found = dict[int, float]
 MIN_RELEVANCY = 0.5  # from here on words fit an object better than the canonical ones do
 _CANONICAL_TEXTS, _RELEVANCY_SCALE = ("object", "things", "stuff", "texture"), 10.0  # [LERF]
 _CROP_MARGIN = 0.15  # of the larger side of the object's box
-_CLIP_BATCH = 32  # pictures encoded together
+_CLIP_BATCH, _OBJECTS_AT_ONCE = 32, 256  # pictures encoded together; objects whose pictures are in memory
 _MAX_VIEWS = 24  # among which the best view of an object is sought, evenly spread
 _DIM = 0.25  # brightness of what was not asked for
 
 
 def object_masks(scene: TrainedScene, camera: Camera) -> dict[int, np.ndarray]:
     """Return object id -> its visible pixels, bool [H, W], of every object seen from a camera."""
-    found = segment_by_labels(scene.gaussians, scene.object_ids, camera)
-    ids = torch.where(found.confidence > 0, found.object_ids, -1).cpu().numpy()
+    ids = _ids_seen(scene, camera)
     return {int(object_id): ids == object_id for object_id in np.unique(ids) if object_id >= 0}
 
 
-def best_views(scene: TrainedScene, cameras: Iterable[Camera]) -> dict[int, tuple[int, np.ndarray]]:
-    """Return object id -> index of the camera that sees most of it, and its pixels, bool [H, W]; unseen: absent."""
-    best: dict[int, tuple[int, np.ndarray]] = {}
+def _ids_seen(scene: TrainedScene, camera: Camera) -> np.ndarray:
+    """Return the object that each pixel shows, int64 [H, W], -1 = none."""
+    found = segment_by_labels(scene.gaussians, scene.object_ids, camera)
+    return torch.where(found.confidence > 0, found.object_ids, -1).cpu().numpy()
+
+
+def best_views(scene: TrainedScene, cameras: Iterable[Camera]) -> dict[int, int]:
+    """Return object id -> index of the camera that sees most of it; unseen: absent."""
+    best: dict[int, tuple[float, int]] = {}
     for index, camera in enumerate(cameras):
-        for object_id, mask in object_masks(scene, camera).items():
-            if object_id not in best or mask.mean() > best[object_id][1].mean():
-                best[object_id] = index, mask
-    return best
+        ids, counts = np.unique(_ids_seen(scene, camera), return_counts=True)
+        for object_id, share in zip(ids.tolist(), (counts / counts.sum()).tolist(), strict=True):
+            if object_id >= 0 and (object_id not in best or share > best[object_id][0]):
+                best[object_id] = share, index
+    return {object_id: index for object_id, (_, index) in best.items()}
+
+
+def _masks_in(
+    scene: TrainedScene, cameras: Sequence[Camera], views: Mapping[int, int]
+) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+    """Yield object id, index of its camera as in `views`, what that shows, and its pixels, bool [H, W]; by camera."""
+    of_camera: dict[int, list[int]] = {}
+    for object_id, index in views.items():
+        of_camera.setdefault(index, []).append(object_id)
+    for index, object_ids in of_camera.items():
+        (image, _), ids = rendering_of(scene, cameras[index]), _ids_seen(scene, cameras[index])
+        for object_id in object_ids:
+            yield object_id, index, image, ids == object_id
 
 
 def objects_like(scene: TrainedScene, object_id: int) -> Found:
@@ -81,16 +101,19 @@ def objects_by_text(scene: TrainedScene, text: str, cameras: Sequence[Camera], e
     views = best_views(scene, cameras)
     if not views:
         return {}
-    rendered = {index: rendering_of(scene, cameras[index])[0] for index in {index for index, _ in views.values()}}
-    crops = []
-    for index, mask in views.values():
-        box, image = _box(mask), rendered[index]
-        crops += [image[box], np.where(mask[..., None], image, np.uint8(127))[box]]
-    images, texts = encode(crops, (text, *_CANONICAL_TEXTS))
-    pooled = torch.nn.functional.normalize(images.view(len(views), 2, -1).mean(dim=1), dim=1)
-    cosines = pooled @ texts.T  # [objects, 1 + canonical]
-    relevancy = torch.sigmoid(_RELEVANCY_SCALE * (cosines[:, :1] - cosines[:, 1:])).min(dim=1).values
-    return _best_first((key, fit) for key, fit in zip(views, relevancy.tolist()) if fit > MIN_RELEVANCY)
+    fits: dict[int, float] = {}
+    shown = _masks_in(scene, cameras, views)
+    while some := list(itertools.islice(shown, _OBJECTS_AT_ONCE)):
+        crops = []
+        for _, _, image, mask in some:
+            box = _box(mask)
+            crops += [image[box], np.where(mask[box][..., None], image[box], np.uint8(127))]
+        images, texts = encode(crops, (text, *_CANONICAL_TEXTS))
+        pooled = torch.nn.functional.normalize(images.view(len(some), 2, -1).mean(dim=1), dim=1)
+        cosines = pooled @ texts.T  # [objects, 1 + canonical]
+        relevancy = torch.sigmoid(_RELEVANCY_SCALE * (cosines[:, :1] - cosines[:, 1:])).min(dim=1).values
+        fits |= zip((object_id for object_id, *_ in some), relevancy.tolist(), strict=True)
+    return _best_first((key, fits[key]) for key in views if fits[key] > MIN_RELEVANCY)
 
 
 def clip_encoder(folder: Path, *, device: torch.device) -> TextEncoder:
@@ -127,15 +150,15 @@ def write_best_views(scene: TrainedScene, ids: Collection[int], views: Sequence[
 
     Returned is object id -> index of its view; objects that no view shows are absent.
     """
-    best = best_views(scene, [view.camera for view in views])
+    cameras = [view.camera for view in views]
+    best = best_views(scene, cameras)
     shown = {object_id: best[object_id] for object_id in ids if object_id in best}
-    for object_id, (index, mask) in shown.items():
-        image, _ = rendering_of(scene, views[index].camera)
+    for object_id, _, image, mask in _masks_in(scene, cameras, shown):
         highlighted = np.where(mask[..., None], image, np.rint(_DIM * image).astype(np.uint8))
         highlighted[borders(mask)] = 255
         write_picture(out / f"{object_id}.png", highlighted)
         write_picture(out / f"{object_id}_mask.png", mask)
-    return {object_id: index for object_id, (index, _) in shown.items()}
+    return shown
 
 
 def _best_first(found: Iterable[tuple[int, float]]) -> Found:

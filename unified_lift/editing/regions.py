@@ -11,7 +11,9 @@ from scipy.spatial import cKDTree
 from unified_lift.editing.operations import WHOLE, ObjectOperation, Operation, Vector, next_ids, pieces
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.ops.blocks import Blocks
 
+_BLOCK = 1_024  # Gaussians that lie together
 _MIN_PIECE_SHARE = 0.05  # of an object's Gaussians: a smaller piece makes no object of its own
 
 
@@ -32,7 +34,7 @@ class Split(ObjectOperation):
         means, ids = _places(scene), scene.object_ids.cpu().numpy()
         new, names, fresh = ids.copy(), dict(scene.names), next_ids(scene, 1)[0]
         for object_id in self.objects:
-            own = np.flatnonzero(ids == object_id)
+            own = scene.rows[object_id].cpu().numpy()
             piece = self._pieces(scene, means[own])
             for index in range(1, int(piece.max()) + 1):
                 new[own[piece == index]], names[fresh] = fresh, f"part of {scene.name_of(object_id)}"
@@ -69,7 +71,8 @@ class Grow(ObjectOperation):
 
     def _edited(self, scene: TrainedScene) -> TrainedScene:
         chosen, means = scene.mask(self.objects).cpu().numpy(), _places(scene)
-        near, nearest = _near(means, ~chosen, chosen, self.distance * scene.frame.scale)
+        rows = np.flatnonzero(~chosen), np.flatnonzero(chosen)
+        near, nearest = _near(means, *rows, self.distance * scene.frame.scale)
         return _given(scene, near, scene.object_ids.cpu().numpy()[nearest], 1.0, f"within {self.distance:g} of")
 
 
@@ -82,9 +85,16 @@ class Shrink(ObjectOperation):
     def _edited(self, scene: TrainedScene) -> TrainedScene:
         scene.mask(self.objects)
         means, ids = _places(scene), scene.object_ids.cpu().numpy()
-        found = [_near(means, ids == one, ids != one, self.distance * scene.frame.scale) for one in self.objects]
+        reach = self.distance * scene.frame.scale
+        blocks = Blocks.of(scene.gaussians.means.detach(), torch.zeros(len(scene)), size=_BLOCK)
+        found = []
+        for object_id in self.objects:
+            own = scene.rows[object_id].cpu().numpy()
+            low, high = (torch.from_numpy(end(means[own], axis=0)) for end in (np.min, np.max))
+            others = blocks.points_in(blocks.touching(low, high, reach)).cpu().numpy()  # all that are so near
+            found.append(_near(means, own, others[ids[others] != object_id], reach))
         for object_id, (near, _) in zip(self.objects, found, strict=True):
-            if len(near) == (ids == object_id).sum():
+            if len(near) == scene.objects[object_id]:
                 raise UserError(f"nothing would be left of object {object_id}; lower distance")
         near, nearest = (np.concatenate(each) for each in zip(*found, strict=True))
         return _given(scene, near, ids[nearest], 0.0, f"within {self.distance:g} of")
@@ -127,9 +137,8 @@ def _places(scene: TrainedScene) -> np.ndarray:
     return scene.gaussians.means.detach().cpu().double().numpy()
 
 
-def _near(means: np.ndarray, some: np.ndarray, others: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of `some` up to `reach` from one of `others`, and the row of that one; masks are bool [N]."""
-    rows, to = np.flatnonzero(some), np.flatnonzero(others)
+def _near(means: np.ndarray, rows: np.ndarray, to: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return those of some rows up to `reach` from one of the rows `to`, and that one, int64 [n] each."""
     if not len(rows) or not len(to):
         return rows[:0], to[:0]
     distance, index = cKDTree(means[to]).query(means[rows])

@@ -24,7 +24,7 @@ Rendering = tuple[np.ndarray, np.ndarray | None]
 """A view as stored pictures hold it: colour uint8 [H, W, 3]; object ids int32 [H, W], None without a lift."""
 OBJECT_PICTURES = ("objects_pred", "objects_color", "overlay", "uncertainty")
 """Kinds only a lifted scene has, beside renders, gt and depth."""
-MAX_ID = 65_535  # of a 16-bit PNG
+MAX_ID = 65_535  # of a 16-bit PNG; larger ids take three bytes
 BACKGROUND_COLOR = (58, 63, 74)  # of id 0: slate, so that objects stand out
 UNMATCHED_COLOR = (214, 214, 214)  # of a true object that no predicted object is matched with
 PALETTE_SIZE = 1_024  # ids this far apart share a colour; more colours cannot be told apart
@@ -91,13 +91,21 @@ def quantize_uint8(image: Tensor) -> np.ndarray:
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write a whole PNG file: colour uint8 [H, W, 3], ids [H, W] (16 bits or a ValueError) or bool [H, W] (0, 255)."""
+    """Write a whole PNG file: colour uint8 [H, W, 3], ids [H, W] or bool [H, W] (0, 255).
+
+    Ids take 16 bits or, where one is above 65,535, three bytes, the lowest as red. A ValueError: one below 0; a
+    UserError: one that takes more.
+    """
     if picture.ndim == 3:
         pixels = picture[..., ::-1]
     elif picture.dtype == bool:
         pixels = picture.astype(np.uint8) * 255
-    elif picture.size and not 0 <= picture.min() <= picture.max() <= MAX_ID:
-        raise ValueError(f"{path}: ids must lie in 0..{MAX_ID}, received {picture.min()}..{picture.max()}")
+    elif picture.size and picture.min() < 0:
+        raise ValueError(f"{path}: ids must not be negative, received {picture.min()}")
+    elif picture.size and picture.max() >= 2**24:
+        raise UserError(f"{path}: a picture of ids holds {2**24 - 1} at most, received {picture.max()}; merge objects")
+    elif picture.size and picture.max() > MAX_ID:
+        pixels = np.stack([picture >> shift & 255 for shift in (16, 8, 0)], axis=-1).astype(np.uint8)
     else:
         pixels = picture.astype(np.uint16)
     with replacing(path, sync=False) as partial:  # made again at will
@@ -112,6 +120,12 @@ def read_picture(path: Path) -> np.ndarray:
     if pixels is None:
         raise UserError(f"{path}: missing or damaged picture; write it again with render.py")
     return pixels.astype(np.int32) if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1])
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """Return the ids of a PNG of `write_picture`, int32 [H, W]; errors as there."""
+    found = read_picture(path)
+    return found if found.ndim == 2 else found.astype(np.int32) @ np.array([1, 2**8, 2**16], dtype=np.int32)
 
 
 def pictures_dir(model_path: Path, split: str, iteration: int) -> Path:
@@ -167,7 +181,7 @@ def stored_renderings(model: TrainedScene, views: Sequence[View], *, quiet: bool
         if image.shape != tuple(view.image.shape):
             raise UserError(f"{path}: size differs from the photo's; delete {folder} and run eval.py again")
         ids = picture_path(folder, "objects_pred", view.name)
-        yield image, read_picture(ids) if model.is_lifted else None
+        yield image, read_ids(ids) if model.is_lifted else None
 
 
 def _mapped(values: np.ndarray, colormap: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from unified_lift.evaluation import pictures
 from unified_lift.evaluation.evaluate import Result
-from unified_lift.evaluation.pictures import object_colors, picture_path, read_picture
+from unified_lift.evaluation.pictures import object_colors, picture_path, read_ids, read_picture
 from unified_lift.evaluation.plots import write_plots
 from unified_lift.evaluation.protocols import metric_of
 from unified_lift.fileio import read_json, write_json, write_text
@@ -90,7 +90,7 @@ def _pictures_of(folder: Path, name: str, result: Result) -> dict[str, np.ndarra
                 ids[mask] = 1 + prompts.index(prompt)
             shown[caption] = object_colors(ids)
     if picture_path(folder, "objects_pred", name).exists():
-        ids = read_picture(picture_path(folder, "objects_pred", name))
+        ids = read_ids(picture_path(folder, "objects_pred", name))
         shown |= {"predicted objects": object_colors(ids), "overlay": pictures.overlay(render, ids)}
         shown["uncertainty"] = read_picture(picture_path(folder, "uncertainty", name))
     return shown

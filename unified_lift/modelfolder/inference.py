@@ -90,6 +90,12 @@ class TrainedScene:
         ids, counts = torch.unique(self.object_ids, return_counts=True)
         return dict(zip(ids.tolist(), counts.tolist(), strict=True))
 
+    @cached_property
+    def rows(self) -> dict[int, Tensor]:
+        """Return object id -> its Gaussians, rising, int64, rising ids: one sort instead of a mask for each object."""
+        order = self.object_ids.argsort(stable=True)
+        return dict(zip(self.objects, order.split(list(self.objects.values())), strict=True))
+
     def name_of(self, object_id: int) -> str:
         """Return what the object is called."""
         return self.names.get(object_id, f"object {object_id}")

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -55,13 +56,18 @@ def export(
     ):
         written: set[Path] = set()
         for stem, object_id in chosen.items():
-            kept = certain if object_id is None else certain & scene.mask([object_id])
-            part = scene.subset(kept)
+            rows = None if object_id is None else scene.rows[object_id]
+            part, own = scene.subset(certain if rows is None else rows[certain[rows]]), folder / ".part"
+            own.mkdir()
             for write in writers if len(part) else ():
-                write(folder, stem, _suited(placement, write).placed(part, up, turned_over=_turns_over(write)))
+                write(own, stem, _suited(placement, write).placed(part, up, turned_over=_turns_over(write)))
                 bar.update()
-            files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} - written
-            made[stem] = [out / name for name in sorted(files)]
+            files = {path.relative_to(own) for path in own.rglob("*") if path.is_file()}
+            for name in files:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (own / name).replace(folder / name)
+            shutil.rmtree(own)
+            made[stem] = [out / name for name in sorted(files - written)]
             written |= files
         if not written:
             raise UserError(f"--min_conf {min_confidence:g} leaves nothing to write; give less")
@@ -84,23 +90,26 @@ def chosen_objects(scene: TrainedScene, wanted: Sequence[int | str]) -> dict[str
         elif word == "all":
             words += [object_id for object_id in scene.objects if object_id != BACKGROUND_ID]
         elif word.isdecimal():
-            scene.mask([int(word)])  # raises where it is not there
+            if int(word) not in scene.objects:
+                scene.mask([int(word)])  # raises
             words.append(int(word))
         else:
             words += _called(scene, word)
     if not words:
         raise UserError(f"--objects {' '.join(map(str, wanted))}: {scene.path} has no object but the background")
-    chosen: dict[str, int | None] = {}
+    chosen, taken = dict[str, int | None](), set[str]()
     for part in dict.fromkeys(words):
         if isinstance(part, str):
             chosen[part] = None if part == "scene" else BACKGROUND_ID
+            taken.add(part)
             continue
         stem = _stem(scene.names.get(part, ""))
         if _OURS.fullmatch(stem):
             stem = f"{stem or 'object'}_{part}"
-        while stem.casefold() in map(str.casefold, chosen):
+        while stem.casefold() in taken:
             stem = f"{stem}_{part}"
         chosen[stem] = part
+        taken.add(stem.casefold())
     return chosen
 
 

@@ -55,7 +55,7 @@ class Stroke:
     def to(self, places: Sequence[tuple[float, float]]) -> None:
         """Go on to further places, each in shares of width and height."""
         for place in places:
-            end = np.array(place) * (self._camera.width, self._camera.height)
+            end = np.clip(np.nan_to_num(place), -1, 2) * (self._camera.width, self._camera.height)
             start = end if self._last is None else self._last
             count = 1 + int(np.linalg.norm(end - start) / max(_STEP * self._radius, 1.0))
             for pixel in np.linspace(start, end, count + 1)[1:]:

@@ -185,5 +185,5 @@ def _try_clustering() -> str:
     points = np.concatenate([np.arange(8.0), 100 + np.arange(8.0)])[:, None]
     found = importlib.import_module("sklearn.cluster").HDBSCAN(min_cluster_size=4).fit_predict(points)
     if len(set(found[:8]) | set(found[8:])) != 2:
-        raise RuntimeError(f"two heaps of points came out as {found.tolist()}")
-    return "two heaps of points are told apart"
+        raise RuntimeError(f"two clusters of points came out as {found.tolist()}")
+    return "two clusters of points are found"

@@ -327,7 +327,7 @@ def test_the_same_frame_twice_counts_once_and_with_two_meanings_is_refused(chang
     mask = {"object_mask_path": "object_mask/0009.png"}
     edit_json(root / "transforms.json", lambda data: data["frames"].append({**data["frames"][0], **mask}))
     refused(read, root, "image 0009 occurs twice", strict=True)
-    assert any("1 photos stand in transforms.json twice, with one pose: 0009" in note for note in read(root).notes)
+    assert any("1 photo is listed twice in transforms.json, with one pose: 0009" in note for note in read(root).notes)
     edit_json(root / "transforms.json", lambda data: data["frames"][-1].update(change))
     refused(read, root, "image 0009 occurs twice .*two poses, lenses or masks; remove one")
 

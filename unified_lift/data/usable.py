@@ -41,7 +41,8 @@ def usable(described: SceneDescription, *, strict: bool) -> SceneDescription:
         notes.append(f"{what}: {listed(turned)}")
     frames, twice = _once(frames, strict=strict)
     if twice:
-        notes.append(f"{len(twice)} photos stand in {frames[0].source.name} twice, with one pose: {listed(twice)}")
+        what = "photo is" if len(twice) == 1 else "photos are"
+        notes.append(f"{len(twice)} {what} listed twice in {frames[0].source.name}, with one pose: {listed(twice)}")
     kept = {frame.name for frame in frames}
     only = None if described.train_only is None else [name for name in described.train_only if name in kept]
     return replace(described, frames=frames, broken=(), train_only=only, notes=(*described.notes, *notes))

@@ -1,49 +1,20 @@
 """Gaussians of which each of two processes keeps a part, against one process that sees the same views."""
 
-import dataclasses
-
 import pytest
 import torch
-from diff_gaussian_rasterization import TrainingStep
 
 from tests import processes
-from tests.scenes import circle_camera
 from tests.train.test_ranks import assert_equal, in_two, tensors, train
 from tests.train.test_training import StopAt
 from unified_lift import ranks
-from unified_lift.model.gaussians import Gaussians
 from unified_lift.modelfolder.checkpoint import checkpoints
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.ranks import Ranks
 from unified_lift.train import hooks
 from unified_lift.train.logs import read_log
-from unified_lift.train.shards import in_sight
 
 SHARDS = {"shard_gaussians": True, "lift_iterations": 0}
 DENSE = {"densify_from_iter": 4, "densify_until_iter": 20, "densification_interval": 6, "min_contribution": 1e-3}
-
-
-@pytest.mark.parametrize("antialiased", [False, True])
-@pytest.mark.parametrize("seed", range(3))
-def test_what_the_rasterizer_shows_is_in_sight_and_much_else_is_not(seed, antialiased):
-    g, count = torch.Generator().manual_seed(seed), 3_000
-    table = {
-        "means": 4 * torch.randn(count, 3, generator=g),
-        "quats": torch.randn(count, 4, generator=g),
-        "log_scales": torch.rand(count, 3, generator=g) * 6 - 5,
-        "logit_opacities": 4 * torch.randn(count, generator=g) - 2,
-        "sh0": torch.zeros(count, 1, 3),
-        "shN": torch.zeros(count, 0, 3),
-        "features": torch.zeros(count, 0),
-    }
-    gaussians, camera = Gaussians(table), dataclasses.replace(circle_camera(0.4 * seed), fx=14.0, cx=30.0 * (seed - 1))
-    viewmat, intrinsics = camera.tensors(torch.device("cpu"))
-    size = camera.width, camera.height
-    step = TrainingStep(absolute_gradients=False)
-    out = step.forward(gaussians.table, viewmat, intrinsics, *size, sh_degree=0, antialiased=antialiased)
-    shown, found = out.meta.radii > 0, in_sight(gaussians, camera)
-    assert not bool((shown & ~found).any())
-    assert 0.02 * count < int(shown.sum()) < int(found.sum()) < 0.9 * count
 
 
 def test_without_rounds_of_density_two_parts_train_as_the_whole(tmp_path, monkeypatch):

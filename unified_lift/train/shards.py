@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from diff_gaussian_rasterization import adam_steps
-from diff_gaussian_rasterization.types import ALPHA_MIN, FRUSTUM_MARGIN, LOW_PASS, NEAR
+from diff_gaussian_rasterization import adam_steps, in_sight
 from torch import Tensor
 
 from unified_lift import ranks
@@ -16,7 +15,6 @@ from unified_lift.train.geometry import GeometryStage
 from unified_lift.types import Camera, Scene
 
 _NARROW = 8  # numbers in a row
-_SLACK = 1.0  # pixels, for what the rasterizer rounds otherwise
 
 
 class ShardedGeometryStage(GeometryStage):
@@ -102,7 +100,13 @@ class ShardedGeometryStage(GeometryStage):
         Beside it, how many they are of each view, and how many of each part this process's view may show. The host
         waits for these numbers.
         """
-        flags = torch.stack([in_sight(self.gaussians, camera) for camera in cameras])
+        own = self.gaussians
+        flags = torch.stack(
+            [
+                in_sight(own.table, *c.tensors(own.device), c.width, c.height, antialiased=own.antialiased)
+                for c in cameras
+            ]
+        )
         numbers = torch.zeros(len(cameras), len(cameras) + 1, dtype=torch.int64, device=flags.device)
         numbers[self.ranks.index, :-1] = flags.sum(dim=1)
         numbers[self.ranks.index, -1].fill_(flags.shape[1])
@@ -166,27 +170,3 @@ class ShardedGeometryStage(GeometryStage):
         """Return the rows of all parts in main memory of the first process; elsewhere those of this part."""
         found = self.ranks.joined(rows, self.counts)
         return found.cpu() if self.ranks.is_first else rows
-
-
-def in_sight(gaussians: Gaussians, camera: Camera) -> Tensor:
-    """Return whether a view may show each Gaussian, bool [N]: False only where the rasterizer would leave it out.
-
-    Its ellipse lies in a circle about the projected centre whose radius is sqrt(2 ln(255 o)) standard deviations. The
-    largest of these on the screen is at most sqrt(|J|^2 s^2 + 0.3) for the largest scale s, J the Jacobian of the
-    projection: |J|^2 <= (f / z)^2 (1 + (x / z)^2 + (y / z)^2), at the place in or near the picture where J is taken.
-    """
-    viewmat = camera.tensors(gaussians.device)[0]
-    place = gaussians.means.detach() @ viewmat[:3, :3].T + viewmat[:3, 3]
-    opacity, largest = gaussians.opacities.detach(), gaussians.log_scales.detach().amax(dim=1).exp()
-    inside, depth = (place[:, 2] > NEAR) & (opacity >= ALPHA_MIN), place[:, 2].clamp(min=NEAR)
-    centres, squares = [], torch.ones_like(depth)
-    axes = ((camera.fx, camera.cx, camera.width), (camera.fy, camera.cy, camera.height))
-    for axis, (focal, middle, size) in enumerate(axes):
-        slope, margin = place[:, axis] / depth, FRUSTUM_MARGIN * 0.5 * size
-        squares += slope.clamp((-middle - margin) / focal, (size - middle + margin) / focal).square()
-        centres.append(focal * slope + middle)
-    spread = (max(camera.fx, camera.fy) * largest / depth).square() * squares + LOW_PASS
-    reach = (2 * (opacity / ALPHA_MIN).clamp(min=1).log() * spread).sqrt() + _SLACK
-    for centre, (_, _, size) in zip(centres, axes, strict=True):
-        inside &= (centre + reach > 0) & (centre - reach < size)
-    return inside

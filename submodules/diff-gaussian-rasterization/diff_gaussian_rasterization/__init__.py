@@ -6,6 +6,7 @@ from .api import blend, pixel_weights, rasterize, scatter
 from .dropin import GaussianRasterizationSettings, GaussianRasterizer
 from .native import backend_info
 from .sampled import Sample, blend_sample, draw, scatter_sample
+from .sight import in_sight
 from .step import TrainingStep
 from .types import PixelWeights, RasterMeta, RasterOutput
 
@@ -23,6 +24,7 @@ __all__ = [
     "blend",
     "blend_sample",
     "draw",
+    "in_sight",
     "native",
     "pixel_weights",
     "rasterize",

@@ -133,6 +133,21 @@ __global__ void __launch_bounds__(kThreads) project_kernel(DgrCudaScene s, DgrCu
   }
 }
 
+// Whether the view may show each Gaussian: `seen` above, but for colours and features that are not finite.
+template <bool kAntialiased>
+__global__ void __launch_bounds__(kThreads) sight_kernel(DgrCudaScene s, uint8_t* flags) {
+  __shared__ Camera cam;
+  if (threadIdx.x == 0) cam = make_camera(s.viewmat, s.intrinsics, s.width, s.height, s.near_z);
+  __syncthreads();
+  const int64_t n = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (n >= s.n) return;
+  Gaussian k;
+  load_gaussian(s, cam, n, k);
+  if (kAntialiased) k.opacity *= compensation(k.g);
+  float half[2];
+  flags[n] = touches_image(s, cam, k, k.g.u, k.g.v, half) ? 1 : 0;
+}
+
 }  // namespace
 
 int launch_project(const DgrCudaScene& s, const DgrCudaFrame& frame, uint32_t* keys, uint32_t* order) {
@@ -149,6 +164,18 @@ int launch_project(const DgrCudaScene& s, const DgrCudaFrame& frame, uint32_t* k
 using namespace dgr;
 
 DGR_API const char* dgr_cuda_error(int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); }
+
+// Which Gaussians the view may show: flags [n], 0 or 1.
+DGR_API int dgr_cuda_in_sight(const DgrCudaScene* s, uint8_t* flags) {
+  if (s->n == 0) return 0;
+  if (cudaError_t status = cudaSetDevice(s->device)) return int(status);
+  if (s->antialiased) {
+    DGR_LAUNCH(sight_kernel<true>, blocks_for(s->n, kThreads), kThreads, s->stream, *s, flags);
+  } else {
+    DGR_LAUNCH(sight_kernel<false>, blocks_for(s->n, kThreads), kThreads, s->stream, *s, flags);
+  }
+  return int(cudaGetLastError());
+}
 
 // Host memory: [5].
 DGR_API void dgr_cuda_constants(float* out) {

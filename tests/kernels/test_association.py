@@ -84,12 +84,15 @@ def test_nearest_code_is_the_one_with_the_largest_cosine(monkeypatch):
     torch.testing.assert_close(cosine, expected.values)
     assert torch.equal(code, expected.indices)
     assert 0 < int((cosine == -2).sum()) < 25
-    for constant, value in (("_FEW_CODES", 1), ("_MIN_BOX", 2)):
-        monkeypatch.setattr(f"unified_lift.kernels.association.{constant}", value)
-    assert torch.equal(_near_places(points, places).unique(), near.any(dim=0).nonzero()[:, 0])
-    of_near = nearest_code(features, codebook, points=points, places=places)
-    torch.testing.assert_close(of_near[0], cosine)
-    assert torch.equal(of_near[1][cosine > -2], code[cosine > -2])
+    for few, size in ((4, 30), (1, 2)):  # all points at once; some at a time
+        monkeypatch.setattr("unified_lift.kernels.association._FEW_CODES", few)
+        monkeypatch.setattr("unified_lift.kernels.association._MIN_BOX", size)
+        of_near = nearest_code(features, codebook, points=points, places=places)
+        torch.testing.assert_close(of_near[0], cosine)
+        assert torch.equal(of_near[1][cosine > -2], code[cosine > -2])
+    for rows, own in _near_places(points, places):
+        assert len(rows) == 2
+        assert set(near[rows].any(dim=0).nonzero()[:, 0].tolist()) <= set(own.tolist())
     away = nearest_code(features, codebook, points=points + 50, places=places)
     assert away[0].tolist() == [-2.0] * 30
 

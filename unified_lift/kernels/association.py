@@ -70,12 +70,24 @@ def nearest_code(
     Pixels at `points` [P, 3] farther from a centre than its reach, `places` [L, 4], do not show the code; -2 = no code.
     Of many codes only those are compared within whose reach some point may be.
     """
-    codes, found, near = normalize(codebook, dim=1, eps=_EPS), [], None
-    if points is not None and places is not None and len(points) and len(codes) > _FEW_CODES:
-        near = _near_places(points, places)
-        if not len(near):
-            return features.new_full((len(features),), -2.0), near.new_zeros(len(features))
-        codes, places = codes.index_select(0, near), places.index_select(0, near)
+    codes = normalize(codebook, dim=1, eps=_EPS)
+    if points is None or places is None or len(codes) <= _FEW_CODES or not len(points):
+        return _nearest(features, codes, points, places)
+    best = features.new_full((len(features),), -2.0)
+    code = torch.zeros(len(features), dtype=torch.int64, device=features.device)
+    for rows, near in _near_places(points, places):
+        if len(near):
+            parts = (values.index_select(0, rows) for values in (features, points))
+            some, own = (values.index_select(0, near) for values in (codes, places))
+            of_rows, place = _nearest(next(parts), some, next(parts), own)
+            best.index_copy_(0, rows, of_rows)
+            code.index_copy_(0, rows, near.index_select(0, place))
+    return best, code
+
+
+def _nearest(features: Tensor, codes: Tensor, points: Tensor | None, places: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return what `nearest_code` does, by comparing all pixels with all codes, which are unit."""
+    found = []
     for part in _parts(len(features), len(codes)):
         cosine = normalize(features[part], dim=1, eps=_EPS) @ codes.T
         if points is not None and places is not None:
@@ -84,18 +96,26 @@ def nearest_code(
             cosine = torch.where(away <= places[:, 3], cosine, -2.0)
         found.append(cosine.max(dim=1))
     cosine, code = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return cosine, code if near is None else near.index_select(0, code)
+    return cosine, code
 
 
-def _near_places(points: Tensor, places: Tensor) -> Tensor:
-    """Return which of places [L, 4] have one of the points [P, 3] within reach, and maybe more, rising, int64."""
-    points, near = points[z_order(points)], torch.arange(len(places), device=places.device)
-    for size in (len(points), max(_MIN_BOX, -(-len(points) // _BOXES))):  # one box, then many
-        low, high = boxes_of(points, size=size)
+def _near_places(points: Tensor, places: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield some of the points [P, 3], and which of places [L, 4] have one of these within reach; both int64, rising.
+
+    Points are taken by where they lie, all at once where few places are near them.
+    """
+    order, near = z_order(points), torch.arange(len(places), device=places.device)
+    for size in (len(points), max(_MIN_BOX, -(-len(points) // _BOXES))):
+        low, high = boxes_of(points[order], size=size)
         centre, reach = places.index_select(0, near).split([3, 1], dim=1)
         gap = torch.maximum(low[:, None] - centre, centre - high[:, None]).clamp(min=0).norm(dim=2)
-        near = near[(gap <= 1.000001 * reach[:, 0]).any(dim=0)]
-    return near
+        is_near = gap <= 1.000001 * reach[:, 0]  # [boxes, places]
+        found = near[is_near.nonzero()[:, 1]].split(is_near.sum(dim=1).tolist())
+        if len(found) == 1 and len(found[0]) <= _FEW_CODES:
+            break
+        near = near[is_near.any(dim=0)]
+    for rows, own in zip(order.split(size), found, strict=True):
+        yield rows, own
 
 
 def _parts(count: int, width: int) -> Iterator[slice]:

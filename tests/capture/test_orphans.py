@@ -1,5 +1,6 @@
 """No process of ours outlives its parent by more than a second, whatever ends that."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -38,6 +39,15 @@ def parent_of(stat):
         return -1
 
 
+def ticks(process):
+    """Processor time of the processes below this one."""
+    found = 0
+    for child in children(process):
+        with contextlib.suppress(OSError):
+            found += sum(map(int, Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return found
+
+
 def runs(process):
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -57,7 +67,10 @@ def test_children_end_with_their_parent(code, count, number, tmp_path):
     deadline = time.monotonic() + 60
     while len(children(parent.pid)) < count and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(5 if code is WORKERS else 1)  # workers have imported what they need
+    before = -1
+    while ticks(parent.pid) != before and time.monotonic() < deadline:  # workers import what they need
+        before = ticks(parent.pid)
+        time.sleep(2)
     ours = children(parent.pid)
     assert len(ours) >= count
     parent.send_signal(number)

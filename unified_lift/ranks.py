@@ -176,6 +176,8 @@ def join(device_type: str) -> Ranks:
         if of_machine > torch.cuda.device_count():
             there = f"this machine has {torch.cuda.device_count()} GPUs"
             raise UserError(f"--nproc_per_node {of_machine}: {there}; start no more processes, or say --device cpu")
+        if not distributed.is_nccl_available():
+            raise UserError("this torch has no NCCL, by which GPUs talk; install a CUDA build of torch for Linux")
         torch.cuda.set_device(local)
     if of_machine == count and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the name of a machine may have no address

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+from unified_lift import ranks
 from unified_lift.memory import enough_memory
 from unified_lift.modelfolder.settings import TrainSettings
 
@@ -58,5 +59,7 @@ def what_to_lower(part: str, settings: TrainSettings, device: torch.device) -> s
     }.get(part, (of_geometry, "and train again with --overwrite"))
     if device.type == "cuda" and settings.run.data_device in ("auto", "cuda") and part != "load":
         then += ", or keep photos elsewhere: --resume auto --data_device cpu"
+    if part == "geometry" and ranks.current().count > 1 and settings.schedule == "staged":
+        then += "" if settings.run.shard_gaussians else ", or with --shard_gaussians"
     first = ", ".join(flags[:-1])
     return f"lower {f'{first} or ' if first else ''}{flags[-1]}, {then}; checkpoints are intact"

@@ -203,6 +203,11 @@ class GeometryStage(Stage):
         self.ranks.add(most, largest=True)
         return most
 
+    def whole(self) -> Gaussians:
+        for _, value in self.gaussians:  # as replicated ones are; if ever a GPU added up otherwise, not any more
+            self.ranks.same(value)
+        return self.gaussians
+
     def share_rows(self) -> None:
         """Take the rows of the first process: some sums of a GPU, by which they are drawn, depend on thread order."""
         table, self.adam.moments, self.density = self.ranks.of_first(

@@ -14,7 +14,7 @@ from unified_lift.ops.rng import StepRng
 from unified_lift.train.geometry import GeometryStage
 from unified_lift.types import Camera, Scene
 
-_NARROW = 8  # numbers in a row
+_WIDE = ["shN"]  # the parameters that take most of the memory
 
 
 class ShardedGeometryStage(GeometryStage):
@@ -72,21 +72,23 @@ class ShardedGeometryStage(GeometryStage):
             for name, value in watched.items():
                 value.index_add_(0, ids, slopes.pop(name))
             states, share = self.adam.states(table, rates), len(self.gaussians) / max(1, self.num_gaussians)
-            for name, state in states.items():  # one after another, since memory is short
-                value = table[name]
-                gradient = torch.zeros_like(value).index_add_(0, ids, slopes.pop(name).div_(self.ranks.batch))
-                if value.grad is not None:  # of means over the Gaussians of this part
-                    gradient.add_(value.grad, alpha=share)
-                    value.grad = None
-                if value.numel():
-                    adam_steps([(value.detach(), gradient, state)], **self.adam.constants)
+            for names in ([name for name in rates if name not in _WIDE], _WIDE):  # not at once, since memory is short
+                updates = []
+                for name, value in ((name, table[name]) for name in names if table[name].numel()):
+                    gradient = torch.zeros_like(value).index_add_(0, ids, slopes.pop(name).div_(self.ranks.batch))
+                    if value.grad is not None:  # of means over the Gaussians of this part
+                        gradient.add_(value.grad, alpha=share)
+                        value.grad = None
+                    updates.append((value.detach(), gradient, states[name]))
+                adam_steps(updates, **self.adam.constants)
         self._step_photos(indices, photos, step)
         return terms, largest
 
     def _swapped(self, rows: Mapping[str, Tensor], sent: list[int], received: list[int]) -> dict[str, Tensor]:
         """Return what `Ranks.swap` does of each of these tensors; narrow ones travel together, which saves time."""
-        narrow = {name: n for name, value in rows.items() if (n := value.shape[1:].numel()) <= _NARROW}
-        found = {name: self.ranks.swap(value, sent, received) for name, value in rows.items() if name not in narrow}
+        wide = [name for name in rows if name in _WIDE]
+        found = {name: self.ranks.swap(rows[name], sent, received) for name in wide}
+        narrow = {name: value.shape[1:].numel() for name, value in rows.items() if name not in wide}
         packed = torch.cat([rows[name].reshape(len(rows[name]), width) for name, width in narrow.items()], dim=1)
         parts = self.ranks.swap(packed, sent, received).split(list(narrow.values()), dim=1)
         for name, part in zip(narrow, parts, strict=True):

@@ -133,4 +133,4 @@ class TrainingStep:
         for value in (self.features, *self.parameters.values()):
             if value is not None and value.grad is not None:
                 value.grad = None
-        self.out, self.kept = None, ()
+        self.out, self.kept, self.parameters, self.features = None, (), {}, None

@@ -160,7 +160,7 @@ def test_a_brush_gives_what_it_is_drawn_over_to_the_selected_object(page):
     browser.press("Paint")
     wait_for(lambda: viewer.panels.brush._sphere is not None, what="the brush")
     time.sleep(0.5)
-    browser.drag(place_of(viewer, 2), place_of(viewer, 0), steps=4)
+    browser.drag(place_of(viewer, 2), place_of(viewer, 0), steps=3)
     wait_for(lambda: len(session.operations) == 1, what="the stroke")
     (stroke,) = session.operations
     assert (stroke.object, stroke.objects) == (2, (0,))

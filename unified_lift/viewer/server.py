@@ -138,6 +138,8 @@ class Viewer:
 
     def _welcome(self, client: Any) -> None:
         def show(picture: np.ndarray, moving: bool) -> None:
+            if client.client_id not in self._server.get_clients():
+                return  # it was closed while the frame was drawn
             quality = _ROUGH_JPEG_QUALITY if moving else _JPEG_QUALITY
             client.scene.set_background_image(picture, format="jpeg", jpeg_quality=quality)
             client.flush()

@@ -57,9 +57,9 @@ def what_to_lower(part: str, settings: TrainSettings, device: torch.device) -> s
         "lift": (["--lift_pixels", "--lift_cache_mb", "--feature_dim"], "and go on with --resume auto"),
         "refine": (["--refine_pixels"], "or leave it out (--sharpen_steps 0), and go on with --resume auto"),
     }.get(part, (of_geometry, "and train again with --overwrite"))
+    if part == "geometry" and ranks.current().count > 1 and settings.schedule == "staged":
+        then += "" if settings.run.shard_gaussians else " and --shard_gaussians"
     if device.type == "cuda" and settings.run.data_device in ("auto", "cuda") and part != "load":
         then += ", or keep photos elsewhere: --resume auto --data_device cpu"
-    if part == "geometry" and ranks.current().count > 1 and settings.schedule == "staged":
-        then += "" if settings.run.shard_gaussians else ", or with --shard_gaussians"
     first = ", ".join(flags[:-1])
     return f"lower {f'{first} or ' if first else ''}{flags[-1]}, {then}; checkpoints are intact"

@@ -9,7 +9,7 @@ from unified_lift.cli.model_flags import ObjectFlags, SourcePath, with_objects
 from unified_lift.cli.names import program
 from unified_lift.editing import script
 from unified_lift.errors import UserError
-from unified_lift.modelfolder.labels import INVENTED, RETRAINED
+from unified_lift.modelfolder.labels import INVENTED, RELIT, RETRAINED
 
 Objects = tuple[int | Literal["scene"], ...]
 
@@ -38,6 +38,8 @@ class EditCommand(ObjectFlags):
     """Objects to take away."""
     fill: bool = False
     """With --remove: train what is around again on the photos (a minute), so that no hole is left."""
+    keep_shadow: bool = False
+    """With --fill: leave the shadow of what is removed where it fell."""
     isolate: Objects = ()
     """Objects to keep, and nothing else."""
     merge: Objects = ()
@@ -105,8 +107,11 @@ def edit_main(argv: list[str]) -> int:
     )
     print(f"{command.out}: {before} became {after}; look at it: {program('render')} -m {command.out}")
     if edited.labels is not None and edited.labels.filled is not None:
-        seen, unseen = (int((edited.labels.filled == kind).sum()) for kind in (RETRAINED, INVENTED))
-        print(f"  filled: {seen} Gaussians trained on photos; {unseen} where no photo shows anything, continued")
+        kinds = (RETRAINED, RELIT, INVENTED)
+        seen, relit, unseen = (int((edited.labels.filled == kind).sum()) for kind in kinds)
+        print(
+            f"  filled: {seen} Gaussians trained on photos; {relit} lit again; {unseen} that no photo shows, continued"
+        )
     for object_id in sorted(set(edited.objects) - set(scene.objects)):
         print(f"  {object_id}: {edited.name_of(object_id)}")
     return 0
@@ -115,7 +120,7 @@ def edit_main(argv: list[str]) -> int:
 _PLACING = ("translate", "rotate_axis", "rotate_degrees", "scale")
 _SETTINGS: dict[str, tuple[str, ...]] = {  # edit -> flags that belong to it; in this order edits are done
     "clean": ("min_confidence", "outliers"),
-    "remove": ("fill",),
+    "remove": ("fill", "keep_shadow"),
     "isolate": (),
     "merge": (),
     "split": ("gap", "box"),
@@ -138,6 +143,8 @@ def _flag_entries(command: EditCommand) -> Iterator[dict[str, Any]]:
     for key, needed in (("recolour", "color"), ("grow", "distance"), ("shrink", "distance")):
         if key in given and needed not in given:
             raise UserError(f"--{key}: needs --{needed}" + (', as "#ff0000"' if needed == "color" else ""))
+    if command.keep_shadow and not command.fill:
+        raise UserError("--keep_shadow: needs --fill")
     if command.move and command.duplicate:
         raise UserError("--move and --duplicate share --translate and the like: give one of them, or write a --script")
     for key, flags in _SETTINGS.items():
@@ -145,6 +152,8 @@ def _flag_entries(command: EditCommand) -> Iterator[dict[str, Any]]:
             settings = {name: getattr(command, name) for name in flags if getattr(command, name) not in (None, ())}
             if flags == _PLACING:
                 settings["rotate"] = {"axis": settings.pop("rotate_axis"), "degrees": settings.pop("rotate_degrees")}
+            if key == "remove":
+                settings["shadow"] = not settings.pop("keep_shadow")
             if "box" in settings:
                 settings["box"] = settings["box"][:3], settings["box"][3:]
             if key == "relabel":

@@ -77,9 +77,13 @@ class ObjectOperation(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Remove(ObjectOperation):
-    """Take objects away; `fill` trains what is around again on the scene's photos, so that no hole is left."""
+    """Take objects away; `fill` trains what is around again on the scene's photos, so that no hole is left.
+
+    `shadow`: what is filled loses the object's shadow too.
+    """
 
     fill: bool = False
+    shadow: bool = True
 
     def _edited(self, scene: TrainedScene) -> TrainedScene:
         removed = scene.mask(self.objects)
@@ -90,7 +94,7 @@ class Remove(ObjectOperation):
             return scene.subset(~removed)
         if not (scene.path / "config.yaml").exists():
             raise UserError(f"{scene.path}: fill needs the photos, and this model names none; leave fill out")
-        return fill(scene, removed, views_of(scene).train)
+        return fill(scene, removed, views_of(scene).train, shadow=self.shadow)
 
 
 class Isolate(ObjectOperation):

@@ -277,6 +277,7 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {  # setting -> how it i
     "new_ids": (_ids, "a list of different ids, as [12]"),
     "color": (_color, 'a colour in quotes, as "#ff0000"'),
     "fill": (_flag, "true or false"),
+    "shadow": (_flag, "true or false"),
     "strength": _SHARE,
     "gap": (partial(_number, least=1 / _FAR), "a positive number of spacings"),
     "box": (_box, "two corners, as [[0, 0, 0], [1, 1, 1]]"),

@@ -21,9 +21,10 @@ _MIN_VOTE_WEIGHT = 1e-3  # a thinner share of a pixel says nothing about a Gauss
 _MAX_VOTES = 2**28  # 1 GiB
 _PIXELS_AT_ONCE = 2**20  # whose blending weights are in memory together
 _ROBUST = (0.05, 0.95)  # quantiles that bound what is told of an object's extent
-AS_TRAINED, RETRAINED, INVENTED = 0, 1, 2
+AS_TRAINED, RETRAINED, INVENTED, RELIT = 0, 1, 2, 3
 """How a Gaussian came about, `filled` in segmentation.npz: by the training of the scene; trained again behind a removed
-object; there too, but where no photo shows anything, continued from what is around."""
+object; there too, but where no photo shows anything, continued from what is around; as the photos show it, but with the
+shadow of a removed object taken off."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +178,7 @@ def describe_objects(
     Colour is the mean SH degree 0 colour, 0..255; bbox is [min, max] of the centres that some camera saw, bbox_90 their
     `robust_box`; score is the mean confidence. `views` is left out without `num_views`. Places are the user's: outside
     of `frame`.
-    Where a hole was filled, also `filled`: how many are retrained and how many invented.
+    Where a hole was filled, also `filled`: how many are retrained, invented, relit.
     """
     means = frame.outside(gaussians.means.detach().cpu().numpy())
     colors = (gaussians.sh0.detach()[:, 0] * SH_C0 + 0.5).clamp(0, 1).cpu().numpy() * 255
@@ -200,5 +201,8 @@ def describe_objects(
         }
         if labels.filled is not None:
             marks = labels.filled[torch.from_numpy(rows)].cpu()
-            objects[object_id]["filled"] = {"retrained": int((marks == 1).sum()), "invented": int((marks == 2).sum())}
+            objects[object_id]["filled"] = {
+                name: int((marks == mark).sum())
+                for name, mark in (("retrained", RETRAINED), ("invented", INVENTED), ("relit", RELIT))
+            }
     return objects

@@ -32,7 +32,6 @@ from unified_lift.progress import progress_bar
 from unified_lift.settings.yaml import differences
 from unified_lift.train.clock import RunClock
 from unified_lift.train.exposure import NO_EXPOSURE, exposure_kind
-from unified_lift.train.geometry import GeometryStage
 from unified_lift.train.hooks import Checkpoints, Finite, GeometryResults, Hook, Log, fit
 from unified_lift.train.lift import LiftStage
 from unified_lift.train.logs import RunLog, rewind_log
@@ -40,7 +39,7 @@ from unified_lift.train.losses import chosen_losses
 from unified_lift.train.profiling import Profile
 from unified_lift.train.refine import RefineStage
 from unified_lift.train.schedule import Forecast, Photos, chosen
-from unified_lift.train.shards import ShardedGeometryStage
+from unified_lift.train.shards import geometry_stage
 from unified_lift.train.stage import Stage, share_method
 from unified_lift.types import Scene, Similarity, View, ZeroId
 
@@ -101,8 +100,7 @@ def _run(
     settings, finite = state.settings, Finite()
     with ExitStack() as stack:
         saving = Checkpoints(settings, state.method, state.clock.seconds, finite)
-        results = GeometryResults(settings, state.scene, None, finite)  # of a process that neither writes nor prints
-        watch = [finite, results, saving, *hooks]
+        watch = [finite, GeometryResults(settings, state.scene, None, finite), saving, *hooks]
         if together.is_first:
             watch = _watch(state, saving, finite, hooks, stack)
         stack.enter_context(saving)
@@ -111,7 +109,7 @@ def _run(
         lifts, joint, labels = bool(scene.labelled), settings.schedule == "joint", None
         if begin == "geometry":
             with state.clock.part("geometry"):
-                stage = _geometry(state, method if joint and lifts else None, seed=seed + 1)
+                stage = geometry_stage(scene, gaussians, settings, method if joint and lifts else None, seed=seed + 1)
                 gaussians = state.gaussians = stage.gaussians
                 if not settings.run.quiet:
                     for choice in stage.choices:
@@ -146,20 +144,6 @@ def _run(
             shutil.rmtree(settings.model_path / outputs.REPLACED, ignore_errors=True)
         together.sums(0)  # until everything is written
         return state
-
-
-def _geometry(state: TrainingState, method: Method | None, *, seed: int) -> GeometryStage:
-    """Return the geometry stage, with a method the joint schedule, whose Gaussians all processes keep."""
-    settings, together, density = state.settings, ranks.current(), state.settings.density
-    shards = settings.run.shard_gaussians and together.count > 1 and method is None
-    if settings.run.shard_gaussians and not shards:
-        why = "one process has them all" if together.count == 1 else "the joint schedule needs them all"
-        tqdm.write(f"note: --shard_gaussians: Gaussians are not shared out, {why}")
-    if shards and (most := getattr(density, "max_gaussians", 0)):  # a bound on all is one on each part
-        density = replace(density, max_gaussians=max(1, (most + together.index) // together.count))
-    strategy = strategy_entry(settings.strategy).build(density)
-    common: Any = (state.scene, state.gaussians, settings.geometry, strategy)
-    return ShardedGeometryStage(*common, seed=seed) if shards else GeometryStage(*common, seed=seed, method=method)
 
 
 def _watch(

@@ -1,15 +1,19 @@
 """Geometry stage whose Gaussians are shared out: each process keeps a part of them, and shows others what they see."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from diff_gaussian_rasterization import adam_steps, in_sight
 from torch import Tensor
+from tqdm import tqdm
 
 from unified_lift import ranks
+from unified_lift.density import strategy_entry
 from unified_lift.density.base import Strategy, contributions
+from unified_lift.methods.base import Method
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.modelfolder.settings import GeometrySettings
+from unified_lift.modelfolder.settings import GeometrySettings, TrainSettings
 from unified_lift.ops.rng import StepRng
 from unified_lift.train.geometry import GeometryStage
 from unified_lift.types import Camera, Scene
@@ -172,3 +176,20 @@ class ShardedGeometryStage(GeometryStage):
         """Return the rows of all parts in main memory of the first process; elsewhere those of this part."""
         found = self.ranks.joined(rows, self.counts)
         return found.cpu() if self.ranks.is_first else rows
+
+
+def geometry_stage(
+    scene: Scene, gaussians: Gaussians, settings: TrainSettings, method: Method | None, *, seed: int
+) -> GeometryStage:
+    """Return the geometry stage of a run, with a method the joint schedule, whose Gaussians all processes keep."""
+    together, density = ranks.current(), settings.density
+    shards = settings.run.shard_gaussians and together.count > 1 and method is None
+    if settings.run.shard_gaussians and not shards:
+        why = "one process has them all" if together.count == 1 else "the joint schedule needs them all"
+        tqdm.write(f"note: --shard_gaussians: Gaussians are not shared out, {why}")
+    if shards and (most := getattr(density, "max_gaussians", 0)):  # a bound on all is one on each part
+        density = replace(density, max_gaussians=max(1, (most + together.index) // together.count))
+    strategy = strategy_entry(settings.strategy).build(density)
+    if shards:
+        return ShardedGeometryStage(scene, gaussians, settings.geometry, strategy, seed=seed)
+    return GeometryStage(scene, gaussians, settings.geometry, strategy, seed=seed, method=method)

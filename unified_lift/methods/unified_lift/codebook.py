@@ -58,8 +58,9 @@ class PlacedCodes(NamedTuple):
         every = self.neighbours(min_cosine=-torch.inf)
         for index, rows in enumerate(every.blocks.rows):
             columns, are = every.of(index, rows)
-            for row, column in zip(*(part.tolist() for part in are.nonzero().T), strict=True):
-                found[int(rows[row])].add(int(columns[column]))
+            place, other = are.nonzero(as_tuple=True)
+            for one, its in zip(rows[place].tolist(), columns[other].tolist(), strict=True):
+                found[one].add(its)
         return found
 
     def united(self, groups: Tensor, weights: Tensor) -> PlacedCodes:

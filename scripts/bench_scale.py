@@ -5,8 +5,8 @@
 
 A sweep is a function of a size and a device that returns its figures; each size runs in a process of its own, so that
 peaks of memory are its own. What --json already holds is not run again. `--objects`: a building of rooms of twelve
-balls, 100 Gaussians each, four views a room, whose features are as a lift would leave them; then codebook, label
-voting, refinement, read-out and scoring as a training and `eval.py` do them.
+balls, 110 Gaussians each, four views a room that see it alone, whose features are as a lift would leave them; then
+codebook, label voting, refinement, read-out and scoring as a training and `eval.py` do them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from unified_lift.ops.segments import dense_slots
 from unified_lift.train.refine import RefineStage
 from unified_lift.types import Camera, PointCloud, Scene, View
 
-_EACH, _ROOM, _VIEWS, _SIZE, _REFINE_STEPS = 100, 12, 4, (96, 72), 40
+_EACH, _ROOM, _VIEWS, _SIZE, _REFINE_STEPS = 110, 12, 4, (96, 72), 40
 Figures = dict[str, Any]
 
 
@@ -159,9 +159,9 @@ def building(count: int, device: torch.device) -> tuple[Gaussians, torch.Tensor,
     cameras = []
     for room in range(rooms):
         for turn in 2 * np.pi * (np.arange(_VIEWS) + 0.5) / _VIEWS:
-            place = origin[room].numpy() + [4.5 * np.cos(turn), 4.5 * np.sin(turn), 1.5]
+            place = origin[room].numpy() + [1.5 * np.cos(turn), 1.5 * np.sin(turn), 8.0]  # sees its room alone
             pose = look_at(place, origin[room].numpy(), np.array([0.0, 0.0, 1.0]))
-            lens = {"fx": 70.0, "fy": 70.0, "cx": width / 2, "cy": height / 2, "width": width, "height": height}
+            lens = {"fx": 110.0, "fy": 110.0, "cx": width / 2, "cy": height / 2, "width": width, "height": height}
             cameras.append(Camera(cam_from_world=pose, **lens))
     remember_views(gaussians, cameras)
     image, owner = torch.zeros(height, width, 3, dtype=torch.uint8), owner.to(device)

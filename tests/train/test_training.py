@@ -10,6 +10,7 @@ import torch
 from diff_gaussian_rasterization import blend
 
 from unified_lift.density.default import DefaultStrategy, DefaultStrategySettings
+from unified_lift.density.mcmc import MCMCStrategy, MCMCStrategySettings
 from unified_lift.errors import UserError
 from unified_lift.methods.unified_lift import UnifiedLift, UnifiedLiftSettings
 from unified_lift.model.gaussians import Gaussians
@@ -378,6 +379,29 @@ def test_rates_are_those_of_3dgs(scene):
     assert first["means"] == pytest.approx(1.6e-4 * scene.radius)
     assert stage.rates(25)["means"] == pytest.approx(1.6e-5 * scene.radius)
     assert last["means"] == pytest.approx(1.6e-6 * scene.radius)
+
+
+def test_rates_settle_after_so_many_visits_and_nothing_is_added_then(scene):
+    most = 2 * len(scene.points.positions)
+    growing = MCMCStrategySettings(max_gaussians=most, grown_at=1, relocate_from_iter=2, relocation_interval=2)
+
+    def stage_of(**more):
+        settings = GeometrySettings(iterations=60, cooldown=0.5, final_rates=0.01, **more)
+        gaussians = gaussians_from_points(scene.points, sh_degree=1)
+        return GeometryStage(scene, gaussians, settings, MCMCStrategy(growing), seed=0)
+
+    settled, never, visits = stage_of(settled_after=2), stage_of(), 2 * len(scene.train)
+    assert (settled.unsettled_steps, never.unsettled_steps) == (visits, 60)
+    assert stage_of(settled_after=100).unsettled_steps == 60
+    assert "settled after 12 of 60" in "".join(settled.choices)
+    assert not any("settled" in line for line in never.choices)
+    for step in (visits, 59):
+        assert settled.rates(step)["sh0"] == pytest.approx(0.01 * 2.5e-3)
+        assert settled.rates(step)["means"] == pytest.approx(1.6e-6 * scene.radius)
+    assert settled.rates(visits // 2)["sh0"] == never.rates(visits)["sh0"] == 2.5e-3
+    counts = {stage: [(stage.step(step), len(stage.gaussians))[1] for step in range(20)] for stage in (settled, never)}
+    assert counts[settled][0] < counts[settled][visits] == counts[settled][-1]
+    assert counts[never][visits] < counts[never][-1]
 
 
 def test_rates_fall_over_a_cooldown_and_those_of_positions_as_ever(scene):

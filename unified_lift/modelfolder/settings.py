@@ -77,6 +77,9 @@ class GeometrySettings:
     """Share of the iterations, at the end, over which the rates of all but the positions fall too; 0 = none [3DGS]."""
     final_rates: Annotated[float, Range(1e-6, 1)] = 0.1
     """What they fall to, as a share of themselves. [ours]"""
+    settled_after: Annotated[int, Range(0)] = 0
+    """Visits of each view after which rates are at their last and no Gaussian is added or moved, however many
+    iterations are to come: more of few photos would learn these by heart. 0 = the end [3DGS]. [ours]"""
     exposure: str = "none"
     """What is learnt of each training photo's colours, so that the scene need not change with them: `affine`, a colour
     matrix [3DGS]; `bilateral`, a grid of them [Wang 2024]; `none`. A file of unified_lift/train/exposure."""

@@ -60,6 +60,12 @@ class GeometryStage(Stage):
         self.renderer = TrainingStep(implementation=implementation, absolute_gradients=strategy.absolute_gradients)
 
     @property
+    def unsettled_steps(self) -> int:
+        """Return after how many steps rates are at their last and the number of Gaussians stays."""
+        bound = self.settings.settled_after * len(self.cameras)
+        return min(bound, self.num_steps) if bound else self.num_steps
+
+    @property
     def choices(self) -> list[str]:
         """Return a line for each thing beyond the plain recipe that was chosen."""
         lines = [] if self.exposures is None else [str(self.exposures)]
@@ -69,6 +75,8 @@ class GeometryStage(Stage):
             lines.append("anti-aliasing: opacities are compensated for the low-pass")
         if self.strategy.absolute_gradients:
             lines.append("density: absolute gradients")
+        if self.unsettled_steps < self.num_steps:
+            lines.append(f"settled after {self.unsettled_steps} of {self.num_steps} iterations: then rates stay low")
         if asking := [loss.name for loss in self.losses if loss.needs_points]:
             shown = f"{sum(self.num_points)} sparse points in {sum(map(bool, self.num_points))} views"
             lines.append(f"loss {', '.join(asking)}: {shown}")
@@ -80,7 +88,7 @@ class GeometryStage(Stage):
         if self.method is not None:
             self.before_step(self.method, step)
         rates = self.rates(step)
-        watched = self.strategy.statistics(self.density, step, self.num_steps)
+        watched = self.strategy.statistics(self.density, step, self.unsettled_steps)
         if self.ranks.batch == 1:
             terms, total, out = self.seen(indices[0], self.view_of(indices, 0), step)
             radii = out.meta.radii
@@ -187,9 +195,9 @@ class GeometryStage(Stage):
         noise = self.noise.at(iteration, self.gaussians.device)
         if len(radii) != len(self.gaussians):  # an earlier iteration of the step has changed them
             radii = radii.new_zeros(len(self.gaussians))
-        info = DensityStep(iteration, self.num_steps, self.radius, radii, self.generator, noise, rate)
+        info = DensityStep(iteration, self.unsettled_steps, self.radius, radii, self.generator, noise, rate)
         self.strategy.update(self.gaussians, self.adam, self.density, info)
-        last = iteration + 1 == self.strategy.last_change(self.num_steps)
+        last = iteration + 1 == self.strategy.last_change(self.unsettled_steps)
         if last and self.strategy.settings.min_contribution:
             keep = self.contributions() > self.strategy.settings.min_contribution
             if bool(keep.any()):
@@ -238,8 +246,9 @@ class GeometryStage(Stage):
     def rates(self, step: int) -> dict[str, float]:
         """Return the learning rate of each Gaussian parameter at a 0-based step."""
         s = self.settings
-        done = step / (s.position_lr_max_steps or s.iterations)
-        fall = log_linear(1.0, s.final_rates, 1 - (1 - self.progress(step)) / s.cooldown) if s.cooldown else 1.0
+        share = min(1.0, step / self.unsettled_steps)
+        done = step / (s.position_lr_max_steps or self.unsettled_steps)
+        fall = log_linear(1.0, s.final_rates, 1 - (1 - share) / s.cooldown) if s.cooldown else 1.0
         features = {} if self.method is None else {"features": self.method.rates(self.progress(step))["features"]}
         return features | rates_of(s, self.radius, done=done, fall=fall)
 

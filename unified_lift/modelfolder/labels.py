@@ -92,7 +92,7 @@ def label_gaussians(
     (object_ids, best), total = entries.winners(), entries.totals()
     unseen, total = total == 0, total.clamp(min=1e-12)
     if unseen.any() and not unseen.all():
-        nearest = cKDTree(gaussians.means[~unseen].cpu()).query(gaussians.means[unseen].cpu())[1]
+        nearest = cKDTree(gaussians.means[~unseen].cpu()).query(gaussians.means[unseen].cpu(), workers=-1)[1]
         object_ids[unseen] = object_ids[~unseen][torch.from_numpy(nearest).to(device)]
     found = Labelling(object_ids, torch.where(unseen, 0.0, best / total), areas, num_views)
     if final is None:

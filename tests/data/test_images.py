@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unified_lift.data import images, scene
+from unified_lift.data import images
+from unified_lift.data import view as views
 from unified_lift.data.images import image_size, parallel_map, read_image, resize_image, target_size, write_image
 from unified_lift.errors import UserError
 
@@ -100,7 +101,7 @@ def test_a_file_that_lies_about_its_size_is_refused_before_it_is_decoded(width, 
 def test_a_large_photo_is_shrunk_at_once_to_the_size_in_use(resolution, dataset, read, monkeypatch):
     root = dataset("colmap")
     expected = read(root, resolution=resolution)
-    for module in (images, scene):
+    for module in (images, views):
         monkeypatch.setattr(module, "LARGE", 32 * 24 - 1)
     found = read(root, resolution=resolution)
     for view, other in zip(found.train, expected.train, strict=True):

@@ -180,7 +180,8 @@ def forecaster(scene, spent=2.0, **changes):
 
 def stage_of(num_steps, *, count, name="geometry", first=0, device="cpu"):
     gaussians = type("G", (), {"device": torch.device(device), "__len__": lambda _: count})()
-    return SimpleNamespace(name=name, first=first, num_steps=num_steps, gaussians=gaussians)
+    known = {"first": first, "num_steps": num_steps, "num_gaussians": count}
+    return SimpleNamespace(name=name, gaussians=gaussians, **known)
 
 
 @pytest.mark.parametrize(("device", "waits"), [("cpu", 0), ("cuda", 2)])

@@ -184,6 +184,12 @@ def test_sides_of_an_object_that_are_seldom_seen_together_are_one(degrees, views
     assert merged_codes(codes, overlaps_of(*views), touching=touch, **settings).tolist() == expected
 
 
+def test_parts_that_touch_are_joined_with_a_larger_one_that_they_do_not_touch():
+    views = [[[9, 9, 0]]] * 3 + [[[9, 0, 90]]] * 2 + [[[0, 9, 90]]] * 2
+    codes, settings = normalize(torch.tensor(THREE), dim=1), dict(min_cooccurrence=0.4, min_score=1.1, min_pixels=1)
+    assert merged_codes(codes, overlaps_of(*views), touching=[{1}, {0}, set()], **settings).tolist() == [0, 0, 0]
+
+
 def test_no_code_stays_none():
     empty = overlaps_of([[]])
     settings = dict(min_cooccurrence=0.6, min_score=1.1, min_pixels=1)

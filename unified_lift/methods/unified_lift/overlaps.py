@@ -128,7 +128,7 @@ def merged_codes(
         members[a], members[b] = members[a] + members[b], []
         entries[a], entries[b] = np.concatenate([entries[a], entries[b]]), entries[b][:0]
         touches[a] |= touches[b]
-        for other in touches[b]:
+        for other in tuple(touches[b]):  # among them b itself, where it took in one that it touches
             touches[other].add(a)
         version[a], version[b] = version[a] + 1, version[b] + 1
         settle(b)

@@ -50,6 +50,26 @@ def test_a_larger_scale_merges_more(picture):
     assert counts[0] > counts[1] > counts[2] == 1
 
 
+@pytest.mark.parametrize("tiles", [6, 2])
+def test_a_checkered_carpet_is_one_region_and_what_lies_on_it_another(tiles):
+    checks, middle = np.indices((tiles, tiles)).sum(axis=0) % 2, slice(tiles * 15 - 15, tiles * 15 + 15)
+    image = np.array([(200, 60, 50), (70, 70, 160)], dtype=np.uint8)[np.kron(checks, np.ones((30, 30), dtype=int))]
+    thing, corner = np.zeros((2, *image.shape[:2]), dtype=bool)
+    thing[middle, middle], corner[:30, :30] = True, True
+    image[thing] = (240, 240, 60)
+    maps = regions(image, RegionSettings())
+    assert (iou_of_best(maps["whole"], ~thing) > 0.95) == (tiles == 6)  # 2 x 2 squares are no pattern yet
+    assert iou_of_best(maps["whole"], thing) > 0.8
+    assert iou_of_best(maps["part"], corner & ~thing) > 0.8  # parts of a pattern are its tiles
+
+
+def test_things_in_pale_photos_come_out_whole_too(picture):
+    image, truth = picture
+    pale = (170 + 0.08 * image).astype(np.uint8)
+    for what in range(4):
+        assert iou_of_best(regions(pale, RegionSettings())["whole"], truth == what) > 0.9
+
+
 def test_specks_are_merged_however_strong_their_border(picture):
     image, _ = picture
     image[20:24, 20:24] = 0

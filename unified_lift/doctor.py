@@ -104,8 +104,8 @@ def examine(folder: Path, *, trials: Mapping[str, Callable[[], str]] | None = No
     return [Diagnosis(topic, *answer) for topic, answer in found.items()]
 
 
-def scene_budget(data: DataSettings, folder: Path) -> list[Diagnosis]:
-    """Return what a scene needs of memory, its model being written to `folder`; no pixel is decoded."""
+def scene_budget(data: DataSettings) -> list[Diagnosis]:
+    """Return what a scene needs of memory; no pixel is decoded."""
     device = chosen_device("auto")
     free = free_bytes(device)
     try:

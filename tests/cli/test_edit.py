@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from tests.saved_model import save_model
-from unified_lift.cli.edit import edit_main
+from unified_lift.cli.edit import EditCommand, _flag_entries, edit_main
 from unified_lift.cli.main import main
 from unified_lift.cli.render import render_main
 from unified_lift.editing import script
@@ -167,6 +167,19 @@ def test_flags_are_entries_of_a_script(model, tmp_path, flags, entry):
     assert not torch.equal(scripted.object_ids, load_model(model).object_ids)
 
 
+@pytest.mark.parametrize(
+    ("flags", "settings"),
+    [
+        ([], {"fill": False, "shadow": True}),
+        (["--fill"], {"fill": True, "shadow": True}),
+        (["--fill", "--keep_shadow"], {"fill": True, "shadow": False}),
+    ],
+)
+def test_flags_of_a_removal_say_what_is_filled_and_whether_its_shadow_stays(flags, settings):
+    command = EditCommand.parsed(["-m", "model", "--out", "new", "--remove", "3", *flags], command="edit")
+    assert [*_flag_entries(command)] == [{"remove": {"objects": [3], **settings}}]
+
+
 def test_an_interruption_leaves_nothing_half_written(model, tmp_path, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
@@ -188,6 +201,8 @@ def test_an_interruption_leaves_nothing_half_written(model, tmp_path, monkeypatc
         (["--outliers", "2"], "--outliers: needs --clean"),
         (["--grow", "1"], "--grow: needs --distance"),
         (["--gap", "2"], "--gap: needs --split"),
+        (["--fill"], "--fill: needs --remove"),
+        (["--remove", "1", "--keep_shadow"], "--keep_shadow: needs --fill"),
         (["--split", "0", "--box", "0", "0", "0", "1", "1"], "box must be two corners"),
         (["--grow", "scene", "--distance", "1"], "no Gaussian lies within 1 of"),
         (["--radius", "2"], "--radius: needs --relabel"),

@@ -32,7 +32,7 @@ def doctor_main(argv: list[str]) -> int:
     found = examine(command.model_path, trials=package_trials())
     if command.source_path is not None:
         data = DataSettings(source_path=command.source_path, images=command.images, resolution=command.resolution)
-        found += scene_budget(data, command.model_path)
+        found += scene_budget(data)
     width = max(len(one.topic) for one in found)
     for one in found:
         print(f"{'BROKEN' if one.state == 'broken' else one.state:<7}{one.topic:<{width}}  {one.text}")

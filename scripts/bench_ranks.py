@@ -74,6 +74,23 @@ def done_with(command: list[str], log: Path) -> int:
     return usage.ru_maxrss
 
 
+def finished(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file of results; a last one that was torn when the machine went down is done again."""
+    lines, rows = file.read_text().splitlines() if file.exists() else [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                sys.exit(f"{file}: line {number} is no JSON ({error}); remove it")
+    return rows
+
+
+def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a file of results whole or not at all."""
+    write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as Markdown, and after them each number of ranks against the fewest, as the mean over seeds."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS)]
@@ -106,13 +123,13 @@ def main(argv: list[str] | None = None) -> int:
     args, flags = parser.parse_args(argv[:cut]), argv[cut + 1 :]
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "ranks.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows = finished(file)
     for seed in args.seeds:
         for ranks in args.ranks:
             if any((row["ranks"], row["seed"], row["flags"]) == (ranks, seed, flags) for row in rows):
                 continue
             rows.append(trained(args.scene.resolve(), args.out / f"{ranks}_{seed}", ranks, seed, flags))
-            write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+            write_lines(file, rows)
     print(table([row for row in rows if row["flags"] == flags]))
     return 0
 

@@ -1,7 +1,6 @@
 """Where the seconds go between a scene folder and the first step of a training.
 
     python scripts/bench_loading.py -s SCENE                      # each stage, and how often a file is opened
-    python scripts/bench_loading.py -s SCENE --device cuda        # corners are compared on the GPU
 
 Points are triangulated even where the scene has its own. The best of --repeats counts; "cpu" is the time of all threads
 together, which other work on the machine changes less than wall time.
@@ -19,13 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from unified_lift.data import load_scene
 from unified_lift.data import scene as scenes
 from unified_lift.data.points import random_in_frusta
 from unified_lift.data.settings import DataSettings
-from unified_lift.data.triangulation import Features, best_tracks, find_features, matched_tracks, solve_tracks
+from unified_lift.data.triangulation import best_tracks, find_features, matched_tracks, solve_tracks
 
 Out = TypeVar("Out")
 
@@ -35,7 +32,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-s", "--source_path", type=Path, required=True, help="scene folder")
     parser.add_argument("-r", "--resolution", type=int, default=-1, help="as of train.py")
-    parser.add_argument("--device", default="cpu", help="where corners are compared (cpu)")
     parser.add_argument("--repeats", type=int, default=3, help="(3)")
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args(argv)
@@ -46,8 +42,6 @@ def main(argv: list[str] | None = None) -> int:
     def timed(name: str, work: Callable[[], Out]) -> Out:
         wall, cpu = time.perf_counter(), time.process_time()
         result = work()
-        if args.device != "cpu":
-            torch.cuda.synchronize()
         spent = time.perf_counter() - wall, time.process_time() - cpu
         best[name] = min(best.get(name, spent), spent)
         return result
@@ -56,8 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         opened.clear()
         views = timed("photos and masks", lambda: load_scene(settings)).train
         cameras, features = timed("corners", lambda views=views: find_features(views))
-        moved = [Features(*(part.to(args.device) for part in one)) for one in features]
-        tracks = timed("matches", lambda cameras=cameras, moved=moved: matched_tracks(cameras, moved))
+        tracks = timed("matches", lambda cameras=cameras, features=features: matched_tracks(cameras, features))
         points, _ = timed("points", lambda cameras=cameras, tracks=tracks: solve_tracks(best_tracks(tracks), cameras))
     for name, (wall, cpu) in best.items():
         print(f"{name:<18} {wall:6.2f} s   cpu {cpu:6.2f} s")

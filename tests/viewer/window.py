@@ -5,10 +5,11 @@ import re
 import socket
 import time
 
-import msgspec
-import viser
-import zstandard
-from websockets.sync.client import connect
+import pytest
+
+viser = pytest.importorskip("viser")  # so that the GPU tests of the rest run where it is not installed
+msgspec, zstandard = pytest.importorskip("msgspec"), pytest.importorskip("zstandard")
+connect = pytest.importorskip("websockets.sync.client").connect
 
 SERVER = re.compile(r"http://localhost:(\d+)/\?token=(\S+)")
 

@@ -172,6 +172,9 @@ def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
 def parallel_map(function: Callable[[In], Out], items: Sequence[In], progress: Progress | None = None) -> list[Out]:
     """Return [function(item) for item in items], computed by a pool of threads; order and first error are kept."""
     results: list[Out] = []
+    own = cv2.getNumThreads()
+    if len(items) > 1:
+        cv2.setNumThreads(1)  # the pool has a thread for each core already
     with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
         try:
             for result in pool.map(function, items):
@@ -180,4 +183,5 @@ def parallel_map(function: Callable[[In], Out], items: Sequence[In], progress: P
                     progress(len(results), len(items))
         finally:
             pool.shutdown(cancel_futures=True)
+            cv2.setNumThreads(own)
     return results

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import repeat
 from typing import NamedTuple
 
 import cv2
@@ -64,18 +65,18 @@ class Tracks(NamedTuple):
         return kept._replace(track=np.unique(kept.track, return_inverse=True)[1])
 
 
-def triangulate(views: Sequence[View], *, device: torch.device | str = "cpu") -> PointCloud:
+def triangulate(views: Sequence[View]) -> PointCloud:
     """Return surface points seen in three or more posed photos, coloured from them.
 
     Points keep a reprojection error below 1.5 px in all their views, in front of them, under more than 1.5 degrees.
     Pixels are those of pictures at the size at which corners are found.
-    Equal views give equal points on a CPU, whatever the number of threads. Corners are found on the CPU and compared
-    on `device`, where a GPU may round an angle otherwise.
+    Equal views give equal points, whatever the number of threads. All of it runs on the CPU, whose kernel compares
+    corners faster than a GPU starts so many small ones.
     """
     if len(views) < _MIN_VIEWS:
         return PointCloud(positions=np.empty((0, 3), np.float32), colors=np.empty((0, 3), np.uint8))
     cameras, features = find_features(views)
-    tracks = matched_tracks(cameras, [Features(*(part.to(device) for part in found)) for found in features])
+    tracks = matched_tracks(cameras, features)
     points, tracks = solve_tracks(best_tracks(tracks), cameras)
     return PointCloud(positions=points.astype(np.float32), colors=_mean_colors(tracks, views, cameras, len(points)))
 
@@ -113,7 +114,8 @@ def detect_features(view: View, *, upright: np.ndarray, focal: float) -> Feature
     angles = np.degrees(np.arctan2(way[:, 1], way[:, 0])) % 360
     patch = _PATCH * float(np.clip(camera.fx / focal, 1 / _MAX_ZOOM, _MAX_ZOOM))
     # class_id: SIFT may leave out points and change their order
-    points = [cv2.KeyPoint(x, y, patch, a, 1, 0, n) for n, ((x, y), a) in enumerate(zip(corners, angles, strict=True))]
+    columns = (*corners.T.tolist(), repeat(patch), angles.tolist(), repeat(1), repeat(0), range(len(corners)))
+    points = list(map(cv2.KeyPoint, *columns))
     points, found = cv2.SIFT_create().compute(grey, points)  # type: ignore[attr-defined]  # no stub
     kept = np.array([point.class_id for point in points], dtype=np.int64)
     found = np.empty((0, 128), np.float32) if found is None else found
@@ -249,8 +251,8 @@ def grow_tracks(
     inliers = _agreement(own.directions, cameras[index], [cameras[j] for j in others], seen, there)
     enough = (inliers & sure).sum(dim=0) + 1 >= _MIN_VIEWS
     enough |= inliers.sum(dim=0) + 1 >= _MIN_VIEWS_UNSURE
-    start, point, column = (found.cpu().numpy() for found in (*torch.where(enough), *torch.where((inliers & enough).T)))
-    pixels, of_others, rows = (found.cpu().numpy() for found in (own.pixels, seen, row))
+    start, point, column = (found.numpy() for found in (*torch.where(enough), *torch.where((inliers & enough).T)))
+    pixels, of_others, rows = (found.numpy() for found in (own.pixels, seen, row))
     return Tracks(
         view=np.r_[np.full(len(start), index), others[column]],
         feature=np.r_[start, rows[column, point]],

@@ -21,7 +21,7 @@ from unified_lift.shapes import check_shapes
 
 _EPS = 1e-6
 _CHUNK, _MAX_LOGITS = 65_536, 2**24  # pixels compared with all codes at a time, and most numbers of these
-_FEW_CODES = 128  # are all compared with all pixels
+_FEW_CODES = {"cpu": 128, "cuda": 4096}  # are all compared with all pixels: looking for the near ones costs more
 _BOXES, _MIN_BOX = 64, 64  # in how many boxes points are put, and fewest points of one
 
 
@@ -71,11 +71,12 @@ def nearest_code(
     Of many codes only those are compared within whose reach some point may be.
     """
     codes = normalize(codebook, dim=1, eps=_EPS)
-    if points is None or places is None or len(codes) <= _FEW_CODES or not len(points):
+    few = _FEW_CODES.get(features.device.type, 0)
+    if points is None or places is None or len(codes) <= few or not len(points):
         return _nearest(features, codes, points, places)
     best = features.new_full((len(features),), -2.0)
     code = torch.zeros(len(features), dtype=torch.int64, device=features.device)
-    for rows, near in _near_places(points, places):
+    for rows, near in _near_places(points, places, few):
         if len(near):
             parts = (values.index_select(0, rows) for values in (features, points))
             some, own = (values.index_select(0, near) for values in (codes, places))
@@ -99,10 +100,10 @@ def _nearest(features: Tensor, codes: Tensor, points: Tensor | None, places: Ten
     return cosine, code
 
 
-def _near_places(points: Tensor, places: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _near_places(points: Tensor, places: Tensor, few: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield some of the points [P, 3], and which of places [L, 4] have one of these within reach; both int64, rising.
 
-    Points are taken by where they lie, all at once where few places are near them.
+    Points are taken by where they lie, all at once where no more than `few` places are near them.
     """
     order, near = z_order(points), torch.arange(len(places), device=places.device)
     for size in (len(points), max(_MIN_BOX, -(-len(points) // _BOXES))):
@@ -111,7 +112,7 @@ def _near_places(points: Tensor, places: Tensor) -> Iterator[tuple[Tensor, Tenso
         gap = torch.maximum(low[:, None] - centre, centre - high[:, None]).clamp(min=0).norm(dim=2)
         is_near = gap <= 1.000001 * reach[:, 0]  # [boxes, places]
         found = near[is_near.nonzero()[:, 1]].split(is_near.sum(dim=1).tolist())
-        if len(found) == 1 and len(found[0]) <= _FEW_CODES:
+        if len(found) == 1 and len(found[0]) <= few:
             break
         near = near[is_near.any(dim=0)]
     for rows, own in zip(order.split(size), found, strict=True):

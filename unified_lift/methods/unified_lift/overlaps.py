@@ -79,40 +79,34 @@ def merged_codes(
     of_code = overlaps.code.numpy()
     ends = np.bincount(of_code, minlength=len(codes)).cumsum()
     entries = np.split(of_code.argsort(kind="stable"), ends[:-1])  # those of the overlaps of each code
-    home_of_view: list[dict[int, int]] = [{} for _ in range(overlaps.shape[0])]  # code -> its dominant segment
-    homes: list[dict[int, int]] = [{} for _ in members]  # view -> the same
+    table = _Homes(len(members), overlaps.shape[0])
     version, queue = [0] * len(members), list[tuple[float, int, int, int, int]]()
 
     def settle(code: int) -> None:
         """Find the dominant segments of a code anew."""
-        for view in homes[code]:
-            del home_of_view[view][code]
-        homes[code] = _dominant_segments(overlaps, entries[code], min_pixels)
-        for view, segment in homes[code].items():
-            home_of_view[view][code] = segment
+        table.put(code, *_dominant_segments(overlaps, entries[code], min_pixels))
 
     def rank(code: int, others_from: int) -> None:
         """Queue the pairs of a code with those from a number on that may be one with it, by falling score."""
-        both, same = dict.fromkeys(touches[code], 0), dict.fromkeys(touches[code], 0)
-        for view, segment in homes[code].items():
-            for other, its in home_of_view[view].items():
-                both[other] = both.get(other, 0) + 1
-                same[other] = same.get(other, 0) + (its == segment)
-        others = [one for one in both if one >= others_from and one != code and members[one]]
-        if not others:
+        num_both, num_same = table.shared(code)
+        others = np.union1d(num_both.nonzero()[0], np.fromiter(touches[code], np.int64))
+        others = others[(others >= others_from) & (others != code)]
+        others = others[[bool(members[one]) for one in others]] if len(others) else others
+        if not len(others):
             return
-        num_both, num_same = (torch.tensor([table[one] for one in others]) for table in (both, same))
-        cosine, together = codes[others] @ codes[code], torch.tensor([one in touches[code] for one in others])
+        num_both, num_same = (torch.from_numpy(counts[others]) for counts in (num_both, num_same))
+        cosine = codes[torch.from_numpy(others)] @ codes[code]
+        together = torch.tensor([one in touches[code] for one in others.tolist()])
         ratio = num_same / num_both.clamp(min=1)
         is_one = (num_both >= min_views) & (ratio >= min_cooccurrence) & (ratio + cosine >= min_score)
         # Of equal ratios, the one seen in more views is surer.
         score = torch.where(is_one, ratio * (1 - 1 / (1 + num_both)), -1.0)
         sides = (num_both < min_views) & (num_same == num_both) & together & (cosine >= _MIN_COSINE_OF_SIDES)
         score = torch.where(sides, 1e-3 * cosine, score)  # after all others
-        for other, value in zip(others, score.tolist(), strict=True):
-            if value >= 0:
-                first, second = min(code, other), max(code, other)
-                heapq.heappush(queue, (-value, first, second, version[first], version[second]))
+        likely = (score >= 0).nonzero()[:, 0]
+        for other, value in zip(others[likely.numpy()].tolist(), score[likely].tolist(), strict=True):
+            first, second = min(code, other), max(code, other)
+            heapq.heappush(queue, (-value, first, second, version[first], version[second]))
 
     for code in range(len(members)):
         settle(code)
@@ -140,19 +134,54 @@ def merged_codes(
     return owner.unique(return_inverse=True)[1]
 
 
-def _dominant_segments(overlaps: Overlaps, entries: np.ndarray, min_pixels: int) -> dict[int, int]:
-    """Return view -> the segment that holds most pixels of some entries, in which at least half of them lie."""
+class _Homes:
+    """The dominant segment of each code in each view, for the codes and views that have one."""
+
+    def __init__(self, num_codes: int, num_views: int) -> None:
+        self._codes = [np.empty(0, np.int64) for _ in range(num_views)]  # that had one in the view
+        self._segments = [np.empty(0, np.int64) for _ in range(num_views)]  # of each of these; -1 = none any more
+        self._views = [np.empty(0, np.int64) for _ in range(num_codes)]
+        self._own = [np.empty(0, np.int64) for _ in range(num_codes)]
+        self._slots = [dict[int, int]() for _ in range(num_codes)]  # view -> place of the code in it
+
+    def put(self, code: int, views: np.ndarray, segments: np.ndarray) -> None:
+        """Let a code have these segments in these views, and none in others."""
+        slots = self._slots[code]
+        for view in self._views[code].tolist():
+            self._segments[view][slots[view]] = -1
+        for view, segment in zip(views.tolist(), segments.tolist(), strict=True):
+            if view in slots:
+                self._segments[view][slots[view]] = segment
+            else:
+                slots[view] = len(self._codes[view])
+                self._codes[view] = np.append(self._codes[view], code)
+                self._segments[view] = np.append(self._segments[view], segment)
+        self._views[code], self._own[code] = views, segments
+
+    def shared(self, code: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return of each code in how many views both have a dominant segment, and in how many the same, int64 [L]."""
+        views, count = self._views[code].tolist(), len(self._slots)
+        if not views:
+            return np.zeros(count, np.int64), np.zeros(count, np.int64)
+        codes, segments = (np.concatenate([table[view] for view in views]) for table in (self._codes, self._segments))
+        own = np.repeat(self._own[code], [len(self._codes[view]) for view in views])
+        both = np.bincount(codes[segments >= 0], minlength=count)
+        return both, np.bincount(codes[segments == own], minlength=count)
+
+
+def _dominant_segments(overlaps: Overlaps, entries: np.ndarray, min_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the views in which a segment holds at least half of the pixels of some entries, and these segments."""
     segment, index = np.unique(overlaps.segment.numpy()[entries], return_inverse=True)
     held = np.bincount(index, overlaps.pixels.numpy()[entries], minlength=len(segment))
     view, begin = np.unique(segment // max(overlaps.shape[1], 1), return_index=True)
     if not len(view):
-        return {}
+        return view, view
     most, total = np.maximum.reduceat(held, begin), np.add.reduceat(held, begin)
     of_view = np.repeat(np.arange(len(view)), np.diff(np.append(begin, len(segment))))
     is_most = np.flatnonzero(held == most[of_view])
     first = is_most[np.unique(of_view[is_most], return_index=True)[1]]
     kept = (total > min_pixels) & (2 * most >= total)
-    return dict(zip(view[kept].tolist(), segment[first][kept].tolist(), strict=True))
+    return view[kept], segment[first][kept]
 
 
 def _held(overlaps: Overlaps, objects: Tensor) -> tuple[Tensor, Tensor, Tensor]:

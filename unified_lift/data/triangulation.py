@@ -91,7 +91,12 @@ def find_features(views: Sequence[View]) -> tuple[list[Camera], list[Features]]:
 def matched_tracks(cameras: Sequence[Camera], features: Sequence[Features]) -> Tracks:
     """Return the tracks that start at the corners of each view; those of one surface point are there many times."""
     grow = partial(grow_tracks, cameras=cameras, features=features, neighbors=choose_neighbors(cameras))
-    grown = parallel_map(grow, range(len(cameras)))
+    own = torch.get_num_threads()
+    torch.set_num_threads(1)  # of each view's small tensors: the pool has a thread for each core already
+    try:
+        grown = parallel_map(grow, range(len(cameras)))
+    finally:
+        torch.set_num_threads(own)
     return Tracks(*map(np.concatenate, zip(*grown, strict=True))).keep(slice(None))
 
 

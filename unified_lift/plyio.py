@@ -1,8 +1,10 @@
 """PLY files, through plyfile: the only place that reads or writes the format."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from plyfile import PlyData, PlyElement, PlyListProperty
@@ -14,6 +16,32 @@ from unified_lift.types import PointCloud
 
 _MAX_HEADER = 2**20  # bytes
 _COLORS = ("red", "green", "blue")
+_AT_ONCE = 2**15  # rows
+
+
+class Rows(NamedTuple):
+    """Rows of an element, as far as they were read."""
+
+    data: np.ndarray  # structured [N], mapped from the file if that is binary
+    file: BinaryIO
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Walk over copies of all rows and where they stand, some at a time: what is mapped would stay in memory."""
+        if isinstance(self.data, np.memmap):
+            self.file.seek(self.data.offset)
+        for first in range(0, len(self.data), _AT_ONCE):
+            place = slice(first, min(first + _AT_ONCE, len(self.data)))
+            block = self.data[place]
+            if isinstance(self.data, np.memmap):
+                block = np.fromfile(self.file, self.data.dtype, place.stop - first)
+            yield place, block
+
+    def whole(self) -> np.ndarray:
+        """Return copies of all rows, so that the file can be replaced."""
+        rows = np.empty(len(self.data), self.data.dtype)
+        for place, block in self.blocks():
+            rows[place] = block
+        return rows
 
 
 def read_vertices(path: Path) -> np.ndarray:
@@ -21,25 +49,28 @@ def read_vertices(path: Path) -> np.ndarray:
 
     A UserError: no such file, no PLY, cut short, no vertices element, or a vertex property that is a list.
     """
-    return read_elements(path)["vertex"]
+    with opened(path) as elements:
+        return elements["vertex"].whole()
 
 
-def read_elements(path: Path, *further: str) -> dict[str, np.ndarray]:
-    """Return the vertices and those `further` elements that are there, a structured array each; as `read_vertices`."""
-    with reading(path, "PLY", fix="fetch or export it again", missing="no such file; restore it or correct the path"):
-        with open(path, "rb") as file:
-            head = file.read(_MAX_HEADER).partition(b"end_header")[0]
+@contextmanager
+def opened(path: Path, *further: str) -> Iterator[dict[str, Rows]]:
+    """Give the vertices and those `further` elements that are there, to be read in the block; as `read_vertices`."""
+    fix, missing = "fetch or export it again", "no such file; restore it or correct the path"
+    with reading(path, "PLY", fix=fix, missing=missing), open(path, "rb") as file:
+        head = file.read(_MAX_HEADER).partition(b"end_header")[0]
         if any(int(count) > path.stat().st_size for count in re.findall(rb"(?m)^element\s+\S+\s+(\d+)", head)):
             raise ValueError("it says to hold more than its length allows")  # said before memory is taken for it
-        content = PlyData.read(str(path))  # maps the file; without that it reads number by number
+        file.seek(0)
+        content = PlyData.read(file)  # maps the file; without that it reads number by number
         if "vertex" not in content:
             raise UserError(f"{path}: holds no vertices; export the points or Gaussians again")
         found = {"vertex": content["vertex"]} | {item.name: item for item in content if item.name in further}
-    for name, element in found.items():
-        lists = [item.name for item in element.properties if isinstance(item, PlyListProperty)]
-        if lists:
-            raise UserError(f"{path}: {name} property {lists[0]!r} is a list, not a number; export without it")
-    return {name: np.array(element.data) for name, element in found.items()}  # copies, so that the file can be replaced
+        for name, element in found.items():
+            lists = [item.name for item in element.properties if isinstance(item, PlyListProperty)]
+            if lists:
+                raise UserError(f"{path}: {name} property {lists[0]!r} is a list, not a number; export without it")
+        yield {name: Rows(element.data, file) for name, element in found.items()}
 
 
 def write_vertices(path: Path, vertices: np.ndarray) -> None:
@@ -53,6 +84,17 @@ def write_elements(path: Path, elements: Mapping[str, np.ndarray]) -> None:
         PlyData([PlyElement.describe(rows, name) for name, rows in elements.items()], byte_order="<").write(
             str(partial)
         )
+
+
+def write_blocks(path: Path, blocks: Iterable[np.ndarray], *, count: int) -> None:
+    """Write `count` vertices that come in blocks of structured rows, one at least, as `write_vertices`."""
+    with replacing(path) as partial, open(partial, "wb") as file:
+        for index, block in enumerate(blocks):
+            if index == 0:
+                alike = np.broadcast_to(np.zeros((), block.dtype), count)  # takes no memory
+                header = PlyData([PlyElement.describe(alike, "vertex")], byte_order="<").header
+                file.write(header.encode() + b"\n")
+            file.write(block.view(np.uint8).data)
 
 
 def read_point_cloud(path: Path) -> PointCloud:

@@ -76,7 +76,8 @@ class Placement:
         matrix = np.eye(4)
         matrix[:3, :3] = self.scale * turn.as_matrix()
         matrix[:3, 3] = -matrix[:3, :3] @ pivot
-        return replace(scene, gaussians=scene.gaussians.like(table | changed), frame=frame, placed=matrix)
+        moved = scene.gaussians.like(table | changed, takes_over=True)  # what stays is only read
+        return replace(scene, gaussians=moved, frame=frame, placed=matrix)
 
     def _frame(self, frame: Similarity, turn: Turn, up: np.ndarray) -> Similarity:
         """Return the frame of what was placed: one for all parts, since one frame.json tells of it."""
@@ -116,7 +117,7 @@ def for_float32(folder: Path, scene: TrainedScene) -> Gaussians:
         return gaussians
     means = gaussians.means.detach() / frame.scale
     log_scales = gaussians.log_scales.detach() - math.log(frame.scale)
-    return gaussians.like(gaussians.state_dict() | {"means": means, "log_scales": log_scales})
+    return gaussians.like(gaussians.state_dict() | {"means": means, "log_scales": log_scales}, takes_over=True)
 
 
 def up_of(scene: TrainedScene) -> tuple[np.ndarray, str]:

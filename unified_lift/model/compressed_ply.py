@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0, Gaussians
@@ -18,14 +20,15 @@ from unified_lift.model.raw import (
 )
 
 _CHUNK = 256
+_AT_ONCE = 2**8 * _CHUNK  # Gaussians
 _MOST_LOG_SCALE = 20.0
 _XYZ, _RGBA = ((21, 11), (11, 10), (0, 11)), ((24, 8), (16, 8), (8, 8), (0, 8))  # first bit and bits of each field
 _OTHERS = ((20, 10), (10, 10), (0, 10))
 
 
-def is_compressed(elements: Mapping[str, np.ndarray]) -> bool:
-    """Return whether the vertices of a PLY are packed."""
-    return "packed_position" in (elements["vertex"].dtype.names or ())
+def is_compressed(vertex: np.dtype) -> bool:
+    """Return whether vertices of these columns are packed."""
+    return "packed_position" in (vertex.names or ())
 
 
 def unpacked(elements: Mapping[str, np.ndarray], path: Path) -> RawSplat:
@@ -48,10 +51,15 @@ def packed(gaussians: Gaussians) -> dict[str, np.ndarray]:
     Rows are sorted along a Z curve, so that chunks are small and their bounds near.
     Source: as `unpacked`. Sizes outside of e^-20 .. e^20 and coefficients outside of -4 .. 4 are clipped, as there.
     """
-    table = {name: value.detach().cpu().double().numpy() for name, value in gaussians}
-    order = morton_order(table["means"])
-    table = {name: value[order] for name, value in table.items()}
-    count = len(order)
+    order = torch.from_numpy(morton_order(gaussians.means.detach().cpu().double().numpy()))
+    found = [_packed(gaussians, rows.to(gaussians.device)) for rows in order.split(_AT_ONCE)]
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+
+def _packed(gaussians: Gaussians, rows: Tensor) -> dict[str, np.ndarray]:
+    """Return the elements of some of the Gaussians, int64 [n], in this order."""
+    table = {name: value[rows].cpu().double().numpy() for name, value in gaussians.state_dict().items()}
+    count = len(rows)
     starts = np.arange(0, count, _CHUNK)
     owner = np.arange(count) // _CHUNK
     log_scales = table["log_scales"].clip(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)

@@ -38,16 +38,19 @@ class Gaussians:
     GEOMETRY_NAMES = NAMES[:-1]
     SHAPES = dict(zip(NAMES, ("N 3", "N 4", "N 3", "N", "N 1 3", "N K 3", "N D"), strict=True))
 
-    def __init__(self, table: Mapping[str, Tensor], *, antialiased: bool = False) -> None:
-        """Take the tensors of `table` as leaves; all of NAMES must be there, with the same N.
+    def __init__(self, table: Mapping[str, Tensor], *, antialiased: bool = False, takes_over: bool = False) -> None:
+        """Take copies of the tensors of `table` as leaves; all of NAMES must be there, with the same N.
 
         `antialiased`: they are drawn as `rasterize` does with that word, because they were trained so.
+        `takes_over`: the memory of those tensors, without copies, as nobody else is going to change it.
         """
         if set(table) != set(self.NAMES):
             raise ValueError(f"Gaussians need {self.NAMES}, received {tuple(table)}")
         check_shapes({name: (table[name], shape) for name, shape in self.SHAPES.items()})
-        copies = {name: table[name].detach().clone(memory_format=torch.contiguous_format) for name in self.NAMES}
-        self.table = {name: value.requires_grad_(True) for name, value in copies.items()}
+        own = {name: table[name].detach() for name in self.NAMES}
+        if not takes_over:
+            own = {name: value.clone(memory_format=torch.contiguous_format) for name, value in own.items()}
+        self.table = {name: value.contiguous().requires_grad_(True) for name, value in own.items()}
         self.antialiased = antialiased
         self._blocks: Blocks | None = None
         self.shown: Shown | None = None
@@ -105,13 +108,24 @@ class Gaussians:
         """Return where the parameters live."""
         return self.table["means"].device
 
-    def like(self, table: Mapping[str, Tensor]) -> Gaussians:
+    def like(self, table: Mapping[str, Tensor], *, takes_over: bool = False) -> Gaussians:
         """Return the Gaussians of another table, to be drawn as these are."""
-        return Gaussians(table, antialiased=self.antialiased)
+        return Gaussians(table, antialiased=self.antialiased, takes_over=takes_over)
 
     def to(self, device: torch.device) -> Gaussians:
-        """Return a copy on `device`."""
-        return self.like({name: value.to(device) for name, value in self.table.items()})
+        """Return them on `device`: themselves, if they are there."""
+        if self.device == device:
+            return self
+        return self.like({name: value.detach().to(device) for name, value in self.table.items()}, takes_over=True)
+
+    def parts(self, size: int = 2**16) -> Iterator[Gaussians]:
+        """Walk over them, `size` at a time and in their memory: for what would need much for all at once.
+
+        There is a part at least, which may be empty.
+        """
+        for first in range(0, max(len(self), 1), size):
+            rows = {name: value[first : first + size] for name, value in self.state_dict().items()}
+            yield self.like(rows, takes_over=True)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

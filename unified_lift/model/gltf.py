@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0, Gaussians
 from unified_lift.model.raw import RawSplat, logits_of, turned_over
 from unified_lift.model.splat import to_bytes
@@ -24,10 +25,14 @@ _KINDS = {width: kind for kind, width in _WIDTHS.items()}
 _TYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _FLOAT, _BYTE, _POINTS, _VERTICES = 5126, 5121, 0, 34962  # numbers that glTF gives to what they are called
 _DEGREES = 4
+_MOST_BYTES = 2**32 - 2**20  # of numbers: lengths have 32 bits, and what describes them comes with them
 
 
 def encode_glb(gaussians: Gaussians) -> bytes:
     """Return the bytes of a `.glb` file, right-up-back as glTF wants; COLOR_0 is for programs that draw points only."""
+    num_bytes = 12 * len(gaussians) * (5 + gaussians.shN.shape[1])
+    if num_bytes > _MOST_BYTES:
+        raise UserError(f"--format glb: {num_bytes / 2**30:.2f} GiB, a .glb holds 4; take ply, or parts with --objects")
     unit = gaussians.state_dict() | {"quats": normalise(gaussians.quats.detach())}
     table = turned_over({name: value.cpu().numpy() for name, value in unit.items()})
     opacity = gaussians.opacities.detach().cpu().numpy()

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -11,8 +11,8 @@ import numpy as np
 from unified_lift.errors import UserError
 from unified_lift.model.compressed_ply import is_compressed, unpacked
 from unified_lift.model.gaussians import Gaussians
-from unified_lift.model.raw import MAX_LOGIT, RawSplat, base_coefficients, by_channel, logits_of, placed
-from unified_lift.plyio import read_elements, write_vertices
+from unified_lift.model.raw import MAX_LOGIT, RawSplat, base_coefficients, by_row, logits_of, placed
+from unified_lift.plyio import Rows, opened, write_blocks, write_vertices
 from unified_lift.types import IDENTITY, PointCloud, Similarity
 
 _PLACE = ("x", "y", "z", "nx", "ny", "nz")  # position and normal, which is 0
@@ -42,27 +42,43 @@ def write_gaussians(
     (float, since a converter rejects other types) follow, as Gaussian Grouping and Unified-Lift expect. Far from the
     origin x y z are float64: float32 would lose the scene.
     """
+    names = [*_PLACE, *_numbered("f_dc_", 3), *_numbered("f_rest_", 3 * gaussians.shN.shape[1]), "opacity"]
+    names += [*_numbered("scale_", 3), *_numbered("rot_", 4)]
+    if object_ids is not None:
+        names += [*_numbered("obj_dc_", gaussians.feature_dim), "object_id"]
+    kinds = np.dtype([(name, "<f4") for name in names])
+
+    def blocks() -> Iterator[np.ndarray]:
+        first = 0
+        for part in gaussians.parts():
+            ids = None if object_ids is None else object_ids[first : first + len(part)]
+            yield _rows(part, ids, kinds, frame)
+            first += len(part)
+
+    write_blocks(path, blocks(), count=len(gaussians))
+
+
+def _rows(gaussians: Gaussians, object_ids: np.ndarray | None, kinds: np.dtype, frame: Similarity) -> np.ndarray:
+    """Return the rows of a file whose float columns are `kinds`, structured [N]."""
     table = {name: value.detach().cpu().numpy() for name, value in gaussians}
     count = len(gaussians)
     means = frame.outside(table["means"])
     blocks = [
-        (_PLACE, np.pad(means, ((0, 0), (0, 3)))),
-        (_numbered("f_dc_", 3), table["sh0"].reshape(count, 3)),
-        (_numbered("f_rest_", 3 * table["shN"].shape[1]), table["shN"].transpose(0, 2, 1)),
-        (("opacity",), table["logit_opacities"][:, None]),
-        (_numbered("scale_", 3), table["log_scales"] - math.log(frame.scale)),
-        (_numbered("rot_", 4), table["quats"]),
+        np.pad(means, ((0, 0), (0, 3))),
+        table["sh0"].reshape(count, 3),
+        table["shN"].transpose(0, 2, 1),
+        table["logit_opacities"][:, None],
+        table["log_scales"] - math.log(frame.scale),
+        table["quats"],
     ]
     if object_ids is not None:
-        blocks.append((_numbered("obj_dc_", gaussians.feature_dim), table["features"]))
-        blocks.append((("object_id",), object_ids[:, None]))
-    names = [name for block, _ in blocks for name in block]
-    values, column = np.empty((count, len(names)), "<f4"), 0
-    for block, value in blocks:
-        values[:, column : column + len(block)].reshape(value.shape)[...] = value  # reshape splits columns: a view
-        column += len(block)
-    rows = values.view([(name, "<f4") for name in names])[:, 0]
-    write_vertices(path, with_place(rows, means, frame))
+        blocks += [table["features"], object_ids[:, None]]
+    values, column = np.empty((count, len(kinds.names or ())), "<f4"), 0
+    for block in blocks:
+        width = math.prod(block.shape[1:])
+        values[:, column : column + width].reshape(block.shape)[...] = block  # reshape splits columns: a view
+        column += width
+    return with_place(values.view(kinds)[:, 0], means, frame)
 
 
 def read_gaussians(path: Path, frame: Similarity = IDENTITY) -> Gaussians:
@@ -73,8 +89,8 @@ def read_gaussians(path: Path, frame: Similarity = IDENTITY) -> Gaussians:
     table = read_ply(path).table
     if len(table["means"]) == 0:
         raise UserError(f"{path}: holds no Gaussian")
-    for name, value in table.items():
-        if not np.isfinite(value).all():
+    for name, rows in by_row(table, np.isfinite).items():
+        if not rows.all():
             raise UserError(f"{path}: {name} holds NaN or infinite numbers; repair or retrain the splat")
     return placed(table, frame)
 
@@ -86,45 +102,62 @@ def read_ply(path: Path) -> RawSplat:
     without scale_2 the Gaussians are discs; Mip-Splatting's filter_3D is fused into sizes and opacities.
     A UserError: not a PLY, or a column is missing.
     """
-    elements = read_elements(path, "chunk", "sh")
-    if is_compressed(elements):
-        return unpacked(elements, path)
-    rows = elements["vertex"]
-    columns, notes = rows.dtype.names or (), list[str]()
+    with opened(path, "chunk", "sh") as elements:
+        if is_compressed(elements["vertex"].data.dtype):
+            return unpacked({name: rows.whole() for name, rows in elements.items()}, path)
+        return _read(elements["vertex"], path)
 
-    def block(names: Sequence[str]) -> np.ndarray:
-        if missing := [name for name in names if name not in columns]:
-            fix = "a 3D Gaussian PLY has x y z f_dc_* opacity scale_* rot_*"
-            raise UserError(f"{path}: no column {missing[0]!r}; {_what_else(columns) or fix}")
-        return np.stack([rows[name] for name in names], axis=1) if names else np.zeros((len(rows), 0), np.float32)
 
-    table = {"means": block(("x", "y", "z")), "quats": block(_numbered("rot_", 4))}
-    if _COLORS[0] in columns and "f_dc_0" not in columns:
-        colors = block(_COLORS)
-        is_share = colors.dtype.kind == "f" and not colors.max(initial=0) > 1
-        table["sh0"] = base_coefficients(colors if is_share else colors / 255)[:, None]
-    else:
-        table["sh0"] = block(_numbered("f_dc_", 3))[:, None]
-    # Converters from quantised formats write alpha 0 and 255 as infinite logits.
-    logits = np.nan_to_num(block(("opacity",))[:, 0], nan=np.nan, posinf=MAX_LOGIT, neginf=-MAX_LOGIT)
-    table["logit_opacities"] = logits
+def _read(rows: Rows, path: Path) -> RawSplat:
+    columns, notes = rows.data.dtype.names or (), list[str]()
     flat = int("scale_1" in columns and "scale_2" not in columns)
-    table["log_scales"] = np.pad(block(_numbered("scale_", 3 - flat)), ((0, 0), (0, flat)), constant_values=-np.inf)
     num_rest = sum(name.startswith("f_rest_") for name in columns)
-    if num_rest not in (0, 9, 24, 45, 72):
-        raise UserError(f"{path}: {num_rest} f_rest columns; SH degrees 0 to 3 have 0, 9, 24 or 45")
-    table["shN"] = by_channel(block(_numbered("f_rest_", num_rest)))
     prefix = next((prefix for prefix in _FEATURE_PREFIXES if f"{prefix}0" in columns), "none")
     width = next(index for index in count() if f"{prefix}{index}" not in columns)
-    table["features"] = block(_numbered(prefix, width))
+    by_color = _COLORS[0] in columns and "f_dc_0" not in columns
+    groups = {"means": ("x", "y", "z"), "quats": _numbered("rot_", 4)}
+    groups |= {"sh0": _COLORS if by_color else _numbered("f_dc_", 3), "logit_opacities": ("opacity",)}
+    groups |= {"log_scales": _numbered("scale_", 3 - flat), "shN": _numbered("f_rest_", num_rest)}
+    groups |= {"features": _numbered(prefix, width)} | ({_FILTER: (_FILTER,)} if _FILTER in columns else {})
+    if num_rest not in (0, 9, 24, 45, 72):
+        raise UserError(f"{path}: {num_rest} f_rest columns; SH degrees 0 to 3 have 0, 9, 24 or 45")
+    if missing := [name for names in groups.values() for name in names if name not in columns]:
+        fix = "a 3D Gaussian PLY has x y z f_dc_* opacity scale_* rot_*"
+        raise UserError(f"{path}: no column {missing[0]!r}; {_what_else(columns) or fix}")
+    # The file has all red coefficients first, the table the three colours of each together.
+    groups["shN"] = tuple(groups["shN"][index] for index in np.arange(num_rest).reshape(3, -1).T.flatten())
+    table = _by_group(rows, groups)
+    table["shN"] = table["shN"].reshape(len(rows.data), num_rest // 3, 3)
+    if by_color:
+        colors = table["sh0"]
+        is_share = colors.dtype.kind == "f" and not colors.max(initial=0) > 1
+        table["sh0"] = base_coefficients(colors if is_share else colors / 255)
+    table["sh0"] = table["sh0"][:, None]
+    # Converters from quantised formats write alpha 0 and 255 as infinite logits.
+    logits = np.nan_to_num(table["logit_opacities"][:, 0], nan=np.nan, posinf=MAX_LOGIT, neginf=-MAX_LOGIT)
+    table["logit_opacities"] = logits
+    table["log_scales"] = np.pad(table["log_scales"], ((0, 0), (0, flat)), constant_values=-np.inf)
     if _FILTER in columns:
-        table |= _with_filter(table["log_scales"], table["logit_opacities"], rows[_FILTER])
+        table |= _with_filter(table["log_scales"], logits, table.pop(_FILTER)[:, 0])
         notes.append(f"{_FILTER} of Mip-Splatting is fused into sizes and opacities")
     if unknown := [name for name in columns if not _KNOWN.fullmatch(name)]:
         listed = ", ".join(unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
         other = _what_else(columns) or "if its program draws with them, it looks different here"
         notes.append(f"columns that are not read: {listed}; {other}")
     return RawSplat(table, notes)
+
+
+def _by_group(rows: Rows, groups: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    """Return the columns of each group, [N, number of them], of a type that holds them all."""
+    found = dict[str, np.ndarray]()
+    for key, names in groups.items():
+        kind = np.result_type(*(rows.data.dtype[name] for name in names)) if names else np.float32
+        found[key] = np.empty((len(rows.data), len(names)), kind)
+    for place, block in rows.blocks():
+        for key, names in groups.items():
+            for index, name in enumerate(names):
+                found[key][place, index] = block[name]
+    return found
 
 
 def write_points(path: Path, points: PointCloud, frame: Similarity = IDENTITY) -> None:

@@ -1,12 +1,13 @@
 """What a splat file holds, as its reader found it; and the sound Gaussians of it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from unified_lift.errors import UserError
 from unified_lift.model.gaussians import SH_C0, Gaussians
@@ -24,6 +25,7 @@ _SHOWN_ROWS = 5
 FLIP_AXES = np.array([1, -1, -1], np.float32)
 FLIP_SH = np.array([-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1, -1, 1, -1, 1, 1, -1, 1, -1, 1], np.float32)
 _MORTON_BITS = 16  # of each axis
+_AT_ONCE = 2**16  # rows that are looked at together
 _WORDS = {"means": "position", "quats": "rotation", "log_scales": "size", "logit_opacities": "opacity"}
 
 
@@ -87,13 +89,29 @@ def morton_order(means: np.ndarray) -> np.ndarray:
     return code.argsort(kind="stable")
 
 
+def by_row(table: Mapping[str, np.ndarray], look: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
+    """Return for each column in which rows all numbers are as `look` says of each, bool [N]."""
+    found = {name: np.empty(len(value), bool) for name, value in table.items()}
+    for name, value in table.items():
+        for first in range(0, len(value), _AT_ONCE):
+            some = value[first : first + _AT_ONCE]
+            found[name][first : first + _AT_ONCE] = look(some.reshape(len(some), -1)).all(axis=1)
+    return found
+
+
 def placed(table: dict[str, np.ndarray], frame: Similarity, *, antialiased: bool = False) -> Gaussians:
-    """Return the Gaussians of columns in the user's coordinates, inside of a frame."""
+    """Return the Gaussians of columns in the user's coordinates, inside of a frame, in their memory if that is float32.
+
+    Columns are taken out of the table as they are converted.
+    """
     empty = np.zeros((len(table["means"]), 0, 3))
-    moved = {"means": frame.inside(table["means"]), "log_scales": table["log_scales"] - math.log(1 / frame.scale)}
-    columns = {"shN": empty, "features": empty[..., 0]} | table | moved
-    tensors = {name: torch.from_numpy(np.float32(value)) for name, value in columns.items()}
-    return Gaussians(tensors, antialiased=antialiased)
+    table["means"] = frame.inside(table["means"])
+    table["log_scales"] = table["log_scales"] - math.log(1 / frame.scale)
+    tensors = dict[str, Tensor]()
+    for name in Gaussians.NAMES:
+        values = table.pop(name, empty if name == "shN" else empty[..., 0])
+        tensors[name] = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
+    return Gaussians(tensors, antialiased=antialiased, takes_over=True)
 
 
 def sound_gaussians(
@@ -104,7 +122,7 @@ def sound_gaussians(
     Broken are those with a number that is NaN, infinite or beyond 1e18. Discs become thin, and a rotation of zeros is
     none. A UserError: no Gaussian, most are broken, or with `strict` any.
     """
-    table, notes = dict(raw.table), list(raw.notes)
+    table, notes = raw.table, list(raw.notes)  # columns are taken out of it: there may be no room for both
     count = len(table["means"])
     if count == 0:
         raise UserError(f"{path}: holds no Gaussian")
@@ -122,9 +140,10 @@ def sound_gaussians(
     if table.get("shN", flat).shape[1] > _MAX_SH:
         table["shN"] = table["shN"][:, :_MAX_SH]
         notes.append("SH degree 4 is left out: colours are drawn up to degree 3")
-    if "features" in table:
+    if "features" in table and not by_row({"": table["features"]}, np.isfinite)[""].all():
         table["features"] = np.nan_to_num(table["features"], posinf=0, neginf=0)
-    broken = {name: ~(np.abs(value).reshape(count, -1) <= _LARGEST).all(axis=1) for name, value in table.items()}
+    sound = by_row(table, lambda values: np.abs(values) <= _LARGEST)
+    broken = {name: ~rows for name, rows in sound.items()}
     broken["log_scales"] |= (table["log_scales"] > np.log(_LARGEST)).any(axis=1)
     left_out = np.any(list(broken.values()), axis=0)
     if num_broken := int(left_out.sum()):
@@ -133,6 +152,7 @@ def sound_gaussians(
         what = f"NaN, infinite or senseless numbers ({', '.join(kinds)}; rows {first})"
         if strict or num_broken > _MOST * count:
             raise UserError(f"{path}: {num_broken} of {count} Gaussians hold {what}; repair or retrain the splat")
-        table = {name: value[~left_out] for name, value in table.items()}
+        for name in table:
+            table[name] = table[name][~left_out]
         notes.append(f"{num_broken} of {count} Gaussians are left out, as they hold {what}")
     return placed(table, frame, antialiased=raw.antialiased), notes

@@ -19,13 +19,16 @@ def splat_rows(gaussians: Gaussians) -> np.ndarray:
 
     Differs: Other writers sort by size and opacity; here row i of every export is the same Gaussian.
     """
-    rows = np.zeros(len(gaussians), ROW)
-    rows["position"] = gaussians.means.detach().cpu().numpy()
-    rows["scale"] = gaussians.scales.detach().cpu().numpy()
-    rows["color"][:, :3] = to_bytes((gaussians.sh0.detach().cpu().numpy()[:, 0] * SH_C0 + 0.5) * 255)
-    rows["color"][:, 3] = to_bytes(gaussians.opacities.detach().cpu().numpy() * 255)
-    rows["rotation"] = to_bytes(normalise(gaussians.quats.detach().cpu()).numpy() * 128 + 128)
-    return rows
+    whole, first = np.zeros(len(gaussians), ROW), 0
+    for part in gaussians.parts():
+        rows = whole[first : first + len(part)]
+        rows["position"] = part.means.detach().cpu().numpy()
+        rows["scale"] = part.scales.detach().cpu().numpy()
+        rows["color"][:, :3] = to_bytes((part.sh0.detach().cpu().numpy()[:, 0] * SH_C0 + 0.5) * 255)
+        rows["color"][:, 3] = to_bytes(part.opacities.detach().cpu().numpy() * 255)
+        rows["rotation"] = to_bytes(normalise(part.quats.detach().cpu()).numpy() * 128 + 128)
+        first += len(part)
+    return whole
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:

@@ -1,10 +1,13 @@
 """`.spz`: quantised and compressed, about a tenth of the `.ply`; versions 1 to 4 are read, 3 and 4 written."""
 
-import gzip
 import importlib
 import math
+import os
 import struct
 import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from unified_lift.model.splat import to_bytes
 from unified_lift.reading import reading
 
 MAGIC, GZIP = b"NGSP", b"\x1f\x8b"
+_COLUMNS = ("means", "opacities", "sh0", "log_scales", "quats", "shN")  # in the order of the file
 _COLOR_SCALE = 0.15  # of SH degree 0; leaves room for colours outside 0..1
 _MAX_FRACTIONAL_BITS = 16
 _POSITION_LIMIT = 2**23 - 1  # 24 bits with sign
@@ -24,6 +28,7 @@ _SH_STEPS = np.array([8.0] * 3 + [16.0] * 12)
 _HEADER, _HEADER_4 = struct.Struct("<4s2I4B"), struct.Struct("<4s2I4BI12x")
 _ANTIALIASED = 1  # the flag
 _ZSTD_LEVEL = 19
+_LEVEL = 9  # of gzip
 _MOST, _SMALL = 1032, 2**25  # bytes that one byte of a file can become; what any file may
 
 
@@ -36,37 +41,71 @@ def encode_spz(gaussians: Gaussians, *, version: int = 3) -> bytes:
     Differs: Its own writer always takes 12 fractional bits for positions. We take up to 16, as many as let the farthest
         Gaussian fit; readers take the number from the header.
     """
-    table = {name: value.detach().cpu().numpy() for name, value in gaussians}
-    farthest = float(np.abs(table["means"]).max())
+    farthest = float(gaussians.means.detach().abs().max())
     bits = min(_MAX_FRACTIONAL_BITS, math.floor(math.log2(_POSITION_LIMIT / max(farthest, 1e-12))))
     if bits < 0:
         problem = f"a Gaussian is {farthest:.3g} units from the origin; SPZ reaches {_POSITION_LIMIT}"
         raise UserError(f"--format spz: {problem}")
-    fixed = np.rint(table["means"].astype(np.float64) * FLIP_AXES * 2**bits).astype("<i4")
-    # Above degree 0, 128 is zero, in steps of 8 or 16 of 1/128.
-    step, flip = (each[: table["shN"].shape[1], None] for each in (_SH_STEPS, FLIP_SH))
-    levels = np.rint(table["shN"] * flip * 128) + 128
     flags = _ANTIALIASED if gaussians.antialiased else 0
-    columns = (
-        fixed.view(np.uint8).reshape(-1, 4)[:, :3].tobytes(),  # the low three bytes
-        to_bytes(gaussians.opacities.detach().cpu().numpy() * 255).tobytes(),
-        to_bytes((table["sh0"][:, 0] * _COLOR_SCALE + 0.5) * 255).tobytes(),
-        to_bytes((table["log_scales"] + 10) * 16).tobytes(),
-        pack_rotations(table["quats"]).tobytes(),
-        ((np.floor((levels + step / 2) / step) * step).clip(0, 255)).astype(np.uint8).tobytes(),
-    )
     facts = (MAGIC, version, len(gaussians), gaussians.sh_degree, bits, flags)
+
+    def column(name: str) -> Iterator[bytes]:
+        return (_packed(name, part, bits).tobytes() for part in gaussians.parts())
+
     if version == 3:
-        data = b"".join((_HEADER.pack(*facts, 0), *columns))  # 0: reserved
-        return gzip.compress(data, mtime=0)  # no time, so that equal scenes give equal files
+        return _gzipped(data for source in ([_HEADER.pack(*facts, 0)], *map(column, _COLUMNS)) for data in source)
     try:
         zstd = importlib.import_module("zstandard")
     except ImportError:
         raise UserError('--format spz4: needs a package: pip install "unified-lift[spz]"; or take spz') from None
-    streams = [column for column in columns if column]
-    frames = [zstd.ZstdCompressor(level=_ZSTD_LEVEL).compress(stream) for stream in streams]
-    table_of = [struct.pack("<2Q", len(frame), len(stream)) for frame, stream in zip(frames, streams)]
-    return b"".join((_HEADER_4.pack(*facts, len(streams), _HEADER_4.size), *table_of, *frames))
+    frames, table_of = list[bytes](), list[bytes]()
+    for stream in (b"".join(column(name)) for name in _COLUMNS):
+        if stream:
+            frames.append(zstd.ZstdCompressor(level=_ZSTD_LEVEL).compress(stream))
+            table_of.append(struct.pack("<2Q", len(frames[-1]), len(stream)))
+    return b"".join((_HEADER_4.pack(*facts, len(frames), _HEADER_4.size), *table_of, *frames))
+
+
+def _packed(name: str, gaussians: Gaussians, bits: int) -> np.ndarray:
+    """Return a column of Gaussians as the file holds it, with so many fractional bits of positions."""
+    values = getattr(gaussians, name).detach().cpu().numpy()
+    if name == "means":
+        fixed = np.rint(values.astype(np.float64) * FLIP_AXES * 2**bits).astype("<i4")
+        return fixed.view(np.uint8).reshape(-1, 4)[:, :3]  # the low three bytes
+    if name == "opacities":
+        return to_bytes(values * 255)
+    if name == "sh0":
+        return to_bytes((values[:, 0] * _COLOR_SCALE + 0.5) * 255)
+    if name == "log_scales":
+        return to_bytes((values + 10) * 16)
+    if name == "quats":
+        return pack_rotations(values)
+    # Above degree 0, 128 is zero, in steps of 8 or 16 of 1/128.
+    step, flip = (each[: values.shape[1], None] for each in (_SH_STEPS, FLIP_SH))
+    levels = np.rint(values * flip * 128) + 128
+    return (np.floor((levels + step / 2) / step) * step).clip(0, 255).astype(np.uint8)
+
+
+def _gzipped(parts: Iterator[bytes]) -> bytes:
+    """Return the gzip file of parts that follow one another, each compressed by a thread; without a time, so that equal
+    scenes give equal files."""
+    workers, done, pending = os.cpu_count() or 1, list[bytes](), deque[Future[bytes]]()
+    checksum = size = 0
+    with ThreadPoolExecutor(workers) as pool:
+        for part in parts:
+            checksum, size = zlib.crc32(part, checksum), size + len(part)
+            pending.append(pool.submit(_deflated, part))
+            if len(pending) > workers:
+                done.append(pending.popleft().result())
+        done += [one.result() for one in pending]
+    head = GZIP + struct.pack("<2BI2B", zlib.DEFLATED, 0, 0, 2, 255)
+    return b"".join([head, *done, b"\x03\0", struct.pack("<2I", checksum, size % 2**32)])  # an empty last block
+
+
+def _deflated(part: bytes) -> bytes:
+    """Return raw deflate of a part, to its last byte and open for more to follow."""
+    packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return packer.compress(part) + packer.flush(zlib.Z_FULL_FLUSH)
 
 
 def pack_rotations(quats: np.ndarray) -> np.ndarray:

@@ -112,7 +112,7 @@ class TrainedScene:
         """Return the scene with only the Gaussians of `chosen`, bool [N] or indices."""
         table = {name: value[chosen] for name, value in self.gaussians.state_dict().items()}
         labels = None if self.labels is None else self.labels.of(chosen)
-        return replace(self, gaussians=self.gaussians.like(table), labels=labels)
+        return replace(self, gaussians=self.gaussians.like(table, takes_over=True), labels=labels)
 
     def as_one_object(self) -> TrainedScene:
         """Return the scene; where it knows no objects, with all of it as object 0."""

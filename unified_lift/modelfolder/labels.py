@@ -181,9 +181,13 @@ def describe_objects(
     Where a hole was filled, also `filled`: how many are retrained, invented, relit.
     """
     means = frame.outside(gaussians.means.detach().cpu().numpy())
-    colors = (gaussians.sh0.detach()[:, 0] * SH_C0 + 0.5).clamp(0, 1).cpu().numpy() * 255
+    colors = gaussians.sh0.detach()[:, 0].cpu().numpy()
     ids, confidence = labels.object_ids.cpu().numpy(), labels.confidence.cpu().numpy()
     order = np.argsort(ids, kind="stable")
+
+    def shown(sh0: np.ndarray) -> np.ndarray:
+        return (sh0 * SH_C0 + 0.5).clip(0, 1) * 255
+
     objects = {}
     for rows in np.split(order, np.flatnonzero(np.diff(ids[order])) + 1):
         object_id = int(ids[rows[0]])
@@ -192,7 +196,7 @@ def describe_objects(
         objects[object_id] = {
             "name": (names or {}).get(object_id, f"object {object_id}"),
             "count": len(rows),
-            "color": [int(c) for c in colors[rows].mean(axis=0).round()],
+            "color": [int(c) for c in shown(colors[rows]).mean(axis=0).round()],
             "bbox": [place.min(axis=0).tolist(), place.max(axis=0).tolist()],
             "bbox_90": robust_box(place).tolist(),
             "centroid": place.mean(axis=0).tolist(),

@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
@@ -207,15 +208,19 @@ def write_objects(
         with replacing(folder / "classifier.pth") as partial, open(partial, "wb") as file:
             torch.save(snapshot(method.object_state()), file)
     ids, confidence = labels.object_ids.cpu().numpy(), labels.confidence.cpu().numpy().astype(np.float16)
-    features = gaussians.features.detach().cpu().numpy()
-    if features.size and (most := np.abs(features).max()) > np.finfo(np.float16).max:
-        raise FloatingPointError(f"features reach {most:g}, which is out of all range")
-    features = features.astype(np.float16)
-    with replacing(folder / "segmentation.npz") as partial, open(partial, "wb") as file:
+    with replacing(folder / "segmentation.npz") as partial, open(partial, "w+b") as file:
         # Uncompressed: features hardly shrink, and half a million Gaussians would take a second longer.
-        columns: dict[str, Any] = {"object_id": ids.astype(np.int32), "confidence": confidence, "feature": features}
+        columns: dict[str, Any] = {"object_id": ids.astype(np.int32), "confidence": confidence}
         columns |= {} if labels.filled is None else {"filled": labels.filled.cpu().numpy()}
         np.savez(file, **columns, no_object=nothing)
+        with zipfile.ZipFile(file, "a") as bundle, bundle.open("feature.npy", "w", force_zip64=True) as entry:
+            head = {"descr": "<f2", "fortran_order": False, "shape": tuple(gaussians.features.shape)}
+            np.lib.format.write_array_header_1_0(entry, head)
+            for part in gaussians.parts():
+                features = part.features.detach().cpu().numpy()
+                if features.size and (most := np.abs(features).max()) > np.finfo(np.float16).max:
+                    raise FloatingPointError(f"features reach {most:g}, which is out of all range")
+                entry.write(features.astype("<f2").tobytes())
     described = describe_objects(gaussians, labels, names=names, num_views=num_views, frame=frame)
     write_json(folder / "objects.json", {key: one for key, one in described.items() if key != nothing})
     write_gaussians(folder / "point_cloud_objects.ply", gaussians, object_ids=ids, frame=frame)

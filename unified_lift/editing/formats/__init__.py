@@ -57,7 +57,8 @@ def export(
         written: set[Path] = set()
         for stem, object_id in chosen.items():
             rows = None if object_id is None else scene.rows[object_id]
-            part, own = scene.subset(certain if rows is None else rows[certain[rows]]), folder / ".part"
+            own, is_whole = folder / ".part", rows is None and bool(certain.all())
+            part = scene if is_whole else scene.subset(certain if rows is None else rows[certain[rows]])
             own.mkdir()
             for write in writers if len(part) else ():
                 write(own, stem, _suited(placement, write).placed(part, up, turned_over=_turns_over(write)))

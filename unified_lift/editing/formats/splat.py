@@ -9,4 +9,6 @@ from unified_lift.modelfolder.inference import TrainedScene
 
 def write(folder: Path, stem: str, scene: TrainedScene) -> None:
     """Write `<stem>.splat`; far from the origin inside of the scene's frame, with a frame.json beside it."""
-    splat_rows(for_float32(folder, scene)).tofile(folder / f"{stem}.splat")
+    with open(folder / f"{stem}.splat", "wb") as file:
+        for part in for_float32(folder, scene).parts():
+            file.write(splat_rows(part).tobytes())

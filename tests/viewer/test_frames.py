@@ -225,7 +225,7 @@ class Desk:
         self.now, self.cost, self.drawn, self.sent = 100.0, cost, [], []
         self.loop = FrameLoop(self.draw, clock=lambda: self.now)
 
-    def draw(self, camera):
+    def draw(self, camera, moving):
         self.drawn.append((camera.width, camera.height))
         self.now += self.cost
         return np.zeros((camera.height, camera.width, 3), dtype=np.uint8)
@@ -263,7 +263,7 @@ def test_a_camera_that_moves_while_a_frame_is_drawn_is_served_again_at_once():
     desk.loop.step()
     desk.look()
     draw = desk.draw
-    desk.loop._draw = lambda camera: (desk.look(width=300), draw(camera))[1]
+    desk.loop._draw = lambda camera, moving: (desk.look(width=300), draw(camera, moving))[1]
     assert desk.loop.step() == 0
 
 
@@ -301,7 +301,7 @@ def test_a_frame_without_memory_is_left_out_and_told_once_and_later_ones_are_dra
     lacking, told = [True], []
     desk = Desk(cost=0.01)
 
-    def draw(camera):
+    def draw(camera, moving):
         if lacking[0]:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return np.zeros((camera.height, camera.width, 3), dtype=np.uint8)
@@ -337,7 +337,7 @@ def test_a_window_is_told_that_memory_lacks_and_shows_the_scene_later(tmp_path, 
 
 def test_the_thread_draws_what_is_asked_and_ends():
     arrived = threading.Event()
-    loop = FrameLoop(lambda camera: np.zeros((camera.height, camera.width, 3), dtype=np.uint8))
+    loop = FrameLoop(lambda camera, moving: np.zeros((camera.height, camera.width, 3), dtype=np.uint8))
     loop.start()
     loop.watch("a", camera_above((0, 0, 0)), lambda *_: arrived.set())
     assert arrived.wait(10)

@@ -4,6 +4,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
@@ -13,6 +14,7 @@ from unified_lift.editing import script
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.outputs import saved_levels
+from unified_lift.types import Range
 from unified_lift.viewer.guard import Guard
 from unified_lift.viewer.journal import Journal, beside
 from unified_lift.viewer.renderer import cameras_of
@@ -39,6 +41,9 @@ class ViewCommand(ModelFlags):
     """A further folder into which the browser may save; may be repeated. Always: the one that holds the model."""
     port: int = 8080
     """Port; the next free one if it is taken."""
+    moving_gaussians: Annotated[int, Range(-1)] = -1
+    """Most Gaussians that are drawn while the camera moves, large and opaque ones rather, which stand for all; 0 = all,
+    -1 = as many as this machine draws in a tenth of a second. At rest, and for clicks and files, all count. [ours]"""
     share: bool = False
     """Also ask for a public address, at which the scene travels through a server of the viser project."""
     device: Device = "auto"
@@ -55,6 +60,8 @@ def view_main(argv: list[str]) -> int:
         if (port := viewer.port) != command.port:
             print(f"note: port {command.port} is taken, so it is {port}")
         print(f"{command.model_path}: open {viewer.url} in a browser; Ctrl-C ends")
+        if 0 < viewer.most < (count := len(viewer.session.shown)):
+            print(f"while the camera moves {viewer.most:,} of {count:,} Gaussians are drawn (--moving_gaussians)")
         if command.host in ("127.0.0.1", "localhost"):
             print(f"over SSH, on your own machine first: ssh -L {port}:127.0.0.1:{port} THIS_MACHINE")
         if command.share:
@@ -92,4 +99,5 @@ def open_viewer(command: ViewCommand) -> Viewer:
             sessions[level].go_on(path)
     out = command.out or beside(model, "_edited")
     guard = Guard(command.host, proxies=command.allow_host, folders=(beside(model, "").parent, *command.allow_write))
-    return Viewer(sessions, cameras, level=level, guard=guard, port=command.port, out=out, share=command.share)
+    flags: dict[str, Any] = {"port": command.port, "out": out, "share": command.share, "most": command.moving_gaussians}
+    return Viewer(sessions, cameras, level=level, guard=guard, **flags)

@@ -110,6 +110,7 @@ class TrainedScene:
 
     def subset(self, chosen: Tensor) -> TrainedScene:
         """Return the scene with only the Gaussians of `chosen`, bool [N] or indices."""
+        chosen = chosen.nonzero()[:, 0] if chosen.dtype == torch.bool else chosen  # once, not for each parameter
         table = {name: value[chosen] for name, value in self.gaussians.state_dict().items()}
         labels = None if self.labels is None else self.labels.of(chosen)
         return replace(self, gaussians=self.gaussians.like(table, takes_over=True), labels=labels)

@@ -15,7 +15,7 @@ from unified_lift.memory import enough_memory
 from unified_lift.types import Camera
 
 _SETTLED = 0.25  # seconds without news of the camera until it counts as still
-_BUDGET = 1 / 24  # seconds a frame may take while the camera moves
+PACE, PACE_OF_MANY = 1 / 24, 1 / 10  # seconds a frame may take while the camera moves; of more Gaussians than that
 _MIN_SHARE, _MAX_STEP = 0.15, 1.4  # of the side of a moving frame; change of that share from one frame to the next
 _PER_RELEASE = 16  # frames after which freed memory goes back: once a second or so, which costs a few percent of them
 LESS = "end other programs that hold some, or use --device cpu"
@@ -38,6 +38,7 @@ class Window:
     due: bool = True  # something has changed since the last frame
     rough: bool = False  # the last frame was a small one
     share: float = 0.5  # of the side of a moving frame; the first frames correct it
+    pace: float = PACE  # seconds
 
     def size(self, *, moving: bool) -> tuple[int, int]:
         """Return width and height of the next frame in pixels; the shape stays."""
@@ -47,7 +48,7 @@ class Window:
 
     def took(self, seconds: float) -> None:
         """Learn what the last frame of a moving camera took."""
-        step = math.sqrt(_BUDGET / max(seconds, 1e-6))
+        step = math.sqrt(self.pace / max(seconds, 1e-6))
         self.share = min(1.0, max(_MIN_SHARE, self.share * min(_MAX_STEP, max(1 / _MAX_STEP, step))))
 
 
@@ -55,17 +56,19 @@ class FrameLoop:
     """Draws for every window what is due: small frames while its camera moves, a whole one once it rests.
 
     Between frames nothing is drawn, and a window is always served with its newest camera: frames never queue up.
+    `draw` is given the camera and whether it moves, `pace` are the seconds that a moving frame may take.
     A frame for which there is too little memory is left out; `failed` is told so once, until there is enough again.
     """
 
     def __init__(
         self,
-        draw: Callable[[Camera], np.ndarray],
+        draw: Callable[[Camera, bool], np.ndarray],
         *,
+        pace: float = PACE,
         failed: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._draw, self._failed, self._clock, self._has_failed = draw, failed, clock, False
+        self._draw, self._failed, self._clock, self._has_failed, self._pace = draw, failed, clock, False, pace
         self._windows: dict[Hashable, Window] = {}
         self._news = threading.Condition()
         self._running = True
@@ -77,7 +80,7 @@ class FrameLoop:
         """Tell where the camera of a window is now, and where its frames go."""
         with self._news:
             if (window := self._windows.get(key)) is None:  # it is still: its first frame is a whole one
-                self._windows[key] = Window(camera, send)
+                self._windows[key] = Window(camera, send, pace=self._pace)
             else:
                 window.camera, window.send, window.moved_at, window.due = camera, send, self._clock(), True
             self._news.notify()
@@ -113,7 +116,8 @@ class FrameLoop:
             camera, size, window.due, window.rough = window.camera, window.size(moving=moving), False, moving
         try:
             with enough_memory("a frame", lower=f"make the window smaller, {LESS}"):
-                picture = self._draw(camera if size == (camera.width, camera.height) else camera.resized(*size))
+                whole = size == (camera.width, camera.height)
+                picture = self._draw(camera if whole else camera.resized(*size), moving)
                 window.send(picture, moving)
             self._has_failed = False
         except UserError as error:

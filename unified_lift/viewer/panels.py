@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unified_lift.editing.formats import FORMATS
 from unified_lift.editing.operations import Recolour, Remove
 from unified_lift.editing.placement import Placement
+from unified_lift.types import Camera
 from unified_lift.viewer.brush import Brush
 from unified_lift.viewer.renderer import MODES, PICKED, camera_of
 from unified_lift.viewer.shaping import Shaping
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from unified_lift.viewer.server import Viewer
 
 _NOTHING = "no object (click one)"
+_LISTED = 300  # most objects in the drop-down: a browser takes seconds to draw thousands
 _SCENE, _AS_IT_IS = "the whole scene", "as in the scene"
 
 UPS = {"y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0), "-y": (0.0, -1.0, 0.0), "-z": (0.0, 0.0, -1.0)}
@@ -55,7 +57,10 @@ BUTTONS: dict[str, dict[str, Callable[[Viewer, Any], object]]] = {
         "Select all": lambda viewer, _: viewer.session.select_all(),
         "Select none": lambda viewer, _: viewer.session.select(),
     },
-    "View": {"Frame": lambda viewer, client: viewer.frame(client)},
+    "View": {
+        "Frame": lambda viewer, client: viewer.frame(client),
+        "In view": lambda viewer, client: viewer.panels.list_seen(camera_of(client)),
+    },
     "Unsaved": {
         "Go on": lambda viewer, _: list(map(viewer.session.go_on, viewer.session.journal.found[:1])),
         "Drop": lambda viewer, _: list(map(viewer.session.journal.drop, viewer.session.journal.found[:1])),
@@ -123,6 +128,7 @@ class Panels:
             self.add_buttons("View")
             self.search: Any = gui.add_text("Search", "", hint="Parts of a name, or an id.")
             self.search.on_update(viewer.queued(self._list_again))
+            self._seen: list[int] | None = None  # objects in view, largest first, if these are to be listed
             gui.add_html(PICKED)
             picked = gui.add_text("", "")
             self.on(picked.on_update, self._pick)
@@ -164,12 +170,10 @@ class Panels:
         lines += [f"Edits that were never saved: {path.name}" for path in journal.found[:1]]
         self._left.visible = bool(journal.found)
         self._head.content = f'<div style="padding:6px 12px 4px">{"<br/>".join(map(html.escape, lines))}</div>'
-        self._object_box.options = (_NOTHING, *map(session.label, scene.objects))
-        self._object_box.value = _NOTHING if chosen is None else session.label(chosen)
+        self._list_objects()
         self.name.value = "" if chosen is None else scene.name_of(chosen)
         for control in self._of_object:
             control.disabled = chosen is None  # and not away, as cards should stay where they are
-        self._list.content = self._viewer.thumbnails.cards(session, self.search.value)
         count = len(self._viewer.path)
         self._path_text.content = f"{count} view{'s' * (count != 1)} on the path{'; two make a path' * (count < 2)}"
 
@@ -184,9 +188,26 @@ class Panels:
         self._legend.visible = bool(self._legend.content)
         self._viewer.loop.redraw()
 
+    def list_seen(self, camera: Camera) -> None:
+        """List what a window shows, until something is searched."""
+        self.search.value, self._seen = "", self._viewer.session.in_view(camera)
+
     def _list_again(self, _: object) -> None:
         with self._viewer.busy:
-            self._list.content = self._viewer.thumbnails.cards(self._viewer.session, self.search.value)
+            if self.search.value:
+                self._seen = None
+            self._list_objects()
+
+    def _list_objects(self) -> None:
+        """Show the first of the objects that are searched, or in view, and those that are selected."""
+        session, chosen = self._viewer.session, self._viewer.session.selected
+        found = session.found(self.search.value)
+        if self._seen is not None and not self.search.value:
+            found = [one for one in self._seen if one in session.scene.objects]
+        listed = dict.fromkeys([*found[:_LISTED], *session.selection[-_LISTED:]])
+        self._object_box.options = (_NOTHING, *map(session.label, sorted(listed)))
+        self._object_box.value = _NOTHING if chosen is None else session.label(chosen)
+        self._list.content = self._viewer.thumbnails.cards(session, found, self.search.value)
 
     def on(self, register: Callable, action: Callable[[Any, Any], object]) -> None:
         """Let a user's input do something; changes made by ourselves have no client and do nothing.

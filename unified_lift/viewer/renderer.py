@@ -22,6 +22,7 @@ from unified_lift.ops import cameras as geometry
 from unified_lift.ops.segments import segment_mean
 from unified_lift.types import Camera
 from unified_lift.viewer.session import Session
+from unified_lift.viewer.thinning import thinned
 
 _SIDEWAYS, _SPLAT_SIZE = 0.7, (800, 600)  # radians between the cameras of a splat, and their pixels
 _MAP_SHARE = 0.75  # of the colour in modes ids and uncertainty: shading stays visible
@@ -31,7 +32,7 @@ _OUTLINE_EDGE = (20, 20, 20)  # around the outline, so that it shows on yellow t
 _OUTLINE_WIDTH = 1 / 250  # of the height of the frame
 
 SIZE = (88, 66)  # width and height of a small picture in pixels
-_CARDS = 48  # most objects in the list: each picture travels to the browser; the drop-down has all
+_CARDS = 48  # most objects in the list: each picture travels to the browser
 _FIELD = 0.8  # of the picture that the object fills
 _EXTENT = (3, 97)  # percentiles between which it counts as wide
 _BACKDROP = (0.93, 0.94, 0.96)
@@ -171,12 +172,23 @@ class Renderer:
         """Draw features in the colours of the scene as it was opened, whatever is edited."""
         self._colors = feature_colors(original)
         self._kept: tuple[tuple[TrainedScene, str, tuple[int, ...]], Gaussians] | None = None
+        self._fewer: tuple[Gaussians, int, Gaussians] | None = None  # of whom, at most, and those that stand for them
+        self._chosen: tuple[object, int, tuple[Tensor, Tensor]] | None = None
 
     @torch.no_grad()
     def frame(
-        self, scene: TrainedScene, camera: Camera, *, mode: str, selected: int | Collection[int] | None = None
+        self,
+        scene: TrainedScene,
+        camera: Camera,
+        *,
+        mode: str,
+        selected: int | Collection[int] | None = None,
+        most: int = 0,
     ) -> np.ndarray:
-        """Return a frame in one of `MODES`, uint8 [H, W, 3]; `selected` objects are outlined where in front."""
+        """Return a frame in one of `MODES`, uint8 [H, W, 3]; `selected` objects are outlined where in front.
+
+        At most so many Gaussians are drawn, which stand for all of them; 0 = all.
+        """
         ids = (selected,) if isinstance(selected, int) else tuple(selected or ())
         wanted, chosen = (scene, mode, ids), MODES[mode]
         if self._kept is None or self._kept[0] != wanted:
@@ -184,11 +196,12 @@ class Renderer:
             if ids:
                 inside_of = torch.isin(scene.object_ids, torch.tensor(ids, device=scene.object_ids.device))
                 further.append(inside_of.float()[:, None])
+            _ = scene.gaussians.blocks  # made once, and not for each of the copies
             gaussians = copy.copy(scene.gaussians)  # shares all but the features, which may be gigabytes
             gaussians.table = dict(scene.gaussians.table)
             gaussians.set("features", torch.cat(further, dim=1))
             self._kept = (wanted, gaussians)
-        gaussians = self._kept[1]
+        gaussians = self._kept[1] if not 0 < most < len(scene) else self._standing_for(self._kept[1], scene, most)
         out = render(gaussians, camera, background=scene.background, with_features=gaussians.feature_dim > 0)
         values, inside = out.features, None
         if ids:
@@ -198,6 +211,17 @@ class Renderer:
             values = values + (1 - out.alpha[..., None]) * empty
         frame = chosen.picture(out, values)
         return frame if inside is None else outlined(frame, inside)
+
+    def _standing_for(self, gaussians: Gaussians, scene: TrainedScene, most: int) -> Gaussians:
+        """Return at most so many Gaussians in place of all. While labels stay, as in a move, the same ones do."""
+        if self._fewer is None or self._fewer[0] is not gaussians or self._fewer[1] != most:
+            if self._chosen is None or self._chosen[0] is not scene.labels or self._chosen[1] != most:
+                self._chosen = (scene.labels, most, thinned(gaussians, most))
+            rows, growth = self._chosen[2]
+            table = {name: value.detach().index_select(0, rows) for name, value in gaussians}
+            table["log_scales"] = table["log_scales"] + growth.log()[:, None]
+            self._fewer = (gaussians, most, gaussians.like(table))
+        return self._fewer[2]
 
 
 def outlined(frame: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -219,11 +243,11 @@ class Thumbnails:
     def __init__(self, cameras: Sequence[Camera]) -> None:
         self._cameras = cameras
         self._kept: dict[int, tuple[float, bytes]] = {}
+        self._looks: tuple[TrainedScene, dict[int, float]] | None = None
 
-    def cards(self, session: Session, search: str = "") -> str:
-        """Return the first objects of a session and the selected ones as cards, in HTML; of those that are searched."""
-        scene, cards, wanted = session.scene, [], search.casefold().split()
-        found = [one for one in scene.objects if all(word in session.label(one).casefold() for word in wanted)]
+    def cards(self, session: Session, found: Sequence[int], search: str = "") -> str:
+        """Return the first of the objects that were found, and those selected, as cards, in HTML."""
+        scene, cards = session.scene, []
         first = [key for index, key in enumerate(found) if index < _CARDS or key in session.selection[-_CARDS:]]
         for object_id, data in self.jpegs(scene, first).items():
             hidden = object_id in session.hidden
@@ -237,18 +261,21 @@ class Thumbnails:
                 f'<b>{label}</b><i style="background:#{color}"></i><span>{told}</span></button>'
             )
         more = len(found) - len(first)
-        note = f"and {more} more: search for them, or see <i>Selected</i>" if more else ""
+        note = f"and {more:,} more: search for them, or list what is <i>In view</i>" if more else ""
         note = note if found else f"no object is called {html.escape(search.strip())}"
         note = f'<div class="ul-note">{note}</div>' if note else ""
         return f'{_STYLE}<div class="ul-list" onclick="{_PICK}">{"".join(cards)}</div>{note}'
 
     def jpegs(self, scene: TrainedScene, object_ids: Sequence[int]) -> dict[int, bytes]:
         """Return JPEG files of objects of the scene."""
-        # The sum of base colours and opacities of an object is the same where a picture of it would be.
-        known, index = torch.unique(scene.object_ids, return_inverse=True)
-        color, opacity = scene.gaussians.sh0.detach()[:, 0], scene.gaussians.logit_opacities.detach()
-        value = (color.sum(dim=1) + 3 * color[:, 0]).double() + opacity
-        looks = dict(zip(known.tolist(), torch.bincount(index, value, len(known)).tolist(), strict=True))
+        if self._looks is None or self._looks[0] is not scene:
+            # The sum of base colours and opacities of an object is the same where a picture of it would be.
+            known, index = torch.unique(scene.object_ids, return_inverse=True)
+            color, opacity = scene.gaussians.sh0.detach()[:, 0], scene.gaussians.logit_opacities.detach()
+            value = (color.sum(dim=1) + 3 * color[:, 0]).double() + opacity
+            sums = torch.bincount(index, value, len(known)).tolist()
+            self._looks = (scene, dict(zip(known.tolist(), sums, strict=True)))
+        looks = self._looks[1]
         for object_id in object_ids:
             if object_id not in self._kept or self._kept[object_id][0] != looks[object_id]:
                 picture = thumbnail(scene.subset(scene.object_ids == object_id), self._cameras)

@@ -26,17 +26,19 @@ from unified_lift.modelfolder.inference import object_at
 from unified_lift.modelfolder.labels import robust_box
 from unified_lift.modelfolder.outputs import EDITS_FILE, holds_run
 from unified_lift.types import Camera
-from unified_lift.viewer.frames import LESS, FrameLoop
+from unified_lift.viewer.frames import LESS, PACE, PACE_OF_MANY, FrameLoop
 from unified_lift.viewer.guard import Guard
 from unified_lift.viewer.panels import BUTTONS as BUTTONS
 from unified_lift.viewer.panels import UPS, Panels
 from unified_lift.viewer.renderer import Renderer, Thumbnails, camera_of, start_view
 from unified_lift.viewer.session import Session
+from unified_lift.viewer.thinning import most_in_time
 
 _JPEG_QUALITY, _ROUGH_JPEG_QUALITY = 90, 60
 _FRAMED = 1.3  # of the distance at which what is framed would just fill the window
 _GIZMO_SHARE = 0.12  # of the distance from the first camera to what it looks at
 _PART = 2**18  # bytes of a file that are sent at a time
+_MOVING_SIDE = 400  # pixels of the picture by which the Gaussians of a moving frame are chosen
 _BRIEF, _LONG = 6.0, 15.0  # seconds for which good and bad news are shown
 
 
@@ -46,12 +48,21 @@ class Viewer:
     panels: Panels
 
     def __init__(
-        self, sessions: list[Session], views: list[Camera], guard: Guard, level: int, port: int, out: Path, share: bool
+        self,
+        sessions: list[Session],
+        views: list[Camera],
+        guard: Guard,
+        level: int,
+        port: int,
+        out: Path,
+        share: bool,
+        most: int = 0,
     ) -> None:
         """Serve Gaussians labelled at one or more granularities, fine to coarse; a window opens with the first view.
 
         `level` is the session to begin with, `port` may become the next free one, and `share` asks viser's relay for an
-        address too. `out` is suggested for edited scenes. A UserError: no viser, none that asks `guard`, no address.
+        address too. `out` is suggested for edited scenes. While a camera moves at most so many Gaussians are drawn: 0 =
+        all, -1 = as many as this machine draws in time. A UserError: no viser, none that asks `guard`, no address.
         """
         try:
             import viser
@@ -61,8 +72,9 @@ class Viewer:
         self.title = self.session.original.path.resolve().name
         self.path: list[Camera] = []  # views that a video passes through
         self.thumbnails = Thumbnails(views)
-        self.loop = FrameLoop(self._draw, failed=self._no_frame)
         self._renderers = [Renderer(session.original) for session in sessions]
+        self.most = self._in_time(views[0]) if most < 0 else most
+        self.loop = FrameLoop(self._draw, pace=PACE_OF_MANY if self.most else PACE, failed=self._no_frame)
         self._is_stopping = False
         self._hands = ThreadPoolExecutor(1, "changes")  # what windows ask for is done in the order in which it came
         self.busy = threading.Lock()  # one change at a time, so that panels show what they belong to
@@ -151,9 +163,17 @@ class Viewer:
         client.camera.on_update(moved)
         moved(None)
 
-    def _draw(self, camera: Camera) -> np.ndarray:
+    def _draw(self, camera: Camera, moving: bool) -> np.ndarray:
         session, renderer = self.sessions[level := self.level], self._renderers[level]
-        return renderer.frame(session.shown, camera, mode=self.panels.mode.value, selected=session.selection)
+        shown = {"mode": self.panels.mode.value, "selected": session.selection, "most": self.most if moving else 0}
+        return renderer.frame(session.shown, camera, **shown)
+
+    def _in_time(self, view: Camera) -> int:
+        """Return how many Gaussians of the scene a moving frame may draw, 0 = all."""
+        scene, renderer = self.session.shown, self._renderers[self.level]
+        share = min(1.0, _MOVING_SIDE / max(view.width, view.height))
+        small = view.resized(max(1, round(share * view.width)), max(1, round(share * view.height)))
+        return most_in_time(lambda most: renderer.frame(scene, small, mode="RGB", most=most), len(scene))
 
     def _no_frame(self, why: str) -> None:
         for client in self._server.get_clients().values():

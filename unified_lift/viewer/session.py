@@ -23,9 +23,12 @@ from unified_lift.editing.operations import (
 )
 from unified_lift.errors import UserError
 from unified_lift.modelfolder.inference import TrainedScene
+from unified_lift.modelfolder.labels import segment_by_labels
+from unified_lift.types import Camera
 from unified_lift.viewer.journal import Journal
 
 _DIGITS = 6  # of numbers in the script: more than a hand can place, few enough to read
+_MAX_SIDE = 256  # pixels of the picture in which objects are looked for
 _EXTENT = (0.05, 0.95)  # quantiles between which an object counts as wide: outliers are left out
 
 
@@ -79,6 +82,21 @@ class Session:
         if object_id == BACKGROUND_ID and object_id not in self.scene.names and len(self.scene.objects) > 1:
             return f"{name} (background)"
         return name if name == f"object {object_id}" else f"{name} ({object_id})"
+
+    def found(self, search: str) -> list[int]:
+        """Return the objects whose labels have all words of a text, in any case, rising ids."""
+        words = search.casefold().split()
+        return [one for one in self.scene.objects if all(word in self.label(one).casefold() for word in words)]
+
+    def in_view(self, camera: Camera) -> list[int]:
+        """Return the objects that a camera sees of what is shown, those of the largest area first."""
+        side = min(1.0, _MAX_SIDE / max(camera.width, camera.height))
+        small = camera.resized(max(1, round(side * camera.width)), max(1, round(side * camera.height)))
+        shown = self.shown
+        with torch.no_grad():
+            seen = segment_by_labels(shown.gaussians, shown.object_ids, small)
+        ids, areas = seen.object_ids[seen.confidence > 0].unique(return_counts=True)
+        return ids[areas.argsort(descending=True, stable=True)].tolist()
 
     def select(self, *object_ids: int | None, add: bool = False) -> None:
         """Select objects, or none; `add`: beside those that are selected, or no more where one is."""

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         sizes: dict[str, Any] = {"type": _count, "nargs": "+", "default": [], "metavar": "N"}
         parser.add_argument(f"--{name}", help=sweep.help, **sizes)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(cpu)")
-    width = "of the photos of --gaussians and --ranks, pixels (640; 1296 with --device cuda)"
+    width = "of the photos of --gaussians and --ranks, pixels (640 and 160; with --device cuda 1296 and 640)"
     parser.add_argument("--width", type=_count, help=width)
     parser.add_argument("--json", type=Path, help="file of finished sizes, a line each")
     parser.add_argument("--plot", type=Path, help="picture of time and memory against size, .png or .svg")
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     done, failed = finished(args.json) if args.json else [], 0
     for name, sweep in SWEEPS.items():
         for size in getattr(args, name):
-            width = (args.width or (1296 if args.device == "cuda" else 640)) if sweep.asks_width else 0
+            width = args.width or sweep.widths[args.device] if sweep.widths else 0
             key = {"sweep": name, "size": size, "device": args.device} | ({"width": width} if width else {})
             if any(key.items() <= line.items() for line in done):
                 continue

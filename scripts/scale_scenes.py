@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def house(number: int, device: torch.device) -> tuple[Gaussians, Tensor, Tensor]
     table = {
         "means": torch.cat(means),
         "quats": normal(number, 4),
-        "log_scales": np.log(sigma) + 0.3 * normal(number, 3),
+        "log_scales": math.log(sigma) + 0.3 * normal(number, 3),
         "logit_opacities": (0.1 + 0.85 * uniform(number)).logit(),
         "sh0": codes[owner, None, :3] + 0.1 * normal(number, 1, 3),
         "shN": 0.05 * normal(number, 15, 3),

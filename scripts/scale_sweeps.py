@@ -77,15 +77,16 @@ class Meter:
         self.figures[f"{name} {unit}"] = round(spent, 2) if unit == "s" else round(1000 * spent / max(count, 1), 1)
 
     @contextmanager
-    def peak(self, name: str) -> Iterator[None]:
+    def peak(self, name: str, *, on_host: bool = False) -> Iterator[None]:
         """Note the most memory that is taken during the block: of the GPU, or of the process (Linux)."""
-        if self._on_gpu:
+        on_gpu = self._on_gpu and not on_host
+        if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         else:
             Path("/proc/self/clear_refs").write_text("5")  # begins VmHWM anew
         yield
         self._wait()
-        size = torch.cuda.max_memory_allocated() if self._on_gpu else 1024 * _status("VmHWM")
+        size = torch.cuda.max_memory_allocated() if on_gpu else 1024 * _status("VmHWM")
         self.figures[f"{name} MiB"] = size // 2**20
 
     def _wait(self) -> None:
@@ -101,10 +102,12 @@ def _status(name: str, file: str = "status") -> int:
 def measured(sweep: str, setup: Setup) -> Figures:
     """Return the figures of one size, with the peaks of memory of the whole process."""
     found = SWEEPS[sweep].measure(setup)
-    found["peak MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    if torch.cuda.is_initialized():
-        parts = [value for name, value in found.items() if name.endswith(" MiB") and name != "peak MiB"]
-        found["GPU MiB"] = max(torch.cuda.max_memory_allocated() // 2**20, 0, *parts)
+    peaks = {name: size for name, size in found.items() if name.endswith(" MiB")}
+    files, on_gpu = peaks.pop("files MiB", 0), torch.cuda.is_initialized()
+    whole = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, files]  # without what `peak` has forgotten
+    found["peak MiB"] = max(whole if on_gpu else [*whole, *peaks.values()])
+    if on_gpu:
+        found["GPU MiB"] = max(torch.cuda.max_memory_allocated() // 2**20, *peaks.values(), 0)
     return found
 
 
@@ -129,7 +132,7 @@ def _parts(setup: Setup, number: int, width: int, *, with_files: bool) -> Figure
         scene, ids = scene_of(own, owner, cameras, setup.device, origin.cpu().numpy())
         scene = with_photos(scene, own)
     if with_files:
-        with TemporaryDirectory() as folder, meter.peak("files"):
+        with TemporaryDirectory() as folder, meter.peak("files", on_host=True):
             with meter.timed("write"):
                 write_gaussians(Path(folder, "splat.ply"), own)
             with meter.timed("read"):
@@ -282,16 +285,16 @@ class Sweep(NamedTuple):
     what: str  # the axis
     help: str  # noqa: A003
     clock: str
-    asks_width: bool = False  # of photos
+    widths: Mapping[str, int] = {}  # of photos where none is given, by device
 
 
 _CLOCK, _WALL = "seconds of the processor (cpu), of the clock (cuda)", "seconds of the clock"
 SWEEPS = {
     "objects": Sweep(objects, "objects", "objects in rooms of twelve: what follows the lift", _CLOCK),
-    "gaussians": Sweep(gaussians, "Gaussians", "Gaussians of four rooms: all parts", _CLOCK, asks_width=True),
+    "gaussians": Sweep(
+        gaussians, "Gaussians", "Gaussians of four rooms: all parts", _CLOCK, {"cpu": 640, "cuda": 1296}
+    ),
     "sizes": Sweep(sizes, "width of a photo, pixels", "widths of photos, Gaussians fixed: all parts", _CLOCK),
     "photos": Sweep(photos, "photos of 1600x1066", "photos on disk: until the first step", _WALL),
-    "ranks": Sweep(
-        ranks, "processes", "processes of torchrun: a short training", "seconds of the clock", asks_width=True
-    ),
+    "ranks": Sweep(ranks, "processes", "processes: a short training", _WALL, {"cpu": 160, "cuda": 640}),
 }

@@ -32,7 +32,9 @@ from unified_lift.types import View
 NUM_STEPS = 300  # a step is the part of a photo around the object
 _MIN_AGREES = 0.5  # share of the pixels around the object that must show the scene as it is, edits included
 _LIFT = 0.9  # opacity of new Gaussians
+_DISC = (0.7, 0.7, 0.1)  # their size in pixels: neighbours close the gaps, and rays at a slant meet them where they lie
 _FINAL_RATES = 0.1  # share of the rates of the training to which they fall
+_GRAZING = 0.1  # sine of the angle between ray and surface, below which where they meet is not known
 _ON = 0.1  # of the object's size: how far from the surface a pixel's point may be to be on it
 
 
@@ -101,13 +103,19 @@ def _as_lit(photo: Photo, gaussians: Gaussians, picture: Picture, *, tolerance: 
     out = render(gaussians, photo.camera, with_features=False)
     points = points_seen(out, photo.camera).cpu().double().numpy()
     at, depth = project(points, picture.camera)
-    rows, columns = at.T[::-1] - 0.5
     inside = (at >= 0).all(axis=1) & (at < [picture.camera.width, picture.camera.height]).all(axis=1)
 
     def looked_up(one: np.ndarray, order: int = 1) -> np.ndarray:
-        return ndimage.map_coordinates(one.astype(float), [rows, columns], order=order, mode="nearest")
+        return ndimage.map_coordinates(one.astype(float), at.T[::-1] - 0.5, order=order, mode="nearest")
 
-    on = inside & (np.abs(depth - looked_up(picture.depth, 0)) < tolerance) & (out.alpha > 0.5).cpu().numpy().ravel()
+    off = looked_up(picture.depth, 0) - depth
+    on = inside & (np.abs(off) < tolerance) & (out.alpha > 0.5).cpu().numpy().ravel()
+    # Blended depths lie before a surface that is seen at a slant: what a pixel shows is where its ray meets it.
+    rays = points - photo.camera.position
+    rise = rays @ picture.camera.cam_from_world[2, :3]
+    moved = on & (np.abs(rise) > _GRAZING * np.linalg.norm(rays, axis=1))
+    points[moved] += rays[moved] * (off / rise)[moved, None]
+    at = project(points, picture.camera)[0]
     gain = np.where(on, looked_up(picture.gain, 0), 1.0)
     unknown = ~photo.valid.cpu().numpy().ravel() | (gain > 1 / TAKEN)
     invented = on & (looked_up(picture.hole, 0) > 0.5) & unknown
@@ -127,7 +135,8 @@ def _with_seeds(rest: TrainedScene, shown: np.ndarray, surface: Picture) -> tupl
     known = np.flatnonzero(shown >= SURE)
     if not len(chosen) or not len(known):
         return rest, 0
-    places = world_of(surface.depth, surface.camera)[chosen]
+    points = world_of(surface.depth, surface.camera)
+    places, normals = points[chosen], _normals(points.reshape(*surface.depth.shape, 3))[chosen]
     like = torch.from_numpy(known[cKDTree(centres(rest)[known]).query(places)[1]]).to(device)
     pitch = surface.depth.ravel()[chosen] / surface.camera.fx
 
@@ -136,8 +145,8 @@ def _with_seeds(rest: TrainedScene, shown: np.ndarray, surface: Picture) -> tupl
 
     new = {name: value[like] for name, value in table.items()} | {
         "means": tensor(places),
-        "quats": tensor(np.tile([1.0, 0.0, 0.0, 0.0], (len(chosen), 1))),
-        "log_scales": tensor(np.log(0.7 * pitch)[:, None].repeat(3, axis=1)),  # neighbours close the gaps
+        "quats": tensor(np.column_stack([1 + normals[:, 2], -normals[:, 1], normals[:, 0], 0 * pitch])),  # z to normal
+        "log_scales": tensor(np.log(pitch[:, None] * _DISC)),
         "logit_opacities": torch.full((len(chosen),), _LIFT, device=device).logit(),
         "sh0": tensor((surface.colors.reshape(-1, 3)[chosen] - 0.5) / SH_C0)[:, None],
         "shN": torch.zeros_like(table["shN"][like]),
@@ -145,6 +154,13 @@ def _with_seeds(rest: TrainedScene, shown: np.ndarray, surface: Picture) -> tupl
     both = {name: torch.cat([value, new[name]]) for name, value in table.items()}
     order = torch.cat([torch.arange(len(rest), device=device), like])
     return replace(rest.subset(order), gaussians=rest.gaussians.like(both)), len(chosen)
+
+
+def _normals(points: np.ndarray) -> np.ndarray:
+    """Return unit normals, of which the third component is not negative, of a surface given on a grid, [H * W, 3]."""
+    normals = np.cross(np.gradient(points, axis=1), np.gradient(points, axis=0)).reshape(-1, 3)
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    return np.where(normals[:, 2:] < 0, -normals, normals)
 
 
 def _trained(scene: TrainedScene, trained: Tensor, photos: Sequence[Photo], *, seed: int, quiet: bool) -> Gaussians:

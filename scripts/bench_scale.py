@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -116,16 +117,25 @@ def scale_figure(lines: list[Line]) -> Figure:
 
 def _draw(axis: Axes, lines: list[Line], units: dict[str, float], title: str) -> None:
     """Draw a curve for each column whose name ends with a unit."""
-    columns = [key for key in dict.fromkeys(key for line in lines for key in line) if key.split()[-1] in units]
+    named = dict.fromkeys(key for line in lines for key in line)  # making the scene up is no part of the program
+    columns = [key for key in named if key.split()[-1] in units and key != "scene s"]
     for marker, column in zip(_MARKERS * len(columns), columns):
         unit = column.split()[-1]
         points = [(line["size"], line[column] * units[unit]) for line in lines if line.get(column)]
         if points:
-            label = column.removesuffix(unit).strip() + (f", {unit.removeprefix('ms/')}" if "/" in unit else "")
-            axis.plot(*zip(*points), marker=marker, markersize=3, linewidth=1.2, label=label)
+            label = column.removesuffix(unit).strip(" ,") + (f", a {unit.removeprefix('ms/')}" if "/" in unit else "")
+            style = "--" if "/" in unit else "-"
+            axis.plot(*zip(*points), style, marker=marker, markersize=3, linewidth=1.2, label=label)
     axis.set_title(title, loc="left")
     axis.set_xscale("log")
     axis.set_yscale("log")
+    sizes = sorted({line["size"] for line in lines})
+    axis.set_xticks(sizes, [f"{size / 1e6:g}M" if size >= 1e6 else f"{size:,}" for size in sizes])
+    low, high = axis.get_ylim()
+    axis.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    for each in (axis.xaxis, axis.yaxis):
+        each.set_minor_formatter("")
     if columns:
         axis.legend(fontsize=6, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 

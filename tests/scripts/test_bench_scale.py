@@ -64,7 +64,7 @@ def test_a_picture_has_a_curve_for_each_part(tmp_path, suffix):
     ]
     left, right = bench_scale.scale_figure(lines).axes
     curves = {line.get_label(): [list(line.get_xdata()), list(line.get_ydata())] for line in left.get_lines()}
-    assert curves == {"codebook": [[10, 100], [1, 10]], "refine, step": [[10, 100], [0.005, 0.005]]}
+    assert curves == {"codebook": [[10, 100], [1, 10]], "refine, a step": [[10, 100], [0.005, 0.005]]}
     assert [line.get_label() for line in right.get_lines()] == ["peak"]
     assert (left.get_xlabel(), left.get_xscale(), right.get_yscale()) == ("objects", "log", "log")
     path, picture = tmp_path / "scale.jsonl", tmp_path / f"scale.{suffix}"

@@ -218,6 +218,21 @@ def test_moving_frames_shrink_until_they_keep_the_pace_and_grow_back():
     assert Window(camera_above((0, 0, 0), width=8192, rows=4096), send=None).size(moving=False) == (2048, 1024)
 
 
+@pytest.mark.parametrize(("seconds", "settled"), [(0.5, 0.25), (4.0, 1.0), (60.0, 2.0)])
+def test_the_slower_a_whole_frame_the_longer_a_camera_has_to_rest_before_one(seconds, settled):
+    desk = Desk(cost=seconds)
+    desk.look()
+    desk.loop.step()
+    desk.cost = 0.0
+    desk.look()
+    assert desk.loop.step() == pytest.approx(settled)
+    desk.now += settled - 0.01
+    assert desk.loop.step() == pytest.approx(0.01)
+    desk.now += 0.02
+    assert desk.loop.step() is None
+    assert [moving for *_, moving in desk.sent] == [False, True, False]
+
+
 class Desk:
     """A frame loop with a clock of its own and windows that keep what they are sent."""
 

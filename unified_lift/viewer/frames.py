@@ -14,7 +14,10 @@ from unified_lift.errors import UserError
 from unified_lift.memory import enough_memory
 from unified_lift.types import Camera
 
-_SETTLED = 0.25  # seconds without news of the camera until it counts as still
+_SETTLED, _LATEST = 0.25, 2.0  # seconds without news of the camera until it counts as still, at least and at most
+_OF_WHOLE = (
+    0.25  # of the seconds of a whole frame, which holds up a camera that moves again: so long it has to be still
+)
 PACE, PACE_OF_MANY = 1 / 24, 1 / 10  # seconds a frame may take while the camera moves; of more Gaussians than that
 _MIN_SHARE, _MAX_STEP = 0.15, 1.4  # of the side of a moving frame; change of that share from one frame to the next
 _PER_RELEASE = 16  # frames after which freed memory goes back: once a second or so, which costs a few percent of them
@@ -39,6 +42,7 @@ class Window:
     rough: bool = False  # the last frame was a small one
     share: float = 0.5  # of the side of a moving frame; the first frames correct it
     pace: float = PACE  # seconds
+    settled: float = _SETTLED  # seconds until it counts as still
 
     def size(self, *, moving: bool) -> tuple[int, int]:
         """Return width and height of the next frame in pixels; the shape stays."""
@@ -46,8 +50,11 @@ class Window:
         share = min(1.0, _MAX_SIDE / max(width, height)) * (self.share if moving else 1.0)
         return max(1, round(width * share)), max(1, round(height * share))
 
-    def took(self, seconds: float) -> None:
-        """Learn what the last frame of a moving camera took."""
+    def took(self, seconds: float, *, moving: bool = True) -> None:
+        """Learn what the last frame of a moving camera, or of one at rest, took."""
+        if not moving:
+            self.settled = min(max(_SETTLED, _OF_WHOLE * seconds), _LATEST)
+            return
         step = math.sqrt(self.pace / max(seconds, 1e-6))
         self.share = min(1.0, max(_MIN_SHARE, self.share * min(_MAX_STEP, max(1 / _MAX_STEP, step))))
 
@@ -109,7 +116,7 @@ class FrameLoop:
     def _serve(self, window: Window) -> float | None:
         with self._news:
             start = self._clock()
-            settles = max(window.moved_at + _SETTLED, self._rough_until)
+            settles = max(window.moved_at + window.settled, self._rough_until)
             moving = start < settles
             if not window.due and (moving or not window.rough):
                 return settles - start if window.rough else None
@@ -124,8 +131,7 @@ class FrameLoop:
             if not self._has_failed:
                 self._failed(str(error))
             self._has_failed = True
-        if moving:
-            window.took(self._clock() - start)
+        window.took(self._clock() - start, moving=moving)
         if next(self._frames) % _PER_RELEASE == 0:
             release_memory(0)
         if window.due:

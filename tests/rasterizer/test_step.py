@@ -110,8 +110,10 @@ def test_cpu_kernels_agree_with_the_definition(options):
     assert_same_step(run("reference", 50, dim=16, **options), run("cpu", 50, dim=16, **options), 50)
 
 
-def test_absolute_gradients_are_longer_and_all_that_differs(implementation):
-    plain, absolute = (run(implementation, 51, absolute=each) for each in (False, True))
+@pytest.mark.parametrize("implementation", ["reference", "cpu", "cuda"])
+def test_absolute_gradients_are_longer_and_all_that_differs(cuda_device, implementation):
+    device = cuda_device if implementation == "cuda" else "cpu"
+    plain, absolute = (run(implementation, 51, device=device, absolute=each) for each in (False, True))
     assert bool((absolute["grad_sum"] >= plain["grad_sum"] - 1e-6).all())
     assert float((absolute["grad_sum"] - 1).sum()) > 1.5 * float((plain["grad_sum"] - 1).sum())
     for name in set(plain) - {"grad_sum"}:

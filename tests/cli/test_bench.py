@@ -94,6 +94,12 @@ def test_a_grid_runs_to_its_tables_goes_on_after_a_failure_and_is_not_run_twice(
     assert not [path for path in files if any(str(each).encode() in path.read_bytes() for each in (tmp_path, data))]
     assert main(by_hand) == 0
     assert saved.read_bytes() == made
+    # A report without the flags of the run shows what was run all the same.
+    listed = (out / "commands.txt").read_text()
+    assert main(["bench", *argv[: argv.index("--")], "--report"]) == 1
+    assert rows(out)["unified_lift"]["state"] == "done"
+    assert "of 3 jobs were run with other flags than these" in capsys.readouterr().out
+    assert (out / "commands.txt").read_text() == listed
     # Once more: only what failed is run, and with its settings repaired it is done.
     capsys.readouterr()
     broken.write_text("method:\n  feature_dim: 8\n")

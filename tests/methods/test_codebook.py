@@ -12,6 +12,7 @@ from unified_lift.methods.unified_lift.codebook import (
 )
 from unified_lift.methods.unified_lift.overlaps import (
     Overlaps,
+    SharedPixels,
     cohesion,
     least_evidence,
     merged_codes,
@@ -103,7 +104,9 @@ def test_many_codes_are_drawn_anew_so_that_no_third_lies_between_two(count, dim)
 
 def overlaps_of(*views, has_zero=False):
     """Each view: rows of pixels [S][L]; the first may be id 0."""
-    return Overlaps.of_views((torch.tensor(view), has_zero) for view in views)
+    tables = [torch.as_tensor(view) for view in views]
+    shared = [SharedPixels(*(t > 0).nonzero(as_tuple=True), t[t > 0], len(t), has_zero) for t in tables]
+    return Overlaps.of_views(shared)
 
 
 def test_overlaps_are_the_entries_that_are_not_zero():
@@ -203,7 +206,7 @@ def test_joining_agrees_with_a_slow_reference():
         codes = normalize(torch.randn(7, 3, generator=generator), dim=1)
         views = [torch.randint(0, 9, (4, 7), generator=generator).float() for _ in range(6)]
         settings = dict(min_cooccurrence=0.3, min_score=0.6, min_pixels=3, min_views=2)
-        got = merged_codes(codes, Overlaps.of_views((view, False) for view in views), **settings)
+        got = merged_codes(codes, overlaps_of(*views), **settings)
         assert got.tolist() == slow_merged(codes, views, **settings)
 
 

@@ -65,9 +65,13 @@ class Record:
     message: str = ""
     figures: Figures = field(default_factory=Figures)
 
+    def is_of_other_commands(self, job: Job) -> bool:
+        """Return whether it tells of other commands than those of the job; places do not count."""
+        return bool(self.commands) and without_places(self.commands) != job.recorded
 
-def read_record(job: Job) -> Record:
-    """Return what the files tell of a job; a record of other commands does not count.
+
+def read_record(job: Job, *, of_any: bool = False) -> Record:
+    """Return what the files tell of a job; a record of other commands does not count unless it may be `of_any`.
 
     A damaged one is new, a job with damaged results has failed; the message is the line that names the file.
     """
@@ -82,7 +86,7 @@ def read_record(job: Job) -> Record:
             content["figures"] = Figures(results="", scores={}, manifest={}, candidates={}) | content["figures"]
         record = Record(**content)
         _require_name(record.figures, job.record)
-        if without_places(record.commands) != job.recorded:
+        if not of_any and (record.is_of_other_commands(job) or not record.commands):
             return Record()
         if record.status == "running":
             return replace(record, status="interrupted", message="broken off")

@@ -28,11 +28,11 @@ from unified_lift.provenance import told_text
 INTERRUPTED = 130  # exit code of a command that was asked to stop and can go on
 
 
-def read_records(jobs: Sequence[Job]) -> dict[str, Record]:
-    """Return key -> record; the jobs in the order in which they run."""
+def read_records(jobs: Sequence[Job], *, of_any: bool = False) -> dict[str, Record]:
+    """Return key -> record; the jobs in the order in which they run. `of_any`: as in `read_record`."""
     records: dict[str, Record] = {}
     for job in jobs:
-        record = read_record(job)
+        record = read_record(job, of_any=of_any)
         failed = [other.key for other in job.depends_on if records[other.key].status in ("failed", "blocked")]
         if failed and record.status != "done":
             record = Record(status="blocked", message=f"{failed[0]} failed: {records[failed[0]].message}")

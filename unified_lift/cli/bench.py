@@ -3,11 +3,12 @@
 import importlib.util
 import shutil
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from unified_lift.bench.grid import Grid, expand, places, shell_line
+from unified_lift.bench.grid import Grid, Job, expand, places, shell_line
 from unified_lift.bench.run import LocalPool, SubmititPool, read_records, run_grid
 from unified_lift.bench.tables import KINDS, PRESETS, ROBUSTNESS, TABLES, chosen_rows, chosen_scenes, write_room
 from unified_lift.cli.flags import canonical, parsed
@@ -89,12 +90,8 @@ def bench_main(argv: list[str], pool: LocalPool | None = None) -> int:
     if not jobs:
         raise UserError("--scenes: none of them has the masks this table trains on; make them first")
     with locked(grid.out, "a bench"):
-        place, how = near(grid.out), grid.provenance
-        title = f"# in the folder {'of this file' if place == grid.out else 'where the benchmark was started'}\n"
-        commands = {job.key: [told_command(command, place, how) for command in job.commands] for job in jobs}
-        texts = ["\n".join([f"# {key}", *map(shell_line, lines), ""]) for key, lines in commands.items()]
-        write_text(grid.out / "commands.txt", "\n".join([title, *texts]))
         if not args.report:
+            _write_commands(grid, jobs)
             for number in (signal.SIGTERM, signal.SIGINT):  # which a shell ignores for what runs in the background
                 signal.signal(number, signal.default_int_handler)
             if pool is None and args.launcher == "submitit":
@@ -108,11 +105,22 @@ def bench_main(argv: list[str], pool: LocalPool | None = None) -> int:
                 return 130
         from unified_lift.bench.report import write_report  # its libraries are slow to import
 
-        records = read_records(jobs)
+        records = read_records(jobs, of_any=args.report)
+        if others := sum(record.is_of_other_commands(job) for job, record in zip(jobs, records.values(), strict=True)):
+            print(f"note: {others} of {len(jobs)} jobs were run with other flags than these, see commands.txt")
         if grid.provenance == "relative" and all(record.status == "done" for record in records.values()):
             shutil.rmtree(grid.out / "submitit", ignore_errors=True)  # its files name places, users and machines
         print(f"\n{write_report(grid, records)}\n{near_path(grid.out) / 'report.html'}: tables, plots and pictures")
     return int(any(record.status != "done" for record in records.values()))
+
+
+def _write_commands(grid: Grid, jobs: Sequence[Job]) -> None:
+    """Write what the jobs run, as lines for a shell."""
+    place, how = near(grid.out), grid.provenance
+    title = f"# in the folder {'of this file' if place == grid.out else 'where the benchmark was started'}\n"
+    commands = {job.key: [told_command(command, place, how) for command in job.commands] for job in jobs}
+    texts = ["\n".join([f"# {key}", *map(shell_line, lines), ""]) for key, lines in commands.items()]
+    write_text(grid.out / "commands.txt", "\n".join([title, *texts]))
 
 
 def parse(argv: list[str]) -> tuple[Grid, BenchCommand]:

@@ -15,6 +15,7 @@ from unified_lift.methods.base import TrainingViews, ViewPixels
 from unified_lift.methods.unified_lift.overlaps import (
     CUT_SCORE,
     Overlaps,
+    SharedPixels,
     cohesion,
     least_evidence,
     merged_codes,
@@ -147,21 +148,15 @@ def codebook_from_views(views: TrainingViews, s: UnifiedLiftSettings, *, backgro
     return FoundObjects(PlacedCodes(*(part[on_device] for part in pieces)), owners, total[kept])
 
 
-def pixels_of_codes(
-    views: Iterable[ViewPixels], codes: PlacedCodes, *, min_cosine: float
-) -> Iterator[tuple[Tensor, bool]]:
-    """Yield for each view how many pixels of each segment are nearest to each code, and near it, sparse [S, L].
-
-    Beside it: whether the first segment is id 0, what no mask claims.
-    """
+def pixels_of_codes(views: Iterable[ViewPixels], codes: PlacedCodes, *, min_cosine: float) -> Iterator[SharedPixels]:
+    """Yield for each view how many pixels of each segment are nearest to each code, and near it."""
     count, places = len(codes.codes), codes.places()
     for features, slot, num_segments, points, ids in views:
         cosine, code = nearest_code(features, codes.codes, points=points, places=places)
         pair = (slot.long() * count + code)[(cosine >= min_cosine) & (slot >= 0)]
         pair, pixels = pair.unique(return_counts=True)
-        where = torch.stack([pair // count, pair % count])
-        table = torch.sparse_coo_tensor(where, pixels, (num_segments, count), is_coalesced=True, check_invariants=False)
-        yield table, ids is not None and len(ids) > 0 and int(ids[0]) == 0
+        has_zero = ids is not None and len(ids) > 0 and int(ids[0]) == 0
+        yield SharedPixels(pair // count, pair % count, pixels, num_segments, has_zero)
 
 
 def codebook_from_prototypes(

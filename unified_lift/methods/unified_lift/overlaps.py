@@ -18,6 +18,16 @@ _EXCESS = 0.5  # of the share in masks of its own: what more in no mask makes an
 _MIN_COSINE_OF_SIDES = 0.8  # codes of different objects that are never seen together: 0.6 on average, seldom above
 
 
+class SharedPixels(NamedTuple):
+    """How many pixels each of the E pairs of a segment of a view and a code shares, in the order of these."""
+
+    segment: Tensor  # int64 [E]
+    code: Tensor  # int64 [E]
+    pixels: Tensor  # of the segment to which the code is the nearest, above 0, [E]
+    num_segments: int
+    has_zero: bool  # whether the first segment is id 0, what no mask claims
+
+
 class Overlaps(NamedTuple):
     """Pixels that the segments of all views share with codes, as far as they share any; on the CPU."""
 
@@ -28,17 +38,14 @@ class Overlaps(NamedTuple):
     unclaimed: Tensor  # whether a segment is id 0, what no mask claims, bool [views x most segments]
 
     @classmethod
-    def of_views(cls, tables: Iterable[tuple[Tensor, bool]]) -> Overlaps:
-        """Return the entries of the tables of all views, at least one: pixels [S, L], sparse or not, and if the first
-        row is id 0.
-        """
-        found = [(table.cpu().to_sparse().coalesce(), has_zero) for table, has_zero in tables]
-        views = [table for table, _ in found]
-        most = max(len(view) for view in views)
-        segment = torch.cat([index * most + view.indices()[0] for index, view in enumerate(views)])
-        code, pixels = (torch.cat(parts) for parts in zip(*((v.indices()[1], v.values()) for v in views), strict=True))
+    def of_views(cls, found: Iterable[SharedPixels]) -> Overlaps:
+        """Return the entries of all views, at least one."""
+        views = list(found)
+        most = max(view.num_segments for view in views)
+        segment = torch.cat([index * most + view.segment for index, view in enumerate(views)]).cpu()
+        code, pixels = (torch.cat(parts).cpu() for parts in zip(*((v.code, v.pixels) for v in views), strict=True))
         unclaimed = torch.zeros(len(views), most, dtype=torch.bool)
-        unclaimed[:, :1] = torch.tensor([has_zero for _, has_zero in found])[:, None]
+        unclaimed[:, :1] = torch.tensor([view.has_zero for view in views])[:, None]
         return cls(segment, code, pixels.float(), (len(views), most), unclaimed.flatten())
 
     def sizes(self, num_codes: int) -> Tensor:
@@ -88,13 +95,13 @@ def merged_codes(
 
     def rank(code: int, others_from: int) -> None:
         """Queue the pairs of a code with those from a number on that may be one with it, by falling score."""
-        num_both, num_same = table.shared(code)
-        others = np.union1d(num_both.nonzero()[0], np.fromiter(touches[code], np.int64))
+        shared = table.shared(code)
+        others = np.union1d(shared[0].nonzero()[0], np.fromiter(touches[code], np.int64))
         others = others[(others >= others_from) & (others != code)]
         others = others[[bool(members[one]) for one in others]] if len(others) else others
         if not len(others):
             return
-        num_both, num_same = (torch.from_numpy(counts[others]) for counts in (num_both, num_same))
+        num_both, num_same = (torch.from_numpy(counts[others]) for counts in shared)
         cosine = codes[torch.from_numpy(others)] @ codes[code]
         together = torch.tensor([one in touches[code] for one in others.tolist()])
         ratio = num_same / num_both.clamp(min=1)

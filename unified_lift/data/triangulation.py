@@ -276,16 +276,13 @@ def _agreement(directions: Tensor, camera: Camera, others: Sequence[Camera], see
     b = directions.new_tensor(projections[:, :, :3] @ camera.position + projections[:, :, 3])[:, None]  # [V, 1, 3]
     left, right = a[..., :2] - seen * a[..., 2:], b[..., :2] - seen * b[..., 2:]
     proposals = -(left * right).sum(dim=-1) / (left * left).sum(dim=-1)  # [V, K]
-    best, inliers = torch.full_like(proposals[0], -1.0), torch.zeros_like(there)
-    for z, is_there in zip(proposals, there, strict=True):
-        w = a[..., 2] * z + b[..., 2]
-        across, down = ((a[..., axis] * z + b[..., axis]) / w - seen[..., axis] for axis in (0, 1))
-        error = (across * across + down * down).sqrt()
-        agrees = (error < _MAX_ERROR) & (w > 0) & there & (is_there & (z > 0))
-        score = torch.where(agrees, 1 - error / (_MAX_ERROR * (len(others) + 1)), 0.0).sum(dim=0)
-        better = score > best
-        best, inliers = torch.where(better, score, best), torch.where(better, agrees, inliers)
-    return inliers
+    w = a[..., 2] * proposals[:, None] + b[..., 2]  # of each proposal in each view, [V, V, K]
+    across, down = ((a[..., axis] * proposals[:, None] + b[..., axis]) / w - seen[..., axis] for axis in (0, 1))
+    error = (across * across + down * down).sqrt()
+    agrees = (error < _MAX_ERROR) & (w > 0) & there & (there & (proposals > 0))[:, None]
+    score = torch.where(agrees, 1 - error / (_MAX_ERROR * (len(others) + 1)), 0.0).sum(dim=1)
+    best = score.argmax(dim=0)  # the first of equal ones
+    return agrees[best, :, torch.arange(len(directions))].T
 
 
 def best_tracks(tracks: Tracks) -> Tracks:

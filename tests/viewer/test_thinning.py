@@ -14,6 +14,7 @@ from unified_lift.cli.main import main
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.modelfolder.labels import GaussianLabels
 from unified_lift.viewer import renderer as drawing
+from unified_lift.viewer import session as sessions
 from unified_lift.viewer.session import Session
 from unified_lift.viewer.thinning import ALL, most_in_time, thinned
 
@@ -117,23 +118,32 @@ def test_a_moving_frame_draws_the_budget_and_one_at_rest_and_a_click_look_at_all
 @pytest.mark.parametrize("mode", ["RGB", "Object ids"])
 def test_a_moving_picture_looks_like_the_whole(mode):
     """And nearer to it than if those that are drawn had not grown."""
-    scene, camera = floor_scene(), camera_above((0, 0, 0))
-    renderer = drawing.Renderer(scene)
-    whole, moving = (renderer.frame(scene, camera, mode=mode, most=most).astype(float) for most in (0, 1_000))
-    rows, _ = thinned(scene.gaussians, 1_000)
-    bare = renderer.frame(scene.subset(rows), camera, mode=mode).astype(float)
+    session, camera = Session(floor_scene()), camera_above((0, 0, 0))
+    rows, _ = thinned(session.scene.gaussians, 1_000)
+    scenes = (session.shown, session.shown_by(1_000), session.scene.subset(rows))
+    renderer = drawing.Renderer(session.original)
+    whole, moving, bare = (renderer.frame(scene, camera, mode=mode).astype(float) for scene in scenes)
     assert np.abs(moving - whole).mean() < 0.7 * np.abs(bare - whole).mean()
 
 
-def test_a_move_keeps_those_that_are_drawn_and_other_labels_do_not(monkeypatch):
-    made = []
-    monkeypatch.setattr(drawing, "thinned", lambda *given: made.append(given[1]) or thinned(*given))
-    scene, camera = floor_scene(), camera_above((0, 0, 0))
-    renderer = drawing.Renderer(scene)
-    moved = replace(scene, gaussians=scene.gaussians.to(torch.device("cpu")))
-    for shown in (scene, moved, scene.subset(scene.mask([0, 1]))):
-        renderer.frame(shown, camera, mode="RGB", most=500)
-    assert made == [500, 500]
+def test_few_follow_edits_that_are_tried_or_done_and_leave_out_what_is_hidden(monkeypatch):
+    made, session = [], Session(floor_scene())
+    monkeypatch.setattr(sessions, "thinned", lambda *given: made.append(len(given[0])) or thinned(*given))
+    few, whole = session.shown_by(500), len(session.scene)
+    assert session.shown_by(500) is few
+    move = session.move(1, wxyz=(1, 0, 0, 0), translation=(0, 0, 3))
+    for change in (session.preview, session.apply):  # by the same ones
+        change(move)
+        moved = session.shown_by(500)
+        shift = (moved.gaussians.means - few.gaussians.means).detach()
+        torch.testing.assert_close(shift, few.mask([1])[:, None] * torch.tensor([0.0, 0.0, 3.0]))
+        assert made == [whole]
+    session.hide(2)
+    assert 2 not in session.shown_by(500).objects
+    assert made == [whole, len(session.shown)]
+    session.hide(0)
+    for most in (0, 500, whole):  # all that is left
+        assert session.shown_by(most) is session.shown
 
 
 def test_the_budget_is_told_and_wrong_ones_are_refused(tmp_path, monkeypatch, capsys):

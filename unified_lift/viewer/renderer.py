@@ -22,7 +22,6 @@ from unified_lift.ops import cameras as geometry
 from unified_lift.ops.segments import segment_mean
 from unified_lift.types import Camera
 from unified_lift.viewer.session import Session
-from unified_lift.viewer.thinning import thinned
 
 _SIDEWAYS, _SPLAT_SIZE = 0.7, (800, 600)  # radians between the cameras of a splat, and their pixels
 _MAP_SHARE = 0.75  # of the colour in modes ids and uncertainty: shading stays visible
@@ -172,23 +171,12 @@ class Renderer:
         """Draw features in the colours of the scene as it was opened, whatever is edited."""
         self._colors = feature_colors(original)
         self._kept: tuple[tuple[TrainedScene, str, tuple[int, ...]], Gaussians] | None = None
-        self._fewer: tuple[Gaussians, int, Gaussians] | None = None  # of whom, at most, and those that stand for them
-        self._chosen: tuple[object, int, tuple[Tensor, Tensor]] | None = None
 
     @torch.no_grad()
     def frame(
-        self,
-        scene: TrainedScene,
-        camera: Camera,
-        *,
-        mode: str,
-        selected: int | Collection[int] | None = None,
-        most: int = 0,
+        self, scene: TrainedScene, camera: Camera, *, mode: str, selected: int | Collection[int] | None = None
     ) -> np.ndarray:
-        """Return a frame in one of `MODES`, uint8 [H, W, 3]; `selected` objects are outlined where in front.
-
-        At most so many Gaussians are drawn, which stand for all of them; 0 = all.
-        """
+        """Return a frame in one of `MODES`, uint8 [H, W, 3]; `selected` objects are outlined where in front."""
         ids = (selected,) if isinstance(selected, int) else tuple(selected or ())
         wanted, chosen = (scene, mode, ids), MODES[mode]
         if self._kept is None or self._kept[0] != wanted:
@@ -201,7 +189,7 @@ class Renderer:
             gaussians.table = dict(scene.gaussians.table)
             gaussians.set("features", torch.cat(further, dim=1))
             self._kept = (wanted, gaussians)
-        gaussians = self._kept[1] if not 0 < most < len(scene) else self._standing_for(self._kept[1], scene, most)
+        gaussians = self._kept[1]
         out = render(gaussians, camera, background=scene.background, with_features=gaussians.feature_dim > 0)
         values, inside = out.features, None
         if ids:
@@ -211,17 +199,6 @@ class Renderer:
             values = values + (1 - out.alpha[..., None]) * empty
         frame = chosen.picture(out, values)
         return frame if inside is None else outlined(frame, inside)
-
-    def _standing_for(self, gaussians: Gaussians, scene: TrainedScene, most: int) -> Gaussians:
-        """Return at most so many Gaussians in place of all. While labels stay, as in a move, the same ones do."""
-        if self._fewer is None or self._fewer[0] is not gaussians or self._fewer[1] != most:
-            if self._chosen is None or self._chosen[0] is not scene.labels or self._chosen[1] != most:
-                self._chosen = (scene.labels, most, thinned(gaussians, most))
-            rows, growth = self._chosen[2]
-            table = {name: value.detach().index_select(0, rows) for name, value in gaussians}
-            table["log_scales"] = table["log_scales"] + growth.log()[:, None]
-            self._fewer = (gaussians, most, gaussians.like(table))
-        return self._fewer[2]
 
 
 def outlined(frame: np.ndarray, inside: np.ndarray) -> np.ndarray:

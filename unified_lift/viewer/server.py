@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import io
 import math
 import mmap
@@ -73,6 +74,7 @@ class Viewer:
         self.path: list[Camera] = []  # views that a video passes through
         self.thumbnails = Thumbnails(views)
         self._renderers = [Renderer(session.original) for session in sessions]
+        self._rough_renderers = list(map(copy.copy, self._renderers))  # each keeps what it has drawn last
         self.most = self._in_time(views[0]) if most < 0 else most
         self.loop = FrameLoop(self._draw, pace=PACE_OF_MANY if self.most else PACE, failed=self._no_frame)
         self._is_stopping = False
@@ -164,16 +166,17 @@ class Viewer:
         moved(None)
 
     def _draw(self, camera: Camera, moving: bool) -> np.ndarray:
-        session, renderer = self.sessions[level := self.level], self._renderers[level]
-        shown = {"mode": self.panels.mode.value, "selected": session.selection, "most": self.most if moving else 0}
-        return renderer.frame(session.shown, camera, **shown)
+        session, level = self.sessions[self.level], self.level
+        renderer, most = (self._rough_renderers[level], self.most) if moving else (self._renderers[level], 0)
+        return renderer.frame(session.shown_by(most), camera, mode=self.panels.mode.value, selected=session.selection)
 
     def _in_time(self, view: Camera) -> int:
         """Return how many Gaussians of the scene a moving frame may draw, 0 = all."""
-        scene, renderer = self.session.shown, self._renderers[self.level]
-        share = min(1.0, _MOVING_SIDE / max(view.width, view.height))
+        share, renderer = min(1.0, _MOVING_SIDE / max(view.width, view.height)), self._rough_renderers[self.level]
         small = view.resized(max(1, round(share * view.width)), max(1, round(share * view.height)))
-        return most_in_time(lambda most: renderer.frame(scene, small, mode="RGB", most=most), len(scene))
+        with enough_memory("the viewer", lower=LESS):
+            draw = lambda most: renderer.frame(self.session.shown_by(most), small, mode="RGB")  # noqa: E731
+            return most_in_time(draw, len(self.session.shown))
 
     def _no_frame(self, why: str) -> None:
         for client in self._server.get_clients().values():

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from unified_lift.modelfolder.inference import TrainedScene
 from unified_lift.modelfolder.labels import segment_by_labels
 from unified_lift.types import Camera
 from unified_lift.viewer.journal import Journal
+from unified_lift.viewer.thinning import thinned
 
 _DIGITS = 6  # of numbers in the script: more than a hand can place, few enough to read
 _MAX_SIDE = 256  # pixels of the picture in which objects are looked for
@@ -48,7 +49,8 @@ class Session:
         self.selection: tuple[int, ...] = ()  # in the order in which they were chosen
         self.hidden: frozenset[int] = frozenset()
         self._preview: Operation | None = None
-        self._shown: tuple[object, TrainedScene] = (None, original)  # what it was made from, and the scene
+        self._made: dict[str, tuple[object, TrainedScene]] = {}  # of what is on the screen: what from, and the scene
+        self._chosen: tuple[object, int, torch.Tensor, torch.Tensor] | None = None  # by labels, number: few for all
 
     # ---- what is shown ----
 
@@ -66,15 +68,43 @@ class Session:
     def shown(self) -> TrainedScene:
         """Return what is on the screen: edits and the one being tried, without hidden objects."""
         with self._lock:
-            made_from = (self.scene, self._preview, self.hidden)
-            if self._shown[0] != made_from:
-                scene = self.scene
-                with contextlib.suppress(UserError):  # another window may have removed the object since
-                    scene = scene if self._preview is None else self._preview.apply(scene)
-                if self.hidden:
-                    scene = scene.subset(~scene.mask(sorted(self.hidden)))
-                self._shown = (made_from, scene)
-            return self._shown[1]
+            if (preview := self._preview) is None:
+                self._made.pop("tried", None)  # as large as the scene
+                return self._visible()
+            made_from = (self.scene, self.hidden, preview)
+            return self._kept("tried", made_from, lambda: self._without_hidden(_tried(self.scene, preview)))
+
+    def shown_by(self, most: int) -> TrainedScene:
+        """Return what is on the screen with at most so many Gaussians, which stand for all; 0 = all.
+
+        An edit that is being tried is done to these alone. As long as labels stay, as in a move, the same are taken.
+        """
+        with self._lock:
+            whole, preview = self._visible(), self._preview
+            if not 0 < most < len(whole):
+                return self.shown
+            few = self._kept("few", (whole, most), lambda: self._standing_for(whole, most))
+            return few if preview is None else self._kept("few tried", (few, preview), lambda: _tried(few, preview))
+
+    def _kept(self, name: str, made_from: object, make: Callable[[], TrainedScene]) -> TrainedScene:
+        """Return a scene that is made only if it was made from something else."""
+        if name not in self._made or self._made[name][0] != made_from:
+            self._made[name] = (made_from, make())
+        return self._made[name][1]
+
+    def _visible(self) -> TrainedScene:
+        return self._kept("visible", (self.scene, self.hidden), lambda: self._without_hidden(self.scene))
+
+    def _without_hidden(self, scene: TrainedScene) -> TrainedScene:
+        return scene.subset(~scene.mask(sorted(self.hidden))) if self.hidden else scene
+
+    def _standing_for(self, scene: TrainedScene, most: int) -> TrainedScene:
+        if self._chosen is None or self._chosen[0] is not scene.labels or self._chosen[1] != most:
+            self._chosen = (scene.labels, most, *thinned(scene.gaussians, most))
+        *_, rows, growth = self._chosen
+        few = scene.subset(rows)
+        few.gaussians.set("log_scales", few.gaussians.log_scales.detach() + growth.log()[:, None])
+        return few
 
     def label(self, object_id: int) -> str:
         """Return the name of an object, with its id where the name does not tell it; no two labels are equal."""
@@ -224,6 +254,12 @@ class Session:
     def _in_units(self, translation: Sequence[float]) -> Vector:
         """Return a shift of the picture in the user's units, rounded."""
         return rounded([float(value) / self.scene.frame.scale for value in translation])
+
+
+def _tried(scene: TrainedScene, preview: Operation) -> TrainedScene:
+    with contextlib.suppress(UserError):  # another window may have removed the object since
+        return preview.apply(scene)
+    return scene
 
 
 def rounded(vector: Sequence[float]) -> Vector:

@@ -103,6 +103,13 @@ def _readable(amount: str) -> str:
     return f"{size:.0f} bytes" if unit == "bytes" else f"{size:,.2f} {unit}"
 
 
+def resident_memory() -> int:
+    """Return the bytes of main memory that this process has now."""
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # no Linux: the most that it ever had
+
+
 def available_memory(root: Path = Path("/")) -> int:
     """Return the bytes of main memory that can still be taken.
 

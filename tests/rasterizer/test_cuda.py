@@ -1,6 +1,7 @@
 """What only the CUDA kernels do, emulated on every machine and for real where there is a GPU."""
 
 import math
+import sys
 from dataclasses import replace
 
 import diff_gaussian_rasterization as dgr
@@ -26,6 +27,25 @@ def test_a_tile_list_is_what_the_ellipse_meets(cuda):
     # every Gaussian of every pixel is found through the lists, and the lists are no longer than bounding boxes
     x = random_inputs(13, num=400, width=70, height=50)
     assert render(x, cuda).meta.num_pairs < render(x, "reference").meta.num_pairs
+
+
+def test_lists_have_room_for_as_many_pairs_as_32_bits_number_and_no_more(cuda, monkeypatch):
+    # room for more would leave the sort without working memory
+    frame, rasterize = (sys.modules[f"{kernels.__name__}.{name}"] for name in ("frame", "rasterize"))
+    x, asked = random_inputs(16, num=400, width=70, height=50), []
+    make_room = frame._make_room
+    monkeypatch.setattr(rasterize._renderer, "expected_pairs", {})
+    monkeypatch.setattr(frame, "_make_room", lambda *a, **k: asked.append(a[2].num_pairs) or make_room(*a, **k))
+    pairs = render(x, cuda).meta.num_pairs
+    rasterize._renderer.expected_pairs.clear()
+    for module in (frame, rasterize):
+        monkeypatch.setattr(module, "MOST_PAIRS", pairs)
+    for _ in range(2):  # the second has room beforehand
+        assert_same_map("image", render(x, "reference").image, render(x, cuda).image, scale=1.5, seed=16)
+    assert set(asked) == {pairs}
+    monkeypatch.setattr(frame, "MOST_PAIRS", pairs - 1)
+    with pytest.raises(MemoryError, match=rf"^{pairs} \(tile, Gaussian\) pairs in one view"):
+        render(x, cuda)
 
 
 def test_pixels_outside_the_image_have_empty_rows(cuda, monkeypatch):

@@ -213,3 +213,9 @@ def test_environment_variable_chooses_for_auto_only(monkeypatch):
     with pytest.raises(ValueError, match="must be one of auto, reference, cpu, cuda, gsplat, got 'fastest'"):
         render(random_inputs(14), "auto")
     render(random_inputs(14), "cpu")
+
+
+def test_more_gaussians_than_31_bits_number_are_refused():
+    means, quats, opacities = (torch.zeros(1, *size).expand(2**31, *size) for size in ((3,), (4,), ()))  # no memory
+    with pytest.raises(ValueError, match=r"^2147483648 Gaussians, 31 bits number them: at most 2147483647"):
+        dgr.pixel_weights(means, quats, means, opacities, torch.eye(4), torch.eye(3), 8, 8)

@@ -1,5 +1,6 @@
 """What the parts of a run take: seconds, memory of the GPU, and what to lower where that is more than there is."""
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ class RunClock:
 
         An OutOfMemory names the part, and what to lower.
         """
+        gc.collect()  # a stage that is done is part of circles, and holds its moments until they are found
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()

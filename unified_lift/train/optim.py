@@ -141,7 +141,7 @@ class RowAdam:
     @torch.no_grad()
     def settle(self) -> None:
         """Bring all rows to the last step."""
-        for rows in torch.arange(len(self._value), device=self._last.device).split(2**20):
+        for rows in torch.arange(len(self._value), device=self._last.device).split(2**18):
             self.rows(rows)
             self._put_back()
 

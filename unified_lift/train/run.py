@@ -36,6 +36,7 @@ from unified_lift.train.hooks import Checkpoints, Finite, GeometryResults, Hook,
 from unified_lift.train.lift import LiftStage
 from unified_lift.train.logs import RunLog, rewind_log
 from unified_lift.train.losses import chosen_losses
+from unified_lift.train.needs import forecast
 from unified_lift.train.profiling import Profile
 from unified_lift.train.refine import RefineStage
 from unified_lift.train.schedule import Forecast, Photos, chosen
@@ -228,12 +229,12 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
 
     The model folder is made ready: what an earlier run left goes, or what a resumed run is going to do again.
     """
-    device = chosen_device(settings.run.device, rasterizer=settings.geometry.rasterizer)
     geometry = settings.geometry
+    device = chosen_device(settings.run.device, rasterizer=geometry.rasterizer)
     sparse = bool(geometry.iterations) and any(loss.needs_points for loss in chosen_losses(geometry.loss_weights))
-    exposure_kind(settings.geometry.exposure)
-    absolute = strategy_entry(settings.strategy).build(settings.density).absolute_gradients
-    if absolute and settings.geometry.rasterizer == "gsplat":
+    exposure_kind(geometry.exposure)
+    strategy = strategy_entry(settings.strategy).build(settings.density)
+    if strategy.absolute_gradients and geometry.rasterizer == "gsplat":
         raise UserError("--rasterizer gsplat: has no absolute gradients here; leave it out, or --absgrad")
     clock = RunClock(settings, device)
     cache = DataCache(settings.run.data_device, device=device)
@@ -264,20 +265,19 @@ def _start(settings: TrainSettings, scene: Scene | None, resume_from: Path | Non
                 method.load_state_dict(saved["method"])
             for name, spent in saved.get("seconds", {}).items():
                 clock.done[name] = clock.done.get(name, 0.0) + float(spent)
-    elif settings.init_ply is not None:
-        ply = settings.init_ply
+    elif (ply := settings.init_ply) is not None:
         gaussians, notes = read_splat(ply, scene.frame, strict=settings.data.strict)
         for note in notes:
             tqdm.write(f"note: {ply}: {note}")
         if gaussians.antialiased and not settings.geometry.antialiased:
             tqdm.write(f"note: {ply}: was trained with anti-aliasing; --antialiased is turned on")
             settings = replace(settings, geometry=replace(settings.geometry, antialiased=True))
-        gaussians.antialiased = settings.geometry.antialiased
         _require_in_sight(gaussians, scene, ply)
     else:
         gaussians = gaussians_from_points(scene.points, sh_degree=settings.geometry.sh_degree)
-        gaussians.antialiased = settings.geometry.antialiased
-        strategy_entry(settings.strategy).build(settings.density).begin(gaussians)
+        strategy.begin(gaussians)
+    gaussians.antialiased = settings.geometry.antialiased
+    tqdm.write(forecast(settings, scene, gaussians, cache.choice, device, None if saved is None else saved["stage"]))
     if ranks.current().is_first:
         if saved is not None:
             rewind_log(settings.model_path, stage=saved["stage"], step=saved["step"])

@@ -35,6 +35,8 @@ def _require_shapes(sizes: dict[str, int], **tensors: tuple[Tensor | None, tuple
             raise ValueError(f"{name} must be float32 or float64 like the means ({first.dtype}), got {value.dtype}")
         if value.device != first.device:
             raise ValueError(f"{name} must be on {first.device} like the means, got {value.device}")
+    if sizes.get("N", 0) >= 2**31:
+        raise ValueError(f"{sizes['N']} Gaussians, 31 bits number them: at most {2**31 - 1}; render parts of the scene")
 
 
 def _require_image(width: int, height: int, near: float) -> None:

@@ -39,6 +39,7 @@ class _Gradients(Structure):
     ]
 
 
+_NO_LISTS = "not enough memory for the tile lists of this view, or 2^32 entries in them: its Gaussians are too large"
 _P, _SCENE = c_void_p, POINTER(_Scene)
 CPU.declare({"dgr_forward": [_SCENE, POINTER(_Images), POINTER(c_int64)]}, returns=c_void_p)
 CPU.declare({"dgr_weights_count": [_SCENE, _P, c_int64, c_float, _P]}, returns=c_void_p)
@@ -66,7 +67,7 @@ class _View:
         pairs = c_int64()
         self.handle = CPU.dgr_forward(byref(scene), byref(images), byref(pairs))
         if not self.handle:
-            raise MemoryError("not enough memory for the tile lists of this view")
+            raise MemoryError(_NO_LISTS)
         self.num_pairs = pairs.value
 
     def __del__(self) -> None:
@@ -106,7 +107,7 @@ def pixel_weights(inputs: Inputs, options: Options, pixels: Tensor, min_weight: 
     offsets = torch.empty(pixels.shape[0] + 1, dtype=torch.int64)
     handle = CPU.dgr_weights_count(byref(scene), address(pixels), pixels.shape[0], min_weight, address(offsets))
     if not handle:
-        raise MemoryError("not enough memory for the tile lists of this view")
+        raise MemoryError(_NO_LISTS)
     total = int(offsets[-1])
     ids, weights = torch.empty(total, dtype=torch.int32), torch.empty(total)
     CPU.dgr_weights_fill(handle, byref(scene), address(offsets), address(ids), address(weights))

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 
 #include "pool.h"
 
@@ -50,6 +51,9 @@ void sort_by_depth(Frame& frame) {
 // counts of Gaussians become slots in the same way.
 void place_pairs(Frame& frame) {
   const int tiles = frame.tiles_x * frame.tiles_y;
+  int64_t all = 0;
+  for (int chunk = 0; chunk < frame.chunks; ++chunk) all += frame.chunk_count[chunk];
+  if (all > UINT32_MAX) throw std::bad_alloc();  // places in lists have 32 bits; as many take 130 GiB
   uint32_t at = 0;
   for (int tile = 0; tile < tiles; ++tile) {
     frame.tile_begin[tile] = at;

@@ -16,6 +16,7 @@ from ..native import CUDA
 TILE = 16  # pixels, kTile of csrc/cuda/splat.cuh
 SPLAT_FLOATS = 12
 MOMENTS = 16
+MOST_PAIRS = 2**32 - 1  # that 32 bits number; room for more would have no working memory for the sort
 ABSOLUTE = slice(10, 12)  # of the moments: sums over pixels of absolute derivatives by position, if these are asked for
 
 
@@ -128,10 +129,10 @@ def build_frame(scene: Scene, frame: Frame, workspace: Workspace, *, for_backwar
         order = workspace.take("order", size.value)
         arguments = (byref(scene), byref(frame), order, workspace.num_pairs, lists)
         CUDA.dgr_cuda_order(*arguments, byref(pairs))
-    if pairs.value >= 2**32:
+    if pairs.value > MOST_PAIRS:
         raise MemoryError(f"{pairs.value} (tile, Gaussian) pairs in one view; the Gaussians are far too large for it")
     if pairs.value > workspace.num_pairs or not scene.n:
-        workspace.num_pairs = int(pairs.value * workspace.slack)
+        workspace.num_pairs = min(int(pairs.value * workspace.slack), MOST_PAIRS)
         lists = _make_room(scene, frame, workspace, tiles, for_backward=for_backward)
         CUDA.dgr_cuda_lists(byref(scene), byref(frame), order, pairs.value, lists)
     return pairs.value

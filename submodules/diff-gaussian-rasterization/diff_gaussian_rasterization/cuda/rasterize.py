@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _compiled
 from ..native import CUDA, PLACE, address, dense, place, row
 from ..types import Inputs, Options, PixelWeights, RasterOutput
-from .frame import ABSOLUTE, MOMENTS, Frame, Gradients, Images, Scene, Workspace, build_frame
+from .frame import ABSOLUTE, MOMENTS, MOST_PAIRS, Frame, Gradients, Images, Scene, Workspace, build_frame
 
 _SCENE, _FRAME = POINTER(Scene), POINTER(Frame)
 _ROWS = [c_void_p] * 4 + [c_int64, c_int64, c_void_p, c_void_p, c_int32, c_void_p, *PLACE]
@@ -66,7 +66,7 @@ class _Renderer:
         pairs = build_frame(scene, frame, workspace, for_backward=for_backward)
         if len(self.expected_pairs) > self.MOST_EXPECTATIONS:
             self.expected_pairs.clear()
-        self.expected_pairs[alike] = int(1.2 * pairs)
+        self.expected_pairs[alike] = min(int(1.2 * pairs), MOST_PAIRS)
         for name in ("order", "lists"):  # only needed until here, and torch frees in stream order
             workspace.parts.pop(name, None)
         return _View(scene, frame, pairs, (workspace, last))

@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         name, size, width = args.one
         print(json.dumps(measured(name, Setup(int(size), args.device, int(width)))))
         return 0
+    if args.plot is not None and args.plot.suffix not in (".png", ".svg"):
+        parser.error(f"--plot {args.plot}: name a .png or .svg")
     done, failed = finished(args.json) if args.json else [], 0
     for name, sweep in SWEEPS.items():
         for size in getattr(args, name):
@@ -68,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
                 write_lines(args.json, done)
         print_table(name, [line for line in done if line["sweep"] == name])
     if args.plot is not None and done:
+        args.plot.parent.mkdir(parents=True, exist_ok=True)
         scale_figure(done).savefig(args.plot, dpi=130)
     return 1 if failed else 0
 

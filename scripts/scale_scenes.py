@@ -63,7 +63,7 @@ def house(number: int, device: torch.device) -> tuple[Gaussians, Tensor, Tensor]
 
     origin, count = _origins(_HOUSE).to(device), _HOUSE * _ROOM
     area_of_balls, area_of_floor = count * 4 * np.pi * _RADIUS**2, _HOUSE * _FLOOR[0] * _FLOOR[1]
-    on_balls = max(count, round(number * area_of_balls / (area_of_balls + area_of_floor)))
+    on_balls = min(number, max(count, round(number * area_of_balls / (area_of_balls + area_of_floor))))
     ball = torch.arange(on_balls, device=device) % count
     on_floor = number - on_balls
     sides = torch.tensor([*_FLOOR, 0.0], device=device)

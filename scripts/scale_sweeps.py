@@ -192,6 +192,8 @@ def _finish(
         method = UnifiedLift(settings, zero_id="segment", seed=0).to(device)
         with meter.timed("codebook"):
             method.before_step(1.0, lambda: _pixels(own, scene))
+        if not method.num_objects:  # photos too small to show any: a training ends here too
+            return {"found": 0}
         with meter.timed("labels"):
             labels = by_falling_area(method, label_gaussians(own, method, [view.camera for view in scene.train]))
         refine = RefineStage(scene, own, method, RefineSettings(), labels, seed=0)

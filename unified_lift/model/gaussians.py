@@ -22,6 +22,7 @@ class Shown:
     """What views that are asked for again and again show of frozen Gaussians, as far as it was looked for."""
 
     cameras: frozenset[Camera]
+    most: int  # bytes of all rows
     rows: dict[Camera, Tensor] = field(default_factory=dict)  # int32, rising
     nbytes: int = 0  # of all these
 

@@ -8,6 +8,7 @@ from diff_gaussian_rasterization import PixelWeights, pixel_weights
 from diff_gaussian_rasterization.types import FRUSTUM_MARGIN
 from torch import Tensor
 
+from unified_lift.memory import available_memory
 from unified_lift.model.gaussians import Gaussians, Shown
 from unified_lift.ops.blocks import Blocks
 from unified_lift.types import Camera
@@ -15,7 +16,7 @@ from unified_lift.types import Camera
 _REACH = 3.4  # standard deviations: farther out even an opaque Gaussian is below 1/255, sqrt(2 ln 255) = 3.33
 _MARGIN = 4.0  # pixels: what the low-pass adds, and rounding
 _MOST = 0.75  # of the blocks: with more it is cheaper to look at all
-_MAX_KEPT = 2**32  # bytes of what is remembered of all views
+_KEPT, _MOST_KEPT, _SHARE = 2**32, 2**34, 0.1  # bytes of what is remembered of all views, by what is free
 
 
 def remember_views(gaussians: Gaussians, cameras: Sequence[Camera]) -> None:
@@ -23,7 +24,13 @@ def remember_views(gaussians: Gaussians, cameras: Sequence[Camera]) -> None:
     gaussians.freeze_geometry()
     is_new = gaussians.shown is None or not gaussians.shown.cameras.issuperset(cameras)
     if is_new and gaussians.blocks is not None:
-        gaussians.shown = Shown(frozenset(cameras))
+        gaussians.shown = Shown(frozenset(cameras), most_remembered(gaussians.device))
+
+
+def most_remembered(device: torch.device) -> int:
+    """Return how many bytes may be kept of what views show: 4 GiB, or a tenth of what is free, up to 16."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    return int(min(max(_KEPT, _SHARE * free), _MOST_KEPT))
 
 
 @torch.no_grad()
@@ -39,7 +46,7 @@ def rows_near(gaussians: Gaussians, camera: Camera) -> Tensor | None:
     if shown is not None and camera in shown.rows:
         return shown.rows[camera]
     rows = _rows_in_sight(gaussians.blocks, camera)
-    if shown is None or camera not in shown.cameras or shown.nbytes > _MAX_KEPT:
+    if shown is None or camera not in shown.cameras or shown.nbytes > shown.most:
         return rows
     ids = weights_of_rows(gaussians, camera, rows).gaussian_ids
     makes_up = torch.zeros(len(gaussians) if rows is None else len(rows), dtype=torch.bool, device=ids.device)

@@ -13,6 +13,7 @@ from unified_lift.data.cache import CacheChoice
 from unified_lift.errors import UserError
 from unified_lift.memory import OutOfMemory, available_memory, resident_memory
 from unified_lift.model.gaussians import MANY, Gaussians
+from unified_lift.model.near import most_remembered
 from unified_lift.modelfolder.settings import TrainSettings
 from unified_lift.ops.cameras import project
 from unified_lift.train.lift import steps_of as lift_steps_of
@@ -23,7 +24,7 @@ from unified_lift.types import Scene
 _GIB = 2**30
 _LOOKED_AT, _VIEWS = 2**14, 32  # Gaussians and views that tell what a view shows
 _REACH, _LOW_PASS, _TILE = 3.33, 0.3, 16  # standard deviations, square pixels, pixels: as the renderer has them
-_MAX_SHOWN = 2**32  # bytes of what is remembered of views
+_BYTES_OF_A_PIXEL = 320  # of the blending weights that are kept: 20 to 60 Gaussians make up most of a pixel
 
 
 class Sizes(NamedTuple):
@@ -119,13 +120,20 @@ def needs_of(
         picked = 44 + 24 * terms**2 + width if is_many else 16 + 12 * terms**2
         render = rendering(seen.most, own.pair) + count * picked * (seen.most if is_many else 1)
         views = sum(camera.width * camera.height for camera in labelled)
-        weights = min(settings.lift.lift_cache_mb * 2**20, views * 480)
-        shown = min(_MAX_SHOWN, 4 * seen.mean * count * len(scene.train)) if count >= MANY else 0
-        remembered = weights + shown
+        weights = min(settings.lift.lift_cache_mb * 2**20, views * _BYTES_OF_A_PIXEL)
+        is_dense = views * _BYTES_OF_A_PIXEL == weights  # all features have a gradient
+        shown = (
+            min(
+                most_remembered(gaussians.device if on_cpu else torch.device(device)),
+                4 * seen.mean * count * len(scene.train),
+            )
+            if count >= MANY
+            else 0
+        )
         parts["lift"] = {
-            "parameters, features and moments": (each + (4 if views * 480 == weights else 3) * width + 16) * count,
+            "parameters, features and moments": (each + (3 + is_dense) * width + 16) * count,
             "the renderer": render,
-            "blending weights": remembered,
+            "blending weights": weights + shown,
             "a checkpoint": (each + 3 * width) * count * on_cpu,
         }
         parts["labels"] = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from unified_lift.model.gaussians import MANY
 from unified_lift.modelfolder.settings import GeometrySettings, TrainSettings
 from unified_lift.settings.limits import leaves
 from unified_lift.train.hooks import Hook
@@ -28,14 +29,17 @@ class Costs(NamedTuple):
     weights: float  # of a view's blending weights, which the lift computes twice, for each million pixels
     refine: float  # of a refinement step for each 16,384 pixels drawn
     label: float  # of a view where Gaussians are labelled, for each million pixels
+    look: float  # of the first look of the lift at a view, for each million of many Gaussians
+    again: float  # of later ones, for each million: what a view shows is remembered
 
     def geometry(self, megapixels: float, gaussians: float) -> float:
         """Return the milliseconds of a geometry step."""
         return self.step + self.pixels * megapixels + self.gaussians * gaussians / 1e6
 
 
-# room_25 (80 views of 256x256; 6,905 to 39,978 Gaussians) on two idle cores with AVX-512; rooms on one H200.
-COSTS = {"cpu": Costs(1, 116, 235, 12, 520, 32, 600), "cuda": Costs(0.28, 0.5, 1.05, 0.8, 5, 3, 30)}
+# room_25 (80 views of 256x256; 6,905 to 39,978 Gaussians) on two idle cores with AVX-512; rooms on one H200. Of many
+# Gaussians: 2 million on such cores, which had other work; on a GPU not measured yet.
+COSTS = {"cpu": Costs(1, 116, 235, 12, 520, 32, 600, 100, 60), "cuda": Costs(0.28, 0.5, 1.05, 0.8, 5, 3, 30, 1, 0.2)}
 _STEPS_A_VIEW = 5 / 8  # times 100: 5,000 for the 80 views of room_25, which have then scores like those of longer runs
 _FEWEST_STEPS, _FEW_STEPS, _MANY_STEPS = 2_000, 3_000, 7_000  # never less; what time allows lies between the others
 _PIXELS_A_GAUSSIAN, _FEWEST, _MOST = 131, 10_000, 60_000  # 40,000 for the photos of room_25
@@ -181,15 +185,16 @@ class Forecast(Hook):
         steps = 0 if joint else lift_steps_of(lift, labelled)
         if labelled and (steps or joint or stage.name == "refine"):
             each, views = costs.lift * lift.lift_pixels / 8_192, len(labelled)
-            once = costs.weights * photos.megapixels
+            many = stage.num_gaussians / 1e6 if stage.num_gaussians >= MANY else 0.0
+            once, later = costs.weights * photos.megapixels + costs.look * many, costs.again * many
 
             def of_lift(first: int, last: int) -> float:
-                begins = (0, steps // 2)  # of rounds in which weights are computed
+                begins = (0,) if many else (0, steps // 2)  # of rounds in which weights are computed
                 new = sum(max(0, min(last, begin + views) - max(first, begin)) for begin in begins)
-                return each * (last - first) + once * min(new, last - first)
+                return (each + later) * (last - first) + once * min(new, last - first)
 
-            again = costs.refine * refine.refine_pixels / 16_384
-            label = views * costs.label * photos.megapixels
+            again = costs.refine * refine.refine_pixels / 16_384 + later
+            label = views * (costs.label * photos.megapixels + later)
 
             def of_labels(first: int, last: int) -> float:
                 return again * (last - first) + (0 if first else label)

@@ -43,6 +43,7 @@ COSTS = {"cpu": Costs(1, 116, 235, 12, 520, 32, 600, 100, 60), "cuda": Costs(0.2
 _STEPS_A_VIEW = 5 / 8  # times 100: 5,000 for the 80 views of room_25, which have then scores like those of longer runs
 _FEWEST_STEPS, _FEW_STEPS, _MANY_STEPS = 2_000, 3_000, 7_000  # never less; what time allows lies between the others
 _PIXELS_A_GAUSSIAN, _FEWEST, _MOST = 131, 10_000, 60_000  # 40,000 for the photos of room_25
+_WARM_STEPS = {"cpu": 3, "cuda": 100}  # of a stage, which are slower: memory is asked for, kernels are loaded
 _LOOK_S = 5  # at the steps that a forecast is made from; those of the first second are up to a third slower
 OWN_BOUND = {"cpu_gaussians": 0}
 """What a user's `max_gaussians` brings with it, so that it goes before what would be chosen, also 0."""
@@ -148,7 +149,8 @@ class Forecast(Hook):
 
     def before_stage(self, stage: Stage) -> None:
         steps = stage.num_steps - stage.first
-        self._begin = stage.first + min(3, steps // 8)  # what comes before is slower
+        warm = _WARM_STEPS["cuda" if stage.gaussians.device.type == "cuda" else "cpu"]
+        self._begin = stage.first + min(warm, steps // 8)
         self._end = self._begin + max(1, steps // 8)
         self._since, self._count, self._has_begun = (
             time.perf_counter(),

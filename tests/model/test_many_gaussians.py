@@ -1,6 +1,7 @@
 """What many Gaussians need: files are read and written in blocks, so that memory holds the Gaussians and no copy."""
 
 import tracemalloc
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ import torch
 from tests.model.test_ply import random_gaussians
 from unified_lift.editing.formats import FORMATS, export
 from unified_lift.errors import UserError
-from unified_lift.model import gltf
+from unified_lift.memory import OutOfMemory
+from unified_lift.model import gltf, ply
 from unified_lift.model.files import read_splat
 from unified_lift.model.ply import read_gaussians, write_gaussians
 from unified_lift.modelfolder.inference import TrainedScene
@@ -48,6 +50,14 @@ def test_readers_hold_the_columns_once(tmp_path, scene, read):
     assert peak < sum(value.nbytes for _, value in found) + 1.5 * BLOCK
     for name, value in scene.gaussians:
         assert torch.equal(getattr(found, name), value), name
+
+
+def test_a_file_that_memory_cannot_hold_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    write_gaussians(tmp_path / "a.ply", random_gaussians(1_000))  # 59 numbers: 236,000 bytes
+    for there in (236_000, 235_999):
+        monkeypatch.setattr(ply, "available_memory", lambda there=there: there)
+        with nullcontext() if there == 236_000 else pytest.raises(OutOfMemory, match=r"a.ply: .*1,000 Gaussians need"):
+            read_gaussians(tmp_path / "a.ply")
 
 
 def test_a_whole_scene_is_exported_from_the_memory_it_is_in(tmp_path, scene, monkeypatch):

@@ -77,7 +77,9 @@ def test_memory_that_cannot_suffice_is_refused_and_what_may_is_not(tmp_path, sce
     assert line.startswith("memory: about ")
     assert "; it may not fit: lower it with " in line
     monkeypatch.setattr(needs, "available_memory", lambda: missing - 1)
-    with pytest.raises(OutOfMemory, match=r"^1,000 Gaussians of SH degree 0: parameters and moments alone need .*-r 2"):
+    with pytest.raises(
+        OutOfMemory, match=r"^1,000 Gaussians of SH degree 0: parameters and moments alone need .*, --data_"
+    ):
         forecast(tmp_path, scene, gaussians, **LIFT_ONLY)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from unified_lift.errors import UserError
+from unified_lift.memory import available_memory
 from unified_lift.model.compressed_ply import is_compressed, unpacked
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.raw import MAX_LOGIT, RawSplat, base_coefficients, by_row, logits_of, placed
@@ -152,7 +153,10 @@ def _by_group(rows: Rows, groups: Mapping[str, Sequence[str]]) -> dict[str, np.n
     found = dict[str, np.ndarray]()
     for key, names in groups.items():
         kind = np.result_type(*(rows.data.dtype[name] for name in names)) if names else np.float32
-        found[key] = np.empty((len(rows.data), len(names)), kind)
+        found[key] = np.empty((len(rows.data), len(names)), kind)  # no memory is taken before it is written
+    needed = sum(values.nbytes for values in found.values())
+    if needed > available_memory():
+        raise MemoryError(f"{len(rows.data):,} Gaussians need {needed / 2**30:.1f} GiB")
     for place, block in rows.blocks():
         for key, names in groups.items():
             for index, name in enumerate(names):

@@ -122,14 +122,8 @@ def needs_of(
         views = sum(camera.width * camera.height for camera in labelled)
         weights = min(settings.lift.lift_cache_mb * 2**20, views * _BYTES_OF_A_PIXEL)
         is_dense = views * _BYTES_OF_A_PIXEL == weights  # all features have a gradient
-        shown = (
-            min(
-                most_remembered(gaussians.device if on_cpu else torch.device(device)),
-                4 * seen.mean * count * len(scene.train),
-            )
-            if count >= MANY
-            else 0
-        )
+        shown = 4 * seen.mean * count * len(scene.train) * (count >= MANY)
+        shown = min(shown, most_remembered(torch.device(device))) if shown else 0
         parts["lift"] = {
             "parameters, features and moments": (each + (3 + is_dense) * width + 16) * count,
             "the renderer": render,
@@ -189,10 +183,11 @@ def forecast(
         part |= {"the program": max(0, own - there - part["photos"])}
         free, total, place = main, main + own, "of main memory"
     kind = f"{len(gaussians):,} Gaussians of SH degree {gaussians.sh_degree}"
-    lower = _what_to_change(settings, part, begin)
     if needs.least - there > free:
-        what = f"parameters and moments alone need {needs.least / _GIB:.1f} GiB {place}"
-        raise OutOfMemory(f"{kind}: {what}, {(free + there) / _GIB:.1f} can be taken; {lower}")
+        what = f"parameters and moments alone need {needs.least / _GIB:.2f} GiB {place}"
+        certain = {name: size for name, size in part.items() if name not in ("the renderer", "blending weights")}
+        lower = _what_to_change(settings, certain, begin)
+        raise OutOfMemory(f"{kind}: {what}, {(free + there) / _GIB:.2f} can be taken; {lower}")
     folder = next(
         path for path in (settings.model_path.absolute(), *settings.model_path.absolute().parents) if path.exists()
     )
@@ -207,16 +202,16 @@ def forecast(
     line = f"memory: about {wanted / _GIB:.2f} of {total / _GIB:.1f} GiB {place}, most in the {needs.largest}: {listed}"
     line += f"; {needs.host / _GIB:.1f} of {main / _GIB:.1f} GiB of main memory" if on_gpu else ""
     line += f"; {needs.disk / _GIB:.2f} of {disk / _GIB:.1f} GiB of disk"
-    return line + (f"; it may not fit: {lower}" if wanted > total else "")
+    return line + (f"; it may not fit: {_what_to_change(settings, part, begin)}" if wanted > total else "")
 
 
-def _what_to_change(settings: TrainSettings, part: Mapping[str, float], begin: str) -> str:
-    """Return what lowers what a run needs, the flags that it has."""
+def _what_to_change(settings: TrainSettings, needs: Mapping[str, float], begin: str) -> str:
+    """Return the flags that lower some of what is needed, by what for."""
     trains = begin == "geometry" and settings.geometry.iterations > 0
     flags = ["a splat of fewer Gaussians" if settings.init_ply else "--sh_degree"] if begin == "geometry" else []
     flags += ["--max_gaussians"] if trains and hasattr(settings.density, "max_gaussians") else []
-    flags += ["--feature_dim"] if "features" in " ".join(part) else []
-    flags += ["-r 2", "--data_device disk"] if part["photos"] or part.get("the renderer") else []
-    flags += ["--lift_cache_mb"] if part.get("blending weights") else []
+    flags += ["--feature_dim"] if "features" in " ".join(needs) else []
+    flags += ["-r 2", "--data_device disk"] if needs.get("photos") or "the renderer" in needs else []
+    flags += ["--lift_cache_mb"] if needs.get("blending weights") else []
     flags += ["--shard_gaussians with torchrun on several GPUs"] if trains and settings.schedule == "staged" else []
-    return f"lower it with {', '.join(flags[:-1])} or {flags[-1]}"
+    return f"lower it with {', '.join(flags)}" if flags else "end other programs"

@@ -171,7 +171,8 @@ class Recolour(ObjectOperation):
             painted = kept * colors + self.strength * share * ((colors @ luma)[..., None] + _DARK) * paint
             sh0[own] = ((painted - 0.5) / SH_C0).float()
             shN[own] = (kept * higher + self.strength * share * (higher @ luma)[..., None] * paint).float()
-        return replace(scene, gaussians=scene.gaussians.like(table | {"sh0": sh0, "shN": shN}))
+        painted_over = scene.gaussians.like(table | {"sh0": sh0, "shN": shN}, takes_over=True)  # the rest is shared
+        return replace(scene, gaussians=painted_over)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +192,7 @@ class Move(ObjectOperation):
         for name, value in self._moved(scene, chosen).items():
             table[name] = table[name].clone()
             table[name][chosen] = value
-        return replace(scene, gaussians=scene.gaussians.like(table))
+        return replace(scene, gaussians=scene.gaussians.like(table, takes_over=True))
 
     def _moved(self, scene: TrainedScene, chosen: Tensor) -> dict[str, Tensor]:
         """Return the parameters of `chosen` that the move changes; in float64, so that little is rounded."""
@@ -229,7 +230,8 @@ class Duplicate(Move):
         moved, table = self._moved(scene, chosen), scene.gaussians.state_dict()
         table = {name: torch.cat([value, moved.get(name, value[chosen])]) for name, value in table.items()}
         labels = replace(scene.require_labels().of(rows), object_ids=torch.cat([scene.object_ids, ids]))
-        return replace(scene, gaussians=scene.gaussians.like(table), labels=labels, names=names)
+        gaussians = scene.gaussians.like(table, takes_over=True)
+        return replace(scene, gaussians=gaussians, labels=labels, names=names)
 
 
 @dataclass(frozen=True, kw_only=True)

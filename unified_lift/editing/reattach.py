@@ -47,7 +47,8 @@ def reattach(
         )
     again = scene.subset(torch.from_numpy(source))
     again.confidence[torch.from_numpy(unknown)] = 0.0
-    gaussians = scene.gaussians.like(edited.state_dict() | {"features": again.gaussians.features})
+    table = edited.state_dict() | {"features": again.gaussians.features}
+    gaussians = scene.gaussians.like(table, takes_over=True)
     kinds = {"num_same": same, "num_moved": moved, "num_near": near, "num_unknown": unknown}
     counts = {name: int(kind.sum()) for name, kind in kinds.items()}
     counts["num_removed"] = len(old_places) - len(np.unique(source[~unknown]))

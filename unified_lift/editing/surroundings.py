@@ -51,7 +51,9 @@ def extent(points: np.ndarray) -> float:
 def photos_of(scene: TrainedScene, removed: Tensor, views: Sequence[View]) -> Iterator[Photo]:
     """Yield the parts of the photos that show the object."""
     alone, device = scene.subset(removed).gaussians, scene.gaussians.device
-    marked = scene.gaussians.like(scene.gaussians.state_dict() | {"features": removed.float()[:, None]})
+    marked = scene.gaussians.like(
+        scene.gaussians.state_dict() | {"features": removed.float()[:, None]}, takes_over=True
+    )
     path = scene.path / EXPOSURE_FILE
     exposures = read_json(path) if path.exists() else {}
     for view in views:

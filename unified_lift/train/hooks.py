@@ -118,8 +118,11 @@ class Finite(Hook):
         """
         self.last_terms()
         for name, value in named_tensors(state):
-            # A part at a time: of many Gaussians the marks alone would take gigabytes.
-            if count := sum(int((~torch.isfinite(part)).sum()) for part in value.flatten().split(2**24)):
+            if not value.is_floating_point() or not value.numel():
+                continue
+            # Minimum and maximum tell, many times faster than marks of all values, and take no memory.
+            if not bool(torch.stack(torch.aminmax(value)).isfinite().all()):
+                count = int((~torch.isfinite(value)).sum())
                 raise FloatingPointError(f"{name} holds {count} values that are not finite after {step} steps")
 
 

@@ -1,5 +1,6 @@
 """What a training says that it needs of memory and disk before it begins; that it refuses what cannot fit, no more."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -81,6 +82,21 @@ def test_memory_that_cannot_suffice_is_refused_and_what_may_is_not(tmp_path, sce
         OutOfMemory, match=r"^1,000 Gaussians of SH degree 0: parameters and moments alone need .*, --data_"
     ):
         forecast(tmp_path, scene, gaussians, **LIFT_ONLY)
+
+
+def test_a_gpu_is_told_apart_from_main_memory(tmp_path, scene, monkeypatch):
+    free = [2**30, 141 * 2**30]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: tuple(free))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 2**29)
+    monkeypatch.setattr(needs, "available_memory", lambda: 2**31)
+    arguments = settings_for(tmp_path, **LIFT_ONLY), scene, random_gaussians(1_000), IN_MEMORY, torch.device("cuda")
+    line = needs.forecast(*arguments)
+    assert re.search(
+        r"^memory: about [\d.]+ of 1\.5 GiB on the GPU, .*; 0\.0 of 2\.0 GiB of main memory; .* of disk$", line
+    )
+    free[0] = 1_000 * (236 + 3 * 64) - 1  # nothing is there yet
+    with pytest.raises(OutOfMemory, match="need 0.00 GiB on the GPU, 0.00 can be taken"):
+        needs.forecast(*arguments)
 
 
 def test_a_refused_run_leaves_the_earlier_one_alone(tmp_path, scene, monkeypatch):

@@ -202,7 +202,9 @@ def forecast(
     line = f"memory: about {wanted / _GIB:.2f} of {total / _GIB:.1f} GiB {place}, most in the {needs.largest}: {listed}"
     line += f"; {needs.host / _GIB:.1f} of {main / _GIB:.1f} GiB of main memory" if on_gpu else ""
     line += f"; {needs.disk / _GIB:.2f} of {disk / _GIB:.1f} GiB of disk"
-    return line + (f"; it may not fit: {_what_to_change(settings, part, begin)}" if wanted > total else "")
+    if wanted > total or needs.host > main:
+        line += f"; it may not fit: {_what_to_change(settings, part, begin)}"
+    return line
 
 
 def _what_to_change(settings: TrainSettings, needs: Mapping[str, float], begin: str) -> str:

@@ -24,6 +24,7 @@ class Rows(NamedTuple):
 
     data: np.ndarray  # structured [N], mapped from the file if that is binary
     file: BinaryIO
+    comments: tuple[str, ...]  # of the whole header
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Walk over copies of all rows and where they stand, some at a time: what is mapped would stay in memory."""
@@ -70,7 +71,8 @@ def opened(path: Path, *further: str) -> Iterator[dict[str, Rows]]:
             lists = [item.name for item in element.properties if isinstance(item, PlyListProperty)]
             if lists:
                 raise UserError(f"{path}: {name} property {lists[0]!r} is a list, not a number; export without it")
-        yield {name: Rows(element.data, file) for name, element in found.items()}
+        told = (*content.comments, *content.obj_info, *(line for item in content for line in item.comments))
+        yield {name: Rows(element.data, file, told) for name, element in found.items()}
 
 
 def write_vertices(path: Path, vertices: np.ndarray) -> None:
@@ -86,14 +88,18 @@ def write_elements(path: Path, elements: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def write_blocks(path: Path, blocks: Iterable[np.ndarray], *, count: int) -> None:
-    """Write `count` vertices that come in blocks of structured rows, one at least, as `write_vertices`."""
+def write_blocks(path: Path, blocks: Iterable[np.ndarray], *, count: int, comment: str = "") -> None:
+    """Write `count` vertices that come in blocks of structured rows, one at least, as `write_vertices`.
+
+    A comment comes last in the header: there are viewers that read its first three lines by their place.
+    """
+    told = f"comment {comment}\n" if comment else ""
     with replacing(path) as partial, open(partial, "wb") as file:
         for index, block in enumerate(blocks):
             if index == 0:
                 alike = np.broadcast_to(np.zeros((), block.dtype), count)  # takes no memory
                 header = PlyData([PlyElement.describe(alike, "vertex")], byte_order="<").header
-                file.write(header.encode() + b"\n")
+                file.write(f"{header.removesuffix('end_header')}{told}end_header\n".encode())
             file.write(block.view(np.uint8).data)
 
 

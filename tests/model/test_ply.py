@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from unified_lift.errors import UserError
+from unified_lift.model.files import read_splat
 from unified_lift.model.gaussians import Gaussians
 from unified_lift.model.ply import read_gaussians, write_gaussians
 
@@ -30,6 +31,19 @@ def test_header_is_exactly_what_fixed_struct_viewers_expect(tmp_path):
     write_gaussians(tmp_path / "a.ply", random_gaussians())
     header = (tmp_path / "a.ply").read_bytes().split(b"end_header\n")[0].decode().splitlines()
     assert header == ["ply", "format binary_little_endian 1.0", "element vertex 5", *VANILLA]
+
+
+@pytest.mark.parametrize("antialiased", [False, True])
+def test_a_file_tells_that_its_gaussians_are_antialiased(tmp_path, antialiased):
+    gaussians = random_gaussians()
+    write_gaussians(tmp_path / "plain.ply", gaussians)
+    gaussians.antialiased = antialiased
+    write_gaussians(tmp_path / "a.ply", gaussians)
+    head, plain = ((tmp_path / name).read_bytes().partition(b"end_header\n") for name in ("a.ply", "plain.ply"))
+    assert head[0] == plain[0] + b"comment antialiased\n" * antialiased
+    assert head[2] == plain[2]
+    assert read_gaussians(tmp_path / "a.ply").antialiased == antialiased
+    assert read_splat(tmp_path / "a.ply")[0].antialiased == antialiased
 
 
 def test_values_stand_where_3dgs_puts_them(tmp_path):

@@ -31,6 +31,7 @@ _OTHERS = {
     "trbf_": "it holds a moving scene: export one moment of it as a 3DGS .ply",
 }
 _SHOWN = 6
+_ANTIALIASED = "antialiased"  # a comment of ours: no column and no other program tells it
 
 
 def write_gaussians(
@@ -39,9 +40,9 @@ def write_gaussians(
     """Write a Gaussian PLY, in the user's coordinates of a frame that the Gaussians are inside of.
 
     Columns: x y z nx ny nz f_dc_* f_rest_* (channel-major) opacity (logit) scale_* (log) rot_* (wxyz), float32 little
-    endian, no comment line: some viewers read a fixed struct. With `object_ids` [N], obj_dc_0..D-1 and object_id
-    (float, since a converter rejects other types) follow, as Gaussian Grouping and Unified-Lift expect. Far from the
-    origin x y z are float64: float32 would lose the scene.
+    endian; where the Gaussians are antialiased, a comment ends the header. With `object_ids` [N], obj_dc_0..D-1 and
+    object_id (float, since a converter rejects other types) follow, as Gaussian Grouping and Unified-Lift expect. Far
+    from the origin x y z are float64: float32 would lose the scene.
     """
     names = [*_PLACE, *_numbered("f_dc_", 3), *_numbered("f_rest_", 3 * gaussians.shN.shape[1]), "opacity"]
     names += [*_numbered("scale_", 3), *_numbered("rot_", 4)]
@@ -56,7 +57,7 @@ def write_gaussians(
             yield _rows(part, ids, kinds, frame)
             first += len(part)
 
-    write_blocks(path, blocks(), count=len(gaussians))
+    write_blocks(path, blocks(), count=len(gaussians), comment=_ANTIALIASED if gaussians.antialiased else "")
 
 
 def _rows(gaussians: Gaussians, object_ids: np.ndarray | None, kinds: np.dtype, frame: Similarity) -> np.ndarray:
@@ -87,13 +88,13 @@ def read_gaussians(path: Path, frame: Similarity = IDENTITY) -> Gaussians:
 
     A UserError: as `read_ply`, or a broken number.
     """
-    table = read_ply(path).table
+    table, _, antialiased = read_ply(path)
     if len(table["means"]) == 0:
         raise UserError(f"{path}: holds no Gaussian")
     for name, rows in by_row(table, np.isfinite).items():
         if not rows.all():
             raise UserError(f"{path}: {name} holds NaN or infinite numbers; repair or retrain the splat")
-    return placed(table, frame)
+    return placed(table, frame, antialiased=antialiased)
 
 
 def read_ply(path: Path) -> RawSplat:
@@ -145,7 +146,7 @@ def _read(rows: Rows, path: Path) -> RawSplat:
         listed = ", ".join(unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
         other = _what_else(columns) or "if its program draws with them, it looks different here"
         notes.append(f"columns that are not read: {listed}; {other}")
-    return RawSplat(table, notes)
+    return RawSplat(table, notes, antialiased=_ANTIALIASED in rows.comments)
 
 
 def _by_group(rows: Rows, groups: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:

@@ -37,6 +37,7 @@ _LYING = 0.9  # share of an object's Gaussians in a plane, from which on it lies
 _FOOT = 0.06  # of the size: what is lower may as well be the plane's, and casts next to no shadow
 _STANDING = 5.0  # of the size: how far away things may stand that hide light
 TAKEN = 0.6  # share of the light that is left, below which it is the object that makes a place dark
+_CONTEXTS = (0.5, 0.25)  # of the root of the hole's area: surroundings that a piece should be like, or else these
 _COVERED = 0.2  # alpha of things that stand on the plane, from which on what lies there is not copied
 _CRACKS = 3  # pixels: half the width of gaps in a plane that are too narrow to be things on it
 _MAX_LIGHT_SIDE = 240  # pixels of the picture in which light is found
@@ -147,7 +148,6 @@ def _on_plane(
     hole = ~material & (hull | (known & (ratio < TAKEN))) & ~is_free(spots, photos, _TOLERANCE * size).reshape(shape)
     hole = ndimage.binary_closing(np.pad(hole, 8), iterations=_CRACKS)[8:-8, 8:-8] | hole
     albedo = colors / np.maximum(before, _DARK)[..., None]
-    width = max(4, round(0.5 * float(hole.sum()) ** 0.5))
     albedo = harmonic(albedo, ~material | hole)
     covered = _blended(standing, np.ones(len(standing)), camera)[1] > _COVERED
     copied = (
@@ -155,8 +155,10 @@ def _on_plane(
         & ~covered
         & ~ndimage.binary_dilation(hole)
     )
-    patched = similar_piece(albedo, copied, hole, width)
-    albedo = albedo if patched is None else patched
+    for share in _CONTEXTS:
+        if (patched := similar_piece(albedo, copied, hole, max(4.0, share * float(hole.sum()) ** 0.5))) is not None:
+            albedo = patched
+            break
     colors = np.where(hole[..., None], albedo * after[..., None], colors).clip(0, 1)
     gain = np.where(ratio < _SHADE, 1 / ratio.clip(_DARK, 1), 1.0)
     return Picture(camera, colors, project(spots, camera)[1].reshape(shape), hole, gain, is_surface & flat)
@@ -226,7 +228,7 @@ def _camera_towards(points: np.ndarray, photos: Sequence[Photo], away: np.ndarra
     pose[:3, 3] = -pose[:3, :3] @ (centre - distance * forward)
     focal = float(np.median([photo.whole.fx for photo in photos]))
     camera = Camera(cam_from_world=pose, fx=focal, fy=focal, cx=0.0, cy=0.0, width=1, height=1)
-    low, high = np.quantile(project(points, camera)[0], [0.02, 0.98], axis=0)
+    low, high = np.quantile(project(points, camera)[0], [0.05, 0.95], axis=0)
     shrink = min(1.0, _MAX_SIDE / float((high - low).max()))
     margin = context * (high - low).max() + 4 / shrink
     low, high = np.floor(shrink * (low - margin)), np.ceil(shrink * (high + margin))

@@ -17,6 +17,7 @@ from unified_lift.model.render import render
 from unified_lift.modelfolder.labels import AS_TRAINED, INVENTED, RELIT, RETRAINED
 from unified_lift.ops.cameras import look_at
 from unified_lift.ops.inpaint import harmonic, similar_piece
+from unified_lift.ops.quaternions import rotation_from_quaternion
 from unified_lift.types import Camera, View
 
 COUNT = 8
@@ -40,6 +41,28 @@ def test_a_hole_in_a_pattern_is_covered_by_a_turned_piece_of_it():
     assert np.sqrt(((harmonic(values, hole) - values)[hole] ** 2).mean()) > 0.06
     np.testing.assert_array_equal(found[~hole], values[~hole])
     assert similar_piece(0 * values, ~hole, hole, 6) is None  # plain: nothing to be copied
+
+
+def test_a_chequered_plane_goes_on_in_phase():
+    # The period, 13.3 pixels, is no whole number: a piece that is moved by whole pixels is wrong at every edge.
+    rows, columns = np.indices((90, 90)) - 45.0
+    x, y = rows * np.cos(0.4) - columns * np.sin(0.4), rows * np.sin(0.4) + columns * np.cos(0.4)
+    values = 0.5 + 0.4 * np.tanh(4 * np.sin(2 * np.pi * x / 13.3) * np.sin(2 * np.pi * y / 13.3))[..., None]
+    values = values * np.array([1.0, 0.7, 0.4])
+    hole = np.hypot(rows - 4, columns + 7) < 10
+    known = np.hypot(rows - 4, columns + 7) > 11
+    found = similar_piece(np.where(hole[..., None], 0, values), known, hole, 9)
+    assert found is not None
+    assert np.sqrt(((found - values)[hole] ** 2).mean()) < 0.06  # half a pixel off: 0.1
+
+
+def test_new_gaussians_lie_flat_in_the_surface():
+    normal = np.array([0.6, 0.0, 0.8])
+    x, y = np.meshgrid(np.arange(4.0), np.arange(3.0))
+    found = filling._normals(np.stack([x, y, -0.75 * x], axis=2))
+    np.testing.assert_allclose(found, np.tile(normal, (12, 1)), atol=1e-12)
+    turned = rotation_from_quaternion(torch.from_numpy(filling._upright(found)))
+    np.testing.assert_allclose(turned[:, :, 2], found, atol=1e-12)
 
 
 def camera(turn, height=1.6):

@@ -145,7 +145,7 @@ def _with_seeds(rest: TrainedScene, shown: np.ndarray, surface: Picture) -> tupl
 
     new = {name: value[like] for name, value in table.items()} | {
         "means": tensor(places),
-        "quats": tensor(np.column_stack([1 + normals[:, 2], -normals[:, 1], normals[:, 0], 0 * pitch])),  # z to normal
+        "quats": tensor(_upright(normals)),
         "log_scales": tensor(np.log(pitch[:, None] * _DISC)),
         "logit_opacities": torch.full((len(chosen),), _LIFT, device=device).logit(),
         "sh0": tensor((surface.colors.reshape(-1, 3)[chosen] - 0.5) / SH_C0)[:, None],
@@ -161,6 +161,12 @@ def _normals(points: np.ndarray) -> np.ndarray:
     normals = np.cross(np.gradient(points, axis=1), np.gradient(points, axis=0)).reshape(-1, 3)
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
     return np.where(normals[:, 2:] < 0, -normals, normals)
+
+
+def _upright(normals: np.ndarray) -> np.ndarray:
+    """Return quaternions wxyz, of any length, of rotations that take the z axis to unit normals, [n, 4]."""
+    x, y, z = normals.T
+    return np.column_stack([1 + z, -y, x, 0 * x])
 
 
 def _trained(scene: TrainedScene, trained: Tensor, photos: Sequence[Photo], *, seed: int, quiet: bool) -> Gaussians:

@@ -13,6 +13,8 @@ from unified_lift.types import Camera
 
 _DIRECTIONS, _LAMPS = 128, 512  # from which light may come; in which a lamp is sought
 _SPREAD = 17.0  # degrees, of the lamp: at least about the distance of the directions
+_CLOSE, _CAP = 64, (24.0, 14.0)  # directions around the lamp that is found; degrees up to which they, and lamps, lie
+_SPREADS = (7.0, 10.0, 14.0)  # of lamps there
 _LOWEST = 0.25  # sine of the lowest elevation of a lamp
 _RESOLUTION = 192  # pixels of the picture in which a direction sees what stands
 _SOLID = (0.6, 1.0)  # alpha at which things hide nothing and all: Gaussians reach beyond the surface they make
@@ -40,7 +42,8 @@ def light_on(
 
     Light = 1 - a (hidden share of the sky) - b (hidden share of the lamp), a and b >= 0, a + b <= 1. The materials of
     the plane are not known, so differences of log luminance to pixels 1 and 3 away are compared with those of log
-    light, and large ones, edges of materials, count little [Geman-McClure]. Every direction of the hemisphere is tried.
+    light, and large ones, edges of materials, count little [Geman-McClure]. Every direction of the hemisphere is tried,
+    then smaller lamps close to the best one.
     Source: Sato, Sato, Ikeuchi, Illumination from shadows, PAMI 2003, with a lamp and a sky in place of many lamps.
 
     Args:
@@ -49,30 +52,53 @@ def light_on(
         normal: Unit normal of the plane, [3].
     """
     directions, candidates = _hemisphere(normal, _DIRECTIONS), _hemisphere(normal, _LAMPS)
+    candidates = candidates[candidates @ normal > _LOWEST]
     left, hidden = (_hidden(one, points, directions) for one in (rest, gone))
     both = 1 - (1 - left) * (1 - hidden)
-    candidates = candidates[candidates @ normal > _LOWEST]
-    near = np.maximum(candidates @ directions.T - np.cos(np.radians(_SPREAD)), 0)
-    near /= near.sum(axis=1, keepdims=True)
-    lamps, skies = np.tensordot(near, both, 1), both.mean(axis=0)
+    skies = both.mean(axis=0)
     seen = known & (luminance > 2 * _DARKEST)
     target = _differences(np.log(np.maximum(luminance, _DARKEST)), seen)
     weight = _differences(hidden.max(axis=0) + _ELSEWHERE, seen, sign=1)
     weight /= max(float(weight.sum()), 1e-9)
 
-    def cost(sky: float, lamp: float, index: int) -> float:
-        light = 1 - sky * skies - lamp * lamps[index]
+    def cost(sky: float, lamp: float, hides: np.ndarray) -> float:
+        light = 1 - sky * skies - lamp * hides
         error = (target - _differences(np.log(np.maximum(light, _DARKEST)), seen)) ** 2
         return float((weight * error / (error + _EDGE**2)).sum())
 
-    index = min(range(len(lamps)), key=lambda index: cost(_FIRST, _FIRST, index))
+    def best(lamps: np.ndarray, directions: np.ndarray, left: np.ndarray, both: np.ndarray, spread: float) -> _Lamp:
+        near = np.maximum(lamps @ directions.T - np.cos(np.radians(spread)), 0)
+        near /= near.sum(axis=1, keepdims=True)
+        all_hide = np.tensordot(near, both, 1)
+        costs = [cost(_FIRST, _FIRST, hides) for hides in all_hide]
+        index = int(np.argmin(costs))
+        return _Lamp(costs[index], lamps[index], all_hide[index], np.tensordot(near[index], left, 1))
+
+    found = best(candidates, directions, left, both, _SPREAD)
+    wide, narrow = np.cos(np.radians(_CAP))
+    close = _hemisphere(found.direction, round(_CLOSE / (1 - wide**2)))
+    close = close[(close @ found.direction > wide) & (close @ normal > 0)]
+    near_left, near_hidden = (_hidden(one, points, close) for one in (rest, gone))
+    near_both = 1 - (1 - near_left) * (1 - near_hidden)
+    lamps = close[close @ found.direction > narrow]
+    found = min(
+        [found, *(best(lamps, close, near_left, near_both, spread) for spread in _SPREADS)], key=lambda one: one.cost
+    )
     shares = [(sky, lamp) for sky in _SHARES for lamp in _SHARES if sky + lamp <= 1]
-    costs = [cost(sky, lamp, index) for sky, lamp in shares]
+    costs = [cost(sky, lamp, found.hides) for sky, lamp in shares]
     if min(costs) >= (1 - _MIN_GAIN) * costs[0]:
         return None
     sky, lamp = shares[int(np.argmin(costs))]
-    after = 1 - sky * left.mean(axis=0) - lamp * np.tensordot(near[index], left, 1)
-    return Light(1 - sky * skies - lamp * lamps[index], after)
+    return Light(1 - sky * skies - lamp * found.hides, 1 - sky * left.mean(axis=0) - lamp * found.left)
+
+
+class _Lamp(NamedTuple):
+    """How badly it explains the picture, its direction [3], its shares hidden by all and by what is left, [H, W]."""
+
+    cost: float
+    direction: np.ndarray
+    hides: np.ndarray
+    left: np.ndarray
 
 
 def _hemisphere(normal: np.ndarray, count: int) -> np.ndarray:

@@ -228,7 +228,7 @@ def _camera_towards(points: np.ndarray, photos: Sequence[Photo], away: np.ndarra
     pose[:3, 3] = -pose[:3, :3] @ (centre - distance * forward)
     focal = float(np.median([photo.whole.fx for photo in photos]))
     camera = Camera(cam_from_world=pose, fx=focal, fy=focal, cx=0.0, cy=0.0, width=1, height=1)
-    low, high = np.quantile(project(points, camera)[0], [0.05, 0.95], axis=0)
+    low, high = np.quantile(project(points, camera)[0], [0.02, 0.98], axis=0)
     shrink = min(1.0, _MAX_SIDE / float((high - low).max()))
     margin = context * (high - low).max() + 4 / shrink
     low, high = np.floor(shrink * (low - margin)), np.ceil(shrink * (high + margin))

@@ -15,6 +15,7 @@ _LOWEST, _STARTS = 3, 40  # motions that are refined: of each turn, of all
 _REACH, _MAX_RING = 2.5, 2000  # of the width: surroundings that count; how many of their pixels
 _MIN_RING, _MIN_SHOWN = 0.5, 0.25  # shares of a hole's surroundings and of the hole that a piece must show
 _UNLIKE, _PLAIN = 0.42, 0.02  # error over variance from which on a piece is not like the surroundings; their variance
+_EXACT = 1e-3  # of the variance: errors below are no errors
 _NEARLY = 1.25  # times the least error: other pieces that may be as good
 _POWERS = 6  # of a motion that fits
 _SAME = 3.0  # pixels by which motions differ that are two
@@ -69,14 +70,15 @@ def similar_piece(values: np.ndarray, known: np.ndarray, hole: np.ndarray, width
     variance = ring.mean((ring.colors - ring.mean(ring.colors)) ** 2).mean()
     if not found or found[0].error > _UNLIKE * variance or variance < _PLAIN:
         return None
-    found = [one for one in found if one.error <= _NEARLY * found[0].error]
+    noise = _EXACT * variance
+    found = [one for one in found if one.error <= _NEARLY * (found[0].error + noise)]
     implied = [power for one in found for motion in (one, one.inverse()) for power in ring.powers(motion)]
     found = [one for one in _distinct(ring, implied, found) if one.error <= _UNLIKE * variance]
     rows, columns = np.nonzero(away <= _SEAM)
     places, pieces, shares = rows + 1j * columns, np.zeros_like(values), np.zeros(hole.shape)
     fade = np.minimum(ndimage.distance_transform_edt(known) / _SEAM, 1.0)
     for one in found:
-        own = ring.shown(one, places) * _sampled(fade, one.at(places)) / one.error**2
+        own = ring.shown(one, places) * _sampled(fade, one.at(places)) / (one.error + noise) ** 2
         offset = ring.mean(ring.colors - _sampled(values, one.at(ring.places)), ring.seen_weight(one))
         pieces[rows, columns] += own[:, None] * (_sampled(values, one.at(places)) + offset)
         shares[rows, columns] += own

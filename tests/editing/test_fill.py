@@ -56,6 +56,23 @@ def test_a_chequered_plane_goes_on_in_phase():
     assert np.sqrt(((found - values)[hole] ** 2).mean()) < 0.06  # half a pixel off: 0.1
 
 
+@pytest.mark.parametrize("dark", [0.0, 0.2])
+def test_brightness_goes_on_and_what_is_wrong_at_the_rim_fades(dark):
+    # Chequers of period 13 whose brightness rises along the row, 0.2 in the picture; on the right of the hole a rim of
+    # 3 pixels is too dark. Continued by Laplace's equation alone, that darkens the middle by 0.08, and by 0.12 at most.
+    rows, columns = np.indices((100, 100)) - 50.0
+    pattern = 0.5 + 0.3 * np.tanh(4 * np.sin(2 * np.pi * rows / 13) * np.sin(2 * np.pi * columns / 13))
+    values, away = (pattern + 0.002 * columns)[..., None] * np.ones(3), np.hypot(rows, columns)
+    hole, right = away < 10, columns > 0
+    seen = np.where(hole[..., None], 0, values - dark * ((away < 13) & right)[..., None])
+    found = similar_piece(seen, away > 11, hole, 9)
+    assert found is not None
+    error, inner = (found - values)[..., 0], (away > 9) & hole
+    assert np.abs(error[away < 5]).max() < (0.03 if dark else 1e-3)  # 0.012: what is too dark counts in the mean
+    assert np.abs(error[inner & ~right]).mean() < 0.03
+    assert error[inner & right].mean() == pytest.approx(-0.57 * dark, abs=0.02)  # no seam: half of it, smoothed
+
+
 def test_new_gaussians_lie_flat_in_the_surface():
     normal = np.array([0.6, 0.0, 0.8])
     x, y = np.meshgrid(np.arange(4.0), np.arange(3.0))

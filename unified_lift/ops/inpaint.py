@@ -20,6 +20,7 @@ _NEARLY = 1.25  # times the least error: other pieces that may be as good
 _POWERS = 6  # of a motion that fits
 _SAME = 3.0  # pixels by which motions differ that are two
 _SEAM = 4  # pixels over which a piece fades at its border
+_FADE = 0.2  # of the width: standard deviation of the Gaussian by which the difference at the rim fades inwards
 
 
 def harmonic(values: np.ndarray, unknown: np.ndarray) -> np.ndarray:
@@ -55,9 +56,10 @@ def similar_piece(values: np.ndarray, known: np.ndarray, hole: np.ndarray, width
     All turns and shifts are tried by Fourier transforms in a small picture and refined to parts of a pixel. What is
     around the hole counts by a Gaussian of the distance with a standard deviation of `width` pixels. The motion that
     maps it to what is most like it, but for the mean, is taken for a symmetry of the pattern; so its inverse and powers
-    are tried too. These pieces and those nearly as good are averaged, which shows more of the hole than one does; the
-    difference at the rim, smoothed, is continued into the hole and added. None: no piece is known enough, or all are
-    unlike what is around the hole.
+    are tried too. These pieces and those nearly as good are averaged, which shows more of the hole than one does. Each
+    has the mean of what is around the hole; so what differs at the rim is taken for an error there (shadows): smoothed
+    and continued into the hole it is added, but fades within `_FADE` of the width, to hide the seam and keep the middle
+    as the pieces have it. None: no piece is known enough, or all are unlike what is around the hole.
     Source: exemplar-based completion with shifts [He, Sun, Statistics of patch offsets, 2012; turns and powers are
         ours], parts of a pixel by least squares [Lucas, Kanade 1981], seamless cloning [Perez, Gangnet, Blake 2003].
     """
@@ -87,6 +89,7 @@ def similar_piece(values: np.ndarray, known: np.ndarray, hole: np.ndarray, width
     smooth = ndimage.gaussian_filter(rim.astype(float), 2)
     offset = ndimage.gaussian_filter(np.where(rim[..., None], values - pieces, 0), (2, 2, 0))
     offset = harmonic(offset / np.maximum(smooth, 1e-6)[..., None], ~rim)
+    offset *= np.exp(-0.5 * (ndimage.distance_transform_edt(hole) / (_FADE * width)) ** 2)[..., None]
     return harmonic(np.where(hole[..., None], pieces + offset, values), hole & (shares == 0))
 
 

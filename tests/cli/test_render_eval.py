@@ -19,7 +19,7 @@ from unified_lift.data import DATASETS
 from unified_lift.errors import UserError
 from unified_lift.evaluation.evaluate import evaluate
 from unified_lift.evaluation.grounding import masks_in
-from unified_lift.evaluation.pictures import object_colors, read_picture
+from unified_lift.evaluation.pictures import OBJECT_PICTURES, PICTURES, object_colors, read_picture
 from unified_lift.methods import METHODS
 from unified_lift.methods.unified_lift import UnifiedLift
 from unified_lift.metrics import VIEW_METRICS
@@ -140,8 +140,12 @@ def test_scores_are_fractions_and_high_for_a_model_that_is_right(scored):
 def test_pictures_that_are_missing_or_older_than_the_model_are_rendered_again(tmp_path):
     model = save_model(tmp_path)
     before = scores_of(model)
-    next((model / "test" / "ours_40" / "objects_pred").rglob("*.png")).unlink()
-    assert scores_of(model) == before
+    pictures = sorted(model.glob("test/**/*.png"))
+    assert {path.parent.name for path in pictures} == {*PICTURES, *OBJECT_PICTURES}
+    for kind in (*PICTURES, *OBJECT_PICTURES):
+        next((model / "test" / "ours_40" / kind).rglob("*.png")).unlink()
+        assert scores_of(model) == before
+        assert sorted(model.glob("test/**/*.png")) == pictures
     for path in model.glob("test/**/*.png"):
         os.utime(path, (1e9, 1e9))
     shift_gaussians(model, 40, 0.3)

@@ -22,8 +22,10 @@ from unified_lift.types import Camera, View
 
 Rendering = tuple[np.ndarray, np.ndarray | None]
 """A view as stored pictures hold it: colour uint8 [H, W, 3]; object ids int32 [H, W], None without a lift."""
+PICTURES = ("renders", "gt", "depth")
+"""Kinds that every scene has."""
 OBJECT_PICTURES = ("objects_pred", "objects_color", "overlay", "uncertainty")
-"""Kinds only a lifted scene has, beside renders, gt and depth."""
+"""Kinds only a lifted scene has besides."""
 MAX_ID = 65_535  # of a 16-bit PNG; larger ids take three bytes
 BACKGROUND_COLOR = (58, 63, 74)  # of id 0: slate, so that objects stand out
 UNMATCHED_COLOR = (214, 214, 214)  # of a true object that no predicted object is matched with
@@ -146,7 +148,7 @@ def write_renderings(model: TrainedScene, views: Sequence[View], folder: Path, *
             rendered = render_view(model, view.camera)
             image = quantize_uint8(rendered.image)
             depth = depth_picture(rendered.depth.numpy(), rendered.alpha.numpy())
-            shown = {"renders": image, "gt": view.image.numpy(), "depth": depth}
+            shown = dict(zip(PICTURES, (image, view.image.numpy(), depth), strict=True))
             if rendered.object_ids is not None and rendered.confidence is not None:
                 ids, unsure = rendered.object_ids.numpy(), uncertainty_picture(rendered.confidence.numpy())
                 shown |= zip(OBJECT_PICTURES, (ids, object_colors(ids), overlay(image, ids), unsure), strict=True)
@@ -167,7 +169,7 @@ def stored_renderings(model: TrainedScene, views: Sequence[View], *, quiet: bool
     """Yield the stored pictures of views, missing or old ones drawn anew; a UserError: damaged or of another size."""
     folder = pictures_dir(model.path, "test", model.iteration)
     saved = max(path.stat().st_mtime for path in iteration_dir(model.path, model.iteration).iterdir())
-    kinds = ("renders", "gt", *(OBJECT_PICTURES if model.is_lifted else ()))
+    kinds = (*PICTURES, *(OBJECT_PICTURES if model.is_lifted else ()))
 
     def is_stale(path: Path) -> bool:
         return not path.exists() or path.stat().st_mtime < saved

@@ -1,6 +1,8 @@
 """What a training says that it needs of memory and disk before it begins; that it refuses what cannot fit, no more."""
 
+import gc
 import re
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +16,8 @@ from unified_lift.data.cache import CacheChoice
 from unified_lift.errors import UserError
 from unified_lift.memory import OutOfMemory
 from unified_lift.model.ply import write_gaussians
-from unified_lift.train import needs
+from unified_lift.modelfolder.settings import TrainSettings
+from unified_lift.train import clock, needs
 from unified_lift.train.run import run
 from unified_lift.types import Camera
 
@@ -112,3 +115,17 @@ def test_a_disk_that_cannot_suffice_is_refused(tmp_path, scene, monkeypatch):
     monkeypatch.setattr(needs.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000))
     with pytest.raises(UserError, match=r"results and checkpoints need .* of disk, .* are free; free some, or give"):
         forecast(tmp_path / "new" / "model", scene, random_gaussians(1_000), **LIFT_ONLY)
+
+
+@pytest.mark.parametrize(("much", "is_there"), [(2**50, True), (0, False)])
+def test_what_a_stage_leaves_in_circles_goes_before_the_next_where_memory_is_short(much, is_there, monkeypatch):
+    monkeypatch.setattr(clock, "_MUCH", much)
+    circle = torch.nn.Module()
+    circle.__dict__["itself"], left = circle, weakref.ref(circle)
+    del circle
+    gc.disable()  # so that nothing goes by chance
+    try:
+        with clock.RunClock(TrainSettings(), torch.device("cpu")).part("lift"):
+            assert (left() is not None) == is_there
+    finally:
+        gc.enable()

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import torch
 
 from unified_lift import ranks
-from unified_lift.memory import enough_memory
+from unified_lift.memory import enough_memory, resident_memory
 from unified_lift.modelfolder.settings import TrainSettings
 
+_MUCH = 2**32  # bytes: from there on it is worth a third of a second to look for what is no longer used
 _NAMES = {"load": "loading", "finish": "labels"}  # of parts, in messages
 
 
@@ -28,8 +29,10 @@ class RunClock:
 
         An OutOfMemory names the part, and what to lower.
         """
-        gc.collect()  # a stage that is done is part of circles, and holds its moments until they are found
-        if self.device.type == "cuda":
+        on_gpu = self.device.type == "cuda"
+        if (torch.cuda.memory_allocated() if on_gpu else resident_memory()) > _MUCH:
+            gc.collect()  # a stage that is done is part of circles, and holds its moments until they are found
+        if on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         self._running = name, time.perf_counter()

@@ -60,6 +60,15 @@ def test_bytes_of_a_lift_and_of_a_training_by_hand(tmp_path, scene):
     assert train.parts["geometry"]["photos"] == 0  # they are in main memory
 
 
+@pytest.mark.parametrize(("count", "least"), [(1, 3), (2, 1.5), (8, 1)])  # in the end each process holds them all
+def test_processes_that_share_the_gaussians_out_need_less(count, least, tmp_path, scene, monkeypatch):
+    monkeypatch.setattr(needs.ranks, "current", lambda: SimpleNamespace(count=count))
+    gaussians = random_gaussians(1_000, rest=0, feature_dim=0)
+    settings = settings_for(tmp_path, run={"shard_gaussians": True})
+    found = needs.needs_of(settings, scene, gaussians, IN_MEMORY, "cuda", begin="geometry")
+    assert found.least == least * 56_000
+
+
 def test_the_disk_gets_what_was_forecast(tmp_path, scene):
     write_gaussians(tmp_path / "a.ply", random_gaussians(4_000, rest=3, feature_dim=0))
     settings = settings_for(tmp_path / "m", init_ply=str(tmp_path / "a.ply"), **LIFT_ONLY)

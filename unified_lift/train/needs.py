@@ -106,9 +106,9 @@ def needs_of(
         return count * share * (own.gaussian + seen.pairs * pair) + pixels * own.pixel
 
     parts = dict[str, dict[str, float]]()
+    shared = together.count if settings.run.shard_gaussians else 1
     if trains:
         joint = width if settings.schedule == "joint" else 0
-        shared = together.count if settings.run.shard_gaussians and together.count > 1 else 1
         copies = each + 2 * (16 + 12 * terms**2) if on_cpu else each * (together.count > 1)
         parts["geometry"] = {
             "parameters and moments": 3 * (each + joint) * count / shared,
@@ -148,7 +148,7 @@ def needs_of(
         name: part | {"photos": kept} for name, part in (parts or {"results": {"parameters": each * count}}).items()
     }
     ply, objects = 4 * (14 + 3 * terms**2), (4 * (15 + 3 * terms**2) + 1.5 * width + 6) * bool(width)
-    least = max(3 * each if trains else 0, (each + 3 * width) if lifts and not trains else each) * now
+    least = max(3 * each / shared if trains else 0, (each + 3 * width) if lifts and not trains else each) * now
     ends = 3 * each * trains + (each + 3 * width) * bool(lifts)  # kept checkpoints of the ends of stages
     rolling = max(3 * each * trains, each + 4 * width) if trains or lifts else 0
     host = max(each, 3 * each * trains, (each + 4 * width) * lifts) * count * (not on_cpu)
@@ -172,6 +172,7 @@ def forecast(
     more than there is; a UserError: of the disk. They say what to change.
     """
     begin, folder = stage or "geometry", settings.model_path.absolute()
+    folder = next(path for path in (folder, *folder.parents) if path.exists())
     needs = needs_of(settings, scene, gaussians, cache, device.type, begin=begin)
     there = sum(value.nbytes for _, value in gaussians)
     main, own = available_memory(), resident_memory()
@@ -188,9 +189,6 @@ def forecast(
         certain = {name: size for name, size in part.items() if name not in ("the renderer", "blending weights")}
         lower = _what_to_change(settings, certain, begin)
         raise OutOfMemory(f"{kind}: {what}, {(free + there) / _GIB:.2f} can be taken; {lower}")
-    folder = next(
-        path for path in (settings.model_path.absolute(), *settings.model_path.absolute().parents) if path.exists()
-    )
     disk = shutil.disk_usage(folder).free
     if needs.least_disk > disk:
         what = f"results and checkpoints need {needs.least_disk / _GIB:.1f} GiB of disk"

@@ -15,9 +15,7 @@ from unified_lift.memory import enough_memory
 from unified_lift.types import Camera
 
 _SETTLED, _LATEST = 0.25, 2.0  # seconds without news of the camera until it counts as still, at least and at most
-_OF_WHOLE = (
-    0.25  # of the seconds of a whole frame, which holds up a camera that moves again: so long it has to be still
-)
+_OF_WHOLE = 0.25  # of the seconds of a whole frame, which a camera that moves again has to wait for: so long it rests
 PACE, PACE_OF_MANY = 1 / 24, 1 / 10  # seconds a frame may take while the camera moves; of more Gaussians than that
 _MIN_SHARE, _MAX_STEP = 0.15, 1.4  # of the side of a moving frame; change of that share from one frame to the next
 _PER_RELEASE = 16  # frames after which freed memory goes back: once a second or so, which costs a few percent of them

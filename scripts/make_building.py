@@ -24,7 +24,7 @@ from unified_lift.data.masks import write_mask
 from unified_lift.data.settings import DataSettings
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import MAX_ID
-from unified_lift.fileio import replacing_folder, write_json
+from unified_lift.fileio import holds_files, replacing_folder, write_json
 from unified_lift.modelfolder.inference import load_model
 from unified_lift.modelfolder.outputs import iteration_dir
 
@@ -40,10 +40,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="a new folder, or an empty one")
     parser.add_argument("--copies", type=int, default=3, help="along both axes of the ground, x and y")
     parser.add_argument("--distance", type=float, default=15.0, help="from copy to copy, world units")
+    parser.add_argument("--held_out", type=int, default=-1, help="held-out views of each copy, -1 = all (-1)")
     args = parser.parse_args(argv)
     if args.copies < 1:
         parser.error(f"--copies must be at least 1, received {args.copies}")
-    if args.out.exists() and any(args.out.iterdir()):
+    if holds_files(args.out):
         parser.error(f"--out {args.out}: is not empty; name a new folder")
     try:
         model = load_model(args.model_path)
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             (args.distance * (n % args.copies), args.distance * (n // args.copies)) for n in range(args.copies**2)
         ]
         with replacing_folder(args.out) as out:
-            write_scene(scene, out, offsets)
+            write_scene(scene, out, offsets, args.held_out)
             for source, name in ((splat, "merged.ply"), (scene / "points3D.ply", "points3D.ply")):
                 write_points(source, out / name, offsets)
     except UserError as error:
@@ -64,9 +65,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def write_scene(scene: Path, out: Path, offsets: list[tuple[float, float]]) -> None:
-    """Write photos, masks, exact ids and cameras of all copies."""
+def write_scene(scene: Path, out: Path, offsets: list[tuple[float, float]], held_out: int) -> None:
+    """Write photos, masks, exact ids and cameras of all copies, with the first `held_out` test views of each."""
     content: dict[str, Any] = json.loads((scene / "transforms.json").read_text(encoding="utf-8"))
+    left_out = set(content.get("test_filenames", ())[held_out:]) if held_out >= 0 else set()
+    content["frames"] = [frame for frame in content["frames"] if frame["file_path"] not in left_out]
     names = [Path(frame["file_path"]).stem for frame in content["frames"]]
     exact = load_annotations(DataSettings(source_path=scene), names)
     step = 1 + max((int(ids.max()) for ids in exact.values()), default=0)

@@ -13,7 +13,7 @@ import pytest
 from tests.sweep import Disk
 from unified_lift import fileio
 from unified_lift.errors import UserError
-from unified_lift.fileio import locked, replacing, replacing_folder, write_json
+from unified_lift.fileio import holds_files, locked, replacing, replacing_folder, write_json
 
 
 def contents(folder):
@@ -223,3 +223,12 @@ def test_a_folder_of_the_user_that_looks_like_a_scratch_folder_is_left_alone(old
     with pytest.raises(KeyboardInterrupt), replacing_folder(old):
         raise KeyboardInterrupt
     assert sorted(path.name for path in old.parent.iterdir()) == ["model", "model.partial"]
+
+
+def test_what_a_killed_process_left_makes_no_folder_one_that_holds_files(tmp_path):
+    assert not holds_files(tmp_path / "none")
+    with locked(tmp_path / "made", "this test"), replacing(tmp_path / "made/masks.json") as partial:
+        partial.write_text("{")  # as a process leaves it that is killed here
+        assert len(list((tmp_path / "made").iterdir())) == 2
+        assert not holds_files(tmp_path / "made")
+    assert holds_files(tmp_path / "made")

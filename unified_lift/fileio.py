@@ -182,6 +182,11 @@ def _remove_folder(scratch: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def holds_files(folder: Path) -> bool:
+    """Return whether there is a folder with anything in it but what this program has as a lock or left when killed."""
+    return folder.is_dir() and any(not path.name.endswith(_MARK) and path.name != LOCK for path in folder.iterdir())
+
+
 def _scratch(path: Path) -> Path:
     """Return a name beside `path` that nobody else has, after clearing away what killed processes left there."""
     folder = path.parent.resolve()

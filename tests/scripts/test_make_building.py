@@ -37,6 +37,15 @@ def test_copies_are_read_as_one_scene_and_lie_apart(building):
             np.testing.assert_allclose(moved[f"r{copy:03d}_{view.name}"], view.camera.position + offset, atol=1e-9)
 
 
+def test_so_many_held_out_views_of_each_copy_are_kept(building, tmp_path):
+    one = load_scene(DataSettings(source_path=building / "scene", eval=True))
+    argv = ["-m", str(building / "model"), "--out", str(tmp_path / "out"), "--copies", "2", "--held_out"]
+    for held_out, left in (("0", 0), ("1", 4)):
+        assert make_building.main([*argv[:3], str(tmp_path / held_out), *argv[4:], held_out]) == 0
+        scene = load_scene(DataSettings(source_path=tmp_path / held_out, eval=True))
+        assert (len(scene.train), len(scene.test)) == (4 * len(one.train), left)
+
+
 def test_ids_of_copies_differ_and_no_object_stays_none(building):
     settings = DataSettings(source_path=building / "out", eval=True)
     names = [frame["file_path"].split("/")[1].rsplit(".")[0] for frame in _content(building)["frames"]]

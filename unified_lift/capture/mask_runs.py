@@ -30,7 +30,7 @@ from unified_lift.data.images import read_image
 from unified_lift.data.masks import read_mask
 from unified_lift.errors import UserError
 from unified_lift.evaluation.pictures import overlay, write_picture
-from unified_lift.fileio import read_json, write_json
+from unified_lift.fileio import holds_files, read_json, write_json
 from unified_lift.progress import progress_bar
 from unified_lift.reading import shown
 
@@ -86,7 +86,7 @@ class MaskFolder:
             elif views != {} and not overwrite:  # where no mask was finished, nothing is lost
                 what = f"made with other settings ({'; '.join(changed) or 'an unreadable record'})"
                 raise UserError(f"{path}: holds masks {what}; --overwrite replaces them, {elsewhere}")
-        elif path.is_dir() and any(path.iterdir()) and not overwrite:
+        elif holds_files(path) and not overwrite:
             what = f"holds files but no {RECORD}, so this command did not make them"
             raise UserError(f"{path}: {what}; --overwrite replaces the masks of this scene's photos, {elsewhere}")
 

@@ -9,7 +9,7 @@ from unified_lift.cli.flags import parsed
 from unified_lift.cli.render import render_main
 from unified_lift.cli.train import train_main
 from unified_lift.errors import UserError
-from unified_lift.fileio import replacing_folder
+from unified_lift.fileio import holds_files, replacing_folder
 from unified_lift.modelfolder.outputs import holds_run, read_run_settings
 from unified_lift.synthetic.scene import SyntheticSettings, write_synthetic
 
@@ -32,7 +32,7 @@ def demo_main(argv: list[str]) -> int:
     args = parsed(DemoCommand, argv, command="demo")
     began = time.perf_counter()
     scene = args.out.with_name(args.out.name + "_scene")
-    if scene.exists() and any(scene.iterdir()) and not (scene / "scene.json").is_file():
+    if holds_files(scene) and not (scene / "scene.json").is_file():
         raise UserError(f"{scene}: is there and no demo scene; choose another --out")
     is_demo = (args.out / "config.yaml").is_file() and read_run_settings(args.out).preset == "demo"
     if holds_run(args.out) and not is_demo:

@@ -32,7 +32,7 @@ from unified_lift.editing.operations import (
 )
 from unified_lift.editing.regions import Grow, Relabel, Shrink, Split
 from unified_lift.errors import UserError
-from unified_lift.fileio import LOCK, locked, replacing_folder, write_json, write_text
+from unified_lift.fileio import holds_files, locked, replacing_folder, write_json, write_text
 from unified_lift.model.ply import write_gaussians
 from unified_lift.modelfolder import outputs
 from unified_lift.modelfolder.inference import TrainedScene
@@ -175,7 +175,7 @@ def save_model(
 
 def _require_free(out: Path, *, overwrite: bool) -> None:
     """Raise a UserError where a model must not be written: over something else, or over one without `overwrite`."""
-    if out.is_file() or (out.is_dir() and any(path.name != LOCK for path in out.iterdir())):
+    if out.is_file() or holds_files(out):
         if not outputs.holds_run(out):
             raise UserError(f"--out {out}: is there and no model; name a new folder")
         if not overwrite:

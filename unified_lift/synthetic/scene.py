@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from unified_lift.fileio import write_json
+from unified_lift.fileio import holds_files, write_json
 from unified_lift.ops.cameras import flip_opengl_opencv, invert_rigid, look_at, unproject
 from unified_lift.plyio import write_point_cloud
 from unified_lift.settings.limits import Range, check_ranges
@@ -161,7 +161,7 @@ def write_synthetic(root: Path, settings: SyntheticSettings, *, train_views: int
         train_views: Only so many of the training views are listed, and initial points are on what these see; the views
             held out are those of the whole scene, so that scores can be compared. None = all.
     """
-    if root.exists() and any(root.iterdir()):
+    if holds_files(root):
         raise ValueError(f"{root} is not empty: name a new folder for the synthetic scene")
     train = settings.num_train if train_views is None else min(train_views, settings.num_train)
     if train < 1:

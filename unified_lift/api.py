@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unified_lift import data
 from unified_lift.data.settings import DataSettings
+from unified_lift.device import training_device
 from unified_lift.editing import script
 from unified_lift.editing.formats import FORMATS
 from unified_lift.errors import UserError
@@ -55,7 +56,8 @@ def train_scene(
         raise UserError(f"{out}: already holds a run; overwrite=True replaces it")
     given = {"source_path": str(scene), "model_path": str(out), **settings}
     given = OWN_BOUND | given if gives_bound(given) else given
-    chosen = changed(with_preset(TrainSettings(), preset), given, origin="train_scene")
+    device = training_device(given)
+    chosen = changed(with_preset(TrainSettings(), preset, device=device), given, origin="train_scene")
     chosen.check()
     run(chosen)
     return inference.load_model(Path(out))

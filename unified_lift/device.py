@@ -1,5 +1,8 @@
 """Where a run computes."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from diff_gaussian_rasterization import backend_info
 
@@ -19,3 +22,10 @@ def chosen_device(wanted: str, *, rasterizer: str = "ours") -> torch.device:
     if rasterizer != "ours" and wanted != "cuda":
         raise UserError(f"--rasterizer gsplat renders on a GPU, and this run is on {wanted}; use --device cuda")
     return torch.device(wanted)
+
+
+def training_device(changes: Mapping[str, Any]) -> str:
+    """Return the type of the device that trains by settings that a user gives, by name or in groups."""
+    run = changes.get("run")
+    wanted = changes.get("device", run.get("device") if isinstance(run, Mapping) else None) or "auto"
+    return chosen_device(wanted).type if wanted in ("auto", "cpu", "cuda") else "cpu"  # a wrong word is told elsewhere

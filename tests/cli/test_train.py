@@ -345,3 +345,36 @@ def test_training_ends_with_quality_folder_and_the_next_command(miniature, tmp_p
         assert folder.startswith(f"{model.name}: ")
         name = "a" if flags else "'b c'"
         assert following.startswith(f"next: unified-lift {door} -m {name}  (")
+
+
+def test_a_gpu_gets_what_it_has_the_time_for_unless_a_cpu_trains(tmp_path, monkeypatch):
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: unified_lift\ncooldown: 0.1\n")
+    monkeypatch.setattr("unified_lift.device.backend_info", lambda: {"cuda": "cuda", "gsplat": "no"})
+    for there, words, strategy, cooldown in (
+        (True, "", "mcmc", 0.3),
+        (True, "--device cpu", "default", 0.0),
+        (True, f"--preset {own}", "mcmc", 0.1),
+        (True, "--preset released", "default", 0.0),
+        (False, "", "default", 0.0),
+    ):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        settings = parse(["-s", "x", "-m", str(tmp_path / "y"), *words.split()]).settings
+        assert (settings.strategy, settings.geometry.cooldown) == (strategy, cooldown)
+    own.write_text("on_gpu: 3\n")
+    with pytest.raises(UserError, match="own.yaml: on_gpu is a group"):
+        parse(["-s", "x", "-m", str(tmp_path / "y"), "--preset", str(own)])
+
+
+def test_a_flag_of_another_strategy_chooses_it_and_says_so(tmp_path, capsys):
+    words = ["-s", "x", "-m", str(tmp_path / "y")]
+    assert parse([*words, "--strategy", "mcmc", "--noise", "3"]).settings.strategy == "mcmc"
+    found = parse([*words, "--relocate_until_iter", "9"]).settings
+    assert (found.strategy, found.density.relocate_until_iter) == ("mcmc", 9)
+    assert "note: --strategy mcmc, whose settings are given; the preset has default" in capsys.readouterr().err
+    config = tmp_path / "3dgs.yaml"
+    config.write_text("densify_until_iter: 7\n")
+    with pytest.raises(UserError, match="--strategy mcmc: contradicts strategy default of the settings"):
+        parse([*words, "--strategy", "mcmc", "--config", str(config)])
+    with pytest.raises(SystemExit):
+        parse([*words, "--relocate_until_iter", "9", "--densify_until_iter", "9"])  # no strategy has both

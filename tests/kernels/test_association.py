@@ -5,7 +5,6 @@ import torch
 
 from unified_lift.kernels.assignment import association_scores
 from unified_lift.kernels.association import (
-    _FEW_CODES,
     _near_places,
     associate,
     association_logits,
@@ -86,7 +85,7 @@ def test_nearest_code_is_the_one_with_the_largest_cosine(monkeypatch):
     assert torch.equal(code, expected.indices)
     assert 0 < int((cosine == -2).sum()) < 25
     for few, size in ((4, 30), (1, 2)):  # all points at once; some at a time
-        monkeypatch.setitem(_FEW_CODES, "cpu", few)
+        monkeypatch.setattr("unified_lift.kernels.association._FEW_CODES", few)
         monkeypatch.setattr("unified_lift.kernels.association._MIN_BOX", size)
         of_near = nearest_code(features, codebook, points=points, places=places)
         torch.testing.assert_close(of_near[0], cosine)

@@ -20,7 +20,7 @@ from unified_lift.train import schedule
 from unified_lift.train.hooks import Interrupted
 from unified_lift.train.lift import steps_of as lift_steps_of
 from unified_lift.train.run import latest_checkpoint, run
-from unified_lift.train.schedule import COSTS, Forecast, Photos, chosen, cpu_schedule, full_grown
+from unified_lift.train.schedule import COSTS, Forecast, Photos, bound_of, chosen, cpu_schedule, full_grown
 
 ROOM = Photos(80, 0.065536, 6_905, "256x256")
 
@@ -66,9 +66,30 @@ def test_the_device_chooses_the_rest_and_says_why():
     assert choice() == (5_000, 40_000, line + full)
     assert choice(max_gaussians=30_000)[:2] == (5_000, 30_000)
     assert choice(cpu_gaussians=0)[:2] == (2_000, 0)
-    line = "length: 30,000 geometry iterations: chosen for a GPU; --iterations N for another number"
+    line = "length: 30,000 geometry iterations: chosen for a GPU and 80 photos of 256x256; --iterations N for another number"
     assert choice("cuda") == (30_000, 0, line)
     assert choice("cuda", gpu_iterations=5_000, max_gaussians=9)[:2] == (5_000, 9)
+
+
+@pytest.mark.parametrize(("views", "expected"), [(80, 12_000), (10, 3_000), (300, 30_000)])
+def test_a_gpu_visits_each_photo_so_often_within_limits(views, expected):
+    settings = merged(TrainSettings(), {"gpu_visits": 150}, origin="test")
+    found, _ = chosen(settings, ROOM._replace(views=views), "cuda")
+    assert found.geometry.iterations == expected
+
+
+def test_a_bound_grows_with_the_root_of_all_pixels_whatever_says_how_long_it_is():
+    assert bound_of(Photos(120, 0.147456, 15_000, ""), 80_000) == 337_000  # 80,000 x sqrt(17.69)
+    assert bound_of(Photos(120, 0.147456, 400_000, ""), 80_000) == 400_000  # never fewer than at first
+    assert bound_of(ROOM, 80_000, own=90_000) == 90_000
+    assert bound_of(ROOM, 0) == 0
+    for device in ("cpu", "cuda"):
+        bound = choice(device, iterations=30_000, megapixel_gaussians=80_000)
+        assert bound[:2] == (30_000, 183_000)
+        assert "183,000 Gaussians: bound chosen for 80 photos" in bound[2]
+        assert choice(device, iterations=0, megapixel_gaussians=80_000) == (0, 0, "")
+    assert choice("cuda", megapixel_gaussians=80_000)[:2] == (30_000, 183_000)
+    assert choice("cpu", megapixel_gaussians=80_000)[:2] == (5_000, 40_000)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -225,9 +246,9 @@ def test_growth_is_reckoned_with(most):
     assert len(unlifted.parts(stage)) == 1
 
 
-@pytest.mark.parametrize(("device", "expected"), [("cpu", (4_100, 40_000)), ("cuda", (5_000, 0))])
+@pytest.mark.parametrize(("device", "expected"), [("cpu", (4_100, 40_000)), ("cuda", (3_360, 137_000))])
 def test_fast_is_ours_with_shorter_stages(device, expected):
-    ours, fast = (with_preset(TrainSettings(), name) for name in ("unified_lift", "fast"))
+    ours, fast = (with_preset(TrainSettings(), name, device=device) for name in ("unified_lift", "fast"))
     of = {name.split(".")[0] for name in differences(ours, fast)}
     assert of <= {"preset", "geometry", "density", "lift", "refine"}
     found, _ = chosen(fast, ROOM, device)

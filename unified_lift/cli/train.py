@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -14,12 +15,12 @@ from unified_lift.capture.mask_runs import caution
 from unified_lift.cli.flags import canonical, parsed
 from unified_lift.cli.names import program
 from unified_lift.data.scene import detect_reader, mask_folder
-from unified_lift.device import chosen_device
+from unified_lift.device import chosen_device, training_device
 from unified_lift.errors import UserError
 from unified_lift.fileio import locked
 from unified_lift.modelfolder.checkpoint import checkpoints
 from unified_lift.modelfolder.outputs import holds_run, holds_work, iteration_dir, level_dir, read_run_settings
-from unified_lift.modelfolder.settings import D, M, TrainSettings, changed, with_file, with_preset
+from unified_lift.modelfolder.settings import D, M, TrainSettings, changed, implied_strategy, with_file, with_preset
 from unified_lift.settings.yaml import read_settings_file
 from unified_lift.train.hooks import Interrupted
 from unified_lift.train.logs import read_log
@@ -126,28 +127,35 @@ def parse(argv: list[str]) -> TrainCommand:
     """Return the command line as settings, on top of preset, --config and, with --resume, the stored settings."""
     argv = _one_word(canonical(argv))
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag, kind in {"preset": str, "method-name": str, "strategy": str, "config": Path, "model-path": Path}.items():
+    for flag, kind in {"preset": str, "method-name": str, "strategy": str, "config": Path, "model-path": Path, "device": str}.items():
         early.add_argument(f"--{flag}", type=kind)
     early.add_argument("--max-gaussians")
     early.add_argument("--resume", action="store_true")
     early.add_argument("--resume-auto", action="store_true")
     known, _ = early.parse_known_args(argv)
+    content = {} if known.config is None else read_settings_file(known.config)
+    # As in the JSON of Unified-Lift and Gaussian Grouping; only the latter's code runs their 3D regulariser.
+    content = {key: value for key, value in content.items() if str(key)[:6] != "reg3d_"}
+    content = {"num_codes" if key == "num_classes" else key: value for key, value in content.items()}
     goes_on = known.model_path and (known.resume or (known.resume_auto and checkpoints(known.model_path)))
     if goes_on and (known.model_path / "config.yaml").exists():
         base = read_run_settings(known.model_path)
     else:
         given = {} if known.method_name is None else {"method_name": known.method_name}
         base = changed(TrainSettings(), given, origin="command line")
-        base = with_preset(base, known.preset or known.method_name or base.preset)
+        device = training_device(content if known.device is None else {"device": known.device})
+        base = with_preset(base, known.preset or known.method_name or base.preset, device=device)
     if known.strategy:
         base = changed(base, {"strategy": known.strategy}, origin="command line")
     bounded = known.max_gaussians is not None
     if known.config:
-        # As in the JSON of Unified-Lift and Gaussian Grouping; only the latter's code runs their 3D regulariser.
-        content = {key: value for key, value in read_settings_file(known.config).items() if str(key)[:6] != "reg3d_"}
-        content = {"num_codes" if key == "num_classes" else key: value for key, value in content.items()}
         base = with_file(base, content, known.config)
         bounded |= gives_bound(content)
+    flags = [word.partition("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")]
+    if known.strategy is None and (implied := implied_strategy(base, flags)) is not None:
+        known.strategy = implied
+        print(f"note: --strategy {implied}, whose settings are given; the preset has {base.strategy}", file=sys.stderr)
+        base = changed(base, {"strategy": implied}, origin="command line")
     if bounded:
         base = changed(base, OWN_BOUND, origin="command line")
     generic: Any = TrainCommand  # the types are known only now

@@ -21,7 +21,9 @@ from unified_lift.shapes import check_shapes
 
 _EPS = 1e-6
 _CHUNK, _MAX_LOGITS = 65_536, 2**24  # pixels compared with all codes at a time, and most numbers of these
-_FEW_CODES = {"cpu": 128, "cuda": 4096}  # are all compared with all pixels: looking for the near ones costs more
+# So few codes are all compared with all pixels, as looking for the near ones costs more: on a GPU launches, whatever
+# there is to compare. There two million pixels and 2,000 codes took 0.1 s.
+_FEW_CODES, _FEW_PAIRS = 128, 2**28
 _BOXES, _MIN_BOX = 64, 64  # in how many boxes points are put, and fewest points of one
 
 
@@ -71,7 +73,7 @@ def nearest_code(
     Of many codes only those are compared within whose reach some point may be.
     """
     codes = normalize(codebook, dim=1, eps=_EPS)
-    few = _FEW_CODES.get(features.device.type, 0)
+    few = _FEW_CODES if features.device.type == "cpu" else max(_FEW_CODES, _FEW_PAIRS // max(len(features), 1))
     if points is None or places is None or len(codes) <= few or not len(points):
         return _nearest(features, codes, points, places)
     best = features.new_full((len(features),), -2.0)

@@ -1,13 +1,13 @@
 """The settings tree of a training run and of its stages."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from unified_lift.data.settings import DataSettings
-from unified_lift.density import strategy_entry
+from unified_lift.density import STRATEGIES, strategy_entry
 from unified_lift.density.base import StrategySettings
 from unified_lift.density.default import DefaultStrategySettings
 from unified_lift.errors import UserError
@@ -30,16 +30,21 @@ class GeometrySettings:
     """The 3D-GS recipe."""
 
     iterations: Annotated[int, Range(-1)] = -1
-    """Geometry iterations, one view each; 0 = none (with --init_ply), -1 = chosen: `gpu_iterations` on a GPU, on a CPU
-    by number and size of the photos, and at most `cpu_gaussians` with it. [ours] 3DGS: 30,000."""
+    """Geometry iterations, one view each; 0 = none (with --init_ply), -1 = chosen by number and size of the photos, with
+    a bound on N: `gpu_visits` of each on a GPU, what `cpu_minutes` allow on a CPU. [ours] 3DGS: 30,000."""
     gpu_iterations: Annotated[int, Range(1)] = 30_000
-    """Geometry iterations where a GPU trains and none are given [3DGS]."""
+    """Most geometry iterations where a GPU trains and none are given [3DGS]."""
+    gpu_visits: Annotated[int, Range(0)] = 0
+    """Visits of each training view that are chosen on a GPU, from 3,000 to `gpu_iterations` in all; 0 = these [3DGS].
+    [ours]"""
+    megapixel_gaussians: Annotated[int, Range(0)] = 0
+    """Upper bound on N: so many for one million pixels of all photos together, and with the square root of their
+    number; 0 = only `max_gaussians`, which takes precedence if given. [ours]"""
     cpu_minutes: Annotated[float, Range(0, 10_000)] = 2.5
     """Minutes of geometry by which iterations are chosen on a CPU: of two idle cores, by a formula, so that every
     machine takes the same number. [ours]"""
     cpu_gaussians: Annotated[int, Range(-1)] = -1
-    """Upper bound on N where iterations are chosen on a CPU; -1 = by number and size of the photos, 0 = only
-    `max_gaussians`, which takes precedence if given. [ours]"""
+    """The same where iterations are chosen on a CPU, in all; -1 = by number and size of the photos. [ours]"""
     sh_degree: Annotated[int, Range(0, 3)] = 3
     """Highest SH degree of colour, 0 to 3 [3DGS]."""
     sh_interval: Annotated[int, Range(1)] = 1_000
@@ -219,8 +224,13 @@ class TrainSettings(Generic[M, D]):
 def changed(settings: TrainSettings, changes: Mapping[str, Any], *, origin: str) -> TrainSettings:
     """Return `settings` with differences applied; another `method_name` or `strategy` brings settings of its own.
 
-    A UserError, which names `origin`: as `merged`; no such method or strategy.
+    A strategy is chosen by its settings too (`implied_strategy`). A UserError, which names `origin`: as `merged`; no
+    such method or strategy.
     """
+    if "strategy" not in changes:
+        group = changes.get("density")
+        implied = implied_strategy(settings, [*changes, *(group if isinstance(group, Mapping) else ())])
+        changes = {"strategy": implied, **changes} if implied else changes
     try:
         for key, group, entry_of in (("method_name", "method", method_entry), ("strategy", "density", strategy_entry)):
             name = changes.get(key, getattr(settings, key))
@@ -234,10 +244,27 @@ def changed(settings: TrainSettings, changes: Mapping[str, Any], *, origin: str)
     return merged(settings, changes, origin=origin)
 
 
-def with_preset(settings: TrainSettings, preset: str) -> TrainSettings:
-    """Return `settings` with a preset (shipped name or YAML file) and what it `extends`; a UserError lists all."""
+def implied_strategy(settings: TrainSettings, names: Iterable[str]) -> str | None:
+    """Return the density strategy that has a setting of these names which that of `settings` lacks; None: no other.
+
+    So flags and files of 3D-GS, such as `densify_until_iter`, choose its strategy whatever the preset has.
+    """
+    wanted = set(names) - {name.rpartition(".")[2] for name in leaves(settings)}
+    others = [name for name, entry in STRATEGIES.items() if wanted & set(leaves(entry.settings()))]
+    return others[0] if len(others) == 1 else None
+
+
+def with_preset(settings: TrainSettings, preset: str, *, device: str = "cpu") -> TrainSettings:
+    """Return `settings` with a preset (shipped name or YAML file) and what it `extends`; a UserError lists all.
+
+    What stands below `on_gpu` counts only where a device of type `cuda` trains.
+    """
     for path, content in reversed(list(preset_chain(preset))):
-        settings = with_file(settings, content, path)
+        on_gpu = content.pop("on_gpu", {})
+        if not isinstance(on_gpu, Mapping):
+            raise UserError(f"{path}: on_gpu is a group; write its settings below it, indented")
+        for part in (content, on_gpu if device == "cuda" else {}):
+            settings = with_file(settings, part, path)
     return changed(settings, {"preset": preset}, origin=preset)
 
 

@@ -49,7 +49,8 @@ _MUCH_UNCLAIMED = 0.25  # masks of whole pictures leave gaps of a few percent
 # checkpoint of staged geometry on, what the lift computes too, and from one of the lift on, what the refinement does.
 _OF_THE_REFINEMENT = ("refine.", "method.sharpen_steps")
 _OF_THE_LIFT = (*_OF_THE_REFINEMENT, "lift.", "method.", "method_name", "preset")
-_BY_WHICH_CHOSEN = ("geometry.gpu_iterations", "geometry.cpu_minutes", "geometry.cpu_gaussians")
+_CHOOSING = ("gpu_iterations", "gpu_visits", "megapixel_gaussians", "cpu_minutes", "cpu_gaussians")
+_BY_WHICH_CHOSEN = tuple(f"geometry.{name}" for name in _CHOOSING)
 _FREE_TO_CHANGE = ("model_path", "run.", "data.source_path", "geometry.iterations", "lift.lift_iterations")
 
 

@@ -45,7 +45,7 @@ _FEWEST_STEPS, _FEW_STEPS, _MANY_STEPS = 2_000, 3_000, 7_000  # never less; what
 _PIXELS_A_GAUSSIAN, _FEWEST, _MOST = 131, 10_000, 60_000  # 40,000 for the photos of room_25
 _WARM_STEPS = {"cpu": 3, "cuda": 100}  # of a stage, which are slower: memory is asked for, kernels are loaded
 _LOOK_S = 5  # at the steps that a forecast is made from; those of the first second are up to a third slower
-OWN_BOUND = {"cpu_gaussians": 0}
+OWN_BOUND = {"cpu_gaussians": 0, "megapixel_gaussians": 0}
 """What a user's `max_gaussians` brings with it, so that it goes before what would be chosen, also 0."""
 
 
@@ -90,6 +90,19 @@ def cpu_schedule(photos: Photos, *, minutes: float, most: int = -1, own: int = 0
     return max(_FEWEST_STEPS, min(wanted, 100 * int(600 * minutes / cost))), most
 
 
+def gpu_steps(photos: Photos, geometry: GeometrySettings) -> int:
+    """Return the iterations of a training on a GPU."""
+    wanted = max(_FEW_STEPS, geometry.gpu_visits * photos.views)
+    return min(wanted, geometry.gpu_iterations) if geometry.gpu_visits else geometry.gpu_iterations
+
+
+def bound_of(photos: Photos, megapixel_gaussians: int, *, own: int = 0) -> int:
+    """Return the largest number of Gaussians, 0 = no bound; `own` as above."""
+    most = 1_000 * round(megapixel_gaussians * (photos.views * photos.megapixels) ** 0.5 / 1_000)
+    most = max(photos.points, most) if most else 0
+    return min(most or own, own or most)
+
+
 def full_grown(photos: Photos) -> float:
     """Return about how many Gaussians there are in the end where nothing bounds them; rooms had 345k and 628k."""
     return max(photos.points, 150_000 * (photos.views * photos.megapixels) ** 0.5)
@@ -105,24 +118,28 @@ def chosen(
         earlier: Settings of the checkpoint that it goes on from: its numbers stay.
     """
     geometry, density = settings.geometry, settings.density
-    if geometry.iterations >= 0:
+    own, iterations = getattr(density, "max_gaussians", 0), geometry.iterations
+    bounded, is_given = "max_gaussians" in leaves(density), iterations >= 0
+    if iterations == 0 or (is_given and not (bounded and geometry.megapixel_gaussians)):
         return settings, ""
-    bounded = "max_gaussians" in leaves(density)
-    if earlier is not None:
+    most, longest = bound_of(photos, geometry.megapixel_gaussians, own=own), GeometrySettings().gpu_iterations
+    where = f"{device.upper().replace('CUDA', 'GPU')} and {photos.views} photos of {photos.size}"
+    if is_given:
+        why = f"bound chosen for {photos.views} photos of {photos.size}; --max_gaussians N for another, 0 for none"
+    elif earlier is not None:
         iterations, most = earlier["geometry"]["iterations"], earlier["density"].get("max_gaussians", 0)
         why = "as before; --iterations N for more"
-    elif device != "cpu":
-        iterations, most, why = geometry.gpu_iterations, 0, "chosen for a GPU; --iterations N for another number"
     else:
-        own, most = getattr(density, "max_gaussians", 0), geometry.cpu_gaussians
-        iterations, most = cpu_schedule(photos, minutes=geometry.cpu_minutes, most=most, own=own)
-        full = f"--iterations {GeometrySettings().gpu_iterations} for the full length"
-        why = f"chosen for a CPU and {photos.views} photos of {photos.size}; {full}"
-    if bounded and most and (earlier is not None or device == "cpu"):
+        if device == "cpu":
+            cpu = {"minutes": geometry.cpu_minutes, "most": geometry.cpu_gaussians, "own": own}
+            iterations, most = cpu_schedule(photos, **cpu)
+        else:
+            iterations = gpu_steps(photos, geometry)
+        another = "N for another number" if iterations == longest else f"{longest} for the full length"
+        why = f"chosen for a {where}; --iterations {another}"
+    if bounded and most:
         settings = replace(settings, density=replace(density, max_gaussians=most))
-    else:
-        most = 0
-    bound = f", at most {most:,} Gaussians" if most else ""
+    bound = f", at most {most:,} Gaussians" if bounded and most else ""
     chosen_ones = replace(settings, geometry=replace(geometry, iterations=iterations))
     return chosen_ones, f"length: {iterations:,} geometry iterations{bound}: {why}"
 
@@ -175,7 +192,8 @@ class Forecast(Hook):
         left = [(part, factor * part.cost(done if n == 0 else 0, part.steps)) for n, part in enumerate(parts)]
         spent = sum(self._spent().values())
         told = [f"{part.name} {_time(seconds)}" for part, seconds in left if seconds >= 1]
-        tqdm.write(f"forecast: about {_time(spent + sum(s for _, s in left))} in all; still {', '.join(told)}")
+        still = f"; still {', '.join(told)}" if told else ""
+        tqdm.write(f"forecast: about {_time(spent + sum(s for _, s in left))} in all{still}")
 
     def parts(self, stage: Stage) -> list[Part]:
         """Return the parts of the run from the stage on."""

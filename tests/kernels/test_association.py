@@ -125,3 +125,17 @@ def test_perfect_pixel_has_a_finite_gradient():
     codebook = torch.tensor([[1.0, 0.0]], requires_grad=True)
     concentration_loss(torch.tensor([[1.0, 0.0]]), codebook, torch.tensor([0]), unit_codes=False).backward()
     assert bool(torch.isfinite(codebook.grad).all())
+
+
+@pytest.mark.gpu
+def test_a_large_view_finds_the_same_codes_by_looking_near(monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    points = 20 * torch.rand(5_000, 3, generator=generator).cuda()
+    features, codes = (torch.randn(n, 8, generator=generator).cuda() for n in (5_000, 300))
+    places = torch.cat([20 * torch.rand(300, 3, generator=generator), torch.full((300, 1), 3.0)], dim=1).cuda()
+    cosine, code = nearest_code(features, codes, points=points, places=places)
+    monkeypatch.setattr("unified_lift.kernels.association._FEW_PAIRS", 0)
+    near = nearest_code(features, codes, points=points, places=places)
+    torch.testing.assert_close(near[0], cosine)
+    assert (near[1] == code)[cosine > -2].float().mean() > 0.999  # two may be as near within rounding
+    assert 0 < int((cosine == -2).sum()) < 5_000

@@ -31,6 +31,8 @@ def test_every_point_is_in_one_block_and_none_that_reaches_a_box_is_missed(count
     near = blocks.points_in(blocks.touching(low, high, 0.5))
     assert near.tolist() == sorted(near.tolist())
     assert set((away <= reach + 0.5).nonzero()[:, 0].tolist()) <= set(near.tolist())
+    some = torch.arange(len(blocks.rows))[[i for i in range(len(blocks.rows)) if i % 3 != 1]]  # neighbours and gaps
+    assert torch.equal(blocks.points_in(some), torch.cat([blocks.rows[i] for i in some.tolist()]).sort().values)
     if count == 300:
         assert len(near) < 150
     assert len(blocks.points_in(torch.zeros(0, dtype=torch.int64))) == 0

@@ -44,3 +44,10 @@ def test_segment_sum_equals_a_loop_over_segments(seed):
     slot = torch.randint(-1, 7, (200,), generator=generator)
     expected = torch.stack([values[slot == j].sum(dim=0) for j in range(7)])
     torch.testing.assert_close(segment_sum(values, slot, 7), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_ids_take_no_more_memory_than_there_are(device):
+    segments = torch.randint(0, 5, (10_000,), device=device)
+    _, ids = dense_slots(segments, ignore_zero=True)
+    assert ids.untyped_storage().nbytes() <= 8 * 5  # views of a scene keep theirs

@@ -127,9 +127,10 @@ def parse(argv: list[str]) -> TrainCommand:
     """Return the command line as settings, on top of preset, --config and, with --resume, the stored settings."""
     argv = _one_word(canonical(argv))
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag, kind in {"preset": str, "method-name": str, "strategy": str, "config": Path, "model-path": Path, "device": str}.items():
-        early.add_argument(f"--{flag}", type=kind)
-    early.add_argument("--max-gaussians")
+    for flag in ("preset", "method-name", "strategy", "device", "max-gaussians"):
+        early.add_argument(f"--{flag}")
+    for flag in ("config", "model-path"):
+        early.add_argument(f"--{flag}", type=Path)
     early.add_argument("--resume", action="store_true")
     early.add_argument("--resume-auto", action="store_true")
     known, _ = early.parse_known_args(argv)

@@ -30,8 +30,8 @@ class GeometrySettings:
     """The 3D-GS recipe."""
 
     iterations: Annotated[int, Range(-1)] = -1
-    """Geometry iterations, one view each; 0 = none (with --init_ply), -1 = chosen by number and size of the photos, with
-    a bound on N: `gpu_visits` of each on a GPU, what `cpu_minutes` allow on a CPU. [ours] 3DGS: 30,000."""
+    """Geometry iterations, one view each; 0 = none (with --init_ply), -1 = chosen by number and size of the photos,
+    with a bound on N: `gpu_visits` of each on a GPU, what `cpu_minutes` allow on a CPU. [ours] 3DGS: 30,000."""
     gpu_iterations: Annotated[int, Range(1)] = 30_000
     """Most geometry iterations where a GPU trains and none are given [3DGS]."""
     gpu_visits: Annotated[int, Range(0)] = 0

@@ -33,7 +33,8 @@ def boxes_of(points: Tensor, *, size: int) -> tuple[Tensor, Tensor]:
 class Blocks(NamedTuple):
     """Each of N points is in one of B blocks; of each is known in which box its points lie and how far they reach."""
 
-    rows: tuple[Tensor, ...]  # the points of each block, rising, int32 on the device of the points
+    points: Tensor  # block after block, those of each rising, int32 on their device, [N]
+    sizes: Tensor  # of the blocks, int64 on the CPU, [B]
     low: Tensor  # corners of the boxes, float64 on the CPU, [B, 3]
     high: Tensor
     reach: Tensor  # the largest reach of the points of a block, likewise, [B]
@@ -50,13 +51,20 @@ class Blocks(NamedTuple):
             is_far = reach > _FAR * reach.median()
             parts = [some.nonzero()[:, 0] for some in (~is_far, is_far)]
             orders = [rows[z_order(points[rows])] for rows in parts if len(rows)]
-        table, rows, boxes = torch.cat([points, reach[:, None]], dim=1), [], []
+        table, rows, sizes, boxes = torch.cat([points, reach[:, None]], dim=1), [], [], []
         for order in orders:
             low, high = boxes_of(table[order], size=size)
             boxes.append(torch.cat([low[:, :3], high], dim=1))
-            rows += [block.sort().values.int() for block in order.split(size)]
+            whole, rest = order.split([len(order) - len(order) % size, len(order) % size])
+            rows += [whole.view(-1, size).sort(dim=1).values.flatten().int(), rest.sort().values.int()]
+            sizes += [size] * (len(whole) // size) + [len(rest)] * bool(len(rest))
         low, high, reach = torch.cat(boxes).double().cpu().split([3, 3, 1], dim=1)
-        return cls(tuple(rows), low, high, reach[:, 0])
+        return cls(torch.cat(rows), torch.tensor(sizes), low, high, reach[:, 0])
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """Return the points of each block, rising, int32."""
+        return self.points.split(self.sizes.tolist())
 
     def touching(self, low: Tensor, high: Tensor, reach: float | Tensor = 0.0) -> Tensor:
         """Return the indices of the blocks within whose reach, and `reach` more, a box may lie; corners float64 [3]."""
@@ -64,8 +72,12 @@ class Blocks(NamedTuple):
         return (gap.norm(dim=1) <= (self.reach + reach) * (1 + 1e-6)).nonzero()[:, 0]
 
     def points_in(self, blocks: Tensor) -> Tensor:
-        """Return the points of blocks, rising, int32; the host need not wait for a GPU to know how many."""
-        if len(blocks) == 1:
-            return self.rows[int(blocks)]
-        rows = [self.rows[index] for index in blocks.tolist()]
-        return torch.cat(rows).sort().values if rows else self.rows[0][:0]
+        """Return the points of blocks, both rising, int32; the host need not wait for a GPU to know how many."""
+        if not len(blocks):
+            return self.points[:0]
+        ends = self.sizes.cumsum(0)
+        last = torch.cat([blocks.diff() != 1, blocks.new_ones(1, dtype=torch.bool)])  # of blocks that follow each other
+        first = last.roll(1)
+        runs = zip((ends - self.sizes)[blocks[first]].tolist(), ends[blocks[last]].tolist(), strict=True)
+        found = torch.cat([self.points[begin:end] for begin, end in runs])
+        return found if len(blocks) == 1 else found.sort().values

@@ -131,8 +131,8 @@ def chosen(
         why = "as before; --iterations N for more"
     else:
         if device == "cpu":
-            cpu = {"minutes": geometry.cpu_minutes, "most": geometry.cpu_gaussians, "own": own}
-            iterations, most = cpu_schedule(photos, **cpu)
+            minutes, asked = geometry.cpu_minutes, geometry.cpu_gaussians
+            iterations, most = cpu_schedule(photos, minutes=minutes, most=asked, own=own)
         else:
             iterations = gpu_steps(photos, geometry)
         another = "N for another number" if iterations == longest else f"{longest} for the full length"

@@ -232,3 +232,11 @@ def test_what_a_killed_process_left_makes_no_folder_one_that_holds_files(tmp_pat
         assert len(list((tmp_path / "made").iterdir())) == 2
         assert not holds_files(tmp_path / "made")
     assert holds_files(tmp_path / "made")
+
+
+def test_a_file_of_the_user_is_never_replaced_by_a_folder(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(UserError, match="mine: is a file, no folder"), replacing_folder(tmp_path / "mine"):
+        raise AssertionError
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert (tmp_path / "mine").read_text() == "mine"

@@ -61,9 +61,11 @@ def replacing_folder(path: Path, *, outdated: Iterable[str] = ()) -> Iterator[Pa
 
     Files of the same names are replaced, and what fits `outdated`, glob patterns, goes; others stay. The new folder is
     made whole beside the old one, which is deleted only after both have changed places. Folders above `path` are made.
-    A UserError says that the disk is full.
+    A UserError says that the disk is full, or that a file has this name, which stays.
     """
     place = path.resolve()  # `.` has no name of its own
+    if place.exists() and not place.is_dir():
+        raise UserError(f"{path}: is a file, no folder; it stays, name another folder")
     # Else inside of it: what holds it is another disk or not writable, or a shell works in it and would lose it.
     is_beside = not place.exists() or not (
         os.path.ismount(place) or not os.access(place.parent, os.W_OK) or Path.cwd().is_relative_to(place)

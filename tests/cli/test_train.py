@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.data.fixtures import write_dataset
+from unified_lift import api
 from unified_lift.cli.main import main
 from unified_lift.cli.train import parse
 from unified_lift.errors import UserError
@@ -361,6 +362,16 @@ def test_a_gpu_gets_what_it_has_the_time_for_unless_a_cpu_trains(tmp_path, monke
         monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
         settings = parse(["-s", "x", "-m", str(tmp_path / "y"), *words.split()]).settings
         assert (settings.strategy, settings.geometry.cooldown) == (strategy, cooldown)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for text, strategy in (("run: {device: cpu}", "default"), ("device: cpu", "default"), ("seed: 3", "mcmc")):
+        own.write_text(text)
+        assert parse(["-s", "x", "-m", str(tmp_path / "y"), "--config", str(own)]).settings.strategy == strategy
+    seen = []
+    monkeypatch.setattr(api, "run", seen.append)
+    monkeypatch.setattr(api.inference, "load_model", lambda *_: None)
+    for given in ({}, {"device": "cpu"}, {"densify_until_iter": 9}):
+        api.train_scene("x", tmp_path / "y", **given)
+    assert [settings.strategy for settings in seen] == ["mcmc", "default", "default"]
     own.write_text("on_gpu: 3\n")
     with pytest.raises(UserError, match="own.yaml: on_gpu is a group"):
         parse(["-s", "x", "-m", str(tmp_path / "y"), "--preset", str(own)])
@@ -373,6 +384,8 @@ def test_a_flag_of_another_strategy_chooses_it_and_says_so(tmp_path, capsys):
     assert (found.strategy, found.density.relocate_until_iter) == ("mcmc", 9)
     assert "note: --strategy mcmc, whose settings are given; the preset has default" in capsys.readouterr().err
     config = tmp_path / "3dgs.yaml"
+    config.write_text("relocate_until_iter: 9\n")
+    assert parse([*words, "--config", str(config)]).settings.strategy == "mcmc"
     config.write_text("densify_until_iter: 7\n")
     with pytest.raises(UserError, match="--strategy mcmc: contradicts strategy default of the settings"):
         parse([*words, "--strategy", "mcmc", "--config", str(config)])

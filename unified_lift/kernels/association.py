@@ -22,7 +22,7 @@ from unified_lift.shapes import check_shapes
 _EPS = 1e-6
 _CHUNK, _MAX_LOGITS = 65_536, 2**24  # pixels compared with all codes at a time, and most numbers of these
 # So few codes are all compared with all pixels, as looking for the near ones costs more: on a GPU launches, whatever
-# there is to compare. There two million pixels and 2,000 codes took 0.1 s.
+# there is to compare, so there pixels times codes decide.
 _FEW_CODES, _FEW_PAIRS = 128, 2**28
 _BOXES, _MIN_BOX = 64, 64  # in how many boxes points are put, and fewest points of one
 

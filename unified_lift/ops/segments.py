@@ -15,7 +15,7 @@ def dense_slots(segments: Tensor, *, ignore_zero: bool) -> tuple[Tensor, Tensor]
         raise ValueError(f"segment ids must not be negative, received {int(ids[0])}")
     if ignore_zero and ids.numel() and int(ids[0]) == 0:
         slot, ids = slot - 1, ids[1:]  # ids are sorted, so 0 is the first slot
-    return slot.int(), ids.clone()  # what `unique` returns lies, on a GPU, in memory for all pixels
+    return slot.int(), ids.clone()  # what `unique` returns may lie in memory for all pixels
 
 
 def segment_sum(values: Tensor, slot: Tensor, num_segments: int) -> Tensor:

@@ -91,13 +91,16 @@ def cpu_schedule(photos: Photos, *, minutes: float, most: int = -1, own: int = 0
 
 
 def gpu_steps(photos: Photos, geometry: GeometrySettings) -> int:
-    """Return the iterations of a training on a GPU."""
+    """Return the iterations of a training on a GPU: visits of each view, or all that the settings allow."""
     wanted = max(_FEW_STEPS, geometry.gpu_visits * photos.views)
     return min(wanted, geometry.gpu_iterations) if geometry.gpu_visits else geometry.gpu_iterations
 
 
 def bound_of(photos: Photos, megapixel_gaussians: int, *, own: int = 0) -> int:
-    """Return the largest number of Gaussians, 0 = no bound; `own` as above."""
+    """Return the largest number of Gaussians, 0 = no bound: so many for a megapixel of all photos, with its root.
+
+    Never fewer than there are first points, nor more than `own`, the bound of the density strategy, 0 = none.
+    """
     most = 1_000 * round(megapixel_gaussians * (photos.views * photos.megapixels) ** 0.5 / 1_000)
     most = max(photos.points, most) if most else 0
     return min(most or own, own or most)
@@ -123,9 +126,9 @@ def chosen(
     if iterations == 0 or (is_given and not (bounded and geometry.megapixel_gaussians)):
         return settings, ""
     most, longest = bound_of(photos, geometry.megapixel_gaussians, own=own), GeometrySettings().gpu_iterations
-    where = f"{device.upper().replace('CUDA', 'GPU')} and {photos.views} photos of {photos.size}"
+    what = f"{photos.views} photos of {photos.size}"
     if is_given:
-        why = f"bound chosen for {photos.views} photos of {photos.size}; --max_gaussians N for another, 0 for none"
+        why = f"bound chosen for {what}; --max_gaussians N for another, 0 for none"
     elif earlier is not None:
         iterations, most = earlier["geometry"]["iterations"], earlier["density"].get("max_gaussians", 0)
         why = "as before; --iterations N for more"
@@ -136,7 +139,7 @@ def chosen(
         else:
             iterations = gpu_steps(photos, geometry)
         another = "N for another number" if iterations == longest else f"{longest} for the full length"
-        why = f"chosen for a {where}; --iterations {another}"
+        why = f"chosen for a {'CPU' if device == 'cpu' else 'GPU'} and {what}; --iterations {another}"
     if bounded and most:
         settings = replace(settings, density=replace(density, max_gaussians=most))
     bound = f", at most {most:,} Gaussians" if bounded and most else ""

@@ -156,7 +156,7 @@ def pixels_of_codes(views: Iterable[ViewPixels], codes: PlacedCodes, *, min_cosi
         pair = (slot.long() * count + code)[(cosine >= min_cosine) & (slot >= 0)]
         pair, pixels = pair.unique(return_counts=True)
         has_zero = ids is not None and len(ids) > 0 and int(ids[0]) == 0
-        # A copy, since what `unique` returns lies, on a GPU, in memory for all pixels: 13 MB a view of 1.7 million.
+        # A copy, since what `unique` returns may lie in memory for all pixels: 13 MB a view of 1.7 million.
         yield SharedPixels(pair // count, pair % count, pixels.clone(), num_segments, has_zero)
 
 
